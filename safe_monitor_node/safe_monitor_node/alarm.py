@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The alarm state machine: from scores and thresholds to a state that a robot can act on. No ROS in it.
+
+::
+
+    UNKNOWN --first judged step--> NOMINAL <--> WARNING --k of n steps above--> ALARM
+       ^                              |            |                              |
+       +------- episode ends ---------+------------+------- episode ends, reset --+
+
+    STALE    the episode runs but no step came for a while; the next step leads out of it
+    INVALID  a step could not be judged, or steps are missing: the score's history is broken. It lasts
+             until the episode ends, unless the episode may lack that many steps.
+
+An ALARM is latched: it outlives STALE, INVALID and falling scores, until the episode ends or a reset.
+What the monitor cannot judge is never reported as NOMINAL. One comparison everywhere: score > threshold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass
+from enum import IntEnum
+
+
+class AlarmState(IntEnum):
+    """The monitor's verdict; the values are those of ``safe_msgs/FailureScore``."""
+
+    UNKNOWN = 0
+    NOMINAL = 1
+    WARNING = 2
+    ALARM = 3
+    STALE = 4
+    INVALID = 5
+
+
+class AlarmError(ValueError):
+    """The alarm policy was configured with values that make no sense."""
+
+
+@dataclass(frozen=True)
+class AlarmConfig:
+    """Parameters of the alarm policy.
+
+    Attributes
+    ----------
+    k, n : int
+        Raise the alarm when ``k`` of the last ``n`` judged steps were above the threshold; 1 of 1 keeps
+        the band's guarantee as it is, larger values only lower the false-alarm rate.
+    stale_after : float
+        Seconds without a step, while an episode runs, until STALE; 0 never.
+    max_missing_steps : int
+        How many steps of an episode may be missing or invalid before it cannot be judged any more.
+    """
+
+    k: int = 1
+    n: int = 1
+    stale_after: float = 2.0
+    max_missing_steps: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.k <= self.n:
+            raise AlarmError(f'k of n debounce needs 1 <= k <= n, found k = {self.k}, n = {self.n}')
+        if not self.stale_after >= 0:
+            raise AlarmError(f'stale_after must be 0 or more seconds, found {self.stale_after}')
+        if self.max_missing_steps < 0:
+            raise AlarmError(f'max_missing_steps must be 0 or more, found {self.max_missing_steps}')
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the policy says now: the state, one sentence for a person, and the step that it is about."""
+
+    state: AlarmState
+    reason: str
+    step: int
+    score: float
+    threshold: float
+
+
+NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math.nan)
+
+
+class AlarmPolicy:
+    """Debounced, latched alarm over the steps of one episode after another.
+
+    Every method returns the :class:`Verdict` after the event. Times are seconds of one clock.
+    """
+
+    def __init__(self, config: AlarmConfig | None = None) -> None:
+        self.config = config or AlarmConfig()
+        self._above: deque[bool] = deque(maxlen=self.config.n)
+        self._clear(running=False)
+        self.verdict = NOTHING
+
+    def _clear(self, *, running: bool) -> None:
+        self._running = running
+        self._missing = 0
+        self._alarm: Verdict | None = None
+        self._above.clear()
+        self._last_time: float | None = None
+
+    @property
+    def running(self) -> bool:
+        """True while an episode runs."""
+        return self._running
+
+    def start(self, now: float) -> Verdict:
+        """Start a new episode."""
+        self._clear(running=True)
+        self._last_time = now
+        self.verdict = Verdict(AlarmState.UNKNOWN, 'episode started, no step yet', 0, math.nan, math.nan)
+        return self.verdict
+
+    def end(self) -> Verdict:
+        """End the episode: an alarm is released."""
+        self._clear(running=False)
+        self.verdict = NOTHING
+        return self.verdict
+
+    def reset(self) -> Verdict:
+        """Release a latched alarm; the next judged step may raise it again. A broken history stays broken."""
+        self._alarm = None
+        self._above.clear()
+        if self.verdict.state == AlarmState.ALARM:
+            last = self.verdict
+            if self._broken():
+                self.verdict = self._broken_verdict('reset; the episode had missing steps', last.step)
+            else:
+                self.verdict = Verdict(
+                    AlarmState.UNKNOWN, 'reset by request', last.step, last.score, last.threshold
+                )
+        return self.verdict
+
+    def judged(
+        self, step: int, score: float, threshold: float, warning_threshold: float, now: float
+    ) -> Verdict:
+        """Take the score of one step and its thresholds (``warning_threshold`` may equal ``threshold``)."""
+        if math.isnan(score) or math.isnan(threshold):
+            return self.unjudged(step, 'the score or the threshold is NaN', now)
+        self._last_time = now
+        above = score > threshold
+        self._above.append(above)
+        count = sum(self._above)
+        if self._alarm is None and count >= self.config.k:
+            reason = f'score {score:.4g} is above the band {threshold:.4g} at step {step}'
+            if self.config.n > 1:
+                reason += f' ({count} of the last {len(self._above)} steps)'
+            self._alarm = Verdict(AlarmState.ALARM, reason, step, score, threshold)
+        if self._alarm is not None:
+            self.verdict = Verdict(AlarmState.ALARM, self._alarm.reason, step, score, threshold)
+        elif self._broken():
+            self.verdict = self._broken_verdict(f'{self._missing} steps of the episode are missing', step)
+        elif above or score > warning_threshold:
+            reason = f'score {score:.4g} is above the warning band {min(threshold, warning_threshold):.4g}'
+            self.verdict = Verdict(AlarmState.WARNING, reason, step, score, threshold)
+        else:
+            self.verdict = Verdict(AlarmState.NOMINAL, 'score below the band', step, score, threshold)
+        return self.verdict
+
+    def missing(self, count: int) -> None:
+        """Note that ``count`` steps of the episode never came."""
+        self._missing += count
+
+    def unjudged(self, step: int, reason: str, now: float) -> Verdict:
+        """Take a step that cannot be judged: INVALID, unless an alarm is latched."""
+        self._last_time = now
+        self._missing += 1
+        if self._alarm is None:
+            self.verdict = self._broken_verdict(reason, step)
+        return self.verdict
+
+    def tick(self, now: float) -> Verdict:
+        """Look at the clock: STALE when an episode runs and no step has come for too long."""
+        if (
+            self._running
+            and self._alarm is None
+            and self.config.stale_after > 0
+            and self._last_time is not None
+            and now - self._last_time > self.config.stale_after
+        ):
+            reason = f'no policy step for more than {self.config.stale_after:g} s'
+            self.verdict = Verdict(AlarmState.STALE, reason, self.verdict.step, math.nan, math.nan)
+        return self.verdict
+
+    def _broken(self) -> bool:
+        return self._missing > self.config.max_missing_steps
+
+    @staticmethod
+    def _broken_verdict(reason: str, step: int) -> Verdict:
+        return Verdict(AlarmState.INVALID, reason, step, math.nan, math.nan)

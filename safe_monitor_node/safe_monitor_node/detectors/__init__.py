@@ -1,0 +1,30 @@
+# SPDX-License-Identifier: Apache-2.0
+"""All failure detectors, by name. The only place where a score is defined: batch and stream alike."""
+
+from safe_monitor_node.detectors.base import (
+    DETECTORS,
+    Detector,
+    DetectorError,
+    StepError,
+    Stream,
+    fitter_for,
+    make_detector,
+)
+from safe_monitor_node.detectors.controls import ActionNorm, Clock, Constant, Random
+from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
+
+__all__ = [
+    'DETECTORS',
+    'ActionNorm',
+    'Clock',
+    'Constant',
+    'Detector',
+    'DetectorError',
+    'Random',
+    'SafeLstm',
+    'SafeMlp',
+    'StepError',
+    'Stream',
+    'fitter_for',
+    'make_detector',
+]

@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit detectors on rollouts. Importing this module makes ``Detector.fit`` work."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import nn
+
+from safe_monitor_node.detectors import Detector, DetectorError, SafeLstm, SafeMlp, fitter_for
+from safe_monitor_node.detectors.learned import pad_steps
+from safe_training.losses import (
+    ClassWeights,
+    class_weights,
+    cross_entropy_steps,
+    hard_negative,
+    hinge_steps,
+    rollout_losses,
+    sum_of_squares,
+    time_weights,
+    weighted_total,
+)
+from vla_feature_bridge.rollout import Rollout
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """What one epoch did: its mean training loss with regularisation, and the learning rate after it."""
+
+    index: int
+    loss: float
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rollouts as tensors: the valid steps of all of them, concatenated; nothing is padded.
+
+    Attributes
+    ----------
+    flat : Tensor of float32, shape (N, D)
+    lengths : Tensor of int64, shape (B,)
+    failed : Tensor of float32, shape (B,)
+        1 for failures.
+    """
+
+    flat: torch.Tensor
+    lengths: torch.Tensor
+    failed: torch.Tensor
+
+    def take(self, rollouts: torch.Tensor) -> TrainingData:
+        """Return the rollouts with these indices, in their order."""
+        parts = torch.split(self.flat, self.lengths.tolist())
+        return TrainingData(
+            torch.cat([parts[i] for i in rollouts.tolist()]), self.lengths[rollouts], self.failed[rollouts]
+        )
+
+    def valid(self) -> torch.Tensor:
+        """Return the mask (B, T) of real steps."""
+        return pad_steps(torch.ones(len(self.flat)), self.lengths)
+
+    def weights(self, detector: SafeMlp | SafeLstm) -> ClassWeights:
+        """Return the class weights of these rollouts."""
+        n_fail = int(self.failed.sum())
+        return class_weights(
+            n_fail, len(self.failed) - n_fail, detector.lambda_fail, detector.lambda_success
+        )
+
+
+def stack_rollouts(rollouts: Sequence[Rollout]) -> TrainingData:
+    """Read labelled rollouts into memory as float32.
+
+    Raises
+    ------
+    DetectorError
+        No rollouts, features that are raw, of different widths or not finite, or unlabelled rollouts.
+    """
+    if not rollouts:
+        raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
+    width = rollouts[0].features.shape[-1]
+    for rollout in rollouts:
+        if rollout.features.ndim != 2 or rollout.features.shape[1] != width:
+            raise DetectorError(
+                f'rollout {rollout.episode_id!r}: expected pooled features (T, {width}) as in the first '
+                f'rollout, found {rollout.features.shape}; convert with one pooling for all'
+            )
+        if not np.isfinite(np.asarray(rollout.features, dtype=np.float32)).all():
+            raise DetectorError(f'rollout {rollout.episode_id!r}: the features hold NaN or infinity')
+    flat = np.concatenate([np.asarray(r.features, dtype=np.float32) for r in rollouts])
+    return TrainingData(
+        torch.from_numpy(flat),
+        torch.tensor([len(r) for r in rollouts]),
+        torch.tensor([float(r.failed) for r in rollouts]),
+    )
+
+
+def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
+    """Raise :class:`DetectorError` unless there are successes and failures to learn from."""
+    failures = sum(r.failed for r in rollouts)
+    if failures in (0, len(rollouts)):
+        found = 'failures' if failures else 'successes'
+        raise DetectorError(
+            f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts are {found}; '
+            'add rollouts of the other outcome, or choose other training tasks (another --seed)'
+        )
+
+
+def batch_loss(
+    detector: SafeMlp | SafeLstm,
+    network: nn.Module,
+    batch: TrainingData,
+    weights: ClassWeights,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return the training loss of one mini-batch, without regularisation (methods.md 3.1 to 3.3)."""
+    scores, valid, failed = network(batch.flat, batch.lengths), batch.valid(), batch.failed
+    step_weights = time_weights(valid) if detector.time_weighting else valid
+    if isinstance(detector, SafeMlp):
+        steps = hinge_steps(scores, failed, step_weights, detector.threshold)
+    elif detector.accumulate != 'none':
+        steps = hinge_steps(scores, failed, step_weights)
+    else:
+        steps = cross_entropy_steps(scores, failed, step_weights)
+    drawn = generator if detector.one_loss_per_rollout else None
+    loss = weighted_total(rollout_losses(steps, valid, drawn), failed, weights)
+    if isinstance(detector, SafeLstm) and detector.hard_negative > 0:
+        extra = hard_negative(
+            scores, failed, valid, detector.hard_negative_margin, detector.hard_negative_beta
+        )
+        loss = loss + detector.hard_negative * extra
+    return loss
+
+
+def _optimizer(detector: SafeMlp | SafeLstm, network: nn.Module) -> torch.optim.Optimizer:
+    parameters, rate = list(network.parameters()), detector.learning_rate
+    match detector.optimizer:
+        case 'adam':
+            return torch.optim.Adam(parameters, lr=rate)
+        case 'adamw':
+            return torch.optim.AdamW(parameters, lr=rate, weight_decay=detector.weight_decay)
+        case 'sgd':
+            return torch.optim.SGD(parameters, lr=rate)
+        case 'sgdm':
+            return torch.optim.SGD(parameters, lr=rate, momentum=0.9)
+    raise DetectorError(
+        f'{detector.name}: optimizer must be one of adam, adamw, sgd, sgdm, found {detector.optimizer!r}'
+    )
+
+
+def _schedule(
+    detector: SafeMlp | SafeLstm, optimizer: torch.optim.Optimizer
+) -> torch.optim.lr_scheduler.LRScheduler:
+    steps = torch.optim.lr_scheduler.StepLR(optimizer, detector.schedule_every, detector.schedule_gamma)
+    if detector.warmup <= 0:
+        return steps
+    rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: (epoch + 1) / detector.warmup)
+    return torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, steps], milestones=[detector.warmup])
+
+
+def training_epochs(
+    detector: SafeMlp | SafeLstm, network: nn.Module, data: TrainingData, generator: torch.Generator
+) -> Iterator[Epoch]:
+    """Train ``network`` in place, one epoch each time the iterator is advanced."""
+    if detector.epochs < 1 or detector.batch_size < 1:
+        raise DetectorError(
+            f'{detector.name}: epochs and batch_size must be at least 1, '
+            f'found {detector.epochs} and {detector.batch_size}'
+        )
+    optimizer = _optimizer(detector, network)
+    schedule = _schedule(detector, optimizer)
+    weights = data.weights(detector)
+    rollouts = len(data.lengths)
+    for index in range(detector.epochs):
+        total = 0.0
+        network.train()
+        # One batch of everything needs no order, so it is not gathered again every epoch.
+        batches = (
+            [data]
+            if rollouts <= detector.batch_size
+            else map(data.take, torch.randperm(rollouts, generator=generator).split(detector.batch_size))
+        )
+        for batch in batches:
+            optimizer.zero_grad()
+            loss = batch_loss(detector, network, batch, weights, generator)
+            loss = loss + detector.lambda_reg * sum_of_squares(network)
+            loss.backward()
+            if detector.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(network.parameters(), detector.max_grad_norm)
+            optimizer.step()
+            total += loss.item() * len(batch.lengths) / rollouts
+        schedule.step()
+        if not np.isfinite(total):
+            raise DetectorError(
+                f'{detector.name}: the training loss became {total} in epoch {index}; '
+                'lower learning_rate or set max_grad_norm'
+            )
+        yield Epoch(index, total, schedule.get_last_lr()[0])
+
+
+def scale_weights(network: nn.Module, scale: float) -> None:
+    """Multiply all weights (biases left alone) of a fresh network."""
+    with torch.no_grad():
+        for name, parameter in network.named_parameters():
+            if 'weight' in name:
+                parameter.mul_(scale)
+
+
+@dataclass
+class _EarlyStopping:
+    """Keeps the weights with the lowest validation loss; done after ``patience`` epochs without a new one."""
+
+    detector: SafeMlp | SafeLstm
+    data: TrainingData
+    patience: int
+    best_loss: float = float('inf')
+    best_epoch: int = 0
+    best_weights: dict[str, torch.Tensor] | None = None
+
+    def look(self, network: nn.Module, epoch: int) -> bool:
+        network.eval()
+        with torch.inference_mode():
+            loss = float(batch_loss(self.detector, network, self.data, self.data.weights(self.detector)))
+        if loss < self.best_loss:
+            self.best_loss, self.best_epoch = loss, epoch
+            self.best_weights = copy.deepcopy(network.state_dict())
+        return epoch - self.best_epoch >= self.patience
+
+
+@fitter_for(SafeMlp.name, SafeLstm.name)
+def fit_learned(
+    detector: SafeMlp | SafeLstm,
+    rollouts: Sequence[Rollout],
+    *,
+    validation: Sequence[Rollout] | None = None,
+    patience: int = 30,
+    progress: Progress | None = None,
+) -> None:
+    """Train SAFE-MLP or SAFE-LSTM by the losses of the paper.
+
+    Parameters
+    ----------
+    rollouts : sequence of Rollout
+        Labelled training rollouts with pooled features, both outcomes.
+    validation : sequence of Rollout, optional
+        Without it the weights of the last epoch are taken, as published. With it, training stops
+        ``patience`` epochs after its loss was lowest, and those weights are taken; rollouts used here
+        must not be used to calibrate a band.
+    progress : callable, optional
+        Called with (epochs done, epochs, note).
+    """
+    require_both_outcomes(rollouts, detector.name)
+    data = stack_rollouts(rollouts)
+    dim = data.flat.shape[1]
+    stopping = None
+    if validation is not None:
+        require_both_outcomes(validation, f'{detector.name} (validation)')
+        stopping = _EarlyStopping(detector, stack_rollouts(validation), patience)
+    # PyTorch initialises layers and draws dropout from its global generator; fork it to stay local.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(detector.seed)
+        network = detector.build(dim)
+        scale_weights(network, detector.init_weight_scale)
+        generator = torch.Generator().manual_seed(detector.seed)
+        for epoch in training_epochs(detector, network, data, generator):
+            if progress is not None:
+                progress(epoch.index + 1, detector.epochs, f'loss {epoch.loss:.4f}')
+            if stopping is not None and stopping.look(network, epoch.index):
+                break
+    if stopping is not None and stopping.best_weights is not None:
+        network.load_state_dict(stopping.best_weights)
+    detector.set_network(network, dim)
+
+
+@fitter_for('clock', 'constant', 'random', 'action_norm')
+def fit_control(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    *,
+    validation: Sequence[Rollout] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Fit a control: it learns nothing but the feature width, and checks that its inputs are there."""
+    if not rollouts:
+        raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
+    if 'actions' in detector.needs:
+        for rollout in rollouts:
+            if rollout.actions is None and detector.name not in rollout.signals:
+                raise DetectorError(
+                    f'rollout {rollout.episode_id!r}: {detector.name} needs action chunks, it has none'
+                )
+    detector.load_state({}, rollouts[0].features.shape[-1])

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training losses of SAFE-MLP and SAFE-LSTM (arXiv 2506.09937, section 4.2; formulas in methods.md 3).
+
+B rollouts, T padded steps. ``valid`` (B, T) is 1 on real steps; ``failed`` (B,) is 1 for failures, the
+positive class. Weights are ordered (fail, success).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+
+class ClassWeights(NamedTuple):
+    """Weights of the two classes' losses."""
+
+    fail: float
+    success: float
+
+
+def class_weights(n_fail: int, n_success: int, lambda_fail: float, lambda_success: float) -> ClassWeights:
+    """Return ``lambda_c * N / (n_c + 1)`` for both classes."""
+    total = n_fail + n_success
+    return ClassWeights(lambda_fail * total / (n_fail + 1), lambda_success * total / (n_success + 1))
+
+
+def time_weights(valid: torch.Tensor) -> torch.Tensor:
+    """Return weights (B, T) that fall with time: ``5 exp(-3 t / L) + 1``, with mean 1 over valid steps."""
+    lengths = valid.sum(dim=1, keepdim=True)
+    t = torch.arange(valid.shape[1], dtype=valid.dtype, device=valid.device)
+    raw = (5.0 * torch.exp(-3.0 * t / lengths) + 1.0) * valid
+    return raw / (raw.sum(dim=1, keepdim=True) / lengths)
+
+
+def hinge_steps(
+    scores: torch.Tensor, failed: torch.Tensor, weights: torch.Tensor, threshold: float | None = None
+) -> torch.Tensor:
+    """Per-step loss (B, T) of accumulated scores: pull successes down to 0, push failures up.
+
+    Successes ``relu(S)``; failures ``-w S``, or ``w relu(threshold - S)`` with a threshold.
+    """
+    rise = -scores if threshold is None else torch.relu(threshold - scores)
+    return torch.where(failed[:, None] > 0, weights * rise, torch.relu(scores))
+
+
+def cross_entropy_steps(scores: torch.Tensor, failed: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """Per-step binary cross-entropy (B, T) of probabilities, weighted on failures."""
+    target = failed[:, None].expand_as(scores)
+    loss = torch.nn.functional.binary_cross_entropy(scores, target, reduction='none')
+    return torch.where(target > 0, weights * loss, loss)
+
+
+def rollout_losses(
+    steps: torch.Tensor, valid: torch.Tensor, generator: torch.Generator | None = None
+) -> torch.Tensor:
+    """Reduce per-step losses to one a rollout (B,): the mean over valid steps.
+
+    With a ``generator``, the loss of one valid step drawn uniformly instead.
+    """
+    if generator is None:
+        return (steps * valid).sum(dim=1) / valid.sum(dim=1)
+    chosen = torch.multinomial(valid, 1, generator=generator)
+    return steps.gather(1, chosen).squeeze(1)
+
+
+def weighted_total(losses: torch.Tensor, failed: torch.Tensor, weights: ClassWeights) -> torch.Tensor:
+    """Weigh rollout losses (B,) by class and divide by B."""
+    class_weight = torch.where(failed > 0, weights.fail, weights.success).to(losses.dtype)
+    return (class_weight * losses).sum() / losses.shape[0]
+
+
+def hard_negative(
+    scores: torch.Tensor, failed: torch.Tensor, valid: torch.Tensor, margin: float, beta: float
+) -> torch.Tensor:
+    """Squared hinge around 0.5 on each rollout's largest score, averaged over the batch.
+
+    ``beta > 0`` takes the soft maximum ``logsumexp(beta s) / beta``, which lies up to ``log(T) / beta``
+    above the true one; ``beta <= 0`` takes the true maximum.
+    """
+    masked = scores.masked_fill(valid == 0, -torch.inf)
+    peak = masked.amax(dim=1) if beta <= 0 else torch.logsumexp(beta * masked, dim=1) / beta
+    gap = torch.where(failed > 0, 0.5 + margin - peak, peak - (0.5 - margin))
+    return torch.relu(gap).square().mean()
+
+
+def sum_of_squares(module: torch.nn.Module) -> torch.Tensor:
+    """Sum of squared parameters, biases left out."""
+    squares = [p.square().sum() for name, p in module.named_parameters() if 'bias' not in name]
+    return torch.stack(squares).sum()

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reduce a policy's raw hidden-state tensor to the one feature vector that a detector reads.
+
+A raw tensor has named axes in front of the feature axis, for example ``(token, D)`` for OpenVLA or
+``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after the other, in the order stated; each
+reduction is a short command (Gu et al., SAFE, arXiv 2506.09937, section 4.1: first, last, mean,
+first & last). This is the only definition: the bridge applies it live and the readers apply it to dumps.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+COMMANDS = 'first, last, mean, a relative index in [0, 1], first&last, concat, concat-K, concat-A:B[:C]'
+
+_SLICE = re.compile(r'^concat-(-?\d*):(-?\d*)(?::(-?\d+))?$')
+_COUNT = re.compile(r'^concat-(\d+)$')
+
+
+class PoolingError(ValueError):
+    """A pooling command, axis or tensor does not fit; the message says what was expected."""
+
+
+def _relative_index(n: int, q: float) -> int:
+    # Python's round() is half-to-even: the published code relies on it (methods.md 2.2).
+    return round((n - 1) * q)
+
+
+def _as_fraction(command: str) -> float | None:
+    if command == 'first':
+        return 0.0
+    if command == 'last':
+        return 1.0
+    try:
+        q = float(command)
+    except ValueError:
+        return None
+    if not 0.0 <= q <= 1.0:
+        raise PoolingError(f'pooling command {command!r}: a relative index must lie in [0, 1]')
+    return q
+
+
+def _selection(command: str) -> slice | int | None:
+    """Return the slice or the number of evenly spread indices that a concat command asks for."""
+    if command == 'concat':
+        return slice(None)
+    if command == 'first&last':
+        return 2
+    if match := _COUNT.match(command):
+        k = int(match.group(1))
+        if k < 2:
+            raise PoolingError(f'pooling command {command!r}: concat-K needs K >= 2')
+        return k
+    if match := _SLICE.match(command):
+        start, stop, stride = (int(g) if g not in (None, '') else None for g in match.groups())
+        if stride == 0:
+            raise PoolingError(f'pooling command {command!r}: the stride must not be 0')
+        return slice(start, stop, stride)
+    return None
+
+
+def check_command(command: str) -> None:
+    """Raise :class:`PoolingError` unless ``command`` is one of :data:`COMMANDS`."""
+    if command != 'mean' and _as_fraction(command) is None and _selection(command) is None:
+        raise PoolingError(f'unknown pooling command {command!r}; expected one of: {COMMANDS}')
+
+
+def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
+    """Reduce ``axis`` of ``array`` by one command.
+
+    Parameters
+    ----------
+    array : ndarray, shape (..., n, ..., D)
+        The last axis is the feature axis; ``axis`` must be another one and not empty.
+    command : str
+        ``first``, ``last``, a relative index ``q`` in [0, 1] (index ``round((n - 1) q)``), ``mean``
+        (computed in float32 whatever the stored dtype), ``first&last`` (the same as ``concat-2``),
+        ``concat`` (all), ``concat-K`` (K indices spread evenly) or ``concat-A:B[:C]`` (a slice).
+
+    Returns
+    -------
+    ndarray
+        One axis fewer; concatenating commands multiply the last axis, position-major.
+
+    Raises
+    ------
+    PoolingError
+        The command is unknown or selects nothing, or the axis is empty.
+    """
+    check_command(command)
+    if array.ndim < 2:
+        raise PoolingError(f'pooling needs an axis beside the feature axis; the tensor has shape {array.shape}')
+    moved = np.moveaxis(array, axis, -2)
+    n = moved.shape[-2]
+    if n == 0:
+        raise PoolingError(f'cannot pool an empty axis: the tensor has shape {array.shape}')
+    if command == 'mean':
+        return np.asarray(moved, dtype=np.float32).mean(axis=-2, dtype=np.float32)
+    if (q := _as_fraction(command)) is not None:
+        return moved[..., _relative_index(n, q), :]
+    chosen = _selection(command)
+    if isinstance(chosen, slice):
+        picked = moved[..., chosen, :]
+    else:
+        assert chosen is not None
+        picked = moved[..., np.round(np.linspace(0, n - 1, chosen)).astype(int), :]
+    if picked.shape[-2] == 0:
+        raise PoolingError(f'pooling command {command!r} selects nothing from an axis of length {n}')
+    return picked.reshape(*picked.shape[:-2], -1)
+
+
+@dataclass(frozen=True)
+class FeatureSpec:
+    """What a feature vector is: the tensor's name, its raw axes, how they are pooled, and the result's width.
+
+    Attributes
+    ----------
+    name : str
+        The policy's name of the tensor, such as ``hidden_states`` or ``pre_velocity``.
+    axes : tuple of str
+        Names of the raw axes in front of the feature axis, outermost first; empty if the source is pooled.
+    pooling : tuple of (axis, command)
+        The reductions in the order in which they are applied; it names every axis once, or none (raw).
+    dim : int
+        Width D of the pooled vector (of the last axis while raw).
+    """
+
+    name: str
+    dim: int
+    axes: tuple[str, ...] = ()
+    pooling: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, 'axes', tuple(self.axes))
+        object.__setattr__(self, 'pooling', tuple((str(a), str(c)) for a, c in self.pooling))
+        if len(set(self.axes)) != len(self.axes):
+            raise PoolingError(f'feature {self.name!r}: axis names repeat: {self.axes}')
+        named = [axis for axis, _ in self.pooling]
+        if self.pooling and sorted(named) != sorted(self.axes):
+            raise PoolingError(
+                f'feature {self.name!r}: pooling must name each of the axes {list(self.axes)} once, '
+                f'found {named}; give one AXIS=COMMAND for each'
+            )
+        for _, command in self.pooling:
+            check_command(command)
+        if self.dim < 0:
+            raise PoolingError(f'feature {self.name!r}: the width must not be negative, found {self.dim}')
+
+    @property
+    def pooled(self) -> bool:
+        """True when a step's feature is one vector (D,)."""
+        return len(self.pooling) == len(self.axes)
+
+    def __str__(self) -> str:
+        inner = ','.join(f'{axis}={command}' for axis, command in self.pooling)
+        return f'{self.name}[{inner}]' if inner else self.name
+
+    def apply(self, raw: np.ndarray) -> np.ndarray:
+        """Pool one raw tensor ``(*axes, D_raw)`` to float32 ``(dim,)``, in the stated order.
+
+        Leading extra axes (a whole rollout ``(T, *axes, D_raw)``) are kept.
+
+        Raises
+        ------
+        PoolingError
+            The tensor has too few axes, or the result is not ``dim`` wide.
+        """
+        left = list(self.axes)
+        if raw.ndim < len(left) + 1:
+            raise PoolingError(
+                f'feature {self.name!r}: expected a tensor with axes ({", ".join([*left, "feature"])}), '
+                f'found shape {raw.shape}'
+            )
+        out = raw
+        for axis, command in self.pooling:
+            position = left.index(axis) - len(left) - 1
+            out = pool(out, command, axis=position)
+            left.remove(axis)
+        if self.dim and out.shape[-1] != self.dim:
+            raise PoolingError(
+                f'feature {self}: expected a pooled width of {self.dim}, found {out.shape[-1]} '
+                f'from a tensor of shape {raw.shape}; the policy or the pooling differs from the one recorded'
+            )
+        return np.asarray(out, dtype=np.float32)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the specification as plain JSON values."""
+        return {
+            'name': self.name,
+            'dim': self.dim,
+            'axes': list(self.axes),
+            'pooling': [list(pair) for pair in self.pooling],
+        }
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> FeatureSpec:
+        """Read what :meth:`to_dict` wrote; raises :class:`PoolingError` on anything else."""
+        try:
+            return cls(
+                name=str(data['name']),
+                dim=int(data['dim']),
+                axes=tuple(str(axis) for axis in data['axes']),
+                pooling=tuple((str(axis), str(command)) for axis, command in data['pooling']),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, PoolingError):
+                raise
+            raise PoolingError(
+                f'not a feature specification: {data!r}; expected name, dim, axes, pooling'
+            ) from error
+
+
+def parse_pooling(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Read command-line pooling such as ``['horizon=mean', 'denoise=last']``, in order.
+
+    Raises
+    ------
+    PoolingError
+        An argument is not AXIS=COMMAND, or the command is unknown.
+    """
+    pairs = []
+    for argument in arguments:
+        axis, equals, command = argument.partition('=')
+        if not equals or not axis:
+            raise PoolingError(f'pooling {argument!r}: expected AXIS=COMMAND, such as token=last')
+        check_command(command)
+        pairs.append((axis, command))
+    return tuple(pairs)

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recorded steps of one episode, stacked, with its task and its outcome."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from vla_feature_bridge.step import PolicyStep
+
+
+class RolloutError(ValueError):
+    """The arrays of a rollout do not fit together; the message names the rollout and the array."""
+
+
+@dataclass(eq=False)
+class Rollout:
+    """All steps of one episode.
+
+    Attributes
+    ----------
+    features : ndarray, shape (T, D) pooled or (T, ..., D) raw, any float dtype
+    task : str
+        Name of the task; splits and macro averages go by it.
+    success : bool or None
+        The outcome; None while unlabelled.
+    episode_id : str
+        Unique name; ``task/episode_index`` when not given.
+    task_id, episode_index : int
+        As recorded in the source.
+    instruction, policy : str
+    feature_name : str
+        ``str(FeatureSpec)`` of the features.
+    actions : ndarray, shape (T, samples, horizon, action_dim), or None
+        Sample 0 is the executed one.
+    exec_horizon : int
+        Actions of a chunk that were executed before the next inference.
+    token_probability, token_entropy : ndarray, shape (T, tokens), or None
+        NaN where a step emitted fewer tokens; entropy in nats.
+    signals : dict of str to ndarray, shape (T,)
+    stamps : ndarray of int64, shape (T,), or None
+        Time of each step's observation [ns].
+    inference_time : ndarray, shape (T,), or None
+        [s]
+    failure_step : int or None
+        Step at which a person saw the failure begin.
+    video : str
+        Path of the recording, relative to the source; empty if none.
+    """
+
+    features: np.ndarray
+    task: str
+    success: bool | None = None
+    episode_id: str = ''
+    task_id: int = 0
+    episode_index: int = 0
+    instruction: str = ''
+    policy: str = ''
+    feature_name: str = ''
+    actions: np.ndarray | None = None
+    exec_horizon: int = 1
+    token_probability: np.ndarray | None = None
+    token_entropy: np.ndarray | None = None
+    signals: dict[str, np.ndarray] = field(default_factory=dict)
+    stamps: np.ndarray | None = None
+    inference_time: np.ndarray | None = None
+    failure_step: int | None = None
+    video: str = ''
+
+    def __post_init__(self) -> None:
+        if not self.episode_id:
+            self.episode_id = f'{self.task}/{self.episode_index}'
+        if self.features.ndim < 2 or self.features.shape[0] == 0:
+            raise RolloutError(
+                f'rollout {self.episode_id!r}: features must have shape (T, ..., D) with T >= 1, '
+                f'found {self.features.shape}'
+            )
+        expected_ndim = {
+            'actions': 4,
+            'token_probability': 2,
+            'token_entropy': 2,
+            'stamps': 1,
+            'inference_time': 1,
+        }
+        for name, ndim in expected_ndim.items():
+            self._check(name, getattr(self, name), ndim)
+        for name, values in self.signals.items():
+            self._check(f'signal {name!r}', values, 1)
+
+    def _check(self, name: str, array: np.ndarray | None, ndim: int) -> None:
+        if array is not None and (array.ndim != ndim or array.shape[0] != len(self)):
+            raise RolloutError(
+                f'rollout {self.episode_id!r}: {name} must have {ndim} axes, the first of length '
+                f'{len(self)} (one entry a step), found shape {array.shape}'
+            )
+
+    def __len__(self) -> int:
+        return int(self.features.shape[0])
+
+    @property
+    def failed(self) -> bool:
+        """True for a failure, the positive class; raises :class:`RolloutError` while unlabelled."""
+        if self.success is None:
+            raise RolloutError(f'rollout {self.episode_id!r} has no outcome; label it before using it')
+        return not self.success
+
+    def step(self, t: int) -> PolicyStep:
+        """Return step ``t`` (views, no copies) as a live policy would have published it."""
+        if not 0 <= t < len(self):
+            raise IndexError(f'rollout {self.episode_id!r} has steps 0 to {len(self) - 1}, not {t}')
+        return PolicyStep(
+            features=self.features[t],
+            feature_name=self.feature_name,
+            stamp=0 if self.stamps is None else int(self.stamps[t]),
+            episode_id=self.episode_id,
+            step=t,
+            policy=self.policy,
+            instruction=self.instruction,
+            actions=None if self.actions is None else self.actions[t],
+            exec_horizon=self.exec_horizon,
+            token_probability=_tokens(self.token_probability, t),
+            token_entropy=_tokens(self.token_entropy, t),
+            signals={name: float(values[t]) for name, values in self.signals.items()},
+            inference_time=0.0 if self.inference_time is None else float(self.inference_time[t]),
+        )
+
+
+def _tokens(array: np.ndarray | None, t: int) -> np.ndarray | None:
+    if array is None:
+        return None
+    row = array[t]
+    return row[~np.isnan(row)]
