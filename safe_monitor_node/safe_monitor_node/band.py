@@ -1,0 +1,251 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Holds the alarm threshold of a detector as a function of the step, for each promised alpha."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The adaptive
+# modulation reshapes the band with alpha, so two of its bands may cross.
+_ORDERED_KINDS = ('functional_constant', 'functional_std')
+
+# How close an alpha must be to a calibrated one: 3 * 0.05 is 0.15000000000000002.
+_ALPHA_TOLERANCE = 1e-9
+
+
+class BandError(ValueError):
+    """A band is malformed, or is asked for an alpha or a step that it was not calibrated for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold:
+    """The threshold at one alpha: an alarm is raised at a step where `score > threshold`.
+
+    Attributes
+    ----------
+    alpha : float
+        Promised false-alarm rate per successful episode.
+    upper : (T,) float64 array
+        Threshold at step 0..T-1; +inf where no finite threshold keeps the promise.
+
+    """
+
+    alpha: float
+    upper: NDArray[np.float64]
+
+    @property
+    def length(self) -> int:
+        """Number of steps the threshold is known for."""
+        return int(self.upper.shape[0])
+
+    def covers(self, length: int) -> bool:
+        """Tell whether an episode of `length` steps lies within the calibrated steps."""
+        return length <= self.length
+
+    def at(self, step: int) -> float:
+        """Return the threshold at a step (0-based); `BandError` past the calibrated steps."""
+        if not 0 <= step < self.length:
+            self._refuse(step)
+        return float(self.upper[step])
+
+    def first_crossing(self, scores: ArrayLike) -> int | None:
+        """Return the first step whose score is strictly above the threshold, None without one.
+
+        Parameters
+        ----------
+        scores : (T',) array
+            Scores of one rollout over its true length, T' <= `length`.
+
+        Raises
+        ------
+        BandError
+            The rollout is longer than the band, or a score is NaN: neither may pass as "no alarm".
+
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        if values.ndim != 1:
+            raise BandError(f'band: scores must have shape (T,), found {values.shape}')
+        if not self.covers(values.shape[0]):
+            self._refuse(values.shape[0] - 1)
+        if np.isnan(values).any():
+            step = int(np.flatnonzero(np.isnan(values))[0])
+            raise BandError(f'band: the score at step {step} is NaN and cannot be judged')
+        crossings = np.flatnonzero(values > self.upper[: values.shape[0]])
+        return int(crossings[0]) if crossings.size else None
+
+    def _refuse(self, step: int) -> None:
+        if step < 0:
+            raise BandError(f'band: step {step} is negative; steps are counted from 0')
+        raise BandError(
+            f'band: step {step} is past the calibrated band of {self.length} steps; '
+            'calibrate again with a longer horizon (at least the longest episode allowed)'
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Band:
+    """Thresholds over the steps of an episode, one row per alpha.
+
+    Attributes
+    ----------
+    alphas : (K,) float64 array
+        Promised false-alarm rates, strictly increasing, each in (0, 1).
+    upper : (K, T) float64 array
+        Threshold of each alpha at each step; +inf allowed, NaN and -inf not.
+    kind : str
+        How it was made: 'functional_adaptive', 'functional_std', 'functional_constant', ...
+    n_calibration : int
+        Number of rollouts the thresholds were ranked on. No alpha below 1/(n_calibration + 1)
+        can be promised with a finite threshold.
+    n_center : int
+        Number of rollouts the shape of the band was taken from.
+    provenance : dict
+        JSON-ready facts on what was promised and on which rollouts; may hold a 'note' for people.
+
+    """
+
+    alphas: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    kind: str
+    n_calibration: int
+    n_center: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        alphas = _frozen(self.alphas, 'alphas')
+        upper = _frozen(self.upper, 'upper')
+        object.__setattr__(self, 'alphas', alphas)
+        object.__setattr__(self, 'upper', upper)
+        if alphas.ndim != 1 or alphas.size == 0:
+            raise BandError(f'band: alphas must have shape (K,) with K >= 1, found {alphas.shape}')
+        # Written so that a NaN fails it.
+        if not (np.all(alphas > 0.0) and np.all(alphas < 1.0) and np.all(np.diff(alphas) > 0.0)):
+            raise BandError(
+                f'band: alphas must increase and lie inside (0, 1), found {alphas.tolist()}'
+            )
+        if upper.ndim != 2 or upper.shape[0] != alphas.size or upper.shape[1] == 0:
+            raise BandError(
+                f'band: upper must have shape ({alphas.size}, T) with T >= 1 for '
+                f'{alphas.size} alphas, found {upper.shape}'
+            )
+        if np.isnan(upper).any() or np.isneginf(upper).any():
+            row, step = np.argwhere(np.isnan(upper) | np.isneginf(upper))[0]
+            raise BandError(
+                f'band: the threshold at step {step} for alpha {alphas[row]:g} is '
+                f'{upper[row, step]}; a threshold is a finite number or +inf'
+            )
+        if not isinstance(self.kind, str) or not self.kind:
+            raise BandError(f'band: kind must be a name, found {self.kind!r}')
+        for name in ('n_calibration', 'n_center'):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise BandError(f'band: {name} must be a count, found {count!r}')
+        if self.kind in _ORDERED_KINDS:
+            _check_ordered(alphas, upper, self.kind)
+        try:
+            json.dumps(self.provenance, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise BandError(f'band: provenance cannot be written as JSON: {error}') from error
+
+    @property
+    def length(self) -> int:
+        """Number of steps the band was calibrated for."""
+        return int(self.upper.shape[1])
+
+    @property
+    def smallest_finite_alpha(self) -> float | None:
+        """The smallest alpha here at which an alarm can be raised at all, None without one."""
+        finite = np.isfinite(self.upper).any(axis=1)
+        return float(self.alphas[np.argmax(finite)]) if finite.any() else None
+
+    def covers(self, length: int) -> bool:
+        """Tell whether an episode of `length` steps lies within the calibrated steps."""
+        return length <= self.length
+
+    def at(self, alpha: float) -> Threshold:
+        """Return the threshold for a calibrated alpha (to 1e-9); `BandError` lists those there."""
+        row = int(np.argmin(np.abs(self.alphas - alpha)))
+        # Written so that a NaN fails it.
+        if not abs(self.alphas[row] - alpha) <= _ALPHA_TOLERANCE:
+            listed = ', '.join(f'{value:g}' for value in self.alphas)
+            raise BandError(
+                f'band: not calibrated for alpha {alpha:g}; choose one of {listed}, '
+                'or calibrate again with it'
+            )
+        return Threshold(alpha=float(self.alphas[row]), upper=self.upper[row])
+
+    def state(self) -> dict[str, NDArray[np.float64]]:
+        """Return the arrays to store: 'alphas' (K,) and 'upper' (K, T), float64."""
+        return {'alphas': self.alphas.copy(), 'upper': self.upper.copy()}
+
+    def meta(self) -> dict[str, Any]:
+        """Return what is stored beside the arrays, JSON-ready."""
+        return {
+            'kind': self.kind,
+            'n_calibration': self.n_calibration,
+            'n_center': self.n_center,
+            'provenance': self.provenance,
+        }
+
+    @classmethod
+    def from_state(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Band:
+        """Rebuild a band from `state()` and `meta()`.
+
+        Raises
+        ------
+        BandError
+            A field is missing, of another type, or the band it describes is not valid.
+
+        """
+        for name in ('alphas', 'upper'):
+            if name not in arrays:
+                raise BandError(f'band: array {name!r} is missing; found {sorted(arrays)}')
+            if arrays[name].dtype != np.float64:
+                raise BandError(
+                    f'band: array {name!r} must be float64, found {arrays[name].dtype}'
+                )
+        for name in ('kind', 'n_calibration', 'n_center', 'provenance'):
+            if name not in meta:
+                raise BandError(f'band: field {name!r} is missing; found {sorted(meta)}')
+        if not isinstance(meta['provenance'], dict):
+            raise BandError(
+                f'band: provenance must be an object, found {type(meta["provenance"]).__name__}'
+            )
+        return cls(
+            alphas=arrays['alphas'],
+            upper=arrays['upper'],
+            kind=meta['kind'],
+            n_calibration=meta['n_calibration'],
+            n_center=meta['n_center'],
+            provenance=meta['provenance'],
+        )
+
+
+def _frozen(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Copy to a read-only float64 array: a threshold must not change after it was checked."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BandError(f'band: {name} must be an array of numbers: {error}') from error
+    array.setflags(write=False)
+    return array
+
+
+def _check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind: str) -> None:
+    lower_alpha, higher_alpha = upper[:-1], upper[1:]
+    # Last-place rounding is no disorder.
+    finite = np.isfinite(lower_alpha)
+    slack = 1e-12 * np.abs(np.where(finite, lower_alpha, 0.0))
+    disorder = higher_alpha > lower_alpha + slack
+    if disorder.any():
+        row, step = np.argwhere(disorder)[0]
+        raise BandError(
+            f'band: at step {step} the threshold for alpha {alphas[row + 1]:g} is above the one '
+            f'for alpha {alphas[row]:g}; a band of kind {kind!r} never is, so this one is corrupt'
+        )

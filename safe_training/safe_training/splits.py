@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splits rollouts into training, seen validation and unseen tasks, as the published protocol does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+Task = int | str
+
+
+class SplitError(ValueError):
+    """Rollouts cannot be split as asked, or a saved split does not fit."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rollouts train, which validate on seen tasks, which belong to unseen tasks.
+
+    Attributes
+    ----------
+    train, seen, unseen : tuple of int
+        Indices into the rollouts that were split. Together they hold every rollout once.
+        `seen` ("val_seen" in the paper) are the rollouts of training tasks that were held out;
+        the conformal band is calibrated on their successes.
+    seen_tasks, unseen_tasks : tuple of int or str
+        Task labels in the order the shuffle left them in; `train` and `seen` follow that order.
+    seed : int
+        Seed of the shuffle of the tasks and of the permutation inside each seen task.
+    unseen_ratio, seen_train_ratio : float
+        Share of the tasks that is unseen; share of a seen task's rollouts that trains.
+
+    """
+
+    train: tuple[int, ...]
+    seen: tuple[int, ...]
+    unseen: tuple[int, ...]
+    seen_tasks: tuple[Task, ...]
+    unseen_tasks: tuple[Task, ...]
+    seed: int
+    unseen_ratio: float
+    seen_train_ratio: float
+
+    def __post_init__(self) -> None:
+        indices = sorted((*self.train, *self.seen, *self.unseen))
+        if indices != list(range(len(indices))):
+            raise SplitError(
+                'split: train, seen and unseen must hold each of the rollouts '
+                f'0..{len(indices) - 1} exactly once; some are missing or twice in it'
+            )
+        tasks = (*self.seen_tasks, *self.unseen_tasks)
+        if len(set(tasks)) != len(tasks):
+            raise SplitError(f'split: a task is listed twice among {list(tasks)}')
+
+    def __len__(self) -> int:
+        """Return the number of rollouts that were split."""
+        return len(self.train) + len(self.seen) + len(self.unseen)
+
+    @property
+    def parts(self) -> dict[str, tuple[int, ...]]:
+        """The three parts by name, in the order of a table: train, seen, unseen."""
+        return {'train': self.train, 'seen': self.seen, 'unseen': self.unseen}
+
+    def check_against(self, tasks: Sequence[Task]) -> None:
+        """Raise `SplitError` unless this split was made of rollouts with these tasks.
+
+        A split saved with a detector means nothing on another set of rollouts; used there it
+        would report training rollouts as held out.
+
+        Parameters
+        ----------
+        tasks : sequence of int or str, length N
+            Task of each rollout of the set at hand.
+
+        """
+        if len(tasks) != len(self):
+            raise SplitError(
+                f'split: made of {len(self)} rollouts, the set has {len(tasks)}; '
+                'use the set it was made of, or split again'
+            )
+        sides = ((self.train + self.seen, self.seen_tasks), (self.unseen, self.unseen_tasks))
+        for indices, expected in sides:
+            allowed = set(expected)
+            for index in indices:
+                if tasks[index] not in allowed:
+                    raise SplitError(
+                        f'split: rollout {index} should be of one of the tasks '
+                        f'{list(expected)}, the set has {tasks[index]!r} there; '
+                        'use the set it was made of, or split again'
+                    )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the split as JSON-ready values; `from_dict` reads it back."""
+        return {
+            'train': list(self.train),
+            'seen': list(self.seen),
+            'unseen': list(self.unseen),
+            'seen_tasks': list(self.seen_tasks),
+            'unseen_tasks': list(self.unseen_tasks),
+            'seed': self.seed,
+            'unseen_ratio': self.unseen_ratio,
+            'seen_train_ratio': self.seen_train_ratio,
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Split:
+        """Read what `to_dict` wrote; `SplitError` names the field that is missing or wrong."""
+        return cls(
+            train=_index_tuple(values, 'train'),
+            seen=_index_tuple(values, 'seen'),
+            unseen=_index_tuple(values, 'unseen'),
+            seen_tasks=_task_tuple(values, 'seen_tasks'),
+            unseen_tasks=_task_tuple(values, 'unseen_tasks'),
+            seed=_seed(values),
+            unseen_ratio=float(_number(values, 'unseen_ratio')),
+            seen_train_ratio=float(_number(values, 'seen_train_ratio')),
+        )
+
+
+def split_tasks(
+    tasks: Sequence[Task],
+    *,
+    seed: int,
+    unseen_ratio: float = 0.3,
+    seen_train_ratio: float = 0.6,
+) -> Split:
+    """Split rollouts by task as the published protocol does, draw for draw.
+
+    The distinct tasks, sorted, are shuffled by the legacy NumPy generator; the last
+    `round(unseen_ratio * n_tasks)` of them are unseen. Then each seen task, in shuffled order,
+    draws one torch permutation of its rollouts; the first `int(seen_train_ratio * n)` train, the
+    others validate. Unseen rollouts keep their order. Both generators are local ones, which give
+    the numbers that the globally seeded generators of the published code give.
+
+    Parameters
+    ----------
+    tasks : sequence of int or str, length N
+        Task of each rollout, in the order the rollouts are stored in. Integers are shuffled in
+        ascending order and strings in sorted order, so that the split depends on the tasks there
+        are and not on which comes first in a file. The published splits come out when the labels
+        are the task numbers 0..n-1 (or sort as those do).
+    seed : int
+        0 to 2**32 - 1. For 10 tasks: 0 makes {3, 0, 5} unseen, 1 {7, 8, 5}, 2 {6, 9, 8}.
+    unseen_ratio : float
+        In [0, 1). 0 keeps every task seen.
+    seen_train_ratio : float
+        In (0, 1]. 1 leaves no rollout of a seen task to calibrate on.
+
+    Raises
+    ------
+    SplitError
+        No rollouts, labels of mixed kinds, ratios out of range, nothing to hold out, or nothing
+        left to train on.
+
+    """
+    labels = [_task(task) for task in tasks]
+    if not labels:
+        raise SplitError('split: there are no rollouts to split; check what the set was read from')
+    if len({isinstance(label, str) for label in labels}) > 1:
+        raise SplitError(
+            'split: some task labels are strings and some are numbers; use one kind for all'
+        )
+    if not 0.0 <= unseen_ratio < 1.0:
+        raise SplitError(f'split: unseen_ratio must lie in [0, 1), found {unseen_ratio}')
+    if not 0.0 < seen_train_ratio <= 1.0:
+        raise SplitError(f'split: seen_train_ratio must lie in (0, 1], found {seen_train_ratio}')
+    if not 0 <= seed < 2**32:
+        raise SplitError(f'split: seed must lie in 0..{2**32 - 1}, found {seed}')
+
+    ordered: list[Any] = sorted(set(labels))
+    n_unseen = _number_of_unseen_tasks(len(ordered), unseen_ratio)
+    order = np.arange(len(ordered))
+    np.random.RandomState(seed).shuffle(order)
+    shuffled = [ordered[position] for position in order]
+    n_seen = len(shuffled) - n_unseen
+    seen_tasks, unseen_tasks = shuffled[:n_seen], shuffled[n_seen:]
+
+    members: dict[Task, list[int]] = {task: [] for task in ordered}
+    for index, label in enumerate(labels):
+        members[label].append(index)
+    generator = torch.Generator().manual_seed(seed)
+    train: list[int] = []
+    seen: list[int] = []
+    for task in seen_tasks:
+        count = len(members[task])
+        draw = torch.randperm(count, generator=generator).tolist()
+        n_train = int(seen_train_ratio * count)
+        train.extend(members[task][position] for position in draw[:n_train])
+        seen.extend(members[task][position] for position in draw[n_train:])
+    if not train:
+        raise SplitError(
+            f'split: no rollout is left to train on: {len(seen)} rollouts of {n_seen} seen tasks '
+            f'at seen_train_ratio {seen_train_ratio}; record more rollouts per task or raise '
+            'seen_train_ratio'
+        )
+    unseen_set = set(unseen_tasks)
+    return Split(
+        train=tuple(train),
+        seen=tuple(seen),
+        unseen=tuple(index for index, label in enumerate(labels) if label in unseen_set),
+        seen_tasks=tuple(seen_tasks),
+        unseen_tasks=tuple(unseen_tasks),
+        seed=seed,
+        unseen_ratio=float(unseen_ratio),
+        seen_train_ratio=float(seen_train_ratio),
+    )
+
+
+def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:
+    if unseen_ratio == 0.0:
+        return 0
+    if n_tasks == 1:
+        raise SplitError(
+            'split: all rollouts are of one task, so no task can be held out as unseen; '
+            'record rollouts of further tasks, or set unseen_ratio to 0 to validate on this '
+            'task only'
+        )
+    n_unseen = round(unseen_ratio * n_tasks)
+    if n_unseen == 0:
+        raise SplitError(
+            f'split: unseen_ratio {unseen_ratio} of {n_tasks} tasks rounds to no unseen task; '
+            'raise it, or set it to 0 if no task is to be held out'
+        )
+    if n_unseen == n_tasks:
+        raise SplitError(
+            f'split: unseen_ratio {unseen_ratio} of {n_tasks} tasks leaves no seen task; lower it'
+        )
+    return n_unseen
+
+
+def _task(label: Any) -> Task:
+    if isinstance(label, str):
+        return str(label)
+    if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
+        return int(label)
+    raise SplitError(f'split: a task label must be an integer or a string, found {label!r}')
+
+
+def _field(values: Mapping[str, Any], name: str) -> Any:
+    if name not in values:
+        raise SplitError(f'split: field {name!r} is missing; found {sorted(values)}')
+    return values[name]
+
+
+def _number(values: Mapping[str, Any], name: str) -> int | float:
+    value = _field(values, name)
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise SplitError(f'split: field {name!r} must be a number, found {value!r}')
+    return value
+
+
+def _seed(values: Mapping[str, Any]) -> int:
+    seed = _number(values, 'seed')
+    if not isinstance(seed, int):
+        raise SplitError(f"split: field 'seed' must be an integer, found {seed!r}")
+    return seed
+
+
+def _index_tuple(values: Mapping[str, Any], name: str) -> tuple[int, ...]:
+    entries = _field(values, name)
+    if not isinstance(entries, (list, tuple)):
+        raise SplitError(f'split: field {name!r} must be a list of indices, found {entries!r}')
+    for entry in entries:
+        if isinstance(entry, bool) or not isinstance(entry, int):
+            raise SplitError(f'split: field {name!r} must hold integers, found {entry!r}')
+    return tuple(entries)
+
+
+def _task_tuple(values: Mapping[str, Any], name: str) -> tuple[Task, ...]:
+    entries = _field(values, name)
+    if not isinstance(entries, (list, tuple)):
+        raise SplitError(f'split: field {name!r} must be a list of tasks, found {entries!r}')
+    return tuple(_task(entry) for entry in entries)

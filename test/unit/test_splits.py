@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The split of rollouts by task: published splits draw for draw, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+
+from safe_training.splits import Split, SplitError, split_tasks
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+CASES = json.loads((GOLDEN / 'split_protocol.json').read_text())
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: f'{case["n_tasks"]}-{case["seed"]}')
+def test_published_splits_come_out_in_order(case):
+    pairs = [
+        (task, episode)
+        for episode in range(case['rollouts_per_task'])
+        for task in range(case['n_tasks'])
+    ]
+    split = split_tasks(
+        [task for task, _ in pairs],
+        seed=case['seed'],
+        unseen_ratio=case['unseen_task_ratio'],
+        seen_train_ratio=case['seen_train_ratio'],
+    )
+    assert list(split.seen_tasks) == case['seen_tasks_in_order']
+    assert sorted(split.unseen_tasks) == case['unseen_tasks']
+    assert [list(pairs[index]) for index in split.train] == case['train']
+    assert [list(pairs[index]) for index in split.seen] == case['val_seen']
+    assert [list(pairs[index]) for index in split.unseen] == case['val_unseen']
+
+
+@pytest.mark.parametrize(
+    ('seed', 'unseen'), [(0, (3, 0, 5)), (1, (7, 8, 5)), (2, (6, 9, 8))]
+)
+def test_unseen_tasks_of_the_published_seeds(seed, unseen):
+    assert split_tasks(list(range(10)) * 2, seed=seed).unseen_tasks == unseen
+
+
+def test_global_generators_are_neither_read_nor_moved():
+    tasks = list(range(10)) * 5
+    expected = split_tasks(tasks, seed=3)
+    np.random.seed(11)
+    torch.manual_seed(11)
+    before = np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert split_tasks(tasks, seed=3) == expected
+    assert (np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()) == before
+
+
+def test_string_tasks_split_as_their_sorted_positions():
+    numbers = [3, 1, 0, 2] * 6
+    names = ['close', 'open', 'press', 'turn']
+    by_number = split_tasks(numbers, seed=5)
+    by_name = split_tasks([names[number] for number in numbers], seed=5)
+    assert by_name.train == by_number.train
+    assert by_name.seen == by_number.seen
+    assert by_name.unseen == by_number.unseen
+    assert by_name.unseen_tasks == tuple(names[task] for task in by_number.unseen_tasks)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tasks=st.lists(st.integers(0, 7), min_size=8, max_size=80),
+    seed=st.integers(0, 2**32 - 1),
+    unseen_ratio=st.sampled_from([0.0, 0.25, 0.3, 0.5]),
+    seen_train_ratio=st.floats(0.3, 1.0),
+)
+def test_parts_divide_the_rollouts_and_the_tasks(tasks, seed, unseen_ratio, seen_train_ratio):
+    try:
+        split = split_tasks(
+            tasks, seed=seed, unseen_ratio=unseen_ratio, seen_train_ratio=seen_train_ratio
+        )
+    except SplitError:
+        return
+    assert sorted(split.train + split.seen + split.unseen) == list(range(len(tasks)))
+    assert {tasks[index] for index in split.train + split.seen} == set(split.seen_tasks)
+    assert {tasks[index] for index in split.unseen} == set(split.unseen_tasks)
+    assert not set(split.seen_tasks) & set(split.unseen_tasks)
+    assert len(split.unseen_tasks) == round(unseen_ratio * len(set(tasks)))
+    for task in split.seen_tasks:
+        count = tasks.count(task)
+        trained = sum(tasks[index] == task for index in split.train)
+        assert trained == int(seen_train_ratio * count)
+    assert Split.from_dict(json.loads(json.dumps(split.to_dict()))) == split
+    split.check_against(tasks)
+
+
+def test_numpy_labels_survive_json():
+    split = split_tasks(np.array([0, 1, 2, 0, 1, 2]), seed=0, seen_train_ratio=0.5)
+    assert Split.from_dict(json.loads(json.dumps(split.to_dict()))) == split
+
+
+@pytest.mark.parametrize(
+    ('tasks', 'options', 'message'),
+    [
+        ([], {}, 'no rollouts to split'),
+        ([4] * 9, {}, r'one task.*unseen_ratio to 0'),
+        ([0, 0, 1, 1, 2, 2], {'unseen_ratio': 0.1}, 'rounds to no unseen task'),
+        ([0, 0, 1, 1], {'unseen_ratio': 0.9}, 'leaves no seen task'),
+        ([0, 1, 2, 3], {}, 'no rollout is left to train on'),
+        ([0, 0, 1, 1], {'unseen_ratio': 1.0}, 'unseen_ratio must lie'),
+        ([0, 0, 1, 1], {'seen_train_ratio': 0.0}, 'seen_train_ratio must lie'),
+        ([0, 0, 'open', 'open'], {}, 'one kind'),
+        ([0.5, 1.5], {}, 'integer or a string'),
+        ([0, 0, 1, 1], {'seed': -1}, 'seed must lie'),
+    ],
+)
+def test_what_cannot_be_split_is_refused(tasks, options, message):
+    with pytest.raises(SplitError, match=message):
+        split_tasks(tasks, **{'seed': 0, **options})
+
+
+def test_one_task_alone_splits_without_unseen_tasks():
+    split = split_tasks(['pour'] * 10, seed=0, unseen_ratio=0)
+    assert (len(split.train), len(split.seen), split.unseen) == (6, 4, ())
+
+
+def test_a_split_of_other_rollouts_is_noticed():
+    tasks = [0, 1, 2, 3] * 5
+    split = split_tasks(tasks, seed=0)
+    with pytest.raises(SplitError, match='made of 20 rollouts, the set has 19'):
+        split.check_against(tasks[:-1])
+    index, other = split.train[0], split.unseen_tasks[0]
+    tasks[index] = other
+    with pytest.raises(SplitError, match=f'rollout {index} should be of one of the tasks'):
+        split.check_against(tasks)
+
+
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'train': [0, 0]}, 'exactly once'),
+        ({'train': [0, 99]}, 'exactly once'),
+        ({'train': ['0']}, 'must hold integers'),
+        ({'train': 3}, 'list of indices'),
+        ({'seed': 0.5}, 'must be an integer'),
+        ({'unseen_ratio': None}, 'must be a number'),
+        ({'unseen_tasks': [0, 1, 2]}, 'listed twice'),
+    ],
+)
+def test_a_damaged_saved_split_is_refused(change, message):
+    values = split_tasks([0, 1, 2] * 4, seed=0).to_dict()
+    with pytest.raises(SplitError, match=message):
+        Split.from_dict({**values, **change})
+
+
+def test_a_saved_split_without_a_field_is_refused():
+    values = split_tasks([0, 1, 2] * 4, seed=0).to_dict()
+    for name in values:
+        rest = {key: value for key, value in values.items() if key != name}
+        with pytest.raises(SplitError, match=f"'{name}' is missing"):
+            Split.from_dict(rest)
