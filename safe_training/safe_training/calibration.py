@@ -1,0 +1,376 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calibrates the alarm band: a threshold over the steps with a promised false-alarm rate.
+
+The band is the one-sided functional conformal band of the SAFE paper (after Diquigiovanni,
+Fontana and Vantini, "The importance of being a band", arXiv:2102.06746). Successful rollouts are
+divided at random into a center part and a calibration part. The center part gives a mean curve
+mu(t) and a modulation M(t) > 0; every calibration curve x gets the nonconformity
+s = max_t (x(t) - mu(t)) / M(t); the band is upper(t) = mu(t) + w M(t) with w the
+ceil((n + 1)(1 - alpha))-th smallest of the n nonconformities.
+
+Why the promise holds for rollouts of unequal length: extending a curve with its last value to the
+common horizon looks at that curve alone, so it maps exchangeable rollouts (scores together with
+length) to exchangeable curves; mu and M come from a part that neither the calibration curves nor
+the judged rollout belong to. Hence the rank of a new success's s among the calibration ones is
+uniform and P(s > w) <= alpha. The monitor sees that rollout only up to its true length, and the
+maximum over fewer steps is not larger: P(any alarm while it runs) <= P(s > w) <= alpha. The
+extension therefore never causes an alarm after an episode has ended; it only makes the promise
+cautious. What is promised is marginal: over the draw of the calibration rollouts and of one new
+*successful* rollout exchangeable with them. It says nothing of a task or scene drawn otherwise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any, Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from safe_monitor_node.band import Band
+
+ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+"""Promised false-alarm rates that a band holds by default."""
+
+Modulation = Literal['adaptive', 'std', 'constant']
+Quantile = Literal['finite_sample', 'published']
+
+# A step where the center curves (nearly) agree may be this much narrower than the average step.
+# Without a floor one such step sets w for the whole band: the published 1e-8 gave bands of 1.5e7.
+_MODULATION_FLOOR = 0.1
+# Scores are float32: a spread this small against their size is rounding, not spread.
+_NO_SPREAD = 1e-6
+
+
+class CalibrationError(ValueError):
+    """Scores cannot be calibrated on, or what was asked for does not exist."""
+
+
+def calibrate(
+    scores: Sequence[ArrayLike],
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    horizon: int,
+    generator: np.random.Generator,
+    center_fraction: float = 0.3,
+    modulation: Modulation = 'adaptive',
+    quantile: Quantile = 'finite_sample',
+    rollouts: Sequence[str] | None = None,
+    calibrated_on: str = '',
+) -> Band:
+    """Calibrate a band on the scores of successful rollouts that the detector was not fitted on.
+
+    Parameters
+    ----------
+    scores : sequence of N arrays (T_i,)
+        Score curve of each successful rollout, over its true length.
+    alphas : sequence of float
+        Promised false-alarm rates per successful episode, each in (0, 1).
+    horizon : int
+        Number of steps of the band: at least the longest rollout that will ever be judged,
+        normally the time limit of an episode. Curves are extended to it with their last value.
+    generator : numpy.random.Generator
+        Draws which rollouts form the center part. Pass one with the same seed for every detector
+        that is compared, so that all are calibrated on the same rollouts.
+    center_fraction : float
+        Share of the rollouts, rounded down but at least one, that gives the shape of the band;
+        in (0, 1). The rest is ranked. One rollout alone becomes the center and nothing is ranked.
+    modulation, quantile
+        See `functional_band`.
+    rollouts : sequence of N str, optional
+        Episode ids of the rollouts; kept in the provenance, by part.
+    calibrated_on : str
+        What the rollouts are, for people ("successes of val_seen, seed 0"); kept in the
+        provenance.
+
+    Returns
+    -------
+    Band
+        Kind 'functional_<modulation>'. Where the calibration part is too small for an alpha its
+        thresholds are +inf and `provenance['note']` says so, with the smallest alpha that has a
+        finite one.
+
+    Raises
+    ------
+    CalibrationError
+        No rollouts; empty, non-finite or misshapen scores; a rollout longer than the horizon; a
+        parameter out of range.
+
+    """
+    curves = _checked_curves(scores, horizon)
+    if rollouts is not None and len(rollouts) != len(curves):
+        raise CalibrationError(
+            f'calibration: {len(rollouts)} rollout names for {len(curves)} score curves'
+        )
+    if not 0.0 < center_fraction < 1.0:
+        raise CalibrationError(
+            f'calibration: center_fraction must lie inside (0, 1), found {center_fraction}'
+        )
+    extended = np.stack([_edge_extended(curve, horizon) for curve in curves])
+    order = generator.permutation(len(curves))
+    n_center = max(1, math.floor(_exact(center_fraction) * len(curves)))
+    center, ranked = order[:n_center], order[n_center:]
+    band = functional_band(extended[center], extended[ranked], alphas, modulation, quantile)
+    provenance = {
+        **band.provenance,
+        'calibrated_on': calibrated_on,
+        'n_successes': len(curves),
+        'center_fraction': float(center_fraction),
+        'center': center.tolist(),
+        'calibration': ranked.tolist(),
+    }
+    if rollouts is not None:
+        provenance['center_rollouts'] = [str(rollouts[index]) for index in center]
+        provenance['calibration_rollouts'] = [str(rollouts[index]) for index in ranked]
+    return Band(
+        alphas=band.alphas,
+        upper=band.upper,
+        kind=band.kind,
+        n_calibration=band.n_calibration,
+        n_center=band.n_center,
+        provenance=provenance,
+    )
+
+
+def functional_band(
+    center_curves: ArrayLike,
+    calibration_curves: ArrayLike,
+    alphas: Sequence[float] = ALPHAS,
+    modulation: Modulation = 'adaptive',
+    quantile: Quantile = 'finite_sample',
+) -> Band:
+    """Build the one-sided functional conformal band from curves of equal length.
+
+    Parameters
+    ----------
+    center_curves : (n1, T) array, n1 >= 1
+        Curves that give mu(t), their mean, and the modulation M(t).
+    calibration_curves : (n2, T) array
+        Curves that are ranked. n2 may be 0 with the finite-sample quantile: every threshold is
+        then +inf.
+    alphas : sequence of K float
+        Promised false-alarm rates, in any order; the band holds them ascending.
+    modulation : {'adaptive', 'std', 'constant'}
+        'adaptive' ("Tfunc" in the paper's code): M(t) = max |x(t) - mu(t)| over the center
+        curves, leaving out the ceil((n1 + 1)(1 - alpha))-rank outliers by their largest
+        deviation. 'std': the standard deviation (ddof 1). 'constant': 1/T.
+    quantile : {'finite_sample', 'published'}
+        'finite_sample': w is the k-th smallest nonconformity with k = ceil((n2 + 1)(1 - alpha))
+        in exact arithmetic, +inf where k > n2. The modulation never falls below a tenth of its
+        mean over the steps, and is constant where the center curves show no spread at all; the
+        floor looks at the center part only, so the promise is untouched. Thresholds are rounded
+        up in the last places so that a curve that ties with the k-th is not above its own
+        threshold.
+        'published': what the paper's code computes, for comparison. w is NumPy's interpolated
+        quantile, which covers too little for small n2; M has only 1e-8 added.
+
+    Raises
+    ------
+    CalibrationError
+        Shapes or values that do not fit, no center curve, an alpha outside (0, 1), or (published
+        only) nothing to interpolate or a standard deviation of one curve.
+
+    """
+    center = _curve_matrix(center_curves, 'center_curves')
+    calibration = _curve_matrix(calibration_curves, 'calibration_curves', steps=center.shape[1])
+    if center.shape[0] == 0 or center.shape[1] == 0:
+        raise CalibrationError(
+            f'calibration: center_curves must have shape (n1 >= 1, T >= 1), found {center.shape}'
+        )
+    if modulation not in get_args(Modulation):
+        raise CalibrationError(
+            f'calibration: modulation must be one of {get_args(Modulation)}, found {modulation!r}'
+        )
+    if quantile not in get_args(Quantile):
+        raise CalibrationError(
+            f'calibration: quantile must be one of {get_args(Quantile)}, found {quantile!r}'
+        )
+    sorted_alphas = _checked_alphas(alphas)
+    build = _finite_sample_band if quantile == 'finite_sample' else _published_band
+    upper = np.stack([build(center, calibration, alpha, modulation) for alpha in sorted_alphas])
+    n_center, n_calibration = center.shape[0], calibration.shape[0]
+    provenance: dict[str, Any] = {
+        'alphas': sorted_alphas,
+        'modulation': modulation,
+        'quantile': quantile,
+        'horizon': center.shape[1],
+        'n_center': n_center,
+        'n_calibration': n_calibration,
+    }
+    note = _note(sorted_alphas, upper, n_calibration)
+    if note:
+        provenance['note'] = note
+    return Band(
+        alphas=np.array(sorted_alphas),
+        upper=upper,
+        kind=f'functional_{modulation}',
+        n_calibration=n_calibration,
+        n_center=n_center,
+        provenance=provenance,
+    )
+
+
+def conformal_rank(n: int, alpha: float) -> int:
+    """Return ceil((n + 1)(1 - alpha)), the rank of the finite-sample conformal quantile.
+
+    The k-th smallest of n exchangeable values is exceeded by the next one with probability at
+    most alpha; a result of n + 1 means that no finite value has that property. Exact: alpha is
+    read as the nearby decimal it stands for, since in floating point (9 + 1)(1 - 0.7) lies above
+    3 and gives rank 4.
+    """
+    return n + 1 - math.floor((n + 1) * _exact(alpha))
+
+
+def _finite_sample_band(
+    center: NDArray[np.float64],
+    calibration: NDArray[np.float64],
+    alpha: float,
+    modulation: Modulation,
+) -> NDArray[np.float64]:
+    n1, n2 = center.shape[0], calibration.shape[0]
+    rank = conformal_rank(n2, alpha)
+    if rank > n2:
+        return np.full(center.shape[1], np.inf)
+    mu = center.mean(axis=0)
+    width = _modulation(center, mu, conformal_rank(n1, alpha), modulation)
+    if width.max() <= _NO_SPREAD * np.abs(center).max():
+        width = np.ones_like(width)
+    width = np.maximum(width, _MODULATION_FLOOR * width.mean())
+    nonconformity = ((calibration - mu) / width).max(axis=1)
+    scaled = float(np.partition(nonconformity, rank - 1)[rank - 1]) * width
+    rounding = 8 * np.finfo(np.float64).eps * (np.abs(mu) + np.abs(scaled))
+    return mu + scaled + rounding
+
+
+def _published_band(
+    center: NDArray[np.float64],
+    calibration: NDArray[np.float64],
+    alpha: float,
+    modulation: Modulation,
+) -> NDArray[np.float64]:
+    n1, n2 = center.shape[0], calibration.shape[0]
+    if n2 == 0:
+        raise CalibrationError(
+            'calibration: the published quantile needs at least one calibration curve, found none'
+        )
+    if modulation == 'std' and n1 == 1:
+        raise CalibrationError(
+            'calibration: the published standard deviation of one center curve does not exist; '
+            "use modulation 'adaptive' or 'constant', or quantile 'finite_sample'"
+        )
+    mu = center.mean(axis=0)
+    rank = int(np.ceil((n1 + 1) * (1 - alpha)))
+    width = _modulation(center, mu, rank, modulation)
+    if modulation != 'constant':
+        width = width + 1e-8
+    nonconformity = ((calibration - mu) / width).max(axis=1)
+    return mu + np.quantile(nonconformity, 1 - alpha) * width
+
+
+def _modulation(
+    center: NDArray[np.float64], mu: NDArray[np.float64], rank: int, modulation: Modulation
+) -> NDArray[np.float64]:
+    """Return the unfloored M(t), shape (T,); `rank` trims outliers of the adaptive one."""
+    n, steps = center.shape
+    if modulation == 'constant':
+        return np.full(steps, 1.0 / steps)
+    if modulation == 'std':
+        return center.std(axis=0, ddof=1) if n > 1 else np.zeros(steps)
+    deviations = np.abs(center - mu)
+    if rank > n:
+        return np.asarray(deviations.max(axis=0))
+    largest = deviations.max(axis=1)
+    kept = largest <= np.sort(largest)[rank - 1]
+    return np.asarray(deviations[kept].max(axis=0))
+
+
+def _note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
+    infinite = [alpha for alpha, row in zip(alphas, upper, strict=True) if np.isinf(row).all()]
+    if not infinite:
+        return ''
+    listed = ', '.join(f'{alpha:g}' for alpha in infinite)
+    if n_calibration == 0:
+        reach = 'no alpha has a finite threshold'
+    else:
+        reach = (
+            f'the smallest alpha with a finite threshold is 1/{n_calibration + 1} = '
+            f'{1 / (n_calibration + 1):.3g}'
+        )
+    needed = math.ceil(1 / _exact(infinite[0])) - 1
+    return (
+        f'{n_calibration} calibration rollouts are too few for alpha {listed}: no alarm will '
+        f'ever be raised there; {reach}. Alpha {infinite[0]:g} needs {needed} of them.'
+    )
+
+
+def _exact(value: float) -> Fraction:
+    """Return the short fraction that a float stands for: 0.15000000000000002 is 3/20."""
+    return Fraction(value).limit_denominator(10**9)
+
+
+def _checked_alphas(alphas: Sequence[float]) -> list[float]:
+    values = sorted(float(alpha) for alpha in alphas)
+    if not values:
+        raise CalibrationError('calibration: no alpha was given')
+    for value in values:
+        # The second test is for alphas that are 0 or 1 but for rounding.
+        if not (0.0 < value < 1.0 and 0 < _exact(value) < 1):
+            raise CalibrationError(f'calibration: an alpha must lie inside (0, 1), found {value}')
+    if len(set(values)) != len(values):
+        raise CalibrationError(f'calibration: an alpha is given twice: {values}')
+    return values
+
+
+def _checked_curves(scores: Sequence[ArrayLike], horizon: int) -> list[NDArray[np.float64]]:
+    if len(scores) == 0:
+        raise CalibrationError(
+            'calibration: there are no successful rollouts to calibrate on; label successes, '
+            'record more of them, or hold out more of the seen tasks (a lower seen_train_ratio)'
+        )
+    if horizon < 1:
+        raise CalibrationError(f'calibration: the horizon must be at least 1 step, found {horizon}')
+    curves = []
+    for index, entry in enumerate(scores):
+        curve = np.asarray(entry, dtype=np.float64)
+        if curve.ndim != 1 or curve.size == 0:
+            raise CalibrationError(
+                f'calibration: scores of rollout {index} must have shape (T,) with T >= 1, '
+                f'found {curve.shape}'
+            )
+        if not np.isfinite(curve).all():
+            step = int(np.flatnonzero(~np.isfinite(curve))[0])
+            raise CalibrationError(
+                f'calibration: the score of rollout {index} at step {step} is {curve[step]}; '
+                'scores must be finite'
+            )
+        if curve.size > horizon:
+            raise CalibrationError(
+                f'calibration: rollout {index} has {curve.size} steps, more than the horizon of '
+                f'{horizon}; raise the horizon to the longest episode allowed'
+            )
+        curves.append(curve)
+    return curves
+
+
+def _curve_matrix(
+    curves: ArrayLike, name: str, steps: int | None = None
+) -> NDArray[np.float64]:
+    matrix = np.asarray(curves, dtype=np.float64)
+    if matrix.ndim != 2 or (steps is not None and matrix.shape[1] != steps):
+        wanted = '(n, T)' if steps is None else f'(n, {steps})'
+        raise CalibrationError(
+            f'calibration: {name} must have shape {wanted}, found {matrix.shape}'
+        )
+    if not np.isfinite(matrix).all():
+        row, step = np.argwhere(~np.isfinite(matrix))[0]
+        raise CalibrationError(
+            f'calibration: {name} row {row} step {step} is {matrix[row, step]}; '
+            'scores must be finite'
+        )
+    return matrix
+
+
+def _edge_extended(curve: NDArray[np.float64], horizon: int) -> NDArray[np.float64]:
+    return np.pad(curve, (0, horizon - curve.size), mode='edge')

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The conformal band: the published numbers, the finite-sample promise, and small sets."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from scipy.stats import binom
+
+from safe_training.calibration import (
+    ALPHAS,
+    CalibrationError,
+    calibrate,
+    conformal_rank,
+    functional_band,
+)
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+MODULATIONS = {'adaptive': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}
+
+
+def golden_cases():
+    with np.load(GOLDEN / 'functional_cp.npz', allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    cases = []
+    for case in sorted({key.split('/')[0] for key in arrays}):
+        for modulation, name in MODULATIONS.items():
+            if f'{case}/out/{name}_upper' in arrays:
+                cases.append(
+                    pytest.param(
+                        arrays[f'{case}/in/training'],
+                        arrays[f'{case}/in/calibration'],
+                        arrays[f'{case}/in/alphas'],
+                        arrays[f'{case}/out/{name}_upper'],
+                        modulation,
+                        id=f'{case}-{name}',
+                    )
+                )
+    return cases
+
+
+def test_golden_cases_are_all_there():
+    # Three cases, but the standard deviation of one curve does not exist.
+    assert len(golden_cases()) == 8
+
+
+@pytest.mark.parametrize(('center', 'calibration', 'alphas', 'upper', 'modulation'), golden_cases())
+def test_published_bands(center, calibration, alphas, upper, modulation):
+    band = functional_band(center, calibration, alphas, modulation, 'published')
+    np.testing.assert_allclose(band.upper, upper, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize('n', [4, 9, 21])
+def test_finite_sample_thresholds_are_calibration_curves_and_published_ones_lie_below(n):
+    # D11: the published quantile interpolates over n values where the promise needs n + 1 ranks.
+    center = np.zeros((2, 1))
+    calibration = np.random.default_rng(n).normal(size=(n, 1))
+    for k in range(1, n + 1):
+        alpha = float(1 - Fraction(k, n + 1))
+        ours = functional_band(center, calibration, [alpha], 'constant').upper[0, 0]
+        assert ours == pytest.approx(np.sort(calibration[:, 0])[k - 1], rel=1e-12)
+        if alpha <= 0.5 and k < n:
+            published = functional_band(center, calibration, [alpha], 'constant', 'published')
+            assert published.upper[0, 0] < ours
+    assert np.isposinf(functional_band(center, calibration, [0.99 / (n + 1)]).upper).all()
+
+
+@pytest.mark.parametrize('n', [*range(1, 60), 99, 199, 999])
+def test_the_rank_is_exact(n):
+    for percent in range(1, 100):
+        expected = -(-(n + 1) * (100 - percent) // 100)
+        assert conformal_rank(n, percent / 100) == expected
+        assert conformal_rank(n, 1 - (100 - percent) / 100) == expected
+
+
+def test_the_rank_in_floating_point_would_be_another():
+    # D38, the case it names.
+    assert np.ceil((9 + 1) * (1 - 0.7)) == 4
+    assert conformal_rank(9, 0.7) == 3
+
+
+def test_the_threshold_is_the_ranked_calibration_curve():
+    center = np.zeros((3, 4))
+    calibration = np.arange(1.0, 10.0)[:, None] * np.ones(4)
+    band = functional_band(center, calibration, [0.05, 0.1, 0.2, 0.5, 0.9], 'constant')
+    np.testing.assert_allclose(
+        band.upper, np.array([np.inf, 9, 8, 5, 1])[:, None] * np.ones(4), rtol=1e-12
+    )
+    assert band.smallest_finite_alpha == 0.1
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    curves=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(4, 12), st.integers(1, 6)),
+        elements=st.floats(-100, 100, width=32),
+    ),
+    n_center=st.integers(1, 3),
+    modulation=st.sampled_from(list(MODULATIONS)),
+    alpha=st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.7]),
+)
+def test_at_most_the_allowed_number_of_calibration_curves_cross(
+    curves, n_center, modulation, alpha
+):
+    # Ties included: a curve that equals the k-th must not be above a threshold made of it by
+    # rounding.
+    center, calibration = curves[:n_center], curves[n_center:]
+    n = calibration.shape[0]
+    threshold = functional_band(center, calibration, [alpha], modulation).at(alpha)
+    crossing = sum(threshold.first_crossing(curve) is not None for curve in calibration)
+    assert crossing <= n - min(conformal_rank(n, alpha), n)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 10**6), n_center=st.integers(1, 6), n=st.integers(0, 25))
+def test_bands_of_one_modulation_are_ordered_by_alpha(seed, n_center, n):
+    generator = np.random.default_rng(seed)
+    center = generator.normal(size=(n_center, 7)).cumsum(axis=1)
+    calibration = generator.normal(size=(n, 7)).cumsum(axis=1)
+    for modulation in ('std', 'constant'):
+        band = functional_band(center, calibration, ALPHAS, modulation)
+        assert (band.upper[:-1] >= band.upper[1:] - 1e-9).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    scale=st.floats(0.01, 100),
+    shift=st.floats(-50, 50),
+    modulation=st.sampled_from(list(MODULATIONS)),
+)
+def test_the_band_moves_with_the_unit_of_the_score(seed, scale, shift, modulation):
+    generator = np.random.default_rng(seed)
+    curves = generator.normal(size=(15, 6)).cumsum(axis=1)
+    plain = functional_band(curves[:5], curves[5:], [0.2, 0.5], modulation)
+    moved = curves * scale + shift
+    band = functional_band(moved[:5], moved[5:], [0.2, 0.5], modulation)
+    np.testing.assert_allclose(band.upper, plain.upper * scale + shift, rtol=1e-8, atol=1e-7)
+
+
+def test_a_step_where_the_center_agrees_does_not_blow_up_the_band():
+    generator = np.random.default_rng(0)
+    center = generator.uniform(0.4, 0.6, size=(5, 20))
+    calibration = generator.uniform(0.4, 0.6, size=(20, 20))
+    center[:, 0] = 0.5
+    # D15: modulation 1e-8 at step 0 makes w about 1e7, and no score ever reaches the rest.
+    published = functional_band(center, calibration, [0.1], 'adaptive', 'published')
+    assert published.upper[0, 1:].min() > 1e5
+    ours = functional_band(center, calibration, [0.1])
+    assert ours.upper[0, 1:].max() < 2.0
+
+
+def test_identical_center_curves_give_a_band_parallel_to_them():
+    # 0.1 is not a binary fraction: the spread of the mean is rounding and must not shape M.
+    center = np.tile(np.linspace(0.1, 0.7, 7), (3, 1)) + 0.1
+    calibration = center[0] + np.array([[0.0], [0.2], [0.1], [-0.3]])
+    for modulation in MODULATIONS:
+        band = functional_band(center, calibration, [0.2], modulation)
+        np.testing.assert_allclose(band.upper[0], center[0] + 0.2, rtol=1e-9)
+
+
+def unequal_curves(generator, n):
+    """Curves (n, 16) with lengths: level and length hang together, as they do in rollouts."""
+    lengths = generator.integers(4, 17, size=n)
+    level = generator.normal(size=(n, 1)) + 0.1 * lengths[:, None]
+    curves = level + generator.normal(size=(n, 16)).cumsum(axis=1) * 0.5
+    # Coarse values: ties between rollouts are where a wrong rank or comparison shows.
+    return np.round(curves * 4) / 4, lengths
+
+
+@pytest.mark.parametrize('modulation', list(MODULATIONS))
+@pytest.mark.parametrize('n', [5, 10, 20, 100])
+def test_realised_false_alarms_keep_the_promise(n, modulation):
+    # One new success for each of the resamplings: alarms are then binomial with p <= alpha.
+    resamplings, alphas = 800 if n < 100 else 400, (0.05, 0.1, 0.2, 0.3, 0.5)
+    generator = np.random.default_rng([n, len(modulation)])
+    alarms = np.zeros(len(alphas), dtype=int)
+    for _ in range(resamplings):
+        curves, lengths = unequal_curves(generator, n + 1)
+        *successes, new = (curve[:length] for curve, length in zip(curves, lengths, strict=True))
+        band = calibrate(
+            successes, alphas, horizon=16, generator=generator, modulation=modulation
+        )
+        alarms += [band.at(alpha).first_crossing(new) is not None for alpha in alphas]
+    allowed = binom.ppf(1 - 1e-4, resamplings, alphas)
+    assert (alarms <= allowed).all(), (alarms / resamplings, alphas)
+    # And not by never alarming.
+    n_ranked = n - max(1, 3 * n // 10)
+    for alpha, count in zip(alphas, alarms, strict=True):
+        if alpha < 1 / (n_ranked + 1):
+            assert count == 0
+        else:
+            reachable = np.floor((n_ranked + 1) * alpha + 1e-9) / (n_ranked + 1)
+            assert count > 0.4 * reachable * resamplings
+
+
+def test_the_same_simulation_convicts_the_published_quantile():
+    # D11, and that the simulation above can fail at all.
+    resamplings, alpha = 800, 0.1
+    generator = np.random.default_rng(10)
+    alarms = 0
+    for _ in range(resamplings):
+        curves, lengths = unequal_curves(generator, 11)
+        *successes, new = (curve[:length] for curve, length in zip(curves, lengths, strict=True))
+        band = calibrate(
+            successes, [alpha], horizon=16, generator=generator, quantile='published'
+        )
+        alarms += band.at(alpha).first_crossing(new) is not None
+    assert alarms > binom.ppf(1 - 1e-4, resamplings, alpha)
+
+
+def calibrate_some(n, **options):
+    scores = [np.linspace(0, 0.1 * (index + 1), 3 + index % 4) for index in range(n)]
+    defaults = {'horizon': 8, 'generator': np.random.default_rng(0)}
+    return calibrate(scores, **{**defaults, **options})
+
+
+def test_no_success_is_an_error_that_says_what_to_do():
+    with pytest.raises(CalibrationError, match=r'no successful rollouts.*seen_train_ratio'):
+        calibrate_some(0)
+
+
+@pytest.mark.parametrize(
+    ('n', 'n_center', 'smallest'), [(1, 1, None), (2, 1, 0.5), (3, 1, 0.4), (4, 1, 0.25)]
+)
+def test_few_successes_give_infinite_thresholds_and_a_note(n, n_center, smallest):
+    # D10: the published code stops with a ValueError at 2 and 3.
+    band = calibrate_some(n)
+    assert (band.n_center, band.n_calibration) == (n_center, n - n_center)
+    assert band.smallest_finite_alpha == smallest
+    note = band.provenance['note']
+    assert f'{n - n_center} calibration rollouts are too few for alpha 0.01, 0.02' in note
+    assert 'Alpha 0.01 needs 99 of them' in note
+    if n == 1:
+        assert 'no alpha has a finite threshold' in note
+    else:
+        assert f'smallest alpha with a finite threshold is 1/{n}' in note
+
+
+def test_enough_successes_need_no_note():
+    band = calibrate_some(150)
+    assert band.n_calibration == 105
+    assert 'note' not in band.provenance
+    assert np.isfinite(band.upper).all()
+
+
+def test_provenance_says_what_was_promised_on_which_rollouts():
+    names = [f'pour/{index}' for index in range(10)]
+    band = calibrate_some(10, rollouts=names, calibrated_on='successes of val_seen, seed 0')
+    facts = band.provenance
+    assert facts['alphas'] == list(ALPHAS)
+    assert facts['calibrated_on'] == 'successes of val_seen, seed 0'
+    assert (facts['n_center'], facts['n_calibration'], facts['n_successes']) == (3, 7, 10)
+    assert sorted(facts['center'] + facts['calibration']) == list(range(10))
+    assert facts['center_rollouts'] == [names[index] for index in facts['center']]
+    assert facts['calibration_rollouts'] == [names[index] for index in facts['calibration']]
+    assert (facts['modulation'], facts['quantile'], facts['horizon']) == (
+        'adaptive',
+        'finite_sample',
+        8,
+    )
+
+
+def test_the_part_drawn_depends_on_the_generator_alone():
+    # D14: every detector must be calibrated on the same rollouts.
+    first = calibrate_some(20, generator=np.random.default_rng(4)).provenance
+    other = calibrate_some(
+        20, generator=np.random.default_rng(4), modulation='std', alphas=[0.2]
+    ).provenance
+    assert first['center'] == other['center']
+    assert first['center'] != calibrate_some(20).provenance['center']
+
+
+def test_curves_are_extended_with_their_last_value():
+    scores = [np.array([0.0, 1.0]), np.array([0.0, 2.0, 3.0]), np.array([5.0])]
+    band = calibrate(
+        scores, [0.4], horizon=4, generator=np.random.default_rng(1), modulation='constant'
+    )
+    by_hand = [[0, 1, 1, 1], [0, 2, 3, 3], [5, 5, 5, 5]]
+    center, ranked = band.provenance['center'], band.provenance['calibration']
+    expected = functional_band(
+        [by_hand[index] for index in center],
+        [by_hand[index] for index in ranked],
+        [0.4],
+        'constant',
+    )
+    np.testing.assert_array_equal(band.upper, expected.upper)
+    assert band.length == 4
+
+
+@pytest.mark.parametrize(
+    ('scores', 'options', 'message'),
+    [
+        ([[0.0, np.nan]], {}, 'rollout 0 at step 1 is nan'),
+        ([[0.0], [np.inf]], {}, 'rollout 1 at step 0 is inf'),
+        ([[]], {}, r'shape \(T,\)'),
+        ([[[0.0]]], {}, r'shape \(T,\)'),
+        ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise the horizon'),
+        ([[0.0]], {'horizon': 0}, 'at least 1 step'),
+        ([[0.0]], {'center_fraction': 1.0}, 'center_fraction'),
+        ([[0.0]], {'rollouts': ['a', 'b']}, '2 rollout names for 1'),
+        ([[0.0]], {'alphas': []}, 'no alpha'),
+        ([[0.0]], {'alphas': [0.0]}, r'inside \(0, 1\)'),
+        ([[0.0]], {'alphas': [np.nan]}, r'inside \(0, 1\)'),
+        ([[0.0]], {'alphas': [1 - 1e-16]}, r'inside \(0, 1\)'),
+        ([[0.0]], {'alphas': [0.1, 0.1]}, 'given twice'),
+        ([[0.0]], {'modulation': 'Tfunc'}, 'modulation must be one of'),
+        ([[0.0]], {'quantile': 'linear'}, 'quantile must be one of'),
+        ([[0.0]], {'quantile': 'published'}, 'at least one calibration curve'),
+        ([[0.0], [1.0]], {'quantile': 'published', 'modulation': 'std'}, 'does not exist'),
+    ],
+)
+def test_what_cannot_be_calibrated_is_refused(scores, options, message):
+    defaults = {'horizon': 8, 'generator': np.random.default_rng(0)}
+    with pytest.raises(CalibrationError, match=message):
+        calibrate(scores, **{**defaults, **options})
+
+
+@pytest.mark.parametrize(
+    ('center', 'calibration', 'message'),
+    [
+        (np.zeros((0, 3)), np.zeros((2, 3)), 'n1 >= 1'),
+        (np.zeros((2, 3)), np.zeros((2, 4)), r'calibration_curves must have shape \(n, 3\)'),
+        (np.zeros(3), np.zeros((2, 3)), r'center_curves must have shape \(n, T\)'),
+        (np.zeros((2, 3)), np.full((2, 3), np.nan), 'calibration_curves row 0 step 0 is nan'),
+    ],
+)
+def test_curves_that_do_not_fit_are_refused(center, calibration, message):
+    with pytest.raises(CalibrationError, match=message):
+        functional_band(center, calibration)
