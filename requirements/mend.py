@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mends a virtual environment for ./dev: forgets half-installed packages, repairs paths in the ROS wheels.
+
+Runs with the environment's own Python and needs nothing but the standard library, because anything else may be
+what is broken.
+"""
+
+import csv
+import re
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+SITE = Path(sysconfig.get_paths()['purelib'])
+SHARE = Path(sys.prefix) / 'share'
+
+
+def is_whole(dist_info: Path) -> bool:
+    """Whether every file that a distribution recorded is still there, in the recorded size.
+
+    pip writes RECORD last, so a distribution without one was cut off while it was being unpacked. Files below
+    ``share`` may have any size: :func:`repair_paths` edits them.
+    """
+    record = dist_info / 'RECORD'
+    if not (record.is_file() and (dist_info / 'METADATA').is_file()):
+        return False
+    with record.open(newline='', encoding='utf-8') as lines:
+        for name, _, size in csv.reader(lines):
+            path = SITE / name
+            if name.endswith('.pyc'):
+                continue
+            if not path.exists():
+                return False
+            if size and '/share/' not in name and path.stat().st_size != int(size):
+                return False
+    return True
+
+
+def forget_broken() -> list[str]:
+    """Removes the metadata of every distribution that is not whole, so that pip installs it again.
+
+    Returns the names of the metadata folders that were removed.
+    """
+    for leftover in SITE.glob('~*'):  # pip renames what it is about to remove
+        shutil.rmtree(leftover, ignore_errors=True)
+    broken = [info for info in sorted(SITE.glob('*.dist-info')) if not is_whole(info)]
+    for info in broken:
+        shutil.rmtree(info)
+    return [info.name for info in broken]
+
+
+def repair_paths() -> int:
+    """Replaces the include folders of the wheel builders' machine by ours in everything below ``share``.
+
+    Without this CMake refuses the imported targets of every message package. Returns the number of files changed.
+    """
+    python = re.compile(rb'/opt/python/cp\d+-cp\d+/include/python3\.\d+')
+    numpy = re.compile(rb'/opt/python/cp\d+-cp\d+/lib/python3\.\d+/site-packages/numpy/_core/include')
+    python_include = sysconfig.get_paths()['include'].encode()
+    numpy_include = (SITE / 'numpy' / '_core' / 'include').as_posix().encode()
+    changed = 0
+    for path in SHARE.rglob('*'):
+        if path.is_symlink() or not path.is_file():
+            continue
+        before = path.read_bytes()
+        if b'/opt/python/' not in before:
+            continue
+        after = python.sub(lambda _: python_include, numpy.sub(lambda _: numpy_include, before))
+        if after != before:
+            path.write_bytes(after)
+            changed += 1
+    return changed
+
+
+if __name__ == '__main__':
+    if sys.argv[1:] == ['forget-broken']:
+        print('\n'.join(forget_broken()))
+    elif sys.argv[1:] == ['repair-paths']:
+        print(repair_paths())
+    else:
+        sys.exit('usage: mend.py forget-broken | repair-paths')
