@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installs the package vla_feature_bridge (ament_python)."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'vla_feature_bridge'
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={PACKAGE: ['py.typed']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (f'share/{PACKAGE}', ['package.xml']),
+    ],
+    python_requires='>=3.10',
+    install_requires=[
+        'ml_dtypes>=0.5',
+        'numpy>=1.26',
+        'pyarrow>=17',
+        'safetensors>=0.4.5',
+        'setuptools',
+    ],
+    tests_require=['pytest'],
+    zip_safe=False,
+    maintainer='SAFE for ROS 2 maintainers',
+    maintainer_email='maintainers@safe-ros.org',
+    description='Takes hidden states and action chunks out of a robot policy as policy steps.',
+    license='Apache-2.0',
+    entry_points={'console_scripts': ['replay = vla_feature_bridge.nodes.replay:main']},
+)
