@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installs the package safe_monitor_node (ament_python)."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'safe_monitor_node'
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={PACKAGE: ['py.typed']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (f'share/{PACKAGE}', ['package.xml']),
+    ],
+    python_requires='>=3.10',
+    install_requires=[
+        'numpy>=1.26',
+        'safetensors>=0.4.5',
+        'setuptools',
+        'torch>=2.6',
+    ],
+    tests_require=['pytest'],
+    zip_safe=False,
+    maintainer='SAFE for ROS 2 maintainers',
+    maintainer_email='maintainers@safe-ros.org',
+    description='Scores policy steps and raises failure alarms with a calibrated false-alarm rate.',
+    license='Apache-2.0',
+    entry_points={'console_scripts': ['monitor = safe_monitor_node.nodes.monitor:main']},
+)
