@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Installs the package safe_training (ament_python)."""
+
+from setuptools import find_packages, setup
+
+PACKAGE = 'safe_training'
+
+setup(
+    name=PACKAGE,
+    version='0.1.0',
+    packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
+    package_data={PACKAGE: ['py.typed']},
+    data_files=[
+        ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
+        (f'share/{PACKAGE}', ['package.xml']),
+    ],
+    python_requires='>=3.10',
+    install_requires=[
+        'matplotlib>=3.6',
+        'numpy>=1.26',
+        'pyarrow>=17',
+        'rich>=13',
+        'rosbags>=0.10',
+        'safetensors>=0.4.5',
+        'scikit-learn>=1.4',
+        'scipy>=1.11',
+        'setuptools',
+        'torch>=2.6',
+    ],
+    tests_require=['pytest'],
+    zip_safe=False,
+    maintainer='SAFE for ROS 2 maintainers',
+    maintainer_email='maintainers@safe-ros.org',
+    description='Turns recorded rollouts into a calibrated failure detector.',
+    license='Apache-2.0',
+    entry_points={'console_scripts': ['safe_training = safe_training.cli:main']},
+)
