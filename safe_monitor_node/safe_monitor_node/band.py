@@ -194,7 +194,7 @@ class Band:
         }
 
     @classmethod
-    def from_state(cls, arrays: Mapping[str, np.ndarray], meta: Mapping[str, Any]) -> Band:
+    def from_state(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> Band:
         """Rebuild a band from `state()` and `meta()`.
 
         Raises
@@ -207,9 +207,7 @@ class Band:
             if name not in arrays:
                 raise BandError(f'band: array {name!r} is missing; found {sorted(arrays)}')
             if arrays[name].dtype != np.float64:
-                raise BandError(
-                    f'band: array {name!r} must be float64, found {arrays[name].dtype}'
-                )
+                raise BandError(f'band: array {name!r} must be float64, found {arrays[name].dtype}')
         for name in ('kind', 'n_calibration', 'n_center', 'provenance'):
             if name not in meta:
                 raise BandError(f'band: field {name!r} is missing; found {sorted(meta)}')

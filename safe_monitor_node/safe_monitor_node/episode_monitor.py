@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judge one episode after another, step by step: score, band, alarm policy. No ROS in it.
+
+The node feeds it messages; evaluation may feed it recorded rollouts and gets what the robot would have got.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from safe_monitor_node.alarm import AlarmConfig, AlarmPolicy, Verdict
+from safe_monitor_node.band import BandError, Threshold
+from safe_monitor_node.detectors import StepError, Stream
+from safe_monitor_node.folder import LoadedDetector
+from vla_feature_bridge.pooling import FeatureSpec, PoolingError
+from vla_feature_bridge.step import PolicyStep
+
+
+class MonitorError(ValueError):
+    """The monitor was asked for something that its detector folder cannot give."""
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What became of one step.
+
+    Attributes
+    ----------
+    score : float
+        The detector's score; NaN when the step could not be scored.
+    threshold : float
+        The band at this step; NaN when there is none.
+    verdict : Verdict
+        State of the alarm policy after the step.
+    problem : str
+        Why the step could not be judged; empty when it was.
+    """
+
+    score: float
+    threshold: float
+    verdict: Verdict
+    problem: str = ''
+
+
+@dataclass
+class Counts:
+    """Steps since the monitor was configured."""
+
+    scored: int = 0
+    invalid: int = 0
+    missing: int = 0
+    out_of_order: int = 0
+    episodes: int = 0
+
+
+def choose_thresholds(
+    loaded: LoadedDetector, alpha: float = 0.0, warning_alpha: float = 0.0
+) -> tuple[Threshold, Threshold]:
+    """Return the alarm threshold and the warning threshold of a detector folder.
+
+    Parameters
+    ----------
+    alpha : float
+        Promised false-alarm rate; 0 takes the folder's own.
+    warning_alpha : float
+        That of the warning band; 0 takes twice ``alpha`` where the folder has it, else no warning band.
+
+    Raises
+    ------
+    MonitorError
+        No band, an alpha that it was not calibrated for, or one that can never raise an alarm.
+    """
+    name = loaded.detector.name
+    if loaded.band is None:
+        raise MonitorError(f'detector {name}: the folder has no band; calibrate it by fitting with `fit`')
+    alpha = alpha or loaded.alpha
+    try:
+        threshold = loaded.band.at(alpha)
+        warning = loaded.band.at(warning_alpha) if warning_alpha else threshold
+    except BandError as error:
+        raise MonitorError(f'detector {name}: {error}') from error
+    if not any(map(math.isfinite, threshold.upper)):
+        smallest = loaded.band.smallest_finite_alpha
+        choose = 'calibrate on more rollouts' if smallest is None else f'choose alpha >= {smallest:g}'
+        raise MonitorError(
+            f'detector {name}: with {loaded.band.n_calibration} calibration rollouts no finite threshold '
+            f'keeps a false-alarm rate of {alpha:g}, so no alarm could ever be raised; {choose} '
+            'or calibrate on more rollouts'
+        )
+    if warning_alpha and warning_alpha < alpha:
+        raise MonitorError(
+            f'warning_alpha ({warning_alpha:g}) must not be below alpha ({alpha:g}): a warning comes first'
+        )
+    if not warning_alpha:
+        try:
+            warning = loaded.band.at(2 * alpha)
+        except BandError:
+            warning = threshold
+    return threshold, warning
+
+
+class EpisodeMonitor:
+    """A detector, its band and the alarm policy, over a sequence of episodes. Times are seconds."""
+
+    def __init__(
+        self,
+        loaded: LoadedDetector,
+        *,
+        alpha: float = 0.0,
+        warning_alpha: float = 0.0,
+        config: AlarmConfig | None = None,
+    ) -> None:
+        self.loaded = loaded
+        self.threshold, self.warning = choose_thresholds(loaded, alpha, warning_alpha)
+        self.policy = AlarmPolicy(config)
+        self.counts = Counts()
+        self.episode_id = ''
+        self._ended_id = ''
+        self._stream: Stream | None = None
+        self._next_step = 0
+
+    @property
+    def verdict(self) -> Verdict:
+        """The alarm policy's present verdict."""
+        return self.policy.verdict
+
+    @property
+    def running(self) -> bool:
+        """True while an episode runs."""
+        return self.policy.running
+
+    def start(self, episode_id: str, now: float) -> Verdict:
+        """Start an episode; a repeated start of the running one changes nothing."""
+        if self.running and episode_id == self.episode_id and self._next_step == 0:
+            return self.verdict
+        self.episode_id, self._ended_id = episode_id, ''
+        self._stream = self.loaded.detector.stream()
+        self._next_step = 0
+        self.counts.episodes += 1
+        return self.policy.start(now)
+
+    def end(self, episode_id: str) -> Verdict:
+        """End the running episode, if it is this one."""
+        if self.running and episode_id == self.episode_id:
+            self._ended_id = episode_id
+            return self.policy.end()
+        return self.verdict
+
+    def abandon(self) -> Verdict:
+        """Forget the running episode, for example because the clock jumped backwards."""
+        self.episode_id = self._ended_id = ''
+        return self.policy.end()
+
+    def reset(self) -> Verdict:
+        """Release a latched alarm."""
+        return self.policy.reset()
+
+    def tick(self, now: float) -> Verdict:
+        """Look at the clock."""
+        return self.policy.tick(now)
+
+    def step(self, step: PolicyStep, now: float) -> Judgement | None:
+        """Judge the next step; None for one that must be ignored (repeated, or of an ended episode)."""
+        restarted = step.step == 0 and self._next_step > 0
+        if not self.running or step.episode_id != self.episode_id or restarted:
+            if step.episode_id == self._ended_id and step.step > 0:
+                self.counts.out_of_order += 1
+                return None
+            self.start(step.episode_id, now)
+        if step.step < self._next_step:
+            self.counts.out_of_order += 1
+            return None
+        if gap := step.step - self._next_step:
+            self.counts.missing += gap
+            self.policy.missing(gap)
+        self._next_step = step.step + 1
+        return self._judge(step, now)
+
+    def refuse(self, episode_id: str, step: int, problem: str, now: float) -> Judgement:
+        """Take a step whose message could not even be read."""
+        if not self.running or episode_id != self.episode_id:
+            self.start(episode_id, now)
+        self._next_step = max(self._next_step, step + 1)
+        return self._unjudged(step, problem, now)
+
+    def _judge(self, step: PolicyStep, now: float) -> Judgement:
+        assert self._stream is not None
+        try:
+            score = self._stream.step(self._fitting_step(step))
+        except (StepError, PoolingError) as error:
+            return self._unjudged(step.step, str(error), now)
+        self.counts.scored += 1
+        try:
+            threshold, warning = self.threshold.at(step.step), self.warning.at(step.step)
+        except BandError as error:
+            return self._unjudged(step.step, str(error), now, score)
+        verdict = self.policy.judged(step.step, score, threshold, warning, now)
+        return Judgement(score, threshold, verdict)
+
+    def _fitting_step(self, step: PolicyStep) -> PolicyStep:
+        """Check the features' name against the detector's, and pool them if they come raw."""
+        spec = self.loaded.feature
+        if step.feature_name and step.feature_name != str(spec):
+            raw = FeatureSpec(spec.name, spec.dim, spec.axes)
+            if step.feature_name != str(raw):
+                raise StepError(
+                    f'step {step.step}: the features are {step.feature_name!r}, the detector was fitted '
+                    f'on {str(spec)!r}; set the same tensor and pooling in the bridge'
+                )
+        if spec.axes and step.features.ndim == len(spec.axes) + 1:
+            step.features = spec.apply(step.features)
+        return step
+
+    def _unjudged(self, step: int, problem: str, now: float, score: float = math.nan) -> Judgement:
+        self.counts.invalid += 1
+        return Judgement(score, math.nan, self.policy.unjudged(step, problem, now), problem)

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The detector folder: a fitted detector, its band and where both come from, on disk.
+
+::
+
+    FOLDER/detector.json         method, parameters, feature specification, band, provenance, checksum
+    FOLDER/weights.safetensors   every array, named detector.* and band.*
+
+Loading executes nothing and checks everything: one flipped byte in either file is found. Saving writes
+beside the destination and renames, so a folder is whole or absent.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import torch
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from safe_monitor_node.band import Band, BandError
+from safe_monitor_node.detectors import Detector, DetectorError, make_detector
+from vla_feature_bridge.pooling import FeatureSpec, PoolingError
+
+FORMAT = 'safe_detector'
+VERSION = 1
+DESCRIPTION = 'detector.json'
+WEIGHTS = 'weights.safetensors'
+
+_LARGEST_DESCRIPTION = 64 << 20
+
+
+class DetectorFolderError(ValueError):
+    """A detector folder cannot be read or written; the message names the file."""
+
+
+@dataclass(frozen=True)
+class LoadedDetector:
+    """What a detector folder holds.
+
+    Attributes
+    ----------
+    detector : Detector
+        Fitted, ready to score.
+    feature : FeatureSpec
+        What its features are and how they were pooled.
+    band : Band or None
+        Thresholds; None while not calibrated.
+    alpha : float
+        The false-alarm rate that the folder's maker chose.
+    provenance : dict
+        What it was fitted and calibrated on, and with which versions.
+    """
+
+    detector: Detector
+    feature: FeatureSpec
+    band: Band | None
+    alpha: float
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+def _versions() -> dict[str, str]:
+    return {
+        'python': platform.python_version(),
+        'numpy': np.__version__,
+        'torch': torch.__version__,
+        'safetensors': safetensors.__version__,
+    }
+
+
+def _canonical(content: Mapping[str, Any]) -> str:
+    return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + '\n'
+
+
+def _sealed(content: Mapping[str, Any]) -> str:
+    """Return the description with its own checksum, in the one formatting that loading accepts."""
+    digest = hashlib.sha256(_canonical(content).encode()).hexdigest()
+    return _canonical({**content, 'sha256': digest})
+
+
+def save_detector(
+    folder: str | os.PathLike[str],
+    detector: Detector,
+    feature: FeatureSpec,
+    *,
+    band: Band | None = None,
+    alpha: float = 0.1,
+    provenance: Mapping[str, Any] | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Write a fitted detector to a new folder.
+
+    Parameters
+    ----------
+    folder : path
+        Must not exist, unless ``overwrite`` and it is a detector folder.
+    alpha : float
+        The default false-alarm rate; the band must have it.
+    provenance : dict
+        JSON values.
+
+    Raises
+    ------
+    DetectorFolderError
+        The folder exists, or the parts do not belong together. Nothing is left half-written.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        if not overwrite:
+            raise DetectorFolderError(f'{folder}: exists already; give another folder, or overwrite it')
+        if not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
+            raise DetectorFolderError(f'{folder}: is not a detector folder, so it will not be overwritten')
+    if feature.dim != detector.dim_:
+        raise DetectorFolderError(
+            f'{folder}: the detector was fitted on {detector.dim_} features, the feature '
+            f'specification {feature} says {feature.dim}'
+        )
+    if band is not None:
+        band.at(alpha)
+    arrays = {f'detector.{name}': np.ascontiguousarray(a) for name, a in detector.state().items()}
+    if band is not None:
+        arrays |= {f'band.{name}': np.ascontiguousarray(a) for name, a in band.state().items()}
+    weights = save_tensors(arrays)
+    content = {
+        'format': FORMAT,
+        'version': VERSION,
+        'detector': detector.name,
+        'params': detector.get_params(),
+        'feature': feature.to_dict(),
+        'alpha': alpha,
+        'band': None if band is None else band.meta(),
+        'weights_sha256': hashlib.sha256(weights).hexdigest(),
+        'software': _versions(),
+        'provenance': dict(provenance or {}),
+    }
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.partial', dir=folder.parent))
+    try:
+        new = scratch / 'new'
+        new.mkdir()
+        (new / WEIGHTS).write_bytes(weights)
+        (new / DESCRIPTION).write_text(_sealed(content), encoding='utf-8')
+        _exchange(new, folder, scratch / 'old')
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _exchange(new: Path, folder: Path, old: Path) -> None:
+    """Put ``new`` in the place of ``folder``; if that fails, the old one is back where it was."""
+    if not folder.exists():
+        new.rename(folder)
+        return
+    folder.rename(old)
+    try:
+        new.rename(folder)
+    except BaseException:
+        old.rename(folder)
+        raise
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    path = folder / DESCRIPTION
+    if not folder.is_dir():
+        raise DetectorFolderError(f'{folder}: no such folder; expected a detector folder made by `fit`')
+    if not path.is_file():
+        raise DetectorFolderError(
+            f'{path}: missing; expected a detector folder ({DESCRIPTION} and {WEIGHTS}) made by `fit`'
+        )
+    if path.stat().st_size > _LARGEST_DESCRIPTION:
+        raise DetectorFolderError(f'{path}: {path.stat().st_size} bytes is too large for a description')
+    try:
+        text = path.read_bytes().decode('utf-8')
+        content = json.loads(text)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise DetectorFolderError(f'{path}: not readable as JSON ({error}); copy the folder again') from error
+    if not isinstance(content, dict) or content.get('format') != FORMAT:
+        found = content.get('format') if isinstance(content, dict) else type(content).__name__
+        raise DetectorFolderError(f'{path}: expected format {FORMAT!r}, found {found!r}')
+    if content.get('version') != VERSION:
+        raise DetectorFolderError(
+            f'{path}: expected version {VERSION}, found {content.get("version")!r}; '
+            'fit again, or use the release that made it'
+        )
+    content.pop('sha256', None)
+    if _sealed(content) != text:
+        raise DetectorFolderError(
+            f'{path}: the checksum does not match its content; the file was changed or damaged, '
+            'copy the folder again or fit again'
+        )
+    return content
+
+
+def _read_arrays(folder: Path, expected_sha256: str) -> dict[str, np.ndarray]:
+    path = folder / WEIGHTS
+    if not path.is_file():
+        raise DetectorFolderError(f'{path}: missing; copy the whole detector folder')
+    data = path.read_bytes()
+    found = hashlib.sha256(data).hexdigest()
+    if found != expected_sha256:
+        raise DetectorFolderError(
+            f'{path}: expected sha256 {expected_sha256[:12]}..., found {found[:12]}...; '
+            'the file was changed or damaged, copy the folder again or fit again'
+        )
+    try:
+        return load_tensors(data)
+    except (safetensors.SafetensorError, KeyError, ValueError) as error:
+        raise DetectorFolderError(f'{path}: not a safetensors file ({error}); fit again') from error
+
+
+def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
+
+
+def load_detector(folder: str | os.PathLike[str]) -> LoadedDetector:
+    """Read and check a detector folder.
+
+    Raises
+    ------
+    DetectorFolderError
+        Anything is missing, damaged, or does not fit together; the message names the file.
+    """
+    folder = Path(folder)
+    content = _read_description(folder)
+    arrays = _read_arrays(folder, str(content.get('weights_sha256')))
+    path = folder / DESCRIPTION
+    for name, array in arrays.items():
+        if name.startswith('detector.') and not np.isfinite(array).all():
+            raise DetectorFolderError(f'{folder / WEIGHTS}: array {name!r} holds NaN or infinity; fit again')
+    try:
+        feature = FeatureSpec.from_dict(content['feature'])
+        detector = make_detector(content['detector'], **content['params'])
+        detector.load_state(_part(arrays, 'detector.'), feature.dim)
+        band, alpha = None, float(content['alpha'])
+        if content['band'] is not None:
+            band = Band.from_state(_part(arrays, 'band.'), content['band'])
+            band.at(alpha)
+        provenance = dict(content['provenance'])
+    except (PoolingError, DetectorError, BandError) as error:
+        raise DetectorFolderError(f'{path}: {error}') from error
+    except (KeyError, TypeError, ValueError) as error:
+        raise DetectorFolderError(f'{path}: an entry is missing or of another type: {error!r}') from error
+    return LoadedDetector(detector, feature, band, alpha, provenance)
+
+
+def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what a detector folder says about itself, as JSON values, after checking all of it."""
+    loaded = load_detector(folder)
+    band = loaded.band
+    return {
+        'kind': 'detector folder',
+        'detector': loaded.detector.name,
+        'params': loaded.detector.get_params(),
+        'feature': str(loaded.feature),
+        'dim': loaded.feature.dim,
+        'alpha': loaded.alpha,
+        'alphas': [] if band is None else band.alphas.tolist(),
+        'band': None if band is None else {'steps': band.length, **band.meta()},
+        'provenance': loaded.provenance,
+    }
+
+
+def is_detector_folder(path: str | os.PathLike[str]) -> bool:
+    """Tell whether ``path`` looks like a detector folder, without checking it."""
+    return (Path(path) / DESCRIPTION).is_file()

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Node parameters declared in one place: type, default, range, and a sentence each.
+
+The same table declares them in the node, refuses wrong values at start-up, and makes
+``docs/reference/parameters.md``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
+from rclpy.node import Node
+
+Value = bool | int | float | str | list[str]
+
+
+class ParameterError(ValueError):
+    """A parameter has a value that the node refuses; the message names it and says what is allowed."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a node.
+
+    Attributes
+    ----------
+    name : str
+    default : bool, int, float, str or list of str
+        Its type is the parameter's type.
+    description : str
+        One sentence, with the unit in brackets.
+    low, high : float, optional
+        Inclusive range of a number.
+    choices : tuple of str
+        Allowed values of a string; empty for any.
+    """
+
+    name: str
+    default: Value
+    description: str
+    low: float | None = None
+    high: float | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def type_name(self) -> str:
+        """Return the ROS name of the type."""
+        if isinstance(self.default, list):
+            return 'string[]'
+        return {bool: 'bool', int: 'int', float: 'double', str: 'string'}[type(self.default)]
+
+    @property
+    def allowed(self) -> str:
+        """Say in words what values are allowed."""
+        if self.choices:
+            return ', '.join(f"'{choice}'" for choice in self.choices)
+        if self.low is None and self.high is None:
+            return ''
+        low = '-inf' if self.low is None else f'{self.low:g}'
+        high = 'inf' if self.high is None else f'{self.high:g}'
+        return f'{low} to {high}'
+
+    def descriptor(self) -> ParameterDescriptor:
+        """Return the ROS descriptor; parameters are set at start-up and read-only afterwards."""
+        descriptor = ParameterDescriptor(description=self.description, read_only=True)
+        if self.choices:
+            descriptor.additional_constraints = f'one of {self.allowed}'
+        if self.low is not None or self.high is not None:
+            if isinstance(self.default, int):
+                low = -(2**31) if self.low is None else int(self.low)
+                high = 2**31 - 1 if self.high is None else int(self.high)
+                descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
+            else:
+                low = -math.inf if self.low is None else self.low
+                high = math.inf if self.high is None else self.high
+                descriptor.floating_point_range = [
+                    FloatingPointRange(from_value=float(low), to_value=float(high))
+                ]
+        return descriptor
+
+
+def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNamespace:
+    """Declare all parameters and return their values as attributes.
+
+    Raises
+    ------
+    ParameterError
+        A value of another type, outside its range, or not one of the choices.
+    """
+    values: dict[str, Any] = {}
+    for parameter in parameters:
+        try:
+            value = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor()).value
+        except Exception as error:  # rclpy raises several unrelated classes for a refused value
+            allowed = f', allowed: {parameter.allowed}' if parameter.allowed else ''
+            raise ParameterError(
+                f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: {error} '
+                f'(type {parameter.type_name}{allowed}; {parameter.description})'
+            ) from error
+        if parameter.choices and value not in parameter.choices:
+            raise ParameterError(
+                f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: must be one of '
+                f'{parameter.allowed}, found {value!r}'
+            )
+        values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
+    return SimpleNamespace(**values)

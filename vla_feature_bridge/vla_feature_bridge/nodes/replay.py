@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Play a recorded rollout set as if its policy were running: ``ros2 run vla_feature_bridge replay``."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from safe_msgs.msg import EpisodeEvent
+from safe_msgs.msg import PolicyStep as PolicyStepMessage
+
+from vla_feature_bridge.messages import step_to_message
+from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetError
+
+PARAMETERS = (
+    Parameter('rollout_set', '', 'Folder of the rollout set to play.'),
+    Parameter('rate', 10.0, 'Policy inferences per second where the recording has no stamps [Hz].', 0.01, 1e4),
+    Parameter('speed', 1.0, 'How many times faster than recorded (or than rate) to play.', 0.001, 1e4),
+    Parameter('tasks', [''], 'Names of the tasks to play; empty plays all.'),
+    Parameter('episodes', [''], 'Ids of the episodes to play, in this order; empty plays all.'),
+    Parameter('limit', 0, 'Play at most this many episodes; 0 plays all.', 0, 2**31 - 1),
+    Parameter('gap', 0.2, 'Pause between episodes, not scaled by speed [s].', 0.0, 3600.0),
+    Parameter('subscribers', 1, 'Wait for this many subscribers of each topic before playing.', 0, 100),
+    Parameter('subscribers_timeout', 30.0, 'Give up waiting for them after this long [s].', 0.0, 86400.0),
+)
+
+STEP_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+EPISODE_QOS = QoSProfile(
+    depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+
+
+class ReplayError(ValueError):
+    """The replay cannot play what was asked for; the message says what there is."""
+
+
+def chosen_rollouts(rollouts: RolloutSet, tasks: list[str], episodes: list[str], limit: int) -> list[int]:
+    """Return the indices to play, in order.
+
+    Raises
+    ------
+    ReplayError
+        A task or an episode is not in the set.
+    """
+    tasks, episodes = [t for t in tasks if t], [e for e in episodes if e]
+    known = {name: index for index, name in enumerate(rollouts.episode_ids)}
+    for name in episodes:
+        if name not in known:
+            raise ReplayError(f'{rollouts.path}: no episode {name!r}; `safe_training info` lists what there is')
+    for name in tasks:
+        if name not in rollouts.tasks:
+            raise ReplayError(
+                f'{rollouts.path}: no task {name!r}; there are: {", ".join(sorted(set(rollouts.tasks)))}'
+            )
+    indices = [known[name] for name in episodes] if episodes else list(range(len(rollouts)))
+    if tasks:
+        indices = [i for i in indices if rollouts.tasks[i] in tasks]
+    if not indices:
+        raise ReplayError(f'{rollouts.path}: no episode is left to play after choosing tasks and episodes')
+    return indices[:limit] if limit else indices
+
+
+def step_offsets(rollout: Rollout, rate: float) -> list[float]:
+    """Return when each step is due, in seconds after the first: as recorded, otherwise at ``rate``."""
+    if rollout.stamps is None or not rollout.stamps.any():
+        return [t / rate for t in range(len(rollout))]
+    return [float(stamp - rollout.stamps[0]) * 1e-9 for stamp in rollout.stamps]
+
+
+class ReplayNode(Node):
+    """Publishes recorded steps and episode events at the pace of a running policy."""
+
+    def __init__(self, **kwargs: object) -> None:
+        super().__init__('replay', **kwargs)
+        self._parameters_now = declare_parameters(self, PARAMETERS)
+        overriding = QoSOverridingOptions.with_default_policies()
+        self._steps = self.create_publisher(
+            PolicyStepMessage, 'vla/policy_step', STEP_QOS, qos_overriding_options=overriding
+        )
+        self._events = self.create_publisher(
+            EpisodeEvent, 'vla/episode', EPISODE_QOS, qos_overriding_options=overriding
+        )
+
+    def wait_for_subscribers(self) -> None:
+        """Return once both topics have the wanted number of subscribers.
+
+        Raises
+        ------
+        ReplayError
+            They did not come in time.
+        """
+        wanted = self._parameters_now.subscribers
+        deadline = time.monotonic() + self._parameters_now.subscribers_timeout
+        publishers = (self._steps, self._events)
+        while any(p.get_subscription_count() < wanted for p in publishers):
+            if time.monotonic() > deadline:
+                found = min(p.get_subscription_count() for p in publishers)
+                raise ReplayError(
+                    f'{found} of {wanted} subscribers of {self._steps.topic_name} came within '
+                    f'{self._parameters_now.subscribers_timeout:g} s; is the monitor running and active, with '
+                    'the same ROS_DOMAIN_ID and namespace?'
+                )
+            rclpy.spin_once(self, timeout_sec=0.02)
+
+    def play(self) -> int:
+        """Play everything that the parameters ask for; returns the number of episodes played.
+
+        Raises
+        ------
+        RolloutSetError, ReplayError
+            The set cannot be read, or does not hold what was asked for.
+        """
+        p = self._parameters_now
+        if not p.rollout_set:
+            raise ReplayError('parameter rollout_set is empty; give the folder of a rollout set')
+        rollouts = RolloutSet.open(p.rollout_set)
+        indices = chosen_rollouts(rollouts, p.tasks, p.episodes, p.limit)
+        self.wait_for_subscribers()
+        for count, index in enumerate(indices, start=1):
+            self._play_episode(rollouts[index])
+            self.get_logger().info(f'played episode {count} of {len(indices)}')
+            self._pause_until(time.monotonic() + p.gap)
+        # Everything is reliable: leave only when the subscribers have it.
+        for publisher in (self._steps, self._events):
+            publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=5))
+        return len(indices)
+
+    def _play_episode(self, rollout: Rollout) -> None:
+        self._event(rollout, EpisodeEvent.KIND_START, EpisodeEvent.OUTCOME_UNKNOWN)
+        offsets = step_offsets(rollout, self._parameters_now.rate)
+        speed, start = self._parameters_now.speed, time.monotonic()
+        for t, offset in enumerate(offsets):
+            self._pause_until(start + offset / speed)
+            step = rollout.step(t)
+            step.stamp = self.get_clock().now().nanoseconds
+            self._steps.publish(step_to_message(step))
+        # The last chunk is executed before the episode ends.
+        self._pause_until(start + (offsets[-1] + 1.0 / self._parameters_now.rate) / speed)
+        outcome = EpisodeEvent.OUTCOME_UNKNOWN
+        if rollout.success is not None:
+            outcome = EpisodeEvent.OUTCOME_SUCCESS if rollout.success else EpisodeEvent.OUTCOME_FAILURE
+        self._event(rollout, EpisodeEvent.KIND_END, outcome)
+
+    def _event(self, rollout: Rollout, kind: int, outcome: int) -> None:
+        event = EpisodeEvent(
+            episode_id=rollout.episode_id,
+            task=rollout.task,
+            instruction=rollout.instruction,
+            kind=kind,
+            outcome=outcome,
+            reason='replayed',
+        )
+        event.header.stamp = self.get_clock().now().to_msg()
+        self._events.publish(event)
+
+    def _pause_until(self, moment: float) -> None:
+        # Answer services and shutdown while waiting; without any wait left, do not fall behind.
+        while (left := moment - time.monotonic()) > 0 and rclpy.ok():
+            if left > 0.05:
+                rclpy.spin_once(self, timeout_sec=left - 0.02)
+            else:
+                time.sleep(left)
+        if not rclpy.ok():
+            raise ExternalShutdownException()
+
+
+def main(args: list[str] | None = None) -> int:
+    """Run the node; returns 0 when everything was played, 1 otherwise."""
+    rclpy.init(args=args)
+    try:
+        node = ReplayNode()
+        try:
+            node.play()
+        except (RolloutSetError, ReplayError) as error:
+            node.get_logger().fatal(str(error))
+            return 1
+        finally:
+            node.destroy_node()
+    except ParameterError as error:
+        print(f'replay: {error}', file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    finally:
+        rclpy.try_shutdown()
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
