@@ -138,9 +138,7 @@ class _Budget:
         """Ask before bytes are copied rather than viewed."""
         self._copied += count
         if self._copied > self.bytes:
-            raise _Refused(
-                f'arrays of at most {self.bytes} bytes for a file of this size', 'more'
-            )
+            raise _Refused(f'arrays of at most {self.bytes} bytes for a file of this size', 'more')
 
 
 class _Global:
@@ -516,9 +514,7 @@ def _build_scalar(arguments: Any, budget: _Budget) -> Any:
     return _array(data, dtype, (), 'C', budget)[()]
 
 
-def _array(
-    data: Any, dtype: Any, shape: Any, order: str, budget: _Budget
-) -> np.ndarray[Any, Any]:
+def _array(data: Any, dtype: Any, shape: Any, order: str, budget: _Budget) -> np.ndarray[Any, Any]:
     if not isinstance(dtype, np.dtype):
         raise _Refused('a finished dtype', _kind(dtype))
     if type(data) is not memoryview:
@@ -718,7 +714,11 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
     members = {}
     for entry in entries:
         header = data[entry.header_offset : entry.header_offset + 30]
-        if entry.compress_type != zipfile.ZIP_STORED or entry.header_offset < 0 or len(header) != 30:
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.header_offset < 0
+            or len(header) != 30
+        ):
             raise _Refused('stored members in a torch archive', _shown(entry.filename))
         names = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:30], 'little')
         start = entry.header_offset + 30 + names

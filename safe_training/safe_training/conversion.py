@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Looks into sources of rollouts (``info``) and turns them into rollout sets (``convert``)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from safe_training.readers import DumpError, Progress, no_rollouts, open_source
+from vla_feature_bridge.pooling import PoolingError, parse_pooling
+from vla_feature_bridge.rollout import Rollout, RolloutError
+from vla_feature_bridge.rollout_set import RolloutSetError, RolloutSetWriter
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Pooling = tuple[tuple[str, str], ...]
+
+#: How many bad episodes are described on the terminal; --json has all.
+_COMPLAINTS = 10
+
+_INFO_EXAMPLE = """\
+example:
+  python -m safe_training info test/data/openvla_dump
+"""
+_CONVERT_EXAMPLE = """\
+example:
+  python -m safe_training convert test/data/openvla_dump sets/openvla --pooling token=mean
+"""
+
+
+def info(path: str | os.PathLike[str], progress: Progress | None = None) -> dict[str, Any]:
+    """Say what is in a dump, archive, rollout set or detector folder, as JSON values.
+
+    Reads every episode, so that bad ones are found; they are listed under ``bad``.
+
+    Raises
+    ------
+    DumpError, RolloutSetError
+        It is none of these, it is broken as a whole, or not one episode is readable.
+    """
+    if (Path(path) / 'detector.json').is_file():
+        return {'path': str(path), **_describe_detector(path)}
+    source = open_source(path, skip_bad=True)
+    summary = _Summary()
+    for rollout in source.rollouts(progress):
+        summary.add(rollout)
+    if not summary.lengths:
+        raise DumpError(no_rollouts(source))
+    return {
+        'path': str(path),
+        'kind': source.kind,
+        'why': source.why,
+        'policy': source.policy,
+        **summary.to_dict(),
+        'feature': {'text': str(source.feature), **source.feature.to_dict()},
+        'bad': list(source.skipped),
+    }
+
+
+def convert(
+    source_path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    pooling: Pooling | None = None,
+    feature: str | None = None,
+    skip_bad: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Turn any source of rollouts into a rollout set, one episode in memory at a time.
+
+    Parameters
+    ----------
+    pooling, feature, skip_bad
+        As in :func:`safe_training.readers.open_source`.
+    overwrite : bool
+        Replace a rollout set that is there already.
+
+    Returns
+    -------
+    dict
+        Source, destination, kind, why, feature, numbers of rollouts and steps, what was skipped.
+
+    Raises
+    ------
+    DumpError, RolloutSetError
+        The source cannot be read or the set cannot be written; nothing is left behind.
+    """
+    source = open_source(source_path, pooling, feature, skip_bad)
+    steps: list[int] = []
+    with RolloutSetWriter(
+        destination,
+        feature=source.feature,
+        policy=source.policy,
+        source=f'{source.kind}: {Path(source_path).resolve().name}',
+        overwrite=overwrite,
+    ) as writer:
+        for rollout in source.rollouts(progress):
+            writer.add(rollout)
+            steps.append(len(rollout))
+        if not steps:
+            raise DumpError(no_rollouts(source))
+    return {
+        'source': str(source_path),
+        'destination': str(destination),
+        'kind': source.kind,
+        'why': source.why,
+        'feature': str(source.feature),
+        'rollouts': len(steps),
+        'steps': sum(steps),
+        'skipped': list(source.skipped),
+    }
+
+
+def _describe_detector(path: str | os.PathLike[str]) -> dict[str, Any]:
+    # Imported here because it brings torch, which looking into a dump does not need.
+    from safe_monitor_node.folder import DetectorFolderError, describe
+
+    try:
+        return describe(path)
+    except DetectorFolderError as error:
+        raise DumpError(str(error)) from error
+
+
+class _Summary:
+    """Counts over rollouts, kept without keeping the rollouts."""
+
+    def __init__(self) -> None:
+        self.lengths: list[int] = []
+        self._tasks: dict[str, dict[str, Any]] = {}
+        self._shapes: dict[str, set[str]] = {}
+
+    def add(self, rollout: Rollout) -> None:
+        self.lengths.append(len(rollout))
+        row = self._tasks.setdefault(
+            rollout.task,
+            {
+                'task': rollout.task,
+                'task_id': rollout.task_id,
+                'episodes': 0,
+                'successes': 0,
+                'failures': 0,
+                'unlabelled': 0,
+                'shortest': len(rollout),
+                'longest': len(rollout),
+            },
+        )
+        outcome = {True: 'successes', False: 'failures', None: 'unlabelled'}[rollout.success]
+        row['episodes'] += 1
+        row[outcome] += 1
+        row['shortest'] = min(row['shortest'], len(rollout))
+        row['longest'] = max(row['longest'], len(rollout))
+        self._note('dtype', rollout.features.dtype.name)
+        self._note('actions', _per_step(rollout.actions))
+        self._note('tokens', _per_step(rollout.token_probability))
+        self._note('exec_horizon', str(rollout.exec_horizon))
+        self._note('signals', '\n'.join(rollout.signals))
+
+    def _note(self, what: str, value: str) -> None:
+        self._shapes.setdefault(what, set()).add(value)
+
+    def to_dict(self) -> dict[str, Any]:
+        tasks = sorted(self._tasks.values(), key=lambda row: (row['task_id'], row['task']))
+        totals = {
+            key: sum(row[key] for row in tasks)
+            for key in ('episodes', 'successes', 'failures', 'unlabelled')
+        }
+        return {
+            **totals,
+            'steps': sum(self.lengths),
+            'length': {
+                'shortest': min(self.lengths),
+                'median': float(np.median(self.lengths)),
+                'longest': max(self.lengths),
+            },
+            'dtype': sorted(self._shapes['dtype']),
+            'actions': sorted(self._shapes['actions']),
+            'exec_horizon': sorted(map(int, self._shapes['exec_horizon'])),
+            'tokens': sorted(self._shapes['tokens']),
+            'signals': sorted(
+                {n for names in self._shapes['signals'] for n in names.split('\n') if n}
+            ),
+            'tasks': tasks,
+        }
+
+
+def _per_step(array: np.ndarray | None) -> str:
+    return 'none' if array is None else 'x'.join(map(str, array.shape[1:]))
+
+
+# -- command line
+
+
+def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verbs ``info`` and ``convert``; each sets ``run``, a callable of the arguments."""
+    verb = subparsers.add_parser(
+        'info',
+        help='say what is in a dump, archive, rollout set or detector folder',
+        description='Say what is in a dump, archive, rollout set or detector folder, and how that '
+        'was found. Reads every episode; exit status 1 when some are bad.',
+        epilog=_INFO_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument('source', metavar='SOURCE', help='folder or file')
+    verb.add_argument('--json', action='store_true', help='print JSON for machines')
+    verb.set_defaults(run=run_info)
+
+    verb = subparsers.add_parser(
+        'convert',
+        help='turn a dump or archive into a rollout set',
+        description='Turn a dump or archive into a rollout set. Nothing is left behind when it '
+        'does not finish.',
+        epilog=_CONVERT_EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    verb.add_argument('source', metavar='SOURCE', help='any source that info recognises')
+    verb.add_argument('destination', metavar='DEST', help='folder to make')
+    add_reading_options(verb)
+    verb.add_argument('--overwrite', action='store_true', help='replace a rollout set at DEST')
+    verb.add_argument('--json', action='store_true', help='print JSON for machines')
+    verb.set_defaults(run=run_convert)
+
+
+def add_reading_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``--pooling``, ``--feature`` and ``--skip-bad``, for every verb that reads a source."""
+    parser.add_argument(
+        '--pooling',
+        nargs='+',
+        type=_pooling_argument,
+        metavar='AXIS=COMMAND',
+        help='how to reduce raw features, in this order, such as token=last or token=mean '
+        '(default: what the format states)',
+    )
+    parser.add_argument(
+        '--feature', metavar='NAME', help='which feature array, where the source holds several'
+    )
+    parser.add_argument(
+        '--skip-bad',
+        action='store_true',
+        help='leave out and report episodes that cannot be read, instead of stopping',
+    )
+
+
+def _pooling_argument(argument: str) -> tuple[str, str]:
+    try:
+        return parse_pooling([argument])[0]
+    except PoolingError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run_info(arguments: argparse.Namespace) -> int:
+    """Run the verb ``info``; returns the exit status."""
+    try:
+        with show_progress('reading', quiet=arguments.json) as progress:
+            found = info(arguments.source, progress)
+    except (DumpError, RolloutError, RolloutSetError, OSError) as error:
+        return _failed(error)
+    if arguments.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _print_info(found)
+    _complain('bad', found.get('bad', []))
+    return 1 if found.get('bad') else 0
+
+
+def run_convert(arguments: argparse.Namespace) -> int:
+    """Run the verb ``convert``; returns the exit status."""
+    try:
+        with show_progress('converting', quiet=arguments.json) as progress:
+            done = convert(
+                arguments.source,
+                arguments.destination,
+                pooling=tuple(arguments.pooling) if arguments.pooling else None,
+                feature=arguments.feature,
+                skip_bad=arguments.skip_bad,
+                overwrite=arguments.overwrite,
+                progress=progress,
+            )
+    except (DumpError, RolloutError, RolloutSetError, OSError) as error:
+        return _failed(error)
+    _complain('skipped', done['skipped'])
+    if arguments.json:
+        print(json.dumps(done, indent=2, ensure_ascii=False))
+    else:
+        skipped = f', {len(done["skipped"])} skipped' if done['skipped'] else ''
+        print(
+            f'{done["destination"]}: {done["rollouts"]} rollouts, {done["steps"]} steps, '
+            f'{done["feature"]} from {done["kind"]}{skipped}'
+        )
+    return 0
+
+
+def _complain(what: str, messages: list[str]) -> None:
+    for message in messages[:_COMPLAINTS]:
+        print(f'{what}: {message}', file=sys.stderr)
+    if len(messages) > _COMPLAINTS:
+        print(f'{what}: {len(messages) - _COMPLAINTS} more (--json lists all)', file=sys.stderr)
+
+
+def _failed(error: Exception) -> int:
+    print(f'error: {error}', file=sys.stderr)
+    return 1
+
+
+@contextmanager
+def show_progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
+    """Give a progress callback that draws a bar on stderr, where stderr is a terminal.
+
+    Parameters
+    ----------
+    what : str
+        The word before the bar.
+    quiet : bool
+        Draw nothing and give None.
+    """
+    if quiet or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bar = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def _print_info(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if 'tasks' not in found:
+        _print_pairs(console, found)
+        return
+    why = {'kind': f'{found["kind"]} ({found["why"]})', 'policy': found['policy'] or 'not stated'}
+    length = found['length']
+    outcomes = f'{found["successes"]} successes, {found["failures"]} failures'
+    if found['unlabelled']:
+        outcomes += f', {found["unlabelled"]} unlabelled'
+    _print_pairs(
+        console,
+        {
+            'path': found['path'],
+            **why,
+            'episodes': f'{found["episodes"]} ({outcomes}) of {len(found["tasks"])} tasks',
+            'steps': f'{found["steps"]} ({length["shortest"]} to {length["longest"]} an episode, '
+            f'median {length["median"]:g})',
+            'feature': f'{found["feature"]["text"]}, {found["feature"]["dim"]} wide, '
+            f'{", ".join(found["dtype"])}',
+            'actions': _actions_text(found),
+            'tokens': ', '.join(found['tokens']),
+            'signals': ', '.join(found['signals']) or 'none',
+        },
+    )
+    _print_tasks(console, found['tasks'])
+
+
+def _actions_text(found: dict[str, Any]) -> str:
+    if found['actions'] == ['none']:
+        return 'none'
+    executed = ', '.join(map(str, found['exec_horizon']))
+    return f'{", ".join(found["actions"])} (samples x horizon x dimension), {executed} executed'
+
+
+def _print_pairs(console: Console, pairs: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for key, value in pairs.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        grid.add_row(Text(key, style='bold'), Text(text))
+    console.print(grid)
+
+
+def _print_tasks(console: Console, tasks: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column('id', justify='right')
+    table.add_column('task')
+    for name in ('episodes', 'successes', 'failures', 'steps'):
+        table.add_column(name, justify='right', no_wrap=True)
+    for row in tasks:
+        numbers = [str(row[key]) for key in ('episodes', 'successes', 'failures')]
+        steps = f'{row["shortest"]} to {row["longest"]}'
+        table.add_row(str(row['task_id']), Text(row['task']), *numbers, steps)
+    console.print(table)

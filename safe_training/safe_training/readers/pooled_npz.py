@@ -1,0 +1,389 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads pooled rollouts from one NumPy archive: every episode's steps in one long array.
+
+Rollout i is rows ``offsets[i]:offsets[i + 1]`` of every array with one row per step. Two layouts:
+
+* *named*: ``offsets``, ``success``, ``task`` (names), and ``features`` or ``action_signals`` with
+  ``action_signal_names`` or both;
+* *numbered*: ``offsets``, ``success``, ``task_id`` into ``task_names``, features ``feat_*``, and
+  ``sampled_actions``, ``action``, ``token_prob``, ``token_entropy``, ``meta_json`` where kept.
+
+An archive without features gives rollouts whose feature is empty, shape (T, 0): enough for the
+detectors that read signals, actions or the step number alone.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safe_training.readers.source import Progress, ReadOptions, Source
+from safe_training.unpickle import DumpError
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.signals import SignalError, rollout_signals
+
+NO_FEATURE = 'none'
+_DEFAULT_FEATURES = ('features', 'feat_mean')
+_MAX_ARRAY_BYTES = 16 << 30
+
+
+class PooledNpzSource(Source):
+    """One ``.npz`` archive of pooled rollouts; nothing in it is ever unpickled."""
+
+    kind = 'pooled_npz'
+    looks_for = 'a .npz with offsets, success, and task or task_id (pooled rollouts)'
+
+    def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
+        super().__init__(path, why, options)
+        if options.pooling:
+            raise DumpError(
+                f'{path}: expected no pooling, the features of this archive are pooled already, '
+                f'found {", ".join("=".join(pair) for pair in options.pooling)}; choose among its '
+                'features instead (--feature)'
+            )
+        self._shapes = _shapes(path)
+        self._offsets = self._read_offsets()
+        self._meta = self._read_meta()
+        self.policy = str(self._meta.get('kind', ''))
+
+    @staticmethod
+    def detect(path: Path) -> str | None:
+        if path.suffix != '.npz' or not path.is_file():
+            return None
+        names = _shapes(path)
+        if {'offsets', 'success', 'task'} <= set(names):
+            return 'an .npz with offsets, success and task'
+        if {'offsets', 'success', 'task_id', 'task_names'} <= set(names):
+            return 'an .npz with offsets, success, task_id and task_names'
+        return None
+
+    def __len__(self) -> int:
+        return len(self._offsets) - 1
+
+    @cached_property
+    def feature(self) -> FeatureSpec:
+        choices = self._feature_choices()
+        name = self.options.feature
+        if name is None:
+            name = next((n for n in _DEFAULT_FEATURES if n in choices), NO_FEATURE)
+        if name not in choices:
+            raise DumpError(
+                f'{self.path}: expected one of the features {", ".join(choices)}, found {name!r}'
+            )
+        return FeatureSpec(name, dim=choices[name])
+
+    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+        self.skipped = []
+        columns = self._episode_columns()
+        steps = self._step_arrays()
+        duplicate = _first_repeated(columns['episode_id'])
+        if duplicate is not None:
+            raise DumpError(
+                f'{self.path}: expected every episode once, found {duplicate!r} more than once'
+            )
+        for index in range(len(self)):
+            if progress:
+                progress(index, len(self))
+            try:
+                rollout = self._rollout(index, columns, steps)
+            except DumpError as error:
+                if not self.options.skip_bad:
+                    raise
+                self.skipped.append(str(error))
+                continue
+            yield rollout
+        if progress:
+            progress(len(self), len(self))
+
+    # -- one episode
+
+    def _rollout(self, index: int, columns: dict[str, list[Any]], steps: dict[str, Any]) -> Rollout:
+        name = columns['episode_id'][index]
+        rows = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
+        if rows.start == rows.stop:
+            raise DumpError(
+                f'{self.path}: episode {name!r}: expected at least one step, found none'
+            )
+        features = steps['features'][rows]
+        actions = None if steps['actions'] is None else steps['actions'][rows]
+        for what, array in (('features', features), ('actions', actions)):
+            self._check_finite(name, what, array)
+        exec_horizon = 1
+        own = {key: np.ascontiguousarray(values[rows]) for key, values in steps['signals'].items()}
+        if actions is not None:
+            # A chunk cannot execute more than it holds: token policies emit one action.
+            exec_horizon = min(int(self._meta.get('exec_horizon', 1)), actions.shape[2])
+            try:
+                own = rollout_signals(actions, exec_horizon) | own
+            except SignalError as error:
+                raise DumpError(f'{self.path}: episode {name!r}: {error}') from error
+        return Rollout(
+            features=features,
+            task=columns['task'][index],
+            success=columns['success'][index],
+            episode_id=name,
+            task_id=columns['task_id'][index],
+            episode_index=columns['episode_index'][index],
+            instruction=columns['instruction'][index],
+            policy=self.policy,
+            feature_name=str(self.feature),
+            actions=actions,
+            exec_horizon=exec_horizon,
+            token_probability=_rows(steps['token_prob'], rows),
+            token_entropy=_rows(steps['token_entropy'], rows),
+            signals=own,
+        )
+
+    def _check_finite(self, episode: str, what: str, array: np.ndarray | None) -> None:
+        if array is None:
+            return
+        finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
+        if not finite.all():
+            raise DumpError(
+                f'{self.path}: episode {episode!r}: expected finite {what}, found NaN or infinity '
+                f'at step {int(np.argmin(finite))}; leave it out (--skip-bad) or record it again'
+            )
+
+    # -- arrays
+
+    def _array(self, name: str) -> np.ndarray:
+        return _read_array(self.path, name)
+
+    def _read_offsets(self) -> np.ndarray:
+        offsets = self._array('offsets')
+        if offsets.ndim != 1 or offsets.dtype.kind not in 'iu' or len(offsets) < 2:
+            raise DumpError(
+                f'{self.path}: expected offsets of at least one episode as integers, found '
+                f'shape {offsets.shape} of {offsets.dtype}'
+            )
+        offsets = offsets.astype(np.int64)
+        if offsets[0] != 0 or (np.diff(offsets) < 0).any():
+            raise DumpError(f'{self.path}: expected offsets that start at 0 and never fall')
+        return offsets
+
+    def _read_meta(self) -> dict[str, Any]:
+        if 'meta_json' not in self._shapes:
+            return {}
+        try:
+            arguments = json.loads(str(self._array('meta_json')))['args']
+            horizon = arguments.get('exec_horizon', 1)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            raise DumpError(
+                f"{self.path}: expected JSON with 'args' in meta_json, found {error!r}"
+            ) from error
+        if type(horizon) is not int or horizon < 1:
+            raise DumpError(f'{self.path}: expected exec_horizon from 1, found {horizon!r}')
+        return arguments
+
+    def _feature_choices(self) -> dict[str, int]:
+        """Return the arrays that can be the feature, with their width."""
+        steps = int(self._offsets[-1])
+        choices = {
+            name: shape[1]
+            for name, (shape, dtype) in self._shapes.items()
+            if len(shape) == 2
+            and shape[0] == steps
+            and dtype.kind == 'f'
+            and (name.startswith('feat') or name == 'action_signals')
+        }
+        return choices | {NO_FEATURE: 0}
+
+    def _step_arrays(self) -> dict[str, Any]:
+        name = self.feature.name
+        if name == NO_FEATURE:
+            features = np.zeros((int(self._offsets[-1]), 0), np.float32)
+        else:
+            features = self._per_step(name, (2,))
+        return {
+            'features': features,
+            'actions': self._actions(),
+            'token_prob': self._optional_per_step('token_prob'),
+            'token_entropy': self._optional_per_step('token_entropy'),
+            'signals': self._signals(),
+        }
+
+    def _actions(self) -> np.ndarray | None:
+        """Return the action chunks as (steps, samples, horizon, action_dim)."""
+        if 'sampled_actions' in self._shapes:
+            return self._per_step('sampled_actions', (4,))
+        if 'action' not in self._shapes:
+            return None
+        action = self._per_step('action', (2, 3))
+        return action[:, None, None, :] if action.ndim == 2 else action[:, None]
+
+    def _signals(self) -> dict[str, np.ndarray]:
+        if 'action_signals' not in self._shapes:
+            return {}
+        values = self._per_step('action_signals', (2,)).astype(np.float32, copy=False)
+        names = self._texts('action_signal_names', values.shape[1])
+        if len(set(names)) != len(names):
+            raise DumpError(f'{self.path}: expected signal names without repetition, found {names}')
+        return {name: values[:, column] for column, name in enumerate(names)}
+
+    def _optional_per_step(self, name: str) -> np.ndarray | None:
+        return self._per_step(name, (2,)) if name in self._shapes else None
+
+    def _per_step(self, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
+        array = self._array(name)
+        steps = int(self._offsets[-1])
+        if array.ndim not in dimensions or len(array) != steps or array.dtype.kind != 'f':
+            raise DumpError(
+                f'{self.path}: expected {name} as floats with {steps} rows, one per step, and '
+                f'{" or ".join(map(str, dimensions))} axes, found {array.dtype} {array.shape}'
+            )
+        return array
+
+    def _episode_columns(self) -> dict[str, list[Any]]:
+        count = len(self)
+        success = self._array('success')
+        if success.shape != (count,) or not np.isin(success, (0, 1)).all():
+            raise DumpError(
+                f'{self.path}: expected success as {count} times 0 or 1, found another array'
+            )
+        columns: dict[str, list[Any]] = {'success': [bool(value) for value in success]}
+        if 'task' in self._shapes:
+            columns['task'] = self._texts('task', count)
+            numbers = {name: number for number, name in enumerate(sorted(set(columns['task'])))}
+            columns['task_id'] = [numbers[name] for name in columns['task']]
+            columns['instruction'] = self._optional_texts('instruction', count)
+        else:
+            columns |= self._numbered_tasks(count)
+        index_name = 'episode_idx' if 'episode_idx' in self._shapes else 'episode_index'
+        columns['episode_index'] = self._integers(index_name, count)
+        columns['episode_id'] = [
+            f'{task}/{index}'
+            for task, index in zip(columns['task'], columns['episode_index'], strict=True)
+        ]
+        return columns
+
+    def _numbered_tasks(self, count: int) -> dict[str, list[Any]]:
+        numbers = self._integers('task_id', count)
+        names = self._texts('task_names', None)
+        instructions = self._optional_texts('task_instructions', len(names))
+        if min(numbers) < 0 or max(numbers) >= len(names):
+            raise DumpError(
+                f'{self.path}: expected task_id from 0 to {len(names) - 1}, the length of '
+                f'task_names, found {min(numbers)} to {max(numbers)}'
+            )
+        return {
+            'task_id': numbers,
+            'task': [names[number] for number in numbers],
+            'instruction': [instructions[number] for number in numbers],
+        }
+
+    def _integers(self, name: str, count: int) -> list[int]:
+        self._require(name)
+        array = self._array(name)
+        if array.shape != (count,) or array.dtype.kind not in 'iu':
+            raise DumpError(
+                f'{self.path}: expected {name} as {count} integers, found {array.dtype} '
+                f'{array.shape}'
+            )
+        return [int(value) for value in array]
+
+    def _texts(self, name: str, count: int | None) -> list[str]:
+        self._require(name)
+        array = self._array(name)
+        if array.ndim != 1 or array.dtype.kind != 'U' or count not in (None, len(array)):
+            raise DumpError(
+                f'{self.path}: expected {name} as {"" if count is None else f"{count} "}texts, '
+                f'found {array.dtype} {array.shape}'
+            )
+        return [str(value) for value in array]
+
+    def _optional_texts(self, name: str, count: int) -> list[str]:
+        return self._texts(name, count) if name in self._shapes else [''] * count
+
+    def _require(self, name: str) -> None:
+        if name not in self._shapes:
+            raise DumpError(
+                f'{self.path}: expected an array {name}, found {", ".join(self._shapes)}'
+            )
+
+
+def _rows(array: np.ndarray | None, rows: slice) -> np.ndarray | None:
+    return None if array is None else array[rows]
+
+
+def _first_repeated(names: Sequence[str]) -> str | None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
+
+
+# -- the archive itself: numpy.load would allocate what a header claims before reading it
+
+
+def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Read the header of every array in an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name.removesuffix('.npy'): _read_header(archive, name)[:2]
+                for name in archive.namelist()
+                if name.endswith('.npy')
+            }
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise DumpError(
+            f'{path}: expected a NumPy archive (.npz), found {error}; copy the file again'
+        ) from error
+
+
+def _read_array(path: Path, name: str) -> np.ndarray:
+    """Read one array; its claimed size is checked against the archive's directory first."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shape, dtype, fortran, start = _read_header(archive, f'{name}.npy')
+            size = archive.getinfo(f'{name}.npy').file_size
+            expected = math.prod(shape) * dtype.itemsize
+            if size - start != expected or expected > _MAX_ARRAY_BYTES:
+                raise ValueError(
+                    f'array {name} of shape {shape} and {dtype} in {size - start} bytes'
+                )
+            with archive.open(f'{name}.npy') as member:
+                data = member.read()
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+    ) as error:
+        raise DumpError(
+            f'{path}: expected array {name} of a NumPy archive, found {error}; copy the file again'
+        ) from error
+    array = np.frombuffer(data, dtype, offset=start) if expected else np.empty(0, dtype)
+    return array.reshape(shape, order='F' if fortran else 'C')
+
+
+def _read_header(
+    archive: zipfile.ZipFile, name: str
+) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+    """Return shape, dtype, Fortran order and the number of bytes before the data."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f'array {name} in .npy version {version}')
+        shape, fortran, dtype = read(member)
+        start = member.tell()
+    if dtype.hasobject:
+        raise ValueError(f'array {name} of Python objects, which is a pickle and is not read')
+    return shape, dtype, fortran, start
