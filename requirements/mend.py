@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mends a virtual environment for ./dev: forgets half-installed packages, repairs paths in the ROS wheels.
 
-Runs with the environment's own Python and needs nothing but the standard library, because anything else may be
-what is broken.
+Runs with the environment's own Python and needs nothing but the standard library, because anything else may be what
+is broken. It deletes files, so it refuses to work on anything but a virtual environment that ./dev made.
 """
 
 import csv
@@ -17,10 +17,11 @@ SHARE = Path(sys.prefix) / 'share'
 
 
 def is_whole(dist_info: Path) -> bool:
-    """Whether every file that a distribution recorded is still there, in the recorded size.
+    """Whether every file that a distribution recorded is still there and not cut off.
 
-    pip writes RECORD last, so a distribution without one was cut off while it was being unpacked. Files below
-    ``share`` may have any size: :func:`repair_paths` edits them.
+    pip writes RECORD last, so a distribution without one was interrupted while it was being unpacked. A file longer
+    than recorded is somebody's edit (a company's certificates, say) and stays. Files below ``share`` may have any
+    size: :func:`repair_paths` edits them.
     """
     record = dist_info / 'RECORD'
     if not (record.is_file() and (dist_info / 'METADATA').is_file()):
@@ -32,7 +33,7 @@ def is_whole(dist_info: Path) -> bool:
                 continue
             if not path.exists():
                 return False
-            if size and '/share/' not in name and path.stat().st_size != int(size):
+            if size and '/share/' not in name and path.stat().st_size < int(size):
                 return False
     return True
 
@@ -74,6 +75,8 @@ def repair_paths() -> int:
 
 
 if __name__ == '__main__':
+    if sys.prefix == sys.base_prefix or not (Path(sys.prefix) / '.made-by-dev').is_file():
+        sys.exit(f'mend.py: {sys.prefix} is not an environment that ./dev made; nothing was touched')
     if sys.argv[1:] == ['forget-broken']:
         print('\n'.join(forget_broken()))
     elif sys.argv[1:] == ['repair-paths']:
