@@ -354,9 +354,7 @@ def _checked_curves(scores: Sequence[ArrayLike], horizon: int) -> list[NDArray[n
     return curves
 
 
-def _curve_matrix(
-    curves: ArrayLike, name: str, steps: int | None = None
-) -> NDArray[np.float64]:
+def _curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDArray[np.float64]:
     matrix = np.asarray(curves, dtype=np.float64)
     if matrix.ndim != 2 or (steps is not None and matrix.shape[1] != steps):
         wanted = '(n, T)' if steps is None else f'(n, {steps})'

@@ -204,10 +204,7 @@ def scores_at_quantile(
     if not 0.0 <= quantile <= 1.0:
         raise MetricError(f'metrics: a time quantile must lie in [0, 1], found {quantile}')
     return np.array(
-        [
-            rollout.scores[round((_stop(rollout, stops) - 1) * quantile)]
-            for rollout in scored
-        ]
+        [rollout.scores[round((_stop(rollout, stops) - 1) * quantile)] for rollout in scored]
     )
 
 
@@ -305,9 +302,7 @@ def alarm_steps(scored: Sequence[Scored], threshold: Threshold) -> list[int | No
     return [threshold.first_crossing(rollout.scores) for rollout in scored]
 
 
-def alarm_report_by_end(
-    scored: Sequence[Scored], alarms: Sequence[int | None]
-) -> AlarmReport:
+def alarm_report_by_end(scored: Sequence[Scored], alarms: Sequence[int | None]) -> AlarmReport:
     """Report alarms at any step of a rollout: what an operator sees.
 
     Parameters
@@ -490,9 +485,7 @@ def _stop(rollout: Scored, stops: Mapping[Task, int]) -> int:
     return stop
 
 
-def _checked_alarms(
-    scored: Sequence[Scored], alarms: Sequence[int | None]
-) -> Sequence[int | None]:
+def _checked_alarms(scored: Sequence[Scored], alarms: Sequence[int | None]) -> Sequence[int | None]:
     if len(scored) != len(alarms):
         raise MetricError(f'metrics: {len(alarms)} alarms for {len(scored)} rollouts')
     return alarms

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits rollouts into training, seen validation and unseen tasks, as the published protocol does."""
+"""Splits rollouts into training, seen validation and unseen tasks, as the paper does."""
 
 from __future__ import annotations
 

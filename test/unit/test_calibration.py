@@ -183,9 +183,7 @@ def test_realised_false_alarms_keep_the_promise(n, modulation):
     for _ in range(resamplings):
         curves, lengths = unequal_curves(generator, n + 1)
         *successes, new = (curve[:length] for curve, length in zip(curves, lengths, strict=True))
-        band = calibrate(
-            successes, alphas, horizon=16, generator=generator, modulation=modulation
-        )
+        band = calibrate(successes, alphas, horizon=16, generator=generator, modulation=modulation)
         alarms += [band.at(alpha).first_crossing(new) is not None for alpha in alphas]
     allowed = binom.ppf(1 - 1e-4, resamplings, alphas)
     assert (alarms <= allowed).all(), (alarms / resamplings, alphas)
@@ -207,9 +205,7 @@ def test_the_same_simulation_convicts_the_published_quantile():
     for _ in range(resamplings):
         curves, lengths = unequal_curves(generator, 11)
         *successes, new = (curve[:length] for curve, length in zip(curves, lengths, strict=True))
-        band = calibrate(
-            successes, [alpha], horizon=16, generator=generator, quantile='published'
-        )
+        band = calibrate(successes, [alpha], horizon=16, generator=generator, quantile='published')
         alarms += band.at(alpha).first_crossing(new) is not None
     assert alarms > binom.ppf(1 - 1e-4, resamplings, alpha)
 
