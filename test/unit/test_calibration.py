@@ -63,7 +63,8 @@ def test_finite_sample_thresholds_are_calibration_curves_and_published_ones_lie_
         alpha = float(1 - Fraction(k, n + 1))
         ours = functional_band(center, calibration, [alpha], 'constant').upper[0, 0]
         assert ours == pytest.approx(np.sort(calibration[:, 0])[k - 1], rel=1e-12)
-        if alpha <= 0.5 and k < n:
+        # At alpha 0.5 both are the median.
+        if alpha < 0.5 - 1e-9 and k < n:
             published = functional_band(center, calibration, [alpha], 'constant', 'published')
             assert published.upper[0, 0] < ours
     assert np.isposinf(functional_band(center, calibration, [0.99 / (n + 1)]).upper).all()
@@ -153,6 +154,22 @@ def test_a_step_where_the_center_agrees_does_not_blow_up_the_band():
     assert published.upper[0, 1:].min() > 1e5
     ours = functional_band(center, calibration, [0.1])
     assert ours.upper[0, 1:].max() < 2.0
+
+
+@pytest.mark.parametrize('alpha', [0.1, 0.2, 0.3, 0.5])
+def test_the_adaptive_shape_is_the_published_one(alpha):
+    # Including the outliers it leaves out: with w aside, both bands are parallel.
+    generator = np.random.default_rng(5)
+    center = generator.normal(size=(9, 12)).cumsum(axis=1)
+    center[2, 7] += 30.0
+    calibration = generator.normal(size=(30, 12)).cumsum(axis=1)
+    mu = center.mean(axis=0)
+    ours = functional_band(center, calibration, [alpha]).upper[0] - mu
+    published = functional_band(center, calibration, [alpha], 'adaptive', 'published').upper[0] - mu
+    np.testing.assert_allclose(ours / ours[0], published / published[0], rtol=1e-6)
+    # The spike widens the band at its step only where alpha leaves out no curve: ceil(10 * 0.9)
+    # is all nine.
+    assert (ours[7] > 4 * np.median(ours)) == (alpha == 0.1)
 
 
 def test_identical_center_curves_give_a_band_parallel_to_them():

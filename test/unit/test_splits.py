@@ -41,6 +41,13 @@ def test_unseen_tasks_of_the_published_seeds(seed, unseen):
     assert split_tasks(list(range(10)) * 2, seed=seed).unseen_tasks == unseen
 
 
+def test_which_tasks_are_unseen_does_not_depend_on_the_order_of_the_rollouts():
+    tasks = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5] * 2
+    assert split_tasks(tasks, seed=0).unseen_tasks == (3, 0, 5)
+    names = [f'task {task}' for task in tasks]
+    assert split_tasks(names, seed=0).unseen_tasks == ('task 3', 'task 0', 'task 5')
+
+
 def global_generator_states():
     legacy = np.random.get_state()  # noqa: NPY002 - the global generator is what is watched
     return legacy[1].tolist(), legacy[2], torch.get_rng_state().tolist()
