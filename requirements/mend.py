@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mends a virtual environment for ./dev: forgets half-installed packages, repairs paths in the ROS wheels.
+"""Mends a virtual environment for ./dev: forgets half-installed packages, repairs paths of wheels.
 
-Runs with the environment's own Python and needs nothing but the standard library, because anything else may be what
-is broken. It deletes files, so it refuses to work on anything but a virtual environment that ./dev made.
+Runs with the environment's own Python and needs nothing but the standard library, because anything
+else may be what is broken. It deletes files, so it refuses to work on anything but a virtual
+environment that ./dev made.
 """
 
 import csv
@@ -19,9 +20,9 @@ SHARE = Path(sys.prefix) / 'share'
 def is_whole(dist_info: Path) -> bool:
     """Whether every file that a distribution recorded is still there and not cut off.
 
-    pip writes RECORD last, so a distribution without one was interrupted while it was being unpacked. A file longer
-    than recorded is somebody's edit (a company's certificates, say) and stays. Files below ``share`` may have any
-    size: :func:`repair_paths` edits them.
+    pip writes RECORD last, so a distribution without one was interrupted while it was being
+    unpacked. A file longer than recorded is somebody's edit (a company's certificates, say) and
+    stays. Files below ``share`` may have any size: :func:`repair_paths` edits them.
     """
     record = dist_info / 'RECORD'
     if not (record.is_file() and (dist_info / 'METADATA').is_file()):
@@ -52,12 +53,15 @@ def forget_broken() -> list[str]:
 
 
 def repair_paths() -> int:
-    """Replaces the include folders of the wheel builders' machine by ours in everything below ``share``.
+    """Replaces the include folders of the wheel builders' machine by ours below ``share``.
 
-    Without this CMake refuses the imported targets of every message package. Returns the number of files changed.
+    Without this CMake refuses the imported targets of every message package. Returns the number of
+    files changed.
     """
     python = re.compile(rb'/opt/python/cp\d+-cp\d+/include/python3\.\d+')
-    numpy = re.compile(rb'/opt/python/cp\d+-cp\d+/lib/python3\.\d+/site-packages/numpy/_core/include')
+    numpy = re.compile(
+        rb'/opt/python/cp\d+-cp\d+/lib/python3\.\d+/site-packages/numpy/_core/include'
+    )
     python_include = sysconfig.get_paths()['include'].encode()
     numpy_include = (SITE / 'numpy' / '_core' / 'include').as_posix().encode()
     changed = 0
@@ -76,7 +80,7 @@ def repair_paths() -> int:
 
 if __name__ == '__main__':
     if sys.prefix == sys.base_prefix or not (Path(sys.prefix) / '.made-by-dev').is_file():
-        sys.exit(f'mend.py: {sys.prefix} is not an environment that ./dev made; nothing was touched')
+        sys.exit(f'mend.py: {sys.prefix} was not made by ./dev; nothing was touched')
     if sys.argv[1:] == ['forget-broken']:
         print('\n'.join(forget_broken()))
     elif sys.argv[1:] == ['repair-paths']:
