@@ -1,2 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns recorded rollouts into a calibrated detector: readers, splits, fitting, calibration and evaluation."""
+"""Builds failure detectors offline: reads dumps and bags, fits, calibrates, evaluates."""
+
+from safe_training import fitting as _fitting  # noqa: F401  (makes Detector.fit work)

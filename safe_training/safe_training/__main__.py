@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m safe_training VERB``."""
+
+import sys
+
+from safe_training.cli import main
+
+sys.exit(main())

@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: ``python -m safe_training info|convert|fit|evaluate``.
+
+Exit status 0: done; 1: failed, the reason on standard error; 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from safe_monitor_node.band import BandError
+from safe_monitor_node.detectors import DetectorError
+from safe_monitor_node.folder import DetectorFolderError
+from safe_training import conversion, evaluate_command, fit_command
+from safe_training.calibration import CalibrationError
+from safe_training.evaluation import EvaluationError
+from safe_training.metrics import MetricError
+from safe_training.splits import SplitError
+from safe_training.unpickle import DumpError
+from vla_feature_bridge.pooling import PoolingError
+from vla_feature_bridge.rollout import RolloutError
+from vla_feature_bridge.rollout_set import RolloutSetError
+
+FAILURES = (
+    BandError,
+    CalibrationError,
+    DetectorError,
+    DetectorFolderError,
+    DumpError,
+    EvaluationError,
+    MetricError,
+    OSError,
+    PoolingError,
+    RolloutError,
+    RolloutSetError,
+    SplitError,
+)
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog='safe_training', description='Build and judge failure detectors for robot policies.'
+    )
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+    conversion.add_commands(verbs)
+    fit_command.add_command(verbs)
+    evaluate_command.add_command(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit status."""
+    args = make_parser().parse_args(arguments)
+    try:
+        return int(args.run(args))
+    except FAILURES as error:
+        print(f'safe_training {args.verb}: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f'safe_training {args.verb}: interrupted', file=sys.stderr)
+        return 1
+
+
+if __name__ == '__main__':
+    sys.exit(main())

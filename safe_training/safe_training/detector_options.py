@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Options that ``fit`` and ``evaluate`` share: which rollouts, which split, which detector parameters."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from safe_monitor_node.detectors import DETECTORS, DetectorError, make_detector
+from safe_training.evaluation import Protocol
+from safe_training.evaluation import Progress as ProgressFunction
+from vla_feature_bridge.pooling import parse_pooling
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Add SET and how to read it."""
+    parser.add_argument('set', metavar='SET', help='rollout set, or any source that `convert` reads')
+    parser.add_argument(
+        '--pooling', action='append', default=[], metavar='AXIS=COMMAND', help='how to pool a raw source, in order'
+    )
+    parser.add_argument('--feature', help='feature array to take where the source holds several')
+    parser.add_argument('--skip-bad', action='store_true', help='leave out unreadable episodes and list them')
+
+
+def add_protocol_options(parser: argparse.ArgumentParser) -> None:
+    """Add the split and the band."""
+    default = Protocol()
+    parser.add_argument('--seed', type=int, default=0, help='seed of the (first) task split (default 0)')
+    parser.add_argument(
+        '--unseen-ratio', type=float, default=default.unseen_ratio, help='share of tasks never trained on (default %(default)s)'
+    )
+    parser.add_argument(
+        '--train-ratio', type=float, default=default.seen_train_ratio,
+        help="share of a seen task's rollouts that trains, the others calibrate (default %(default)s)",
+    )
+    parser.add_argument(
+        '--alpha', type=float, default=default.alpha, help='promised false-alarm rate (default %(default)s)'
+    )
+    parser.add_argument(
+        '--modulation', choices=('adaptive', 'std', 'constant'), default=default.modulation,
+        help='shape of the band over time (default %(default)s)',
+    )
+    parser.add_argument(
+        '--horizon', type=int, default=default.horizon, metavar='STEPS',
+        help='steps that the band covers, normally the time limit (default: the longest rollout)',
+    )
+    parser.add_argument(
+        '--set', action='append', default=[], dest='params', metavar='[DETECTOR.]NAME=VALUE',
+        help='detector parameter, for example epochs=100 or safe_lstm.hidden=128',
+    )
+
+
+def protocol_of(args: argparse.Namespace) -> Protocol:
+    """Return the protocol that the options ask for."""
+    return Protocol(
+        unseen_ratio=args.unseen_ratio,
+        seen_train_ratio=args.train_ratio,
+        alpha=args.alpha,
+        modulation=args.modulation,
+        horizon=args.horizon,
+    )
+
+
+def pooling_of(args: argparse.Namespace) -> tuple[tuple[str, str], ...] | None:
+    """Return the pooling that the options ask for; None for the source's default."""
+    return parse_pooling(args.pooling) if args.pooling else None
+
+
+def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Read ``NAME=VALUE`` (for every named detector that has it) and ``DETECTOR.NAME=VALUE``.
+
+    Raises
+    ------
+    DetectorError
+        Malformed, or no named detector has the parameter.
+    """
+    known = {name: make_detector(name).get_params() for name in names}
+    params: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for setting in settings:
+        key, equals, text = setting.partition('=')
+        if not equals:
+            raise DetectorError(f'--set {setting!r}: expected NAME=VALUE, such as epochs=100')
+        detector, _, parameter = key.rpartition('.')
+        if detector and detector not in DETECTORS:
+            raise DetectorError(f'--set {setting!r}: unknown detector {detector!r}')
+        takers = [n for n in names if parameter in known[n] and detector in ('', n)]
+        if not takers:
+            raise DetectorError(
+                f'--set {setting!r}: none of {", ".join(names)} has a parameter {parameter!r}; '
+                + '; '.join(f'{n} has {", ".join(p) or "none"}' for n, p in known.items())
+            )
+        for name in takers:
+            params[name][parameter] = _value(setting, text, known[name][parameter])
+    return params
+
+
+def _value(setting: str, text: str, default: object) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    fits = (
+        default is None
+        or (isinstance(default, bool) and isinstance(value, bool))
+        or (isinstance(default, str) and isinstance(value, str))
+        or (isinstance(default, float) and numeric)
+        or (isinstance(default, int) and not isinstance(default, bool) and isinstance(value, int) and numeric)
+    )
+    if not fits:
+        raise DetectorError(
+            f'--set {setting!r}: expected a value like {default!r} ({type(default).__name__}), found {value!r}'
+        )
+    return float(value) if isinstance(default, float) else value
+
+
+@contextmanager
+def progress_bar(description: str, *, quiet: bool = False) -> Iterator[ProgressFunction]:
+    """Show a progress bar on standard error while the block runs; yields (done, total, note) -> None."""
+    bar = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[note]}'),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet,
+    )
+    with bar:
+        task = bar.add_task(description, total=None, note='')
+
+        def update(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update
+
+
+def as_number(value: float) -> float | None:
+    """Return a float for JSON; None where it does not exist."""
+    return None if value != value else float(value)
+
+
+def percent(value: float | None) -> str:
+    """Format a rate for a table; '-' where it does not exist."""
+    return '-' if value is None or value != value else f'{100 * value:.1f}'
+
+
+def plain_json(value: Mapping[str, Any]) -> str:
+    """Return JSON for machines."""
+    return json.dumps(value, indent=2, allow_nan=False)

@@ -1,0 +1,287 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit, calibrate and evaluate detectors by the protocol: seen tasks to learn from, unseen ones to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from safe_monitor_node.band import Band
+from safe_monitor_node.detectors import Detector, make_detector
+from safe_training import fitting as _fitting  # noqa: F401  (makes Detector.fit work)
+from safe_training.calibration import ALPHAS, CalibrationError, calibrate
+from safe_training.metrics import (
+    AlarmReport,
+    RankingReport,
+    Scored,
+    alarm_report_by_end,
+    alarm_steps,
+    bootstrap_interval,
+    clock_scores,
+    earliest_stops,
+    rankings,
+)
+from safe_training.splits import Split, split_tasks
+from vla_feature_bridge.rollout import Rollout
+
+Progress = Callable[[int, int, str], None]
+CLOCK = 'clock'
+PARTS = ('train', 'seen', 'unseen')
+
+
+class EvaluationError(ValueError):
+    """Rollouts cannot be evaluated as asked; the message says what was found and what to do."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How rollouts are split and alarms calibrated; the same for every detector that is compared.
+
+    Attributes
+    ----------
+    unseen_ratio, seen_train_ratio : float
+        Share of the tasks that is never trained on; share of a seen task's rollouts that trains.
+    alpha : float
+        Promised false-alarm rate.
+    modulation : {'adaptive', 'std', 'constant'}
+        Shape of the band.
+    horizon : int
+        Steps of the band; 0 takes the longest rollout there is.
+    """
+
+    unseen_ratio: float = 0.3
+    seen_train_ratio: float = 0.6
+    alpha: float = 0.1
+    modulation: str = 'adaptive'
+    horizon: int = 0
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A detector fitted on one split, with its band (calibrated on held-out successes of seen tasks)."""
+
+    detector: Detector
+    band: Band
+    split: Split
+
+
+@dataclass(frozen=True)
+class PartReport:
+    """What a detector achieves on one part of a split."""
+
+    ranking: dict[str, RankingReport]
+    clock: dict[str, RankingReport]
+    alarms: AlarmReport
+
+
+def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """Return the rollouts with an outcome; raises if there are none."""
+    kept = [r for r in rollouts if r.success is not None]
+    if not kept:
+        raise EvaluationError(
+            f'none of the {len(rollouts)} rollouts has an outcome (success or failure); label them first'
+        )
+    return kept
+
+
+def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> Split:
+    """Split labelled rollouts by task."""
+    return split_tasks(
+        [r.task for r in rollouts],
+        seed=seed,
+        unseen_ratio=protocol.unseen_ratio,
+        seen_train_ratio=protocol.seen_train_ratio,
+    )
+
+
+def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
+    """Return how many steps the band must cover."""
+    needed = max(len(r) for r in rollouts)
+    if protocol.horizon and protocol.horizon < needed:
+        raise EvaluationError(
+            f'the horizon is {protocol.horizon} steps, but the longest rollout has {needed}; '
+            f'give --horizon {needed} or more'
+        )
+    return protocol.horizon or needed
+
+
+def fit_and_calibrate(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    protocol: Protocol,
+    *,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Fit on the training part and calibrate on the successes of the held-out seen part.
+
+    The band is drawn with the split's seed, so that every detector is calibrated on the same rollouts.
+    """
+    detector.fit([rollouts[i] for i in split.train], progress=progress)
+    successes = [rollouts[i] for i in split.seen if not rollouts[i].failed]
+    if not successes:
+        raise CalibrationError(
+            f'calibration: the {len(split.seen)} held-out rollouts of the {len(split.seen_tasks)} seen tasks '
+            'hold no success; lower --train-ratio, add rollouts, or choose another --seed'
+        )
+    band = calibrate(
+        detector.score_all(successes),
+        alphas=sorted({*ALPHAS, protocol.alpha}),
+        horizon=longest(rollouts, protocol),
+        generator=np.random.default_rng(split.seed),
+        modulation=protocol.modulation,  # type: ignore[arg-type]
+        rollouts=[r.episode_id for r in successes],
+        calibrated_on=f'successes among the held-out rollouts of the seen tasks, split seed {split.seed}',
+    )
+    return Fitted(detector, band, split)
+
+
+def score_rollouts(detector: Detector, rollouts: Sequence[Rollout]) -> list[Scored]:
+    """Score labelled rollouts."""
+    scores = detector.score_all(rollouts)
+    return [Scored(s, r.failed, r.task) for s, r in zip(scores, rollouts, strict=True)]
+
+
+def report_part(
+    scored: Sequence[Scored], stops: Mapping[Any, int], band: Band, alpha: float
+) -> PartReport:
+    """Evaluate scored rollouts; ``stops`` are the earliest stops of all rollouts there are."""
+    return PartReport(
+        ranking=rankings(scored, stops),
+        clock=rankings(clock_scores(scored), stops),
+        alarms=alarm_report_by_end(scored, alarm_steps(scored, band.at(alpha))),
+    )
+
+
+def report_parts(
+    fitted: Fitted, rollouts: Sequence[Rollout], alpha: float
+) -> dict[str, PartReport]:
+    """Evaluate a fitted detector on every part of its split that is not empty."""
+    stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
+    return {
+        name: report_part(
+            score_rollouts(fitted.detector, [rollouts[i] for i in indices]), stops, fitted.band, alpha
+        )
+        for name, indices in fitted.split.parts.items()
+        if indices
+    }
+
+
+def flatten_report(report: PartReport) -> dict[str, float]:
+    """Return one part's numbers under flat names, for tables and JSON; NaN where one does not exist."""
+    values: dict[str, float] = {}
+    for prefix, ranking in (('', report.ranking), ('clock_', report.clock)):
+        for when, entry in ranking.items():
+            values[f'{prefix}roc_auc_{when}'] = entry.pooled.roc_auc
+            values[f'{prefix}macro_roc_auc_{when}'] = entry.macro_roc_auc
+    by_stop = report.ranking['by_earliest_stop']
+    pooled = report.alarms.pooled
+    values |= {
+        'average_precision_by_earliest_stop': by_stop.pooled.average_precision,
+        'tasks': len(by_stop.per_task),
+        'tasks_with_both_outcomes': by_stop.tasks_used,
+        'failures': pooled.n_failures,
+        'successes': pooled.n_successes,
+        'false_alarm_rate': pooled.false_alarm_rate,
+        'detection_rate': pooled.detection_rate,
+        'balanced_accuracy': pooled.balanced_accuracy,
+        'detection_time': pooled.detection_time,
+        'macro_false_alarm_rate': report.alarms.macro_false_alarm_rate,
+        'macro_detection_rate': report.alarms.macro_detection_rate,
+    }
+    return values
+
+
+@dataclass(frozen=True)
+class Row:
+    """One detector on one part of one split."""
+
+    detector: str
+    seed: int
+    part: str
+    values: dict[str, float]
+
+
+def evaluate_splits(
+    names: Sequence[str],
+    rollouts: Sequence[Rollout],
+    protocol: Protocol,
+    seeds: Sequence[int],
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    progress: Progress | None = None,
+) -> list[Row]:
+    """Fit, calibrate and evaluate each detector on each random task split.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Registered detectors.
+    rollouts : sequence of Rollout
+        Labelled rollouts of several tasks.
+    seeds : sequence of int
+        One task split each; also the seed of detectors that draw.
+    params : dict of detector to parameters
+    """
+    rows = []
+    for seed in seeds:
+        split = choose_split(rollouts, protocol, seed)
+        for name in names:
+            chosen = dict((params or {}).get(name, {}))
+            detector = make_detector(name, **chosen)
+            if 'seed' in detector.get_params() and 'seed' not in chosen:
+                detector = make_detector(name, **chosen, seed=seed)
+            note = f'split {seed}, {name}'
+
+            def report(
+                done: int, total: int, detail: str, note: str = note
+            ) -> None:
+                if progress is not None:
+                    progress(done, total, f'{note}, {detail}')
+
+            fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=report)
+            for part, result in report_parts(fitted, rollouts, protocol.alpha).items():
+                rows.append(Row(name, seed, part, flatten_report(result)))
+    return rows
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Mean, standard deviation (ddof 1) over splits and a 95 % bootstrap interval of the mean."""
+
+    mean: float
+    std: float
+    low: float
+    high: float
+    splits: int
+
+
+def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Summary]]]:
+    """Summarise rows over splits as ``[detector][part][value]``; splits without a value are left out."""
+    grouped: dict[str, dict[str, dict[str, list[float]]]] = {}
+    for row in rows:
+        part = grouped.setdefault(row.detector, {}).setdefault(row.part, {})
+        for name, value in row.values.items():
+            part.setdefault(name, []).append(value)
+    return {
+        detector: {
+            part: {name: _summary(values) for name, values in named.items()} for part, named in parts.items()
+        }
+        for detector, parts in grouped.items()
+    }
+
+
+def _summary(values: Sequence[float]) -> Summary:
+    array = np.array(values, dtype=np.float64)
+    used = array[np.isfinite(array)]
+    interval = bootstrap_interval(array, generator=np.random.default_rng(0))
+    return Summary(
+        mean=float(used.mean()) if used.size else np.nan,
+        std=float(used.std(ddof=1)) if used.size > 1 else np.nan,
+        low=interval.low,
+        high=interval.high,
+        splits=int(used.size),
+    )

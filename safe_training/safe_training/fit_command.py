@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb ``fit``: rollouts in, a detector folder with a calibrated band out."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from safe_monitor_node.detectors import DETECTORS, make_detector
+from safe_monitor_node.folder import DetectorFolderError, describe, save_detector
+from safe_training.readers import load_rollouts
+from safe_training.detector_options import (
+    add_protocol_options,
+    add_source_options,
+    detector_params,
+    plain_json,
+    pooling_of,
+    progress_bar,
+    protocol_of,
+)
+from safe_training.evaluation import Fitted, choose_split, fit_and_calibrate, labelled
+from vla_feature_bridge.rollout import Rollout
+
+EXAMPLE = """example:
+  python -m safe_training fit my_set --detector safe_lstm --out my_detector --set epochs=200
+"""
+
+
+def add_command(verbs: Any) -> None:
+    """Add the verb to the command line."""
+    parser = verbs.add_parser(
+        'fit',
+        help='fit a detector and calibrate its band',
+        description='Fit a detector on the seen tasks of a rollout set, calibrate its band on their held-out '
+        'successes, and write a detector folder.',
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_source_options(parser)
+    parser.add_argument('--detector', required=True, choices=sorted(DETECTORS), help='which detector')
+    parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='detector folder to write')
+    parser.add_argument('--overwrite', action='store_true', help='replace an existing detector folder')
+    parser.add_argument('--json', action='store_true', help='print what was made as JSON')
+    add_protocol_options(parser)
+    parser.set_defaults(run=run)
+
+
+def provenance_of(source: str, rollouts: list[Rollout], fitted: Fitted) -> dict[str, Any]:
+    """Say what a detector was made of: the source, and which episodes trained, calibrated and were left."""
+    split = fitted.split
+    return {
+        'source': source,
+        'policy': rollouts[0].policy,
+        'rollouts': len(rollouts),
+        'seed': split.seed,
+        'unseen_ratio': split.unseen_ratio,
+        'seen_train_ratio': split.seen_train_ratio,
+        'seen_tasks': list(split.seen_tasks),
+        'unseen_tasks': list(split.unseen_tasks),
+        'episodes': {
+            part: [rollouts[i].episode_id for i in indices] for part, indices in split.parts.items()
+        },
+    }
+
+
+def run(args: argparse.Namespace) -> int:
+    """Fit, calibrate, write."""
+    if args.out.exists() and not args.overwrite:
+        raise DetectorFolderError(f'{args.out}: exists already; give another --out, or --overwrite')
+    params = detector_params([args.detector], args.params)[args.detector]
+    detector = make_detector(args.detector, **params)
+    protocol = protocol_of(args)
+    rollouts, feature = load_rollouts(
+        args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
+    )
+    rollouts = labelled(rollouts)
+    split = choose_split(rollouts, protocol, args.seed)
+    with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
+        fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
+    save_detector(
+        args.out,
+        detector,
+        feature,
+        band=fitted.band,
+        alpha=protocol.alpha,
+        provenance=provenance_of(str(args.set), rollouts, fitted),
+        overwrite=args.overwrite,
+    )
+    if args.json:
+        print(plain_json(describe(args.out)))
+        return 0
+    console = Console(highlight=False)
+    console.print(
+        f'{args.detector} fitted on {len(split.train)} rollouts of {len(split.seen_tasks)} tasks '
+        f'({feature}, width {feature.dim})'
+    )
+    console.print(
+        f'band of {fitted.band.length} steps from {fitted.band.n_center + fitted.band.n_calibration} held-out '
+        f'successes of these tasks; alpha {protocol.alpha:g}'
+    )
+    if note := fitted.band.provenance.get('note'):
+        console.print(f'note: {note}')
+    console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
+    console.print(f'written to {args.out}')
+    return 0
