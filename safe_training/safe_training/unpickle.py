@@ -106,6 +106,12 @@ def load_bytes(data: bytes, name: str) -> Any:
             raise _Refused('a pickle', 'an empty file', _GET_AGAIN)
         if bytes(view[:4]) == b'PK\x03\x04':
             tree = _read_torch_zip(view, _ARCHIVE_NAMES, budget)
+        elif view[0] != 0x80:
+            raise _Refused(
+                'a pickle (or a torch.save archive)',
+                f'a file that begins with {bytes(view[:8])!r}; it may have been renamed',
+                _GET_AGAIN,
+            )
         else:
             machine = _Machine(view, _NAMES, budget)
             tree = machine.run()
