@@ -117,6 +117,17 @@ def test_at_most_the_allowed_number_of_calibration_curves_cross(
     assert crossing <= n - min(conformal_rank(n, alpha), n)
 
 
+def test_the_curve_a_threshold_is_made_of_is_never_above_it():
+    # mu + (x - mu) / M * M need not give back x: without care every other one would cross.
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        center, calibration = generator.normal(size=(3, 5)), generator.normal(size=(4, 5))
+        threshold = functional_band(center, calibration, [0.2]).at(0.2)
+        assert [threshold.first_crossing(curve) for curve in calibration] == [None] * 4
+        # Yet it is that curve's own threshold: with a little more it crosses.
+        assert any(threshold.first_crossing(curve + 1e-9) is not None for curve in calibration)
+
+
 @settings(max_examples=60, deadline=None)
 @given(seed=st.integers(0, 10**6), n_center=st.integers(1, 6), n=st.integers(0, 25))
 def test_bands_of_one_modulation_are_ordered_by_alpha(seed, n_center, n):
