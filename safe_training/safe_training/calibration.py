@@ -2,7 +2,7 @@
 """Calibrates the alarm band: a threshold over the steps with a promised false-alarm rate.
 
 The band is the one-sided functional conformal band of the SAFE paper (after Diquigiovanni,
-Fontana and Vantini, "The importance of being a band", arXiv:2102.06746). Successful rollouts are
+Fontana and Vantini, "The importance of being a band", Statistica Sinica 35, 2025). Successes are
 divided at random into a center part and a calibration part. The center part gives a mean curve
 mu(t) and a modulation M(t) > 0; every calibration curve x gets the nonconformity
 s = max_t (x(t) - mu(t)) / M(t); the band is upper(t) = mu(t) + w M(t) with w the
