@@ -7,17 +7,16 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from safe_training.detector_options import progress_bar
 from safe_training.readers import DumpError, Progress, no_rollouts, open_source
 from vla_feature_bridge.pooling import PoolingError, parse_pooling
-from vla_feature_bridge.rollout import Rollout, RolloutError
-from vla_feature_bridge.rollout_set import RolloutSetError, RolloutSetWriter
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set import RolloutSetWriter
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -223,30 +222,26 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     )
     verb.add_argument('source', metavar='SOURCE', help='any source that info recognises')
     verb.add_argument('destination', metavar='DEST', help='folder to make')
-    add_reading_options(verb)
-    verb.add_argument('--overwrite', action='store_true', help='replace a rollout set at DEST')
-    verb.add_argument('--json', action='store_true', help='print JSON for machines')
-    verb.set_defaults(run=run_convert)
-
-
-def add_reading_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--pooling``, ``--feature`` and ``--skip-bad``, for every verb that reads a source."""
-    parser.add_argument(
+    verb.add_argument(
         '--pooling',
-        nargs='+',
+        action='append',
+        default=[],
         type=_pooling_argument,
         metavar='AXIS=COMMAND',
-        help='how to reduce raw features, in this order, such as token=last or token=mean '
-        '(default: what the format states)',
+        help='how to reduce one axis of raw features, such as token=mean; repeat in the order '
+        'wanted (default: what the format states)',
     )
-    parser.add_argument(
+    verb.add_argument(
         '--feature', metavar='NAME', help='which feature array, where the source holds several'
     )
-    parser.add_argument(
+    verb.add_argument(
         '--skip-bad',
         action='store_true',
         help='leave out and report episodes that cannot be read, instead of stopping',
     )
+    verb.add_argument('--overwrite', action='store_true', help='replace a rollout set at DEST')
+    verb.add_argument('--json', action='store_true', help='print JSON for machines')
+    verb.set_defaults(run=run_convert)
 
 
 def _pooling_argument(argument: str) -> tuple[str, str]:
@@ -257,12 +252,9 @@ def _pooling_argument(argument: str) -> tuple[str, str]:
 
 
 def run_info(arguments: argparse.Namespace) -> int:
-    """Run the verb ``info``; returns the exit status."""
-    try:
-        with show_progress('reading', quiet=arguments.json) as progress:
-            found = info(arguments.source, progress)
-    except (DumpError, RolloutError, RolloutSetError, OSError) as error:
-        return _failed(error)
+    """Run the verb ``info``; returns the exit status, 1 when some episodes are bad."""
+    with progress_bar('reading', quiet=arguments.json) as bar:
+        found = info(arguments.source, lambda done, total: bar(done, total, ''))
     if arguments.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
@@ -273,19 +265,16 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Run the verb ``convert``; returns the exit status."""
-    try:
-        with show_progress('converting', quiet=arguments.json) as progress:
-            done = convert(
-                arguments.source,
-                arguments.destination,
-                pooling=tuple(arguments.pooling) if arguments.pooling else None,
-                feature=arguments.feature,
-                skip_bad=arguments.skip_bad,
-                overwrite=arguments.overwrite,
-                progress=progress,
-            )
-    except (DumpError, RolloutError, RolloutSetError, OSError) as error:
-        return _failed(error)
+    with progress_bar('converting', quiet=arguments.json) as bar:
+        done = convert(
+            arguments.source,
+            arguments.destination,
+            pooling=tuple(arguments.pooling) or None,
+            feature=arguments.feature,
+            skip_bad=arguments.skip_bad,
+            overwrite=arguments.overwrite,
+            progress=lambda done, total: bar(done, total, ''),
+        )
     _complain('skipped', done['skipped'])
     if arguments.json:
         print(json.dumps(done, indent=2, ensure_ascii=False))
@@ -303,47 +292,6 @@ def _complain(what: str, messages: list[str]) -> None:
         print(f'{what}: {message}', file=sys.stderr)
     if len(messages) > _COMPLAINTS:
         print(f'{what}: {len(messages) - _COMPLAINTS} more (--json lists all)', file=sys.stderr)
-
-
-def _failed(error: Exception) -> int:
-    print(f'error: {error}', file=sys.stderr)
-    return 1
-
-
-@contextmanager
-def show_progress(what: str, quiet: bool = False) -> Iterator[Callable[[int, int], None] | None]:
-    """Give a progress callback that draws a bar on stderr, where stderr is a terminal.
-
-    Parameters
-    ----------
-    what : str
-        The word before the bar.
-    quiet : bool
-        Draw nothing and give None.
-    """
-    if quiet or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    bar = Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    with bar:
-        task = bar.add_task(what, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _print_info(found: dict[str, Any]) -> None:

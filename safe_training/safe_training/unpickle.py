@@ -272,7 +272,8 @@ class _Machine:
 
     def _top(self, kind: type) -> Any:
         if not self._stack or type(self._stack[-1]) is not kind:
-            raise _Refused(f'a {kind.__name__} before byte {self.position}', 'something else')
+            expected = 'unfinished array' if kind is _Pending else kind.__name__
+            raise _Refused(f'a {expected} before byte {self.position}', 'something else')
         return self._stack[-1]
 
     def _remember(self, slot: int) -> None:
@@ -460,7 +461,8 @@ def _decode(text: bytes) -> str:
 
 
 def _kind(value: Any) -> str:
-    return value.name if type(value) is _Global else type(value).__name__
+    names = {_Pending: 'an unfinished array', _Storage: 'a torch storage'}
+    return value.name if type(value) is _Global else names.get(type(value), type(value).__name__)
 
 
 def _shown(text: str) -> str:

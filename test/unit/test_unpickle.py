@@ -375,7 +375,7 @@ def _float_storage() -> bytes:
 
 def _laughs(depth: int) -> bytes:
     """A list of two lists of two lists ..., each pair being one object: 2**depth values."""
-    return b'\x80\x04]' + b''.join(b'q\x01](h\x01h\x01e' for _ in range(depth)) + b'.'
+    return b'\x80\x04]' + b''.join(b'q\x010](h\x01h\x01e' for _ in range(depth)) + b'.'
 
 
 HUGE = b'\x8a\x05' + (2**36).to_bytes(5, 'little')

@@ -6,6 +6,7 @@ A new format is a module with a subclass of :class:`Source` and its line in :dat
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -26,6 +27,8 @@ __all__ = [
     'load_rollouts',
     'open_source',
 ]
+
+_log = logging.getLogger(__name__)
 
 #: Asked in this order; the first that recognises a path reads it.
 READERS: tuple[type[Source], ...] = (RolloutSetSource, PooledNpzSource, OpenVlaSource)
@@ -83,6 +86,8 @@ def load_rollouts(
 
     Parameters
     ----------
+    pooling, feature, skip_bad
+        As in :func:`open_source`; what is left out is logged as warnings.
     progress : callable, optional
         Told ``(done, total)`` before every episode and at the end.
 
@@ -102,6 +107,8 @@ def load_rollouts(
     rollouts = list(source.rollouts(progress))
     if not rollouts:
         raise DumpError(no_rollouts(source))
+    for message in source.skipped:
+        _log.warning('left out: %s', message)
     return rollouts, source.feature
 
 
