@@ -131,9 +131,16 @@ class EpisodeMonitor:
         return self.policy.running
 
     def start(self, episode_id: str, now: float) -> Verdict:
-        """Start an episode; a repeated start of the running one changes nothing."""
-        if self.running and episode_id == self.episode_id and self._next_step == 0:
+        """Start an episode.
+
+        A start of the running one changes nothing: steps and events are two topics, and its START may
+        arrive after its first steps. An episode that begins anew under its old name shows it by step 0.
+        """
+        if self.running and episode_id == self.episode_id:
             return self.verdict
+        return self._begin(episode_id, now)
+
+    def _begin(self, episode_id: str, now: float) -> Verdict:
         self.episode_id, self._ended_id = episode_id, ''
         self._stream = self.loaded.detector.stream()
         self._next_step = 0
@@ -167,7 +174,7 @@ class EpisodeMonitor:
             if step.episode_id == self._ended_id and step.step > 0:
                 self.counts.out_of_order += 1
                 return None
-            self.start(step.episode_id, now)
+            self._begin(step.episode_id, now)
         if step.step < self._next_step:
             self.counts.out_of_order += 1
             return None

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo: from recorded rollouts to a live alarm. ``./dev demo``
+
+Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates its band,
+evaluates it, then streams held-out rollouts of tasks never trained on through ``replay`` and ``monitor``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from safe_bringup.live import LiveEpisode, LiveError, play_live
+from safe_monitor_node.detectors import make_detector
+from safe_monitor_node.folder import LoadedDetector, load_detector, save_detector
+from safe_training import cli
+from safe_training.conversion import convert
+from safe_training.detector_options import as_number, progress_bar
+from safe_training.evaluate_command import LEGEND, report_table, wide_console
+from safe_training.evaluation import (
+    Protocol,
+    Row,
+    choose_split,
+    fit_and_calibrate,
+    flatten_report,
+    labelled,
+    report_parts,
+)
+from safe_training.figures import EpisodeCurve, plot_episodes
+from safe_training.fit_command import provenance_of
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set import RolloutSet
+
+DETECTOR = 'safe_lstm'
+DUMP = 'openvla_dump'
+POOLED = 'miniature_flow.npz'
+
+
+class DemoError(RuntimeError):
+    """The demo cannot run; the message says what is missing."""
+
+
+def data_folder() -> Path:
+    """Return the folder of the recorded rollouts: ``SAFE_DEMO_DATA``, or that of the source checkout."""
+    named = os.environ.get('SAFE_DEMO_DATA')
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / 'test' / 'data'
+    if not (folder / POOLED).is_file():
+        raise DemoError(
+            f'{folder}: no {POOLED} here; run the demo from a source checkout (./dev demo), or set SAFE_DEMO_DATA '
+            'to its folder test/data'
+        )
+    return folder
+
+
+def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog='demo',
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog='example:\n  ./dev demo --episodes 48 --rate 50',
+    )
+    parser.add_argument('--out', type=Path, default=Path('demo_out'), help='folder to write (default demo_out)')
+    parser.add_argument('--seed', type=int, default=0, help='which tasks are never trained on (default 0)')
+    parser.add_argument('--epochs', type=int, default=150, help='training epochs (default %(default)s)')
+    parser.add_argument('--alpha', type=float, default=0.1, help='promised false-alarm rate (default 0.1)')
+    parser.add_argument('--episodes', type=int, default=30, help='unseen rollouts to stream (default 30)')
+    parser.add_argument('--rate', type=float, default=100.0, help='policy inferences per second (default 100)')
+    parser.add_argument('--prepare', action='store_true', help='convert, fit and evaluate only; start no nodes')
+    args = parser.parse_args(arguments)
+    if args.episodes < 1 or args.rate <= 0 or args.epochs < 1:
+        parser.error('--episodes, --rate and --epochs must be positive')
+    return args
+
+
+def convert_recordings(out: Path, console: Console) -> RolloutSet:
+    """Convert the dump and the pooled archive that ship with the sources; returns the pooled set."""
+    data = data_folder()
+    for source, name in ((DUMP, 'openvla_rollouts'), (POOLED, 'rollouts')):
+        with progress_bar(f'convert {source}') as progress:
+            done = convert(
+                data / source, out / name, overwrite=True, progress=lambda n, total: progress(n, total, '')
+            )
+        console.print(f'{source} ({done["kind"]}) -> {out / name}: {done["rollouts"]} rollouts, {done["steps"]} steps')
+    return RolloutSet.open(out / 'rollouts')
+
+
+def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
+    """Convert, fit, calibrate, evaluate, save; returns the evaluation for the summary."""
+    rollouts_on_disk = convert_recordings(args.out, console)
+    rollouts = labelled(rollouts_on_disk)
+    protocol = Protocol(alpha=args.alpha)
+    split = choose_split(rollouts, protocol, args.seed)
+    failures = sum(r.failed for r in rollouts)
+    console.print(
+        f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, {failures} of them failures; '
+        f'{len(split.unseen_tasks)} tasks are kept back and never trained on'
+    )
+    detector = make_detector(DETECTOR, epochs=args.epochs, seed=args.seed)
+    started = time.monotonic()
+    with progress_bar(f'fit {DETECTOR}') as progress:
+        fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
+    seconds = time.monotonic() - started
+    console.print(f'fitted {DETECTOR} on {len(split.train)} rollouts in {seconds:.0f} s')
+    reports = report_parts(fitted, rollouts, args.alpha)
+    rows = [Row(DETECTOR, args.seed, part, flatten_report(report)) for part, report in reports.items()]
+    title = f'{DETECTOR}, one task split, promised false-alarm rate {100 * args.alpha:g} %'
+    console.print(report_table(rows, title))
+    console.print(LEGEND, style='dim')
+    save_detector(
+        args.out / 'detector',
+        detector,
+        rollouts_on_disk.feature,
+        band=fitted.band,
+        alpha=args.alpha,
+        provenance=provenance_of(POOLED, rollouts, fitted),
+        overwrite=True,
+    )
+    return {
+        'detector': DETECTOR,
+        'epochs': args.epochs,
+        'seed': args.seed,
+        'alpha': args.alpha,
+        'fit_seconds': round(seconds, 2),
+        'seen_tasks': list(split.seen_tasks),
+        'unseen_tasks': list(split.unseen_tasks),
+        'evaluation': {row.part: {k: as_number(v) for k, v in row.values.items()} for row in rows},
+    }
+
+
+def choose_episodes(rollouts: RolloutSet, tasks: Sequence[str], count: int) -> list[int]:
+    """Take rollouts of the tasks in turn, in recorded order, regardless of their outcome."""
+    members = [[i for i, task in enumerate(rollouts.tasks) if task == name] for name in tasks]
+    turns = [index for turn in range(max(map(len, members))) for m in members if turn < len(m) for index in [m[turn]]]
+    return turns[:count]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One line of the demo: what an episode was and what the monitor said."""
+
+    episode: str
+    task: str
+    success: bool
+    steps: int
+    alarm_step: int | None
+    verdict: str
+    received: int
+    largest_difference: float
+    offline_alarm_step: int | None
+
+
+def judge(live: LiveEpisode, rollout: Rollout, loaded: LoadedDetector, alpha: float) -> Outcome:
+    """Compare what came over the wire with the truth and with offline scoring."""
+    assert loaded.band is not None
+    offline = loaded.detector.score(rollout)
+    received = np.full(len(rollout), np.nan)
+    received[live.steps] = live.scores
+    difference = np.abs(received - offline)
+    alarmed = live.alarm_step is not None
+    if rollout.failed:
+        verdict = 'detection' if alarmed else 'missed'
+    else:
+        verdict = 'false alarm' if alarmed else 'quiet'
+    return Outcome(
+        episode=rollout.episode_id,
+        task=rollout.task,
+        success=not rollout.failed,
+        steps=len(rollout),
+        alarm_step=live.alarm_step,
+        verdict=verdict,
+        received=len(live.steps),
+        largest_difference=float(difference.max()),
+        offline_alarm_step=loaded.band.at(alpha).first_crossing(offline),
+    )
+
+
+def episode_line(outcome: Outcome) -> str:
+    """Return the live line of one episode."""
+    styles = {'detection': 'green', 'quiet': 'green', 'false alarm': 'yellow', 'missed': 'red'}
+    style = styles[outcome.verdict]
+    truth = 'success' if outcome.success else 'failure'
+    alarm = 'no alarm' if outcome.alarm_step is None else f'alarm at step {outcome.alarm_step} of {outcome.steps}'
+    return f'{outcome.task:24} {truth:8} {alarm:22} [{style}]{outcome.verdict}[/{style}]'
+
+
+def stream(args: argparse.Namespace, console: Console) -> tuple[list[Outcome], list[LiveEpisode]]:
+    """Play unseen rollouts to the monitor, printing a line for each as it ends."""
+    rollouts = RolloutSet.open(args.out / 'rollouts')
+    loaded = load_detector(args.out / 'detector')
+    indices = choose_episodes(rollouts, loaded.provenance['unseen_tasks'], args.episodes)
+    chosen = {rollouts.episode_ids[i]: rollouts[i] for i in indices}
+    console.print(
+        f'\nstreaming {len(chosen)} rollouts of {len(loaded.provenance["unseen_tasks"])} tasks never trained on: '
+        'replay -> /vla/policy_step -> monitor -> /safe/score'
+    )
+    outcomes: dict[str, Outcome] = {}
+
+    def ended(episode: LiveEpisode) -> None:
+        outcome = judge(episode, chosen[episode.episode_id], loaded, args.alpha)
+        outcomes[episode.episode_id] = outcome
+        console.print(f'{len(outcomes):3}  {episode_line(outcome)}')
+
+    episodes = play_live(
+        args.out / 'rollouts',
+        args.out / 'detector',
+        list(chosen),
+        logs=args.out / 'logs',
+        rate=args.rate,
+        on_ended=ended,
+    )
+    # Judged again once everything has arrived; the lines above may have been a message short.
+    return [judge(e, chosen[e.episode_id], loaded, args.alpha) for e in episodes], episodes
+
+
+def summarise_stream(outcomes: Sequence[Outcome], episodes: Sequence[LiveEpisode]) -> dict[str, Any]:
+    """Return the live part of the summary."""
+    verdicts = [o.verdict for o in outcomes]
+    latencies = np.concatenate([e.latencies for e in episodes]) * 1e3
+    return {
+        'episodes': len(outcomes),
+        'detections': verdicts.count('detection'),
+        'missed': verdicts.count('missed'),
+        'false_alarms': verdicts.count('false alarm'),
+        'quiet': verdicts.count('quiet'),
+        'steps': sum(o.steps for o in outcomes),
+        'scores_missing': sum(o.steps - o.received for o in outcomes),
+        'largest_difference_to_offline': max(o.largest_difference for o in outcomes),
+        'alarm_steps_equal_offline': all(o.alarm_step == o.offline_alarm_step for o in outcomes),
+        'latency_ms': {
+            'p50': round(float(np.percentile(latencies, 50)), 3),
+            'p99': round(float(np.percentile(latencies, 99)), 3),
+        },
+        'per_episode': [asdict(o) for o in outcomes],
+    }
+
+
+def curves(
+    outcomes: Sequence[Outcome], episodes: Sequence[LiveEpisode], loaded: LoadedDetector, alpha: float
+) -> list[EpisodeCurve]:
+    """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
+    assert loaded.band is not None
+    threshold = loaded.band.at(alpha)
+    taken: dict[str, list[EpisodeCurve]] = {'detection': [], 'missed': [], 'quiet': [], 'false alarm': []}
+    for outcome, episode in zip(outcomes, episodes, strict=True):
+        taken[outcome.verdict].append(
+            EpisodeCurve(
+                title=f'{outcome.task}: {outcome.verdict}',
+                scores=np.array(episode.scores),
+                threshold=threshold.upper,
+                failed=not outcome.success,
+                alarm_step=outcome.alarm_step,
+            )
+        )
+    return [curve for verdict in taken.values() for curve in verdict[:3]]
+
+
+def write_summary(path: Path, summary: dict[str, Any]) -> None:
+    """Write aside and rename."""
+    aside = path.with_suffix('.json.partial')
+    aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + '\n', encoding='utf-8')
+    aside.replace(path)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run the demo; returns the exit status."""
+    console = wide_console()
+    started = time.monotonic()
+    args.out.mkdir(parents=True, exist_ok=True)
+    summary = prepare(args, console)
+    if args.prepare:
+        return 0
+    outcomes, episodes = stream(args, console)
+    summary['live'] = summarise_stream(outcomes, episodes)
+    loaded = load_detector(args.out / 'detector')
+    plot_episodes(
+        args.out / 'scores.png',
+        curves(outcomes, episodes, loaded, args.alpha),
+        title=f'{DETECTOR} on tasks never trained on, streamed over ROS 2 (band at alpha {args.alpha:g})',
+    )
+    summary['seconds'] = round(time.monotonic() - started, 1)
+    write_summary(args.out / 'summary.json', summary)
+    live = summary['live']
+    failures = live['detections'] + live['missed']
+    console.print(
+        f'\n{live["detections"]} of {failures} failures detected, '
+        f'{live["false_alarms"]} false alarms in {live["episodes"] - failures} successes '
+        f'(promised on tasks like the seen ones: {100 * args.alpha:g} %)'
+    )
+    console.print(
+        f'live against offline over {live["steps"]} steps: {live["scores_missing"]} missing, largest difference '
+        f'{live["largest_difference_to_offline"]:.1e}; step received to score published '
+        f'{live["latency_ms"]["p50"]:.2f} ms (median), {live["latency_ms"]["p99"]:.2f} ms (p99)'
+    )
+    console.print(f'written: {args.out / "summary.json"}, {args.out / "scores.png"} ({summary["seconds"]:.0f} s)')
+    agree = live['scores_missing'] == 0 and live['largest_difference_to_offline'] <= 1e-5
+    if not (agree and live['alarm_steps_equal_offline']):
+        console.print('[red]live and offline scores disagree; see summary.json[/red]')
+        return 1
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; exit status 0, 1 (failed) or 2 (wrong usage)."""
+    args = parse_arguments(arguments)
+    try:
+        return run(args)
+    except (DemoError, LiveError, OSError, *cli.FAILURES) as error:
+        print(f'demo: {error}', file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print('demo: interrupted', file=sys.stderr)
+        return 130
+
+
+if __name__ == '__main__':
+    sys.exit(main())
