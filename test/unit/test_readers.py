@@ -1,0 +1,721 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of recorded rollouts: values equal to an independent reading, clear refusals."""
+
+import csv
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections import Counter
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from safe_training.readers import DumpError, load_rollouts, open_source
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set import RolloutSetWriter
+from vla_feature_bridge.signals import SIGNAL_NAMES, rollout_signals
+
+DATA = Path(__file__).parents[1] / 'data'
+DUMP = DATA / 'openvla_dump'
+FLOW = DATA / 'miniature_flow.npz'
+ACTIONS = ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')
+VARIANCES = ('total_var', 'general_var', 'pos_var', 'rot_var', 'gripper_var')
+SAMPLES = (*VARIANCES, 'entropy_linkage.01', 'entropy_linkage.05')
+
+
+# -- OpenVLA
+
+
+def read_directly(dump):
+    """Read a dump of our own with pickle, torch and csv: nothing in common with the reader."""
+    episodes = {}
+    for file in dump.glob('*.pkl'):
+        record = pickle.loads(file.read_bytes())
+        states = record['hidden_states']
+        states = torch.stack(states) if isinstance(states, list) else states
+        index = record['eposide_idx'] if 'eposide_idx' in record else record['episode_idx']
+        with file.with_suffix('.csv').open() as stream:
+            rows = list(csv.DictReader(stream))
+        episodes[record['task_id'], index] = (states.float(), record, rows)
+    return episodes
+
+
+def column(rows, names):
+    return np.array([[float(row[name]) for name in names] for row in rows], np.float32)
+
+
+POOLINGS = {
+    None: lambda x: x[:, -1],
+    'last': lambda x: x[:, 6],
+    'first': lambda x: x[:, 0],
+    '0.25': lambda x: x[:, 2],
+    'mean': lambda x: x.mean(1),
+    'first&last': lambda x: torch.cat([x[:, 0], x[:, 6]], 1),
+    'concat': lambda x: x.flatten(1),
+    'concat-1:6:2': lambda x: torch.cat([x[:, 1], x[:, 3], x[:, 5]], 1),
+}
+
+
+@pytest.mark.parametrize('command', POOLINGS)
+def test_the_shipped_dump_equals_an_independent_reading(command):
+    expected = read_directly(DUMP)
+    pooling = None if command is None else (('token', command),)
+    rollouts, feature = load_rollouts(DUMP, pooling=pooling)
+    assert str(feature) == f'hidden_states[token={command or "last"}]'
+    assert len(rollouts) == len(expected) == 24
+    for rollout in rollouts:
+        states, record, rows = expected[rollout.task_id, rollout.episode_index]
+        features = POOLINGS[command](states).numpy()
+        assert rollout.features.dtype == np.float32
+        assert feature.dim == features.shape[1]
+        # torch may add up the tokens in another order than numpy.
+        tolerance = 1e-6 if command == 'mean' else 0
+        np.testing.assert_allclose(rollout.features, features, rtol=tolerance, atol=tolerance)
+        assert rollout.success == record['episode_success']
+        assert rollout.task == rollout.instruction == record['task_description']
+        assert (rollout.exec_horizon, rollout.policy, rollout.video) == (1, 'openvla', '')
+        assert rollout.feature_name == str(feature)
+        actions = column(rows, [f'action/{name}' for name in ACTIONS])
+        np.testing.assert_array_equal(rollout.actions[:, 0, 0], actions)
+        for values, what in (
+            (rollout.token_probability, 'prob'),
+            (rollout.token_entropy, 'entropy'),
+        ):
+            names = [f'action/token_{i}_{what}' for i in range(7)]
+            np.testing.assert_array_equal(values, column(rows, names))
+        signals = rollout_signals(rollout.actions, 1)
+        assert set(rollout.signals) == set(SIGNAL_NAMES)
+        for name in SIGNAL_NAMES:
+            np.testing.assert_array_equal(rollout.signals[name], signals[name])
+
+
+def test_counts_order_and_names_of_the_shipped_dump():
+    source = open_source(DUMP)
+    assert (source.kind, source.why) == ('openvla', 'holds task0--ep0--succ0.csv')
+    assert len(source) == 24
+    rollouts = list(source.rollouts())
+    order = [(rollout.task_id, rollout.episode_index) for rollout in rollouts]
+    assert order == sorted(order)
+    assert rollouts[0].episode_id == 'task0--ep0'
+    assert len({rollout.episode_id for rollout in rollouts}) == 24
+    counts = Counter((rollout.task_id, rollout.success) for rollout in rollouts)
+    assert counts == {
+        (task, success): 2 if success else 1 for task in range(8) for success in (0, 1)
+    }
+
+
+def test_reading_keeps_one_episode_at_a_time():
+    source = open_source(DUMP)
+    told = []
+    stream = source.rollouts(lambda done, total: told.append((done, total)))
+    next(stream)
+    assert told == [(0, 24)]
+    assert len(list(stream)) == 23
+    assert told == [(done, 24) for done in range(25)]
+
+
+@pytest.mark.skipif('SAFE_SHARED' not in os.environ, reason='SAFE_SHARED is not set')
+def test_the_full_dump_agrees_with_the_pooled_recording():
+    shared = Path(os.environ['SAFE_SHARED']) / 'rollouts' / 'miniature'
+    raw, _ = load_rollouts(shared / 'raw' / 'openvla', pooling=(('token', 'mean'),))
+    pooled, _ = load_rollouts(shared / 'token_pooled.npz')
+    by_name = {(rollout.task_id, rollout.episode_index): rollout for rollout in pooled}
+    assert (len(raw), len(pooled)) == (96, 800)
+    for one in raw:
+        other = by_name[one.task_id, one.episode_index]
+        assert (one.success, one.instruction) == (other.success, other.instruction)
+        assert (len(one), one.exec_horizon) == (len(other), other.exec_horizon)
+        # The raw states are bfloat16: half a unit in the last of 8 bits of values below 8.
+        np.testing.assert_allclose(one.features, other.features, atol=2**-6)
+        np.testing.assert_allclose(one.actions, other.actions, atol=1e-6)
+        np.testing.assert_allclose(one.token_probability, other.token_probability, atol=1e-6)
+
+
+def write_episode(
+    folder, task=0, episode=0, success=True, steps=4, width=6, tokens=7, samples=False, **changes
+):
+    """Write one OpenVLA episode; ``changes`` replace entries of its record, None removes one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f'task{task}--ep{episode}--succ{int(success)}'
+    generator = torch.Generator().manual_seed(100 * task + episode)
+    record = {
+        'hidden_states': torch.randn(steps, tokens, width, generator=generator).bfloat16(),
+        'task_suite_name': 'libero_10',
+        'task_id': task,
+        'task_description': f'do thing {task}',
+        'eposide_idx': episode,
+        'episode_success': success,
+    } | changes
+    record = {key: value for key, value in record.items() if value is not None}
+    stem.with_suffix('.pkl').write_bytes(pickle.dumps(record))
+    names = ['action/timestep', *(f'action/{name}' for name in ACTIONS)]
+    if samples:
+        names += [f'action/{name}' for name in SAMPLES]
+        names += [f'action/cum_{name}' for name in SAMPLES]
+    else:
+        names += [f'action/token_{i}_{what}' for i in range(tokens) for what in ('prob', 'entropy')]
+    with stem.with_suffix('.csv').open('w', newline='') as stream:
+        writer = csv.writer(stream)
+        writer.writerow(names)
+        for step in range(steps):
+            writer.writerow([step, *(step + 0.01 * i for i in range(len(names) - 1))])
+    return stem
+
+
+def listing(path):
+    return sorted(str(entry.relative_to(path)) for entry in path.rglob('*'))
+
+
+def edit_csv(stem, edit):
+    file = stem.with_suffix('.csv')
+    file.write_text(edit(file.read_text()))
+
+
+def test_variances_over_samples_stay_under_their_names(tmp_path):
+    write_episode(tmp_path, samples=True, steps=3)
+    (rollout,), _ = load_rollouts(tmp_path)
+    assert rollout.token_probability is None
+    assert rollout.token_entropy is None
+    assert set(rollout.signals) == {*SAMPLES, *SIGNAL_NAMES}
+    first = 0.01 * (len(ACTIONS))
+    np.testing.assert_allclose(rollout.signals['total_var'], [first, 1 + first, 2 + first])
+    assert rollout.signals['entropy_linkage.05'].dtype == np.float32
+
+
+def test_folders_of_any_depth_as_on_widowx(tmp_path):
+    write_episode(tmp_path / 'b' / 'night', task=1, episode=10)
+    write_episode(tmp_path / 'b' / 'night', task=1, episode=9)
+    write_episode(tmp_path / 'a', task=1, episode=9, success=False)
+    (tmp_path / 'a' / 'task1--ep9--succ0.mp4').write_bytes(b'')
+    (tmp_path / 'a' / 'task1--ep8--succ0.mp4').write_bytes(b'')
+    rollouts, _ = load_rollouts(tmp_path)
+    names = [rollout.episode_id for rollout in rollouts]
+    assert names == ['a/task1--ep9', 'b/night/task1--ep9', 'b/night/task1--ep10']
+    assert [rollout.video for rollout in rollouts] == ['a/task1--ep9--succ0.mp4', '', '']
+
+
+@pytest.mark.parametrize('spelling', ['eposide_idx', 'episode_idx'])
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize('stacked', [True, False])
+def test_the_ways_in_which_hidden_states_are_stored(tmp_path, spelling, dtype, stacked):
+    states = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
+    changes = {'eposide_idx': None, spelling: 0}
+    write_episode(tmp_path, hidden_states=states if stacked else list(states), **changes)
+    (rollout,), _ = load_rollouts(tmp_path, pooling=(('token', 'concat'),))
+    np.testing.assert_array_equal(rollout.features, states.float().flatten(1).numpy())
+
+
+def test_numpy_hidden_states_and_numpy_scalars(tmp_path):
+    states = np.arange(4 * 7 * 6).reshape(4, 7, 6).astype(ml_dtypes.bfloat16)
+    write_episode(
+        tmp_path, hidden_states=states, task_id=np.int64(0), episode_success=np.bool_(True)
+    )
+    (rollout,), _ = load_rollouts(tmp_path)
+    np.testing.assert_array_equal(rollout.features, states[:, 6].astype(np.float32))
+
+
+def test_bfloat16_is_averaged_in_float32(tmp_path):
+    write_episode(tmp_path, hidden_states=torch.linspace(4.9, 5.1, 168).reshape(4, 7, 6).bfloat16())
+    (rollout,), _ = load_rollouts(tmp_path, pooling=(('token', 'mean'),))
+    states = pickle.loads((tmp_path / 'task0--ep0--succ1.pkl').read_bytes())['hidden_states']
+    np.testing.assert_allclose(rollout.features, states.double().mean(1).numpy(), rtol=1e-6)
+
+
+def with_nan(step, token=3):
+    states = torch.randn(4, 7, 6)
+    states[step, token, 2] = torch.nan
+    return states
+
+
+RECORDS = {
+    'nan': (
+        {'hidden_states': with_nan(2)},
+        'expected finite hidden states, found NaN or infinity at step 2',
+    ),
+    'nan-in-a-list': ({'hidden_states': list(with_nan(1))}, 'NaN or infinity at step 1'),
+    'no-steps': ({'hidden_states': []}, r'\(steps, tokens, width\), found nothing'),
+    'two-axes': ({'hidden_states': torch.zeros(4, 6)}, r'found an array of shape \(4, 6\)'),
+    'integers': ({'hidden_states': torch.zeros(4, 7, 6).int()}, 'as floats, found int32'),
+    'text': ({'hidden_states': 'x'}, 'found a str'),
+    'ragged': (
+        {'hidden_states': [torch.zeros(7, 6), torch.zeros(7, 6), torch.zeros(5, 6)]},
+        r'found an array of shape \(5, 6\) at step 2, an array of shape \(7, 6\) at step 0',
+    ),
+    'mixed-dtypes': (
+        {'hidden_states': [torch.zeros(7, 6), torch.zeros(7, 6).half()]},
+        'of one dtype, found float16 at step 1, float32 at step 0',
+    ),
+    'none-in-a-list': ({'hidden_states': [None]}, 'found nothing at step 0'),
+    'no-hidden-states': ({'hidden_states': None}, 'expected hidden_states, found only'),
+    'no-description': ({'task_description': None}, 'expected task_description, found only'),
+    'no-episode': ({'eposide_idx': None}, 'expected eposide_idx, found only'),
+    'description-not-text': ({'task_description': 5}, 'task_description as text, found a int'),
+    'another-task': ({'task_id': 3}, 'task_id 0 as the file name says, found 3'),
+    'another-episode': ({'eposide_idx': 3}, 'eposide_idx 0 as the file name says, found 3'),
+    'another-outcome': (
+        {'episode_success': False},
+        'episode_success 1 as the file name says, found 0',
+    ),
+    'outcome-not-boolean': ({'episode_success': 'yes'}, 'the file name says, found a str'),
+    'another-length': ({'hidden_states': torch.zeros(5, 7, 6)}, 'expected 5 rows, .* found 4'),
+    'another-width': (
+        {'hidden_states': torch.zeros(4, 7, 8)},
+        'expected a pooled width of 6, found 8',
+    ),
+}
+
+
+def check_refused(folder, bad_file, message, good=('task0--ep1', 'task0--ep2')):
+    """A bad episode is refused by file name, and only it is left out when that is wanted."""
+    before = listing(folder)
+    with pytest.raises(DumpError, match=message) as caught:
+        load_rollouts(folder)
+    assert str(caught.value).startswith(str(folder / bad_file))
+    source = open_source(folder, skip_bad=True)
+    assert [rollout.episode_id for rollout in source.rollouts()] == list(good)
+    assert len(source.skipped) == 1
+    assert bad_file in source.skipped[0]
+    assert listing(folder) == before
+
+
+@pytest.mark.parametrize('name', RECORDS)
+def test_a_bad_pickle_is_refused_or_left_out(tmp_path, name):
+    changes, message = RECORDS[name]
+    write_episode(tmp_path, episode=1)
+    write_episode(tmp_path, episode=2)
+    if name == 'another-width':
+        write_episode(tmp_path, episode=5, **changes)
+        check_refused(tmp_path, 'task0--ep5--succ1.pkl', message)
+        return
+    write_episode(tmp_path, **changes)
+    suffix = 'csv' if name == 'another-length' else 'pkl'
+    check_refused(tmp_path, f'task0--ep0--succ1.{suffix}', message)
+
+
+class Malicious:
+    def __reduce__(self):
+        return os.system, ('touch executed',)
+
+
+@pytest.mark.parametrize(
+    'content',
+    [
+        pickle.dumps(Malicious()),
+        pickle.dumps({'hidden_states': [torch.zeros(7, 6)], 'x': Malicious()}),
+        pickle.dumps([1, 2]),
+        b'',
+    ],
+    ids=['call', 'call-inside', 'a-list', 'empty'],
+)
+def test_a_hostile_pickle_is_refused_or_left_out(tmp_path, monkeypatch, content):
+    monkeypatch.chdir(tmp_path)
+    dump = tmp_path / 'dump'
+    for episode in range(3):
+        write_episode(dump, episode=episode)
+    (dump / 'task0--ep0--succ1.pkl').write_bytes(content)
+    check_refused(dump, 'task0--ep0--succ1.pkl', r'expected .*, found .*; ')
+    assert listing(tmp_path)[0] == 'dump'
+    assert not (tmp_path / 'executed').exists()
+
+
+def test_a_truncated_pickle_is_refused_or_left_out(tmp_path):
+    for episode in range(3):
+        write_episode(tmp_path, episode=episode)
+    file = tmp_path / 'task0--ep0--succ1.pkl'
+    file.write_bytes(file.read_bytes()[:-200])
+    check_refused(tmp_path, file.name, 'until the end of the file; copy the file')
+
+
+TABLES = {
+    'row-missing': (lambda text: text.rsplit('\n', 2)[0] + '\n', 'expected 4 rows, .* found 3'),
+    'row-more': (lambda text: text + text.splitlines()[-1] + '\n', 'expected 4 rows, .* found 5'),
+    'empty': (lambda text: '', 'expected columns action/dx'),
+    'column-missing': (lambda text: text.replace('action/dz', 'z'), 'expected columns action/dz'),
+    'column-twice': (
+        lambda text: text.replace('token_1_prob', 'token_0_prob'),
+        'every column once, found one repeated',
+    ),
+    'word': (
+        lambda text: text.replace('\n2,2.0,', '\n2,two,'),
+        "number in row 3, column 'action/dx', found 'two'",
+    ),
+    'cell-missing': (
+        lambda text: text.replace(text.splitlines()[2], '1,1.0,2'),
+        "row 2, column 'action/dz', found a row that ends before it",
+    ),
+    'nan': (
+        lambda text: text.replace('\n1,1.0,', '\n1,nan,'),
+        'expected finite actions, found NaN or infinity at step 1',
+    ),
+    'quote': (lambda text: text + '"', 'expected a readable csv file'),
+}
+
+
+@pytest.mark.parametrize('name', TABLES)
+def test_a_bad_csv_is_refused_or_left_out(tmp_path, name):
+    edit, message = TABLES[name]
+    for episode in range(3):
+        write_episode(tmp_path, episode=episode)
+    edit_csv(tmp_path / 'task0--ep0--succ1', edit)
+    check_refused(tmp_path, 'task0--ep0--succ1.csv', message)
+
+
+@pytest.mark.parametrize('suffix', ['csv', 'pkl'])
+def test_a_missing_file_is_named_before_anything_is_read(tmp_path, monkeypatch, suffix):
+    for episode in range(3):
+        write_episode(tmp_path, episode=episode, width=6)
+    (tmp_path / f'task0--ep2--succ1.{suffix}').unlink()
+    other = 'pkl' if suffix == 'csv' else 'csv'
+    source = open_source(tmp_path)
+    stream = source.rollouts()
+    monkeypatch.setattr(type(source), 'feature', None)
+    with pytest.raises(DumpError, match=rf'beside task0--ep2--succ1\.{other}, found none; copy'):
+        next(stream)
+    monkeypatch.undo()
+    check_refused(
+        tmp_path, f'task0--ep2--succ1.{suffix}', 'found none', ['task0--ep0', 'task0--ep1']
+    )
+
+
+def test_a_renamed_pickle(tmp_path):
+    for episode in range(3):
+        write_episode(tmp_path, episode=episode)
+    (tmp_path / 'task0--ep0--succ1.pkl').rename(tmp_path / 'best.pkl')
+    with pytest.raises(DumpError, match=r'best\.pkl: expected a name like task0--ep0--succ1'):
+        load_rollouts(tmp_path)
+    source = open_source(tmp_path, skip_bad=True)
+    assert len(list(source.rollouts())) == 2
+    assert len(source.skipped) == 2
+
+
+def test_a_renamed_episode(tmp_path):
+    for episode in range(3):
+        stem = write_episode(tmp_path, episode=episode)
+    for suffix in ('.csv', '.pkl'):
+        stem.with_suffix(suffix).rename(tmp_path / f'task0--ep2--succ0{suffix}')
+    check_refused(
+        tmp_path,
+        'task0--ep2--succ0.pkl',
+        'episode_success 0 as the file name says, found 1',
+        ['task0--ep0', 'task0--ep1'],
+    )
+
+
+def test_an_episode_with_both_outcomes(tmp_path):
+    for episode in range(3):
+        write_episode(tmp_path, episode=episode)
+    write_episode(tmp_path, episode=0, success=False)
+    with pytest.raises(DumpError, match='expected one outcome of this episode'):
+        load_rollouts(tmp_path)
+    rollouts, _ = load_rollouts(tmp_path, skip_bad=True)
+    assert [rollout.episode_id for rollout in rollouts] == ['task0--ep1', 'task0--ep2']
+
+
+def test_a_dump_with_nothing_readable(tmp_path):
+    write_episode(tmp_path, hidden_states=[])
+    with pytest.raises(DumpError, match=r'at least one readable episode, found none of 1; .*ep0'):
+        load_rollouts(tmp_path, skip_bad=True)
+
+
+def test_what_is_left_out_is_said(tmp_path, caplog):
+    write_episode(tmp_path, episode=0)
+    write_episode(tmp_path, episode=1, hidden_states=[])
+    load_rollouts(tmp_path, skip_bad=True)
+    assert 'left out: ' in caplog.text
+    assert 'task0--ep1--succ1.pkl' in caplog.text
+
+
+def test_options_that_do_not_fit_a_dump(tmp_path):
+    write_episode(tmp_path)
+    with pytest.raises(DumpError, match='expected feature hidden_states'):
+        open_source(tmp_path, feature='pre_logits')
+    with pytest.raises(DumpError, match=r"pooling must name each of the axes \['token'\] once"):
+        open_source(tmp_path, pooling=(('horizon', 'mean'),))
+
+
+# -- pooled archives
+
+
+def test_the_shipped_archive_equals_its_arrays():
+    rollouts, feature = load_rollouts(FLOW)
+    archive = np.load(FLOW, allow_pickle=False)
+    offsets = archive['offsets']
+    features, actions = archive['feat_mean'], archive['sampled_actions']
+    assert (len(rollouts), feature.dim, str(feature)) == (800, 64, 'feat_mean')
+    for index, rollout in enumerate(rollouts):
+        rows = slice(offsets[index], offsets[index + 1])
+        assert rollout.features.dtype == np.float16
+        np.testing.assert_array_equal(rollout.features, features[rows])
+        np.testing.assert_array_equal(rollout.actions, actions[rows])
+    assert [rollout.success for rollout in rollouts] == archive['success'].astype(bool).tolist()
+    assert [rollout.task_id for rollout in rollouts] == archive['task_id'].tolist()
+    assert [r.episode_index for r in rollouts] == archive['episode_idx'].tolist()
+    names = archive['task_names'][archive['task_id']].tolist()
+    assert [rollout.task for rollout in rollouts] == names
+    assert rollouts[-1].instruction == str(archive['task_instructions'][15])
+    assert {rollout.exec_horizon for rollout in rollouts} == {4}
+    assert {rollout.policy for rollout in rollouts} == {'flow'}
+    assert rollouts[70].episode_id == 'push-v3/20'
+    expected = rollout_signals(rollouts[70].actions, 4)
+    for name in SIGNAL_NAMES:
+        np.testing.assert_array_equal(rollouts[70].signals[name], expected[name])
+
+
+def named(**changes):
+    """Arrays of an archive in the named layout: three episodes of 2, 1 and 3 steps."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        'offsets': np.array([0, 2, 3, 6]),
+        'success': np.array([True, False, True]),
+        'task': np.array(['open', 'close', 'open']),
+        'instruction': np.array(['open it', 'close it', 'open that']),
+        'episode_index': np.array([0, 0, 7]),
+        'features': rng.normal(size=(6, 4)).astype(np.float16),
+        'action_signals': rng.normal(size=(6, 2)).astype(np.float32),
+        'action_signal_names': np.array(['action_norm', 'eef_z']),
+    } | changes
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def numbered(**changes):
+    """Arrays of an archive in the numbered layout."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        'offsets': np.array([0, 2, 3, 6]),
+        'success': np.array([1, 0, 1], np.int8),
+        'task_id': np.array([1, 0, 1], np.int32),
+        'task_names': np.array(['close', 'open']),
+        'task_instructions': np.array(['close it', 'open it']),
+        'episode_idx': np.array([0, 0, 7], np.int32),
+        'feat_mean': rng.normal(size=(6, 4)).astype(np.float16),
+        'feat_first': rng.normal(size=(6, 3)).astype(np.float16),
+        'action': rng.normal(size=(6, 7)).astype(np.float32),
+        'token_prob': rng.random((6, 7)).astype(np.float32),
+        'token_entropy': rng.random((6, 7)).astype(np.float32),
+        'meta_json': np.array(json.dumps({'args': {'kind': 'token', 'exec_horizon': 4}})),
+    } | changes
+    return {name: array for name, array in arrays.items() if array is not None}
+
+
+def save(path, arrays):
+    np.savez_compressed(path, **arrays)
+    return path
+
+
+def test_the_named_layout(tmp_path):
+    arrays = named()
+    rollouts, feature = load_rollouts(save(tmp_path / 'x.npz', arrays))
+    assert str(feature) == 'features'
+    assert [rollout.episode_id for rollout in rollouts] == ['open/0', 'close/0', 'open/7']
+    assert [rollout.task_id for rollout in rollouts] == [1, 0, 1]
+    assert [rollout.instruction for rollout in rollouts] == ['open it', 'close it', 'open that']
+    assert [rollout.success for rollout in rollouts] == [True, False, True]
+    np.testing.assert_array_equal(rollouts[2].features, arrays['features'][3:])
+    np.testing.assert_array_equal(rollouts[2].signals['eef_z'], arrays['action_signals'][3:, 1])
+    assert set(rollouts[0].signals) == {'action_norm', 'eef_z'}
+    assert rollouts[0].actions is None
+
+
+def test_an_archive_of_signals_alone(tmp_path):
+    path = save(tmp_path / 'x.npz', named(features=None, instruction=None))
+    rollouts, feature = load_rollouts(path)
+    assert (str(feature), feature.dim) == ('none', 0)
+    assert [rollout.features.shape for rollout in rollouts] == [(2, 0), (1, 0), (3, 0)]
+    assert rollouts[1].signals['eef_z'].shape == (1,)
+    assert rollouts[0].instruction == ''
+    rollouts, feature = load_rollouts(path, feature='action_signals')
+    assert feature.dim == 2
+    np.testing.assert_array_equal(rollouts[1].features[0], named()['action_signals'][2])
+
+
+def test_the_numbered_layout_with_tokens(tmp_path):
+    arrays = numbered()
+    rollouts, feature = load_rollouts(save(tmp_path / 'x.npz', arrays), feature='feat_first')
+    assert (str(feature), feature.dim) == ('feat_first', 3)
+    last = rollouts[2]
+    assert (last.task, last.instruction, last.policy) == ('open', 'open it', 'token')
+    assert last.exec_horizon == 1  # a chunk of one action executes one, whatever was asked for
+    assert last.actions.shape == (3, 1, 1, 7)
+    np.testing.assert_array_equal(last.actions[:, 0, 0], arrays['action'][3:])
+    np.testing.assert_array_equal(last.token_probability, arrays['token_prob'][3:])
+    np.testing.assert_array_equal(last.token_entropy, arrays['token_entropy'][3:])
+    assert set(last.signals) == set(SIGNAL_NAMES)
+
+
+def test_chunks_without_samples(tmp_path):
+    chunks = np.random.default_rng(0).normal(size=(6, 8, 4)).astype(np.float32)
+    (first, *_), _ = load_rollouts(save(tmp_path / 'x.npz', numbered(action=chunks)))
+    assert (first.actions.shape, first.exec_horizon) == ((2, 1, 8, 4), 4)
+    np.testing.assert_array_equal(first.actions[:, 0], chunks[:2])
+
+
+def test_signals_of_the_archive_win_over_derived_ones(tmp_path):
+    arrays = named(action=np.ones((6, 7), np.float32))
+    (first, *_), _ = load_rollouts(save(tmp_path / 'x.npz', arrays))
+    assert set(first.signals) == {*SIGNAL_NAMES, 'eef_z'}
+    np.testing.assert_array_equal(first.signals['action_norm'], arrays['action_signals'][:2, 0])
+
+
+def nan_at(row):
+    features = np.ones((6, 4), np.float16)
+    features[row, 1] = np.nan
+    return features
+
+
+ARCHIVES = {
+    'nan': (named(features=nan_at(4)), "'open/7': expected finite features, .* at step 1"),
+    'infinite-actions': (numbered(action=np.full((6, 7), np.inf, np.float32)), 'finite actions'),
+    'empty-episode': (named(offsets=np.array([0, 2, 2, 6])), "'close/0': expected at least one"),
+    'no-episodes': (named(offsets=np.array([0])), 'offsets of at least one episode'),
+    'offsets-fall': (named(offsets=np.array([0, 4, 3, 6])), 'never fall'),
+    'offsets-begin-late': (named(offsets=np.array([1, 2, 3, 6])), 'start at 0'),
+    'offsets-too-far': (named(offsets=np.array([0, 2, 3, 7])), 'action_signals as floats with 7'),
+    'offsets-are-floats': (named(offsets=np.array([0.0, 6.0])), 'as integers'),
+    'success-too-short': (named(success=np.array([True, False])), 'success as 3 times 0 or 1'),
+    'success-is-2': (named(success=np.array([0, 1, 2])), 'success as 3 times 0 or 1'),
+    'task-too-short': (named(task=np.array(['a', 'b'])), 'task as 3 texts'),
+    'task-not-text': (named(task=np.array([1, 2, 3])), 'task as 3 texts'),
+    'same-episode-twice': (named(episode_index=np.array([0, 0, 0])), "'open/0' more than once"),
+    'no-episode-index': (named(episode_index=None), 'an array episode_index'),
+    'signal-names-too-few': (named(action_signal_names=np.array(['a'])), 'names as 2 texts'),
+    'signal-names-repeat': (named(action_signal_names=np.array(['a', 'a'])), 'repetition'),
+    'no-signal-names': (named(action_signal_names=None), 'an array action_signal_names'),
+    'unknown-task': (numbered(task_id=np.array([0, 1, 2])), 'task_id from 0 to 1'),
+    'rows-missing': (numbered(token_prob=np.zeros((5, 7), np.float32)), 'token_prob as floats'),
+    'meta-not-json': (numbered(meta_json=np.array('{')), 'JSON with .args. in meta_json'),
+    'meta-horizon': (
+        numbered(meta_json=np.array('{"args": {"exec_horizon": 0}}')),
+        'exec_horizon from 1',
+    ),
+    'object-array': (
+        named(features=np.array([[{}]] * 6, dtype=object)),
+        'array features.npy of Python objects, which is a pickle and is not read',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', ARCHIVES)
+def test_a_bad_archive_is_refused(tmp_path, name):
+    arrays, message = ARCHIVES[name]
+    path = save(tmp_path / 'bad.npz', arrays)
+    with pytest.raises(DumpError, match=message) as caught:
+        load_rollouts(path)
+    assert str(caught.value).startswith(str(path))
+
+
+def test_bad_episodes_of_an_archive_can_be_left_out(tmp_path):
+    path = save(tmp_path / 'x.npz', named(features=nan_at(4)))
+    source = open_source(path, skip_bad=True)
+    assert [rollout.episode_id for rollout in source.rollouts()] == ['open/0', 'close/0']
+    assert 'open/7' in source.skipped[0]
+
+
+def test_options_that_do_not_fit_an_archive(tmp_path):
+    path = save(tmp_path / 'x.npz', numbered())
+    with pytest.raises(DumpError, match='one of the features feat_mean, feat_first, none, found'):
+        load_rollouts(path, feature='hidden_states')
+    with pytest.raises(DumpError, match='pooled already, found token=mean'):
+        open_source(path, pooling=(('token', 'mean'),))
+
+
+def test_damaged_archives_are_refused(tmp_path):
+    whole = save(tmp_path / 'x.npz', named()).read_bytes()
+    file = tmp_path / 'y.npz'
+    for end in range(0, len(whole), 41):
+        file.write_bytes(whole[:end])
+        with pytest.raises(DumpError, match=r'y\.npz: '):
+            load_rollouts(file)
+    for position in range(0, len(whole), 7):
+        data = bytearray(whole)
+        data[position] ^= 0xFF
+        file.write_bytes(data)
+        try:
+            load_rollouts(file)
+        except DumpError as error:
+            assert 'y.npz: ' in str(error)
+
+
+def test_an_archive_cannot_claim_more_than_it_holds(tmp_path):
+    path = save(tmp_path / 'x.npz', named(features=None))
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (6, 1000000000000), }"
+    header += b' ' * (118 - len(header) - 1) + b'\n'
+    with zipfile.ZipFile(path, 'a') as archive:
+        archive.writestr('features.npy', b'\x93NUMPY\x01\x00\x76\x00' + header + bytes(96))
+    with pytest.raises(DumpError, match=r'array features of shape \(6, 1000000000000\)'):
+        load_rollouts(path)
+
+
+# -- which source is it
+
+
+def test_a_rollout_set_is_a_source(tmp_path):
+    rollouts, feature = load_rollouts(DUMP)
+    with RolloutSetWriter(tmp_path / 'set', feature=feature, policy='openvla') as writer:
+        for rollout in rollouts[:5]:
+            writer.add(rollout)
+    source = open_source(tmp_path / 'set')
+    assert (source.kind, source.policy, source.feature) == ('rollout_set', 'openvla', feature)
+    found, _ = load_rollouts(tmp_path / 'set')
+    for one, other in zip(found, rollouts, strict=False):
+        assert isinstance(one, Rollout)
+        np.testing.assert_array_equal(one.features, other.features)
+        np.testing.assert_array_equal(one.actions, other.actions)
+    open_source(tmp_path / 'set', pooling=(('token', 'last'),), feature='hidden_states')
+    with pytest.raises(DumpError, match='expected no other pooling'):
+        open_source(tmp_path / 'set', pooling=(('token', 'mean'),))
+    with pytest.raises(DumpError, match="expected feature 'hidden_states'"):
+        open_source(tmp_path / 'set', feature='feat_mean')
+
+
+def test_a_set_with_a_lost_file(tmp_path):
+    rollouts, feature = load_rollouts(DUMP)
+    with RolloutSetWriter(tmp_path / 'set', feature=feature) as writer:
+        for rollout in rollouts[:3]:
+            writer.add(rollout)
+    file = tmp_path / 'set' / 'arrays' / '000001.safetensors'
+    data = bytearray(file.read_bytes())
+    data[30] ^= 1
+    file.write_bytes(data)
+    found, _ = load_rollouts(tmp_path / 'set', skip_bad=True)
+    assert [rollout.episode_id for rollout in found] == ['task0--ep0', 'task0--ep3']
+
+
+def test_what_no_reader_recognises(tmp_path):
+    def message(path):
+        with pytest.raises(DumpError) as caught:
+            open_source(path)
+        assert str(caught.value).startswith(f'{path}: expected ')
+        return str(caught.value)
+
+    assert 'Found an empty folder' in message(tmp_path)
+    assert 'a file or folder, found none' in message(tmp_path / 'nothing')
+    (tmp_path / 'a.txt').write_text('hello')
+    assert 'Found a.txt' in message(tmp_path)
+    assert 'Found a file of 5 bytes named a.txt' in message(tmp_path / 'a.txt')
+    np.savez(tmp_path / 'other.npz', x=np.zeros(3))
+    looked_for = message(tmp_path / 'other.npz')
+    for part in ('rollout_set.json', 'offsets, success', 'task{t}--ep{e}--succ{0|1}.csv'):
+        assert part in looked_for
+    (tmp_path / 'z.npz').write_bytes(b'hello')
+    assert 'a NumPy archive (.npz), found File is not a zip file' in message(tmp_path / 'z.npz')
+
+
+def test_openpi_records_are_not_taken_for_openvla(tmp_path):
+    write_episode(tmp_path / 'env_records')
+    (tmp_path / 'policy_records').mkdir()
+    for path in (tmp_path, tmp_path / 'env_records'):
+        with pytest.raises(DumpError, match='expected one of'):
+            open_source(path)
+
+
+def test_other_pickles_beside_a_dump_do_not_matter(tmp_path):
+    write_episode(tmp_path / 'libero')
+    (tmp_path / 'notes').mkdir()
+    shutil.copy(tmp_path / 'libero' / 'task0--ep0--succ1.pkl', tmp_path / 'notes' / 'x.pkl')
+    rollouts, _ = load_rollouts(tmp_path)
+    assert len(rollouts) == 1
