@@ -254,13 +254,13 @@ def fit_learned(
     progress : callable, optional
         Called with (epochs done, epochs, note).
     """
-    require_both_outcomes(rollouts, detector.name)
     data = stack_rollouts(rollouts)
+    require_both_outcomes(rollouts, detector.name)
     dim = data.flat.shape[1]
     stopping = None
     if validation is not None:
-        require_both_outcomes(validation, f'{detector.name} (validation)')
         stopping = _EarlyStopping(detector, stack_rollouts(validation), patience)
+        require_both_outcomes(validation, f'{detector.name} (validation)')
     # PyTorch initialises layers and draws dropout from its global generator; fork it to stay local.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(detector.seed)

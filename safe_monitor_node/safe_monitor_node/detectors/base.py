@@ -10,7 +10,7 @@ from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 
-from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout import Rollout, RolloutError
 from vla_feature_bridge.step import PolicyStep
 
 
@@ -91,7 +91,10 @@ class Detector(ABC):
                 f'no fitter is registered for {self.name!r}: `import safe_training` first '
                 '(the robot side scores only; fitting lives in the package safe_training)'
             )
-        fitter(self, rollouts, **options)
+        try:
+            fitter(self, rollouts, **options)
+        except RolloutError as error:  # an unlabelled rollout
+            raise DetectorError(f'{self.name}: {error}') from error
         return self
 
     @abstractmethod
@@ -158,6 +161,21 @@ def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
     if not np.isfinite(vector.dot(vector)) and not np.isfinite(vector).all():
         raise StepError(f'step {step.step}: the features hold NaN or infinity')
     return vector
+
+
+def checked_chunk(step: PolicyStep, detector: str) -> np.ndarray:
+    """Return the executed chunk as finite float64 ``(horizon, action_dim)`` or raise :class:`StepError`."""
+    if step.actions is None:
+        raise StepError(f'step {step.step}: detector {detector} needs action chunks, this step has none')
+    if step.actions.ndim != 3 or 0 in step.actions.shape:
+        raise StepError(
+            f'step {step.step}: detector {detector} expects actions of shape (samples, horizon, action_dim), '
+            f'found {step.actions.shape}'
+        )
+    chunk = np.asarray(step.actions[0], dtype=np.float64)
+    if not np.isfinite(chunk).all():
+        raise StepError(f'step {step.step}: the executed action chunk holds NaN or infinity')
+    return chunk
 
 
 D = TypeVar('D', bound=type[Detector])

@@ -12,7 +12,13 @@ from collections.abc import Callable
 
 import numpy as np
 
-from safe_monitor_node.detectors.base import Detector, StepError, Stream, register
+from safe_monitor_node.detectors.base import (
+    Detector,
+    StepError,
+    Stream,
+    checked_chunk,
+    register,
+)
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
@@ -41,7 +47,11 @@ class _Control(Detector):
     def score(self, rollout: Rollout) -> np.ndarray:
         self._require_fitted()
         stream = self.stream()
-        return np.array([stream.step(rollout.step(t)) for t in range(len(rollout))], dtype=np.float32)
+        try:
+            scores = [stream.step(rollout.step(t)) for t in range(len(rollout))]
+        except StepError as error:
+            raise StepError(f'rollout {rollout.episode_id!r}: {error}') from error
+        return np.array(scores, dtype=np.float32)
 
     def stream(self) -> Stream:
         self._require_fitted()
@@ -90,13 +100,9 @@ class ActionNorm(_Control):
     needs = frozenset({'actions'})
 
     def _at(self, step: PolicyStep, t: int) -> float:
-        if step.actions is None:
-            if 'action_norm' in step.signals:
-                norm = step.signals['action_norm']
-            else:
-                raise StepError(f'step {step.step}: action_norm needs action chunks, this step has none')
-        else:
-            norm = float(np.linalg.norm(np.asarray(step.actions[0], dtype=np.float64)))
-        if not np.isfinite(norm):
-            raise StepError(f'step {step.step}: the action chunk holds NaN or infinity')
-        return norm
+        if step.actions is None and self.name in step.signals:
+            norm = step.signals[self.name]
+            if not np.isfinite(norm):
+                raise StepError(f'step {step.step}: the signal {self.name} is {norm}')
+            return norm
+        return float(np.linalg.norm(checked_chunk(step, self.name)))

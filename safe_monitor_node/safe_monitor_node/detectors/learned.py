@@ -199,7 +199,9 @@ class LearnedDetector(Detector):
         return {name: p.detach().numpy().copy() for name, p in self.network_.state_dict().items()}
 
     def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
-        network = self.build(dim)
+        # Without memory and without random numbers, until the arrays are known to be the right ones.
+        with torch.device('meta'):
+            network = self.build(dim)
         expected = {name: tuple(p.shape) for name, p in network.state_dict().items()}
         found = {name: tuple(a.shape) for name, a in state.items()}
         if expected != found:
@@ -208,6 +210,10 @@ class LearnedDetector(Detector):
                 f'{self.name}: array {wrong[0]!r} should have shape {expected.get(wrong[0], "(absent)")}, '
                 f'found {found.get(wrong[0], "(absent)")}'
             )
+        for name, array in state.items():
+            if array.dtype != np.float32:
+                raise DetectorError(f'{self.name}: array {name!r} should be float32, found {array.dtype}')
+        network.to_empty(device='cpu')
         network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
         self.set_network(network, dim)
 
