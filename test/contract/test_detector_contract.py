@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every registered detector promises; one registered tomorrow is tested without a line here."""
+"""What every registered detector promises; a new one is tested here without adding a line."""
 
 import collections
 import dataclasses
