@@ -136,8 +136,8 @@ class AlarmPolicy:
         self, step: int, score: float, threshold: float, warning_threshold: float, now: float
     ) -> Verdict:
         """Take the score of one step and its thresholds (``warning_threshold`` may equal ``threshold``)."""
-        if math.isnan(score) or math.isnan(threshold):
-            return self.unjudged(step, 'the score or the threshold is NaN', now)
+        if math.isnan(score) or math.isnan(threshold) or math.isnan(warning_threshold):
+            return self.unjudged(step, 'the score or its threshold is NaN', now)
         self._last_time = now
         above = score > threshold
         self._above.append(above)

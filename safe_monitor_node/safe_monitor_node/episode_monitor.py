@@ -7,7 +7,7 @@ The node feeds it messages; evaluation may feed it recorded rollouts and gets wh
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from safe_monitor_node.alarm import AlarmConfig, AlarmPolicy, Verdict
 from safe_monitor_node.band import BandError, Threshold
@@ -141,7 +141,9 @@ class EpisodeMonitor:
         return self._begin(episode_id, now)
 
     def _begin(self, episode_id: str, now: float) -> Verdict:
-        self.episode_id, self._ended_id = episode_id, ''
+        self.episode_id = episode_id
+        if episode_id == self._ended_id:
+            self._ended_id = ''
         self._stream = self.loaded.detector.stream()
         self._next_step = 0
         self.counts.episodes += 1
@@ -169,27 +171,33 @@ class EpisodeMonitor:
 
     def step(self, step: PolicyStep, now: float) -> Judgement | None:
         """Judge the next step; None for one that must be ignored (repeated, or of an ended episode)."""
-        restarted = step.step == 0 and self._next_step > 0
-        if not self.running or step.episode_id != self.episode_id or restarted:
-            if step.episode_id == self._ended_id and step.step > 0:
-                self.counts.out_of_order += 1
-                return None
-            self._begin(step.episode_id, now)
-        if step.step < self._next_step:
-            self.counts.out_of_order += 1
+        if not self._expected(step.episode_id, step.step, now):
             return None
-        if gap := step.step - self._next_step:
-            self.counts.missing += gap
-            self.policy.missing(gap)
-        self._next_step = step.step + 1
         return self._judge(step, now)
 
-    def refuse(self, episode_id: str, step: int, problem: str, now: float) -> Judgement:
-        """Take a step whose message could not even be read."""
-        if not self.running or episode_id != self.episode_id:
-            self.start(episode_id, now)
-        self._next_step = max(self._next_step, step + 1)
+    def refuse(self, episode_id: str, step: int, problem: str, now: float) -> Judgement | None:
+        """Take a step whose message could not even be read; None for one that must be ignored."""
+        if not self._expected(episode_id, step, now):
+            return None
         return self._unjudged(step, problem, now)
+
+    def _expected(self, episode_id: str, step: int, now: float) -> bool:
+        """Start the step's episode where needed, note the steps that never came; False to ignore it."""
+        restarted = step == 0 and self._next_step > 0
+        if not self.running or episode_id != self.episode_id or restarted:
+            # The last steps of an episode may be delivered after its end, or after the next start.
+            if episode_id == self._ended_id and step > 0:
+                self.counts.out_of_order += 1
+                return False
+            self._begin(episode_id, now)
+        if step < self._next_step:
+            self.counts.out_of_order += 1
+            return False
+        if gap := step - self._next_step:
+            self.counts.missing += gap
+            self.policy.missing(gap)
+        self._next_step = step + 1
+        return True
 
     def _judge(self, step: PolicyStep, now: float) -> Judgement:
         assert self._stream is not None
@@ -216,7 +224,7 @@ class EpisodeMonitor:
                     f'on {str(spec)!r}; set the same tensor and pooling in the bridge'
                 )
         if spec.axes and step.features.ndim == len(spec.axes) + 1:
-            step.features = spec.apply(step.features)
+            return replace(step, features=spec.apply(step.features))
         return step
 
     def _unjudged(self, step: int, problem: str, now: float, score: float = math.nan) -> Judgement:
