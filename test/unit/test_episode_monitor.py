@@ -1,0 +1,411 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes judged step by step: the order of things, and all that may go wrong with a step."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from safe_monitor_node.alarm import AlarmConfig, AlarmState
+from safe_monitor_node.band import Band
+from safe_monitor_node.detectors import make_detector
+from safe_monitor_node.episode_monitor import EpisodeMonitor, MonitorError, choose_thresholds
+from safe_monitor_node.folder import LoadedDetector
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.step import PolicyStep
+
+UNKNOWN, NOMINAL, WARNING, ALARM, STALE, INVALID = AlarmState
+
+WIDTH = 4
+SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
+LOW, RAISED, HIGH = 0.2, 0.7, 1.2
+
+
+def make_band(alphas=(0.1, 0.2), levels=(1.0, 0.5), length=20):
+    return Band(np.array(alphas), np.repeat(np.array(levels)[:, None], length, axis=1), 'any', 19)
+
+
+def scripted(band=None, alpha=0.1):
+    """Return a detector folder whose score is whatever a step's signal says."""
+    detector = make_detector('action_norm')
+    detector.load_state({}, WIDTH)
+    return LoadedDetector(detector, SPEC, make_band() if band is None else band, alpha)
+
+
+def recurrent():
+    """Return a detector folder whose score depends on every step so far."""
+    detector = make_detector('safe_lstm', hidden=8)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        detector.set_network(detector.build(WIDTH), WIDTH)
+    return LoadedDetector(detector, SPEC, make_band(levels=(0.9, 0.8)), 0.1)
+
+
+def make_step(index, score=LOW, episode='a', **changes):
+    values = {
+        'features': np.zeros(WIDTH, np.float32),
+        'feature_name': str(SPEC),
+        'episode_id': episode,
+        'step': index,
+        'signals': {'action_norm': score},
+    }
+    return PolicyStep(**{**values, **changes})
+
+
+class Live:
+    """An episode monitor and a clock that runs one second a step."""
+
+    def __init__(self, loaded=None, **config):
+        self.monitor = EpisodeMonitor(loaded or scripted(), config=AlarmConfig(**config))
+        self.now = 50.0
+
+    def step(self, *args, **changes):
+        self.now += 1.0
+        return self.monitor.step(make_step(*args, **changes), self.now)
+
+    def state(self, *args, **changes):
+        judgement = self.step(*args, **changes)
+        return None if judgement is None else judgement.verdict.state
+
+
+# --- which thresholds
+
+
+def test_the_folders_own_alpha_and_twice_it_for_warnings_are_the_default():
+    threshold, warning = choose_thresholds(scripted())
+    assert (threshold.alpha, warning.alpha) == (0.1, 0.2)
+
+
+def test_without_a_band_at_twice_alpha_there_is_no_warning_band():
+    threshold, warning = choose_thresholds(scripted(), alpha=0.2)
+    assert threshold.alpha == 0.2
+    assert warning is threshold
+
+
+def test_both_alphas_can_be_chosen():
+    band = make_band((0.05, 0.1, 0.2, 0.4), (4.0, 3.0, 2.0, 1.0))
+    threshold, warning = choose_thresholds(scripted(band), alpha=0.05, warning_alpha=0.4)
+    assert (threshold.at(0), warning.at(0)) == (4.0, 1.0)
+    threshold, warning = choose_thresholds(scripted(band), warning_alpha=0.1)
+    assert threshold.at(0) == warning.at(0) == 3.0
+
+
+@pytest.mark.parametrize(
+    ('band', 'alpha', 'warning_alpha', 'message'),
+    [
+        (make_band(), 0.15, 0.0, r'not calibrated for alpha 0\.15; choose one of 0\.1, 0\.2'),
+        (make_band(), 0.0, 0.3, r'not calibrated for alpha 0\.3'),
+        (make_band(), 0.2, 0.1, r'warning_alpha \(0\.1\) must not be below alpha \(0\.2\)'),
+        (make_band(levels=(math.inf, 0.5)), 0.0, 0.0, r'19 calibration.*choose alpha >= 0\.2'),
+        (make_band(levels=(math.inf, math.inf)), 0.0, 0.0, 'calibrate on more rollouts'),
+    ],
+)
+def test_thresholds_that_do_not_exist_are_refused_with_what_to_do(
+    band, alpha, warning_alpha, message
+):
+    with pytest.raises(MonitorError, match=message) as caught:
+        choose_thresholds(scripted(band), alpha, warning_alpha)
+    assert 'action_norm' in str(caught.value) or 'warning_alpha' in str(caught.value)
+
+
+def test_a_folder_without_a_band_is_refused():
+    with pytest.raises(MonitorError, match='has no band; calibrate it'):
+        EpisodeMonitor(dataclasses.replace(scripted(), band=None))
+
+
+def test_a_band_that_is_finite_later_is_accepted():
+    upper = np.array([[math.inf, math.inf, 1.0]])
+    threshold, _ = choose_thresholds(scripted(Band(np.array([0.1]), upper, 'any', 19)))
+    assert threshold.at(0) == math.inf
+
+
+# --- one episode
+
+
+def test_every_step_is_judged_against_both_bands():
+    live = Live()
+    live.monitor.start('a', live.now)
+    judgement = live.step(0)
+    assert (judgement.score, judgement.threshold) == (pytest.approx(LOW), 1.0)
+    assert judgement.problem == ''
+    assert judgement.verdict.state == NOMINAL
+    assert live.state(1, RAISED) == WARNING
+    assert live.state(2, HIGH) == ALARM
+    assert live.state(3, LOW) == ALARM
+    assert live.monitor.reset().state == UNKNOWN
+    assert live.state(4, LOW) == NOMINAL
+    assert live.monitor.end('a').state == UNKNOWN
+    assert not live.monitor.running
+    assert live.monitor.counts.scored == 5
+
+
+@pytest.mark.parametrize('seed', range(4))
+def test_an_episode_is_judged_as_its_whole_rollout_would_be(seed):
+    rng = np.random.default_rng(seed)
+    loaded = recurrent()
+    live = Live(loaded)
+    for episode in range(3):
+        rollout = Rollout(
+            rng.normal(size=(12, WIDTH)).astype(np.float32),
+            task='t',
+            episode_index=episode,
+            feature_name=str(SPEC),
+        )
+        score = loaded.detector.score(rollout)
+        upper = np.full((1, 12), np.sort(score)[9])
+        loaded = dataclasses.replace(loaded, band=Band(np.array([0.1]), upper, 'any', 19))
+        live.monitor.loaded = loaded
+        live.monitor.threshold, live.monitor.warning = choose_thresholds(loaded)
+        judgements = [live.monitor.step(rollout.step(t), live.now + t) for t in range(12)]
+        np.testing.assert_allclose([j.score for j in judgements], score, atol=1e-5)
+        states = [judgement.verdict.state for judgement in judgements]
+        crossing = live.monitor.threshold.first_crossing([j.score for j in judgements])
+        assert states.index(ALARM) == crossing
+        live.monitor.end(rollout.episode_id)
+
+
+def test_a_step_may_begin_an_episode_before_its_start_is_delivered():
+    live = Live(recurrent())
+    first = live.step(0, features=np.ones(WIDTH, np.float32))
+    before = live.monitor.verdict
+    assert live.monitor.start('a', live.now) == before, 'a late start changes nothing'
+    second = live.step(1, features=np.ones(WIDTH, np.float32))
+    assert second.problem == ''
+    assert second.verdict.state == first.verdict.state == NOMINAL
+    assert second.score != first.score, 'the first step is remembered'
+    assert live.monitor.counts.episodes == 1
+    assert live.monitor.counts.missing == 0
+
+
+def test_a_repeated_start_counts_once():
+    live = Live()
+    live.monitor.start('a', live.now)
+    live.monitor.start('a', live.now + 1.0)
+    assert live.monitor.counts.episodes == 1
+    assert live.state(0) == NOMINAL
+
+
+def test_a_late_start_does_not_release_an_alarm():
+    live = Live()
+    live.state(0, HIGH)
+    assert live.monitor.start('a', live.now).state == ALARM
+
+
+# --- order
+
+
+def test_repeated_and_late_steps_are_ignored():
+    live = Live()
+    for index in range(3):
+        live.step(index)
+    before = live.monitor.verdict
+    assert live.step(2, HIGH) is None
+    assert live.step(1, HIGH) is None
+    assert live.monitor.verdict == before
+    assert live.monitor.counts.out_of_order == 2
+    assert live.state(3) == NOMINAL
+
+
+def test_a_gap_is_counted_and_makes_the_episode_invalid():
+    live = Live()
+    live.step(0)
+    judgement = live.step(3)
+    assert judgement.verdict.state == INVALID
+    assert '2 steps' in judgement.verdict.reason
+    assert live.monitor.counts.missing == 2
+    assert live.state(4) == INVALID
+    assert live.state(5, HIGH) == ALARM
+
+
+def test_an_episode_joined_in_the_middle_is_invalid():
+    live = Live()
+    assert live.state(5) == INVALID
+    assert live.monitor.counts.missing == 5
+
+
+def test_a_gap_within_the_allowance_is_judged():
+    live = Live(max_missing_steps=2)
+    live.step(0)
+    assert live.state(3) == NOMINAL
+    assert live.state(5) == INVALID
+
+
+def test_step_zero_starts_the_episode_again():
+    live = Live(recurrent())
+    ones = np.ones(WIDTH, np.float32)
+    first = live.step(0, features=ones)
+    live.step(1, features=ones)
+    again = live.step(0, features=ones)
+    assert again.score == first.score
+    assert again.problem == ''
+    assert live.monitor.counts.episodes == 2
+
+
+def test_a_step_of_another_episode_begins_that_one():
+    live = Live(recurrent())
+    ones = np.ones(WIDTH, np.float32)
+    first = live.step(0, features=ones)
+    live.step(1, features=ones)
+    assert live.step(0, episode='b', features=ones).score == first.score
+    assert live.monitor.episode_id == 'b'
+
+
+def test_the_end_of_another_episode_changes_nothing():
+    live = Live()
+    live.step(0, HIGH)
+    assert live.monitor.end('b').state == ALARM
+    assert live.monitor.running
+
+
+def test_late_steps_of_an_ended_episode_are_ignored():
+    live = Live()
+    for index in range(3):
+        live.step(index)
+    live.monitor.end('a')
+    assert live.step(3, HIGH) is None
+    assert live.monitor.verdict.state == UNKNOWN
+    assert not live.monitor.running
+    live.monitor.start('b', live.now)
+    assert live.step(4, HIGH) is None, 'the next start may be delivered before the last step'
+    assert live.monitor.episode_id == 'b'
+    assert live.state(0, episode='b') == NOMINAL
+    assert live.step(5, HIGH) is None
+    assert live.state(1, episode='b') == NOMINAL
+    assert live.monitor.counts.out_of_order == 3
+
+
+def test_an_ended_episode_may_be_played_again():
+    live = Live()
+    live.step(0)
+    live.step(1)
+    live.monitor.end('a')
+    assert live.state(0) == NOMINAL
+    assert live.state(1) == NOMINAL
+    live.monitor.end('a')
+    live.monitor.start('a', live.now)
+    assert live.state(0) == NOMINAL
+    assert live.monitor.counts.episodes == 3
+
+
+def test_an_abandoned_episode_is_not_judged_any_further():
+    live = Live()
+    live.step(0)
+    live.step(1, HIGH)
+    assert live.monitor.abandon().state == UNKNOWN
+    assert not live.monitor.running
+    assert live.state(2) == INVALID, 'its first steps are forgotten'
+
+
+# --- steps that cannot be judged
+
+
+@pytest.mark.parametrize(
+    ('changes', 'problem'),
+    [
+        ({'features': np.array([0.0, np.nan, 0.0, 0.0], np.float32)}, 'NaN'),
+        ({'features': np.zeros(5, np.float32)}, r'expects features of shape \(4,\)'),
+        ({'features': np.zeros((2, 2, WIDTH), np.float32)}, r'expects features of shape \(4,\)'),
+        ({'features': np.zeros((0, WIDTH), np.float32)}, 'empty axis'),
+        ({'features': np.zeros((3, 5), np.float32)}, 'pooled width of 4, found 5'),
+        ({'feature_name': 'logits[token=last]'}, "are 'logits.*fitted on 'hidden_states"),
+        ({'feature_name': 'hidden_states[token=mean]'}, 'same tensor and pooling'),
+    ],
+)
+def test_a_step_that_cannot_be_scored_is_invalid_and_says_why(changes, problem):
+    live = Live(recurrent())
+    live.step(0)
+    judgement = live.step(1, **changes)
+    assert judgement.verdict.state == INVALID
+    assert math.isnan(judgement.score)
+    assert math.isnan(judgement.threshold)
+    assert re.search(problem, judgement.problem)
+    assert judgement.verdict.reason == judgement.problem
+    assert live.monitor.counts.invalid == 1
+    assert live.state(2) == INVALID
+    assert live.state(0, episode='b') == NOMINAL, 'the next episode is judged again'
+
+
+def test_a_step_that_cannot_be_scored_leaves_the_others_scores_alone():
+    ones = np.ones(WIDTH, np.float32)
+    live, undisturbed = Live(recurrent(), max_missing_steps=1), Live(recurrent())
+    live.step(0, features=ones)
+    assert live.state(1, features=np.full(WIDTH, np.inf, np.float32)) == INVALID
+    judgement = live.step(2, features=2 * ones)
+    assert judgement.verdict.state == NOMINAL
+    undisturbed.step(0, features=ones)
+    assert judgement.score == undisturbed.step(1, features=2 * ones).score
+
+
+def test_past_the_end_of_the_band_nothing_is_nominal():
+    live = Live(scripted(make_band(length=3)))
+    assert [live.state(index) for index in range(3)] == [NOMINAL] * 3
+    judgement = live.step(3)
+    assert judgement.verdict.state == INVALID
+    assert 'band of 3 steps' in judgement.problem
+    assert judgement.score == pytest.approx(LOW), 'there is a score, but nothing to hold it against'
+    assert math.isnan(judgement.threshold)
+
+
+def test_an_alarm_outlives_the_end_of_the_band():
+    live = Live(scripted(make_band(length=1)))
+    assert [live.state(0, HIGH), live.state(1)] == [ALARM, ALARM]
+
+
+def test_a_message_that_cannot_be_read_is_an_invalid_step():
+    live = Live()
+    live.step(0)
+    judgement = live.monitor.refuse('a', 1, 'shape (3,) needs 12 bytes', live.now)
+    assert judgement.verdict.state == INVALID
+    assert judgement.problem == 'shape (3,) needs 12 bytes'
+    assert live.state(2) == INVALID
+
+
+def test_unreadable_messages_keep_the_order_as_readable_ones_do():
+    live = Live(max_missing_steps=2)
+    live.step(0)
+    assert live.monitor.refuse('a', 2, 'unreadable', live.now).verdict.state == INVALID
+    assert live.monitor.counts.missing == 1
+    assert live.state(3) == NOMINAL, 'two steps without a score are allowed'
+    assert live.monitor.refuse('a', 3, 'unreadable', live.now) is None
+    live.monitor.end('a')
+    assert live.monitor.refuse('a', 4, 'unreadable', live.now) is None
+    assert not live.monitor.running
+    assert live.monitor.refuse('b', 0, 'unreadable', live.now).verdict.state == INVALID
+    assert live.monitor.episode_id == 'b'
+
+
+def test_three_steps_without_a_score_are_too_many_where_two_are_allowed():
+    live = Live(max_missing_steps=2)
+    live.step(0)
+    live.monitor.refuse('a', 3, 'unreadable', live.now)
+    assert live.state(4) == INVALID
+
+
+def test_silence_is_stale_and_the_next_step_goes_on():
+    live = Live(stale_after=2.0)
+    live.step(0)
+    assert live.monitor.tick(live.now + 1.0).state == NOMINAL
+    assert live.monitor.tick(live.now + 3.0).state == STALE
+    assert live.state(1) == NOMINAL
+
+
+# --- what the features are
+
+
+def test_raw_features_are_pooled_as_the_detector_was_trained():
+    raw = np.random.default_rng(0).normal(size=(7, WIDTH)).astype(np.float32)
+    pooled = Live(recurrent()).step(0, features=raw[-1])
+    for name in ('hidden_states', 'hidden_states[token=last]', ''):
+        step = make_step(0, features=raw, feature_name=name)
+        judgement = Live(recurrent()).monitor.step(step, 0.0)
+        assert judgement.problem == ''
+        assert judgement.score == pooled.score
+        assert step.features is raw, "the step is the sender's"
+
+
+def test_features_without_a_name_are_taken_at_their_word():
+    assert Live(recurrent()).state(0, feature_name='') == NOMINAL
