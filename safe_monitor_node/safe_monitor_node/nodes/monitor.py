@@ -18,7 +18,6 @@ from rclpy.clock import ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
@@ -32,6 +31,14 @@ from safe_monitor_node.folder import DetectorFolderError, load_detector
 from safe_monitor_node.nodes.lifecycle import ManagedNode
 from vla_feature_bridge.messages import MessageError, step_from_message
 from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
+from vla_feature_bridge.nodes.qos import (
+    ALARM_QOS,
+    DIAGNOSTICS_QOS,
+    EPISODE_QOS,
+    SCORE_QOS,
+    STEP_QOS,
+    STOP_QOS,
+)
 
 ADVICE = {
     'none': FailureAlarm.ADVICE_NONE,
@@ -73,18 +80,6 @@ PARAMETERS = (
     Parameter('threads', 1, 'CPU threads of PyTorch.', 1, 256),
     Parameter('autostart', True, 'Configure and activate at start-up, without a lifecycle manager.'),
 )
-
-STEP_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-EPISODE_QOS = QoSProfile(
-    depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
-SCORE_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
-ALARM_QOS = QoSProfile(
-    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
-STOP_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-DIAGNOSTICS_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
-
 
 class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.

@@ -9,13 +9,13 @@ import time
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 
 from vla_feature_bridge.messages import step_to_message
 from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
+from vla_feature_bridge.nodes.qos import EPISODE_QOS, STEP_QOS
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetError
 
@@ -30,12 +30,6 @@ PARAMETERS = (
     Parameter('subscribers', 1, 'Wait for this many subscribers of each topic before playing.', 0, 100),
     Parameter('subscribers_timeout', 30.0, 'Give up waiting for them after this long [s].', 0.0, 86400.0),
 )
-
-STEP_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
-EPISODE_QOS = QoSProfile(
-    depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
-)
-
 
 class ReplayError(ValueError):
     """The replay cannot play what was asked for; the message says what there is."""

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the system tests share: fitted detectors, monitor processes, and a ROS domain for each test."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from probe import Probe
+from safe_bringup.live import Process
+from safe_monitor_node.folder import load_detector
+from safe_training.cli import main as safe_training
+from vla_feature_bridge.rollout_set import RolloutSet
+from vla_feature_bridge.step import PolicyStep
+
+DATA = Path(__file__).parents[1] / 'data'
+
+_domains = itertools.count(1)
+
+
+@pytest.fixture
+def own_domain(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A ROS domain that no other test of this run uses."""
+    base = int(os.environ.get('ROS_DOMAIN_ID', '0'))
+    domain = (base + next(_domains)) % 100 + 1
+    monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
+    return domain
+
+
+@pytest.fixture(scope='session')
+def rollout_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The shipped rollouts, converted."""
+    folder = tmp_path_factory.mktemp('live') / 'rollouts'
+    assert safe_training(['convert', str(DATA / 'miniature_flow.npz'), str(folder), '--json']) == 0
+    return folder
+
+
+def fit(rollouts: Path, detector: str, folder: Path, *settings: str) -> Path:
+    """Fit a small detector through the command line."""
+    arguments = ['fit', str(rollouts), '--detector', detector, '--out', str(folder), '--json', '--alpha', '0.2']
+    for setting in settings:
+        arguments += ['--set', setting]
+    assert safe_training(arguments) == 0
+    return folder
+
+
+@pytest.fixture(scope='session')
+def mlp_folder(rollout_folder: Path) -> Path:
+    """SAFE-MLP with its band at alpha 0.2."""
+    return fit(rollout_folder, 'safe_mlp', rollout_folder.parent / 'mlp', 'epochs=30', 'hidden=32')
+
+
+@pytest.fixture(scope='session')
+def lstm_folder(rollout_folder: Path) -> Path:
+    """SAFE-LSTM with its band at alpha 0.2."""
+    return fit(rollout_folder, 'safe_lstm', rollout_folder.parent / 'lstm', 'epochs=8', 'hidden=32')
+
+
+@pytest.fixture(scope='session')
+def rollouts(rollout_folder: Path) -> RolloutSet:
+    """The converted rollouts, opened."""
+    return RolloutSet.open(rollout_folder)
+
+
+@pytest.fixture(scope='session')
+def quiet(rollouts: RolloutSet, mlp_folder: Path) -> Callable[..., PolicyStep]:
+    """Steps that SAFE-MLP finds nominal, of any length: ``quiet(t, episode='e')``."""
+    loaded = load_detector(mlp_folder)
+    margins = [
+        (loaded.detector.score(r) - loaded.band.at(0.2).upper[: len(r)]).max() for r in rollouts.select(range(60))
+    ]
+    rollout = rollouts[int(np.argmin(margins))]
+
+    def step(t: int, episode: str = 'e') -> PolicyStep:
+        made = rollout.step(min(t, len(rollout) - 1))
+        made.step, made.episode_id = t, episode
+        return made
+
+    return step
+
+
+@pytest.fixture
+def probe(own_domain: int) -> Iterator[Probe]:
+    made = Probe()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def run_monitor(own_domain: int, tmp_path: Path) -> Iterator[Callable[..., Process]]:
+    """Start monitor processes with parameters; each must end with 0 on interrupt, without a traceback."""
+    started: list[Process] = []
+
+    def start(**parameters: Any) -> Process:
+        process = Process('safe_monitor_node.nodes.monitor', parameters, tmp_path / f'monitor{len(started)}.log')
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        status = process.stop()
+        assert status == 0, process.log()
+        assert 'Traceback' not in process.log(), process.log()

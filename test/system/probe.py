@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A probe: publishes policy steps to a real monitor process and keeps everything that comes back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
+from safe_msgs.msg import PolicyStep as PolicyStepMessage
+from safe_msgs.srv import LoadDetector
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+from vla_feature_bridge.messages import step_to_message
+from vla_feature_bridge.step import PolicyStep
+
+RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+LATCHED = QoSProfile(
+    depth=1, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+EVENTS = QoSProfile(
+    depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+)
+
+
+class Probe:
+    """Publishes steps and events to a monitor, and keeps everything that comes back."""
+
+    def __init__(self) -> None:
+        self.context = Context()
+        rclpy.init(context=self.context)
+        self.node = Node('probe', context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.node)
+        self.scores: list[FailureScore] = []
+        self.alarms: list[FailureAlarm] = []
+        self.stops: list[bool] = []
+        self.status: DiagnosticStatus | None = None
+        node = self.node
+        self._steps = node.create_publisher(PolicyStepMessage, 'vla/policy_step', RELIABLE)
+        self._events = node.create_publisher(EpisodeEvent, 'vla/episode', EVENTS)
+        self._subscriptions = [
+            node.create_subscription(FailureScore, 'safe/score', self.scores.append, RELIABLE),
+            node.create_subscription(FailureAlarm, 'safe/alarm', self.alarms.append, LATCHED),
+            node.create_subscription(Bool, 'safe/stop', lambda m: self.stops.append(m.data), RELIABLE),
+            node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, RELIABLE),
+        ]
+        self._reset = node.create_client(Trigger, 'monitor/reset')
+        self._load = node.create_client(LoadDetector, 'monitor/load_detector')
+
+    def _on_diagnostics(self, array: DiagnosticArray) -> None:
+        self.status = array.status[0]
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        self.node.destroy_node()
+        rclpy.shutdown(context=self.context)
+
+    def spin_until(self, condition: Callable[[], Any], what: str, timeout: float = 15.0) -> None:
+        """Handle messages until the condition holds."""
+        deadline = time.monotonic() + timeout
+        while not condition():
+            assert time.monotonic() < deadline, f'timed out waiting until {what}; diagnostics: {self.status}'
+            self.executor.spin_once(timeout_sec=0.05)
+
+    def wait_until_active(self) -> None:
+        """Return once every topic is connected both ways and the monitor is active."""
+        self.spin_until(
+            lambda: self._steps.get_subscription_count() == 1
+            and self._events.get_subscription_count() == 1
+            and self.node.count_publishers('safe/score') == 1
+            and self.stops,
+            'the monitor is active and connected',
+        )
+
+    def event(self, episode: str, kind: int, outcome: int = EpisodeEvent.OUTCOME_UNKNOWN) -> None:
+        self._events.publish(EpisodeEvent(episode_id=episode, task='task', kind=kind, outcome=outcome))
+
+    def start(self, episode: str) -> None:
+        self.event(episode, EpisodeEvent.KIND_START)
+
+    def end(self, episode: str) -> None:
+        self.event(episode, EpisodeEvent.KIND_END)
+        self.spin_until(lambda: self.alarms and self.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'END is handled')
+
+    def publish(self, message: PolicyStepMessage) -> None:
+        self._steps.publish(message)
+
+    def step(self, step: PolicyStep) -> FailureScore:
+        """Publish one step and return the score that answers it."""
+        before = len(self.scores)
+        self.publish(step_to_message(step))
+        self.spin_until(lambda: len(self.scores) > before, f'step {step.step} is answered')
+        assert len(self.scores) == before + 1
+        return self.scores[-1]
+
+    def reset(self) -> Trigger.Response:
+        return self._call(self._reset, Trigger.Request())
+
+    def load_detector(self, folder: Path) -> LoadDetector.Response:
+        return self._call(self._load, LoadDetector.Request(folder=str(folder)))
+
+    def _call(self, client: Any, request: Any) -> Any:
+        assert client.wait_for_service(timeout_sec=10)
+        future = client.call_async(request)
+        self.spin_until(future.done, f'{client.srv_name} answers')
+        return future.result()
+
+    def facts(self) -> dict[str, str]:
+        """Return the key-value pairs of the latest diagnostics."""
+        assert self.status is not None
+        return {pair.key: pair.value for pair in self.status.values}

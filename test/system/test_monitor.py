@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor node as a robot meets it: a process of its own, fed good and bad messages over DDS."""
+
+import shutil
+
+import numpy as np
+import pytest
+from diagnostic_msgs.msg import DiagnosticStatus
+from probe import Probe
+from safe_monitor_node.folder import load_detector
+from safe_msgs.msg import FailureAlarm, FailureScore
+from vla_feature_bridge.messages import step_to_message
+
+WIDTH = 64
+
+
+@pytest.fixture
+def alarming(rollouts, mlp_folder):
+    """A rollout with an alarm after at least two quiet steps, and the step of its alarm."""
+    loaded = load_detector(mlp_folder)
+    threshold = loaded.band.at(0.2)
+    for rollout in rollouts:
+        step = threshold.first_crossing(loaded.detector.score(rollout))
+        if step is not None and 2 <= step < len(rollout) - 3:
+            return rollout, step
+    pytest.fail('no rollout of the shipped set alarms late enough for this test')
+
+
+def states(alarms):
+    return [a.state for a in alarms]
+
+
+def test_an_alarm_is_latched_advises_to_stop_and_ends_with_the_episode(
+    probe, run_monitor, mlp_folder, alarming
+):
+    rollout, alarm_step = alarming
+    run_monitor(detector_folder=mlp_folder, warning_alpha=0.2)
+    probe.wait_until_active()
+    probe.start(rollout.episode_id)
+    for t in range(alarm_step + 3):
+        score = probe.step(rollout.step(t))
+        assert score.alarm == (t >= alarm_step)
+        assert score.margin == pytest.approx(score.score - score.threshold, abs=1e-6)
+        assert np.isnan(score.probability)
+        assert 0 < score.latency < 1
+    probe.spin_until(lambda: probe.stops[-1], 'safe/stop is true')
+    alarm = probe.alarms[-1]
+    assert (alarm.state, alarm.step, alarm.advice) == (
+        FailureAlarm.STATE_ALARM,
+        alarm_step,
+        FailureAlarm.ADVICE_STOP,
+    )
+    assert alarm.episode_id == rollout.episode_id
+    assert 'above the band' in alarm.reason
+    probe.spin_until(lambda: probe.status.level == DiagnosticStatus.ERROR, 'diagnostics show the alarm')
+    probe.end(rollout.episode_id)
+    probe.spin_until(lambda: not probe.stops[-1], 'safe/stop is released')
+    expected = [FailureAlarm.STATE_NOMINAL, FailureAlarm.STATE_ALARM, FailureAlarm.STATE_UNKNOWN]
+    assert states(probe.alarms)[-3:] == expected
+
+
+def test_the_alarm_reaches_a_supervisor_that_joins_late(probe, run_monitor, mlp_folder, alarming, own_domain):
+    rollout, alarm_step = alarming
+    run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    for t in range(alarm_step + 1):
+        probe.step(rollout.step(t))
+    late = Probe()
+    try:
+        late.spin_until(lambda: late.alarms, 'the latched alarm arrives')
+        assert late.alarms[0].state == FailureAlarm.STATE_ALARM
+        assert late.alarms[0].step == alarm_step
+    finally:
+        late.close()
+
+
+def test_debounce_needs_k_of_n_and_reset_releases_the_latch(probe, run_monitor, mlp_folder, alarming):
+    rollout, alarm_step = alarming
+    run_monitor(detector_folder=mlp_folder, alarm_k=2, alarm_n=2, alarm_advice='slow')
+    probe.wait_until_active()
+    for t in range(alarm_step + 1):
+        score = probe.step(rollout.step(t))
+    assert score.state == FailureScore.STATE_WARNING
+    loud = rollout.step(alarm_step)
+    loud.step = alarm_step + 1
+    assert probe.step(loud).state == FailureScore.STATE_ALARM
+    probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_ALARM, 'the alarm arrives')
+    assert probe.alarms[-1].advice == FailureAlarm.ADVICE_SLOW
+    assert not probe.stops[-1]
+    response = probe.reset()
+    assert response.success
+    assert 'ALARM' in response.message
+    probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'the latch is released')
+
+
+@pytest.mark.parametrize(
+    ('spoil', 'problem'),
+    [
+        (lambda s: setattr(s, 'features', np.full(WIDTH, np.nan, np.float32)), 'NaN'),
+        (lambda s: setattr(s, 'features', np.zeros(WIDTH + 1, np.float32)), r'(65,)'),
+        (lambda s: setattr(s, 'feature_name', 'other[token=mean]'), 'other[token=mean]'),
+    ],
+    ids=['nan', 'width', 'pooling'],
+)
+def test_a_step_that_cannot_be_judged_is_invalid_and_the_node_lives_on(
+    probe, run_monitor, mlp_folder, spoil, problem, quiet
+):
+    run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
+    bad = quiet(1)
+    spoil(bad)
+    score = probe.step(bad)
+    assert score.state == FailureScore.STATE_INVALID
+    assert np.isnan(score.score)
+    probe.spin_until(lambda: probe.status.level == DiagnosticStatus.ERROR, 'the problem is diagnosed')
+    assert problem in probe.facts()['last problem']
+    probe.spin_until(lambda: probe.stops[-1], 'a blind monitor asks to stop')
+    # The history is broken: the rest of the episode stays invalid, the next one is judged again.
+    assert probe.step(quiet(2)).state == FailureScore.STATE_INVALID
+    probe.end('e')
+    assert probe.step(quiet(0, 'next')).state == FailureScore.STATE_NOMINAL
+
+
+def test_a_message_that_lies_about_its_size_is_invalid(probe, run_monitor, mlp_folder, quiet):
+    run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    message = step_to_message(quiet(0))
+    message.features.shape = [WIDTH * 1000]
+    probe.publish(message)
+    probe.spin_until(lambda: probe.scores, 'the message is answered')
+    assert probe.scores[0].state == FailureScore.STATE_INVALID
+    probe.spin_until(lambda: 'bytes' in probe.facts().get('last problem', ''), 'the size is diagnosed')
+
+
+def test_missing_steps_make_the_rest_of_the_episode_invalid_unless_allowed(probe, run_monitor, mlp_folder, quiet):
+    run_monitor(detector_folder=mlp_folder, max_missing_steps=1)
+    probe.wait_until_active()
+    assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
+    assert probe.step(quiet(2)).state == FailureScore.STATE_NOMINAL
+    assert probe.step(quiet(5)).state == FailureScore.STATE_INVALID
+
+
+def test_a_repeated_step_is_ignored(probe, run_monitor, mlp_folder, quiet):
+    run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    probe.step(quiet(0))
+    first = probe.step(quiet(1))
+    changed = quiet(1)
+    changed.features = changed.features + 1
+    probe.publish(step_to_message(changed))
+    # A sentinel: whatever answers next belongs to step 2, so nothing was published for the repetition.
+    assert probe.step(quiet(2)).step == 2
+    assert [s.step for s in probe.scores] == [0, 1, 2]
+    assert first.score == probe.scores[1].score
+
+
+def test_a_late_start_does_not_restart_the_episode(probe, run_monitor, lstm_folder, rollouts):
+    rollout = rollouts[3]
+    offline = load_detector(lstm_folder).detector.score(rollout)
+    run_monitor(detector_folder=lstm_folder)
+    probe.wait_until_active()
+    for t in range(4):
+        score = probe.step(rollout.step(t))
+        probe.start(rollout.episode_id)
+        probe.executor.spin_once(timeout_sec=0.1)
+    assert score.score == pytest.approx(offline[3], abs=1e-5)
+
+
+def test_stale_when_features_stop_and_never_nominal_then(probe, run_monitor, mlp_folder, quiet):
+    run_monitor(detector_folder=mlp_folder, stale_after=0.5)
+    probe.wait_until_active()
+    probe.step(quiet(0))
+    assert not probe.stops[-1]
+    probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'the monitor says STALE')
+    assert probe.alarms[-1].advice == FailureAlarm.ADVICE_STOP
+    probe.spin_until(lambda: probe.stops[-1], 'safe/stop is true while stale')
+    assert probe.step(quiet(1)).state == FailureScore.STATE_NOMINAL
+
+
+def test_past_the_band_nothing_is_called_nominal(probe, run_monitor, mlp_folder, quiet):
+    length = load_detector(mlp_folder).band.length
+    run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    for t in range(length):
+        score = probe.step(quiet(t))
+    assert score.state != FailureScore.STATE_INVALID
+    score = probe.step(quiet(length))
+    assert score.state in (FailureScore.STATE_INVALID, FailureScore.STATE_ALARM)
+    assert np.isnan(score.threshold)
+    probe.spin_until(lambda: 'past the calibrated band' in probe.facts()['last problem'], 'it is diagnosed')
+
+
+def test_a_damaged_folder_is_diagnosed_and_another_one_can_be_loaded(
+    probe, run_monitor, mlp_folder, lstm_folder, tmp_path, quiet
+):
+    damaged = shutil.copytree(mlp_folder, tmp_path / 'damaged')
+    weights = damaged / 'weights.safetensors'
+    data = bytearray(weights.read_bytes())
+    data[len(data) // 2] ^= 1
+    weights.write_bytes(data)
+    process = run_monitor(detector_folder=damaged)
+    probe.spin_until(
+        lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR, 'the failure is diagnosed'
+    )
+    assert str(weights) in probe.status.message
+    assert 'sha256' in probe.status.message
+    assert process.exit_status is None
+    refused = probe.load_detector(damaged)
+    assert not refused.success
+    assert str(weights) in refused.message
+    accepted = probe.load_detector(mlp_folder)
+    assert accepted.success, accepted.message
+    probe.wait_until_active()
+    assert probe.step(quiet(0)).detector == 'safe_mlp'
+    # While an episode runs, a new detector waits for the next one.
+    waiting = probe.load_detector(lstm_folder)
+    assert waiting.success
+    assert 'next episode' in waiting.message
+    assert probe.step(quiet(1)).detector == 'safe_mlp'
+    probe.end('e')
+    assert probe.step(quiet(0, 'next')).detector == 'safe_lstm'
+
+
+def test_an_alpha_that_was_not_calibrated_is_refused_with_the_list(probe, run_monitor, mlp_folder):
+    run_monitor(detector_folder=mlp_folder, alpha=0.123)
+    probe.spin_until(
+        lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR, 'the failure is diagnosed'
+    )
+    assert '0.123' in probe.status.message
+    assert '0.2' in probe.status.message
