@@ -25,6 +25,8 @@ Pooling = tuple[tuple[str, str], ...]
 
 #: How many bad episodes are described on the terminal; --json has all.
 _COMPLAINTS = 10
+#: Longer lists are printed as their length; --json has them whole.
+_LONG_LIST = 16
 
 _INFO_EXAMPLE = """\
 example:
@@ -337,9 +339,18 @@ def _print_pairs(console: Console, pairs: dict[str, Any]) -> None:
 
     grid = Table.grid(padding=(0, 2))
     for key, value in pairs.items():
-        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        text = value if isinstance(value, str) else json.dumps(_short(value), ensure_ascii=False)
         grid.add_row(Text(key, style='bold'), Text(text))
     console.print(grid)
+
+
+def _short(value: Any) -> Any:
+    """Replace long lists by their length; --json has them whole."""
+    if isinstance(value, dict):
+        return {key: _short(part) for key, part in value.items()}
+    if isinstance(value, list) and len(value) > _LONG_LIST:
+        return f'({len(value)} entries)'
+    return value
 
 
 def _print_tasks(console: Console, tasks: list[dict[str, Any]]) -> None:

@@ -238,9 +238,10 @@ RECORDS = {
         'expected finite hidden states, found NaN or infinity at step 2',
     ),
     'nan-in-a-list': ({'hidden_states': list(with_nan(1))}, 'NaN or infinity at step 1'),
-    'no-steps': ({'hidden_states': []}, r'\(steps, tokens, width\), found nothing'),
+    'no-steps': ({'hidden_states': []}, r'\(steps, tokens, width\), found an empty list'),
     'two-axes': ({'hidden_states': torch.zeros(4, 6)}, r'found an array of shape \(4, 6\)'),
     'integers': ({'hidden_states': torch.zeros(4, 7, 6).int()}, 'as floats, found int32'),
+    'no-tokens': ({'hidden_states': torch.zeros(4, 0, 6)}, r'found float32 \(0, 6\) at each of 4'),
     'text': ({'hidden_states': 'x'}, 'found a str'),
     'ragged': (
         {'hidden_states': [torch.zeros(7, 6), torch.zeros(7, 6), torch.zeros(5, 6)]},

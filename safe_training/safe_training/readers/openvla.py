@@ -13,7 +13,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,6 +42,7 @@ _SAMPLE_SIGNALS = (
     'entropy_linkage.01',
     'entropy_linkage.05',
 )
+_FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 #: openpi keeps its episode records under names of this form too, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
 
@@ -141,8 +142,8 @@ class OpenVlaSource(Source):
     def _read(self, episode: _Episode, width: int) -> Rollout:
         _check_files(episode)
         record = _read_record(episode)
-        raw = _hidden_states(episode.files['pkl'], record['hidden_states'])
-        features = _pool(episode.files['pkl'], raw, replace(self._raw_spec, dim=width))
+        states = _hidden_states(episode.files['pkl'], record['hidden_states'])
+        features = _pool(episode.files['pkl'], states, replace(self._raw_spec, dim=width))
         table = _read_table(episode.files['csv'], len(features))
         actions = _actions(episode.files['csv'], table)
         own = {
@@ -269,9 +270,9 @@ def _read_record(episode: _Episode) -> dict[str, Any]:
     return record
 
 
-def _hidden_states(file: Path, value: Any) -> np.ndarray:
-    """Return the hidden states as one array (steps, tokens, width), however they were stored."""
-    if type(value) is list:
+def _hidden_states(file: Path, value: Any) -> Sequence[np.ndarray]:
+    """Check the hidden states, however they were stored; returns one (tokens, width) per step."""
+    if type(value) is list and value:
         for step, part in enumerate(value):
             if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != value[0].shape:
                 raise DumpError(
@@ -283,33 +284,40 @@ def _hidden_states(file: Path, value: Any) -> np.ndarray:
                     f'{file}: expected hidden states of one dtype, found {part.dtype} at step '
                     f'{step}, {value[0].dtype} at step 0'
                 )
-        value = np.stack(value) if value else None
-    if not isinstance(value, np.ndarray) or value.ndim != 3 or 0 in value.shape:
+    elif not isinstance(value, np.ndarray) or value.ndim != 3 or len(value) == 0:
         raise DumpError(
             f'{file}: expected hidden states of shape (steps, tokens, width), found {_kind(value)}'
         )
-    if value.dtype.name not in ('bfloat16', 'float16', 'float32', 'float64'):
-        raise DumpError(f'{file}: expected hidden states as floats, found {value.dtype}')
+    if 0 in value[0].shape or value[0].dtype.name not in _FLOATS:
+        raise DumpError(
+            f'{file}: expected hidden states of shape (steps, tokens, width) as floats, '
+            f'found {value[0].dtype} {value[0].shape} at each of {len(value)} steps'
+        )
     return value
 
 
-def _pool(file: Path, raw: np.ndarray, spec: FeatureSpec) -> np.ndarray:
-    finite = np.isfinite(raw).all(axis=(1, 2))
-    if not finite.all():
-        raise DumpError(
-            f'{file}: expected finite hidden states, found NaN or infinity at step '
-            f'{int(np.argmin(finite))}; leave the episode out (--skip-bad) or record it again'
-        )
-    try:
-        # Averages are taken in float32 whatever the stored dtype, selections are exact.
-        return spec.apply(raw)
-    except PoolingError as error:
-        raise DumpError(f'{file}: {error}') from error
+def _pool(file: Path, states: Sequence[np.ndarray], spec: FeatureSpec) -> np.ndarray:
+    """Pool step by step, so that no second copy of the whole episode is made."""
+    rows = []
+    for step, state in enumerate(states):
+        if not np.isfinite(state).all():
+            raise DumpError(
+                f'{file}: expected finite hidden states, found NaN or infinity at step {step}; '
+                'leave the episode out (--skip-bad) or record it again'
+            )
+        try:
+            # Averages are taken in float32 whatever the stored dtype, selections are exact.
+            rows.append(spec.apply(state))
+        except PoolingError as error:
+            raise DumpError(f'{file}: {error}') from error
+    return np.stack(rows)
 
 
 def _kind(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f'an array of shape {value.shape}'
+    if type(value) in (list, dict) and not value:
+        return f'an empty {type(value).__name__}'
     return 'nothing' if value is None else f'a {type(value).__name__}'
 
 
