@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Play recorded rollouts to a monitor: ``ros2 launch safe_bringup demo.launch.py``.
+
+Without ``detector_folder`` and ``rollout_set`` it takes those of the demo's folder ``out``. Where
+there are none it makes them first: converts the recordings that ship with the sources, fits and
+calibrates. It ends when everything was played.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from launch.actions import (
+    DeclareLaunchArgument,
+    ExecuteProcess,
+    IncludeLaunchDescription,
+    LogInfo,
+    OpaqueFunction,
+    RegisterEventHandler,
+    Shutdown,
+)
+from launch.event_handlers import OnProcessExit
+from launch.events.process import ProcessExited
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
+from launch_ros.substitutions import ExecutableInPackage, FindPackageShare
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from safe_bringup.launch_arguments import (
+    LaunchArgumentError,
+    argument,
+    given_parameters,
+    parameter_file,
+)
+
+PARAMETERS = {
+    'rate': float,
+    'speed': float,
+    'tasks': list[str],
+    'episodes': list[str],
+    'limit': int,
+}
+"""Arguments that are parameters of the replay node."""
+
+DETECTOR_FILE, ROLLOUT_SET_FILE = 'detector.json', 'rollout_set.json'
+
+Entities = list[LaunchDescriptionEntity]
+
+
+def _params(name: str) -> PathJoinSubstitution:
+    return PathJoinSubstitution([FindPackageShare('safe_bringup'), 'params', name])
+
+
+ARGUMENTS = (
+    DeclareLaunchArgument(
+        'detector_folder',
+        default_value='',
+        description='Folder of the fitted detector; empty: the one in out.',
+    ),
+    DeclareLaunchArgument(
+        'rollout_set',
+        default_value='',
+        description='Folder of the rollout set to play; empty: the one in out.',
+    ),
+    DeclareLaunchArgument(
+        'out',
+        default_value='demo_out',
+        description='Folder of the demo, made where it is missing and needed.',
+    ),
+    DeclareLaunchArgument(
+        'alpha',
+        default_value='',
+        description=(
+            'Promised false-alarm rate; 0: the one the detector folder was made with; '
+            'empty: as in monitor_params.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'tasks',
+        default_value='',
+        description=(
+            'Names of the tasks to play, separated by commas; empty: as in replay_params or, where '
+            'that says nothing and the rollout set is the one in out, the tasks never trained on.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'episodes',
+        default_value='',
+        description=(
+            'Ids of the episodes to play, separated by commas, in this order; '
+            'empty: as in replay_params.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'limit',
+        default_value='',
+        description='Play at most this many episodes; 0: all; empty: as in replay_params.',
+    ),
+    DeclareLaunchArgument(
+        'rate',
+        default_value='',
+        description=(
+            'Policy inferences per second where the recording has no stamps [Hz]; '
+            'empty: as in replay_params.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'speed',
+        default_value='',
+        description='How many times faster to play; empty: as in replay_params.',
+    ),
+    DeclareLaunchArgument(
+        'monitor_params',
+        default_value=_params('monitor.yaml'),
+        description='Parameter file of the monitor.',
+    ),
+    DeclareLaunchArgument(
+        'replay_params',
+        default_value=_params('replay.yaml'),
+        description='Parameter file of the replay.',
+    ),
+    DeclareLaunchArgument(
+        'namespace',
+        default_value='',
+        description='Namespace of the nodes and of their topics.',
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=['debug', 'info', 'warn', 'error', 'fatal'],
+        description='The least severe messages to log.',
+    ),
+)
+
+
+class ProcessError(RuntimeError):
+    """A process of the demo failed: ``ros2 launch`` shuts the graph down and ends with status 1."""
+
+
+class Demo(NamedTuple):
+    """What the arguments ask for, read once: event handlers may run when others have been set."""
+
+    out: Path
+    detector: Path
+    rollouts: Path
+    unseen_only: bool
+    monitor_arguments: dict[str, str]
+    replay_params: Path
+    replay_given: dict[str, ParameterValue]
+    namespace: str
+    log_level: str
+
+
+def read_arguments(context: LaunchContext) -> Demo:
+    """Return what to bring up.
+
+    Raises
+    ------
+    LaunchArgumentError
+        An argument names something that is not there, or is of another type.
+    """
+    out = Path(argument(context, 'out')).expanduser().resolve()
+    detector = _existing(context, 'detector_folder', DETECTOR_FILE) or out / 'detector'
+    rollouts = _existing(context, 'rollout_set', ROLLOUT_SET_FILE)
+    return Demo(
+        out=out,
+        detector=detector,
+        rollouts=rollouts or out / 'rollouts',
+        unseen_only=rollouts is None and not argument(context, 'episodes'),
+        monitor_arguments={
+            'detector_folder': str(detector),
+            'params_file': str(parameter_file(context, 'monitor_params')),
+            'autostart': 'true',
+            **{name: argument(context, name) for name in ('alpha', 'namespace', 'log_level')},
+        },
+        replay_params=parameter_file(context, 'replay_params'),
+        replay_given=given_parameters(context, PARAMETERS),
+        namespace=argument(context, 'namespace'),
+        log_level=argument(context, 'log_level'),
+    )
+
+
+def _existing(context: LaunchContext, name: str, file: str) -> Path | None:
+    """Return the folder that an argument names; None when it was not given."""
+    if not (text := argument(context, name)):
+        return None
+    folder = Path(text).expanduser().resolve()
+    if not (folder / file).is_file():
+        raise LaunchArgumentError(f'{name}: no {file} in {folder}')
+    return folder
+
+
+def bring_up(context: LaunchContext) -> Entities:
+    """Return the graph or, where something is missing, what makes it and then the graph."""
+    demo = read_arguments(context)
+    needed = (demo.detector / DETECTOR_FILE, demo.rollouts / ROLLOUT_SET_FILE)
+    if all(file.is_file() for file in needed):
+        return graph(demo)
+    prepare = ExecuteProcess(
+        name='prepare',
+        # The installed script knows the Python that has all the packages; that of `ros2` may not.
+        cmd=[ExecutableInPackage('demo', 'safe_bringup'), '--prepare', '--out', str(demo.out)],
+        additional_env={'PYTHONUNBUFFERED': '1'},
+        output='screen',
+    )
+    return [
+        LogInfo(msg=f'making what is missing in {demo.out}'),
+        RegisterEventHandler(
+            OnProcessExit(target_action=prepare, on_exit=partial(when_prepared, demo))
+        ),
+        prepare,
+    ]
+
+
+def when_prepared(demo: Demo, event: ProcessExited, context: LaunchContext) -> Entities:
+    """Bring up the graph once everything is made."""
+    if context.is_shutdown:
+        return []
+    if event.returncode != 0:
+        raise ProcessError(
+            f'the detector could not be made in {demo.out}: `demo --prepare` ended with status '
+            f'{event.returncode}, see its output above'
+        )
+    return graph(demo)
+
+
+def graph(demo: Demo) -> Entities:
+    """Return monitor and replay, and what ends them."""
+    replay = Node(
+        package='vla_feature_bridge',
+        executable='replay',
+        name='replay',
+        namespace=demo.namespace,
+        parameters=[
+            demo.replay_params,
+            {
+                'rollout_set': ParameterValue(str(demo.rollouts), value_type=str),
+                **demo.replay_given,
+            },
+        ],
+        # On the command line, files come later and win.
+        ros_arguments=[
+            '--log-level',
+            demo.log_level,
+            '-p',
+            f'tasks:={json.dumps(default_tasks(demo))}',
+        ],
+        output='screen',
+    )
+    monitor = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(str(Path(__file__).with_name('monitor.launch.py'))),
+        launch_arguments=demo.monitor_arguments.items(),
+    )
+    scores = f'/{demo.namespace}/safe/score'.replace('//', '/')
+    return [
+        RegisterEventHandler(OnProcessExit(on_exit=partial(when_ended, replay))),
+        LogInfo(msg=f'playing {demo.rollouts}; to watch it: ros2 topic echo {scores}'),
+        monitor,
+        replay,
+    ]
+
+
+def default_tasks(demo: Demo) -> list[str]:
+    """Return the tasks that the detector was never trained on, or [''], which is all of them."""
+    if not demo.unseen_only:
+        return ['']
+    path = demo.detector / DETECTOR_FILE
+    try:
+        provenance = json.loads(path.read_text(encoding='utf-8'))['provenance']
+        return list(provenance.get('unseen_tasks') or [''])
+    except (ValueError, KeyError) as error:
+        raise LaunchArgumentError(
+            f'{path}: is not the description of a detector: {error!r}'
+        ) from error
+
+
+def when_ended(replay: Node, event: ProcessExited, context: LaunchContext) -> Entities:
+    """End the graph with its replay; any other end is a failure."""
+    if context.is_shutdown:
+        return []
+    if event.action is replay and event.returncode == 0:
+        return [Shutdown(reason='everything was played')]
+    raise ProcessError(
+        f'{event.process_name} ended with status {event.returncode}, see its output above'
+    )
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return what ``ros2 launch`` runs."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=bring_up)])

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start the monitor: ``ros2 launch safe_bringup monitor.launch.py detector_folder:=FOLDER``.
+
+The parameters come from ``params_file``. An argument that is given wins over the file; one that is
+left empty changes nothing.
+"""
+
+from __future__ import annotations
+
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchContext, LaunchDescription
+from safe_bringup.launch_arguments import argument, given_parameters, parameter_file
+
+PARAMETERS = {'detector_folder': str, 'alpha': float, 'autostart': bool, 'use_sim_time': bool}
+"""Arguments that are parameters of the node."""
+
+ARGUMENTS = (
+    DeclareLaunchArgument(
+        'detector_folder',
+        default_value='',
+        description='Folder of the fitted detector; empty: as in params_file.',
+    ),
+    DeclareLaunchArgument(
+        'alpha',
+        default_value='',
+        description=(
+            'Promised false-alarm rate; 0: the one the detector folder was made with; '
+            'empty: as in params_file.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'params_file',
+        default_value=PathJoinSubstitution(
+            [FindPackageShare('safe_bringup'), 'params', 'monitor.yaml']
+        ),
+        description='Parameter file of the monitor.',
+    ),
+    DeclareLaunchArgument(
+        'namespace',
+        default_value='',
+        description='Namespace of the node and of its topics.',
+    ),
+    DeclareLaunchArgument(
+        'autostart',
+        default_value='',
+        choices=['', 'true', 'false'],
+        description=(
+            'Configure and activate at start-up; false: wait for a lifecycle manager; '
+            'empty: as in params_file.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='',
+        choices=['', 'true', 'false'],
+        description=(
+            'Take the time from /clock, as with `ros2 bag play --clock`; empty: as in params_file.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=['debug', 'info', 'warn', 'error', 'fatal'],
+        description='The least severe messages to log.',
+    ),
+)
+
+
+def start_monitor(context: LaunchContext) -> list[Node]:
+    """Return the node, with the arguments that were given laid over its parameter file."""
+    return [
+        Node(
+            package='safe_monitor_node',
+            executable='monitor',
+            name='monitor',
+            namespace=argument(context, 'namespace'),
+            parameters=[
+                parameter_file(context, 'params_file'),
+                given_parameters(context, PARAMETERS),
+            ],
+            ros_arguments=['--log-level', argument(context, 'log_level')],
+            output='screen',
+        )
+    ]
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return what ``ros2 launch`` runs."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=start_monitor)])

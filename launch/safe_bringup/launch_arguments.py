@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the launch files share: arguments that, where given, win over a node's parameter file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from launch_ros.parameter_descriptions import ParameterValue
+
+from launch import LaunchContext
+
+Kind = type[bool] | type[int] | type[float] | type[str] | type[list[str]]
+
+EXPECTED: dict[object, str] = {bool: 'true or false', int: 'a whole number', float: 'a number'}
+
+
+class LaunchArgumentError(ValueError):
+    """An argument of a launch file cannot be used; the message names it."""
+
+
+def argument(context: LaunchContext, name: str) -> str:
+    """Return the value of a declared argument; empty when it was not given."""
+    return str(context.launch_configurations[name]).strip()
+
+
+def parameter_file(context: LaunchContext, name: str) -> Path:
+    """Return the file that an argument names.
+
+    Raises
+    ------
+    LaunchArgumentError
+        There is no such file; launch_ros would warn and start the node on its defaults.
+    """
+    path = Path(argument(context, name)).expanduser()
+    if not path.is_file():
+        raise LaunchArgumentError(f'{name}: there is no parameter file {path}')
+    return path
+
+
+def given_parameters(
+    context: LaunchContext, kinds: Mapping[str, Kind]
+) -> dict[str, ParameterValue]:
+    """Return those parameters whose arguments were given.
+
+    Parameters
+    ----------
+    kinds : mapping of str to type
+        Arguments that are parameters of the node; a list of strings is separated by commas.
+
+    Raises
+    ------
+    LaunchArgumentError
+        A value is not of the parameter's type.
+    """
+    given = {name: argument(context, name) for name in kinds}
+    return {name: _typed(name, text, kinds[name]) for name, text in given.items() if text}
+
+
+def _typed(name: str, text: str, kind: Kind) -> ParameterValue:
+    try:
+        if kind is bool:
+            value: object = {'true': True, 'false': False}[text.lower()]
+        elif kind == list[str]:
+            value = [part.strip() for part in text.split(',')]
+        else:
+            value = kind(text)
+    except (KeyError, ValueError):
+        raise LaunchArgumentError(f'{name}: expected {EXPECTED[kind]}, found {text!r}') from None
+    # Without the type, launch_ros reads strings as YAML: a task called `1` would become a number.
+    return ParameterValue(value, value_type=list[str] if kind == list[str] else kind)
