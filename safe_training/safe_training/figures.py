@@ -45,7 +45,7 @@ def plot_episodes(path: Path, episodes: Sequence[EpisodeCurve], title: str, colu
     """Draw one panel an episode: score, band and alarm over the steps; the file is whole or absent."""
     rows = max(1, math.ceil(len(episodes) / columns))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 2.5 * rows), squeeze=False, sharey=True, layout='constrained'
+        rows, columns, figsize=(4.2 * columns, 2.5 * rows), squeeze=False, sharex=True, sharey=True, layout='constrained'
     )
     for axis, episode in zip(axes.flat, episodes, strict=False):
         _draw(axis, episode)

@@ -1,0 +1,197 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks: ``./dev bench``. Ratios are measured side by side in one run; single times depend on the machine.
+
+* stream: one live step of SAFE-LSTM against one bare ``torch.nn.LSTMCell`` of the same size.
+* latency: from publishing the step that raises an alarm to receiving the alarm, between two processes over DDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+import torch
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rich import box
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from safe_msgs.msg import FailureAlarm
+from safe_msgs.msg import PolicyStep as PolicyStepMessage
+
+from safe_bringup.live import Process
+from safe_monitor_node.band import Band
+from safe_monitor_node.detectors import SafeLstm
+from safe_monitor_node.folder import save_detector
+from vla_feature_bridge.messages import step_to_message
+from vla_feature_bridge.nodes.qos import ALARM_QOS, STEP_QOS
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.step import PolicyStep
+
+WIDTHS = (1024, 4096)
+BLOCK = 50
+
+
+def untrained_lstm(width: int) -> SafeLstm:
+    """Return SAFE-LSTM with its default size and untrained weights: how fast it is does not depend on them."""
+    detector = SafeLstm()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        detector.set_network(detector.build(width), width)
+    return detector
+
+
+def side_by_side(a: Callable[[], object], b: Callable[[], object], rounds: int) -> tuple[np.ndarray, np.ndarray]:
+    """Time two calls in turns of :data:`BLOCK`, so that both meet the same weather; returns seconds per call."""
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for call, taken in zip((a, b), times, strict=True):
+            for _ in range(BLOCK):
+                start = time.perf_counter()
+                call()
+                taken.append(time.perf_counter() - start)
+    # The first round warms caches and allocators.
+    return np.array(times[0][BLOCK:]), np.array(times[1][BLOCK:])
+
+
+def bench_stream(width: int, rounds: int) -> dict[str, Any]:
+    """Time ``Stream.step`` of SAFE-LSTM against the bare cell on the same vector."""
+    detector = untrained_lstm(width)
+    features = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    stream, step = detector.stream(), PolicyStep(features)
+    cell = torch.nn.LSTMCell(width, detector.hidden)
+    vector = torch.from_numpy(features)[None]
+    state = [(torch.zeros(1, detector.hidden), torch.zeros(1, detector.hidden))]
+
+    def bare() -> None:
+        state[0] = cell(vector, state[0])
+
+    with torch.inference_mode():
+        ours, theirs = side_by_side(lambda: stream.step(step), bare, rounds)
+    return {
+        'features': width,
+        'step_ms': milliseconds(ours),
+        'bare_cell_ms': milliseconds(theirs),
+        'ratio_of_medians': round(float(np.median(ours) / np.median(theirs)), 3),
+    }
+
+
+def milliseconds(seconds: np.ndarray) -> dict[str, float]:
+    """Return p50 and p99 [ms]."""
+    p50, p99 = np.percentile(seconds, (50, 99)) * 1e3
+    return {'p50': round(float(p50), 4), 'p99': round(float(p99), 4)}
+
+
+def alarming_folder(width: int, folder: Path) -> Path:
+    """Write a detector whose band lies below every score, so that each episode alarms at its first step."""
+    band = Band(np.array([0.1]), np.full((1, 8), -1.0), kind='benchmark', n_calibration=0)
+    return save_detector(folder, untrained_lstm(width), FeatureSpec('features', width), band=band, alpha=0.1)
+
+
+def bench_latency(width: int, samples: int, folder: Path) -> dict[str, Any]:
+    """Measure publish to alarm received, from this process to the monitor's and back."""
+    detector = alarming_folder(width, folder / f'detector{width}')
+    context = Context()
+    rclpy.init(context=context)
+    node = Node('bench', context=context)
+    executor = SingleThreadedExecutor(context=context)
+    executor.add_node(node)
+    arrived: dict[str, float] = {}
+
+    def on_alarm(message: FailureAlarm) -> None:
+        if message.state == FailureAlarm.STATE_ALARM:
+            arrived.setdefault(message.episode_id, time.perf_counter())
+
+    node.create_subscription(FailureAlarm, 'safe/alarm', on_alarm, ALARM_QOS)
+    publisher = node.create_publisher(PolicyStepMessage, 'vla/policy_step', STEP_QOS)
+    features = np.random.default_rng(0).normal(size=width).astype(np.float32)
+
+    def spin_until(condition: Callable[[], bool], what: str) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            if time.monotonic() > deadline:
+                raise monitor.fail(f'gave no sign of life: {what}')
+            executor.spin_once(timeout_sec=0.5)
+
+    taken = []
+    try:
+        with Process(
+            'safe_monitor_node.nodes.monitor', {'detector_folder': detector}, folder / f'monitor{width}.log'
+        ) as monitor:
+            spin_until(
+                lambda: publisher.get_subscription_count() > 0 and node.count_publishers('safe/alarm') > 0,
+                'it did not come up',
+            )
+            for i in track(
+                range(samples + 20), f'latency, {width} features', console=Console(stderr=True), transient=True
+            ):
+                episode = f'e{i}'
+                message = step_to_message(PolicyStep(features, feature_name='features', episode_id=episode))
+                start = time.perf_counter()
+                publisher.publish(message)
+                spin_until(lambda episode=episode: episode in arrived, f'no alarm for {episode}')  # type: ignore[misc]
+                taken.append(arrived[episode] - start)
+                # A policy infers every so often; without a pause the processes would never go to sleep.
+                time.sleep(0.02)
+    finally:
+        executor.shutdown()
+        node.destroy_node()
+        rclpy.shutdown(context=context)
+    # The first ones are discovery and warm-up.
+    return {'features': width, 'samples': samples, 'publish_to_alarm_ms': milliseconds(np.array(taken[20:]))}
+
+
+def print_tables(results: dict[str, Any]) -> None:
+    """Print what was measured."""
+    console = Console(highlight=False, width=100)
+    table = Table('features', 'step p50 [ms]', 'step p99', 'bare cell p50', 'ratio (aim <= 1.3)', box=box.SIMPLE_HEAD)
+    table.title = 'SAFE-LSTM, one live step against a bare torch LSTM cell, one thread'
+    for row in results['stream']:
+        step, cell = row['step_ms'], row['bare_cell_ms']
+        table.add_row(
+            str(row['features']), f'{step["p50"]:.3f}', f'{step["p99"]:.3f}', f'{cell["p50"]:.3f}',
+            f'{row["ratio_of_medians"]:.2f}',
+        )
+    console.print(table)
+    table = Table('features', 'samples', 'p50 [ms]', 'p99 [ms] (aim < 5)', box=box.SIMPLE_HEAD)
+    table.title = 'publish a step -> alarm received, two processes over DDS'
+    for row in results['latency']:
+        taken = row['publish_to_alarm_ms']
+        table.add_row(str(row['features']), str(row['samples']), f'{taken["p50"]:.2f}', f'{taken["p99"]:.2f}')
+    console.print(table)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; the exit status says whether it ran, never whether it was fast."""
+    parser = argparse.ArgumentParser(
+        prog='bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument('--rounds', type=int, default=40, help=f'turns of {BLOCK} steps (default %(default)s)')
+    parser.add_argument('--samples', type=int, default=500, help='alarms to time (default %(default)s)')
+    parser.add_argument('--json', action='store_true', help='print JSON for machines')
+    args = parser.parse_args(arguments)
+    if args.rounds < 2 or args.samples < 1:
+        parser.error('--rounds must be at least 2 and --samples at least 1')
+    torch.set_num_threads(1)
+    results: dict[str, Any] = {'stream': [bench_stream(width, args.rounds) for width in WIDTHS]}
+    with tempfile.TemporaryDirectory() as folder:
+        results['latency'] = [bench_latency(width, args.samples, Path(folder)) for width in WIDTHS]
+    if args.json:
+        print(json.dumps(results, indent=2))
+    else:
+        print_tables(results)
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
