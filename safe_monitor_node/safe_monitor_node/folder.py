@@ -121,14 +121,42 @@ def save_detector(
             raise DetectorFolderError(f'{folder}: exists already; give another folder, or overwrite it')
         if not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise DetectorFolderError(f'{folder}: is not a detector folder, so it will not be overwritten')
+    weights, description = _contents(folder, detector, feature, band, alpha, provenance or {})
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.partial', dir=folder.parent))
+    try:
+        new = scratch / 'new'
+        new.mkdir()
+        (new / WEIGHTS).write_bytes(weights)
+        (new / DESCRIPTION).write_text(description, encoding='utf-8')
+        _exchange(new, folder, scratch / 'old')
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return folder
+
+
+def _contents(
+    folder: Path,
+    detector: Detector,
+    feature: FeatureSpec,
+    band: Band | None,
+    alpha: float,
+    provenance: Mapping[str, Any],
+) -> tuple[bytes, str]:
+    """Return what goes into the two files, or refuse parts that do not belong together."""
+    try:
+        state = detector.state()
+        if band is not None:
+            band.at(alpha)
+    except (DetectorError, BandError) as error:
+        raise DetectorFolderError(f'{folder}: {error}') from error
     if feature.dim != detector.dim_:
         raise DetectorFolderError(
             f'{folder}: the detector was fitted on {detector.dim_} features, the feature '
             f'specification {feature} says {feature.dim}'
         )
-    if band is not None:
-        band.at(alpha)
-    arrays = {f'detector.{name}': np.ascontiguousarray(a) for name, a in detector.state().items()}
+    arrays = {f'detector.{name}': np.ascontiguousarray(a) for name, a in state.items()}
+    _check_finite(folder, arrays)
     if band is not None:
         arrays |= {f'band.{name}': np.ascontiguousarray(a) for name, a in band.state().items()}
     weights = save_tensors(arrays)
@@ -140,21 +168,23 @@ def save_detector(
         'feature': feature.to_dict(),
         'alpha': alpha,
         'band': None if band is None else band.meta(),
+        'weights_bytes': len(weights),
         'weights_sha256': hashlib.sha256(weights).hexdigest(),
         'software': _versions(),
-        'provenance': dict(provenance or {}),
+        'provenance': dict(provenance),
     }
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.partial', dir=folder.parent))
     try:
-        new = scratch / 'new'
-        new.mkdir()
-        (new / WEIGHTS).write_bytes(weights)
-        (new / DESCRIPTION).write_text(_sealed(content), encoding='utf-8')
-        _exchange(new, folder, scratch / 'old')
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-    return folder
+        return weights, _sealed(content)
+    except (TypeError, ValueError) as error:
+        raise DetectorFolderError(
+            f'{folder}: a parameter or the provenance cannot be written as JSON: {error}'
+        ) from error
+
+
+def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    for name, array in arrays.items():
+        if name.startswith('detector.') and not np.isfinite(array).all():
+            raise DetectorFolderError(f'{path}: array {name!r} holds NaN or infinity; fit again')
 
 
 def _exchange(new: Path, folder: Path, old: Path) -> None:
@@ -183,7 +213,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode('utf-8')
         content = json.loads(text)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise DetectorFolderError(f'{path}: not readable as JSON ({error}); copy the folder again') from error
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         found = content.get('format') if isinstance(content, dict) else type(content).__name__
@@ -194,7 +224,11 @@ def _read_description(folder: Path) -> dict[str, Any]:
             'fit again, or use the release that made it'
         )
     content.pop('sha256', None)
-    if _sealed(content) != text:
+    try:
+        intact = _sealed(content) == text
+    except (ValueError, RecursionError):  # NaN, or nested too deeply: we wrote neither
+        intact = False
+    if not intact:
         raise DetectorFolderError(
             f'{path}: the checksum does not match its content; the file was changed or damaged, '
             'copy the folder again or fit again'
@@ -202,10 +236,18 @@ def _read_description(folder: Path) -> dict[str, Any]:
     return content
 
 
-def _read_arrays(folder: Path, expected_sha256: str) -> dict[str, np.ndarray]:
+def _read_arrays(folder: Path, content: Mapping[str, Any]) -> dict[str, np.ndarray]:
     path = folder / WEIGHTS
     if not path.is_file():
         raise DetectorFolderError(f'{path}: missing; copy the whole detector folder')
+    # The size first: a file of another size is not even read.
+    size, expected_size = path.stat().st_size, content.get('weights_bytes')
+    if size != expected_size:
+        raise DetectorFolderError(
+            f'{path}: expected {expected_size} bytes, found {size}; '
+            'the file was changed or damaged, copy the folder again or fit again'
+        )
+    expected_sha256 = str(content.get('weights_sha256'))
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != expected_sha256:
@@ -233,11 +275,15 @@ def load_detector(folder: str | os.PathLike[str]) -> LoadedDetector:
     """
     folder = Path(folder)
     content = _read_description(folder)
-    arrays = _read_arrays(folder, str(content.get('weights_sha256')))
+    arrays = _read_arrays(folder, content)
     path = folder / DESCRIPTION
-    for name, array in arrays.items():
-        if name.startswith('detector.') and not np.isfinite(array).all():
-            raise DetectorFolderError(f'{folder / WEIGHTS}: array {name!r} holds NaN or infinity; fit again')
+    _check_finite(folder / WEIGHTS, arrays)
+    known = {'band.alphas', 'band.upper'} if content.get('band') is not None else set()
+    if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
+        raise DetectorFolderError(
+            f'{folder / WEIGHTS}: nothing belongs to the array {surplus[0]!r}; '
+            'fit again, or use the release that made it'
+        )
     try:
         feature = FeatureSpec.from_dict(content['feature'])
         detector = make_detector(content['detector'], **content['params'])
@@ -249,7 +295,7 @@ def load_detector(folder: str | os.PathLike[str]) -> LoadedDetector:
         provenance = dict(content['provenance'])
     except (PoolingError, DetectorError, BandError) as error:
         raise DetectorFolderError(f'{path}: {error}') from error
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DetectorFolderError(f'{path}: an entry is missing or of another type: {error!r}') from error
     return LoadedDetector(detector, feature, band, alpha, provenance)
 

@@ -174,6 +174,7 @@ class LearnedDetector(Detector):
     """What SAFE-MLP and SAFE-LSTM share: a network over hidden states, and its parameters on disk."""
 
     needs = frozenset({'features'})
+    layers: int
     network_: nn.Module
 
     def build(self, dim: int) -> nn.Module:
@@ -199,6 +200,8 @@ class LearnedDetector(Detector):
         return {name: p.detach().numpy().copy() for name, p in self.network_.state_dict().items()}
 
     def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
+        if self.layers > len(state):
+            raise DetectorError(f'{self.name}: {self.layers} layers cannot have {len(state)} arrays')
         # Without memory and without random numbers, until the arrays are known to be the right ones.
         with torch.device('meta'):
             network = self.build(dim)
