@@ -11,9 +11,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 from builtin_interfaces.msg import Time
+
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
-
 from vla_feature_bridge.step import PolicyStep
 
 NANOSECONDS = 1_000_000_000
@@ -67,7 +67,7 @@ def tensor_from_message(message: TensorMessage) -> np.ndarray | None:
     Raises
     ------
     MessageError
-        Unknown dtype, or the number of bytes is not what shape and dtype say.
+        Unknown dtype, an impossible shape, or the number of bytes is not what shape and dtype say.
     """
     if not message.dtype:
         if len(message.data):
@@ -85,14 +85,19 @@ def tensor_from_message(message: TensorMessage) -> np.ndarray | None:
             f'tensor {message.name!r}: shape {shape} of {message.dtype} needs {expected} bytes, '
             f'found {len(message.data)}'
         )
-    if expected == 0:
-        return np.zeros(shape, dtype)
-    view = np.frombuffer(message.data, dtype=dtype).reshape(shape)
+    try:
+        if expected == 0:
+            return np.zeros(shape, dtype)
+        view = np.frombuffer(message.data, dtype=dtype).reshape(shape)
+    except ValueError as error:  # more axes, or an empty tensor of longer ones, than NumPy has
+        raise MessageError(f'tensor {message.name!r}: no array has this shape: {error}') from error
     return view if sys.byteorder == 'little' else view.astype(dtype.newbyteorder('='))
 
 
 def _floats(values: np.ndarray | None) -> typed_array[float]:
-    return typed_array('f', b'' if values is None else np.asarray(values, dtype=np.float32).tobytes())
+    return typed_array(
+        'f', b'' if values is None else np.asarray(values, dtype=np.float32).tobytes()
+    )
 
 
 def step_to_message(step: PolicyStep) -> PolicyStepMessage:
@@ -125,7 +130,9 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
     """
     features = tensor_from_message(message.features)
     if features is None:
-        raise MessageError(f'step {message.step} of episode {message.episode_id!r} carries no features')
+        raise MessageError(
+            f'step {message.step} of episode {message.episode_id!r} carries no features'
+        )
     if len(message.signal_names) != len(message.signals):
         raise MessageError(
             f'step {message.step} of episode {message.episode_id!r}: {len(message.signal_names)} signal '
