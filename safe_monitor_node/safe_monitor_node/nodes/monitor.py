@@ -431,19 +431,24 @@ class MonitorNode(ManagedNode):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is shut down."""
-    rclpy.init(args=args)
     try:
+        rclpy.init(args=args)
         node = MonitorNode()
         try:
             node.autostart()
             rclpy.spin(node)
         finally:
             node.destroy_node()
-    except ParameterError as error:
-        print(f'monitor: {error}', file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
+    except (ParameterError, RuntimeError) as error:
+        # A signal shuts the context down under whatever call of rclpy is under way, which then fails.
+        if not rclpy.ok():
+            return 0
+        if not isinstance(error, ParameterError):
+            raise
+        print(f'monitor: {error}', file=sys.stderr)
+        return 1
     finally:
         rclpy.try_shutdown()
     return 0

@@ -167,8 +167,8 @@ class ReplayNode(Node):
 
 def main(args: list[str] | None = None) -> int:
     """Run the node; returns 0 when everything was played, 1 otherwise."""
-    rclpy.init(args=args)
     try:
+        rclpy.init(args=args)
         node = ReplayNode()
         try:
             node.play()
@@ -177,11 +177,16 @@ def main(args: list[str] | None = None) -> int:
             return 1
         finally:
             node.destroy_node()
-    except ParameterError as error:
-        print(f'replay: {error}', file=sys.stderr)
-        return 1
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
+    except (ParameterError, RuntimeError) as error:
+        # A signal shuts the context down under whatever call of rclpy is under way, which then fails.
+        if not rclpy.ok():
+            return 0
+        if not isinstance(error, ParameterError):
+            raise
+        print(f'replay: {error}', file=sys.stderr)
+        return 1
     finally:
         rclpy.try_shutdown()
     return 0
