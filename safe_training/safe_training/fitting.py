@@ -31,7 +31,7 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch did: its mean training loss with regularisation, and the learning rate after it."""
+    """One epoch: its mean training loss with regularisation, and the learning rate after it."""
 
     index: int
     loss: float
@@ -58,7 +58,9 @@ class TrainingData:
         """Return the rollouts with these indices, in their order."""
         parts = torch.split(self.flat, self.lengths.tolist())
         return TrainingData(
-            torch.cat([parts[i] for i in rollouts.tolist()]), self.lengths[rollouts], self.failed[rollouts]
+            torch.cat([parts[i] for i in rollouts.tolist()]),
+            self.lengths[rollouts],
+            self.failed[rollouts],
         )
 
     def valid(self) -> torch.Tensor:
@@ -79,19 +81,28 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> TrainingData:
     Raises
     ------
     DetectorError
-        No rollouts, features that are raw, of different widths or not finite, or unlabelled rollouts.
+        No rollouts, features that are absent, raw, of different widths or not finite, or
+        unlabelled rollouts.
     """
     if not rollouts:
         raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
     width = rollouts[0].features.shape[-1]
     for rollout in rollouts:
+        if rollout.features.shape[-1] == 0:
+            raise DetectorError(
+                f'rollout {rollout.episode_id!r}: carries no features (signals only); '
+                'choose a detector that works on signals, or another feature with --feature'
+            )
         if rollout.features.ndim != 2 or rollout.features.shape[1] != width:
             raise DetectorError(
-                f'rollout {rollout.episode_id!r}: expected pooled features (T, {width}) as in the first '
-                f'rollout, found {rollout.features.shape}; convert with one pooling for all'
+                f'rollout {rollout.episode_id!r}: expected pooled features '
+                f'(T, {width}) as in the first rollout, found {rollout.features.shape}; '
+                'convert with one pooling for all'
             )
         if not np.isfinite(np.asarray(rollout.features, dtype=np.float32)).all():
-            raise DetectorError(f'rollout {rollout.episode_id!r}: the features hold NaN or infinity')
+            raise DetectorError(
+                f'rollout {rollout.episode_id!r}: the features hold NaN or infinity'
+            )
     flat = np.concatenate([np.asarray(r.features, dtype=np.float32) for r in rollouts])
     return TrainingData(
         torch.from_numpy(flat),
@@ -106,9 +117,44 @@ def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
     if failures in (0, len(rollouts)):
         found = 'failures' if failures else 'successes'
         raise DetectorError(
-            f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts are {found}; '
-            'add rollouts of the other outcome, or choose other training tasks (another --seed)'
+            f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts are '
+            f'{found}; add rollouts of the other outcome, '
+            'or choose other training tasks (another --seed)'
         )
+
+
+# Lowest value of each number that steers training; the highest is that of float32.
+_LOWEST = {
+    'epochs': 1,
+    'batch_size': 1,
+    'learning_rate': 0,
+    'weight_decay': 0,
+    'schedule_every': 1,
+    'schedule_gamma': 0,
+    'warmup': 0,
+    'max_grad_norm': 0,
+    'lambda_fail': 0,
+    'lambda_success': 0,
+    'lambda_reg': 0,
+    'init_weight_scale': 0,
+    'hard_negative': 0,
+    'seed': 0,
+}
+_HIGHEST = float(np.finfo(np.float32).max)
+
+
+def check_parameters(detector: SafeMlp | SafeLstm) -> None:
+    """Raise :class:`DetectorError` for a parameter with which nothing could be trained."""
+    params = detector.get_params()
+    for name, lowest in _LOWEST.items():
+        value = params.get(name)
+        if value is not None and not lowest <= value <= _HIGHEST:
+            raise DetectorError(
+                f'{detector.name}: {name} must be a number from {lowest} to {_HIGHEST:.1e}, '
+                f'found {value}'
+            )
+    if detector.seed >= 2**63:
+        raise DetectorError(f'{detector.name}: seed must be below 2**63, found {detector.seed}')
 
 
 def batch_loss(
@@ -118,7 +164,7 @@ def batch_loss(
     weights: ClassWeights,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return the training loss of one mini-batch, without regularisation (methods.md 3.1 to 3.3)."""
+    """Return the training loss of a mini-batch, without regularisation (methods.md 3.1 to 3.3)."""
     scores, valid, failed = network(batch.flat, batch.lengths), batch.valid(), batch.failed
     step_weights = time_weights(valid) if detector.time_weighting else valid
     if isinstance(detector, SafeMlp):
@@ -149,29 +195,29 @@ def _optimizer(detector: SafeMlp | SafeLstm, network: nn.Module) -> torch.optim.
         case 'sgdm':
             return torch.optim.SGD(parameters, lr=rate, momentum=0.9)
     raise DetectorError(
-        f'{detector.name}: optimizer must be one of adam, adamw, sgd, sgdm, found {detector.optimizer!r}'
+        f'{detector.name}: optimizer must be one of adam, adamw, sgd, sgdm, '
+        f'found {detector.optimizer!r}'
     )
 
 
 def _schedule(
     detector: SafeMlp | SafeLstm, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    steps = torch.optim.lr_scheduler.StepLR(optimizer, detector.schedule_every, detector.schedule_gamma)
+    steps = torch.optim.lr_scheduler.StepLR(
+        optimizer, detector.schedule_every, detector.schedule_gamma
+    )
     if detector.warmup <= 0:
         return steps
     rise = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: (epoch + 1) / detector.warmup)
-    return torch.optim.lr_scheduler.SequentialLR(optimizer, [rise, steps], milestones=[detector.warmup])
+    return torch.optim.lr_scheduler.SequentialLR(
+        optimizer, [rise, steps], milestones=[detector.warmup]
+    )
 
 
 def training_epochs(
     detector: SafeMlp | SafeLstm, network: nn.Module, data: TrainingData, generator: torch.Generator
 ) -> Iterator[Epoch]:
     """Train ``network`` in place, one epoch each time the iterator is advanced."""
-    if detector.epochs < 1 or detector.batch_size < 1:
-        raise DetectorError(
-            f'{detector.name}: epochs and batch_size must be at least 1, '
-            f'found {detector.epochs} and {detector.batch_size}'
-        )
     optimizer = _optimizer(detector, network)
     schedule = _schedule(detector, optimizer)
     weights = data.weights(detector)
@@ -183,7 +229,9 @@ def training_epochs(
         batches = (
             [data]
             if rollouts <= detector.batch_size
-            else map(data.take, torch.randperm(rollouts, generator=generator).split(detector.batch_size))
+            else map(
+                data.take, torch.randperm(rollouts, generator=generator).split(detector.batch_size)
+            )
         )
         for batch in batches:
             optimizer.zero_grad()
@@ -200,7 +248,7 @@ def training_epochs(
                 f'{detector.name}: the training loss became {total} in epoch {index}; '
                 'lower learning_rate or set max_grad_norm'
             )
-        yield Epoch(index, total, schedule.get_last_lr()[0])
+        yield Epoch(index, total, float(schedule.get_last_lr()[0]))
 
 
 def scale_weights(network: nn.Module, scale: float) -> None:
@@ -213,7 +261,7 @@ def scale_weights(network: nn.Module, scale: float) -> None:
 
 @dataclass
 class _EarlyStopping:
-    """Keeps the weights with the lowest validation loss; done after ``patience`` epochs without a new one."""
+    """Keeps the weights of lowest validation loss; done ``patience`` epochs after them."""
 
     detector: SafeMlp | SafeLstm
     data: TrainingData
@@ -225,7 +273,9 @@ class _EarlyStopping:
     def look(self, network: nn.Module, epoch: int) -> bool:
         network.eval()
         with torch.inference_mode():
-            loss = float(batch_loss(self.detector, network, self.data, self.data.weights(self.detector)))
+            loss = float(
+                batch_loss(self.detector, network, self.data, self.data.weights(self.detector))
+            )
         if loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, epoch
             self.best_weights = copy.deepcopy(network.state_dict())
@@ -249,11 +299,12 @@ def fit_learned(
         Labelled training rollouts with pooled features, both outcomes.
     validation : sequence of Rollout, optional
         Without it the weights of the last epoch are taken, as published. With it, training stops
-        ``patience`` epochs after its loss was lowest, and those weights are taken; rollouts used here
-        must not be used to calibrate a band.
+        ``patience`` epochs after its loss was lowest, and those weights are taken; rollouts used
+        here must not be used to calibrate a band.
     progress : callable, optional
         Called with (epochs done, epochs, note).
     """
+    check_parameters(detector)
     data = stack_rollouts(rollouts)
     require_both_outcomes(rollouts, detector.name)
     dim = data.flat.shape[1]
@@ -274,6 +325,12 @@ def fit_learned(
                 break
     if stopping is not None and stopping.best_weights is not None:
         network.load_state_dict(stopping.best_weights)
+    # The last step of all is followed by no loss that would show it.
+    if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
+        raise DetectorError(
+            f'{detector.name}: training ended with weights that are NaN or infinite; '
+            'lower learning_rate or set max_grad_norm'
+        )
     detector.set_network(network, dim)
 
 
@@ -285,13 +342,14 @@ def fit_control(
     validation: Sequence[Rollout] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Fit a control: it learns nothing but the feature width, and checks that its inputs are there."""
+    """Fit a control: learns nothing but the feature width, and checks that its inputs are there."""
     if not rollouts:
         raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
     if 'actions' in detector.needs:
         for rollout in rollouts:
             if rollout.actions is None and detector.name not in rollout.signals:
                 raise DetectorError(
-                    f'rollout {rollout.episode_id!r}: {detector.name} needs action chunks, it has none'
+                    f'rollout {rollout.episode_id!r}: {detector.name} needs action chunks, '
+                    'it has none'
                 )
     detector.load_state({}, rollouts[0].features.shape[-1])

@@ -1,21 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SAFE-MLP and SAFE-LSTM (Gu et al., arXiv 2506.09937, section 4.2): learned scores of hidden states.
+"""SAFE-MLP and SAFE-LSTM (Gu et al., arXiv 2506.09937, 4.2): learned scores of hidden states.
 
-Each network is defined once. Training and batch scoring run it over the concatenated valid steps of many
-rollouts (no padding reaches a matrix product); the stream runs the same parameters one step at a time.
+Each network is defined once. Training and batch scoring run it over the concatenated valid steps of
+many rollouts (no padding reaches a matrix product); the stream runs the same parameters one step at
+a time.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from torch import nn
 
-from safe_monitor_node.detectors.base import Detector, DetectorError, Stream, checked_vector, register
+from safe_monitor_node.detectors.base import (
+    Detector,
+    DetectorError,
+    Stream,
+    checked_vector,
+    register,
+)
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
@@ -29,8 +37,8 @@ _ACTIVATIONS = {'sigmoid': torch.sigmoid, 'relu': torch.relu, 'none': lambda x: 
 
 
 def pad_steps(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Spread the concatenated steps ``(N, ...)`` of B rollouts into zero-padded ``(B, max length, ...)``."""
-    return nn.utils.rnn.pad_sequence(torch.split(flat, lengths.tolist()), batch_first=True)
+    """Spread concatenated steps ``(N, ...)`` of B rollouts, zero-padded: ``(B, longest, ...)``."""
+    return nn.utils.rnn.pad_sequence(list(torch.split(flat, lengths.tolist())), batch_first=True)
 
 
 def running_mean(total: torch.Tensor) -> torch.Tensor:
@@ -41,8 +49,8 @@ def running_mean(total: torch.Tensor) -> torch.Tensor:
 def stop_gradient_cumsum(values: torch.Tensor) -> torch.Tensor:
     """Cumulative sum over time whose derivative is the identity: d S_t / d p_k = [k == t].
 
-    ``values`` has shape (B, T, ...). Used by SAFE-LSTM (methods.md 3.2), whose recurrence already carries
-    the past.
+    ``values`` has shape (B, T, ...). Used by SAFE-LSTM (methods.md 3.2), whose recurrence already
+    carries the past.
     """
     total = torch.cumsum(values, dim=1)
     return values + (total - values).detach()
@@ -50,7 +58,9 @@ def stop_gradient_cumsum(values: torch.Tensor) -> torch.Tensor:
 
 def _check_choice(detector: str, parameter: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
-        raise DetectorError(f'{detector}: {parameter} must be one of {", ".join(choices)}, found {value!r}')
+        raise DetectorError(
+            f'{detector}: {parameter} must be one of {", ".join(choices)}, found {value!r}'
+        )
 
 
 class MlpNetwork(nn.Module):
@@ -62,7 +72,7 @@ class MlpNetwork(nn.Module):
         super().__init__()
         widths = [dim] + [hidden] * (layers - 1) + [1]
         modules: list[nn.Module] = []
-        for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+        for width_in, width_out in pairwise(widths):
             modules += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.layers = nn.Sequential(*modules[:-1])
         self.activation = activation
@@ -73,7 +83,7 @@ class MlpNetwork(nn.Module):
         return _ACTIVATIONS[self.activation](self.layers(flat).squeeze(-1))
 
     def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Score the concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
+        """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
         p = pad_steps(self.per_step(flat), lengths)
         if self.accumulate == 'none':
             return p
@@ -91,7 +101,13 @@ class LstmNetwork(nn.Module):
     """LSTM D -> hidden, then a linear head and a sigmoid; one score a step."""
 
     def __init__(
-        self, dim: int, hidden: int, layers: int, history: int, dropout: float, accumulate: Accumulate
+        self,
+        dim: int,
+        hidden: int,
+        layers: int,
+        history: int,
+        dropout: float,
+        accumulate: Accumulate,
     ) -> None:
         super().__init__()
         self.lstm = nn.LSTM(dim, hidden, layers, batch_first=True)
@@ -101,7 +117,7 @@ class LstmNetwork(nn.Module):
         self.accumulate = accumulate
 
     def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Score the concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
+        """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
         if self.history >= 0:
             p = self._probability(self._windowed(flat, lengths))
         else:
@@ -115,8 +131,9 @@ class LstmNetwork(nn.Module):
         return torch.sigmoid(self.head(self.dropout(states)).squeeze(-1))
 
     def _full(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        # Time-major order of the valid steps only, long rollouts first: one product for all inputs, then
-        # a recurrence over a shrinking batch. torch.nn.LSTM takes 2.5 times as long on a CPU for this.
+        # Time-major order of the valid steps only, long rollouts first: one product for all inputs,
+        # then a recurrence over a shrinking batch. torch.nn.LSTM takes 2.5 times as long on a CPU
+        # for this.
         order = torch.argsort(lengths, descending=True, stable=True)
         times = torch.arange(int(lengths.max()))[:, None]
         alive = times < lengths[order][None]
@@ -144,8 +161,8 @@ class LstmNetwork(nn.Module):
         return torch.cat(states)
 
     def _windowed(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        # For each t an own run over the `history` steps before it, zeros before the start; the current
-        # step is not among them (as published, methods.md 3.2).
+        # For each t an own run over the `history` steps before it, zeros before the start; the
+        # current step is not among them (as published, methods.md 3.2).
         padded = pad_steps(flat, lengths)
         batch, steps, dim = padded.shape
         before = nn.functional.pad(padded, (0, 0, self.history, 0))[:, : steps + self.history - 1]
@@ -171,7 +188,7 @@ class _Accumulator:
 
 
 class LearnedDetector(Detector):
-    """What SAFE-MLP and SAFE-LSTM share: a network over hidden states, and its parameters on disk."""
+    """What SAFE-MLP and SAFE-LSTM share: a network over hidden states, and its state on disk."""
 
     needs = frozenset({'features'})
     layers: int
@@ -201,21 +218,27 @@ class LearnedDetector(Detector):
 
     def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
         if self.layers > len(state):
-            raise DetectorError(f'{self.name}: {self.layers} layers cannot have {len(state)} arrays')
-        # Without memory and without random numbers, until the arrays are known to be the right ones.
+            raise DetectorError(
+                f'{self.name}: {self.layers} layers cannot have {len(state)} arrays'
+            )
+        # Without memory and random numbers, until the arrays are known to be the right ones.
         with torch.device('meta'):
             network = self.build(dim)
         expected = {name: tuple(p.shape) for name, p in network.state_dict().items()}
         found = {name: tuple(a.shape) for name, a in state.items()}
         if expected != found:
-            wrong = sorted(k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k))
+            wrong = sorted(
+                k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)
+            )
             raise DetectorError(
-                f'{self.name}: array {wrong[0]!r} should have shape {expected.get(wrong[0], "(absent)")}, '
-                f'found {found.get(wrong[0], "(absent)")}'
+                f'{self.name}: array {wrong[0]!r} should have shape '
+                f'{expected.get(wrong[0], "(absent)")}, found {found.get(wrong[0], "(absent)")}'
             )
         for name, array in state.items():
             if array.dtype != np.float32:
-                raise DetectorError(f'{self.name}: array {name!r} should be float32, found {array.dtype}')
+                raise DetectorError(
+                    f'{self.name}: array {name!r} should be float32, found {array.dtype}'
+                )
         network.to_empty(device='cpu')
         network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
         self.set_network(network, dim)
@@ -243,9 +266,9 @@ class SafeMlp(LearnedDetector):
         Running mean, cumulative sum (the paper's), or the plain p_t.
     threshold : float or None
         With a number, failures are pushed up to it and no further (``relu(threshold - S_t)``).
-    epochs, batch_size, optimizer, learning_rate, weight_decay, schedule_every, schedule_gamma, warmup,
-    max_grad_norm, lambda_fail, lambda_success, lambda_reg, time_weighting, one_loss_per_rollout,
-    init_weight_scale, seed
+    epochs, batch_size, optimizer, learning_rate, weight_decay, schedule_every, schedule_gamma,
+    warmup, max_grad_norm, lambda_fail, lambda_success, lambda_reg, time_weighting,
+    one_loss_per_rollout, init_weight_scale, seed
         Training, see :mod:`safe_training.fitting`; they do not change how a step is scored.
     """
 
@@ -303,7 +326,8 @@ class SafeMlp(LearnedDetector):
         _check_choice(self.name, 'activation', self.activation, tuple(_ACTIVATIONS))
         if self.hidden < 1 or self.layers < 1:
             raise DetectorError(
-                f'{self.name}: hidden and layers must be at least 1, found {self.hidden} and {self.layers}'
+                f'{self.name}: hidden and layers must be at least 1, '
+                f'found {self.hidden} and {self.layers}'
             )
         return MlpNetwork(dim, self.hidden, self.layers, self.activation, self.accumulate)
 
@@ -341,17 +365,18 @@ class SafeLstm(LearnedDetector):
     hidden, layers : int
         Width and number of LSTM layers.
     history : int
-        -1 for the whole episode so far; n >= 1 for an own run over the n steps before the current one
-        (which is then not among them, as published).
+        -1 for the whole episode so far; n >= 1 for an own run over the n steps before the current
+        one (which is then not among them, as published).
     accumulate : {'none', 'sum', 'mean'}
-        'sum' and 'mean' accumulate p_t over time with a stopped gradient and train with the hinge loss.
+        'sum' and 'mean' accumulate p_t over time with a stopped gradient and train with the hinge
+        loss.
     dropout : float
         Before the linear head, in training only.
     hard_negative, hard_negative_margin, hard_negative_beta
         Weight, margin and sharpness of the hard-negative loss; beta <= 0 takes the true maximum.
-    epochs, batch_size, optimizer, learning_rate, weight_decay, schedule_every, schedule_gamma, warmup,
-    max_grad_norm, lambda_fail, lambda_success, lambda_reg, time_weighting, one_loss_per_rollout,
-    init_weight_scale, seed
+    epochs, batch_size, optimizer, learning_rate, weight_decay, schedule_every, schedule_gamma,
+    warmup, max_grad_norm, lambda_fail, lambda_success, lambda_reg, time_weighting,
+    one_loss_per_rollout, init_weight_scale, seed
         Training, see :mod:`safe_training.fitting`; they do not change how a step is scored.
     """
 
@@ -414,11 +439,18 @@ class SafeLstm(LearnedDetector):
         _check_choice(self.name, 'accumulate', self.accumulate, ('none', 'sum', 'mean'))
         if self.hidden < 1 or self.layers < 1:
             raise DetectorError(
-                f'{self.name}: hidden and layers must be at least 1, found {self.hidden} and {self.layers}'
+                f'{self.name}: hidden and layers must be at least 1, '
+                f'found {self.hidden} and {self.layers}'
             )
         if self.history == 0 or self.history < -1:
-            raise DetectorError(f'{self.name}: history must be -1 (all) or at least 1, found {self.history}')
-        return LstmNetwork(dim, self.hidden, self.layers, self.history, self.dropout, self.accumulate)
+            raise DetectorError(
+                f'{self.name}: history must be -1 (all) or at least 1, found {self.history}'
+            )
+        if not 0 <= self.dropout < 1:
+            raise DetectorError(f'{self.name}: dropout must lie in [0, 1), found {self.dropout}')
+        return LstmNetwork(
+            dim, self.hidden, self.layers, self.history, self.dropout, self.accumulate
+        )
 
     def stream(self) -> Stream:
         self._require_fitted()
