@@ -166,10 +166,8 @@ def mapped(rollout, change):
 def without(rollout, need):
     """Return the rollout without what a detector needs."""
     return {
-        # A set without hidden states holds zeros of width 1.
-        'features': lambda: dataclasses.replace(
-            rollout, features=np.zeros((len(rollout), 1), np.float32)
-        ),
+        # As a dump that carries signals only.
+        'features': lambda: dataclasses.replace(rollout, features=rollout.features[:, :0]),
         'actions': lambda: dataclasses.replace(rollout, actions=None, signals={}),
         'sampled_actions': lambda: dataclasses.replace(rollout, actions=rollout.actions[:, :1]),
         'tokens': lambda: dataclasses.replace(rollout, token_probability=None, token_entropy=None),
@@ -384,6 +382,7 @@ UNFIT_FEATURES = {
     'too narrow': lambda r: dataclasses.replace(r, features=r.features[:, :-1]),
     'too wide': lambda r: dataclasses.replace(r, features=np.repeat(r.features, 2, axis=1)),
     'raw': lambda r: dataclasses.replace(r, features=np.repeat(r.features[:, None], 2, axis=1)),
+    'absent': lambda r: without(r, 'features'),
 }
 
 
