@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between plain steps and ``safe_msgs``: one copy out, no copy in, no work per element, no pickle."""
+"""Between plain steps and ``safe_msgs``: one copy out, none in, no work per element, no pickle."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
     message.dtype = array.dtype.name
     message.shape = typed_array('I', array.shape)
     # Filling uint8[] from the array's own bytes is the one fast way into an rclpy message.
-    message.data.frombytes(memoryview(contiguous.reshape(-1).view(np.uint8)))
+    message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
     return message
 
 
@@ -76,7 +76,8 @@ def tensor_from_message(message: TensorMessage) -> np.ndarray | None:
     dtype = DTYPES.get(message.dtype)
     if dtype is None:
         raise MessageError(
-            f'tensor {message.name!r}: unknown dtype {message.dtype!r}; expected one of {", ".join(DTYPES)}'
+            f'tensor {message.name!r}: unknown dtype {message.dtype!r}; '
+            f'expected one of {", ".join(DTYPES)}'
         )
     shape = tuple(message.shape)
     expected = math.prod(shape) * dtype.itemsize
@@ -126,7 +127,8 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
     Raises
     ------
     MessageError
-        A tensor does not describe its bytes, there are no features, or names and signals do not pair up.
+        A tensor does not describe its bytes, there are no features, or names and signals do not
+        pair up.
     """
     features = tensor_from_message(message.features)
     if features is None:
@@ -135,8 +137,8 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         )
     if len(message.signal_names) != len(message.signals):
         raise MessageError(
-            f'step {message.step} of episode {message.episode_id!r}: {len(message.signal_names)} signal '
-            f'names for {len(message.signals)} signals'
+            f'step {message.step} of episode {message.episode_id!r}: {len(message.signal_names)} '
+            f'signal names for {len(message.signals)} signals'
         )
     return PolicyStep(
         features=features,

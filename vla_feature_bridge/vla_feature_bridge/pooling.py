@@ -2,9 +2,10 @@
 """Reduce a policy's raw hidden-state tensor to the one feature vector that a detector reads.
 
 A raw tensor has named axes in front of the feature axis, for example ``(token, D)`` for OpenVLA or
-``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after the other, in the order stated; each
-reduction is a short command (Gu et al., SAFE, arXiv 2506.09937, section 4.1: first, last, mean,
-first & last). This is the only definition: the bridge applies it live and the readers apply it to dumps.
+``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after the other, in the order stated;
+each reduction is a short command (Gu et al., SAFE, arXiv 2506.09937, section 4.1: first, last,
+mean, first & last). This is the only definition: the bridge applies it live and the readers apply
+it to dumps.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
-COMMANDS = 'first, last, mean, a relative index in [0, 1], first&last, concat, concat-K, concat-A:B[:C]'
+COMMANDS = (
+    'first, last, mean, a relative index in [0, 1], first&last, concat, concat-K, concat-A:B[:C]'
+)
 
 _SLICE = re.compile(r'^concat-(-?\d*):(-?\d*)(?::(-?\d+))?$')
 _COUNT = re.compile(r'^concat-(\d+)$')
@@ -94,7 +97,9 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
     """
     check_command(command)
     if array.ndim < 2:
-        raise PoolingError(f'pooling needs an axis beside the feature axis; the tensor has shape {array.shape}')
+        raise PoolingError(
+            f'pooling needs an axis beside the feature axis; the tensor has shape {array.shape}'
+        )
     moved = np.moveaxis(array, axis, -2)
     n = moved.shape[-2]
     if n == 0:
@@ -110,22 +115,26 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
         assert chosen is not None
         picked = moved[..., np.round(np.linspace(0, n - 1, chosen)).astype(int), :]
     if picked.shape[-2] == 0:
-        raise PoolingError(f'pooling command {command!r} selects nothing from an axis of length {n}')
+        raise PoolingError(
+            f'pooling command {command!r} selects nothing from an axis of length {n}'
+        )
     return picked.reshape(*picked.shape[:-2], -1)
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What a feature vector is: the tensor's name, its raw axes, how they are pooled, and the result's width.
+    """What a feature vector is: the tensor's name, its raw axes, their pooling, the result's width.
 
     Attributes
     ----------
     name : str
         The policy's name of the tensor, such as ``hidden_states`` or ``pre_velocity``.
     axes : tuple of str
-        Names of the raw axes in front of the feature axis, outermost first; empty if the source is pooled.
+        Names of the raw axes in front of the feature axis, outermost first; empty if the source is
+        pooled.
     pooling : tuple of (axis, command)
-        The reductions in the order in which they are applied; it names every axis once, or none (raw).
+        The reductions in the order in which they are applied; it names every axis once, or none
+        (raw).
     dim : int
         Width D of the pooled vector (of the last axis while raw).
     """
@@ -143,13 +152,15 @@ class FeatureSpec:
         named = [axis for axis, _ in self.pooling]
         if self.pooling and sorted(named) != sorted(self.axes):
             raise PoolingError(
-                f'feature {self.name!r}: pooling must name each of the axes {list(self.axes)} once, '
-                f'found {named}; give one AXIS=COMMAND for each'
+                f'feature {self.name!r}: pooling must name each of the axes {list(self.axes)} '
+                f'once, found {named}; give one AXIS=COMMAND for each'
             )
         for _, command in self.pooling:
             check_command(command)
         if self.dim < 0:
-            raise PoolingError(f'feature {self.name!r}: the width must not be negative, found {self.dim}')
+            raise PoolingError(
+                f'feature {self.name!r}: the width must not be negative, found {self.dim}'
+            )
 
     @property
     def pooled(self) -> bool:
@@ -173,8 +184,8 @@ class FeatureSpec:
         left = list(self.axes)
         if raw.ndim < len(left) + 1:
             raise PoolingError(
-                f'feature {self.name!r}: expected a tensor with axes ({", ".join([*left, "feature"])}), '
-                f'found shape {raw.shape}'
+                f'feature {self.name!r}: expected a tensor with axes '
+                f'({", ".join([*left, "feature"])}), found shape {raw.shape}'
             )
         out = raw
         for axis, command in self.pooling:
@@ -184,7 +195,8 @@ class FeatureSpec:
         if self.dim and out.shape[-1] != self.dim:
             raise PoolingError(
                 f'feature {self}: expected a pooled width of {self.dim}, found {out.shape[-1]} '
-                f'from a tensor of shape {raw.shape}; the policy or the pooling differs from the one recorded'
+                f'from a tensor of shape {raw.shape}; '
+                'the policy or the pooling differs from the one recorded'
             )
         return np.asarray(out, dtype=np.float32)
 

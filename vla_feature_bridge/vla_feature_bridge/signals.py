@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars of one step derived from the emitted action chunks alone: what even a closed policy allows.
+"""Scalars of one step from the emitted action chunks alone: what even a closed policy allows.
 
-This is the only definition; the bridge computes them live and the readers for dumps that carry actions but
-no signals of their own. The last action dimension is the gripper, as in every policy we read. All work in
-float64 on the executed sample (sample 0).
+This is the only definition; the bridge computes them live and the readers for dumps that carry
+actions but no signals of their own. The last action dimension is the gripper, as in every policy we
+read. All work in float64 on the executed sample (sample 0).
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ class SignalError(ValueError):
     """An action chunk has a shape from which no signal can be derived."""
 
 
-def action_signals(previous: np.ndarray | None, chunk: np.ndarray, exec_horizon: int) -> dict[str, float]:
+def action_signals(
+    previous: np.ndarray | None, chunk: np.ndarray, exec_horizon: int
+) -> dict[str, float]:
     """Derive this step's signals from its chunk and the one before.
 
     Parameters
@@ -39,19 +41,23 @@ def action_signals(previous: np.ndarray | None, chunk: np.ndarray, exec_horizon:
     -------
     dict of str to float
         * ``action_norm``: Euclidean norm of the chunk.
-        * ``chunk_mse``: mean squared difference between the part of the previous chunk that was not executed
-          and the part of this chunk that replaces it; 0 at the first step and when nothing overlaps.
-        * ``action_jerk``: root mean square of the second difference of the executed motion (the actions
-          about to be executed, preceded by up to two that were just executed).
+        * ``chunk_mse``: mean squared difference between the part of the previous chunk that was not
+          executed and the part of this chunk that replaces it; 0 at the first step and when nothing
+          overlaps.
+        * ``action_jerk``: root mean square of the second difference of the executed motion (the
+          actions about to be executed, preceded by up to two that were just executed).
         * ``direction_reversals``: how many of those consecutive motions point against each other
           (negative scalar product of the non-gripper dimensions).
         * ``gripper_oscillation``: how often the gripper command changes its direction in them.
     """
     if chunk.ndim != 2 or 0 in chunk.shape:
-        raise SignalError(f'expected an action chunk (horizon, action_dim), found shape {chunk.shape}')
+        raise SignalError(
+            f'expected an action chunk (horizon, action_dim), found shape {chunk.shape}'
+        )
     if previous is not None and previous.shape[-1] != chunk.shape[-1]:
         raise SignalError(
-            f'consecutive chunks have different action widths: {previous.shape[-1]} and {chunk.shape[-1]}'
+            f'consecutive chunks have different action widths: {previous.shape[-1]} and '
+            f'{chunk.shape[-1]}'
         )
     chunk = np.asarray(chunk, dtype=np.float64)
     motion = chunk[:exec_horizon]
@@ -85,9 +91,11 @@ class SignalStream:
         self._previous: np.ndarray | None = None
 
     def step(self, actions: np.ndarray) -> dict[str, float]:
-        """Return the signals of one step from its sampled chunks ``(samples, horizon, action_dim)``."""
+        """Return a step's signals from its sampled chunks ``(samples, horizon, action_dim)``."""
         if actions.ndim != 3 or actions.shape[0] == 0:
-            raise SignalError(f'expected chunks (samples, horizon, action_dim), found shape {actions.shape}')
+            raise SignalError(
+                f'expected chunks (samples, horizon, action_dim), found shape {actions.shape}'
+            )
         signals = action_signals(self._previous, actions[0], self.exec_horizon)
         self._previous = np.array(actions[0])
         return signals

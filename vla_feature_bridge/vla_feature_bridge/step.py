@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One inference of a policy, as plain NumPy data: what every detector reads and every bridge produces."""
+"""One inference of a policy, as plain NumPy data.
+
+What every detector reads and every bridge produces.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ Value = bool | int | float | str | list[str]
 
 
 class ParameterError(ValueError):
-    """A parameter has a value that the node refuses; the message names it and says what is allowed."""
+    """A parameter's value is refused by the node; the message names it and says what is allowed."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Parameter:
             descriptor.additional_constraints = f'one of {self.allowed}'
         if self.low is not None or self.high is not None:
             if isinstance(self.default, int):
-                low = -(2**31) if self.low is None else int(self.low)
-                high = 2**31 - 1 if self.high is None else int(self.high)
-                descriptor.integer_range = [IntegerRange(from_value=low, to_value=high)]
+                lowest = -(2**31) if self.low is None else int(self.low)
+                highest = 2**31 - 1 if self.high is None else int(self.high)
+                descriptor.integer_range = [IntegerRange(from_value=lowest, to_value=highest)]
             else:
                 low = -math.inf if self.low is None else self.low
                 high = math.inf if self.high is None else self.high
@@ -95,7 +95,9 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
     values: dict[str, Any] = {}
     for parameter in parameters:
         try:
-            value = node.declare_parameter(parameter.name, parameter.default, parameter.descriptor()).value
+            value = node.declare_parameter(
+                parameter.name, parameter.default, parameter.descriptor()
+            ).value
         except Exception as error:  # rclpy raises several unrelated classes for a refused value
             allowed = f', allowed: {parameter.allowed}' if parameter.allowed else ''
             raise ParameterError(
@@ -104,8 +106,8 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
             ) from error
         if parameter.choices and value not in parameter.choices:
             raise ParameterError(
-                f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: must be one of '
-                f'{parameter.allowed}, found {value!r}'
+                f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: '
+                f'must be one of {parameter.allowed}, found {value!r}'
             )
         values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
     return SimpleNamespace(**values)

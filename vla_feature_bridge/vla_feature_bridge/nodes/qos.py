@@ -3,8 +3,8 @@
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
-# A detector that lacks one step cannot judge the rest of the episode. 100 steps bridge a pause of either process
-# of 10 s at 10 Hz; 10 would lose steps whenever a fast replay meets a busy machine.
+# A detector that lacks one step cannot judge the rest of the episode. 100 steps bridge a pause of
+# either process of 10 s at 10 Hz; 10 would lose steps whenever a fast replay meets a busy machine.
 STEP_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 EPISODE_QOS = QoSProfile(
     depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL

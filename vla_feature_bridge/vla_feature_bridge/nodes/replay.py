@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Play a recorded rollout set as if its policy were running: ``ros2 run vla_feature_bridge replay``."""
+"""Play a recorded rollout set as if its policy were running.
+
+``ros2 run vla_feature_bridge replay``
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,9 @@ import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
+
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-
 from vla_feature_bridge.messages import step_to_message
 from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
 from vla_feature_bridge.nodes.qos import EPISODE_QOS, STEP_QOS
@@ -21,21 +24,36 @@ from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetError
 
 PARAMETERS = (
     Parameter('rollout_set', '', 'Folder of the rollout set to play.'),
-    Parameter('rate', 10.0, 'Policy inferences per second where the recording has no stamps [Hz].', 0.01, 1e4),
-    Parameter('speed', 1.0, 'How many times faster than recorded (or than rate) to play.', 0.001, 1e4),
+    Parameter(
+        'rate',
+        10.0,
+        'Policy inferences per second where the recording has no stamps [Hz].',
+        0.01,
+        1e4,
+    ),
+    Parameter(
+        'speed', 1.0, 'How many times faster than recorded (or than rate) to play.', 0.001, 1e4
+    ),
     Parameter('tasks', [''], 'Names of the tasks to play; empty plays all.'),
     Parameter('episodes', [''], 'Ids of the episodes to play, in this order; empty plays all.'),
     Parameter('limit', 0, 'Play at most this many episodes; 0 plays all.', 0, 2**31 - 1),
     Parameter('gap', 0.2, 'Pause between episodes, not scaled by speed [s].', 0.0, 3600.0),
-    Parameter('subscribers', 1, 'Wait for this many subscribers of each topic before playing.', 0, 100),
-    Parameter('subscribers_timeout', 30.0, 'Give up waiting for them after this long [s].', 0.0, 86400.0),
+    Parameter(
+        'subscribers', 1, 'Wait for this many subscribers of each topic before playing.', 0, 100
+    ),
+    Parameter(
+        'subscribers_timeout', 30.0, 'Give up waiting for them after this long [s].', 0.0, 86400.0
+    ),
 )
+
 
 class ReplayError(ValueError):
     """The replay cannot play what was asked for; the message says what there is."""
 
 
-def chosen_rollouts(rollouts: RolloutSet, tasks: list[str], episodes: list[str], limit: int) -> list[int]:
+def chosen_rollouts(
+    rollouts: RolloutSet, tasks: list[str], episodes: list[str], limit: int
+) -> list[int]:
     """Return the indices to play, in order.
 
     Raises
@@ -47,22 +65,27 @@ def chosen_rollouts(rollouts: RolloutSet, tasks: list[str], episodes: list[str],
     known = {name: index for index, name in enumerate(rollouts.episode_ids)}
     for name in episodes:
         if name not in known:
-            raise ReplayError(f'{rollouts.path}: no episode {name!r}; `safe_training info` lists what there is')
+            raise ReplayError(
+                f'{rollouts.path}: no episode {name!r}; `safe_training info` lists what there is'
+            )
     for name in tasks:
         if name not in rollouts.tasks:
             raise ReplayError(
-                f'{rollouts.path}: no task {name!r}; there are: {", ".join(sorted(set(rollouts.tasks)))}'
+                f'{rollouts.path}: no task {name!r}; there are: '
+                f'{", ".join(sorted(set(rollouts.tasks)))}'
             )
     indices = [known[name] for name in episodes] if episodes else list(range(len(rollouts)))
     if tasks:
         indices = [i for i in indices if rollouts.tasks[i] in tasks]
     if not indices:
-        raise ReplayError(f'{rollouts.path}: no episode is left to play after choosing tasks and episodes')
+        raise ReplayError(
+            f'{rollouts.path}: no episode is left to play after choosing tasks and episodes'
+        )
     return indices[:limit] if limit else indices
 
 
 def step_offsets(rollout: Rollout, rate: float) -> list[float]:
-    """Return when each step is due, in seconds after the first: as recorded, otherwise at ``rate``."""
+    """Return when each step is due, in seconds after the first: as recorded, or at ``rate``."""
     if rollout.stamps is None or not rollout.stamps.any():
         return [t / rate for t in range(len(rollout))]
     return [float(stamp - rollout.stamps[0]) * 1e-9 for stamp in rollout.stamps]
@@ -98,8 +121,8 @@ class ReplayNode(Node):
                 found = min(p.get_subscription_count() for p in publishers)
                 raise ReplayError(
                     f'{found} of {wanted} subscribers of {self._steps.topic_name} came within '
-                    f'{self._parameters_now.subscribers_timeout:g} s; is the monitor running and active, with '
-                    'the same ROS_DOMAIN_ID and namespace?'
+                    f'{self._parameters_now.subscribers_timeout:g} s; is the monitor running and '
+                    'active, with the same ROS_DOMAIN_ID and namespace?'
                 )
             rclpy.spin_once(self, timeout_sec=0.02)
 
@@ -139,7 +162,9 @@ class ReplayNode(Node):
         self._pause_until(start + (offsets[-1] + 1.0 / self._parameters_now.rate) / speed)
         outcome = EpisodeEvent.OUTCOME_UNKNOWN
         if rollout.success is not None:
-            outcome = EpisodeEvent.OUTCOME_SUCCESS if rollout.success else EpisodeEvent.OUTCOME_FAILURE
+            outcome = (
+                EpisodeEvent.OUTCOME_SUCCESS if rollout.success else EpisodeEvent.OUTCOME_FAILURE
+            )
         self._event(rollout, EpisodeEvent.KIND_END, outcome)
 
     def _event(self, rollout: Rollout, kind: int, outcome: int) -> None:
@@ -180,7 +205,7 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     except (ParameterError, RuntimeError) as error:
-        # A signal shuts the context down under whatever call of rclpy is under way, which then fails.
+        # A signal shuts the context down under the call of rclpy that is under way: it fails.
         if not rclpy.ok():
             return 0
         if not isinstance(error, ParameterError):
