@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alarm state machine: from scores and thresholds to a state that a robot can act on. No ROS in it.
+"""The alarm state machine: from scores and thresholds to a state that a robot can act on.
+
+There is no ROS in it.
 
 ::
 
@@ -8,11 +10,12 @@
        +------- episode ends ---------+------------+------- episode ends, reset --+
 
     STALE    the episode runs but no step came for a while; the next step leads out of it
-    INVALID  a step could not be judged, or steps are missing: the score's history is broken. It lasts
-             until the episode ends, unless the episode may lack that many steps.
+    INVALID  a step could not be judged, or steps are missing: the score's history is broken. It
+             lasts until the episode ends, unless the episode may lack that many steps.
 
-An ALARM is latched: it outlives STALE, INVALID and falling scores, until the episode ends or a reset.
-What the monitor cannot judge is never reported as NOMINAL. One comparison everywhere: score > threshold.
+An ALARM is latched: it outlives STALE, INVALID, falling scores, until a reset or the episode's end.
+What the monitor cannot judge is never reported as NOMINAL.
+One comparison everywhere: score > threshold.
 """
 
 from __future__ import annotations
@@ -45,8 +48,8 @@ class AlarmConfig:
     Attributes
     ----------
     k, n : int
-        Raise the alarm when ``k`` of the last ``n`` judged steps were above the threshold; 1 of 1 keeps
-        the band's guarantee as it is, larger values only lower the false-alarm rate.
+        Raise the alarm when ``k`` of the last ``n`` judged steps were above the threshold; 1 of 1
+        keeps the band's guarantee as it is, larger values only lower the false-alarm rate.
     stale_after : float
         Seconds without a step, while an episode runs, until STALE; 0 never.
     max_missing_steps : int
@@ -69,7 +72,7 @@ class AlarmConfig:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the policy says now: the state, one sentence for a person, and the step that it is about."""
+    """What the policy says now: the state, one sentence for a person, and the step it is about."""
 
     state: AlarmState
     reason: str
@@ -109,7 +112,9 @@ class AlarmPolicy:
         """Start a new episode."""
         self._clear(running=True)
         self._last_time = now
-        self.verdict = Verdict(AlarmState.UNKNOWN, 'episode started, no step yet', 0, math.nan, math.nan)
+        self.verdict = Verdict(
+            AlarmState.UNKNOWN, 'episode started, no step yet', 0, math.nan, math.nan
+        )
         return self.verdict
 
     def end(self) -> Verdict:
@@ -119,13 +124,18 @@ class AlarmPolicy:
         return self.verdict
 
     def reset(self) -> Verdict:
-        """Release a latched alarm; the next judged step may raise it again. A broken history stays broken."""
+        """Release a latched alarm; the next judged step may raise it again.
+
+        A broken history stays broken.
+        """
         self._alarm = None
         self._above.clear()
         if self.verdict.state == AlarmState.ALARM:
             last = self.verdict
             if self._broken():
-                self.verdict = self._broken_verdict('reset; the episode had missing steps', last.step)
+                self.verdict = self._broken_verdict(
+                    'reset; the episode had missing steps', last.step
+                )
             else:
                 self.verdict = Verdict(
                     AlarmState.UNKNOWN, 'reset by request', last.step, last.score, last.threshold
@@ -135,7 +145,7 @@ class AlarmPolicy:
     def judged(
         self, step: int, score: float, threshold: float, warning_threshold: float, now: float
     ) -> Verdict:
-        """Take the score of one step and its thresholds (``warning_threshold`` may equal ``threshold``)."""
+        """Take one step's score and thresholds (``warning_threshold`` may equal ``threshold``)."""
         if math.isnan(score) or math.isnan(threshold) or math.isnan(warning_threshold):
             return self.unjudged(step, 'the score or its threshold is NaN', now)
         self._last_time = now
@@ -150,12 +160,19 @@ class AlarmPolicy:
         if self._alarm is not None:
             self.verdict = Verdict(AlarmState.ALARM, self._alarm.reason, step, score, threshold)
         elif self._broken():
-            self.verdict = self._broken_verdict(f'{self._missing} steps of the episode are missing', step)
+            self.verdict = self._broken_verdict(
+                f'{self._missing} steps of the episode are missing', step
+            )
         elif above or score > warning_threshold:
-            reason = f'score {score:.4g} is above the warning band {min(threshold, warning_threshold):.4g}'
+            reason = (
+                f'score {score:.4g} is above the warning band '
+                f'{min(threshold, warning_threshold):.4g}'
+            )
             self.verdict = Verdict(AlarmState.WARNING, reason, step, score, threshold)
         else:
-            self.verdict = Verdict(AlarmState.NOMINAL, 'score below the band', step, score, threshold)
+            self.verdict = Verdict(
+                AlarmState.NOMINAL, 'score below the band', step, score, threshold
+            )
         return self.verdict
 
     def missing(self, count: int) -> None:

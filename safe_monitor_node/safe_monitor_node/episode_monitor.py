@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judge one episode after another, step by step: score, band, alarm policy. No ROS in it.
 
-The node feeds it messages; evaluation may feed it recorded rollouts and gets what the robot would have got.
+The node feeds it messages; evaluation may feed it recorded rollouts and gets what the robot would
+have got.
 """
 
 from __future__ import annotations
@@ -64,7 +65,8 @@ def choose_thresholds(
     alpha : float
         Promised false-alarm rate; 0 takes the folder's own.
     warning_alpha : float
-        That of the warning band; 0 takes twice ``alpha`` where the folder has it, else no warning band.
+        That of the warning band; 0 takes twice ``alpha`` where the folder has it, else no warning
+        band.
 
     Raises
     ------
@@ -73,7 +75,9 @@ def choose_thresholds(
     """
     name = loaded.detector.name
     if loaded.band is None:
-        raise MonitorError(f'detector {name}: the folder has no band; calibrate it by fitting with `fit`')
+        raise MonitorError(
+            f'detector {name}: the folder has no band; calibrate it by fitting with `fit`'
+        )
     alpha = alpha or loaded.alpha
     try:
         threshold = loaded.band.at(alpha)
@@ -82,15 +86,18 @@ def choose_thresholds(
         raise MonitorError(f'detector {name}: {error}') from error
     if not any(map(math.isfinite, threshold.upper)):
         smallest = loaded.band.smallest_finite_alpha
-        choose = 'calibrate on more rollouts' if smallest is None else f'choose alpha >= {smallest:g}'
+        choose = (
+            'calibrate on more rollouts' if smallest is None else f'choose alpha >= {smallest:g}'
+        )
         raise MonitorError(
-            f'detector {name}: with {loaded.band.n_calibration} calibration rollouts no finite threshold '
-            f'keeps a false-alarm rate of {alpha:g}, so no alarm could ever be raised; {choose} '
-            'or calibrate on more rollouts'
+            f'detector {name}: with {loaded.band.n_calibration} calibration rollouts '
+            f'no finite threshold keeps a false-alarm rate of {alpha:g}, '
+            f'so no alarm could ever be raised; {choose} or calibrate on more rollouts'
         )
     if warning_alpha and warning_alpha < alpha:
         raise MonitorError(
-            f'warning_alpha ({warning_alpha:g}) must not be below alpha ({alpha:g}): a warning comes first'
+            f'warning_alpha ({warning_alpha:g}) must not be below alpha ({alpha:g}): '
+            'a warning comes first'
         )
     if not warning_alpha:
         try:
@@ -133,8 +140,9 @@ class EpisodeMonitor:
     def start(self, episode_id: str, now: float) -> Verdict:
         """Start an episode.
 
-        A start of the running one changes nothing: steps and events are two topics, and its START may
-        arrive after its first steps. An episode that begins anew under its old name shows it by step 0.
+        A start of the running one changes nothing: steps and events are two topics, and its START
+        may arrive after its first steps. An episode that begins anew under its old name shows it by
+        step 0.
         """
         if self.running and episode_id == self.episode_id:
             return self.verdict
@@ -170,7 +178,7 @@ class EpisodeMonitor:
         return self.policy.tick(now)
 
     def step(self, step: PolicyStep, now: float) -> Judgement | None:
-        """Judge the next step; None for one that must be ignored (repeated, or of an ended episode)."""
+        """Judge the next step; None for one to be ignored (repeated, or of an ended episode)."""
         if not self._expected(step.episode_id, step.step, now):
             return None
         return self._judge(step, now)
@@ -182,7 +190,7 @@ class EpisodeMonitor:
         return self._unjudged(step, problem, now)
 
     def _expected(self, episode_id: str, step: int, now: float) -> bool:
-        """Start the step's episode where needed, note the steps that never came; False to ignore it."""
+        """Start the step's episode where needed, note steps that never came; False to ignore it."""
         restarted = step == 0 and self._next_step > 0
         if not self.running or episode_id != self.episode_id or restarted:
             # The last steps of an episode may be delivered after its end, or after the next start.
@@ -220,8 +228,9 @@ class EpisodeMonitor:
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
             if step.feature_name != str(raw):
                 raise StepError(
-                    f'step {step.step}: the features are {step.feature_name!r}, the detector was fitted '
-                    f'on {str(spec)!r}; set the same tensor and pooling in the bridge'
+                    f'step {step.step}: the features are {step.feature_name!r}, '
+                    f'the detector was fitted on {str(spec)!r}; '
+                    'set the same tensor and pooling in the bridge'
                 )
         if spec.axes and step.features.ndim == len(spec.axes) + 1:
             return replace(step, features=spec.apply(step.features))

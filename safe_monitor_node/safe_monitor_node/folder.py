@@ -3,11 +3,11 @@
 
 ::
 
-    FOLDER/detector.json         method, parameters, feature specification, band, provenance, checksum
+    FOLDER/detector.json         method, parameters, feature, band, provenance, checksum
     FOLDER/weights.safetensors   every array, named detector.* and band.*
 
-Loading executes nothing and checks everything: one flipped byte in either file is found. Saving writes
-beside the destination and renames, so a folder is whole or absent.
+Loading executes nothing and checks everything: one flipped byte in either file is found. Saving
+writes beside the destination and renames, so a folder is whole or absent.
 """
 
 from __future__ import annotations
@@ -118,12 +118,18 @@ def save_detector(
     folder = Path(folder)
     if folder.exists():
         if not overwrite:
-            raise DetectorFolderError(f'{folder}: exists already; give another folder, or overwrite it')
+            raise DetectorFolderError(
+                f'{folder}: exists already; give another folder, or overwrite it'
+            )
         if not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
-            raise DetectorFolderError(f'{folder}: is not a detector folder, so it will not be overwritten')
+            raise DetectorFolderError(
+                f'{folder}: is not a detector folder, so it will not be overwritten'
+            )
     weights, description = _contents(folder, detector, feature, band, alpha, provenance or {})
     folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.partial', dir=folder.parent))
+    scratch = Path(
+        tempfile.mkdtemp(prefix=f'.{folder.name}.', suffix='.partial', dir=folder.parent)
+    )
     try:
         new = scratch / 'new'
         new.mkdir()
@@ -203,18 +209,25 @@ def _exchange(new: Path, folder: Path, old: Path) -> None:
 def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not folder.is_dir():
-        raise DetectorFolderError(f'{folder}: no such folder; expected a detector folder made by `fit`')
+        raise DetectorFolderError(
+            f'{folder}: no such folder; expected a detector folder made by `fit`'
+        )
     if not path.is_file():
         raise DetectorFolderError(
-            f'{path}: missing; expected a detector folder ({DESCRIPTION} and {WEIGHTS}) made by `fit`'
+            f'{path}: missing; expected a detector folder ({DESCRIPTION} and {WEIGHTS}) '
+            'made by `fit`'
         )
     if path.stat().st_size > _LARGEST_DESCRIPTION:
-        raise DetectorFolderError(f'{path}: {path.stat().st_size} bytes is too large for a description')
+        raise DetectorFolderError(
+            f'{path}: {path.stat().st_size} bytes is too large for a description'
+        )
     try:
         text = path.read_bytes().decode('utf-8')
         content = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DetectorFolderError(f'{path}: not readable as JSON ({error}); copy the folder again') from error
+        raise DetectorFolderError(
+            f'{path}: not readable as JSON ({error}); copy the folder again'
+        ) from error
     if not isinstance(content, dict) or content.get('format') != FORMAT:
         found = content.get('format') if isinstance(content, dict) else type(content).__name__
         raise DetectorFolderError(f'{path}: expected format {FORMAT!r}, found {found!r}')
@@ -296,7 +309,9 @@ def load_detector(folder: str | os.PathLike[str]) -> LoadedDetector:
     except (PoolingError, DetectorError, BandError) as error:
         raise DetectorFolderError(f'{path}: {error}') from error
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
-        raise DetectorFolderError(f'{path}: an entry is missing or of another type: {error!r}') from error
+        raise DetectorFolderError(
+            f'{path}: an entry is missing or of another type: {error!r}'
+        ) from error
     return LoadedDetector(detector, feature, band, alpha, provenance)
 
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All failure detectors, by name. The only place where a score is defined: batch and stream alike."""
+"""All failure detectors, by name.
+
+The only place where a score is defined: batch and stream alike.
+"""
 
 from safe_monitor_node.detectors.base import (
     DETECTORS,

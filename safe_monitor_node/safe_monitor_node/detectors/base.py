@@ -32,13 +32,13 @@ class Stream(ABC):
         Returns
         -------
         float
-            The failure score; higher means more likely failing. Equal to ``score(rollout)[t]`` to 1e-5.
+            The failure score; higher: more likely failing. Equal to ``score(rollout)[t]`` to 1e-5.
 
         Raises
         ------
         StepError
-            The step lacks what the detector needs, or holds NaN or another width. The stream's memory is
-            unchanged: the step counts as not seen.
+            The step lacks what the detector needs, or holds NaN or another width. The stream's
+            memory is unchanged: the step counts as not seen.
         """
 
 
@@ -49,8 +49,8 @@ _FITTERS: dict[str, Fitter] = {}
 class Detector(ABC):
     """Base of all failure detectors, after scikit-learn's estimators.
 
-    The constructor stores its parameters and does nothing else; fitted state ends in ``_``. The fitting
-    itself lives in ``safe_training`` (a robot does not need it) and registers here with
+    The constructor stores its parameters and does nothing else; fitted state ends in ``_``. The
+    fitting itself lives in ``safe_training`` (a robot does not need it) and registers here with
     :func:`fitter_for`.
     """
 
@@ -107,7 +107,7 @@ class Detector(ABC):
         """
 
     def score_all(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-        """Score many rollouts, as :meth:`score` does each; faster where a detector can batch them."""
+        """Score many rollouts, as :meth:`score` does each; faster where they can be batched."""
         return [self.score(rollout) for rollout in rollouts]
 
     @abstractmethod
@@ -122,7 +122,9 @@ class Detector(ABC):
     def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
         """Restore what :meth:`state` returned; raises :class:`DetectorError` if it does not fit."""
         if state:
-            raise DetectorError(f'{self.name}: unexpected arrays {sorted(state)}; this detector has none')
+            raise DetectorError(
+                f'{self.name}: unexpected arrays {sorted(state)}; this detector has none'
+            )
         self.dim_ = dim
 
     def _require_fitted(self) -> None:
@@ -136,8 +138,9 @@ class Detector(ABC):
         features = np.array(rollout.features, dtype=np.float32, order='C')
         if features.ndim != 2 or features.shape[1] != self.dim_:
             raise StepError(
-                f'rollout {rollout.episode_id!r}: detector {self.name} was fitted on {self.dim_} features, '
-                f'found shape {features.shape}; pool the features as the detector was trained'
+                f'rollout {rollout.episode_id!r}: detector {self.name} was fitted on '
+                f'{self.dim_} features, found shape {features.shape}; '
+                'pool the features as the detector was trained'
             )
         if not np.isfinite(features).all():
             bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
@@ -156,7 +159,7 @@ def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
             f'found {step.features.shape}'
         )
     vector = np.array(step.features, dtype=np.float32)
-    # One pass of BLAS instead of an element-wise test: NaN and infinity both survive the dot product.
+    # One pass of BLAS, not an element-wise test: NaN and infinity both survive the dot product.
     # A finite vector can only overflow it beyond 1e19, where the element-wise test decides.
     if not np.isfinite(vector.dot(vector)) and not np.isfinite(vector).all():
         raise StepError(f'step {step.step}: the features hold NaN or infinity')
@@ -164,13 +167,15 @@ def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
 
 
 def checked_chunk(step: PolicyStep, detector: str) -> np.ndarray:
-    """Return the executed chunk as finite float64 ``(horizon, action_dim)`` or raise :class:`StepError`."""
+    """Return the executed chunk as finite float64 ``(horizon, action_dim)``, or raise StepError."""
     if step.actions is None:
-        raise StepError(f'step {step.step}: detector {detector} needs action chunks, this step has none')
+        raise StepError(
+            f'step {step.step}: detector {detector} needs action chunks, this step has none'
+        )
     if step.actions.ndim != 3 or 0 in step.actions.shape:
         raise StepError(
-            f'step {step.step}: detector {detector} expects actions of shape (samples, horizon, action_dim), '
-            f'found {step.actions.shape}'
+            f'step {step.step}: detector {detector} expects actions of shape (samples, horizon, '
+            f'action_dim), found {step.actions.shape}'
         )
     chunk = np.asarray(step.actions[0], dtype=np.float64)
     if not np.isfinite(chunk).all():
@@ -220,6 +225,7 @@ def make_detector(name: str, **params: Any) -> Detector:
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise DetectorError(
-            f'detector {name!r} has no parameter {unknown[0]!r}; it has: {", ".join(known) or "none"}'
+            f'detector {name!r} has no parameter {unknown[0]!r}; it has: '
+            f'{", ".join(known) or "none"}'
         )
     return cls(**params)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Controls that keep everybody honest: scores that know nothing about the policy's state.
 
-A learned detector that does not beat the clock has learned the time limit; one that does not beat the
-random score has learned nothing.
+A learned detector that does not beat the clock has learned the time limit; one that does not beat
+the random score has learned nothing.
 """
 
 from __future__ import annotations
@@ -60,7 +60,10 @@ class _Control(Detector):
 
 @register
 class Clock(_Control):
-    """The number of steps so far. Failures run to the time limit, so by the end a clock always wins."""
+    """The number of steps so far.
+
+    Failures run to the time limit, so by the end a clock always wins.
+    """
 
     name = 'clock'
 
@@ -80,7 +83,7 @@ class Constant(_Control):
 
 @register
 class Random(_Control):
-    """Uniform noise in [0, 1), drawn from (seed, episode, step): repeatable, and the same live as offline."""
+    """Uniform noise in [0, 1), drawn from (seed, episode, step): the same live as offline."""
 
     name = 'random'
 

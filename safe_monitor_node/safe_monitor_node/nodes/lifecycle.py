@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lifecycle node with one way in and one way out: ``_setup`` at configure, ``_teardown`` for the rest."""
+"""A lifecycle node with one way in and one way out.
+
+``_setup`` at configure, ``_teardown`` for the rest.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,10 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 
 
 class ManagedNode(LifecycleNode):
-    """Base of our lifecycle nodes. Configure fails loudly and leaves nothing behind; the node lives on."""
+    """Base of our lifecycle nodes.
+
+    Configure fails loudly and leaves nothing behind; the node lives on.
+    """
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
@@ -22,7 +28,7 @@ class ManagedNode(LifecycleNode):
         raise AssertionError('each managed node has its set-up')
 
     def _teardown(self) -> None:
-        """Destroy what ``_setup`` made, as far as it came; called once for cleanup, shutdown and error."""
+        """Destroy what ``_setup`` made, as far as it came; once at cleanup, shutdown or error."""
         raise AssertionError('each managed node has its teardown')
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

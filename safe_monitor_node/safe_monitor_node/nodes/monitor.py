@@ -19,9 +19,6 @@ from rclpy.duration import Duration
 from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos_overriding_options import QoSOverridingOptions
-from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
-from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from safe_msgs.srv import LoadDetector
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
@@ -29,6 +26,9 @@ from safe_monitor_node.alarm import AlarmConfig, AlarmError, AlarmState, Verdict
 from safe_monitor_node.episode_monitor import EpisodeMonitor, Judgement, MonitorError
 from safe_monitor_node.folder import DetectorFolderError, load_detector
 from safe_monitor_node.nodes.lifecycle import ManagedNode
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
+from safe_msgs.msg import PolicyStep as PolicyStepMessage
+from safe_msgs.srv import LoadDetector
 from vla_feature_bridge.messages import MessageError, step_from_message
 from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
 from vla_feature_bridge.nodes.qos import (
@@ -52,18 +52,29 @@ BLIND = (AlarmState.STALE, AlarmState.INVALID)
 
 PARAMETERS = (
     Parameter('detector_folder', '', 'Folder of the fitted detector.'),
-    Parameter('alpha', 0.0, 'Promised false-alarm rate; 0 takes the one the folder was made with.', 0.0, 0.99),
+    Parameter(
+        'alpha',
+        0.0,
+        'Promised false-alarm rate; 0 takes the one the folder was made with.',
+        0.0,
+        0.99,
+    ),
     Parameter(
         'warning_alpha',
         0.0,
-        'False-alarm rate of the warning band; 0 takes twice alpha where calibrated, otherwise none.',
+        'False-alarm rate of the warning band; 0 takes twice alpha where calibrated, '
+        'otherwise none.',
         0.0,
         0.99,
     ),
     Parameter('alarm_k', 1, 'Alarm when k of the last n steps are above the band: k.', 1, 1000),
     Parameter('alarm_n', 1, 'Alarm when k of the last n steps are above the band: n.', 1, 1000),
     Parameter(
-        'stale_after', 2.0, 'STALE after this long without a step while an episode runs; 0 never [s].', 0.0, 3600.0
+        'stale_after',
+        2.0,
+        'STALE after this long without a step while an episode runs; 0 never [s].',
+        0.0,
+        3600.0,
     ),
     Parameter(
         'max_missing_steps',
@@ -76,16 +87,22 @@ PARAMETERS = (
     Parameter('stop_when_blind', True, 'Whether safe/stop is also true while STALE or INVALID.'),
     Parameter('stop_period', 0.1, 'Period of safe/stop [s].', 0.005, 10.0),
     Parameter('diagnostics_period', 1.0, 'Period of /diagnostics [s].', 0.05, 60.0),
-    Parameter('end_grace', 0.1, 'How long steps may arrive after the END of their episode [s].', 0.0, 10.0),
+    Parameter(
+        'end_grace', 0.1, 'How long steps may arrive after the END of their episode [s].', 0.0, 10.0
+    ),
     Parameter('threads', 1, 'CPU threads of PyTorch.', 1, 256),
-    Parameter('autostart', True, 'Configure and activate at start-up, without a lifecycle manager.'),
+    Parameter(
+        'autostart', True, 'Configure and activate at start-up, without a lifecycle manager.'
+    ),
 )
+
 
 class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
 
-    Services: ``~/reset`` (std_srvs/Trigger) releases a latched alarm; ``~/load_detector`` replaces the
-    detector. A message that cannot be judged gives an INVALID score and a diagnosis; the node lives on.
+    Services: ``~/reset`` (std_srvs/Trigger) releases a latched alarm; ``~/load_detector`` replaces
+    the detector. A message that cannot be judged gives an INVALID score and a diagnosis; the node
+    lives on.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -107,7 +124,7 @@ class MonitorNode(ManagedNode):
         self.create_service(LoadDetector, '~/load_detector', self._on_load_detector)
 
     def autostart(self) -> None:
-        """Configure and activate, if the parameter asks for it; a failure is logged and diagnosed."""
+        """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
         if not self._p.autostart:
             return
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
@@ -138,7 +155,11 @@ class MonitorNode(ManagedNode):
                 qos_overriding_options=overriding,
             ),
             self.create_subscription(
-                EpisodeEvent, 'vla/episode', self._on_episode, EPISODE_QOS, qos_overriding_options=overriding
+                EpisodeEvent,
+                'vla/episode',
+                self._on_episode,
+                EPISODE_QOS,
+                qos_overriding_options=overriding,
             ),
         ]
         self._timers_made.append(self.create_timer(self._p.stop_period, self._on_tick))
@@ -155,7 +176,9 @@ class MonitorNode(ManagedNode):
 
     def _make_monitor(self, folder: str) -> EpisodeMonitor:
         if not folder:
-            raise MonitorError('parameter detector_folder is empty; give a folder made by `safe_training fit`')
+            raise MonitorError(
+                'parameter detector_folder is empty; give a folder made by `safe_training fit`'
+            )
         config = AlarmConfig(
             self._p.alarm_k, self._p.alarm_n, self._p.stale_after, self._p.max_missing_steps
         )
@@ -212,10 +235,13 @@ class MonitorNode(ManagedNode):
         try:
             judgement = self._monitor.step(step_from_message(message), self._now())
         except MessageError as error:
-            judgement = self._monitor.refuse(message.episode_id, message.step, str(error), self._now())
+            judgement = self._monitor.refuse(
+                message.episode_id, message.step, str(error), self._now()
+            )
         if judgement is None:
             self.get_logger().warning(
-                f'step {message.step} of episode {message.episode_id!r} came again, or after the end; ignored',
+                f'step {message.step} of episode {message.episode_id!r} came again, '
+                'or after the end; ignored',
                 throttle_duration_sec=5.0,
             )
             return
@@ -245,7 +271,11 @@ class MonitorNode(ManagedNode):
         return rclpy.clock.Clock(clock_type=ClockType.STEADY_TIME)
 
     def _current_id(self) -> str | None:
-        return self._monitor.episode_id if self._monitor is not None and self._monitor.running else None
+        return (
+            self._monitor.episode_id
+            if self._monitor is not None and self._monitor.running
+            else None
+        )
 
     def _cancel_ending(self) -> None:
         if self._ending is not None:
@@ -319,7 +349,9 @@ class MonitorNode(ManagedNode):
 
     # --- what goes out
 
-    def _publish_score(self, step: PolicyStepMessage, judgement: Judgement, received: float) -> None:
+    def _publish_score(
+        self, step: PolicyStepMessage, judgement: Judgement, received: float
+    ) -> None:
         assert self._monitor is not None
         message = FailureScore(
             episode_id=step.episode_id,
@@ -381,7 +413,9 @@ class MonitorNode(ManagedNode):
             hardware_id='' if self._monitor is None else self._monitor.loaded.detector.name,
         )
         status.level, status.message = self._diagnosis()
-        status.values = [KeyValue(key=key, value=str(value)) for key, value in self._facts().items()]
+        status.values = [
+            KeyValue(key=key, value=str(value)) for key, value in self._facts().items()
+        ]
         array = DiagnosticArray(status=[status])
         array.header.stamp = self.get_clock().now().to_msg()
         self._diagnostics.publish(array)
@@ -442,7 +476,7 @@ def main(args: list[str] | None = None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     except (ParameterError, RuntimeError) as error:
-        # A signal shuts the context down under whatever call of rclpy is under way, which then fails.
+        # A signal shuts the context down under the call of rclpy that is under way: it fails.
         if not rclpy.ok():
             return 0
         if not isinstance(error, ParameterError):
