@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that ``fit`` and ``evaluate`` share: which rollouts, which split, which detector parameters."""
+"""Options that ``fit`` and ``evaluate`` share: rollouts, split, detector parameters."""
 
 from __future__ import annotations
 
@@ -13,45 +13,75 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from safe_monitor_node.detectors import DETECTORS, DetectorError, make_detector
-from safe_training.evaluation import Protocol
 from safe_training.evaluation import Progress as ProgressFunction
+from safe_training.evaluation import Protocol
 from vla_feature_bridge.pooling import parse_pooling
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
     """Add SET and how to read it."""
-    parser.add_argument('set', metavar='SET', help='rollout set, or any source that `convert` reads')
     parser.add_argument(
-        '--pooling', action='append', default=[], metavar='AXIS=COMMAND', help='how to pool a raw source, in order'
+        'set', metavar='SET', help='rollout set, or any source that `convert` reads'
+    )
+    parser.add_argument(
+        '--pooling',
+        action='append',
+        default=[],
+        metavar='AXIS=COMMAND',
+        help='how to pool a raw source, in order',
     )
     parser.add_argument('--feature', help='feature array to take where the source holds several')
-    parser.add_argument('--skip-bad', action='store_true', help='leave out unreadable episodes and list them')
+    parser.add_argument(
+        '--skip-bad', action='store_true', help='leave out unreadable episodes and list them'
+    )
 
 
 def add_protocol_options(parser: argparse.ArgumentParser) -> None:
     """Add the split and the band."""
     default = Protocol()
-    parser.add_argument('--seed', type=int, default=0, help='seed of the (first) task split (default 0)')
     parser.add_argument(
-        '--unseen-ratio', type=float, default=default.unseen_ratio, help='share of tasks never trained on (default %(default)s)'
+        '--seed', type=int, default=0, help='seed of the (first) task split (default 0)'
     )
     parser.add_argument(
-        '--train-ratio', type=float, default=default.seen_train_ratio,
-        help="share of a seen task's rollouts that trains, the others calibrate (default %(default)s)",
+        '--unseen-ratio',
+        type=float,
+        default=default.unseen_ratio,
+        help='share of tasks never trained on (default %(default)s)',
     )
     parser.add_argument(
-        '--alpha', type=float, default=default.alpha, help='promised false-alarm rate (default %(default)s)'
+        '--train-ratio',
+        type=float,
+        default=default.seen_train_ratio,
+        help=(
+            "share of a seen task's rollouts that trains, the others calibrate "
+            '(default %(default)s)'
+        ),
     )
     parser.add_argument(
-        '--modulation', choices=('adaptive', 'std', 'constant'), default=default.modulation,
+        '--alpha',
+        type=float,
+        default=default.alpha,
+        help='promised false-alarm rate (default %(default)s)',
+    )
+    parser.add_argument(
+        '--modulation',
+        choices=('adaptive', 'std', 'constant'),
+        default=default.modulation,
         help='shape of the band over time (default %(default)s)',
     )
     parser.add_argument(
-        '--horizon', type=int, default=default.horizon, metavar='STEPS',
+        '--horizon',
+        type=int,
+        default=default.horizon,
+        metavar='STEPS',
         help='steps that the band covers, normally the time limit (default: the longest rollout)',
     )
     parser.add_argument(
-        '--set', action='append', default=[], dest='params', metavar='[DETECTOR.]NAME=VALUE',
+        '--set',
+        action='append',
+        default=[],
+        dest='params',
+        metavar='[DETECTOR.]NAME=VALUE',
         help='detector parameter, for example epochs=100 or safe_lstm.hidden=128',
     )
 
@@ -111,18 +141,24 @@ def _value(setting: str, text: str, default: object) -> Any:
         or (isinstance(default, bool) and isinstance(value, bool))
         or (isinstance(default, str) and isinstance(value, str))
         or (isinstance(default, float) and numeric)
-        or (isinstance(default, int) and not isinstance(default, bool) and isinstance(value, int) and numeric)
+        or (
+            isinstance(default, int)
+            and not isinstance(default, bool)
+            and isinstance(value, int)
+            and numeric
+        )
     )
     if not fits:
         raise DetectorError(
-            f'--set {setting!r}: expected a value like {default!r} ({type(default).__name__}), found {value!r}'
+            f'--set {setting!r}: expected a value like {default!r} ({type(default).__name__}), '
+            f'found {value!r}'
         )
     return float(value) if isinstance(default, float) else value
 
 
 @contextmanager
 def progress_bar(description: str, *, quiet: bool = False) -> Iterator[ProgressFunction]:
-    """Show a progress bar on standard error while the block runs; yields (done, total, note) -> None."""
+    """Show progress on standard error while the block runs; yields (done, total, note) -> None."""
     bar = Progress(
         TextColumn('{task.description}'),
         BarColumn(),

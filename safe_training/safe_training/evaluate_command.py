@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``evaluate``: how well detectors do on tasks never seen in training, with the clock beside them."""
+"""The verb ``evaluate``: how well detectors do on tasks never seen in training.
+
+The clock stands beside them.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,6 @@ from rich.table import Table
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_monitor_node.folder import DetectorFolderError, LoadedDetector, load_detector
-from safe_training.readers import load_rollouts
 from safe_training.detector_options import (
     add_protocol_options,
     add_source_options,
@@ -40,6 +42,7 @@ from safe_training.evaluation import (
     summarise,
 )
 from safe_training.metrics import earliest_stops
+from safe_training.readers import load_rollouts
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -61,11 +64,16 @@ COLUMNS = (
     ('T_det', 'detection_time'),
 )
 LEGEND = (
-    'All in percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, pooled over tasks;\n'
-    'macro: its mean over tasks that have both outcomes; clock: the same for a score that is just the step\n'
-    'number. False alarms: successes with an alarm while they ran; detected: failures with one; T_det: first\n'
-    'alarm as a share of the failure, 100 if none came. The detector "clock" only counts steps: failures run to\n'
-    'the time limit, so it detects them all, late. A detector is worth what it does better than that.'
+    'All in percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, '
+    'pooled over tasks;\n'
+    'macro: its mean over tasks that have both outcomes; clock: the same for a score that is just '
+    'the step\n'
+    'number. False alarms: successes with an alarm while they ran; detected: failures with one; '
+    'T_det: first\n'
+    'alarm as a share of the failure, 100 if none came. The detector "clock" only counts steps: '
+    'failures run to\n'
+    'the time limit, so it detects them all, late. A detector is worth what it does better than '
+    'that.'
 )
 
 
@@ -74,7 +82,9 @@ def add_command(verbs: Any) -> None:
     parser = verbs.add_parser(
         'evaluate',
         help='evaluate detectors on seen and unseen tasks',
-        description='Evaluate a detector folder, or fit and evaluate detectors over random task splits.',
+        description=(
+            'Evaluate a detector folder, or fit and evaluate detectors over random task splits.'
+        ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -82,10 +92,14 @@ def add_command(verbs: Any) -> None:
     which = parser.add_mutually_exclusive_group()
     which.add_argument('--folder', type=Path, help='detector folder to evaluate')
     which.add_argument(
-        '--detector', action='append', choices=sorted(DETECTORS),
+        '--detector',
+        action='append',
+        choices=sorted(DETECTORS),
         help=f'detector to fit and evaluate, repeatable (default: {", ".join(DEFAULT_DETECTORS)})',
     )
-    parser.add_argument('--splits', type=int, default=1, help='number of random task splits (default 1)')
+    parser.add_argument(
+        '--splits', type=int, default=1, help='number of random task splits (default 1)'
+    )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
     add_protocol_options(parser)
     parser.set_defaults(run=run)
@@ -129,8 +143,9 @@ def evaluate_folder(
     """
     if feature != loaded.feature:
         raise EvaluationError(
-            f'the rollouts hold features {feature} of width {feature.dim}, the detector was fitted on '
-            f'{loaded.feature} of width {loaded.feature.dim}; convert with the same feature and pooling'
+            f'the rollouts hold features {feature} of width {feature.dim}, '
+            f'the detector was fitted on {loaded.feature} of width {loaded.feature.dim}; '
+            'convert with the same feature and pooling'
         )
     if loaded.band is None:
         raise EvaluationError('the detector folder has no band; fit it again')
@@ -141,18 +156,28 @@ def evaluate_folder(
     }
 
 
-def _evaluate_folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec) -> int:
+def _evaluate_folder(
+    args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec
+) -> int:
     loaded = load_detector(args.folder)
     try:
         reports = evaluate_folder(loaded, rollouts, feature, loaded.alpha)
     except EvaluationError as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
-    rows = [Row(loaded.detector.name, 0, part, flatten_report(report)) for part, report in reports.items()]
+    rows = [
+        Row(loaded.detector.name, 0, part, flatten_report(report))
+        for part, report in reports.items()
+    ]
     if args.json:
-        print(plain_json({'folder': str(args.folder), 'alpha': loaded.alpha, 'parts': _plain(rows)}))
+        print(
+            plain_json({'folder': str(args.folder), 'alpha': loaded.alpha, 'parts': _plain(rows)})
+        )
         return 0
     console = wide_console()
-    title = f'{loaded.detector.name} from {args.folder}, promised false-alarm rate {percent(loaded.alpha)} %'
+    title = (
+        f'{loaded.detector.name} from {args.folder}, '
+        f'promised false-alarm rate {percent(loaded.alpha)} %'
+    )
     console.print(report_table(rows, title))
     console.print(LEGEND, style='dim')
     return 0
@@ -200,7 +225,7 @@ def _evaluate_detectors(args: argparse.Namespace, rollouts: list[Rollout]) -> in
 
 
 def wide_console() -> Console:
-    """Return a console for tables: as wide as the terminal, and never too narrow for a table in a file."""
+    """Return a console for tables: as wide as the terminal, never too narrow for one in a file."""
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=120)
 

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit, calibrate and evaluate detectors by the protocol: seen tasks to learn from, unseen ones to judge by."""
+"""Fit, calibrate and evaluate detectors by the protocol.
+
+Seen tasks are there to learn from, unseen ones to judge by.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class Protocol:
 
 @dataclass(frozen=True)
 class Fitted:
-    """A detector fitted on one split, with its band (calibrated on held-out successes of seen tasks)."""
+    """A detector fitted on one split, and its band (from held-out successes of seen tasks)."""
 
     detector: Detector
     band: Band
@@ -82,7 +85,8 @@ def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
     kept = [r for r in rollouts if r.success is not None]
     if not kept:
         raise EvaluationError(
-            f'none of the {len(rollouts)} rollouts has an outcome (success or failure); label them first'
+            f'none of the {len(rollouts)} rollouts has an outcome (success or failure); '
+            'label them first'
         )
     return kept
 
@@ -118,14 +122,16 @@ def fit_and_calibrate(
 ) -> Fitted:
     """Fit on the training part and calibrate on the successes of the held-out seen part.
 
-    The band is drawn with the split's seed, so that every detector is calibrated on the same rollouts.
+    The band is drawn with the split's seed, so that every detector is calibrated on the same
+    rollouts.
     """
     detector.fit([rollouts[i] for i in split.train], progress=progress)
     successes = [rollouts[i] for i in split.seen if not rollouts[i].failed]
     if not successes:
         raise CalibrationError(
-            f'calibration: the {len(split.seen)} held-out rollouts of the {len(split.seen_tasks)} seen tasks '
-            'hold no success; lower --train-ratio, add rollouts, or choose another --seed'
+            f'calibration: the {len(split.seen)} held-out rollouts of the '
+            f'{len(split.seen_tasks)} seen tasks hold no success; '
+            'lower --train-ratio, add rollouts, or choose another --seed'
         )
     band = calibrate(
         detector.score_all(successes),
@@ -134,7 +140,9 @@ def fit_and_calibrate(
         generator=np.random.default_rng(split.seed),
         modulation=protocol.modulation,  # type: ignore[arg-type]
         rollouts=[r.episode_id for r in successes],
-        calibrated_on=f'successes among the held-out rollouts of the seen tasks, split seed {split.seed}',
+        calibrated_on=(
+            f'successes among the held-out rollouts of the seen tasks, split seed {split.seed}'
+        ),
     )
     return Fitted(detector, band, split)
 
@@ -163,7 +171,10 @@ def report_parts(
     stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
         name: report_part(
-            score_rollouts(fitted.detector, [rollouts[i] for i in indices]), stops, fitted.band, alpha
+            score_rollouts(fitted.detector, [rollouts[i] for i in indices]),
+            stops,
+            fitted.band,
+            alpha,
         )
         for name, indices in fitted.split.parts.items()
         if indices
@@ -171,7 +182,7 @@ def report_parts(
 
 
 def flatten_report(report: PartReport) -> dict[str, float]:
-    """Return one part's numbers under flat names, for tables and JSON; NaN where one does not exist."""
+    """Return one part's numbers under flat names, for tables and JSON; NaN where there is none."""
     values: dict[str, float] = {}
     for prefix, ranking in (('', report.ranking), ('clock_', report.clock)):
         for when, entry in ranking.items():
@@ -236,9 +247,7 @@ def evaluate_splits(
                 detector = make_detector(name, **chosen, seed=seed)
             note = f'split {seed}, {name}'
 
-            def report(
-                done: int, total: int, detail: str, note: str = note
-            ) -> None:
+            def report(done: int, total: int, detail: str, note: str = note) -> None:
                 if progress is not None:
                     progress(done, total, f'{note}, {detail}')
 
@@ -260,7 +269,7 @@ class Summary:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Summary]]]:
-    """Summarise rows over splits as ``[detector][part][value]``; splits without a value are left out."""
+    """Summarise rows over splits as ``[detector][part][value]``; splits without it are left out."""
     grouped: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
         part = grouped.setdefault(row.detector, {}).setdefault(row.part, {})
@@ -268,7 +277,8 @@ def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Summary]]]:
             part.setdefault(name, []).append(value)
     return {
         detector: {
-            part: {name: _summary(values) for name, values in named.items()} for part, named in parts.items()
+            part: {name: _summary(values) for name, values in named.items()}
+            for part, named in parts.items()
         }
         for detector, parts in grouped.items()
     }

@@ -41,11 +41,19 @@ class EpisodeCurve:
     alarm_step: int | None
 
 
-def plot_episodes(path: Path, episodes: Sequence[EpisodeCurve], title: str, columns: int = 3) -> None:
-    """Draw one panel an episode: score, band and alarm over the steps; the file is whole or absent."""
+def plot_episodes(
+    path: Path, episodes: Sequence[EpisodeCurve], title: str, columns: int = 3
+) -> None:
+    """Draw one panel an episode: score, band, alarm over the steps; the file is whole or absent."""
     rows = max(1, math.ceil(len(episodes) / columns))
     figure, axes = plt.subplots(
-        rows, columns, figsize=(4.2 * columns, 2.5 * rows), squeeze=False, sharex=True, sharey=True, layout='constrained'
+        rows,
+        columns,
+        figsize=(4.2 * columns, 2.5 * rows),
+        squeeze=False,
+        sharex=True,
+        sharey=True,
+        layout='constrained',
     )
     for axis, episode in zip(axes.flat, episodes, strict=False):
         _draw(axis, episode)
@@ -61,7 +69,9 @@ def plot_episodes(path: Path, episodes: Sequence[EpisodeCurve], title: str, colu
         for axis in axes.flat[: len(episodes)]
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=4, frameon=False)
+    figure.legend(
+        handles.values(), handles.keys(), loc='outside lower center', ncols=4, frameon=False
+    )
     aside = path.with_name(f'.{path.stem}.partial{path.suffix}')
     try:
         figure.savefig(aside, dpi=130)
@@ -78,7 +88,11 @@ def _draw(axis: plt.Axes, episode: EpisodeCurve) -> None:
     axis.plot(steps, threshold, color=BAND, linewidth=1, label='band')
     axis.fill_between(steps, 0, threshold, color=BAND, alpha=0.12, linewidth=0)
     axis.plot(
-        steps, episode.scores, color=colour, linewidth=1.8, label='failure' if episode.failed else 'success'
+        steps,
+        episode.scores,
+        color=colour,
+        linewidth=1.8,
+        label='failure' if episode.failed else 'success',
     )
     if episode.alarm_step is not None:
         axis.plot(

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from safe_monitor_node.detectors import DETECTORS, make_detector
 from safe_monitor_node.folder import DetectorFolderError, describe, save_detector
-from safe_training.readers import load_rollouts
 from safe_training.detector_options import (
     add_protocol_options,
     add_source_options,
@@ -22,6 +21,7 @@ from safe_training.detector_options import (
     protocol_of,
 )
 from safe_training.evaluation import Fitted, choose_split, fit_and_calibrate, labelled
+from safe_training.readers import load_rollouts
 from vla_feature_bridge.rollout import Rollout
 
 EXAMPLE = """example:
@@ -34,22 +34,30 @@ def add_command(verbs: Any) -> None:
     parser = verbs.add_parser(
         'fit',
         help='fit a detector and calibrate its band',
-        description='Fit a detector on the seen tasks of a rollout set, calibrate its band on their held-out '
-        'successes, and write a detector folder.',
+        description=(
+            'Fit a detector on the seen tasks of a rollout set, calibrate its band on their '
+            'held-out successes, and write a detector folder.'
+        ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_source_options(parser)
-    parser.add_argument('--detector', required=True, choices=sorted(DETECTORS), help='which detector')
-    parser.add_argument('--out', required=True, type=Path, metavar='FOLDER', help='detector folder to write')
-    parser.add_argument('--overwrite', action='store_true', help='replace an existing detector folder')
+    parser.add_argument(
+        '--detector', required=True, choices=sorted(DETECTORS), help='which detector'
+    )
+    parser.add_argument(
+        '--out', required=True, type=Path, metavar='FOLDER', help='detector folder to write'
+    )
+    parser.add_argument(
+        '--overwrite', action='store_true', help='replace an existing detector folder'
+    )
     parser.add_argument('--json', action='store_true', help='print what was made as JSON')
     add_protocol_options(parser)
     parser.set_defaults(run=run)
 
 
 def provenance_of(source: str, rollouts: list[Rollout], fitted: Fitted) -> dict[str, Any]:
-    """Say what a detector was made of: the source, and which episodes trained, calibrated and were left."""
+    """Say what a detector was made of: source, and episodes trained on, calibrated on and left."""
     split = fitted.split
     return {
         'source': source,
@@ -98,7 +106,8 @@ def run(args: argparse.Namespace) -> int:
         f'({feature}, width {feature.dim})'
     )
     console.print(
-        f'band of {fitted.band.length} steps from {fitted.band.n_center + fitted.band.n_calibration} held-out '
+        f'band of {fitted.band.length} steps from '
+        f'{fitted.band.n_center + fitted.band.n_calibration} held-out '
         f'successes of these tasks; alpha {protocol.alpha:g}'
     )
     if note := fitted.band.provenance.get('note'):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training losses of SAFE-MLP and SAFE-LSTM (arXiv 2506.09937, section 4.2; formulas in methods.md 3).
+"""Training losses of SAFE-MLP and SAFE-LSTM (arXiv 2506.09937, 4.2; formulas: methods.md 3).
 
-B rollouts, T padded steps. ``valid`` (B, T) is 1 on real steps; ``failed`` (B,) is 1 for failures, the
-positive class. Weights are ordered (fail, success).
+B rollouts, T padded steps. ``valid`` (B, T) is 1 on real steps; ``failed`` (B,) is 1 for failures,
+the positive class. Weights are ordered (fail, success).
 """
 
 from __future__ import annotations
@@ -19,14 +19,18 @@ class ClassWeights(NamedTuple):
     success: float
 
 
-def class_weights(n_fail: int, n_success: int, lambda_fail: float, lambda_success: float) -> ClassWeights:
+def class_weights(
+    n_fail: int, n_success: int, lambda_fail: float, lambda_success: float
+) -> ClassWeights:
     """Return ``lambda_c * N / (n_c + 1)`` for both classes."""
     total = n_fail + n_success
-    return ClassWeights(lambda_fail * total / (n_fail + 1), lambda_success * total / (n_success + 1))
+    return ClassWeights(
+        lambda_fail * total / (n_fail + 1), lambda_success * total / (n_success + 1)
+    )
 
 
 def time_weights(valid: torch.Tensor) -> torch.Tensor:
-    """Return weights (B, T) that fall with time: ``5 exp(-3 t / L) + 1``, with mean 1 over valid steps."""
+    """Return weights (B, T) falling with time: ``5 exp(-3 t / L) + 1``, mean 1 over valid steps."""
     lengths = valid.sum(dim=1, keepdim=True)
     t = torch.arange(valid.shape[1], dtype=valid.dtype, device=valid.device)
     raw = (5.0 * torch.exp(-3.0 * t / lengths) + 1.0) * valid
@@ -34,7 +38,10 @@ def time_weights(valid: torch.Tensor) -> torch.Tensor:
 
 
 def hinge_steps(
-    scores: torch.Tensor, failed: torch.Tensor, weights: torch.Tensor, threshold: float | None = None
+    scores: torch.Tensor,
+    failed: torch.Tensor,
+    weights: torch.Tensor,
+    threshold: float | None = None,
 ) -> torch.Tensor:
     """Per-step loss (B, T) of accumulated scores: pull successes down to 0, push failures up.
 
@@ -44,7 +51,9 @@ def hinge_steps(
     return torch.where(failed[:, None] > 0, weights * rise, torch.relu(scores))
 
 
-def cross_entropy_steps(scores: torch.Tensor, failed: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+def cross_entropy_steps(
+    scores: torch.Tensor, failed: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
     """Per-step binary cross-entropy (B, T) of probabilities, weighted on failures."""
     target = failed[:, None].expand_as(scores)
     loss = torch.nn.functional.binary_cross_entropy(scores, target, reduction='none')
@@ -64,7 +73,9 @@ def rollout_losses(
     return steps.gather(1, chosen).squeeze(1)
 
 
-def weighted_total(losses: torch.Tensor, failed: torch.Tensor, weights: ClassWeights) -> torch.Tensor:
+def weighted_total(
+    losses: torch.Tensor, failed: torch.Tensor, weights: ClassWeights
+) -> torch.Tensor:
     """Weigh rollout losses (B,) by class and divide by B."""
     class_weight = torch.where(failed > 0, weights.fail, weights.success).to(losses.dtype)
     return (class_weight * losses).sum() / losses.shape[0]
@@ -75,8 +86,8 @@ def hard_negative(
 ) -> torch.Tensor:
     """Squared hinge around 0.5 on each rollout's largest score, averaged over the batch.
 
-    ``beta > 0`` takes the soft maximum ``logsumexp(beta s) / beta``, which lies up to ``log(T) / beta``
-    above the true one; ``beta <= 0`` takes the true maximum.
+    ``beta > 0`` takes the soft maximum ``logsumexp(beta s) / beta``, which lies up to
+    ``log(T) / beta`` above the true one; ``beta <= 0`` takes the true maximum.
     """
     masked = scores.masked_fill(valid == 0, -torch.inf)
     peak = masked.amax(dim=1) if beta <= 0 else torch.logsumexp(beta * masked, dim=1) / beta
