@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks: ``./dev bench``. Ratios are measured side by side in one run; single times depend on the machine.
+"""The benchmarks: ``./dev bench``.
+
+Ratios are measured side by side in one run; single times depend on the machine.
 
 * stream: one live step of SAFE-LSTM against one bare ``torch.nn.LSTMCell`` of the same size.
-* latency: from publishing the step that raises an alarm to receiving the alarm, between two processes over DDS.
+* latency: from publishing the step that raises an alarm to receiving the alarm, between two
+  processes over DDS.
 """
 
 from __future__ import annotations
@@ -26,13 +29,13 @@ from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from safe_msgs.msg import FailureAlarm
-from safe_msgs.msg import PolicyStep as PolicyStepMessage
 
 from safe_bringup.live import Process
 from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import SafeLstm
 from safe_monitor_node.folder import save_detector
+from safe_msgs.msg import FailureAlarm
+from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.messages import step_to_message
 from vla_feature_bridge.nodes.qos import ALARM_QOS, STEP_QOS
 from vla_feature_bridge.pooling import FeatureSpec
@@ -43,7 +46,7 @@ BLOCK = 50
 
 
 def untrained_lstm(width: int) -> SafeLstm:
-    """Return SAFE-LSTM with its default size and untrained weights: how fast it is does not depend on them."""
+    """Return SAFE-LSTM of default size, untrained: its speed does not depend on the weights."""
     detector = SafeLstm()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -51,8 +54,13 @@ def untrained_lstm(width: int) -> SafeLstm:
     return detector
 
 
-def side_by_side(a: Callable[[], object], b: Callable[[], object], rounds: int) -> tuple[np.ndarray, np.ndarray]:
-    """Time two calls in turns of :data:`BLOCK`, so that both meet the same weather; returns seconds per call."""
+def side_by_side(
+    a: Callable[[], object], b: Callable[[], object], rounds: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Time two calls in turns of :data:`BLOCK`, so that both meet the same weather.
+
+    Returns the seconds per call of each.
+    """
     times: tuple[list[float], list[float]] = ([], [])
     for _ in range(rounds):
         for call, taken in zip((a, b), times, strict=True):
@@ -93,9 +101,11 @@ def milliseconds(seconds: np.ndarray) -> dict[str, float]:
 
 
 def alarming_folder(width: int, folder: Path) -> Path:
-    """Write a detector whose band lies below every score, so that each episode alarms at its first step."""
+    """Write a detector whose band lies below every score: each episode alarms at its first step."""
     band = Band(np.array([0.1]), np.full((1, 8), -1.0), kind='benchmark', n_calibration=0)
-    return save_detector(folder, untrained_lstm(width), FeatureSpec('features', width), band=band, alpha=0.1)
+    return save_detector(
+        folder, untrained_lstm(width), FeatureSpec('features', width), band=band, alpha=0.1
+    )
 
 
 def bench_latency(width: int, samples: int, folder: Path) -> dict[str, Any]:
@@ -126,40 +136,64 @@ def bench_latency(width: int, samples: int, folder: Path) -> dict[str, Any]:
     taken = []
     try:
         with Process(
-            'safe_monitor_node.nodes.monitor', {'detector_folder': detector}, folder / f'monitor{width}.log'
+            'safe_monitor_node.nodes.monitor',
+            {'detector_folder': detector},
+            folder / f'monitor{width}.log',
         ) as monitor:
             spin_until(
-                lambda: publisher.get_subscription_count() > 0 and node.count_publishers('safe/alarm') > 0,
+                lambda: (
+                    publisher.get_subscription_count() > 0
+                    and node.count_publishers('safe/alarm') > 0
+                ),
                 'it did not come up',
             )
             for i in track(
-                range(samples + 20), f'latency, {width} features', console=Console(stderr=True), transient=True
+                range(samples + 20),
+                f'latency, {width} features',
+                console=Console(stderr=True),
+                transient=True,
             ):
                 episode = f'e{i}'
-                message = step_to_message(PolicyStep(features, feature_name='features', episode_id=episode))
+                message = step_to_message(
+                    PolicyStep(features, feature_name='features', episode_id=episode)
+                )
                 start = time.perf_counter()
                 publisher.publish(message)
                 spin_until(lambda episode=episode: episode in arrived, f'no alarm for {episode}')  # type: ignore[misc]
                 taken.append(arrived[episode] - start)
-                # A policy infers every so often; without a pause the processes would never go to sleep.
+                # A policy infers now and then; without a pause the processes would never sleep.
                 time.sleep(0.02)
     finally:
         executor.shutdown()
         node.destroy_node()
         rclpy.shutdown(context=context)
     # The first ones are discovery and warm-up.
-    return {'features': width, 'samples': samples, 'publish_to_alarm_ms': milliseconds(np.array(taken[20:]))}
+    return {
+        'features': width,
+        'samples': samples,
+        'publish_to_alarm_ms': milliseconds(np.array(taken[20:])),
+    }
 
 
 def print_tables(results: dict[str, Any]) -> None:
     """Print what was measured."""
     console = Console(highlight=False, width=100)
-    table = Table('features', 'step p50 [ms]', 'step p99', 'bare cell p50', 'ratio (aim <= 1.3)', box=box.SIMPLE_HEAD)
+    table = Table(
+        'features',
+        'step p50 [ms]',
+        'step p99',
+        'bare cell p50',
+        'ratio (aim <= 1.3)',
+        box=box.SIMPLE_HEAD,
+    )
     table.title = 'SAFE-LSTM, one live step against a bare torch LSTM cell, one thread'
     for row in results['stream']:
         step, cell = row['step_ms'], row['bare_cell_ms']
         table.add_row(
-            str(row['features']), f'{step["p50"]:.3f}', f'{step["p99"]:.3f}', f'{cell["p50"]:.3f}',
+            str(row['features']),
+            f'{step["p50"]:.3f}',
+            f'{step["p99"]:.3f}',
+            f'{cell["p50"]:.3f}',
             f'{row["ratio_of_medians"]:.2f}',
         )
     console.print(table)
@@ -167,7 +201,9 @@ def print_tables(results: dict[str, Any]) -> None:
     table.title = 'publish a step -> alarm received, two processes over DDS'
     for row in results['latency']:
         taken = row['publish_to_alarm_ms']
-        table.add_row(str(row['features']), str(row['samples']), f'{taken["p50"]:.2f}', f'{taken["p99"]:.2f}')
+        table.add_row(
+            str(row['features']), str(row['samples']), f'{taken["p50"]:.2f}', f'{taken["p99"]:.2f}'
+        )
     console.print(table)
 
 
@@ -176,8 +212,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog='bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument('--rounds', type=int, default=40, help=f'turns of {BLOCK} steps (default %(default)s)')
-    parser.add_argument('--samples', type=int, default=500, help='alarms to time (default %(default)s)')
+    parser.add_argument(
+        '--rounds', type=int, default=40, help=f'turns of {BLOCK} steps (default %(default)s)'
+    )
+    parser.add_argument(
+        '--samples', type=int, default=500, help='alarms to time (default %(default)s)'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
     args = parser.parse_args(arguments)
     if args.rounds < 2 or args.samples < 1:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: from recorded rollouts to a live alarm. ``./dev demo``
 
-Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates its band,
-evaluates it, then streams held-out rollouts of tasks never trained on through ``replay`` and ``monitor``.
+Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates
+its band, evaluates it, then streams held-out rollouts of tasks never trained on through ``replay``
+and ``monitor``.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set import RolloutSet
 
 DETECTOR = 'safe_lstm'
-# Chosen on the held-out rollouts of the seen tasks; the shipped policy is small, and so is what it needs.
+# Chosen on the held-out rollouts of the seen tasks; the shipped policy is small, so are its needs.
 PARAMETERS = {'hidden': 64, 'learning_rate': 1e-3}
 DUMP = 'openvla_dump'
 POOLED = 'miniature_flow.npz'
@@ -55,13 +56,13 @@ class DemoError(RuntimeError):
 
 
 def data_folder() -> Path:
-    """Return the folder of the recorded rollouts: ``SAFE_DEMO_DATA``, or that of the source checkout."""
+    """Return the folder of recorded rollouts: ``SAFE_DEMO_DATA``, or the source checkout's."""
     named = os.environ.get('SAFE_DEMO_DATA')
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / 'test' / 'data'
     if not (folder / POOLED).is_file():
         raise DemoError(
-            f'{folder}: no {POOLED} here; run the demo from a source checkout (./dev demo), or set SAFE_DEMO_DATA '
-            'to its folder test/data'
+            f'{folder}: no {POOLED} here; run the demo from a source checkout (./dev demo), '
+            'or set SAFE_DEMO_DATA to its folder test/data'
         )
     return folder
 
@@ -74,13 +75,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog='example:\n  ./dev demo --episodes 48 --rate 50',
     )
-    parser.add_argument('--out', type=Path, default=Path('demo_out'), help='folder to write (default demo_out)')
-    parser.add_argument('--seed', type=int, default=0, help='which tasks are never trained on (default 0)')
-    parser.add_argument('--epochs', type=int, default=60, help='training epochs (default %(default)s)')
-    parser.add_argument('--alpha', type=float, default=0.1, help='promised false-alarm rate (default 0.1)')
-    parser.add_argument('--episodes', type=int, default=30, help='unseen rollouts to stream (default 30)')
-    parser.add_argument('--rate', type=float, default=100.0, help='policy inferences per second (default 100)')
-    parser.add_argument('--prepare', action='store_true', help='convert, fit and evaluate only; start no nodes')
+    parser.add_argument(
+        '--out', type=Path, default=Path('demo_out'), help='folder to write (default demo_out)'
+    )
+    parser.add_argument(
+        '--seed', type=int, default=0, help='which tasks are never trained on (default 0)'
+    )
+    parser.add_argument(
+        '--epochs', type=int, default=60, help='training epochs (default %(default)s)'
+    )
+    parser.add_argument(
+        '--alpha', type=float, default=0.1, help='promised false-alarm rate (default 0.1)'
+    )
+    parser.add_argument(
+        '--episodes', type=int, default=30, help='unseen rollouts to stream (default 30)'
+    )
+    parser.add_argument(
+        '--rate', type=float, default=100.0, help='policy inferences per second (default 100)'
+    )
+    parser.add_argument(
+        '--prepare', action='store_true', help='convert, fit and evaluate only; start no nodes'
+    )
     args = parser.parse_args(arguments)
     if args.episodes < 1 or args.rate <= 0 or args.epochs < 1:
         parser.error('--episodes, --rate and --epochs must be positive')
@@ -88,14 +103,20 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert_recordings(out: Path, console: Console) -> RolloutSet:
-    """Convert the dump and the pooled archive that ship with the sources; returns the pooled set."""
+    """Convert the dump and the pooled archive of the source checkout; returns the pooled set."""
     data = data_folder()
     for source, name in ((DUMP, 'openvla_rollouts'), (POOLED, 'rollouts')):
         with progress_bar(f'convert {source}') as progress:
             done = convert(
-                data / source, out / name, overwrite=True, progress=lambda n, total: progress(n, total, '')
+                data / source,
+                out / name,
+                overwrite=True,
+                progress=lambda n, total: progress(n, total, ''),
             )
-        console.print(f'{source} ({done["kind"]}) -> {out / name}: {done["rollouts"]} rollouts, {done["steps"]} steps')
+        console.print(
+            f'{source} ({done["kind"]}) -> {out / name}: {done["rollouts"]} rollouts, '
+            f'{done["steps"]} steps'
+        )
     return RolloutSet.open(out / 'rollouts')
 
 
@@ -107,12 +128,16 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     split = choose_split(rollouts, protocol, args.seed)
     failures = sum(r.failed for r in rollouts)
     console.print(
-        f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, {failures} of them failures; '
+        f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, '
+        f'{failures} of them failures; '
         f'{len(split.unseen_tasks)} tasks are kept back and never trained on'
     )
     fitted: dict[str, Fitted] = {}
     started = time.monotonic()
-    for name, params in ((DETECTOR, {**PARAMETERS, 'epochs': args.epochs, 'seed': args.seed}), (CLOCK, {})):
+    for name, params in (
+        (DETECTOR, {**PARAMETERS, 'epochs': args.epochs, 'seed': args.seed}),
+        (CLOCK, {}),
+    ):
         with progress_bar(f'fit {name}') as progress:
             detector = make_detector(name, **params)
             fitted[name] = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
@@ -145,7 +170,11 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         'seen_tasks': list(split.seen_tasks),
         'unseen_tasks': list(split.unseen_tasks),
         'evaluation': {
-            name: {row.part: {k: as_number(v) for k, v in row.values.items()} for row in rows if row.detector == name}
+            name: {
+                row.part: {k: as_number(v) for k, v in row.values.items()}
+                for row in rows
+                if row.detector == name
+            }
             for name in fitted
         },
     }
@@ -154,7 +183,13 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 def choose_episodes(rollouts: RolloutSet, tasks: Sequence[str], count: int) -> list[int]:
     """Take rollouts of the tasks in turn, in recorded order, regardless of their outcome."""
     members = [[i for i, task in enumerate(rollouts.tasks) if task == name] for name in tasks]
-    turns = [index for turn in range(max(map(len, members))) for m in members if turn < len(m) for index in [m[turn]]]
+    turns = [
+        index
+        for turn in range(max(map(len, members)))
+        for m in members
+        if turn < len(m)
+        for index in [m[turn]]
+    ]
     return turns[:count]
 
 
@@ -203,7 +238,11 @@ def episode_line(outcome: Outcome) -> str:
     styles = {'detection': 'green', 'quiet': 'green', 'false alarm': 'yellow', 'missed': 'red'}
     style = styles[outcome.verdict]
     truth = 'success' if outcome.success else 'failure'
-    alarm = 'no alarm' if outcome.alarm_step is None else f'alarm at step {outcome.alarm_step} of {outcome.steps}'
+    alarm = (
+        'no alarm'
+        if outcome.alarm_step is None
+        else f'alarm at step {outcome.alarm_step} of {outcome.steps}'
+    )
     return f'{outcome.task:24} {truth:8} {alarm:22} [{style}]{outcome.verdict}[/{style}]'
 
 
@@ -214,8 +253,8 @@ def stream(args: argparse.Namespace, console: Console) -> tuple[list[Outcome], l
     indices = choose_episodes(rollouts, loaded.provenance['unseen_tasks'], args.episodes)
     chosen = {rollouts.episode_ids[i]: rollouts[i] for i in indices}
     console.print(
-        f'\nstreaming {len(chosen)} rollouts of {len(loaded.provenance["unseen_tasks"])} tasks never trained on: '
-        'replay -> /vla/policy_step -> monitor -> /safe/score'
+        f'\nstreaming {len(chosen)} rollouts of {len(loaded.provenance["unseen_tasks"])} tasks '
+        'never trained on: replay -> /vla/policy_step -> monitor -> /safe/score'
     )
     outcomes: dict[str, Outcome] = {}
 
@@ -236,7 +275,9 @@ def stream(args: argparse.Namespace, console: Console) -> tuple[list[Outcome], l
     return [judge(e, chosen[e.episode_id], loaded, args.alpha) for e in episodes], episodes
 
 
-def summarise_stream(outcomes: Sequence[Outcome], episodes: Sequence[LiveEpisode]) -> dict[str, Any]:
+def summarise_stream(
+    outcomes: Sequence[Outcome], episodes: Sequence[LiveEpisode]
+) -> dict[str, Any]:
     """Return the live part of the summary."""
     verdicts = [o.verdict for o in outcomes]
     latencies = np.concatenate([e.latencies for e in episodes]) * 1e3
@@ -259,12 +300,20 @@ def summarise_stream(outcomes: Sequence[Outcome], episodes: Sequence[LiveEpisode
 
 
 def curves(
-    outcomes: Sequence[Outcome], episodes: Sequence[LiveEpisode], loaded: LoadedDetector, alpha: float
+    outcomes: Sequence[Outcome],
+    episodes: Sequence[LiveEpisode],
+    loaded: LoadedDetector,
+    alpha: float,
 ) -> list[EpisodeCurve]:
     """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
     assert loaded.band is not None
     threshold = loaded.band.at(alpha)
-    taken: dict[str, list[EpisodeCurve]] = {'detection': [], 'missed': [], 'quiet': [], 'false alarm': []}
+    taken: dict[str, list[EpisodeCurve]] = {
+        'detection': [],
+        'missed': [],
+        'quiet': [],
+        'false alarm': [],
+    }
     for outcome, episode in zip(outcomes, episodes, strict=True):
         taken[outcome.verdict].append(
             EpisodeCurve(
@@ -299,7 +348,10 @@ def run(args: argparse.Namespace) -> int:
     plot_episodes(
         args.out / 'scores.png',
         curves(outcomes, episodes, loaded, args.alpha),
-        title=f'{DETECTOR} on tasks never trained on, streamed over ROS 2 (band at alpha {args.alpha:g})',
+        title=(
+            f'{DETECTOR} on tasks never trained on, streamed over ROS 2 '
+            f'(band at alpha {args.alpha:g})'
+        ),
     )
     summary['seconds'] = round(time.monotonic() - started, 1)
     write_summary(args.out / 'summary.json', summary)
@@ -311,11 +363,15 @@ def run(args: argparse.Namespace) -> int:
         f'(promised on tasks like the seen ones: {100 * args.alpha:g} %)'
     )
     console.print(
-        f'live against offline over {live["steps"]} steps: {live["scores_missing"]} missing, largest difference '
-        f'{live["largest_difference_to_offline"]:.1e}; step received to score published '
+        f'live against offline over {live["steps"]} steps: {live["scores_missing"]} missing, '
+        f'largest difference {live["largest_difference_to_offline"]:.1e}; '
+        'step received to score published '
         f'{live["latency_ms"]["p50"]:.2f} ms (median), {live["latency_ms"]["p99"]:.2f} ms (p99)'
     )
-    console.print(f'written: {args.out / "summary.json"}, {args.out / "scores.png"} ({summary["seconds"]:.0f} s)')
+    console.print(
+        f'written: {args.out / "summary.json"}, {args.out / "scores.png"} '
+        f'({summary["seconds"]:.0f} s)'
+    )
     agree = live['scores_missing'] == 0 and live['largest_difference_to_offline'] <= 1e-5
     if not (agree and live['alarm_steps_equal_offline']):
         console.print('[red]live and offline scores disagree; see summary.json[/red]')

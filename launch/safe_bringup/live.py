@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run ``replay`` and ``monitor`` as processes of their own, over DDS, and record what the robot would see."""
+"""Run ``replay`` and ``monitor`` as processes of their own, over DDS.
+
+What the robot would see is recorded.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
@@ -63,7 +67,9 @@ class LiveEpisode:
 class Process:
     """A ROS node in a process of its own; stopped by SIGINT at the end of the ``with`` block."""
 
-    def __init__(self, module: str, parameters: dict[str, Any], log: Path, arguments: Sequence[str] = ()) -> None:
+    def __init__(
+        self, module: str, parameters: dict[str, Any], log: Path, arguments: Sequence[str] = ()
+    ) -> None:
         self.name = module.rpartition('.')[2]
         self._log_path = log
         self._log = log.open('w', encoding='utf-8')
@@ -83,7 +89,10 @@ class Process:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -127,7 +136,9 @@ class Observer:
         self.events = 0
         self._on_ended = on_ended
         self._waiting: dict[str, float] = {}
-        self.scores = self.node.create_subscription(FailureScore, 'safe/score', self._on_score, RELIABLE)
+        self.scores = self.node.create_subscription(
+            FailureScore, 'safe/score', self._on_score, RELIABLE
+        )
         self.node.create_subscription(FailureAlarm, 'safe/alarm', self._on_alarm, LATCHED)
         self.node.create_subscription(EpisodeEvent, 'vla/episode', self._on_event, LATCHED)
 
@@ -135,7 +146,10 @@ class Observer:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.executor.shutdown()
         self.node.destroy_node()
@@ -150,7 +164,10 @@ class Observer:
 
     def monitor_is_up(self) -> bool:
         """True once scores would reach this observer."""
-        return self.node.count_publishers('safe/score') > 0 and self.node.count_subscribers('vla/policy_step') > 0
+        return (
+            self.node.count_publishers('safe/score') > 0
+            and self.node.count_subscribers('vla/policy_step') > 0
+        )
 
     def finish(self) -> None:
         """Report every ended episode that was not reported yet."""
