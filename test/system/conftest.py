@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the system tests share: fitted detectors, monitor processes, and a ROS domain for each test."""
+"""What the system tests share: detectors, monitor processes, and a ROS domain for each test."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from probe import Probe
+
 from safe_bringup.live import Process
 from safe_monitor_node.folder import load_detector
 from safe_training.cli import main as safe_training
@@ -42,7 +43,17 @@ def rollout_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def fit(rollouts: Path, detector: str, folder: Path, *settings: str) -> Path:
     """Fit a small detector through the command line."""
-    arguments = ['fit', str(rollouts), '--detector', detector, '--out', str(folder), '--json', '--alpha', '0.2']
+    arguments = [
+        'fit',
+        str(rollouts),
+        '--detector',
+        detector,
+        '--out',
+        str(folder),
+        '--json',
+        '--alpha',
+        '0.2',
+    ]
     for setting in settings:
         arguments += ['--set', setting]
     assert safe_training(arguments) == 0
@@ -72,7 +83,8 @@ def quiet(rollouts: RolloutSet, mlp_folder: Path) -> Callable[..., PolicyStep]:
     """Steps that SAFE-MLP finds nominal, of any length: ``quiet(t, episode='e')``."""
     loaded = load_detector(mlp_folder)
     margins = [
-        (loaded.detector.score(r) - loaded.band.at(0.2).upper[: len(r)]).max() for r in rollouts.select(range(60))
+        (loaded.detector.score(r) - loaded.band.at(0.2).upper[: len(r)]).max()
+        for r in rollouts.select(range(60))
     ]
     rollout = rollouts[int(np.argmin(margins))]
 
@@ -93,11 +105,13 @@ def probe(own_domain: int) -> Iterator[Probe]:
 
 @pytest.fixture
 def run_monitor(own_domain: int, tmp_path: Path) -> Iterator[Callable[..., Process]]:
-    """Start monitor processes with parameters; each must end with 0 on interrupt, without a traceback."""
+    """Start monitor processes; each must end with 0 on interrupt, without a traceback."""
     started: list[Process] = []
 
     def start(**parameters: Any) -> Process:
-        process = Process('safe_monitor_node.nodes.monitor', parameters, tmp_path / f'monitor{len(started)}.log')
+        process = Process(
+            'safe_monitor_node.nodes.monitor', parameters, tmp_path / f'monitor{len(started)}.log'
+        )
         started.append(process)
         return process
 

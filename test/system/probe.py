@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A probe: publishes policy steps to a real monitor process and keeps everything that comes back."""
+"""A probe: publishes policy steps to a real monitor process and keeps all that comes back."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from std_msgs.msg import Bool
+from std_srvs.srv import Trigger
+
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LoadDetector
-from std_msgs.msg import Bool
-from std_srvs.srv import Trigger
 from vla_feature_bridge.messages import step_to_message
 from vla_feature_bridge.step import PolicyStep
 
@@ -50,8 +51,12 @@ class Probe:
         self._subscriptions = [
             node.create_subscription(FailureScore, 'safe/score', self.scores.append, RELIABLE),
             node.create_subscription(FailureAlarm, 'safe/alarm', self.alarms.append, LATCHED),
-            node.create_subscription(Bool, 'safe/stop', lambda m: self.stops.append(m.data), RELIABLE),
-            node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, RELIABLE),
+            node.create_subscription(
+                Bool, 'safe/stop', lambda m: self.stops.append(m.data), RELIABLE
+            ),
+            node.create_subscription(
+                DiagnosticArray, '/diagnostics', self._on_diagnostics, RELIABLE
+            ),
         ]
         self._reset = node.create_client(Trigger, 'monitor/reset')
         self._load = node.create_client(LoadDetector, 'monitor/load_detector')
@@ -68,28 +73,37 @@ class Probe:
         """Handle messages until the condition holds."""
         deadline = time.monotonic() + timeout
         while not condition():
-            assert time.monotonic() < deadline, f'timed out waiting until {what}; diagnostics: {self.status}'
+            assert time.monotonic() < deadline, (
+                f'timed out waiting until {what}; diagnostics: {self.status}'
+            )
             self.executor.spin_once(timeout_sec=0.05)
 
     def wait_until_active(self) -> None:
         """Return once every topic is connected both ways and the monitor is active."""
         self.spin_until(
-            lambda: self._steps.get_subscription_count() == 1
-            and self._events.get_subscription_count() == 1
-            and self.node.count_publishers('safe/score') == 1
-            and self.stops,
+            lambda: (
+                self._steps.get_subscription_count() == 1
+                and self._events.get_subscription_count() == 1
+                and self.node.count_publishers('safe/score') == 1
+                and self.stops
+            ),
             'the monitor is active and connected',
         )
 
     def event(self, episode: str, kind: int, outcome: int = EpisodeEvent.OUTCOME_UNKNOWN) -> None:
-        self._events.publish(EpisodeEvent(episode_id=episode, task='task', kind=kind, outcome=outcome))
+        self._events.publish(
+            EpisodeEvent(episode_id=episode, task='task', kind=kind, outcome=outcome)
+        )
 
     def start(self, episode: str) -> None:
         self.event(episode, EpisodeEvent.KIND_START)
 
     def end(self, episode: str) -> None:
         self.event(episode, EpisodeEvent.KIND_END)
-        self.spin_until(lambda: self.alarms and self.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'END is handled')
+        self.spin_until(
+            lambda: self.alarms and self.alarms[-1].state == FailureAlarm.STATE_UNKNOWN,
+            'END is handled',
+        )
 
     def publish(self, message: PolicyStepMessage) -> None:
         self._steps.publish(message)

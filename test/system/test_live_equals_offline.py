@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What comes over DDS from real processes is what scoring the recorded rollout gives, step by step."""
+"""What real processes send over DDS is what scoring the recorded rollout gives, step by step."""
 
 import numpy as np
 import pytest
+
 from safe_bringup.live import play_live
 from safe_monitor_node.folder import load_detector
 
 
 @pytest.mark.parametrize('detector', ['safe_mlp', 'safe_lstm'])
-def test_scores_and_alarms_of_24_rollouts(detector, request, rollouts, rollout_folder, own_domain, tmp_path):
+def test_scores_and_alarms_of_24_rollouts(
+    detector, request, rollouts, rollout_folder, own_domain, tmp_path
+):
     folder = request.getfixturevalue(f'{detector.removeprefix("safe_")}_folder')
     loaded = load_detector(folder)
     threshold = loaded.band.at(0.2)
@@ -22,11 +25,15 @@ def test_scores_and_alarms_of_24_rollouts(detector, request, rollouts, rollout_f
     alarms = 0
     for episode, rollout in zip(live, chosen.values(), strict=True):
         offline = loaded.detector.score(rollout)
-        assert episode.steps == list(range(len(rollout))), f'{episode.episode_id}: steps missing or out of order'
+        assert episode.steps == list(range(len(rollout))), (
+            f'{episode.episode_id}: steps missing or out of order'
+        )
         np.testing.assert_allclose(episode.scores, offline, rtol=0, atol=1e-5)
         np.testing.assert_allclose(episode.thresholds, threshold.upper[: len(rollout)], rtol=1e-6)
         assert episode.alarm_step == threshold.first_crossing(offline), episode.episode_id
         assert episode.success == rollout.success
         assert episode.ended
         alarms += episode.alarm_step is not None
-    assert 0 < alarms < len(chosen), 'a test without alarms, or with nothing else, would prove little'
+    assert 0 < alarms < len(chosen), (
+        'a test without alarms, or with nothing else, would prove little'
+    )

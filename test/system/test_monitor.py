@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor node as a robot meets it: a process of its own, fed good and bad messages over DDS."""
+"""The monitor node as a robot meets it: its own process, fed good and bad messages over DDS."""
 
 import shutil
 
@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from probe import Probe
+
 from safe_monitor_node.folder import load_detector
 from safe_msgs.msg import FailureAlarm, FailureScore
 from vla_feature_bridge.messages import step_to_message
@@ -52,14 +53,18 @@ def test_an_alarm_is_latched_advises_to_stop_and_ends_with_the_episode(
     )
     assert alarm.episode_id == rollout.episode_id
     assert 'above the band' in alarm.reason
-    probe.spin_until(lambda: probe.status.level == DiagnosticStatus.ERROR, 'diagnostics show the alarm')
+    probe.spin_until(
+        lambda: probe.status.level == DiagnosticStatus.ERROR, 'diagnostics show the alarm'
+    )
     probe.end(rollout.episode_id)
     probe.spin_until(lambda: not probe.stops[-1], 'safe/stop is released')
     expected = [FailureAlarm.STATE_NOMINAL, FailureAlarm.STATE_ALARM, FailureAlarm.STATE_UNKNOWN]
     assert states(probe.alarms)[-3:] == expected
 
 
-def test_the_alarm_reaches_a_supervisor_that_joins_late(probe, run_monitor, mlp_folder, alarming, own_domain):
+def test_the_alarm_reaches_a_supervisor_that_joins_late(
+    probe, run_monitor, mlp_folder, alarming, own_domain
+):
     rollout, alarm_step = alarming
     run_monitor(detector_folder=mlp_folder)
     probe.wait_until_active()
@@ -74,7 +79,9 @@ def test_the_alarm_reaches_a_supervisor_that_joins_late(probe, run_monitor, mlp_
         late.close()
 
 
-def test_debounce_needs_k_of_n_and_reset_releases_the_latch(probe, run_monitor, mlp_folder, alarming):
+def test_debounce_needs_k_of_n_and_reset_releases_the_latch(
+    probe, run_monitor, mlp_folder, alarming
+):
     rollout, alarm_step = alarming
     run_monitor(detector_folder=mlp_folder, alarm_k=2, alarm_n=2, alarm_advice='slow')
     probe.wait_until_active()
@@ -84,13 +91,17 @@ def test_debounce_needs_k_of_n_and_reset_releases_the_latch(probe, run_monitor, 
     loud = rollout.step(alarm_step)
     loud.step = alarm_step + 1
     assert probe.step(loud).state == FailureScore.STATE_ALARM
-    probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_ALARM, 'the alarm arrives')
+    probe.spin_until(
+        lambda: probe.alarms[-1].state == FailureAlarm.STATE_ALARM, 'the alarm arrives'
+    )
     assert probe.alarms[-1].advice == FailureAlarm.ADVICE_SLOW
     assert not probe.stops[-1]
     response = probe.reset()
     assert response.success
     assert 'ALARM' in response.message
-    probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'the latch is released')
+    probe.spin_until(
+        lambda: probe.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'the latch is released'
+    )
 
 
 @pytest.mark.parametrize(
@@ -113,7 +124,9 @@ def test_a_step_that_cannot_be_judged_is_invalid_and_the_node_lives_on(
     score = probe.step(bad)
     assert score.state == FailureScore.STATE_INVALID
     assert np.isnan(score.score)
-    probe.spin_until(lambda: probe.status.level == DiagnosticStatus.ERROR, 'the problem is diagnosed')
+    probe.spin_until(
+        lambda: probe.status.level == DiagnosticStatus.ERROR, 'the problem is diagnosed'
+    )
     assert problem in probe.facts()['last problem']
     probe.spin_until(lambda: probe.stops[-1], 'a blind monitor asks to stop')
     # The history is broken: the rest of the episode stays invalid, the next one is judged again.
@@ -130,10 +143,14 @@ def test_a_message_that_lies_about_its_size_is_invalid(probe, run_monitor, mlp_f
     probe.publish(message)
     probe.spin_until(lambda: probe.scores, 'the message is answered')
     assert probe.scores[0].state == FailureScore.STATE_INVALID
-    probe.spin_until(lambda: 'bytes' in probe.facts().get('last problem', ''), 'the size is diagnosed')
+    probe.spin_until(
+        lambda: 'bytes' in probe.facts().get('last problem', ''), 'the size is diagnosed'
+    )
 
 
-def test_missing_steps_make_the_rest_of_the_episode_invalid_unless_allowed(probe, run_monitor, mlp_folder, quiet):
+def test_missing_steps_make_the_rest_of_the_episode_invalid_unless_allowed(
+    probe, run_monitor, mlp_folder, quiet
+):
     run_monitor(detector_folder=mlp_folder, max_missing_steps=1)
     probe.wait_until_active()
     assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
@@ -149,7 +166,7 @@ def test_a_repeated_step_is_ignored(probe, run_monitor, mlp_folder, quiet):
     changed = quiet(1)
     changed.features = changed.features + 1
     probe.publish(step_to_message(changed))
-    # A sentinel: whatever answers next belongs to step 2, so nothing was published for the repetition.
+    # A sentinel: whatever answers next belongs to step 2, so the repetition published nothing.
     assert probe.step(quiet(2)).step == 2
     assert [s.step for s in probe.scores] == [0, 1, 2]
     assert first.score == probe.scores[1].score
@@ -172,7 +189,9 @@ def test_stale_when_features_stop_and_never_nominal_then(probe, run_monitor, mlp
     probe.wait_until_active()
     probe.step(quiet(0))
     assert not probe.stops[-1]
-    probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'the monitor says STALE')
+    probe.spin_until(
+        lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'the monitor says STALE'
+    )
     assert probe.alarms[-1].advice == FailureAlarm.ADVICE_STOP
     probe.spin_until(lambda: probe.stops[-1], 'safe/stop is true while stale')
     assert probe.step(quiet(1)).state == FailureScore.STATE_NOMINAL
@@ -188,7 +207,9 @@ def test_past_the_band_nothing_is_called_nominal(probe, run_monitor, mlp_folder,
     score = probe.step(quiet(length))
     assert score.state in (FailureScore.STATE_INVALID, FailureScore.STATE_ALARM)
     assert np.isnan(score.threshold)
-    probe.spin_until(lambda: 'past the calibrated band' in probe.facts()['last problem'], 'it is diagnosed')
+    probe.spin_until(
+        lambda: 'past the calibrated band' in probe.facts()['last problem'], 'it is diagnosed'
+    )
 
 
 def test_a_damaged_folder_is_diagnosed_and_another_one_can_be_loaded(
@@ -201,7 +222,8 @@ def test_a_damaged_folder_is_diagnosed_and_another_one_can_be_loaded(
     weights.write_bytes(data)
     process = run_monitor(detector_folder=damaged)
     probe.spin_until(
-        lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR, 'the failure is diagnosed'
+        lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR,
+        'the failure is diagnosed',
     )
     assert str(weights) in probe.status.message
     assert 'sha256' in probe.status.message
@@ -225,7 +247,8 @@ def test_a_damaged_folder_is_diagnosed_and_another_one_can_be_loaded(
 def test_an_alpha_that_was_not_calibrated_is_refused_with_the_list(probe, run_monitor, mlp_folder):
     run_monitor(detector_folder=mlp_folder, alpha=0.123)
     probe.spin_until(
-        lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR, 'the failure is diagnosed'
+        lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR,
+        'the failure is diagnosed',
     )
     assert '0.123' in probe.status.message
     assert '0.2' in probe.status.message

@@ -15,7 +15,8 @@ from safe_training.fitting import TrainingData, batch_loss, training_epochs
 
 FOLDER = Path(__file__).parents[1] / 'golden'
 LOSSES, MLP, LSTM, TRAINING = (
-    np.load(FOLDER / f'{name}.npz') for name in ('losses', 'safe_mlp', 'safe_lstm', 'training_steps')
+    np.load(FOLDER / f'{name}.npz')
+    for name in ('losses', 'safe_mlp', 'safe_lstm', 'training_steps')
 )
 FORWARD_CASES = [
     (name, sorted({key.split('/')[0] for key in archive} - {'common'}))
@@ -26,7 +27,9 @@ FORWARD_CASES = [
 def close(found, expected, tolerance):
     """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
     found = found.detach().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
-    np.testing.assert_array_less(np.abs(found - expected), tolerance * (1 + np.abs(expected)) + 1e-30)
+    np.testing.assert_array_less(
+        np.abs(found - expected), tolerance * (1 + np.abs(expected)) + 1e-30
+    )
 
 
 def golden(archive, key):
@@ -76,7 +79,9 @@ def weights_of(archive, prefix):
 
 def network_for(detector, archive, prefix, dim):
     network = detector.build(dim)
-    network.load_state_dict({k: torch.from_numpy(v.copy()) for k, v in weights_of(archive, prefix).items()})
+    network.load_state_dict(
+        {k: torch.from_numpy(v.copy()) for k, v in weights_of(archive, prefix).items()}
+    )
     return network
 
 
@@ -91,7 +96,11 @@ def test_golden_scores_loss_and_gradients(kind, case):
     network = network_for(detector, archive, f'{case}/weights', data.flat.shape[1])
     scores = network(data.flat, data.lengths)
     mask = valid.numpy() > 0
-    close(scores.detach().numpy()[mask[:, : scores.shape[1]]], archive[f'{case}/out/scores'][mask], 1e-5)
+    close(
+        scores.detach().numpy()[mask[:, : scores.shape[1]]],
+        archive[f'{case}/out/scores'][mask],
+        1e-5,
+    )
 
     weights = losses.ClassWeights(*archive['common/in/class_weights'].tolist())
     loss = batch_loss(detector, network, data, weights)
@@ -130,12 +139,19 @@ def test_golden_time_weights_and_class_weights():
         strict=True,
     ):
         n_success, n_fail, lambda_fail, lambda_success = row
-        close(losses.class_weights(int(n_fail), int(n_success), lambda_fail, lambda_success), expected, 1e-6)
+        close(
+            losses.class_weights(int(n_fail), int(n_success), lambda_fail, lambda_success),
+            expected,
+            1e-6,
+        )
 
 
 def test_golden_aggregation():
     steps = golden(LOSSES, 'agg/in/losses').requires_grad_()
-    valid, failed = golden(LOSSES, 'agg/in/valid_masks'), 1 - golden(LOSSES, 'agg/in/success_labels')
+    valid, failed = (
+        golden(LOSSES, 'agg/in/valid_masks'),
+        1 - golden(LOSSES, 'agg/in/success_labels'),
+    )
     weights = losses.ClassWeights(*LOSSES['agg/in/class_weights'].tolist())
     per_rollout = losses.rollout_losses(steps, valid)
     total = losses.weighted_total(per_rollout, failed, weights)

@@ -18,7 +18,11 @@ def test_golden_commands(case):
     array = GOLDEN[f'{case}/in/A']
     for i, command in enumerate(json.loads(str(GOLDEN[f'{case}/in/commands']))):
         np.testing.assert_allclose(
-            pool(array, str(command)), GOLDEN[f'{case}/out/cmd{i}'], rtol=0, atol=1e-6, err_msg=str(command)
+            pool(array, str(command)),
+            GOLDEN[f'{case}/out/cmd{i}'],
+            rtol=0,
+            atol=1e-6,
+            err_msg=str(command),
         )
 
 
@@ -69,7 +73,8 @@ def test_a_whole_rollout_keeps_its_time_axis():
 
 
 @pytest.mark.parametrize(
-    'command', ['', 'median', '1.5', '-0.1', 'nan', 'concat-1', 'concat-x', 'concat-::0', 'first&first']
+    'command',
+    ['', 'median', '1.5', '-0.1', 'nan', 'concat-1', 'concat-x', 'concat-::0', 'first&first'],
 )
 def test_unknown_commands_are_refused_with_the_list(command):
     with pytest.raises(PoolingError, match='pooling command'):
@@ -96,6 +101,9 @@ def test_specification_checks_axes_and_width():
 
 
 def test_command_line_pooling():
-    assert parse_pooling(['horizon=mean', 'denoise=last']) == (('horizon', 'mean'), ('denoise', 'last'))
+    assert parse_pooling(['horizon=mean', 'denoise=last']) == (
+        ('horizon', 'mean'),
+        ('denoise', 'last'),
+    )
     with pytest.raises(PoolingError, match='AXIS=COMMAND'):
         parse_pooling(['mean'])
