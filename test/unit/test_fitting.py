@@ -286,6 +286,16 @@ def test_rollouts_of_any_float_dtype_are_read_as_float32_without_padding():
 # --- and when they do not learn
 
 
+@pytest.mark.parametrize('empty', [slice(None), slice(3, 4)], ids=['all', 'one'])
+def test_rollouts_without_features_are_refused_with_what_to_do(empty):
+    rollouts = make_rollouts(5)
+    rollouts[empty] = [dataclasses.replace(r, features=r.features[:, :0]) for r in rollouts[empty]]
+    first = rollouts[empty][0].episode_id
+    with pytest.raises(DetectorError, match=r'no features \(signals only\).*--feature') as error:
+        stack_rollouts(rollouts)
+    assert repr(first) in str(error.value)
+
+
 @pytest.mark.parametrize(
     ('name', 'params', 'message'),
     [
