@@ -18,6 +18,8 @@ from rclpy.node import Node
 
 Value = bool | int | float | str | list[str]
 
+_LARGEST_INTEGER = 2**31 - 1
+
 
 class ParameterError(ValueError):
     """A parameter's value is refused by the node; the message names it and says what is allowed."""
@@ -61,9 +63,11 @@ class Parameter:
             return ', '.join(f"'{choice}'" for choice in self.choices)
         if self.low is None and self.high is None:
             return ''
-        low = '-inf' if self.low is None else f'{self.low:g}'
-        high = 'inf' if self.high is None else f'{self.high:g}'
-        return f'{low} to {high}'
+        if self.low is None:
+            return f'{self.high:.10g} or less'
+        if self.high is None or (isinstance(self.default, int) and self.high >= _LARGEST_INTEGER):
+            return f'{self.low:.10g} or more'
+        return f'{self.low:.10g} to {self.high:.10g}'
 
     def descriptor(self) -> ParameterDescriptor:
         """Return the ROS descriptor; parameters are set at start-up and read-only afterwards."""
@@ -72,8 +76,8 @@ class Parameter:
             descriptor.additional_constraints = f'one of {self.allowed}'
         if self.low is not None or self.high is not None:
             if isinstance(self.default, int):
-                lowest = -(2**31) if self.low is None else int(self.low)
-                highest = 2**31 - 1 if self.high is None else int(self.high)
+                lowest = -_LARGEST_INTEGER if self.low is None else int(self.low)
+                highest = _LARGEST_INTEGER if self.high is None else int(self.high)
                 descriptor.integer_range = [IntegerRange(from_value=lowest, to_value=highest)]
             else:
                 low = -math.inf if self.low is None else self.low
@@ -104,10 +108,12 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
                 f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: {error} '
                 f'(type {parameter.type_name}{allowed}; {parameter.description})'
             ) from error
-        if parameter.choices and value not in parameter.choices:
+        # ROS compares a number with its range, which NaN passes, and does not know choices.
+        number = isinstance(value, float) and not math.isfinite(value)
+        if number or (parameter.choices and value not in parameter.choices):
             raise ParameterError(
                 f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: '
-                f'must be one of {parameter.allowed}, found {value!r}'
+                f'expected {"" if number else "one of "}{parameter.allowed}, found {value!r}'
             )
         values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
     return SimpleNamespace(**values)
