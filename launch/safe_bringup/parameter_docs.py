@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes ``docs/reference/parameters.md`` from the tables in which nodes declare parameters.
+
+``python -m safe_bringup.parameter_docs > docs/reference/parameters.md``
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from types import ModuleType
+
+from safe_monitor_node.nodes import monitor
+from vla_feature_bridge.nodes import replay
+from vla_feature_bridge.nodes.parameters import Parameter
+
+NODES = (
+    ('monitor', monitor, 'scores policy steps and raises alarms.'),
+    ('replay', replay, 'plays a recorded rollout set as if its policy were running.'),
+)
+
+INTRODUCTION = """\
+<!-- Made by: python -m safe_bringup.parameter_docs > docs/reference/parameters.md -->
+
+# Parameters
+
+Give them on the command line (`--ros-args -p alpha:=0.05`) or in a YAML file
+(`--ros-args --params-file FILE`; `launch/params` holds one for each node). They are read when the
+node starts and cannot be changed afterwards; a value of another type, or one that is not allowed,
+ends the start with the reason. A `double` needs its decimal point: `10.0`, not `10`."""
+
+
+def page() -> str:
+    """Return the whole page as Markdown."""
+    sections = [section(*node) for node in NODES]
+    return '\n\n'.join([INTRODUCTION, *sections]) + '\n'
+
+
+def section(name: str, module: ModuleType, purpose: str) -> str:
+    """Return the section of one node: what it does, and a table of its parameters."""
+    package = module.__name__.split('.')[0]
+    heading = f'## `{name}`\n\n`ros2 run {package} {name}` {purpose}'
+    return f'{heading}\n\n{table(module.PARAMETERS)}'
+
+
+def table(parameters: Iterable[Parameter]) -> str:
+    """Return a Markdown table of parameters, in the order in which they are declared."""
+    rows = [('parameter', 'type', 'default', 'allowed', 'meaning'), ('---',) * 5]
+    for parameter in parameters:
+        rows.append(
+            (
+                f'`{parameter.name}`',
+                parameter.type_name,
+                f'`{yaml_value(parameter.default)}`',
+                parameter.allowed.replace("'", '`'),
+                parameter.description,
+            )
+        )
+    escaped = [[cell.replace('|', '\\|') for cell in row] for row in rows]
+    return '\n'.join(f'| {" | ".join(row)} |' for row in escaped)
+
+
+def yaml_value(value: object) -> str:
+    """Return a default as one would write it in a parameter file."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def main() -> int:
+    """Print the page."""
+    sys.stdout.write(page())
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())
