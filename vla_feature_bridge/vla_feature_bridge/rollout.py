@@ -102,7 +102,9 @@ class Rollout:
     def failed(self) -> bool:
         """True for a failure, the positive class; raises :class:`RolloutError` while unlabelled."""
         if self.success is None:
-            raise RolloutError(f'rollout {self.episode_id!r} has no outcome; label it before using it')
+            raise RolloutError(
+                f'rollout {self.episode_id!r} has no outcome; label it before using it'
+            )
         return not self.success
 
     def step(self, t: int) -> PolicyStep:
