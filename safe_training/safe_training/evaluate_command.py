@@ -38,7 +38,7 @@ from safe_training.evaluation import (
     flatten_report,
     labelled,
     report_part,
-    score_rollouts,
+    score_part,
     summarise,
 )
 from safe_training.metrics import earliest_stops
@@ -151,7 +151,7 @@ def evaluate_folder(
         raise EvaluationError('the detector folder has no band; fit it again')
     stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
-        name: report_part(score_rollouts(loaded.detector, members), stops, loaded.band, alpha)
+        name: report_part(score_part(loaded.detector, members, name), stops, loaded.band, alpha)
         for name, members in parts_of(loaded, rollouts).items()
     }
 

@@ -147,9 +147,10 @@ def fit_and_calibrate(
     return Fitted(detector, band, split)
 
 
-def score_rollouts(detector: Detector, rollouts: Sequence[Rollout]) -> list[Scored]:
-    """Score labelled rollouts."""
-    scores = detector.score_all(rollouts)
+def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[Scored]:
+    """Score labelled rollouts of one part; in 'train' no step may recognise itself."""
+    score = detector.score_training if part == 'train' else detector.score_all
+    scores = score(rollouts)
     return [Scored(s, r.failed, r.task) for s, r in zip(scores, rollouts, strict=True)]
 
 
@@ -171,7 +172,7 @@ def report_parts(
     stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
         name: report_part(
-            score_rollouts(fitted.detector, [rollouts[i] for i in indices]),
+            score_part(fitted.detector, [rollouts[i] for i in indices], name),
             stops,
             fitted.band,
             alpha,

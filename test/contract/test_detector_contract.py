@@ -33,7 +33,11 @@ DATA = frozenset({'features', 'actions', 'sampled_actions', 'tokens', 'signals'}
 TINY = {'hidden': 8, 'epochs': 5}
 
 # Parameters that make a detector small and quick; one that is not named here is made by default.
-SMALL = {'safe_mlp': TINY, 'safe_lstm': TINY}
+SMALL = {
+    'safe_mlp': TINY,
+    'safe_lstm': TINY,
+    'pca_kmeans': {'pca_dim': 4, 'clusters': 3},
+}
 # Further ways to score, beside the default.
 VARIANTS = {
     'safe_mlp': [
@@ -53,6 +57,22 @@ VARIANTS = {
         {'dropout': 0.5, 'batch_size': 5, 'hard_negative': 1.0},
     ],
     'random': [{'seed': 7}],
+    'mahalanobis': [
+        {'accumulate': 'sum'},
+        {'success_only': True, 'accumulate': 'none', 'ridge': 0.1},
+    ],
+    'euclidean_knn': [
+        {'neighbours': 1, 'accumulate': 'none'},
+        {'success_only': True, 'accumulate': 'sum'},
+    ],
+    'cosine_knn': [
+        {'neighbours': 1, 'accumulate': 'none'},
+        {'success_only': True, 'accumulate': 'sum'},
+    ],
+    'pca_kmeans': [
+        {'accumulate': 'sum', 'reference_compatible': True},
+        {'success_only': True, 'accumulate': 'none', 'clusters': 6},
+    ],
 }
 
 

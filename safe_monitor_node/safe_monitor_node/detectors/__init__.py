@@ -14,6 +14,12 @@ from safe_monitor_node.detectors.base import (
     make_detector,
 )
 from safe_monitor_node.detectors.controls import ActionNorm, Clock, Constant, Random
+from safe_monitor_node.detectors.embedding import (
+    CosineKnn,
+    EuclideanKnn,
+    Mahalanobis,
+    PcaKmeans,
+)
 from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
 
 __all__ = [
@@ -21,8 +27,12 @@ __all__ = [
     'ActionNorm',
     'Clock',
     'Constant',
+    'CosineKnn',
     'Detector',
     'DetectorError',
+    'EuclideanKnn',
+    'Mahalanobis',
+    'PcaKmeans',
     'Random',
     'SafeLstm',
     'SafeMlp',

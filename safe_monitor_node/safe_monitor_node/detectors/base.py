@@ -110,6 +110,13 @@ class Detector(ABC):
         """Score many rollouts, as :meth:`score` does each; faster where they can be batched."""
         return [self.score(rollout) for rollout in rollouts]
 
+    def score_training(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Score rollouts that it was fitted on, as :meth:`score_all` does.
+
+        A detector that stores its training steps overrides this, so that no step recognises itself.
+        """
+        return self.score_all(rollouts)
+
     @abstractmethod
     def stream(self) -> Stream:
         """Start scoring a new episode step by step."""

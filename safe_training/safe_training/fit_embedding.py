@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit the embedding distances: covariance factors, banks of neighbours, PCA and k-means."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.linalg import LinAlgError, cholesky, solve_triangular
+from sklearn.cluster import KMeans
+from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
+
+from safe_monitor_node.detectors import DetectorError, fitter_for
+from safe_monitor_node.detectors.embedding import (
+    CosineKnn,
+    EmbeddingDetector,
+    EuclideanKnn,
+    Mahalanobis,
+    NeighbourDetector,
+    PcaKmeans,
+    fingerprint,
+    unit_vectors,
+)
+from safe_training.fitting import require_both_outcomes, stack_rollouts
+from vla_feature_bridge.rollout import Rollout
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class ClassSteps:
+    """All training steps of one outcome.
+
+    Attributes
+    ----------
+    features : ndarray of float32, shape (N, D)
+    rollouts : ndarray of int64, shape (N,)
+        Fingerprint of the rollout that a step belongs to.
+    plural : str
+        'successes' or 'failures', for messages.
+    """
+
+    features: np.ndarray
+    rollouts: np.ndarray
+    plural: str
+
+
+def steps_by_outcome(
+    detector: EmbeddingDetector, rollouts: Sequence[Rollout]
+) -> dict[str, ClassSteps]:
+    """Return the steps of successes and, unless the detector leaves them out, of failures.
+
+    Raises
+    ------
+    DetectorError
+        No rollouts, features that do not fit together, unlabelled rollouts, a missing outcome.
+    """
+    data = stack_rollouts(rollouts)
+    lengths = data.lengths.tolist()
+    features = np.split(data.flat.numpy(), np.cumsum(lengths)[:-1])
+    failed = [r.failed for r in rollouts]
+    if not detector.success_only:
+        require_both_outcomes(rollouts, detector.name)
+    elif all(failed):
+        raise DetectorError(
+            f'{detector.name} learns from successes, but all {len(rollouts)} training rollouts are '
+            'failures; add successes, or choose other training tasks (another --seed)'
+        )
+    classes = {'success': (False, 'successes'), 'failure': (True, 'failures')}
+    if detector.success_only:
+        del classes['failure']
+    steps = {}
+    for outcome, (is_failure, plural) in classes.items():
+        members = [f for f, fails in zip(features, failed, strict=True) if fails == is_failure]
+        steps[outcome] = ClassSteps(
+            np.concatenate(members),
+            np.repeat(np.array([fingerprint(f) for f in members]), [len(f) for f in members]),
+            plural,
+        )
+    return steps
+
+
+def gaussian(detector: Mahalanobis, steps: ClassSteps) -> dict[str, np.ndarray]:
+    """Return mean and L with L^T L = (covariance + ridge I)^-1, computed in float64."""
+    count, dim = steps.features.shape
+    if count < 2:
+        raise DetectorError(
+            f'{detector.name}: a covariance needs at least 2 steps, the {steps.plural} have {count}'
+        )
+    wide = steps.features.astype(np.float64)
+    mean = wide.mean(axis=0)
+    wide -= mean
+    covariance = wide.T @ wide / (count - 1)
+    covariance[np.diag_indices(dim)] += detector.ridge
+    try:
+        lower = cholesky(covariance, lower=True, overwrite_a=True)
+    except LinAlgError as error:
+        raise DetectorError(
+            f'{detector.name}: the covariance of the {steps.plural} plus ridge {detector.ridge} '
+            'cannot be inverted; give a larger ridge'
+        ) from error
+    factor = solve_triangular(lower, np.eye(dim), lower=True, overwrite_b=True)
+    return {'mean': mean, 'factor': np.tril(factor).astype(np.float32)}
+
+
+def neighbours(detector: NeighbourDetector, steps: ClassSteps) -> dict[str, np.ndarray]:
+    """Return the bank of one class: its steps, centred, and which rollout each belongs to."""
+    count = len(steps.features)
+    longest = int(np.unique(steps.rollouts, return_counts=True)[1].max())
+    # As many again as any one rollout could hold itself: else a rollout alone would be a class.
+    if count - longest < detector.neighbours:
+        raise DetectorError(
+            f'{detector.name}: neighbours={detector.neighbours}, but the {steps.plural} have only '
+            f'{count - longest} steps beside their longest rollout; give fewer neighbours or more '
+            'rollouts'
+        )
+    wide = steps.features.astype(np.float64)
+    if isinstance(detector, CosineKnn):
+        wide = unit_vectors(wide)
+    centre = wide.mean(axis=0)
+    wide -= centre
+    return {'centre': centre, 'rows': wide.astype(np.float32), 'rollouts': steps.rollouts}
+
+
+def clusters(detector: PcaKmeans, steps: ClassSteps) -> dict[str, np.ndarray]:
+    """Return the principal subspace of one class and the centroids of its steps in it."""
+    count, dim = steps.features.shape
+    if detector.pca_dim > min(count, dim):
+        raise DetectorError(
+            f'{detector.name}: pca_dim={detector.pca_dim}, but the {steps.plural} have {count} '
+            f'steps of {dim} features; give at most {min(count, dim)}'
+        )
+    if detector.clusters > count:
+        raise DetectorError(
+            f'{detector.name}: clusters={detector.clusters}, but the {steps.plural} have {count} '
+            'steps; give fewer clusters or more rollouts'
+        )
+    wide = steps.features.astype(np.float64)
+    pca = PCA(detector.pca_dim, random_state=detector.seed)
+    projected = pca.fit_transform(wide)
+    with warnings.catch_warnings():
+        # Fewer distinct steps than clusters: the same centroid twice changes no distance.
+        warnings.simplefilter('ignore', ConvergenceWarning)
+        means = KMeans(
+            detector.clusters, init='k-means++', n_init='auto', random_state=detector.seed
+        ).fit(projected)
+    return {
+        'mean': np.asarray(pca.mean_, dtype=np.float64),
+        'components': np.asarray(pca.components_, dtype=np.float32),
+        'centroids': np.asarray(means.cluster_centers_, dtype=np.float32),
+    }
+
+
+@fitter_for(Mahalanobis.name, EuclideanKnn.name, CosineKnn.name, PcaKmeans.name)
+def fit_embedding(
+    detector: EmbeddingDetector,
+    rollouts: Sequence[Rollout],
+    *,
+    validation: Sequence[Rollout] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Fit an embedding distance.
+
+    Parameters
+    ----------
+    rollouts : sequence of Rollout
+        Labelled training rollouts with pooled features; both outcomes unless ``success_only``.
+    validation : sequence of Rollout, optional
+        Not used: nothing is trained by gradients here.
+    progress : callable, optional
+        Called with (classes done, classes, note).
+    """
+    detector.check_params()
+    by_outcome = steps_by_outcome(detector, rollouts)
+    state: dict[str, np.ndarray] = {}
+    for done, (outcome, steps) in enumerate(by_outcome.items(), start=1):
+        match detector:
+            case Mahalanobis():
+                arrays = gaussian(detector, steps)
+            case NeighbourDetector():
+                arrays = neighbours(detector, steps)
+            case PcaKmeans():
+                arrays = clusters(detector, steps)
+            case _:
+                raise AssertionError(f'no fit for {detector.name}')
+        state |= {f'{outcome}.{name}': array for name, array in arrays.items()}
+        if progress is not None:
+            progress(done, len(by_outcome), f'{len(steps.features)} steps of {steps.plural}')
+    detector.adopt(state, next(iter(by_outcome.values())).features.shape[1])
