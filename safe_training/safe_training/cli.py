@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m safe_training info|convert|fit|evaluate``.
+"""The command line: ``python -m safe_training info|convert|label|fit|evaluate``.
 
 Exit status 0: done; 1: failed, the reason on standard error; 2: wrong usage.
 """
@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from safe_monitor_node.band import BandError
 from safe_monitor_node.detectors import DetectorError
 from safe_monitor_node.folder import DetectorFolderError
-from safe_training import conversion, evaluate_command, fit_command
+from safe_training import conversion, evaluate_command, fit_command, label_command
 from safe_training.calibration import CalibrationError
+from safe_training.detector_options import UsageError
 from safe_training.evaluation import EvaluationError
 from safe_training.metrics import MetricError
 from safe_training.splits import SplitError
@@ -46,6 +47,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
     conversion.add_commands(verbs)
+    label_command.add_command(verbs)
     fit_command.add_command(verbs)
     evaluate_command.add_command(verbs)
     return parser
@@ -56,6 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(arguments)
     try:
         return int(args.run(args))
+    except UsageError as error:
+        print(f'safe_training {args.verb}: {error}', file=sys.stderr)
+        return 2
     except FAILURES as error:
         print(f'safe_training {args.verb}: {error}', file=sys.stderr)
         return 1

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,10 +14,14 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from safe_monitor_node.detectors import DETECTORS, DetectorError, make_detector
+from safe_monitor_node.detectors import DETECTORS
 from safe_training.evaluation import Progress as ProgressFunction
 from safe_training.evaluation import Protocol
 from vla_feature_bridge.pooling import parse_pooling
+
+
+class UsageError(ValueError):
+    """An option was given a value that it does not take; the message says what it takes."""
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
@@ -102,26 +108,35 @@ def pooling_of(args: argparse.Namespace) -> tuple[tuple[str, str], ...] | None:
     return parse_pooling(args.pooling) if args.pooling else None
 
 
+# What a parameter takes whose default is None; annotations are text in our modules.
+_OPTIONAL: dict[str, type] = {
+    'float | None': float,
+    'int | None': int,
+    'str | None': str,
+    'list[int] | None': list,
+}
+
+
 def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Read ``NAME=VALUE`` (for every named detector that has it) and ``DETECTOR.NAME=VALUE``.
 
     Raises
     ------
-    DetectorError
-        Malformed, or no named detector has the parameter.
+    UsageError
+        Malformed, of another type than the parameter, or no named detector has it.
     """
-    known = {name: make_detector(name).get_params() for name in names}
+    known = {name: inspect.signature(DETECTORS[name]).parameters for name in names}
     params: dict[str, dict[str, Any]] = {name: {} for name in names}
     for setting in settings:
         key, equals, text = setting.partition('=')
         if not equals:
-            raise DetectorError(f'--set {setting!r}: expected NAME=VALUE, such as epochs=100')
+            raise UsageError(f'--set {setting!r}: expected NAME=VALUE, such as epochs=100')
         detector, _, parameter = key.rpartition('.')
         if detector and detector not in DETECTORS:
-            raise DetectorError(f'--set {setting!r}: unknown detector {detector!r}')
+            raise UsageError(f'--set {setting!r}: unknown detector {detector!r}')
         takers = [n for n in names if parameter in known[n] and detector in ('', n)]
         if not takers:
-            raise DetectorError(
+            raise UsageError(
                 f'--set {setting!r}: none of {", ".join(names)} has a parameter {parameter!r}; '
                 + '; '.join(f'{n} has {", ".join(p) or "none"}' for n, p in known.items())
             )
@@ -130,30 +145,25 @@ def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     return params
 
 
-def _value(setting: str, text: str, default: object) -> Any:
+def _value(setting: str, text: str, parameter: inspect.Parameter) -> Any:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError:
+    except ValueError:
         value = text
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    fits = (
-        default is None
-        or (isinstance(default, bool) and isinstance(value, bool))
-        or (isinstance(default, str) and isinstance(value, str))
-        or (isinstance(default, float) and numeric)
-        or (
-            isinstance(default, int)
-            and not isinstance(default, bool)
-            and isinstance(value, int)
-            and numeric
-        )
-    )
-    if not fits:
-        raise DetectorError(
-            f'--set {setting!r}: expected a value like {default!r} ({type(default).__name__}), '
+    default = parameter.default
+    kind = _OPTIONAL.get(str(parameter.annotation), object) if default is None else type(default)
+    if value is None and default is None:
+        return None
+    # An integer may stand for a float, but true stands for no number.
+    if kind is float and type(value) is int:
+        value = float(text)
+    fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(
+            f'--set {setting!r}: expected a value of type {kind.__name__}, such as {default!r}, '
             f'found {value!r}'
         )
-    return float(value) if isinstance(default, float) else value
+    return value
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_monitor_node.folder import DetectorFolderError, LoadedDetector, load_detector
 from safe_training.detector_options import (
+    UsageError,
     add_protocol_options,
     add_source_options,
     as_number,
@@ -108,7 +110,7 @@ def add_command(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
     if args.splits < 1:
-        raise EvaluationError(f'--splits must be at least 1, found {args.splits}')
+        raise UsageError(f'--splits must be at least 1, found {args.splits}')
     rollouts, feature = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
@@ -244,7 +246,8 @@ def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 def report_table(rows: Sequence[Row], title: str) -> Table:
     """Return the table of detectors by part, mean and std over splits where there are several."""
-    table = Table(title=title, title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
+    # As text: a folder's name may hold what looks like markup.
+    table = Table(title=Text(title), title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
     table.add_column('detector', no_wrap=True)
     table.add_column('part', no_wrap=True)
     for heading, _ in COLUMNS:

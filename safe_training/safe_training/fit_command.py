@@ -100,7 +100,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(plain_json(describe(args.out)))
         return 0
-    console = Console(highlight=False)
+    # Plain: a feature such as hidden_states[token=last] is no markup, and a path is never broken.
+    console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
         f'{args.detector} fitted on {len(split.train)} rollouts of {len(split.seen_tasks)} tasks '
         f'({feature}, width {feature.dim})'
