@@ -37,6 +37,8 @@ SMALL = {
     'safe_mlp': TINY,
     'safe_lstm': TINY,
     'pca_kmeans': {'pca_dim': 4, 'clusters': 3},
+    # The samples of the rollouts below are this far apart.
+    'action_cluster_entropy': {'threshold': 0.8},
 }
 # Further ways to score, beside the default.
 VARIANTS = {
@@ -57,6 +59,19 @@ VARIANTS = {
         {'dropout': 0.5, 'batch_size': 5, 'hard_negative': 1.0},
     ],
     'random': [{'seed': 7}],
+    'token_max_neg_log_prob': [{'accumulate': 'mean'}],
+    'token_avg_neg_log_prob': [{'accumulate': 'sum'}],
+    'token_max_entropy': [{'accumulate': 'mean'}],
+    'token_avg_entropy': [{'accumulate': 'mean'}],
+    'action_total_var': [{'accumulate': 'mean'}],
+    'action_general_var': [{'accumulate': 'mean', 'floor': 0.1}],
+    'action_translation_var': [{'dimensions': [1, 6]}, {'reference_compatible': True}],
+    'action_rotation_var': [{'accumulate': 'sum'}, {'reference_compatible': True}],
+    'action_gripper_var': [{'accumulate': 'mean'}, {'reference_compatible': True}],
+    'action_cluster_entropy': [{'accumulate': 'mean'}],
+    'stac': [{'accumulate': 'mean', 'beta': 10.0}, {'exec_horizon': 1, 'negate': True}],
+    'stac_single': [{'accumulate': 'mean'}, {'exec_horizon': 4, 'negate': True}],
+    'signal': [{'signal': 'action_jerk', 'accumulate': 'none', 'negate': True}],
     'mahalanobis': [
         {'accumulate': 'sum'},
         {'success_only': True, 'accumulate': 'none', 'ridge': 0.1},
@@ -504,7 +519,8 @@ def test_the_score_of_a_step_does_not_know_the_future(case):
             return array[:now]
 
         def another_future(array, now=now):
-            return np.concatenate([array[:now], -3 * array[now:] + 1])
+            # Probabilities stay probabilities, entropies stay positive.
+            return np.concatenate([array[:now], 0.1 + 0.3 * array[now:][::-1]])
 
         assert_close(fitted(case).score(mapped(rollout, past)), score[:now], 1e-6)
         assert_close(fitted(case).score(mapped(rollout, another_future))[:now], score[:now], 1e-6)

@@ -21,10 +21,33 @@ from safe_monitor_node.detectors.embedding import (
     PcaKmeans,
 )
 from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
+from safe_monitor_node.detectors.samples import (
+    ActionClusterEntropy,
+    ActionGeneralVar,
+    ActionGripperVar,
+    ActionRotationVar,
+    ActionTotalVar,
+    ActionTranslationVar,
+    Stac,
+    StacSingle,
+)
+from safe_monitor_node.detectors.signal import Signal
+from safe_monitor_node.detectors.tokens import (
+    TokenAvgEntropy,
+    TokenAvgNegLogProb,
+    TokenMaxEntropy,
+    TokenMaxNegLogProb,
+)
 
 __all__ = [
     'DETECTORS',
+    'ActionClusterEntropy',
+    'ActionGeneralVar',
+    'ActionGripperVar',
     'ActionNorm',
+    'ActionRotationVar',
+    'ActionTotalVar',
+    'ActionTranslationVar',
     'Clock',
     'Constant',
     'CosineKnn',
@@ -36,8 +59,15 @@ __all__ = [
     'Random',
     'SafeLstm',
     'SafeMlp',
+    'Signal',
+    'Stac',
+    'StacSingle',
     'StepError',
     'Stream',
+    'TokenAvgEntropy',
+    'TokenAvgNegLogProb',
+    'TokenMaxEntropy',
+    'TokenMaxNegLogProb',
     'fitter_for',
     'make_detector',
 ]

@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Token uncertainty: how unsure a policy was of the tokens that it emitted in one step.
+
+Baselines of Gu et al. (arXiv 2506.09937, section 5); quantities as in the language-model
+literature (maximum and mean of negative log-probability and of entropy over the tokens).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from safe_monitor_node.detectors.accumulation import Accumulate
+from safe_monitor_node.detectors.base import StepError, register
+from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
+from vla_feature_bridge.step import PolicyStep
+
+# A policy may store a probability of 0 after rounding; its logarithm would be infinite. The
+# smallest normal float32 is the least that a stored one can mean: 87.3 nats.
+_LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
+
+# Rounding in half precision may carry a probability this far above 1, or an entropy below 0.
+_ROUNDING = 1e-2
+
+
+class _TokenDetector(StepwiseDetector):
+    needs = frozenset({'tokens'})
+
+    def __init__(self, *, accumulate: Accumulate = 'none') -> None:
+        self.accumulate = accumulate
+
+    def _checked(self, step: PolicyStep, values: np.ndarray | None, what: str) -> np.ndarray:
+        """Return one finite float64 number a token, or raise :class:`StepError`."""
+        if values is None or values.size == 0:
+            raise StepError(
+                f'step {step.step}: detector {self.name} needs the {what} of the emitted tokens, '
+                'this step has none; take a policy that emits tokens, or another detector'
+            )
+        if values.ndim != 1:
+            raise StepError(
+                f'step {step.step}: detector {self.name} expects the {what} of each token in one '
+                f'row, found shape {values.shape}'
+            )
+        numbers = np.asarray(values, dtype=np.float64)
+        if not np.isfinite(numbers).all():
+            raise StepError(f'step {step.step}: the token {what} holds NaN or infinity')
+        return numbers
+
+    def _neg_log_prob(self, step: PolicyStep) -> np.ndarray:
+        probability = self._checked(step, step.token_probability, 'probability')
+        if probability.min() < 0.0 or probability.max() > 1.0 + _ROUNDING:
+            raise StepError(
+                f'step {step.step}: a token probability must lie in [0, 1], found '
+                f'{probability.min():g} to {probability.max():g}; '
+                'are these logits, or log-probabilities?'
+            )
+        return -np.log(np.clip(probability, _LEAST_PROBABILITY, 1.0))
+
+    def _entropy(self, step: PolicyStep) -> np.ndarray:
+        entropy = self._checked(step, step.token_entropy, 'entropy')
+        if entropy.min() < -_ROUNDING:
+            raise StepError(
+                f'step {step.step}: a token entropy must not be negative, found {entropy.min():g}'
+            )
+        return np.maximum(entropy, 0.0)
+
+
+@register
+class TokenMaxNegLogProb(_TokenDetector):
+    """Largest negative log-probability [nats] among the tokens of a step: its least sure token.
+
+    Parameters
+    ----------
+    accumulate : {'none', 'sum', 'mean'}
+        The quantity itself, its sum or its running mean over the episode.
+    """
+
+    name = 'token_max_neg_log_prob'
+
+    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+        return float(self._neg_log_prob(step).max())
+
+
+@register
+class TokenAvgNegLogProb(_TokenDetector):
+    """Mean negative log-probability [nats] of the tokens of a step.
+
+    Parameters
+    ----------
+    accumulate : {'none', 'sum', 'mean'}
+        The quantity itself, its sum or its running mean over the episode.
+    """
+
+    name = 'token_avg_neg_log_prob'
+
+    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+        return float(self._neg_log_prob(step).mean())
+
+
+@register
+class TokenMaxEntropy(_TokenDetector):
+    """Largest entropy [nats] among the token distributions of a step.
+
+    Parameters
+    ----------
+    accumulate : {'none', 'sum', 'mean'}
+        The quantity itself, its sum or its running mean over the episode.
+    """
+
+    name = 'token_max_entropy'
+
+    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+        return float(self._entropy(step).max())
+
+
+@register
+class TokenAvgEntropy(_TokenDetector):
+    """Mean entropy [nats] of the token distributions of a step.
+
+    Parameters
+    ----------
+    accumulate : {'none', 'sum', 'mean'}
+        The quantity itself, its sum or its running mean over the episode.
+    """
+
+    name = 'token_avg_entropy'
+
+    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+        return float(self._entropy(step).mean())
