@@ -709,9 +709,10 @@ def test_what_no_reader_recognises(tmp_path):
 def test_openpi_records_are_not_taken_for_openvla(tmp_path):
     write_episode(tmp_path / 'env_records')
     (tmp_path / 'policy_records').mkdir()
-    for path in (tmp_path, tmp_path / 'env_records'):
-        with pytest.raises(DumpError, match='expected one of'):
-            open_source(path)
+    with pytest.raises(DumpError, match=r'policy_records: expected \*meta\.pkl, one per inference'):
+        open_source(tmp_path)
+    with pytest.raises(DumpError, match='expected one of'):
+        open_source(tmp_path / 'env_records')
 
 
 def test_other_pickles_beside_a_dump_do_not_matter(tmp_path):

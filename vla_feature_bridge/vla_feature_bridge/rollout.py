@@ -21,6 +21,9 @@ class Rollout:
     Attributes
     ----------
     features : ndarray, shape (T, D) pooled or (T, ..., D) raw, any float dtype
+    feature_lengths : ndarray of int, shape (T,), or None
+        Raw features only: how long the first raw axis (the tokens) of each step really is; the
+        rest of ``features`` is padding. None where every step fills it.
     task : str
         Name of the task; splits and macro averages go by it.
     success : bool or None
@@ -47,6 +50,8 @@ class Rollout:
         Step at which a person saw the failure begin.
     video : str
         Path of the recording, relative to the source; empty if none.
+    unseen : bool
+        The source sets this task aside as one that no detector may train on.
     """
 
     features: np.ndarray
@@ -67,6 +72,8 @@ class Rollout:
     inference_time: np.ndarray | None = None
     failure_step: int | None = None
     video: str = ''
+    unseen: bool = False
+    feature_lengths: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if not self.episode_id:
@@ -82,11 +89,20 @@ class Rollout:
             'token_entropy': 2,
             'stamps': 1,
             'inference_time': 1,
+            'feature_lengths': 1,
         }
         for name, ndim in expected_ndim.items():
             self._check(name, getattr(self, name), ndim)
         for name, values in self.signals.items():
             self._check(f'signal {name!r}', values, 1)
+        if self.feature_lengths is not None:
+            longest = self.features.shape[1] if self.features.ndim > 2 else 0
+            if self.feature_lengths.min() < 1 or self.feature_lengths.max() > longest:
+                raise RolloutError(
+                    f'rollout {self.episode_id!r}: feature_lengths must lie in 1 to {longest}, the '
+                    f'first raw axis of features of shape {self.features.shape}, found '
+                    f'{self.feature_lengths.min()} to {self.feature_lengths.max()}'
+                )
 
     def _check(self, name: str, array: np.ndarray | None, ndim: int) -> None:
         if array is not None and (array.ndim != ndim or array.shape[0] != len(self)):
@@ -111,8 +127,11 @@ class Rollout:
         """Return step ``t`` (views, no copies) as a live policy would have published it."""
         if not 0 <= t < len(self):
             raise IndexError(f'rollout {self.episode_id!r} has steps 0 to {len(self) - 1}, not {t}')
+        features = self.features[t]
+        if self.feature_lengths is not None:
+            features = features[: int(self.feature_lengths[t])]
         return PolicyStep(
-            features=self.features[t],
+            features=features,
             feature_name=self.feature_name,
             stamp=0 if self.stamps is None else int(self.stamps[t]),
             episode_id=self.episode_id,

@@ -8,11 +8,17 @@
     SET/arrays/000000.safetensors  the arrays of the first rollout, read by memory map
 
 A set is written into a hidden folder beside its destination and renamed when it is complete, so
-that a folder of this name is always a whole set.
+that a folder of this name is always a whole set. Work that has a name of its own survives an
+interruption in that folder, with a journal of what is done, and is continued by the next writer.
+
+Raw features whose first axis differs from step to step (the tokens of pi0-FAST) are stored without
+padding: all steps' entries one after the other in ``features``, step t from ``feature_offsets[t]``
+to ``feature_offsets[t + 1]``.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -24,7 +30,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, overload
+from typing import IO, Any, overload
 
 import ml_dtypes
 import numpy as np
@@ -37,12 +43,19 @@ VERSION = 1
 MANIFEST = 'rollout_set.json'
 INDEX = 'rollouts.parquet'
 ARRAYS = 'arrays'
+JOURNAL = 'journal.jsonl'
 
 #: A header describes some dozen arrays; anything longer is not one of ours.
 _MAX_HEADER_BYTES = 1 << 20
+#: Elements that are looked at together when NaN is searched.
+_PORTION = 1 << 18
+#: What a ragged feature may take in memory: so much, or so many times its stored size.
+_MAX_PADDED_BYTES = 1 << 30
+_MAX_PADDING = 16
 _ARRAY_FILE = re.compile(r'\d{6,12}\.safetensors')
 _OPTIONAL_ARRAYS = ('actions', 'token_probability', 'token_entropy', 'stamps', 'inference_time')
 _SIGNAL = 'signals.'
+_OFFSETS = 'feature_offsets'
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     'F64': np.dtype('<f8'),
@@ -75,7 +88,10 @@ _COLUMNS: dict[str, tuple[type, ...]] = {
     'arrays': (str,),
     'arrays_bytes': (int,),
     'arrays_header_crc32': (int,),
+    'unseen': (bool,),
 }
+#: Columns that older sets lack, and what their rollouts have instead.
+_LATER_COLUMNS = {'unseen': False}
 
 
 class RolloutSetError(ValueError):
@@ -155,6 +171,16 @@ class RolloutSet(Sequence[Rollout]):
         return list(self._columns['success'])
 
     @property
+    def unseen(self) -> list[bool]:
+        """Return for each rollout whether its source sets the task aside as unseen."""
+        return list(self._columns['unseen'])
+
+    @property
+    def array_files(self) -> list[str]:
+        """Return the file name of each rollout's arrays."""
+        return list(self._columns['arrays'])
+
+    @property
     def lengths(self) -> np.ndarray:
         """Return the number of steps of each rollout, int64 (rollouts,)."""
         return np.array(self._columns['length'], dtype=np.int64)
@@ -193,8 +219,10 @@ class RolloutSet(Sequence[Rollout]):
         file = self.path / ARRAYS / row['arrays']
         arrays = _map_arrays(file, row['arrays_bytes'], row['arrays_header_crc32'])
         try:
+            features, feature_lengths = _features(file, arrays)
             rollout = Rollout(
-                features=arrays.pop('features'),
+                features=features,
+                feature_lengths=feature_lengths,
                 task=row['task'],
                 success=row['success'],
                 episode_id=row['episode_id'],
@@ -206,6 +234,7 @@ class RolloutSet(Sequence[Rollout]):
                 exec_horizon=row['exec_horizon'],
                 failure_step=row['failure_step'],
                 video=row['video'],
+                unseen=row['unseen'],
                 signals={
                     name.removeprefix(_SIGNAL): arrays.pop(name)
                     for name in list(arrays)
@@ -250,6 +279,19 @@ class RolloutSetWriter:
         Which policy was recorded, and what the set was made from.
     overwrite : bool
         Replace an existing rollout set of this name (never any other folder).
+    work : str
+        Names the work exactly, source and options. When it is not empty, what is written when the
+        process is interrupted (KeyboardInterrupt, a signal, a power cut) stays in the hidden
+        folder ``.NAME.partial``, and the next writer of the same work begins with it.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the set grows, for :func:`write_rollout` in another process.
+    continued : int
+        How many entries an interrupted writer of the same work had finished.
+    left_out : list of str
+        What :meth:`leave_out` was told, earlier writers of the same work included.
     """
 
     def __init__(
@@ -259,21 +301,39 @@ class RolloutSetWriter:
         policy: str = '',
         source: str = '',
         overwrite: bool = False,
+        work: str = '',
     ) -> None:
         self.path = Path(path)
         self.feature = feature
         self.policy = policy
         self.source = source
         self.overwrite = overwrite
+        self.work = work
 
     def __enter__(self) -> RolloutSetWriter:
         self._check_destination()
-        self._made_parents = _make_parents(self.path.parent)
-        self._partial = _hidden_sibling(self.path, 'partial')
         self._rows: dict[str, list[Any]] = {name: [] for name in _COLUMNS}
         self._known: set[str] = set()
-        (self._partial / ARRAYS).mkdir(parents=True)
+        self._unseen: dict[str, bool] = {}
+        self.left_out: list[str] = []
+        self._journal: IO[str] | None = None
+        self._made_parents = _make_parents(self.path.parent)
+        self.folder = partial_folder(self.path) if self.work else _hidden(self.path, 'partial')
+        (self.folder / ARRAYS).mkdir(parents=True, exist_ok=bool(self.work))
+        if self.work:
+            self._open_journal()
+        self.continued = self.entries
         return self
+
+    @property
+    def entries(self) -> int:
+        """Return how many rollouts were added or left out; the number of the next one."""
+        return len(self._known) + len(self.left_out)
+
+    @property
+    def steps(self) -> list[int]:
+        """Return the lengths of the rollouts so far."""
+        return list(self._rows['length'])
 
     def add(self, rollout: Rollout) -> None:
         """Write one rollout.
@@ -284,25 +344,34 @@ class RolloutSetWriter:
             Its features are not what the set holds (width, axes, dtype), are NaN or infinite, or
             its ``episode_id`` is already in the set.
         """
-        name = rollout.episode_id
-        if problem := _misfit(rollout, self.feature):
-            raise RolloutSetError(f'{self.path}: rollout {name!r}: {problem}')
-        if rollout.feature_name not in ('', str(self.feature)):
+        self._check_new(rollout.episode_id)
+        try:
+            row = write_rollout(self.folder, self.entries, rollout, self.feature)
+        except RolloutSetError as error:
+            raise RolloutSetError(f'{self.path}: {error}') from error
+        self.add_row(row)
+
+    def add_row(self, row: dict[str, Any]) -> None:
+        """Take over a rollout that :func:`write_rollout` wrote into ``folder``.
+
+        Raises
+        ------
+        RolloutSetError
+            Its ``episode_id`` is already in the set.
+        """
+        self._check_new(row['episode_id'])
+        if self._unseen.setdefault(row['task'], row['unseen']) != row['unseen']:
             raise RolloutSetError(
-                f'{self.path}: rollout {name!r}: expected features {str(self.feature)!r}, '
-                f'found {rollout.feature_name!r}; pool all rollouts of a set alike'
+                f'{self.path}: rollout {row["episode_id"]!r}: expected the task {row["task"]!r} '
+                'to be either seen or unseen, found rollouts of both kinds; check the unseen root'
             )
-        if name in self._known:
-            raise RolloutSetError(
-                f'{self.path}: rollout {name!r} is in the set already; give each its own episode_id'
-            )
-        arrays = _arrays_of(rollout)
-        for array_name in ('features', 'actions'):
-            _check_finite(self.path, name, array_name, arrays.get(array_name))
-        file = f'{len(self._known):06d}.safetensors'
-        size, crc = _write_arrays(self._partial / ARRAYS / file, arrays, name)
-        self._known.add(name)
-        self._add_row(rollout, file, size, crc)
+        self._note({'row': row})
+        self._take(row)
+
+    def leave_out(self, message: str) -> None:
+        """Count an entry of the source that is not in the set, and remember why."""
+        self._note({'left_out': message})
+        self.left_out.append(message)
 
     def __exit__(
         self,
@@ -310,14 +379,79 @@ class RolloutSetWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        kept = bool(self.work) and interrupted
         try:
             if kind is None:
                 self._finish()
         finally:
-            # After success there is nothing of that name any more.
-            shutil.rmtree(self._partial, ignore_errors=True)
-            if not self.path.exists():
+            if not kept:
+                # After success there is nothing of that name any more.
+                shutil.rmtree(self.folder, ignore_errors=True)
+            if self._journal:
+                self._journal.close()
+            if not kept and not self.path.exists():
                 _remove_empty(self._made_parents)
+
+    # -- the journal of named work: one line of JSON for each entry, after its arrays are written
+
+    def _open_journal(self) -> None:
+        self._journal = journal = (self.folder / JOURNAL).open('a+', encoding='utf-8')
+        if not _lock(journal):
+            journal.close()
+            raise RolloutSetError(
+                f'{self.folder}: expected nobody else to write this set, found another process '
+                'at work; wait for it or choose another name'
+            )
+        journal.seek(0)
+        good = 0
+        for number, line in enumerate(iter(journal.readline, '')):
+            if not self._replay(number, line):
+                break
+            good = journal.tell()
+        journal.seek(good)
+        journal.truncate()
+        if not good:
+            shutil.rmtree(self.folder / ARRAYS)
+            (self.folder / ARRAYS).mkdir()
+            self._note({'work': self.work})
+
+    def _replay(self, number: int, line: str) -> bool:
+        """Take over one line of an interrupted writer; False where it cannot be trusted."""
+        try:
+            entry = json.loads(line)
+            if not line.endswith('\n') or type(entry) is not dict:
+                return False
+            if number == 0:
+                return bool(entry == {'work': self.work})
+            if 'left_out' in entry:
+                self.left_out.append(str(entry['left_out']))
+                return True
+            row = entry['row']
+            size = (self.folder / ARRAYS / row['arrays']).stat().st_size
+            if set(row) != set(_COLUMNS) or size != row['arrays_bytes']:
+                return False
+            self._take(row)
+        except (ValueError, KeyError, TypeError, OSError, RecursionError):
+            return False
+        return True
+
+    def _note(self, entry: dict[str, Any]) -> None:
+        if self._journal:
+            self._journal.write(json.dumps(entry) + '\n')
+            self._journal.flush()
+
+    def _take(self, row: dict[str, Any]) -> None:
+        self._known.add(row['episode_id'])
+        self._unseen[row['task']] = row['unseen']
+        for column in _COLUMNS:
+            self._rows[column].append(row[column])
+
+    def _check_new(self, name: str) -> None:
+        if name in self._known:
+            raise RolloutSetError(
+                f'{self.path}: rollout {name!r} is in the set already; give each its own episode_id'
+            )
 
     def _check_destination(self) -> None:
         if not self.path.exists() and not self.path.is_symlink():
@@ -333,32 +467,12 @@ class RolloutSetWriter:
                 'remove it yourself or choose another name'
             )
 
-    def _add_row(self, rollout: Rollout, file: str, size: int, crc: int) -> None:
-        row = {
-            'episode_id': rollout.episode_id,
-            'task': rollout.task,
-            'task_id': int(rollout.task_id),
-            'episode_index': int(rollout.episode_index),
-            'success': None if rollout.success is None else bool(rollout.success),
-            'length': len(rollout),
-            'instruction': rollout.instruction,
-            'policy': rollout.policy,
-            'exec_horizon': int(rollout.exec_horizon),
-            'failure_step': None if rollout.failure_step is None else int(rollout.failure_step),
-            'video': rollout.video,
-            'arrays': file,
-            'arrays_bytes': size,
-            'arrays_header_crc32': crc,
-        }
-        for column, value in row.items():
-            self._rows[column].append(value)
-
     def _finish(self) -> None:
         if not self._known:
             raise RolloutSetError(
                 f'{self.path}: expected at least one rollout to write, found none'
             )
-        _write_index(self._partial / INDEX, self._rows)
+        _write_index(self.folder / INDEX, self._rows)
         manifest = {
             'format': FORMAT,
             'version': VERSION,
@@ -369,20 +483,103 @@ class RolloutSetWriter:
             'steps': sum(self._rows['length']),
             'software': _software(),
         }
+        (self.folder / JOURNAL).unlink(missing_ok=True)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + '\n'
-        (self._partial / MANIFEST).write_text(text, encoding='utf-8')
+        (self.folder / MANIFEST).write_text(text, encoding='utf-8')
         self._check_destination()
         if not self.path.exists():
-            os.rename(self._partial, self.path)
+            os.rename(self.folder, self.path)
             return
-        old = _hidden_sibling(self.path, 'old')
+        old = _hidden(self.path, 'old')
         os.rename(self.path, old)
         try:
-            os.rename(self._partial, self.path)
+            os.rename(self.folder, self.path)
         except OSError:
             os.rename(old, self.path)
             raise
         shutil.rmtree(old)
+
+
+def write_rollout(
+    folder: Path, number: int, rollout: Rollout, feature: FeatureSpec
+) -> dict[str, Any]:
+    """Write the arrays of one rollout into the folder of a growing set.
+
+    Parameters
+    ----------
+    folder : Path
+        ``RolloutSetWriter.folder``.
+    number : int
+        Which entry of the source it is; names the file.
+
+    Returns
+    -------
+    dict
+        Its row of the index, plain values, for :meth:`RolloutSetWriter.add_row`.
+
+    Raises
+    ------
+    RolloutSetError
+        The features are not what the set holds, or are NaN or infinite.
+    """
+    name = rollout.episode_id
+    if problem := _misfit(rollout, feature):
+        raise RolloutSetError(f'rollout {name!r}: {problem}')
+    if rollout.feature_name not in ('', str(feature)):
+        raise RolloutSetError(
+            f'rollout {name!r}: expected features {str(feature)!r}, '
+            f'found {rollout.feature_name!r}; pool all rollouts of a set alike'
+        )
+    for what, array in (('features', rollout.features), ('actions', rollout.actions)):
+        step = None if array is None else first_not_finite(array)
+        if step is not None:
+            raise RolloutSetError(
+                f'rollout {name!r}: expected finite {what}, found NaN or infinity at '
+                f'step {step}; leave this rollout out or record it again'
+            )
+    file = f'{number:06d}.safetensors'
+    size, crc = _write_arrays(folder / ARRAYS / file, _arrays_of(rollout), name)
+    return {
+        'episode_id': name,
+        'task': rollout.task,
+        'task_id': int(rollout.task_id),
+        'episode_index': int(rollout.episode_index),
+        'success': None if rollout.success is None else bool(rollout.success),
+        'length': len(rollout),
+        'instruction': rollout.instruction,
+        'policy': rollout.policy,
+        'exec_horizon': int(rollout.exec_horizon),
+        'failure_step': None if rollout.failure_step is None else int(rollout.failure_step),
+        'video': rollout.video,
+        'arrays': file,
+        'arrays_bytes': size,
+        'arrays_header_crc32': crc,
+        'unseen': bool(rollout.unseen),
+    }
+
+
+def partial_folder(path: str | os.PathLike[str]) -> Path:
+    """Return where a writer of named work keeps what an interruption leaves unfinished."""
+    whole = Path(os.path.abspath(path))
+    return whole.with_name(f'.{whole.name}.partial')
+
+
+def first_not_finite(array: np.ndarray) -> int | None:
+    """Return the first index of the first axis that holds NaN or infinity, None without any.
+
+    Works in small portions, so that it needs no memory to speak of.
+    """
+    portion = max(1, _PORTION * len(array) // max(1, array.size))
+    for start in range(0, len(array), portion):
+        part = array[start : start + portion]
+        if part.dtype == ml_dtypes.bfloat16 and part.ndim:
+            # Its own isfinite goes through float32, element by element.
+            finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
+        else:
+            finite = np.isfinite(part)
+        if not finite.all():
+            return start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
+    return None
 
 
 def _misfit(rollout: Rollout, feature: FeatureSpec) -> str:
@@ -403,19 +600,14 @@ def _misfit(rollout: Rollout, feature: FeatureSpec) -> str:
     return ''
 
 
-def _check_finite(path: Path, episode: str, name: str, array: np.ndarray | None) -> None:
-    if array is None:
-        return
-    finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    if not finite.all():
-        raise RolloutSetError(
-            f'{path}: rollout {episode!r}: expected finite {name}, found NaN or infinity at '
-            f'step {int(np.argmin(finite))}; leave this rollout out or record it again'
-        )
-
-
 def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
     arrays = {'features': rollout.features}
+    lengths = rollout.feature_lengths
+    if lengths is not None:
+        arrays['features'] = np.concatenate(
+            [row[:length] for row, length in zip(rollout.features, lengths, strict=True)]
+        )
+        arrays[_OFFSETS] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     for name in _OPTIONAL_ARRAYS:
         array = getattr(rollout, name)
         if array is not None:
@@ -423,6 +615,39 @@ def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
     for name, values in rollout.signals.items():
         arrays[_SIGNAL + name] = values
     return arrays
+
+
+def _features(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Take the features out of the arrays of one file, and the lengths of ragged ones."""
+    flat = arrays.pop('features')
+    if _OFFSETS not in arrays:
+        return flat, None
+    offsets = arrays.pop(_OFFSETS)
+    if (
+        offsets.ndim != 1
+        or offsets.dtype != np.int64
+        or len(offsets) < 2
+        or flat.ndim < 2
+        or offsets[0] != 0
+        or offsets[-1] != len(flat)
+        or (offsets[1:] <= offsets[:-1]).any()
+    ):
+        raise RolloutSetError(
+            f'{file}: expected {_OFFSETS} that rise from 0 to {len(flat)}, the length of the '
+            f'features, found other ones; copy or convert the set again'
+        )
+    lengths = np.diff(offsets)
+    padded = len(lengths) * int(lengths.max()) * (flat.nbytes // len(flat))
+    if padded > max(_MAX_PADDED_BYTES, _MAX_PADDING * flat.nbytes):
+        raise RolloutSetError(
+            f'{file}: expected steps of a similar number of entries, found {lengths.max()} in one '
+            f'and {len(flat)} in all {len(lengths)}'
+        )
+    features = np.zeros((len(lengths), int(lengths.max()), *flat.shape[1:]), flat.dtype)
+    for step, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        features[step, : stop - start] = flat[start:stop]
+    features.flags.writeable = False
+    return features, lengths
 
 
 # -- safetensors, one file per rollout
@@ -563,6 +788,9 @@ def _read_index(file: Path) -> dict[str, list[Any]]:
         raise RolloutSetError(f'{file}: expected a parquet file, found {error}') from error
     columns: dict[str, list[Any]] = {}
     for name, kinds in _COLUMNS.items():
+        if name in _LATER_COLUMNS and name not in table.column_names:
+            columns[name] = [_LATER_COLUMNS[name]] * table.num_rows
+            continue
         if name not in table.column_names:
             raise RolloutSetError(f'{file}: expected a column {name!r}, found {table.column_names}')
         columns[name] = table.column(name).to_pylist()
@@ -615,7 +843,18 @@ def _software() -> dict[str, str]:
 # -- folders
 
 
-def _hidden_sibling(path: Path, what: str) -> Path:
+def _lock(file: IO[str]) -> bool:
+    """Take an open file for this process, until it is closed or the process ends."""
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _hidden(path: Path, what: str) -> Path:
     whole = Path(os.path.abspath(path))
     return whole.with_name(f'.{whole.name}.{uuid.uuid4().hex[:12]}.{what}')
 

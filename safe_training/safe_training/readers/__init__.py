@@ -9,11 +9,18 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Literal
 
+from safe_training.readers.open_pi_zero import OpenPiZeroSource
 from safe_training.readers.openvla import OpenVlaSource
+from safe_training.readers.pi0 import Pi0Source
+from safe_training.readers.pi0_fast import Pi0FastSource
+from safe_training.readers.pi0_fast_droid import Pi0FastDroidSource
 from safe_training.readers.pooled_npz import PooledNpzSource
 from safe_training.readers.rollout_set import RolloutSetSource
-from safe_training.readers.source import Progress, ReadOptions, Source
+from safe_training.readers.rosbag2 import RosbagSource
+from safe_training.readers.source import EpisodeSource, Progress, ReadOptions, Source
+from safe_training.readers.unseen_root import WithUnseenRoot
 from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -21,6 +28,7 @@ from vla_feature_bridge.rollout import Rollout
 __all__ = [
     'READERS',
     'DumpError',
+    'EpisodeSource',
     'Progress',
     'ReadOptions',
     'Source',
@@ -31,7 +39,16 @@ __all__ = [
 _log = logging.getLogger(__name__)
 
 #: Asked in this order; the first that recognises a path reads it.
-READERS: tuple[type[Source], ...] = (RolloutSetSource, PooledNpzSource, OpenVlaSource)
+READERS: tuple[type[Source], ...] = (
+    RolloutSetSource,
+    RosbagSource,
+    PooledNpzSource,
+    Pi0Source,
+    Pi0FastSource,
+    Pi0FastDroidSource,
+    OpenPiZeroSource,
+    OpenVlaSource,
+)
 
 
 def open_source(
@@ -39,6 +56,9 @@ def open_source(
     pooling: tuple[tuple[str, str], ...] | None = None,
     feature: str | None = None,
     skip_bad: bool = False,
+    keep: Literal['pooled', 'raw'] = 'pooled',
+    all_episodes: bool = False,
+    unseen_root: str | os.PathLike[str] | None = None,
 ) -> Source:
     """Find the format of a dump, archive or rollout set and open it.
 
@@ -49,9 +69,16 @@ def open_source(
     pooling : tuple of (axis, command), optional
         How to reduce raw features; the format's default when not given.
     feature : str, optional
-        Which feature array to take where the source holds several.
+        Which feature array to take where the source holds several; ``none`` reads a dump without
+        its features, for detectors of actions, tokens and signals.
     skip_bad : bool
         Leave out unreadable episodes and list them in ``Source.skipped``.
+    keep : 'pooled' or 'raw'
+        Whether rollouts carry one vector a step or the whole tensor.
+    all_episodes : bool
+        Keep also the episodes that the format's published protocol leaves out.
+    unseen_root : path, optional
+        A second root of the same format with tasks that no detector may train on.
 
     Raises
     ------
@@ -60,15 +87,30 @@ def open_source(
     RolloutSetError
         It is a rollout set, and a broken one.
     """
-    place = Path(path)
+    options = ReadOptions(pooling, feature, skip_bad, keep, all_episodes)
+    source = _open(Path(path), options)
+    if unseen_root is None:
+        return source
+    unseen = _open(Path(unseen_root), options)
+    for one in (source, unseen):
+        if not isinstance(one, EpisodeSource):
+            raise DumpError(
+                f'{one.path}: expected a dump or a rollout set where two roots are joined, '
+                f'found {one.kind}; convert it first'
+            )
+    assert isinstance(source, EpisodeSource)
+    assert isinstance(unseen, EpisodeSource)
+    return WithUnseenRoot(source, unseen)
+
+
+def _open(place: Path, options: ReadOptions) -> Source:
     if not place.exists():
         raise DumpError(f'{place}: expected a file or folder, found none; check the path')
-    options = ReadOptions(pooling, feature, skip_bad)
     for reader in READERS:
         why = reader.detect(place)
         if why is not None:
             return reader(place, why, options)
-    looked_for = '; '.join(reader.looks_for for reader in READERS)
+    looked_for = '; '.join(dict.fromkeys(reader.looks_for for reader in READERS))
     raise DumpError(
         f'{place}: expected one of: {looked_for}. Found {_content(place)}; '
         'check the path, or point to the folder that holds the episodes'
@@ -81,12 +123,15 @@ def load_rollouts(
     feature: str | None = None,
     skip_bad: bool = False,
     progress: Progress | None = None,
+    keep: Literal['pooled', 'raw'] = 'pooled',
+    all_episodes: bool = False,
+    unseen_root: str | os.PathLike[str] | None = None,
 ) -> tuple[list[Rollout], FeatureSpec]:
     """Read all rollouts of any source that :func:`open_source` opens.
 
     Parameters
     ----------
-    pooling, feature, skip_bad
+    pooling, feature, skip_bad, keep, all_episodes, unseen_root
         As in :func:`open_source`; what is left out is logged as warnings.
     progress : callable, optional
         Told ``(done, total)`` before every episode and at the end.
@@ -103,7 +148,7 @@ def load_rollouts(
         As :func:`open_source`; also when an episode is unreadable and ``skip_bad`` is off, or
         when none is readable.
     """
-    source = open_source(path, pooling, feature, skip_bad)
+    source = open_source(path, pooling, feature, skip_bad, keep, all_episodes, unseen_root)
     rollouts = list(source.rollouts(progress))
     if not rollouts:
         raise DumpError(no_rollouts(source))

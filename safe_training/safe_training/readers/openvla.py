@@ -5,6 +5,9 @@ One episode is ``task{t}--ep{e}--succ{0|1}.csv`` and ``.pkl`` (and ``.mp4``), in
 folders of any depth. The pickle holds the hidden states of the action tokens, the csv one row per
 step: the executed action and either each token's probability and entropy (one sample a step) or
 variances and cluster entropies over the samples.
+
+With ``feature='none'`` an episode may lack its pickle: the csv alone holds what the detectors of
+token statistics, action variances and signals need.
 """
 
 from __future__ import annotations
@@ -13,21 +16,20 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from safe_training.readers.source import Progress, ReadOptions, Source
+from safe_training.readers.source import NO_FEATURE, EpisodeSource, ReadOptions, wanted_feature
+from safe_training.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.unpickle import DumpError, load_pickle
-from vla_feature_bridge.pooling import FeatureSpec, PoolingError
+from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set import first_not_finite
 from vla_feature_bridge.signals import rollout_signals
-
-DEFAULT_POOLING = (('token', 'last'),)
 
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
 _ACTIONS = tuple(
@@ -42,7 +44,6 @@ _SAMPLE_SIGNALS = (
     'entropy_linkage.01',
     'entropy_linkage.05',
 )
-_FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 #: openpi keeps its episode records under names of this form too, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
 
@@ -59,7 +60,7 @@ class _Episode:
     files: dict[str, Path]
 
 
-class OpenVlaSource(Source):
+class OpenVlaSource(EpisodeSource):
     """An OpenVLA dump folder. Prediction and execution horizon are 1."""
 
     kind = 'openvla'
@@ -68,18 +69,20 @@ class OpenVlaSource(Source):
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
-        if options.feature not in (None, 'hidden_states'):
+        if options.feature not in (None, 'hidden_states', NO_FEATURE):
             raise DumpError(
                 f'{path}: expected feature hidden_states, the only one of an OpenVLA dump, '
-                f'found {options.feature!r}'
+                f'or {NO_FEATURE}, found {options.feature!r}'
             )
-        try:
-            self._raw_spec = FeatureSpec(
-                'hidden_states', 0, ('token',), options.pooling or DEFAULT_POOLING
-            )
-        except PoolingError as error:
-            raise DumpError(f'{path}: {error}') from error
-        self._episodes, self._strays = _list_episodes(path)
+        self._featureless = options.feature == NO_FEATURE
+        if not self._featureless:
+            self.raw_axes = ('token',)
+            self._wanted = wanted_feature(path, 'hidden_states', self.raw_axes, options)
+        self._episodes, self.strays = _list_episodes(path)
+        self._descriptions: dict[tuple[Path, int], str] = {}
+        folders = {episode.stem.parent for episode in self._episodes}
+        if len(folders) > 1:
+            self.notes.append(f'episodes in {len(folders)} folders, as on WidowX')
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -90,73 +93,61 @@ class OpenVlaSource(Source):
                 return f'holds {file.relative_to(path)}'
         return None
 
-    def __len__(self) -> int:
-        return len(self._episodes) + len(self._strays)
+    @property
+    def episode_count(self) -> int:
+        return len(self._episodes)
 
-    @cached_property
-    def feature(self) -> FeatureSpec:
-        first = self._strays[0] if self._strays else ''
+    @property
+    def task_ids(self) -> list[int]:
+        return [episode.task_id for episode in self._episodes]
+
+    def files(self, index: int) -> list[Path]:
+        files = self._episodes[index].files
+        return [files[suffix] for suffix in ('csv', 'pkl') if suffix in files]
+
+    def check_listing(self) -> None:
         for episode in self._episodes:
-            try:
-                features = self._read(episode, width=0).features
-            except DumpError as error:
-                if not self.options.skip_bad:
-                    raise
-                first = first or str(error)
-                continue
-            return replace(self._raw_spec, dim=features.shape[1])
-        raise DumpError(
-            f'{self.path}: expected at least one readable episode, found none of {len(self)}; '
-            f'the first: {first}'
-        )
+            _check_files(episode, self._needed)
 
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
-        self.skipped = []
-        self._refuse_early()
-        width = self.feature.dim
-        feature_name = str(self.feature)
-        for done, episode in enumerate(self._episodes):
-            if progress:
-                progress(done + len(self._strays), len(self))
-            try:
-                rollout = self._read(episode, width)
-            except DumpError as error:
-                if not self.options.skip_bad:
-                    raise
-                self.skipped.append(str(error))
-                continue
-            rollout.feature_name = feature_name
-            yield rollout
-        if progress:
-            progress(len(self), len(self))
+    def find_feature(self, index: int) -> FeatureSpec:
+        if self._featureless:
+            return FeatureSpec(NO_FEATURE, 0)
+        return self._read(self._episodes[index], self._wanted)[1]
 
-    def _refuse_early(self) -> None:
-        """Report what the file names alone show to be wrong before anything long begins."""
-        if self._strays and not self.options.skip_bad:
-            raise DumpError(self._strays[0])
-        self.skipped.extend(self._strays)
-        if not self.options.skip_bad:
-            for episode in self._episodes:
-                _check_files(episode)
+    def read(self, index: int) -> Rollout:
+        return self._read(self._episodes[index], self.feature)[0]
 
-    def _read(self, episode: _Episode, width: int) -> Rollout:
-        _check_files(episode)
-        record = _read_record(episode)
-        states = _hidden_states(episode.files['pkl'], record['hidden_states'])
-        features = _pool(episode.files['pkl'], states, replace(self._raw_spec, dim=width))
-        table = _read_table(episode.files['csv'], len(features))
+    @property
+    def _needed(self) -> tuple[str, ...]:
+        return ('csv',) if self._featureless else ('csv', 'pkl')
+
+    def _read(self, episode: _Episode, spec: FeatureSpec) -> tuple[Rollout, FeatureSpec]:
+        _check_files(episode, self._needed)
+        if self._featureless:
+            record = None if 'pkl' not in episode.files else _read_record(episode, ())
+            instruction = record['task_description'] if record else self._description_of(episode)
+            table = _read_table(episode.files['csv'], None)
+            steps = len(next(iter(table.values())))
+            features, lengths = np.zeros((steps, 0), np.float32), None
+        else:
+            record = _read_record(episode, ('hidden_states',))
+            instruction = record['task_description']
+            states = _hidden_states(episode.files['pkl'], record['hidden_states'])
+            features, lengths, spec = _features(episode.files['pkl'], states, spec)
+            table = _read_table(episode.files['csv'], len(features))
+        suite = record['task_suite_name'] if record else ''
         actions = _actions(episode.files['csv'], table)
         own = {
             name: table[f'action/{name}'].astype(np.float32)
             for name in _SAMPLE_SIGNALS
             if f'action/{name}' in table
         }
-        instruction = record['task_description']
-        suite = record['task_suite_name']
         video = episode.files.get('mp4')
-        return Rollout(
+        rollout = Rollout(
             features=features,
-            task=instruction or f'{suite}/task{episode.task_id}',
+            feature_lengths=lengths,
+            feature_name=str(spec),
+            task=instruction or '/'.join(filter(None, [suite, f'task{episode.task_id}'])),
             success=episode.success,
             episode_id=episode.name,
             task_id=episode.task_id,
@@ -170,6 +161,18 @@ class OpenVlaSource(Source):
             signals=rollout_signals(actions, 1) | own,
             video=str(video.relative_to(self.path)) if video else '',
         )
+        return rollout, spec
+
+    def _description_of(self, episode: _Episode) -> str:
+        """Take the instruction of an episode without pickle from another one of its task."""
+        key = (episode.stem.parent, episode.task_id)
+        if key not in self._descriptions:
+            self._descriptions[key] = ''
+            for other in self._episodes:
+                if (other.stem.parent, other.task_id) == key and 'pkl' in other.files:
+                    self._descriptions[key] = _read_record(other, ())['task_description']
+                    break
+        return self._descriptions[key]
 
 
 # -- files
@@ -223,29 +226,30 @@ def _order(item: tuple[tuple[Path, int, int, bool], dict[str, Path]]) -> tuple[s
     return folder.as_posix(), task_id, index, success
 
 
-def _check_files(episode: _Episode) -> None:
+def _check_files(episode: _Episode, needed: tuple[str, ...]) -> None:
     for suffix, holds in (('csv', 'its actions'), ('pkl', 'its hidden states')):
-        if suffix not in episode.files:
+        if suffix in needed and suffix not in episode.files:
             present = ' and '.join(sorted(file.name for file in episode.files.values()))
             raise DumpError(
                 f'{episode.stem}.{suffix}: expected this file with {holds} beside {present}, '
                 'found none; copy it from the source, or leave the episode out (--skip-bad)'
+                + ('' if suffix == 'csv' else ', or read without features (--feature none)')
             )
 
 
 # -- pickle
 
 
-def _read_record(episode: _Episode) -> dict[str, Any]:
+def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
     file = episode.files['pkl']
     record = load_pickle(file)
     if type(record) is not dict:
         raise DumpError(
-            f'{file}: expected a dict with hidden_states, found {_kind(record)}; '
+            f'{file}: expected a dict with hidden_states, found {shape_text(record)}; '
             'this is no OpenVLA episode'
         )
     index_key = 'episode_idx' if 'episode_idx' in record else 'eposide_idx'
-    needed = ('hidden_states', 'task_description', 'task_id', index_key, 'episode_success')
+    needed = (*arrays, 'task_description', 'task_id', index_key, 'episode_success')
     missing = [key for key in needed if key not in record]
     if missing:
         raise DumpError(
@@ -254,7 +258,7 @@ def _read_record(episode: _Episode) -> dict[str, Any]:
         )
     for key in ('task_description', 'task_suite_name'):
         if type(record.setdefault(key, '')) is not str:
-            raise DumpError(f'{file}: expected {key} as text, found {_kind(record[key])}')
+            raise DumpError(f'{file}: expected {key} as text, found {shape_text(record[key])}')
     for key, named in (
         ('task_id', episode.task_id),
         (index_key, episode.episode_index),
@@ -262,7 +266,9 @@ def _read_record(episode: _Episode) -> dict[str, Any]:
     ):
         value = record[key]
         if not isinstance(value, (bool, int, np.integer, np.bool_)) or int(value) != named:
-            shown = int(value) if isinstance(value, (int, np.integer, np.bool_)) else _kind(value)
+            shown = (
+                int(value) if isinstance(value, (int, np.integer, np.bool_)) else shape_text(value)
+            )
             raise DumpError(
                 f'{file}: expected {key} {named} as the file name says, found {shown}; '
                 'the file was renamed or belongs to another episode'
@@ -270,14 +276,14 @@ def _read_record(episode: _Episode) -> dict[str, Any]:
     return record
 
 
-def _hidden_states(file: Path, value: Any) -> Sequence[np.ndarray]:
+def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
     """Check the hidden states, however they were stored; returns one (tokens, width) per step."""
     if type(value) is list and value:
         for step, part in enumerate(value):
             if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != value[0].shape:
                 raise DumpError(
                     f'{file}: expected hidden states (tokens, width) of one shape in every step, '
-                    f'found {_kind(part)} at step {step}, {_kind(value[0])} at step 0'
+                    f'found {shape_text(part)} at step {step}, {shape_text(value[0])} at step 0'
                 )
             if part.dtype != value[0].dtype:
                 raise DumpError(
@@ -286,9 +292,10 @@ def _hidden_states(file: Path, value: Any) -> Sequence[np.ndarray]:
                 )
     elif not isinstance(value, np.ndarray) or value.ndim != 3 or len(value) == 0:
         raise DumpError(
-            f'{file}: expected hidden states of shape (steps, tokens, width), found {_kind(value)}'
+            f'{file}: expected hidden states of shape (steps, tokens, width), '
+            f'found {shape_text(value)}'
         )
-    if 0 in value[0].shape or value[0].dtype.name not in _FLOATS:
+    if 0 in value[0].shape or value[0].dtype.name not in FLOATS:
         raise DumpError(
             f'{file}: expected hidden states of shape (steps, tokens, width) as floats, '
             f'found {value[0].dtype} {value[0].shape} at each of {len(value)} steps'
@@ -296,36 +303,28 @@ def _hidden_states(file: Path, value: Any) -> Sequence[np.ndarray]:
     return value
 
 
-def _pool(file: Path, states: Sequence[np.ndarray], spec: FeatureSpec) -> np.ndarray:
+def _features(
+    file: Path, states: list[np.ndarray] | np.ndarray, spec: FeatureSpec
+) -> tuple[np.ndarray, np.ndarray | None, FeatureSpec]:
     """Pool step by step, so that no second copy of the whole episode is made."""
-    rows = []
+    if not spec.pooled and isinstance(states, np.ndarray):
+        StepFeatures(spec, 'hidden states').add(file, 0, states[0])
+        bad = first_not_finite(states)
+        if bad is not None:
+            StepFeatures(spec, 'hidden states').add(file, bad, states[bad])
+        return states, None, replace(spec, dim=states.shape[-1])
+    steps = StepFeatures(spec, 'hidden states')
     for step, state in enumerate(states):
-        if not np.isfinite(state).all():
-            raise DumpError(
-                f'{file}: expected finite hidden states, found NaN or infinity at step {step}; '
-                'leave the episode out (--skip-bad) or record it again'
-            )
-        try:
-            # Averages are taken in float32 whatever the stored dtype, selections are exact.
-            rows.append(spec.apply(state))
-        except PoolingError as error:
-            raise DumpError(f'{file}: {error}') from error
-    return np.stack(rows)
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, np.ndarray):
-        return f'an array of shape {value.shape}'
-    if type(value) in (list, dict) and not value:
-        return f'an empty {type(value).__name__}'
-    return 'nothing' if value is None else f'a {type(value).__name__}'
+        steps.add(file, step, state)
+    features, lengths = steps.stack()
+    return features, lengths, steps.spec
 
 
 # -- csv
 
 
-def _read_table(file: Path, steps: int) -> dict[str, np.ndarray]:
-    """Read the columns that are used, each as float64 (steps,)."""
+def _read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
+    """Read the columns that are used, each as float64 (steps,); None takes any number of steps."""
     try:
         rows = list(csv.reader(io.StringIO(file.read_text(encoding='utf-8')), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -338,7 +337,9 @@ def _read_table(file: Path, steps: int) -> dict[str, np.ndarray]:
             f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; '
             'this is no table of an OpenVLA episode'
         )
-    if len(rows) - 1 != steps:
+    if steps is None and len(rows) == 1:
+        raise DumpError(f'{file}: expected a row for each step, found the header alone')
+    if steps is not None and len(rows) - 1 != steps:
         raise DumpError(
             f'{file}: expected {steps} rows, one for each hidden state of the pickle, '
             f'found {len(rows) - 1}; the files belong to different episodes or one is cut short'

@@ -25,13 +25,12 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.readers.source import Progress, ReadOptions, Source
+from safe_training.readers.source import NO_FEATURE, Progress, ReadOptions, Source
 from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
 
-NO_FEATURE = 'none'
 _DEFAULT_FEATURES = ('features', 'feat_mean')
 _MAX_ARRAY_BYTES = 16 << 30
 
@@ -49,6 +48,10 @@ class PooledNpzSource(Source):
                 f'{path}: expected no pooling, the features of this archive are pooled already, '
                 f'found {", ".join("=".join(pair) for pair in options.pooling)}; choose among its '
                 'features instead (--feature)'
+            )
+        if options.keep == 'raw':
+            raise DumpError(
+                f'{path}: expected no wish for raw features, this archive holds pooled ones alone'
             )
         self._shapes = _shapes(path)
         self._offsets = self._read_offsets()

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a rollout set as a source, so that it can stand wherever a dump can."""
+"""Reads a rollout set as a source, so that it can stand wherever a dump can.
+
+A raw set is pooled while it is read: the pooling can be changed without going back to the dump.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from safe_training.readers.source import Progress, ReadOptions, Source
+from safe_training.readers.source import EpisodeSource, ReadOptions, wanted_feature
+from safe_training.readers.step_features import StepFeatures
 from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import MANIFEST, RolloutSet, RolloutSetError
+from vla_feature_bridge.rollout_set import ARRAYS, MANIFEST, RolloutSet, RolloutSetError
 
 
-class RolloutSetSource(Source):
+class RolloutSetSource(EpisodeSource):
     """A folder written by :class:`RolloutSetWriter`; arrays stay on disk until they are read."""
 
     kind = 'rollout_set'
@@ -23,41 +27,67 @@ class RolloutSetSource(Source):
         super().__init__(path, why, options)
         self.set = RolloutSet.open(path)
         self.policy = self.set.policy
-        feature = self.set.feature
-        if options.feature not in (None, feature.name):
+        self.stored = stored = self.set.feature
+        if options.feature not in (None, stored.name):
             raise DumpError(
-                f'{path}: expected feature {feature.name!r}, the one of this set, '
+                f'{path}: expected feature {stored.name!r}, the one of this set, '
                 f'found {options.feature!r}; convert the dump again'
             )
-        if options.pooling not in (None, feature.pooling):
+        if not stored.pooled:
+            self.raw_axes = stored.axes
+            self._wanted = wanted_feature(path, stored.name, stored.axes, options)
+            return
+        self._wanted = stored
+        if options.keep == 'raw' and stored.axes:
             raise DumpError(
-                f'{path}: expected no other pooling, this set holds {feature}; '
-                'convert the dump again'
+                f'{path}: expected a raw set, this one holds {stored}; '
+                'convert the dump again with --keep raw'
+            )
+        if options.pooling not in (None, stored.pooling):
+            raise DumpError(
+                f'{path}: expected no other pooling, this set holds {stored}; convert the dump '
+                'again, or keep a raw set (--keep raw), which can be pooled in any way'
             )
 
     @staticmethod
     def detect(path: Path) -> str | None:
         return f'holds {MANIFEST}' if (path / MANIFEST).is_file() else None
 
-    def __len__(self) -> int:
+    @property
+    def episode_count(self) -> int:
         return len(self.set)
 
     @property
-    def feature(self) -> FeatureSpec:
-        return self.set.feature
+    def task_ids(self) -> list[int]:
+        return self.set.task_ids
 
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
-        self.skipped = []
-        for index in range(len(self)):
-            if progress:
-                progress(index, len(self))
-            try:
-                rollout = self.set[index]
-            except RolloutSetError as error:
-                if not self.options.skip_bad:
-                    raise
-                self.skipped.append(str(error))
-                continue
-            yield rollout
-        if progress:
-            progress(len(self), len(self))
+    def find_feature(self, index: int) -> FeatureSpec:
+        if self._wanted.pooled and not self.stored.pooled:
+            return replace(self._wanted, dim=self._pool(self._load(index)).features.shape[1])
+        return self.stored
+
+    def files(self, index: int) -> list[Path]:
+        return [self.path / ARRAYS / self.set.array_files[index]]
+
+    def read(self, index: int) -> Rollout:
+        rollout = self._load(index)
+        if self._wanted.pooled and not self.stored.pooled:
+            rollout = self._pool(rollout, self.feature)
+        return rollout
+
+    def _load(self, index: int) -> Rollout:
+        try:
+            return self.set[index]
+        except RolloutSetError as error:
+            raise DumpError(str(error)) from error
+
+    def _pool(self, rollout: Rollout, spec: FeatureSpec | None = None) -> Rollout:
+        """Reduce raw features step by step, as a reader of the dump would have."""
+        file = self.path / ARRAYS / rollout.episode_id
+        steps = StepFeatures(spec or self._wanted, f'raw {self.stored.name}')
+        for step in range(len(rollout)):
+            steps.add(file, step, rollout.step(step).features)
+        features, _ = steps.stack()
+        return replace(
+            rollout, features=features, feature_lengths=None, feature_name=str(self._wanted)
+        )

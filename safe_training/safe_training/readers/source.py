@@ -6,14 +6,30 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from vla_feature_bridge.pooling import FeatureSpec
+from safe_training.unpickle import DumpError
+from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
 
 #: Told how many episodes are done and how many there are.
 Progress = Callable[[int, int], None]
+Pooling = tuple[tuple[str, str], ...]
+
+#: The feature of a source without features: enough for detectors that read signals, actions or
+#: token statistics alone.
+NO_FEATURE = 'none'
+
+#: How a feature is pooled unless something else is asked for; each as its publication does.
+DEFAULT_POOLING: dict[str, Pooling] = {
+    'hidden_states': (('token', 'last'),),
+    'pre_velocity': (('horizon', 'mean'), ('denoise', 'mean')),
+    'pre_logits': (('token', 'mean'),),
+    'encoded': (('token', 'mean'),),
+    'sampled_action_embeds': (('horizon', 'first'), ('denoise', 'first')),
+}
 
 
 @dataclass(frozen=True)
@@ -25,14 +41,21 @@ class ReadOptions:
     pooling : tuple of (axis, command), or None
         How to reduce the raw feature tensor; None takes the format's default.
     feature : str or None
-        Which feature array to take where a source holds several; None takes the default.
+        Which feature array to take where a source holds several; None takes the default. ``none``
+        reads a dump without its features, for detectors that need none.
     skip_bad : bool
         Leave out episodes that cannot be read, and list them, instead of refusing the source.
+    keep : 'pooled' or 'raw'
+        Whether rollouts carry one vector a step or the whole tensor.
+    all_episodes : bool
+        Keep also the episodes that the format's published protocol leaves out.
     """
 
-    pooling: tuple[tuple[str, str], ...] | None = None
+    pooling: Pooling | None = None
     feature: str | None = None
     skip_bad: bool = False
+    keep: Literal['pooled', 'raw'] = 'pooled'
+    all_episodes: bool = False
 
 
 class Source(ABC):
@@ -51,17 +74,23 @@ class Source(ABC):
         What in ``path`` showed that it has this format.
     skipped : list of str
         Messages of the episodes left out so far, with ``skip_bad``.
+    notes : list of str
+        What a person should know about this source, such as what its protocol leaves out.
+    raw_axes : tuple of str
+        Names of the axes of the raw feature, outermost first; empty where it is pooled.
     """
 
     kind: ClassVar[str]
     looks_for: ClassVar[str]
     policy: str = ''
+    raw_axes: tuple[str, ...] = ()
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         self.path = path
         self.why = why
         self.options = options
         self.skipped: list[str] = []
+        self.notes: list[str] = []
 
     @staticmethod
     @abstractmethod
@@ -86,3 +115,127 @@ class Source(ABC):
         DumpError
             An episode cannot be read and ``skip_bad`` is off, or none could be read.
         """
+
+
+class EpisodeSource(Source):
+    """A source whose episodes can be read each on its own, in any order and in any process.
+
+    Attributes
+    ----------
+    strays : list of str
+        What was found while listing and cannot be an episode, as messages.
+    """
+
+    def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
+        super().__init__(path, why, options)
+        self.strays: list[str] = []
+
+    @property
+    @abstractmethod
+    def episode_count(self) -> int:
+        """Return how many episodes can be asked for."""
+
+    @property
+    @abstractmethod
+    def task_ids(self) -> list[int]:
+        """Return the task number of each episode."""
+
+    @abstractmethod
+    def read(self, index: int) -> Rollout:
+        """Read one episode; its features are what ``feature`` says.
+
+        Raises
+        ------
+        DumpError
+            It cannot be read.
+        """
+
+    @abstractmethod
+    def find_feature(self, index: int) -> FeatureSpec:
+        """Say what the features of one episode are; raises DumpError as :meth:`read`."""
+
+    @abstractmethod
+    def files(self, index: int) -> list[Path]:
+        """Return the files that hold one episode, those that are there."""
+
+    def check_listing(self) -> None:
+        """Raise DumpError where names alone show that an episode is bad; reads no episode."""
+
+    def __len__(self) -> int:
+        return self.episode_count + len(self.strays)
+
+    @cached_property
+    def feature(self) -> FeatureSpec:
+        first = self.strays[0] if self.strays else ''
+        for index in range(self.episode_count):
+            try:
+                return self.find_feature(index)
+            except DumpError as error:
+                if not self.options.skip_bad:
+                    raise
+                first = first or str(error)
+        raise DumpError(
+            f'{self.path}: expected at least one readable episode, found none of {len(self)}; '
+            f'the first: {first}'
+        )
+
+    def refuse_early(self) -> None:
+        """Report what the listing alone shows to be wrong, before anything long begins.
+
+        Raises
+        ------
+        DumpError
+            Something is, and ``skip_bad`` is off.
+        """
+        if self.options.skip_bad:
+            return
+        if self.strays:
+            raise DumpError(self.strays[0])
+        self.check_listing()
+
+    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+        self.refuse_early()
+        self.skipped = list(self.strays)
+        assert self.feature is not None  # found now, so that every rollout is held to it
+        for index in range(self.episode_count):
+            if progress:
+                progress(index + len(self.strays), len(self))
+            try:
+                rollout = self.read(index)
+            except DumpError as error:
+                if not self.options.skip_bad:
+                    raise
+                self.skipped.append(str(error))
+                continue
+            yield rollout
+        if progress:
+            progress(len(self), len(self))
+
+
+def wanted_feature(
+    path: Path, name: str, axes: tuple[str, ...], options: ReadOptions
+) -> FeatureSpec:
+    """Return what is wanted of a raw feature, its width still open (0).
+
+    Raises
+    ------
+    DumpError
+        The options contradict each other, or the pooling does not fit the axes.
+    """
+    if options.keep == 'raw':
+        if options.pooling:
+            raise DumpError(
+                f'{path}: expected either raw features or a pooling, found both; leave one away'
+            )
+        return FeatureSpec(name, 0, axes)
+    pooling = options.pooling or DEFAULT_POOLING.get(name)
+    if pooling is None:
+        wanted = ' '.join(f'--pooling {axis}=mean' for axis in axes)
+        raise DumpError(
+            f'{path}: expected to be told how to pool {name} (axes {", ".join(axes)}), '
+            f'found nothing; say so, for example {wanted}'
+        )
+    try:
+        return FeatureSpec(name, 0, axes, pooling)
+    except PoolingError as error:
+        raise DumpError(f'{path}: {error}') from error

@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads open-pi-zero's rollouts in SimplerEnv: bridge (WidowX) and fractal (Google Robot).
+
+``ROOT/{task}/{name}_meta.json`` says task, episode and outcome, ``{name}.pkl`` holds a list over
+the inferences with ``sampled_action_embeds`` ``(samples, denoising steps, horizon, width)`` and
+``sampled_actions`` ``(samples, horizon, action_dim)``. The last sample is the executed one: its
+embedding is the feature, and it comes first in the rollout's actions.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safe_training.readers.openpi import list_names
+from safe_training.readers.source import NO_FEATURE, EpisodeSource, ReadOptions, wanted_feature
+from safe_training.readers.step_features import FLOATS, StepFeatures, shape_text
+from safe_training.unpickle import DumpError, load_pickle
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set import first_not_finite
+from vla_feature_bridge.signals import SignalError, rollout_signals
+
+#: Task folder -> actions executed before the next inference; in the order that numbers the tasks.
+TASKS = {
+    'widowx_carrot_on_plate': 4,
+    'widowx_put_eggplant_in_basket': 4,
+    'widowx_spoon_on_towel': 4,
+    'widowx_stack_cube': 4,
+    'google_robot_move_near_v0': 2,
+    'google_robot_open_drawer': 2,
+    'google_robot_close_drawer': 2,
+    'google_robot_place_apple_in_closed_top_drawer': 2,
+}
+FEATURE = 'sampled_action_embeds'
+
+_META = '_meta.json'
+_NAME = re.compile(r'ep(?:isode)?_?(\d{1,9})_+succ(?:ess)?_?([01])')
+_MAX_JSON_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class _Episode:
+    task: str
+    task_id: int
+    name: str
+    files: tuple[str, ...]
+
+
+class OpenPiZeroSource(EpisodeSource):
+    """Task folders of open-pi-zero in SimplerEnv, of one robot or of both."""
+
+    kind = 'open_pi_zero'
+    looks_for = f'{next(iter(TASKS))}/*{_META} and .pkl (open-pi-zero in SimplerEnv)'
+    policy = 'open_pi_zero'
+
+    def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
+        super().__init__(path, why, options)
+        if options.feature not in (None, FEATURE, NO_FEATURE):
+            raise DumpError(
+                f'{path}: expected feature {FEATURE}, the only one of an open-pi-zero dump, or '
+                f'{NO_FEATURE}, found {options.feature!r}'
+            )
+        self._featureless = options.feature == NO_FEATURE
+        if not self._featureless:
+            self.raw_axes = ('denoise', 'horizon')
+            self._wanted = wanted_feature(path, FEATURE, self.raw_axes, options)
+        self._episodes, self.strays = _list_episodes(path)
+        ignored = sorted(place.name for place in path.iterdir() if place.name not in TASKS)
+        if ignored:
+            self.notes.append(f'not a task of this format and left alone: {", ".join(ignored[:8])}')
+
+    @staticmethod
+    def detect(path: Path) -> str | None:
+        present = [task for task in TASKS if _holds_records(path / task)]
+        if not present:
+            return None
+        robots = {
+            'bridge': sum(task.startswith('widowx') for task in present),
+            'fractal': sum(task.startswith('google') for task in present),
+        }
+        found = ', '.join(f'{count} {robot}' for robot, count in robots.items() if count)
+        return f'holds {found} task folders of SimplerEnv, such as {present[0]}'
+
+    @property
+    def episode_count(self) -> int:
+        return len(self._episodes)
+
+    @property
+    def task_ids(self) -> list[int]:
+        return [episode.task_id for episode in self._episodes]
+
+    def files(self, index: int) -> list[Path]:
+        episode = self._episodes[index]
+        return [
+            self.path / episode.task / f'{episode.name}{ending}'
+            for ending in (_META, '.pkl')
+            if ending in episode.files
+        ]
+
+    def check_listing(self) -> None:
+        for episode in self._episodes:
+            self._check_files(episode)
+
+    def find_feature(self, index: int) -> FeatureSpec:
+        if self._featureless:
+            return FeatureSpec(NO_FEATURE, 0)
+        return self._read(self._episodes[index], self._wanted)[1]
+
+    def read(self, index: int) -> Rollout:
+        return self._read(self._episodes[index], self.feature)[0]
+
+    def _check_files(self, episode: _Episode) -> None:
+        for ending, holds in ((_META, 'its outcome'), ('.pkl', 'its steps')):
+            if ending not in episode.files:
+                raise DumpError(
+                    f'{self.path / episode.task / episode.name}{ending}: expected this file with '
+                    f'{holds} beside {episode.name}{episode.files[0]}, found none; copy it from '
+                    'the source, or leave the episode out (--skip-bad)'
+                )
+
+    def _read(self, episode: _Episode, spec: FeatureSpec) -> tuple[Rollout, FeatureSpec]:
+        self._check_files(episode)
+        stem = f'{self.path / episode.task / episode.name}'
+        meta = _read_meta(Path(stem + _META))
+        file = Path(stem + '.pkl')
+        features = StepFeatures(spec, FEATURE)
+        chunks: list[np.ndarray] = []
+        for step, record in enumerate(_read_steps(file)):
+            chunks.append(_chunk(file, step, record, chunks))
+            if not self._featureless:
+                features.add(file, step, _executed(file, step, record, len(chunks[-1])))
+        actions = np.stack(chunks)
+        exec_horizon = min(TASKS[episode.task], actions.shape[2])
+        if self._featureless:
+            stacked, lengths = np.zeros((len(actions), 0), np.float32), None
+        else:
+            stacked, lengths = features.stack()
+        try:
+            signals = rollout_signals(actions, exec_horizon)
+        except SignalError as error:
+            raise DumpError(f'{file}: {error}') from error
+        rollout = Rollout(
+            features=stacked,
+            feature_lengths=lengths,
+            feature_name=str(features.spec),
+            task=episode.task,
+            success=meta['success'],
+            episode_id=f'{episode.task}/{episode.name}',
+            task_id=episode.task_id,
+            episode_index=meta['episode_id'],
+            instruction=meta['task'],
+            policy=self.policy,
+            actions=actions,
+            exec_horizon=exec_horizon,
+            signals=signals,
+            video=f'{episode.task}/{episode.name}.mp4' if '.mp4' in episode.files else '',
+        )
+        return rollout, features.spec
+
+
+def _holds_records(folder: Path) -> bool:
+    return folder.is_dir() and any(folder.glob(f'*{_META}'))
+
+
+def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
+    present = [task for task in TASKS if _holds_records(path / task)]
+    episodes: list[_Episode] = []
+    strays: list[str] = []
+    for task_id, task in enumerate(present):
+        files: dict[str, list[str]] = {}
+        for ending in (_META, '.pkl', '.mp4'):
+            for name in list_names(path / task, ending):
+                files.setdefault(name.removesuffix(ending), []).append(ending)
+        names = [n for n in list_names(path / task, '') if n.endswith((_META, '.pkl'))]
+        stems = dict.fromkeys(n.removesuffix(_META).removesuffix('.pkl') for n in names)
+        found = [_Episode(task, task_id, stem, tuple(files[stem])) for stem in stems]
+        by_number: dict[str, list[_Episode]] = {}
+        for episode in found:
+            match = _NAME.fullmatch(episode.name)
+            by_number.setdefault(match[1] if match else f'/{episode.name}', []).append(episode)
+        for number, group in by_number.items():
+            if len(group) == 1:
+                episodes += group
+                continue
+            strays.append(
+                f'{path / task / group[1].name}: expected one outcome of episode {number}, '
+                f'found files of {group[0].name} too; move the wrong ones away'
+            )
+    return episodes, strays
+
+
+def _read_meta(file: Path) -> dict[str, Any]:
+    try:
+        if file.stat().st_size > _MAX_JSON_BYTES:
+            raise ValueError(f'{file.stat().st_size} bytes')
+        meta = json.loads(file.read_text(encoding='utf-8'))
+    except (OSError, ValueError, RecursionError) as error:
+        raise DumpError(f'{file}: expected JSON of an episode, found {error}') from error
+    kinds = {'task': str, 'episode_id': int, 'success': bool}
+    if type(meta) is dict and type(meta.get('success')) is int and meta['success'] in (0, 1):
+        meta['success'] = bool(meta['success'])
+    for key, kind in kinds.items():
+        if type(meta) is not dict or type(meta.get(key)) is not kind:
+            found = shape_text(meta.get(key)) if type(meta) is dict else shape_text(meta)
+            raise DumpError(
+                f'{file}: expected {key} as {kind.__name__}, found {found}; '
+                'this is no episode of open-pi-zero'
+            )
+    if match := _NAME.fullmatch(file.name.removesuffix(_META)):
+        for key, named in (('episode_id', int(match[1])), ('success', int(match[2]))):
+            if int(meta[key]) != named:
+                raise DumpError(
+                    f'{file}: expected {key} {named} as the file name says, found '
+                    f'{int(meta[key])}; the file was renamed or belongs to another episode'
+                )
+    return meta
+
+
+def _read_steps(file: Path) -> list[dict[Any, Any]]:
+    steps = load_pickle(file)
+    if type(steps) is not list or not steps:
+        raise DumpError(f'{file}: expected a list over the inferences, found {shape_text(steps)}')
+    for number, step in enumerate(steps):
+        if type(step) is not dict or 'sampled_actions' not in step:
+            raise DumpError(
+                f'{file}: expected a dict with sampled_actions at step {number}, '
+                f'found {shape_text(step)}; this is no episode of open-pi-zero'
+            )
+    return steps
+
+
+def _executed(file: Path, step: int, record: dict[Any, Any], samples: int) -> np.ndarray:
+    """Return the embedding of the executed sample (denoise, horizon, width): the last one."""
+    embeds = record.get(FEATURE)
+    if not isinstance(embeds, np.ndarray) or embeds.ndim != 4 or len(embeds) != samples:
+        raise DumpError(
+            f'{file}: expected {FEATURE} ({samples} samples, denoise, horizon, width), '
+            f'found {shape_text(embeds)} at step {step}'
+        )
+    executed: np.ndarray = embeds[-1]
+    return executed
+
+
+def _chunk(file: Path, step: int, record: dict[Any, Any], before: list[np.ndarray]) -> np.ndarray:
+    """Return the action chunks of one step (samples, horizon, action_dim), the executed first."""
+    chunk = record['sampled_actions']
+    if not isinstance(chunk, np.ndarray) or chunk.ndim != 3 or 0 in chunk.shape:
+        raise DumpError(
+            f'{file}: expected sampled_actions (samples, horizon, action_dim), '
+            f'found {shape_text(chunk)} at step {step}'
+        )
+    if chunk.dtype.name not in FLOATS or first_not_finite(chunk) is not None:
+        raise DumpError(
+            f'{file}: expected sampled_actions as finite floats, found {chunk.dtype} or NaN at '
+            f'step {step}'
+        )
+    if before and (chunk.shape, chunk.dtype) != (before[0].shape, before[0].dtype):
+        raise DumpError(
+            f'{file}: expected sampled_actions of one shape in every step, found {chunk.dtype} '
+            f'{chunk.shape} at step {step}, {before[0].dtype} {before[0].shape} at step 0'
+        )
+    return np.roll(chunk, 1, axis=0)

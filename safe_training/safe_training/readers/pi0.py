@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads openpi's recordings of pi0, as on LIBERO: one root of env and policy records.
+
+The feature is ``pre_velocity`` ``(denoising steps, horizon, width)``, the action expert's state
+before the projection to a velocity, averaged over the horizon, then over the denoising steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from safe_training.readers.openpi import OpenpiSource, is_root, peek_policy
+
+
+class Pi0Source(OpenpiSource):
+    """A root with ``env_records`` and ``policy_records`` of pi0."""
+
+    kind = 'pi0'
+    looks_for = 'env_records/*.pkl and policy_records/*meta.pkl (openpi)'
+    policy = 'pi0'
+    features: ClassVar[dict[str, tuple[str, ...]]] = {'pre_velocity': ('denoise', 'horizon')}
+
+    @staticmethod
+    def detect(path: Path) -> str | None:
+        if not is_root(path) or peek_policy(path) != 'pi0':
+            return None
+        return 'holds env_records and policy_records, without anything of a token policy'

@@ -1,0 +1,37 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads openpi's recordings of pi0-FAST, as on LIBERO: one root of env and policy records.
+
+The feature is ``pre_logits`` ``(tokens, width)``, the last state that emitted each token, or
+``encoded``, averaged over the tokens, of which every step has another number. Probability and
+entropy of the tokens come from ``logits``, which cover the action vocabulary alone.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import ClassVar
+
+from safe_training.readers.openpi import (
+    OpenpiSource,
+    has_env_names_of_droid,
+    is_root,
+    peek_policy,
+)
+
+
+class Pi0FastSource(OpenpiSource):
+    """A root with ``env_records`` and ``policy_records`` of pi0-FAST."""
+
+    kind = 'pi0_fast'
+    looks_for = 'env_records/*.pkl and policy_records/*meta.pkl (openpi)'
+    policy = 'pi0_fast'
+    features: ClassVar[dict[str, tuple[str, ...]]] = {
+        'pre_logits': ('token',),
+        'encoded': ('token',),
+    }
+
+    @staticmethod
+    def detect(path: Path) -> str | None:
+        if not is_root(path) or has_env_names_of_droid(path) or peek_policy(path) != 'pi0_fast':
+            return None
+        return 'holds env_records and policy_records with tokens'

@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the features of an episode from the raw tensors of its steps, pooled or as they are."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safe_training.unpickle import DumpError
+from vla_feature_bridge.pooling import FeatureSpec, PoolingError
+from vla_feature_bridge.rollout_set import first_not_finite
+
+FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
+
+
+class StepFeatures:
+    """Takes one raw tensor after the other and keeps no more of it than is wanted.
+
+    Parameters
+    ----------
+    spec : FeatureSpec
+        What is wanted; a width of 0 is learnt from the first step.
+    what : str
+        Name of the tensor in messages, such as ``hidden states``.
+    """
+
+    def __init__(self, spec: FeatureSpec, what: str) -> None:
+        self.spec = spec
+        self.what = what
+        self._rows: list[np.ndarray] = []
+
+    def add(self, file: Path, step: int, raw: Any) -> None:
+        """Take the tensor ``(*axes, width)`` of one step.
+
+        Raises
+        ------
+        DumpError
+            It is no tensor of floats with these axes, is empty, has NaN or infinity, another width
+            than expected, or (raw) another shape or dtype than the step before.
+        """
+        axes = ', '.join([*self.spec.axes, 'width'])
+        if not isinstance(raw, np.ndarray) or raw.ndim != len(self.spec.axes) + 1:
+            raise DumpError(
+                f'{file}: expected {self.what} ({axes}) at each step, '
+                f'found {shape_text(raw)} at step {step}'
+            )
+        if 0 in raw.shape or raw.dtype.name not in FLOATS:
+            raise DumpError(
+                f'{file}: expected {self.what} of shape ({axes}) as floats, '
+                f'found {raw.dtype} {raw.shape} at step {step}'
+            )
+        if first_not_finite(raw) is not None:
+            raise DumpError(
+                f'{file}: expected finite {self.what}, found NaN or infinity at step {step}; '
+                'leave the episode out (--skip-bad) or record it again'
+            )
+        try:
+            # Averages are taken in float32 whatever the stored dtype, selections are exact.
+            row = self.spec.apply(raw) if self.spec.pooled else raw
+        except PoolingError as error:
+            raise DumpError(f'{file}: {error}') from error
+        if not self.spec.pooled:
+            self._check_raw(file, step, raw)
+        if self.spec.dim == 0:
+            self.spec = replace(self.spec, dim=row.shape[-1])
+        # A copy, since a view would keep the whole file of this step in memory.
+        self._rows.append(row.copy() if np.may_share_memory(row, raw) else row)
+
+    def _check_raw(self, file: Path, step: int, raw: np.ndarray) -> None:
+        if self.spec.dim not in (0, raw.shape[-1]):
+            raise DumpError(
+                f'{file}: expected {self.what} that are {self.spec.dim} wide as in the other '
+                f'episodes, found {raw.shape[-1]} at step {step}'
+            )
+        first = self._rows[0] if self._rows else raw
+        if raw.dtype != first.dtype or raw.shape[1:] != first.shape[1:]:
+            raise DumpError(
+                f'{file}: expected {self.what} of one dtype and shape in every step, found '
+                f'{raw.dtype} {raw.shape} at step {step}, {first.dtype} {first.shape} at step 0'
+            )
+
+    def stack(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Return the features ``(T, ...)`` and, where the first raw axis differs from step to
+        step, its lengths ``(T,)``; the features are padded with zeros then.
+        """
+        rows, self._rows = self._rows, []
+        lengths = np.array([len(row) for row in rows], np.int64)
+        longest = int(lengths.max())
+        if self.spec.pooled or (lengths == longest).all():
+            return np.stack(rows), None
+        features = np.zeros((len(rows), longest, *rows[0].shape[1:]), rows[0].dtype)
+        for step, row in enumerate(rows):
+            features[step, : len(row)] = row
+        return features, lengths
+
+
+def shape_text(value: Any) -> str:
+    """Say what a value from a dump is, for a message."""
+    if isinstance(value, np.ndarray):
+        return f'an array of shape {value.shape}'
+    if type(value) in (list, dict) and not value:
+        return f'an empty {type(value).__name__}'
+    return 'nothing' if value is None else f'a {type(value).__name__}'

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How sure a policy was of each token it emitted, from the logits of the step.
+
+Gu et al., SAFE (arXiv 2506.09937), token uncertainty baselines: p = softmax(logits) over the action
+vocabulary; the probability of a token is max p, its entropy is -sum p log p.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+
+def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Return probability and entropy of every token of one step.
+
+    Parameters
+    ----------
+    logits : ndarray, shape (tokens, vocabulary), any float dtype
+        -inf where a token is not allowed.
+
+    Returns
+    -------
+    probability, entropy : ndarray of float32, shape (tokens,)
+        The largest probability; the entropy in nats.
+
+    Raises
+    ------
+    ValueError
+        Not such an array, or a token without any finite logit.
+    """
+    if not isinstance(logits, np.ndarray) or logits.ndim != 2 or 0 in logits.shape:
+        shape = logits.shape if isinstance(logits, np.ndarray) else type(logits).__name__
+        raise ValueError(f'expected logits of shape (tokens, vocabulary), found {shape}')
+    values = as_float32(logits)
+    largest = values.max(axis=1, keepdims=True)
+    if not np.isfinite(largest).all():
+        raise ValueError('expected logits that are finite or -inf, found NaN or infinity')
+    shifted = values - largest
+    weights = np.exp(shifted)
+    total = weights.sum(axis=1, dtype=np.float64)
+    np.maximum(shifted, np.finfo(np.float32).min, out=shifted)  # 0 * -inf is NaN
+    shifted *= weights
+    entropy = np.log(total) - shifted.sum(axis=1, dtype=np.float64) / total
+    probability = 1 / total
+    return probability.astype(np.float32), np.maximum(entropy, 0).astype(np.float32)
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Return exactly the same values as float32 (bfloat16 is its upper half)."""
+    if array.dtype == ml_dtypes.bfloat16:
+        bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32)
+    return np.asarray(array, dtype=np.float32)
+
+
+def pad_tokens(steps: list[np.ndarray]) -> np.ndarray:
+    """Put the values of every step's tokens into one array ``(T, most tokens)``, padded by NaN."""
+    padded = np.full((len(steps), max(map(len, steps))), np.nan, np.float32)
+    for row, values in zip(padded, steps, strict=True):
+        row[: len(values)] = values
+    return padded

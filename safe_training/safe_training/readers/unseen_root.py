@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Puts a second root, of tasks that no detector may train on, behind a first one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from safe_training.readers.source import EpisodeSource
+from safe_training.unpickle import DumpError
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+
+
+class WithUnseenRoot(EpisodeSource):
+    """The episodes of ``seen``, then those of ``unseen``.
+
+    The latter have ``Rollout.unseen`` set, their task numbers follow those of ``seen``, and the
+    names of their episodes begin with ``unseen/``.
+    """
+
+    kind = ''
+    looks_for = ''
+
+    def __init__(self, seen: EpisodeSource, unseen: EpisodeSource) -> None:
+        super().__init__(seen.path, f'{seen.why}; unseen: {unseen.why}', seen.options)
+        if seen.kind != unseen.kind:
+            raise DumpError(
+                f'{unseen.path}: expected unseen tasks as {seen.kind} like {seen.path}, '
+                f'found {unseen.kind}'
+            )
+        self.seen, self.unseen = seen, unseen
+        self.kind = seen.kind  # type: ignore[misc]
+        self.policy = seen.policy
+        self.strays = [*seen.strays, *unseen.strays]
+        self.notes = [*seen.notes, *unseen.notes]
+        self._shift = max(seen.task_ids, default=-1) + 1
+
+    @staticmethod
+    def detect(path: Path) -> str | None:
+        return None
+
+    @property
+    def episode_count(self) -> int:
+        return self.seen.episode_count + self.unseen.episode_count
+
+    @property
+    def task_ids(self) -> list[int]:
+        return [*self.seen.task_ids, *(self._shift + number for number in self.unseen.task_ids)]
+
+    def check_listing(self) -> None:
+        self.seen.check_listing()
+        self.unseen.check_listing()
+
+    def files(self, index: int) -> list[Path]:
+        source, inner = self._of(index)
+        return source.files(inner)
+
+    def find_feature(self, index: int) -> FeatureSpec:
+        feature, other = self.seen.feature, self.unseen.feature
+        if feature != other:
+            raise DumpError(
+                f'{self.unseen.path}: expected {feature}, {feature.dim} wide, as in '
+                f'{self.seen.path}, found {other}, {other.dim} wide'
+            )
+        self.raw_axes = self.seen.raw_axes
+        return feature
+
+    def read(self, index: int) -> Rollout:
+        source, inner = self._of(index)
+        rollout = source.read(inner)
+        if source is self.seen:
+            return rollout
+        return replace(
+            rollout,
+            task_id=rollout.task_id + self._shift,
+            episode_id=f'unseen/{rollout.episode_id}',
+            unseen=True,
+        )
+
+    def _of(self, index: int) -> tuple[EpisodeSource, int]:
+        if index < self.seen.episode_count:
+            return self.seen, index
+        return self.unseen, index - self.seen.episode_count
