@@ -8,15 +8,22 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from safe_training.detector_options import progress_bar
-from safe_training.readers import DumpError, Progress, no_rollouts, open_source
+from safe_training.episode_conversion import add_episodes, useful_jobs, work_of
+from safe_training.readers import (
+    DumpError,
+    EpisodeSource,
+    Progress,
+    no_rollouts,
+    open_source,
+)
 from vla_feature_bridge.pooling import PoolingError, parse_pooling
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSetWriter
+from vla_feature_bridge.rollout_set import RolloutSetWriter, partial_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,6 +42,8 @@ example:
 _CONVERT_EXAMPLE = """\
 example:
   python -m safe_training convert test/data/openvla_dump sets/openvla --pooling token=mean
+  python -m safe_training convert test/data/openvla_dump sets/raw --keep raw
+  python -m safe_training convert sets/raw sets/first_and_last --pooling 'token=first&last'
 """
 
 
@@ -60,9 +69,11 @@ def info(path: str | os.PathLike[str], progress: Progress | None = None) -> dict
         'path': str(path),
         'kind': source.kind,
         'why': source.why,
+        'notes': list(source.notes),
         'policy': source.policy,
         **summary.to_dict(),
         'feature': {'text': str(source.feature), **source.feature.to_dict()},
+        'raw_axes': list(source.raw_axes),
         'bad': list(source.skipped),
     }
 
@@ -75,48 +86,68 @@ def convert(
     skip_bad: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    keep: Literal['pooled', 'raw'] = 'pooled',
+    all_episodes: bool = False,
+    unseen_root: str | os.PathLike[str] | None = None,
+    jobs: int | None = 1,
 ) -> dict[str, Any]:
     """Turn any source of rollouts into a rollout set, one episode in memory at a time.
 
+    An interruption (Ctrl-C, a signal) leaves what is done in ``partial_folder(destination)``; the
+    same call continues there. An error leaves nothing.
+
     Parameters
     ----------
-    pooling, feature, skip_bad
+    pooling, feature, skip_bad, keep, all_episodes, unseen_root
         As in :func:`safe_training.readers.open_source`.
     overwrite : bool
         Replace a rollout set that is there already.
+    jobs : int, optional
+        How many processes read episodes at the same time; None uses as many as are worth it.
+        A script that asks for more than one needs ``if __name__ == '__main__':``, as always with
+        ``multiprocessing``.
 
     Returns
     -------
     dict
-        Source, destination, kind, why, feature, numbers of rollouts and steps, what was skipped.
+        Source, destination, kind, why, notes, feature, numbers of rollouts and steps, how many
+        episodes an interrupted conversion had done, and what was skipped.
 
     Raises
     ------
     DumpError, RolloutSetError
         The source cannot be read or the set cannot be written; nothing is left behind.
     """
-    source = open_source(source_path, pooling, feature, skip_bad)
-    steps: list[int] = []
+    source = open_source(source_path, pooling, feature, skip_bad, keep, all_episodes, unseen_root)
+    work = ''
+    if isinstance(source, EpisodeSource):
+        source.refuse_early()
+        work = work_of(source, [] if unseen_root is None else [os.fspath(unseen_root)])
     with RolloutSetWriter(
         destination,
         feature=source.feature,
         policy=source.policy,
         source=f'{source.kind}: {Path(source_path).resolve().name}',
         overwrite=overwrite,
+        work=work,
     ) as writer:
-        for rollout in source.rollouts(progress):
-            writer.add(rollout)
-            steps.append(len(rollout))
-        if not steps:
+        if isinstance(source, EpisodeSource):
+            add_episodes(source, writer, jobs or useful_jobs(source), progress)
+        else:
+            for rollout in source.rollouts(progress):
+                writer.add(rollout)
+        if not writer.steps:
             raise DumpError(no_rollouts(source))
     return {
         'source': str(source_path),
         'destination': str(destination),
         'kind': source.kind,
         'why': source.why,
+        'notes': list(source.notes),
         'feature': str(source.feature),
-        'rollouts': len(steps),
-        'steps': sum(steps),
+        'rollouts': len(writer.steps),
+        'steps': sum(writer.steps),
+        'continued': writer.continued,
         'skipped': list(source.skipped),
     }
 
@@ -150,6 +181,7 @@ class _Summary:
                 'successes': 0,
                 'failures': 0,
                 'unlabelled': 0,
+                'unseen': rollout.unseen,
                 'shortest': len(rollout),
                 'longest': len(rollout),
             },
@@ -217,8 +249,8 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
     verb = subparsers.add_parser(
         'convert',
         help='turn a dump or archive into a rollout set',
-        description='Turn a dump or archive into a rollout set. Nothing is left behind when it '
-        'does not finish.',
+        description='Turn a dump or archive into a rollout set, or pool a raw set anew. An error '
+        'leaves nothing behind; after an interruption the same command continues.',
         epilog=_CONVERT_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -234,7 +266,34 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
         'wanted (default: what the format states)',
     )
     verb.add_argument(
-        '--feature', metavar='NAME', help='which feature array, where the source holds several'
+        '--feature',
+        metavar='NAME',
+        help='which feature array, where the source holds several; none for sampled actions, '
+        'tokens and signals alone',
+    )
+    verb.add_argument(
+        '--keep',
+        choices=('pooled', 'raw'),
+        default='pooled',
+        help='store one vector a step, or the whole tensor, which can be pooled in any way later '
+        '(default: %(default)s)',
+    )
+    verb.add_argument(
+        '--unseen-root',
+        metavar='SOURCE2',
+        help='a second source of the same format, of tasks that no detector may train on',
+    )
+    verb.add_argument(
+        '--all-episodes',
+        action='store_true',
+        help='keep also what the published protocol of the format leaves out (Franka/DROID: '
+        'episodes of other lengths, and those drawn to balance success rates)',
+    )
+    verb.add_argument(
+        '--jobs',
+        type=_jobs_argument,
+        metavar='N',
+        help='how many processes read at the same time (default: as many as are worth it)',
     )
     verb.add_argument(
         '--skip-bad',
@@ -253,6 +312,12 @@ def _pooling_argument(argument: str) -> tuple[str, str]:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _jobs_argument(argument: str) -> int:
+    if not argument.isdecimal() or not 1 <= int(argument) <= 256:
+        raise argparse.ArgumentTypeError(f'expected a number from 1 to 256, found {argument!r}')
+    return int(argument)
+
+
 def run_info(arguments: argparse.Namespace) -> int:
     """Run the verb ``info``; returns the exit status, 1 when some episodes are bad."""
     with progress_bar('reading', quiet=arguments.json) as bar:
@@ -267,15 +332,36 @@ def run_info(arguments: argparse.Namespace) -> int:
 
 def run_convert(arguments: argparse.Namespace) -> int:
     """Run the verb ``convert``; returns the exit status."""
-    with progress_bar('converting', quiet=arguments.json) as bar:
-        done = convert(
-            arguments.source,
-            arguments.destination,
-            pooling=tuple(arguments.pooling) or None,
-            feature=arguments.feature,
-            skip_bad=arguments.skip_bad,
-            overwrite=arguments.overwrite,
-            progress=lambda done, total: bar(done, total, ''),
+    try:
+        with progress_bar('converting', quiet=arguments.json) as bar:
+            done = convert(
+                arguments.source,
+                arguments.destination,
+                pooling=tuple(arguments.pooling) or None,
+                feature=arguments.feature,
+                skip_bad=arguments.skip_bad,
+                overwrite=arguments.overwrite,
+                progress=lambda done, total: bar(done, total, ''),
+                keep=arguments.keep,
+                all_episodes=arguments.all_episodes,
+                unseen_root=arguments.unseen_root,
+                jobs=arguments.jobs,
+            )
+    except KeyboardInterrupt:
+        partial = partial_folder(arguments.destination)
+        if partial.is_dir():
+            print(
+                f'{partial}: keeps what is done; give the same command again to continue, or '
+                'remove this folder',
+                file=sys.stderr,
+            )
+        raise
+    for note in done['notes']:
+        print(f'note: {note}', file=sys.stderr)
+    if done['continued']:
+        print(
+            f'note: continued an interrupted conversion that had done {done["continued"]} episodes',
+            file=sys.stderr,
         )
     _complain('skipped', done['skipped'])
     if arguments.json:
@@ -308,6 +394,8 @@ def _print_info(found: dict[str, Any]) -> None:
     outcomes = f'{found["successes"]} successes, {found["failures"]} failures'
     if found['unlabelled']:
         outcomes += f', {found["unlabelled"]} unlabelled'
+    if found['notes']:
+        why['note'] = '; '.join(found['notes'])
     _print_pairs(
         console,
         {
@@ -316,14 +404,19 @@ def _print_info(found: dict[str, Any]) -> None:
             'episodes': f'{found["episodes"]} ({outcomes}) of {len(found["tasks"])} tasks',
             'steps': f'{found["steps"]} ({length["shortest"]} to {length["longest"]} an episode, '
             f'median {length["median"]:g})',
-            'feature': f'{found["feature"]["text"]}, {found["feature"]["dim"]} wide, '
-            f'{", ".join(found["dtype"])}',
+            'feature': _feature_text(found),
             'actions': _actions_text(found),
             'tokens': ', '.join(found['tokens']),
             'signals': ', '.join(found['signals']) or 'none',
         },
     )
     _print_tasks(console, found['tasks'])
+
+
+def _feature_text(found: dict[str, Any]) -> str:
+    feature = found['feature']
+    text = f'{feature["text"]}, {feature["dim"]} wide, {", ".join(found["dtype"])}'
+    return text + (f'; raw axes: {", ".join(found["raw_axes"])}' if found['raw_axes'] else '')
 
 
 def _actions_text(found: dict[str, Any]) -> str:
@@ -365,5 +458,6 @@ def _print_tasks(console: Console, tasks: list[dict[str, Any]]) -> None:
     for row in tasks:
         numbers = [str(row[key]) for key in ('episodes', 'successes', 'failures')]
         steps = f'{row["shortest"]} to {row["longest"]}'
-        table.add_row(str(row['task_id']), Text(row['task']), *numbers, steps)
+        task = Text(row['task'] + (' (unseen)' if row['unseen'] else ''))
+        table.add_row(str(row['task_id']), task, *numbers, steps)
     console.print(table)

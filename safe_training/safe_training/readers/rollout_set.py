@@ -36,6 +36,10 @@ class RolloutSetSource(EpisodeSource):
         if not stored.pooled:
             self.raw_axes = stored.axes
             self._wanted = wanted_feature(path, stored.name, stored.axes, options)
+            if self._wanted.pooled:
+                self.notes.append(
+                    f'holds raw {stored.name} ({", ".join(stored.axes)}), pooled while it is read'
+                )
             return
         self._wanted = stored
         if options.keep == 'raw' and stored.axes:
