@@ -9,7 +9,7 @@ setup(
     name=PACKAGE,
     version='0.1.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['py.typed']},
+    package_data={PACKAGE: ['definitions/*.msg', 'py.typed']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -20,7 +20,7 @@ setup(
         'numpy>=1.26',
         'pyarrow>=17',
         'rich>=13',
-        'rosbags>=0.10',
+        'rosbags>=0.11.9',
         'safetensors>=0.4.5',
         'scikit-learn>=1.4',
         'scipy>=1.11',

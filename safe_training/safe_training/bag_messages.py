@@ -1,0 +1,340 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Policy steps and episode events as the bytes of a bag (CDR), without ROS 2 installed.
+
+The definitions lie beside this module, as in ``safe_msgs/msg``. Code is only ever generated from
+these: a definition found in a bag is compared with ours and then forgotten.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vla_feature_bridge.step import PolicyStep
+
+STEP = 'safe_msgs/msg/PolicyStep'
+EVENT = 'safe_msgs/msg/EpisodeEvent'
+
+KIND_START, KIND_END, KIND_LABEL = 0, 1, 2
+OUTCOMES: Mapping[int, bool | None] = {0: None, 1: True, 2: False}
+OUTCOME_NUMBERS = {success: number for number, success in OUTCOMES.items()}
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name).newbyteorder('<')
+    for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
+} | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+
+_TENSOR = 'safe_msgs/msg/Tensor'
+_HEADER = 'std_msgs/msg/Header'
+_TIME = 'builtin_interfaces/msg/Time'
+_NANOSECONDS = 1_000_000_000
+#: Ours are 3 kB with all comments.
+_MAX_DEFINITION_CHARACTERS = 1 << 16
+
+#: Definitions of other packages that ours are made of.
+_STANDARD = {
+    _HEADER: (
+        '# Standard metadata for higher-level stamped data types.\n\n'
+        'builtin_interfaces/Time stamp\nstring frame_id\n'
+    ),
+    _TIME: (
+        '# This message communicates ROS Time defined here:\n'
+        '# https://design.ros2.org/articles/clock_and_time.html\n\n'
+        'int32 sec\nuint32 nanosec\n'
+    ),
+}
+_PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
+
+
+class BagMessageError(ValueError):
+    """The bytes of a message, or its definition in the bag, are not what they should be."""
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that happened to an episode; the plain twin of ``safe_msgs/EpisodeEvent``.
+
+    Attributes
+    ----------
+    kind : int
+        One of ``KIND_START``, ``KIND_END``, ``KIND_LABEL``.
+    success : bool or None
+        The outcome; None where nobody has said.
+    stamp : int
+        [ns]
+    """
+
+    episode_id: str
+    kind: int
+    success: bool | None = None
+    task: str = ''
+    instruction: str = ''
+    reason: str = ''
+    stamp: int = 0
+
+
+# -- definitions
+
+
+def own_definition(name: str) -> str:
+    """Return the text of one message definition, such as ``safe_msgs/msg/Tensor``."""
+    if name in _STANDARD:
+        return _STANDARD[name]
+    file = files('safe_training') / 'definitions' / f'{name.rpartition("/")[2]}.msg'
+    return file.read_text(encoding='utf-8')
+
+
+def full_definition(name: str) -> str:
+    """Return the definition with all that it is made of, in the form that a recorder embeds."""
+    parts = [own_definition(name)]
+    for part in _PARTS[name]:
+        package, _, short = part.replace('/msg/', '/').partition('/')
+        parts.append(f'{"=" * 80}\nMSG: {package}/{short}\n{own_definition(part)}')
+    return '\n'.join(parts)
+
+
+def type_hash(name: str) -> str:
+    """Return the RIHS01 hash of a message type, as ROS 2 computes it."""
+    return str(_typestore().hash_rihs01(name))
+
+
+def check_definition(name: str, encoding: str, text: str) -> None:
+    """Compare a definition found in a bag with ours, field by field; comments do not matter.
+
+    Raises
+    ------
+    BagMessageError
+        It is another one: the bag was recorded with other messages under the same name.
+    """
+    from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
+
+    if not text or encoding not in ('ros2msg', 'ros2idl'):
+        return
+    problem = f'expected the definition of {name} that this software has, found'
+    if len(text) > _MAX_DEFINITION_CHARACTERS:
+        raise BagMessageError(f'{problem} one of {len(text)} characters')
+    try:
+        if encoding == 'ros2msg':
+            found: dict[str, Any] = dict(get_types_from_msg(text, name))
+        else:
+            found = {}
+            for part in text.split('=' * 80 + '\n'):
+                idl = part.partition('\n')[2] if part.startswith('IDL: ') else part
+                found |= get_types_from_idl(idl) if idl.strip() else {}
+    # What a parser meets in a forged text is not limited to its own error.
+    except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
+        raise BagMessageError(f'{problem} one that cannot be read ({_short(error)})') from None
+    ours = _typestore().fielddefs
+    for part in (name, *_PARTS[name]):
+        if part not in found or found[part][1] != ours[part][1]:
+            raise BagMessageError(
+                f'{problem} another one of {part}; the bag was recorded with another version: '
+                'convert it with that version'
+            )
+
+
+@cache
+def _typestore() -> Any:
+    from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+
+    store = get_typestore(Stores.EMPTY)
+    types: dict[str, Any] = {}
+    for name in (_TIME, _HEADER, _TENSOR, STEP, EVENT):
+        types |= get_types_from_msg(own_definition(name), name)
+    store.register(types)
+    return store
+
+
+# -- messages
+
+
+def step_to_cdr(step: PolicyStep) -> memoryview:
+    """Pack a step, to the same bytes as ROS 2 does.
+
+    Raises
+    ------
+    BagMessageError
+        A tensor has a dtype, or the stamp a year, that a message cannot hold.
+    """
+    types = _typestore().types
+    message = types[STEP](
+        header=_header(step.stamp),
+        episode_id=step.episode_id,
+        step=step.step,
+        policy=step.policy,
+        instruction=step.instruction,
+        features=_tensor(step.features, step.feature_name),
+        actions=_tensor(step.actions, 'actions'),
+        exec_horizon=step.exec_horizon,
+        token_probability=_floats(step.token_probability),
+        token_entropy=_floats(step.token_entropy),
+        signal_names=list(step.signals),
+        signals=np.array(list(step.signals.values()), np.float32),
+        inference_time=step.inference_time,
+    )
+    packed: memoryview = _typestore().serialize_cdr(message, STEP, little_endian=True)
+    return packed
+
+
+def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
+    """Unpack a step; its arrays are views of ``data``.
+
+    Raises
+    ------
+    BagMessageError
+        These are not the bytes of a step, or its parts do not fit together.
+    """
+    message = _unpack(data, STEP)
+    where = f'step {message.step} of episode {message.episode_id[:200]!r}'
+    features = _array(message.features, f'{where}: features')
+    if features is None or features.ndim == 0:
+        raise BagMessageError(f'{where}: expected features, found none')
+    actions = _array(message.actions, f'{where}: actions')
+    if actions is not None and actions.ndim != 3:
+        raise BagMessageError(
+            f'{where}: expected actions of shape (samples, horizon, action_dim), '
+            f'found {actions.shape}'
+        )
+    names = message.signal_names
+    if len(names) != len(message.signals) or len(set(names)) != len(names):
+        raise BagMessageError(
+            f'{where}: expected one name for each of {len(message.signals)} signals, found '
+            f'{len(set(names))} different names'
+        )
+    if not message.episode_id:
+        raise BagMessageError(f'{where}: expected an episode_id, found an empty one')
+    return PolicyStep(
+        features=features,
+        feature_name=message.features.name,
+        stamp=_stamp(message.header),
+        episode_id=message.episode_id,
+        step=message.step,
+        policy=message.policy,
+        instruction=message.instruction,
+        actions=actions,
+        exec_horizon=message.exec_horizon,
+        token_probability=message.token_probability if len(message.token_probability) else None,
+        token_entropy=message.token_entropy if len(message.token_entropy) else None,
+        signals=dict(zip(names, map(float, message.signals), strict=True)),
+        inference_time=message.inference_time,
+    )
+
+
+def event_to_cdr(event: Event) -> memoryview:
+    """Pack an event."""
+    message = _typestore().types[EVENT](
+        header=_header(event.stamp),
+        episode_id=event.episode_id,
+        task=event.task,
+        instruction=event.instruction,
+        kind=event.kind,
+        outcome=OUTCOME_NUMBERS[event.success],
+        reason=event.reason,
+    )
+    packed: memoryview = _typestore().serialize_cdr(message, EVENT, little_endian=True)
+    return packed
+
+
+def event_from_cdr(data: bytes | memoryview) -> Event:
+    """Unpack an event.
+
+    Raises
+    ------
+    BagMessageError
+        These are not the bytes of an event, or kind or outcome is none that there is.
+    """
+    message = _unpack(data, EVENT)
+    where = f'event of episode {message.episode_id[:200]!r}'
+    if message.kind not in (KIND_START, KIND_END, KIND_LABEL):
+        raise BagMessageError(f'{where}: expected kind 0, 1 or 2, found {message.kind}')
+    if message.outcome not in OUTCOMES:
+        raise BagMessageError(f'{where}: expected outcome 0, 1 or 2, found {message.outcome}')
+    return Event(
+        episode_id=message.episode_id,
+        kind=message.kind,
+        success=OUTCOMES[message.outcome],
+        task=message.task,
+        instruction=message.instruction,
+        reason=message.reason,
+        stamp=_stamp(message.header),
+    )
+
+
+def _unpack(data: bytes | memoryview, name: str) -> Any:
+    from rosbags.serde import SerdeError
+
+    try:
+        return _typestore().deserialize_cdr(data, name)
+    except SerdeError as error:
+        raise BagMessageError(f'expected a {name}, found other bytes ({_short(error)})') from None
+
+
+def _header(stamp: int) -> Any:
+    types = _typestore().types
+    seconds = stamp // _NANOSECONDS
+    if not -(2**31) <= seconds < 2**31:
+        raise BagMessageError(f'expected a stamp of 32 bits of seconds, found {stamp} ns')
+    time = types[_TIME](sec=seconds, nanosec=stamp % _NANOSECONDS)
+    return types[_HEADER](stamp=time, frame_id='')
+
+
+def _stamp(header: Any) -> int:
+    return int(header.stamp.sec) * _NANOSECONDS + int(header.stamp.nanosec)
+
+
+def _tensor(array: np.ndarray | None, name: str) -> Any:
+    make = _typestore().types[_TENSOR]
+    if array is None:
+        return make(name=name, dtype='', shape=np.zeros(0, np.uint32), data=np.zeros(0, np.uint8))
+    if array.dtype.name not in DTYPES:
+        raise BagMessageError(
+            f'tensor {name!r}: expected a dtype of {", ".join(DTYPES)}, found {array.dtype}'
+        )
+    contiguous = np.ascontiguousarray(array, DTYPES[array.dtype.name])
+    return make(
+        name=name,
+        dtype=array.dtype.name,
+        shape=np.array(array.shape, np.uint32),
+        data=contiguous.reshape(-1).view(np.uint8),
+    )
+
+
+def _array(tensor: Any, where: str) -> np.ndarray | None:
+    if not tensor.dtype:
+        if len(tensor.data):
+            raise BagMessageError(f'{where}: {len(tensor.data)} bytes, but no dtype')
+        return None
+    dtype = DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise BagMessageError(
+            f'{where}: expected a dtype of {", ".join(DTYPES)}, found {tensor.dtype[:40]!r}'
+        )
+    shape = tuple(int(n) for n in tensor.shape)
+    expected = math.prod(shape) * dtype.itemsize
+    if len(tensor.data) != expected or len(shape) > 32:
+        raise BagMessageError(
+            f'{where}: expected {expected} bytes for shape {shape[:8]} of {tensor.dtype}, '
+            f'found {len(tensor.data)}'
+        )
+    try:
+        if expected == 0:
+            return np.zeros(shape, dtype)
+        return np.frombuffer(tensor.data, dtype).reshape(shape)
+    except ValueError as error:  # an empty tensor of absurd lengths
+        raise BagMessageError(f'{where}: shape {shape[:8]}: {error}') from None
+
+
+def _floats(values: np.ndarray | None) -> np.ndarray:
+    return np.zeros(0, np.float32) if values is None else np.asarray(values, np.float32)
+
+
+def _short(error: BaseException) -> str:
+    text = ' '.join(str(error).split())
+    return text if len(text) <= 160 else f'{text[:160]}...'

@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Outcomes that people give to episodes: in the index of a rollout set, or in a recording's csv.
+
+The csv has a heading and a row for each labelled episode::
+
+    episode_id,outcome,failure_step
+    pick_up_the_mug/0,success,
+    pick_up_the_mug/1,failure,17
+
+``outcome`` is ``success``, ``failure`` or ``unknown`` (nobody knows, whatever the recording says);
+``failure_step``, where a person saw the failure begin, may be empty, and so may its column be
+missing. Other columns are left alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safe_training.unpickle import DumpError
+from vla_feature_bridge.rollout_set import INDEX, RolloutSet
+
+OUTCOMES: dict[str, bool | None] = {'success': True, 'failure': False, 'unknown': None}
+COLUMNS = ('episode_id', 'outcome', 'failure_step')
+
+_MAX_BYTES = 64 << 20
+_MAX_STEP = 2**32
+
+
+@dataclass(frozen=True)
+class Label:
+    """What somebody said about an episode; None where it is not known."""
+
+    success: bool | None
+    failure_step: int | None = None
+
+    @property
+    def outcome(self) -> str:
+        """The outcome as it is written in files."""
+        return next(name for name, success in OUTCOMES.items() if success is self.success)
+
+
+def make_label(outcome: str, failure_step: str | int | None, where: str) -> Label:
+    """Check what was written or typed; raises :class:`DumpError` that begins with ``where``."""
+    if outcome not in OUTCOMES:
+        raise DumpError(
+            f'{where}: expected an outcome of {", ".join(OUTCOMES)}, found {outcome[:40]!r}'
+        )
+    if failure_step in (None, ''):
+        return Label(OUTCOMES[outcome])
+    text = str(failure_step)
+    if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) >= _MAX_STEP:
+        raise DumpError(f'{where}: expected a failure_step from 0, found {text[:40]!r}')
+    if outcome != 'failure':
+        raise DumpError(f'{where}: expected no failure_step beside {outcome!r}, found {text}')
+    return Label(False, int(text))
+
+
+def check_step(label: Label, length: int, where: str) -> None:
+    """Raise :class:`DumpError` when the failure step is none of ``length`` steps."""
+    if label.failure_step is not None and label.failure_step >= length:
+        raise DumpError(
+            f'{where}: expected a failure_step from 0 to {length - 1}, found {label.failure_step}'
+        )
+
+
+# -- csv
+
+
+def labels_file(recording: Path) -> Path:
+    """Return where the labels of a recording lie: beside it, with ``.labels.csv`` added."""
+    whole = Path(os.path.abspath(recording))
+    return whole.with_name(f'{whole.name}.labels.csv')
+
+
+def read_labels(file: Path) -> dict[str, Label]:
+    """Read a csv of labels.
+
+    Raises
+    ------
+    DumpError
+        A column is missing, a row has no known outcome, or an episode has two rows.
+    """
+    labels: dict[str, Label] = {}
+    for number, row in enumerate(_read_rows(file), start=2):
+        where = f'{file}, line {number}'
+        episode = row['episode_id']
+        if not episode:
+            raise DumpError(f'{where}: expected an episode_id, found none')
+        if episode in labels:
+            raise DumpError(f'{where}: expected one row for episode {episode!r}, found two')
+        labels[episode] = make_label(row['outcome'], row.get('failure_step'), where)
+    return labels
+
+
+def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
+    """Add labels to a csv, replacing those of the same episodes; all or nothing."""
+    rows = {row['episode_id']: row for row in _read_rows(file)} if file.exists() else {}
+    for episode, label in labels.items():
+        step = '' if label.failure_step is None else str(label.failure_step)
+        row = rows.setdefault(episode, {'episode_id': episode})
+        row |= {'outcome': label.outcome, 'failure_step': step}
+    columns = list(dict.fromkeys([*COLUMNS, *(name for row in rows.values() for name in row)]))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows.values())
+    _replace(file, text.getvalue().encode())
+
+
+def _read_rows(file: Path) -> list[dict[str, str]]:
+    try:
+        if file.stat().st_size > _MAX_BYTES:
+            raise DumpError(f'{file}: expected at most {_MAX_BYTES} bytes of labels')
+        text = file.read_text(encoding='utf-8-sig')
+        reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
+        rows = [dict(row) for row in reader]
+    except OSError as error:
+        raise DumpError(f'{file}: expected a csv of labels, found {error.strerror}') from error
+    except (ValueError, csv.Error) as error:
+        if isinstance(error, DumpError):
+            raise
+        raise DumpError(f'{file}: expected a csv of labels, found {error}') from error
+    names = list(reader.fieldnames or ())
+    missing = [name for name in COLUMNS[:2] if name not in names]
+    if missing or len(set(names)) != len(names):
+        raise DumpError(
+            f'{file}: expected a heading with {", ".join(COLUMNS)}, found '
+            f'{", ".join(names)[:200] or "an empty file"}'
+        )
+    for number, row in enumerate(rows, start=2):
+        if None in row or None in row.values():
+            raise DumpError(f'{file}, line {number}: expected {len(names)} values, as the heading')
+    return rows
+
+
+# -- rollout sets
+
+
+def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
+    """Set outcome and failure step of some rollouts of a set; replaces its index in one move.
+
+    Raises
+    ------
+    RolloutSetError
+        The set is broken.
+    DumpError
+        It has no such episode, or a failure step lies outside of its episode.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    lengths = _set_lengths(folder)
+    for episode, label in labels.items():
+        where = f'{folder}: episode {episode!r}'
+        if episode not in lengths:
+            raise DumpError(f'{where}: expected an episode of this set, found none of that name')
+        check_step(label, lengths[episode], where)
+    table = pyarrow.parquet.read_table(folder / INDEX)
+    columns: dict[str, list[Any]] = {
+        name: table.column(name).to_pylist() for name in ('success', 'failure_step')
+    }
+    for position, episode in enumerate(table.column('episode_id').to_pylist()):
+        if episode in labels:
+            columns['success'][position] = labels[episode].success
+            columns['failure_step'][position] = labels[episode].failure_step
+    for name, values in columns.items():
+        place = table.column_names.index(name)
+        form = table.schema.field(name)
+        table = table.set_column(place, form, pyarrow.array(values, form.type))
+    data = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, data)
+    _replace(folder / INDEX, data.getvalue().to_pybytes())
+
+
+def set_labels(folder: Path) -> dict[str, Label]:
+    """Return outcome and failure step of every rollout of a set, from its index alone."""
+    import pyarrow.parquet
+
+    RolloutSet.open(folder)
+    columns = pyarrow.parquet.read_table(
+        folder / INDEX, columns=['episode_id', 'success', 'failure_step']
+    ).to_pydict()
+    return {
+        episode: Label(success, step)
+        for episode, success, step in zip(*columns.values(), strict=True)
+    }
+
+
+def _set_lengths(folder: Path) -> dict[str, int]:
+    rollouts = RolloutSet.open(folder)
+    return dict(zip(rollouts.episode_ids, map(int, rollouts.lengths), strict=True))
+
+
+def _replace(file: Path, data: bytes) -> None:
+    """Put a file in place of another: whoever reads sees the old one or the new one, whole."""
+    aside = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:12]}.partial')
+    try:
+        with aside.open('wb') as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)
