@@ -34,6 +34,7 @@ from safe_training.bag_messages import (
 )
 from safe_training.bag_storage import MCAP_MAGIC, METADATA, detect_bag
 from safe_training.labels import labels_file
+from safe_training.readers import EpisodeSource, Progress, Source, no_rollouts
 from safe_training.readers.rosbag2 import CUSTOM_KEY, CUSTOM_VERSION
 from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
@@ -58,9 +59,32 @@ _BEFORE_FIRST_STEP = 1_000_000
 _FOREVER = (9223372036, 854775807)
 
 
+class NothingToWrite(DumpError):
+    """There was no rollout to write."""
+
+
 def is_bag_destination(path: str | os.PathLike[str]) -> bool:
     """Tell whether a name asks for a recording: ``*.mcap`` for one file, ``*.bag`` for a folder."""
     return Path(path).suffix in ('.mcap', '.bag')
+
+
+def convert_to_bag(
+    source: Source,
+    destination: str | os.PathLike[str],
+    rate: float,
+    compression: Literal['none', 'zstd'],
+    overwrite: bool,
+    progress: Progress | None,
+) -> tuple[int, int]:
+    """Write all rollouts of a source as a recording; as :func:`write_bag`."""
+    if isinstance(source, EpisodeSource):
+        source.refuse_early()
+    try:
+        return write_bag(
+            destination, source.rollouts(progress), source.feature, rate, compression, overwrite
+        )
+    except NothingToWrite as error:
+        raise DumpError(no_rollouts(source)) from error
 
 
 def write_bag(
@@ -105,7 +129,7 @@ def write_bag(
     try:
         counts = _write(aside / place.stem, rollouts, feature, rate, compression)
         if counts[0] == 0:
-            raise DumpError(f'{place}: expected at least one rollout to write, found none')
+            raise NothingToWrite(f'{place}: expected at least one rollout to write, found none')
         whole = aside / place.stem
         if place.suffix == '.mcap':
             whole /= f'{place.stem}.mcap'

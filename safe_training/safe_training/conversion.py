@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from safe_training.bags import convert_to_bag, is_bag_destination
 from safe_training.detector_options import progress_bar
 from safe_training.episode_conversion import add_episodes, useful_jobs, work_of
 from safe_training.readers import (
     DumpError,
     EpisodeSource,
     Progress,
+    Source,
     no_rollouts,
     open_source,
 )
@@ -44,6 +46,8 @@ example:
   python -m safe_training convert test/data/openvla_dump sets/openvla --pooling token=mean
   python -m safe_training convert test/data/openvla_dump sets/raw --keep raw
   python -m safe_training convert sets/raw sets/first_and_last --pooling 'token=first&last'
+  python -m safe_training convert recordings/monday sets/monday
+  python -m safe_training convert sets/openvla openvla.mcap --rate 5
 """
 
 
@@ -90,6 +94,9 @@ def convert(
     all_episodes: bool = False,
     unseen_root: str | os.PathLike[str] | None = None,
     jobs: int | None = 1,
+    to: Literal['set', 'bag'] | None = None,
+    rate: float = 10.0,
+    compression: Literal['none', 'zstd'] = 'none',
 ) -> dict[str, Any]:
     """Turn any source of rollouts into a rollout set, one episode in memory at a time.
 
@@ -106,6 +113,11 @@ def convert(
         How many processes read episodes at the same time; None uses as many as are worth it.
         A script that asks for more than one needs ``if __name__ == '__main__':``, as always with
         ``multiprocessing``.
+    to : 'set' or 'bag', optional
+        What to make; without it a recording where the destination is named ``*.mcap`` or
+        ``*.bag``, otherwise a set.
+    rate, compression
+        Of a recording, as in :func:`safe_training.bags.write_bag`.
 
     Returns
     -------
@@ -119,6 +131,11 @@ def convert(
         The source cannot be read or the set cannot be written; nothing is left behind.
     """
     source = open_source(source_path, pooling, feature, skip_bad, keep, all_episodes, unseen_root)
+    if to == 'bag' or (to is None and is_bag_destination(destination)):
+        rollouts, total = convert_to_bag(
+            source, destination, rate, compression, overwrite, progress
+        )
+        return _report(source, source_path, destination, rollouts, total)
     work = ''
     if isinstance(source, EpisodeSource):
         source.refuse_early()
@@ -138,6 +155,17 @@ def convert(
                 writer.add(rollout)
         if not writer.steps:
             raise DumpError(no_rollouts(source))
+    done = _report(source, source_path, destination, len(writer.steps), sum(writer.steps))
+    return done | {'continued': writer.continued}
+
+
+def _report(
+    source: Source,
+    source_path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    rollouts: int,
+    steps: int,
+) -> dict[str, Any]:
     return {
         'source': str(source_path),
         'destination': str(destination),
@@ -145,9 +173,9 @@ def convert(
         'why': source.why,
         'notes': list(source.notes),
         'feature': str(source.feature),
-        'rollouts': len(writer.steps),
-        'steps': sum(writer.steps),
-        'continued': writer.continued,
+        'rollouts': rollouts,
+        'steps': steps,
+        'continued': 0,
         'skipped': list(source.skipped),
     }
 
@@ -248,14 +276,36 @@ def add_commands(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]
 
     verb = subparsers.add_parser(
         'convert',
-        help='turn a dump or archive into a rollout set',
-        description='Turn a dump or archive into a rollout set, or pool a raw set anew. An error '
-        'leaves nothing behind; after an interruption the same command continues.',
+        help='turn any source into a rollout set, or into a rosbag2 recording',
+        description='Turn a dump, archive or rosbag2 recording into a rollout set, or pool a raw '
+        'set anew; or turn any of these into a recording that ros2 bag plays. An error leaves '
+        'nothing behind; after an interruption the same command continues a set.',
         epilog=_CONVERT_EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     verb.add_argument('source', metavar='SOURCE', help='any source that info recognises')
-    verb.add_argument('destination', metavar='DEST', help='folder to make')
+    verb.add_argument(
+        'destination',
+        metavar='DEST',
+        help='rollout set to make, or recording where it ends in .mcap (one file) or .bag (folder)',
+    )
+    verb.add_argument(
+        '--to', choices=('set', 'bag'), help='what to make, whatever the name of DEST'
+    )
+    verb.add_argument(
+        '--rate',
+        type=float,
+        default=10.0,
+        metavar='HZ',
+        help='inferences per second of a recording, where rollouts have no stamps '
+        '(default: %(default)s)',
+    )
+    verb.add_argument(
+        '--compression',
+        choices=('none', 'zstd'),
+        default='none',
+        help='of a recording (default: %(default)s)',
+    )
     verb.add_argument(
         '--pooling',
         action='append',
@@ -346,6 +396,9 @@ def run_convert(arguments: argparse.Namespace) -> int:
                 all_episodes=arguments.all_episodes,
                 unseen_root=arguments.unseen_root,
                 jobs=arguments.jobs,
+                to=arguments.to,
+                rate=arguments.rate,
+                compression=arguments.compression,
             )
     except KeyboardInterrupt:
         partial = partial_folder(arguments.destination)

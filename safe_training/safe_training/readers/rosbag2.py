@@ -101,6 +101,13 @@ class RosbagSource(Source):
         self._label()
         self._number()
         self._recorded = self._find_feature()
+        if names := self.unlabelled:
+            listed = ', '.join(map(repr, names[:8]))
+            more = f' and {len(names) - 8} more' if len(names) > 8 else ''
+            self.notes.append(
+                f'{len(names)} episodes have no outcome: {listed}{more}; say how they went with: '
+                'python -m safe_training label'
+            )
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -162,7 +169,7 @@ class RosbagSource(Source):
                 else:
                     self._note(message, step_from_cdr(message.data))
             except BagMessageError as error:
-                self._leave_out(f'{self.path}: topic {message.topic.name}: {error}')
+                self._leave_out(f'{self.path}: topic {message.topic.name[:200]!r}: {error}')
         self._check_topics()
         # Events of other episodes are normal: a recorder is given the last ones when it starts.
         for name, episode in self._episodes.items():
@@ -206,10 +213,10 @@ class RosbagSource(Source):
                 try:
                     check_definition(topic.type, topic.encoding, topic.definition)
                 except BagMessageError as error:
-                    raise DumpError(f'{self.path}: topic {topic.name}: {error}') from None
+                    raise DumpError(f'{self.path}: topic {topic.name[:200]!r}: {error}') from None
         if self._episodes or self._stray:
             return
-        found = ', '.join(f'{topic.name} ({topic.type})' for topic in self._bag.topics[:8])
+        found = ', '.join(f'{t.name[:80]!r} ({t.type[:80]!r})' for t in self._bag.topics[:8])
         wanted = f' with features {self.options.feature!r}' if self.options.feature else ''
         raise DumpError(
             f'{self.path}: expected messages of type {STEP}{wanted}, found none; topics: '
