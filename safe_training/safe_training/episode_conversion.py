@@ -90,7 +90,7 @@ def work_of(source: EpisodeSource, other_roots: list[str]) -> str:
         listing.update(b'\n')
     described = {
         'kind': source.kind,
-        'paths': [os.path.abspath(path) for path in (source.path, *other_roots)],
+        'paths': [os.path.abspath(path) for path in [str(source.path), *other_roots]],
         'options': asdict(source.options),
         'feature': source.feature.to_dict(),
         'strays': source.strays,
