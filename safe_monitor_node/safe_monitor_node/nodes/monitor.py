@@ -30,6 +30,7 @@ from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LoadDetector
 from vla_feature_bridge.messages import MessageError, step_from_message
+from vla_feature_bridge.nodes.interrupt import ends_on_interrupt
 from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
 from vla_feature_bridge.nodes.qos import (
     ALARM_QOS,
@@ -463,6 +464,7 @@ class MonitorNode(ManagedNode):
         return facts
 
 
+@ends_on_interrupt
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is shut down."""
     try:

@@ -17,6 +17,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.messages import step_to_message
+from vla_feature_bridge.nodes.interrupt import ends_on_interrupt
 from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
 from vla_feature_bridge.nodes.qos import EPISODE_QOS, STEP_QOS
 from vla_feature_bridge.rollout import Rollout
@@ -190,6 +191,7 @@ class ReplayNode(Node):
             raise ExternalShutdownException()
 
 
+@ends_on_interrupt
 def main(args: list[str] | None = None) -> int:
     """Run the node; returns 0 when everything was played, 1 otherwise."""
     try:

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""End a node's process cleanly on an interrupt, even when it comes twice."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+from functools import wraps
+from types import FrameType
+
+Main = Callable[[list[str] | None], int]
+
+
+def ends_on_interrupt(main: Main) -> Main:
+    """Make a node's ``main`` return 0 on SIGINT, of which only the first raises KeyboardInterrupt.
+
+    The terminal and ``ros2 launch`` may both interrupt a process, a few milliseconds apart. The second
+    must not fall into the teardown that the first began.
+    """
+
+    @wraps(main)
+    def run(args: list[str] | None = None) -> int:
+        ending = False
+
+        def first_only(signum: int, frame: FrameType | None) -> None:
+            nonlocal ending
+            if not ending:
+                ending = True
+                raise KeyboardInterrupt
+
+        # Before rclpy.init, whose own handler calls the one that it finds.
+        previous = signal.signal(signal.SIGINT, first_only)
+        try:
+            return main(args)
+        except KeyboardInterrupt:
+            return 0
+        finally:
+            interrupted, ending = ending, True
+            # The interpreter's own end takes a while with torch loaded, and must not be cut either.
+            signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else previous)
+
+    return run
