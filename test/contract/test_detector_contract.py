@@ -71,6 +71,11 @@ VARIANTS = {
     'action_cluster_entropy': [{'accumulate': 'mean'}],
     'stac': [{'accumulate': 'mean', 'beta': 10.0}, {'exec_horizon': 1, 'negate': True}],
     'stac_single': [{'accumulate': 'mean'}, {'exec_horizon': 4, 'negate': True}],
+    'linear_probe': [
+        {'inputs': 'both', 'l2': 0.1, 'smoothing': 0.5, 'method': 'linear', 'components': 3},
+        {'inputs': 'both', 'method': 'distance', 'smoothing': 0.9},
+        {'inputs': 'signals', 'signals': ['action_norm', 'action_jerk'], 'smoothing': 0.0},
+    ],
     'signal': [{'signal': 'action_jerk', 'accumulate': 'none', 'negate': True}],
     'mahalanobis': [
         {'accumulate': 'sum'},

@@ -21,6 +21,7 @@ from safe_monitor_node.detectors.embedding import (
     PcaKmeans,
 )
 from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
+from safe_monitor_node.detectors.probe import LinearProbe
 from safe_monitor_node.detectors.samples import (
     ActionClusterEntropy,
     ActionGeneralVar,
@@ -54,6 +55,7 @@ __all__ = [
     'Detector',
     'DetectorError',
     'EuclideanKnn',
+    'LinearProbe',
     'Mahalanobis',
     'PcaKmeans',
     'Random',

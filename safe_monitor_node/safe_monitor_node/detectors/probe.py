@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The linear probe: one dot product with the hidden state, and the history of the action signals.
+
+Ours. It is fitted in ``safe_training.fit_probe``, which also chooses what kind of probe it is; here
+is how it scores.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from safe_monitor_node.detectors.base import (
+    Detector,
+    DetectorError,
+    StepError,
+    Stream,
+    checked_vector,
+    register,
+)
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.step import PolicyStep
+
+Inputs = Literal['both', 'features', 'signals']
+Method = Literal['linear', 'distance']
+
+HISTORY = ('value', 'mean', 'max', 'recent')
+"""What is known of a signal at a step: its value, and three summaries of the episode so far."""
+
+# Weight of the past in the exponential moving average of a signal.
+_RECENT = 0.7
+# Scores are float32.
+_LARGEST = 1e30
+
+
+class SignalHistory:
+    """Squashed values of S signals and their summaries, one step at a time.
+
+    A signal v is squashed to ``sign(v) log(1 + |v| / scale)``, with its own scale.
+    """
+
+    def __init__(self, scale: np.ndarray) -> None:
+        self._scale = scale
+        self._steps = 0
+        self._total = np.zeros(len(scale))
+        self._largest = np.full(len(scale), -np.inf)
+        self._recent = np.zeros(len(scale))
+
+    def add(self, values: np.ndarray) -> np.ndarray:
+        """Take the signals (S,) of the next step; returns (S, 4), columns as :data:`HISTORY`."""
+        squashed = np.sign(values) * np.log1p(np.abs(values) / self._scale)
+        past = _RECENT if self._steps else 0.0
+        self._steps += 1
+        self._total += squashed
+        np.maximum(self._largest, squashed, out=self._largest)
+        self._recent = past * self._recent + (1.0 - past) * squashed
+        mean = self._total / self._steps
+        return np.stack([squashed, mean, self._largest, self._recent], axis=1)
+
+
+def signal_history(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """Return the history (T, S, 4) of the signals (T, S) of a rollout."""
+    history = SignalHistory(scale)
+    return np.stack([history.add(row) for row in values])
+
+
+def smoothed(raw: np.ndarray, smoothing: float) -> np.ndarray:
+    """Return the exponential moving average (T,) that starts at the first value."""
+    if smoothing == 0.0:
+        return raw
+    result = np.empty_like(raw)
+    result[0] = raw[0]
+    for t in range(1, len(raw)):
+        result[t] = smoothing * result[t - 1] + (1.0 - smoothing) * raw[t]
+    return result
+
+
+@register
+class LinearProbe(Detector):
+    """A regularised linear probe of hidden state and signal history, smoothed over time.
+
+    Fitting standardises the features, reduces them to principal components, appends the history of
+    the action signals, and trains a logistic regression in which every task has as much failure as
+    success. What is left open below (None, 'auto') it chooses by leave-one-task-out among the
+    training tasks. All linear maps collapse into one vector. The score is the log-odds of failure.
+
+    Where leave-one-task-out says that the Mahalanobis distance to successful steps (32 principal
+    components) does better than any probe, that is the score (method 'distance').
+
+    Parameters
+    ----------
+    inputs : {'auto', 'both', 'features', 'signals'}
+        What is read. With 'features' a rollout needs no signals; otherwise it must have both.
+    signals : list of str or None
+        Signals by name; None takes those of :mod:`vla_feature_bridge.signals`, which a bridge
+        computes live, or where a recording has none of them, all that it has.
+    components : int
+        Principal components of the features.
+    l2 : float or None
+        Strength of the regularisation, against the mean loss of a rollout.
+    smoothing : float or None
+        Weight of the past in the moving average of the score; 0 is none.
+    method : {'auto', 'linear', 'distance'}
+    """
+
+    name = 'linear_probe'
+    needs = frozenset({'features', 'signals'})
+
+    def __init__(
+        self,
+        *,
+        inputs: str = 'auto',
+        signals: list[str] | None = None,
+        components: int = 64,
+        l2: float | None = None,
+        smoothing: float | None = None,
+        method: str = 'auto',
+    ) -> None:
+        self.inputs = inputs
+        self.signals = signals
+        self.components = components
+        self.l2 = l2
+        self.smoothing = smoothing
+        self.method = method
+
+    choice_: dict[str, Any]
+    """What fitting chose: inputs, l2, method, smoothing, signals, leave-one-task-out AUC."""
+    projection_: np.ndarray
+    """(k, D): of the features; one row for method 'linear', whitened axes for 'distance'."""
+    offset_: np.ndarray
+    """(k,)"""
+    signal_scale_: np.ndarray
+    """(S,)"""
+    signal_weights_: np.ndarray
+    """(S, 4), columns as :data:`HISTORY`."""
+
+    def check_parameters(self) -> None:
+        """Raise :class:`DetectorError` for a parameter that has no meaning."""
+        allowed: dict[str, tuple[str, ...]] = {
+            'inputs': ('auto', 'both', 'features', 'signals'),
+            'method': ('auto', 'linear', 'distance'),
+        }
+        for parameter, values in allowed.items():
+            found = getattr(self, parameter)
+            if found not in values:
+                raise DetectorError(
+                    f'{self.name}: {parameter} must be one of {", ".join(values)}, found {found!r}'
+                )
+        if not isinstance(self.components, int) or self.components < 1:
+            raise DetectorError(
+                f'{self.name}: components must be an integer of at least 1, '
+                f'found {self.components!r}'
+            )
+        if self.l2 is not None and not self.l2 > 0:
+            raise DetectorError(f'{self.name}: l2 must be positive, found {self.l2!r}')
+        if self.smoothing is not None and not 0 <= self.smoothing < 1:
+            raise DetectorError(
+                f'{self.name}: smoothing must lie in [0, 1), found {self.smoothing!r}'
+            )
+        if self.signals is not None and (
+            not isinstance(self.signals, list) or not all(type(n) is str for n in self.signals)
+        ):
+            raise DetectorError(
+                f'{self.name}: signals must be a list of names, found {self.signals!r}'
+            )
+        if self.method == 'distance' and self.inputs == 'signals':
+            raise DetectorError(
+                f"{self.name}: method 'distance' reads features; leave out inputs='signals'"
+            )
+
+    def set_probe(
+        self,
+        choice: dict[str, Any],
+        projection: np.ndarray,
+        offset: np.ndarray,
+        signal_scale: np.ndarray,
+        signal_weights: np.ndarray,
+    ) -> None:
+        """Adopt a fitted probe; see the attributes."""
+        self.choice_ = choice
+        self.projection_ = projection
+        self.offset_ = offset
+        self.signal_scale_ = signal_scale
+        self.signal_weights_ = signal_weights
+        self.dim_ = projection.shape[1]
+
+    def chosen(self) -> dict[str, Any]:
+        """Return the parameters of the same probe with nothing left to choose."""
+        self._require_fitted()
+        return {
+            **self.get_params(),
+            **{name: self.choice_[name] for name in ('inputs', 'method', 'l2', 'smoothing')},
+            'signals': None if self.inputs == 'features' else list(self.choice_['signals']),
+        }
+
+    def raw_scores(self, features: np.ndarray, history: np.ndarray) -> np.ndarray:
+        """Return the unsmoothed scores (T,) of features (T, D) and signal history (T, S, 4)."""
+        projected = features.astype(np.float64) @ self.projection_.T + self.offset_
+        if self.choice_['method'] == 'distance':
+            raw = np.sqrt((projected**2).sum(axis=1))
+        else:
+            raw = projected[:, 0] + np.tensordot(history, self.signal_weights_, axes=2)
+        return np.asarray(np.clip(raw, -_LARGEST, _LARGEST))
+
+    def signals_of(self, rollout: Rollout) -> np.ndarray:
+        """Return the signals that the probe reads, finite (T, S)."""
+        return stacked_signals(rollout, self.choice_['signals'], self.name)
+
+    def score(self, rollout: Rollout) -> np.ndarray:
+        features = self._checked_features(rollout)
+        history = signal_history(self.signals_of(rollout), self.signal_scale_)
+        raw = self.raw_scores(features, history)
+        return smoothed(raw, self.choice_['smoothing']).astype(np.float32)
+
+    def stream(self) -> Stream:
+        self._require_fitted()
+        return _ProbeStream(self)
+
+    def state(self) -> dict[str, np.ndarray]:
+        self._require_fitted()
+        text = json.dumps(self.choice_, sort_keys=True, allow_nan=False)
+        return {
+            'choice': np.frombuffer(text.encode(), np.uint8).copy(),
+            'projection': self.projection_.copy(),
+            'offset': self.offset_.copy(),
+            'signal_scale': self.signal_scale_.copy(),
+            'signal_weights': self.signal_weights_.copy(),
+        }
+
+    def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
+        self.check_parameters()
+        choice = self._read_choice(state)
+        rows = state['projection'].shape[0] if 'projection' in state else 0
+        if rows < 1 or (choice['method'] == 'linear' and rows != 1):
+            raise DetectorError(f'{self.name}: the projection has {rows} rows; fit again')
+        shapes: dict[str, tuple[int, ...]] = {
+            'projection': (rows, dim),
+            'offset': (rows,),
+            'signal_scale': (len(choice['signals']),),
+            'signal_weights': (len(choice['signals']), len(HISTORY)),
+        }
+        if unknown := sorted(set(state) ^ {*shapes, 'choice'}):
+            raise DetectorError(
+                f'{self.name}: expected the arrays {sorted({*shapes, "choice"})}, '
+                f'{unknown[0]!r} is missing or surplus'
+            )
+        arrays = {}
+        for name, shape in shapes.items():
+            array = state[name]
+            if array.shape != shape or array.dtype != np.float64:
+                raise DetectorError(
+                    f'{self.name}: array {name!r} should be float64 of shape {shape}, '
+                    f'found {array.dtype} of shape {array.shape}'
+                )
+            arrays[name] = array.copy()
+        if not (arrays['signal_scale'] > 0).all():
+            raise DetectorError(f"{self.name}: 'signal_scale' must be positive; fit again")
+        self.set_probe(choice, **arrays)
+
+    def _read_choice(self, state: dict[str, np.ndarray]) -> dict[str, Any]:
+        array = state.get('choice', np.zeros(0))
+        try:
+            if array.dtype != np.uint8 or array.ndim != 1:
+                raise ValueError(f'{array.dtype} of shape {array.shape}')
+            choice = json.loads(array.tobytes().decode())
+            sound = (
+                choice['method'] in ('linear', 'distance')
+                and choice['inputs'] in ('both', 'features', 'signals')
+                and 0 <= choice['smoothing'] < 1
+                and choice['l2'] > 0
+                and all(type(name) is str for name in choice['signals'])
+            )
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise DetectorError(
+                f"{self.name}: array 'choice' should be the JSON that fitting wrote ({error!r}); "
+                'fit again'
+            ) from error
+        if not sound:
+            raise DetectorError(f"{self.name}: array 'choice' holds {choice}; fit again")
+        return dict(choice)
+
+
+def stacked_signals(rollout: Rollout, names: Sequence[str], detector: str) -> np.ndarray:
+    """Return the named signals of a rollout as finite float64 (T, S)."""
+    for name in names:
+        if name not in rollout.signals:
+            raise StepError(
+                f'rollout {rollout.episode_id!r}: detector {detector} needs the signal {name!r}, '
+                f'it has {", ".join(sorted(rollout.signals)) or "none"}'
+            )
+    if not names:
+        return np.zeros((len(rollout), 0))
+    values = np.stack([np.asarray(rollout.signals[n], dtype=np.float64) for n in names], axis=1)
+    if not np.isfinite(values).all():
+        bad = int(np.argmin(np.isfinite(values).all(axis=1)))
+        raise StepError(
+            f'rollout {rollout.episode_id!r}: a signal of step {bad} is NaN or infinite'
+        )
+    return values
+
+
+class _ProbeStream(Stream):
+    def __init__(self, probe: LinearProbe) -> None:
+        self._probe = probe
+        self._names: list[str] = probe.choice_['signals']
+        self._history = SignalHistory(probe.signal_scale_)
+        self._smoothing: float = probe.choice_['smoothing']
+        self._score: float | None = None
+
+    def step(self, step: PolicyStep) -> float:
+        probe = self._probe
+        features = checked_vector(step, probe.dim_, probe.name)
+        try:
+            values = np.array([step.signals[name] for name in self._names], dtype=np.float64)
+        except KeyError as error:
+            raise StepError(
+                f'step {step.step}: detector {probe.name} needs the signal {error}, this step has '
+                f'{", ".join(sorted(step.signals)) or "none"}'
+            ) from error
+        if not np.isfinite(values).all():
+            raise StepError(f'step {step.step}: a signal is NaN or infinite')
+        raw = float(probe.raw_scores(features[None], self._history.add(values)[None])[0])
+        past = 0.0 if self._score is None else self._smoothing
+        self._score = past * (self._score or 0.0) + (1.0 - past) * raw
+        return float(np.float32(self._score))
