@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safe_training.readers.source import EpisodeSource, Progress
+from safe_training.readers.source import EpisodeSource, Progress, WholeDumpError
 from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout_set import RolloutSetWriter, write_rollout
@@ -119,6 +119,8 @@ def _results(source: EpisodeSource, writer: RolloutSetWriter, jobs: int) -> Iter
 def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: int) -> Result:
     try:
         rollout = source.read(number)
+    except WholeDumpError:
+        raise
     except DumpError as error:
         return None, str(error)
     return write_rollout(folder, number, rollout, feature), ''

@@ -7,6 +7,8 @@ import json
 import os
 import pickle
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -311,3 +313,192 @@ def test_the_shipped_data_is_what_its_checksums_say():
         digest, name = line.split()
         assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == digest
     assert sum((DATA / name).stat().st_size for name in files) < 12_000_000
+
+
+# -- raw sets, csv alone, several processes
+
+
+def contents(path):
+    return {
+        str(file.relative_to(path)): file.read_bytes() for file in path.rglob('*') if file.is_file()
+    }
+
+
+@pytest.mark.parametrize('pooling', [None, (('token', 'mean'),), (('token', 'first&last'),)])
+def test_a_raw_set_can_be_pooled_in_any_way(tmp_path, pooling):
+    convert(DUMP, tmp_path / 'raw', keep='raw')
+    raw = RolloutSet.open(tmp_path / 'raw')
+    assert (raw.feature.axes, raw.feature.pooled) == (('token',), False)
+    assert raw[0].features.shape == (len(raw[0]), 7, 128)
+    convert(tmp_path / 'raw', tmp_path / 'pooled', pooling=pooling)
+    convert(DUMP, tmp_path / 'direct', pooling=pooling)
+    found, expected = RolloutSet.open(tmp_path / 'pooled'), RolloutSet.open(tmp_path / 'direct')
+    assert found.feature == expected.feature
+    assert found.episode_ids == expected.episode_ids
+    for one, other in zip(found, expected, strict=True):
+        assert one.features.tobytes() == other.features.tobytes()
+        assert one.actions.tobytes() == other.actions.tobytes()
+        assert (one.video, one.success) == (other.video, other.success)
+    convert(tmp_path / 'raw', tmp_path / 'copy', keep='raw')
+    assert RolloutSet.open(tmp_path / 'copy').feature == raw.feature
+    with pytest.raises(DumpError, match='expected a raw set'):
+        convert(tmp_path / 'direct', tmp_path / 'more', keep='raw')
+
+
+def test_several_processes_make_the_same_set(tmp_path):
+    told = []
+    convert(DUMP, tmp_path / 'one' / 'set')
+    convert(
+        DUMP,
+        tmp_path / 'two' / 'set',
+        jobs=2,
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert contents(tmp_path / 'one') == contents(tmp_path / 'two')
+    assert told == [(done, 24) for done in range(1, 25)]
+
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_errors_in_several_processes(tmp_path, dump, jobs):
+    _rewrite(dump, _wider_states)
+    before = listing(tmp_path)
+    with pytest.raises(DumpError, match=r'ep0--succ1.pkl: .* pooled width of 128, found 256'):
+        convert(dump, tmp_path / 'set', jobs=jobs)
+    assert listing(tmp_path) == before
+    done = convert(dump, tmp_path / 'set', jobs=jobs, skip_bad=True)
+    assert (done['rollouts'], len(done['skipped'])) == (5, 1)
+
+
+def test_an_episode_without_its_pickle_is_worth_its_csv(tmp_path, dump):
+    (dump / 'task0--ep0--succ0.pkl').unlink()
+    for file in dump.glob('task1--*.pkl'):
+        file.unlink()
+    with pytest.raises(DumpError, match=r'or read without features \(--feature none\)'):
+        convert(dump, tmp_path / 'set')
+    convert(dump, tmp_path / 'set', feature='none')
+    found = RolloutSet.open(tmp_path / 'set')
+    convert(DUMP, tmp_path / 'whole')
+    expected = {r.episode_id: r for r in RolloutSet.open(tmp_path / 'whole')}
+    assert (len(found), str(found.feature), found.feature.dim) == (6, 'none', 0)
+    for rollout in found:
+        other = expected[rollout.episode_id]
+        assert rollout.features.shape == (len(other), 0)
+        assert rollout.success == other.success
+        assert rollout.token_probability.tobytes() == other.token_probability.tobytes()
+        # Another episode of the same task says what it is called, if any does.
+        assert rollout.task == (other.task if rollout.task_id == 0 else 'task1')
+
+
+def test_unseen_tasks_are_a_column(tmp_path, dump):
+    other = tmp_path / 'other'
+    other.mkdir()
+    for file in DUMP.glob('task[23]--*'):
+        shutil.copy(file, other)
+    place = str(tmp_path / 'set')
+    assert cli.main(['convert', str(dump), place, '--unseen-root', str(other)]) == 0
+    found = RolloutSet.open(place)
+    assert found.unseen == [False] * 6 + [True] * 6
+    assert sorted(set(found.task_ids)) == [0, 1, 4, 5]
+    assert [r.unseen for r in found] == found.unseen
+    with pytest.raises(RolloutSetError, match='to be either seen or unseen'):
+        convert(dump, tmp_path / 'twice', unseen_root=dump)
+
+
+# -- interruptions
+
+
+class Enough(KeyboardInterrupt):
+    """Stands for Ctrl-C."""
+
+
+def stop_after(count):
+    def progress(done, total):
+        if done == count:
+            raise Enough
+
+    return progress
+
+
+@pytest.mark.parametrize('jobs', [1, 2])
+def test_an_interrupted_conversion_is_continued(tmp_path, monkeypatch, jobs):
+    place = tmp_path / 'new' / 'set'
+    with pytest.raises(Enough):
+        convert(DUMP, place, jobs=jobs, progress=stop_after(10))
+    assert os.listdir(tmp_path / 'new') == ['.set.partial']
+    # A line that a sudden end cut off, and an array file that was being written.
+    journal = tmp_path / 'new' / '.set.partial' / 'journal.jsonl'
+    assert journal.read_text().count('\n') == 11
+    with journal.open('a') as stream:
+        stream.write('{"row": {"epi')
+    (journal.parent / 'arrays' / '000010.safetensors').write_bytes(b'half')
+    told = []
+    done = convert(DUMP, place, jobs=jobs, progress=lambda done, total: told.append(done))
+    assert (done['continued'], done['rollouts']) == (10, 24)
+    assert told == list(range(11, 25))
+    convert(DUMP, tmp_path / 'whole' / 'set')
+    assert contents(tmp_path / 'new') == contents(tmp_path / 'whole')
+
+
+def test_what_was_skipped_before_an_interruption_stays_known(tmp_path, dump):
+    _rewrite(dump, _wider_states)
+    with pytest.raises(Enough):
+        convert(dump, tmp_path / 'set', skip_bad=True, progress=stop_after(5))
+    done = convert(dump, tmp_path / 'set', skip_bad=True)
+    assert (done['continued'], done['rollouts'], len(done['skipped'])) == (5, 5, 1)
+
+
+@pytest.mark.parametrize('what', ['pooling', 'file', 'arrays', 'journal'])
+def test_other_work_does_not_continue(tmp_path, dump, what):
+    with pytest.raises(Enough):
+        convert(dump, tmp_path / 'set', progress=stop_after(4))
+    partial = tmp_path / '.set.partial'
+    pooling = None
+    if what == 'pooling':
+        pooling = (('token', 'mean'),)
+    elif what == 'file':
+        os.utime(dump / 'task0--ep0--succ0.pkl', (0, 0))
+    elif what == 'arrays':
+        (partial / 'arrays' / '000000.safetensors').write_bytes(b'cut')
+    else:
+        (partial / 'journal.jsonl').write_text('[1]\n')
+    done = convert(dump, tmp_path / 'set', pooling=pooling)
+    assert (done['continued'], done['rollouts']) == (0, 6)
+    assert not partial.exists()
+    for rollout in RolloutSet.open(tmp_path / 'set'):
+        assert rollout.features.shape == (len(rollout), 128)
+
+
+def test_two_conversions_into_one_place(tmp_path, dump):
+    def second(done, total):
+        if done == 2:
+            with pytest.raises(RolloutSetError, match='found another process at work'):
+                convert(dump, tmp_path / 'set')
+
+    assert convert(dump, tmp_path / 'set', progress=second)['rollouts'] == 6
+
+
+def test_an_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
+    def stopped(*arguments, **options):
+        return convert(*arguments, **options | {'progress': stop_after(3)})
+
+    monkeypatch.setattr('safe_training.conversion.convert', stopped)
+    place = tmp_path / 'set'
+    assert cli.main(['convert', str(DUMP), str(place)]) == 1
+    assert 'give the same command again to continue' in capsys.readouterr().err
+    monkeypatch.undo()
+    assert cli.main(['convert', str(DUMP), str(place), '--json']) == 0
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)['continued'] == 3
+    assert 'continued an interrupted conversion that had done 3 episodes' in printed.err
+
+
+def test_a_killed_conversion_is_continued(tmp_path):
+    code = (
+        'import os, signal\n'
+        'from safe_training.conversion import convert\n'
+        f'convert({str(DUMP)!r}, {str(tmp_path / "set")!r},\n'
+        '        progress=lambda done, total: done == 7 and os.kill(os.getpid(), signal.SIGKILL))\n'
+    )
+    assert subprocess.run([sys.executable, '-c', code], check=False).returncode == -9
+    assert convert(DUMP, tmp_path / 'set')['continued'] == 7
+    assert len(RolloutSet.open(tmp_path / 'set')) == 24

@@ -20,7 +20,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from safe_training.readers.source import NO_FEATURE, EpisodeSource, ReadOptions, wanted_feature
+from safe_training.readers.source import (
+    NO_FEATURE,
+    EpisodeSource,
+    ReadOptions,
+    WholeDumpError,
+    wanted_feature,
+)
 from safe_training.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.readers.token_statistics import pad_tokens, token_statistics
 from safe_training.unpickle import DumpError, load_pickle
@@ -534,14 +540,14 @@ class OpenpiSource(EpisodeSource):
         if episode.ordered_only:
             prompt = record.get('prompt')
             if type(prompt) is str and _plain(prompt) != _plain(episode.description):
-                raise DumpError(
+                raise WholeDumpError(
                     f'{file}: expected a record of the task {episode.description!r}, found the '
                     f'prompt {prompt[:80]!r}; a policy record is lost or from elsewhere, and the '
                     'names do not tell which'
                 )
             number = record.get('run/episode_idx')
             if type(number) is int and number != episode.episode_index:
-                raise DumpError(
+                raise WholeDumpError(
                     f'{file}: expected a record of episode {episode.episode_index}, found one of '
                     f'{number}; a policy record is lost or from elsewhere'
                 )

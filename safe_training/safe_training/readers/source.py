@@ -32,6 +32,10 @@ DEFAULT_POOLING: dict[str, Pooling] = {
 }
 
 
+class WholeDumpError(DumpError):
+    """A dump cannot be trusted as a whole, so that leaving out one episode does not help."""
+
+
 @dataclass(frozen=True)
 class ReadOptions:
     """How to read a source.
@@ -171,7 +175,7 @@ class EpisodeSource(Source):
             try:
                 return self.find_feature(index)
             except DumpError as error:
-                if not self.options.skip_bad:
+                if not self.options.skip_bad or isinstance(error, WholeDumpError):
                     raise
                 first = first or str(error)
         raise DumpError(
@@ -203,7 +207,7 @@ class EpisodeSource(Source):
             try:
                 rollout = self.read(index)
             except DumpError as error:
-                if not self.options.skip_bad:
+                if not self.options.skip_bad or isinstance(error, WholeDumpError):
                     raise
                 self.skipped.append(str(error))
                 continue

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reader of open-pi-zero's rollouts in SimplerEnv: order of tasks, samples, refusals."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+
+from safe_training.readers import DumpError, load_rollouts, open_source
+
+BRIDGE, FRACTAL = 'widowx_spoon_on_towel', 'google_robot_open_drawer'
+
+
+def write_episode(root, task=BRIDGE, episode=0, success=True, steps=3, meta=None, **changes):
+    """Write one episode; ``changes`` replace entries of every step's dict, None removes one."""
+    folder = root / task
+    folder.mkdir(parents=True, exist_ok=True)
+    stem = folder / f'ep{episode}_succ{int(success)}'
+    said = {'task': 'put it there', 'episode_id': episode, 'success': success} | (meta or {})
+    (folder / f'{stem.name}_meta.json').write_text(json.dumps(said))
+    generator = torch.Generator().manual_seed(episode)
+    records = []
+    for step in range(steps):
+        record = {
+            'sampled_action_embeds': torch.randn(3, 2, 4, 6, generator=generator).bfloat16(),
+            'sampled_actions': np.arange(84, dtype=np.float32).reshape(3, 4, 7) + step,
+        } | changes
+        records.append({key: value for key, value in record.items() if value is not None})
+    stem.with_suffix('.pkl').write_bytes(pickle.dumps(records))
+    return stem.with_suffix('.pkl')
+
+
+def test_both_robots(tmp_path):
+    file = write_episode(tmp_path, FRACTAL, 2, success=False)
+    write_episode(tmp_path, BRIDGE, 10)
+    write_episode(tmp_path, BRIDGE, 9)
+    (tmp_path / BRIDGE / 'ep9_succ1.mp4').write_bytes(b'')
+    (tmp_path / 'logs').mkdir()
+    source = open_source(tmp_path)
+    rollouts = list(source.rollouts())
+    assert source.kind == 'open_pi_zero'
+    assert source.why == f'holds 1 bridge, 1 fractal task folders of SimplerEnv, such as {BRIDGE}'
+    assert source.notes == ['not a task of this format and left alone: logs']
+    assert [(r.task, r.task_id, r.episode_index) for r in rollouts] == [
+        (BRIDGE, 0, 9),
+        (BRIDGE, 0, 10),
+        (FRACTAL, 1, 2),
+    ]
+    assert [r.exec_horizon for r in rollouts] == [4, 4, 2]
+    assert [r.success for r in rollouts] == [True, True, False]
+    assert [r.video for r in rollouts] == [f'{BRIDGE}/ep9_succ1.mp4', '', '']
+    assert rollouts[0].instruction == 'put it there'
+    records = pickle.loads(file.read_bytes())
+    for step, record in enumerate(records):
+        # The last sample is executed: it comes first, the others keep their order.
+        executed = record['sampled_action_embeds'][-1]
+        expected = executed[0, 0].float().numpy()
+        np.testing.assert_array_equal(rollouts[2].features[step], expected)
+        actions = record['sampled_actions']
+        np.testing.assert_array_equal(rollouts[2].actions[step], actions[[2, 0, 1]])
+
+
+def test_horizon_is_pooled_before_denoising(tmp_path):
+    file = write_episode(tmp_path)
+    pooling = (('horizon', 'concat'), ('denoise', 'last'))
+    (rollout,), feature = load_rollouts(tmp_path, pooling=pooling)
+    assert (str(feature), feature.dim) == (
+        'sampled_action_embeds[horizon=concat,denoise=last]',
+        24,
+    )
+    first = pickle.loads(file.read_bytes())[0]['sampled_action_embeds'][-1, -1]
+    np.testing.assert_array_equal(rollout.features[0], first.float().flatten().numpy())
+
+
+def test_raw_and_no_features(tmp_path):
+    file = write_episode(tmp_path, sampled_action_embeds=torch.rand(3, 2, 4, 6))
+    (raw,), feature = load_rollouts(tmp_path, keep='raw')
+    assert (feature.axes, feature.dim) == (('denoise', 'horizon'), 6)
+    step = pickle.loads(file.read_bytes())[1]['sampled_action_embeds'][-1]
+    np.testing.assert_array_equal(raw.step(1).features, step.numpy())
+    (none,), feature = load_rollouts(tmp_path, feature='none')
+    assert (str(feature), none.features.shape) == ('none', (3, 0))
+    with pytest.raises(DumpError, match='either raw features or a pooling'):
+        open_source(tmp_path, keep='raw', pooling=(('horizon', 'mean'), ('denoise', 'mean')))
+
+
+DAMAGES = {
+    'no-pickle': (lambda file: file.unlink(), 'expected this file with its steps'),
+    'no-json': (
+        lambda file: file.with_name('ep0_succ1_meta.json').unlink(),
+        'expected this file with its outcome',
+    ),
+    'empty': (lambda file: file.write_bytes(pickle.dumps([])), 'list over the inferences'),
+    'no-actions': (lambda file: file.write_bytes(pickle.dumps([{}])), 'sampled_actions at step 0'),
+    'not-json': (
+        lambda file: file.with_name('ep0_succ1_meta.json').write_text('{'),
+        'expected JSON of an episode',
+    ),
+    'json-list': (
+        lambda file: file.with_name('ep0_succ1_meta.json').write_text('[]'),
+        'expected task as str',
+    ),
+}
+RECORDS = {
+    'outcome': ({'meta': {'success': False}}, 'success 1 as the file name says, found 0'),
+    'index': ({'meta': {'episode_id': 4}}, 'episode_id 0 as the file name says, found 4'),
+    'task': ({'meta': {'task': None}}, 'expected task as str, found nothing'),
+    'nan': (
+        {'sampled_action_embeds': torch.full((3, 2, 4, 6), torch.nan)},
+        'finite sampled_action_embeds, found NaN',
+    ),
+    'axes': ({'sampled_action_embeds': torch.zeros(3, 4, 6)}, r'found an array of shape \(3, 4'),
+    'samples': ({'sampled_action_embeds': torch.zeros(2, 2, 4, 6)}, '3 samples, denoise'),
+    'no-embeds': ({'sampled_action_embeds': None}, 'found nothing at step 0'),
+    'actions': ({'sampled_actions': np.zeros((3, 4))}, 'expected sampled_actions .samples'),
+    'inf': ({'sampled_actions': np.full((3, 4, 7), np.inf)}, 'as finite floats'),
+}
+
+
+@pytest.mark.parametrize('name', [*DAMAGES, *RECORDS])
+def test_a_bad_episode_is_refused_or_left_out(tmp_path, name):
+    write_episode(tmp_path, episode=1)
+    write_episode(tmp_path, episode=2, success=False)
+    if name in RECORDS:
+        changes, message = RECORDS[name]
+        write_episode(tmp_path, **changes)
+    else:
+        damage, message = DAMAGES[name]
+        damage(write_episode(tmp_path))
+    with pytest.raises(DumpError, match=message) as caught:
+        load_rollouts(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path / BRIDGE / 'ep0_succ1'))
+    source = open_source(tmp_path, skip_bad=True)
+    assert [r.episode_index for r in source.rollouts()] == [1, 2]
+    assert len(source.skipped) == 1
+
+
+def test_an_episode_with_both_outcomes(tmp_path):
+    write_episode(tmp_path, episode=1)
+    write_episode(tmp_path, episode=1, success=False)
+    write_episode(tmp_path, episode=2)
+    with pytest.raises(DumpError, match='expected one outcome of episode 1'):
+        load_rollouts(tmp_path)
+    rollouts, _ = load_rollouts(tmp_path, skip_bad=True)
+    assert [r.episode_index for r in rollouts] == [2]
+
+
+def test_another_width(tmp_path):
+    write_episode(tmp_path, episode=0)
+    write_episode(tmp_path, episode=1, sampled_action_embeds=torch.zeros(3, 2, 4, 8))
+    for keep, message in (('pooled', 'pooled width of 6, found 8'), ('raw', '6 wide .* found 8')):
+        with pytest.raises(DumpError, match=message):
+            load_rollouts(tmp_path, keep=keep)

@@ -1,0 +1,457 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Readers of openpi's recordings: which record belongs to which episode, and what is refused."""
+
+import json
+import pickle
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from safe_training.readers import DumpError, load_rollouts, open_source
+from safe_training.readers.pi0_fast_droid import balanced
+from safe_training.readers.token_statistics import token_statistics
+
+GOLDEN = Path(__file__).parents[1] / 'golden'
+TASKS = ('open the drawer', 'close the drawer')
+
+
+class Recorder:
+    """Writes a root as openpi does; ``style`` is how the policy records are named."""
+
+    def __init__(self, root, policy='pi0', style='named', droid=False):
+        self.root, self.policy, self.style, self.droid = root, policy, style, droid
+        (root / 'env_records').mkdir(parents=True)
+        (root / 'policy_records').mkdir()
+        self.count = 0
+
+    def episode(self, task=0, episode=0, success=True, steps=3, description=None, **changes):
+        description = TASKS[task] if description is None else description
+        suffix = '--meta.pkl' if self.droid else '.pkl'
+        stem = f'task{task}--ep{episode}--succ{int(success)}'
+        record = {
+            'task_suite_name': 'libero_10',
+            'task_id': task,
+            'task_description': description,
+            'eposide_idx': episode,
+            'episode_success': success,
+            'mp4_path': f'rollouts/{stem}.mp4',
+            'model_infer_times': steps,
+            'replan_steps': 2,
+        } | changes
+        record = {key: value for key, value in record.items() if value is not None}
+        self.env = self.root / 'env_records' / (stem + suffix)
+        self.env.write_bytes(pickle.dumps(record))
+        self.policy_files = [self.inference(task, episode, t, description) for t in range(steps)]
+        return self.env
+
+    def inference(self, task, episode, step, prompt, **changes):
+        rng = np.random.default_rng([task, episode, step])
+        record = {
+            'prompt': prompt,
+            'run/task_id': task,
+            'run/episode_idx': episode,
+            'actions': rng.normal(size=(5, 7)),
+            'state': np.zeros(8, np.float32),
+        }
+        if self.policy == 'pi0':
+            record['pre_velocity'] = rng.normal(size=(4, 5, 6)).astype(np.float32)
+        else:
+            tokens = 2 + (task + episode + step) % 4
+            for name, width in (('encoded', 6), ('pre_logits', 6), ('logits', 9)):
+                array = rng.normal(size=(tokens, width)) * 3
+                record[name] = array.astype(ml_dtypes.bfloat16)
+        record = {k: v for k, v in (record | changes).items() if v is not None}
+        name = {
+            'named': f'step_{self.count}--run--task_{task}--ep_{episode}--t_{2 * step}--meta.pkl',
+            'plain': f'step_{self.count}--meta.pkl',
+        }[self.style]
+        self.count += 1
+        file = self.root / 'policy_records' / name
+        file.write_bytes(pickle.dumps(record))
+        return file
+
+
+def change(file, **changes):
+    """Replace entries of a pickled dict; None removes one."""
+    record = {**pickle.loads(file.read_bytes()), **changes}
+    record = {key: value for key, value in record.items() if value is not None}
+    file.write_bytes(pickle.dumps(record))
+
+
+def record_three(root, **options):
+    """Write three episodes, 11 inferences; returns the recorder."""
+    recorder = Recorder(root, **options)
+    recorder.episode(0, 0, steps=3)
+    recorder.episode(0, 1, success=False, steps=6)
+    recorder.episode(1, 0, steps=2)
+    return recorder
+
+
+def names(rollouts):
+    return [rollout.episode_id for rollout in rollouts]
+
+
+@pytest.mark.parametrize('style', ['named', 'plain'])
+def test_pi0(tmp_path, style):
+    record_three(tmp_path, style=style)
+    (tmp_path / 'env_records' / 'task0--ep1--succ0.mp4').write_bytes(b'')
+    source = open_source(tmp_path)
+    assert (source.kind, source.policy, len(source)) == ('pi0', 'pi0', 3)
+    rollouts = list(source.rollouts())
+    assert str(source.feature) == 'pre_velocity[horizon=mean,denoise=mean]'
+    assert names(rollouts) == ['task0--ep0', 'task0--ep1', 'task1--ep0']
+    assert [len(r) for r in rollouts] == [3, 6, 2]
+    assert [r.success for r in rollouts] == [True, False, True]
+    assert [r.video for r in rollouts] == ['', 'env_records/task0--ep1--succ0.mp4', '']
+    for rollout in rollouts:
+        assert (rollout.task, rollout.exec_horizon) == (TASKS[rollout.task_id], 2)
+        assert rollout.token_probability is None
+        for step in range(len(rollout)):
+            rng = np.random.default_rng([rollout.task_id, rollout.episode_index, step])
+            np.testing.assert_array_equal(rollout.actions[step, 0], rng.normal(size=(5, 7)))
+            raw = rng.normal(size=(4, 5, 6)).astype(np.float32)
+            np.testing.assert_allclose(rollout.features[step], raw.mean((0, 1)), atol=1e-6)
+
+
+def test_natural_order_of_many_records(tmp_path):
+    recorder = Recorder(tmp_path, style='plain')
+    for episode in range(12):
+        recorder.episode(0, episode, steps=3)
+    rollouts, _ = load_rollouts(tmp_path)
+    assert [r.episode_index for r in rollouts] == list(range(12))
+    for rollout in rollouts:
+        first = np.random.default_rng([0, rollout.episode_index, 0]).normal(size=(5, 7))
+        np.testing.assert_array_equal(rollout.actions[0, 0], first)
+
+
+@pytest.mark.parametrize('feature', ['pre_logits', 'encoded'])
+def test_pi0_fast_with_another_number_of_tokens_in_every_step(tmp_path, feature):
+    recorder = record_three(tmp_path, policy='pi0_fast')
+    raw, spec = load_rollouts(tmp_path, feature=feature, keep='raw')
+    pooled, _ = load_rollouts(tmp_path, feature=feature)
+    assert (spec.axes, spec.pooling, spec.dim, spec.pooled) == (('token',), (), 6, False)
+    assert raw[1].feature_lengths.tolist() == [3, 4, 5, 2, 3, 4]
+    assert raw[1].features.shape == (6, 5, 6)
+    files = sorted(recorder.root.glob('policy_records/step_?--*'))[:3]
+    for step, file in enumerate(files):
+        record = pickle.loads(file.read_bytes())
+        found = raw[0].step(step)
+        assert found.features.dtype == ml_dtypes.bfloat16
+        assert found.features.tobytes() == record[feature].tobytes()
+        exact = record[feature].astype(np.float64).mean(0)
+        np.testing.assert_allclose(pooled[0].features[step], exact, rtol=1e-6)
+        logits = record['logits'].astype(np.float64)
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        np.testing.assert_allclose(found.token_probability, p.max(1), rtol=1e-6)
+        np.testing.assert_allclose(found.token_entropy, -(p * np.log(p)).sum(1), rtol=1e-5)
+        tail = raw[0].token_probability[step, len(p) :]
+        assert np.isnan(tail).all()
+
+
+def test_token_statistics_of_the_published_code():
+    vectors = np.load(GOLDEN / 'token_metrics.npz')
+    cases = [key for key in vectors.files if key.endswith('logits') and vectors[key].ndim == 2]
+    for key in cases:
+        probability, entropy = token_statistics(vectors[key])
+        case = key.split('/')[0]
+        expected = {name: vectors[name] for name in vectors.files if name.startswith(f'{case}/out')}
+        values = {
+            'max_token_prob': (-np.log(probability)).max(),
+            'avg_token_prob': (-np.log(probability)).mean(),
+            'max_token_entropy': entropy.max(),
+            'avg_token_entropy': entropy.mean(),
+        }
+        for name, value in expected.items():
+            kind = name.split('/')[-1]
+            if kind in values:
+                np.testing.assert_allclose(values[kind], value, rtol=1e-5, atol=1e-5)
+
+
+def test_token_statistics_of_what_is_not_allowed():
+    probability, entropy = token_statistics(np.array([[0, -np.inf, 0], [5, -np.inf, -np.inf]]))
+    np.testing.assert_allclose(probability, [0.5, 1])
+    np.testing.assert_allclose(entropy, [np.log(2), 0], atol=1e-7)
+    for bad in (np.full((1, 3), np.nan), np.full((1, 3), -np.inf), np.zeros(3), 'x'):
+        with pytest.raises(ValueError, match='expected logits'):
+            token_statistics(bad)
+
+
+@pytest.mark.parametrize('policy', ['pi0', 'pi0_fast'])
+def test_several_samples_without_features(tmp_path, policy):
+    recorder = record_three(tmp_path, policy=policy)
+    for number, file in enumerate(sorted(recorder.root.glob('policy_records/*'))):
+        drop = dict.fromkeys(('pre_velocity', 'encoded', 'pre_logits', 'logits'))
+        actions = np.random.default_rng(number).normal(size=(4, 5, 7))
+        change(file, **drop, actions=actions, decode_step=None if policy == 'pi0' else np.int32(7))
+    source = open_source(tmp_path)
+    rollouts = list(source.rollouts())
+    assert (source.kind, str(source.feature)) == (policy, 'none')
+    assert [r.features.shape for r in rollouts] == [(3, 0), (6, 0), (2, 0)]
+    assert rollouts[1].actions.shape == (6, 4, 5, 7)
+    with pytest.raises(DumpError, match=r'expected one of .* to pool or to keep raw'):
+        load_rollouts(tmp_path, keep='raw')
+
+
+def test_features_can_be_left_away(tmp_path):
+    record_three(tmp_path, policy='pi0_fast')
+    rollouts, feature = load_rollouts(tmp_path, feature='none')
+    assert (str(feature), rollouts[0].features.shape) == ('none', (3, 0))
+    assert rollouts[0].token_entropy.shape == (3, 4)
+    with pytest.raises(DumpError, match='one of the features pre_logits, encoded, none, found'):
+        open_source(tmp_path, feature='pre_velocity')
+
+
+# -- what goes wrong
+
+
+def lose_record(recorder):
+    sorted(recorder.root.glob('policy_records/step_4*'))[0].unlink()
+
+
+def add_record(recorder):
+    recorder.inference(0, 1, 40, TASKS[0])
+
+
+def stray_records(recorder):
+    recorder.inference(1, 9, 0, TASKS[1])
+
+
+def env_again(recorder):
+    shutil.copy(recorder.env, recorder.env.with_name('task1--ep0--succ1--again.pkl'))
+
+
+def first_env(recorder):
+    return recorder.root / 'env_records' / 'task0--ep0--succ1.pkl'
+
+
+def first_record(recorder):
+    return next(recorder.root.glob('policy_records/step_0--*'))
+
+
+def edit_env(**changes):
+    return lambda recorder: change(first_env(recorder), **changes)
+
+
+def edit_record(**changes):
+    return lambda recorder: change(first_record(recorder), **changes)
+
+
+def mixed_runs(recorder):
+    later = recorder.root / 'policy_records' / 'step_2--run--task_0--ep_0--t_4--meta.pkl'
+    later.rename(later.with_name('step_2--run--task_0--ep_0--t_0--meta.pkl'))
+
+
+WITHOUT_0_1 = ['task0--ep0', 'task1--ep0']
+WITHOUT_0_0 = ['task0--ep1', 'task1--ep0']
+WITHOUT_1_0 = ['task0--ep0', 'task0--ep1']
+ALL = ['task0--ep0', 'task0--ep1', 'task1--ep0']
+NAN = np.full((4, 5, 6), np.nan, np.float32)
+
+#: What is done to a named recording, what is said, and what --skip-bad leaves.
+DAMAGES = {
+    'lost': (
+        lose_record,
+        'expected 6 policy records of task 0, episode 1, .* found 5',
+        WITHOUT_0_1,
+    ),
+    'more': (add_record, 'expected 6 policy records .* found 7', WITHOUT_0_1),
+    'stray': (stray_records, 'expected an env record of task 1, episode 9.* these 1 policy', ALL),
+    'twice': (env_again, 'expected every episode once, found task 1, episode 0 also', WITHOUT_1_0),
+    'runs': (mixed_runs, 'records whose time t_ rises .* two runs may be mixed', WITHOUT_0_0),
+    'outcome': (
+        edit_env(episode_success=False),
+        'episode_success 1 as the file name says, found 0',
+        WITHOUT_0_0,
+    ),
+    'task': (edit_env(task_id=1), 'task_id 0 as the file name says, found 1', WITHOUT_0_0),
+    'count': (edit_env(model_infer_times=4), 'expected 4 policy records .* found 3', WITHOUT_0_0),
+    'count-text': (edit_env(model_infer_times='3'), 'model_infer_times from 0', WITHOUT_0_0),
+    'horizon': (edit_env(replan_steps=6), 'replan_steps of at most 5', WITHOUT_0_0),
+    'no-index': (edit_env(eposide_idx=None), 'expected eposide_idx, found only', WITHOUT_0_0),
+    'description': (edit_env(task_description=3), 'task_description as text', WITHOUT_0_0),
+    'nan': (edit_record(pre_velocity=NAN), 'finite pre_velocity, found NaN', WITHOUT_0_0),
+    'no-actions': (edit_record(actions=None), 'expected actions, found only', WITHOUT_0_0),
+    'actions': (edit_record(actions=np.zeros(3)), 'expected actions .horizon', WITHOUT_0_0),
+    'actions-change': (edit_record(actions=np.zeros((4, 7))), 'of one shape', WITHOUT_0_0),
+    'axes': (edit_record(pre_velocity=np.zeros((5, 6))), r'\(5, 6\) at step 0', WITHOUT_0_0),
+    'width': (
+        lambda r: change(r.policy_files[0], pre_velocity=np.zeros((4, 5, 8), np.float32)),
+        'expected a pooled width of 6, found 8',
+        WITHOUT_1_0,
+    ),
+    'no-feature': (
+        lambda r: change(r.policy_files[0], pre_velocity=None),
+        'expected pre_velocity, found only',
+        WITHOUT_1_0,
+    ),
+    'a-list': (
+        lambda r: first_record(r).write_bytes(pickle.dumps([1])),
+        'expected a dict',
+        WITHOUT_0_0,
+    ),
+    'cut': (
+        lambda r: first_record(r).write_bytes(first_record(r).read_bytes()[:-50]),
+        'until the end of the file; copy',
+        WITHOUT_0_0,
+    ),
+    'env-cut': (
+        lambda r: first_env(r).write_bytes(first_env(r).read_bytes()[:-50]),
+        'until the end of the file; copy',
+        WITHOUT_0_0,
+    ),
+    'renamed': (
+        lambda r: first_record(r).rename(r.root / 'policy_records' / 'best.pkl'),
+        'expected a name that ends in meta.pkl',
+        WITHOUT_0_0,
+    ),
+}
+
+
+@pytest.mark.parametrize('name', DAMAGES)
+def test_a_bad_episode_is_refused_or_left_out(tmp_path, name):
+    damage, message, left = DAMAGES[name]
+    damage(record_three(tmp_path))
+    with pytest.raises(DumpError, match=message) as caught:
+        load_rollouts(tmp_path)
+    assert str(caught.value).startswith(str(tmp_path))
+    source = open_source(tmp_path, skip_bad=True)
+    assert names(source.rollouts()) == left
+    assert source.skipped
+
+
+#: Without names one lost record shifts all that follow: nothing can be skipped.
+SHIFTS = {
+    'lost': (lambda r: r.policy_files[0].unlink(), 'expected 11 policy records, the sum of'),
+    'more': (lambda r: r.inference(0, 0, 0, TASKS[0]), 'expected 11 .* found 12; their names'),
+    'env': (lambda r: r.env.write_bytes(b''), 'none can be read without this file'),
+    'mixed': (
+        lambda r: r.policy_files[0].rename(
+            r.root / 'policy_records' / 'step_9--run--task_1--ep_0--t_0--meta.pkl'
+        ),
+        'records of two recordings may be mixed',
+    ),
+}
+
+
+@pytest.mark.parametrize('name', SHIFTS)
+def test_a_recording_that_only_order_ties_is_refused_as_a_whole(tmp_path, name):
+    damage, message = SHIFTS[name]
+    damage(record_three(tmp_path, style='plain'))
+    for skip_bad in (False, True):
+        with pytest.raises(DumpError, match=message):
+            load_rollouts(tmp_path, skip_bad=skip_bad)
+
+
+def test_a_shift_that_counts_do_not_show_is_found_by_the_prompt(tmp_path):
+    recorder = record_three(tmp_path, style='plain')
+    for file, count in ((first_env(recorder), 2), (recorder.env, 3)):
+        change(file, model_infer_times=count)
+    with pytest.raises(DumpError, match='episode 1, found one of 0; a policy record is lost'):
+        load_rollouts(tmp_path, skip_bad=True)
+    for file in recorder.root.glob('policy_records/*'):
+        change(file, **{'run/episode_idx': None})
+    with pytest.raises(DumpError, match="task 'close the drawer', found the prompt 'open the dr"):
+        load_rollouts(tmp_path)
+
+
+def test_both_spellings_of_the_episode_index(tmp_path):
+    recorder = record_three(tmp_path)
+    change(first_env(recorder), eposide_idx=None, episode_idx=0)
+    rollouts, _ = load_rollouts(tmp_path)
+    assert names(rollouts) == ALL
+
+
+# -- Franka
+
+
+def record_franka(path, successes=(3, 2), failures=(1, 4), policy='pi0_fast'):
+    """Write one root a task, numbered 0 in each, as the Franka recordings were made."""
+    for number, (good, bad) in enumerate(zip(successes, failures, strict=True)):
+        recorder = Recorder(path / f'run{number}', policy, droid=True)
+        for episode in range(good + bad):
+            recorder.episode(0, episode, episode < good, 4, f'task {"ba"[number]}')
+    return recorder
+
+
+def test_franka_roots(tmp_path):
+    recorder = record_franka(tmp_path)
+    recorder.episode(0, 30, True, steps=2, description='task a')
+    source = open_source(tmp_path)
+    assert (source.kind, source.why) == (
+        'pi0_fast_droid',
+        'holds 2 roots of env_records and policy_records',
+    )
+    rollouts = list(source.rollouts())
+    counts = Counter((r.task, r.success) for r in rollouts)
+    assert counts == {(task, ok): n for task, n in (('task a', 2), ('task b', 1)) for ok in (0, 1)}
+    assert {r.task_id for r in rollouts if r.task == 'task a'} == {0}
+    for task in ('task a', 'task b'):
+        numbers = sorted(r.episode_index for r in rollouts if r.task == task)
+        assert numbers == list(range(len(numbers)))
+    assert '1 of 11 episodes that are not of standard length and 4 to balance' in source.notes[0]
+    everything, _ = load_rollouts(tmp_path, all_episodes=True)
+    assert len(everything) == 11
+    assert {r.episode_id.split('/')[0] for r in everything} == {'run0', 'run1'}
+
+
+def test_a_task_with_a_standard_length_of_its_own(tmp_path):
+    recorder = Recorder(tmp_path, 'pi0_fast', droid=True)
+    for episode, steps in enumerate((25, 25, 30, 24)):
+        recorder.episode(0, episode, episode % 2 == 0, steps, 'close the drawer')
+    assert [len(r) for r in load_rollouts(tmp_path)[0]] == [25, 25]
+
+
+def test_franka_records_that_number_the_task_differently(tmp_path):
+    recorder = Recorder(tmp_path, 'pi0_fast', droid=True)
+    recorder.episode(0, 0, True, 3, 'x')
+    recorder.episode(0, 1, False, 3, 'x')
+    for file in list(tmp_path.glob('policy_records/*--ep_1--*')):
+        file.rename(file.with_name(file.name.replace('--task_0--', '--task_7--')))
+    assert [len(r) for r in load_rollouts(tmp_path)[0]] == [3, 3]
+
+
+def test_two_tasks_in_one_root_are_not_mixed(tmp_path):
+    recorder = Recorder(tmp_path, 'pi0_fast', droid=True)
+    for task in (0, 1):
+        for episode in (0, 1):
+            recorder.episode(task, episode, episode == 0, 3)
+    rollouts, _ = load_rollouts(tmp_path, all_episodes=True)
+    assert [len(r) for r in rollouts] == [3, 3, 3, 3]
+    by_task = {r.task: r for r in rollouts if r.success}
+    for number, task in enumerate(TASKS):
+        expected = np.random.default_rng([number, 0, 0]).normal(size=(5, 7))
+        np.testing.assert_array_equal(by_task[task].actions[0, 0], expected)
+
+
+def test_the_subset_that_was_published():
+    for case in json.loads((GOLDEN / 'droid_sr_filter.json').read_text()):
+        kept = balanced(
+            case['task'],
+            case['success'],
+            case['sr_min'],
+            case['sr_max'],
+            case['max_per_task'],
+            np.random.RandomState(case['numpy_seed']),
+        )
+        assert kept == case['kept_indices']
+
+
+# -- unseen tasks in a root of their own
+
+
+def test_a_second_root_of_unseen_tasks(tmp_path):
+    record_three(tmp_path / 'seen')
+    Recorder(tmp_path / 'unseen').episode(0, 0, True, 3, 'wipe the table')
+    source = open_source(tmp_path / 'seen', unseen_root=tmp_path / 'unseen')
+    rollouts = list(source.rollouts())
+    assert [r.unseen for r in rollouts] == [False, False, False, True]
+    last = rollouts[3]
+    assert (last.task_id, last.task) == (2, 'wipe the table')
+    assert last.episode_id == 'unseen/task0--ep0'
+    Recorder(tmp_path / 'other', 'pi0_fast').episode(0, 0, True, 3, 'x')
+    with pytest.raises(DumpError, match=r'unseen tasks as pi0 like .*, found pi0_fast'):
+        open_source(tmp_path / 'seen', unseen_root=tmp_path / 'other')
