@@ -14,8 +14,8 @@ Main = Callable[[list[str] | None], int]
 def ends_on_interrupt(main: Main) -> Main:
     """Make a node's ``main`` return 0 on SIGINT, of which only the first raises KeyboardInterrupt.
 
-    The terminal and ``ros2 launch`` may both interrupt a process, a few milliseconds apart. The second
-    must not fall into the teardown that the first began.
+    The terminal and ``ros2 launch`` may both interrupt a process, a few milliseconds apart. The
+    second must not fall into the teardown that the first began.
     """
 
     @wraps(main)

@@ -1,0 +1,348 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The launch files under ``ros2 launch``: the graph comes up, and ends by itself or on Ctrl-C."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import termios
+from collections.abc import Callable, Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from probe import Probe
+
+from safe_monitor_node.folder import load_detector
+from safe_monitor_node.nodes.monitor import PARAMETERS as MONITOR_PARAMETERS
+from vla_feature_bridge.nodes.parameters import Parameter
+from vla_feature_bridge.nodes.replay import PARAMETERS as REPLAY_PARAMETERS
+from vla_feature_bridge.rollout_set import RolloutSet
+
+LAUNCH = Path(__file__).parents[2] / 'launch'
+DATA = Path(__file__).parents[1] / 'data'
+TIMEOUT = 60.0
+"""Longest time for what takes a few seconds on an idle machine [s]."""
+
+# `launch` itself proves nothing: the folder of that name in the checkout can be imported too.
+needs_launch = pytest.mark.skipif(
+    any(find_spec(name) is None for name in ('launch_ros', 'ros2cli', 'ros2launch')),
+    reason='launch_ros or ros2launch is missing: they come with a ROS 2 distribution, not PyPI',
+)
+
+
+class Launched:
+    """``ros2 launch`` in a session of its own, at a terminal of its own."""
+
+    def __init__(self, arguments: list[str], folder: Path) -> None:
+        self._output = folder / 'ros2_launch.log'
+        self._keyboard, terminal = os.openpty()
+        with self._output.open('w') as output:
+            self._popen = subprocess.Popen(
+                [sys.executable, '-c', 'import sys; from ros2cli.cli import main; sys.exit(main())']
+                + ['launch', *arguments],
+                cwd=folder,
+                stdin=terminal,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                # The first process of a session takes stdin as the terminal that Ctrl-C comes from.
+                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+                env={**os.environ, 'ROS_LOG_DIR': str(folder / 'ros'), 'OMP_NUM_THREADS': '1'},
+            )
+        os.close(terminal)
+
+    @property
+    def output(self) -> str:
+        return self._output.read_text(errors='replace')
+
+    @property
+    def ended(self) -> bool:
+        return self._popen.poll() is not None
+
+    def wait(self) -> int:
+        """Return the exit status once the launch has ended, with everything that it had started."""
+        try:
+            status = self._popen.wait(TIMEOUT)
+        except subprocess.TimeoutExpired:
+            pytest.fail(f'still running after {TIMEOUT:g} s')
+        assert not self._group_lives(), f'processes were left behind:\n{self.output}'
+        return status
+
+    def press_ctrl_c(self) -> None:
+        """Let the terminal interrupt every process of the group."""
+        os.write(self._keyboard, b'\x03')
+
+    def interrupt_only_launch(self) -> None:
+        """Send SIGINT to the launch process alone, as a process manager may."""
+        self._popen.send_signal(signal.SIGINT)
+
+    def interrupt_group(self) -> None:
+        """Send SIGINT to every process of the group, as ``timeout`` does."""
+        os.killpg(self._popen.pid, signal.SIGINT)
+
+    def close(self) -> None:
+        """Kill what is left."""
+        if self._group_lives():
+            os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait()
+        os.close(self._keyboard)
+
+    def _group_lives(self) -> bool:
+        try:
+            os.killpg(self._popen.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
+
+
+@pytest.fixture
+def ros2_launch(own_domain: int, tmp_path: Path) -> Iterator[Callable[..., Launched]]:
+    """Run ``ros2 launch`` in an empty folder; nothing of it outlives the test."""
+    started: list[Launched] = []
+
+    def start(*arguments: str) -> Launched:
+        started.append(Launched(list(arguments), tmp_path))
+        return started[-1]
+
+    yield start
+    for launched in started:
+        launched.close()
+        print(launched.output)  # pytest shows it where the test failed
+
+
+def demo_arguments(rollouts: Path, detector: Path, **others: object) -> list[str]:
+    """Arguments of demo.launch.py for rollouts and a detector that are there."""
+    named = {'rollout_set': rollouts, 'detector_folder': detector, **others}
+    return [f'{name}:={value}' for name, value in named.items()]
+
+
+def assert_ended_cleanly(launched: Launched, *processes: str) -> None:
+    """Each process ended with status 0 and none left a traceback."""
+    for process in processes:
+        assert f'{process}]: process has finished cleanly' in launched.output
+    assert 'Traceback' not in launched.output
+    assert 'escalating' not in launched.output
+
+
+# --- parameter files
+
+
+@pytest.mark.parametrize(
+    ('node', 'parameters', 'left_away', 'changed'),
+    [
+        ('monitor', MONITOR_PARAMETERS, set(), {}),
+        ('replay', REPLAY_PARAMETERS, {'tasks'}, {'rate': 20.0, 'limit': 12}),
+    ],
+)
+def test_parameter_file_holds_every_parameter_with_its_default_and_its_sentence(
+    node: str, parameters: tuple[Parameter, ...], left_away: set[str], changed: dict[str, object]
+) -> None:
+    text = (LAUNCH / 'params' / f'{node}.yaml').read_text()
+    found = yaml.safe_load(text)[f'/**/{node}']['ros__parameters']
+    expected = {p.name: p.default for p in parameters if p.name not in left_away}
+    assert found == {**expected, **changed}
+    assert {name: type(value) for name, value in found.items()} == {
+        name: type(value) for name, value in expected.items()
+    }
+    comments = ' '.join(re.sub(r'\s*#\s*', ' ', text).split())
+    assert [p.name for p in parameters if p.description not in comments] == []
+
+
+# --- the demo
+
+
+@needs_launch
+@pytest.mark.parametrize(
+    'launch_file', [('safe_bringup', 'demo.launch.py'), (str(LAUNCH / 'demo.launch.py'),)]
+)
+def test_demo_plays_to_its_end_and_takes_the_graph_down(
+    launch_file: tuple[str, ...],
+    ros2_launch: Callable[..., Launched],
+    probe: Probe,
+    rollouts: RolloutSet,
+    rollout_folder: Path,
+    mlp_folder: Path,
+) -> None:
+    launched = ros2_launch(
+        *launch_file, *demo_arguments(rollout_folder, mlp_folder, limit=2, rate=50)
+    )
+    last = rollouts.episode_ids[1]
+    expected = list(range(rollouts.lengths[1]))
+    probe.spin_until(
+        lambda: [s.step for s in probe.scores if s.episode_id == last] == expected,
+        'every step of the last episode is scored',
+        TIMEOUT,
+    )
+    assert launched.wait() == 0
+    assert {s.episode_id for s in probe.scores} <= set(rollouts.episode_ids[:2])
+    assert_ended_cleanly(launched, 'monitor-1', 'replay-2')
+
+
+@needs_launch
+@pytest.mark.parametrize(
+    ('options', 'interrupt'),
+    [
+        pytest.param([], Launched.press_ctrl_c, id='ctrl-c'),
+        # Not at a terminal, the launch process passes the interrupt on: nodes may get it twice.
+        pytest.param(['--noninteractive'], Launched.interrupt_only_launch, id='launch only'),
+        pytest.param(['--noninteractive'], Launched.interrupt_group, id='twice'),
+    ],
+)
+def test_demo_comes_down_cleanly_on_an_interrupt(
+    options: list[str],
+    interrupt: Callable[[Launched], None],
+    ros2_launch: Callable[..., Launched],
+    probe: Probe,
+    rollout_folder: Path,
+    mlp_folder: Path,
+) -> None:
+    launched = ros2_launch(
+        *options, 'safe_bringup', 'demo.launch.py', *demo_arguments(rollout_folder, mlp_folder)
+    )
+    probe.spin_until(lambda: probe.scores, 'scores flow', TIMEOUT)
+    interrupt(launched)
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'monitor-1', 'replay-2')
+
+
+@needs_launch
+def test_demo_names_the_failed_process_and_takes_the_graph_down(
+    ros2_launch: Callable[..., Launched], rollout_folder: Path, mlp_folder: Path
+) -> None:
+    launched = ros2_launch(
+        'safe_bringup',
+        'demo.launch.py',
+        *demo_arguments(rollout_folder, mlp_folder, tasks='no-such-task'),
+    )
+    assert launched.wait() == 1
+    assert "no task 'no-such-task'" in launched.output
+    assert 'replay-2 ended with status 1' in launched.output
+
+
+@needs_launch
+@pytest.mark.parametrize(
+    ('argument', 'message'),
+    [
+        ('limit:=many', "limit: expected a whole number, found 'many'"),
+        ('detector_folder:=absent', 'detector_folder: no detector.json in'),
+        ('rollout_set:=absent', 'rollout_set: no rollout_set.json in'),
+        ('replay_params:=absent.yaml', 'replay_params: there is no parameter file absent.yaml'),
+        ('log_level:=loud', 'Argument "log_level" provided value "loud" is not valid'),
+    ],
+)
+def test_demo_refuses_a_wrong_argument_by_its_name_and_starts_nothing(
+    argument: str,
+    message: str,
+    ros2_launch: Callable[..., Launched],
+    rollout_folder: Path,
+    mlp_folder: Path,
+) -> None:
+    launched = ros2_launch(
+        'safe_bringup', 'demo.launch.py', *demo_arguments(rollout_folder, mlp_folder), argument
+    )
+    assert launched.wait() == 1
+    assert message in launched.output
+    assert 'process started' not in launched.output
+
+
+@needs_launch
+def test_demo_makes_what_is_missing_and_plays_tasks_never_trained_on(
+    ros2_launch: Callable[..., Launched],
+    probe: Probe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_fewer_recordings(tmp_path / 'data')
+    monkeypatch.setenv('SAFE_DEMO_DATA', str(tmp_path / 'data'))
+    launched = ros2_launch('safe_bringup', 'demo.launch.py', 'limit:=4', 'rate:=20')
+    probe.spin_until(lambda: launched.ended, 'everything was made and played', 3 * TIMEOUT)
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'prepare-1', 'monitor-2', 'replay-3')
+    made = RolloutSet.open(tmp_path / 'demo_out' / 'rollouts')
+    task_of = dict(zip(made.episode_ids, made.tasks, strict=True))
+    unseen = load_detector(tmp_path / 'demo_out' / 'detector').provenance['unseen_tasks']
+    assert probe.scores
+    assert {task_of[s.episode_id] for s in probe.scores} <= set(unseen)
+
+
+def write_fewer_recordings(folder: Path) -> None:
+    """Write the recordings that the demo starts from, with every fifth of the pooled rollouts."""
+    shutil.copytree(DATA / 'openvla_dump', folder / 'openvla_dump')
+    with np.load(DATA / 'miniature_flow.npz', allow_pickle=False) as archive:
+        arrays = dict(archive)
+    lengths = np.diff(arrays['offsets'])
+    kept = arrays['episode_idx'] % 5 == 0
+    kept_steps = np.repeat(kept, lengths)
+    for name, array in arrays.items():
+        if array.shape[:1] == kept.shape:
+            arrays[name] = array[kept]
+        elif array.shape[:1] == kept_steps.shape:
+            arrays[name] = array[kept_steps]
+    arrays['offsets'] = np.concatenate([[0], np.cumsum(lengths[kept])])
+    np.savez(folder / 'miniature_flow.npz', **arrays)
+
+
+@needs_launch
+def test_demo_says_why_nothing_could_be_made_and_starts_no_node(
+    ros2_launch: Callable[..., Launched], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv('SAFE_DEMO_DATA', str(tmp_path / 'nothing'))
+    launched = ros2_launch('safe_bringup', 'demo.launch.py')
+    assert launched.wait() == 1
+    assert 'no miniature_flow.npz here' in launched.output
+    assert 'the detector could not be made' in launched.output
+    assert re.findall(r'\[(\S+)\]: process started', launched.output) == ['prepare-1']
+
+
+# --- the monitor alone
+
+
+@needs_launch
+def test_monitor_takes_an_argument_before_its_parameter_file_and_that_before_the_default(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+) -> None:
+    params = {'alpha': 0.3, 'detector_folder': 'absent', 'diagnostics_period': 0.1}
+    (tmp_path / 'params.yaml').write_text(
+        yaml.safe_dump({'/**/monitor': {'ros__parameters': params}})
+    )
+    launched = ros2_launch(
+        *('safe_bringup', 'monitor.launch.py', 'params_file:=params.yaml', 'namespace:=robot1'),
+        f'detector_folder:={mlp_folder}',
+    )
+    probe.spin_until(
+        lambda: probe.status is not None and 'detector' in probe.facts(),
+        'the monitor is configured',
+        TIMEOUT,
+    )
+    assert probe.status is not None
+    assert probe.status.name.startswith('robot1/monitor')
+    assert probe.facts()['alpha (promised false-alarm rate)'] == '0.3'
+    assert probe.facts()['detector_folder'] == str(mlp_folder)
+    assert probe.node.count_publishers('/robot1/safe/score') == 1
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'monitor-1')
+
+
+@needs_launch
+def test_monitor_waits_unconfigured_where_it_shall_not_start_by_itself(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path
+) -> None:
+    launched = ros2_launch(
+        *('safe_bringup', 'monitor.launch.py', 'autostart:=false'),
+        f'detector_folder:={mlp_folder}',
+    )
+    probe.spin_until(lambda: probe.status, 'diagnostics come', TIMEOUT)
+    assert probe.status is not None
+    assert probe.status.message == 'not configured'
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'monitor-1')
