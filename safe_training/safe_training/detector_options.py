@@ -83,6 +83,13 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         help='steps that the band covers, normally the time limit (default: the longest rollout)',
     )
     parser.add_argument(
+        '--calibration',
+        choices=('heldout', 'loto'),
+        default=default.calibration,
+        help='calibrate the band on held-out rollouts of the seen tasks, or on training rollouts '
+        'scored without their task, a better guide to new tasks (default %(default)s)',
+    )
+    parser.add_argument(
         '--set',
         action='append',
         default=[],
@@ -100,6 +107,7 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
         alpha=args.alpha,
         modulation=args.modulation,
         horizon=args.horizon,
+        calibration=args.calibration,
     )
 
 

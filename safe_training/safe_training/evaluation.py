@@ -7,8 +7,8 @@ Seen tasks are there to learn from, unseen ones to judge by.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import Detector, make_detector
 from safe_training import fitting as _fitting  # noqa: F401  (makes Detector.fit work)
 from safe_training.calibration import ALPHAS, CalibrationError, calibrate
+from safe_training.fit_probe import leave_one_task_out_scores
 from safe_training.metrics import (
     AlarmReport,
     RankingReport,
@@ -53,6 +54,10 @@ class Protocol:
         Shape of the band.
     horizon : int
         Steps of the band; 0 takes the longest rollout there is.
+    calibration : {'heldout', 'loto'}
+        What the band is calibrated on: held-out successes of the seen tasks, or the training
+        successes, each scored by a detector fitted on the other tasks (leave-one-task-out). The
+        first promises for tasks like the seen ones, the second is the better guide to new tasks.
     """
 
     unseen_ratio: float = 0.3
@@ -60,11 +65,12 @@ class Protocol:
     alpha: float = 0.1
     modulation: str = 'adaptive'
     horizon: int = 0
+    calibration: Literal['heldout', 'loto'] = 'heldout'
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A detector fitted on one split, and its band (from held-out successes of seen tasks)."""
+    """A detector fitted on one split, and its band."""
 
     detector: Detector
     band: Band
@@ -120,12 +126,31 @@ def fit_and_calibrate(
     *,
     progress: Progress | None = None,
 ) -> Fitted:
-    """Fit on the training part and calibrate on the successes of the held-out seen part.
+    """Fit on the training part and calibrate on successes of the seen tasks.
 
     The band is drawn with the split's seed, so that every detector is calibrated on the same
     rollouts.
     """
     detector.fit([rollouts[i] for i in split.train], progress=progress)
+    calibrate_on = _left_out_scores if protocol.calibration == 'loto' else _held_out_scores
+    scores, successes, what = calibrate_on(detector, rollouts, split, progress)
+    band = calibrate(
+        scores,
+        alphas=sorted({*ALPHAS, protocol.alpha}),
+        horizon=longest(rollouts, protocol),
+        generator=np.random.default_rng(split.seed),
+        modulation=protocol.modulation,  # type: ignore[arg-type]
+        rollouts=[r.episode_id for r in successes],
+        calibrated_on=f'{what}, split seed {split.seed}',
+    )
+    band = replace(band, provenance={**band.provenance, 'scores': protocol.calibration})
+    return Fitted(detector, band, split)
+
+
+def _held_out_scores(
+    detector: Detector, rollouts: Sequence[Rollout], split: Split, progress: Progress | None
+) -> tuple[list[np.ndarray], list[Rollout], str]:
+    """Return scores of the held-out successes of the seen tasks, these, and what they are."""
     successes = [rollouts[i] for i in split.seen if not rollouts[i].failed]
     if not successes:
         raise CalibrationError(
@@ -133,18 +158,22 @@ def fit_and_calibrate(
             f'{len(split.seen_tasks)} seen tasks hold no success; '
             'lower --train-ratio, add rollouts, or choose another --seed'
         )
-    band = calibrate(
-        detector.score_all(successes),
-        alphas=sorted({*ALPHAS, protocol.alpha}),
-        horizon=longest(rollouts, protocol),
-        generator=np.random.default_rng(split.seed),
-        modulation=protocol.modulation,  # type: ignore[arg-type]
-        rollouts=[r.episode_id for r in successes],
-        calibrated_on=(
-            f'successes among the held-out rollouts of the seen tasks, split seed {split.seed}'
-        ),
+    what = 'successes among the held-out rollouts of the seen tasks'
+    return detector.score_all(successes), successes, what
+
+
+def _left_out_scores(
+    detector: Detector, rollouts: Sequence[Rollout], split: Split, progress: Progress | None
+) -> tuple[list[np.ndarray], list[Rollout], str]:
+    """Return leave-one-task-out scores of the training successes, these, and what they are."""
+    training = [rollouts[i] for i in split.train]
+    scores = leave_one_task_out_scores(detector, training, progress=progress)
+    kept = [i for i, rollout in enumerate(training) if not rollout.failed]
+    what = (
+        'successes among the training rollouts of the seen tasks, each scored without its task '
+        '(leave-one-task-out)'
     )
-    return Fitted(detector, band, split)
+    return [scores[i] for i in kept], [training[i] for i in kept], what
 
 
 def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[Scored]:

@@ -108,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
     )
     console.print(
         f'band of {fitted.band.length} steps from '
-        f'{fitted.band.n_center + fitted.band.n_calibration} held-out '
-        f'successes of these tasks; alpha {protocol.alpha:g}'
+        f'{fitted.band.n_center + fitted.band.n_calibration} '
+        f'{fitted.band.provenance["calibrated_on"]}; alpha {protocol.alpha:g}'
     )
     if note := fitted.band.provenance.get('note'):
         console.print(f'note: {note}')

@@ -9,6 +9,8 @@ from sklearn.linear_model import LogisticRegression
 
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.probe import signal_history, smoothed
+from safe_training.calibration import calibrate
+from safe_training.evaluation import Protocol, choose_split, fit_and_calibrate
 from safe_training.fit_probe import (
     leave_one_task_out_scores,
     logistic_regression,
@@ -325,3 +327,30 @@ def test_leaving_a_task_out_needs_another_one_with_both_outcomes():
     lucky = [r for r in rollouts if r.task == 'task_0' or r.success]
     with pytest.raises(DetectorError, match=r"without task 'task_0'.*are successes"):
         leave_one_task_out_scores(make_detector('linear_probe'), lucky)
+
+
+def test_a_band_is_calibrated_on_successes_scored_without_their_task():
+    rollouts = make_rollouts(in_features=3.0, tasks=6, each=20)
+    bands = {}
+    for calibration in ('heldout', 'loto'):
+        protocol = Protocol(calibration=calibration)
+        split = choose_split(rollouts, protocol, 0)
+        fitted = fit_and_calibrate(make_detector('linear_probe'), rollouts, split, protocol)
+        bands[calibration] = fitted.band
+        assert fitted.band.provenance['scores'] == calibration
+        used = {
+            *fitted.band.provenance['center_rollouts'],
+            *fitted.band.provenance['calibration_rollouts'],
+        }
+        part = split.seen if calibration == 'heldout' else split.train
+        assert used == {rollouts[i].episode_id for i in part if rollouts[i].success}
+    assert 'leave-one-task-out' in bands['loto'].provenance['calibrated_on']
+    training = [rollouts[i] for i in split.train]
+    scores = leave_one_task_out_scores(fitted.detector, training)
+    expected = calibrate(
+        [s for s, r in zip(scores, training, strict=True) if r.success],
+        alphas=bands['loto'].alphas,
+        horizon=bands['loto'].length,
+        generator=np.random.default_rng(0),
+    )
+    np.testing.assert_allclose(bands['loto'].upper, expected.upper, rtol=1e-6)
