@@ -180,11 +180,15 @@ def test_without_validation_the_last_epoch_is_taken(name):
         np.testing.assert_array_equal(detector.state()[name], parameter.numpy())
 
 
-@every_learned
-def test_validation_does_not_change_what_is_learnt(name):
+@pytest.mark.parametrize(
+    ('name', 'params'),
+    [('safe_mlp', {}), ('safe_lstm', {}), ('safe_lstm', {'dropout': 0.5, 'batch_size': 6})],
+    ids=str,
+)
+def test_looking_at_validation_does_not_change_how_it_is_learnt(name, params):
     train = make_rollouts()
-    with_it = make_detector(name, **TINY).fit(train, validation=train, patience=100)
-    assert_same_weights(with_it, make_detector(name, **TINY).fit(train))
+    with_it = make_detector(name, **TINY, **params).fit(train, validation=train, patience=100)
+    assert_same_weights(with_it, make_detector(name, **TINY, **params).fit(train))
 
 
 @every_learned
