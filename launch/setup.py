@@ -21,6 +21,7 @@ setup(
     python_requires='>=3.10',
     install_requires=[
         'numpy>=1.26',
+        'rich>=13',
         'setuptools',
     ],
     tests_require=['pytest'],

@@ -19,7 +19,6 @@ setup(
         'ml_dtypes>=0.5',
         'numpy>=1.26',
         'pyarrow>=17',
-        'safetensors>=0.4.5',
         'setuptools',
     ],
     tests_require=['pytest'],
