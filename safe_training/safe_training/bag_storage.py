@@ -40,7 +40,7 @@ _STORAGES = {'mcap': '.mcap', 'sqlite3': '.db3'}
 #: A metadata file names topics and files; ours also holds some 100 bytes for each episode.
 _MAX_METADATA_BYTES = 16 << 20
 #: A chunk holds about 1 MB, or one message if that is larger.
-_MAX_CHUNK_BYTES = 256 << 20
+_MAX_CHUNK_BYTES = 64 << 20
 #: All that is unpacked from a file: this much anyway, and this multiple of its size.
 _FREE_BYTES = 64 << 20
 _MAX_RATIO = 256
@@ -206,6 +206,8 @@ def detect_bag(path: Path) -> str | None:
         names = sorted(entry.name for entry in path.iterdir())
         storage = [name for name in names if name.removesuffix('.zstd').endswith(SUFFIXES)]
         return f'holds {storage[0]}' if storage else None
+    if not path.is_file():
+        return None  # a pipe would be waited for
     if path.name.removesuffix('.zstd').endswith(SUFFIXES):
         return f'is named *{path.suffix}'
     with path.open('rb') as stream:
@@ -427,7 +429,8 @@ class _McapFile:
             head = data[at : at + 9]
             length = int.from_bytes(head[1:], 'little') if len(head) == 9 else 0
             at += 9
-            if len(head) != 9 or at + length > len(data):
+            # Code 0 stands for nothing: a run of zeros is no run of records.
+            if len(head) != 9 or at + length > len(data) or head[0] == 0:
                 raise self._cut(f'a record of {length} bytes', f'{max(0, len(data) - at)} bytes')
             yield head[0], data[at : at + length]
             at += length

@@ -154,7 +154,7 @@ class RosbagSource(Source):
             'seconds': (episode.last - episode.first) * 1e-9,
             'recorded': episode.first,
             'video': str(self._extra(episode_id).get('video', '')),
-            'said': [event.reason for _, event in episode.events if event.reason],
+            'said': list(dict.fromkeys(e.reason for _, e in episode.events if e.reason)),
         }
 
     # -- first pass
