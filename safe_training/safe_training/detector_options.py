@@ -90,6 +90,12 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         'scored without their task, a better guide to new tasks (default %(default)s)',
     )
     parser.add_argument(
+        '--stop-early',
+        action='store_true',
+        help='stop training where the loss on the held-out seen rollouts is lowest '
+        "(weakens the band's promise, which is calibrated on them)",
+    )
+    parser.add_argument(
         '--set',
         action='append',
         default=[],
@@ -108,6 +114,7 @@ def protocol_of(args: argparse.Namespace) -> Protocol:
         modulation=args.modulation,
         horizon=args.horizon,
         calibration=args.calibration,
+        stop_early=args.stop_early,
     )
 
 

@@ -58,6 +58,9 @@ class Protocol:
         What the band is calibrated on: held-out successes of the seen tasks, or the training
         successes, each scored by a detector fitted on the other tasks (leave-one-task-out). The
         first promises for tasks like the seen ones, the second is the better guide to new tasks.
+    stop_early : bool
+        Stop training where the loss on the held-out rollouts of the seen tasks is lowest. The band
+        is then calibrated on rollouts that training has looked at, which weakens its promise.
     """
 
     unseen_ratio: float = 0.3
@@ -66,6 +69,7 @@ class Protocol:
     modulation: str = 'adaptive'
     horizon: int = 0
     calibration: Literal['heldout', 'loto'] = 'heldout'
+    stop_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,8 @@ def fit_and_calibrate(
     The band is drawn with the split's seed, so that every detector is calibrated on the same
     rollouts.
     """
-    detector.fit([rollouts[i] for i in split.train], progress=progress)
+    validation = [rollouts[i] for i in split.seen] if protocol.stop_early else None
+    detector.fit([rollouts[i] for i in split.train], validation=validation, progress=progress)
     calibrate_on = _left_out_scores if protocol.calibration == 'loto' else _held_out_scores
     scores, successes, what = calibrate_on(detector, rollouts, split, progress)
     band = calibrate(
