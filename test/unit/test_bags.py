@@ -5,11 +5,14 @@ import json
 import os
 import shutil
 import sqlite3
+import zlib
 from pathlib import Path
 
+import lz4.frame
 import ml_dtypes
 import numpy as np
 import pytest
+from backports import zstd
 from rosbags.interfaces import (
     Qos,
     QosDurability,
@@ -387,6 +390,46 @@ def test_recording_with_other_topics(tmp_path, storage, definitions):
 def test_compressed_recording(tmp_path, storage, mode):
     rollouts = [make_rollout(n) for n in range(6)]
     assert_recorded(record(tmp_path / 'run', rollouts, storage, mode))
+
+
+def rebuilt(data, pack):
+    """Write an mcap file anew without an index, its chunks packed by ``pack`` or (None) unpacked."""
+    out, at = data[:8], 8
+    while data[at] != 0x0F:
+        length = int.from_bytes(data[at + 1 : at + 9], 'little')
+        body = data[at + 9 : at + 9 + length]
+        if data[at] == 0x06:
+            content = body[40:]
+            if pack is None:
+                out += content
+            else:
+                name, packed = pack(content)
+                new = body[:24] + zlib.crc32(content).to_bytes(4, 'little')
+                new += len(name).to_bytes(4, 'little') + name.encode()
+                new += len(packed).to_bytes(8, 'little') + packed
+                out += b'\x06' + len(new).to_bytes(8, 'little') + new
+        elif data[at] != 0x07:
+            out += data[at : at + 9 + length]
+        at += 9 + length
+    return out + b'\x02' + (20).to_bytes(8, 'little') + bytes(20) + data[:8]
+
+
+@pytest.mark.parametrize(
+    'pack',
+    [
+        None,
+        lambda content: ('', content),
+        lambda content: ('lz4', lz4.frame.compress(content)),
+        lambda content: ('zstd', zstd.compress(content)),
+    ],
+    ids=['no chunks', 'plain', 'lz4', 'zstd'],
+)
+def test_mcap_without_an_index(tmp_path, pack):
+    folder = record(tmp_path / 'run', [make_rollout(n) for n in range(6)])
+    file = folder / 'run.mcap'
+    file.write_bytes(rebuilt(file.read_bytes(), pack))
+    assert_recorded(folder)
+    assert_recorded(file)
 
 
 def test_namespaced_topics(tmp_path):
