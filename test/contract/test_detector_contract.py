@@ -31,12 +31,22 @@ WIDTH = 16
 SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
 DATA = frozenset({'features', 'actions', 'sampled_actions', 'tokens', 'signals'})
 TINY = {'hidden': 8, 'epochs': 5}
+TINY_UNET = {
+    'down_dims': [8, 8],
+    'kernel_size': 3,
+    'groups': 4,
+    'time_dim': 4,
+    'epochs': 1,
+    'batch_size': 12,
+}
 
 # Parameters that make a detector small and quick; one that is not named here is made by default.
 SMALL = {
     'safe_mlp': TINY,
     'safe_lstm': TINY,
     'pca_kmeans': {'pca_dim': 4, 'clusters': 3},
+    'rnd': TINY_UNET,
+    'logpzo': {**TINY_UNET, 'in_dim': 5},
     # The samples of the rollouts below are this far apart.
     'action_cluster_entropy': {'threshold': 0.8},
 }
@@ -77,6 +87,12 @@ VARIANTS = {
         {'inputs': 'signals', 'signals': ['action_norm', 'action_jerk'], 'smoothing': 0.0},
     ],
     'signal': [{'signal': 'action_jerk', 'accumulate': 'none', 'negate': True}],
+    'rnd': [
+        {'success_only': True, 'accumulate': 'sum', 'lambda_reg': 0.1},
+    ],
+    'logpzo': [
+        {'success_only': True, 'accumulate': 'sum', 'chunk': 10, 'batch_size': 1},
+    ],
     'mahalanobis': [
         {'accumulate': 'sum'},
         {'success_only': True, 'accumulate': 'none', 'ridge': 0.1},

@@ -14,6 +14,7 @@ from safe_monitor_node.detectors.base import (
     make_detector,
 )
 from safe_monitor_node.detectors.controls import ActionNorm, Clock, Constant, Random
+from safe_monitor_node.detectors.density import LogpZO, Rnd
 from safe_monitor_node.detectors.embedding import (
     CosineKnn,
     EuclideanKnn,
@@ -56,9 +57,11 @@ __all__ = [
     'DetectorError',
     'EuclideanKnn',
     'LinearProbe',
+    'LogpZO',
     'Mahalanobis',
     'PcaKmeans',
     'Random',
+    'Rnd',
     'SafeLstm',
     'SafeMlp',
     'Signal',

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A conditional 1-D U-Net, after the one of Diffusion Policy (Chi et al., arXiv 2303.04137).
+
+It reads a sequence and a time; the time and a condition scale and shift the channels of each block.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+
+def sinusoidal_embedding(time: torch.Tensor, width: int) -> torch.Tensor:
+    """Embed times ``(B,)`` as ``(B, width)``: sines, then cosines, of geometric frequencies."""
+    half = width // 2
+    frequencies = torch.exp(
+        torch.arange(half, device=time.device) * (-math.log(10000.0) / (half - 1))
+    )
+    angles = time[:, None].to(frequencies.dtype) * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def _convolution(channels_in: int, channels_out: int, kernel: int, groups: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv1d(channels_in, channels_out, kernel, padding=kernel // 2),
+        nn.GroupNorm(groups, channels_out),
+        nn.Mish(),
+    )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions with the condition applied between them, and a skip connection.
+
+    ``scaled``: the condition scales and shifts the channels; otherwise it shifts them only.
+    """
+
+    def __init__(
+        self,
+        channels_in: int,
+        channels_out: int,
+        condition: int,
+        kernel: int,
+        groups: int,
+        scaled: bool,
+    ) -> None:
+        super().__init__()
+        self.first = _convolution(channels_in, channels_out, kernel, groups)
+        self.second = _convolution(channels_out, channels_out, kernel, groups)
+        self.scaled = scaled
+        self.condition = nn.Linear(condition, channels_out * (2 if scaled else 1))
+        self.skip: nn.Module = nn.Identity()
+        if channels_in != channels_out:
+            self.skip = nn.Conv1d(channels_in, channels_out, 1)
+
+    def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        """Map ``(B, channels_in, L)`` under ``(B, condition)`` to ``(B, channels_out, L)``.
+
+        The condition has been through Mish already, which is the same for all blocks.
+        """
+        out = self.first(x)
+        film = self.condition(condition)[:, :, None]
+        if self.scaled:
+            scale, shift = film.chunk(2, dim=1)
+            out = torch.addcmul(shift, scale, out)
+        else:
+            out = out + film
+        return self.second(out) + self.skip(x)
+
+
+class UNet(nn.Module):
+    """A U-Net over ``(B, L, channels)``; ``L`` must be a multiple of :attr:`multiple`.
+
+    Parameters
+    ----------
+    channels : int
+        Of the input and the output.
+    condition : int
+        Width of the condition beside the time; 0 for none, which also leaves out the scaling.
+    widths : sequence of int
+        Channels of each level, at half the length of the level above.
+    time_width : int
+        Width of the embedded time.
+    kernel : int
+        Odd.
+    groups, final_groups : int
+        Of the group normalisation, inside and before the output.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        condition: int,
+        *,
+        widths: Sequence[int],
+        time_width: int,
+        kernel: int,
+        groups: int,
+        final_groups: int = 8,
+    ) -> None:
+        super().__init__()
+        scaled = condition > 0
+        both = time_width + condition
+        self.multiple = 2 ** (len(widths) - 1)
+        self.time_width = time_width
+        self.time = nn.Sequential(
+            nn.Linear(time_width, 4 * time_width),
+            nn.Mish(),
+            nn.Linear(4 * time_width, time_width),
+        )
+
+        def block(channels_in: int, channels_out: int) -> ResidualBlock:
+            return ResidualBlock(channels_in, channels_out, both, kernel, groups, scaled)
+
+        # A level is two blocks and a change of length.
+        self.down = nn.ModuleList()
+        for level, (above, width) in enumerate(
+            zip([channels, *widths[:-1]], widths, strict=True), start=1
+        ):
+            halve = nn.Conv1d(width, width, 3, 2, 1) if level < len(widths) else nn.Identity()
+            self.down.append(nn.ModuleList([block(above, width), block(width, width), halve]))
+        self.middle = nn.ModuleList([block(widths[-1], widths[-1]) for _ in range(2)])
+        self.up = nn.ModuleList()
+        for width, below in zip(widths[-2::-1], widths[:0:-1], strict=True):
+            double = nn.ConvTranspose1d(width, width, 4, 2, 1)
+            self.up.append(nn.ModuleList([block(2 * below, width), block(width, width), double]))
+        self.final = nn.Sequential(
+            _convolution(widths[0], widths[0], kernel, final_groups),
+            nn.Conv1d(widths[0], channels, 1),
+        )
+
+    def forward(
+        self, x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Map ``x`` (B, L, channels) at ``time`` (B,), ``condition`` (B, C), to the same shape."""
+        embedded = self.time(sinusoidal_embedding(time, self.time_width))
+        if condition is not None:
+            embedded = torch.cat([embedded, condition], dim=-1)
+        embedded = nn.functional.mish(embedded)
+        x = x.transpose(1, 2)
+        kept = []
+        for level in self.down:
+            first, second, halve = level.children()
+            x = second(first(x, embedded), embedded)
+            kept.append(x)
+            x = halve(x)
+        for block in self.middle:
+            x = block(x, embedded)
+        # The uppermost level's own output joins nothing: there is one way up fewer than down.
+        for level in self.up:
+            first, second, double = level.children()
+            x = torch.cat([x, kept.pop()], dim=1)
+            x = double(second(first(x, embedded), embedded))
+        return self.final(x).transpose(1, 2)

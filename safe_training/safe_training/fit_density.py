@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fit RND by distillation and LogpZO by flow matching."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from safe_monitor_node.detectors import DetectorError, fitter_for
+from safe_monitor_node.detectors.density import (
+    DensityDetector,
+    LogpZO,
+    Rnd,
+    executed_chunks,
+)
+from safe_training.fitting import require_both_outcomes, stack_rollouts
+from safe_training.losses import sum_of_squares
+from vla_feature_bridge.rollout import Rollout
+
+Progress = Callable[[int, int, str], None]
+Inputs = tuple[torch.Tensor, ...]
+TIME_STEPS = 100
+"""The network's time is the flow's, from 0 to 1, in so many whole steps."""
+
+
+def flow_matching_loss(
+    network: nn.Module,
+    data: torch.Tensor,
+    noise: torch.Tensor,
+    time: torch.Tensor,
+    counted: torch.Tensor,
+) -> torch.Tensor:
+    """Return the mean squared error of the velocity from data to noise (methods.md 3.6).
+
+    Parameters
+    ----------
+    data, noise : Tensor, shape (n, rows, width)
+    time : Tensor, shape (n,)
+        From 0 (data) to 1 (noise).
+    counted : Tensor of bool, shape (rows, width)
+        Entries that are no padding; the others are zero in data and stay so on the way to noise,
+        because zero is what the network will see there when it scores.
+    """
+    noise = noise * counted
+    velocity = noise - data
+    x = data + time[:, None, None] * velocity
+    found = network(x, torch.floor(TIME_STEPS * time))
+    squares = (found - velocity).square() * counted
+    return squares.sum() / (len(data) * counted.sum())
+
+
+def outcome_loss(
+    detector: DensityDetector,
+    networks: nn.ModuleDict,
+    outcome: str,
+    inputs: Inputs,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    """Return the loss of one outcome's network on steps of that outcome, a mean over them."""
+    if isinstance(detector, Rnd):
+        return detector.errors(networks['target'], networks[outcome], inputs).mean()
+    assert isinstance(detector, LogpZO)
+    (features,) = inputs
+    if 0 < detector.chunk < len(features):
+        drawn = torch.randperm(len(features), generator=generator)[: detector.chunk]
+        features = features[drawn.to(features.device)]
+    data = detector.sequence(features)
+    # Drawn on the CPU: the same numbers whatever the device.
+    noise = torch.randn(data.shape, generator=generator).to(data.device)
+    time = torch.rand(len(data), generator=generator).to(data.device)
+    counted = detector.counted(features.shape[1]).to(data.device)
+    return flow_matching_loss(networks[outcome], data, noise, time, counted)
+
+
+def batch_loss(
+    detector: DensityDetector,
+    networks: nn.ModuleDict,
+    inputs: Inputs,
+    failed: torch.Tensor,
+    generator: torch.Generator,
+) -> torch.Tensor | None:
+    """Return the training loss of one batch of valid steps; ``failed`` (n,) is each step's outcome.
+
+    A batch may hold one outcome only, which then is the loss; None where there is nothing to learn
+    from (failures with ``success_only``).
+    """
+    losses = []
+    for outcome in detector.trained_outcomes():
+        members = failed if outcome == 'failure' else ~failed
+        if members.any():
+            of_outcome = tuple(tensor[members] for tensor in inputs)
+            losses.append(outcome_loss(detector, networks, outcome, of_outcome, generator))
+    if not losses:
+        return None
+    penalised = [networks[outcome] for outcome in detector.trained_outcomes()]
+    penalty = sum((sum_of_squares(network) for network in penalised), torch.zeros(()))
+    total = torch.stack(losses).sum()
+    return total + detector.lambda_reg * penalty if detector.lambda_reg else total
+
+
+def training_inputs(detector: DensityDetector, rollouts: Sequence[Rollout]) -> Inputs:
+    """Return what the networks read of all steps of all rollouts, concatenated and checked."""
+    features = stack_rollouts(rollouts).flat
+    if not isinstance(detector, Rnd):
+        return (features,)
+    chunks = [executed_chunks(rollouts[0], detector.name)]
+    shape = chunks[0].shape[1:]
+    chunks += [executed_chunks(r, detector.name, (shape[0], shape[1])) for r in rollouts[1:]]
+    return features, torch.from_numpy(np.concatenate(chunks))
+
+
+def train(
+    detector: DensityDetector,
+    networks: nn.ModuleDict,
+    inputs: Inputs,
+    lengths: Sequence[int],
+    failed: Sequence[bool],
+    generator: torch.Generator,
+    progress: Progress | None,
+) -> None:
+    """Train the networks of each outcome in place with Adam; the target stays as it is."""
+    trained = [networks[outcome] for outcome in detector.trained_outcomes()]
+    parameters = [p for network in trained for p in network.parameters()]
+    device = parameters[0].device
+    optimizer = torch.optim.Adam(parameters, lr=detector.learning_rate)
+    steps = torch.arange(sum(lengths)).split(list(lengths))
+    fails = torch.tensor(failed)
+    networks.train()
+    for epoch in range(detector.epochs):
+        total, batches = 0.0, 0
+        for batch in torch.randperm(len(steps), generator=generator).split(detector.batch_size):
+            index = torch.cat([steps[i] for i in batch.tolist()])
+            of_step = fails[batch].repeat_interleave(torch.tensor([len(steps[i]) for i in batch]))
+            on_device = tuple(tensor[index].to(device) for tensor in inputs)
+            loss = batch_loss(detector, networks, on_device, of_step.to(device), generator)
+            if loss is None:
+                continue
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total, batches = total + loss.item(), batches + 1
+        if not np.isfinite(total):
+            raise DetectorError(
+                f'{detector.name}: the training loss became {total} in epoch {epoch}; '
+                'lower learning_rate, or look at the scale of the features and actions'
+            )
+        if progress is not None:
+            progress(epoch + 1, detector.epochs, f'loss {total / max(batches, 1):.4f}')
+
+
+@fitter_for(Rnd.name, LogpZO.name)
+def fit_density(
+    detector: DensityDetector,
+    rollouts: Sequence[Rollout],
+    *,
+    validation: Sequence[Rollout] | None = None,
+    device: str | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Train the networks of RND or LogpZO.
+
+    Batches are of rollouts, as published; the loss is a mean over their valid steps, of each
+    outcome for its own network. (Published, padded steps count as zeros and a batch of one outcome
+    gives NaN, methods.md D3.)
+
+    Parameters
+    ----------
+    rollouts : sequence of Rollout
+        Labelled training rollouts with pooled features (and action chunks for RND); both outcomes
+        unless ``success_only``.
+    validation : sequence of Rollout, optional
+        Not used: the last epoch's weights are taken, as published.
+    device : str, optional
+        Where to train; a GPU where there is one. The fitted detector is on the CPU.
+    progress : callable, optional
+        Called with (epochs done, epochs, note).
+    """
+    detector.check_params()
+    inputs = training_inputs(detector, rollouts)
+    failed = [r.failed for r in rollouts]
+    if not detector.success_only:
+        require_both_outcomes(rollouts, detector.name)
+    elif all(failed):
+        raise DetectorError(
+            f'{detector.name} learns from successes, but all {len(rollouts)} training rollouts are '
+            'failures; add successes, or choose other training tasks (another --seed)'
+        )
+    dim = inputs[0].shape[1]
+    if isinstance(detector, Rnd):
+        detector.action_shape_ = (inputs[1].shape[1], inputs[1].shape[2])
+    where = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    # PyTorch initialises layers from its global generator; fork it to stay local.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(detector.seed)
+        networks = detector.build(dim).to(where)
+    networks.requires_grad_(True)
+    generator = torch.Generator().manual_seed(detector.seed)
+    lengths = [len(r) for r in rollouts]
+    train(detector, networks, inputs, lengths, failed, generator, progress)
+    detector.set_networks(networks.to('cpu'), dim)
