@@ -108,12 +108,10 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
                 f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: {error} '
                 f'(type {parameter.type_name}{allowed}; {parameter.description})'
             ) from error
-        # ROS compares a number with its range, which NaN passes, and does not know choices.
-        number = isinstance(value, float) and not math.isfinite(value)
-        if number or (parameter.choices and value not in parameter.choices):
+        if parameter.choices and value not in parameter.choices:
             raise ParameterError(
                 f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: '
-                f'expected {"" if number else "one of "}{parameter.allowed}, found {value!r}'
+                f'must be one of {parameter.allowed}, found {value!r}'
             )
         values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
     return SimpleNamespace(**values)
