@@ -18,7 +18,7 @@ from vla_feature_bridge.signals import (
 )
 
 # Two arm dimensions and the gripper, a horizon of four of which two are executed.
-PREVIOUS = np.array([[0, 0, 1], [1, 0, 1], [2, 0, -1], [3, 0, -1]], np.float32)
+PREVIOUS = np.array([[5, 0, -1], [1, 0, 1], [2, 0, -1], [3, 0, -1]], np.float32)
 CHUNK = np.array([[2, 1, -1], [3, 1, 1], [0, 0, 1], [0, 0, 1]], np.float32)
 
 
@@ -28,11 +28,11 @@ def test_the_signals_of_a_step_worked_by_hand():
         'action_norm': pytest.approx(math.sqrt(19)),
         # Not executed of the last chunk: (2, 0, -1), (3, 0, -1); replaced by (2, 1, -1), (3, 1, 1).
         'chunk_mse': pytest.approx((0 + 1 + 0 + 0 + 1 + 4) / 6),
-        # The arm moves (0, 0), (1, 0), (2, 1), (3, 1): second differences (0, 1) and (0, -1).
-        'action_jerk': pytest.approx(math.sqrt(2 / 4)),
+        # The arm moves (5, 0), (1, 0), (2, 1), (3, 1): second differences (5, 1) and (0, -1).
+        'action_jerk': pytest.approx(math.sqrt((25 + 1 + 0 + 1) / 4)),
         'direction_reversals': 0.0,
-        # The gripper is told 1, 1, -1, 1.
-        'gripper_oscillation': 1.0,
+        # The gripper is told -1, 1, -1, 1.
+        'gripper_oscillation': 2.0,
     }
 
 
