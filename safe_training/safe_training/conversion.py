@@ -93,7 +93,7 @@ def convert(
     keep: Literal['pooled', 'raw'] = 'pooled',
     all_episodes: bool = False,
     unseen_root: str | os.PathLike[str] | None = None,
-    jobs: int | None = 1,
+    jobs: int | None = None,
     to: Literal['set', 'bag'] | None = None,
     rate: float = 10.0,
     compression: Literal['none', 'zstd'] = 'none',
@@ -111,8 +111,6 @@ def convert(
         Replace a rollout set that is there already.
     jobs : int, optional
         How many processes read episodes at the same time; None uses as many as are worth it.
-        A script that asks for more than one needs ``if __name__ == '__main__':``, as always with
-        ``multiprocessing``.
     to : 'set' or 'bag', optional
         What to make; without it a recording where the destination is named ``*.mcap`` or
         ``*.bag``, otherwise a set.
@@ -139,7 +137,7 @@ def convert(
     work = ''
     if isinstance(source, EpisodeSource):
         source.refuse_early()
-        work = work_of(source, [] if unseen_root is None else [os.fspath(unseen_root)])
+        work = work_of(source)
     with RolloutSetWriter(
         destination,
         feature=source.feature,

@@ -7,32 +7,34 @@ This module imports neither torch nor a detector, so that a process starts quick
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import itertools
 import json
-import multiprocessing
 import os
-import signal
-import threading
+import subprocess
+import sys
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import IO, Any
 
+from safe_training.readers import open_source
 from safe_training.readers.source import EpisodeSource, Progress, WholeDumpError
 from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout_set import RolloutSetWriter, write_rollout
+from vla_feature_bridge.rollout import RolloutError
+from vla_feature_bridge.rollout_set import RolloutSetError, RolloutSetWriter, write_rollout
 
 #: A row of the index, or why there is none.
 Result = tuple[dict[str, Any] | None, str]
 
-#: Starting a process costs about as much as reading this much.
-_WORTH_A_PROCESS = 64 << 20
+#: Starting a process takes about as long as converting this much.
+_WORTH_A_PROCESS = 1 << 30
 
 
 def add_episodes(
@@ -79,7 +81,7 @@ def useful_jobs(source: EpisodeSource) -> int:
     return min(cores or 1, wanted, max(1, source.episode_count))
 
 
-def work_of(source: EpisodeSource, other_roots: list[str]) -> str:
+def work_of(source: EpisodeSource) -> str:
     """Name the work exactly: the same only for the same files, options and software."""
     listing = hashlib.sha256()
     for index in range(source.episode_count):
@@ -90,7 +92,7 @@ def work_of(source: EpisodeSource, other_roots: list[str]) -> str:
         listing.update(b'\n')
     described = {
         'kind': source.kind,
-        'paths': [os.path.abspath(path) for path in [str(source.path), *other_roots]],
+        'paths': [os.path.abspath(root) for root in source.roots],
         'options': asdict(source.options),
         'feature': source.feature.to_dict(),
         'strays': source.strays,
@@ -129,52 +131,149 @@ def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: 
 # -- processes
 
 
-_task: tuple[EpisodeSource, Path, FeatureSpec] | None = None
-
-
 def _in_processes(
     source: EpisodeSource, writer: RolloutSetWriter, numbers: range, jobs: int
 ) -> Iterator[Result]:
-    # Started afresh rather than forked: a fork inherits locks of threads that do not exist there.
-    pool = ProcessPoolExecutor(
-        jobs,
-        multiprocessing.get_context('spawn'),
-        _begin,
-        (source, writer.folder, source.feature),
-    )
-    waiting: deque[Future[Result]] = deque()
-    left = iter(numbers)
+    idle: SimpleQueue[_Worker] = SimpleQueue()
+    workers: list[_Worker] = []
+
+    def work(number: int) -> Result:
+        worker = idle.get()
+        try:
+            return worker.convert(number)
+        finally:
+            idle.put(worker)
+
+    pool = ThreadPoolExecutor(jobs)
     try:
+        for _ in range(jobs):
+            workers.append(_Worker(source, writer.folder, source.feature))
+            idle.put(workers[-1])
+        waiting: deque[Future[Result]] = deque()
+        left = iter(numbers)
         # A few ahead, so that no process waits while the rows come out in order.
-        waiting.extend(pool.submit(_work, number) for number in itertools.islice(left, 2 * jobs))
+        waiting.extend(pool.submit(work, number) for number in itertools.islice(left, 2 * jobs))
         while waiting:
             yield waiting.popleft().result()
-            waiting.extend(pool.submit(_work, number) for number in itertools.islice(left, 1))
-    except BrokenProcessPool as error:
-        raise DumpError(
-            f'{source.path}: expected {jobs} processes to read its episodes, found that one died, '
-            'perhaps for want of memory; try fewer (--jobs 1)'
-        ) from error
+            waiting.extend(pool.submit(work, number) for number in itertools.islice(left, 1))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+        for worker in workers:
+            worker.close()
 
 
-def _begin(source: EpisodeSource, folder: Path, feature: FeatureSpec) -> None:
-    global _task
-    # Ctrl-C reaches every process; the first one decides, the others finish their episode.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _task = (source, folder, feature)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+class _Worker:
+    """Another process that converts one episode after the other.
+
+    It runs this module rather than what ``multiprocessing`` would, the caller's script: that may
+    take long to import, and may have no guard against being run twice. It is out of reach of Ctrl-C
+    and ends when this process does, because its standard input does.
+    """
+
+    def __init__(self, source: EpisodeSource, folder: Path, feature: FeatureSpec) -> None:
+        self._path = source.path
+        paths = [os.path.abspath(place) for place in sys.path]
+        self._process = subprocess.Popen(
+            [sys.executable, '-m', 'safe_training.episode_conversion'],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, 'PYTHONPATH': os.pathsep.join(dict.fromkeys(paths))},
+            start_new_session=True,
+        )
+        options = asdict(source.options)
+        self._send(
+            {
+                'roots': [os.path.abspath(root) for root in source.roots],
+                'options': options,
+                'episodes': source.episode_count,
+                'feature': feature.to_dict(),
+                'folder': os.path.abspath(folder),
+            }
+        )
+
+    def convert(self, number: int) -> Result:
+        """Convert one episode there; raises what that raised."""
+        assert self._process.stdout is not None
+        self._send({'number': number})
+        line = self._process.stdout.readline()
+        if not line.endswith(b'\n'):
+            raise self._died()
+        answer = json.loads(line)
+        if 'error' in answer:
+            raise _RAISED[answer['kind']](answer['error'])
+        return answer['row'], answer['message']
+
+    def close(self) -> None:
+        """Let it end and wait for it."""
+        with contextlib.suppress(OSError):
+            self._process.communicate()
+
+    def _send(self, request: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps(request).encode() + b'\n')
+            self._process.stdin.flush()
+        except OSError:
+            raise self._died() from None
+
+    def _died(self) -> DumpError:
+        return DumpError(
+            f'{self._path}: expected a process to read its episodes, found that it died (exit '
+            f'status {self._process.wait()}), perhaps for want of memory; try --jobs 1'
+        )
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
+#: What a worker may raise, by the name under which it says so.
+_RAISED: dict[str, type[Exception]] = {
+    kind.__name__: kind for kind in (WholeDumpError, DumpError, RolloutSetError, RolloutError)
+}
 
 
-def _work(number: int) -> Result:
-    assert _task is not None
-    source, folder, feature = _task
-    return _convert(source, folder, feature, number)
+def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
+    """Be a worker: open the source again, convert the episodes whose numbers come in."""
+    source: EpisodeSource | None = None
+    task = json.loads(requests.readline())
+    feature = FeatureSpec.from_dict(task['feature'])
+    for line in requests:
+        answer: dict[str, Any]
+        try:
+            source = source or _open_again(task, feature)
+            number = json.loads(line)['number']
+            row, message = _convert(source, Path(task['folder']), feature, number)
+            answer = {'row': row, 'message': message}
+        except tuple(_RAISED.values()) as error:
+            answer = {'kind': type(error).__name__, 'error': str(error)}
+        except OSError as error:
+            answer = {'kind': 'DumpError', 'error': f'{task["roots"][0]}: {error}'}
+        answers.write(json.dumps(answer).encode() + b'\n')
+        answers.flush()
+
+
+def _open_again(task: dict[str, Any], feature: FeatureSpec) -> EpisodeSource:
+    options = task['options']
+    pooling = options.pop('pooling')
+    options['pooling'] = None if pooling is None else tuple(map(tuple, pooling))
+    source = open_source(
+        task['roots'][0], unseen_root=task['roots'][1] if task['roots'][1:] else None, **options
+    )
+    if not isinstance(source, EpisodeSource) or source.episode_count != task['episodes']:
+        raise WholeDumpError(
+            f'{source.path}: expected {task["episodes"]} episodes, found another number; '
+            'somebody changes this dump: wait until it is complete'
+        )
+    source.__dict__['feature'] = feature  # known already, the first episode need not be read again
+    return source
+
+
+def _main() -> None:
+    # Whatever prints must not get between the answers.
+    answers = os.fdopen(os.dup(1), 'wb')
+    os.dup2(2, 1)
+    # Run as a script this module is another one than the one that others import.
+    from safe_training import episode_conversion
+
+    episode_conversion._serve(sys.stdin.buffer, answers)
+
+
+if __name__ == '__main__':
+    _main()

@@ -779,7 +779,7 @@ def _read_index(file: Path) -> dict[str, list[Any]]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(file, memory_map=True)
+        table = pyarrow.parquet.ParquetFile(file, memory_map=True).read()
     except FileNotFoundError:
         raise RolloutSetError(
             f'{file}: expected the index of a rollout set, found none; convert again'

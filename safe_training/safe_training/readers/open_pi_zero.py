@@ -129,9 +129,10 @@ class OpenPiZeroSource(EpisodeSource):
         stem = f'{self.path / episode.task / episode.name}'
         meta = _read_meta(Path(stem + _META))
         file = Path(stem + '.pkl')
-        features = StepFeatures(spec, FEATURE)
+        steps = _read_steps(file)
+        features = StepFeatures(spec, FEATURE, len(steps))
         chunks: list[np.ndarray] = []
-        for step, record in enumerate(_read_steps(file)):
+        for step, record in enumerate(steps):
             chunks.append(_chunk(file, step, record, chunks))
             if not self._featureless:
                 features.add(file, step, _executed(file, step, record, len(chunks[-1])))

@@ -447,7 +447,7 @@ class OpenpiSource(EpisodeSource):
                 )
             return FeatureSpec(NO_FEATURE, 0)
         self.raw_axes = self.features[name]
-        steps = StepFeatures(wanted_feature(self.path, name, self.raw_axes, self.options), name)
+        steps = StepFeatures(wanted_feature(self.path, name, self.raw_axes, self.options), name, 1)
         steps.add(file, 0, self._raw(record, name, file))
         return steps.spec
 
@@ -456,7 +456,7 @@ class OpenpiSource(EpisodeSource):
         if not episode.records:
             raise _no_inference(episode)
         spec = self.feature
-        features = StepFeatures(spec, spec.name)
+        features = StepFeatures(spec, spec.name, len(episode.records))
         chunks: list[np.ndarray] = []
         tokens: list[tuple[np.ndarray, np.ndarray] | None] = []
         for step, name in enumerate(episode.records):

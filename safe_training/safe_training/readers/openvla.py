@@ -308,12 +308,12 @@ def _features(
 ) -> tuple[np.ndarray, np.ndarray | None, FeatureSpec]:
     """Pool step by step, so that no second copy of the whole episode is made."""
     if not spec.pooled and isinstance(states, np.ndarray):
-        StepFeatures(spec, 'hidden states').add(file, 0, states[0])
+        StepFeatures(spec, 'hidden states', 1).add(file, 0, states[0])
         bad = first_not_finite(states)
         if bad is not None:
-            StepFeatures(spec, 'hidden states').add(file, bad, states[bad])
+            StepFeatures(spec, 'hidden states', 1).add(file, bad, states[bad])
         return states, None, replace(spec, dim=states.shape[-1])
-    steps = StepFeatures(spec, 'hidden states')
+    steps = StepFeatures(spec, 'hidden states', len(states))
     for step, state in enumerate(states):
         steps.add(file, step, state)
     features, lengths = steps.stack()

@@ -88,7 +88,7 @@ class RolloutSetSource(EpisodeSource):
     def _pool(self, rollout: Rollout, spec: FeatureSpec | None = None) -> Rollout:
         """Reduce raw features step by step, as a reader of the dump would have."""
         file = self.path / ARRAYS / rollout.episode_id
-        steps = StepFeatures(spec or self._wanted, f'raw {self.stored.name}')
+        steps = StepFeatures(spec or self._wanted, f'raw {self.stored.name}', len(rollout))
         for step in range(len(rollout)):
             steps.add(file, step, rollout.step(step).features)
         features, _ = steps.stack()

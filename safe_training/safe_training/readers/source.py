@@ -144,6 +144,11 @@ class EpisodeSource(Source):
     def task_ids(self) -> list[int]:
         """Return the task number of each episode."""
 
+    @property
+    def roots(self) -> list[Path]:
+        """Return the place, or the two places, that ``open_source`` was given."""
+        return [self.path]
+
     @abstractmethod
     def read(self, index: int) -> Rollout:
         """Read one episode; its features are what ``feature`` says.

@@ -25,12 +25,16 @@ class StepFeatures:
         What is wanted; a width of 0 is learnt from the first step.
     what : str
         Name of the tensor in messages, such as ``hidden states``.
+    steps : int
+        How many steps will come, so that raw ones of one shape are gathered without a second copy.
     """
 
-    def __init__(self, spec: FeatureSpec, what: str) -> None:
+    def __init__(self, spec: FeatureSpec, what: str, steps: int) -> None:
         self.spec = spec
         self.what = what
+        self._steps = steps
         self._rows: list[np.ndarray] = []
+        self._block: np.ndarray | None = None
 
     def add(self, file: Path, step: int, raw: Any) -> None:
         """Take the tensor ``(*axes, width)`` of one step.
@@ -66,8 +70,18 @@ class StepFeatures:
             self._check_raw(file, step, raw)
         if self.spec.dim == 0:
             self.spec = replace(self.spec, dim=row.shape[-1])
-        # A copy, since a view would keep the whole file of this step in memory.
-        self._rows.append(row.copy() if np.may_share_memory(row, raw) else row)
+        self._keep(row)
+
+    def _keep(self, row: np.ndarray) -> None:
+        """Copy one row: a view would keep the whole file of its step in memory."""
+        if self._block is None:
+            self._block = np.empty((self._steps, *row.shape), row.dtype)
+        taken = len(self._rows)
+        if row.shape == self._block.shape[1:] and taken < self._steps:
+            self._block[taken] = row
+            self._rows.append(self._block[taken])
+        else:
+            self._rows.append(row.copy())
 
     def _check_raw(self, file: Path, step: int, raw: np.ndarray) -> None:
         if self.spec.dim not in (0, raw.shape[-1]):
@@ -87,6 +101,9 @@ class StepFeatures:
         step, its lengths ``(T,)``; the features are padded with zeros then.
         """
         rows, self._rows = self._rows, []
+        block, self._block = self._block, None
+        if block is not None and all(row.base is block for row in rows) and len(rows) == len(block):
+            return block, None
         lengths = np.array([len(row) for row in rows], np.int64)
         longest = int(lengths.max())
         if self.spec.pooled or (lengths == longest).all():

@@ -48,6 +48,10 @@ class WithUnseenRoot(EpisodeSource):
     def task_ids(self) -> list[int]:
         return [*self.seen.task_ids, *(self._shift + number for number in self.unseen.task_ids)]
 
+    @property
+    def roots(self) -> list[Path]:
+        return [self.seen.path, self.unseen.path]
+
     def check_listing(self) -> None:
         self.seen.check_listing()
         self.unseen.check_listing()
