@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks: ``./dev bench``.
+"""The benchmarks: ``./dev bench [NAME ...]``.
 
 Ratios are measured side by side in one run; single times depend on the machine.
 
 * stream: one live step of SAFE-LSTM against one bare ``torch.nn.LSTMCell`` of the same size.
 * latency: from publishing the step that raises an alarm to receiving the alarm, between two
   processes over DDS.
+* detectors: one live step of every detector against the matrix products it cannot avoid.
+* conversion: converting dumps against reading their files, its memory, and opening a set.
 """
 
 from __future__ import annotations
@@ -30,6 +32,8 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from safe_bringup.bench_conversion import bench_conversion, print_conversion
+from safe_bringup.bench_detectors import bench_detectors, print_detectors
 from safe_bringup.live import Process
 from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import SafeLstm
@@ -175,9 +179,8 @@ def bench_latency(width: int, samples: int, folder: Path) -> dict[str, Any]:
     }
 
 
-def print_tables(results: dict[str, Any]) -> None:
-    """Print what was measured."""
-    console = Console(highlight=False, width=100)
+def print_stream(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of live steps."""
     table = Table(
         'features',
         'step p50 [ms]',
@@ -185,9 +188,9 @@ def print_tables(results: dict[str, Any]) -> None:
         'bare cell p50',
         'ratio (aim <= 1.3)',
         box=box.SIMPLE_HEAD,
+        title='SAFE-LSTM, one live step against a bare torch LSTM cell, one thread',
     )
-    table.title = 'SAFE-LSTM, one live step against a bare torch LSTM cell, one thread'
-    for row in results['stream']:
+    for row in rows:
         step, cell = row['step_ms'], row['bare_cell_ms']
         table.add_row(
             str(row['features']),
@@ -196,21 +199,68 @@ def print_tables(results: dict[str, Any]) -> None:
             f'{cell["p50"]:.3f}',
             f'{row["ratio_of_medians"]:.2f}',
         )
-    console.print(table)
-    table = Table('features', 'samples', 'p50 [ms]', 'p99 [ms] (aim < 5)', box=box.SIMPLE_HEAD)
-    table.title = 'publish a step -> alarm received, two processes over DDS'
-    for row in results['latency']:
+    Console(highlight=False, width=100).print(table)
+
+
+def print_latency(rows: Sequence[dict[str, Any]]) -> None:
+    """Print the table of latencies."""
+    table = Table(
+        'features',
+        'samples',
+        'p50 [ms]',
+        'p99 [ms] (aim < 5)',
+        box=box.SIMPLE_HEAD,
+        title='publish a step -> alarm received, two processes over DDS',
+    )
+    for row in rows:
         taken = row['publish_to_alarm_ms']
         table.add_row(
-            str(row['features']), str(row['samples']), f'{taken["p50"]:.2f}', f'{taken["p99"]:.2f}'
+            str(row['features']),
+            str(row['samples']),
+            f'{taken["p50"]:.2f}',
+            f'{taken["p99"]:.2f}',
         )
-    console.print(table)
+    Console(highlight=False, width=100).print(table)
+
+
+def run_stream(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``stream``."""
+    return [bench_stream(width, args.rounds) for width in WIDTHS]
+
+
+def run_latency(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``latency``."""
+    with tempfile.TemporaryDirectory() as folder:
+        return [bench_latency(width, args.samples, Path(folder)) for width in WIDTHS]
+
+
+def run_detectors(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``detectors``."""
+    with Console(stderr=True).status('detectors') as status:
+        return bench_detectors(WIDTHS, progress=lambda note: status.update(note))
+
+
+def run_conversion(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the benchmark ``conversion``."""
+    with Console(stderr=True).status('conversion'):
+        return bench_conversion()
+
+
+BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
+    'stream': (run_stream, print_stream),
+    'latency': (run_latency, print_latency),
+    'detectors': (run_detectors, print_detectors),
+    'conversion': (run_conversion, print_conversion),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit status says whether it ran, never whether it was fast."""
     parser = argparse.ArgumentParser(
         prog='bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        'names', nargs='*', metavar='NAME', help=f'{", ".join(BENCHMARKS)} (default: all)'
     )
     parser.add_argument(
         '--rounds', type=int, default=40, help=f'turns of {BLOCK} steps (default %(default)s)'
@@ -222,14 +272,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(arguments)
     if args.rounds < 2 or args.samples < 1:
         parser.error('--rounds must be at least 2 and --samples at least 1')
+    if unknown := [name for name in args.names if name not in BENCHMARKS]:
+        parser.error(f'no benchmark {unknown[0]!r}; there are: {", ".join(BENCHMARKS)}')
     torch.set_num_threads(1)
-    results: dict[str, Any] = {'stream': [bench_stream(width, args.rounds) for width in WIDTHS]}
-    with tempfile.TemporaryDirectory() as folder:
-        results['latency'] = [bench_latency(width, args.samples, Path(folder)) for width in WIDTHS]
+    results: dict[str, Any] = {}
+    for name in args.names or BENCHMARKS:
+        run, show = BENCHMARKS[name]
+        results[name] = run(args)
+        if not args.json:
+            show(results[name])
     if args.json:
         print(json.dumps(results, indent=2))
-    else:
-        print_tables(results)
     return 0
 
 

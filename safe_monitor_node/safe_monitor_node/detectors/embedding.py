@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
+import torch
 
 from safe_monitor_node.detectors.accumulation import (
     Accumulate,
@@ -192,6 +193,11 @@ def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     return groups
 
 
+def _times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
+    """Multiply in PyTorch: the monitor's parameter ``threads`` limits it, and not NumPy's BLAS."""
+    return torch.mv(torch.from_numpy(matrix), torch.from_numpy(vector)).numpy()
+
+
 class _DistanceStream(Stream):
     def __init__(
         self,
@@ -228,7 +234,7 @@ class _Gaussian(_ClassModel):
     def distance(self, x: np.ndarray) -> float:
         z = _centred(x, self._mean)
         # By blocks of rows, without most zeros above the diagonal: half the memory to read.
-        return float(_norm(np.concatenate([b @ z[: b.shape[1]] for b in self._blocks])))
+        return float(_norm(np.concatenate([_times(b, z[: b.shape[1]]) for b in self._blocks])))
 
     def distances(self, x: np.ndarray) -> np.ndarray:
         return _norm(_centred(x, self._mean) @ self._factor.T)
@@ -319,7 +325,7 @@ class _Neighbours(_ClassModel):
 
     def distance(self, x: np.ndarray) -> float:
         z = self._prepared(x)
-        order = self._half_squares - self._rows @ z
+        order = self._half_squares - _times(self._rows, z)
         chosen = self._pick(order)
         return float(self._mean_distance(z, chosen))
 
@@ -490,7 +496,7 @@ class _Clusters(_ClassModel):
         self.centroids = centroids
 
     def distance(self, x: np.ndarray) -> float:
-        return float(self._nearest(self.components @ _centred(x, self.mean)))
+        return float(self._nearest(_times(self.components, _centred(x, self.mean))))
 
     def distances(self, x: np.ndarray) -> np.ndarray:
         return self._nearest(_centred(x, self.mean) @ self.components.T)
