@@ -393,7 +393,7 @@ def test_compressed_recording(tmp_path, storage, mode):
 
 
 def rebuilt(data, pack):
-    """Write an mcap file anew without an index, its chunks packed by ``pack`` or (None) unpacked."""
+    """Write an mcap file anew without an index, its chunks packed by ``pack`` or (None) not."""
     out, at = data[:8], 8
     while data[at] != 0x0F:
         length = int.from_bytes(data[at + 1 : at + 9], 'little')
