@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from safe_monitor_node.detectors.accumulation import Accumulate, Accumulator, check_accumulate
 from safe_monitor_node.detectors.base import (
     Detector,
     DetectorError,
@@ -27,7 +28,6 @@ from safe_monitor_node.detectors.base import (
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-Accumulate = Literal['none', 'sum', 'mean']
 Activation = Literal['sigmoid', 'relu', 'none']
 
 # Rollouts in one pass of a network: enough to fill its matrix products, few enough to bound memory.
@@ -171,22 +171,6 @@ class LstmNetwork(nn.Module):
         return last.reshape(batch, steps, -1)
 
 
-class _Accumulator:
-    """Running sum or mean of a stream's p_t."""
-
-    def __init__(self, accumulate: Accumulate) -> None:
-        self._accumulate = accumulate
-        self._total = 0.0
-        self._steps = 0
-
-    def add(self, p: float) -> float:
-        if self._accumulate == 'none':
-            return p
-        self._total += p
-        self._steps += 1
-        return self._total / self._steps if self._accumulate == 'mean' else self._total
-
-
 class LearnedDetector(Detector):
     """What SAFE-MLP and SAFE-LSTM share: a network over hidden states, and its state on disk."""
 
@@ -322,7 +306,7 @@ class SafeMlp(LearnedDetector):
         self.seed = seed
 
     def build(self, dim: int) -> MlpNetwork:
-        _check_choice(self.name, 'accumulate', self.accumulate, ('none', 'sum', 'mean'))
+        check_accumulate(self.name, self.accumulate)
         _check_choice(self.name, 'activation', self.activation, tuple(_ACTIVATIONS))
         if self.hidden < 1 or self.layers < 1:
             raise DetectorError(
@@ -342,7 +326,7 @@ class _MlpStream(Stream):
         linear = [module for module in network.layers if isinstance(module, nn.Linear)]
         self._layers = [(layer.weight, layer.bias) for layer in linear]
         self._activation = _ACTIVATIONS[network.activation]
-        self._accumulator = _Accumulator(network.accumulate)
+        self._accumulator = Accumulator(network.accumulate)
         self._dim = dim
 
     @torch.inference_mode()
@@ -436,7 +420,7 @@ class SafeLstm(LearnedDetector):
         self.seed = seed
 
     def build(self, dim: int) -> LstmNetwork:
-        _check_choice(self.name, 'accumulate', self.accumulate, ('none', 'sum', 'mean'))
+        check_accumulate(self.name, self.accumulate)
         if self.hidden < 1 or self.layers < 1:
             raise DetectorError(
                 f'{self.name}: hidden and layers must be at least 1, '
@@ -479,7 +463,7 @@ class _LstmStream(Stream):
             self._layers.append((w_ih, w_hh, b_ih + b_hh, state, cell, gates))
         self._head = network.head.weight[0]
         self._head_bias = float(network.head.bias)
-        self._accumulator = _Accumulator(network.accumulate)
+        self._accumulator = Accumulator(network.accumulate)
 
     @torch.inference_mode()
     def step(self, step: PolicyStep) -> float:
@@ -505,7 +489,7 @@ class _LstmWindowStream(Stream):
         self._network = network
         self._dim = dim
         self._window = torch.zeros(network.history, dim)
-        self._accumulator = _Accumulator(network.accumulate)
+        self._accumulator = Accumulator(network.accumulate)
 
     @torch.inference_mode()
     def step(self, step: PolicyStep) -> float:
