@@ -494,7 +494,7 @@ def test_the_stream_gives_the_score_of_the_whole_rollout(case):
 
 @every_case
 def test_the_stream_gives_the_score_of_a_long_rollout(case):
-    rollout = make_rollout(np.random.default_rng(3), 1, 400)
+    rollout = make_rollout(np.random.default_rng(3), 1, 200)
     assert_close(streamed(fitted(case), rollout), fitted(case).score(rollout))
 
 
@@ -520,7 +520,7 @@ def test_strided_arrays_score_as_contiguous_ones(case):
 @every_case
 def test_scoring_many_rollouts_is_scoring_each(case):
     # More than a detector may take at once, in no order of length.
-    rollouts = make_rollouts(150, seed=5, shortest=1, longest=9)
+    rollouts = make_rollouts(70, seed=5, shortest=1, longest=6)
     together = fitted(case).score_all(rollouts)
     assert len(together) == len(rollouts)
     for scores, rollout in zip(together, rollouts, strict=True):
