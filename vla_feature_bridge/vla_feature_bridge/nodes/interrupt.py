@@ -4,11 +4,15 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
 from functools import wraps
 from types import FrameType
+from typing import Protocol
 
-Main = Callable[[list[str] | None], int]
+
+class Main(Protocol):
+    """The entry point of a node: command-line arguments in, exit status out."""
+
+    def __call__(self, args: list[str] | None = None) -> int: ...
 
 
 def ends_on_interrupt(main: Main) -> Main:
