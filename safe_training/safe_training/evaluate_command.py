@@ -66,16 +66,12 @@ COLUMNS = (
     ('T_det', 'detection_time'),
 )
 LEGEND = (
-    'All in percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, '
-    'pooled over tasks;\n'
-    'macro: its mean over tasks that have both outcomes; clock: the same for a score that is just '
-    'the step\n'
-    'number. False alarms: successes with an alarm while they ran; detected: failures with one; '
-    'T_det: first\n'
-    'alarm as a share of the failure, 100 if none came. The detector "clock" only counts steps: '
-    'failures run to\n'
-    'the time limit, so it detects them all, late. A detector is worth what it does better than '
-    'that.'
+    'Percent, but for the time to fit and calibrate. AUC: ROC-AUC of the largest score up to the\n'
+    'earliest stop of the task, pooled over tasks; macro: its mean over tasks that have both\n'
+    'outcomes; clock: the same for a score that is just the step number. False alarms: successes\n'
+    'with an alarm while they ran; detected: failures with one; T_det: first alarm as a share of\n'
+    'the failure, 100 if none came. The detector "clock" only counts steps: failures run to the\n'
+    'time limit, so it detects them all, late. A detector is worth what it does better than that.'
 )
 
 
@@ -252,9 +248,14 @@ def report_table(rows: Sequence[Row], title: str) -> Table:
     table.add_column('part', no_wrap=True)
     for heading, _ in COLUMNS:
         table.add_column(heading, justify='right', no_wrap=True)
+    timed = any('fit_seconds' in row.values for row in rows)
+    if timed:
+        table.add_column('fit\n(s)', justify='right', no_wrap=True)
     for detector, parts in summarise(rows).items():
         for part, values in parts.items():
             cells = [_cell(values[name]) for _, name in COLUMNS]
+            if timed:
+                cells.append(f'{values["fit_seconds"].mean:.2f}')
             table.add_row(detector, part, *cells, end_section=part == list(parts)[-1])
     return table
 

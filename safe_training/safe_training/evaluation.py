@@ -6,6 +6,7 @@ Seen tasks are there to learn from, unseen ones to judge by.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -286,9 +287,12 @@ def evaluate_splits(
                 if progress is not None:
                     progress(done, total, f'{note}, {detail}')
 
+            started = time.perf_counter()
             fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=report)
+            seconds = time.perf_counter() - started
             for part, result in report_parts(fitted, rollouts, protocol.alpha).items():
-                rows.append(Row(name, seed, part, flatten_report(result)))
+                values = {**flatten_report(result), 'fit_seconds': seconds}
+                rows.append(Row(name, seed, part, values))
     return rows
 
 
