@@ -146,9 +146,14 @@ class AlarmPolicy:
         self, step: int, score: float, threshold: float, warning_threshold: float, now: float
     ) -> Verdict:
         """Take one step's score and thresholds (``warning_threshold`` may equal ``threshold``)."""
-        if math.isnan(score) or math.isnan(threshold) or math.isnan(warning_threshold):
-            return self.unjudged(step, 'the score or its threshold is NaN', now)
+        if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
+            return self.unjudged(step, 'the score or its threshold is NaN or infinite', now)
         self._last_time = now
+        if self._alarm is None and self._broken():
+            # A score with a hole in its history is not the one that the band was calibrated for.
+            reason = f'{self._missing} steps of the episode are missing'
+            self.verdict = self._broken_verdict(reason, step)
+            return self.verdict
         above = score > threshold
         self._above.append(above)
         count = sum(self._above)
@@ -159,10 +164,6 @@ class AlarmPolicy:
             self._alarm = Verdict(AlarmState.ALARM, reason, step, score, threshold)
         if self._alarm is not None:
             self.verdict = Verdict(AlarmState.ALARM, self._alarm.reason, step, score, threshold)
-        elif self._broken():
-            self.verdict = self._broken_verdict(
-                f'{self._missing} steps of the episode are missing', step
-            )
         elif above or score > warning_threshold:
             reason = (
                 f'score {score:.4g} is above the warning band '

@@ -126,6 +126,7 @@ class EpisodeMonitor:
         self._ended_id = ''
         self._stream: Stream | None = None
         self._next_step = 0
+        self._last_stamp = -1
 
     @property
     def verdict(self) -> Verdict:
@@ -142,7 +143,7 @@ class EpisodeMonitor:
 
         A start of the running one changes nothing: steps and events are two topics, and its START
         may arrive after its first steps. An episode that begins anew under its old name shows it by
-        step 0.
+        a step 0 with a later stamp.
         """
         if self.running and episode_id == self.episode_id:
             return self.verdict
@@ -167,7 +168,13 @@ class EpisodeMonitor:
     def abandon(self) -> Verdict:
         """Forget the running episode, for example because the clock jumped backwards."""
         self.episode_id = self._ended_id = ''
+        self._last_stamp = -1
         return self.policy.end()
+
+    def take_over(self, previous: EpisodeMonitor) -> None:
+        """Go on after another detector: which episode ended last, and what was counted."""
+        self._ended_id, self._last_stamp = previous._ended_id, previous._last_stamp
+        self.counts = previous.counts
 
     def reset(self) -> Verdict:
         """Release a latched alarm."""
@@ -179,32 +186,42 @@ class EpisodeMonitor:
 
     def step(self, step: PolicyStep, now: float) -> Judgement | None:
         """Judge the next step; None for one to be ignored (repeated, or of an ended episode)."""
-        if not self._expected(step.episode_id, step.step, now):
+        if not self._expected(step.episode_id, step.step, step.stamp, now):
             return None
         return self._judge(step, now)
 
-    def refuse(self, episode_id: str, step: int, problem: str, now: float) -> Judgement | None:
+    def refuse(
+        self, episode_id: str, step: int, stamp: int, problem: str, now: float
+    ) -> Judgement | None:
         """Take a step whose message could not even be read; None for one that must be ignored."""
-        if not self._expected(episode_id, step, now):
+        if not self._expected(episode_id, step, stamp, now):
             return None
         return self._unjudged(step, problem, now)
 
-    def _expected(self, episode_id: str, step: int, now: float) -> bool:
+    def begins(self, episode_id: str, step: int, stamp: int) -> bool:
+        """Tell whether a step begins an episode.
+
+        It does under a new name, and under the running or the last one as a step 0 that is later
+        than all before; any other step 0 is a repetition, and must not release an alarm. The last
+        steps of an episode may be delivered after its end, or after the next start.
+        """
+        again = step == 0 and stamp > self._last_stamp
+        if self.running and episode_id == self.episode_id:
+            return again and self._next_step > 0
+        return again or episode_id != self._ended_id
+
+    def _expected(self, episode_id: str, step: int, stamp: int, now: float) -> bool:
         """Start the step's episode where needed, note steps that never came; False to ignore it."""
-        restarted = step == 0 and self._next_step > 0
-        if not self.running or episode_id != self.episode_id or restarted:
-            # The last steps of an episode may be delivered after its end, or after the next start.
-            if episode_id == self._ended_id and step > 0:
-                self.counts.out_of_order += 1
-                return False
+        if self.begins(episode_id, step, stamp):
             self._begin(episode_id, now)
-        if step < self._next_step:
+        elif not self.running or episode_id != self.episode_id or step < self._next_step:
             self.counts.out_of_order += 1
             return False
         if gap := step - self._next_step:
             self.counts.missing += gap
             self.policy.missing(gap)
         self._next_step = step + 1
+        self._last_stamp = max(stamp, self._last_stamp)
         return True
 
     def _judge(self, step: PolicyStep, now: float) -> Judgement:
@@ -213,6 +230,8 @@ class EpisodeMonitor:
             score = self._stream.step(self._fitting_step(step))
         except (StepError, PoolingError) as error:
             return self._unjudged(step.step, str(error), now)
+        if not math.isfinite(score):
+            return self._unjudged(step.step, f'step {step.step}: the score is {score}', now)
         self.counts.scored += 1
         try:
             threshold, warning = self.threshold.at(step.step), self.warning.at(step.step)

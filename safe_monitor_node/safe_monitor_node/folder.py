@@ -286,7 +286,13 @@ def load_detector(folder: str | os.PathLike[str]) -> LoadedDetector:
     DetectorFolderError
         Anything is missing, damaged, or does not fit together; the message names the file.
     """
-    folder = Path(folder)
+    try:
+        return _load(Path(folder))
+    except OSError as error:
+        raise DetectorFolderError(f'{folder}: cannot be read ({error})') from error
+
+
+def _load(folder: Path) -> LoadedDetector:
     content = _read_description(folder)
     arrays = _read_arrays(folder, content)
     path = folder / DESCRIPTION

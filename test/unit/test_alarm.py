@@ -124,10 +124,11 @@ def test_above_the_band_is_an_alarm(before):
     assert 'step 1' in episode.verdict.reason
 
 
-def test_an_infinite_band_raises_no_alarm_and_an_infinite_score_does():
+def test_an_infinite_band_raises_no_alarm_and_an_infinite_score_cannot_be_judged():
     episode = Episode()
-    assert episode.judge(1e30, math.inf, threshold=math.inf, warning=math.inf) == [NOMINAL] * 2
-    assert episode.judge(math.inf) == ALARM
+    assert episode.judge(1e30, threshold=math.inf, warning=math.inf) == NOMINAL
+    assert episode.judge(math.inf) == INVALID
+    assert Episode().judge(-math.inf) == INVALID
 
 
 def test_a_latched_alarm_outlives_low_scores_silence_and_broken_steps():
@@ -286,10 +287,11 @@ def test_an_unjudged_step_is_invalid_for_the_rest_of_the_episode():
     assert 'missing' in episode.verdict.reason
 
 
-def test_an_alarm_is_raised_over_a_broken_history_too():
+def test_no_alarm_is_raised_over_a_broken_history():
     episode = Episode()
     episode.unjudged()
-    assert episode.judge(HIGH) == ALARM
+    assert episode.judge(HIGH) == INVALID
+    assert 'missing' in episode.verdict.reason
 
 
 @pytest.mark.parametrize(

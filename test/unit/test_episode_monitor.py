@@ -218,7 +218,7 @@ def test_a_gap_is_counted_and_makes_the_episode_invalid():
     assert '2 steps' in judgement.verdict.reason
     assert live.monitor.counts.missing == 2
     assert live.state(4) == INVALID
-    assert live.state(5, HIGH) == ALARM
+    assert live.state(5, HIGH) == INVALID, 'no alarm from a score that was never calibrated'
 
 
 def test_an_episode_joined_in_the_middle_is_invalid():
@@ -234,15 +234,70 @@ def test_a_gap_within_the_allowance_is_judged():
     assert live.state(5) == INVALID
 
 
-def test_step_zero_starts_the_episode_again():
+def test_a_later_step_zero_starts_the_episode_again():
     live = Live(recurrent())
     ones = np.ones(WIDTH, np.float32)
-    first = live.step(0, features=ones)
-    live.step(1, features=ones)
-    again = live.step(0, features=ones)
+    first = live.step(0, features=ones, stamp=10)
+    live.step(1, features=ones, stamp=20)
+    again = live.step(0, features=ones, stamp=30)
     assert again.score == first.score
     assert again.problem == ''
     assert live.monitor.counts.episodes == 2
+
+
+@pytest.mark.parametrize('stamp', [0, 10, 20])
+def test_a_repeated_step_zero_is_ignored_and_releases_no_alarm(stamp):
+    live = Live()
+    live.step(0, stamp=10)
+    assert live.state(1, HIGH, stamp=20) == ALARM
+    assert live.step(0, stamp=stamp) is None
+    assert live.monitor.verdict.state == ALARM
+    live.monitor.end('a')
+    assert live.step(0, stamp=stamp) is None
+    assert not live.monitor.running
+
+
+def test_another_detector_takes_over_what_ended_and_what_was_counted():
+    live = Live()
+    live.step(0)
+    live.monitor.end('a')
+    counts = live.monitor.counts
+    following = EpisodeMonitor(scripted())
+    following.take_over(live.monitor)
+    live.monitor = following
+    assert live.step(1) is None, 'a late step of an ended episode starts no ghost'
+    assert not following.running
+    assert following.counts is counts
+    assert live.state(0, episode='b') == NOMINAL
+
+
+def test_a_late_step_of_the_last_episode_begins_nothing():
+    live = Live()
+    live.step(0, stamp=10)
+    live.monitor.end('a')
+    live.step(0, episode='b', stamp=20)
+    assert not live.monitor.begins('a', 1, 15)
+    assert not live.monitor.begins('a', 0, 15)
+    assert not live.monitor.begins('b', 1, 30)
+    assert live.monitor.begins('a', 0, 40)
+    assert live.monitor.begins('c', 3, 0)
+
+
+@pytest.mark.parametrize('score', [np.nan, np.inf, -np.inf])
+def test_a_score_that_is_no_number_is_said_and_counted(score):
+    loaded = scripted()
+
+    class Overflowing:
+        def step(self, step):
+            return float(score)
+
+    live = Live(loaded)
+    live.step(0)
+    live.monitor._stream = Overflowing()
+    judgement = live.step(1)
+    assert judgement.verdict.state == INVALID
+    assert str(float(score)) in judgement.problem
+    assert live.monitor.counts.invalid == 1
 
 
 def test_a_step_of_another_episode_begins_that_one():
@@ -283,8 +338,8 @@ def test_an_ended_episode_may_be_played_again():
     live.step(0)
     live.step(1)
     live.monitor.end('a')
-    assert live.state(0) == NOMINAL
-    assert live.state(1) == NOMINAL
+    assert live.state(0, stamp=5) == NOMINAL
+    assert live.state(1, stamp=6) == NOMINAL
     live.monitor.end('a')
     live.monitor.start('a', live.now)
     assert live.state(0) == NOMINAL
@@ -358,7 +413,7 @@ def test_an_alarm_outlives_the_end_of_the_band():
 def test_a_message_that_cannot_be_read_is_an_invalid_step():
     live = Live()
     live.step(0)
-    judgement = live.monitor.refuse('a', 1, 'shape (3,) needs 12 bytes', live.now)
+    judgement = live.monitor.refuse('a', 1, 0, 'shape (3,) needs 12 bytes', live.now)
     assert judgement.verdict.state == INVALID
     assert judgement.problem == 'shape (3,) needs 12 bytes'
     assert live.state(2) == INVALID
@@ -367,21 +422,21 @@ def test_a_message_that_cannot_be_read_is_an_invalid_step():
 def test_unreadable_messages_keep_the_order_as_readable_ones_do():
     live = Live(max_missing_steps=2)
     live.step(0)
-    assert live.monitor.refuse('a', 2, 'unreadable', live.now).verdict.state == INVALID
+    assert live.monitor.refuse('a', 2, 0, 'unreadable', live.now).verdict.state == INVALID
     assert live.monitor.counts.missing == 1
     assert live.state(3) == NOMINAL, 'two steps without a score are allowed'
-    assert live.monitor.refuse('a', 3, 'unreadable', live.now) is None
+    assert live.monitor.refuse('a', 3, 0, 'unreadable', live.now) is None
     live.monitor.end('a')
-    assert live.monitor.refuse('a', 4, 'unreadable', live.now) is None
+    assert live.monitor.refuse('a', 4, 0, 'unreadable', live.now) is None
     assert not live.monitor.running
-    assert live.monitor.refuse('b', 0, 'unreadable', live.now).verdict.state == INVALID
+    assert live.monitor.refuse('b', 0, 0, 'unreadable', live.now).verdict.state == INVALID
     assert live.monitor.episode_id == 'b'
 
 
 def test_three_steps_without_a_score_are_too_many_where_two_are_allowed():
     live = Live(max_missing_steps=2)
     live.step(0)
-    live.monitor.refuse('a', 3, 'unreadable', live.now)
+    live.monitor.refuse('a', 3, 0, 'unreadable', live.now)
     assert live.state(4) == INVALID
 
 

@@ -17,6 +17,8 @@ from safe_monitor_node.detectors.base import DetectorError, StepError, checked_c
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
 
+_LARGEST_ACTION = 1e30
+
 
 def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.ndarray:
     """Return the sampled chunks as finite float64 ``(samples >= 2, horizon, action_dim)``.
@@ -32,8 +34,12 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
             f'step {step.step}: detector {detector} compares sampled action chunks and needs at '
             f'least 2 a step{alternative}, found 1; let the policy draw more'
         )
-    if not np.isfinite(samples).all():
-        raise StepError(f'step {step.step}: a sampled action chunk holds NaN or infinity')
+    # Written so that NaN fails it. Squares of larger actions overflow, and mean nothing on a robot.
+    if not (np.abs(samples) < _LARGEST_ACTION).all():
+        raise StepError(
+            f'step {step.step}: a sampled action chunk holds NaN, infinity or a value beyond '
+            f'{_LARGEST_ACTION:g}'
+        )
     return samples
 
 

@@ -22,14 +22,14 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from safe_monitor_node.alarm import AlarmConfig, AlarmError, AlarmState, Verdict
+from safe_monitor_node.alarm import AlarmConfig, AlarmState, Verdict
 from safe_monitor_node.episode_monitor import EpisodeMonitor, Judgement, MonitorError
-from safe_monitor_node.folder import DetectorFolderError, load_detector
+from safe_monitor_node.folder import load_detector
 from safe_monitor_node.nodes.lifecycle import ManagedNode
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LoadDetector
-from vla_feature_bridge.messages import MessageError, step_from_message
+from vla_feature_bridge.messages import MessageError, step_from_message, time_from_message
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt
 from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
 from vla_feature_bridge.nodes.qos import (
@@ -215,9 +215,11 @@ class MonitorNode(ManagedNode):
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        self._cancel_ending()
         if self._monitor is not None:
             self._monitor.abandon()
-        self._cancel_ending()
+            # What is latched must not go on saying NOMINAL while nobody is watching.
+            self._announce()
         return super().on_deactivate(state)
 
     # --- what comes in
@@ -229,15 +231,16 @@ class MonitorNode(ManagedNode):
         received = time.perf_counter()
         if not self.active:
             return
-        if message.episode_id != self._current_id():
+        assert self._monitor is not None
+        stamp = time_from_message(message.header.stamp)
+        if self._monitor.begins(message.episode_id, message.step, stamp):
             self._finish_ending()
             self._take_next_monitor()
-        assert self._monitor is not None
         try:
             judgement = self._monitor.step(step_from_message(message), self._now())
         except MessageError as error:
             judgement = self._monitor.refuse(
-                message.episode_id, message.step, str(error), self._now()
+                message.episode_id, message.step, stamp, str(error), self._now()
             )
         if judgement is None:
             self.get_logger().warning(
@@ -293,20 +296,22 @@ class MonitorNode(ManagedNode):
         self._announce()
 
     def _take_next_monitor(self) -> None:
-        if self._next_monitor is not None:
+        if self._next_monitor is not None and self._monitor is not None:
+            self._next_monitor.take_over(self._monitor)
             self._monitor, self._next_monitor = self._next_monitor, None
 
     def _on_tick(self) -> None:
         if not self.active or self._monitor is None:
             return
-        self._monitor.tick(self._now())
+        if self._ending is None:
+            self._monitor.tick(self._now())
         self._announce()
         self._publish_stop()
 
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._monitor is None:
             return
-        self.get_logger().info('the clock jumped backwards: the running episode is forgotten')
+        self.get_logger().info('the clock jumped or changed: the running episode is forgotten')
         self._cancel_ending()
         self._monitor.abandon()
         self._announce()
@@ -327,7 +332,7 @@ class MonitorNode(ManagedNode):
     ) -> LoadDetector.Response:
         try:
             monitor = self._make_monitor(request.folder)
-        except (DetectorFolderError, MonitorError, AlarmError) as error:
+        except Exception as error:  # whatever it is, the caller must hear it and the node live on
             self.get_logger().error(f'cannot load a detector: {error}')
             response.success, response.message = False, str(error)
             return response
@@ -335,18 +340,27 @@ class MonitorNode(ManagedNode):
         name = f'{monitor.loaded.detector.name} on {monitor.loaded.feature}'
         response.success = True
         if self._monitor is None:
-            self.failure = ''
-            self.autostart()
-            response.success = not self.failure
-            response.message = self.failure or f'configured with {name}'
+            response.success, response.message = self._configure_with(name)
         elif self._monitor.running:
             self._next_monitor = monitor
             response.message = f'{name} takes over with the next episode'
         else:
+            monitor.take_over(self._monitor)
             self._monitor = monitor
             response.message = f'{name} is in use'
         self.get_logger().info(response.message)
         return response
+
+    def _configure_with(self, name: str) -> tuple[bool, str]:
+        """Start with a folder that was just checked, if the node starts by itself."""
+        self.failure = ''
+        if not self._p.autostart:
+            return True, f'{name} will be used when the monitor is configured'
+        try:
+            self.autostart()
+        except RuntimeError as error:
+            return False, f'the monitor cannot be configured in its present state: {error}'
+        return self.active, self.failure or f'configured with {name}'
 
     # --- what goes out
 
