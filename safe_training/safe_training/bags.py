@@ -170,7 +170,7 @@ def _check_destination(place: Path, overwrite: bool) -> None:
     if not overwrite:
         raise DumpError(
             f'{place}: expected a name that is free, found a file or folder; '
-            'choose another name or ask to overwrite'
+            'choose another name, or --overwrite'
         )
     ours = not place.is_symlink() and detect_bag(place) is not None
     if place.is_dir():

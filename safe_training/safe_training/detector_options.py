@@ -107,6 +107,8 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
 
 def protocol_of(args: argparse.Namespace) -> Protocol:
     """Return the protocol that the options ask for."""
+    if not 0 < args.alpha < 1:
+        raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {args.alpha}')
     return Protocol(
         unseen_ratio=args.unseen_ratio,
         seen_train_ratio=args.train_ratio,

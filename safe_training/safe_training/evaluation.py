@@ -103,12 +103,32 @@ def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
 
 
 def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> Split:
-    """Split labelled rollouts by task."""
-    return split_tasks(
-        [r.task for r in rollouts],
+    """Split labelled rollouts by task.
+
+    Rollouts that their source sets aside (``Rollout.unseen``) are the unseen part, and nothing else
+    is: no detector may train or be calibrated on their tasks.
+    """
+    aside = {r.task for r in rollouts if r.unseen}
+    known = [i for i, r in enumerate(rollouts) if r.task not in aside]
+    if not known:
+        raise EvaluationError(
+            'every task is set aside as unseen, so there is nothing to fit on; '
+            'give a source that also holds tasks to train on'
+        )
+    split = split_tasks(
+        [rollouts[i].task for i in known],
         seed=seed,
-        unseen_ratio=protocol.unseen_ratio,
+        unseen_ratio=0.0 if aside else protocol.unseen_ratio,
         seen_train_ratio=protocol.seen_train_ratio,
+    )
+    if not aside:
+        return split
+    return replace(
+        split,
+        train=tuple(known[i] for i in split.train),
+        seen=tuple(known[i] for i in split.seen),
+        unseen=tuple(i for i, r in enumerate(rollouts) if r.task in aside),
+        unseen_tasks=tuple(sorted(aside)),
     )
 
 

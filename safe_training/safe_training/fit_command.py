@@ -7,6 +7,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 
 from safe_monitor_node.detectors import DETECTORS, make_detector
@@ -111,8 +112,8 @@ def run(args: argparse.Namespace) -> int:
         f'{fitted.band.n_center + fitted.band.n_calibration} '
         f'{fitted.band.provenance["calibrated_on"]}; alpha {protocol.alpha:g}'
     )
-    if note := fitted.band.provenance.get('note'):
-        console.print(f'note: {note}')
+    if not np.isfinite(fitted.band.at(protocol.alpha).upper).any():
+        console.print(f'note: {fitted.band.provenance["note"]}')
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')
     return 0

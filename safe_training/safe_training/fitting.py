@@ -119,7 +119,7 @@ def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
         raise DetectorError(
             f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts are '
             f'{found}; add rollouts of the other outcome, '
-            'or choose other training tasks (another --seed)'
+            'give more of them to training (--train-ratio), or another --seed'
         )
 
 

@@ -216,8 +216,8 @@ def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:
     if n_tasks == 1:
         raise SplitError(
             'split: all rollouts are of one task, so no task can be held out as unseen; '
-            'record rollouts of further tasks, or set unseen_ratio to 0 to validate on this '
-            'task only'
+            'record rollouts of further tasks, or set the unseen ratio to 0 (--unseen-ratio 0) '
+            'to validate on this task only'
         )
     n_unseen = round(unseen_ratio * n_tasks)
     if n_unseen == 0:

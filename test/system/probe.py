@@ -129,6 +129,5 @@ class Probe:
         return future.result()
 
     def facts(self) -> dict[str, str]:
-        """Return the key-value pairs of the latest diagnostics."""
-        assert self.status is not None
-        return {pair.key: pair.value for pair in self.status.values}
+        """Return the pairs of the latest diagnostics; none before the first."""
+        return {} if self.status is None else {p.key: p.value for p in self.status.values}

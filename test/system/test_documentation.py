@@ -25,10 +25,10 @@ def test_the_publisher_of_the_readme_feeds_a_monitor(probe, run_monitor, mlp_fol
     exec(compile(block, 'README.md', 'exec'), names)
     loaded, rollout = load_detector(mlp_folder), rollouts[0]
     run_monitor(detector_folder=mlp_folder)
-    publisher = names['StepPublisher'](probe.node, str(loaded.feature))
+    publisher = names['StepPublisher'](probe.node, str(loaded.feature), rollout.exec_horizon)
     probe.wait_until_active()
     for t in range(3):
-        publisher.publish('e', t, rollout.features[t], rollout.actions[t][0])
+        publisher.publish('e', t, rollout.features[t], rollout.actions[t])
     probe.spin_until(lambda: len(probe.scores) == 3, 'three steps are answered')
     assert FailureScore.STATE_INVALID not in [s.state for s in probe.scores]
     offline = loaded.detector.score(rollout)[:3]

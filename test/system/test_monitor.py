@@ -127,7 +127,7 @@ def test_a_step_that_cannot_be_judged_is_invalid_and_the_node_lives_on(
     probe.spin_until(
         lambda: probe.status.level == DiagnosticStatus.ERROR, 'the problem is diagnosed'
     )
-    assert problem in probe.facts()['last problem']
+    assert problem in probe.facts().get('last problem', '')
     probe.spin_until(lambda: probe.stops[-1], 'a blind monitor asks to stop')
     # The history is broken: the rest of the episode stays invalid, the next one is judged again.
     assert probe.step(quiet(2)).state == FailureScore.STATE_INVALID
@@ -208,7 +208,8 @@ def test_past_the_band_nothing_is_called_nominal(probe, run_monitor, mlp_folder,
     assert score.state in (FailureScore.STATE_INVALID, FailureScore.STATE_ALARM)
     assert np.isnan(score.threshold)
     probe.spin_until(
-        lambda: 'past the calibrated band' in probe.facts()['last problem'], 'it is diagnosed'
+        lambda: 'past the calibrated band' in probe.facts().get('last problem', ''),
+        'it is diagnosed',
     )
 
 
@@ -252,3 +253,36 @@ def test_an_alpha_that_was_not_calibrated_is_refused_with_the_list(probe, run_mo
     )
     assert '0.123' in probe.status.message
     assert '0.2' in probe.status.message
+
+
+def test_no_service_call_ends_the_node(probe, run_monitor, mlp_folder, quiet):
+    process = run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    refused = probe.load_detector('x' * 300)
+    assert not refused.success
+    assert 'cannot be read' in refused.message
+    assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
+    assert process.exit_status is None
+
+
+def test_a_repeated_first_step_releases_no_alarm(probe, run_monitor, mlp_folder, alarming):
+    rollout, alarm_step = alarming
+    run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    for t in range(alarm_step + 1):
+        score = probe.step(rollout.step(t))
+    assert score.alarm
+    probe.publish(step_to_message(rollout.step(0)))
+    # A sentinel: the next answer belongs to the next step, and the alarm is still there.
+    score = probe.step(rollout.step(alarm_step + 1))
+    assert score.step == alarm_step + 1
+    assert score.alarm
+
+
+def test_without_autostart_a_loaded_detector_waits_to_be_configured(probe, run_monitor, mlp_folder):
+    run_monitor(autostart=False)
+    answer = probe.load_detector(mlp_folder)
+    assert answer.success
+    assert 'when the monitor is configured' in answer.message
+    probe.spin_until(lambda: probe.status is not None, 'diagnostics come')
+    assert probe.status.message == 'not configured'

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from safe_monitor_node.detectors import DetectorError, make_detector
+from safe_training.evaluation import EvaluationError, Protocol, choose_split
 from safe_training.fitting import (
     batch_loss,
     scale_weights,
@@ -374,3 +375,24 @@ def test_a_parameter_with_which_nothing_can_be_trained_is_refused(name, paramete
 def test_a_parameter_of_one_detector_is_checked_too(name, parameter, value):
     with pytest.raises(DetectorError, match=f'{name}: .*{parameter}'):
         make_detector(name, **{**TINY, parameter: value}).fit(make_rollouts())
+
+
+def test_rollouts_that_their_source_sets_aside_are_the_unseen_part_and_nothing_else():
+    generator = np.random.default_rng(0)
+    rollouts = [
+        Rollout(
+            generator.normal(size=(5, 4)).astype(np.float32),
+            task=f'task{index % 10}',
+            success=index % 3 > 0,
+            episode_index=index,
+            unseen=index % 10 in (2, 5),
+        )
+        for index in range(60)
+    ]
+    split = choose_split(rollouts, Protocol(), seed=0)
+    assert set(split.unseen) == {i for i, r in enumerate(rollouts) if r.unseen}
+    assert split.unseen_tasks == ('task2', 'task5')
+    assert not {rollouts[i].task for i in split.train + split.seen} & {'task2', 'task5'}
+    split.check_against([r.task for r in rollouts])
+    with pytest.raises(EvaluationError, match='nothing to fit on'):
+        choose_split([r for r in rollouts if r.unseen], Protocol(), seed=0)

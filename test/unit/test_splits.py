@@ -110,7 +110,7 @@ def test_numpy_labels_survive_json():
     ('tasks', 'options', 'message'),
     [
         ([], {}, 'no rollouts to split'),
-        ([4] * 9, {}, r'one task.*unseen_ratio to 0'),
+        ([4] * 9, {}, r'one task.*--unseen-ratio 0'),
         ([0, 0, 1, 1, 2, 2], {'unseen_ratio': 0.1}, 'rounds to no unseen task'),
         ([0, 0, 1, 1], {'unseen_ratio': 0.9}, 'leaves no seen task'),
         ([0, 1, 2, 3], {}, 'no rollout is left to train on'),

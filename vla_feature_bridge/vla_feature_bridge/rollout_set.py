@@ -459,7 +459,7 @@ class RolloutSetWriter:
         if not self.overwrite:
             raise RolloutSetError(
                 f'{self.path}: expected a name that is free, found a file or folder; '
-                'choose another name or ask to overwrite'
+                'choose another name, or overwrite it (--overwrite)'
             )
         if not (self.path / MANIFEST).is_file() or self.path.is_symlink():
             raise RolloutSetError(
