@@ -63,6 +63,7 @@ def plot_episodes(
         axis.set_ylabel('failure score')
     for axis in axes.flat[max(0, len(episodes) - columns) : len(episodes)]:
         axis.set_xlabel('policy step')
+        axis.tick_params(labelbottom=True)
     figure.suptitle(title)
     handles = {
         label: handle

@@ -407,10 +407,10 @@ class MonitorNode(ManagedNode):
             message.header = step.header
         else:
             message.header.stamp = self.get_clock().now().to_msg()
-        if verdict.state == AlarmState.ALARM:
-            self.get_logger().warning(f'episode {message.episode_id!r}: {verdict.reason}')
         self._alarms.publish(message)
         self._publish_stop()
+        if verdict.state == AlarmState.ALARM:
+            self.get_logger().warning(f'episode {message.episode_id!r}: {verdict.reason}')
         self._publish_diagnostics()
 
     def _advice(self, verdict: Verdict) -> int:
