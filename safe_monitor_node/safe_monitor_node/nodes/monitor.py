@@ -16,7 +16,6 @@ import torch
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import ClockType, JumpThreshold, TimeJump
 from rclpy.duration import Duration
-from rclpy.executors import ExternalShutdownException
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
@@ -30,8 +29,8 @@ from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LoadDetector
 from vla_feature_bridge.messages import MessageError, step_from_message, time_from_message
-from vla_feature_bridge.nodes.interrupt import ends_on_interrupt
-from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
+from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
+from vla_feature_bridge.nodes.parameters import Parameter, declare_parameters
 from vla_feature_bridge.nodes.qos import (
     ALARM_QOS,
     DIAGNOSTICS_QOS,
@@ -483,27 +482,17 @@ class MonitorNode(ManagedNode):
 @ends_on_interrupt
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is shut down."""
-    try:
-        rclpy.init(args=args)
+
+    def work() -> int:
         node = MonitorNode()
         try:
             node.autostart()
             rclpy.spin(node)
         finally:
             node.destroy_node()
-    except (KeyboardInterrupt, ExternalShutdownException):
         return 0
-    except (ParameterError, RuntimeError) as error:
-        # A signal shuts the context down under the call of rclpy that is under way: it fails.
-        if not rclpy.ok():
-            return 0
-        if not isinstance(error, ParameterError):
-            raise
-        print(f'monitor: {error}', file=sys.stderr)
-        return 1
-    finally:
-        rclpy.try_shutdown()
-    return 0
+
+    return run_node('monitor', work, args)
 
 
 if __name__ == '__main__':

@@ -4,9 +4,16 @@
 from __future__ import annotations
 
 import signal
+import sys
+from collections.abc import Callable
 from functools import wraps
 from types import FrameType
 from typing import Protocol
+
+import rclpy
+from rclpy.executors import ExternalShutdownException
+
+from vla_feature_bridge.nodes.parameters import ParameterError
 
 
 class Main(Protocol):
@@ -44,3 +51,26 @@ def ends_on_interrupt(main: Main) -> Main:
             signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else previous)
 
     return run
+
+
+def run_node(name: str, work: Callable[[], int], args: list[str] | None) -> int:
+    """Do a node's work between ``rclpy.init`` and shutdown; returns the exit status.
+
+    A signal ends it with 0, whatever call of rclpy it falls into; a refused parameter with 1 and
+    the reason on standard error.
+    """
+    try:
+        rclpy.init(args=args)
+        return work()
+    except (KeyboardInterrupt, ExternalShutdownException):
+        return 0
+    except (ParameterError, RuntimeError) as error:
+        # A signal shuts the context down under the call of rclpy that is under way: it fails.
+        if not rclpy.ok():
+            return 0
+        if not isinstance(error, ParameterError):
+            raise
+        print(f'{name}: {error}', file=sys.stderr)
+        return 1
+    finally:
+        rclpy.try_shutdown()

@@ -17,8 +17,8 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.messages import step_to_message
-from vla_feature_bridge.nodes.interrupt import ends_on_interrupt
-from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
+from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
+from vla_feature_bridge.nodes.parameters import Parameter, declare_parameters
 from vla_feature_bridge.nodes.qos import EPISODE_QOS, STEP_QOS
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetError
@@ -194,8 +194,8 @@ class ReplayNode(Node):
 @ends_on_interrupt
 def main(args: list[str] | None = None) -> int:
     """Run the node; returns 0 when everything was played, 1 otherwise."""
-    try:
-        rclpy.init(args=args)
+
+    def work() -> int:
         node = ReplayNode()
         try:
             node.play()
@@ -204,19 +204,9 @@ def main(args: list[str] | None = None) -> int:
             return 1
         finally:
             node.destroy_node()
-    except (KeyboardInterrupt, ExternalShutdownException):
         return 0
-    except (ParameterError, RuntimeError) as error:
-        # A signal shuts the context down under the call of rclpy that is under way: it fails.
-        if not rclpy.ok():
-            return 0
-        if not isinstance(error, ParameterError):
-            raise
-        print(f'replay: {error}', file=sys.stderr)
-        return 1
-    finally:
-        rclpy.try_shutdown()
-    return 0
+
+    return run_node('replay', work, args)
 
 
 if __name__ == '__main__':
