@@ -35,6 +35,7 @@ from vla_feature_bridge.rollout import Rollout
 Progress = Callable[[int, int, str], None]
 CLOCK = 'clock'
 PARTS = ('train', 'seen', 'unseen')
+HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
 
 
 class EvaluationError(ValueError):
@@ -160,6 +161,20 @@ def fit_and_calibrate(
     detector.fit([rollouts[i] for i in split.train], validation=validation, progress=progress)
     calibrate_on = _left_out_scores if protocol.calibration == 'loto' else _held_out_scores
     scores, successes, what = calibrate_on(detector, rollouts, split, progress)
+    return Fitted(
+        detector, calibrated_band(scores, successes, what, rollouts, split, protocol), split
+    )
+
+
+def calibrated_band(
+    scores: Sequence[np.ndarray],
+    successes: Sequence[Rollout],
+    what: str,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    protocol: Protocol,
+) -> Band:
+    """Calibrate the band of a split on scores of successes; ``what`` says which those are."""
     band = calibrate(
         scores,
         alphas=sorted({*ALPHAS, protocol.alpha}),
@@ -169,8 +184,7 @@ def fit_and_calibrate(
         rollouts=[r.episode_id for r in successes],
         calibrated_on=f'{what}, split seed {split.seed}',
     )
-    band = replace(band, provenance={**band.provenance, 'scores': protocol.calibration})
-    return Fitted(detector, band, split)
+    return replace(band, provenance={**band.provenance, 'scores': protocol.calibration})
 
 
 def _held_out_scores(
@@ -184,8 +198,7 @@ def _held_out_scores(
             f'{len(split.seen_tasks)} seen tasks hold no success; '
             'lower --train-ratio, add rollouts, or choose another --seed'
         )
-    what = 'successes among the held-out rollouts of the seen tasks'
-    return detector.score_all(successes), successes, what
+    return detector.score_all(successes), successes, HELD_OUT
 
 
 def _left_out_scores(

@@ -165,7 +165,19 @@ def batch_loss(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Return the training loss of a mini-batch, without regularisation (methods.md 3.1 to 3.3)."""
-    scores, valid, failed = network(batch.flat, batch.lengths), batch.valid(), batch.failed
+    scores = network(batch.flat, batch.lengths)
+    return score_loss(detector, scores, batch.valid(), batch.failed, weights, generator)
+
+
+def score_loss(
+    detector: SafeMlp | SafeLstm,
+    scores: torch.Tensor,
+    valid: torch.Tensor,
+    failed: torch.Tensor,
+    weights: ClassWeights,
+    generator: torch.Generator | None = None,
+) -> torch.Tensor:
+    """Return the training loss of scores (B, T) on valid steps, without regularisation."""
     step_weights = time_weights(valid) if detector.time_weighting else valid
     if isinstance(detector, SafeMlp):
         steps = hinge_steps(scores, failed, step_weights, detector.threshold)

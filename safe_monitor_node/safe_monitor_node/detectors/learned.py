@@ -84,7 +84,10 @@ class MlpNetwork(nn.Module):
 
     def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
-        p = pad_steps(self.per_step(flat), lengths)
+        return self.accumulated(pad_steps(self.per_step(flat), lengths))
+
+    def accumulated(self, p: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, T) of padded p_t."""
         if self.accumulate == 'none':
             return p
         total = torch.cumsum(p, dim=1)
@@ -122,6 +125,10 @@ class LstmNetwork(nn.Module):
             p = self._probability(self._windowed(flat, lengths))
         else:
             p = pad_steps(self._full(flat, lengths), lengths)
+        return self.accumulated(p)
+
+    def accumulated(self, p: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, T) of padded p_t."""
         if self.accumulate == 'none':
             return p
         total = stop_gradient_cumsum(p)
