@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -195,13 +195,18 @@ def score_loss(
     return loss
 
 
-def _optimizer(detector: SafeMlp | SafeLstm, network: nn.Module) -> torch.optim.Optimizer:
-    parameters, rate = list(network.parameters()), detector.learning_rate
+def make_optimizer(
+    detector: SafeMlp | SafeLstm, parameters: Iterable[nn.Parameter]
+) -> torch.optim.Optimizer:
+    """Return the optimiser that the detector's parameters ask for."""
+    parameters, rate = list(parameters), detector.learning_rate
     match detector.optimizer:
         case 'adam':
-            return torch.optim.Adam(parameters, lr=rate)
+            return torch.optim.Adam(parameters, lr=rate, fused=True)
         case 'adamw':
-            return torch.optim.AdamW(parameters, lr=rate, weight_decay=detector.weight_decay)
+            return torch.optim.AdamW(
+                parameters, lr=rate, weight_decay=detector.weight_decay, fused=True
+            )
         case 'sgd':
             return torch.optim.SGD(parameters, lr=rate)
         case 'sgdm':
@@ -212,9 +217,10 @@ def _optimizer(detector: SafeMlp | SafeLstm, network: nn.Module) -> torch.optim.
     )
 
 
-def _schedule(
+def make_schedule(
     detector: SafeMlp | SafeLstm, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the learning rate's course: a linear rise over ``warmup`` epochs, then steps."""
     steps = torch.optim.lr_scheduler.StepLR(
         optimizer, detector.schedule_every, detector.schedule_gamma
     )
@@ -230,8 +236,8 @@ def training_epochs(
     detector: SafeMlp | SafeLstm, network: nn.Module, data: TrainingData, generator: torch.Generator
 ) -> Iterator[Epoch]:
     """Train ``network`` in place, one epoch each time the iterator is advanced."""
-    optimizer = _optimizer(detector, network)
-    schedule = _schedule(detector, optimizer)
+    optimizer = make_optimizer(detector, network.parameters())
+    schedule = make_schedule(detector, optimizer)
     weights = data.weights(detector)
     rollouts = len(data.lengths)
     for index in range(detector.epochs):
@@ -261,6 +267,13 @@ def training_epochs(
                 'lower learning_rate or set max_grad_norm'
             )
         yield Epoch(index, total, float(schedule.get_last_lr()[0]))
+
+
+def fresh_network(detector: SafeMlp | SafeLstm, dim: int) -> nn.Module:
+    """Return the untrained network, drawn with PyTorch's current random state."""
+    network = detector.build(dim)
+    scale_weights(network, detector.init_weight_scale)
+    return network
 
 
 def scale_weights(network: nn.Module, scale: float) -> None:
@@ -327,8 +340,7 @@ def fit_learned(
     # PyTorch initialises layers and draws dropout from its global generator; fork it to stay local.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(detector.seed)
-        network = detector.build(dim)
-        scale_weights(network, detector.init_weight_scale)
+        network = fresh_network(detector, dim)
         generator = torch.Generator().manual_seed(detector.seed)
         for epoch in training_epochs(detector, network, data, generator):
             if progress is not None:

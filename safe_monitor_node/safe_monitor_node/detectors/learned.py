@@ -33,12 +33,34 @@ Activation = Literal['sigmoid', 'relu', 'none']
 # Rollouts in one pass of a network: enough to fill its matrix products, few enough to bound memory.
 _SCORED_TOGETHER = 64
 
-_ACTIVATIONS = {'sigmoid': torch.sigmoid, 'relu': torch.relu, 'none': lambda x: x}
+ACTIVATIONS = {'sigmoid': torch.sigmoid, 'relu': torch.relu, 'none': lambda x: x}
 
 
 def pad_steps(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Spread concatenated steps ``(N, ...)`` of B rollouts, zero-padded: ``(B, longest, ...)``."""
     return nn.utils.rnn.pad_sequence(list(torch.split(flat, lengths.tolist())), batch_first=True)
+
+
+def time_major(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Order the concatenated steps of rollouts by time, long rollouts first.
+
+    Parameters
+    ----------
+    lengths : Tensor of int64, shape (B,)
+
+    Returns
+    -------
+    index : Tensor of int64, shape (N,)
+        Where each step of the new order stands in the concatenated rollouts.
+    batch_sizes : list of int
+        How many rollouts are still running at each time; they are the first ones of the time
+        before.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    times = torch.arange(int(lengths.max()))[:, None]
+    alive = times < lengths[order][None]
+    starts = torch.cumsum(lengths, 0) - lengths
+    return (starts[order][None] + times)[alive], alive.sum(dim=1).tolist()
 
 
 def running_mean(total: torch.Tensor) -> torch.Tensor:
@@ -80,7 +102,7 @@ class MlpNetwork(nn.Module):
 
     def per_step(self, flat: torch.Tensor) -> torch.Tensor:
         """Return p_t of steps ``(N, D)`` as ``(N,)``, before any accumulation."""
-        return _ACTIVATIONS[self.activation](self.layers(flat).squeeze(-1))
+        return ACTIVATIONS[self.activation](self.layers(flat).squeeze(-1))
 
     def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
@@ -141,12 +163,7 @@ class LstmNetwork(nn.Module):
         # Time-major order of the valid steps only, long rollouts first: one product for all inputs,
         # then a recurrence over a shrinking batch. torch.nn.LSTM takes 2.5 times as long on a CPU
         # for this.
-        order = torch.argsort(lengths, descending=True, stable=True)
-        times = torch.arange(int(lengths.max()))[:, None]
-        alive = times < lengths[order][None]
-        starts = torch.cumsum(lengths, 0) - lengths
-        index = (starts[order][None] + times)[alive]
-        batch_sizes = alive.sum(dim=1).tolist()
+        index, batch_sizes = time_major(lengths)
         states = flat[index]
         for k in range(self.lstm.num_layers):
             states = self._recur(states, batch_sizes, k)
@@ -314,7 +331,7 @@ class SafeMlp(LearnedDetector):
 
     def build(self, dim: int) -> MlpNetwork:
         check_accumulate(self.name, self.accumulate)
-        _check_choice(self.name, 'activation', self.activation, tuple(_ACTIVATIONS))
+        _check_choice(self.name, 'activation', self.activation, tuple(ACTIVATIONS))
         if self.hidden < 1 or self.layers < 1:
             raise DetectorError(
                 f'{self.name}: hidden and layers must be at least 1, '
@@ -332,7 +349,7 @@ class _MlpStream(Stream):
     def __init__(self, network: MlpNetwork, dim: int) -> None:
         linear = [module for module in network.layers if isinstance(module, nn.Linear)]
         self._layers = [(layer.weight, layer.bias) for layer in linear]
-        self._activation = _ACTIVATIONS[network.activation]
+        self._activation = ACTIVATIONS[network.activation]
         self._accumulator = Accumulator(network.accumulate)
         self._dim = dim
 
