@@ -9,7 +9,7 @@ setup(
     name=PACKAGE,
     version='0.1.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['definitions/*.msg', 'py.typed']},
+    package_data={PACKAGE: ['definitions/*.msg', 'grids/*.yaml', 'py.typed']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -30,6 +30,7 @@ setup(
         'setuptools',
         'torch>=2.6',
     ],
+    extras_require={'ray': ['ray>=2.40']},
     tests_require=['pytest'],
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',

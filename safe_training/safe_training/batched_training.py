@@ -481,7 +481,11 @@ class _Stack:
             return score_loss(first, self._accumulated(p), batch.valid, batch.failed, weights)
 
         p = batch.padded(self._probabilities(first, self._stacked, batch, self._space))
-        losses = torch.vmap(loss_of_one)(p, self._fail, self._success)
+        # A diverged model must not raise an error for all: its loss is set to NaN below.
+        finite = torch.isfinite(p)
+        losses = torch.vmap(loss_of_one)(
+            torch.where(finite, p, 0.5), self._fail, self._success
+        ).where(finite.flatten(1).all(dim=1), torch.nan)
         for tensor in self._stacked.values():
             tensor.grad = None
         # No model's loss depends on another's parameters, so the sum has each one's own gradient.

@@ -13,12 +13,14 @@ from collections.abc import Sequence
 from safe_monitor_node.band import BandError
 from safe_monitor_node.detectors import DetectorError
 from safe_monitor_node.folder import DetectorFolderError
-from safe_training import conversion, evaluate_command, fit_command, label_command
+from safe_training import conversion, evaluate_command, fit_command, label_command, sweep_command
 from safe_training.calibration import CalibrationError
 from safe_training.detector_options import UsageError
 from safe_training.evaluation import EvaluationError
 from safe_training.metrics import MetricError
+from safe_training.results import ResultsError
 from safe_training.splits import SplitError
+from safe_training.sweep import SweepError
 from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import PoolingError
 from vla_feature_bridge.rollout import RolloutError
@@ -37,6 +39,8 @@ FAILURES = (
     RolloutError,
     RolloutSetError,
     SplitError,
+    ResultsError,
+    SweepError,
 )
 
 
@@ -50,6 +54,7 @@ def make_parser() -> argparse.ArgumentParser:
     label_command.add_command(verbs)
     fit_command.add_command(verbs)
     evaluate_command.add_command(verbs)
+    sweep_command.add_command(verbs)
     return parser
 
 

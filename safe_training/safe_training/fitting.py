@@ -166,6 +166,9 @@ def batch_loss(
 ) -> torch.Tensor:
     """Return the training loss of a mini-batch, without regularisation (methods.md 3.1 to 3.3)."""
     scores = network(batch.flat, batch.lengths)
+    if not torch.isfinite(scores).all():
+        # Diverged. PyTorch's cross-entropy would raise an error of its own, which says nothing.
+        return scores.sum() * torch.nan
     return score_loss(detector, scores, batch.valid(), batch.failed, weights, generator)
 
 

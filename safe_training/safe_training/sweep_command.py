@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb ``sweep``: a grid of configurations over task splits, all that can be at once."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+from rich.console import Console
+
+from safe_training.batched_training import Precision
+from safe_training.detector_options import UsageError, plain_json, progress_bar
+from safe_training.evaluation import Protocol
+from safe_training.sweep import (
+    ROBUST_SPLITS,
+    Settings,
+    fastest_precision,
+    read_grid,
+    run_sweep,
+    shipped_grids,
+)
+
+EXAMPLE = """examples:
+  python -m safe_training sweep my_set --grid learned --out my_results
+  python -m safe_training sweep dump --grid openvla_libero10 --protocol paper --out my_results
+  python -m safe_training table my_results
+"""
+
+
+def add_command(verbs: Any) -> None:
+    """Add the verb to the command line."""
+    parser = verbs.add_parser(
+        'sweep',
+        help='fit and evaluate a grid of configurations',
+        description=(
+            'Fit and evaluate every configuration of a grid on several task splits. Models that '
+            'can be are trained together. An interrupted sweep goes on when it is called again.'
+        ),
+        epilog=EXAMPLE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('set', metavar='SET', help='rollout set, or any source of `convert`')
+    parser.add_argument(
+        '--grid',
+        required=True,
+        help=f'grid file (YAML), or one of those shipped: {", ".join(shipped_grids())}',
+    )
+    parser.add_argument(
+        '--out', required=True, type=Path, metavar='RESULTS', help='folder of the results'
+    )
+    parser.add_argument('--benchmark', help="name in tables (default: the grid's)")
+    parser.add_argument(
+        '--protocol',
+        choices=('robust', 'paper'),
+        default='robust',
+        help=f"robust: {ROBUST_SPLITS} task splits; paper: the grid's published splits "
+        '(default %(default)s)',
+    )
+    parser.add_argument('--splits', type=int, help='number of task splits, from split 0 on')
+    parser.add_argument(
+        '--alpha',
+        type=float,
+        default=Protocol().alpha,
+        help='promised false-alarm rate (default %(default)s)',
+    )
+    parser.add_argument(
+        '--stop-early',
+        action='store_true',
+        help='stop where the loss on held-out seen rollouts is lowest; trains one at a time',
+    )
+    parser.add_argument(
+        '--precision',
+        choices=('auto', *get_args(Precision)),
+        default='auto',
+        help='of the matrix products of models trained together (default: the faster one here)',
+    )
+    parser.add_argument(
+        '--device', default='cpu', help='where models are trained together (default %(default)s)'
+    )
+    parser.add_argument(
+        '--ray',
+        nargs='?',
+        const='local',
+        metavar='ADDRESS',
+        help='run on a Ray cluster; without an address, on one started here',
+    )
+    parser.add_argument('--json', action='store_true', help='print what was done as JSON')
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Sweep."""
+    if not 0 < args.alpha < 1:
+        raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {args.alpha}')
+    if args.splits is not None and args.splits < 1:
+        raise UsageError(f'--splits must be at least 1, found {args.splits}')
+    grid = read_grid(args.grid)
+    seeds = list(grid.seeds) if args.protocol == 'paper' else list(range(ROBUST_SPLITS))
+    if args.splits is not None:
+        seeds = list(range(args.splits))
+    protocol = replace(
+        Protocol(),
+        unseen_ratio=grid.unseen_ratio,
+        seen_train_ratio=grid.seen_train_ratio,
+        alpha=args.alpha,
+        stop_early=args.stop_early,
+    )
+    precision = fastest_precision(args.device) if args.precision == 'auto' else args.precision
+    settings = Settings(
+        protocol, args.protocol, args.benchmark or grid.benchmark, precision, args.device
+    )
+    console = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
+    with progress_bar('sweep', quiet=args.json) as progress:
+        outcome = run_sweep(
+            args.set,
+            grid,
+            args.out,
+            settings,
+            seeds,
+            ray_address=args.ray,
+            progress=progress,
+            say=console.print,
+        )
+    if args.json:
+        print(
+            plain_json(
+                {
+                    'out': str(args.out),
+                    'units_run': outcome.done,
+                    'units_kept': outcome.kept,
+                    'left_out': list(outcome.failures),
+                    'precision': precision,
+                }
+            )
+        )
+        return 0
+    print(
+        f'{outcome.done} units run, {outcome.kept} were there already, '
+        f'{len(outcome.failures)} configurations left out; written to {args.out}'
+    )
+    return 0

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A sweep gives what evaluating each configuration alone gives, goes on, and refuses bad grids."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+
+from safe_training import sweep as sweep_module
+from safe_training.cli import main
+from safe_training.evaluation import Protocol, evaluate_splits, labelled
+from safe_training.readers import load_rollouts
+from safe_training.results import read_results
+from safe_training.sweep import SweepError, plan, read_grid, shipped_grids
+
+DATA = Path(__file__).parents[1] / 'data'
+SET = DATA / 'miniature_flow.npz'
+GRID = """
+benchmark: flow
+seeds: [0, 1]
+detectors:
+  - name: safe_lstm
+    fixed: {epochs: 3, hidden: 8}
+    grid: {learning_rate: [1.0e-3, 1.0e-2], lambda_reg: [0, 1.0e-2]}
+  - name: mahalanobis
+    grid: {accumulate: [none, mean]}
+  - name: token_max_entropy
+  - name: clock
+"""
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    path = tmp_path / 'grid.yaml'
+    path.write_text(GRID)
+    return path
+
+
+def sweep(grid: Path, out: Path, *more: str) -> int:
+    """Run the verb in float32, which is what one model alone is trained in."""
+    return main(
+        ['sweep', str(SET), '--grid', str(grid), '--out', str(out), '--json']
+        + ['--precision', 'float32', '--splits', '2', *more]
+    )
+
+
+def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_path, capsys):
+    assert sweep(grid, tmp_path / 'out') == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said['units_run'] == 8 and said['units_kept'] == 0
+    assert len(said['left_out']) == 2 and 'token' in said['left_out'][0]
+    found = {
+        (r.detector, r.params, r.seed, r.part): r.values for r in read_results(tmp_path / 'out')
+    }
+    rollouts = labelled(load_rollouts(SET)[0])
+    alone = [
+        ('safe_lstm', {'epochs': 3, 'hidden': 8, 'learning_rate': rate, 'lambda_reg': reg})
+        for rate in (1e-3, 1e-2)
+        for reg in (0, 1e-2)
+    ]
+    alone += [('mahalanobis', {'accumulate': 'none'}), ('mahalanobis', {'accumulate': 'mean'})]
+    alone += [('clock', {})]
+    assert len(found) == len(alone) * 2 * 3
+    for name, params in alone:
+        text = json.dumps(params, sort_keys=True)
+        for row in evaluate_splits([name], rollouts, Protocol(), [0, 1], {name: params}):
+            values = found[name, text, row.seed, row.part]
+            for metric, value in row.values.items():
+                if metric != 'fit_seconds':
+                    same = math.isclose(values[metric], value, abs_tol=2e-3)
+                    assert same or (math.isnan(value) and math.isnan(values[metric])), metric
+
+
+def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys, monkeypatch):
+    whole, cut = tmp_path / 'whole', tmp_path / 'cut'
+    assert sweep(grid, whole) == 0
+    write, written = sweep_module.write_results, []
+
+    def stop_at_third(path, results):
+        if len(written) == 2:
+            raise KeyboardInterrupt
+        written.append(path)
+        write(path, results)
+
+    monkeypatch.setattr(sweep_module, 'write_results', stop_at_third)
+    assert sweep(grid, cut) == 1
+    assert sorted(p.name for p in cut.iterdir()) == sorted(
+        ['sweep.json', *(p.name for p in written)]
+    )
+    monkeypatch.undo()
+    capsys.readouterr()
+    assert sweep(grid, cut) == 0
+    assert json.loads(capsys.readouterr().out)['units_kept'] == 2
+
+    def numbers(folder):
+        return [
+            (r.detector, r.params, r.seed, r.part, r.values['roc_auc_by_end'])
+            for r in read_results(folder)
+        ]
+
+    assert numbers(cut) == numbers(whole)
+
+
+def test_a_folder_of_another_sweep_is_refused(grid, tmp_path, capsys):
+    out = tmp_path / 'out'
+    assert sweep(grid, out) == 0
+    grid.write_text(GRID.replace('- name: clock', '- name: constant'))
+    assert sweep(grid, out, '--alpha', '0.2') == 1
+    assert 'results of another sweep (settings differ)' in capsys.readouterr().err
+
+
+def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
+    path = tmp_path / 'grid.yaml'
+    path.write_text(
+        'benchmark: raw\nunseen_ratio: 0\nseen_train_ratio: 0.5\n'
+        'poolings: [{pooling: [token=mean]}, {pooling: [token=first]}]\n'
+        'detectors: [{name: clock}]\n'
+    )
+    copied = tmp_path / 'dump'
+    shutil.copytree(DATA / 'openvla_dump', copied)
+    out = tmp_path / 'out'
+    arguments = ['sweep', str(copied), '--grid', str(path), '--out', str(out), '--json']
+    assert main([*arguments, '--splits', '1']) == 0
+    assert {r.feature for r in read_results(out)} == {
+        'hidden_states[token=mean]',
+        'hidden_states[token=first]',
+    }
+
+
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        ('[', 'expected YAML'),
+        ('benchmark: x', "'detectors' is missing"),
+        ('benchmark: x\ndetectors: [{name: clock}]\nspeed: 1', "'speed' is none of them"),
+        ('benchmark: x\ndetectors: [{name: klock}]', "unknown detector 'klock'"),
+        ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {width: [1]}}]', "no parameter 'width'"),
+        ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {hidden: 1}}]', 'list of values'),
+        ('benchmark: x\nseeds: [a]\ndetectors: [{name: clock}]', 'list of split numbers'),
+        ('benchmark: 3\ndetectors: [{name: clock}]', 'must be a str'),
+    ],
+)
+def test_a_wrong_grid_says_what_is_wrong(tmp_path, text, message):
+    path = tmp_path / 'grid.yaml'
+    path.write_text(text)
+    with pytest.raises(SweepError, match=r'grid\.yaml') as error:
+        read_grid(str(path))
+    assert message in str(error.value)
+
+
+def test_the_published_grids_have_their_published_size():
+    counts = {}
+    for name in shipped_grids():
+        grid = read_grid(name)
+        learned = [f for f in grid.families if f.detector in ('safe_lstm', 'safe_mlp')]
+        counts[name] = [len(f.configurations) * len(grid.variants) for f in learned]
+        seeds = 5 if name == 'pi0_fast_franka' else 3
+        assert len(plan(grid, grid.variants, grid.seeds)) == (
+            len(grid.families) * len(grid.variants) * seeds
+        )
+    assert counts['openvla_libero10'] == [36, 36]
+    assert counts['openvla_widowx'] == [36, 27]
+    assert counts['pi0_fast_libero'] == [72, 72]
+    assert counts['pi0_libero'] == [135, 135]
+    assert counts['open_pi_zero_simpler'] == [192, 192]
+    assert counts['pi0_fast_franka'] == [48, 48]
+
+
+def test_an_unknown_grid_lists_those_that_are_shipped(tmp_path):
+    with pytest.raises(SweepError, match='openvla_libero10'):
+        read_grid('no_such_grid')
