@@ -1,0 +1,275 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results of evaluations on disk: Parquet files with one row per configuration, split and part.
+
+A results folder is any folder of ``*.parquet`` files; whoever evaluates adds one file for each
+thing done, and what a table or a figure needs is read from all of them. Columns::
+
+    benchmark  string   what the rollouts are of
+    protocol   string   'paper' or 'robust'
+    detector   string   registered name
+    params     string   its parameters as JSON with sorted keys, without the seed
+    feature    string   which features were given, and how they were pooled
+    seed       int64    number of the split
+    part       string   'train', 'seen' or 'unseen'
+    ...        float64  the names of `evaluation.flatten_report`; NaN where a number does not exist
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PROTOCOLS = ('paper', 'robust')
+PARTS = ('train', 'seen', 'unseen')
+_TEXT = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'part')
+KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'seed', 'part')
+
+# Far above any sweep; what a damaged or forged file may claim to hold is refused before it is read.
+_MOST_ROWS = 5_000_000
+_MOST_COLUMNS = 1_000
+_MOST_BYTES = 4 << 30
+
+
+class ResultsError(ValueError):
+    """A results folder cannot be read or written; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """One detector configuration on one part of one split.
+
+    Attributes
+    ----------
+    benchmark : str
+    protocol : {'paper', 'robust'}
+    detector : str
+    params : str
+        From `canonical`.
+    feature : str
+        ``str(FeatureSpec)``.
+    seed : int
+        Number of the split.
+    part : {'train', 'seen', 'unseen'}
+    values : dict of str to float
+        NaN where a number does not exist.
+    """
+
+    benchmark: str
+    protocol: str
+    detector: str
+    params: str
+    feature: str
+    seed: int
+    part: str
+    values: dict[str, float]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """What the numbers are of; no two results of a table share it."""
+        return tuple(getattr(self, name) for name in KEY)
+
+
+def canonical(params: Mapping[str, Any]) -> str:
+    """Return parameters as JSON with sorted keys, without ``seed``: equal text, equal parameters.
+
+    Raises
+    ------
+    ResultsError
+        A value is not JSON.
+    """
+    kept = {name: value for name, value in params.items() if name != 'seed'}
+    try:
+        return json.dumps(kept, sort_keys=True, allow_nan=False, default=_plain)
+    except (TypeError, ValueError) as error:
+        raise ResultsError(
+            'results: parameters must be numbers, text, lists or mappings, '
+            f'found {kept!r} ({error})'
+        ) from error
+
+
+def write_results(path: Path, results: Sequence[Result]) -> None:
+    """Write one Parquet file; it is whole or absent.
+
+    A name that some results lack is NaN in their rows. No results make a file without rows, which
+    says that the work was done and gave none.
+
+    Raises
+    ------
+    ResultsError
+        The name does not end in ``.parquet`` (it would not be found again), a result is not what
+        `Result` says, or two are of the same thing.
+    OSError
+        The file cannot be written.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    if path.suffix != '.parquet':
+        raise ResultsError(f'{path}: results are read from *.parquet; choose such a name')
+    seen: dict[tuple[Any, ...], Path] = {}
+    for result in results:
+        _check(path, result)
+        _add_key(seen, path, result)
+    names = list(dict.fromkeys(name for result in results for name in result.values))
+    for name in set(names) & set(KEY):
+        raise ResultsError(f'{path}: {name!r} says what a result is of and cannot be a value')
+    columns: dict[str, Any] = {
+        name: pyarrow.array(
+            [getattr(result, name) for result in results],
+            type=pyarrow.int64() if name == 'seed' else pyarrow.string(),
+        )
+        for name in KEY
+    }
+    for name in names:
+        values = [float(result.values.get(name, np.nan)) for result in results]
+        columns[name] = pyarrow.array(np.array(values, dtype=np.float64))
+    aside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
+    try:
+        parquet.write_table(pyarrow.table(columns), aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def read_results(*folders: Path) -> list[Result]:
+    """Read every ``*.parquet`` of some folders, in the order of their names.
+
+    Raises
+    ------
+    ResultsError
+        There is no folder or no such file, a file is not Parquet or not of this layout, or two
+        rows are of the same thing (they would be counted as two splits).
+    """
+    results: list[Result] = []
+    seen: dict[tuple[Any, ...], Path] = {}
+    for folder in folders:
+        for path in _files(Path(folder)):
+            for result in _read(path):
+                _add_key(seen, path, result)
+                results.append(result)
+    return results
+
+
+def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        raise ResultsError(f'{folder}: expected a results folder, found a file; give its folder')
+    if not folder.is_dir():
+        raise ResultsError(f'{folder}: there is no such results folder; check the path')
+    files = sorted(p for p in folder.glob('*.parquet') if not p.name.startswith('.'))
+    if not files:
+        raise ResultsError(
+            f'{folder}: holds no *.parquet; give a folder that an evaluation wrote its results to'
+        )
+    return files
+
+
+def _read(path: Path) -> list[Result]:
+    import pyarrow
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path, memory_map=False) as file:
+            _check_size(path, file)
+            table = file.read()
+        table.validate(full=True)
+    except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
+        raise ResultsError(f'{path}: expected a Parquet file of results, found: {error}') from error
+    names = table.column_names
+    missing = [name for name in KEY if name not in names]
+    if missing or len(set(names)) != len(names):
+        what = f'without {", ".join(missing)}' if missing else 'of which some are there twice'
+        raise ResultsError(
+            f'{path}: expected the columns {", ".join(KEY)} and numbers, found columns {what}; '
+            'this is no results file'
+        )
+    columns = {name: _column(path, name, table.column(name)) for name in names}
+    values = [name for name in names if name not in KEY]
+    results = []
+    for row in range(table.num_rows):
+        result = Result(
+            **{name: columns[name][row] for name in KEY},
+            values={name: columns[name][row] for name in values},
+        )
+        _check(path, result)
+        results.append(result)
+    return results
+
+
+def _check_size(path: Path, file: Any) -> None:
+    rows, columns = file.metadata.num_rows, len(file.schema_arrow)
+    size = sum(
+        file.metadata.row_group(index).total_byte_size
+        for index in range(file.metadata.num_row_groups)
+    )
+    if rows > _MOST_ROWS or columns > _MOST_COLUMNS or size > _MOST_BYTES:
+        raise ResultsError(
+            f'{path}: says that it holds {rows} rows of {columns} columns, {size} bytes; '
+            f'results have at most {_MOST_ROWS} rows, {_MOST_COLUMNS} columns and '
+            f'{_MOST_BYTES} bytes a file'
+        )
+
+
+def _column(path: Path, name: str, column: Any) -> list[Any]:
+    from pyarrow import types
+
+    kind = column.type
+    if name in _TEXT:
+        fits, wanted = types.is_string(kind) or types.is_large_string(kind), 'text'
+    elif name == 'seed':
+        fits, wanted = types.is_int64(kind), 'int64'
+    else:
+        fits, wanted = types.is_floating(kind) or types.is_integer(kind), 'numbers'
+    if not fits or (column.null_count and name in KEY):
+        found = 'empty cells' if fits else str(kind)
+        raise ResultsError(f'{path}: column {name!r} must hold {wanted}, found {found}')
+    if name in KEY:
+        return list(column.to_pylist())
+    return [np.nan if value is None else float(value) for value in column.to_pylist()]
+
+
+def _check(path: Path, result: Result) -> None:
+    for name in KEY:
+        kind = int if name == 'seed' else str
+        if type(getattr(result, name)) is not kind:
+            raise ResultsError(
+                f'{path}: {name} must be of type {kind.__name__}, found {getattr(result, name)!r}'
+            )
+    for name, allowed in (('protocol', PROTOCOLS), ('part', PARTS)):
+        found = getattr(result, name)
+        if found not in allowed:
+            raise ResultsError(
+                f'{path}: {name} must be one of {", ".join(allowed)}, found {found!r}'
+            )
+    try:
+        params = json.loads(result.params)
+    except (ValueError, TypeError, RecursionError):
+        params = None
+    if not isinstance(params, dict):
+        raise ResultsError(
+            f'{path}: params of {result.detector!r} must be a JSON object such as '
+            f'{{"epochs": 100}}, found {result.params!r:.200}'
+        )
+
+
+def _add_key(seen: dict[tuple[Any, ...], Path], path: Path, result: Result) -> None:
+    if result.key in seen:
+        raise ResultsError(
+            f'{path}: {result.detector} {result.params} ({result.feature}) on {result.benchmark}, '
+            f'{result.protocol}, split {result.seed}, part {result.part}, is twice in the results '
+            f'(also in {seen[result.key]}) and would count as two splits; remove one of them'
+        )
+    seen[result.key] = path
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    raise TypeError(f'{type(value).__name__} is not JSON')

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results files: what is written is read, and wrong, hostile or doubled files are refused."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from safe_training.results import Result, ResultsError, canonical, read_results, write_results
+
+
+def result(seed=0, part='seen', detector='clock', params='{}', **values):
+    return Result('toy', 'robust', detector, params, 'f[mean]', seed, part, values)
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    first = [result(0, roc_auc=0.5, tasks=3), result(1, roc_auc=math.nan, tasks=4)]
+    second = [result(0, 'unseen', roc_auc=1.0), result(0, 'train', other=-math.inf)]
+    write_results(tmp_path / 'b.parquet', first)
+    write_results(tmp_path / 'a.parquet', second)
+    read = read_results(tmp_path)
+    assert [r.key for r in read] == [r.key for r in second + first], 'by file name, then by row'
+    assert read[2].values == {'roc_auc': 0.5, 'tasks': 3.0}
+    assert math.isnan(read[3].values['roc_auc'])
+    assert math.isnan(read[1].values['roc_auc']), 'lacking in its row'
+    assert read[1].values['other'] == -math.inf
+    schema = pyarrow.parquet.read_schema(tmp_path / 'b.parquet')
+    assert schema.field('seed').type == pyarrow.int64()
+    assert schema.field('roc_auc').type == pyarrow.float64()
+
+
+def test_several_folders_are_read_together(tmp_path):
+    for seed in (0, 1):
+        (tmp_path / str(seed)).mkdir()
+        write_results(tmp_path / str(seed) / 'x.parquet', [result(seed)])
+    assert [r.seed for r in read_results(tmp_path / '0', tmp_path / '1')] == [0, 1]
+
+
+def test_work_that_gave_nothing_is_a_file_without_rows(tmp_path):
+    write_results(tmp_path / 'none.parquet', [])
+    assert read_results(tmp_path) == []
+
+
+def test_parameters_are_equal_where_their_text_is():
+    text = canonical({'seed': 3, 'b': np.float64(0.5), 'a': [1, np.int64(2)]})
+    assert text == canonical({'a': [1, 2], 'b': 0.5}) == '{"a": [1, 2], "b": 0.5}'
+    for value in (object(), math.nan, {1, 2}):
+        with pytest.raises(ResultsError, match='parameters must be'):
+            canonical({'a': value})
+
+
+def test_the_same_split_is_never_counted_twice(tmp_path):
+    with pytest.raises(ResultsError, match='split 0, part seen, is twice'):
+        write_results(tmp_path / 'x.parquet', [result(0), result(0)])
+    write_results(tmp_path / 'x.parquet', [result(0)])
+    with pytest.raises(ResultsError, match=r'x\.parquet.*is twice'):
+        read_results(tmp_path, tmp_path)
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
+    path = tmp_path / 'x.parquet'
+    write_results(path, [result(0)])
+
+    def fail(table, where):
+        where.write_bytes(b'PAR1')
+        raise OSError('disk full')
+
+    monkeypatch.setattr(pyarrow.parquet, 'write_table', fail)
+    with pytest.raises(OSError, match='disk full'):
+        write_results(path, [result(1)])
+    assert [p.name for p in tmp_path.iterdir()] == ['x.parquet']
+    assert read_results(tmp_path)[0].seed == 0
+
+
+@pytest.mark.parametrize(
+    ('bad', 'message'),
+    [
+        (result(part='test'), 'part must be one of'),
+        (result(seed=1.5), 'seed must be of type int'),
+        (result(params='[]'), 'must be a JSON object'),
+        (result(params='{'), 'must be a JSON object'),
+        (result(detector=None), 'detector must be of type str'),
+        (result(benchmark=1), 'cannot be a value'),
+    ],
+)
+def test_wrong_results_are_not_written(tmp_path, bad, message):
+    if 'benchmark' in bad.values:
+        bad = Result('toy', 'robust', 'clock', '{}', 'f', 0, 'seen', {'benchmark': 1.0})
+    with pytest.raises(ResultsError, match=message):
+        write_results(tmp_path / 'x.parquet', [bad])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_that_would_not_be_found_is_refused(tmp_path):
+    with pytest.raises(ResultsError, match=r'\*\.parquet'):
+        write_results(tmp_path / 'x.csv', [result()])
+
+
+def edited(path, **columns):
+    table = pyarrow.parquet.read_table(path)
+    for name, values in columns.items():
+        index = table.column_names.index(name)
+        table = table.remove_column(index)
+        if values is not None:
+            table = table.add_column(index, name, pyarrow.array(values))
+    pyarrow.parquet.write_table(table, path)
+
+
+@pytest.mark.parametrize(
+    ('damage', 'message'),
+    [
+        (lambda p: p.write_bytes(b''), 'expected a Parquet file'),
+        (lambda p: p.write_bytes(p.read_bytes()[:-20]), 'expected a Parquet file'),
+        (lambda p: p.write_bytes(p.read_bytes()[:30] + p.read_bytes()[60:]), 'expected a Parquet'),
+        (lambda p: edited(p, params=None), 'without params'),
+        (lambda p: edited(p, seed=[0.5]), "column 'seed' must hold int64"),
+        (lambda p: edited(p, seed=pyarrow.array([None], pyarrow.int64())), 'empty cells'),
+        (lambda p: edited(p, roc_auc=['high']), "column 'roc_auc' must hold numbers"),
+        (lambda p: edited(p, part=['val']), 'part must be one of'),
+        (lambda p: edited(p, params=['[' * 100_000]), 'must be a JSON object'),
+        (lambda p: edited(p, params=[json.dumps('x' * 10_000)]), 'must be a JSON object'),
+    ],
+)
+def test_damaged_and_wrong_files_are_refused_by_name(tmp_path, damage, message):
+    path = tmp_path / 'x.parquet'
+    write_results(path, [result(0, roc_auc=0.5)])
+    damage(path)
+    with pytest.raises(ResultsError, match=message) as caught:
+        read_results(tmp_path)
+    assert 'x.parquet' in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_file_that_claims_too_much_is_refused_before_it_is_read(tmp_path):
+    table = pyarrow.table({f'c{i}': pyarrow.array([0.0]) for i in range(1001)})
+    pyarrow.parquet.write_table(table, tmp_path / 'x.parquet')
+    with pytest.raises(ResultsError, match='at most'):
+        read_results(tmp_path)
+
+
+def test_folders_that_are_none_are_named(tmp_path):
+    with pytest.raises(ResultsError, match='holds no'):
+        read_results(tmp_path)
+    with pytest.raises(ResultsError, match='no such results folder'):
+        read_results(tmp_path / 'absent')
+    (tmp_path / 'x.parquet').write_bytes(b'')
+    with pytest.raises(ResultsError, match='give its folder'):
+        read_results(tmp_path / 'x.parquet')
