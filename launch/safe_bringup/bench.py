@@ -7,6 +7,7 @@ Ratios are measured side by side in one run; single times depend on the machine.
 * latency: from publishing the step that raises an alarm to receiving the alarm, between two
   processes over DDS.
 * detectors: one live step of every detector against the matrix products it cannot avoid.
+* sweep: training a grid of SAFE-MLPs and SAFE-LSTMs together against one at a time.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
 """
 
@@ -34,6 +35,7 @@ from rich.table import Table
 
 from safe_bringup.bench_conversion import bench_conversion, print_conversion
 from safe_bringup.bench_detectors import bench_detectors, print_detectors
+from safe_bringup.bench_sweep import bench_sweep, print_sweep
 from safe_bringup.live import Process
 from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import SafeLstm
@@ -247,10 +249,17 @@ def run_conversion(args: argparse.Namespace) -> dict[str, Any]:
         return bench_conversion()
 
 
+def run_sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``sweep``."""
+    with Console(stderr=True).status('sweep') as status:
+        return bench_sweep(args.epochs, progress=lambda note: status.update(note))
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'stream': (run_stream, print_stream),
     'latency': (run_latency, print_latency),
     'detectors': (run_detectors, print_detectors),
+    'sweep': (run_sweep, print_sweep),
     'conversion': (run_conversion, print_conversion),
 }
 
@@ -269,10 +278,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--samples', type=int, default=500, help='alarms to time (default %(default)s)'
     )
+    parser.add_argument(
+        '--epochs', type=int, default=30, help='epochs of the sweep benchmark (default %(default)s)'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
     args = parser.parse_args(arguments)
-    if args.rounds < 2 or args.samples < 1:
-        parser.error('--rounds must be at least 2 and --samples at least 1')
+    if args.rounds < 2 or args.samples < 1 or args.epochs < 1:
+        parser.error('--rounds must be at least 2, --samples and --epochs at least 1')
     if unknown := [name for name in args.names if name not in BENCHMARKS]:
         parser.error(f'no benchmark {unknown[0]!r}; there are: {", ".join(BENCHMARKS)}')
     torch.set_num_threads(1)
