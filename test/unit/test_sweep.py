@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,26 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys,
         ]
 
     assert numbers(cut) == numbers(whole)
+
+
+@pytest.mark.skipif(find_spec('ray') is None, reason='Ray (optional extra) is not installed')
+def test_a_sweep_on_ray_gives_the_same(grid, tmp_path):
+    assert sweep(grid, tmp_path / 'here') == 0
+    assert sweep(grid, tmp_path / 'ray', '--ray') == 0
+    here, there = read_results(tmp_path / 'here'), read_results(tmp_path / 'ray')
+    assert [(r.detector, r.params, r.seed, r.part) for r in here] == [
+        (r.detector, r.params, r.seed, r.part) for r in there
+    ]
+    for a, b in zip(here, there, strict=True):
+        assert b.values['roc_auc_by_end'] == pytest.approx(
+            a.values['roc_auc_by_end'], abs=2e-3, nan_ok=True
+        )
+
+
+@pytest.mark.skipif(find_spec('ray') is not None, reason='Ray is installed')
+def test_without_ray_its_option_says_how_to_get_it(grid, tmp_path, capsys):
+    assert sweep(grid, tmp_path / 'out', '--ray') == 1
+    assert 'pip install "ray>=2.40"' in capsys.readouterr().err
 
 
 def test_a_folder_of_another_sweep_is_refused(grid, tmp_path, capsys):
