@@ -13,15 +13,25 @@ from collections.abc import Sequence
 from safe_monitor_node.band import BandError
 from safe_monitor_node.detectors import DetectorError
 from safe_monitor_node.folder import DetectorFolderError
-from safe_training import conversion, evaluate_command, fit_command, label_command, sweep_command
+from safe_training import (
+    conversion,
+    evaluate_command,
+    figures_command,
+    fit_command,
+    label_command,
+    overlay,
+    sweep_command,
+)
 from safe_training.calibration import CalibrationError
 from safe_training.detector_options import UsageError
 from safe_training.evaluation import EvaluationError
+from safe_training.figures import FigureError
 from safe_training.metrics import MetricError
 from safe_training.results import ResultsError
 from safe_training.splits import SplitError
 from safe_training.sweep import SweepError
 from safe_training.unpickle import DumpError
+from safe_training.video_frames import VideoError
 from vla_feature_bridge.pooling import PoolingError
 from vla_feature_bridge.rollout import RolloutError
 from vla_feature_bridge.rollout_set import RolloutSetError
@@ -33,12 +43,14 @@ FAILURES = (
     DetectorFolderError,
     DumpError,
     EvaluationError,
+    FigureError,
     MetricError,
     OSError,
     PoolingError,
     RolloutError,
     RolloutSetError,
     SplitError,
+    VideoError,
     ResultsError,
     SweepError,
 )
@@ -54,6 +66,8 @@ def make_parser() -> argparse.ArgumentParser:
     label_command.add_command(verbs)
     fit_command.add_command(verbs)
     evaluate_command.add_command(verbs)
+    figures_command.add_command(verbs)
+    overlay.add_command(verbs)
     sweep_command.add_command(verbs)
     return parser
 

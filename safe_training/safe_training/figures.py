@@ -1,23 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of scores and alarms, drawn with matplotlib and written as PNG, PDF or SVG."""
+"""Figures of features, scores and alarms, drawn with matplotlib; written as PNG, PDF or SVG.
+
+Every function takes plain arrays and returns a figure, to be written with :func:`save` or taken as
+text with :func:`svg`. Blue is success, orange-red is failure, green is the band; whatever colour
+tells is told by a line style, a marker or words as well.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
 # Okabe-Ito: told apart with every kind of colour vision.
 FAILURE = '#D55E00'
 SUCCESS = '#0072B2'
 BAND = '#009E73'
+OKABE_ITO = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000', '#999999')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
+LINE_STYLES = ('-', '--', ':', '-.')
+
+PROJECTORS = ('pca', 'tsne', 'umap')
+
+# Above this many points a vector file draws them as a picture, the axes stay vectors.
+_VECTOR_POINTS = 4000
+# A spread of fewer curves than this is not drawn: it would be that of a handful.
+_FEWEST_FOR_MEAN = 3
+_LEGEND_TASKS = 24
+
+
+class FigureError(ValueError):
+    """A figure cannot be drawn from this data; the message says what it needs."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,22 +62,54 @@ class EpisodeCurve:
     alarm_step: int | None
 
 
+@dataclass(frozen=True, eq=False)
+class OutcomeCurve:
+    """The score of one rollout and how it went.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (T,)
+    failed : bool
+    """
+
+    scores: np.ndarray
+    failed: bool
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix; the file is whole or absent."""
+    aside = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}.get(path.suffix)
+    try:
+        with matplotlib.rc_context({'svg.hashsalt': path.stem}):
+            figure.savefig(aside, dpi=130, metadata=undated)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG that needs no font and no other file."""
+    text = io.StringIO()
+    with matplotlib.rc_context({'svg.fonttype': 'path', 'svg.hashsalt': 'safe'}):
+        figure.savefig(text, format='svg', dpi=110, metadata={'Date': None})
+    return text.getvalue()
+
+
 def plot_episodes(
     path: Path, episodes: Sequence[EpisodeCurve], title: str, columns: int = 3
 ) -> None:
     """Draw one panel an episode: score, band, alarm over the steps; the file is whole or absent."""
+    save(episode_panels(episodes, title, columns), path)
+
+
+def episode_panels(episodes: Sequence[EpisodeCurve], title: str, columns: int = 3) -> Figure:
+    """Draw one panel an episode: score, band, alarm over the policy steps."""
     rows = max(1, math.ceil(len(episodes) / columns))
-    figure, axes = plt.subplots(
-        rows,
-        columns,
-        figsize=(4.2 * columns, 2.5 * rows),
-        squeeze=False,
-        sharex=True,
-        sharey=True,
-        layout='constrained',
-    )
+    figure = Figure(figsize=(4.2 * columns, 2.5 * rows), layout='constrained')
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     for axis, episode in zip(axes.flat, episodes, strict=False):
-        _draw(axis, episode)
+        _draw_episode(axis, episode)
     for axis in axes.flat[len(episodes) :]:
         axis.set_visible(False)
     for axis in axes[:, 0]:
@@ -65,26 +118,425 @@ def plot_episodes(
         axis.set_xlabel('policy step')
         axis.tick_params(labelbottom=True)
     figure.suptitle(title)
-    handles = {
-        label: handle
-        for axis in axes.flat[: len(episodes)]
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc='outside lower center', ncols=4, frameon=False
+    _shared_legend(figure, axes.flat[: len(episodes)])
+    return figure
+
+
+def outcome_values(lengths: Sequence[int], failed: Sequence[bool]) -> np.ndarray:
+    """Return how far each step of each rollout is on the way to failure.
+
+    Returns
+    -------
+    ndarray of float64, shape (sum of lengths,)
+        0 at every step of a success; from 0 at the first to 1 at the last step of a failure.
+    """
+    values = [
+        np.linspace(0.0, 1.0, length) if f else np.zeros(length)
+        for length, f in zip(lengths, failed, strict=True)
+    ]
+    return np.concatenate(values) if values else np.zeros(0)
+
+
+def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.ndarray:
+    """Project features to the plane.
+
+    Parameters
+    ----------
+    features : array_like, shape (N, D)
+    projector : {'pca', 'tsne', 'umap'}
+        t-SNE and UMAP start from the 50 main components. UMAP needs the package ``umap-learn``.
+    seed : int
+
+    Returns
+    -------
+    ndarray of float64, shape (N, 2)
+    """
+    from sklearn.decomposition import PCA
+
+    points = np.asarray(features, dtype=np.float64)
+    if points.ndim != 2 or points.shape[0] < 3 or points.shape[1] < 2:
+        raise FigureError(
+            f'a feature map needs features of shape (N >= 3, D >= 2), found {points.shape}'
+        )
+    if projector == 'pca':
+        return np.asarray(PCA(2, random_state=seed).fit_transform(points))
+    reduced = PCA(min(50, *points.shape), random_state=seed).fit_transform(points)
+    if projector == 'tsne':
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (len(points) - 1) / 3)
+        chart = TSNE(2, random_state=seed, init='pca', perplexity=perplexity)
+        return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
+    if projector == 'umap':
+        try:
+            from umap import UMAP
+        except ImportError as error:
+            raise FigureError(
+                'the projector umap needs the package umap-learn, which is not installed; '
+                'pip install umap-learn, or take --projector pca or tsne'
+            ) from error
+        return np.asarray(UMAP(random_state=seed).fit_transform(reduced), dtype=np.float64)
+    raise FigureError(f'unknown projector {projector!r}; choose one of {", ".join(PROJECTORS)}')
+
+
+def feature_map(
+    points: ArrayLike, outcome: ArrayLike, tasks: Sequence[str], title: str, axis_name: str = 'PCA'
+) -> Figure:
+    """Draw projected features twice: by outcome over time, and by task.
+
+    Parameters
+    ----------
+    points : array_like, shape (N, 2)
+    outcome : array_like, shape (N,)
+        See :func:`outcome_values`.
+    tasks : sequence of str, length N
+    """
+    at = np.asarray(points, dtype=np.float64)
+    values = np.asarray(outcome, dtype=np.float64)
+    names = np.asarray(tasks)
+    picture = len(at) > _VECTOR_POINTS
+    size = float(np.clip(12000 / max(len(at), 1), 4, 14))
+    figure = Figure(figsize=(12, 5), layout='constrained')
+    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
+    order = np.argsort(values, kind='stable')
+    drawn = left.scatter(
+        at[order, 0], at[order, 1], c=values[order], cmap='coolwarm', vmin=0, vmax=1, s=size,
+        linewidths=0, rasterized=picture,
+    )  # fmt: skip
+    bar = figure.colorbar(drawn, ax=left, ticks=[0, 0.5, 1])
+    bar.set_label('success: 0; failure: share of the episode passed')
+    left.set_title('by outcome over time')
+    present = sorted(set(names.tolist()))
+    for index, task in enumerate(present):
+        here = names == task
+        right.scatter(
+            at[here, 0], at[here, 1], s=size, linewidths=0, rasterized=picture,
+            color=OKABE_ITO[index % len(OKABE_ITO)],
+            marker=MARKERS[(index // len(OKABE_ITO) + index) % len(MARKERS)],
+            label=_shortened(task) if index < _LEGEND_TASKS else None,
+        )  # fmt: skip
+    more = len(present) - _LEGEND_TASKS
+    right.set_title(f'by task ({len(present)})')
+    right.legend(
+        loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False, markerscale=2,
+        title=f'and {more} more tasks' if more > 0 else None,
+    )  # fmt: skip
+    for axis in (left, right):
+        axis.set_xlabel(f'{axis_name} 1 (no unit)')
+        _open(axis)
+    left.set_ylabel(f'{axis_name} 2 (no unit)')
+    figure.suptitle(title)
+    return figure
+
+
+def score_curves(
+    parts: Mapping[str, Sequence[OutcomeCurve]],
+    title: str,
+    thresholds: Mapping[str, np.ndarray] | None = None,
+) -> Figure:
+    """Draw the scores of each part: every rollout above, mean and standard deviation below.
+
+    The mean at a step is that of the rollouts still running, drawn while at least three do.
+
+    Parameters
+    ----------
+    parts : mapping of part to curves
+    thresholds : mapping of part to ndarray, or None
+        The band, drawn as far as the longest rollout.
+    """
+    if not parts:
+        raise FigureError('score curves need at least one part with rollouts')
+    columns = len(parts)
+    figure = Figure(figsize=(max(5.0, 4.2 * columns), 6.4), layout='constrained')
+    axes = figure.subplots(2, columns, squeeze=False, sharex=True, sharey=True)
+    for column, (part, curves) in enumerate(parts.items()):
+        above, below = axes[:, column]
+        failures = sum(c.failed for c in curves)
+        above.set_title(f'{part}: {failures} failures, {len(curves) - failures} successes')
+        above.set_xlabel('')
+        below.set_xlabel('policy step')
+        opacity = float(np.clip(12 / max(len(curves), 1), 0.06, 0.8))
+        for failed, colour, style, label in (
+            (False, SUCCESS, '--', 'success'),
+            (True, FAILURE, '-', 'failure'),
+        ):
+            members = [c.scores for c in curves if c.failed == failed]
+            for scores in members:
+                above.plot(
+                    scores, color=colour, linewidth=0.7, alpha=opacity,
+                    rasterized=len(curves) > 150,
+                )  # fmt: skip
+            steps, mean, spread = mean_and_spread(members)
+            below.plot(
+                steps, mean, color=colour, linestyle=style, linewidth=1.8, label=f'{label}, mean'
+            )
+            below.fill_between(
+                steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0,
+                label=f'{label}, ± standard deviation',
+            )  # fmt: skip
+        if thresholds is not None and part in thresholds and curves:
+            edge = _finite(thresholds[part])[: max(len(c.scores) for c in curves)]
+            for axis in (above, below):
+                axis.plot(edge, color=BAND, linewidth=1.4, linestyle='-.', label='band')
+        for axis in (above, below):
+            _open(axis)
+    for axis in axes[:, 0]:
+        axis.set_ylabel('failure score')
+    figure.suptitle(title)
+    _shared_legend(figure, axes[1])
+    return figure
+
+
+def mean_and_spread(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return steps, mean and standard deviation (ddof 1) of the curves that still run there."""
+    longest = max((len(c) for c in curves), default=0)
+    table = np.full((len(curves), longest), np.nan)
+    for row, curve in zip(table, curves, strict=True):
+        row[: len(curve)] = curve
+    steps = np.flatnonzero(np.isfinite(table).sum(axis=0) >= _FEWEST_FOR_MEAN)
+    return steps, np.nanmean(table[:, steps], axis=0), np.nanstd(table[:, steps], axis=0, ddof=1)
+
+
+@dataclass(frozen=True, eq=False)
+class OperatingPoints:
+    """What one part's alarms achieve at every promised false-alarm rate.
+
+    Attributes
+    ----------
+    alphas : ndarray, shape (K,)
+        Promised, increasing.
+    detection_rate, false_alarm_rate, balanced_accuracy, detection_time : ndarray, shape (K,)
+        Realised; NaN where they do not exist. Detection time: share of the failure, 1 if missed.
+    """
+
+    alphas: np.ndarray
+    detection_rate: np.ndarray
+    false_alarm_rate: np.ndarray
+    balanced_accuracy: np.ndarray
+    detection_time: np.ndarray
+
+
+def conformal(
+    parts: Mapping[str, OperatingPoints], title: str, alpha: float | None = None
+) -> Figure:
+    """Draw accuracy against detection time, and the rates against the promised rate.
+
+    The dotted diagonal is the promise: a false-alarm rate above it breaks it.
+
+    Parameters
+    ----------
+    parts : mapping of part to OperatingPoints
+    alpha : float or None
+        Marked, where given.
+    """
+    if not parts:
+        raise FigureError('the conformal figure needs at least one part')
+    figure = Figure(figsize=(4.4 * (len(parts) + 1), 4.4), layout='constrained')
+    axes = figure.subplots(1, len(parts) + 1, squeeze=False)[0]
+    first = axes[0]
+    for index, (part, points) in enumerate(parts.items()):
+        first.plot(
+            points.detection_time, points.balanced_accuracy, label=part, markersize=4,
+            color=OKABE_ITO[index], marker=MARKERS[index], linestyle=LINE_STYLES[index % 4],
+        )  # fmt: skip
+    first.axhline(0.5, color='0.6', linewidth=0.8, linestyle=':')
+    first.set_xlabel('detection time (share of the failure, 1 = missed)')
+    first.set_ylabel('balanced accuracy (share)')
+    first.set_title('one point per promised rate')
+    first.set_xlim(-0.02, 1.02)
+    lowest = np.nanmin([np.min(p.balanced_accuracy) for p in parts.values()] + [0.5])
+    first.set_ylim(float(lowest) - 0.05, 1.02)
+    first.legend(frameon=False, fontsize=8)
+    for axis, (part, points) in zip(axes[1:], parts.items(), strict=True):
+        found, false = points.detection_rate, points.false_alarm_rate
+        for values, name, colour, style, marker in (
+            (false, 'false alarms (FPR)', FAILURE, '-', 'o'),
+            (1 - found, 'missed failures (FNR)', '#E69F00', '--', 's'),
+            (found, 'detected failures (TPR)', SUCCESS, '-', '^'),
+            (1 - false, 'quiet successes (TNR)', '#56B4E9', '--', 'D'),
+            (points.balanced_accuracy, 'balanced accuracy', '#000000', '-.', None),
+        ):
+            axis.plot(
+                points.alphas, values, label=name, color=colour, linestyle=style, marker=marker,
+                markersize=3,
+            )  # fmt: skip
+        end = float(points.alphas[-1])
+        axis.plot([0, end], [0, end], color='0.4', linestyle=':', label='promise')
+        if alpha is not None:
+            axis.axvline(alpha, color='0.75', linewidth=0.8, zorder=0)
+        axis.set_ylim(-0.02, 1.02)
+        axis.set_xlabel('promised false-alarm rate α (share)')
+        axis.set_title(part)
+    axes[1].set_ylabel('realised rate (share)')
+    for axis in axes:
+        _open(axis)
+    figure.suptitle(title)
+    _shared_legend(figure, axes[1:2], columns=6)
+    return figure
+
+
+def promise_bars(realised: Mapping[str, tuple[int, int]], promised: float, title: str) -> Figure:
+    """Draw the realised false-alarm rate of each part with its 95 % interval, and the promise.
+
+    Parameters
+    ----------
+    realised : mapping of part to (false alarms, successes)
+    promised : float
+    """
+    from scipy.stats import binomtest
+
+    parts = {name: counts for name, counts in realised.items() if counts[1] > 0}
+    if not parts:
+        raise FigureError('realised false-alarm rates need at least one success')
+    figure = Figure(figsize=(6.4, 1.4 + 0.5 * len(parts)), layout='constrained')
+    axis = figure.subplots()
+    for row, (alarms, successes) in enumerate(parts.values()):
+        interval = binomtest(alarms, successes).proportion_ci(0.95)
+        axis.plot([interval.low, interval.high], [row, row], color=SUCCESS, linewidth=2)
+        axis.plot(alarms / successes, row, marker='o', color=SUCCESS, markersize=7)
+    axis.axvline(promised, color=FAILURE, linestyle='--', label=f'promised: {promised:g}')
+    axis.set_yticks(range(len(parts)), [f'{p} ({n[0]} of {n[1]})' for p, n in parts.items()])
+    axis.set_ylim(len(parts) - 0.5, -0.5)
+    axis.set_xlim(-0.01, 1.01)
+    axis.set_xlabel('realised false-alarm rate (share of successes), 95 % interval')
+    axis.set_title(title)
+    axis.legend(frameon=False, fontsize=8)
+    _open(axis)
+    return figure
+
+
+def detected_against_annotated(
+    annotated: ArrayLike, detected: ArrayLike, parts: Sequence[str], title: str
+) -> Figure:
+    """Draw when failures were detected against when a person saw them begin.
+
+    Parameters
+    ----------
+    annotated : array_like, shape (N,)
+        Relative time of the annotation, 0 to 1 of the episode.
+    detected : array_like, shape (N,)
+        Relative time of the first alarm; NaN where none came (drawn above 1, as missed).
+    parts : sequence of str, length N
+    """
+    begun = np.asarray(annotated, dtype=np.float64)
+    alarm = np.asarray(detected, dtype=np.float64)
+    if begun.size == 0:
+        raise FigureError('no failure has an annotated failure step; add them with `label`')
+    figure = Figure(figsize=(5.4, 5.2), layout='constrained')
+    axis = figure.subplots()
+    names = np.asarray(parts)
+    for index, part in enumerate(dict.fromkeys(names.tolist())):
+        here = names == part
+        missed = here & np.isnan(alarm)
+        found = here & ~np.isnan(alarm)
+        colour, marker = OKABE_ITO[index % 8], MARKERS[index % 8]
+        axis.scatter(
+            begun[found], alarm[found], color=colour, marker=marker, s=26, alpha=0.8,
+            label=f'{part} ({found.sum()} detected, {missed.sum()} missed)',
+        )  # fmt: skip
+        axis.scatter(
+            begun[missed], np.full(missed.sum(), 1.06), facecolors='none', edgecolors=colour,
+            marker=marker, s=26,
+        )  # fmt: skip
+    axis.plot([0, 1], [0, 1], color='0.4', linestyle=':', label='at the annotated step')
+    axis.axhline(1.03, color='0.8', linewidth=0.8)
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.1)
+    axis.set_yticks(
+        [0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.06], ['0', '.2', '.4', '.6', '.8', '1', 'missed']
     )
-    aside = path.with_name(f'.{path.stem}.partial{path.suffix}')
-    try:
-        figure.savefig(aside, dpi=130)
-        aside.replace(path)
-    finally:
-        plt.close(figure)
-        aside.unlink(missing_ok=True)
+    axis.set_xlabel('annotated beginning of the failure (share of the episode)')
+    axis.set_ylabel('first alarm (share of the episode)')
+    axis.set_title(title)
+    axis.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0, 0.94))
+    _open(axis)
+    return figure
 
 
-def _draw(axis: plt.Axes, episode: EpisodeCurve) -> None:
+def cumulative_detections(
+    detected: Mapping[str, ArrayLike],
+    title: str,
+    false_alarms: Mapping[str, ArrayLike] | None = None,
+) -> Figure:
+    """Draw which share of the rollouts of each part has had an alarm by each relative time.
+
+    Parameters
+    ----------
+    detected : mapping of part to array_like, shape (failures,)
+        Relative time (0 to 1) of the first alarm; NaN where none came.
+    false_alarms : the same over successes, or None
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout='constrained')
+    axis = figure.subplots()
+    groups = (
+        ('failures detected', detected, FAILURE),
+        ('successes alarmed', false_alarms or {}, SUCCESS),
+    )
+    for name, parts, colour in groups:
+        for index, (part, times) in enumerate(parts.items()):
+            values = np.asarray(times, dtype=np.float64)
+            if not values.size:
+                continue
+            found = np.sort(values[~np.isnan(values)])
+            share = np.arange(1, len(found) + 1) / len(values)
+            last = share[-1] if len(share) else 0.0
+            axis.step(
+                np.concatenate([[0.0], found, [1.0]]), np.concatenate([[0.0], share, [last]]),
+                where='post', color=colour, linestyle=LINE_STYLES[index % 4],
+                label=f'{part}: {name} ({len(found)} of {len(values)})',
+            )  # fmt: skip
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel('time (share of the episode)')
+    axis.set_ylabel('share of rollouts with an alarm so far')
+    axis.set_title(title)
+    axis.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
+    _open(axis)
+    return figure
+
+
+def reliability_diagram(
+    confidence: ArrayLike,
+    frequency: ArrayLike,
+    count: ArrayLike,
+    title: str,
+    subtitle: str = '',
+) -> Figure:
+    """Draw how often rollouts fail against the probability that the detector gave them.
+
+    Parameters
+    ----------
+    confidence, frequency : array_like, shape (B,)
+        Mean probability and share of failures in each bin; NaN in empty bins.
+    count : array_like, shape (B,)
+        Rollouts in each bin.
+    """
+    given = np.asarray(confidence, dtype=np.float64)
+    seen = np.asarray(frequency, dtype=np.float64)
+    size = np.asarray(count, dtype=np.float64)
+    figure = Figure(figsize=(5.0, 5.6), layout='constrained')
+    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    axis.plot([0, 1], [0, 1], color='0.4', linestyle=':', label='as often as said')
+    used = size > 0
+    axis.vlines(given[used], given[used], seen[used], color=FAILURE, linewidth=1.2, alpha=0.5)
+    axis.plot(given[used], seen[used], color=SUCCESS, marker='o', label='this detector')
+    axis.set_ylabel('share that failed')
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    axis.set_title(f'{title}\n{subtitle}' if subtitle else title, fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    edges = np.linspace(0, 1, len(size) + 1)
+    below.bar(edges[:-1], size, width=np.diff(edges), align='edge', color='0.75', edgecolor='white')
+    below.set_xlabel('probability of failure given at the end of the rollout')
+    below.set_ylabel('rollouts')
+    _open(axis)
+    _open(below)
+    return figure
+
+
+def _draw_episode(axis: Axes, episode: EpisodeCurve) -> None:
     steps = np.arange(len(episode.scores))
-    threshold = np.where(np.isfinite(episode.threshold), episode.threshold, np.nan)[: len(steps)]
+    threshold = _finite(episode.threshold)[: len(steps)]
     colour = FAILURE if episode.failed else SUCCESS
     axis.plot(steps, threshold, color=BAND, linewidth=1, label='band')
     axis.fill_between(steps, 0, threshold, color=BAND, alpha=0.12, linewidth=0)
@@ -106,4 +558,30 @@ def _draw(axis: plt.Axes, episode: EpisodeCurve) -> None:
             label='alarm',
         )
     axis.set_title(episode.title, fontsize=9)
+    _open(axis)
+
+
+def _finite(threshold: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(threshold), threshold, np.nan)
+
+
+def _open(axis: Axes) -> None:
     axis.spines[['top', 'right']].set_visible(False)
+
+
+def _shortened(name: str, length: int = 34) -> str:
+    # A dollar sign would start mathematics, a leading underscore would hide the entry.
+    shown = name if len(name) <= length else name[: length - 1] + '…'
+    shown = shown.replace('$', r'\$')
+    return f' {shown}' if shown.startswith('_') else shown
+
+
+def _shared_legend(figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5) -> None:
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc='outside lower center', ncols=columns, frameon=False
+    )

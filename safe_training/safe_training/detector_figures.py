@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which figures a detector and a set of rollouts give, drawn by name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from safe_monitor_node.band import Band
+from safe_training import figures
+from safe_training.judged import Judged, by_part
+from safe_training.metrics import alarm_report_by_end, alarm_steps
+
+# As many steps as a projection shows; more are thinned evenly, over all rollouts.
+MOST_POINTS = 6000
+
+
+def figures_of(
+    judged: Sequence[Judged],
+    band: Band,
+    title: str,
+    projectors: Sequence[str] = ('pca',),
+    seed: int = 0,
+) -> Iterator[tuple[str, str, Figure]]:
+    """Draw every figure that there are data for.
+
+    Yields
+    ------
+    name, what it shows, figure
+    """
+    parts = by_part(judged)
+    alpha = judged[0].threshold.alpha
+    yield (
+        'score_curves',
+        'Scores over the policy steps: every rollout, and mean with standard deviation, by part',
+        figures.score_curves(
+            {p: [figures.OutcomeCurve(j.scores, j.rollout.failed) for j in m]
+             for p, m in parts.items()},
+            title,
+            {p: m[0].threshold.upper for p, m in parts.items()},
+        ),
+    )  # fmt: skip
+    counts = {
+        part: (
+            sum(j.verdict == 'false alarm' for j in members),
+            sum(not j.rollout.failed for j in members),
+        )
+        for part, members in parts.items()
+    }
+    if any(n for _, n in counts.values()):
+        yield (
+            'false_alarms',
+            'Realised false-alarm rate of each part, with its 95 % interval, and the promised one',
+            figures.promise_bars(counts, alpha, title),
+        )
+    points = {part: _operating_points(members, band) for part, members in parts.items()}
+    yield (
+        'conformal',
+        'Balanced accuracy against detection time, and rates against the promised rate',
+        figures.conformal(points, title, alpha),
+    )
+    yield (
+        'cumulative_detections',
+        'Share of the rollouts with an alarm by each relative time',
+        figures.cumulative_detections(
+            {part: _alarm_times(members, failed=True) for part, members in parts.items()},
+            title,
+            {part: _alarm_times(members, failed=False) for part, members in parts.items()},
+        ),
+    )
+    annotated = [j for j in judged if j.rollout.failed and j.rollout.failure_step is not None]
+    if annotated:
+        yield (
+            'detected_against_annotated',
+            'First alarm against the step at which a person saw the failure begin',
+            figures.detected_against_annotated(
+                [_relative(j, j.rollout.failure_step) for j in annotated],
+                [_relative(j, j.alarm_step) for j in annotated],
+                [j.part for j in annotated],
+                title,
+            ),
+        )
+    for projector in projectors:
+        yield (
+            f'features_{projector}',
+            f'Features of the policy steps ({_NAMES[projector]}) by outcome over time and by task',
+            _feature_map(judged, projector, title, seed),
+        )
+
+
+_NAMES = {'pca': 'PCA', 'tsne': 't-SNE', 'umap': 'UMAP'}
+
+
+def _operating_points(members: Sequence[Judged], band: Band) -> figures.OperatingPoints:
+    scored = [j.scored for j in members]
+    rates = [
+        alarm_report_by_end(scored, alarm_steps(scored, band.at(alpha))).pooled
+        for alpha in band.alphas
+    ]
+    return figures.OperatingPoints(
+        alphas=band.alphas,
+        detection_rate=np.array([r.detection_rate for r in rates]),
+        false_alarm_rate=np.array([r.false_alarm_rate for r in rates]),
+        balanced_accuracy=np.array([r.balanced_accuracy for r in rates]),
+        detection_time=np.array([r.detection_time for r in rates]),
+    )
+
+
+def _relative(entry: Judged, step: int | None) -> float:
+    return float('nan') if step is None else step / len(entry.rollout)
+
+
+def _alarm_times(members: Sequence[Judged], *, failed: bool) -> np.ndarray:
+    return np.array([_relative(j, j.alarm_step) for j in members if j.rollout.failed == failed])
+
+
+def _feature_map(judged: Sequence[Judged], projector: str, title: str, seed: int) -> Figure:
+    features = np.concatenate([j.rollout.features.astype(np.float64) for j in judged])
+    lengths = [len(j.rollout) for j in judged]
+    outcome = figures.outcome_values(lengths, [j.rollout.failed for j in judged])
+    tasks = np.repeat([j.rollout.task for j in judged], lengths)
+    every = -(-len(features) // MOST_POINTS)
+    points = figures.project(features[::every], projector, seed)
+    shown = 'every step' if every == 1 else f'one step in {every}'
+    return figures.feature_map(
+        points, outcome[::every], tasks[::every].tolist(), f'{title}: {shown}', _NAMES[projector]
+    )

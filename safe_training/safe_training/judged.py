@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every rollout of a set as a detector judges it: score, threshold and alarm at each step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from safe_monitor_node.band import BandError, Threshold
+from safe_monitor_node.folder import LoadedDetector
+from safe_training.evaluate_command import parts_of
+from safe_training.evaluation import EvaluationError
+from safe_training.metrics import Scored
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+
+# What became of a rollout, in the order in which people look for trouble.
+VERDICTS = ('miss', 'false alarm', 'detection', 'quiet')
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """One rollout with what the detector says about it.
+
+    Attributes
+    ----------
+    rollout : Rollout
+    part : {'train', 'seen', 'unseen', 'new'}
+        What the detector's provenance calls it; 'new' if it does not name it.
+    scores : ndarray of float64, shape (T,)
+    threshold : Threshold
+        An alarm is a score above it; covers the T steps.
+    alarm_step : int or None
+        The first step above the threshold.
+    """
+
+    rollout: Rollout
+    part: str
+    scores: np.ndarray
+    threshold: Threshold
+    alarm_step: int | None
+
+    @property
+    def verdict(self) -> str:
+        """One of :data:`VERDICTS`; for a rollout without outcome 'unlabelled'."""
+        if self.rollout.success is None:
+            return 'unlabelled'
+        if self.alarm_step is None:
+            return 'miss' if self.rollout.failed else 'quiet'
+        return 'detection' if self.rollout.failed else 'false alarm'
+
+    @property
+    def scored(self) -> Scored:
+        """As the metrics take it; raises without an outcome."""
+        return Scored(self.scores, self.rollout.failed, self.rollout.task)
+
+
+def judge(
+    loaded: LoadedDetector,
+    rollouts: Sequence[Rollout],
+    feature: FeatureSpec,
+    alpha: float | None = None,
+) -> list[Judged]:
+    """Score rollouts and find their alarms, part by part.
+
+    Parameters
+    ----------
+    alpha : float or None
+        Promised false-alarm rate; None takes the folder's own.
+
+    Raises
+    ------
+    EvaluationError
+        The features are not what the detector was fitted on, there is no band, or the band is not
+        for this alpha or ends before a rollout does.
+    """
+    if feature != loaded.feature:
+        raise EvaluationError(
+            f'the rollouts hold features {feature} of width {feature.dim}, '
+            f'the detector was fitted on {loaded.feature} of width {loaded.feature.dim}; '
+            'convert with the same feature and pooling'
+        )
+    if loaded.band is None:
+        raise EvaluationError('the detector folder has no band; fit it again')
+    judged = []
+    for part, members in parts_of(loaded, rollouts).items():
+        detector = loaded.detector
+        score = detector.score_training if part == 'train' else detector.score_all
+        for rollout, scores in zip(members, score(members), strict=True):
+            values = np.asarray(scores, dtype=np.float64)
+            try:
+                threshold = loaded.band.at(loaded.alpha if alpha is None else alpha)
+                alarm = threshold.first_crossing(values)
+            except BandError as error:
+                raise EvaluationError(f'rollout {rollout.episode_id!r}: {error}') from error
+            judged.append(Judged(rollout, part, values, threshold, alarm))
+    return judged
+
+
+def by_part(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+    """Group by part, in the order of their first member."""
+    parts: dict[str, list[Judged]] = {}
+    for entry in judged:
+        parts.setdefault(entry.part, []).append(entry)
+    return parts

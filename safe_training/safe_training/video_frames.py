@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the video of a rollout, and tells which policy step each of its frames belongs to."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vla_feature_bridge.rollout import Rollout
+
+SUFFIXES = ('.mp4', '.webm')
+
+# Frames a second where a file does not say.
+_USUAL_RATE = 20.0
+
+
+class VideoError(ValueError):
+    """A video cannot be read, written or tied to its rollout; the message names the file."""
+
+
+@dataclass(frozen=True, eq=False)
+class FrameSteps:
+    """Which policy step each frame belongs to.
+
+    Attributes
+    ----------
+    steps : ndarray of int64, shape (frames,)
+        Never falling, 0 to T - 1.
+    rule : {'chunks', 'steps', 'stamps', 'stretched'}
+        'chunks': ``exec_horizon`` frames a step; 'steps': one frame a step; 'stamps': by the time
+        of the observations; 'stretched': none of these fits the number of frames, so the steps
+        are spread evenly.
+    """
+
+    steps: NDArray[np.int64]
+    rule: str
+
+    def first_frames(self, length: int) -> NDArray[np.int64]:
+        """Return the first frame of each of ``length`` steps (of the next one, if it has none)."""
+        return np.searchsorted(self.steps, np.arange(length)).astype(np.int64)
+
+
+def frame_steps(
+    frames: int,
+    length: int,
+    exec_horizon: int = 1,
+    stamps: NDArray[np.int64] | None = None,
+    rate: float = 0.0,
+) -> FrameSteps:
+    """Tell which policy step each frame of a video belongs to.
+
+    Parameters
+    ----------
+    frames : int
+        Frames that the video holds.
+    length : int
+        Policy steps T of the rollout.
+    exec_horizon : int
+        Actions, hence frames, between two inferences. The last chunk may have been cut short, and
+        recorders often add the frame after the last action: it belongs to the last step.
+    stamps : ndarray of int64, shape (T,), or None
+        Time of each observation [ns].
+    rate : float
+        Frames a second; 0 if unknown.
+    """
+    if frames < 1 or length < 1:
+        raise VideoError(f'{frames} frames cannot be tied to {length} policy steps')
+    frame = np.arange(frames, dtype=np.int64)
+    horizon = max(1, exec_horizon)
+    if (length - 1) * horizon < frames <= length * horizon + 1:
+        return FrameSteps(np.minimum(frame // horizon, length - 1), 'chunks')
+    if stamps is not None and rate > 0 and length > 1:
+        seconds = (stamps - stamps[0]) / 1e9
+        usual = float(np.median(np.diff(seconds)))
+        if usual > 0 and seconds[-1] <= frames / rate <= seconds[-1] + 3 * usual:
+            at = np.searchsorted(seconds, frame / rate + 1e-9, side='right') - 1
+            return FrameSteps(np.maximum.accumulate(np.clip(at, 0, length - 1)), 'stamps')
+    if frames in (length, length + 1):
+        return FrameSteps(np.minimum(frame, length - 1), 'steps')
+    return FrameSteps(frame * length // frames, 'stretched')
+
+
+def find_video(rollout: Rollout, folder: Path) -> Path | None:
+    """Return the video of a rollout below a folder, None if there is none.
+
+    Looked for in turn: the path that the recording names, that file's name, the episode's id with
+    ``/`` kept and replaced by ``_``, as .mp4 and .webm. A path that leads out of the folder is
+    no video of it.
+    """
+    names = [rollout.video, Path(rollout.video).name] if rollout.video else []
+    for stem in (rollout.episode_id, rollout.episode_id.replace('/', '_')):
+        names += [stem + suffix for suffix in SUFFIXES]
+    root = folder.resolve()
+    for name in names:
+        if '\0' in name:
+            continue
+        path = (root / name).resolve()
+        if path.is_relative_to(root) and path.suffix.lower() in SUFFIXES and path.is_file():
+            return path
+    return None
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a video says about itself: frames that can be read, frames a second, size [px]."""
+
+    frames: int
+    rate: float
+    width: int
+    height: int
+
+
+def opencv() -> Any:
+    """Return OpenCV; :class:`VideoError` says how to get it."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise VideoError(
+            'videos are read with OpenCV, which is not installed; '
+            'pip install -r requirements/vision.txt'
+        ) from error
+    return cv2
+
+
+@contextmanager
+def open_video(path: Path) -> Iterator[Any]:
+    """Open a video for reading with OpenCV while the block runs."""
+    capture = opencv().VideoCapture(str(path))
+    try:
+        if not capture.isOpened():
+            raise VideoError(
+                f'{path}: cannot be read as a video; it is damaged, cut short or of a kind that '
+                'this OpenCV does not know; convert it to mp4 or leave it out'
+            )
+        yield capture
+    finally:
+        capture.release()
+
+
+def video_facts(path: Path) -> VideoFacts:
+    """Count the frames of a video by reading them: what its header says may be wrong or absent."""
+    cv2 = opencv()
+    with open_video(path) as capture:
+        frames = 0
+        while capture.grab():
+            frames += 1
+        rate = float(capture.get(cv2.CAP_PROP_FPS))
+        width = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        height = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+    if frames == 0 or width < 1 or height < 1:
+        raise VideoError(
+            f'{path}: holds no frame that can be read; record it again or leave it out'
+        )
+    # Absent rates come as 0, NaN or the time base of the container.
+    known = 0.1 <= rate <= 1000
+    return VideoFacts(frames, rate if known else _USUAL_RATE, width, height)
