@@ -14,13 +14,14 @@ knowledge that a running monitor does not have: see `earliest_stops`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from safe_monitor_node.band import Threshold
 
@@ -151,6 +152,57 @@ class AlarmReport:
 
 
 @dataclass(frozen=True)
+class ClassificationReport:
+    """How one threshold on one value per rollout tells failures from successes.
+
+    Failures are the positive class: `tpr` is the share of them found, `fnr` = 1 - `tpr` the share
+    missed, `fpr` the share of the successes taken for failures, `tnr` = 1 - `fpr`. NaN where the
+    class is absent. `weighted_accuracy` weighs each rate by the share of the *other* class, `tpr`
+    by that of the successes, as the published tables do: the rarer class weighs more, while
+    `balanced_accuracy` weighs both the same. `roc_auc` and `average_precision` need no threshold.
+    """
+
+    tpr: float
+    tnr: float
+    fpr: float
+    fnr: float
+    accuracy: float
+    balanced_accuracy: float
+    weighted_accuracy: float
+    f1: float
+    roc_auc: float
+    average_precision: float
+
+
+@dataclass(frozen=True, eq=False)
+class LeadTimes:
+    """How long before the annotated moment of failure the alarm came.
+
+    Attributes
+    ----------
+    leads : (M,) float64 array
+        Annotated failure step minus first alarm step, for each annotated failure with an alarm, in
+        their order: positive if the alarm was early, negative if it came after the failure.
+    mean, median : float
+        Of `leads`, in steps; NaN without one.
+    annotated : int
+        Failures with an annotated step.
+    alarmed : int
+        Those with an alarm at any time: M.
+    in_time : int
+        Those with an alarm at the annotated step or before it.
+
+    """
+
+    leads: NDArray[np.float64]
+    mean: float
+    median: float
+    annotated: int
+    alarmed: int
+    in_time: int
+
+
+@dataclass(frozen=True)
 class Interval:
     """An estimate with a percentile bootstrap interval.
 
@@ -249,7 +301,7 @@ def rank(values: ArrayLike, failed: ArrayLike) -> Ranking:
         True for a failure.
 
     """
-    scores, positive = _values_and_outcomes(values, failed)
+    scores, positive = values_and_outcomes(values, failed)
     n_failures = int(positive.sum())
     n_successes = int(positive.size) - n_failures
     if n_failures == 0 or n_successes == 0:
@@ -267,7 +319,7 @@ def rank_by_task(values: ArrayLike, failed: ArrayLike, tasks: Sequence[Task]) ->
 
     Tasks are reported in the order they first appear in.
     """
-    scores, positive = _values_and_outcomes(values, failed)
+    scores, positive = values_and_outcomes(values, failed)
     per_task = {
         task: rank(scores[members], positive[members])
         for task, members in _members(tasks, scores.size).items()
@@ -292,6 +344,139 @@ def rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, R
         'by_earliest_stop': rank_by_task(scores_by_earliest_stop(scored, stops), failed, tasks),
         'by_end': rank_by_task(scores_by_end(scored), failed, tasks),
     }
+
+
+def rankings_at_quantiles(
+    scored: Sequence[Scored],
+    stops: Mapping[Task, int],
+    quantiles: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+) -> dict[float, RankingReport]:
+    """Rank by the score at each time quantile of the earliest stop: see `scores_at_quantile`."""
+    failed = [rollout.failed for rollout in scored]
+    tasks = [rollout.task for rollout in scored]
+    return {
+        quantile: rank_by_task(scores_at_quantile(scored, stops, quantile), failed, tasks)
+        for quantile in quantiles
+    }
+
+
+def running_rankings(
+    scored: Sequence[Scored], fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+) -> dict[float, RankingReport]:
+    """Rank the rollouts still running at fractions of how long a success of their task takes.
+
+    At a fraction f the moment of a task is step ceil(f m) - 1 (0-based, at least 0), m the median
+    length of its successes here. Rollouts that ended before it are left out, the others are ranked
+    by their largest score so far. Unlike the earliest stop this is a moment that an operator can
+    know; and since every rollout of a task is judged at the same step, a clock has 0.5 within each
+    task. Keeping the last score of rollouts that have ended would give it 0.7. Tasks without a
+    success have no such moment and are left out.
+    """
+    lengths: dict[Task, list[int]] = {}
+    for rollout in scored:
+        if not rollout.failed:
+            lengths.setdefault(rollout.task, []).append(len(rollout))
+    medians = {task: float(np.median(values)) for task, values in lengths.items()}
+    reports = {}
+    for fraction in fractions:
+        if not fraction > 0.0:
+            raise MetricError(f'metrics: a fraction of a length must be above 0, found {fraction}')
+        # A product a hair above a whole number, such as 0.07 * 100, must not round up to the next.
+        steps = {
+            task: max(1, math.ceil(round(fraction * median, 9))) for task, median in medians.items()
+        }
+        running = [r for r in scored if r.task in steps and len(r) >= steps[r.task]]
+        reports[fraction] = rank_by_task(
+            [r.scores[: steps[r.task]].max() for r in running],
+            [r.failed for r in running],
+            [r.task for r in running],
+        )
+    return reports
+
+
+def classification_report(
+    values: ArrayLike, failed: ArrayLike, threshold: float
+) -> ClassificationReport:
+    """Judge one value per rollout by a threshold: above it the rollout is taken for a failure.
+
+    Parameters
+    ----------
+    values, failed : (N,) arrays
+        As in `rank`.
+    threshold : float
+        Compared with `>`, as everywhere here; the published tables compare with `>=`.
+
+    """
+    scores, positive = values_and_outcomes(values, failed)
+    if np.isnan(threshold):
+        raise MetricError('metrics: the threshold is NaN and nothing can be judged by it')
+    above = scores > threshold
+    tpr, fpr = _mean_or_nan(above[positive]), _mean_or_nan(above[~positive])
+    share = _mean_or_nan(positive)
+    ranking = rank(scores, positive)
+    return ClassificationReport(
+        tpr=tpr,
+        tnr=1.0 - fpr,
+        fpr=fpr,
+        fnr=1.0 - tpr,
+        accuracy=_mean_or_nan(above == positive),
+        balanced_accuracy=(tpr + 1.0 - fpr) / 2,
+        weighted_accuracy=tpr * (1.0 - share) + (1.0 - fpr) * share,
+        f1=float(f1_score(positive, above, zero_division=0.0)) if positive.any() else np.nan,
+        roc_auc=ranking.roc_auc,
+        average_precision=ranking.average_precision,
+    )
+
+
+def lead_times(
+    scored: Sequence[Scored],
+    alarms: Sequence[int | None],
+    failure_steps: Sequence[int | None],
+) -> LeadTimes:
+    """Measure by how many steps alarms precede the annotated failure.
+
+    Parameters
+    ----------
+    scored : sequence of N Scored
+        The rollouts; successes are left out.
+    alarms : sequence of N int or None
+        First alarm step of each.
+    failure_steps : sequence of N int or None
+        Step (0-based) at which the rollout can be seen to fail, None where nobody said; a success
+        cannot have one.
+
+    """
+    if len(failure_steps) != len(scored):
+        raise MetricError(
+            f'metrics: {len(failure_steps)} annotated steps for {len(scored)} rollouts'
+        )
+    leads, annotated = [], 0
+    for rollout, alarm, step in zip(
+        scored, _checked_alarms(scored, alarms), failure_steps, strict=True
+    ):
+        if step is None:
+            continue
+        if not rollout.failed:
+            raise MetricError(
+                f'metrics: a success of task {rollout.task!r} is annotated to fail at step {step}'
+            )
+        if not 0 <= step < len(rollout):
+            raise MetricError(
+                f'metrics: a rollout of task {rollout.task!r} with {len(rollout)} steps is '
+                f'annotated to fail at step {step}; annotate inference steps, counted from 0'
+            )
+        annotated += 1
+        if alarm is not None:
+            leads.append(step - alarm)
+    array = np.array(leads, dtype=np.float64)
+    return LeadTimes(
+        leads=array,
+        mean=_mean_or_nan(array),
+        median=float(np.median(array)) if array.size else np.nan,
+        annotated=annotated,
+        alarmed=int(array.size),
+        in_time=int((array >= 0).sum()),
+    )
 
 
 def alarm_steps(scored: Sequence[Scored], threshold: Threshold) -> list[int | None]:
@@ -418,7 +603,7 @@ def bootstrap_auc_interval(
 
     """
     _check_bootstrap(level, resamples)
-    scores, positive = _values_and_outcomes(values, failed)
+    scores, positive = values_and_outcomes(values, failed)
     value = rank(scores, positive).roc_auc
     if np.isnan(value):
         return Interval(np.nan, np.nan, np.nan, 0, resamples)
@@ -491,9 +676,10 @@ def _checked_alarms(scored: Sequence[Scored], alarms: Sequence[int | None]) -> S
     return alarms
 
 
-def _values_and_outcomes(
+def values_and_outcomes(
     values: ArrayLike, failed: ArrayLike
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return one finite value and one outcome per rollout, both (N,), or raise `MetricError`."""
     scores = np.asarray(values, dtype=np.float64)
     positive = np.asarray(failed)
     if positive.dtype != bool and positive.size:

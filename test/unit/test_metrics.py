@@ -24,11 +24,15 @@ from safe_training.metrics import (
     alarm_steps,
     bootstrap_auc_interval,
     bootstrap_interval,
+    classification_report,
     clock_scores,
     earliest_stops,
+    lead_times,
     rank,
     rank_by_task,
     rankings,
+    rankings_at_quantiles,
+    running_rankings,
     scores_at_quantile,
     scores_by_earliest_stop,
     scores_by_end,
@@ -493,3 +497,148 @@ def test_what_does_not_fit_together_is_refused():
         bootstrap_interval([[0.1]], generator=generator)
     with pytest.raises(BandError, match='past the calibrated band of 1 steps'):
         alarm_steps(scored, constant_threshold(0.5, length=1))
+
+
+# --- one threshold, moments and lead times ------------------------------------------------------
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_published_classification_at_a_fixed_threshold(world, split):
+    scored = world.scored[split]
+    failed = [rollout.failed for rollout in scored]
+    compared = 0
+    for row in world.published['fixed_threshold']:
+        if row['split'] != split:
+            continue
+        values = {
+            'at earliest stop': metrics.scores_at_earliest_stop,
+            'by earliest stop': scores_by_earliest_stop,
+            'by final end': lambda scored, stops: scores_by_end(scored),
+        }[row['time']](scored, world.stops)
+        check_classification(values, failed, row)
+        compared += 1
+    assert compared == 3
+
+
+def check_classification(values, failed, row):
+    # D18: published, >= the threshold.
+    report = classification_report(values, failed, np.nextafter(row['threshold'], -np.inf))
+    for name, expected in (
+        ('tpr', row['tpr']),
+        ('tnr', row['tnr']),
+        ('fpr', row['fpr']),
+        ('fnr', row['fnr']),
+        ('accuracy', row['acc']),
+        ('balanced_accuracy', row['bal_acc']),
+        ('weighted_accuracy', row['weighted-acc']),
+        ('f1', row['f1']),
+        ('roc_auc', row['roc_auc']),
+        ('average_precision', row['prc_auc']),
+    ):
+        assert getattr(report, name) == pytest.approx(expected, abs=TOLERANCE), name
+
+
+def test_published_binary_classification(world):
+    # By the end, on the seen validation split.
+    scored = world.scored['val_seen']
+    failed = [rollout.failed for rollout in scored]
+    for row in world.published['binary_classification']:
+        check_classification(scores_by_end(scored), failed, row)
+        alarms = alarm_steps(scored, constant_threshold(np.nextafter(row['threshold'], -np.inf)))
+        time = alarm_report_by_end(scored, alarms).pooled.detection_time
+        assert time == pytest.approx(row['avg_det_time'], abs=TOLERANCE)
+    assert [row['threshold'] for row in world.published['binary_classification']] == [0.2, 0.5, 0.8]
+
+
+def test_classification_with_one_class_and_at_the_threshold():
+    report = classification_report([0.5, 0.6], [False, False], 0.5)
+    assert (report.fpr, report.tnr, report.accuracy) == (0.5, 0.5, 0.5)
+    for name in ('tpr', 'fnr', 'balanced_accuracy', 'weighted_accuracy', 'f1', 'roc_auc'):
+        assert math.isnan(getattr(report, name)), name
+    nothing_found = classification_report([0.1, 0.2], [True, False], 0.5)
+    assert (nothing_found.tpr, nothing_found.f1) == (0.0, 0.0)
+    with pytest.raises(MetricError, match='threshold is NaN'):
+        classification_report([0.1], [True], np.nan)
+
+
+@pytest.mark.parametrize('split', SPLITS)
+def test_published_rankings_at_time_quantiles(world, split):
+    reports = rankings_at_quantiles(world.scored[split], world.stops)
+    assert list(reports) == world.published['quantiles']
+    for quantile, report in reports.items():
+        expected = world.published['roc_prc'][f'roc_auc/model_{split}_tq{quantile}']
+        assert report.pooled.roc_auc == pytest.approx(expected, abs=TOLERANCE)
+    at_stop = rankings(world.scored[split], world.stops)['at_earliest_stop']
+    assert reports[1.0].macro_roc_auc == pytest.approx(at_stop.macro_roc_auc, nan_ok=True)
+
+
+def test_rankings_of_what_is_still_running_leave_a_clock_at_chance():
+    generator = np.random.default_rng(0)
+    scored = [
+        Scored(np.zeros(int(generator.integers(5, 20)) if success else 20), not success, task)
+        for task in 'abc'
+        for success in [True] * 8 + [False] * 4
+    ]
+    reports = running_rankings(clock_scores(scored), (0.25, 0.5, 0.75, 1.0, 1.2))
+    for report in reports.values():
+        assert report.macro_roc_auc == 0.5
+        assert report.tasks_used == 3
+    # Judged at the end instead, it is perfect.
+    stops = earliest_stops([r.task for r in scored], [len(r) for r in scored])
+    assert rankings(clock_scores(scored), stops)['by_end'].macro_roc_auc == 1.0
+
+
+def test_running_rankings_by_hand():
+    scored = [
+        Scored([0, 9, 0, 0], False, 'a'),
+        Scored([0, 0], False, 'a'),
+        Scored([1, 1, 1, 1, 1, 8], True, 'a'),
+        Scored([5, 5], True, 'no success here'),
+    ]
+    # The median success of 'a' takes 3 steps.
+    reports = running_rankings(scored, (1 / 3, 2 / 3, 1.0))
+    assert [set(report.per_task) for report in reports.values()] == [{'a'}] * 3
+    first, second, third = (report.per_task['a'] for report in reports.values())
+    assert (first.n_successes, first.roc_auc) == (2, 1.0)
+    assert (second.n_successes, second.roc_auc) == (2, 0.5)
+    # The success of two steps has ended; the largest score so far of the other is 9.
+    assert (third.n_successes, third.roc_auc) == (1, 0.0)
+    assert running_rankings(scored, (3.0,))[3.0].per_task == {}
+    with pytest.raises(MetricError, match='above 0'):
+        running_rankings(scored, (0.0,))
+
+
+def test_a_fraction_that_is_a_whole_step_but_for_rounding_is_that_step():
+    assert math.ceil(0.07 * 100) == 8
+    scores = np.zeros(100)
+    scores[7] = 1.0
+    scored = [Scored(np.zeros(100), False, 'a'), Scored(scores, True, 'a')]
+    assert running_rankings(scored, (0.07,))[0.07].pooled.roc_auc == 0.5
+    assert running_rankings(scored, (0.08,))[0.08].pooled.roc_auc == 1.0
+
+
+def test_lead_times_by_hand():
+    scored = [Scored(np.zeros(10), failed, 'a') for failed in (True, True, True, True, True, False)]
+    found = lead_times(scored, [2, 9, None, 4, 5, 3], [6, 8, 3, None, 5, None])
+    assert found.leads.tolist() == [4.0, -1.0, 0.0]
+    assert (found.mean, found.median) == (1.0, 0.0)
+    assert (found.annotated, found.alarmed, found.in_time) == (4, 3, 2)
+    nothing = lead_times(scored, [None] * 6, [None] * 6)
+    assert math.isnan(nothing.mean)
+    assert math.isnan(nothing.median)
+    assert nothing.annotated == 0
+
+
+@pytest.mark.parametrize(
+    ('steps', 'message'),
+    [
+        ([None], '1 annotated steps for 2'),
+        ([None, 1], 'a success of task .a. is annotated to fail at step 1'),
+        ([3, None], 'with 3 steps is annotated to fail at step 3'),
+        ([-1, None], 'annotated to fail at step -1'),
+    ],
+)
+def test_annotations_that_cannot_be_are_refused(steps, message):
+    scored = [Scored(np.zeros(3), True, 'a'), Scored(np.zeros(3), False, 'a')]
+    with pytest.raises(MetricError, match=message):
+        lead_times(scored, [None, None], steps)

@@ -1,0 +1,195 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Traces alarm rates over thresholds and over promised rates: what each costs in time.
+
+A rollout raises an alarm at its first step with `score > threshold`, within its true length. The
+published curves differ in three ways (`published_operating_curve`): scores are first squeezed
+into [0, 1], an alarm needs `score >= threshold`, and the threshold they name is not the inverse
+of the squeezing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+from safe_monitor_node.band import Band
+from safe_training.metrics import MetricError, Scored, alarm_report_by_end, alarm_steps
+
+_PERCENTILES = np.linspace(0, 100, 101)
+
+
+@dataclass(frozen=True, eq=False)
+class OperatingCurve:
+    """What a constant threshold achieves, for each of K thresholds.
+
+    Attributes
+    ----------
+    thresholds : (K,) float64 array
+        Ascending.
+    detection_rate, false_alarm_rate, balanced_accuracy : (K,) float64 arrays
+        As in `AlarmRates`: NaN where a class is absent.
+    accuracy, f1 : (K,) float64 arrays
+        Share of rollouts judged rightly; F1 of the failures, 0 where no failure is detected, NaN
+        without failures.
+    detection_time : (K,) float64 array
+        Mean over failures of first alarm step / length, 1.0 for a missed one; NaN without failures.
+
+    """
+
+    thresholds: NDArray[np.float64]
+    detection_rate: NDArray[np.float64]
+    false_alarm_rate: NDArray[np.float64]
+    balanced_accuracy: NDArray[np.float64]
+    accuracy: NDArray[np.float64]
+    f1: NDArray[np.float64]
+    detection_time: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class AlphaCurve:
+    """What a band achieves by the end of the rollouts, for each of its K promised rates.
+
+    Arrays have shape (K,); `alphas` ascends. A promise is kept where `false_alarm_rate` is not
+    above `alphas`, but for chance.
+    """
+
+    alphas: NDArray[np.float64]
+    detection_rate: NDArray[np.float64]
+    false_alarm_rate: NDArray[np.float64]
+    balanced_accuracy: NDArray[np.float64]
+    detection_time: NDArray[np.float64]
+
+
+def default_thresholds(scored: Sequence[Scored]) -> NDArray[np.float64]:
+    """Return thresholds at which a constant threshold changes what it does, shape (K,), ascending.
+
+    The percentiles of all scores, the largest score of each rollout (above it the rollout has no
+    alarm), and one value below all scores (every rollout has an alarm at once).
+    """
+    everything = np.concatenate([rollout.scores for rollout in _some(scored)])
+    return np.unique(
+        np.concatenate(
+            [
+                [np.nextafter(everything.min(), -np.inf)],
+                np.percentile(everything, _PERCENTILES),
+                [rollout.scores.max() for rollout in scored],
+            ]
+        )
+    )
+
+
+def operating_curve(
+    scored: Sequence[Scored], thresholds: ArrayLike | None = None
+) -> OperatingCurve:
+    """Return alarm rates and detection time at each constant threshold.
+
+    Parameters
+    ----------
+    scored : sequence of Scored
+        At least one rollout.
+    thresholds : (K,) array, optional
+        In any order; the default is `default_thresholds`.
+
+    """
+    chosen = default_thresholds(scored) if thresholds is None else np.asarray(thresholds, float)
+    if chosen.ndim != 1 or chosen.size == 0 or np.isnan(chosen).any():
+        raise MetricError(
+            f'metrics: thresholds must have shape (K,) with K >= 1 and no NaN, found {chosen.shape}'
+        )
+    chosen = np.sort(chosen)
+    lengths = np.array([len(rollout) for rollout in _some(scored)])
+    failed = np.array([rollout.failed for rollout in scored])
+    # The first step above a threshold is the first at which the running maximum is.
+    first = np.stack(
+        [
+            np.searchsorted(np.maximum.accumulate(rollout.scores), chosen, side='right')
+            for rollout in scored
+        ]
+    )
+    alarmed = first < lengths[:, None]
+    detected, false = alarmed[failed], alarmed[~failed]
+    detection_rate, false_alarm_rate = _column_means(detected), _column_means(false)
+    true_positives = detected.sum(axis=0)
+    positives = alarmed.sum(axis=0) + failed.sum()
+    return OperatingCurve(
+        thresholds=chosen,
+        detection_rate=detection_rate,
+        false_alarm_rate=false_alarm_rate,
+        balanced_accuracy=(detection_rate + 1.0 - false_alarm_rate) / 2,
+        accuracy=(alarmed == failed[:, None]).mean(axis=0),
+        f1=2 * true_positives / positives if failed.any() else np.full(chosen.size, np.nan),
+        # `first` is the length where nothing crosses, which makes the time 1.
+        detection_time=_column_means((first / lengths[:, None])[failed]),
+    )
+
+
+def published_operating_curve(
+    scored: Sequence[Scored], dtype: DTypeLike = np.float64
+) -> OperatingCurve:
+    """Return the curve that the published code logs, threshold for threshold.
+
+    Scores s become (s - min) / (max - min + 1e-5) over all steps of all rollouts. Thresholds are
+    the 101 percentiles of these, -0.01, 1.01 and the middle of each rollout's range; an alarm is a
+    value >= threshold. `thresholds` are reported as t (max - min) + min, which is off the inverse
+    by the 1e-5: take `operating_curve` for thresholds that can be used.
+
+    Parameters
+    ----------
+    scored : sequence of Scored
+        At least one rollout.
+    dtype : float32 or float64
+        Precision of the scores, in which they are squeezed.
+
+    """
+    curves = [rollout.scores.astype(dtype) for rollout in _some(scored)]
+    everything = np.concatenate(curves)
+    low, high = everything.min(), everything.max()
+    squeezed = [(curve - low) / (high - low + 1e-5) for curve in curves]
+    thresholds = np.unique(
+        np.concatenate(
+            [
+                np.percentile(np.concatenate(squeezed), _PERCENTILES),
+                [-0.01, 1.01],
+                [(curve.max() + curve.min()) / 2 for curve in squeezed],
+            ]
+        )
+    )
+    plain = operating_curve(
+        [replace(rollout, scores=curve) for rollout, curve in zip(scored, squeezed, strict=True)],
+        np.nextafter(thresholds, -np.inf),
+    )
+    return replace(plain, thresholds=thresholds * (high - low) + low)
+
+
+def alpha_curve(scored: Sequence[Scored], band: Band) -> AlphaCurve:
+    """Return alarm rates and detection time of a band at each of its promised rates.
+
+    Alarms count until the true end of each rollout, never after it. `BandError` for a rollout
+    longer than the band.
+    """
+    rates = [
+        alarm_report_by_end(scored, alarm_steps(scored, band.at(alpha))).pooled
+        for alpha in band.alphas
+    ]
+    return AlphaCurve(
+        alphas=np.array(band.alphas),
+        detection_rate=np.array([rate.detection_rate for rate in rates]),
+        false_alarm_rate=np.array([rate.false_alarm_rate for rate in rates]),
+        balanced_accuracy=np.array([rate.balanced_accuracy for rate in rates]),
+        detection_time=np.array([rate.detection_time for rate in rates]),
+    )
+
+
+def _some(scored: Sequence[Scored]) -> Sequence[Scored]:
+    if not scored:
+        raise MetricError('metrics: there are no rollouts to draw a curve of')
+    return scored
+
+
+def _column_means(values: NDArray[np.bool_] | NDArray[np.float64]) -> NDArray[np.float64]:
+    if values.shape[0] == 0:
+        return np.full(values.shape[1], np.nan)
+    return np.asarray(values.mean(axis=0), dtype=np.float64)

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures how far scores that claim to be probabilities of failure can be taken at their word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import brier_score_loss
+
+from safe_training.metrics import MetricError, values_and_outcomes
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How well probabilities of failure agree with how often rollouts failed.
+
+    Attributes
+    ----------
+    brier : float
+        Mean squared difference to the outcome, in [0, 1]; a constant 0.5 has 0.25.
+    calibration_error : float
+        Expected calibration error: mean over bins of |confidence - frequency|, each bin weighing
+        as many rollouts as it holds (Naeini, Cooper and Hauskrecht, AAAI 2015).
+    bin_confidence, bin_frequency : (B,) float64 arrays
+        Mean probability and share of failures of the rollouts in each bin of equal width over
+        [0, 1]; NaN in an empty bin.
+    bin_count : (B,) int64 array
+        Rollouts in each bin.
+
+    """
+
+    brier: float
+    calibration_error: float
+    bin_confidence: NDArray[np.float64]
+    bin_frequency: NDArray[np.float64]
+    bin_count: NDArray[np.int64]
+
+
+def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> Reliability:
+    """Compare one probability of failure per rollout with the outcomes.
+
+    Only for detectors whose score is a probability. Which step it is taken from is for the caller
+    to say: the last step of a rollout knows its length.
+
+    Parameters
+    ----------
+    probabilities : (N,) array
+        Each in [0, 1]; N >= 1.
+    failed : (N,) bool array
+        True for a failure.
+    bins : int
+        Bins of equal width; the last one holds 1.0.
+
+    Raises
+    ------
+    MetricError
+        No rollouts, no bins, or a value that is no probability.
+
+    """
+    values, positive = values_and_outcomes(probabilities, failed)
+    if values.size == 0:
+        raise MetricError('metrics: there are no rollouts to compare probabilities with')
+    if bins < 1:
+        raise MetricError(f'metrics: at least one bin is needed, found {bins}')
+    outside = np.flatnonzero((values < 0.0) | (values > 1.0))
+    if outside.size:
+        raise MetricError(
+            f'metrics: the value of rollout {outside[0]} is {values[outside[0]]}, not a '
+            'probability; this measure is for scores in [0, 1] that claim to be one'
+        )
+    which = np.minimum((values * bins).astype(np.int64), bins - 1)
+    count = np.bincount(which, minlength=bins)
+    with np.errstate(invalid='ignore'):
+        confidence = np.bincount(which, weights=values, minlength=bins) / count
+        frequency = np.bincount(which, weights=positive, minlength=bins) / count
+    gap = np.where(count > 0, np.abs(confidence - frequency), 0.0)
+    return Reliability(
+        brier=float(brier_score_loss(positive, values, pos_label=True)),
+        calibration_error=float((gap * count).sum() / values.size),
+        bin_confidence=confidence,
+        bin_frequency=frequency,
+        bin_count=count,
+    )
