@@ -428,6 +428,7 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     kept = sum((out / unit.name()).exists() for unit in units)
     failures: list[str] = []
+    told: set[str] = set()
     finished: list[Unit] = []
     with _runner(ray_address) as run:
         for variant in variants:
@@ -445,8 +446,9 @@ def run_sweep(
 
             for unit, (results, reasons) in run(missing, rollouts, feature, settings, inner):
                 failures += [f'{unit.family.detector}, {reason}' for reason in reasons]
-                for reason in reasons:
-                    say(f'left out: {unit.family.detector}, {reason}')
+                if reasons and unit.family.detector not in told:
+                    told.add(unit.family.detector)
+                    say(f'left out: {unit.family.detector}, {reasons[0]}')
                 write_results(out / unit.name(), results)
                 finished.append(unit)
                 if progress is not None:
