@@ -20,7 +20,9 @@ from safe_training import (
     fit_command,
     label_command,
     overlay,
+    report_command,
     sweep_command,
+    table_command,
 )
 from safe_training.calibration import CalibrationError
 from safe_training.detector_options import UsageError
@@ -30,6 +32,7 @@ from safe_training.metrics import MetricError
 from safe_training.results import ResultsError
 from safe_training.splits import SplitError
 from safe_training.sweep import SweepError
+from safe_training.table import TableError
 from safe_training.unpickle import DumpError
 from safe_training.video_frames import VideoError
 from vla_feature_bridge.pooling import PoolingError
@@ -53,6 +56,7 @@ FAILURES = (
     VideoError,
     ResultsError,
     SweepError,
+    TableError,
 )
 
 
@@ -68,7 +72,9 @@ def make_parser() -> argparse.ArgumentParser:
     evaluate_command.add_command(verbs)
     figures_command.add_command(verbs)
     overlay.add_command(verbs)
+    report_command.add_command(verbs)
     sweep_command.add_command(verbs)
+    table_command.add_command(verbs)
     return parser
 
 

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from safe_monitor_node.band import Band
 from safe_training import figures
 from safe_training.judged import Judged, by_part
-from safe_training.metrics import alarm_report_by_end, alarm_steps
+from safe_training.operating_curves import alpha_curve
+from safe_training.probability import reliability
 
 # As many steps as a projection shows; more are thinned evenly, over all rollouts.
 MOST_POINTS = 6000
@@ -55,7 +56,7 @@ def figures_of(
             'Realised false-alarm rate of each part, with its 95 % interval, and the promised one',
             figures.promise_bars(counts, alpha, title),
         )
-    points = {part: _operating_points(members, band) for part, members in parts.items()}
+    points = {part: alpha_curve([j.scored for j in m], band) for part, m in parts.items()}
     yield (
         'conformal',
         'Balanced accuracy against detection time, and rates against the promised rate',
@@ -82,6 +83,22 @@ def figures_of(
                 title,
             ),
         )
+    if all(((j.scores >= 0) & (j.scores <= 1)).all() for j in judged):
+        for part, members in parts.items():
+            last = np.array([j.scores[-1] for j in members])
+            found = reliability(last, np.array([j.rollout.failed for j in members]))
+            yield (
+                f'reliability_{part}',
+                f'How often rollouts of the part {part} fail against the probability given',
+                figures.reliability_diagram(
+                    found.bin_confidence,
+                    found.bin_frequency,
+                    found.bin_count,
+                    f'{title}, {part}',
+                    f'Brier score {found.brier:.3f}, calibration error '
+                    f'{found.calibration_error:.3f}',
+                ),
+            )
     for projector in projectors:
         yield (
             f'features_{projector}',
@@ -91,21 +108,6 @@ def figures_of(
 
 
 _NAMES = {'pca': 'PCA', 'tsne': 't-SNE', 'umap': 'UMAP'}
-
-
-def _operating_points(members: Sequence[Judged], band: Band) -> figures.OperatingPoints:
-    scored = [j.scored for j in members]
-    rates = [
-        alarm_report_by_end(scored, alarm_steps(scored, band.at(alpha))).pooled
-        for alpha in band.alphas
-    ]
-    return figures.OperatingPoints(
-        alphas=band.alphas,
-        detection_rate=np.array([r.detection_rate for r in rates]),
-        false_alarm_rate=np.array([r.false_alarm_rate for r in rates]),
-        balanced_accuracy=np.array([r.balanced_accuracy for r in rates]),
-        detection_time=np.array([r.detection_time for r in rates]),
-    )
 
 
 def _relative(entry: Judged, step: int | None) -> float:

@@ -90,6 +90,7 @@ class PartReport:
     ranking: dict[str, RankingReport]
     clock: dict[str, RankingReport]
     alarms: AlarmReport
+    alpha: float
 
 
 def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
@@ -230,6 +231,7 @@ def report_part(
         ranking=rankings(scored, stops),
         clock=rankings(clock_scores(scored), stops),
         alarms=alarm_report_by_end(scored, alarm_steps(scored, band.at(alpha))),
+        alpha=alpha,
     )
 
 
@@ -265,6 +267,7 @@ def flatten_report(report: PartReport) -> dict[str, float]:
         'tasks_with_both_outcomes': by_stop.tasks_used,
         'failures': pooled.n_failures,
         'successes': pooled.n_successes,
+        'alpha': report.alpha,
         'false_alarm_rate': pooled.false_alarm_rate,
         'detection_rate': pooled.detection_rate,
         'balanced_accuracy': pooled.balanced_accuracy,
@@ -349,14 +352,15 @@ def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Summary]]]:
             part.setdefault(name, []).append(value)
     return {
         detector: {
-            part: {name: _summary(values) for name, values in named.items()}
+            part: {name: summary_of(values) for name, values in named.items()}
             for part, named in parts.items()
         }
         for detector, parts in grouped.items()
     }
 
 
-def _summary(values: Sequence[float]) -> Summary:
+def summary_of(values: Sequence[float]) -> Summary:
+    """Summarise one number over splits; NaN where a split has none."""
     array = np.array(values, dtype=np.float64)
     used = array[np.isfinite(array)]
     interval = bootstrap_interval(array, generator=np.random.default_rng(0))

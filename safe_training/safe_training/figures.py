@@ -20,6 +20,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from safe_training.operating_curves import AlphaCurve
+
 # Okabe-Ito: told apart with every kind of colour vision.
 FAILURE = '#D55E00'
 SUCCESS = '#0072B2'
@@ -297,35 +299,14 @@ def mean_and_spread(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarra
     return steps, np.nanmean(table[:, steps], axis=0), np.nanstd(table[:, steps], axis=0, ddof=1)
 
 
-@dataclass(frozen=True, eq=False)
-class OperatingPoints:
-    """What one part's alarms achieve at every promised false-alarm rate.
-
-    Attributes
-    ----------
-    alphas : ndarray, shape (K,)
-        Promised, increasing.
-    detection_rate, false_alarm_rate, balanced_accuracy, detection_time : ndarray, shape (K,)
-        Realised; NaN where they do not exist. Detection time: share of the failure, 1 if missed.
-    """
-
-    alphas: np.ndarray
-    detection_rate: np.ndarray
-    false_alarm_rate: np.ndarray
-    balanced_accuracy: np.ndarray
-    detection_time: np.ndarray
-
-
-def conformal(
-    parts: Mapping[str, OperatingPoints], title: str, alpha: float | None = None
-) -> Figure:
+def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None = None) -> Figure:
     """Draw accuracy against detection time, and the rates against the promised rate.
 
     The dotted diagonal is the promise: a false-alarm rate above it breaks it.
 
     Parameters
     ----------
-    parts : mapping of part to OperatingPoints
+    parts : mapping of part to AlphaCurve
     alpha : float or None
         Marked, where given.
     """

@@ -1,0 +1,386 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Writes what a detector does on a set as one HTML page that needs no network and no other file.
+
+Everything that comes from data is escaped: text of tables by :func:`html.escape`, the rollouts as
+JSON without a single ``<``. The page's content security policy allows its own script and nothing
+from elsewhere but videos beside it.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy.stats import binomtest
+
+from safe_monitor_node.folder import LoadedDetector
+from safe_training import figures
+from safe_training.detector_options import percent
+from safe_training.evaluation import PartReport, flatten_report, report_part
+from safe_training.judged import Judged, by_part
+from safe_training.metrics import earliest_stops
+from safe_training.video_frames import VideoError, find_video, frame_steps, video_facts
+
+if TYPE_CHECKING:
+    from safe_training.table import Table
+
+_MEDIA_TYPES = {'.mp4': 'video/mp4', '.webm': 'video/webm'}
+
+_COLUMNS = (
+    ('failures', 'failures', False),
+    ('successes', 'successes', False),
+    ('AUC', 'roc_auc_by_earliest_stop', True),
+    ('macro AUC', 'macro_roc_auc_by_earliest_stop', True),
+    ('clock AUC', 'clock_roc_auc_by_earliest_stop', True),
+    ('clock macro', 'clock_macro_roc_auc_by_earliest_stop', True),
+    ('false alarms', 'false_alarm_rate', True),
+    ('detected', 'detection_rate', True),
+    ('bal. acc.', 'balanced_accuracy', True),
+    ('T_det', 'detection_time', True),
+)
+_EVALUATION_NOTE = (
+    'Percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, pooled over '
+    'tasks; macro: its mean over tasks that have both outcomes. Clock: the same for a score that '
+    'is just the step number: a detector is worth what it does better than that. T_det: first '
+    'alarm as a share of the failure, 100 if none came.'
+)
+_PROMISE_NOTE = (
+    'The promise holds for rollouts like those that the band was calibrated on. A rate is marked '
+    'as above the promise where even the lower end of its 95 % interval (Clopper-Pearson) lies '
+    'above it.'
+)
+
+
+@dataclass(frozen=True)
+class PageVideo:
+    """A rollout's video as the page holds it.
+
+    Attributes
+    ----------
+    path : str
+        Where it is, as a URL relative to the page.
+    media_type : str
+    content : bytes or None
+        The file itself, where the page holds it.
+    times : tuple of float or None
+        When each policy step begins [s]; None spreads the steps evenly.
+    note : str
+        What a reader must know about it; empty if nothing.
+    """
+
+    path: str
+    media_type: str
+    content: bytes | None
+    times: tuple[float, ...] | None
+    note: str = ''
+
+
+def page_videos(
+    judged: Sequence[Judged], folder: Path, page: Path, embed_bytes: int
+) -> dict[str, PageVideo]:
+    """Find the rollouts' videos and read as many as fit into ``embed_bytes``, in order.
+
+    Returns
+    -------
+    dict of episode id to PageVideo
+        Without the rollouts that have none.
+    """
+    videos = {}
+    left = embed_bytes
+    for entry in judged:
+        found = find_video(entry.rollout, folder)
+        if found is None:
+            continue
+        size = found.stat().st_size
+        content = found.read_bytes() if size <= left else None
+        left -= 0 if content is None else size
+        times, note = _step_times(entry, found)
+        videos[entry.rollout.episode_id] = PageVideo(
+            path=quote(Path(os.path.relpath(found, page.resolve().parent)).as_posix()),
+            media_type=_MEDIA_TYPES[found.suffix.lower()],
+            content=content,
+            times=times,
+            note=note,
+        )
+    return videos
+
+
+def _step_times(entry: Judged, path: Path) -> tuple[tuple[float, ...] | None, str]:
+    """Return when each step begins in the video; evenly spread where that cannot be known."""
+    rollout = entry.rollout
+    try:
+        facts = video_facts(path)
+        frames = frame_steps(
+            facts.frames, len(rollout), rollout.exec_horizon, rollout.stamps, facts.rate
+        )
+    except VideoError as error:
+        return None, f'Steps are spread evenly over the video: {error}.'
+    first = frames.first_frames(len(rollout)) / facts.rate
+    note = ''
+    if frames.rule == 'stretched':
+        note = (
+            f'{facts.frames} frames fit neither the steps nor the stamps: '
+            'steps are spread evenly over the video.'
+        )
+    return tuple(round(float(t), 4) for t in first), note
+
+
+def page(
+    title: str,
+    loaded: LoadedDetector,
+    judged: Sequence[Judged],
+    drawn: Sequence[tuple[str, str, Figure]],
+    videos: Mapping[str, PageVideo],
+    results: Sequence[Table] = (),
+) -> str:
+    """Return the page.
+
+    Parameters
+    ----------
+    judged : sequence of Judged
+        With outcomes, at least one.
+    drawn : sequence of (name, what it shows, figure)
+    videos : mapping of episode id to PageVideo
+    results : sequence of Table
+        Tables of sweeps.
+    """
+    assert loaded.band is not None
+    alpha = judged[0].threshold.alpha
+    stops = earliest_stops([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
+    reports = {
+        part: report_part([j.scored for j in members], stops, loaded.band, alpha)
+        for part, members in by_part(judged).items()
+    }
+    where = resources.files('safe_training') / 'report_page'
+    template, style, script = (
+        (where / name).read_text('utf-8') for name in ('page.html', 'page.css', 'page.js')
+    )
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    held = {e: v for e, v in videos.items() if v.content is not None}
+    names = {episode: f'video-{number}' for number, episode in enumerate(held)}
+    detector = loaded.detector.name
+    fill = {
+        'policy': f"default-src 'none'; script-src 'sha256-{digest}'; "
+        "style-src 'unsafe-inline'; img-src data:; media-src 'self' file: blob:; "
+        "base-uri 'none'; form-action 'none'",
+        'title': html.escape(title),
+        'summary': html.escape(
+            f'Detector {detector} on {len(judged)} rollouts of '
+            f'{len({j.rollout.task for j in judged})} tasks; '
+            f'promised false-alarm rate {percent(alpha)} %.'
+        ),
+        'style': style,
+        'script': script,
+        'evaluation': _evaluation(reports, detector),
+        'promise': _promise(reports, loaded, alpha),
+        'results': _results(results),
+        'videos': _video_summary(videos, len(judged)),
+        'figures': '\n'.join(_figure(*entry) for entry in drawn),
+        'data': _safe_json(_data(judged, videos, names)),
+        'embedded': '\n'.join(
+            f'<script type="text/plain" id="{names[episode]}">'
+            f'{base64.b64encode(video.content or b"").decode()}</script>'
+            for episode, video in held.items()
+        ),
+        'footer': html.escape(
+            'Advisory numbers, not a safety certificate. '
+            f'Fitted and calibrated as the folder says: {_provenance(loaded)}'
+        ),
+    }
+    # In one pass: what is filled in is not looked at again.
+    return re.sub(r'\{\{(\w+)\}\}', lambda match: fill[match[1]], template)
+
+
+def write_page(path: Path, text: str) -> None:
+    """Write the page; it is whole or absent."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f'.{path.name}.partial')
+    try:
+        aside.write_text(text, encoding='utf-8')
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _data(
+    judged: Sequence[Judged], videos: Mapping[str, PageVideo], names: Mapping[str, str]
+) -> dict[str, Any]:
+    longest = max(len(j.scores) for j in judged)
+    edge = judged[0].threshold.upper[:longest]
+    every = np.concatenate([*(j.scores for j in judged), edge[np.isfinite(edge)], [0.0]])
+    low, high = float(every.min()), float(every.max())
+    return {
+        'band': _numbers(edge),
+        'longest': longest,
+        'low': low,
+        'high': high if high > low else low + 1.0,
+        'rollouts': [
+            {
+                'id': j.rollout.episode_id,
+                'task': j.rollout.task,
+                'instruction': j.rollout.instruction,
+                'part': j.part,
+                'failed': j.rollout.failed,
+                'verdict': j.verdict,
+                'scores': _numbers(j.scores),
+                'alarm': j.alarm_step,
+                'failure': j.rollout.failure_step,
+                'video': _video_data(videos.get(j.rollout.episode_id), names, j),
+            }
+            for j in judged
+        ],
+    }
+
+
+def _video_data(
+    video: PageVideo | None, names: Mapping[str, str], entry: Judged
+) -> dict[str, Any] | None:
+    if video is None:
+        return None
+    return {
+        'embedded': names.get(entry.rollout.episode_id),
+        'path': video.path,
+        'type': video.media_type,
+        'times': video.times,
+        'note': video.note,
+    }
+
+
+def _numbers(values: np.ndarray) -> list[float | None]:
+    """Return numbers for JSON to 6 digits, None where infinite: a curve shows no more."""
+    return [float(f'{v:.6g}') if math.isfinite(v) else None for v in values.tolist()]
+
+
+def _safe_json(value: Any) -> str:
+    """Return JSON that ends no script element and starts no comment, whatever it holds."""
+    text = json.dumps(value, allow_nan=False, separators=(',', ':'))
+    for character in '<>&':
+        text = text.replace(character, f'\\u{ord(character):04x}')
+    return text
+
+
+def _evaluation(reports: Mapping[str, PartReport], detector: str) -> str:
+    head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name, _, _ in _COLUMNS)
+    rows = []
+    for part, report in reports.items():
+        values = flatten_report(report)
+        cells = ''.join(
+            f'<td>{percent(values[key]) if rate else int(values[key])}</td>'
+            for _, key, rate in _COLUMNS
+        )
+        rows.append(f'<tr><th scope="row">{html.escape(part)}</th>{cells}</tr>')
+    return _table(html.escape(detector), f'<th scope="col">part</th>{head}', rows) + _note(
+        _EVALUATION_NOTE
+    )
+
+
+def _promise(reports: Mapping[str, PartReport], loaded: LoadedDetector, alpha: float) -> str:
+    rows = []
+    for part, report in reports.items():
+        pooled = report.alarms.pooled
+        cells = f'<td>{percent(alpha)}</td>'
+        if pooled.n_successes:
+            alarms = round(pooled.false_alarm_rate * pooled.n_successes)
+            interval = binomtest(alarms, pooled.n_successes).proportion_ci(0.95)
+            broken = interval.low > alpha
+            cells += (
+                f'<td{" class=broken" if broken else ""}>{percent(pooled.false_alarm_rate)}'
+                f'{" (above)" if broken else ""}</td>'
+                f'<td>{percent(interval.low)} to {percent(interval.high)}</td>'
+                f'<td>{alarms} of {pooled.n_successes}</td>'
+            )
+        else:
+            cells += '<td>-</td><td>-</td><td>0 of 0</td>'
+        rows.append(f'<tr><th scope="row">{html.escape(part)}</th>{cells}</tr>')
+    head = ''.join(
+        f'<th scope="col">{name}</th>'
+        for name in ('part', 'promised %', 'realised %', '95 % interval', 'successes with alarm')
+    )
+    assert loaded.band is not None
+    band = loaded.band
+    what = str(band.provenance.get('calibrated_on', ''))
+    caption = f'Band {band.kind}, ranked on {band.n_calibration} rollouts' + (
+        f': {what}' if what else ''
+    )
+    return _table(html.escape(caption), head, rows) + _note(_PROMISE_NOTE)
+
+
+def _results(tables: Sequence[Table]) -> str:
+    if not tables:
+        return ''
+    parts = ['<section aria-labelledby="results-title"><h2 id="results-title">Sweeps</h2>']
+    for table in tables:
+        head = '<th scope="col">method</th>' + ''.join(
+            f'<th scope="col">{html.escape(f"{c.over} {c.heading}".strip())}</th>'
+            for c in table.columns
+        )
+        rows = []
+        for row in table.rows:
+            cells = ''.join(
+                '<td>'
+                + (f'<strong>{html.escape(c.text)}</strong>' if c.best else html.escape(c.text))
+                + (f' ± {html.escape(c.spread)}' if c.spread else '')
+                + '</td>'
+                for c in row.cells
+            )
+            name = html.escape(f'{row.group}: {row.name}' if row.group else row.name)
+            rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
+        parts.append(_table(html.escape(table.title), head, rows))
+        parts += [_note(note) for note in table.notes]
+    return '\n'.join([*parts, '</section>'])
+
+
+def _table(caption: str, head: str, rows: Sequence[str]) -> str:
+    body = '\n'.join(rows)
+    return (
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
+        f'<caption>{caption}</caption><thead><tr>{head}</tr></thead>'
+        f'<tbody>{body}</tbody></table></div>'
+    )
+
+
+def _note(text: str) -> str:
+    return f'<p class="note">{html.escape(text)}</p>'
+
+
+def _video_summary(videos: Mapping[str, PageVideo], rollouts: int) -> str:
+    if not videos:
+        return ''
+    held = sum(v.content is not None for v in videos.values())
+    text = f'{len(videos)} of {rollouts} rollouts have a video, {held} in this page'
+    beside = len(videos) - held
+    if beside:
+        text += (
+            f'; the other {beside} did not fit and are read from the files beside it: '
+            'they are missing where only the page is passed on'
+        )
+    return _note(text + '.')
+
+
+def _figure(name: str, what: str, figure: Figure) -> str:
+    picture = base64.b64encode(figures.svg(figure).encode()).decode()
+    shown = html.escape(what)
+    return (
+        f'<figure id="figure-{html.escape(name)}">'
+        f'<img loading="lazy" alt="{shown}" src="data:image/svg+xml;base64,{picture}">'
+        f'<figcaption>{shown}</figcaption></figure>'
+    )
+
+
+def _provenance(loaded: LoadedDetector) -> str:
+    episodes = loaded.provenance.get('episodes', {})
+    counts = ', '.join(f'{len(members)} {part}' for part, members in episodes.items())
+    return counts + ' rollouts' if counts else 'nothing recorded'

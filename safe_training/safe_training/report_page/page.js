@@ -1,0 +1,313 @@
+'use strict';
+// Draws the rollouts of a report. All text reaches the page as text, never as markup.
+(() => {
+  const page = JSON.parse(document.getElementById('data').textContent);
+  const rollouts = page.rollouts;
+  const band = page.band.map((value) => (value === null ? Infinity : value));
+  const verdicts = ['miss', 'false alarm', 'detection', 'quiet'];
+  const marks = { miss: '✗', 'false alarm': '!', detection: '✓', quiet: '·' };
+  const $ = (id) => document.getElementById(id);
+  const list = $('list'), chart = $('chart'), slider = $('step'), video = $('video');
+  const SVG = 'http://www.w3.org/2000/svg';
+  const W = 640, H = 300, LEFT = 48, RIGHT = 12, TOP = 16, BOTTOM = 38;
+
+  let shown = [];       // rollout numbers, as filtered and sorted
+  let chosen = -1;      // rollout number
+  let step = 0;
+  let seekingTo = null; // the step that the video was sent to and has not reached
+  let blobUrl = null;
+  let moveCursor = () => {};
+
+  function element(name, attributes, text) {
+    const node = document.createElementNS(SVG, name);
+    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
+    if (text !== undefined) node.textContent = text;
+    return node;
+  }
+
+  function number(value) {
+    return Number.isFinite(value) ? String(Number(value.toPrecision(3))) : 'none';
+  }
+
+  // ---- list ----------------------------------------------------------------------------------
+  function fill(select, values) {
+    for (const value of values) select.add(new Option(value, value));
+  }
+
+  const filters = {
+    'filter-task': (r, v) => r.task === v,
+    'filter-outcome': (r, v) => (r.failed ? 'failure' : 'success') === v,
+    'filter-part': (r, v) => r.part === v,
+    'filter-verdict': (r, v) => r.verdict === v,
+    'filter-video': (r) => r.video !== null,
+    'filter-text': (r, v) => `${r.id} ${r.task}`.toLowerCase().includes(v.toLowerCase()),
+  };
+  const highest = (r) => r.scores.reduce((a, b) => Math.max(a, b), -Infinity);
+  const orders = {
+    order: () => 0,
+    verdict: (a, b) => verdicts.indexOf(a.verdict) - verdicts.indexOf(b.verdict),
+    task: (a, b) => (a.task < b.task ? -1 : a.task > b.task ? 1 : 0),
+    highest: (a, b) => b.highest - a.highest,
+    alarm: (a, b) => (a.alarm ?? Infinity) - (b.alarm ?? Infinity) || 0,
+    length: (a, b) => b.scores.length - a.scores.length,
+  };
+
+  const lazily = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (!entry.isIntersecting) continue;
+      lazily.unobserve(entry.target);
+      sparkline(entry.target, rollouts[Number(entry.target.dataset.number)]);
+    }
+  }, { root: list, rootMargin: '200px' });
+
+  function sparkline(canvas, rollout) {
+    const ratio = window.devicePixelRatio || 1;
+    canvas.width = 96 * ratio; canvas.height = 36 * ratio;
+    canvas.dataset.drawn = 'yes';
+    const context = canvas.getContext('2d');
+    const style = getComputedStyle(document.documentElement);
+    const colour = (name) => style.getPropertyValue(name).trim();
+    const longest = page.longest;
+    const x = (t) => (2 + 92 * t / Math.max(1, longest - 1)) * ratio;
+    const y = (v) => (33 - 30 * (v - page.low) / (page.high - page.low)) * ratio;
+    const line = (values, stroke, width, dash) => {
+      context.beginPath(); context.setLineDash(dash); context.strokeStyle = stroke; context.lineWidth = width * ratio;
+      let pen = false;
+      values.forEach((v, t) => {
+        if (!Number.isFinite(v)) { pen = false; return; }
+        if (pen) context.lineTo(x(t), y(v)); else context.moveTo(x(t), y(v));
+        pen = true;
+      });
+      context.stroke();
+    };
+    line(band.slice(0, longest), colour('--band'), 1, [3 * ratio, 2 * ratio]);
+    line(rollout.scores, colour(rollout.failed ? '--failure' : '--success'), 1.4, []);
+    if (rollout.alarm !== null) {
+      context.fillStyle = colour('--ink');
+      context.fillRect(x(rollout.alarm) - ratio, y(rollout.scores[rollout.alarm]) - 4 * ratio, 3 * ratio, 8 * ratio);
+    }
+  }
+
+  function update() {
+    const active = Object.entries(filters).map(([id, test]) => [$(id).value, test]).filter(([value]) => value);
+    shown = rollouts.map((_, i) => i).filter((i) => active.every(([value, test]) => test(rollouts[i], value)));
+    const compare = orders[$('sort').value];
+    shown.sort((a, b) => compare(rollouts[a], rollouts[b]) || a - b);
+    const rows = document.createDocumentFragment();
+    lazily.disconnect();
+    shown.forEach((i, place) => {
+      const rollout = rollouts[i];
+      const row = document.createElement('div');
+      row.className = 'row'; row.id = `rollout-${i}`;
+      row.setAttribute('role', 'option');
+      row.setAttribute('aria-selected', 'false');
+      row.setAttribute('aria-setsize', shown.length);
+      row.setAttribute('aria-posinset', place + 1);
+      const id = document.createElement('span'); id.className = 'id'; id.textContent = rollout.id; id.title = rollout.id;
+      const what = document.createElement('span'); what.className = 'what';
+      what.textContent = `${marks[rollout.verdict]} ${rollout.verdict}` +
+        (rollout.alarm === null ? '' : ` at step ${rollout.alarm}`) + `, ${rollout.part}, ${rollout.scores.length} steps` +
+        (rollout.video ? ', video' : '');
+      const canvas = document.createElement('canvas');
+      canvas.setAttribute('aria-hidden', 'true'); canvas.dataset.number = i;
+      row.append(id, what, canvas); rows.append(row);
+      lazily.observe(canvas);
+    });
+    list.replaceChildren(rows);
+    $('count').textContent = `${shown.length} of ${rollouts.length} rollouts`;
+    if (!shown.length) { choose(-1); return; }
+    choose(shown.includes(chosen) ? chosen : shown[0], true);
+  }
+
+  function choose(i, again) {
+    const before = $(`rollout-${chosen}`);
+    if (before) before.setAttribute('aria-selected', 'false');
+    $('detail').hidden = i < 0;
+    if (i < 0) {
+      chosen = -1; list.removeAttribute('aria-activedescendant'); showVideo(null); return;
+    }
+    const row = $(`rollout-${i}`);
+    row.setAttribute('aria-selected', 'true');
+    list.setAttribute('aria-activedescendant', row.id);
+    const top = row.offsetTop - list.offsetTop;
+    if (top < list.scrollTop) list.scrollTop = top;
+    else if (top + row.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top + row.offsetHeight - list.clientHeight;
+    if (again && i === chosen) return;
+    chosen = i;
+    const rollout = rollouts[i];
+    $('name').textContent = rollout.id;
+    $('facts').textContent = [`task ${rollout.task}`, rollout.instruction && `“${rollout.instruction}”`,
+      rollout.failed ? 'failure' : 'success', `part ${rollout.part}`, `${rollout.scores.length} steps`,
+      rollout.verdict + (rollout.alarm === null ? '' : `, first alarm at step ${rollout.alarm}`),
+      rollout.failure !== null && `failure annotated at step ${rollout.failure}`].filter(Boolean).join(' · ');
+    slider.max = rollout.scores.length - 1;
+    draw(rollout);
+    showVideo(rollout.video);
+    setStep(0, 'choice');
+  }
+
+  list.addEventListener('click', (event) => {
+    const row = event.target.closest('.row');
+    if (row) choose(Number(row.id.slice('rollout-'.length)));
+  });
+  list.addEventListener('keydown', (event) => {
+    const at = shown.indexOf(chosen);
+    const to = { ArrowDown: at + 1, ArrowUp: at - 1, PageDown: at + 10, PageUp: at - 10, Home: 0, End: shown.length - 1 }[event.key];
+    if (to === undefined || !shown.length) return;
+    event.preventDefault();
+    choose(shown[Math.min(shown.length - 1, Math.max(0, to))]);
+  });
+
+  // ---- curve ---------------------------------------------------------------------------------
+  function draw(rollout) {
+    const n = rollout.scores.length;
+    const edge = band.slice(0, n);
+    const values = [...rollout.scores, ...edge.filter(Number.isFinite), 0];
+    const low = values.reduce((a, b) => Math.min(a, b)), top = values.reduce((a, b) => Math.max(a, b));
+    const room = 0.06 * (top - low) || 1;
+    const bottom = low < 0 ? low - room : 0, high = top + room;
+    const x = (t) => LEFT + (W - LEFT - RIGHT) * t / Math.max(1, n - 1);
+    const y = (v) => TOP + (H - TOP - BOTTOM) * (high - v) / (high - bottom);
+    const path = (points) => points.map(([t, v], k) => `${k ? 'L' : 'M'}${x(t).toFixed(1)} ${y(v).toFixed(1)}`).join('');
+    const svg = element('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label':
+      `Score over ${n} policy steps, highest ${number(rollout.highest)}; ` +
+      (rollout.alarm === null ? 'it never crosses the band' : `it crosses the band at step ${rollout.alarm}`) });
+    const every = (span, count) => {
+      const raw = span / count, power = 10 ** Math.floor(Math.log10(raw));
+      return power * [1, 2, 5, 10].find((m) => raw <= m * power * 1.0001);
+    };
+    const dy = every(high - bottom, 4);
+    for (let v = Math.ceil(bottom / dy) * dy; v <= high; v += dy) {
+      svg.append(element('line', { x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v), class: 'axis' }),
+        element('text', { x: LEFT - 6, y: y(v) + 4, 'text-anchor': 'end' }, String(Number(v.toPrecision(4)))));
+    }
+    const dx = Math.max(1, every(Math.max(1, n - 1), 8));
+    for (let t = 0; t < n; t += dx) svg.append(element('text', { x: x(t), y: H - BOTTOM + 16, 'text-anchor': 'middle' }, t));
+    svg.append(element('line', { x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM, class: 'axis' }),
+      element('text', { x: (LEFT + W - RIGHT) / 2, y: H - 6, 'text-anchor': 'middle' }, 'policy step'),
+      element('text', { x: 12, y: (TOP + H - BOTTOM) / 2, 'text-anchor': 'middle',
+        transform: `rotate(-90 12 ${(TOP + H - BOTTOM) / 2})` }, 'failure score'));
+    let stretch = [];
+    const stretches = [stretch];
+    edge.forEach((v, t) => {
+      if (Number.isFinite(v)) stretch.push([t, v]);
+      else if (stretch.length) stretches.push(stretch = []);
+    });
+    for (const points of stretches.filter((s) => s.length)) {
+      const floor = Math.max(bottom, 0);
+      svg.append(element('path', { class: 'band-area', d: `${path(points)}L${x(points.at(-1)[0])} ${y(floor)}L${x(points[0][0])} ${y(floor)}Z` }),
+        element('path', { class: 'band-line', d: path(points) }));
+    }
+    if (rollout.failure !== null) {
+      svg.append(element('line', { class: 'annotated', x1: x(rollout.failure), x2: x(rollout.failure), y1: TOP, y2: H - BOTTOM }));
+    }
+    svg.append(element('path', { class: `score ${rollout.failed ? 'failure' : 'success'}`, d: path(rollout.scores.map((v, t) => [t, v])) }));
+    if (rollout.alarm !== null) {
+      const ax = x(rollout.alarm), ay = y(rollout.scores[rollout.alarm]) - 5;
+      svg.append(element('path', { class: 'alarm-mark', d: `M${ax - 7} ${ay - 11}h14l-7 11Z` }));
+    }
+    const cursor = element('line', { class: 'past', y1: TOP, y2: H - BOTTOM });
+    const dot = element('circle', { class: 'cursor-dot', r: 4.5 });
+    svg.append(cursor, dot);
+    chart.replaceChildren(svg);
+    moveCursor = (t) => {
+      cursor.setAttribute('x1', x(t)); cursor.setAttribute('x2', x(t));
+      dot.setAttribute('cx', x(t)); dot.setAttribute('cy', y(rollout.scores[t]));
+    };
+  }
+
+  function setStep(to, from) {
+    const rollout = rollouts[chosen];
+    step = Math.min(rollout.scores.length - 1, Math.max(0, to));
+    moveCursor(step);
+    if (from !== 'slider') slider.value = step;
+    const alarmed = rollout.alarm !== null && step >= rollout.alarm;
+    const text = `step ${step} of ${rollout.scores.length}: score ${number(rollout.scores[step])}, band ${number(band[step])}` +
+      (alarmed ? `, alarm since step ${rollout.alarm}` : '');
+    $('reading').textContent = text;
+    $('reading').classList.toggle('alarm', alarmed);
+    slider.setAttribute('aria-valuetext', text);
+    video.classList.toggle('alarm', alarmed);
+    if (from !== 'video') seek();
+  }
+
+  slider.addEventListener('input', () => setStep(Number(slider.value), 'slider'));
+  function pick(event) {
+    const box = chart.getBoundingClientRect();
+    const at = ((event.clientX - box.left) * W / box.width - LEFT) / (W - LEFT - RIGHT);
+    setStep(Math.round(at * (rollouts[chosen].scores.length - 1)), 'chart');
+  }
+  chart.addEventListener('pointerdown', (event) => { chart.setPointerCapture(event.pointerId); pick(event); });
+  chart.addEventListener('pointermove', (event) => { if (event.buttons) pick(event); });
+
+  // ---- video ---------------------------------------------------------------------------------
+  function times() {
+    const rollout = rollouts[chosen];
+    if (rollout.video.times) return rollout.video.times;
+    return rollout.scores.map((_, t) => t * video.duration / rollout.scores.length);
+  }
+
+  function seek() {
+    const current = chosen >= 0 && rollouts[chosen].video;
+    if (!current || !(video.duration > 0)) return;
+    seekingTo = step;
+    // A little past the beginning of the frame, so that rounding does not show the one before.
+    video.currentTime = Math.min(times()[step] + 0.002, video.duration);
+  }
+
+  function follow() {
+    if (chosen < 0 || !rollouts[chosen].video || !(video.duration > 0) || video.seeking || seekingTo !== null) return;
+    const starts = times();
+    let at = 0;
+    while (at + 1 < starts.length && starts[at + 1] <= video.currentTime + 1e-4) at += 1;
+    if (at !== step) setStep(at, 'video');
+  }
+
+  function showVideo(source) {
+    video.pause(); video.removeAttribute('src'); video.load();
+    seekingTo = null;
+    if (blobUrl) { URL.revokeObjectURL(blobUrl); blobUrl = null; }
+    $('video-box').hidden = source === null;
+    document.querySelector('.views').classList.toggle('alone', source === null);
+    $('video-note').textContent = '';
+    if (source === null) return;
+    if (source.embedded) {
+      const bytes = Uint8Array.from(atob($(source.embedded).textContent), (c) => c.charCodeAt(0));
+      blobUrl = URL.createObjectURL(new Blob([bytes], { type: source.type }));
+      video.src = blobUrl;
+    } else {
+      video.src = source.path;
+      $('video-note').textContent = `not in this page: read from ${decodeURI(source.path)}`;
+    }
+    if (source.note) $('video-note').textContent += ` ${source.note}`;
+  }
+
+  video.addEventListener('loadedmetadata', seek);
+  video.addEventListener('seeked', () => {
+    if (seekingTo !== null) { seekingTo = null; return; }
+    follow();
+  });
+  video.addEventListener('timeupdate', follow);
+  video.addEventListener('play', function tick() {
+    follow();
+    if (!video.paused && !video.ended) requestAnimationFrame(tick);
+  });
+  video.addEventListener('error', () => {
+    if (!video.getAttribute('src')) return;
+    $('video-note').textContent = 'This video cannot be shown: the file is not there, or this browser does not play its format ' +
+      '(VP9 and H.264 in mp4 play in most).';
+  });
+
+  // ---- start ---------------------------------------------------------------------------------
+  for (const rollout of rollouts) rollout.highest = highest(rollout);
+  const distinct = (name) => [...new Set(rollouts.map((r) => r[name]))];
+  fill($('filter-task'), distinct('task').sort());
+  fill($('filter-part'), distinct('part'));
+  $('filters').addEventListener('input', update);
+  $('filters').addEventListener('submit', (event) => event.preventDefault());
+  $('filters').addEventListener('reset', () => setTimeout(update));
+  window.matchMedia('(prefers-color-scheme: dark)').addEventListener('change', update);
+  if (!rollouts.some((r) => r.video)) $('filter-video').parentElement.hidden = true;
+  update();
+  document.documentElement.dataset.ready = 'yes';
+})();
