@@ -90,7 +90,7 @@ class Chromium:
     def open(self, page: Path) -> None:
         """Open a file and wait until its script has run."""
         self.call('Page.navigate', url=page.resolve().as_uri())
-        self.wait('document.documentElement.dataset.ready === "yes"')
+        self.wait('document.documentElement?.dataset.ready === "yes"')
 
     def evaluate(self, expression: str) -> Any:
         """Return the value of an expression of JavaScript in the page."""

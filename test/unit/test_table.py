@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Table 1 and the robust table: published choices, honest spreads, nested choice, three formats."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from safe_training.cli import main
+from safe_training.results import Result, canonical, write_results
+from safe_training.table import (
+    GROUPS,
+    HEADLINE,
+    MACRO,
+    TableError,
+    entries,
+    paper_entry,
+    paper_table,
+    robust_entry,
+    robust_tables,
+    to_csv,
+    to_latex,
+    to_markdown,
+)
+
+GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'table1_aggregation.json').read_text())
+PARTS = {'train': 'train', 'seen': 'val_seen', 'unseen': 'val_unseen'}
+
+# The published names of methods, and ours.
+MODELS = {'lstm': 'safe_lstm', 'indep': 'safe_mlp', 'rnd': 'rnd', 'logpZO': 'logpzo'}
+DISTANCES = {
+    'mahala': 'mahalanobis',
+    'euclid': 'euclidean_knn',
+    'cosine': 'cosine_knn',
+    'pca_kmeans': 'pca_kmeans',
+}
+METRICS = {
+    'max_token_prob': 'token_max_neg_log_prob',
+    'avg_token_entropy': 'token_avg_entropy',
+    'total_var': 'action_total_var',
+    'general_var': 'action_general_var',
+    'entropy_linkage': 'action_cluster_entropy',
+    'stac_single': 'stac_single',
+}
+
+
+def golden_results():
+    """Return the mocked runs of the golden file as results of ours."""
+    found = []
+
+    def add(run, prefix, detector, params):
+        for part, published in PARTS.items():
+            value = run[f'falert_early_roc_auc/{prefix}_{published}']
+            found.append(
+                Result(
+                    'golden',
+                    'paper',
+                    detector,
+                    canonical({'id': params}),
+                    str(run.get('dataset.token_idx_rel')),
+                    run['train.seed'],
+                    part,
+                    {HEADLINE: value},
+                )
+            )
+
+    for run in GOLDEN['runs']:
+        name = run.get('model.name')
+        if name is not None:
+            detector = DISTANCES[run['model.distance']] if name == 'embed' else MODELS[name]
+            varied = {
+                key: value
+                for key, value in run.items()
+                if key.startswith('model.') and key not in ('model.name', 'model.distance')
+            }
+            add(run, 'model', detector, varied)
+            continue
+        measured = {
+            key.split('/')[1][: -len('_train')]
+            for key in run
+            if key.startswith('falert_early_roc_auc/') and key.endswith('_train')
+        }
+        for metric in measured:
+            base = metric.removeprefix('neg_').removesuffix('_rmean').split('.')[0]
+            add(run, metric, METRICS[base], metric)
+    return found
+
+
+def published_name(row):
+    name = row['model.name']
+    if name.startswith('embed-'):
+        return DISTANCES[name.removeprefix('embed-')]
+    return MODELS.get(name) or METRICS[name]
+
+
+def test_published_choices_and_means_come_out():
+    found = entries(golden_results(), paper_entry)
+    by_detector = {entry.detector: entry for entry in found}
+    expected = {published_name(row): row for row in GOLDEN['table']}
+    compared = 0
+    for detector, row in expected.items():
+        entry = by_detector[detector]
+        for part, published in PARTS.items():
+            summary = entry.values[f'{part}/{HEADLINE}']
+            assert summary.mean * 100 == pytest.approx(row[published], abs=1e-2)
+            assert summary.splits == 3
+            compared += 1
+        if row['method_full'] is not None:
+            chosen = {json.loads(c.params)['id'] for c in entry.chosen.values()}
+            assert chosen == {row['method_full']}
+        if row['dataset.token_idx_rel'] is not None:
+            assert {c.feature for c in entry.chosen.values()} == {row['dataset.token_idx_rel']}
+    assert compared == 3 * 11
+    order = [e.detector for e in found if e.detector in expected]
+    assert order == list(expected), 'rows are in the published order'
+
+
+def test_spreads_are_standard_deviations_and_not_the_published_ones():
+    """The published code appends the mean as a fourth run before it takes the deviation (T2)."""
+    by_detector = {e.detector: e for e in entries(golden_results(), paper_entry)}
+    for row in GOLDEN['table']:
+        summary = by_detector[published_name(row)].values[f'unseen/{HEADLINE}']
+        seeds = np.array([row[f'{seed}-val_unseen'] for seed in range(3)])
+        assert summary.std * 100 == pytest.approx(seeds.std(ddof=1), abs=1e-2)
+        published = float(row['avg_mstd-val_unseen'].split('{')[2].rstrip('}'))
+        with_mean = np.append(seeds, seeds.mean()).std(ddof=1)
+        assert with_mean == pytest.approx(published, abs=1e-2)
+        assert with_mean == pytest.approx(seeds.std(ddof=1) * math.sqrt(2 / 3))
+        assert summary.std * 100 > published
+
+
+def result(detector, seed, part, value, *, params=None, protocol='robust', benchmark='toy', **more):
+    values = {HEADLINE: value, MACRO: value, f'clock_{MACRO}': 0.5, 'alpha': 0.1, **more}
+    params = canonical(params or {})
+    return Result(benchmark, protocol, detector, params, 'f[mean]', seed, part, values)
+
+
+def runs(detector, seen, unseen, **options):
+    """Return one result for each split and part; NaN values are given too."""
+    found = []
+    for part, values in (('seen', seen), ('unseen', unseen)):
+        found += [result(detector, i, part, value, **options) for i, value in enumerate(values)]
+    return found
+
+
+def test_robust_choice_is_made_on_each_split_and_never_by_unseen_tasks():
+    results = [
+        *runs('safe_mlp', [0.9, 0.1], [0.2, 0.9], params={'a': 1}),
+        *runs('safe_mlp', [0.8, 0.7], [1.0, 0.4], params={'a': 2}),
+    ]
+    entry = robust_entry(results)
+    assert [json.loads(entry.chosen[i].params)['a'] for i in (0, 1)] == [1, 2]
+    assert entry.values[f'unseen/{MACRO}'].mean == pytest.approx((0.2 + 0.4) / 2)
+    swapped = [
+        *runs('safe_mlp', [0.9, 0.1], [0.0, 0.0], params={'a': 1}),
+        *runs('safe_mlp', [0.8, 0.7], [1.0, 1.0], params={'a': 2}),
+    ]
+    assert robust_entry(swapped).chosen == entry.chosen
+    one = paper_entry(results)
+    assert {json.loads(c.params)['a'] for c in one.chosen.values()} == {2}, 'best mean on seen'
+    assert (one.combinations, entry.combinations) == (2, 2)
+
+
+def test_a_combination_that_lacks_splits_is_not_compared_with_those_that_have_them():
+    results = [
+        *runs('safe_mlp', [0.9, math.nan], [0.9, 0.9], params={'a': 1}),
+        *runs('safe_mlp', [0.6, 0.6], [0.5, 0.5], params={'a': 2}),
+    ]
+    entry = paper_entry(results)
+    assert json.loads(entry.chosen[0].params) == {'a': 2}
+    assert entry.combinations == 1
+
+
+def test_a_split_without_any_number_on_seen_tasks_allows_no_choice():
+    nan = math.nan
+    several = [
+        *runs('safe_mlp', [nan, 0.6], [0.9, 0.5], params={'a': 1}),
+        *runs('safe_mlp', [nan, 0.5], [0.1, 0.4], params={'a': 2}),
+    ]
+    entry = robust_entry(several)
+    assert list(entry.chosen) == [1]
+    assert entry.splits == 2
+    assert '1/2' in to_markdown(robust_tables(several)[0])
+    alone = robust_entry(runs('clock', [nan, nan], [0.5, 0.5]))
+    assert list(alone.chosen) == [0, 1], 'one combination needs no choice'
+    assert paper_entry(runs('clock', [nan, nan], [0.5, 0.5])) is None
+
+
+def test_nan_seeds_are_said_and_not_silently_dropped():
+    table = robust_tables(runs('clock', [0.5] * 3, [0.5, math.nan, 0.7]))[0]
+    assert any('only 2 of 3 splits' in note for note in table.notes)
+
+
+def paper_runs(benchmark, detector, seen, unseen):
+    return runs(detector, seen, unseen, protocol='paper', benchmark=benchmark)
+
+
+def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold():
+    results = [
+        *paper_runs('one', 'safe_mlp', [0.7, 0.8, 0.9], [0.6, 0.7, 0.8]),
+        *paper_runs('one', 'clock', [0.5] * 3, [0.5] * 3),
+        *paper_runs('two', 'token_max_entropy', [0.6] * 3, [0.75] * 3),
+        *paper_runs('two', 'safe_mlp', [0.5] * 3, [0.5] * 3),
+    ]
+    text = to_markdown(paper_table(results))
+    rows = {
+        cells[2]: cells[3:-1]
+        for cells in ([c.strip() for c in line.split('|')] for line in text.splitlines())
+        if len(cells) > 3
+    }
+    assert rows['Method'] == [
+        'one Seen',
+        'one Unseen',
+        'one of',
+        'two Seen',
+        'two Unseen',
+        'two of',
+    ]
+    assert rows['SAFE-MLP'] == [
+        '**80.00** ± 10.00',
+        '**70.00** ± 10.00',
+        '1',
+        '50.00 ± 0.00',
+        '50.00 ± 0.00',
+        '1',
+    ]
+    assert rows['Max entropy'] == ['-', '-', '-', '**60.00** ± 0.00', '**75.00** ± 0.00', '1']
+    assert rows['Clock'][3:] == ['-', '-', '-']
+    assert [*rows][2:] == ['Max entropy', 'SAFE-MLP', 'Clock'], "in the paper's order"
+    assert 'Published protocol' in text and 'no running monitor knows' in text
+
+
+def test_every_registered_detector_has_its_row():
+    from safe_monitor_node.detectors import DETECTORS
+
+    assert {name for methods in GROUPS.values() for name in methods} == set(DETECTORS)
+
+
+def test_a_detector_of_someone_else_has_a_row_too():
+    text = to_markdown(robust_tables(runs('my_own', [0.5], [0.5]))[0])
+    assert '| Others | my\\_own |' in text
+
+
+def test_robust_table_shows_interval_clock_and_promise():
+    values = {
+        'false_alarm_rate': 0.25,
+        'detection_rate': 0.6,
+        'balanced_accuracy': 0.675,
+        'detection_time': 0.4,
+    }
+    results = runs('safe_mlp', [0.7] * 4, [0.5, 0.6, 0.7, 0.8])
+    results = [
+        Result(r.benchmark, r.protocol, r.detector, r.params, r.feature, r.seed, r.part,
+               {**r.values, **values})
+        for r in results
+    ]  # fmt: skip
+    line = next(x for x in to_markdown(robust_tables(results)[0]).splitlines() if 'SAFE-MLP' in x)
+    cells = [c.strip() for c in line.split('|')][3:-1]
+    assert cells[0] == cells[1] == '**65.0** ± 12.9'
+    low, high = (float(x) for x in cells[2].split(' to '))
+    assert 50 <= low < 65 < high <= 80
+    assert cells[3:6] == ['50.0', '25.0 ± 0.0', '10.0']
+    assert cells[6:] == ['60.0 ± 0.0', '**67.5** ± 0.0', '40.0 ± 0.0', '4', '1']
+
+
+def test_names_cannot_break_a_format():
+    results = paper_runs('a|b_{%}\n# <script>', 'safe_mlp', [0.5] * 3, [0.5] * 3)
+    table = paper_table(results)
+    markdown = to_markdown(table)
+    assert 'a\\|b\\_{%} # \\<script\\> Seen' in markdown
+    latex = to_latex(table)
+    assert 'a|b\\_\\{\\%\\} \\# \\textless{}script\\textgreater{}' in latex
+    body = [x for x in latex.splitlines() if ' & ' in x and '\\multicolumn' not in x]
+    assert {line.count(' & ') for line in body} == {4}
+    rows = list(csv.reader(io.StringIO(to_csv(entries(results, paper_entry)))))
+    assert rows[1][0] == 'a|b_{%}\n# <script>'
+
+
+def test_csv_holds_exact_numbers():
+    results = runs('safe_mlp', [0.7, 0.8], [1 / 3, 2 / 3], params={'a': 1})
+    row = next(csv.DictReader(io.StringIO(to_csv(entries(results, robust_entry)))))
+    assert row['group'] == 'SAFE' and row['chosen'] == '{"a": 1} f[mean]'
+    assert float(row[f'unseen/{MACRO}:mean']) == pytest.approx(0.5, abs=1e-15)
+    assert row[f'unseen/{MACRO}:splits'] == '2'
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / 'results'
+    path.mkdir()
+    write_results(path / 'p.parquet', paper_runs('one', 'safe_mlp', [0.7] * 3, [0.6] * 3))
+    write_results(path / 'r.parquet', runs('safe_mlp', [0.7] * 9, [0.6] * 9, benchmark='one'))
+    return path
+
+
+def test_the_verb_prints_and_writes_both_tables(folder, tmp_path, capsys):
+    out = tmp_path / 'new' / 'tables'
+    assert main(['table', str(folder), '--out', str(out)]) == 0
+    said = capsys.readouterr().out
+    assert 'Table 1, published protocol' in said
+    assert 'one, 9 task splits, unseen tasks' in said
+    assert {p.name for p in out.iterdir()} == {
+        f'table1_{protocol}.{suffix}'
+        for protocol in ('paper', 'robust')
+        for suffix in ('md', 'tex', 'csv')
+    }
+    assert (out / 'table1_paper.md').read_text() in said
+    for kind, start in (('latex', '% '), ('csv', 'benchmark,')):
+        assert main(['table', str(folder), '--format', kind]) == 0
+        assert capsys.readouterr().out.startswith(start)
+
+
+def test_a_protocol_alone(folder, tmp_path, capsys):
+    assert main(['table', str(folder), '--protocol', 'robust']) == 0
+    assert 'published' not in capsys.readouterr().out
+    (folder / 'r.parquet').unlink()
+    assert main(['table', str(folder), '--protocol', 'paper']) == 0
+    said = capsys.readouterr().out
+    assert 'Made of the 3 splits of the published protocol' in said
+    assert main(['table', str(folder), '--protocol', 'robust']) == 1
+    assert 'no results of the robust protocol' in capsys.readouterr().err
+    write_results(folder / 'p.parquet', runs('safe_mlp', [0.7], [0.6]))
+    assert main(['table', str(folder), '--protocol', 'paper']) == 1
+    assert 'no results of the published protocol' in capsys.readouterr().err
+
+
+def test_tables_that_cannot_be_written_change_nothing(folder, tmp_path, capsys):
+    out = tmp_path / 'tables'
+    out.mkdir()
+    (out / 'table1_paper.md').write_text('before')
+    (out / 'table1_robust.csv').mkdir()
+    assert main(['table', str(folder), '--out', str(out)]) == 1
+    assert {p.name for p in out.iterdir()} >= {'table1_paper.md', 'table1_robust.csv'}
+    assert not list(out.glob('.*')), 'nothing half-written stays'
+
+
+def test_wrong_folders_are_refused(tmp_path, capsys):
+    assert main(['table', str(tmp_path / 'absent')]) == 1
+    assert 'no such results folder' in capsys.readouterr().err
+    write_results(tmp_path / 'none.parquet', [])
+    assert main(['table', str(tmp_path)]) == 1
+    assert 'hold no rows' in capsys.readouterr().err
+
+
+def test_the_same_thing_twice_is_refused():
+    with pytest.raises(TableError, match='twice'):
+        robust_entry([*runs('clock', [0.5], [0.5]), *runs('clock', [0.5], [0.5])])
