@@ -37,8 +37,7 @@ def add_command(verbs: Any) -> None:
         'table',
         help="make the paper's Table 1 and the robust table",
         description=(
-            'Make tables of all methods and benchmarks in results folders, which `sweep` and '
-            '`evaluate --results` write.'
+            'Make tables of all methods and benchmarks in results folders, which `sweep` writes.'
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
