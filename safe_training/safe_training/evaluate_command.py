@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import DETECTORS
 from safe_monitor_node.folder import DetectorFolderError, LoadedDetector, load_detector
 from safe_training.detector_options import (
@@ -129,10 +130,8 @@ def parts_of(loaded: LoadedDetector, rollouts: Sequence[Rollout]) -> dict[str, l
     return {name: members for name, members in parts.items() if members}
 
 
-def evaluate_folder(
-    loaded: LoadedDetector, rollouts: Sequence[Rollout], feature: FeatureSpec, alpha: float
-) -> dict[str, PartReport]:
-    """Evaluate a loaded detector on each part of the rollouts.
+def band_for(loaded: LoadedDetector, feature: FeatureSpec) -> Band:
+    """Return the detector's band if it can judge rollouts with these features.
 
     Raises
     ------
@@ -147,9 +146,23 @@ def evaluate_folder(
         )
     if loaded.band is None:
         raise EvaluationError('the detector folder has no band; fit it again')
+    return loaded.band
+
+
+def evaluate_folder(
+    loaded: LoadedDetector, rollouts: Sequence[Rollout], feature: FeatureSpec, alpha: float
+) -> dict[str, PartReport]:
+    """Evaluate a loaded detector on each part of the rollouts.
+
+    Raises
+    ------
+    EvaluationError
+        The features are not what the detector was fitted on, or there is no band.
+    """
+    band = band_for(loaded, feature)
     stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
-        name: report_part(score_part(loaded.detector, members, name), stops, loaded.band, alpha)
+        name: report_part(score_part(loaded.detector, members, name), stops, band, alpha)
         for name, members in parts_of(loaded, rollouts).items()
     }
 

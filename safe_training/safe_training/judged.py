@@ -10,7 +10,7 @@ import numpy as np
 
 from safe_monitor_node.band import BandError, Threshold
 from safe_monitor_node.folder import LoadedDetector
-from safe_training.evaluate_command import parts_of
+from safe_training.evaluate_command import band_for, parts_of
 from safe_training.evaluation import EvaluationError
 from safe_training.metrics import Scored
 from vla_feature_bridge.pooling import FeatureSpec
@@ -76,14 +76,7 @@ def judge(
         The features are not what the detector was fitted on, there is no band, or the band is not
         for this alpha or ends before a rollout does.
     """
-    if feature != loaded.feature:
-        raise EvaluationError(
-            f'the rollouts hold features {feature} of width {feature.dim}, '
-            f'the detector was fitted on {loaded.feature} of width {loaded.feature.dim}; '
-            'convert with the same feature and pooling'
-        )
-    if loaded.band is None:
-        raise EvaluationError('the detector folder has no band; fit it again')
+    band = band_for(loaded, feature)
     judged = []
     for part, members in parts_of(loaded, rollouts).items():
         detector = loaded.detector
@@ -91,7 +84,7 @@ def judge(
         for rollout, scores in zip(members, score(members), strict=True):
             values = np.asarray(scores, dtype=np.float64)
             try:
-                threshold = loaded.band.at(loaded.alpha if alpha is None else alpha)
+                threshold = band.at(loaded.alpha if alpha is None else alpha)
                 alarm = threshold.first_crossing(values)
             except BandError as error:
                 raise EvaluationError(f'rollout {rollout.episode_id!r}: {error}') from error
