@@ -99,7 +99,7 @@ def calibrate(
         parameter out of range.
 
     """
-    curves = _checked_curves(scores, horizon)
+    curves = checked_curves(scores, horizon)
     if rollouts is not None and len(rollouts) != len(curves):
         raise CalibrationError(
             f'calibration: {len(rollouts)} rollout names for {len(curves)} score curves'
@@ -187,7 +187,7 @@ def functional_band(
         raise CalibrationError(
             f'calibration: quantile must be one of {get_args(Quantile)}, found {quantile!r}'
         )
-    sorted_alphas = _checked_alphas(alphas)
+    sorted_alphas = checked_alphas(alphas)
     build = _finite_sample_band if quantile == 'finite_sample' else _published_band
     upper = np.stack([build(center, calibration, alpha, modulation) for alpha in sorted_alphas])
     n_center, n_calibration = center.shape[0], calibration.shape[0]
@@ -199,7 +199,7 @@ def functional_band(
         'n_center': n_center,
         'n_calibration': n_calibration,
     }
-    note = _note(sorted_alphas, upper, n_calibration)
+    note = infinite_note(sorted_alphas, upper, n_calibration)
     if note:
         provenance['note'] = note
     return Band(
@@ -286,7 +286,8 @@ def _modulation(
     return np.asarray(deviations[kept].max(axis=0))
 
 
-def _note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
+def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
+    """Say for which alphas no alarm can be raised, and what would help; empty if for none."""
     infinite = [alpha for alpha, row in zip(alphas, upper, strict=True) if np.isinf(row).all()]
     if not infinite:
         return ''
@@ -310,7 +311,8 @@ def _exact(value: float) -> Fraction:
     return Fraction(value).limit_denominator(10**9)
 
 
-def _checked_alphas(alphas: Sequence[float]) -> list[float]:
+def checked_alphas(alphas: Sequence[float]) -> list[float]:
+    """Return alphas ascending; raises CalibrationError unless all lie inside (0, 1), each once."""
     values = sorted(float(alpha) for alpha in alphas)
     if not values:
         raise CalibrationError('calibration: no alpha was given')
@@ -323,7 +325,8 @@ def _checked_alphas(alphas: Sequence[float]) -> list[float]:
     return values
 
 
-def _checked_curves(scores: Sequence[ArrayLike], horizon: int) -> list[NDArray[np.float64]]:
+def checked_curves(scores: Sequence[ArrayLike], horizon: int) -> list[NDArray[np.float64]]:
+    """Return score curves as float64; raises CalibrationError for none, empty, NaN or too long."""
     if len(scores) == 0:
         raise CalibrationError(
             'calibration: there are no successful rollouts to calibrate on; label successes, '

@@ -71,9 +71,10 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         '--modulation',
-        choices=('adaptive', 'std', 'constant'),
+        choices=('adaptive', 'std', 'constant', 'none'),
         default=default.modulation,
-        help='shape of the band over time (default %(default)s)',
+        help='shape of the band over time; none: one threshold, for few successes '
+        '(default %(default)s)',
     )
     parser.add_argument(
         '--horizon',

@@ -17,6 +17,7 @@ from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import Detector, make_detector
 from safe_training import fitting as _fitting  # noqa: F401  (makes Detector.fit work)
 from safe_training.calibration import ALPHAS, CalibrationError, calibrate
+from safe_training.conformal import constant_band
 from safe_training.fit_probe import leave_one_task_out_scores
 from safe_training.metrics import (
     AlarmReport,
@@ -52,8 +53,8 @@ class Protocol:
         Share of the tasks that is never trained on; share of a seen task's rollouts that trains.
     alpha : float
         Promised false-alarm rate.
-    modulation : {'adaptive', 'std', 'constant'}
-        Shape of the band.
+    modulation : {'adaptive', 'std', 'constant', 'none'}
+        Shape of the band; 'none': one threshold for all steps, which needs the fewest successes.
     horizon : int
         Steps of the band; 0 takes the longest rollout there is.
     calibration : {'heldout', 'loto'}
@@ -176,15 +177,24 @@ def calibrated_band(
     protocol: Protocol,
 ) -> Band:
     """Calibrate the band of a split on scores of successes; ``what`` says which those are."""
-    band = calibrate(
-        scores,
-        alphas=sorted({*ALPHAS, protocol.alpha}),
-        horizon=longest(rollouts, protocol),
-        generator=np.random.default_rng(split.seed),
-        modulation=protocol.modulation,  # type: ignore[arg-type]
-        rollouts=[r.episode_id for r in successes],
-        calibrated_on=f'{what}, split seed {split.seed}',
-    )
+    alphas = sorted({*ALPHAS, protocol.alpha})
+    horizon = longest(rollouts, protocol)
+    names = [r.episode_id for r in successes]
+    described = f'{what}, split seed {split.seed}'
+    if protocol.modulation == 'none':
+        band = constant_band(
+            scores, alphas, horizon=horizon, rollouts=names, calibrated_on=described
+        )
+    else:
+        band = calibrate(
+            scores,
+            alphas,
+            horizon=horizon,
+            generator=np.random.default_rng(split.seed),
+            modulation=protocol.modulation,  # type: ignore[arg-type]
+            rollouts=names,
+            calibrated_on=described,
+        )
     return replace(band, provenance={**band.provenance, 'scores': protocol.calibration})
 
 

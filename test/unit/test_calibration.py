@@ -205,7 +205,7 @@ def unequal_curves(generator, n):
 @pytest.mark.parametrize('n', [5, 10, 20, 100])
 def test_realised_false_alarms_keep_the_promise(n, modulation):
     # One new success for each of the resamplings: alarms are then binomial with p <= alpha.
-    resamplings, alphas = 800 if n < 100 else 400, (0.05, 0.1, 0.2, 0.3, 0.5)
+    resamplings, alphas = 1000, (0.05, 0.1, 0.2, 0.3, 0.5)
     generator = np.random.default_rng([n, len(modulation)])
     alarms = np.zeros(len(alphas), dtype=int)
     for _ in range(resamplings):
