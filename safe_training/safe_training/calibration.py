@@ -23,12 +23,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from safe_monitor_node.adaptive import conformal_rank, exact_fraction
 from safe_monitor_node.band import Band
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -110,7 +110,7 @@ def calibrate(
         )
     extended = np.stack([_edge_extended(curve, horizon) for curve in curves])
     order = generator.permutation(len(curves))
-    n_center = max(1, math.floor(_exact(center_fraction) * len(curves)))
+    n_center = max(1, math.floor(exact_fraction(center_fraction) * len(curves)))
     center, ranked = order[:n_center], order[n_center:]
     band = functional_band(extended[center], extended[ranked], alphas, modulation, quantile)
     provenance = {
@@ -212,17 +212,6 @@ def functional_band(
     )
 
 
-def conformal_rank(n: int, alpha: float) -> int:
-    """Return ceil((n + 1)(1 - alpha)), the rank of the finite-sample conformal quantile.
-
-    The k-th smallest of n exchangeable values is exceeded by the next one with probability at
-    most alpha; a result of n + 1 means that no finite value has that property. Exact: alpha is
-    read as the nearby decimal it stands for, since in floating point (9 + 1)(1 - 0.7) lies above
-    3 and gives rank 4.
-    """
-    return n + 1 - math.floor((n + 1) * _exact(alpha))
-
-
 def _finite_sample_band(
     center: NDArray[np.float64],
     calibration: NDArray[np.float64],
@@ -299,16 +288,11 @@ def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibra
             f'the smallest alpha with a finite threshold is 1/{n_calibration + 1} = '
             f'{1 / (n_calibration + 1):.3g}'
         )
-    needed = math.ceil(1 / _exact(infinite[0])) - 1
+    needed = math.ceil(1 / exact_fraction(infinite[0])) - 1
     return (
         f'{n_calibration} calibration rollouts are too few for alpha {listed}: no alarm will '
         f'ever be raised there; {reach}. Alpha {infinite[0]:g} needs {needed} of them.'
     )
-
-
-def _exact(value: float) -> Fraction:
-    """Return the short fraction that a float stands for: 0.15000000000000002 is 3/20."""
-    return Fraction(value).limit_denominator(10**9)
 
 
 def checked_alphas(alphas: Sequence[float]) -> list[float]:
@@ -318,7 +302,7 @@ def checked_alphas(alphas: Sequence[float]) -> list[float]:
         raise CalibrationError('calibration: no alpha was given')
     for value in values:
         # The second test is for alphas that are 0 or 1 but for rounding.
-        if not (0.0 < value < 1.0 and 0 < _exact(value) < 1):
+        if not (0.0 < value < 1.0 and 0 < exact_fraction(value) < 1):
             raise CalibrationError(f'calibration: an alpha must lie inside (0, 1), found {value}')
     if len(set(values)) != len(values):
         raise CalibrationError(f'calibration: an alpha is given twice: {values}')
