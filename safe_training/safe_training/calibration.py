@@ -212,21 +212,77 @@ def functional_band(
     )
 
 
+def two_sided_band(
+    center_curves: ArrayLike,
+    calibration_curves: ArrayLike,
+    alphas: Sequence[float] = ALPHAS,
+    modulation: Modulation = 'adaptive',
+    quantile: Quantile = 'finite_sample',
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the lower and upper edges (K, T) between which a new curve stays, for each alpha.
+
+    A new curve leaves the band on either side, at any step, with probability at most alpha
+    (Diquigiovanni, Fontana and Vantini, 2025): mu(t) -+ w M(t), w the finite-sample quantile of
+    max_t |x(t) - mu(t)| / M(t). Where there are too few calibration curves the edges are -inf and
+    +inf. Alarms need the upper edge only, of :func:`functional_band`, which is lower than this one.
+
+    Parameters
+    ----------
+    center_curves, calibration_curves, alphas, modulation
+        As in :func:`functional_band`; the rows follow the alphas in ascending order.
+    quantile : {'finite_sample', 'published'}
+        'published' differs in the modulation only, to which it adds 1e-8 instead of a floor.
+    """
+    center = _curve_matrix(center_curves, 'center_curves')
+    calibration = _curve_matrix(calibration_curves, 'calibration_curves', steps=center.shape[1])
+    if center.shape[0] == 0 or center.shape[1] == 0:
+        raise CalibrationError(
+            f'calibration: center_curves must have shape (n1 >= 1, T >= 1), found {center.shape}'
+        )
+    mu = center.mean(axis=0)
+    n2 = calibration.shape[0]
+    edges = []
+    for alpha in checked_alphas(alphas):
+        rank = conformal_rank(n2, alpha)
+        if rank > n2:
+            edges.append((np.full(mu.size, -np.inf), np.full(mu.size, np.inf)))
+            continue
+        if quantile == 'published':
+            n1 = center.shape[0]
+            width = _modulation(center, mu, int(np.ceil((n1 + 1) * (1 - alpha))), modulation)
+            width = width + (0.0 if modulation == 'constant' else 1e-8)
+        else:
+            width = _floored_modulation(center, mu, alpha, modulation)
+        nonconformity = (np.abs(calibration - mu) / width).max(axis=1)
+        scaled = float(np.partition(nonconformity, rank - 1)[rank - 1]) * width
+        # A curve that ties with the k-th is not outside.
+        rounding = 8 * np.finfo(np.float64).eps * (np.abs(mu) + scaled)
+        edges.append((mu - scaled - rounding, mu + scaled + rounding))
+    return np.stack([low for low, _ in edges]), np.stack([high for _, high in edges])
+
+
+def _floored_modulation(
+    center: NDArray[np.float64], mu: NDArray[np.float64], alpha: float, modulation: Modulation
+) -> NDArray[np.float64]:
+    """Return M(t), shape (T,), never far below its mean, and constant where nothing varies."""
+    width = _modulation(center, mu, conformal_rank(center.shape[0], alpha), modulation)
+    if width.max() <= _NO_SPREAD * np.abs(center).max():
+        width = np.ones_like(width)
+    return np.maximum(width, _MODULATION_FLOOR * width.mean())
+
+
 def _finite_sample_band(
     center: NDArray[np.float64],
     calibration: NDArray[np.float64],
     alpha: float,
     modulation: Modulation,
 ) -> NDArray[np.float64]:
-    n1, n2 = center.shape[0], calibration.shape[0]
+    n2 = calibration.shape[0]
     rank = conformal_rank(n2, alpha)
     if rank > n2:
         return np.full(center.shape[1], np.inf)
     mu = center.mean(axis=0)
-    width = _modulation(center, mu, conformal_rank(n1, alpha), modulation)
-    if width.max() <= _NO_SPREAD * np.abs(center).max():
-        width = np.ones_like(width)
-    width = np.maximum(width, _MODULATION_FLOOR * width.mean())
+    width = _floored_modulation(center, mu, alpha, modulation)
     nonconformity = ((calibration - mu) / width).max(axis=1)
     scaled = float(np.partition(nonconformity, rank - 1)[rank - 1]) * width
     rounding = 8 * np.finfo(np.float64).eps * (np.abs(mu) + np.abs(scaled))

@@ -17,6 +17,7 @@ from safe_training.calibration import (
     calibrate,
     conformal_rank,
     functional_band,
+    two_sided_band,
 )
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
@@ -52,6 +53,49 @@ def test_golden_cases_are_all_there():
 def test_published_bands(center, calibration, alphas, upper, modulation):
     band = functional_band(center, calibration, alphas, modulation, 'published')
     np.testing.assert_allclose(band.upper, upper, rtol=1e-9, atol=0)
+
+
+def golden_two_sided():
+    with np.load(GOLDEN / 'functional_cp.npz', allow_pickle=False) as archive:
+        arrays = {key: archive[key] for key in archive.files}
+    return [
+        pytest.param(arrays, case, name, modulation, id=f'{case}-{name}')
+        for case in sorted({key.split('/')[0] for key in arrays})
+        for modulation, name in MODULATIONS.items()
+        if f'{case}/out/{name}_twosided_upper' in arrays
+    ]
+
+
+@pytest.mark.parametrize(('arrays', 'case', 'name', 'modulation'), golden_two_sided())
+def test_published_two_sided_bands(arrays, case, name, modulation):
+    center, calibration = arrays[f'{case}/in/training'], arrays[f'{case}/in/calibration']
+    alphas = np.sort(arrays[f'{case}/out/{name}_twosided_alphas'])
+    order = np.argsort(arrays[f'{case}/out/{name}_twosided_alphas'])
+    lower, upper = two_sided_band(center, calibration, alphas, modulation, 'published')
+    expected = arrays[f'{case}/out/{name}_twosided_lower'][order]
+    np.testing.assert_allclose(lower, expected, rtol=1e-9, atol=1e-12)
+    expected = arrays[f'{case}/out/{name}_twosided_upper'][order]
+    np.testing.assert_allclose(upper, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize('modulation', list(MODULATIONS))
+@pytest.mark.parametrize('n', [5, 10, 20, 100])
+def test_curves_leave_two_sided_bands_as_seldom_as_promised(n, modulation):
+    resamplings, alphas = 1000, (0.05, 0.1, 0.2, 0.3, 0.5)
+    generator = np.random.default_rng([n, len(modulation)])
+    outside = np.zeros(len(alphas), dtype=int)
+    n_center = max(1, 3 * n // 10)
+    for _ in range(resamplings):
+        curves, _ = unequal_curves(generator, n + 1)
+        new, center, ranked = curves[0], curves[1 : 1 + n_center], curves[1 + n_center :]
+        lower, upper = two_sided_band(center, ranked, alphas, modulation)
+        outside += ((new < lower) | (new > upper)).any(axis=1)
+    allowed = binom.ppf(1 - 1e-4, resamplings, alphas)
+    assert (outside <= allowed).all(), (outside / resamplings, alphas)
+    n_ranked = n - n_center
+    for alpha, count in zip(alphas, outside, strict=True):
+        reachable = np.floor((n_ranked + 1) * alpha + 1e-9) / (n_ranked + 1)
+        assert count == 0 if reachable == 0 else count > 0.4 * reachable * resamplings
 
 
 @pytest.mark.parametrize('n', [4, 9, 21])
