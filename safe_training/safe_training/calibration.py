@@ -173,20 +173,7 @@ def functional_band(
         only) nothing to interpolate or a standard deviation of one curve.
 
     """
-    center = _curve_matrix(center_curves, 'center_curves')
-    calibration = _curve_matrix(calibration_curves, 'calibration_curves', steps=center.shape[1])
-    if center.shape[0] == 0 or center.shape[1] == 0:
-        raise CalibrationError(
-            f'calibration: center_curves must have shape (n1 >= 1, T >= 1), found {center.shape}'
-        )
-    if modulation not in get_args(Modulation):
-        raise CalibrationError(
-            f'calibration: modulation must be one of {get_args(Modulation)}, found {modulation!r}'
-        )
-    if quantile not in get_args(Quantile):
-        raise CalibrationError(
-            f'calibration: quantile must be one of {get_args(Quantile)}, found {quantile!r}'
-        )
+    center, calibration = _checked_parts(center_curves, calibration_curves, modulation, quantile)
     sorted_alphas = checked_alphas(alphas)
     build = _finite_sample_band if quantile == 'finite_sample' else _published_band
     upper = np.stack([build(center, calibration, alpha, modulation) for alpha in sorted_alphas])
@@ -233,12 +220,7 @@ def two_sided_band(
     quantile : {'finite_sample', 'published'}
         'published' differs in the modulation only, to which it adds 1e-8 instead of a floor.
     """
-    center = _curve_matrix(center_curves, 'center_curves')
-    calibration = _curve_matrix(calibration_curves, 'calibration_curves', steps=center.shape[1])
-    if center.shape[0] == 0 or center.shape[1] == 0:
-        raise CalibrationError(
-            f'calibration: center_curves must have shape (n1 >= 1, T >= 1), found {center.shape}'
-        )
+    center, calibration = _checked_parts(center_curves, calibration_curves, modulation, quantile)
     mu = center.mean(axis=0)
     n2 = calibration.shape[0]
     edges = []
@@ -259,6 +241,27 @@ def two_sided_band(
         rounding = 8 * np.finfo(np.float64).eps * (np.abs(mu) + scaled)
         edges.append((mu - scaled - rounding, mu + scaled + rounding))
     return np.stack([low for low, _ in edges]), np.stack([high for _, high in edges])
+
+
+def _checked_parts(
+    center_curves: ArrayLike, calibration_curves: ArrayLike, modulation: str, quantile: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return both parts as curves of one length, and refuse options that do not exist."""
+    center = _curve_matrix(center_curves, 'center_curves')
+    calibration = _curve_matrix(calibration_curves, 'calibration_curves', steps=center.shape[1])
+    if center.shape[0] == 0 or center.shape[1] == 0:
+        raise CalibrationError(
+            f'calibration: center_curves must have shape (n1 >= 1, T >= 1), found {center.shape}'
+        )
+    if modulation not in get_args(Modulation):
+        raise CalibrationError(
+            f'calibration: modulation must be one of {get_args(Modulation)}, found {modulation!r}'
+        )
+    if quantile not in get_args(Quantile):
+        raise CalibrationError(
+            f'calibration: quantile must be one of {get_args(Quantile)}, found {quantile!r}'
+        )
+    return center, calibration
 
 
 def _floored_modulation(

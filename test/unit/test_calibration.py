@@ -78,6 +78,13 @@ def test_published_two_sided_bands(arrays, case, name, modulation):
     np.testing.assert_allclose(upper, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_two_sided_bands_refuse_what_one_sided_ones_refuse():
+    with pytest.raises(CalibrationError, match='modulation must be one of'):
+        two_sided_band(np.zeros((2, 3)), np.zeros((9, 3)), [0.1], 'wavy')
+    with pytest.raises(CalibrationError, match='center_curves must have shape'):
+        two_sided_band(np.zeros((0, 3)), np.zeros((9, 3)), [0.1])
+
+
 @pytest.mark.parametrize('modulation', list(MODULATIONS))
 @pytest.mark.parametrize('n', [5, 10, 20, 100])
 def test_curves_leave_two_sided_bands_as_seldom_as_promised(n, modulation):
