@@ -31,10 +31,12 @@ WIDTH = 16
 SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
 DATA = frozenset({'features', 'actions', 'sampled_actions', 'tokens', 'signals'})
 TINY = {'hidden': 8, 'epochs': 5}
+# A group of the normalisation must hold more than a few numbers: one that holds four and happens to
+# have no spread magnifies rounding 300 times, on some processors past the tolerance below.
 TINY_UNET = {
-    'down_dims': [8, 8],
+    'down_dims': [16, 16],
     'kernel_size': 3,
-    'groups': 4,
+    'groups': 2,
     'time_dim': 4,
     'epochs': 1,
     'batch_size': 12,
