@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the alarm threshold of a detector as a function of the step, for each promised alpha."""
+"""Holds the alarm threshold of a detector as a function of the step, for each promised alpha.
+
+A band may hold a band of its own for some tasks (Mondrian calibration: the promise then holds
+within each of them), and how its thresholds came about, so that they can be moved while a robot
+works.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 # Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The adaptive
 # modulation reshapes the band with alpha, so two of its bands may cross.
 _ORDERED_KINDS = ('functional_constant', 'functional_std')
+
+# The arrays of a shape.
+_SHAPE = ('center', 'width', 'nonconformity')
 
 # How close an alpha must be to a calibrated one: 3 * 0.05 is 0.15000000000000002.
 _ALPHA_TOLERANCE = 1e-9
@@ -33,11 +41,14 @@ class Threshold:
         Promised false-alarm rate per successful episode.
     upper : (T,) float64 array
         Threshold at step 0..T-1; +inf where no finite threshold keeps the promise.
+    task : str
+        The task that it was calibrated on alone; empty for all tasks together.
 
     """
 
     alpha: float
     upper: NDArray[np.float64]
+    task: str = ''
 
     @property
     def length(self) -> int:
@@ -89,6 +100,41 @@ class Threshold:
 
 
 @dataclass(frozen=True, eq=False)
+class BandShape:
+    """What thresholds are made of: ``upper(t) = center(t) + w width(t)``.
+
+    w is ranked among the nonconformities ``max_t (x(t) - center(t)) / width(t)`` of the calibration
+    rollouts. A threshold that moves while a robot works moves w.
+
+    Attributes
+    ----------
+    center : (T,) float64 array
+    width : (K, T) float64 array
+        Positive; one row per alpha of the band.
+    nonconformity : (K, n) float64 array
+        Of the n calibration rollouts, each row ascending.
+
+    """
+
+    center: NDArray[np.float64]
+    width: NDArray[np.float64]
+    nonconformity: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for name, axes in (('center', 1), ('width', 2), ('nonconformity', 2)):
+            array = _frozen(getattr(self, name), name)
+            object.__setattr__(self, name, array)
+            if array.ndim != axes or not np.isfinite(array).all():
+                raise BandError(
+                    f'band: {name} must be {axes}-dimensional and finite, found shape {array.shape}'
+                )
+        if not (self.width > 0.0).all():
+            raise BandError('band: width must be positive everywhere')
+        if (np.diff(self.nonconformity, axis=1) < 0.0).any():
+            raise BandError('band: the nonconformities of an alpha must ascend')
+
+
+@dataclass(frozen=True, eq=False)
 class Band:
     """Thresholds over the steps of an episode, one row per alpha.
 
@@ -107,6 +153,10 @@ class Band:
         Number of rollouts the shape of the band was taken from.
     provenance : dict
         JSON-ready facts on what was promised and on which rollouts; may hold a 'note' for people.
+    shape : BandShape or None
+        What the thresholds are made of; None where that was not kept.
+    tasks : dict of str to Band
+        Bands of single tasks, with the same alphas and length; they hold no further ones.
 
     """
 
@@ -116,6 +166,8 @@ class Band:
     n_calibration: int
     n_center: int = 0
     provenance: dict[str, Any] = field(default_factory=dict)
+    shape: BandShape | None = None
+    tasks: Mapping[str, Band] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         alphas = _frozen(self.alphas, 'alphas')
@@ -152,6 +204,34 @@ class Band:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise BandError(f'band: provenance cannot be written as JSON: {error}') from error
+        if self.shape is not None:
+            self._check_shape(self.shape)
+        for task, band in self.tasks.items():
+            self._check_task(task, band)
+
+    def _check_shape(self, shape: BandShape) -> None:
+        wanted = {
+            'center': (self.length,),
+            'width': (self.alphas.size, self.length),
+            'nonconformity': (self.alphas.size, self.n_calibration),
+        }
+        for name, expected in wanted.items():
+            if getattr(shape, name).shape != expected:
+                raise BandError(
+                    f'band: {name} must have shape {expected}, found {getattr(shape, name).shape}'
+                )
+
+    def _check_task(self, task: str, band: Band) -> None:
+        if not isinstance(task, str) or not task:
+            raise BandError(f'band: the task of a band must be a name, found {task!r}')
+        if band.tasks:
+            raise BandError(f'band: the band of task {task!r} holds bands of tasks itself')
+        if not np.array_equal(band.alphas, self.alphas) or band.length != self.length:
+            raise BandError(
+                f'band: the band of task {task!r} has {band.alphas.size} alphas and '
+                f'{band.length} steps, the band of all tasks {self.alphas.size} and '
+                f'{self.length}; they must be the same'
+            )
 
     @property
     def length(self) -> int:
@@ -168,8 +248,21 @@ class Band:
         """Tell whether an episode of `length` steps lies within the calibrated steps."""
         return length <= self.length
 
-    def at(self, alpha: float) -> Threshold:
-        """Return the threshold for a calibrated alpha (to 1e-9); `BandError` lists those there."""
+    def at(self, alpha: float, task: str = '') -> Threshold:
+        """Return the threshold for a calibrated alpha (to 1e-9); `BandError` lists those there.
+
+        With a task: that of its own band, if there is one and its threshold is finite. A task of
+        which too few rollouts were there for this alpha is watched by the band of all tasks, which
+        promises for all of them together; an alarm that can never come would be no better.
+        """
+        row = self.row(alpha)
+        own = self.tasks.get(task)
+        if own is not None and np.isfinite(own.upper[row]).any():
+            return Threshold(alpha=float(self.alphas[row]), upper=own.upper[row], task=task)
+        return Threshold(alpha=float(self.alphas[row]), upper=self.upper[row])
+
+    def row(self, alpha: float) -> int:
+        """Return the row of a calibrated alpha (to 1e-9); `BandError` lists those there."""
         row = int(np.argmin(np.abs(self.alphas - alpha)))
         # Written so that a NaN fails it.
         if not abs(self.alphas[row] - alpha) <= _ALPHA_TOLERANCE:
@@ -178,11 +271,19 @@ class Band:
                 f'band: not calibrated for alpha {alpha:g}; choose one of {listed}, '
                 'or calibrate again with it'
             )
-        return Threshold(alpha=float(self.alphas[row]), upper=self.upper[row])
+        return row
 
     def state(self) -> dict[str, NDArray[np.float64]]:
-        """Return the arrays to store: 'alphas' (K,) and 'upper' (K, T), float64."""
-        return {'alphas': self.alphas.copy(), 'upper': self.upper.copy()}
+        """Return the arrays to store, float64: 'alphas' (K,), 'upper' (K, T), those of the shape.
+
+        The arrays of the i-th band of a task are named 'task<i>.upper' and so on.
+        """
+        arrays = {'alphas': self.alphas.copy(), 'upper': self.upper.copy()}
+        if self.shape is not None:
+            arrays |= {name: getattr(self.shape, name).copy() for name in _SHAPE}
+        for index, band in enumerate(self.tasks.values()):
+            arrays |= {f'task{index}.{name}': array for name, array in band.state().items()}
+        return arrays
 
     def meta(self) -> dict[str, Any]:
         """Return what is stored beside the arrays, JSON-ready."""
@@ -191,6 +292,7 @@ class Band:
             'n_calibration': self.n_calibration,
             'n_center': self.n_center,
             'provenance': self.provenance,
+            'tasks': [{'task': task, **band.meta()} for task, band in self.tasks.items()],
         }
 
     @classmethod
@@ -203,7 +305,8 @@ class Band:
             A field is missing, of another type, or the band it describes is not valid.
 
         """
-        for name in ('alphas', 'upper'):
+        there = [name for name in _SHAPE if name in arrays]
+        for name in ('alphas', 'upper', *(_SHAPE if there else ())):
             if name not in arrays:
                 raise BandError(f'band: array {name!r} is missing; found {sorted(arrays)}')
             if arrays[name].dtype != np.float64:
@@ -222,7 +325,24 @@ class Band:
             n_calibration=meta['n_calibration'],
             n_center=meta['n_center'],
             provenance=meta['provenance'],
+            shape=BandShape(**{name: arrays[name] for name in _SHAPE}) if there else None,
+            tasks=_task_bands(arrays, meta),
         )
+
+
+def _task_bands(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> dict[str, Band]:
+    """Rebuild the bands of single tasks; a band that was stored before there were any has none."""
+    entries = meta.get('tasks', [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise BandError(f'band: tasks must be a list of objects, found {entries!r:.80}')
+    bands: dict[str, Band] = {}
+    for index, entry in enumerate(entries):
+        task, prefix = entry.get('task'), f'task{index}.'
+        if not isinstance(task, str) or task in bands:
+            raise BandError(f'band: tasks must have different names, found {task!r}')
+        own = {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}
+        bands[task] = Band.from_state(own, entry)
+    return bands
 
 
 def _frozen(values: ArrayLike, name: str) -> NDArray[np.float64]:

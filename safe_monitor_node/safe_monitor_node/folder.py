@@ -297,18 +297,12 @@ def _load(folder: Path) -> LoadedDetector:
     arrays = _read_arrays(folder, content)
     path = folder / DESCRIPTION
     _check_finite(folder / WEIGHTS, arrays)
-    known = {'band.alphas', 'band.upper'} if content.get('band') is not None else set()
-    if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
-        raise DetectorFolderError(
-            f'{folder / WEIGHTS}: nothing belongs to the array {surplus[0]!r}; '
-            'fit again, or use the release that made it'
-        )
     try:
         feature = FeatureSpec.from_dict(content['feature'])
         detector = make_detector(content['detector'], **content['params'])
         detector.load_state(_part(arrays, 'detector.'), feature.dim)
         band, alpha = None, float(content['alpha'])
-        if content['band'] is not None:
+        if content.get('band') is not None:
             band = Band.from_state(_part(arrays, 'band.'), content['band'])
             band.at(alpha)
         provenance = dict(content['provenance'])
@@ -318,6 +312,12 @@ def _load(folder: Path) -> LoadedDetector:
         raise DetectorFolderError(
             f'{path}: an entry is missing or of another type: {error!r}'
         ) from error
+    known = set() if band is None else {f'band.{name}' for name in band.state()}
+    if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
+        raise DetectorFolderError(
+            f'{folder / WEIGHTS}: nothing belongs to the array {surplus[0]!r}; '
+            'fit again, or use the release that made it'
+        )
     return LoadedDetector(detector, feature, band, alpha, provenance)
 
 

@@ -23,13 +23,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from safe_monitor_node.adaptive import conformal_rank, exact_fraction
-from safe_monitor_node.band import Band
+from safe_monitor_node.band import Band, BandShape
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 """Promised false-alarm rates that a band holds by default."""
@@ -124,14 +125,7 @@ def calibrate(
     if rollouts is not None:
         provenance['center_rollouts'] = [str(rollouts[index]) for index in center]
         provenance['calibration_rollouts'] = [str(rollouts[index]) for index in ranked]
-    return Band(
-        alphas=band.alphas,
-        upper=band.upper,
-        kind=band.kind,
-        n_calibration=band.n_calibration,
-        n_center=band.n_center,
-        provenance=provenance,
-    )
+    return replace(band, provenance=provenance)
 
 
 def functional_band(
@@ -175,8 +169,13 @@ def functional_band(
     """
     center, calibration = _checked_parts(center_curves, calibration_curves, modulation, quantile)
     sorted_alphas = checked_alphas(alphas)
-    build = _finite_sample_band if quantile == 'finite_sample' else _published_band
-    upper = np.stack([build(center, calibration, alpha, modulation) for alpha in sorted_alphas])
+    shape = None
+    if quantile == 'finite_sample':
+        upper, shape = _finite_sample_rows(center, calibration, sorted_alphas, modulation)
+    else:
+        upper = np.stack(
+            [_published_band(center, calibration, alpha, modulation) for alpha in sorted_alphas]
+        )
     n_center, n_calibration = center.shape[0], calibration.shape[0]
     provenance: dict[str, Any] = {
         'alphas': sorted_alphas,
@@ -196,6 +195,7 @@ def functional_band(
         n_calibration=n_calibration,
         n_center=n_center,
         provenance=provenance,
+        shape=shape,
     )
 
 
@@ -274,22 +274,26 @@ def _floored_modulation(
     return np.maximum(width, _MODULATION_FLOOR * width.mean())
 
 
-def _finite_sample_band(
+def _finite_sample_rows(
     center: NDArray[np.float64],
     calibration: NDArray[np.float64],
-    alpha: float,
+    alphas: Sequence[float],
     modulation: Modulation,
-) -> NDArray[np.float64]:
+) -> tuple[NDArray[np.float64], BandShape]:
+    """Return the thresholds (K, T), a row per alpha, and what they are made of."""
     n2 = calibration.shape[0]
-    rank = conformal_rank(n2, alpha)
-    if rank > n2:
-        return np.full(center.shape[1], np.inf)
     mu = center.mean(axis=0)
-    width = _floored_modulation(center, mu, alpha, modulation)
-    nonconformity = ((calibration - mu) / width).max(axis=1)
-    scaled = float(np.partition(nonconformity, rank - 1)[rank - 1]) * width
-    rounding = 8 * np.finfo(np.float64).eps * (np.abs(mu) + np.abs(scaled))
-    return mu + scaled + rounding
+    rows, widths, ranked = [], [], []
+    for alpha in alphas:
+        width = _floored_modulation(center, mu, alpha, modulation)
+        nonconformity = np.sort(((calibration - mu) / width).max(axis=1))
+        rank = conformal_rank(n2, alpha)
+        scaled = nonconformity[rank - 1] * width if rank <= n2 else np.full(mu.size, np.inf)
+        rounding = 8 * np.finfo(np.float64).eps * (np.abs(mu) + np.abs(scaled))
+        rows.append(mu + scaled + rounding)
+        widths.append(width)
+        ranked.append(nonconformity)
+    return np.stack(rows), BandShape(mu, np.stack(widths), np.stack(ranked))
 
 
 def _published_band(

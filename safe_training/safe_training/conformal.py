@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from safe_monitor_node.band import Band
+from safe_monitor_node.adaptive import conformal_rank
+from safe_monitor_node.band import Band, BandShape
 from safe_training.calibration import (
     ALPHAS,
     CalibrationError,
     Quantile,
     checked_alphas,
     checked_curves,
-    conformal_rank,
     infinite_note,
 )
 
@@ -148,7 +148,7 @@ def constant_band(
     """
     curves = checked_curves(scores, horizon)
     levels = checked_alphas(alphas)
-    peaks = [float(curve.max()) for curve in curves]
+    peaks = np.sort([float(curve.max()) for curve in curves])
     thresholds = [conformal_quantile(peaks, alpha) for alpha in levels]
     upper: NDArray[np.float64] = np.repeat(np.array(thresholds)[:, None], horizon, axis=1)
     provenance = {
@@ -172,4 +172,9 @@ def constant_band(
         n_calibration=len(curves),
         n_center=0,
         provenance=provenance,
+        shape=BandShape(
+            center=np.zeros(horizon),
+            width=np.ones((len(levels), horizon)),
+            nonconformity=np.tile(peaks, (len(levels), 1)),
+        ),
     )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from safe_monitor_node.band import Band, BandError
+from safe_monitor_node.band import Band, BandError, BandShape
 
 
 def make_band(**changes):
@@ -133,7 +133,7 @@ def test_a_stored_band_with_something_missing_is_refused():
         del state[name]
         with pytest.raises(BandError, match=f"array '{name}' is missing"):
             Band.from_state(state, band.meta())
-    for name in band.meta():
+    for name in band.meta().keys() - {'tasks'}:
         meta = band.meta()
         del meta[name]
         with pytest.raises(BandError, match=f"field '{name}' is missing"):
@@ -143,3 +143,66 @@ def test_a_stored_band_with_something_missing_is_refused():
         Band.from_state(single, band.meta())
     with pytest.raises(BandError, match='provenance must be an object, found list'):
         Band.from_state(band.state(), {**band.meta(), 'provenance': []})
+
+
+def make_shape(**changes):
+    values = {
+        'center': np.array([0.0, 1.0, 2.0]),
+        'width': np.ones((3, 3)),
+        'nonconformity': np.tile(np.arange(7.0), (3, 1)),
+    }
+    return BandShape(**{**values, **changes})
+
+
+def test_a_task_has_its_own_threshold_where_that_is_finite():
+    own = make_band(
+        upper=np.array([[np.inf] * 3, [np.inf] * 3, [0.1, 0.2, 0.3]]), n_calibration=1, n_center=0
+    )
+    band = make_band(tasks={'pour': own})
+    assert band.at(0.5, 'pour').upper.tolist() == [0.1, 0.2, 0.3]
+    assert band.at(0.5, 'pour').task == 'pour'
+    # One rollout cannot promise 0.15 for the task alone; an alarm that cannot come is no band.
+    assert band.at(0.15, 'pour').upper.tolist() == [1.0, 2.0, 3.0]
+    assert band.at(0.15, 'pour').task == ''
+    assert band.at(0.5, 'stack').upper.tolist() == band.at(0.5).upper.tolist() == [0.5, 1.5, 3.0]
+
+
+def test_bands_of_tasks_and_shapes_are_stored_with_the_band():
+    own = make_band(shape=make_shape(), upper=np.array([[9.0] * 3, [8.0] * 3, [7.0] * 3]))
+    band = make_band(shape=make_shape(), tasks={'pour': own, 'ünder/way': make_band()})
+    meta = json.loads(json.dumps(band.meta()))
+    again = Band.from_state(band.state(), meta)
+    assert list(again.tasks) == ['pour', 'ünder/way']
+    assert again.at(0.15, 'pour').upper.tolist() == [8.0] * 3
+    np.testing.assert_array_equal(again.shape.nonconformity, band.shape.nonconformity)
+    np.testing.assert_array_equal(again.tasks['pour'].shape.center, own.shape.center)
+    assert again.tasks['ünder/way'].shape is None
+    before = {name: meta[name] for name in meta.keys() - {'tasks'}}
+    assert not Band.from_state(make_band().state(), before).tasks
+
+
+@pytest.mark.parametrize(
+    ('make', 'match'),
+    [
+        (lambda: make_shape(width=np.zeros((3, 3))), 'width must be positive'),
+        (lambda: make_shape(center=np.array([0.0, np.nan, 0.0])), 'center must be .* finite'),
+        (lambda: make_shape(nonconformity=np.array([[1.0, 0.0]])), 'must ascend'),
+        (lambda: make_band(shape=make_shape(center=np.zeros(2))), r'center must have shape \(3,\)'),
+        (lambda: make_band(n_calibration=6, shape=make_shape()), r'shape \(3, 6\), found \(3, 7\)'),
+        (lambda: make_band(tasks={'': make_band()}), 'must be a name'),
+        (lambda: make_band(tasks={'a': make_band(tasks={'b': make_band()})}), 'holds bands of'),
+        (
+            lambda: make_band(tasks={'a': Band(np.array([0.1]), np.ones((1, 3)), 'any', 1)}),
+            'must be the same',
+        ),
+    ],
+)
+def test_shapes_and_bands_of_tasks_that_do_not_fit_are_refused(make, match):
+    with pytest.raises(BandError, match=match):
+        make()
+
+
+@pytest.mark.parametrize('tasks', [3, [3], [{'task': 1}], [{'task': 'a'}]])
+def test_stored_bands_of_tasks_that_are_none_are_refused(tasks):
+    with pytest.raises(BandError):
+        Band.from_state(make_band().state(), {**make_band().meta(), 'tasks': tasks})

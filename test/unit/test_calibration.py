@@ -19,6 +19,7 @@ from safe_training.calibration import (
     functional_band,
     two_sided_band,
 )
+from safe_training.conformal import conformal_quantile, constant_band
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 MODULATIONS = {'adaptive': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}
@@ -274,6 +275,27 @@ def test_realised_false_alarms_keep_the_promise(n, modulation):
         else:
             reachable = np.floor((n_ranked + 1) * alpha + 1e-9) / (n_ranked + 1)
             assert count > 0.4 * reachable * resamplings
+
+
+@pytest.mark.parametrize('modulation', [*MODULATIONS, 'none'])
+def test_the_shape_of_a_band_gives_its_thresholds(modulation):
+    curves, _ = unequal_curves(np.random.default_rng(3), 21)
+    alphas = (0.01, 0.1, 0.3)
+    if modulation == 'none':
+        band = constant_band(list(curves), alphas, horizon=16)
+    else:
+        band = calibrate(
+            list(curves),
+            alphas,
+            horizon=16,
+            generator=np.random.default_rng(0),
+            modulation=modulation,
+        )
+    shape = band.shape
+    for row, alpha in enumerate(alphas):
+        w = conformal_quantile(shape.nonconformity[row], alpha)
+        np.testing.assert_allclose(band.upper[row], shape.center + w * shape.width[row], rtol=1e-12)
+    assert np.isinf(band.upper[0]).all() and np.isfinite(band.upper[1]).all()
 
 
 def test_the_same_simulation_convicts_the_published_quantile():
