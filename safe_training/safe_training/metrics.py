@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+from sklearn.metrics import f1_score
 
 from safe_monitor_node.band import Threshold
 
@@ -306,9 +306,18 @@ def rank(values: ArrayLike, failed: ArrayLike) -> Ranking:
     n_successes = int(positive.size) - n_failures
     if n_failures == 0 or n_successes == 0:
         return Ranking(np.nan, np.nan, n_failures, n_successes)
+    # As sklearn.metrics.roc_auc_score and average_precision_score, which a test compares with; they
+    # take 2 ms a call, and a sweep ranks each task of each configuration at ten moments.
+    order = np.argsort(-scores, kind='stable')
+    # Rollouts with the same value are found together.
+    ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0.0, True])
+    found = np.cumsum(positive[order])[ends]
+    above = ends + 1
+    new = np.diff(found, prepend=0)
+    wrong = np.diff(above - found, prepend=0)
     return Ranking(
-        float(roc_auc_score(positive, scores)),
-        float(average_precision_score(positive, scores)),
+        float((wrong * (found - new / 2)).sum() / (n_failures * n_successes)),
+        float((new * (found / above)).sum() / n_failures),
         n_failures,
         n_successes,
     )
@@ -343,6 +352,24 @@ def rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, R
         'at_earliest_stop': rank_by_task(scores_at_earliest_stop(scored, stops), failed, tasks),
         'by_earliest_stop': rank_by_task(scores_by_earliest_stop(scored, stops), failed, tasks),
         'by_end': rank_by_task(scores_by_end(scored), failed, tasks),
+    }
+
+
+def all_rankings(
+    scored: Sequence[Scored], stops: Mapping[Task, int]
+) -> dict[str, RankingReport]:
+    """Rank at every moment that is reported, by name.
+
+    Those of :func:`rankings`; ``at_25_percent``, ``at_50_percent``, ``at_75_percent`` of the
+    earliest stop (:func:`rankings_at_quantiles`); ``running_25_percent`` and so on up to 100: what
+    still runs at that share of how long a success takes (:func:`running_rankings`).
+    """
+    quantiles = rankings_at_quantiles(scored, stops, (0.25, 0.5, 0.75))
+    running = running_rankings(scored)
+    return {
+        **rankings(scored, stops),
+        **{f'at_{100 * q:g}_percent': report for q, report in quantiles.items()},
+        **{f'running_{100 * f:g}_percent': report for f, report in running.items()},
     }
 
 

@@ -127,10 +127,11 @@ def split_tasks(
     seed: int,
     unseen_ratio: float = 0.3,
     seen_train_ratio: float = 0.6,
+    order: Sequence[Task] | None = None,
 ) -> Split:
     """Split rollouts by task as the published protocol does, draw for draw.
 
-    The distinct tasks, sorted, are shuffled by the legacy NumPy generator; the last
+    The distinct tasks, sorted (or as in `order`), are shuffled by the legacy NumPy generator; the last
     `round(unseen_ratio * n_tasks)` of them are unseen. Then each seen task, in shuffled order,
     draws one torch permutation of its rollouts; the first `int(seen_train_ratio * n)` train, the
     others validate. Unseen rollouts keep their order. Both generators are local ones, which give
@@ -149,6 +150,9 @@ def split_tasks(
         In [0, 1). 0 keeps every task seen.
     seen_train_ratio : float
         In (0, 1]. 1 leaves no rollout of a seen task to calibrate on.
+    order : sequence of int or str, optional
+        Every task once, in the order in which they are shuffled: that of the published task
+        numbers, where labels are names.
 
     Raises
     ------
@@ -157,31 +161,49 @@ def split_tasks(
         left to train on.
 
     """
-    labels = [_task(task) for task in tasks]
-    if not labels:
-        raise SplitError('split: there are no rollouts to split; check what the set was read from')
-    if len({isinstance(label, str) for label in labels}) > 1:
+    labels = _labels(tasks, seen_train_ratio)
+    ordered: list[Any] = sorted(labels) if order is None else [_task(task) for task in order]
+    if len(ordered) != len(labels) or set(ordered) != labels:
         raise SplitError(
-            'split: some task labels are strings and some are numbers; use one kind for all'
+            f'split: the order must hold each of the {len(labels)} tasks once, found {ordered}'
         )
     if not 0.0 <= unseen_ratio < 1.0:
         raise SplitError(f'split: unseen_ratio must lie in [0, 1), found {unseen_ratio}')
-    if not 0.0 < seen_train_ratio <= 1.0:
-        raise SplitError(f'split: seen_train_ratio must lie in (0, 1], found {seen_train_ratio}')
     if not 0 <= seed < 2**32:
         raise SplitError(f'split: seed must lie in 0..{2**32 - 1}, found {seed}')
-
-    ordered: list[Any] = sorted(set(labels))
     n_unseen = _number_of_unseen_tasks(len(ordered), unseen_ratio)
-    order = np.arange(len(ordered))
-    np.random.RandomState(seed).shuffle(order)
-    shuffled = [ordered[position] for position in order]
+    positions = np.arange(len(ordered))
+    np.random.RandomState(seed).shuffle(positions)
+    shuffled = [ordered[position] for position in positions]
     n_seen = len(shuffled) - n_unseen
-    seen_tasks, unseen_tasks = shuffled[:n_seen], shuffled[n_seen:]
+    return divide(
+        tasks,
+        seen_tasks=shuffled[:n_seen],
+        unseen_tasks=shuffled[n_seen:],
+        seed=seed,
+        unseen_ratio=unseen_ratio,
+        seen_train_ratio=seen_train_ratio,
+    )
 
-    members: dict[Task, list[int]] = {task: [] for task in ordered}
+
+def divide(
+    tasks: Sequence[Task],
+    *,
+    seen_tasks: Sequence[Task],
+    unseen_tasks: Sequence[Task],
+    seed: int,
+    unseen_ratio: float,
+    seen_train_ratio: float,
+) -> Split:
+    """Split rollouts of tasks that are known to be seen or unseen.
+
+    Each seen task, in the order given, draws one torch permutation of its rollouts, of which the
+    first `int(seen_train_ratio * n)` train. `unseen_ratio` is only noted.
+    """
+    labels = [_task(task) for task in tasks]
+    members: dict[Task, list[int]] = {}
     for index, label in enumerate(labels):
-        members[label].append(index)
+        members.setdefault(label, []).append(index)
     generator = torch.Generator().manual_seed(seed)
     train: list[int] = []
     seen: list[int] = []
@@ -193,21 +215,79 @@ def split_tasks(
         seen.extend(members[task][position] for position in draw[n_train:])
     if not train:
         raise SplitError(
-            f'split: no rollout is left to train on: {len(seen)} rollouts of {n_seen} seen tasks '
-            f'at seen_train_ratio {seen_train_ratio}; record more rollouts per task or raise '
-            'seen_train_ratio'
+            f'split: no rollout is left to train on: {len(seen)} rollouts of {len(seen_tasks)} '
+            f'seen tasks at seen_train_ratio {seen_train_ratio}; record more rollouts per task or '
+            'raise seen_train_ratio'
         )
-    unseen_set = set(unseen_tasks)
+    unseen = set(unseen_tasks)
     return Split(
         train=tuple(train),
         seen=tuple(seen),
-        unseen=tuple(index for index, label in enumerate(labels) if label in unseen_set),
+        unseen=tuple(index for index, label in enumerate(labels) if label in unseen),
         seen_tasks=tuple(seen_tasks),
         unseen_tasks=tuple(unseen_tasks),
         seed=seed,
         unseen_ratio=float(unseen_ratio),
         seen_train_ratio=float(seen_train_ratio),
     )
+
+
+def leave_one_task_out(
+    tasks: Sequence[Task], *, fold: int, seen_train_ratio: float = 0.6
+) -> Split:
+    """Split rollouts so that one task alone is unseen: the `fold`-th in sorted order.
+
+    The rollouts of the other tasks are divided as in :func:`split_tasks`, with `fold` as the seed.
+
+    Parameters
+    ----------
+    tasks : sequence of int or str, length N
+        As in :func:`split_tasks`.
+    fold : int
+        From 0 to the number of tasks - 1.
+    seen_train_ratio : float
+        In (0, 1].
+
+    Raises
+    ------
+    SplitError
+        Fewer than two tasks, no such fold, or what :func:`split_tasks` refuses.
+
+    """
+    ordered: list[Any] = sorted(_labels(tasks, seen_train_ratio))
+    if len(ordered) < 2:
+        raise SplitError(
+            'split: leaving one task out needs rollouts of at least 2 tasks, found '
+            f'{len(ordered)}; record rollouts of further tasks'
+        )
+    if not 0 <= fold < len(ordered):
+        raise SplitError(
+            f'split: {len(ordered)} tasks can be left out, numbers 0 to {len(ordered) - 1}, '
+            f'found {fold}'
+        )
+    left_out = ordered[fold]
+    return divide(
+        tasks,
+        seen_tasks=[task for task in ordered if task != left_out],
+        unseen_tasks=[left_out],
+        seed=fold,
+        unseen_ratio=1 / len(ordered),
+        seen_train_ratio=seen_train_ratio,
+    )
+
+
+def _labels(tasks: Sequence[Task], seen_train_ratio: float) -> set[Task]:
+    """Return the tasks there are, all of one kind."""
+    labels = {_task(task) for task in tasks}
+    if not labels:
+        raise SplitError('split: there are no rollouts to split; check what the set was read from')
+    if len({isinstance(label, str) for label in labels}) > 1:
+        raise SplitError(
+            'split: some task labels are strings and some are numbers; use one kind for all'
+        )
+    if not 0.0 < seen_train_ratio <= 1.0:
+        raise SplitError(f'split: seen_train_ratio must lie in (0, 1], found {seen_train_ratio}')
+    return labels
 
 
 def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:

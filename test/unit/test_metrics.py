@@ -11,7 +11,12 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from sklearn.metrics import auc, precision_recall_curve, roc_auc_score
+from sklearn.metrics import (
+    auc,
+    average_precision_score,
+    precision_recall_curve,
+    roc_auc_score,
+)
 
 from safe_monitor_node.band import Band, BandError
 from safe_training import metrics
@@ -190,6 +195,26 @@ def test_rankings_depend_on_the_order_of_the_scores_alone(pairs, tasks):
     if not math.isnan(plain.pooled.roc_auc):
         opposite = rank(-values, failed).roc_auc
         assert opposite == pytest.approx(1 - plain.pooled.roc_auc)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    pairs=st.lists(
+        st.tuples(st.integers(-3, 3) | st.floats(-1e300, 1e300), st.booleans()),
+        min_size=2,
+        max_size=30,
+    )
+)
+def test_a_ranking_is_that_of_scikit_learn(pairs):
+    values = np.array([value for value, _ in pairs], dtype=float)
+    failed = np.array([outcome for _, outcome in pairs])
+    found = rank(values, failed)
+    if failed.all() or not failed.any():
+        assert math.isnan(found.roc_auc) and math.isnan(found.average_precision)
+        return
+    assert found.roc_auc == pytest.approx(roc_auc_score(failed, values), abs=1e-12)
+    expected = average_precision_score(failed, values)
+    assert found.average_precision == pytest.approx(expected, abs=1e-12)
 
 
 def length_leak():
