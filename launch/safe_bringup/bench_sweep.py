@@ -19,7 +19,6 @@ from rich.table import Table
 from safe_monitor_node.detectors import SafeLstm, SafeMlp
 from safe_monitor_node.detectors.learned import pad_steps
 from safe_training.batched_training import Precision, train_together
-from safe_training.evaluation import Protocol, choose_split
 from safe_training.fitting import (
     TrainingData,
     fresh_network,
@@ -29,6 +28,7 @@ from safe_training.fitting import (
 )
 from safe_training.losses import sum_of_squares
 from safe_training.metrics import rank
+from safe_training.protocol import Protocol, choose_split
 from safe_training.splits import Split
 from safe_training.sweep import fastest_precision
 from vla_feature_bridge.rollout import Rollout

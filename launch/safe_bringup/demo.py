@@ -27,20 +27,19 @@ from safe_monitor_node.folder import LoadedDetector, load_detector, save_detecto
 from safe_training import cli
 from safe_training.conversion import convert
 from safe_training.detector_options import as_number, progress_bar
-from safe_training.evaluate_command import LEGEND, report_table, wide_console
+from safe_training.evaluate_tables import LEGEND, report_table, wide_console
 from safe_training.evaluation import (
     CLOCK,
     Fitted,
-    Protocol,
     Row,
-    choose_split,
     fit_and_calibrate,
-    flatten_report,
     labelled,
     report_parts,
 )
 from safe_training.figures import EpisodeCurve, plot_episodes
 from safe_training.fit_command import provenance_of
+from safe_training.part_report import flatten_report
+from safe_training.protocol import Protocol, choose_split
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set import RolloutSet
 

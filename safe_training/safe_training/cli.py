@@ -26,9 +26,9 @@ from safe_training import (
 )
 from safe_training.calibration import CalibrationError
 from safe_training.detector_options import UsageError
-from safe_training.evaluation import EvaluationError
 from safe_training.figures import FigureError
 from safe_training.metrics import MetricError
+from safe_training.protocol import EvaluationError
 from safe_training.results import ResultsError
 from safe_training.splits import SplitError
 from safe_training.sweep import SweepError

@@ -9,6 +9,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
@@ -16,8 +17,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.evaluation import Progress as ProgressFunction
-from safe_training.evaluation import Protocol
+from safe_training.protocol import EvaluationError, Protocol, Scheme
 from vla_feature_bridge.pooling import parse_pooling
+
+MODULATIONS = ('adaptive', 'std', 'constant', 'none')
 
 
 class UsageError(ValueError):
@@ -45,50 +48,51 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 def add_protocol_options(parser: argparse.ArgumentParser) -> None:
     """Add the split and the band."""
     default = Protocol()
+    parser.add_argument('--seed', type=int, help='number of the (first) task split (default 0)')
     parser.add_argument(
-        '--seed', type=int, default=0, help='seed of the (first) task split (default 0)'
+        '--splits-from',
+        type=Path,
+        metavar='FILE',
+        help='take the splits that `evaluate --save-splits` or `sweep` wrote',
     )
     parser.add_argument(
         '--unseen-ratio',
         type=float,
-        default=default.unseen_ratio,
-        help='share of tasks never trained on (default %(default)s)',
+        help=f'share of tasks never trained on (default {default.unseen_ratio})',
     )
     parser.add_argument(
         '--train-ratio',
         type=float,
-        default=default.seen_train_ratio,
         help=(
             "share of a seen task's rollouts that trains, the others calibrate "
-            '(default %(default)s)'
+            f'(default {default.seen_train_ratio})'
         ),
     )
     parser.add_argument(
-        '--alpha',
-        type=float,
-        default=default.alpha,
-        help='promised false-alarm rate (default %(default)s)',
+        '--alpha', type=float, help=f'promised false-alarm rate (default {default.alpha})'
     )
     parser.add_argument(
         '--modulation',
-        choices=('adaptive', 'std', 'constant', 'none'),
-        default=default.modulation,
+        choices=MODULATIONS,
         help='shape of the band over time; none: one threshold, for few successes '
-        '(default %(default)s)',
+        f'(default {default.modulation})',
     )
     parser.add_argument(
         '--horizon',
         type=int,
-        default=default.horizon,
         metavar='STEPS',
         help='steps that the band covers, normally the time limit (default: the longest rollout)',
     )
     parser.add_argument(
         '--calibration',
         choices=('heldout', 'loto'),
-        default=default.calibration,
         help='calibrate the band on held-out rollouts of the seen tasks, or on training rollouts '
-        'scored without their task, a better guide to new tasks (default %(default)s)',
+        f'scored without their task, a better guide to new tasks (default {default.calibration})',
+    )
+    parser.add_argument(
+        '--per-task',
+        action='store_true',
+        help='calibrate a band for each seen task as well, so that the promise holds within it',
     )
     parser.add_argument(
         '--stop-early',
@@ -106,19 +110,44 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def protocol_of(args: argparse.Namespace) -> Protocol:
+def check_alpha(alpha: float | None) -> None:
+    """Raise :class:`UsageError` unless this is a rate, or was not given."""
+    if alpha is not None and not 0 < alpha < 1:
+        raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {alpha}')
+
+
+def protocol_of(args: argparse.Namespace, scheme: Scheme = 'robust') -> Protocol:
     """Return the protocol that the options ask for."""
-    if not 0 < args.alpha < 1:
-        raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {args.alpha}')
-    return Protocol(
-        unseen_ratio=args.unseen_ratio,
-        seen_train_ratio=args.train_ratio,
-        alpha=args.alpha,
-        modulation=args.modulation,
-        horizon=args.horizon,
-        calibration=args.calibration,
-        stop_early=args.stop_early,
-    )
+    check_alpha(args.alpha)
+    given = {
+        'unseen_ratio': args.unseen_ratio,
+        'seen_train_ratio': args.train_ratio,
+        'alpha': args.alpha,
+        'modulation': args.modulation,
+        'horizon': args.horizon,
+        'calibration': args.calibration,
+    }
+    if args.splits_from is not None:
+        refuse_options(args, '--splits-from', ('unseen_ratio', 'train_ratio'))
+    if scheme == 'loto':
+        refuse_options(args, '--protocol loto', ('unseen_ratio',))
+    try:
+        return Protocol(
+            per_task=args.per_task,
+            stop_early=args.stop_early,
+            scheme=scheme,
+            **{name: value for name, value in given.items() if value is not None},
+        )
+    except EvaluationError as error:
+        raise UsageError(f'--per-task and --calibration loto: {error}') from error
+
+
+def refuse_options(args: argparse.Namespace, because: str, names: Sequence[str]) -> None:
+    """Raise :class:`UsageError` for options that another one leaves without a meaning."""
+    for name in names:
+        if getattr(args, name) not in (None, False, []):
+            option = 'set NAME=VALUE' if name == 'params' else name.replace('_', '-')
+            raise UsageError(f'--{option} has no meaning with {because}; leave one of them out')
 
 
 def pooling_of(args: argparse.Namespace) -> tuple[tuple[str, str], ...] | None:

@@ -7,17 +7,15 @@ The clock stands beside them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from safe_monitor_node.band import Band
+from safe_monitor_node.band import Band, BandError
 from safe_monitor_node.detectors import DETECTORS
 from safe_monitor_node.folder import DetectorFolderError, LoadedDetector, load_detector
 from safe_training.detector_options import (
@@ -25,55 +23,59 @@ from safe_training.detector_options import (
     add_protocol_options,
     add_source_options,
     as_number,
+    check_alpha,
     detector_params,
     percent,
     plain_json,
     pooling_of,
     progress_bar,
     protocol_of,
+    refuse_options,
 )
-from safe_training.evaluation import (
-    EvaluationError,
-    PartReport,
-    Row,
-    Summary,
-    evaluate_splits,
-    flatten_report,
-    labelled,
-    report_part,
-    score_part,
-    summarise,
+from safe_training.evaluate_tables import (
+    LEGEND,
+    detail_tables,
+    promise_lines,
+    report_table,
+    wide_console,
 )
+from safe_training.evaluation import Row, evaluate_splits, labelled, score_part, summarise
 from safe_training.metrics import earliest_stops
+from safe_training.part_report import PartReport, flatten_report, per_task, report_part
+from safe_training.protocol import (
+    PAPER_SEEDS,
+    ROBUST_SPLITS,
+    SCHEMES,
+    EvaluationError,
+    Protocol,
+    choose_splits,
+    fold_count,
+    read_splits,
+    write_splits,
+)
 from safe_training.readers import load_rollouts
+from safe_training.results import Result, canonical, write_results
+from safe_training.splits import Split
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
+PAPER_NOTE = (
+    'Published splits, for comparison: three are few, and the earliest stop is taken over all\n'
+    'rollouts, those tested on included. Judge by --protocol robust.'
+)
 EXAMPLE = """examples:
+  python -m safe_training evaluate my_set
+  python -m safe_training evaluate my_set --detector safe_lstm --detector linear_probe --details
+  python -m safe_training evaluate my_set --detector linear_probe --protocol loto
   python -m safe_training evaluate my_set --folder my_detector
-  python -m safe_training evaluate my_set --detector safe_lstm --detector safe_mlp --splits 10
 """
 
 DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
-
-COLUMNS = (
-    ('AUC', 'roc_auc_by_earliest_stop'),
-    ('macro', 'macro_roc_auc_by_earliest_stop'),
-    ('clock', 'clock_roc_auc_by_earliest_stop'),
-    ('clock\nmacro', 'clock_macro_roc_auc_by_earliest_stop'),
-    ('false\nalarms', 'false_alarm_rate'),
-    ('de-\ntected', 'detection_rate'),
-    ('bal.\nacc.', 'balanced_accuracy'),
-    ('T_det', 'detection_time'),
-)
-LEGEND = (
-    'Percent, but for the time to fit and calibrate. AUC: ROC-AUC of the largest score up to the\n'
-    'earliest stop of the task, pooled over tasks; macro: its mean over tasks that have both\n'
-    'outcomes; clock: the same for a score that is just the step number. False alarms: successes\n'
-    'with an alarm while they ran; detected: failures with one; T_det: first alarm as a share of\n'
-    'the failure, 100 if none came. The detector "clock" only counts steps: failures run to the\n'
-    'time limit, so it detects them all, late. A detector is worth what it does better than that.'
-)
+# What only makes sense where something is fitted.
+_FITTING = (
+    'seed', 'splits', 'protocol', 'splits_from', 'save_splits', 'unseen_ratio', 'train_ratio',
+    'modulation', 'horizon', 'calibration', 'per_task', 'stop_early', 'params', 'out', 'benchmark',
+)  # fmt: skip
 
 
 def add_command(verbs: Any) -> None:
@@ -82,7 +84,7 @@ def add_command(verbs: Any) -> None:
         'evaluate',
         help='evaluate detectors on seen and unseen tasks',
         description=(
-            'Evaluate a detector folder, or fit and evaluate detectors over random task splits.'
+            'Fit and evaluate detectors over many task splits, or evaluate a detector folder.'
         ),
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -97,7 +99,23 @@ def add_command(verbs: Any) -> None:
         help=f'detector to fit and evaluate, repeatable (default: {", ".join(DEFAULT_DETECTORS)})',
     )
     parser.add_argument(
-        '--splits', type=int, default=1, help='number of random task splits (default 1)'
+        '--protocol',
+        choices=SCHEMES,
+        help=f'robust (default): {ROBUST_SPLITS} random task splits; paper: the published splits '
+        f'{", ".join(map(str, PAPER_SEEDS))}; loto: leave one task out, once for each',
+    )
+    parser.add_argument('--splits', type=int, help='number of task splits')
+    parser.add_argument(
+        '--save-splits', type=Path, metavar='FILE', help='write the splits, for --splits-from'
+    )
+    parser.add_argument(
+        '--details', action='store_true', help='all moments, rates and tasks of the unseen part'
+    )
+    parser.add_argument(
+        '--out', type=Path, metavar='RESULTS', help='also write results that `table` reads'
+    )
+    parser.add_argument(
+        '--benchmark', help='name of the rollouts in results (default: that of SET)'
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
     add_protocol_options(parser)
@@ -106,15 +124,49 @@ def add_command(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate and print."""
-    if args.splits < 1:
+    if args.splits is not None and args.splits < 1:
         raise UsageError(f'--splits must be at least 1, found {args.splits}')
+    check_alpha(args.alpha)
+    if args.folder is not None:
+        refuse_options(args, '--folder', _FITTING)
+    protocol = protocol_of(args, args.protocol or 'robust')
+    if args.benchmark is not None and args.out is None:
+        raise UsageError('--benchmark names rollouts in results; give --out as well')
     rollouts, feature = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     rollouts = labelled(rollouts)
     if args.folder is not None:
         return _evaluate_folder(args, rollouts, feature)
-    return _evaluate_detectors(args, rollouts)
+    return _evaluate_detectors(args, protocol, rollouts, feature)
+
+
+def splits_of(
+    args: argparse.Namespace, protocol: Protocol, rollouts: Sequence[Rollout]
+) -> tuple[list[Split], str]:
+    """Return the splits that the options ask for, and what they are.
+
+    Raises
+    ------
+    UsageError
+        An option has no meaning with another one.
+    """
+    if args.splits_from is not None:
+        refuse_options(args, '--splits-from', ('seed', 'splits', 'protocol'))
+        splits = read_splits(args.splits_from, rollouts)
+        return splits, f'{len(splits)} splits of {args.splits_from}'
+    if protocol.scheme == 'loto':
+        refuse_options(args, '--protocol loto', ('seed', 'splits'))
+        splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
+        return splits, f'one task left out of {len(splits)}, each in turn'
+    if protocol.scheme == 'paper':
+        refuse_options(args, '--protocol paper', ('seed',))
+        seeds = PAPER_SEEDS if args.splits is None else tuple(range(args.splits))
+        splits = choose_splits(rollouts, protocol, seeds)
+        return splits, f'published splits {", ".join(map(str, seeds))}'
+    first = args.seed or 0
+    splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
+    return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
 
 
 def parts_of(loaded: LoadedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
@@ -162,7 +214,13 @@ def evaluate_folder(
     band = band_for(loaded, feature)
     stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
-        name: report_part(score_part(loaded.detector, members, name), stops, band, alpha)
+        name: report_part(
+            score_part(loaded.detector, members, name),
+            stops,
+            band,
+            alpha,
+            probability=loaded.detector.gives_probability,
+        )
         for name, members in parts_of(loaded, rollouts).items()
     }
 
@@ -171,74 +229,115 @@ def _evaluate_folder(
     args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec
 ) -> int:
     loaded = load_detector(args.folder)
+    alpha = args.alpha or loaded.alpha
     try:
-        reports = evaluate_folder(loaded, rollouts, feature, loaded.alpha)
-    except EvaluationError as error:
+        reports = evaluate_folder(loaded, rollouts, feature, alpha)
+    except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
     rows = [
-        Row(loaded.detector.name, 0, part, flatten_report(report))
+        Row(loaded.detector.name, 0, part, flatten_report(report), per_task(report))
         for part, report in reports.items()
     ]
     if args.json:
-        print(
-            plain_json({'folder': str(args.folder), 'alpha': loaded.alpha, 'parts': _plain(rows)})
-        )
+        print(plain_json({'folder': str(args.folder), 'alpha': alpha, 'parts': _plain(rows)}))
         return 0
     console = wide_console()
     title = (
-        f'{loaded.detector.name} from {args.folder}, '
-        f'promised false-alarm rate {percent(loaded.alpha)} %'
+        f'{loaded.detector.name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
     )
     console.print(report_table(rows, title))
     console.print(LEGEND, style='dim')
+    if args.details:
+        for part in reports:
+            _print_details(console, rows, part)
     return 0
 
 
-def _evaluate_detectors(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
+def _evaluate_detectors(
+    args: argparse.Namespace, protocol: Protocol, rollouts: list[Rollout], feature: FeatureSpec
+) -> int:
     names = args.detector or list(DEFAULT_DETECTORS)
     params = detector_params(names, args.params)
-    seeds = range(args.seed, args.seed + args.splits)
-    protocol = protocol_of(args)
+    splits, what = splits_of(args, protocol, rollouts)
+    if args.save_splits is not None:
+        write_splits(args.save_splits, rollouts, splits)
     with progress_bar('evaluate', quiet=args.json) as progress:
-        rows = evaluate_splits(names, rollouts, protocol, seeds, params, progress=progress)
+        rows = evaluate_splits(names, rollouts, protocol, splits, params, progress=progress)
+    if args.out is not None:
+        _write(args, protocol, rows, params, feature)
     if args.json:
-        summary = {
-            detector: {
-                part: {
-                    name: {key: as_number(value) for key, value in asdict(s).items()}
-                    for name, s in values.items()
-                }
-                for part, values in parts.items()
-            }
-            for detector, parts in summarise(rows).items()
-        }
-        print(
-            plain_json(
-                {
-                    'set': str(args.set),
-                    'seeds': list(seeds),
-                    'protocol': asdict(protocol),
-                    'params': params,
-                    'summary': summary,
-                    'rows': _plain(rows),
-                }
-            )
-        )
+        print(plain_json(_as_json(args, protocol, splits, params, rows)))
         return 0
     console = wide_console()
-    title = (
-        f'{len(seeds)} random task split{"s" if len(seeds) > 1 else ""} (mean ± std), '
-        f'promised false-alarm rate {percent(protocol.alpha)} %'
-    )
+    title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     console.print(report_table(rows, title))
     console.print(LEGEND, style='dim')
+    for line in promise_lines(rows):
+        console.print(line, style='dim', markup=False)
+    if protocol.scheme == 'paper':
+        console.print(PAPER_NOTE, style='dim')
+    if args.details:
+        _print_details(console, rows, 'unseen')
     return 0
 
 
-def wide_console() -> Console:
-    """Return a console for tables: as wide as the terminal, never too narrow for one in a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+def _print_details(console: Console, rows: Sequence[Row], part: str) -> None:
+    for shown in detail_tables(rows, part):
+        console.print(shown, style='dim' if isinstance(shown, str) else None)
+
+
+def _as_json(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    splits: Sequence[Split],
+    params: Mapping[str, Mapping[str, Any]],
+    rows: Sequence[Row],
+) -> dict[str, Any]:
+    summary = {
+        detector: {
+            part: {
+                name: {key: as_number(value) for key, value in asdict(s).items()}
+                for name, s in values.items()
+            }
+            for part, values in parts.items()
+        }
+        for detector, parts in summarise(rows).items()
+    }
+    return {
+        'set': str(args.set),
+        'seeds': [split.seed for split in splits],
+        'protocol': asdict(protocol),
+        'params': params,
+        'summary': summary,
+        'rows': _plain(rows),
+    }
+
+
+def _write(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    rows: Sequence[Row],
+    params: Mapping[str, Mapping[str, Any]],
+    feature: FeatureSpec,
+) -> None:
+    """Write the rows as results; another evaluation of the same things replaces them."""
+    benchmark = args.benchmark or Path(args.set).stem
+    results = [
+        Result(
+            benchmark,
+            protocol.scheme,
+            row.detector,
+            canonical(params.get(row.detector, {})),
+            str(feature),
+            row.seed,
+            row.part,
+            row.values,
+        )
+        for row in rows
+    ]
+    args.out.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(repr(sorted(result.key for result in results)).encode()).hexdigest()
+    write_results(args.out / f'evaluate-{digest[:16]}.parquet', results)
 
 
 def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
@@ -248,32 +347,10 @@ def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
             'seed': row.seed,
             'part': row.part,
             **{name: as_number(value) for name, value in row.values.items()},
+            'per_task': {
+                task: {name: as_number(value) for name, value in values.items()}
+                for task, values in row.tasks.items()
+            },
         }
         for row in rows
     ]
-
-
-def report_table(rows: Sequence[Row], title: str) -> Table:
-    """Return the table of detectors by part, mean and std over splits where there are several."""
-    # As text: a folder's name may hold what looks like markup.
-    table = Table(title=Text(title), title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
-    table.add_column('detector', no_wrap=True)
-    table.add_column('part', no_wrap=True)
-    for heading, _ in COLUMNS:
-        table.add_column(heading, justify='right', no_wrap=True)
-    timed = any('fit_seconds' in row.values for row in rows)
-    if timed:
-        table.add_column('fit\n(s)', justify='right', no_wrap=True)
-    for detector, parts in summarise(rows).items():
-        for part, values in parts.items():
-            cells = [_cell(values[name]) for _, name in COLUMNS]
-            if timed:
-                cells.append(f'{values["fit_seconds"].mean:.2f}')
-            table.add_row(detector, part, *cells, end_section=part == list(parts)[-1])
-    return table
-
-
-def _cell(summary: Summary) -> str:
-    if summary.splits > 1:
-        return f'{percent(summary.mean)}±{percent(summary.std)}'
-    return percent(summary.mean)

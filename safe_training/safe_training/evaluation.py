@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -19,60 +19,22 @@ from safe_training import fitting as _fitting  # noqa: F401  (makes Detector.fit
 from safe_training.calibration import ALPHAS, CalibrationError, calibrate
 from safe_training.conformal import constant_band
 from safe_training.fit_probe import leave_one_task_out_scores
-from safe_training.metrics import (
-    AlarmReport,
-    RankingReport,
-    Scored,
-    alarm_report_by_end,
-    alarm_steps,
-    bootstrap_interval,
-    clock_scores,
-    earliest_stops,
-    rankings,
+from safe_training.metrics import Scored, bootstrap_interval, earliest_stops
+from safe_training.part_report import (
+    PartReport,
+    flatten_report,
+    per_task,
+    report_part,
+    scored_rollouts,
 )
-from safe_training.splits import Split, split_tasks
+from safe_training.protocol import EvaluationError, Protocol
+from safe_training.splits import Split
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]
 CLOCK = 'clock'
 PARTS = ('train', 'seen', 'unseen')
 HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
-
-
-class EvaluationError(ValueError):
-    """Rollouts cannot be evaluated as asked; the message says what was found and what to do."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How rollouts are split and alarms calibrated; the same for every detector that is compared.
-
-    Attributes
-    ----------
-    unseen_ratio, seen_train_ratio : float
-        Share of the tasks that is never trained on; share of a seen task's rollouts that trains.
-    alpha : float
-        Promised false-alarm rate.
-    modulation : {'adaptive', 'std', 'constant', 'none'}
-        Shape of the band; 'none': one threshold for all steps, which needs the fewest successes.
-    horizon : int
-        Steps of the band; 0 takes the longest rollout there is.
-    calibration : {'heldout', 'loto'}
-        What the band is calibrated on: held-out successes of the seen tasks, or the training
-        successes, each scored by a detector fitted on the other tasks (leave-one-task-out). The
-        first promises for tasks like the seen ones, the second is the better guide to new tasks.
-    stop_early : bool
-        Stop training where the loss on the held-out rollouts of the seen tasks is lowest. The band
-        is then calibrated on rollouts that training has looked at, which weakens its promise.
-    """
-
-    unseen_ratio: float = 0.3
-    seen_train_ratio: float = 0.6
-    alpha: float = 0.1
-    modulation: str = 'adaptive'
-    horizon: int = 0
-    calibration: Literal['heldout', 'loto'] = 'heldout'
-    stop_early: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,16 +46,6 @@ class Fitted:
     split: Split
 
 
-@dataclass(frozen=True)
-class PartReport:
-    """What a detector achieves on one part of a split."""
-
-    ranking: dict[str, RankingReport]
-    clock: dict[str, RankingReport]
-    alarms: AlarmReport
-    alpha: float
-
-
 def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
     """Return the rollouts with an outcome; raises if there are none."""
     kept = [r for r in rollouts if r.success is not None]
@@ -103,36 +55,6 @@ def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
             'label them first'
         )
     return kept
-
-
-def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> Split:
-    """Split labelled rollouts by task.
-
-    Rollouts that their source sets aside (``Rollout.unseen``) are the unseen part, and nothing else
-    is: no detector may train or be calibrated on their tasks.
-    """
-    aside = {r.task for r in rollouts if r.unseen}
-    known = [i for i, r in enumerate(rollouts) if r.task not in aside]
-    if not known:
-        raise EvaluationError(
-            'every task is set aside as unseen, so there is nothing to fit on; '
-            'give a source that also holds tasks to train on'
-        )
-    split = split_tasks(
-        [rollouts[i].task for i in known],
-        seed=seed,
-        unseen_ratio=0.0 if aside else protocol.unseen_ratio,
-        seen_train_ratio=protocol.seen_train_ratio,
-    )
-    if not aside:
-        return split
-    return replace(
-        split,
-        train=tuple(known[i] for i in split.train),
-        seen=tuple(known[i] for i in split.seen),
-        unseen=tuple(i for i, r in enumerate(rollouts) if r.task in aside),
-        unseen_tasks=tuple(sorted(aside)),
-    )
 
 
 def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
@@ -179,23 +101,38 @@ def calibrated_band(
     """Calibrate the band of a split on scores of successes; ``what`` says which those are."""
     alphas = sorted({*ALPHAS, protocol.alpha})
     horizon = longest(rollouts, protocol)
-    names = [r.episode_id for r in successes]
     described = f'{what}, split seed {split.seed}'
-    if protocol.modulation == 'none':
-        band = constant_band(
-            scores, alphas, horizon=horizon, rollouts=names, calibrated_on=described
-        )
-    else:
-        band = calibrate(
-            scores,
+
+    def band_of(members: Sequence[int], of_what: str) -> Band:
+        curves = [scores[i] for i in members]
+        names = [successes[i].episode_id for i in members]
+        if protocol.modulation == 'none':
+            return constant_band(
+                curves, alphas, horizon=horizon, rollouts=names, calibrated_on=of_what
+            )
+        return calibrate(
+            curves,
             alphas,
             horizon=horizon,
             generator=np.random.default_rng(split.seed),
             modulation=protocol.modulation,  # type: ignore[arg-type]
             rollouts=names,
-            calibrated_on=described,
+            calibrated_on=of_what,
         )
-    return replace(band, provenance={**band.provenance, 'scores': protocol.calibration})
+
+    band = band_of(range(len(scores)), described)
+    tasks: dict[str, Band] = {}
+    if protocol.per_task:
+        members: dict[str, list[int]] = {}
+        for index, rollout in enumerate(successes):
+            members.setdefault(rollout.task, []).append(index)
+        tasks = {
+            task: band_of(members[task], f'{described}, task {task!r} alone')
+            for task in sorted(members)
+        }
+    return replace(
+        band, provenance={**band.provenance, 'scores': protocol.calibration}, tasks=tasks
+    )
 
 
 def _held_out_scores(
@@ -230,19 +167,7 @@ def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> li
     """Score labelled rollouts of one part; in 'train' no step may recognise itself."""
     score = detector.score_training if part == 'train' else detector.score_all
     scores = score(rollouts)
-    return [Scored(s, r.failed, r.task) for s, r in zip(scores, rollouts, strict=True)]
-
-
-def report_part(
-    scored: Sequence[Scored], stops: Mapping[Any, int], band: Band, alpha: float
-) -> PartReport:
-    """Evaluate scored rollouts; ``stops`` are the earliest stops of all rollouts there are."""
-    return PartReport(
-        ranking=rankings(scored, stops),
-        clock=rankings(clock_scores(scored), stops),
-        alarms=alarm_report_by_end(scored, alarm_steps(scored, band.at(alpha))),
-        alpha=alpha,
-    )
+    return scored_rollouts(scores, rollouts)
 
 
 def report_parts(
@@ -256,58 +181,34 @@ def report_parts(
             stops,
             fitted.band,
             alpha,
+            probability=fitted.detector.gives_probability,
         )
         for name, indices in fitted.split.parts.items()
         if indices
     }
 
 
-def flatten_report(report: PartReport) -> dict[str, float]:
-    """Return one part's numbers under flat names, for tables and JSON; NaN where there is none."""
-    values: dict[str, float] = {}
-    for prefix, ranking in (('', report.ranking), ('clock_', report.clock)):
-        for when, entry in ranking.items():
-            values[f'{prefix}roc_auc_{when}'] = entry.pooled.roc_auc
-            values[f'{prefix}macro_roc_auc_{when}'] = entry.macro_roc_auc
-    by_stop = report.ranking['by_earliest_stop']
-    pooled = report.alarms.pooled
-    values |= {
-        'average_precision_by_earliest_stop': by_stop.pooled.average_precision,
-        'tasks': len(by_stop.per_task),
-        'tasks_with_both_outcomes': by_stop.tasks_used,
-        'failures': pooled.n_failures,
-        'successes': pooled.n_successes,
-        'alpha': report.alpha,
-        'false_alarm_rate': pooled.false_alarm_rate,
-        'detection_rate': pooled.detection_rate,
-        'balanced_accuracy': pooled.balanced_accuracy,
-        'detection_time': pooled.detection_time,
-        'macro_false_alarm_rate': report.alarms.macro_false_alarm_rate,
-        'macro_detection_rate': report.alarms.macro_detection_rate,
-    }
-    return values
-
-
 @dataclass(frozen=True)
 class Row:
-    """One detector on one part of one split."""
+    """One detector on one part of one split: numbers by name, and those of each task."""
 
     detector: str
     seed: int
     part: str
     values: dict[str, float]
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def evaluate_splits(
     names: Sequence[str],
     rollouts: Sequence[Rollout],
     protocol: Protocol,
-    seeds: Sequence[int],
+    splits: Sequence[Split],
     params: Mapping[str, Mapping[str, Any]] | None = None,
     *,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Fit, calibrate and evaluate each detector on each random task split.
+    """Fit, calibrate and evaluate each detector on each split.
 
     Parameters
     ----------
@@ -315,19 +216,15 @@ def evaluate_splits(
         Registered detectors.
     rollouts : sequence of Rollout
         Labelled rollouts of several tasks.
-    seeds : sequence of int
-        One task split each; also the seed of detectors that draw.
+    splits : sequence of Split
+        The seed of each is also that of detectors that draw.
     params : dict of detector to parameters
     """
     rows = []
-    for seed in seeds:
-        split = choose_split(rollouts, protocol, seed)
+    for split in splits:
         for name in names:
-            chosen = dict((params or {}).get(name, {}))
-            detector = make_detector(name, **chosen)
-            if 'seed' in detector.get_params() and 'seed' not in chosen:
-                detector = make_detector(name, **chosen, seed=seed)
-            note = f'split {seed}, {name}'
+            detector = make_seeded(name, (params or {}).get(name, {}), split.seed)
+            note = f'split {split.seed}, {name}'
 
             def report(done: int, total: int, detail: str, note: str = note) -> None:
                 if progress is not None:
@@ -338,8 +235,16 @@ def evaluate_splits(
             seconds = time.perf_counter() - started
             for part, result in report_parts(fitted, rollouts, protocol.alpha).items():
                 values = {**flatten_report(result), 'fit_seconds': seconds}
-                rows.append(Row(name, seed, part, values))
+                rows.append(Row(name, split.seed, part, values, per_task(result)))
     return rows
+
+
+def make_seeded(name: str, params: Mapping[str, Any], seed: int) -> Detector:
+    """Make a detector that draws with the seed of its split, unless the parameters name one."""
+    detector = make_detector(name, **params)
+    if 'seed' in detector.get_params() and 'seed' not in params:
+        return make_detector(name, **params, seed=seed)
+    return detector
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from safe_monitor_node.folder import LoadedDetector, load_detector
 from safe_training import figures
 from safe_training.detector_figures import figures_of
 from safe_training.detector_options import UsageError, add_source_options, plain_json, pooling_of
-from safe_training.evaluation import EvaluationError, labelled
+from safe_training.evaluation import labelled
 from safe_training.judged import Judged, judge
+from safe_training.protocol import EvaluationError
 from safe_training.readers import load_rollouts
 
 EXAMPLE = """examples:

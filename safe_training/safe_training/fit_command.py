@@ -21,7 +21,8 @@ from safe_training.detector_options import (
     progress_bar,
     protocol_of,
 )
-from safe_training.evaluation import Fitted, choose_split, fit_and_calibrate, labelled
+from safe_training.evaluation import Fitted, fit_and_calibrate, labelled
+from safe_training.protocol import choose_split, saved_split
 from safe_training.readers import load_rollouts
 from vla_feature_bridge.rollout import Rollout
 
@@ -86,7 +87,11 @@ def run(args: argparse.Namespace) -> int:
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     rollouts = labelled(rollouts)
-    split = choose_split(rollouts, protocol, args.seed)
+    seed = args.seed or 0
+    if args.splits_from is not None:
+        split = saved_split(args.splits_from, rollouts, seed)
+    else:
+        split = choose_split(rollouts, protocol, seed)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
     save_detector(
@@ -114,6 +119,12 @@ def run(args: argparse.Namespace) -> int:
     )
     if not np.isfinite(fitted.band.at(protocol.alpha).upper).any():
         console.print(f'note: {fitted.band.provenance["note"]}')
+    if fitted.band.tasks:
+        own = [t for t in fitted.band.tasks if fitted.band.at(protocol.alpha, t).task]
+        console.print(
+            f'{len(own)} of {len(split.seen_tasks)} seen tasks have a band of their own at this '
+            'alpha; the others have too few successes and share the one above'
+        )
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')
     return 0

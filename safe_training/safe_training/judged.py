@@ -11,8 +11,9 @@ import numpy as np
 from safe_monitor_node.band import BandError, Threshold
 from safe_monitor_node.folder import LoadedDetector
 from safe_training.evaluate_command import band_for, parts_of
-from safe_training.evaluation import EvaluationError
 from safe_training.metrics import Scored
+from safe_training.part_report import scored_rollouts
+from safe_training.protocol import EvaluationError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -54,7 +55,7 @@ class Judged:
     @property
     def scored(self) -> Scored:
         """As the metrics take it; raises without an outcome."""
-        return Scored(self.scores, self.rollout.failed, self.rollout.task)
+        return scored_rollouts([self.scores], [self.rollout])[0]
 
 
 def judge(
@@ -84,7 +85,7 @@ def judge(
         for rollout, scores in zip(members, score(members), strict=True):
             values = np.asarray(scores, dtype=np.float64)
             try:
-                threshold = band.at(loaded.alpha if alpha is None else alpha)
+                threshold = band.at(loaded.alpha if alpha is None else alpha, rollout.task)
                 alarm = threshold.first_crossing(values)
             except BandError as error:
                 raise EvaluationError(f'rollout {rollout.episode_id!r}: {error}') from error

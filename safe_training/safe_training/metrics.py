@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import f1_score
 
-from safe_monitor_node.band import Threshold
+from safe_monitor_node.band import Band, Threshold
 
 Task = int | str
 
@@ -47,12 +47,15 @@ class Scored:
         True for a failure, the positive class.
     task : int or str
         Task label.
+    failure_step : int or None
+        Step (0-based) at which a person saw the failure begin; None where nobody said.
 
     """
 
     scores: NDArray[np.float64]
     failed: bool
     task: Task
+    failure_step: int | None = None
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float64)
@@ -355,9 +358,7 @@ def rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, R
     }
 
 
-def all_rankings(
-    scored: Sequence[Scored], stops: Mapping[Task, int]
-) -> dict[str, RankingReport]:
+def all_rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, RankingReport]:
     """Rank at every moment that is reported, by name.
 
     Those of :func:`rankings`; ``at_25_percent``, ``at_50_percent``, ``at_75_percent`` of the
@@ -512,6 +513,15 @@ def alarm_steps(scored: Sequence[Scored], threshold: Threshold) -> list[int | No
     Raises `BandError` for a rollout longer than the band.
     """
     return [threshold.first_crossing(rollout.scores) for rollout in scored]
+
+
+def band_alarms(scored: Sequence[Scored], band: Band, alpha: float) -> list[int | None]:
+    """Return each rollout's first step above the threshold of its task, or None.
+
+    Raises `BandError` for an alpha that the band was not calibrated for, or a rollout longer than
+    it.
+    """
+    return [band.at(alpha, str(r.task)).first_crossing(r.scores) for r in scored]
 
 
 def alarm_report_by_end(scored: Sequence[Scored], alarms: Sequence[int | None]) -> AlarmReport:

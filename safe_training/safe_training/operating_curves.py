@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from safe_monitor_node.band import Band
-from safe_training.metrics import MetricError, Scored, alarm_report_by_end, alarm_steps
+from safe_training.metrics import MetricError, Scored, alarm_report_by_end, band_alarms
 
 _PERCENTILES = np.linspace(0, 100, 101)
 
@@ -167,11 +167,12 @@ def published_operating_curve(
 def alpha_curve(scored: Sequence[Scored], band: Band) -> AlphaCurve:
     """Return alarm rates and detection time of a band at each of its promised rates.
 
-    Alarms count until the true end of each rollout, never after it. `BandError` for a rollout
+    Alarms count until the true end of each rollout, never after it; each rollout is judged by the
+    band of its task where there is one. `BandError` for a rollout
     longer than the band.
     """
     rates = [
-        alarm_report_by_end(scored, alarm_steps(scored, band.at(alpha))).pooled
+        alarm_report_by_end(scored, band_alarms(scored, band, alpha)).pooled
         for alpha in band.alphas
     ]
     return AlphaCurve(

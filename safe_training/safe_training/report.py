@@ -29,9 +29,9 @@ from scipy.stats import binomtest
 from safe_monitor_node.folder import LoadedDetector
 from safe_training import figures
 from safe_training.detector_options import percent
-from safe_training.evaluation import PartReport, flatten_report, report_part
 from safe_training.judged import Judged, by_part
 from safe_training.metrics import earliest_stops
+from safe_training.part_report import PartReport, flatten_report, report_part
 from safe_training.video_frames import VideoError, find_video, frame_steps, video_facts
 
 if TYPE_CHECKING:

@@ -131,8 +131,8 @@ def split_tasks(
 ) -> Split:
     """Split rollouts by task as the published protocol does, draw for draw.
 
-    The distinct tasks, sorted (or as in `order`), are shuffled by the legacy NumPy generator; the last
-    `round(unseen_ratio * n_tasks)` of them are unseen. Then each seen task, in shuffled order,
+    The distinct tasks, sorted or as in `order`, are shuffled by the legacy NumPy generator; the
+    last `round(unseen_ratio * n_tasks)` of them are unseen. Then each seen task, in shuffled order,
     draws one torch permutation of its rollouts; the first `int(seen_train_ratio * n)` train, the
     others validate. Unseen rollouts keep their order. Both generators are local ones, which give
     the numbers that the globally seeded generators of the published code give.
@@ -232,9 +232,7 @@ def divide(
     )
 
 
-def leave_one_task_out(
-    tasks: Sequence[Task], *, fold: int, seen_train_ratio: float = 0.6
-) -> Split:
+def leave_one_task_out(tasks: Sequence[Task], *, fold: int, seen_train_ratio: float = 0.6) -> Split:
     """Split rollouts so that one task alone is unseen: the `fold`-th in sorted order.
 
     The rollouts of the other tasks are divided as in :func:`split_tasks`, with `fold` as the seed.

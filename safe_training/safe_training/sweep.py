@@ -37,17 +37,14 @@ from safe_training.batched_training import (
 from safe_training.calibration import CalibrationError
 from safe_training.evaluation import (
     HELD_OUT,
-    EvaluationError,
-    Protocol,
     calibrated_band,
-    choose_split,
-    flatten_report,
     labelled,
-    report_part,
     score_part,
 )
 from safe_training.fitting import require_both_outcomes, stack_rollouts
 from safe_training.metrics import Scored, earliest_stops
+from safe_training.part_report import flatten_report, report_part
+from safe_training.protocol import EvaluationError, Protocol, choose_split
 from safe_training.readers import load_rollouts, open_source
 from safe_training.results import Result, canonical, write_results
 from safe_training.splits import Split
@@ -309,7 +306,14 @@ def run_unit(
             failures.append(f'split {unit.seed}, {described}: {error}')
             continue
         for part, scored in parts.items():
-            values = flatten_report(report_part(scored, stops, band, settings.protocol.alpha))
+            report = report_part(
+                scored,
+                stops,
+                band,
+                settings.protocol.alpha,
+                probability=detector.gives_probability,
+            )
+            values = flatten_report(report)
             results.append(
                 Result(
                     settings.benchmark,

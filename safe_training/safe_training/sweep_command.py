@@ -12,7 +12,7 @@ from rich.console import Console
 
 from safe_training.batched_training import Precision
 from safe_training.detector_options import UsageError, plain_json, progress_bar
-from safe_training.evaluation import Protocol
+from safe_training.protocol import Protocol
 from safe_training.sweep import (
     ROBUST_SPLITS,
     Settings,

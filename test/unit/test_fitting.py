@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from safe_monitor_node.detectors import DetectorError, make_detector
-from safe_training.evaluation import EvaluationError, Protocol, choose_split
 from safe_training.fitting import (
     batch_loss,
     scale_weights,
     stack_rollouts,
     training_epochs,
 )
+from safe_training.protocol import EvaluationError, Protocol, choose_split
 from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 6

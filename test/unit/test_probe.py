@@ -10,7 +10,7 @@ from sklearn.linear_model import LogisticRegression
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.probe import signal_history, smoothed
 from safe_training.calibration import calibrate
-from safe_training.evaluation import Protocol, choose_split, fit_and_calibrate
+from safe_training.evaluation import fit_and_calibrate
 from safe_training.fit_probe import (
     leave_one_task_out_scores,
     logistic_regression,
@@ -18,6 +18,7 @@ from safe_training.fit_probe import (
     within_task_auc,
 )
 from safe_training.metrics import rank
+from safe_training.protocol import Protocol, choose_split
 from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 12

@@ -13,7 +13,8 @@ import pytest
 
 from safe_training import sweep as sweep_module
 from safe_training.cli import main
-from safe_training.evaluation import Protocol, evaluate_splits, labelled
+from safe_training.evaluation import evaluate_splits, labelled
+from safe_training.protocol import Protocol, choose_splits
 from safe_training.readers import load_rollouts
 from safe_training.results import read_results
 from safe_training.sweep import SweepError, plan, read_grid, shipped_grids
@@ -66,9 +67,10 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     alone += [('mahalanobis', {'accumulate': 'none'}), ('mahalanobis', {'accumulate': 'mean'})]
     alone += [('clock', {})]
     assert len(found) == len(alone) * 2 * 3
+    splits = choose_splits(rollouts, Protocol(), [0, 1])
     for name, params in alone:
         text = json.dumps(params, sort_keys=True)
-        for row in evaluate_splits([name], rollouts, Protocol(), [0, 1], {name: params}):
+        for row in evaluate_splits([name], rollouts, Protocol(), splits, {name: params}):
             values = found[name, text, row.seed, row.part]
             for metric, value in row.values.items():
                 if metric != 'fit_seconds':

@@ -65,6 +65,11 @@ class Detector(ABC):
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
     @property
+    def gives_probability(self) -> bool:
+        """True if the score claims to be the probability that the rollout fails."""
+        return False
+
+    @property
     def fitted(self) -> bool:
         """True once the detector can score."""
         return hasattr(self, 'dim_')

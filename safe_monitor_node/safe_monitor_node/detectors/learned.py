@@ -443,6 +443,11 @@ class SafeLstm(LearnedDetector):
         self.init_weight_scale = init_weight_scale
         self.seed = seed
 
+    @property
+    def gives_probability(self) -> bool:
+        # Cross-entropy of every step against the outcome is what a probability is trained with.
+        return self.accumulate == 'none'
+
     def build(self, dim: int) -> LstmNetwork:
         check_accumulate(self.name, self.accumulate)
         if self.hidden < 1 or self.layers < 1:

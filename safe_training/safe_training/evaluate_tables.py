@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables of evaluations for a terminal: the main one, and all moments, rates and tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from safe_training.detector_options import percent
+from safe_training.evaluation import Row, Summary, summarise, summary_of
+
+COLUMNS = (
+    ('AUC', 'roc_auc_by_earliest_stop'),
+    ('macro', 'macro_roc_auc_by_earliest_stop'),
+    ('clock', 'clock_roc_auc_by_earliest_stop'),
+    ('clock\nmacro', 'clock_macro_roc_auc_by_earliest_stop'),
+    ('false\nalarms', 'false_alarm_rate'),
+    ('de-\ntected', 'detection_rate'),
+    ('bal.\nacc.', 'balanced_accuracy'),
+    ('T_det', 'detection_time'),
+)
+LEGEND = (
+    'Percent, but for the time to fit and calibrate. AUC: ROC-AUC of the largest score up to the\n'
+    'earliest stop of the task, pooled over tasks; macro: its mean over tasks that have both\n'
+    'outcomes; clock: the same for a score that is just the step number. False alarms: successes\n'
+    'with an alarm while they ran; detected: failures with one; T_det: first alarm as a share of\n'
+    'the failure, 100 if none came. The detector "clock" only counts steps: failures run to the\n'
+    'time limit, so it detects them all, late. A detector is worth what it does better than that.'
+)
+_MOMENTS = {
+    'at_25_percent': 'at 25 % of the earliest stop',
+    'at_50_percent': 'at 50 % of it',
+    'at_75_percent': 'at 75 % of it',
+    'at_earliest_stop': 'at it',
+    'by_earliest_stop': 'by it (largest so far)',
+    'running_25_percent': 'running at 25 % of a success',
+    'running_50_percent': 'running at 50 %',
+    'running_75_percent': 'running at 75 %',
+    'running_100_percent': 'running at 100 %',
+    'by_end': 'by the end (leaks the length)',
+}
+_RANKINGS = (
+    ('AUC', 'roc_auc_'),
+    ('macro', 'macro_roc_auc_'),
+    ('AP', 'average_precision_'),
+    ('macro\nAP', 'macro_average_precision_'),
+    ('clock', 'clock_roc_auc_'),
+    ('clock\nmacro', 'clock_macro_roc_auc_'),
+)
+_MOMENTS_LEGEND = (
+    'AP: average precision, whose chance level is the share of failures. "Running": only rollouts\n'
+    'that still run at that share of the median success of their task, by their largest score yet.'
+)
+_RATES = (
+    ('detected (TPR)', 'detection_rate'),
+    ('false alarms (FPR)', 'false_alarm_rate'),
+    ('balanced accuracy', 'balanced_accuracy'),
+    ('weighted accuracy (the rarer class weighs more)', 'weighted_accuracy'),
+    ('accuracy', 'accuracy'),
+    ('F1 of failures', 'f1'),
+    ('T_det', 'detection_time'),
+    ('detected, mean over tasks', 'macro_detection_rate'),
+    ('false alarms, mean over tasks', 'macro_false_alarm_rate'),
+    ('detected before the earliest stop', 'detection_rate_by_earliest_stop'),
+    ('false alarms before it', 'false_alarm_rate_by_earliest_stop'),
+    ('balanced accuracy before it', 'balanced_accuracy_by_earliest_stop'),
+    ('alarms before the annotated failure', 'alarms_before_annotated_failure'),
+    ('Brier score at the earliest stop', 'brier_at_earliest_stop'),
+    ('calibration error at it', 'calibration_error_at_earliest_stop'),
+)
+
+
+def wide_console() -> Console:
+    """Return a console for tables: as wide as the terminal, never too narrow for one in a file."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=120)
+
+
+def report_table(rows: Sequence[Row], title: str) -> Table:
+    """Return the table of detectors by part, mean and std over splits where there are several."""
+    table = _empty(title, ['detector', 'part'], [heading for heading, _ in COLUMNS])
+    timed = any('fit_seconds' in row.values for row in rows)
+    if timed:
+        table.add_column('fit\n(s)', justify='right', no_wrap=True)
+    for detector, parts in summarise(rows).items():
+        for part, values in parts.items():
+            cells = [_cell(values[name]) for _, name in COLUMNS]
+            if timed:
+                cells.append(f'{values["fit_seconds"].mean:.2f}')
+            table.add_row(detector, part, *cells, end_section=part == list(parts)[-1])
+    return table
+
+
+def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Say for each detector what was promised and what was realised on tasks never seen."""
+    for detector, parts in summarise(rows).items():
+        values = parts.get('unseen')
+        if values is None:
+            continue
+        found = values['false_alarm_rate']
+        line = (
+            f'{detector}: promised {percent(values["alpha"].mean)} %, '
+            f'realised on unseen tasks {percent(found.mean)} %'
+        )
+        if found.splits > 1:
+            line += f' (95 % interval over splits {percent(found.low)} to {percent(found.high)})'
+        auc = values['macro_roc_auc_by_earliest_stop']
+        if auc.splits > 1:
+            line += f'; macro AUC {percent(auc.low)} to {percent(auc.high)}'
+        yield line
+
+
+def detail_tables(rows: Sequence[Row], part: str) -> Iterator[Table | str]:
+    """Return what the main table leaves out, for one part of each detector."""
+    for detector, parts in summarise(rows).items():
+        if part not in parts:
+            continue
+        values = parts[part]
+        table = _empty(
+            f'{detector}, {part}: how failures rank', ['moment'], [c for c, _ in _RANKINGS]
+        )
+        for moment, shown in _MOMENTS.items():
+            table.add_row(shown, *[_cell(values[f'{name}{moment}']) for _, name in _RANKINGS])
+        yield table
+        yield _MOMENTS_LEGEND
+        table = _empty(f'{detector}, {part}: alarms', ['rate'], ['%'])
+        for shown, name in _RATES:
+            if values[name].splits:
+                table.add_row(shown, _cell(values[name]))
+        lead = values['median_lead_steps']
+        if lead.splits:
+            table.add_row('median lead before the annotated failure [steps]', f'{lead.mean:.1f}')
+        yield table
+        yield _task_table(detector, part, rows)
+
+
+def _task_table(detector: str, part: str, rows: Sequence[Row]) -> Table:
+    found: dict[str, list[Mapping[str, float]]] = {}
+    for row in rows:
+        if (row.detector, row.part) == (detector, part):
+            for task, values in row.tasks.items():
+                found.setdefault(task, []).append(values)
+    columns = ('splits', 'failures', 'successes', 'AUC', 'false\nalarms', 'detected', 'T_det')
+    table = _empty(f'{detector}, {part}: by task', ['task'], columns)
+    for task in sorted(found):
+
+        def mean(name: str, of: Callable[[Summary], str], task: str = task) -> str:
+            return of(summary_of([values[name] for values in found[task]]))
+
+        def count(summary: Summary) -> str:
+            return f'{summary.mean:.4g}'
+
+        table.add_row(
+            Text(task),
+            str(len(found[task])),
+            mean('n_failures', count),
+            mean('n_successes', count),
+            mean('roc_auc_by_earliest_stop', _cell),
+            mean('false_alarm_rate', _cell),
+            mean('detection_rate', _cell),
+            mean('detection_time', _cell),
+        )
+    return table
+
+
+def _empty(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    # As text: a folder's name may hold what looks like markup.
+    table = Table(title=Text(title), title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
+    for name in names:
+        table.add_column(name, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify='right', no_wrap=True)
+    return table
+
+
+def _cell(summary: Summary) -> str:
+    if summary.splits > 1:
+        return f'{percent(summary.mean)}±{percent(summary.std)}'
+    return percent(summary.mean)

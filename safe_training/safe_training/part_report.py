@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a detector achieves on one part of a split: rankings, alarms, lead times, calibration."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from safe_monitor_node.band import Band
+from safe_training.metrics import (
+    AlarmReport,
+    ClassificationReport,
+    LeadTimes,
+    RankingReport,
+    Scored,
+    alarm_report_by_earliest_stop,
+    alarm_report_by_end,
+    all_rankings,
+    band_alarms,
+    classification_report,
+    clock_scores,
+    lead_times,
+    scores_at_earliest_stop,
+)
+from safe_training.probability import Reliability, reliability
+from vla_feature_bridge.rollout import Rollout
+
+# Alarm rates of a report under the names that tables and files have for them.
+_RATES = ('detection_rate', 'false_alarm_rate', 'balanced_accuracy', 'detection_time')
+_JUDGED = ('accuracy', 'weighted_accuracy', 'f1')
+
+
+@dataclass(frozen=True, eq=False)
+class PartReport:
+    """What a detector achieves on one part of a split.
+
+    Attributes
+    ----------
+    ranking, clock : dict of str to RankingReport
+        At every moment of :func:`safe_training.metrics.all_rankings`; of the detector, and of a
+        score that is the step number.
+    alarms, alarms_by_earliest_stop : AlarmReport
+        At any step, as an operator sees them; and before the earliest stop of the task.
+    classification : ClassificationReport
+        Of "an alarm was raised" as the verdict on each rollout.
+    lead : LeadTimes or None
+        None unless a failure of the part is annotated with the step at which it began.
+    reliability : Reliability or None
+        Of the score at the earliest stop of the task; None unless it claims to be a probability.
+    alpha : float
+        Promised false-alarm rate.
+    own_bands : int
+        How many of the rollouts were judged by a band of their task alone.
+    """
+
+    ranking: dict[str, RankingReport]
+    clock: dict[str, RankingReport]
+    alarms: AlarmReport
+    alarms_by_earliest_stop: AlarmReport
+    classification: ClassificationReport
+    lead: LeadTimes | None
+    reliability: Reliability | None
+    alpha: float
+    own_bands: int
+
+
+def scored_rollouts(scores: Sequence[np.ndarray], rollouts: Sequence[Rollout]) -> list[Scored]:
+    """Return score curves with what the metrics need to know of their rollouts."""
+    return [
+        Scored(s, r.failed, r.task, r.failure_step) for s, r in zip(scores, rollouts, strict=True)
+    ]
+
+
+def report_part(
+    scored: Sequence[Scored],
+    stops: Mapping[Any, int],
+    band: Band,
+    alpha: float,
+    *,
+    probability: bool = False,
+) -> PartReport:
+    """Evaluate scored rollouts.
+
+    Parameters
+    ----------
+    scored : sequence of Scored
+        At least one.
+    stops : mapping of task to int
+        Earliest stops of all rollouts there are.
+    band : Band
+        Each rollout is judged by the band of its task, where there is one.
+    alpha : float
+        Promised false-alarm rate.
+    probability : bool
+        Whether the score claims to be the probability of failure.
+    """
+    alarms = band_alarms(scored, band, alpha)
+    failed = [r.failed for r in scored]
+    annotated = [r.failure_step for r in scored]
+    return PartReport(
+        ranking=all_rankings(scored, stops),
+        clock=all_rankings(clock_scores(scored), stops),
+        alarms=alarm_report_by_end(scored, alarms),
+        alarms_by_earliest_stop=alarm_report_by_earliest_stop(scored, alarms, stops),
+        classification=classification_report([float(a is not None) for a in alarms], failed, 0.5),
+        lead=None if set(annotated) == {None} else lead_times(scored, alarms, annotated),
+        reliability=(
+            reliability(scores_at_earliest_stop(scored, stops), failed) if probability else None
+        ),
+        alpha=alpha,
+        own_bands=sum(bool(band.at(alpha, str(r.task)).task) for r in scored),
+    )
+
+
+def flatten_report(report: PartReport) -> dict[str, float]:
+    """Return one part's numbers under flat names, for tables and files; NaN where there is none."""
+    values: dict[str, float] = {}
+    for prefix, ranking in (('', report.ranking), ('clock_', report.clock)):
+        for when, entry in ranking.items():
+            values[f'{prefix}roc_auc_{when}'] = entry.pooled.roc_auc
+            values[f'{prefix}macro_roc_auc_{when}'] = entry.macro_roc_auc
+            values[f'{prefix}average_precision_{when}'] = entry.pooled.average_precision
+            values[f'{prefix}macro_average_precision_{when}'] = entry.macro_average_precision
+    by_stop = report.ranking['by_earliest_stop']
+    pooled, early = report.alarms.pooled, report.alarms_by_earliest_stop.pooled
+    values |= {
+        'tasks': len(by_stop.per_task),
+        'tasks_with_both_outcomes': by_stop.tasks_used,
+        'failures': pooled.n_failures,
+        'successes': pooled.n_successes,
+        'alpha': report.alpha,
+        'own_bands': report.own_bands,
+        **{name: getattr(pooled, name) for name in _RATES},
+        **{f'macro_{name}': getattr(report.alarms, f'macro_{name}') for name in _RATES},
+        **{f'{name}_by_earliest_stop': getattr(early, name) for name in _RATES},
+        **{name: getattr(report.classification, name) for name in _JUDGED},
+    }
+    lead, brier, error = np.nan, np.nan, np.nan
+    in_time, annotated = np.nan, 0
+    if report.lead is not None:
+        lead, annotated = report.lead.median, report.lead.annotated
+        in_time = report.lead.in_time / annotated
+    if report.reliability is not None:
+        brier, error = report.reliability.brier, report.reliability.calibration_error
+    return values | {
+        'annotated_failures': annotated,
+        'median_lead_steps': lead,
+        'alarms_before_annotated_failure': in_time,
+        'brier_at_earliest_stop': brier,
+        'calibration_error_at_earliest_stop': error,
+    }
+
+
+def per_task(report: PartReport) -> dict[str, dict[str, float]]:
+    """Return the numbers of each task by name; NaN where there is none."""
+    ranking = report.ranking['by_earliest_stop'].per_task
+    return {
+        str(task): {
+            'roc_auc_by_earliest_stop': ranking[task].roc_auc,
+            'average_precision_by_earliest_stop': ranking[task].average_precision,
+            **asdict(rates),
+        }
+        for task, rates in report.alarms.per_task.items()
+    }
