@@ -14,6 +14,7 @@ from safe_monitor_node.band import BandError
 from safe_monitor_node.detectors import DetectorError
 from safe_monitor_node.folder import DetectorFolderError
 from safe_training import (
+    calibration_command,
     conversion,
     evaluate_command,
     figures_command,
@@ -70,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     label_command.add_command(verbs)
     fit_command.add_command(verbs)
     evaluate_command.add_command(verbs)
+    calibration_command.add_command(verbs)
     figures_command.add_command(verbs)
     overlay.add_command(verbs)
     report_command.add_command(verbs)

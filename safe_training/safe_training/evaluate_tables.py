@@ -82,7 +82,7 @@ def wide_console() -> Console:
 
 def report_table(rows: Sequence[Row], title: str) -> Table:
     """Return the table of detectors by part, mean and std over splits where there are several."""
-    table = _empty(title, ['detector', 'part'], [heading for heading, _ in COLUMNS])
+    table = empty_table(title, ['detector', 'part'], [heading for heading, _ in COLUMNS])
     timed = any('fit_seconds' in row.values for row in rows)
     if timed:
         table.add_column('fit\n(s)', justify='right', no_wrap=True)
@@ -120,14 +120,14 @@ def detail_tables(rows: Sequence[Row], part: str) -> Iterator[Table | str]:
         if part not in parts:
             continue
         values = parts[part]
-        table = _empty(
+        table = empty_table(
             f'{detector}, {part}: how failures rank', ['moment'], [c for c, _ in _RANKINGS]
         )
         for moment, shown in _MOMENTS.items():
             table.add_row(shown, *[_cell(values[f'{name}{moment}']) for _, name in _RANKINGS])
         yield table
         yield _MOMENTS_LEGEND
-        table = _empty(f'{detector}, {part}: alarms', ['rate'], ['%'])
+        table = empty_table(f'{detector}, {part}: alarms', ['rate'], ['%'])
         for shown, name in _RATES:
             if values[name].splits:
                 table.add_row(shown, _cell(values[name]))
@@ -145,7 +145,7 @@ def _task_table(detector: str, part: str, rows: Sequence[Row]) -> Table:
             for task, values in row.tasks.items():
                 found.setdefault(task, []).append(values)
     columns = ('splits', 'failures', 'successes', 'AUC', 'false\nalarms', 'detected', 'T_det')
-    table = _empty(f'{detector}, {part}: by task', ['task'], columns)
+    table = empty_table(f'{detector}, {part}: by task', ['task'], columns)
     for task in sorted(found):
 
         def mean(name: str, of: Callable[[Summary], str], task: str = task) -> str:
@@ -167,7 +167,8 @@ def _task_table(detector: str, part: str, rows: Sequence[Row]) -> Table:
     return table
 
 
-def _empty(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+def empty_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
+    """Return a table with columns of names and of numbers."""
     # As text: a folder's name may hold what looks like markup.
     table = Table(title=Text(title), title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
     for name in names:

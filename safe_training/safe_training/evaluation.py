@@ -83,7 +83,7 @@ def fit_and_calibrate(
     """
     validation = [rollouts[i] for i in split.seen] if protocol.stop_early else None
     detector.fit([rollouts[i] for i in split.train], validation=validation, progress=progress)
-    calibrate_on = _left_out_scores if protocol.calibration == 'loto' else _held_out_scores
+    calibrate_on = left_out_scores if protocol.calibration == 'loto' else _held_out_scores
     scores, successes, what = calibrate_on(detector, rollouts, split, progress)
     return Fitted(
         detector, calibrated_band(scores, successes, what, rollouts, split, protocol), split
@@ -97,9 +97,14 @@ def calibrated_band(
     rollouts: Sequence[Rollout],
     split: Split,
     protocol: Protocol,
+    *,
+    alphas: Sequence[float] | None = None,
 ) -> Band:
-    """Calibrate the band of a split on scores of successes; ``what`` says which those are."""
-    alphas = sorted({*ALPHAS, protocol.alpha})
+    """Calibrate the band of a split on scores of successes; ``what`` says which those are.
+
+    It holds ``alphas``; by default the usual ones and the protocol's own.
+    """
+    alphas = sorted({*ALPHAS, protocol.alpha}) if alphas is None else sorted(alphas)
     horizon = longest(rollouts, protocol)
     described = f'{what}, split seed {split.seed}'
 
@@ -149,7 +154,7 @@ def _held_out_scores(
     return detector.score_all(successes), successes, HELD_OUT
 
 
-def _left_out_scores(
+def left_out_scores(
     detector: Detector, rollouts: Sequence[Rollout], split: Split, progress: Progress | None
 ) -> tuple[list[np.ndarray], list[Rollout], str]:
     """Return leave-one-task-out scores of the training successes, these, and what they are."""

@@ -120,10 +120,11 @@ def run(args: argparse.Namespace) -> int:
     if not np.isfinite(fitted.band.at(protocol.alpha).upper).any():
         console.print(f'note: {fitted.band.provenance["note"]}')
     if fitted.band.tasks:
-        own = [t for t in fitted.band.tasks if fitted.band.at(protocol.alpha, t).task]
+        sharing = [t for t in split.seen_tasks if not fitted.band.at(protocol.alpha, str(t)).task]
         console.print(
-            f'{len(own)} of {len(split.seen_tasks)} seen tasks have a band of their own at this '
-            'alpha; the others have too few successes and share the one above'
+            f'{len(split.seen_tasks) - len(sharing)} of {len(split.seen_tasks)} seen tasks have a '
+            'band of their own'
+            + (f'; too few successes for one: {", ".join(map(str, sharing))}' if sharing else '')
         )
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')

@@ -189,6 +189,12 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> list[Split]:
     if len(tasks) != len(episodes) or not isinstance(entries, list) or not entries:
         raise SplitError(f'{path}: episodes, tasks and splits do not belong together; save again')
     place = _places(path, episodes, rollouts)
+    for episode, task, index in zip(episodes, tasks, place, strict=True):
+        if rollouts[index].task != task:
+            raise SplitError(
+                f'{path}: episode {episode!r} was of task {task!r}, found '
+                f'{rollouts[index].task!r}; use the set it was made of, or split again'
+            )
     splits = []
     for entry in entries:
         try:
@@ -196,17 +202,14 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> list[Split]:
             split.check_against(tasks)
         except (SplitError, TypeError) as error:
             raise SplitError(f'{path}: {error}') from error
-        moved = replace(
-            split,
-            train=tuple(place[i] for i in split.train),
-            seen=tuple(place[i] for i in split.seen),
-            unseen=tuple(place[i] for i in split.unseen),
+        splits.append(
+            replace(
+                split,
+                train=tuple(place[i] for i in split.train),
+                seen=tuple(place[i] for i in split.seen),
+                unseen=tuple(place[i] for i in split.unseen),
+            )
         )
-        try:
-            moved.check_against([r.task for r in rollouts])
-        except SplitError as error:
-            raise SplitError(f'{path}: {error}') from error
-        splits.append(moved)
     seeds = [split.seed for split in splits]
     if len(set(seeds)) != len(seeds):
         raise SplitError(f'{path}: two splits have the same number among {seeds}; save again')

@@ -548,3 +548,115 @@ def test_a_real_process_ends_with_the_status_and_one_line_that_says_why(rollouts
         f'safe_training fit: {folder}: exists already; give another --out, or --overwrite\n'
     )
     assert contents(folder) == before
+
+
+# --- protocols, saved splits, details
+
+
+CHEAP = ('--detector', 'clock', '--alpha', 0.3)
+
+
+def evaluated(run, rollouts, *arguments):
+    status, said, errors = run('evaluate', rollouts, *CHEAP, *arguments, '--json')
+    assert (status, errors) == (0, ''), errors
+    return json.loads(said)
+
+
+def test_many_random_splits_are_the_default(run, rollouts):
+    found = evaluated(run, rollouts)
+    assert found['seeds'] == list(range(10))
+    assert found['protocol']['scheme'] == 'robust'
+
+
+def test_published_splits_and_one_task_left_out(run, rollouts):
+    assert evaluated(run, rollouts, '--protocol', 'paper')['seeds'] == [0, 1, 2]
+    found = evaluated(run, rollouts, '--protocol', 'loto')
+    assert found['seeds'] == [0, 1, 2, 3]
+    left_out = [row['per_task'] for row in found['rows'] if row['part'] == 'unseen']
+    assert [list(tasks) for tasks in left_out] == [[f'task_{k}'] for k in range(4)]
+
+
+def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
+    kept = tmp_path / 'splits.json'
+    first = evaluated(run, rollouts, '--splits', 2, '--seed', 3, '--save-splits', kept)
+    again = evaluated(run, rollouts, '--splits-from', kept)
+    assert again['seeds'] == [3, 4]
+    for one, other in zip(first['rows'], again['rows'], strict=True):
+        one.pop('fit_seconds'), other.pop('fit_seconds')
+        assert one == other
+    fit = ('fit', rollouts, *CHEAP, '--out', tmp_path / 'detector', '--splits-from', kept)
+    status, said, _ = run(*fit, '--seed', 4, '--json')
+    assert status == 0
+    made = json.loads(said)['provenance']
+    split = next(s for s in json.loads(kept.read_text())['splits'] if s['seed'] == 4)
+    assert made['unseen_tasks'] == split['unseen_tasks']
+    status, _, errors = run(*fit, '--seed', 9, '--overwrite')
+    assert status == 1 and 'holds the splits [3, 4], not 9' in errors
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'match'),
+    [
+        (('--protocol', 'loto', '--splits', 2), '--splits has no meaning with --protocol loto'),
+        (('--protocol', 'loto', '--unseen-ratio', 0.5), '--unseen-ratio has no meaning'),
+        (('--protocol', 'paper', '--seed', 2), '--seed has no meaning with --protocol paper'),
+        (('--splits-from', 'x', '--protocol', 'loto'), 'no meaning'),
+        (('--per-task', '--calibration', 'loto'), 'choose one of the two'),
+        (('--benchmark', 'mine'), 'give --out as well'),
+    ],
+)
+def test_options_without_a_meaning_are_refused_and_not_ignored(run, rollouts, arguments, match):
+    status, _, errors = run('evaluate', rollouts, *CHEAP, *arguments)
+    assert status == 2
+    assert match in errors
+
+
+@pytest.mark.parametrize('option', [('--seed', 3), ('--splits', 2), ('--modulation', 'none')])
+def test_a_folder_takes_no_options_of_fitting(run, rollouts, folder, option):
+    status, _, errors = run('evaluate', rollouts, '--folder', folder, *option)
+    assert status == 2
+    assert f'{option[0]} has no meaning with --folder' in errors
+
+
+def test_a_folder_is_judged_at_the_alpha_that_is_asked_for(run, rollouts, folder):
+    found = json.loads(run('evaluate', rollouts, '--folder', folder, '--alpha', 0.5, '--json')[1])
+    assert found['alpha'] == 0.5
+    assert {row['alpha'] for row in found['parts']} == {0.5}
+    status, _, errors = run('evaluate', rollouts, '--folder', folder, '--alpha', 0.123)
+    assert status == 1
+    assert str(folder) in errors and 'not calibrated for alpha 0.123' in errors
+
+
+def test_details_show_every_moment_and_task(run, rollouts, folder):
+    for which in (('--folder', folder), ('--detector', 'clock', '--splits', 2)):
+        status, said, _ = run('evaluate', rollouts, *which, '--details')
+        assert status == 0
+        for words in ('running at 50 %', 'by the end (leaks', 'F1 of failures', 'by task'):
+            assert words in said
+
+
+def test_results_of_an_evaluation_make_a_table(run, rollouts, tmp_path):
+    for _ in range(2):  # the second replaces the first
+        evaluated(
+            run, rollouts, '--splits', 2, '--out', tmp_path / 'results', '--benchmark', 'mine'
+        )
+    assert len(list((tmp_path / 'results').iterdir())) == 1
+    status, said, _ = run('table', tmp_path / 'results')
+    assert status == 0
+    assert 'mine, 2 task splits' in said and 'Clock' in said
+
+
+def test_bands_of_single_tasks_are_fitted_kept_and_used(run, tmp_path):
+    many = make_set(tmp_path / 'set', tasks=3, per_task=60)
+    out = tmp_path / 'detector'
+    fit = ('fit', many, '--detector', 'clock', '--out', out, '--per-task', '--modulation', 'none')
+    status, said, _ = run(*fit)
+    assert status == 0
+    assert '2 of 2 seen tasks have a band of their own' in said
+    loaded = load_detector(out)
+    assert len(loaded.band.tasks) == 2
+    for task in loaded.band.tasks:
+        assert loaded.band.at(0.1, task).task == task
+    rows = json.loads(run('evaluate', many, '--folder', out, '--json')[1])['parts']
+    own = {row['part']: row['own_bands'] / (row['successes'] + row['failures']) for row in rows}
+    assert own == {'train': 1.0, 'seen': 1.0, 'unseen': 0.0}

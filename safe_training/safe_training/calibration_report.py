@@ -1,0 +1,267 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What kinds of bands promise, and what they keep.
+
+A band is never judged by the rollouts that made it. For rollouts *like* them the held-out successes
+of the seen tasks are cut in two halves at random, again and again: one half calibrates, the other
+is judged. For *new* tasks all of them calibrate and the successes of the unseen tasks are judged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from safe_monitor_node.adaptive import AdaptiveThreshold
+from safe_monitor_node.band import Band
+from safe_monitor_node.detectors import Detector
+from safe_training.evaluation import (
+    HELD_OUT,
+    calibrated_band,
+    left_out_scores,
+    make_seeded,
+    score_part,
+)
+from safe_training.metrics import Scored, band_alarms
+from safe_training.protocol import EvaluationError, Protocol
+from safe_training.splits import Split
+from vla_feature_bridge.rollout import Rollout
+
+Progress = Callable[[int, int, str], None]
+
+# How often the held-out successes are cut in two, and an order of episodes is drawn.
+DRAWS = 20
+
+_PROTOCOLS: dict[str, dict[str, Any]] = {
+    'adaptive': {'modulation': 'adaptive'},
+    'std': {'modulation': 'std'},
+    'constant': {'modulation': 'constant'},
+    'none': {'modulation': 'none'},
+    'per-task': {'modulation': 'none', 'per_task': True},
+    'loto': {'modulation': 'none', 'calibration': 'loto'},
+}
+MOVING = 'moving'
+KINDS = {
+    'adaptive': 'functional, adaptive',
+    'std': 'functional, std',
+    'constant': 'functional, constant',
+    'none': 'one threshold',
+    'per-task': 'one for each task',
+    'loto': 'one, left-out scores',
+    MOVING: 'one, moved by labels',
+}
+
+
+@dataclass
+class Tally:
+    """Alarms among rollouts of one outcome, by task; of several draws added up."""
+
+    alarms: dict[str, int] = field(default_factory=dict)
+    rollouts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, task: str, alarmed: bool) -> None:
+        """Count one rollout."""
+        self.alarms[task] = self.alarms.get(task, 0) + alarmed
+        self.rollouts[task] = self.rollouts.get(task, 0) + 1
+
+    @property
+    def rate(self) -> float:
+        """Share with an alarm; NaN without a rollout."""
+        total = sum(self.rollouts.values())
+        return sum(self.alarms.values()) / total if total else np.nan
+
+
+@dataclass
+class Kept:
+    """What one kind of band at one promised rate did on one split.
+
+    Attributes
+    ----------
+    kind : str
+        One of :data:`KINDS`.
+    alpha : float
+        Promised false-alarm rate.
+    seed : int
+        Number of the split.
+    n_calibration : int
+        Rollouts that the band for new tasks was ranked on.
+    finite : bool
+        Whether that band can raise an alarm at all.
+    like, new : Tally
+        Of successes of the seen tasks, and of those of the unseen tasks.
+    detected : Tally
+        Of failures of the unseen tasks.
+    detection_times : list of float
+        Of these, first alarm step / length, 1.0 without one.
+    """
+
+    kind: str
+    alpha: float
+    seed: int
+    n_calibration: int = 0
+    finite: bool = True
+    like: Tally = field(default_factory=Tally)
+    new: Tally = field(default_factory=Tally)
+    detected: Tally = field(default_factory=Tally)
+    detection_times: list[float] = field(default_factory=list)
+
+    def judge_new(self, rollout: Scored, alarm: int | None) -> None:
+        """Count one rollout of an unseen task."""
+        (self.detected if rollout.failed else self.new).add(str(rollout.task), alarm is not None)
+        if rollout.failed:
+            self.detection_times.append(1.0 if alarm is None else alarm / len(rollout))
+
+
+def calibration_of(
+    name: str,
+    rollouts: Sequence[Rollout],
+    protocol: Protocol,
+    splits: Sequence[Split],
+    alphas: Sequence[float],
+    kinds: Sequence[str] = tuple(KINDS),
+    params: Mapping[str, Any] | None = None,
+    *,
+    gamma: float = 0.02,
+    draws: int = DRAWS,
+    progress: Progress | None = None,
+) -> list[Kept]:
+    """Fit a detector on each split, calibrate every kind of band and judge each by other rollouts.
+
+    Parameters
+    ----------
+    name : str
+        Registered detector.
+    protocol : Protocol
+        Its alpha, modulation and calibration are those of the kinds instead.
+    alphas : sequence of float
+        Promised rates.
+    kinds : sequence of str
+        Of :data:`KINDS`.
+    gamma : float
+        Step size of the moving threshold.
+    draws : int
+        Halves and orders drawn for each split.
+
+    Raises
+    ------
+    EvaluationError, CalibrationError
+        A split has no unseen tasks, or too few held-out successes to cut in two.
+    """
+    found: list[Kept] = []
+    for number, split in enumerate(splits):
+        detector = make_seeded(name, params or {}, split.seed)
+
+        def note(done: int, total: int, detail: str, number: int = number) -> None:
+            if progress is not None:
+                progress(number, len(splits), f'split {number + 1}: {done}/{total} {detail}')
+
+        detector.fit([rollouts[i] for i in split.train], progress=note)
+        found += _of_split(detector, rollouts, protocol, split, alphas, kinds, gamma, draws, note)
+        if progress is not None:
+            progress(number + 1, len(splits), '')
+    return found
+
+
+def _of_split(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    protocol: Protocol,
+    split: Split,
+    alphas: Sequence[float],
+    kinds: Sequence[str],
+    gamma: float,
+    draws: int,
+    progress: Progress,
+) -> Iterator[Kept]:
+    held_out = [rollouts[i] for i in split.seen if not rollouts[i].failed]
+    unseen = [rollouts[i] for i in split.unseen]
+    if len(held_out) < 2 or not unseen:
+        raise EvaluationError(
+            f'split {split.seed}: {len(held_out)} held-out successes of seen tasks and '
+            f'{len(unseen)} rollouts of unseen tasks; a band is judged by rollouts that did not '
+            'make it, so at least two of the first and one of the second are needed'
+        )
+    seen_scores = score_part(detector, held_out, 'seen')
+    new_scores = score_part(detector, unseen, 'unseen')
+    halves = _halves(len(held_out), draws, split.seed)
+    for kind in kinds:
+        progress(0, 1, f'band: {kind}')
+        if kind == MOVING:
+            yield from _moving(seen_scores, new_scores, split, alphas, gamma, draws)
+            continue
+        settings = replace(
+            protocol,
+            **{'alpha': alphas[0], 'calibration': 'heldout', 'per_task': False, **_PROTOCOLS[kind]},
+        )
+
+        def band_of(members: Iterable[int], settings: Protocol = settings) -> Band:
+            members = list(members)
+            return calibrated_band(
+                [seen_scores[i].scores for i in members],
+                [held_out[i] for i in members],
+                HELD_OUT,
+                rollouts,
+                split,
+                settings,
+                alphas=alphas,
+            )
+
+        if settings.calibration == 'loto':
+            scores, successes, what = left_out_scores(detector, rollouts, split, progress)
+            band = calibrated_band(
+                scores, successes, what, rollouts, split, settings, alphas=alphas
+            )
+            # None of the held-out successes made this band.
+            judged = [(band, list(range(len(held_out))))]
+        else:
+            band = band_of(range(len(held_out)))
+            judged = [(band_of(one), list(other)) for one, other in halves]
+        for alpha in alphas:
+            kept = Kept(kind, alpha, split.seed, band.n_calibration)
+            kept.finite = bool(np.isfinite(band.at(alpha).upper).any())
+            for made, members in judged:
+                others = [seen_scores[i] for i in members]
+                for rollout, alarm in zip(others, band_alarms(others, made, alpha), strict=True):
+                    kept.like.add(str(rollout.task), alarm is not None)
+            for rollout, alarm in zip(
+                new_scores, band_alarms(new_scores, band, alpha), strict=True
+            ):
+                kept.judge_new(rollout, alarm)
+            yield kept
+
+
+def _halves(count: int, draws: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return pairs of halves of 0..count-1, drawn at random."""
+    generator = np.random.default_rng([seed, count])
+    orders = [generator.permutation(count) for _ in range(draws)]
+    return [(order[: count // 2], order[count // 2 :]) for order in orders]
+
+
+def _moving(
+    seen: Sequence[Scored],
+    new: Sequence[Scored],
+    split: Split,
+    alphas: Sequence[float],
+    gamma: float,
+    draws: int,
+) -> Iterator[Kept]:
+    """Let episodes come in random orders, each success labelled before the next episode begins."""
+    peaks = np.array([rollout.scores.max() for rollout in seen])
+    for alpha in alphas:
+        kept = Kept(MOVING, alpha, split.seed, len(seen))
+        generator = np.random.default_rng([split.seed, len(new)])
+        for one, other in _halves(len(seen), draws, split.seed):
+            threshold = AdaptiveThreshold(peaks[one], alpha, gamma)
+            for index in other:
+                kept.like.add(str(seen[index].task), threshold.observe(float(peaks[index])))
+        for _ in range(draws):
+            threshold = AdaptiveThreshold(peaks, alpha, gamma)
+            for index in generator.permutation(len(new)):
+                rollout = new[index]
+                above = np.flatnonzero(rollout.scores > threshold.threshold)
+                kept.judge_new(rollout, int(above[0]) if above.size else None)
+                if not rollout.failed:
+                    threshold.observe(float(rollout.scores.max()))
+        yield kept

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bands of single tasks keep their promise within each task, and the report tells kinds apart."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from safe_training import cli
+from safe_training.calibration_report import KINDS, Tally, calibration_of
+from safe_training.evaluation import HELD_OUT, calibrated_band
+from safe_training.protocol import EvaluationError, Protocol, choose_split, choose_splits
+from vla_feature_bridge.rollout import Rollout
+
+TASKS = ('easy', 'hard')
+ALPHAS = (0.05, 0.1, 0.2, 0.5)
+
+
+def successes_of(count):
+    """Return `count` successes of each task."""
+    return [
+        Rollout(np.zeros((8, 1), np.float32), task=task, episode_index=index, success=True)
+        for task in TASKS
+        for index in range(count)
+    ]
+
+
+def curve(generator, task):
+    """Return a score curve; successes of the hard task look worse."""
+    level = generator.normal() + (3.0 if task == 'hard' else 0.0)
+    return level + 0.3 * generator.normal(size=generator.integers(3, 9)).cumsum()
+
+
+def band_of(successes, curves, seed, **options):
+    split = choose_split(successes, Protocol(unseen_ratio=0.0), 0)
+    protocol = Protocol(**{'per_task': True, 'horizon': 8, **options})
+    return calibrated_band(
+        curves, successes, HELD_OUT, successes, replace(split, seed=seed), protocol, alphas=ALPHAS
+    )
+
+
+@pytest.mark.parametrize('modulation', ['none', 'std'])
+@pytest.mark.parametrize('n', [5, 10, 20, 100])
+def test_the_promise_holds_within_each_task(n, modulation):
+    resamplings = 1000
+    generator = np.random.default_rng([n, len(modulation)])
+    successes = successes_of(n)
+    alarms = {(task, alpha): 0 for task in TASKS for alpha in ALPHAS}
+    shared = dict(alarms)
+    own = set()
+    for draw in range(resamplings):
+        curves = [curve(generator, r.task) for r in successes]
+        band = band_of(successes, curves, draw, modulation=modulation)
+        for task in TASKS:
+            new = curve(generator, task)
+            for alpha in ALPHAS:
+                threshold = band.at(alpha, task)
+                if threshold.task:
+                    own.add(alpha)
+                    alarms[task, alpha] += threshold.first_crossing(new) is not None
+                shared[task, alpha] += band.at(alpha).first_crossing(new) is not None
+    assert own, 'no task ever had a band of its own'
+    for task in TASKS:
+        for alpha in own:
+            count = alarms[task, alpha]
+            assert count <= binom.ppf(1 - 1e-4, resamplings, alpha), (task, alpha, count)
+            # And not by never alarming.
+            assert count > 0.3 * alpha * resamplings, (task, alpha, count)
+    if n == 100 and modulation == 'none':
+        # The band of all tasks keeps its promise on the whole and breaks it on the hard task.
+        assert shared['hard', 0.1] > binom.ppf(1 - 1e-4, resamplings, 0.1)
+        assert shared['easy', 0.1] < 0.02 * resamplings
+
+
+def test_tasks_with_too_few_successes_share_the_band_of_all():
+    generator = np.random.default_rng(0)
+    successes = successes_of(20)[:23]  # three of the hard task
+    band = band_of(successes, [curve(generator, r.task) for r in successes], 0, modulation='none')
+    assert [band.at(alpha, 'easy').task for alpha in ALPHAS] == ['easy'] * 4
+    assert [band.at(alpha, 'hard').task for alpha in ALPHAS] == ['', '', '', 'hard']
+    assert np.isfinite(band.at(0.1, 'hard').upper).all()
+    made = band.tasks['hard'].provenance
+    assert "task 'hard' alone" in made['calibrated_on']
+    assert len(made['calibration_rollouts']) == 3 and 'note' in made
+
+
+def make_rollouts(tasks=5, per_task=24):
+    """Return rollouts whose signal tells failures apart, and tasks from each other."""
+    generator = np.random.default_rng(0)
+    rollouts = []
+    for task in range(tasks):
+        for index in range(per_task):
+            length = int(generator.integers(5, 9))
+            failed = index % 4 == 3
+            level = generator.normal() + 2.0 * task + 3.0 * failed
+            rollouts.append(
+                Rollout(
+                    np.zeros((length, 1), np.float32),
+                    task=f'task_{task}',
+                    success=not failed,
+                    episode_index=index,
+                    signals={'chunk_mse': level + 0.3 * generator.normal(size=length)},
+                )
+            )
+    return rollouts
+
+
+def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
+    rollouts = make_rollouts()
+    splits = choose_splits(rollouts, Protocol(), range(3))
+    found = calibration_of('signal', rollouts, Protocol(), splits, [0.1, 0.3], draws=5)
+    assert [kept.kind for kept in found[:14:2]] == list(KINDS)
+    assert len(found) == 3 * 2 * len(KINDS)
+    for kept in found:
+        split = splits[kept.seed]
+        new = [rollouts[i] for i in split.unseen if not rollouts[i].failed]
+        held_out = [rollouts[i] for i in split.seen if not rollouts[i].failed]
+        assert set(kept.new.rollouts) == {r.task for r in new}
+        draws = 5 if kept.kind == 'moving' else 1
+        assert sum(kept.new.rollouts.values()) == draws * len(new)
+        half = len(held_out) - len(held_out) // 2
+        expected = len(held_out) if kept.kind == 'loto' else 5 * half
+        assert sum(kept.like.rollouts.values()) == expected
+        assert all(0 <= time <= 1 for time in kept.detection_times)
+
+    def rate(kind, alpha, which):
+        return np.mean(
+            [getattr(k, which).rate for k in found if (k.kind, k.alpha) == (kind, alpha)]
+        )
+
+    for kind in ('none', 'adaptive', 'std', 'constant'):
+        assert rate(kind, 0.3, 'like') == pytest.approx(0.3, abs=0.12)
+    # A band knows nothing of tasks with other scores; labels teach it.
+    assert rate('none', 0.1, 'new') > 0.3
+    assert rate('moving', 0.1, 'new') < rate('none', 0.1, 'new') - 0.1
+
+
+def test_a_split_that_cannot_judge_is_refused():
+    rollouts = make_rollouts()
+    for options in ({'unseen_ratio': 0.0}, {'seen_train_ratio': 1.0}):
+        protocol = Protocol(**options)
+        splits = choose_splits(rollouts, protocol, [0])
+        with pytest.raises(EvaluationError, match='judged by rollouts that did not make it'):
+            calibration_of('signal', rollouts, protocol, splits, [0.1])
+
+
+def test_a_tally_adds_up_by_task():
+    tally = Tally()
+    assert np.isnan(tally.rate)
+    for task, alarmed in (('a', True), ('a', False), ('b', False), ('b', False)):
+        tally.add(task, alarmed)
+    assert tally.rate == 0.25
+    assert tally.alarms == {'a': 1, 'b': 0} and tally.rollouts == {'a': 2, 'b': 2}
+
+
+# --- the verb
+
+
+@pytest.fixture(scope='module')
+def archive(tmp_path_factory):
+    """Write rollouts with one feature that tells failures apart."""
+    path = tmp_path_factory.mktemp('set') / 'rollouts.npz'
+    rollouts = make_rollouts()
+    lengths = [len(r) for r in rollouts]
+    np.savez(
+        path,
+        features=np.concatenate([r.signals['chunk_mse'] for r in rollouts])[:, None].astype('f4'),
+        action_signals=np.concatenate([r.signals['chunk_mse'] for r in rollouts])[:, None],
+        action_signal_names=np.array(['chunk_mse']),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        success=np.array([not r.failed for r in rollouts]),
+        task=np.array([r.task for r in rollouts]),
+        instruction=np.array([r.task for r in rollouts]),
+        episode_index=np.array([r.episode_index for r in rollouts], dtype=np.int32),
+    )
+    return path
+
+
+def verb(capsys, *arguments):
+    status = cli.main(['calibration', *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def test_the_verb_prints_a_table_for_each_promise(archive, capsys):
+    status, out, _ = verb(capsys, archive, '--detector', 'signal', '--splits', 2, '--alpha', 0.2)
+    assert status == 0
+    assert 'signal, 2 task splits: promised false-alarm rate 20.0 %' in out
+    for name in KINDS.values():
+        assert name in out
+    status, out, _ = verb(
+        capsys, archive, '--detector', 'signal', '--splits', 2, '--band', 'none', '--json'
+    )
+    found = json.loads(out)['bands']
+    assert status == 0 and len(found) == 2 * 4 and {row['kind'] for row in found} == {'none'}
+
+
+def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsys, tmp_path):
+    out = tmp_path / 'detector'
+    fit = ['fit', str(archive), '--detector', 'signal', '--out', str(out), '--modulation', 'none']
+    assert cli.main([*fit, '--per-task']) == 0
+    capsys.readouterr()
+    status, said, _ = verb(capsys, archive, '--folder', out, '--alpha', 0.2)
+    assert status == 0
+    for words in (
+        'ranked on',
+        'Bands of their own',
+        'seen, calibrated on',
+        'unseen',
+        '95 % interval',
+    ):
+        assert words in said
+    rows = json.loads(verb(capsys, archive, '--folder', out, '--alpha', 0.2, '--json')[1])['rows']
+    by_name = {row['rollouts']: row for row in rows}
+    assert by_name['seen, calibrated on']['realised'] <= 0.2
+    unseen = by_name['unseen']
+    assert unseen['low'] <= unseen['realised'] <= unseen['high']
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'match'),
+    [
+        (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
+        (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
+        (('--detector', 'signal', '--rate', 0), '--rate must lie in'),
+        (('--folder', 'x', '--band', 'none'), '--band has no meaning with --folder'),
+    ],
+)
+def test_wrong_usage_is_refused(archive, capsys, arguments, match):
+    status, _, errors = verb(capsys, archive, *arguments)
+    assert status == 2
+    assert match in errors

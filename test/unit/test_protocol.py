@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which rollouts are seen and unseen under each protocol, and splits that are kept on disk."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from safe_training.protocol import (
+    EvaluationError,
+    Protocol,
+    choose_split,
+    choose_splits,
+    fold_count,
+    read_splits,
+    saved_split,
+    write_splits,
+)
+from safe_training.splits import SplitError, leave_one_task_out
+from vla_feature_bridge.rollout import Rollout
+
+# Names sort otherwise than the numbers of the tasks, as instructions do.
+NAMES = ('turn', 'push', 'open', 'stack', 'pour', 'lift', 'place', 'wipe', 'close', 'fold')
+
+
+def make_rollouts(per_task=5, names=NAMES, **changes):
+    return [
+        Rollout(
+            np.zeros((2, 1), np.float32),
+            task=name,
+            task_id=number,
+            episode_index=episode,
+            success=episode % 2 == 0,
+            **changes,
+        )
+        for number, name in enumerate(names)
+        for episode in range(per_task)
+    ]
+
+
+def unseen_numbers(rollouts, split):
+    return {rollouts[i].task_id for i in split.unseen}
+
+
+@pytest.mark.parametrize(('seed', 'unseen'), [(0, {3, 0, 5}), (1, {7, 8, 5}), (2, {6, 9, 8})])
+def test_published_splits_go_by_the_numbers_of_the_tasks(seed, unseen):
+    rollouts = make_rollouts()
+    split = choose_split(rollouts, Protocol(scheme='paper'), seed)
+    assert unseen_numbers(rollouts, split) == unseen
+    assert set(split.unseen_tasks) == {NAMES[number] for number in unseen}
+    # And whatever order they are stored in.
+    shuffled = [rollouts[i] for i in np.random.default_rng(0).permutation(len(rollouts))]
+    assert (
+        unseen_numbers(shuffled, choose_split(shuffled, Protocol(scheme='paper'), seed)) == unseen
+    )
+
+
+def test_random_splits_do_not_depend_on_numbers():
+    rollouts = make_rollouts()
+    renumbered = [replace(r, task_id=9 - r.task_id) for r in rollouts]
+    for seed in range(5):
+        one, other = (choose_split(r, Protocol(), seed) for r in (rollouts, renumbered))
+        assert one == other
+
+
+def test_numbers_that_do_not_tell_tasks_apart_are_not_used():
+    same = [replace(r, task_id=0) for r in make_rollouts()]
+    published = choose_split(same, Protocol(scheme='paper'), 0)
+    assert published == choose_split(same, Protocol(), 0)
+
+
+def test_a_second_root_of_unseen_tasks_is_not_shuffled():
+    rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
+    split = choose_split(rollouts, Protocol(scheme='paper'), 7)
+    assert split.seen_tasks == NAMES[:4]
+    assert {rollouts[i].task for i in split.unseen} == set(NAMES[4:6])
+
+
+def test_each_task_is_left_out_once():
+    rollouts = make_rollouts()
+    protocol = Protocol(scheme='loto')
+    splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
+    assert [split.unseen_tasks for split in splits] == [(name,) for name in sorted(NAMES)]
+    for split in splits:
+        assert {rollouts[i].task for i in split.unseen} == set(split.unseen_tasks)
+        assert Counter(rollouts[i].task for i in split.train) == dict.fromkeys(split.seen_tasks, 3)
+    assert len({split.train for split in splits}) == len(splits)
+
+
+@pytest.mark.parametrize(
+    ('tasks', 'fold', 'match'),
+    [
+        (['a', 'a'], 0, 'at least 2 tasks'),
+        (['a', 'b'], 2, 'numbers 0 to 1, found 2'),
+        (['a', 'b'], -1, 'numbers 0 to 1'),
+        (['a', 1], 0, 'one kind'),
+        ([], 0, 'no rollouts'),
+    ],
+)
+def test_what_cannot_be_left_out_is_refused(tasks, fold, match):
+    with pytest.raises(SplitError, match=match):
+        leave_one_task_out(tasks, fold=fold)
+
+
+def test_tasks_that_the_source_sets_aside_are_not_left_out_in_turn():
+    rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
+    with pytest.raises(EvaluationError, match='use --protocol robust'):
+        choose_split(rollouts, Protocol(scheme='loto'), 0)
+
+
+def test_bands_of_tasks_and_scores_without_tasks_exclude_each_other():
+    with pytest.raises(EvaluationError, match='choose one of the two'):
+        Protocol(per_task=True, calibration='loto')
+
+
+# --- on disk
+
+
+def parts_by_name(rollouts, split):
+    return {part: {rollouts[i].episode_id for i in found} for part, found in split.parts.items()}
+
+
+def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
+    rollouts = make_rollouts()
+    splits = choose_splits(rollouts, Protocol(), [4, 2])
+    write_splits(tmp_path / 'kept' / 'splits.json', rollouts, splits)
+    others = [rollouts[i] for i in np.random.default_rng(1).permutation(len(rollouts))]
+    found = read_splits(tmp_path / 'kept' / 'splits.json', others)
+    assert [split.seed for split in found] == [4, 2]
+    for before, after in zip(splits, found, strict=True):
+        assert parts_by_name(others, after) == parts_by_name(rollouts, before)
+    assert saved_split(tmp_path / 'kept' / 'splits.json', others, 2) == found[1]
+    with pytest.raises(SplitError, match=r'holds the splits \[2, 4\], not 0'):
+        saved_split(tmp_path / 'kept' / 'splits.json', others, 0)
+    assert [p.name for p in (tmp_path / 'kept').iterdir()] == ['splits.json']
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (lambda rollouts: rollouts[1:], "1 that are not there any more .*'turn/0'"),
+        (
+            lambda rollouts: [*rollouts, replace(rollouts[0], episode_id='new')],
+            "1 that are new .*'new'",
+        ),
+        (
+            lambda rollouts: [
+                replace(rollouts[0], task='push', episode_id='turn/0'),
+                *rollouts[1:],
+            ],
+            "was of task 'turn', found 'push'",
+        ),
+        (lambda rollouts: [*rollouts, rollouts[0]], 'episode ids differ'),
+    ],
+)
+def test_splits_of_other_rollouts_are_refused(tmp_path, change, match):
+    path = tmp_path / 'splits.json'
+    rollouts = make_rollouts()
+    write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]))
+    with pytest.raises(SplitError, match=match) as caught:
+        read_splits(path, change(rollouts))
+    assert str(path) in str(caught.value)
+
+
+def put(name, value):
+    def change(content):
+        content[name] = value
+
+    return change
+
+
+def put_in_split(name, value):
+    def change(content):
+        content['splits'][0][name] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ('change', 'match'),
+    [
+        (put('format', 'other'), "found 'other'"),
+        (put('version', 2), 'expected version 1, found 2'),
+        (put('episodes', 3), 'episodes must be a list of names'),
+        (put('tasks', ['a']), 'do not belong together'),
+        (put('splits', []), 'do not belong together'),
+        (put('splits', [3]), 'splits.json'),
+        (put_in_split('train', 'all'), 'must be a list of indices'),
+        (put_in_split('unseen', []), 'exactly once'),
+        (put_in_split('seen_tasks', ['nobody']), 'should be of one of the tasks'),
+        (lambda content: content['splits'].append(content['splits'][0]), 'same number'),
+    ],
+)
+def test_damaged_splits_are_refused_by_their_name(tmp_path, change, match):
+    path = tmp_path / 'splits.json'
+    rollouts = make_rollouts()
+    write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]))
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(SplitError, match=match) as caught:
+        read_splits(path, rollouts)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize('text', ['', '{', '[' * 100_000, '3', '\x00'])
+def test_what_is_no_json_is_refused(tmp_path, text):
+    path = tmp_path / 'splits.json'
+    path.write_text(text)
+    with pytest.raises(SplitError, match=r'splits\.json'):
+        read_splits(path, make_rollouts())
