@@ -275,7 +275,7 @@ def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureS
         print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
         return 0
     console = wide_console()
-    console.print(Text(_promise(band)))
+    console.print(Text(_promise(band)), soft_wrap=True)
     table = empty_table(
         f'{loaded.detector.name} from {args.folder}',
         ['rollouts'],

@@ -273,7 +273,7 @@ def _evaluate_detectors(
     console.print(report_table(rows, title))
     console.print(LEGEND, style='dim')
     for line in promise_lines(rows):
-        console.print(line, style='dim', markup=False)
+        console.print(line, style='dim', markup=False, soft_wrap=True)
     if protocol.scheme == 'paper':
         console.print(PAPER_NOTE, style='dim')
     if args.details:

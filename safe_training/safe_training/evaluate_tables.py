@@ -77,7 +77,7 @@ _RATES = (
 def wide_console() -> Console:
     """Return a console for tables: as wide as the terminal, never too narrow for one in a file."""
     console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=120)
+    return console if console.is_terminal else Console(highlight=False, width=140)
 
 
 def report_table(rows: Sequence[Row], title: str) -> Table:

@@ -2,14 +2,17 @@
 """Fitting the learned detectors: they learn, they stop where they should, and they say when not."""
 
 import dataclasses
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from safe_monitor_node.detectors import DetectorError, make_detector
+from safe_training.fit_density import training_inputs
 from safe_training.fitting import (
     batch_loss,
+    pad_steps,
     scale_weights,
     stack_rollouts,
     training_epochs,
@@ -17,6 +20,7 @@ from safe_training.fitting import (
 from safe_training.protocol import EvaluationError, Protocol, choose_split
 from vla_feature_bridge.rollout import Rollout
 
+GOLDEN = Path(__file__).parents[1] / 'golden'
 WIDTH = 6
 LEARNED = ('safe_mlp', 'safe_lstm')
 TINY = {'hidden': 8, 'epochs': 5}
@@ -396,3 +400,28 @@ def test_rollouts_that_their_source_sets_aside_are_the_unseen_part_and_nothing_e
     split.check_against([r.task for r in rollouts])
     with pytest.raises(EvaluationError, match='nothing to fit on'):
         choose_split([r for r in rollouts if r.unseen], Protocol(), seed=0)
+
+
+def test_rollouts_of_unequal_length_are_padded_as_published():
+    arrays = np.load(GOLDEN / 'padding.npz')
+    rollouts = [
+        Rollout(
+            arrays[f'pad/in/hidden{k}'].astype(np.float32),
+            task='t',
+            success=bool(arrays['pad/out/success'][k]),
+            episode_index=k,
+            actions=arrays[f'pad/in/action{k}'].astype(np.float32)[:, None, None],
+        )
+        for k in range(3)
+    ]
+    data = stack_rollouts(rollouts)
+    padded = pad_steps(data.flat, data.lengths)
+    np.testing.assert_allclose(padded, arrays['pad/out/features'], rtol=1e-6, atol=1e-6)
+    np.testing.assert_array_equal(data.valid(), arrays['pad/out/valid_masks'])
+    np.testing.assert_array_equal(1 - data.failed, arrays['pad/out/success'])
+    # The published code pads actions wrongly; these are what it means to give to RND.
+    _, chunks = training_inputs(make_detector('rnd'), rollouts)
+    padded = pad_steps(chunks.flatten(1), data.lengths)
+    wanted = arrays['pad/out/action_vectors_intended']
+    np.testing.assert_allclose(padded, wanted, rtol=1e-6, atol=1e-6)
+    assert not np.allclose(wanted, arrays['pad/out/action_vectors_reference_buggy'])
