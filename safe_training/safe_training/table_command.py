@@ -9,19 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from safe_training.results import Result, read_results
-from safe_training.table import (
-    Table,
-    TableError,
-    entries,
-    paper_entry,
-    paper_table,
-    robust_entry,
-    robust_tables,
-    to_csv,
-    to_latex,
-    to_markdown,
-    write_whole,
-)
+from safe_training.table import Table, paper_table, robust_tables
+from safe_training.table_entries import TableError, entries, paper_entry, robust_entry
+from safe_training.table_formats import to_csv, to_latex, to_markdown, write_whole
 
 EXAMPLE = """examples:
   python -m safe_training table my_results

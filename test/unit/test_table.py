@@ -12,20 +12,17 @@ import pytest
 
 from safe_training.cli import main
 from safe_training.results import Result, canonical, write_results
-from safe_training.table import (
+from safe_training.table import paper_table, robust_tables
+from safe_training.table_entries import (
     GROUPS,
     HEADLINE,
     MACRO,
     TableError,
     entries,
     paper_entry,
-    paper_table,
     robust_entry,
-    robust_tables,
-    to_csv,
-    to_latex,
-    to_markdown,
 )
+from safe_training.table_formats import to_csv, to_latex, to_markdown
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'table1_aggregation.json').read_text())
 PARTS = {'train': 'train', 'seen': 'val_seen', 'unseen': 'val_unseen'}
