@@ -4,7 +4,7 @@
 A results folder is any folder of ``*.parquet`` files; whoever evaluates adds one file for each
 thing done, and what a table or a figure needs is read from all of them. Columns::
 
-    benchmark  string   what the rollouts are of
+    benchmark  string   what the rollouts are of; 'NAME/SUBSET' where a grid divides NAME's tasks
     protocol   string   'paper' or 'robust'
     detector   string   registered name
     params     string   its parameters as JSON with sorted keys, without the seed
@@ -27,6 +27,8 @@ import numpy as np
 
 PROTOCOLS = ('paper', 'robust')
 PARTS = ('train', 'seen', 'unseen')
+# Stands between a benchmark's name and that of a subset of its tasks.
+SUBSET_MARK = '/'
 _TEXT = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'part')
 KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'seed', 'part')
 
@@ -47,6 +49,7 @@ class Result:
     Attributes
     ----------
     benchmark : str
+        ``NAME/SUBSET`` for a subset of the tasks of NAME that was split and judged by itself.
     protocol : {'paper', 'robust'}
     detector : str
     params : str
@@ -68,6 +71,16 @@ class Result:
     seed: int
     part: str
     values: dict[str, float]
+
+    @property
+    def whole(self) -> str:
+        """The benchmark without its subset."""
+        return self.benchmark.partition(SUBSET_MARK)[0]
+
+    @property
+    def subset(self) -> str:
+        """The subset of the benchmark's tasks, empty where the results are of all of them."""
+        return self.benchmark.partition(SUBSET_MARK)[2]
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a grid of detector configurations over task splits; all that can be is trained together.
 
-A grid is a YAML file (see the folder ``grids``). Its configurations, poolings and splits are
-divided into units: one detector with all its configurations, on one pooling and one split. Each
-unit writes its results as one parquet file when it is done, so that an interrupted sweep goes on
-where it stopped, and units can run on other machines.
+The configurations, poolings, subsets and splits of a grid (see `sweep_grid`) are divided into
+units: one detector with all its configurations, on one pooling, one subset of the tasks and one
+split. Each unit writes its results as one parquet file when it is done, so that an interrupted
+sweep goes on where it stopped, and units can run on other machines.
 """
 
 from __future__ import annotations
@@ -17,15 +17,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import torch
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
+from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import Detector, DetectorError, make_detector
 from safe_training.batched_training import (
     Learned,
@@ -49,177 +47,102 @@ from safe_training.evaluation import (
 from safe_training.fitting import require_both_outcomes, stack_rollouts
 from safe_training.metrics import Scored, earliest_stops
 from safe_training.readers import load_rollouts, open_source
-from safe_training.results import Result, canonical, write_results
-from safe_training.splits import Split
+from safe_training.results import SUBSET_MARK, Result, canonical, write_results
+from safe_training.splits import Split, SplitError
+from safe_training.sweep_grid import Family, Grid, Subset, SweepError, Variant
 from vla_feature_bridge.pooling import FeatureSpec, parse_pooling
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]
+ProtocolName = Literal['paper', 'robust']
 MANIFEST = 'sweep.json'
 ROBUST_SPLITS = 10
 
 
-class SweepError(ValueError):
-    """A grid or a sweep's folder is not what it should be; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to pool a raw source; neither set: the source as it is."""
-
-    feature: str | None = None
-    pooling: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Family:
-    """One detector with the configurations to try."""
-
-    detector: str
-    configurations: tuple[Mapping[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What to try: detectors and their parameters, poolings, and the published split."""
-
-    benchmark: str
-    seeds: tuple[int, ...]
-    unseen_ratio: float
-    seen_train_ratio: float
-    variants: tuple[Variant, ...]
-    families: tuple[Family, ...]
-
-
 @dataclass(frozen=True)
 class Unit:
-    """One detector with all its configurations, on one pooling and one split."""
+    """One detector with all its configurations, on one pooling, subset of the tasks and split.
+
+    Attributes
+    ----------
+    subset : Subset or None
+        None: all tasks.
+    """
 
     variant: Variant
     family: Family
     seed: int
+    subset: Subset | None = None
 
     def name(self) -> str:
         """Return the name of the unit's file: what it is, and a digest of all of it."""
-        text = json.dumps(asdict(self), sort_keys=True, default=dict)
+        parts = asdict(self)
+        if self.subset is None:
+            # Files of sweeps without subsets keep the names that they always had.
+            del parts['subset']
+        text = json.dumps(parts, sort_keys=True, default=dict)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return f'{self.family.detector}-split{self.seed}-{digest}.parquet'
+        subset = f'{self.subset.name}-' if self.subset else ''
+        return f'{self.family.detector}-{subset}split{self.seed}-{digest}.parquet'
+
+    def where(self) -> str:
+        """Return the split, and the subset if there is one, for people."""
+        return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
 
 
-def shipped_grids() -> list[str]:
-    """Return the names of the grids that come with this package."""
-    folder = resources.files('safe_training') / 'grids'
-    return sorted(f.name[: -len('.yaml')] for f in folder.iterdir() if f.name.endswith('.yaml'))
+def tasks_of_subsets(
+    grid: Grid, tasks: Sequence[str]
+) -> tuple[dict[Subset | None, list[str]], list[str]]:
+    """Return the tasks of each subset that a source has, and what is left out, for people.
 
-
-def read_grid(name_or_path: str) -> Grid:
-    """Read a grid file, or one that is shipped by its name.
+    Without subsets in the grid all tasks belong to None. A task in no subset is left out, which a
+    grid may mean: its subsets then are what it asks for.
 
     Raises
     ------
     SweepError
-        There is none, it is not YAML, or a field is missing, unknown or of another kind.
+        A task is in two subsets and would count twice in their mean, or no subset has a task.
     """
-    path = Path(name_or_path)
-    if not path.exists() and name_or_path in shipped_grids():
-        text = (resources.files('safe_training') / 'grids' / f'{name_or_path}.yaml').read_text()
-    else:
-        try:
-            text = path.read_text(encoding='utf-8')
-        except (OSError, UnicodeDecodeError) as error:
+    if not grid.subsets:
+        return {None: list(tasks)}, []
+    of: dict[Subset, list[str]] = {subset: [] for subset in grid.subsets}
+    homeless: list[str] = []
+    for task in tasks:
+        homes = [subset for subset in grid.subsets if subset.has(task)]
+        if len(homes) > 1:
             raise SweepError(
-                f'{path}: expected a grid file, found {error}; '
-                f'shipped are: {", ".join(shipped_grids())}'
-            ) from error
-    try:
-        values = YAML(typ='safe', pure=True).load(text)
-    except YAMLError as error:
-        raise SweepError(f'{path}: expected YAML, found {error}') from error
-    return _grid(str(path), values)
-
-
-_FIELDS: dict[str, Any] = {
-    'benchmark': str,
-    'seeds': list,
-    'unseen_ratio': float,
-    'seen_train_ratio': float,
-    'poolings': list,
-    'detectors': list,
-}
-
-
-def _grid(path: str, values: Any) -> Grid:
-    fields = _mapping(path, 'a grid', values, _FIELDS)
-    for name in ('benchmark', 'detectors'):
-        if name not in fields:
-            raise SweepError(f'{path}: {name!r} is missing; a grid has {", ".join(_FIELDS)}')
-    default = Protocol()
-    seeds = tuple(fields.get('seeds', [0, 1, 2]))
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise SweepError(f"{path}: 'seeds' must be a list of split numbers, found {list(seeds)}")
-    return Grid(
-        benchmark=fields['benchmark'],
-        seeds=seeds,
-        unseen_ratio=fields.get('unseen_ratio', default.unseen_ratio),
-        seen_train_ratio=fields.get('seen_train_ratio', default.seen_train_ratio),
-        variants=tuple(_variant(path, v) for v in fields.get('poolings', [{}])),
-        families=tuple(_family(path, v) for v in fields['detectors']),
-    )
-
-
-def _mapping(path: str, what: str, values: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+                f'grid {grid.benchmark}: expected each task in one subset, found {task!r} in '
+                f'{" and ".join(subset.name for subset in homes)}; narrow their patterns'
+            )
+        for subset in homes:
+            of[subset].append(task)
+        if not homes:
+            homeless.append(task)
+    described = ', '.join(f'{s.name} ({", ".join(s.patterns)})' for s in grid.subsets)
+    if len(homeless) == len(tasks):
         raise SweepError(
-            f'{path}: {what} must be a mapping of {", ".join(fields)}, found {values!r}'
+            f'grid {grid.benchmark}: expected tasks of the subsets {described}, found '
+            f'{", ".join(tasks)}; correct the patterns, or take the subsets out of the grid'
         )
-    for name, value in values.items():
-        if name not in fields:
-            raise SweepError(f'{path}: {what} has {", ".join(fields)}; {name!r} is none of them')
-        kind = fields[name]
-        if kind is float and type(value) is int:
-            values[name] = value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise SweepError(
-                f'{path}: {name!r} of {what} must be a {kind.__name__}, found {value!r}'
-            )
-    return dict(values)
+    notes = [
+        f'left out: subset {subset.name}, none of its tasks ({", ".join(subset.patterns)}) is there'
+        for subset in grid.subsets
+        if not of[subset]
+    ]
+    if homeless:
+        notes.append(f'left out: {", ".join(homeless)}, in none of the subsets {described}')
+    return {subset: there for subset, there in of.items() if there}, notes
 
 
-def _variant(path: str, values: Any) -> Variant:
-    fields = _mapping(path, 'a pooling', values, {'feature': str, 'pooling': list})
-    pooling = tuple(str(command) for command in fields.get('pooling', ()))
-    parse_pooling(list(pooling))
-    return Variant(fields.get('feature'), pooling)
-
-
-def _family(path: str, values: Any) -> Family:
-    fields = _mapping(path, 'a detector', values, {'name': str, 'fixed': dict, 'grid': dict})
-    if 'name' not in fields:
-        raise SweepError(f"{path}: a detector lacks its 'name', found {values!r}")
-    grid = fields.get('grid', {})
-    for name, choices in grid.items():
-        if not isinstance(choices, list) or not choices:
-            raise SweepError(
-                f'{path}: {fields["name"]}: {name!r} must be a list of values, found {choices!r}'
-            )
-    found = []
-    for chosen in itertools.product(*grid.values()):
-        params = {**fields.get('fixed', {}), **dict(zip(grid, chosen, strict=True))}
-        try:
-            # Unknown names are found here, not after an hour.
-            make_detector(fields['name'], **params)
-        except DetectorError as error:
-            raise SweepError(f'{path}: {error}') from error
-        found.append(params)
-    return Family(fields['name'], tuple(found))
-
-
-def plan(grid: Grid, variants: Sequence[Variant], seeds: Sequence[int]) -> list[Unit]:
-    """Return the units of a sweep, those of one pooling together."""
+def plan(
+    grid: Grid, variants: Sequence[Variant], seeds: Mapping[Subset | None, Sequence[int]]
+) -> list[Unit]:
+    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset."""
     return [
-        Unit(variant, family, seed)
+        Unit(variant, family, seed, subset)
         for variant in variants
-        for seed in seeds
+        for subset in seeds
+        for seed in seeds[subset]
         for family in grid.families
     ]
 
@@ -242,7 +165,7 @@ class Settings:
     """How a sweep runs: nothing here changes which configurations there are."""
 
     protocol: Protocol
-    name: Literal['paper', 'robust']
+    name: ProtocolName
     benchmark: str
     precision: Precision
     device: str = 'cpu'
@@ -266,6 +189,48 @@ def fastest_precision(device: str) -> Precision:
     return min(taken, key=lambda name: taken[name])
 
 
+@dataclass(frozen=True)
+class _Divided:
+    """What all configurations of a unit share: its rollouts, and what follows from the split.
+
+    Attributes
+    ----------
+    parts : dict of str to list of Rollout
+        Those of the split that are not empty, by name.
+    successes : tuple of int
+        Which rollouts of the part 'seen' the band is calibrated on.
+    stops : dict of task to int
+        Earliest stop of each task.
+    """
+
+    rollouts: list[Rollout]
+    split: Split
+    parts: dict[str, list[Rollout]]
+    successes: tuple[int, ...]
+    stops: Mapping[Any, int]
+
+
+def _divide(unit: Unit, rollouts: Sequence[Rollout], settings: Settings) -> _Divided:
+    mine = [r for r in rollouts if unit.subset is None or unit.subset.has(r.task)]
+    try:
+        split = choose_split(mine, settings.protocol, unit.seed)
+    except SplitError as error:
+        raise SweepError(f'{_benchmark(unit, settings)}, split {unit.seed}: {error}') from error
+    parts = {name: [mine[i] for i in indices] for name, indices in split.parts.items() if indices}
+    return _Divided(
+        rollouts=mine,
+        split=split,
+        parts=parts,
+        successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
+        stops=earliest_stops([r.task for r in mine], [len(r) for r in mine]),
+    )
+
+
+def _benchmark(unit: Unit, settings: Settings) -> str:
+    subset = f'{SUBSET_MARK}{unit.subset.name}' if unit.subset else ''
+    return f'{settings.benchmark}{subset}'
+
+
 def run_unit(
     unit: Unit,
     rollouts: Sequence[Rollout],
@@ -273,7 +238,12 @@ def run_unit(
     settings: Settings,
     progress: Progress | None = None,
 ) -> tuple[list[Result], list[str]]:
-    """Fit, calibrate and evaluate every configuration of a unit on its split.
+    """Fit, calibrate and evaluate every configuration of a unit on its subset and split.
+
+    Parameters
+    ----------
+    rollouts : sequence of Rollout
+        Labelled ones of all subsets.
 
     Returns
     -------
@@ -281,45 +251,46 @@ def run_unit(
         One per configuration and part.
     failures : list of str
         Why a configuration gave none: training diverged, or there is nothing to calibrate on.
+
+    Raises
+    ------
+    SweepError
+        The rollouts cannot be split.
     """
-    split = choose_split(rollouts, settings.protocol, unit.seed)
+    divided = _divide(unit, rollouts, settings)
+    benchmark = _benchmark(unit, settings)
     detectors = []
     for params in unit.family.configurations:
         detector = make_detector(unit.family.detector, **params)
         if 'seed' in detector.get_params() and 'seed' not in params:
             detector = make_detector(unit.family.detector, **params, seed=unit.seed)
         detectors.append(detector)
-    stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
     results: list[Result] = []
     failures: list[str] = []
-    for index, detector, seconds, reason in _fitted(detectors, rollouts, split, settings, progress):
+    for index, detector, seconds, reason in _fitted(detectors, divided, settings, progress):
         chosen = unit.family.configurations[index]
         described = canonical({k: v for k, v in chosen.items() if k != 'seed'})
         if reason:
-            failures.append(f'split {unit.seed}, {described}: {reason}')
+            failures.append(f'{unit.where()}, {described}: {reason}')
             continue
-        parts = {
-            name: score_part(detector, [rollouts[i] for i in indices], name)
-            for name, indices in split.parts.items()
-            if indices
-        }
+        parts = {name: score_part(detector, there, name) for name, there in divided.parts.items()}
         try:
-            band = _band(detector, parts, rollouts, split, settings.protocol)
+            band = _band(parts, divided, settings.protocol)
         except (CalibrationError, EvaluationError) as error:
-            failures.append(f'split {unit.seed}, {described}: {error}')
+            failures.append(f'{unit.where()}, {described}: {error}')
             continue
         for part, scored in parts.items():
-            values = flatten_report(report_part(scored, stops, band, settings.protocol.alpha))
+            report = report_part(scored, divided.stops, band, settings.protocol.alpha)
             results.append(
                 Result(
-                    settings.benchmark,
+                    benchmark,
                     settings.name,
                     detector.name,
                     described,
                     str(feature),
                     unit.seed,
                     part,
-                    {**values, 'fit_seconds': seconds},
+                    {**flatten_report(report), 'fit_seconds': seconds},
                 )
             )
     return results, failures
@@ -327,13 +298,12 @@ def run_unit(
 
 def _fitted(
     detectors: Sequence[Detector],
-    rollouts: Sequence[Rollout],
-    split: Split,
+    divided: _Divided,
     settings: Settings,
     progress: Progress | None,
 ) -> Iterator[tuple[int, Detector, float, str]]:
     """Fit detectors; yields (index, detector, seconds, reason why it could not be fitted)."""
-    training = [rollouts[i] for i in split.train]
+    training = divided.parts['train']
     if all(can_be_stacked(d) for d in detectors) and not settings.protocol.stop_early:
         learned = cast('Sequence[Learned]', detectors)
         require_both_outcomes(training, learned[0].name)
@@ -347,11 +317,11 @@ def _fitted(
             seconds = (time.perf_counter() - started) / len(members)
             yield from zip(members, group, itertools.repeat(seconds), reasons)
         return
+    validation = divided.parts.get('seen', []) if settings.protocol.stop_early else None
     for index, detector in enumerate(detectors):
         started = time.perf_counter()
         reason = ''
         try:
-            validation = [rollouts[i] for i in split.seen] if settings.protocol.stop_early else None
             detector.fit(training, validation=validation)
         except DetectorError as error:
             reason = str(error)
@@ -360,20 +330,13 @@ def _fitted(
             progress(index + 1, len(detectors), '')
 
 
-def _band(
-    detector: Detector,
-    parts: Mapping[str, Sequence[Scored]],
-    rollouts: Sequence[Rollout],
-    split: Split,
-    protocol: Protocol,
-) -> Any:
-    successes = [i for i, index in enumerate(split.seen) if not rollouts[index].failed]
+def _band(parts: Mapping[str, Sequence[Scored]], divided: _Divided, protocol: Protocol) -> Band:
     return calibrated_band(
-        [parts['seen'][i].scores for i in successes] if successes else [],
-        [rollouts[split.seen[i]] for i in successes],
+        [parts['seen'][i].scores for i in divided.successes],
+        [divided.parts['seen'][i] for i in divided.successes],
         HELD_OUT,
-        rollouts,
-        split,
+        divided.rollouts,
+        divided.split,
         protocol,
     )
 
@@ -419,26 +382,43 @@ def run_sweep(
     Raises
     ------
     SweepError
-        ``out`` holds results of another sweep, or Ray is asked for and absent.
+        ``out`` holds results of another sweep, the subsets do not fit the tasks, the rollouts
+        cannot be split, or Ray is asked for and absent.
     """
+    if SUBSET_MARK in settings.benchmark:
+        raise SweepError(
+            f'sweep: expected a benchmark name without {SUBSET_MARK!r}, which stands before the '
+            f'name of a subset, found {settings.benchmark!r}; choose another (--benchmark)'
+        )
     variants, notes = existing_variants(source, grid)
-    for note in notes:
-        say(note)
-    units = plan(grid, variants, seeds)
     out.mkdir(parents=True, exist_ok=True)
+    manifest = _Manifest(out / MANIFEST, source, grid, settings)
+
+    def read(variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
+        pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
+        rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
+        rollouts = labelled(rollouts)
+        manifest.tie(rollouts)
+        return rollouts, feature
+
+    # Which units there are depends on the tasks; a folder that is gone on with knows them.
+    held: dict[Variant, tuple[list[Rollout], FeatureSpec]] = {}
+    if not manifest.tasks:
+        held[variants[0]] = read(variants[0])
+    subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
+    for note in (*notes, *left_out):
+        say(note)
+    units = plan(grid, variants, dict.fromkeys(subsets, seeds))
     kept = sum((out / unit.name()).exists() for unit in units)
     failures: list[str] = []
-    told: set[str] = set()
+    told: set[tuple[str, Subset | None]] = set()
     finished: list[Unit] = []
     with _runner(ray_address) as run:
         for variant in variants:
             missing = [u for u in units if u.variant == variant and not (out / u.name()).exists()]
             if not missing:
                 continue
-            pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
-            rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
-            rollouts = labelled(rollouts)
-            _check_manifest(out, source, rollouts, settings)
+            rollouts, feature = held.pop(variant) if variant in held else read(variant)
 
             def inner(part: int, parts: int, note: str) -> None:
                 if progress is not None:
@@ -446,17 +426,14 @@ def run_sweep(
 
             for unit, (results, reasons) in run(missing, rollouts, feature, settings, inner):
                 failures += [f'{unit.family.detector}, {reason}' for reason in reasons]
-                if reasons and unit.family.detector not in told:
-                    told.add(unit.family.detector)
+                if reasons and (unit.family.detector, unit.subset) not in told:
+                    told.add((unit.family.detector, unit.subset))
                     say(f'left out: {unit.family.detector}, {reasons[0]}')
                 write_results(out / unit.name(), results)
                 finished.append(unit)
                 if progress is not None:
-                    progress(
-                        kept + len(finished),
-                        len(units),
-                        f'{unit.family.detector}, split {unit.seed}',
-                    )
+                    note = f'{unit.family.detector}, {unit.where()}'
+                    progress(kept + len(finished), len(units), note)
     return Outcome(len(finished), kept, tuple(failures))
 
 
@@ -520,34 +497,66 @@ def _in_memory(rollout: Rollout) -> Rollout:
     return replace(rollout, features=np.array(rollout.features))
 
 
-def _check_manifest(
-    out: Path, source: str, rollouts: Sequence[Rollout], settings: Settings
-) -> None:
-    """Tie a folder to the rollouts and the protocol whose results it holds."""
-    digest = hashlib.sha256()
-    for rollout in rollouts:
-        digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
-    found = {
-        'source': source,
-        'rollouts': len(rollouts),
-        'digest': digest.hexdigest(),
-        'settings': asdict(settings),
-        'torch': torch.__version__,
-    }
-    path = out / MANIFEST
-    if not path.exists():
-        aside = path.with_name(f'.{MANIFEST}.{os.getpid()}')
-        aside.write_text(json.dumps(found, indent=2) + '\n')
-        aside.replace(path)
-        return
-    try:
-        before = json.loads(path.read_text(encoding='utf-8'))
-        same = {k: before[k] == found[k] for k in ('rollouts', 'digest', 'settings')}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise SweepError(f'{path}: expected what a sweep wrote, found {error!r}') from error
-    if not all(same.values()):
-        what = ', '.join(k for k, v in same.items() if not v)
-        raise SweepError(
-            f'{path}: this folder holds results of another sweep ({what} differ); '
-            'give another --out, or the same source and options to go on'
-        )
+class _Manifest:
+    """Ties a folder to the rollouts, the subsets and the settings whose results it holds.
+
+    Attributes
+    ----------
+    tasks : list of str
+        Names of the tasks in sorted order, empty until they are known.
+
+    Raises
+    ------
+    SweepError
+        The folder holds results of another sweep, or no manifest where one should be.
+    """
+
+    def __init__(self, path: Path, source: str, grid: Grid, settings: Settings) -> None:
+        self._path = path
+        self._asked: dict[str, Any] = {
+            'source': source,
+            'settings': asdict(settings),
+            'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
+            'torch': torch.__version__,
+        }
+        self._before: dict[str, Any] | None = None
+        self.tasks: list[str] = []
+        if not path.exists():
+            return
+        try:
+            self._before = {'subsets': {}, 'tasks': [], **json.loads(path.read_text('utf-8'))}
+            self.tasks = [str(task) for task in self._before['tasks']]
+        except (ValueError, TypeError, OSError) as error:
+            raise self._unreadable(error) from error
+        self._compare(self._asked, ('settings', 'subsets'))
+
+    def tie(self, rollouts: Sequence[Rollout]) -> None:
+        """Write the manifest with the first rollouts that are read, and hold others to it."""
+        digest = hashlib.sha256()
+        for rollout in rollouts:
+            digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
+        found = {'rollouts': len(rollouts), 'digest': digest.hexdigest()}
+        self.tasks = sorted({rollout.task for rollout in rollouts})
+        if self._before is not None:
+            self._compare(found, tuple(found))
+            return
+        self._before = {**self._asked, **found, 'tasks': self.tasks}
+        aside = self._path.with_name(f'.{MANIFEST}.{os.getpid()}')
+        aside.write_text(json.dumps(self._before, indent=2) + '\n')
+        aside.replace(self._path)
+
+    def _compare(self, found: Mapping[str, Any], names: Sequence[str]) -> None:
+        assert self._before is not None
+        try:
+            differ = [name for name in names if self._before[name] != found[name]]
+        except KeyError as error:
+            raise self._unreadable(error) from error
+        if differ:
+            raise SweepError(
+                f'{self._path}: this folder holds results of another sweep '
+                f'({", ".join(differ)} differ); '
+                'give another --out, or the same source and options to go on'
+            )
+
+    def _unreadable(self, error: Exception) -> SweepError:
+        return SweepError(f'{self._path}: expected what a sweep wrote, found {error!r}')

@@ -13,14 +13,8 @@ from rich.console import Console
 from safe_training.batched_training import Precision
 from safe_training.detector_options import UsageError, plain_json, progress_bar
 from safe_training.evaluation import Protocol
-from safe_training.sweep import (
-    ROBUST_SPLITS,
-    Settings,
-    fastest_precision,
-    read_grid,
-    run_sweep,
-    shipped_grids,
-)
+from safe_training.sweep import ROBUST_SPLITS, Settings, fastest_precision, run_sweep
+from safe_training.sweep_grid import read_grid, shipped_grids
 
 EXAMPLE = """examples:
   python -m safe_training sweep my_set --grid learned --out my_results

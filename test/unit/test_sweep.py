@@ -16,7 +16,15 @@ from safe_training.cli import main
 from safe_training.evaluation import Protocol, evaluate_splits, labelled
 from safe_training.readers import load_rollouts
 from safe_training.results import read_results
-from safe_training.sweep import SweepError, plan, read_grid, shipped_grids
+from safe_training.sweep import Unit, plan
+from safe_training.sweep_grid import (
+    Family,
+    Subset,
+    SweepError,
+    Variant,
+    read_grid,
+    shipped_grids,
+)
 
 DATA = Path(__file__).parents[1] / 'data'
 SET = DATA / 'miniature_flow.npz'
@@ -163,6 +171,10 @@ def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
         ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {hidden: 1}}]', 'list of values'),
         ('benchmark: x\nseeds: [a]\ndetectors: [{name: clock}]', 'list of split numbers'),
         ('benchmark: 3\ndetectors: [{name: clock}]', 'must be a str'),
+        ('benchmark: x\nsubsets: [a]\ndetectors: [{name: clock}]', 'must be a dict'),
+        ('benchmark: x\nsubsets: {a/b: [x]}\ndetectors: [{name: clock}]', 'of letters, digits'),
+        ('benchmark: x\nsubsets: {a: x_*}\ndetectors: [{name: clock}]', 'task names or patterns'),
+        ('benchmark: x\nsubsets: {a: []}\ndetectors: [{name: clock}]', 'task names or patterns'),
     ],
 )
 def test_a_wrong_grid_says_what_is_wrong(tmp_path, text, message):
@@ -173,6 +185,102 @@ def test_a_wrong_grid_says_what_is_wrong(tmp_path, text, message):
     assert message in str(error.value)
 
 
+SUBSETS = """
+benchmark: flow
+subsets:
+  doors: ['door-*', 'drawer-*', 'window-*']
+  arms: ['arm_*']
+  pucks: [reach-v3, push-v3, 'p*-place-v3', 'plate-*', sweep-into-v3]
+detectors:
+  - name: mahalanobis
+  - name: token_max_entropy
+  - name: clock
+"""
+
+
+def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsys, monkeypatch):
+    grid.write_text(SUBSETS)
+    out = tmp_path / 'out'
+    read = []
+    load = sweep_module.load_rollouts
+
+    def count(*arguments, **options):
+        read.append(arguments)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(sweep_module, 'load_rollouts', count)
+    assert sweep(grid, out) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)['units_run'] == 3 * 2 * 2
+    assert len(read) == 1, 'the source is read once for both subsets'
+    assert 'subset arms, none of its tasks (arm_*) is there' in said.err
+    assert 'button-press-topdown-v3, coffee-button-v3, faucet-open-v3' in said.err
+    for subset in ('doors', 'pucks'):
+        assert f'left out: token_max_entropy, {subset}, split 0' in said.err
+        assert len(list(out.glob(f'clock-{subset}-split?-*.parquet'))) == 2
+
+    found = read_results(out)
+    assert {(r.benchmark, r.whole, r.subset) for r in found} == {
+        ('flow/doors', 'flow', 'doors'),
+        ('flow/pucks', 'flow', 'pucks'),
+    }
+    doors = [r for r in labelled(load(SET)[0]) if r.task.startswith(('door-', 'drawer-', 'window'))]
+    alone = evaluate_splits(['mahalanobis'], doors, Protocol(), [0, 1])
+    values = {
+        (r.seed, r.part): r.values
+        for r in found
+        if (r.benchmark, r.detector) == ('flow/doors', 'mahalanobis')
+    }
+    assert len(values) == len(alone) == 2 * 3
+    for row in alone:
+        for metric, value in row.values.items():
+            if metric != 'fit_seconds':
+                there = values[row.seed, row.part][metric]
+                assert there == pytest.approx(value, nan_ok=True), metric
+
+    next(out.glob('clock-pucks-split1-*.parquet')).unlink()
+    assert sweep(grid, out) == 0
+    assert json.loads(capsys.readouterr().out)['units_run'] == 1
+    assert sweep(grid, out) == 0
+    assert json.loads(capsys.readouterr().out)['units_run'] == 0
+    assert len(read) == 2, 'where nothing is missing nothing is read'
+    assert len(read_results(out)) == len(found)
+    grid.write_text(SUBSETS.replace("'window-*'", 'window-open-v3'))
+    assert sweep(grid, out) == 1
+    assert 'results of another sweep (subsets differ)' in capsys.readouterr().err
+
+
+def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, tmp_path, capsys):
+    for patterns, message in (
+        ("{a: ['door-*'], b: ['*-open-v3']}", "'door-open-v3' in a and b; narrow"),
+        ("{a: ['arm_*'], b: [leg]}", 'expected tasks of the subsets a (arm_*), b (leg), found '),
+        ("{a: ['door-*']}", 'flow/a, split 0: split: all rollouts are of one task'),
+    ):
+        grid.write_text(f'benchmark: flow\nsubsets: {patterns}\ndetectors: [{{name: clock}}]')
+        assert sweep(grid, tmp_path / 'out') == 1
+        assert message in capsys.readouterr().err
+        shutil.rmtree(tmp_path / 'out')
+    grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
+    assert sweep(grid, tmp_path / 'out', '--benchmark', 'my/flow') == 1
+    assert "benchmark name without '/'" in capsys.readouterr().err
+
+
+def test_names_of_files_tell_units_apart_and_last():
+    family, doors = Family('clock', ({},)), Subset('doors', ('door-*',))
+    plain = Unit(Variant(), family, 0)
+    assert plain.name() == 'clock-split0-dbc89313ac14576f.parquet', (
+        'as of sweeps before there were subsets'
+    )
+    others = [
+        Unit(Variant(), family, 1),
+        Unit(Variant('f'), family, 0),
+        Unit(Variant(), family, 0, doors),
+        Unit(Variant(), family, 0, Subset('doors', ('door-open-v3',))),
+        Unit(Variant(), family, 0, Subset('gates', ('door-*',))),
+    ]
+    assert len({unit.name() for unit in [plain, *others]}) == 6
+
+
 def test_the_published_grids_have_their_published_size():
     counts = {}
     for name in shipped_grids():
@@ -180,7 +288,7 @@ def test_the_published_grids_have_their_published_size():
         learned = [f for f in grid.families if f.detector in ('safe_lstm', 'safe_mlp')]
         counts[name] = [len(f.configurations) * len(grid.variants) for f in learned]
         seeds = 5 if name == 'pi0_fast_franka' else 3
-        assert len(plan(grid, grid.variants, grid.seeds)) == (
+        assert len(plan(grid, grid.variants, {None: grid.seeds})) == (
             len(grid.families) * len(grid.variants) * seeds
         )
     assert counts['openvla_libero10'] == [36, 36]
