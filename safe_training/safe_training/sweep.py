@@ -189,6 +189,41 @@ def fastest_precision(device: str) -> Precision:
     return min(taken, key=lambda name: taken[name])
 
 
+def split_of(rollouts: Sequence[Rollout], settings: Settings, seed: int) -> Split:
+    """Return a split of the labelled rollouts of a source, or of a subset of its tasks.
+
+    The published splits shuffle task numbers. Names stand in another order, so that splits by name
+    would hold other tasks unseen than the published ones.
+
+    Raises
+    ------
+    SplitError
+        The rollouts cannot be split.
+    """
+    numbers = task_numbers(rollouts) if settings.name == 'paper' else None
+    if numbers is None:
+        return choose_split(rollouts, settings.protocol, seed)
+    # Of one width, so that they sort as numbers do.
+    labels = {task: f'{number:020d}' for task, number in numbers.items()}
+    names = {label: task for task, label in labels.items()}
+    split = choose_split(
+        [replace(r, task=labels[r.task]) for r in rollouts], settings.protocol, seed
+    )
+    return replace(
+        split,
+        seen_tasks=tuple(names[str(label)] for label in split.seen_tasks),
+        unseen_tasks=tuple(names[str(label)] for label in split.unseen_tasks),
+    )
+
+
+def task_numbers(rollouts: Sequence[Rollout]) -> dict[str, int] | None:
+    """Return the number of each task as recorded; None unless each task has one of its own."""
+    pairs = {(r.task, r.task_id) for r in rollouts}
+    numbers = dict(pairs)
+    unique = len(pairs) == len(numbers) == len(set(numbers.values()))
+    return numbers if unique and min(numbers.values()) >= 0 else None
+
+
 @dataclass(frozen=True)
 class _Divided:
     """What all configurations of a unit share: its rollouts, and what follows from the split.
@@ -213,7 +248,7 @@ class _Divided:
 def _divide(unit: Unit, rollouts: Sequence[Rollout], settings: Settings) -> _Divided:
     mine = [r for r in rollouts if unit.subset is None or unit.subset.has(r.task)]
     try:
-        split = choose_split(mine, settings.protocol, unit.seed)
+        split = split_of(mine, settings, unit.seed)
     except SplitError as error:
         raise SweepError(f'{_benchmark(unit, settings)}, split {unit.seed}: {error}') from error
     parts = {name: [mine[i] for i in indices] for name, indices in split.parts.items() if indices}
@@ -399,6 +434,8 @@ def run_sweep(
         rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
         rollouts = labelled(rollouts)
         manifest.tie(rollouts)
+        if settings.name == 'paper' and variant == variants[0] and task_numbers(rollouts) is None:
+            say(f'{source} has no number of its own for each task: splits go by their names')
         return rollouts, feature
 
     # Which units there are depends on the tasks; a folder that is gone on with knows them.

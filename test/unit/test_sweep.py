@@ -6,17 +6,27 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from safe_training import sweep as sweep_module
 from safe_training.cli import main
 from safe_training.evaluation import Protocol, evaluate_splits, labelled
 from safe_training.readers import load_rollouts
+from safe_training.readers.open_pi_zero import TASKS as SIMPLER_TASKS
 from safe_training.results import read_results
-from safe_training.sweep import Unit, plan
+from safe_training.sweep import (
+    Settings,
+    Unit,
+    plan,
+    split_of,
+    task_numbers,
+    tasks_of_subsets,
+)
 from safe_training.sweep_grid import (
     Family,
     Subset,
@@ -25,6 +35,7 @@ from safe_training.sweep_grid import (
     read_grid,
     shipped_grids,
 )
+from vla_feature_bridge.rollout import Rollout
 
 DATA = Path(__file__).parents[1] / 'data'
 SET = DATA / 'miniature_flow.npz'
@@ -263,6 +274,65 @@ def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, tmp_path, capsys
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
     assert sweep(grid, tmp_path / 'out', '--benchmark', 'my/flow') == 1
     assert "benchmark name without '/'" in capsys.readouterr().err
+
+
+def recorded(tasks):
+    """Return five rollouts of each task, numbered in the order given."""
+    return [
+        Rollout(np.zeros((2, 1), np.float32), task, index % 2 == 0, '', number, index)
+        for number, task in enumerate(tasks)
+        for index in range(5)
+    ]
+
+
+def settings_of(grid, name):
+    protocol = Protocol(grid.unseen_ratio, grid.seen_train_ratio)
+    return Settings(protocol, name, grid.benchmark, 'float32')
+
+
+@pytest.mark.parametrize('both', [True, False])
+def test_published_splits_of_simpler_leave_one_of_four_tasks_unseen(both):
+    """The published code numbers the tasks in an order that is not that of their names."""
+    grid = read_grid('open_pi_zero_simpler')
+    settings = settings_of(grid, 'paper')
+    dump = list(SIMPLER_TASKS) if both else list(SIMPLER_TASKS)[4:]
+    rollouts = recorded(dump)
+    subsets, notes = tasks_of_subsets(grid, sorted(dump))
+    assert [subset.name for subset in subsets] == (['bridge', 'fractal'] if both else ['fractal'])
+    assert len(notes) == (0 if both else 1)
+    for subset in subsets:
+        numbered = [task for task in dump if subset.has(task)]
+        assert len(numbered) == 4
+        for seed, unseen in zip(grid.seeds, (0, 1, 0), strict=True):
+            mine = [r for r in rollouts if subset.has(r.task)]
+            split = split_of(mine, settings, seed)
+            assert split.unseen_tasks == (numbered[unseen],)
+            assert {mine[i].task for i in split.unseen} == {numbered[unseen]}
+            assert set(split.seen_tasks) == set(numbered) - {numbered[unseen]}
+            assert len(split.train) == 3 * 3 and len(split.seen) == 3 * 2
+    assert [t for t in dump if t.startswith('google')] != sorted(dump)[:4]
+
+
+def test_published_splits_go_by_the_numbers_of_tasks_and_others_by_names(grid):
+    described = ['stack', 'open', 'pour', 'close', 'lift', 'turn', 'push', 'wipe', 'fold', 'drop']
+    rollouts = recorded(described)
+    for seed, unseen in enumerate(([3, 0, 5], [7, 8, 5], [6, 9, 8])):
+        split = split_of(rollouts, settings_of(read_grid('pi0_libero'), 'paper'), seed)
+        assert split.unseen_tasks == tuple(described[number] for number in unseen)
+    by_name = split_of(rollouts, settings_of(read_grid(str(grid)), 'robust'), 0)
+    assert by_name.unseen_tasks == tuple(sorted(described)[number] for number in (3, 0, 5))
+
+
+def test_tasks_without_numbers_of_their_own_are_split_by_name_and_that_is_said(
+    grid, tmp_path, capsys, monkeypatch
+):
+    same = [replace(r, task_id=0) for r in load_rollouts(SET)[0]]
+    assert task_numbers(same) is None
+    feature = load_rollouts(SET)[1]
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (same, feature))
+    grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
+    assert sweep(grid, tmp_path / 'out', '--protocol', 'paper') == 0
+    assert 'splits go by their names' in capsys.readouterr().err
 
 
 def test_names_of_files_tell_units_apart_and_last():
