@@ -5,11 +5,11 @@ A results folder is any folder of ``*.parquet`` files; whoever evaluates adds on
 thing done, and what a table or a figure needs is read from all of them. Columns::
 
     benchmark  string   what the rollouts are of; 'NAME/SUBSET' where a grid divides NAME's tasks
-    protocol   string   'paper' or 'robust'
+    protocol   string   'paper', 'robust' or 'loto'
     detector   string   registered name
     params     string   its parameters as JSON with sorted keys, without the seed
     feature    string   which features were given, and how they were pooled
-    seed       int64    number of the split
+    seed       int64    number of the split; of 'loto', of the task that is unseen
     part       string   'train', 'seen' or 'unseen'
     ...        float64  the names of `evaluation.flatten_report`; NaN where a number does not exist
 """
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-PROTOCOLS = ('paper', 'robust')
+PROTOCOLS = ('paper', 'robust', 'loto')
 PARTS = ('train', 'seen', 'unseen')
 # Stands between a benchmark's name and that of a subset of its tasks.
 SUBSET_MARK = '/'
@@ -50,14 +50,15 @@ class Result:
     ----------
     benchmark : str
         ``NAME/SUBSET`` for a subset of the tasks of NAME that was split and judged by itself.
-    protocol : {'paper', 'robust'}
+    protocol : {'paper', 'robust', 'loto'}
+        Published task splits; random ones; leave one task out, each task unseen once.
     detector : str
     params : str
         From `canonical`.
     feature : str
         ``str(FeatureSpec)``.
     seed : int
-        Number of the split.
+        Number of the split; of 'loto', of the unseen task in sorted order.
     part : {'train', 'seen', 'unseen'}
     values : dict of str to float
         NaN where a number does not exist.

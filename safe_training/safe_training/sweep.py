@@ -54,7 +54,7 @@ from vla_feature_bridge.pooling import FeatureSpec, parse_pooling
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]
-ProtocolName = Literal['paper', 'robust']
+ProtocolName = Literal['paper', 'robust', 'loto']
 MANIFEST = 'sweep.json'
 ROBUST_SPLITS = 10
 
@@ -88,6 +88,28 @@ class Unit:
     def where(self) -> str:
         """Return the split, and the subset if there is one, for people."""
         return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
+
+
+def seeds_of(
+    protocol: ProtocolName, grid: Grid, splits: int | None, n_tasks: int
+) -> tuple[int, ...]:
+    """Return the numbers of the splits that a protocol takes.
+
+    Parameters
+    ----------
+    protocol : {'paper', 'robust', 'loto'}
+    grid : Grid
+        Names the published splits.
+    splits : int, optional
+        As many, from 0 on, instead of the protocol's own; means nothing to 'loto'.
+    n_tasks : int
+        Tasks of the source or subset; 'loto' has one split for each.
+    """
+    if protocol == 'loto':
+        return tuple(range(n_tasks))
+    if splits is not None:
+        return tuple(range(splits))
+    return grid.seeds if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
 
 
 def tasks_of_subsets(
@@ -202,7 +224,10 @@ def split_of(rollouts: Sequence[Rollout], settings: Settings, seed: int) -> Spli
     """
     numbers = task_numbers(rollouts) if settings.name == 'paper' else None
     if numbers is None:
-        return choose_split(rollouts, settings.protocol, seed)
+        split = choose_split(rollouts, settings.protocol, seed)
+        if settings.name == 'loto':
+            _require_left_out(split, sorted({r.task for r in rollouts})[seed])
+        return split
     # Of one width, so that they sort as numbers do.
     labels = {task: f'{number:020d}' for task, number in numbers.items()}
     names = {label: task for task, label in labels.items()}
@@ -214,6 +239,15 @@ def split_of(rollouts: Sequence[Rollout], settings: Settings, seed: int) -> Spli
         seen_tasks=tuple(names[str(label)] for label in split.seen_tasks),
         unseen_tasks=tuple(names[str(label)] for label in split.unseen_tasks),
     )
+
+
+def _require_left_out(split: Split, task: str) -> None:
+    # Folds of other tasks would be averaged as if each task had been unseen once.
+    if split.unseen_tasks != (task,):
+        raise SplitError(
+            f'split: leave-one-task-out expects task {task!r} alone to be unseen, found '
+            f'{list(split.unseen_tasks)}; where a source sets tasks aside, choose another protocol'
+        )
 
 
 def task_numbers(rollouts: Sequence[Rollout]) -> dict[str, int] | None:
@@ -390,7 +424,7 @@ def run_sweep(
     grid: Grid,
     out: Path,
     settings: Settings,
-    seeds: Sequence[int],
+    splits: int | None = None,
     *,
     ray_address: str | None = None,
     progress: Progress | None = None,
@@ -404,8 +438,8 @@ def run_sweep(
         Whatever ``convert`` reads. Each pooling of it is read once.
     out : Path
         Folder of the results, one parquet file a unit; made if absent, gone on with otherwise.
-    seeds : sequence of int
-        Task splits.
+    splits : int, optional
+        As many task splits instead of the protocol's own, see `seeds_of`.
     ray_address : str, optional
         Run the units as tasks of this Ray cluster (``'local'`` starts one here). ``source`` is read
         here only.
@@ -445,7 +479,8 @@ def run_sweep(
     subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
     for note in (*notes, *left_out):
         say(note)
-    units = plan(grid, variants, dict.fromkeys(subsets, seeds))
+    seeds = {s: seeds_of(settings.name, grid, splits, len(tasks)) for s, tasks in subsets.items()}
+    units = plan(grid, variants, seeds)
     kept = sum((out / unit.name()).exists() for unit in units)
     failures: list[str] = []
     told: set[tuple[str, Subset | None]] = set()

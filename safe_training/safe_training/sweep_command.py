@@ -13,6 +13,7 @@ from rich.console import Console
 from safe_training.batched_training import Precision
 from safe_training.detector_options import UsageError, plain_json, progress_bar
 from safe_training.evaluation import Protocol
+from safe_training.results import PROTOCOLS
 from safe_training.sweep import ROBUST_SPLITS, Settings, fastest_precision, run_sweep
 from safe_training.sweep_grid import read_grid, shipped_grids
 
@@ -47,12 +48,14 @@ def add_command(verbs: Any) -> None:
     parser.add_argument('--benchmark', help="name in tables (default: the grid's)")
     parser.add_argument(
         '--protocol',
-        choices=('robust', 'paper'),
+        choices=PROTOCOLS,
         default='robust',
-        help=f"robust: {ROBUST_SPLITS} task splits; paper: the grid's published splits "
-        '(default %(default)s)',
+        help=f"robust: {ROBUST_SPLITS} task splits; paper: the grid's published splits; "
+        'loto: leave one task out, each task unseen once (default %(default)s)',
     )
-    parser.add_argument('--splits', type=int, help='number of task splits, from split 0 on')
+    parser.add_argument(
+        '--splits', type=int, help='number of task splits, from split 0 on (not with loto)'
+    )
     parser.add_argument(
         '--alpha',
         type=float,
@@ -90,10 +93,12 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {args.alpha}')
     if args.splits is not None and args.splits < 1:
         raise UsageError(f'--splits must be at least 1, found {args.splits}')
+    if args.splits is not None and args.protocol == 'loto':
+        raise UsageError(
+            '--splits does not go with --protocol loto, which has one split for each task; '
+            'leave --splits out'
+        )
     grid = read_grid(args.grid)
-    seeds = list(grid.seeds) if args.protocol == 'paper' else list(range(ROBUST_SPLITS))
-    if args.splits is not None:
-        seeds = list(range(args.splits))
     protocol = replace(
         Protocol(),
         unseen_ratio=grid.unseen_ratio,
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             grid,
             args.out,
             settings,
-            seeds,
+            args.splits,
             ray_address=args.ray,
             progress=progress,
             say=console.print,

@@ -15,14 +15,16 @@ import pytest
 
 from safe_training import sweep as sweep_module
 from safe_training.cli import main
-from safe_training.evaluation import Protocol, evaluate_splits, labelled
+from safe_training.evaluation import Protocol, choose_split, evaluate_splits, labelled
 from safe_training.readers import load_rollouts
 from safe_training.readers.open_pi_zero import TASKS as SIMPLER_TASKS
 from safe_training.results import read_results
+from safe_training.splits import Split
 from safe_training.sweep import (
     Settings,
     Unit,
     plan,
+    seeds_of,
     split_of,
     task_numbers,
     tasks_of_subsets,
@@ -333,6 +335,61 @@ def test_tasks_without_numbers_of_their_own_are_split_by_name_and_that_is_said(
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
     assert sweep(grid, tmp_path / 'out', '--protocol', 'paper') == 0
     assert 'splits go by their names' in capsys.readouterr().err
+
+
+def leave_one_out(rollouts, protocol, seed):
+    """Return the split whose unseen part is one task, half of each other task's rollouts train."""
+    tasks = sorted({r.task for r in rollouts})
+    hidden = tasks.pop(seed)
+    of = {task: [i for i, r in enumerate(rollouts) if r.task == task] for task in tasks}
+    return Split(
+        train=tuple(i for there in of.values() for i in there[::2]),
+        seen=tuple(i for there in of.values() for i in there[1::2]),
+        unseen=tuple(i for i, r in enumerate(rollouts) if r.task == hidden),
+        seen_tasks=tuple(tasks),
+        unseen_tasks=(hidden,),
+        seed=seed,
+        unseen_ratio=1 / (len(tasks) + 1),
+        seen_train_ratio=0.5,
+    )
+
+
+def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
+    grid, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(sweep_module, 'choose_split', leave_one_out)
+    grid.write_text(
+        "benchmark: flow\nsubsets: {open: ['*-open-v3'], push: [push-v3, reach-v3, plate-*]}\n"
+        'detectors: [{name: clock}]'
+    )
+    out = tmp_path / 'out'
+    arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(out), '--protocol', 'loto']
+    assert main(arguments) == 0
+    found = read_results(out)
+    assert {r.protocol for r in found} == {'loto'}
+    folds = {(r.subset, r.seed) for r in found}
+    assert folds == {('open', k) for k in range(4)} | {('push', k) for k in range(3)}
+    assert {r.values['tasks'] for r in found if r.part == 'unseen'} == {1}
+    capsys.readouterr()
+    assert main([*arguments, '--splits', '3']) == 2
+    assert 'one split for each task' in capsys.readouterr().err
+
+
+def test_folds_that_hide_another_task_are_no_leave_one_out(grid, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(
+        sweep_module, 'choose_split', lambda r, _, s: choose_split(r, Protocol(), s)
+    )
+    arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(tmp_path / 'out')]
+    assert main([*arguments, '--protocol', 'loto']) == 1
+    assert "expects task 'button-press-topdown-v3' alone to be unseen" in capsys.readouterr().err
+
+
+def test_the_seeds_of_each_protocol(grid):
+    known = read_grid(str(grid))
+    assert seeds_of('paper', known, None, 5) == (0, 1)
+    assert seeds_of('robust', known, None, 5) == tuple(range(10))
+    assert seeds_of('paper', known, 3, 5) == seeds_of('robust', known, 3, 5) == (0, 1, 2)
+    assert seeds_of('loto', known, None, 5) == (0, 1, 2, 3, 4)
 
 
 def test_names_of_files_tell_units_apart_and_last():
