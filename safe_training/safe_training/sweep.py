@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from safe_monitor_node.band import Band
-from safe_monitor_node.detectors import Detector, DetectorError, make_detector
+from safe_monitor_node.detectors import DETECTORS, Detector, DetectorError, make_detector
 from safe_training.batched_training import (
     Learned,
     Precision,
@@ -159,13 +159,18 @@ def tasks_of_subsets(
 def plan(
     grid: Grid, variants: Sequence[Variant], seeds: Mapping[Subset | None, Sequence[int]]
 ) -> list[Unit]:
-    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset."""
+    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset.
+
+    A detector that reads no features is tried on the first pooling alone: on each it would give the
+    same numbers, and a choice among copies is none.
+    """
     return [
         Unit(variant, family, seed, subset)
         for variant in variants
         for subset in seeds
         for seed in seeds[subset]
         for family in grid.families
+        if variant == variants[0] or 'features' in DETECTORS[family.detector].needs
     ]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from safe_monitor_node.detectors import DETECTORS
 from safe_training import sweep as sweep_module
 from safe_training.cli import main
 from safe_training.evaluation import Protocol, choose_split, evaluate_splits, labelled
@@ -158,19 +159,21 @@ def test_a_folder_of_another_sweep_is_refused(grid, tmp_path, capsys):
 def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
     path = tmp_path / 'grid.yaml'
     path.write_text(
-        'benchmark: raw\nunseen_ratio: 0\nseen_train_ratio: 0.5\n'
+        'benchmark: raw\nunseen_ratio: 0\nseen_train_ratio: 0.7\n'
         'poolings: [{pooling: [token=mean]}, {pooling: [token=first]}]\n'
-        'detectors: [{name: clock}]\n'
+        'detectors: [{name: euclidean_knn, grid: {neighbours: [1]}}, {name: clock}]\n'
     )
     copied = tmp_path / 'dump'
     shutil.copytree(DATA / 'openvla_dump', copied)
     out = tmp_path / 'out'
     arguments = ['sweep', str(copied), '--grid', str(path), '--out', str(out), '--json']
     assert main([*arguments, '--splits', '1']) == 0
-    assert {r.feature for r in read_results(out)} == {
-        'hidden_states[token=mean]',
-        'hidden_states[token=first]',
-    }
+    found = {(r.detector, r.feature) for r in read_results(out)}
+    assert found == {
+        ('euclidean_knn', 'hidden_states[token=mean]'),
+        ('euclidean_knn', 'hidden_states[token=first]'),
+        ('clock', 'hidden_states[token=mean]'),
+    }, 'the clock reads no features and is run once'
 
 
 @pytest.mark.parametrize(
@@ -415,8 +418,9 @@ def test_the_published_grids_have_their_published_size():
         learned = [f for f in grid.families if f.detector in ('safe_lstm', 'safe_mlp')]
         counts[name] = [len(f.configurations) * len(grid.variants) for f in learned]
         seeds = 5 if name == 'pi0_fast_franka' else 3
-        assert len(plan(grid, grid.variants, {None: grid.seeds})) == (
-            len(grid.families) * len(grid.variants) * seeds
+        reading = sum('features' in DETECTORS[f.detector].needs for f in grid.families)
+        assert len(plan(grid, grid.variants, {None: grid.seeds})) == seeds * (
+            reading * len(grid.variants) + len(grid.families) - reading
         )
     assert counts['openvla_libero10'] == [36, 36]
     assert counts['openvla_widowx'] == [36, 27]
