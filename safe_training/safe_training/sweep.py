@@ -324,7 +324,8 @@ def run_unit(
     results : list of Result
         One per configuration and part.
     failures : list of str
-        Why a configuration gave none: training diverged, or there is nothing to calibrate on.
+        Why a configuration gave none: training diverged, rollouts lack what it needs, or there is
+        nothing to calibrate on.
 
     Raises
     ------
@@ -347,10 +348,10 @@ def run_unit(
         if reason:
             failures.append(f'{unit.where()}, {described}: {reason}')
             continue
-        parts = {name: score_part(detector, there, name) for name, there in divided.parts.items()}
         try:
+            parts = {name: score_part(detector, r, name) for name, r in divided.parts.items()}
             band = _band(parts, divided, settings.protocol)
-        except (CalibrationError, EvaluationError) as error:
+        except (CalibrationError, DetectorError, EvaluationError) as error:
             failures.append(f'{unit.where()}, {described}: {error}')
             continue
         for part, scored in parts.items():
@@ -380,7 +381,11 @@ def _fitted(
     training = divided.parts['train']
     if all(can_be_stacked(d) for d in detectors) and not settings.protocol.stop_early:
         learned = cast('Sequence[Learned]', detectors)
-        require_both_outcomes(training, learned[0].name)
+        try:
+            require_both_outcomes(training, learned[0].name)
+        except DetectorError as error:
+            yield from ((i, detector, 0.0, str(error)) for i, detector in enumerate(detectors))
+            return
         data = stack_rollouts(training)
         for members in stacks(learned, data):
             started = time.perf_counter()

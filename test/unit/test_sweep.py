@@ -176,6 +176,18 @@ def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
     }, 'the clock reads no features and is run once'
 
 
+def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
+    grid, tmp_path, capsys, monkeypatch
+):
+    rollouts, feature = load_rollouts(SET)
+    alike = [r for r in rollouts if r.success]
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (alike, feature))
+    assert sweep(grid, tmp_path / 'out') == 0
+    said = json.loads(capsys.readouterr().out)
+    assert sum(x.startswith('safe_lstm') and 'successes' in x for x in said['left_out']) == 8
+    assert {r.detector for r in read_results(tmp_path / 'out')} == {'clock'}
+
+
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
