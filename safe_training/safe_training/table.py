@@ -17,7 +17,7 @@ from safe_training.table_entries import (
     Entry,
     TableError,
     entries,
-    paper_entry,
+    paper_entries,
     robust_entry,
     rows_of,
 )
@@ -81,16 +81,14 @@ class Table:
 def paper_table(results: Sequence[Result]) -> Table:
     """Return Table 1 of the results of the published protocol, one pair of columns a benchmark.
 
+    Subsets of a benchmark share its columns: their mean, see `over_subsets`.
+
     Raises
     ------
     TableError
         There are none.
     """
-    found = entries([r for r in results if r.protocol == 'paper'], paper_entry)
-    if not found:
-        raise TableError(
-            "there are no results of the published protocol; run 'sweep --protocol paper' first"
-        )
+    found, of_subsets = paper_entries(results)
     benchmarks = list(dict.fromkeys(entry.benchmark for entry in found))
     by_place = {(e.benchmark, e.detector): e for e in found}
     columns: list[Column] = []
@@ -108,7 +106,7 @@ def paper_table(results: Sequence[Result]) -> Table:
         'Table 1, published protocol',
         tuple(columns),
         _assemble(rows, filled),
-        (*notes, *_gaps(found, ('seen', 'unseen'), HEADLINE)),
+        (*notes, *of_subsets, *_gaps(found, ('seen', 'unseen'), HEADLINE)),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from safe_training.results import Result, read_results
 from safe_training.table import Table, paper_table, robust_tables
-from safe_training.table_entries import TableError, entries, paper_entry, robust_entry
+from safe_training.table_entries import TableError, entries, paper_entries, robust_entry
 from safe_training.table_formats import to_csv, to_latex, to_markdown, write_whole
 
 EXAMPLE = """examples:
@@ -78,8 +78,7 @@ def tables_of(results: Sequence[Result], *, with_paper: bool) -> dict[str, dict[
     """Return the text of each table in each format, as ``[protocol][format]``."""
     made: dict[str, dict[str, str]] = {}
     if with_paper:
-        of_paper = [r for r in results if r.protocol == 'paper']
-        made['paper'] = _texts([paper_table(results)], to_csv(entries(of_paper, paper_entry)))
+        made['paper'] = _texts([paper_table(results)], to_csv(paper_entries(results)[0]))
     robust = robust_tables(results)
     judged = {r.benchmark for r in results if r.protocol == 'robust'}
     used = [r for r in results if r.protocol == 'robust' or r.benchmark not in judged]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -159,6 +159,105 @@ def robust_entry(results: Sequence[Result]) -> Entry | None:
         splits=len(seeds),
         values=_summaries([runs[chosen[seed]][seed] for seed in sorted(chosen)]),
     )
+
+
+def paper_entries(results: Sequence[Result]) -> tuple[list[Entry], list[str]]:
+    """Return the entries of the published protocol, and what a reader should know of them.
+
+    Raises
+    ------
+    TableError
+        There are no results of this protocol, or none that can be compared.
+    """
+    published = [result for result in results if result.protocol == 'paper']
+    if not published:
+        raise TableError(
+            "there are no results of the published protocol; run 'sweep --protocol paper' first"
+        )
+    averaged, notes = over_subsets(published)
+    found = entries(averaged, paper_entry)
+    if not found:
+        raise TableError(
+            'no method has a ROC-AUC on seen tasks to choose by; '
+            + ' '.join(notes or ['record tasks with both outcomes.'])
+        )
+    return found, notes
+
+
+def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Average results of one protocol over the subsets of a benchmark, within each split.
+
+    The published SimplerEnv column is such a mean, of two robots' tasks that were each split,
+    trained on and evaluated by themselves. A combination is averaged on the splits where it has
+    results on all subsets that the benchmark has; elsewhere it is left out, for a mean over fewer
+    would be of other tasks. A number that one of them lacks is NaN.
+
+    Returns
+    -------
+    results : list of Result
+        Those of benchmarks without subsets as they were, then the means.
+    notes : list of str
+        Which subsets a mean is over, and what was left out.
+
+    Raises
+    ------
+    TableError
+        A benchmark is there both undivided and in subsets.
+    """
+    subsets: dict[str, list[str]] = {}
+    for result in results:
+        there = subsets.setdefault(result.whole, [])
+        if result.subset not in there:
+            there.append(result.subset)
+    kept = [result for result in results if subsets[result.whole] == ['']]
+    notes = []
+    for whole, names in sorted(subsets.items()):
+        if names == ['']:
+            continue
+        if '' in names:
+            raise TableError(
+                f'{whole} is there undivided and in subsets ({", ".join(n for n in names if n)}); '
+                'make the table of the one or of the other results'
+            )
+        means, note = _means(whole, sorted(names), [r for r in results if r.whole == whole])
+        kept += means
+        notes.append(note)
+    return kept, notes
+
+
+def _means(
+    whole: str, subsets: Sequence[str], results: Sequence[Result]
+) -> tuple[list[Result], str]:
+    # [detector, params, feature, split][part][subset]
+    runs: dict[tuple[str, str, str, int], dict[str, dict[str, Result]]] = {}
+    for r in results:
+        parts = runs.setdefault((r.detector, r.params, r.feature, r.seed), {})
+        parts.setdefault(r.part, {})[r.subset] = r
+    means: list[Result] = []
+    lacking: dict[str, int] = {}
+    for (detector, *_), parts in runs.items():
+        whole_parts = [there for there in parts.values() if len(there) == len(subsets)]
+        if not whole_parts:
+            lacking[detector] = lacking.get(detector, 0) + 1
+        for there in whole_parts:
+            # In one order, so that rounding does not depend on which file is read first.
+            values = [there[subset].values for subset in subsets]
+            mean = {
+                name: sum(v.get(name, math.nan) for v in values) / len(values)
+                for name in dict.fromkeys(name for v in values for name in v)
+            }
+            means.append(replace(there[subsets[0]], benchmark=whole, values=mean))
+    if len(subsets) == 1:
+        return means, f'{whole}: there are results of its subset {subsets[0]} only.'
+    note = (
+        f'{whole}: mean over its subsets {", ".join(subsets)} within each split; each was split, '
+        'trained on and evaluated by itself.'
+    )
+    if lacking:
+        total = {d: sum(key[0] == d for key in runs) for d in lacking}
+        left_out = ', '.join(f'{d} ({count} of {total[d]} runs)' for d, count in lacking.items())
+        note += f' Left out, for want of results on all of them: {left_out}.'
+    return means, note
 
 
 def entries(

@@ -19,6 +19,7 @@ from safe_training.table_entries import (
     MACRO,
     TableError,
     entries,
+    paper_entries,
     paper_entry,
     robust_entry,
 )
@@ -262,6 +263,86 @@ def test_robust_table_shows_interval_clock_and_promise():
     assert 50 <= low < 65 < high <= 80
     assert cells[3:6] == ['50.0', '25.0 ± 0.0', '10.0']
     assert cells[6:] == ['60.0 ± 0.0', '**67.5** ± 0.0', '40.0 ± 0.0', '4', '1']
+
+
+def simpler(detector, bridge, fractal, **options):
+    """Return published runs on two subsets; of each (seen, unseen) one value a split."""
+    found = []
+    for subset, (seen, unseen) in (('bridge', bridge), ('fractal', fractal)):
+        name = f'simpler/{subset}'
+        found += runs(detector, seen, unseen, protocol='paper', benchmark=name, **options)
+    return found
+
+
+def test_subsets_share_a_column_averaged_within_each_split_before_it_is_summarised():
+    bridge, fractal = ([0.9] * 3, [0.5, 0.6, 0.7]), ([0.5] * 3, [0.9, 0.6, 0.9])
+    results = [
+        *simpler('safe_mlp', bridge, fractal, params={'a': 1}),
+        *simpler('safe_mlp', ([0.6] * 3, [0.9] * 3), ([0.7] * 3, [0.9] * 3), params={'a': 2}),
+        *paper_runs('other', 'safe_mlp', [0.5] * 3, [0.5] * 3),
+    ]
+    table = paper_table(results)
+    assert [c.over for c in table.columns] == ['other'] * 3 + ['simpler'] * 3
+    cells = table.rows[0].cells[3:]
+    # Unseen means of the splits: 0.7, 0.6, 0.8. On fractal alone a = 2 is best, on both a = 1.
+    assert [(c.text, c.spread) for c in cells] == [('70.00', '0.00'), ('70.00', '10.00'), ('2', '')]
+    assert any('simpler: mean over its subsets bridge, fractal' in note for note in table.notes)
+    titles = [t.title for t in robust_tables(results)]
+    assert [title.split(',')[0] for title in titles] == [
+        'simpler/bridge',
+        'simpler/fractal',
+        'other',
+    ]
+
+
+def test_the_choice_is_by_the_mean_over_subsets():
+    results = [
+        *simpler('safe_mlp', ([0.9] * 2, [0.1] * 2), ([0.1] * 2, [0.1] * 2), params={'a': 1}),
+        *simpler('safe_mlp', ([0.6] * 2, [0.2] * 2), ([0.6] * 2, [0.4] * 2), params={'a': 2}),
+    ]
+    (entry,), _ = paper_entries(results)
+    assert {json.loads(c.params)['a'] for c in entry.chosen.values()} == {2}
+    assert entry.benchmark == 'simpler' and entry.combinations == 2
+
+
+def test_a_combination_that_lacks_a_subset_is_not_compared_with_those_that_have_both():
+    results = [
+        *simpler('safe_mlp', ([0.9] * 2, [0.9] * 2), ([], []), params={'a': 1}),
+        *simpler('safe_mlp', ([0.6] * 2, [0.6] * 2), ([0.6] * 2, [0.6] * 2), params={'a': 2}),
+        *simpler('safe_lstm', ([0.9] * 2, [0.9] * 2), ([0.9], [0.9])),
+        *simpler('stac', ([], []), ([0.9] * 2, [0.9] * 2)),
+    ]
+    found, notes = paper_entries(results)
+    by_detector = {entry.detector: entry for entry in found}
+    assert set(by_detector) == {'safe_mlp', 'safe_lstm'}
+    assert by_detector['safe_mlp'].combinations == 1
+    assert by_detector['safe_mlp'].values[f'unseen/{HEADLINE}'].mean == pytest.approx(0.6)
+    assert by_detector['safe_lstm'].values[f'unseen/{HEADLINE}'].splits == 1
+    assert 'safe_mlp (2 of 4 runs), safe_lstm (1 of 2 runs), stac (2 of 2 runs)' in notes[0]
+    table = paper_table(results)
+    assert any('seen: only 1 of 2 splits have the number for safe_lstm' in n for n in table.notes)
+
+
+def test_a_subset_without_a_number_leaves_the_split_without_one():
+    nan = math.nan
+    results = simpler('clock', ([0.5] * 2, [0.5, nan]), ([0.5] * 2, [0.5, 0.7]))
+    (entry,), _ = paper_entries(results)
+    assert entry.values[f'unseen/{HEADLINE}'].splits == 1
+    assert entry.values[f'seen/{HEADLINE}'].splits == 2
+
+
+def test_one_subset_alone_is_said_and_a_whole_beside_subsets_is_refused():
+    one = simpler('clock', ([0.5] * 2, [0.5] * 2), ([], []))
+    _, notes = paper_entries(one)
+    assert notes == ['simpler: there are results of its subset bridge only.']
+    with pytest.raises(TableError, match=r'undivided and in subsets \(bridge\)'):
+        paper_table([*one, *paper_runs('simpler', 'clock', [0.5], [0.5])])
+    apart = [
+        *simpler('clock', ([0.5], [0.5]), ([], [])),
+        *simpler('random', ([], []), ([0.5], [0.5])),
+    ]
+    with pytest.raises(TableError, match=r'no method has .* clock \(1 of 1 runs\)'):
+        paper_table(apart)
 
 
 def test_names_cannot_break_a_format():
