@@ -5,6 +5,9 @@
 features the one with the highest mean ROC-AUC on the held-out rollouts of the seen tasks, and these
 are reported. `robust_entry` chooses on each split by what that split's seen tasks say and reports
 what the chosen one does on that split's unseen tasks, which had no part in the choice.
+
+Both can choose on the unseen tasks instead, as some papers did. What they report is then what was
+chosen on, and whoever shows it has to say so.
 """
 
 from __future__ import annotations
@@ -12,11 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
 
 import numpy as np
 
 from safe_training.evaluation import Summary, summary_of
 from safe_training.results import Result
+
+#: The part of each split by whose numbers a combination is chosen.
+SelectOn = Literal['seen', 'unseen']
 
 HEADLINE = 'roc_auc_by_earliest_stop'
 MACRO = 'macro_roc_auc_by_earliest_stop'
@@ -77,6 +85,10 @@ class Entry:
     Attributes
     ----------
     benchmark, detector : str
+    protocol : str
+        Of the results; see `results.Result`.
+    select_on : {'seen', 'unseen'}
+        Part that the choice was made on.
     combinations : int
         How many the choice was among.
     chosen : dict of split to Combination
@@ -89,6 +101,8 @@ class Entry:
 
     benchmark: str
     detector: str
+    protocol: str
+    select_on: SelectOn
     combinations: int
     chosen: dict[int, Combination]
     splits: int
@@ -99,17 +113,17 @@ class Entry:
 _Runs = dict[Combination, dict[int, dict[str, dict[str, float]]]]
 
 
-def paper_entry(results: Sequence[Result]) -> Entry | None:
+def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
     """Return a method's entry as the paper chooses it, from all its results on one benchmark.
 
     The combination with the highest mean of val_seen over splits, the first of equals. One that
     lacks splits which others have is not compared with them: its mean would be of other splits.
-    None if no combination has a number on seen tasks.
+    None if no combination has a number on the part to choose on.
     """
     runs = _runs(results)
     scores = {
         combination: _existing(
-            parts.get('seen', {}).get(HEADLINE, np.nan) for parts in splits.values()
+            parts.get(select_on, {}).get(HEADLINE, np.nan) for parts in splits.values()
         )
         for combination, splits in runs.items()
     }
@@ -122,6 +136,8 @@ def paper_entry(results: Sequence[Result]) -> Entry | None:
     return Entry(
         benchmark=results[0].benchmark,
         detector=results[0].detector,
+        protocol=results[0].protocol,
+        select_on=select_on,
         combinations=len(complete),
         chosen=dict.fromkeys(seeds, best),
         splits=len({seed for splits in runs.values() for seed in splits}),
@@ -129,11 +145,11 @@ def paper_entry(results: Sequence[Result]) -> Entry | None:
     )
 
 
-def robust_entry(results: Sequence[Result]) -> Entry | None:
+def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
     """Return a method's entry with the choice nested in each split, from all its results.
 
-    A split where several combinations are there and none has a number on seen tasks allows no
-    choice and is left out. None if that leaves no split.
+    A split where several combinations are there and none has a number on the part to choose on
+    allows no choice and is left out. None if that leaves no split.
     """
     runs = _runs(results)
     chosen: dict[int, Combination] = {}
@@ -141,7 +157,7 @@ def robust_entry(results: Sequence[Result]) -> Entry | None:
     for seed in seeds:
         there = [c for c in sorted(runs, key=_order) if seed in runs[c]]
         for metric in (MACRO, HEADLINE):
-            scores = {c: runs[c][seed].get('seen', {}).get(metric, np.nan) for c in there}
+            scores = {c: runs[c][seed].get(select_on, {}).get(metric, np.nan) for c in there}
             existing = [c for c in there if not math.isnan(scores[c])]
             if existing:
                 chosen[seed] = max(existing, key=scores.__getitem__)
@@ -154,6 +170,8 @@ def robust_entry(results: Sequence[Result]) -> Entry | None:
     return Entry(
         benchmark=results[0].benchmark,
         detector=results[0].detector,
+        protocol=results[0].protocol,
+        select_on=select_on,
         combinations=len(runs),
         chosen=chosen,
         splits=len(seeds),
@@ -161,7 +179,9 @@ def robust_entry(results: Sequence[Result]) -> Entry | None:
     )
 
 
-def paper_entries(results: Sequence[Result]) -> tuple[list[Entry], list[str]]:
+def paper_entries(
+    results: Sequence[Result], select_on: SelectOn = 'seen'
+) -> tuple[list[Entry], list[str]]:
     """Return the entries of the published protocol, and what a reader should know of them.
 
     Raises
@@ -175,10 +195,10 @@ def paper_entries(results: Sequence[Result]) -> tuple[list[Entry], list[str]]:
             "there are no results of the published protocol; run 'sweep --protocol paper' first"
         )
     averaged, notes = over_subsets(published)
-    found = entries(averaged, paper_entry)
+    found = entries(averaged, partial(paper_entry, select_on=select_on))
     if not found:
         raise TableError(
-            'no method has a ROC-AUC on seen tasks to choose by; '
+            f'no method has a ROC-AUC on {select_on} tasks to choose by; '
             + ' '.join(notes or ['record tasks with both outcomes.'])
         )
     return found, notes

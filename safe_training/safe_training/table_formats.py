@@ -23,6 +23,7 @@ def to_markdown(table: Table) -> str:
     lines = [
         f'### {_escape_markdown(table.title)}',
         '',
+        *([f'**{_escape_markdown(table.warning)}**', ''] if table.warning else []),
         '| | Method | ' + ' | '.join(headings) + ' |',
         '|---|---|' + '---:|' * len(headings),
     ]
@@ -49,7 +50,10 @@ def _escape_markdown(text: str) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """Write a table as LaTeX; it needs the package booktabs."""
+    """Write a table as LaTeX; it needs the package booktabs.
+
+    Title and notes are comments, a warning is a row.
+    """
     count = len(table.columns)
     lines = [
         f'% {" ".join(table.title.split())}; needs \\usepackage{{booktabs}}',
@@ -75,6 +79,9 @@ def to_latex(table: Table) -> str:
         group = row.group
         cells = [_latex_cell(cell) for cell in row.cells]
         lines.append(f'{shown} & {_escape_latex(row.name)} & ' + ' & '.join(cells) + ' \\\\')
+    if table.warning:
+        warning = f'\\textbf{{{_escape_latex(table.warning)}}}'
+        lines += ['\\midrule', f'\\multicolumn{{{count + 2}}}{{l}}{{{warning}}} \\\\']
     lines += ['\\bottomrule', '\\end{tabular}']
     lines += [f'% {" ".join(note.split())}' for note in table.notes]
     return '\n'.join(lines) + '\n'
@@ -101,7 +108,8 @@ def _escape_latex(text: str) -> str:
 def to_csv(found: Sequence[Entry]) -> str:
     """Write entries as CSV for machines: one line each, exact numbers, empty where there is none.
 
-    Rates are shares of 1, not percent.
+    Rates are shares of 1, not percent. Notes have no place; ``chosen_on`` is the part of the splits
+    that the choice was made on, and says so where it is the one that is reported.
     """
     names = sorted({name for entry in found for name in entry.values})
     fields = ('mean', 'std', 'low', 'high', 'splits')
@@ -109,13 +117,16 @@ def to_csv(found: Sequence[Entry]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
     writer.writerow(
-        ['benchmark', 'group', 'detector', 'combinations', 'splits', 'chosen']
+        ['benchmark', 'protocol', 'chosen_on', 'group', 'detector', 'combinations', 'splits']
+        + ['chosen']
         + [f'{name}:{f}' for name in names for f in fields]
     )
     for entry in found:
         chosen = sorted({f'{c.params} {c.feature}' for c in entry.chosen.values()})
         row: list[object] = [
             entry.benchmark,
+            entry.protocol,
+            entry.select_on + (' (WHICH IS REPORTED)' if entry.select_on == 'unseen' else ''),
             groups.get(entry.detector, OTHERS),
             entry.detector,
             entry.combinations,

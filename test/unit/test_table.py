@@ -12,7 +12,7 @@ import pytest
 
 from safe_training.cli import main
 from safe_training.results import Result, canonical, write_results
-from safe_training.table import paper_table, robust_tables
+from safe_training.table import judged_by, paper_table, robust_tables
 from safe_training.table_entries import (
     GROUPS,
     HEADLINE,
@@ -193,8 +193,8 @@ def test_nan_seeds_are_said_and_not_silently_dropped():
     assert any('only 2 of 3 splits' in note for note in table.notes)
 
 
-def paper_runs(benchmark, detector, seen, unseen):
-    return runs(detector, seen, unseen, protocol='paper', benchmark=benchmark)
+def paper_runs(benchmark, detector, seen, unseen, **options):
+    return runs(detector, seen, unseen, protocol='paper', benchmark=benchmark, **options)
 
 
 def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold():
@@ -263,6 +263,78 @@ def test_robust_table_shows_interval_clock_and_promise():
     assert 50 <= low < 65 < high <= 80
     assert cells[3:6] == ['50.0', '25.0 ± 0.0', '10.0']
     assert cells[6:] == ['60.0 ± 0.0', '**67.5** ± 0.0', '40.0 ± 0.0', '4', '1']
+
+
+def test_choosing_on_unseen_tasks_is_said_loudly_in_every_format(tmp_path, capsys):
+    results = [
+        *runs('safe_mlp', [0.9, 0.1], [0.2, 0.9], params={'a': 1}),
+        *runs('safe_mlp', [0.8, 0.7], [0.3, 0.4], params={'a': 2}),
+        *paper_runs('toy', 'safe_mlp', [0.9, 0.9], [0.3, 0.3], params={'a': 1}),
+        *paper_runs('toy', 'safe_mlp', [0.8, 0.8], [0.6, 0.6], params={'a': 2}),
+        *runs('safe_mlp', [0.9], [0.3], params={'a': 1}, protocol='loto'),
+    ]
+    split = robust_entry(results[:8], 'unseen')
+    assert [json.loads(split.chosen[i].params)['a'] for i in (0, 1)] == [2, 1]
+    assert split.values[f'unseen/{MACRO}'].mean == pytest.approx((0.3 + 0.9) / 2)
+    (published,), _ = paper_entries(results, 'unseen')
+    assert {json.loads(c.params)['a'] for c in published.chosen.values()} == {2}
+    assert published.values[f'unseen/{HEADLINE}'].mean == pytest.approx(0.6)
+    assert published.values[f'seen/{HEADLINE}'].mean == pytest.approx(0.8)
+
+    folder = tmp_path / 'results'
+    folder.mkdir()
+    write_results(folder / 'x.parquet', results)
+    assert main(['table', str(folder), '--out', str(tmp_path / 'out')]) == 0
+    honest = {p.name: p.read_text() for p in (tmp_path / 'out').iterdir()}
+    assert not any('CHOSEN' in text or 'REPORTED' in text for text in honest.values())
+    capsys.readouterr()
+    arguments = ['table', str(folder), '--select-on', 'unseen', '--out', str(tmp_path / 'out')]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count('CHOSEN ON WHAT IS REPORTED') == 3
+    there = {p.name: p.read_text() for p in (tmp_path / 'out').iterdir()}
+    assert {name: there[name] for name in honest} == honest, 'the others are not replaced'
+    for kind in ('paper', 'robust', 'loto'):
+        markdown, latex, table = (
+            there[f'table1_{kind}_chosen_on_unseen.{suffix}'] for suffix in ('md', 'tex', 'csv')
+        )
+        title = markdown.splitlines()[0]
+        assert title.startswith('### ') and title.endswith('UNSEEN TASKS THAT IT REPORTS')
+        assert '**Chosen on the unseen tasks that are reported**' in markdown
+        assert '\nCHOSEN ON WHAT IS REPORTED' in markdown
+        assert 'no part in the choice' not in markdown and 'same Seen is reported' not in markdown
+        assert 'THAT IT REPORTS' in latex.splitlines()[0]
+        shown = [line for line in latex.splitlines() if not line.startswith('%')]
+        assert any('\\textbf{Chosen on the unseen tasks' in line for line in shown)
+        rows = list(csv.DictReader(io.StringIO(table)))
+        assert [row['chosen_on'] for row in rows] == ['unseen (WHICH IS REPORTED)']
+        assert [row['protocol'] for row in rows] == [kind]
+
+
+def test_leaving_one_task_out_has_a_table_of_its_own_that_random_splits_are_not_averaged_with():
+    nan = math.nan
+    results = [
+        *runs('safe_mlp', [0.9] * 2, [0.2] * 2),
+        *runs('safe_mlp', [0.9] * 4, [0.5, 0.6, nan, 0.7], protocol='loto', params={'a': 1}),
+        *runs('safe_mlp', [0.8] * 4, [1.0] * 4, protocol='loto', params={'a': 2}),
+        *runs('clock', [0.5] * 4, [0.5, 0.5, nan, 0.5], protocol='loto'),
+        *paper_runs('toy', 'safe_mlp', [0.9], [0.1]),
+    ]
+    robust, folds = robust_tables(results)
+    assert robust.title == 'toy, 2 task splits, unseen tasks'
+    assert robust.rows[0].cells[0].text == '20.0'
+    assert folds.title == 'toy, leave one task out, 4 folds, the unseen task of each'
+    headings = [column.heading for column in folds.columns]
+    assert headings[0] == 'macro AUC' and headings[-2:] == ['folds', 'of']
+    assert 'AUC' not in headings, 'there is nothing to pool'
+    cells = folds.rows[0].cells
+    assert (cells[0].text, cells[0].spread) == ('60.0', '10.0'), 'chosen on each fold by seen tasks'
+    assert [cell.text for cell in cells[-2:]] == ['3/4', '2']
+    assert 'Each task is unseen once' in folds.notes[0]
+    assert 'only 3 of 4 folds have the number for safe_mlp, clock' in folds.notes[-1]
+    assert {kind: len(there) for kind, there in judged_by(results).items()} == {
+        'robust': 4,
+        'loto': 24,
+    }
 
 
 def simpler(detector, bridge, fractal, **options):
@@ -399,8 +471,9 @@ def test_a_protocol_alone(folder, tmp_path, capsys):
     assert main(['table', str(folder), '--protocol', 'paper']) == 0
     said = capsys.readouterr().out
     assert 'Made of the 3 splits of the published protocol' in said
-    assert main(['table', str(folder), '--protocol', 'robust']) == 1
-    assert 'no results of the robust protocol' in capsys.readouterr().err
+    for other in ('robust', 'loto'):
+        assert main(['table', str(folder), '--protocol', other]) == 1
+        assert f'no results of the {other} protocol' in capsys.readouterr().err
     write_results(folder / 'p.parquet', runs('safe_mlp', [0.7], [0.6]))
     assert main(['table', str(folder), '--protocol', 'paper']) == 1
     assert 'no results of the published protocol' in capsys.readouterr().err
