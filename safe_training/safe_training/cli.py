@@ -32,8 +32,8 @@ from safe_training.metrics import MetricError
 from safe_training.protocol import EvaluationError
 from safe_training.results import ResultsError
 from safe_training.splits import SplitError
-from safe_training.sweep import SweepError
-from safe_training.table import TableError
+from safe_training.sweep_grid import SweepError
+from safe_training.table_entries import TableError
 from safe_training.unpickle import DumpError
 from safe_training.video_frames import VideoError
 from vla_feature_bridge.pooling import PoolingError

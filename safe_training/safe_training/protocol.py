@@ -111,7 +111,7 @@ def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> 
         return leave_one_task_out(
             [r.task for r in rollouts], fold=seed, seen_train_ratio=protocol.seen_train_ratio
         )
-    order = _numbered([rollouts[i] for i in known]) if protocol.scheme == 'paper' else None
+    order = numbered_tasks([rollouts[i] for i in known]) if protocol.scheme == 'paper' else None
     labels = [rollouts[i].task for i in known]
     if not aside:
         return split_tasks(
@@ -132,7 +132,7 @@ def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> 
     )
 
 
-def _numbered(rollouts: Sequence[Rollout]) -> list[str] | None:
+def numbered_tasks(rollouts: Sequence[Rollout]) -> list[str] | None:
     """Return the tasks in the order of their numbers; None where these do not tell them apart.
 
     The published splits are of task numbers; names sort otherwise.
@@ -214,6 +214,15 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> list[Split]:
     if len(set(seeds)) != len(seeds):
         raise SplitError(f'{path}: two splits have the same number among {seeds}; save again')
     return splits
+
+
+def split_numbers(path: Path) -> tuple[int, ...]:
+    """Return the numbers of the splits that a file holds; :class:`SplitError` as when reading."""
+    entries: Any = _content(path).get('splits')
+    try:
+        return tuple(Split.from_dict(entry).seed for entry in entries)
+    except (SplitError, TypeError) as error:
+        raise SplitError(f'{path}: holds no splits ({error}); save them again') from error
 
 
 def saved_split(path: Path, rollouts: Sequence[Rollout], seed: int) -> Split:

@@ -4,12 +4,12 @@
 A results folder is any folder of ``*.parquet`` files; whoever evaluates adds one file for each
 thing done, and what a table or a figure needs is read from all of them. Columns::
 
-    benchmark  string   what the rollouts are of
-    protocol   string   'paper' or 'robust'
+    benchmark  string   what the rollouts are of; 'NAME/SUBSET' where a grid divides NAME's tasks
+    protocol   string   'paper', 'robust' or 'loto'
     detector   string   registered name
     params     string   its parameters as JSON with sorted keys, without the seed
     feature    string   which features were given, and how they were pooled
-    seed       int64    number of the split
+    seed       int64    number of the split; of 'loto', of the task that is unseen
     part       string   'train', 'seen' or 'unseen'
     ...        float64  the names of `evaluation.flatten_report`; NaN where a number does not exist
 """
@@ -25,8 +25,11 @@ from typing import Any
 
 import numpy as np
 
-PROTOCOLS = ('paper', 'robust')
+from safe_training.protocol import SCHEMES
+
 PARTS = ('train', 'seen', 'unseen')
+# Stands between a benchmark's name and that of a subset of its tasks.
+SUBSET_MARK = '/'
 _TEXT = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'part')
 KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'seed', 'part')
 
@@ -47,14 +50,16 @@ class Result:
     Attributes
     ----------
     benchmark : str
-    protocol : {'paper', 'robust'}
+        ``NAME/SUBSET`` for a subset of the tasks of NAME that was split and judged by itself.
+    protocol : {'paper', 'robust', 'loto'}
+        Published task splits; random ones; leave one task out, each task unseen once.
     detector : str
     params : str
         From `canonical`.
     feature : str
         ``str(FeatureSpec)``.
     seed : int
-        Number of the split.
+        Number of the split; of 'loto', of the unseen task in sorted order.
     part : {'train', 'seen', 'unseen'}
     values : dict of str to float
         NaN where a number does not exist.
@@ -68,6 +73,16 @@ class Result:
     seed: int
     part: str
     values: dict[str, float]
+
+    @property
+    def whole(self) -> str:
+        """The benchmark without its subset."""
+        return self.benchmark.partition(SUBSET_MARK)[0]
+
+    @property
+    def subset(self) -> str:
+        """The subset of the benchmark's tasks, empty where the results are of all of them."""
+        return self.benchmark.partition(SUBSET_MARK)[2]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -240,7 +255,7 @@ def _check(path: Path, result: Result) -> None:
             raise ResultsError(
                 f'{path}: {name} must be of type {kind.__name__}, found {getattr(result, name)!r}'
             )
-    for name, allowed in (('protocol', PROTOCOLS), ('part', PARTS)):
+    for name, allowed in (('protocol', SCHEMES), ('part', PARTS)):
         found = getattr(result, name)
         if found not in allowed:
             raise ResultsError(

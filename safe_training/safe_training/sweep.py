@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a grid of detector configurations over task splits; all that can be is trained together.
 
-A grid is a YAML file (see the folder ``grids``). Its configurations, poolings and splits are
-divided into units: one detector with all its configurations, on one pooling and one split. Each
-unit writes its results as one parquet file when it is done, so that an interrupted sweep goes on
-where it stopped, and units can run on other machines.
+The configurations, poolings, subsets and splits of a grid (see `sweep_grid`) are divided into
+units: one detector with all its configurations, on one pooling, one subset of the tasks and one
+split. Each unit writes its results as one parquet file when it is done, so that an interrupted
+sweep goes on where it stopped, and units can run on other machines.
 """
 
 from __future__ import annotations
@@ -17,16 +17,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast, get_args
 
 import numpy as np
 import torch
-from ruamel.yaml import YAML
-from ruamel.yaml.error import YAMLError
 
-from safe_monitor_node.detectors import Detector, DetectorError, make_detector
+from safe_monitor_node.band import Band
+from safe_monitor_node.detectors import DETECTORS, Detector, DetectorError
 from safe_training.batched_training import (
     Learned,
     Precision,
@@ -39,185 +37,144 @@ from safe_training.evaluation import (
     HELD_OUT,
     calibrated_band,
     labelled,
+    make_seeded,
     score_part,
 )
 from safe_training.fitting import require_both_outcomes, stack_rollouts
 from safe_training.metrics import Scored, earliest_stops
 from safe_training.part_report import flatten_report, report_part
-from safe_training.protocol import EvaluationError, Protocol, choose_split
+from safe_training.protocol import (
+    ROBUST_SPLITS,
+    EvaluationError,
+    Protocol,
+    Scheme,
+    choose_splits,
+    numbered_tasks,
+    read_splits,
+    split_numbers,
+    write_splits,
+)
 from safe_training.readers import load_rollouts, open_source
-from safe_training.results import Result, canonical, write_results
-from safe_training.splits import Split
+from safe_training.results import SUBSET_MARK, Result, canonical, write_results
+from safe_training.splits import Split, SplitError
+from safe_training.sweep_grid import Family, Grid, Subset, SweepError, Variant
 from vla_feature_bridge.pooling import FeatureSpec, parse_pooling
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]
 MANIFEST = 'sweep.json'
-ROBUST_SPLITS = 10
-
-
-class SweepError(ValueError):
-    """A grid or a sweep's folder is not what it should be; the message names the file."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to pool a raw source; neither set: the source as it is."""
-
-    feature: str | None = None
-    pooling: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Family:
-    """One detector with the configurations to try."""
-
-    detector: str
-    configurations: tuple[Mapping[str, Any], ...]
-
-
-@dataclass(frozen=True)
-class Grid:
-    """What to try: detectors and their parameters, poolings, and the published split."""
-
-    benchmark: str
-    seeds: tuple[int, ...]
-    unseen_ratio: float
-    seen_train_ratio: float
-    variants: tuple[Variant, ...]
-    families: tuple[Family, ...]
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One detector with all its configurations, on one pooling and one split."""
+    """One detector with all its configurations, on one pooling, subset of the tasks and split.
+
+    Attributes
+    ----------
+    subset : Subset or None
+        None: all tasks.
+    """
 
     variant: Variant
     family: Family
     seed: int
+    subset: Subset | None = None
 
     def name(self) -> str:
         """Return the name of the unit's file: what it is, and a digest of all of it."""
-        text = json.dumps(asdict(self), sort_keys=True, default=dict)
+        parts = asdict(self)
+        if self.subset is None:
+            # Files of sweeps without subsets keep the names that they always had.
+            del parts['subset']
+        text = json.dumps(parts, sort_keys=True, default=dict)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        return f'{self.family.detector}-split{self.seed}-{digest}.parquet'
+        subset = f'{self.subset.name}-' if self.subset else ''
+        return f'{self.family.detector}-{subset}split{self.seed}-{digest}.parquet'
+
+    def where(self) -> str:
+        """Return the split, and the subset if there is one, for people."""
+        return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
 
 
-def shipped_grids() -> list[str]:
-    """Return the names of the grids that come with this package."""
-    folder = resources.files('safe_training') / 'grids'
-    return sorted(f.name[: -len('.yaml')] for f in folder.iterdir() if f.name.endswith('.yaml'))
+def seeds_of(protocol: Scheme, grid: Grid, splits: int | None, n_tasks: int) -> tuple[int, ...]:
+    """Return the numbers of the splits that a protocol takes.
+
+    Parameters
+    ----------
+    protocol : {'paper', 'robust', 'loto'}
+    grid : Grid
+        Names the published splits.
+    splits : int, optional
+        As many, from 0 on, instead of the protocol's own; means nothing to 'loto'.
+    n_tasks : int
+        Tasks of the source or subset; 'loto' has one split for each.
+    """
+    if protocol == 'loto':
+        return tuple(range(n_tasks))
+    if splits is not None:
+        return tuple(range(splits))
+    return grid.seeds if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
 
 
-def read_grid(name_or_path: str) -> Grid:
-    """Read a grid file, or one that is shipped by its name.
+def tasks_of_subsets(
+    grid: Grid, tasks: Sequence[str]
+) -> tuple[dict[Subset | None, list[str]], list[str]]:
+    """Return the tasks of each subset that a source has, and what is left out, for people.
+
+    Without subsets in the grid all tasks belong to None. A task in no subset is left out, which a
+    grid may mean: its subsets then are what it asks for.
 
     Raises
     ------
     SweepError
-        There is none, it is not YAML, or a field is missing, unknown or of another kind.
+        A task is in two subsets and would count twice in their mean, or no subset has a task.
     """
-    path = Path(name_or_path)
-    if not path.exists() and name_or_path in shipped_grids():
-        text = (resources.files('safe_training') / 'grids' / f'{name_or_path}.yaml').read_text()
-    else:
-        try:
-            text = path.read_text(encoding='utf-8')
-        except (OSError, UnicodeDecodeError) as error:
+    if not grid.subsets:
+        return {None: list(tasks)}, []
+    of: dict[Subset, list[str]] = {subset: [] for subset in grid.subsets}
+    homeless: list[str] = []
+    for task in tasks:
+        homes = [subset for subset in grid.subsets if subset.has(task)]
+        if len(homes) > 1:
             raise SweepError(
-                f'{path}: expected a grid file, found {error}; '
-                f'shipped are: {", ".join(shipped_grids())}'
-            ) from error
-    try:
-        values = YAML(typ='safe', pure=True).load(text)
-    except YAMLError as error:
-        raise SweepError(f'{path}: expected YAML, found {error}') from error
-    return _grid(str(path), values)
-
-
-_FIELDS: dict[str, Any] = {
-    'benchmark': str,
-    'seeds': list,
-    'unseen_ratio': float,
-    'seen_train_ratio': float,
-    'poolings': list,
-    'detectors': list,
-}
-
-
-def _grid(path: str, values: Any) -> Grid:
-    fields = _mapping(path, 'a grid', values, _FIELDS)
-    for name in ('benchmark', 'detectors'):
-        if name not in fields:
-            raise SweepError(f'{path}: {name!r} is missing; a grid has {", ".join(_FIELDS)}')
-    default = Protocol()
-    seeds = tuple(fields.get('seeds', [0, 1, 2]))
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise SweepError(f"{path}: 'seeds' must be a list of split numbers, found {list(seeds)}")
-    return Grid(
-        benchmark=fields['benchmark'],
-        seeds=seeds,
-        unseen_ratio=fields.get('unseen_ratio', default.unseen_ratio),
-        seen_train_ratio=fields.get('seen_train_ratio', default.seen_train_ratio),
-        variants=tuple(_variant(path, v) for v in fields.get('poolings', [{}])),
-        families=tuple(_family(path, v) for v in fields['detectors']),
-    )
-
-
-def _mapping(path: str, what: str, values: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
-    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+                f'grid {grid.benchmark}: expected each task in one subset, found {task!r} in '
+                f'{" and ".join(subset.name for subset in homes)}; narrow their patterns'
+            )
+        for subset in homes:
+            of[subset].append(task)
+        if not homes:
+            homeless.append(task)
+    described = ', '.join(f'{s.name} ({", ".join(s.patterns)})' for s in grid.subsets)
+    if len(homeless) == len(tasks):
         raise SweepError(
-            f'{path}: {what} must be a mapping of {", ".join(fields)}, found {values!r}'
+            f'grid {grid.benchmark}: expected tasks of the subsets {described}, found '
+            f'{", ".join(tasks)}; correct the patterns, or take the subsets out of the grid'
         )
-    for name, value in values.items():
-        if name not in fields:
-            raise SweepError(f'{path}: {what} has {", ".join(fields)}; {name!r} is none of them')
-        kind = fields[name]
-        if kind is float and type(value) is int:
-            values[name] = value = float(value)
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise SweepError(
-                f'{path}: {name!r} of {what} must be a {kind.__name__}, found {value!r}'
-            )
-    return dict(values)
+    notes = [
+        f'left out: subset {subset.name}, none of its tasks ({", ".join(subset.patterns)}) is there'
+        for subset in grid.subsets
+        if not of[subset]
+    ]
+    if homeless:
+        notes.append(f'left out: {", ".join(homeless)}, in none of the subsets {described}')
+    return {subset: there for subset, there in of.items() if there}, notes
 
 
-def _variant(path: str, values: Any) -> Variant:
-    fields = _mapping(path, 'a pooling', values, {'feature': str, 'pooling': list})
-    pooling = tuple(str(command) for command in fields.get('pooling', ()))
-    parse_pooling(list(pooling))
-    return Variant(fields.get('feature'), pooling)
+def plan(
+    grid: Grid, variants: Sequence[Variant], seeds: Mapping[Subset | None, Sequence[int]]
+) -> list[Unit]:
+    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset.
 
-
-def _family(path: str, values: Any) -> Family:
-    fields = _mapping(path, 'a detector', values, {'name': str, 'fixed': dict, 'grid': dict})
-    if 'name' not in fields:
-        raise SweepError(f"{path}: a detector lacks its 'name', found {values!r}")
-    grid = fields.get('grid', {})
-    for name, choices in grid.items():
-        if not isinstance(choices, list) or not choices:
-            raise SweepError(
-                f'{path}: {fields["name"]}: {name!r} must be a list of values, found {choices!r}'
-            )
-    found = []
-    for chosen in itertools.product(*grid.values()):
-        params = {**fields.get('fixed', {}), **dict(zip(grid, chosen, strict=True))}
-        try:
-            # Unknown names are found here, not after an hour.
-            make_detector(fields['name'], **params)
-        except DetectorError as error:
-            raise SweepError(f'{path}: {error}') from error
-        found.append(params)
-    return Family(fields['name'], tuple(found))
-
-
-def plan(grid: Grid, variants: Sequence[Variant], seeds: Sequence[int]) -> list[Unit]:
-    """Return the units of a sweep, those of one pooling together."""
+    A detector that reads no features is tried on the first pooling alone: on each it would give the
+    same numbers, and a choice among copies is none.
+    """
     return [
-        Unit(variant, family, seed)
+        Unit(variant, family, seed, subset)
         for variant in variants
-        for seed in seeds
+        for subset in seeds
+        for seed in seeds[subset]
         for family in grid.families
+        if variant == variants[0] or 'features' in DETECTORS[family.detector].needs
     ]
 
 
@@ -239,7 +196,6 @@ class Settings:
     """How a sweep runs: nothing here changes which configurations there are."""
 
     protocol: Protocol
-    name: Literal['paper', 'robust']
     benchmark: str
     precision: Precision
     device: str = 'cpu'
@@ -263,67 +219,108 @@ def fastest_precision(device: str) -> Precision:
     return min(taken, key=lambda name: taken[name])
 
 
+@dataclass(frozen=True)
+class _Divided:
+    """What all configurations of a unit share: its rollouts, and what follows from the split.
+
+    Attributes
+    ----------
+    parts : dict of str to list of Rollout
+        Those of the split that are not empty, by name.
+    successes : tuple of int
+        Which rollouts of the part 'seen' the band is calibrated on.
+    stops : dict of task to int
+        Earliest stop of each task.
+    """
+
+    rollouts: list[Rollout]
+    split: Split
+    parts: dict[str, list[Rollout]]
+    successes: tuple[int, ...]
+    stops: Mapping[Any, int]
+
+
+def _members(rollouts: Sequence[Rollout], subset: Subset | None) -> list[Rollout]:
+    return [r for r in rollouts if subset is None or subset.has(r.task)]
+
+
+def _divide(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _Divided:
+    mine = _members(rollouts, unit.subset)
+    parts = {name: [mine[i] for i in indices] for name, indices in split.parts.items() if indices}
+    return _Divided(
+        rollouts=mine,
+        split=split,
+        parts=parts,
+        successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
+        stops=earliest_stops([r.task for r in mine], [len(r) for r in mine]),
+    )
+
+
+def _benchmark(subset: Subset | None, settings: Settings) -> str:
+    return settings.benchmark + (f'{SUBSET_MARK}{subset.name}' if subset else '')
+
+
 def run_unit(
     unit: Unit,
+    split: Split,
     rollouts: Sequence[Rollout],
     feature: FeatureSpec,
     settings: Settings,
     progress: Progress | None = None,
 ) -> tuple[list[Result], list[str]]:
-    """Fit, calibrate and evaluate every configuration of a unit on its split.
+    """Fit, calibrate and evaluate every configuration of a unit on its subset and split.
+
+    Parameters
+    ----------
+    split : Split
+        Of the rollouts of the unit's subset.
+    rollouts : sequence of Rollout
+        Labelled ones of all subsets.
 
     Returns
     -------
     results : list of Result
         One per configuration and part.
     failures : list of str
-        Why a configuration gave none: training diverged, or there is nothing to calibrate on.
+        Why a configuration gave none: training diverged, rollouts lack what it needs, or there is
+        nothing to calibrate on.
     """
-    split = choose_split(rollouts, settings.protocol, unit.seed)
-    detectors = []
-    for params in unit.family.configurations:
-        detector = make_detector(unit.family.detector, **params)
-        if 'seed' in detector.get_params() and 'seed' not in params:
-            detector = make_detector(unit.family.detector, **params, seed=unit.seed)
-        detectors.append(detector)
-    stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
+    divided = _divide(unit, split, rollouts)
+    benchmark = _benchmark(unit.subset, settings)
+    family = unit.family
+    detectors = [make_seeded(family.detector, p, unit.seed) for p in family.configurations]
     results: list[Result] = []
     failures: list[str] = []
-    for index, detector, seconds, reason in _fitted(detectors, rollouts, split, settings, progress):
+    for index, detector, seconds, reason in _fitted(detectors, divided, settings, progress):
         chosen = unit.family.configurations[index]
         described = canonical({k: v for k, v in chosen.items() if k != 'seed'})
         if reason:
-            failures.append(f'split {unit.seed}, {described}: {reason}')
+            failures.append(f'{unit.where()}, {described}: {reason}')
             continue
-        parts = {
-            name: score_part(detector, [rollouts[i] for i in indices], name)
-            for name, indices in split.parts.items()
-            if indices
-        }
         try:
-            band = _band(detector, parts, rollouts, split, settings.protocol)
-        except (CalibrationError, EvaluationError) as error:
-            failures.append(f'split {unit.seed}, {described}: {error}')
+            parts = {name: score_part(detector, r, name) for name, r in divided.parts.items()}
+            band = _band(parts, divided, settings.protocol)
+        except (CalibrationError, DetectorError, EvaluationError) as error:
+            failures.append(f'{unit.where()}, {described}: {error}')
             continue
         for part, scored in parts.items():
             report = report_part(
                 scored,
-                stops,
+                divided.stops,
                 band,
                 settings.protocol.alpha,
                 probability=detector.gives_probability,
             )
-            values = flatten_report(report)
             results.append(
                 Result(
-                    settings.benchmark,
-                    settings.name,
+                    benchmark,
+                    settings.protocol.scheme,
                     detector.name,
                     described,
                     str(feature),
                     unit.seed,
                     part,
-                    {**values, 'fit_seconds': seconds},
+                    {**flatten_report(report), 'fit_seconds': seconds},
                 )
             )
     return results, failures
@@ -331,16 +328,19 @@ def run_unit(
 
 def _fitted(
     detectors: Sequence[Detector],
-    rollouts: Sequence[Rollout],
-    split: Split,
+    divided: _Divided,
     settings: Settings,
     progress: Progress | None,
 ) -> Iterator[tuple[int, Detector, float, str]]:
     """Fit detectors; yields (index, detector, seconds, reason why it could not be fitted)."""
-    training = [rollouts[i] for i in split.train]
+    training = divided.parts['train']
     if all(can_be_stacked(d) for d in detectors) and not settings.protocol.stop_early:
         learned = cast('Sequence[Learned]', detectors)
-        require_both_outcomes(training, learned[0].name)
+        try:
+            require_both_outcomes(training, learned[0].name)
+        except DetectorError as error:
+            yield from ((i, detector, 0.0, str(error)) for i, detector in enumerate(detectors))
+            return
         data = stack_rollouts(training)
         for members in stacks(learned, data):
             started = time.perf_counter()
@@ -351,11 +351,11 @@ def _fitted(
             seconds = (time.perf_counter() - started) / len(members)
             yield from zip(members, group, itertools.repeat(seconds), reasons)
         return
+    validation = divided.parts.get('seen', []) if settings.protocol.stop_early else None
     for index, detector in enumerate(detectors):
         started = time.perf_counter()
         reason = ''
         try:
-            validation = [rollouts[i] for i in split.seen] if settings.protocol.stop_early else None
             detector.fit(training, validation=validation)
         except DetectorError as error:
             reason = str(error)
@@ -364,20 +364,13 @@ def _fitted(
             progress(index + 1, len(detectors), '')
 
 
-def _band(
-    detector: Detector,
-    parts: Mapping[str, Sequence[Scored]],
-    rollouts: Sequence[Rollout],
-    split: Split,
-    protocol: Protocol,
-) -> Any:
-    successes = [i for i, index in enumerate(split.seen) if not rollouts[index].failed]
+def _band(parts: Mapping[str, Sequence[Scored]], divided: _Divided, protocol: Protocol) -> Band:
     return calibrated_band(
-        [parts['seen'][i].scores for i in successes] if successes else [],
-        [rollouts[split.seen[i]] for i in successes],
+        [parts['seen'][i].scores for i in divided.successes],
+        [divided.parts['seen'][i] for i in divided.successes],
         HELD_OUT,
-        rollouts,
-        split,
+        divided.rollouts,
+        divided.split,
         protocol,
     )
 
@@ -396,8 +389,9 @@ def run_sweep(
     grid: Grid,
     out: Path,
     settings: Settings,
-    seeds: Sequence[int],
+    splits: int | None = None,
     *,
+    splits_from: Path | None = None,
     ray_address: str | None = None,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda message: None,
@@ -410,8 +404,10 @@ def run_sweep(
         Whatever ``convert`` reads. Each pooling of it is read once.
     out : Path
         Folder of the results, one parquet file a unit; made if absent, gone on with otherwise.
-    seeds : sequence of int
-        Task splits.
+    splits : int, optional
+        As many task splits instead of the protocol's own, see `seeds_of`.
+    splits_from : Path, optional
+        Splits that were saved, instead of drawing any.
     ray_address : str, optional
         Run the units as tasks of this Ray cluster (``'local'`` starts one here). ``source`` is read
         here only.
@@ -423,60 +419,121 @@ def run_sweep(
     Raises
     ------
     SweepError
-        ``out`` holds results of another sweep, or Ray is asked for and absent.
+        ``out`` holds results of another sweep, the subsets do not fit the tasks, the rollouts
+        cannot be split, or Ray is asked for and absent.
     """
+    if SUBSET_MARK in settings.benchmark:
+        raise SweepError(
+            f'sweep: expected a benchmark name without {SUBSET_MARK!r}, which stands before the '
+            f'name of a subset, found {settings.benchmark!r}; choose another (--benchmark)'
+        )
     variants, notes = existing_variants(source, grid)
-    for note in notes:
-        say(note)
-    units = plan(grid, variants, seeds)
     out.mkdir(parents=True, exist_ok=True)
+    manifest = _Manifest(out / MANIFEST, source, grid, settings)
+
+    def read(variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
+        pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
+        rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
+        rollouts = labelled(rollouts)
+        manifest.tie(rollouts)
+        return rollouts, feature
+
+    if splits_from is not None and grid.subsets:
+        raise SweepError(
+            f'{splits_from}: saved splits are of one set of tasks, the grid {grid.benchmark} has '
+            'subsets; leave --splits-from out'
+        )
+    # Which units there are depends on the tasks; a folder that is gone on with knows them.
+    held: dict[Variant, tuple[list[Rollout], FeatureSpec]] = {}
+    if not manifest.tasks:
+        held[variants[0]] = read(variants[0])
+    subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
+    for note in (*notes, *left_out):
+        say(note)
+    if splits_from is not None:
+        seeds = {subset: split_numbers(splits_from) for subset in subsets}
+    else:
+        scheme = settings.protocol.scheme
+        seeds = {s: seeds_of(scheme, grid, splits, len(tasks)) for s, tasks in subsets.items()}
+    units = plan(grid, variants, seeds)
     kept = sum((out / unit.name()).exists() for unit in units)
+    if kept == len(units):
+        return Outcome(0, kept, ())
+    if not held:
+        held[variants[0]] = read(variants[0])
+    rollouts, feature = held[variants[0]]
+    if settings.protocol.scheme == 'paper' and numbered_tasks(rollouts) is None:
+        say(f'{source} has no number of its own for each task: splits go by their names')
+    # The same rollouts come in every pooling.
+    divided = {
+        subset: _splits(
+            _members(rollouts, subset), subset, seeds[subset], settings, splits_from, out
+        )
+        for subset in subsets
+    }
     failures: list[str] = []
-    told: set[str] = set()
+    told: set[tuple[str, Subset | None]] = set()
     finished: list[Unit] = []
     with _runner(ray_address) as run:
         for variant in variants:
             missing = [u for u in units if u.variant == variant and not (out / u.name()).exists()]
             if not missing:
                 continue
-            pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
-            rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
-            rollouts = labelled(rollouts)
-            _check_manifest(out, source, rollouts, settings)
+            rollouts, feature = held.pop(variant) if variant in held else read(variant)
 
             def inner(part: int, parts: int, note: str) -> None:
                 if progress is not None:
                     progress(kept + len(finished), len(units), f'{part}/{parts} {note}')
 
-            for unit, (results, reasons) in run(missing, rollouts, feature, settings, inner):
+            work = [(unit, divided[unit.subset][unit.seed]) for unit in missing]
+            for unit, (results, reasons) in run(work, rollouts, feature, settings, inner):
                 failures += [f'{unit.family.detector}, {reason}' for reason in reasons]
-                if reasons and unit.family.detector not in told:
-                    told.add(unit.family.detector)
+                if reasons and (unit.family.detector, unit.subset) not in told:
+                    told.add((unit.family.detector, unit.subset))
                     say(f'left out: {unit.family.detector}, {reasons[0]}')
                 write_results(out / unit.name(), results)
                 finished.append(unit)
                 if progress is not None:
-                    progress(
-                        kept + len(finished),
-                        len(units),
-                        f'{unit.family.detector}, split {unit.seed}',
-                    )
+                    note = f'{unit.family.detector}, {unit.where()}'
+                    progress(kept + len(finished), len(units), note)
     return Outcome(len(finished), kept, tuple(failures))
 
 
+def _splits(
+    rollouts: Sequence[Rollout],
+    subset: Subset | None,
+    seeds: Sequence[int],
+    settings: Settings,
+    splits_from: Path | None,
+    out: Path,
+) -> dict[int, Split]:
+    """Return the splits by number, and keep them in the results folder to be used again."""
+    try:
+        if splits_from is not None:
+            splits = read_splits(splits_from, rollouts)
+        else:
+            splits = choose_splits(rollouts, settings.protocol, seeds)
+    except (SplitError, EvaluationError) as error:
+        raise SweepError(f'{_benchmark(subset, settings)}: {error}') from error
+    path = out / (f'splits-{subset.name}.json' if subset else 'splits.json')
+    write_splits(path, rollouts, splits)
+    return {split.seed: split for split in splits}
+
+
+Work = Sequence[tuple[Unit, Split]]
 Finished = tuple[Unit, tuple[list[Result], list[str]]]
 Runner = Callable[..., Iterator[Finished]]
 
 
 def _run_here(
-    units: Sequence[Unit],
+    work: Work,
     rollouts: Sequence[Rollout],
     feature: FeatureSpec,
     settings: Settings,
     progress: Progress | None,
 ) -> Iterator[Finished]:
-    for unit in units:
-        yield unit, run_unit(unit, rollouts, feature, settings, progress)
+    for unit, split in work:
+        yield unit, run_unit(unit, split, rollouts, feature, settings, progress)
 
 
 @contextmanager
@@ -498,7 +555,7 @@ def _runner(ray_address: str | None) -> Iterator[Runner]:
     )
 
     def run(
-        units: Sequence[Unit],
+        work: Work,
         rollouts: Sequence[Rollout],
         feature: FeatureSpec,
         settings: Settings,
@@ -509,7 +566,9 @@ def _runner(ray_address: str | None) -> Iterator[Runner]:
         remote = ray.remote(run_unit)
         if settings.device != 'cpu':
             remote = remote.options(num_gpus=1)
-        waiting = {remote.remote(unit, held, feature, settings): unit for unit in units}
+        waiting = {
+            remote.remote(unit, split, held, feature, settings): unit for unit, split in work
+        }
         while waiting:
             ready, _ = ray.wait(list(waiting), num_returns=1)
             yield waiting.pop(ready[0]), ray.get(ready[0])
@@ -524,34 +583,66 @@ def _in_memory(rollout: Rollout) -> Rollout:
     return replace(rollout, features=np.array(rollout.features))
 
 
-def _check_manifest(
-    out: Path, source: str, rollouts: Sequence[Rollout], settings: Settings
-) -> None:
-    """Tie a folder to the rollouts and the protocol whose results it holds."""
-    digest = hashlib.sha256()
-    for rollout in rollouts:
-        digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
-    found = {
-        'source': source,
-        'rollouts': len(rollouts),
-        'digest': digest.hexdigest(),
-        'settings': asdict(settings),
-        'torch': torch.__version__,
-    }
-    path = out / MANIFEST
-    if not path.exists():
-        aside = path.with_name(f'.{MANIFEST}.{os.getpid()}')
-        aside.write_text(json.dumps(found, indent=2) + '\n')
-        aside.replace(path)
-        return
-    try:
-        before = json.loads(path.read_text(encoding='utf-8'))
-        same = {k: before[k] == found[k] for k in ('rollouts', 'digest', 'settings')}
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise SweepError(f'{path}: expected what a sweep wrote, found {error!r}') from error
-    if not all(same.values()):
-        what = ', '.join(k for k, v in same.items() if not v)
-        raise SweepError(
-            f'{path}: this folder holds results of another sweep ({what} differ); '
-            'give another --out, or the same source and options to go on'
-        )
+class _Manifest:
+    """Ties a folder to the rollouts, the subsets and the settings whose results it holds.
+
+    Attributes
+    ----------
+    tasks : list of str
+        Names of the tasks in sorted order, empty until they are known.
+
+    Raises
+    ------
+    SweepError
+        The folder holds results of another sweep, or no manifest where one should be.
+    """
+
+    def __init__(self, path: Path, source: str, grid: Grid, settings: Settings) -> None:
+        self._path = path
+        self._asked: dict[str, Any] = {
+            'source': source,
+            'settings': asdict(settings),
+            'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
+            'torch': torch.__version__,
+        }
+        self._before: dict[str, Any] | None = None
+        self.tasks: list[str] = []
+        if not path.exists():
+            return
+        try:
+            self._before = {'subsets': {}, 'tasks': [], **json.loads(path.read_text('utf-8'))}
+            self.tasks = [str(task) for task in self._before['tasks']]
+        except (ValueError, TypeError, OSError) as error:
+            raise self._unreadable(error) from error
+        self._compare(self._asked, ('settings', 'subsets'))
+
+    def tie(self, rollouts: Sequence[Rollout]) -> None:
+        """Write the manifest with the first rollouts that are read, and hold others to it."""
+        digest = hashlib.sha256()
+        for rollout in rollouts:
+            digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
+        found = {'rollouts': len(rollouts), 'digest': digest.hexdigest()}
+        self.tasks = sorted({rollout.task for rollout in rollouts})
+        if self._before is not None:
+            self._compare(found, tuple(found))
+            return
+        self._before = {**self._asked, **found, 'tasks': self.tasks}
+        aside = self._path.with_name(f'.{MANIFEST}.{os.getpid()}')
+        aside.write_text(json.dumps(self._before, indent=2) + '\n')
+        aside.replace(self._path)
+
+    def _compare(self, found: Mapping[str, Any], names: Sequence[str]) -> None:
+        assert self._before is not None
+        try:
+            differ = [name for name in names if self._before[name] != found[name]]
+        except KeyError as error:
+            raise self._unreadable(error) from error
+        if differ:
+            raise SweepError(
+                f'{self._path}: this folder holds results of another sweep '
+                f'({", ".join(differ)} differ); '
+                'give another --out, or the same source and options to go on'
+            )
+
+    def _unreadable(self, error: Exception) -> SweepError:
+        return SweepError(f'{self._path}: expected what a sweep wrote, found {error!r}')

@@ -11,16 +11,10 @@ from typing import Any, get_args
 from rich.console import Console
 
 from safe_training.batched_training import Precision
-from safe_training.detector_options import UsageError, plain_json, progress_bar
-from safe_training.protocol import Protocol
-from safe_training.sweep import (
-    ROBUST_SPLITS,
-    Settings,
-    fastest_precision,
-    read_grid,
-    run_sweep,
-    shipped_grids,
-)
+from safe_training.detector_options import UsageError, plain_json, progress_bar, refuse_options
+from safe_training.protocol import ROBUST_SPLITS, SCHEMES, Protocol
+from safe_training.sweep import Settings, fastest_precision, run_sweep
+from safe_training.sweep_grid import read_grid, shipped_grids
 
 EXAMPLE = """examples:
   python -m safe_training sweep my_set --grid learned --out my_results
@@ -53,12 +47,20 @@ def add_command(verbs: Any) -> None:
     parser.add_argument('--benchmark', help="name in tables (default: the grid's)")
     parser.add_argument(
         '--protocol',
-        choices=('robust', 'paper'),
+        choices=SCHEMES,
         default='robust',
-        help=f"robust: {ROBUST_SPLITS} task splits; paper: the grid's published splits "
-        '(default %(default)s)',
+        help=f"robust: {ROBUST_SPLITS} task splits; paper: the grid's published splits; "
+        'loto: leave one task out, each task unseen once (default %(default)s)',
     )
-    parser.add_argument('--splits', type=int, help='number of task splits, from split 0 on')
+    parser.add_argument(
+        '--splits', type=int, help='number of task splits, from split 0 on (not with loto)'
+    )
+    parser.add_argument(
+        '--splits-from',
+        type=Path,
+        metavar='FILE',
+        help='take the splits that `evaluate --save-splits` or another sweep wrote',
+    )
     parser.add_argument(
         '--alpha',
         type=float,
@@ -96,21 +98,24 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {args.alpha}')
     if args.splits is not None and args.splits < 1:
         raise UsageError(f'--splits must be at least 1, found {args.splits}')
+    if args.splits is not None and args.protocol == 'loto':
+        raise UsageError(
+            '--splits does not go with --protocol loto, which has one split for each task; '
+            'leave --splits out'
+        )
+    if args.splits_from is not None:
+        refuse_options(args, '--splits-from', ('splits',))
     grid = read_grid(args.grid)
-    seeds = list(grid.seeds) if args.protocol == 'paper' else list(range(ROBUST_SPLITS))
-    if args.splits is not None:
-        seeds = list(range(args.splits))
     protocol = replace(
         Protocol(),
         unseen_ratio=grid.unseen_ratio,
         seen_train_ratio=grid.seen_train_ratio,
         alpha=args.alpha,
         stop_early=args.stop_early,
+        scheme=args.protocol,
     )
     precision = fastest_precision(args.device) if args.precision == 'auto' else args.precision
-    settings = Settings(
-        protocol, args.protocol, args.benchmark or grid.benchmark, precision, args.device
-    )
+    settings = Settings(protocol, args.benchmark or grid.benchmark, precision, args.device)
     console = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
     with progress_bar('sweep', quiet=args.json) as progress:
         outcome = run_sweep(
@@ -118,7 +123,8 @@ def run(args: argparse.Namespace) -> int:
             grid,
             args.out,
             settings,
-            seeds,
+            args.splits,
+            splits_from=args.splits_from,
             ray_address=args.ray,
             progress=progress,
             say=console.print,

@@ -1,247 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the paper's Table 1 from results, and the table that we would rather be judged by.
 
-`paper_table` chooses and averages as the paper does: of a method's combinations of parameters and
-features the one with the highest mean ROC-AUC on the held-out rollouts of the seen tasks, and these
-are reported. `robust_table` chooses on each split by what that split's seen tasks say and reports
-what the chosen one does on that split's unseen tasks, which had no part in the choice.
+What is chosen stands in `table_entries`, how a table is written in `table_formats`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
-import numpy as np
-
-from safe_training.evaluation import Summary, summary_of
 from safe_training.results import Result
+from safe_training.table_entries import (
+    HEADLINE,
+    MACRO,
+    Entry,
+    SelectOn,
+    TableError,
+    entries,
+    paper_entries,
+    robust_entry,
+    rows_of,
+)
 
-HEADLINE = 'roc_auc_by_earliest_stop'
-MACRO = 'macro_roc_auc_by_earliest_stop'
-
-# The paper's groups and order, then what it does not have.
-GROUPS: dict[str, dict[str, str]] = {
-    'Token uncertainty': {
-        'token_max_neg_log_prob': 'Max prob.',
-        'token_avg_neg_log_prob': 'Avg prob.',
-        'token_max_entropy': 'Max entropy',
-        'token_avg_entropy': 'Avg entropy',
-    },
-    'Embedding distribution': {
-        'mahalanobis': 'Mahalanobis dist.',
-        'euclidean_knn': 'Euclidean k-NN',
-        'cosine_knn': 'Cosine k-NN',
-        'pca_kmeans': 'PCA-KMeans',
-        'rnd': 'RND',
-        'logpzo': 'LogpZO',
-    },
-    'Sample consistency': {
-        'action_total_var': 'Action total var.',
-        'action_general_var': 'General var.',
-        'action_translation_var': 'Trans. var.',
-        'action_rotation_var': 'Rot. var.',
-        'action_gripper_var': 'Gripper var.',
-        'action_cluster_entropy': 'Cluster entropy',
-    },
-    'Action consistency': {'stac': 'STAC', 'stac_single': 'STAC-Single'},
-    'SAFE': {'safe_lstm': 'SAFE-LSTM', 'safe_mlp': 'SAFE-MLP'},
-    'Ours': {'linear_probe': 'Linear probe', 'signal': 'Action signal'},
-    'Controls': {
-        'clock': 'Clock',
-        'action_norm': 'Action norm',
-        'random': 'Random',
-        'constant': 'Constant',
-    },
-}
-OTHERS = 'Others'
-
-PAPER_NOTES = (
+_PAPER_NOTE = (
     'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score up to the '
     "task's earliest stop, pooled over tasks; mean and sample standard deviation over splits. "
-    'What is wrong with it: of each method the combination with the best mean on Seen is kept, and '
-    'the same Seen is reported (methods with more combinations gain more); the alarm band is '
-    'calibrated on it too; the earliest stop is taken over all rollouts, those tested on included, '
-    'which no running monitor knows; where features are normalised, it is over all rollouts; '
-    'pooling over tasks rewards telling tasks apart; three splits are few. Judge by the robust '
-    'table.',
+    'What is wrong with it: {choice} (methods with more combinations gain more); the alarm band is '
+    'calibrated on Seen too; the earliest stop is taken over all rollouts, those tested on '
+    'included, which no running monitor knows; where features are normalised, it is over all '
+    'rollouts; pooling over tasks rewards telling tasks apart; three splits are few. Judge by the '
+    'robust table.'
 )
-ROBUST_NOTES = (
+_PAPER_CHOICE = (
+    'of each method the combination with the best mean on {part} is kept, and the same {part} is '
+    'reported'
+)
+_ROBUST_NOTE = (
     'All on tasks never trained on, in percent. On each split the combination with the highest '
-    'macro ROC-AUC on the held-out rollouts of the seen tasks is taken; unseen tasks have no part '
-    'in the choice. Macro: mean over tasks with both outcomes, 95 % bootstrap interval of its mean '
-    'over splits (the splits share rollouts: it speaks of the draw of tasks). Clock: the same for '
-    'a score that is just the step number. False alarms against those promised: the band promises '
-    'for tasks like the seen ones. T_det: first alarm as a share of the failure, 100 if none came.',
+    'macro ROC-AUC on {choice}. Macro: mean over tasks with both outcomes, 95 % bootstrap interval '
+    'of its mean over splits (the splits share rollouts: it speaks of the draw of tasks). '
 )
-
-
-class TableError(ValueError):
-    """A table cannot be made of these results; the message says what was found."""
-
-
-@dataclass(frozen=True)
-class Combination:
-    """Parameters and features that a method was run with."""
-
-    params: str
-    feature: str
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One method on one benchmark.
-
-    Attributes
-    ----------
-    benchmark, detector : str
-    combinations : int
-        How many the choice was among.
-    chosen : dict of split to Combination
-        What is reported: one for all splits (paper) or one for each (robust).
-    splits : int
-        How many there are; the numbers may exist on fewer.
-    values : dict of str to Summary
-        Over splits; named ``part/metric`` such as ``unseen/roc_auc_by_earliest_stop``.
-    """
-
-    benchmark: str
-    detector: str
-    combinations: int
-    chosen: dict[int, Combination]
-    splits: int
-    values: dict[str, Summary]
-
-
-# [combination][split][part] -> numbers
-_Runs = dict[Combination, dict[int, dict[str, dict[str, float]]]]
-
-
-def paper_entry(results: Sequence[Result]) -> Entry | None:
-    """Return a method's entry as the paper chooses it, from all its results on one benchmark.
-
-    The combination with the highest mean of val_seen over splits, the first of equals. One that
-    lacks splits which others have is not compared with them: its mean would be of other splits.
-    None if no combination has a number on seen tasks.
-    """
-    runs = _runs(results)
-    scores = {
-        combination: _existing(
-            parts.get('seen', {}).get(HEADLINE, np.nan) for parts in splits.values()
-        )
-        for combination, splits in runs.items()
-    }
-    most = max(len(values) for values in scores.values())
-    if most == 0:
-        return None
-    complete = {c: float(np.mean(v)) for c, v in scores.items() if len(v) == most}
-    best = max(sorted(complete, key=_order), key=complete.__getitem__)
-    seeds = sorted(runs[best])
-    return Entry(
-        benchmark=results[0].benchmark,
-        detector=results[0].detector,
-        combinations=len(complete),
-        chosen=dict.fromkeys(seeds, best),
-        splits=len({seed for splits in runs.values() for seed in splits}),
-        values=_summaries([runs[best][seed] for seed in seeds]),
-    )
-
-
-def robust_entry(results: Sequence[Result]) -> Entry | None:
-    """Return a method's entry with the choice nested in each split, from all its results.
-
-    A split where several combinations are there and none has a number on seen tasks allows no
-    choice and is left out. None if that leaves no split.
-    """
-    runs = _runs(results)
-    chosen: dict[int, Combination] = {}
-    seeds = sorted({seed for splits in runs.values() for seed in splits})
-    for seed in seeds:
-        there = [c for c in sorted(runs, key=_order) if seed in runs[c]]
-        for metric in (MACRO, HEADLINE):
-            scores = {c: runs[c][seed].get('seen', {}).get(metric, np.nan) for c in there}
-            existing = [c for c in there if not math.isnan(scores[c])]
-            if existing:
-                chosen[seed] = max(existing, key=scores.__getitem__)
-                break
-        else:
-            if len(there) == 1:
-                chosen[seed] = there[0]
-    if not chosen:
-        return None
-    return Entry(
-        benchmark=results[0].benchmark,
-        detector=results[0].detector,
-        combinations=len(runs),
-        chosen=chosen,
-        splits=len(seeds),
-        values=_summaries([runs[chosen[seed]][seed] for seed in sorted(chosen)]),
-    )
-
-
-def entries(
-    results: Sequence[Result], choose: Callable[[Sequence[Result]], Entry | None]
-) -> list[Entry]:
-    """Return the entries of all methods and benchmarks, in the order of the table's rows."""
-    grouped: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        grouped.setdefault((result.benchmark, result.detector), []).append(result)
-    order = {detector: i for i, (_, detector, _) in enumerate(_rows({d for _, d in grouped}))}
-    found = [
-        choose(grouped[key]) for key in sorted(grouped, key=lambda k: (k[0], order[k[1]], k[1]))
-    ]
-    return [entry for entry in found if entry is not None]
-
-
-def _runs(results: Sequence[Result]) -> _Runs:
-    runs: _Runs = {}
-    for result in results:
-        combination = Combination(result.params, result.feature)
-        split = runs.setdefault(combination, {}).setdefault(result.seed, {})
-        if result.part in split:
-            raise TableError(
-                f'{result.detector} {result.params} on {result.benchmark}, split {result.seed}, '
-                f'part {result.part} is there twice; leave one of the two results out'
-            )
-        split[result.part] = result.values
-    return runs
-
-
-def _order(combination: Combination) -> tuple[str, str]:
-    return combination.params, combination.feature
-
-
-def _existing(values: Iterator[float]) -> list[float]:
-    return [value for value in values if not math.isnan(value)]
-
-
-def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summary]:
-    names = {f'{part}/{name}' for split in splits for part in split for name in split[part]}
-    found = {}
-    for path in sorted(names):
-        part, name = path.split('/', 1)
-        found[path] = summary_of([split.get(part, {}).get(name, np.nan) for split in splits])
-    return found
-
-
-def _rows(present: set[str]) -> list[tuple[str, str, str]]:
-    """Return group, detector and name of the rows; methods that are on no benchmark have none."""
-    known = [
-        (group, detector, name)
-        for group, methods in GROUPS.items()
-        for detector, name in methods.items()
-    ]
-    others = present - {detector for _, detector, _ in known}
-    rows = [row for row in known if row[1] in present]
-    return rows + [(OTHERS, detector, detector) for detector in sorted(others)]
-
-
-# --- what a table looks like, before it is written in a language
+_LOTO_NOTE = (
+    'Each task is unseen once: fold k trains on all tasks but the k-th in sorted order and is '
+    'judged on that one. In percent; mean and standard deviation over the folds where the number '
+    'exists, a task whose rollouts all ended alike has no AUC. On each fold the combination with '
+    'the highest macro ROC-AUC on {choice}. Macro: mean over folds, 95 % bootstrap interval of it '
+    '(the folds share rollouts: it speaks of the draw of tasks). '
+)
+_ROBUST_CHOICE = {
+    'seen': 'the held-out rollouts of the seen tasks is taken; unseen tasks have no part in the '
+    'choice',
+    'unseen': 'the unseen tasks is taken',
+}
+_COLUMNS_NOTE = (
+    'Clock: the same for a score that is just the step number. False alarms against those '
+    'promised: the band promises for tasks like the seen ones. T_det: first alarm as a share of '
+    'the failure, 100 if none came.'
+)
+_ON_UNSEEN_TITLE = ', CHOSEN ON THE UNSEEN TASKS THAT IT REPORTS'
+_ON_UNSEEN = (
+    'CHOSEN ON WHAT IS REPORTED (--select-on unseen): of each method the combination that did best '
+    'on the unseen tasks is shown. No choice made beforehand would do so well, and methods with '
+    'more combinations gain more. For comparison with papers that chose so, and for nothing else.'
+)
 
 
 @dataclass(frozen=True)
@@ -272,32 +95,34 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of methods in groups."""
+    """A table of methods in groups.
+
+    ``warning`` is what nobody must overlook: where notes may go unseen it stands in the table.
+    """
 
     title: str
     columns: tuple[Column, ...]
     rows: tuple[TableRow, ...]
     notes: tuple[str, ...] = ()
+    warning: str = ''
 
 
-def paper_table(results: Sequence[Result]) -> Table:
+def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Table:
     """Return Table 1 of the results of the published protocol, one pair of columns a benchmark.
+
+    Subsets of a benchmark share its columns: their mean, see `over_subsets`.
 
     Raises
     ------
     TableError
         There are none.
     """
-    found = entries([r for r in results if r.protocol == 'paper'], paper_entry)
-    if not found:
-        raise TableError(
-            "there are no results of the published protocol; run 'sweep --protocol paper' first"
-        )
+    found, of_subsets = paper_entries(results, select_on)
     benchmarks = list(dict.fromkeys(entry.benchmark for entry in found))
     by_place = {(e.benchmark, e.detector): e for e in found}
     columns: list[Column] = []
     filled: list[list[Cell]] = []
-    rows = _rows({e.detector for e in found})
+    rows = rows_of({e.detector for e in found})
     for benchmark in benchmarks:
         there = [by_place.get((benchmark, detector)) for _, detector, _ in rows]
         for part in ('seen', 'unseen'):
@@ -305,19 +130,41 @@ def paper_table(results: Sequence[Result]) -> Table:
             filled.append(_numbers(there, f'{part}/{HEADLINE}', decimals=2, best=True))
         columns.append(Column('of', benchmark))
         filled.append([Cell(str(e.combinations)) if e else Cell() for e in there])
-    notes = [*PAPER_NOTES, '"of": how many combinations the one shown was chosen among.']
-    return Table(
-        'Table 1, published protocol',
-        tuple(columns),
-        _assemble(rows, filled),
-        (*notes, *_gaps(found, ('seen', 'unseen'), HEADLINE)),
+    choice = _PAPER_CHOICE.format(part=select_on.capitalize())
+    notes = [
+        _PAPER_NOTE.format(choice=choice),
+        '"of": how many combinations the one shown was chosen among.',
+        *of_subsets,
+        *_gaps(found, ('seen', 'unseen'), HEADLINE),
+    ]
+    table = Table(
+        'Table 1, published protocol', tuple(columns), _assemble(rows, filled), tuple(notes)
     )
+    return table if select_on == 'seen' else _warned(table)
 
 
-def robust_tables(results: Sequence[Result]) -> list[Table]:
-    """Return one table for each benchmark, with everything chosen inside each split.
+def judged_by(results: Sequence[Result]) -> dict[str, list[Result]]:
+    """Return the results that the tables with a nested choice are made of, by kind of table.
 
-    A benchmark that has results of the published protocol only is judged on its few splits.
+    'robust' are random task splits, 'loto' leaves one task out; the two are never averaged. A
+    benchmark that has results of the published protocol only is judged on its few splits.
+    """
+    judged = {r.benchmark for r in results if r.protocol != 'paper'}
+    kinds = {
+        'robust': [
+            r
+            for r in results
+            if r.protocol == 'robust' or (r.protocol == 'paper' and r.benchmark not in judged)
+        ],
+        'loto': [r for r in results if r.protocol == 'loto'],
+    }
+    return {kind: there for kind, there in kinds.items() if there}
+
+
+def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> list[Table]:
+    """Return one table for each benchmark and kind of split, everything chosen inside each split.
+
+    Which results a table is made of, `judged_by` says.
 
     Raises
     ------
@@ -327,13 +174,23 @@ def robust_tables(results: Sequence[Result]) -> list[Table]:
     if not results:
         raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
     tables = []
-    for benchmark in dict.fromkeys(r.benchmark for r in results):
-        of_it = [r for r in results if r.benchmark == benchmark]
-        robust = [r for r in of_it if r.protocol == 'robust']
-        found = entries(robust or of_it, robust_entry)
-        if found:
-            tables.append(_robust_table(benchmark, found, published=not robust))
+    for there in judged_by(results).values():
+        for benchmark in dict.fromkeys(r.benchmark for r in there):
+            of_it = [r for r in there if r.benchmark == benchmark]
+            found = entries(of_it, partial(robust_entry, select_on=select_on))
+            if found:
+                table = _robust_table(benchmark, found)
+                tables.append(table if select_on == 'seen' else _warned(table))
     return tables
+
+
+def _warned(table: Table) -> Table:
+    return replace(
+        table,
+        title=table.title + _ON_UNSEEN_TITLE,
+        notes=(_ON_UNSEEN, *table.notes),
+        warning='Chosen on the unseen tasks that are reported',
+    )
 
 
 _ROBUST_COLUMNS = (
@@ -348,31 +205,46 @@ _ROBUST_COLUMNS = (
 )
 
 
-def _robust_table(benchmark: str, found: Sequence[Entry], *, published: bool) -> Table:
-    rows = _rows({e.detector for e in found})
+def _robust_table(benchmark: str, found: Sequence[Entry]) -> Table:
+    protocol, select_on = found[0].protocol, found[0].select_on
+    left_out = protocol == 'loto'
+    rows = rows_of({e.detector for e in found})
     by_name = {e.detector: e for e in found}
     there: list[Entry | None] = [by_name[detector] for _, detector, _ in rows]
     columns: list[Column] = []
     filled: list[list[Cell]] = []
     for heading, metric, best in _ROBUST_COLUMNS:
+        if left_out and metric == HEADLINE:
+            # Of one task there is nothing to pool: it is the macro AUC.
+            continue
         columns.append(Column(heading))
         spread = metric != 'alpha' and not metric.startswith('clock_')
         filled.append(_numbers(there, f'unseen/{metric}', decimals=1, best=best, spread=spread))
         if metric == MACRO:
             columns.append(Column('95 %'))
             filled.append([_interval(entry, f'unseen/{MACRO}') for entry in there])
-    columns += [Column('splits'), Column('of')]
+    many = 'folds' if left_out else 'splits'
+    columns += [Column(many), Column('of')]
     filled.append([Cell(_shown_of(e, f'unseen/{MACRO}')) if e else Cell() for e in there])
     filled.append([Cell(str(e.combinations)) if e else Cell() for e in there])
-    splits = max(e.splits for e in found)
-    notes = [*ROBUST_NOTES, '"of": how many combinations were chosen among on each split.']
-    if published:
-        notes.append(f'Made of the {splits} splits of the published protocol, which are few.')
+    count = max(e.splits for e in found)
+    said = (_LOTO_NOTE if left_out else _ROBUST_NOTE).format(choice=_ROBUST_CHOICE[select_on])
+    notes = [
+        said + _COLUMNS_NOTE,
+        f'"of": how many combinations were chosen among on each {many[:-1]}.',
+    ]
+    if protocol == 'paper':
+        notes.append(f'Made of the {count} splits of the published protocol, which are few.')
+    title = (
+        f'{benchmark}, leave one task out, {count} folds, the unseen task of each'
+        if left_out
+        else f'{benchmark}, {count} task split{"s" if count != 1 else ""}, unseen tasks'
+    )
     return Table(
-        f'{benchmark}, {splits} task split{"s" if splits != 1 else ""}, unseen tasks',
+        title,
         tuple(columns),
         _assemble(rows, filled),
-        (*notes, *_gaps(found, ('unseen',), MACRO)),
+        (*notes, *_gaps(found, ('unseen',), MACRO, many)),
     )
 
 
@@ -416,7 +288,9 @@ def _assemble(
     )
 
 
-def _gaps(found: Sequence[Entry], parts: Sequence[str], metric: str) -> list[str]:
+def _gaps(
+    found: Sequence[Entry], parts: Sequence[str], metric: str, many: str = 'splits'
+) -> list[str]:
     """Say where a mean is over fewer splits than the benchmark has; it is no mean of the others."""
     most: dict[str, int] = {}
     for entry in found:
@@ -429,141 +303,7 @@ def _gaps(found: Sequence[Entry], parts: Sequence[str], metric: str) -> list[str
             if used < most[entry.benchmark]:
                 lacking.setdefault((entry.benchmark, part, used), []).append(entry.detector)
     return [
-        f'{benchmark}, {part}: only {used} of {most[benchmark]} splits have the number for '
+        f'{benchmark}, {part}: only {used} of {most[benchmark]} {many} have the number for '
         f'{", ".join(detectors)}.'
         for (benchmark, part, used), detectors in lacking.items()
     ]
-
-
-# --- languages
-
-
-def to_markdown(table: Table) -> str:
-    """Write a table as Markdown; the best of a column is bold."""
-    over = any(column.over for column in table.columns)
-    headings = [
-        f'{_escape_markdown(c.over)} {c.heading}' if over else c.heading for c in table.columns
-    ]
-    lines = [
-        f'### {_escape_markdown(table.title)}',
-        '',
-        '| | Method | ' + ' | '.join(headings) + ' |',
-        '|---|---|' + '---:|' * len(headings),
-    ]
-    group = ''
-    for row in table.rows:
-        cells = [_markdown_cell(cell) for cell in row.cells]
-        shown = row.group if row.group != group else ''
-        group = row.group
-        lines.append(f'| {shown} | {_escape_markdown(row.name)} | ' + ' | '.join(cells) + ' |')
-    for note in table.notes:
-        lines += ['', _escape_markdown(note)]
-    return '\n'.join(lines) + '\n'
-
-
-def _markdown_cell(cell: Cell) -> str:
-    text = f'**{cell.text}**' if cell.best else cell.text
-    return f'{text} ± {cell.spread}' if cell.spread else text
-
-
-def _escape_markdown(text: str) -> str:
-    for character in '\\`*_[]<>|':
-        text = text.replace(character, f'\\{character}')
-    return ' '.join(text.split())
-
-
-def to_latex(table: Table) -> str:
-    """Write a table as LaTeX; it needs the package booktabs."""
-    count = len(table.columns)
-    lines = [
-        f'% {" ".join(table.title.split())}; needs \\usepackage{{booktabs}}',
-        '\\begin{tabular}{ll' + 'r' * count + '}',
-        '\\toprule',
-    ]
-    if any(column.over for column in table.columns):
-        spans: list[tuple[str, int]] = []
-        for column in table.columns:
-            if spans and spans[-1][0] == column.over:
-                spans[-1] = (column.over, spans[-1][1] + 1)
-            else:
-                spans.append((column.over, 1))
-        above = [f'\\multicolumn{{{n}}}{{c}}{{{_escape_latex(name)}}}' for name, n in spans]
-        lines.append(' & & ' + ' & '.join(above) + ' \\\\')
-    heads = [_escape_latex(column.heading) for column in table.columns]
-    lines.append(' & Method & ' + ' & '.join(heads) + ' \\\\')
-    group = ''
-    for row in table.rows:
-        if row.group != group:
-            lines.append('\\midrule')
-        shown = _escape_latex(row.group) if row.group != group else ''
-        group = row.group
-        cells = [_latex_cell(cell) for cell in row.cells]
-        lines.append(f'{shown} & {_escape_latex(row.name)} & ' + ' & '.join(cells) + ' \\\\')
-    lines += ['\\bottomrule', '\\end{tabular}']
-    lines += [f'% {" ".join(note.split())}' for note in table.notes]
-    return '\n'.join(lines) + '\n'
-
-
-def _latex_cell(cell: Cell) -> str:
-    text = _escape_latex(cell.text)
-    text = f'\\textbf{{{text}}}' if cell.best else text
-    return f'{text} {{\\scriptsize $\\pm$ {cell.spread}}}' if cell.spread else text
-
-
-def _escape_latex(text: str) -> str:
-    special = {
-        '\\': '\\textbackslash{}',
-        '~': '\\textasciitilde{}',
-        '^': '\\textasciicircum{}',
-        '<': '\\textless{}',
-        '>': '\\textgreater{}',
-    }
-    escaped = ''.join(special.get(c, f'\\{c}' if c in '&%$#_{}' else c) for c in text)
-    return ' '.join(escaped.split())
-
-
-def to_csv(found: Sequence[Entry]) -> str:
-    """Write entries as CSV for machines: one line each, exact numbers, empty where there is none.
-
-    Rates are shares of 1, not percent.
-    """
-    names = sorted({name for entry in found for name in entry.values})
-    fields = ('mean', 'std', 'low', 'high', 'splits')
-    groups = {d: group for group, methods in GROUPS.items() for d in methods}
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(
-        ['benchmark', 'group', 'detector', 'combinations', 'splits', 'chosen']
-        + [f'{name}:{f}' for name in names for f in fields]
-    )
-    for entry in found:
-        chosen = sorted({f'{c.params} {c.feature}' for c in entry.chosen.values()})
-        row: list[object] = [
-            entry.benchmark,
-            groups.get(entry.detector, OTHERS),
-            entry.detector,
-            entry.combinations,
-            entry.splits,
-            '; '.join(chosen),
-        ]
-        for name in names:
-            summary = entry.values.get(name)
-            for f in fields:
-                value = getattr(summary, f) if summary else math.nan
-                row.append('' if math.isnan(value) else repr(value))
-        writer.writerow(row)
-    return text.getvalue()
-
-
-def write_whole(files: dict[Path, str]) -> None:
-    """Write texts to files: all of them or, if one cannot be written, none is changed before."""
-    aside = {path: path.with_name(f'.{path.name}.{os.getpid()}.partial') for path in files}
-    try:
-        for path, text in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside[path].write_text(text, encoding='utf-8')
-        for path, partial in aside.items():
-            partial.replace(path)
-    finally:
-        for partial in aside.values():
-            partial.unlink(missing_ok=True)

@@ -5,23 +5,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+from safe_training.protocol import SCHEMES
 from safe_training.results import Result, read_results
-from safe_training.table import (
-    Table,
-    TableError,
-    entries,
-    paper_entry,
-    paper_table,
-    robust_entry,
-    robust_tables,
-    to_csv,
-    to_latex,
-    to_markdown,
-    write_whole,
-)
+from safe_training.table import Table, judged_by, paper_table, robust_tables
+from safe_training.table_entries import SelectOn, TableError, entries, paper_entries, robust_entry
+from safe_training.table_formats import to_csv, to_latex, to_markdown, write_whole
 
 EXAMPLE = """examples:
   python -m safe_training table my_results
@@ -47,9 +39,18 @@ def add_command(verbs: Any) -> None:
     )
     parser.add_argument(
         '--protocol',
-        choices=('paper', 'robust'),
-        help='paper: Table 1 as published, the robust table after it; robust: that one alone '
-        '(default: what there are results of)',
+        choices=SCHEMES,
+        help='paper: Table 1 as published, the other tables after it; robust: that of random task '
+        'splits alone; loto: that of leaving one task out alone (default: what there are results '
+        'of)',
+    )
+    parser.add_argument(
+        '--select-on',
+        choices=get_args(SelectOn),
+        default='seen',
+        help='what combinations are chosen by: held-out rollouts of seen tasks, or the unseen '
+        'tasks that are reported, which flatters and is for comparison with papers that did so '
+        'only (default %(default)s)',
     )
     parser.add_argument(
         '--format', choices=FORMATS, default='markdown', help='what to print (default %(default)s)'
@@ -63,19 +64,21 @@ def add_command(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Make, write and print the tables."""
     results = read_results(*args.results)
-    if args.protocol == 'robust':
-        results = [r for r in results if r.protocol == 'robust']
+    if args.protocol in ('robust', 'loto'):
+        results = [r for r in results if r.protocol == args.protocol]
         if not results:
             raise TableError(
-                'there are no results of the robust protocol; run `sweep` first, or ask for '
-                '--protocol paper'
+                f'there are no results of the {args.protocol} protocol; run '
+                f'`sweep --protocol {args.protocol}` first, or ask for --protocol paper'
             )
     with_paper = args.protocol == 'paper' or any(r.protocol == 'paper' for r in results)
-    made = tables_of(results, with_paper=with_paper)
+    made = tables_of(results, with_paper=with_paper, select_on=args.select_on)
     if args.out is not None:
+        # Under names of their own, so that flattering tables never replace the others.
+        chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
         write_whole(
             {
-                args.out / f'table1_{name}.{_SUFFIX[kind]}': text
+                args.out / f'table1_{name}{chosen}.{_SUFFIX[kind]}': text
                 for name, texts in made.items()
                 for kind, text in texts.items()
             }
@@ -84,16 +87,25 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def tables_of(results: Sequence[Result], *, with_paper: bool) -> dict[str, dict[str, str]]:
-    """Return the text of each table in each format, as ``[protocol][format]``."""
+def tables_of(
+    results: Sequence[Result], *, with_paper: bool, select_on: SelectOn = 'seen'
+) -> dict[str, dict[str, str]]:
+    """Return the text of each table in each format, as ``[protocol][format]``.
+
+    Raises
+    ------
+    TableError
+        There are no results, or none of the published protocol where they are wanted.
+    """
     made: dict[str, dict[str, str]] = {}
     if with_paper:
-        of_paper = [r for r in results if r.protocol == 'paper']
-        made['paper'] = _texts([paper_table(results)], to_csv(entries(of_paper, paper_entry)))
-    robust = robust_tables(results)
-    judged = {r.benchmark for r in results if r.protocol == 'robust'}
-    used = [r for r in results if r.protocol == 'robust' or r.benchmark not in judged]
-    made['robust'] = _texts(robust, to_csv(entries(used, robust_entry)))
+        found, _ = paper_entries(results, select_on)
+        made['paper'] = _texts([paper_table(results, select_on)], to_csv(found))
+    for kind, there in judged_by(results).items():
+        found = entries(there, partial(robust_entry, select_on=select_on))
+        made[kind] = _texts(robust_tables(there, select_on), to_csv(found))
+    if not made:
+        raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
     return made
 
 

@@ -3,6 +3,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pyarrow
@@ -30,6 +31,16 @@ def test_what_is_written_is_read_back(tmp_path):
     schema = pyarrow.parquet.read_schema(tmp_path / 'b.parquet')
     assert schema.field('seed').type == pyarrow.int64()
     assert schema.field('roc_auc').type == pyarrow.float64()
+
+
+def test_a_benchmark_may_be_of_a_subset_of_tasks(tmp_path):
+    written = [replace(result(), benchmark='toy/bridge', protocol='loto'), result()]
+    write_results(tmp_path / 'a.parquet', written)
+    read = read_results(tmp_path)
+    assert [(r.whole, r.subset, r.protocol) for r in read] == [
+        ('toy', 'bridge', 'loto'),
+        ('toy', '', 'robust'),
+    ]
 
 
 def test_several_folders_are_read_together(tmp_path):

@@ -6,18 +6,36 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from safe_monitor_node.detectors import DETECTORS
 from safe_training import sweep as sweep_module
 from safe_training.cli import main
 from safe_training.evaluation import evaluate_splits, labelled
-from safe_training.protocol import Protocol, choose_splits
+from safe_training.protocol import Protocol, choose_split, choose_splits, numbered_tasks
 from safe_training.readers import load_rollouts
+from safe_training.readers.open_pi_zero import TASKS as SIMPLER_TASKS
 from safe_training.results import read_results
-from safe_training.sweep import SweepError, plan, read_grid, shipped_grids
+from safe_training.sweep import (
+    Unit,
+    plan,
+    seeds_of,
+    tasks_of_subsets,
+)
+from safe_training.sweep_grid import (
+    Family,
+    Subset,
+    SweepError,
+    Variant,
+    read_grid,
+    shipped_grids,
+)
+from vla_feature_bridge.rollout import Rollout
 
 DATA = Path(__file__).parents[1] / 'data'
 SET = DATA / 'miniature_flow.npz'
@@ -92,7 +110,7 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys,
     monkeypatch.setattr(sweep_module, 'write_results', stop_at_third)
     assert sweep(grid, cut) == 1
     assert sorted(p.name for p in cut.iterdir()) == sorted(
-        ['sweep.json', *(p.name for p in written)]
+        ['splits.json', 'sweep.json', *(p.name for p in written)]
     )
     monkeypatch.undo()
     capsys.readouterr()
@@ -139,19 +157,33 @@ def test_a_folder_of_another_sweep_is_refused(grid, tmp_path, capsys):
 def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
     path = tmp_path / 'grid.yaml'
     path.write_text(
-        'benchmark: raw\nunseen_ratio: 0\nseen_train_ratio: 0.5\n'
+        'benchmark: raw\nunseen_ratio: 0\nseen_train_ratio: 0.7\n'
         'poolings: [{pooling: [token=mean]}, {pooling: [token=first]}]\n'
-        'detectors: [{name: clock}]\n'
+        'detectors: [{name: euclidean_knn, grid: {neighbours: [1]}}, {name: clock}]\n'
     )
     copied = tmp_path / 'dump'
     shutil.copytree(DATA / 'openvla_dump', copied)
     out = tmp_path / 'out'
     arguments = ['sweep', str(copied), '--grid', str(path), '--out', str(out), '--json']
     assert main([*arguments, '--splits', '1']) == 0
-    assert {r.feature for r in read_results(out)} == {
-        'hidden_states[token=mean]',
-        'hidden_states[token=first]',
-    }
+    found = {(r.detector, r.feature) for r in read_results(out)}
+    assert found == {
+        ('euclidean_knn', 'hidden_states[token=mean]'),
+        ('euclidean_knn', 'hidden_states[token=first]'),
+        ('clock', 'hidden_states[token=mean]'),
+    }, 'the clock reads no features and is run once'
+
+
+def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
+    grid, tmp_path, capsys, monkeypatch
+):
+    rollouts, feature = load_rollouts(SET)
+    alike = [r for r in rollouts if r.success]
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (alike, feature))
+    assert sweep(grid, tmp_path / 'out') == 0
+    said = json.loads(capsys.readouterr().out)
+    assert sum(x.startswith('safe_lstm') and 'successes' in x for x in said['left_out']) == 8
+    assert {r.detector for r in read_results(tmp_path / 'out')} == {'clock'}
 
 
 @pytest.mark.parametrize(
@@ -165,6 +197,10 @@ def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
         ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {hidden: 1}}]', 'list of values'),
         ('benchmark: x\nseeds: [a]\ndetectors: [{name: clock}]', 'list of split numbers'),
         ('benchmark: 3\ndetectors: [{name: clock}]', 'must be a str'),
+        ('benchmark: x\nsubsets: [a]\ndetectors: [{name: clock}]', 'must be a dict'),
+        ('benchmark: x\nsubsets: {a/b: [x]}\ndetectors: [{name: clock}]', 'of letters, digits'),
+        ('benchmark: x\nsubsets: {a: x_*}\ndetectors: [{name: clock}]', 'task names or patterns'),
+        ('benchmark: x\nsubsets: {a: []}\ndetectors: [{name: clock}]', 'task names or patterns'),
     ],
 )
 def test_a_wrong_grid_says_what_is_wrong(tmp_path, text, message):
@@ -175,6 +211,210 @@ def test_a_wrong_grid_says_what_is_wrong(tmp_path, text, message):
     assert message in str(error.value)
 
 
+SUBSETS = """
+benchmark: flow
+subsets:
+  doors: ['door-*', 'drawer-*', 'window-*']
+  arms: ['arm_*']
+  pucks: [reach-v3, push-v3, 'p*-place-v3', 'plate-*', sweep-into-v3]
+detectors:
+  - name: mahalanobis
+  - name: token_max_entropy
+  - name: clock
+"""
+
+
+def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsys, monkeypatch):
+    grid.write_text(SUBSETS)
+    out = tmp_path / 'out'
+    read = []
+    load = sweep_module.load_rollouts
+
+    def count(*arguments, **options):
+        read.append(arguments)
+        return load(*arguments, **options)
+
+    monkeypatch.setattr(sweep_module, 'load_rollouts', count)
+    assert sweep(grid, out) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)['units_run'] == 3 * 2 * 2
+    assert len(read) == 1, 'the source is read once for both subsets'
+    assert 'subset arms, none of its tasks (arm_*) is there' in said.err
+    assert 'button-press-topdown-v3, coffee-button-v3, faucet-open-v3' in said.err
+    for subset in ('doors', 'pucks'):
+        assert f'left out: token_max_entropy, {subset}, split 0' in said.err
+        assert len(list(out.glob(f'clock-{subset}-split?-*.parquet'))) == 2
+
+    found = read_results(out)
+    assert {(r.benchmark, r.whole, r.subset) for r in found} == {
+        ('flow/doors', 'flow', 'doors'),
+        ('flow/pucks', 'flow', 'pucks'),
+    }
+    doors = [r for r in labelled(load(SET)[0]) if r.task.startswith(('door-', 'drawer-', 'window'))]
+    splits = choose_splits(doors, Protocol(), [0, 1])
+    alone = evaluate_splits(['mahalanobis'], doors, Protocol(), splits)
+    values = {
+        (r.seed, r.part): r.values
+        for r in found
+        if (r.benchmark, r.detector) == ('flow/doors', 'mahalanobis')
+    }
+    assert len(values) == len(alone) == 2 * 3
+    for row in alone:
+        for metric, value in row.values.items():
+            if metric != 'fit_seconds':
+                there = values[row.seed, row.part][metric]
+                assert there == pytest.approx(value, nan_ok=True), metric
+
+    next(out.glob('clock-pucks-split1-*.parquet')).unlink()
+    assert sweep(grid, out) == 0
+    assert json.loads(capsys.readouterr().out)['units_run'] == 1
+    assert sweep(grid, out) == 0
+    assert json.loads(capsys.readouterr().out)['units_run'] == 0
+    assert len(read) == 2, 'where nothing is missing nothing is read'
+    assert len(read_results(out)) == len(found)
+    grid.write_text(SUBSETS.replace("'window-*'", 'window-open-v3'))
+    assert sweep(grid, out) == 1
+    assert 'results of another sweep (subsets differ)' in capsys.readouterr().err
+
+
+def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, tmp_path, capsys):
+    for patterns, message in (
+        ("{a: ['door-*'], b: ['*-open-v3']}", "'door-open-v3' in a and b; narrow"),
+        ("{a: ['arm_*'], b: [leg]}", 'expected tasks of the subsets a (arm_*), b (leg), found '),
+        ("{a: ['door-*']}", 'flow/a: split: all rollouts are of one task'),
+    ):
+        grid.write_text(f'benchmark: flow\nsubsets: {patterns}\ndetectors: [{{name: clock}}]')
+        assert sweep(grid, tmp_path / 'out') == 1
+        assert message in capsys.readouterr().err
+        shutil.rmtree(tmp_path / 'out')
+    grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
+    assert sweep(grid, tmp_path / 'out', '--benchmark', 'my/flow') == 1
+    assert "benchmark name without '/'" in capsys.readouterr().err
+
+
+def recorded(tasks):
+    """Return five rollouts of each task, numbered in the order given."""
+    return [
+        Rollout(np.zeros((2, 1), np.float32), task, index % 2 == 0, '', number, index)
+        for number, task in enumerate(tasks)
+        for index in range(5)
+    ]
+
+
+def protocol_of(grid, scheme):
+    return Protocol(grid.unseen_ratio, grid.seen_train_ratio, scheme=scheme)
+
+
+@pytest.mark.parametrize('both', [True, False])
+def test_published_splits_of_simpler_leave_one_of_four_tasks_unseen(both):
+    """The published code numbers the tasks in an order that is not that of their names."""
+    grid = read_grid('open_pi_zero_simpler')
+    dump = list(SIMPLER_TASKS) if both else list(SIMPLER_TASKS)[4:]
+    rollouts = recorded(dump)
+    subsets, notes = tasks_of_subsets(grid, sorted(dump))
+    assert [subset.name for subset in subsets] == (['bridge', 'fractal'] if both else ['fractal'])
+    assert len(notes) == (0 if both else 1)
+    for subset in subsets:
+        numbered = [task for task in dump if subset.has(task)]
+        assert len(numbered) == 4
+        for seed, unseen in zip(grid.seeds, (0, 1, 0), strict=True):
+            mine = [r for r in rollouts if subset.has(r.task)]
+            split = choose_split(mine, protocol_of(grid, 'paper'), seed)
+            assert split.unseen_tasks == (numbered[unseen],)
+            assert {mine[i].task for i in split.unseen} == {numbered[unseen]}
+            assert set(split.seen_tasks) == set(numbered) - {numbered[unseen]}
+            assert len(split.train) == 3 * 3 and len(split.seen) == 3 * 2
+    assert [t for t in dump if t.startswith('google')] != sorted(dump)[:4]
+
+
+def test_published_splits_go_by_the_numbers_of_tasks_and_others_by_names(grid):
+    described = ['stack', 'open', 'pour', 'close', 'lift', 'turn', 'push', 'wipe', 'fold', 'drop']
+    rollouts = recorded(described)
+    for seed, unseen in enumerate(([3, 0, 5], [7, 8, 5], [6, 9, 8])):
+        split = choose_split(rollouts, protocol_of(read_grid('pi0_libero'), 'paper'), seed)
+        assert split.unseen_tasks == tuple(described[number] for number in unseen)
+    by_name = choose_split(rollouts, protocol_of(read_grid(str(grid)), 'robust'), 0)
+    assert by_name.unseen_tasks == tuple(sorted(described)[number] for number in (3, 0, 5))
+
+
+def test_tasks_without_numbers_of_their_own_are_split_by_name_and_that_is_said(
+    grid, tmp_path, capsys, monkeypatch
+):
+    same = [replace(r, task_id=0) for r in load_rollouts(SET)[0]]
+    assert numbered_tasks(same) is None
+    feature = load_rollouts(SET)[1]
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (same, feature))
+    grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
+    assert sweep(grid, tmp_path / 'out', '--protocol', 'paper') == 0
+    assert 'splits go by their names' in capsys.readouterr().err
+
+
+def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
+    grid, tmp_path, capsys, monkeypatch
+):
+    grid.write_text(
+        "benchmark: flow\nsubsets: {open: ['*-open-v3'], push: [push-v3, reach-v3, plate-*]}\n"
+        'detectors: [{name: clock}]'
+    )
+    out = tmp_path / 'out'
+    arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(out), '--protocol', 'loto']
+    assert main(arguments) == 0
+    found = read_results(out)
+    assert {r.protocol for r in found} == {'loto'}
+    folds = {(r.subset, r.seed) for r in found}
+    assert folds == {('open', k) for k in range(4)} | {('push', k) for k in range(3)}
+    assert {r.values['tasks'] for r in found if r.part == 'unseen'} == {1}
+    capsys.readouterr()
+    assert main([*arguments, '--splits', '3']) == 2
+    assert 'one split for each task' in capsys.readouterr().err
+
+
+def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, capsys):
+    grid.write_text('benchmark: flow\ndetectors: [{name: signal}]')
+    assert sweep(grid, tmp_path / 'one', '--splits', '2') == 0
+    kept = str(tmp_path / 'one' / 'splits.json')
+    for _ in range(2):  # and it can be gone on with
+        arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(tmp_path / 'two')]
+        assert main([*arguments, '--splits-from', kept]) == 0
+    one, two = (
+        {(r.seed, r.part): r.values['roc_auc_by_end'] for r in read_results(tmp_path / name)}
+        for name in ('one', 'two')
+    )
+    assert one == pytest.approx(two, nan_ok=True)
+    detector = str(tmp_path / 'detector')
+    assert main(['fit', str(SET), '--detector', 'signal', '--out', detector, '--splits-from', kept,
+                 '--seed', '1']) == 0  # fmt: skip
+    capsys.readouterr()
+    assert main([*arguments, '--splits-from', kept, '--splits', '2']) == 2
+    grid.write_text(SUBSETS)
+    assert main([*arguments[:-1], str(tmp_path / 'three'), '--splits-from', kept]) == 1
+    assert 'leave --splits-from out' in capsys.readouterr().err
+
+
+def test_the_seeds_of_each_protocol(grid):
+    known = read_grid(str(grid))
+    assert seeds_of('paper', known, None, 5) == (0, 1)
+    assert seeds_of('robust', known, None, 5) == tuple(range(10))
+    assert seeds_of('paper', known, 3, 5) == seeds_of('robust', known, 3, 5) == (0, 1, 2)
+    assert seeds_of('loto', known, None, 5) == (0, 1, 2, 3, 4)
+
+
+def test_names_of_files_tell_units_apart_and_last():
+    family, doors = Family('clock', ({},)), Subset('doors', ('door-*',))
+    plain = Unit(Variant(), family, 0)
+    assert plain.name() == 'clock-split0-dbc89313ac14576f.parquet', (
+        'as of sweeps before there were subsets'
+    )
+    others = [
+        Unit(Variant(), family, 1),
+        Unit(Variant('f'), family, 0),
+        Unit(Variant(), family, 0, doors),
+        Unit(Variant(), family, 0, Subset('doors', ('door-open-v3',))),
+        Unit(Variant(), family, 0, Subset('gates', ('door-*',))),
+    ]
+    assert len({unit.name() for unit in [plain, *others]}) == 6
+
+
 def test_the_published_grids_have_their_published_size():
     counts = {}
     for name in shipped_grids():
@@ -182,8 +422,9 @@ def test_the_published_grids_have_their_published_size():
         learned = [f for f in grid.families if f.detector in ('safe_lstm', 'safe_mlp')]
         counts[name] = [len(f.configurations) * len(grid.variants) for f in learned]
         seeds = 5 if name == 'pi0_fast_franka' else 3
-        assert len(plan(grid, grid.variants, grid.seeds)) == (
-            len(grid.families) * len(grid.variants) * seeds
+        reading = sum('features' in DETECTORS[f.detector].needs for f in grid.families)
+        assert len(plan(grid, grid.variants, {None: grid.seeds})) == seeds * (
+            reading * len(grid.variants) + len(grid.families) - reading
         )
     assert counts['openvla_libero10'] == [36, 36]
     assert counts['openvla_widowx'] == [36, 27]

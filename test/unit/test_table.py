@@ -12,20 +12,18 @@ import pytest
 
 from safe_training.cli import main
 from safe_training.results import Result, canonical, write_results
-from safe_training.table import (
+from safe_training.table import judged_by, paper_table, robust_tables
+from safe_training.table_entries import (
     GROUPS,
     HEADLINE,
     MACRO,
     TableError,
     entries,
+    paper_entries,
     paper_entry,
-    paper_table,
     robust_entry,
-    robust_tables,
-    to_csv,
-    to_latex,
-    to_markdown,
 )
+from safe_training.table_formats import to_csv, to_latex, to_markdown
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'table1_aggregation.json').read_text())
 PARTS = {'train': 'train', 'seen': 'val_seen', 'unseen': 'val_unseen'}
@@ -195,8 +193,8 @@ def test_nan_seeds_are_said_and_not_silently_dropped():
     assert any('only 2 of 3 splits' in note for note in table.notes)
 
 
-def paper_runs(benchmark, detector, seen, unseen):
-    return runs(detector, seen, unseen, protocol='paper', benchmark=benchmark)
+def paper_runs(benchmark, detector, seen, unseen, **options):
+    return runs(detector, seen, unseen, protocol='paper', benchmark=benchmark, **options)
 
 
 def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold():
@@ -267,6 +265,158 @@ def test_robust_table_shows_interval_clock_and_promise():
     assert cells[6:] == ['60.0 ± 0.0', '**67.5** ± 0.0', '40.0 ± 0.0', '4', '1']
 
 
+def test_choosing_on_unseen_tasks_is_said_loudly_in_every_format(tmp_path, capsys):
+    results = [
+        *runs('safe_mlp', [0.9, 0.1], [0.2, 0.9], params={'a': 1}),
+        *runs('safe_mlp', [0.8, 0.7], [0.3, 0.4], params={'a': 2}),
+        *paper_runs('toy', 'safe_mlp', [0.9, 0.9], [0.3, 0.3], params={'a': 1}),
+        *paper_runs('toy', 'safe_mlp', [0.8, 0.8], [0.6, 0.6], params={'a': 2}),
+        *runs('safe_mlp', [0.9], [0.3], params={'a': 1}, protocol='loto'),
+    ]
+    split = robust_entry(results[:8], 'unseen')
+    assert [json.loads(split.chosen[i].params)['a'] for i in (0, 1)] == [2, 1]
+    assert split.values[f'unseen/{MACRO}'].mean == pytest.approx((0.3 + 0.9) / 2)
+    (published,), _ = paper_entries(results, 'unseen')
+    assert {json.loads(c.params)['a'] for c in published.chosen.values()} == {2}
+    assert published.values[f'unseen/{HEADLINE}'].mean == pytest.approx(0.6)
+    assert published.values[f'seen/{HEADLINE}'].mean == pytest.approx(0.8)
+
+    folder = tmp_path / 'results'
+    folder.mkdir()
+    write_results(folder / 'x.parquet', results)
+    assert main(['table', str(folder), '--out', str(tmp_path / 'out')]) == 0
+    honest = {p.name: p.read_text() for p in (tmp_path / 'out').iterdir()}
+    assert not any('CHOSEN' in text or 'REPORTED' in text for text in honest.values())
+    capsys.readouterr()
+    arguments = ['table', str(folder), '--select-on', 'unseen', '--out', str(tmp_path / 'out')]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.count('CHOSEN ON WHAT IS REPORTED') == 3
+    there = {p.name: p.read_text() for p in (tmp_path / 'out').iterdir()}
+    assert {name: there[name] for name in honest} == honest, 'the others are not replaced'
+    for kind in ('paper', 'robust', 'loto'):
+        markdown, latex, table = (
+            there[f'table1_{kind}_chosen_on_unseen.{suffix}'] for suffix in ('md', 'tex', 'csv')
+        )
+        title = markdown.splitlines()[0]
+        assert title.startswith('### ') and title.endswith('UNSEEN TASKS THAT IT REPORTS')
+        assert '**Chosen on the unseen tasks that are reported**' in markdown
+        assert '\nCHOSEN ON WHAT IS REPORTED' in markdown
+        assert 'no part in the choice' not in markdown and 'same Seen is reported' not in markdown
+        assert 'THAT IT REPORTS' in latex.splitlines()[0]
+        shown = [line for line in latex.splitlines() if not line.startswith('%')]
+        assert any('\\textbf{Chosen on the unseen tasks' in line for line in shown)
+        rows = list(csv.DictReader(io.StringIO(table)))
+        assert [row['chosen_on'] for row in rows] == ['unseen (WHICH IS REPORTED)']
+        assert [row['protocol'] for row in rows] == [kind]
+
+
+def test_leaving_one_task_out_has_a_table_of_its_own_that_random_splits_are_not_averaged_with():
+    nan = math.nan
+    results = [
+        *runs('safe_mlp', [0.9] * 2, [0.2] * 2),
+        *runs('safe_mlp', [0.9] * 4, [0.5, 0.6, nan, 0.7], protocol='loto', params={'a': 1}),
+        *runs('safe_mlp', [0.8] * 4, [1.0] * 4, protocol='loto', params={'a': 2}),
+        *runs('clock', [0.5] * 4, [0.5, 0.5, nan, 0.5], protocol='loto'),
+        *paper_runs('toy', 'safe_mlp', [0.9], [0.1]),
+    ]
+    robust, folds = robust_tables(results)
+    assert robust.title == 'toy, 2 task splits, unseen tasks'
+    assert robust.rows[0].cells[0].text == '20.0'
+    assert folds.title == 'toy, leave one task out, 4 folds, the unseen task of each'
+    headings = [column.heading for column in folds.columns]
+    assert headings[0] == 'macro AUC' and headings[-2:] == ['folds', 'of']
+    assert 'AUC' not in headings, 'there is nothing to pool'
+    cells = folds.rows[0].cells
+    assert (cells[0].text, cells[0].spread) == ('60.0', '10.0'), 'chosen on each fold by seen tasks'
+    assert [cell.text for cell in cells[-2:]] == ['3/4', '2']
+    assert 'Each task is unseen once' in folds.notes[0]
+    assert 'only 3 of 4 folds have the number for safe_mlp, clock' in folds.notes[-1]
+    assert {kind: len(there) for kind, there in judged_by(results).items()} == {
+        'robust': 4,
+        'loto': 24,
+    }
+
+
+def simpler(detector, bridge, fractal, **options):
+    """Return published runs on two subsets; of each (seen, unseen) one value a split."""
+    found = []
+    for subset, (seen, unseen) in (('bridge', bridge), ('fractal', fractal)):
+        name = f'simpler/{subset}'
+        found += runs(detector, seen, unseen, protocol='paper', benchmark=name, **options)
+    return found
+
+
+def test_subsets_share_a_column_averaged_within_each_split_before_it_is_summarised():
+    bridge, fractal = ([0.9] * 3, [0.5, 0.6, 0.7]), ([0.5] * 3, [0.9, 0.6, 0.9])
+    results = [
+        *simpler('safe_mlp', bridge, fractal, params={'a': 1}),
+        *simpler('safe_mlp', ([0.6] * 3, [0.9] * 3), ([0.7] * 3, [0.9] * 3), params={'a': 2}),
+        *paper_runs('other', 'safe_mlp', [0.5] * 3, [0.5] * 3),
+    ]
+    table = paper_table(results)
+    assert [c.over for c in table.columns] == ['other'] * 3 + ['simpler'] * 3
+    cells = table.rows[0].cells[3:]
+    # Unseen means of the splits: 0.7, 0.6, 0.8. On fractal alone a = 2 is best, on both a = 1.
+    assert [(c.text, c.spread) for c in cells] == [('70.00', '0.00'), ('70.00', '10.00'), ('2', '')]
+    assert any('simpler: mean over its subsets bridge, fractal' in note for note in table.notes)
+    titles = [t.title for t in robust_tables(results)]
+    assert [title.split(',')[0] for title in titles] == [
+        'simpler/bridge',
+        'simpler/fractal',
+        'other',
+    ]
+
+
+def test_the_choice_is_by_the_mean_over_subsets():
+    results = [
+        *simpler('safe_mlp', ([0.9] * 2, [0.1] * 2), ([0.1] * 2, [0.1] * 2), params={'a': 1}),
+        *simpler('safe_mlp', ([0.6] * 2, [0.2] * 2), ([0.6] * 2, [0.4] * 2), params={'a': 2}),
+    ]
+    (entry,), _ = paper_entries(results)
+    assert {json.loads(c.params)['a'] for c in entry.chosen.values()} == {2}
+    assert entry.benchmark == 'simpler' and entry.combinations == 2
+
+
+def test_a_combination_that_lacks_a_subset_is_not_compared_with_those_that_have_both():
+    results = [
+        *simpler('safe_mlp', ([0.9] * 2, [0.9] * 2), ([], []), params={'a': 1}),
+        *simpler('safe_mlp', ([0.6] * 2, [0.6] * 2), ([0.6] * 2, [0.6] * 2), params={'a': 2}),
+        *simpler('safe_lstm', ([0.9] * 2, [0.9] * 2), ([0.9], [0.9])),
+        *simpler('stac', ([], []), ([0.9] * 2, [0.9] * 2)),
+    ]
+    found, notes = paper_entries(results)
+    by_detector = {entry.detector: entry for entry in found}
+    assert set(by_detector) == {'safe_mlp', 'safe_lstm'}
+    assert by_detector['safe_mlp'].combinations == 1
+    assert by_detector['safe_mlp'].values[f'unseen/{HEADLINE}'].mean == pytest.approx(0.6)
+    assert by_detector['safe_lstm'].values[f'unseen/{HEADLINE}'].splits == 1
+    assert 'safe_mlp (2 of 4 runs), safe_lstm (1 of 2 runs), stac (2 of 2 runs)' in notes[0]
+    table = paper_table(results)
+    assert any('seen: only 1 of 2 splits have the number for safe_lstm' in n for n in table.notes)
+
+
+def test_a_subset_without_a_number_leaves_the_split_without_one():
+    nan = math.nan
+    results = simpler('clock', ([0.5] * 2, [0.5, nan]), ([0.5] * 2, [0.5, 0.7]))
+    (entry,), _ = paper_entries(results)
+    assert entry.values[f'unseen/{HEADLINE}'].splits == 1
+    assert entry.values[f'seen/{HEADLINE}'].splits == 2
+
+
+def test_one_subset_alone_is_said_and_a_whole_beside_subsets_is_refused():
+    one = simpler('clock', ([0.5] * 2, [0.5] * 2), ([], []))
+    _, notes = paper_entries(one)
+    assert notes == ['simpler: there are results of its subset bridge only.']
+    with pytest.raises(TableError, match=r'undivided and in subsets \(bridge\)'):
+        paper_table([*one, *paper_runs('simpler', 'clock', [0.5], [0.5])])
+    apart = [
+        *simpler('clock', ([0.5], [0.5]), ([], [])),
+        *simpler('random', ([], []), ([0.5], [0.5])),
+    ]
+    with pytest.raises(TableError, match=r'no method has .* clock \(1 of 1 runs\)'):
+        paper_table(apart)
+
+
 def test_names_cannot_break_a_format():
     results = paper_runs('a|b_{%}\n# <script>', 'safe_mlp', [0.5] * 3, [0.5] * 3)
     table = paper_table(results)
@@ -321,8 +471,9 @@ def test_a_protocol_alone(folder, tmp_path, capsys):
     assert main(['table', str(folder), '--protocol', 'paper']) == 0
     said = capsys.readouterr().out
     assert 'Made of the 3 splits of the published protocol' in said
-    assert main(['table', str(folder), '--protocol', 'robust']) == 1
-    assert 'no results of the robust protocol' in capsys.readouterr().err
+    for other in ('robust', 'loto'):
+        assert main(['table', str(folder), '--protocol', other]) == 1
+        assert f'no results of the {other} protocol' in capsys.readouterr().err
     write_results(folder / 'p.parquet', runs('safe_mlp', [0.7], [0.6]))
     assert main(['table', str(folder), '--protocol', 'paper']) == 1
     assert 'no results of the published protocol' in capsys.readouterr().err

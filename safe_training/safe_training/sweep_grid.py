@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Grids: which detectors, parameters, poolings, task splits and subsets of tasks a sweep tries.
+
+A grid is a YAML file; those of the folder ``grids`` are known by their names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+from safe_monitor_node.detectors import DetectorError, make_detector
+from safe_training.evaluation import Protocol
+from vla_feature_bridge.pooling import parse_pooling
+
+
+class SweepError(ValueError):
+    """A grid or a sweep's folder is not what it should be; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to pool a raw source; neither set: the source as it is."""
+
+    feature: str | None = None
+    pooling: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """One detector with the configurations to try."""
+
+    detector: str
+    configurations: tuple[Mapping[str, Any], ...]
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Tasks that are a benchmark of their own: split, trained on and judged by themselves."""
+
+    name: str
+    patterns: tuple[str, ...]
+
+    def has(self, task: str) -> bool:
+        """Say whether a task is in it; patterns are those of a shell, capitals count."""
+        return any(fnmatchcase(task, pattern) for pattern in self.patterns)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What to try: detectors and their parameters, poolings, subsets, and the published split.
+
+    Without subsets all tasks of a source are one benchmark.
+    """
+
+    benchmark: str
+    seeds: tuple[int, ...]
+    unseen_ratio: float
+    seen_train_ratio: float
+    variants: tuple[Variant, ...]
+    families: tuple[Family, ...]
+    subsets: tuple[Subset, ...] = ()
+
+
+def shipped_grids() -> list[str]:
+    """Return the names of the grids that come with this package."""
+    folder = resources.files('safe_training') / 'grids'
+    return sorted(f.name[: -len('.yaml')] for f in folder.iterdir() if f.name.endswith('.yaml'))
+
+
+def read_grid(name_or_path: str) -> Grid:
+    """Read a grid file, or one that is shipped by its name.
+
+    Raises
+    ------
+    SweepError
+        There is none, it is not YAML, or a field is missing, unknown or of another kind.
+    """
+    path = Path(name_or_path)
+    if not path.exists() and name_or_path in shipped_grids():
+        text = (resources.files('safe_training') / 'grids' / f'{name_or_path}.yaml').read_text()
+    else:
+        try:
+            text = path.read_text(encoding='utf-8')
+        except (OSError, UnicodeDecodeError) as error:
+            raise SweepError(
+                f'{path}: expected a grid file, found {error}; '
+                f'shipped are: {", ".join(shipped_grids())}'
+            ) from error
+    try:
+        values = YAML(typ='safe', pure=True).load(text)
+    except YAMLError as error:
+        raise SweepError(f'{path}: expected YAML, found {error}') from error
+    return _grid(str(path), values)
+
+
+_FIELDS: dict[str, Any] = {
+    'benchmark': str,
+    'seeds': list,
+    'unseen_ratio': float,
+    'seen_train_ratio': float,
+    'poolings': list,
+    'detectors': list,
+    'subsets': dict,
+}
+# A subset's name becomes part of file names and stands after the mark in a benchmark's name.
+_SUBSET_NAME = re.compile(r'[A-Za-z0-9_-]+')
+
+
+def _grid(path: str, values: Any) -> Grid:
+    fields = _mapping(path, 'a grid', values, _FIELDS)
+    for name in ('benchmark', 'detectors'):
+        if name not in fields:
+            raise SweepError(f'{path}: {name!r} is missing; a grid has {", ".join(_FIELDS)}')
+    default = Protocol()
+    seeds = tuple(fields.get('seeds', [0, 1, 2]))
+    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
+        raise SweepError(f"{path}: 'seeds' must be a list of split numbers, found {list(seeds)}")
+    return Grid(
+        benchmark=fields['benchmark'],
+        seeds=seeds,
+        unseen_ratio=fields.get('unseen_ratio', default.unseen_ratio),
+        seen_train_ratio=fields.get('seen_train_ratio', default.seen_train_ratio),
+        variants=tuple(_variant(path, v) for v in fields.get('poolings', [{}])),
+        families=tuple(_family(path, v) for v in fields['detectors']),
+        subsets=tuple(_subset(path, *item) for item in fields.get('subsets', {}).items()),
+    )
+
+
+def _mapping(path: str, what: str, values: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
+        raise SweepError(
+            f'{path}: {what} must be a mapping of {", ".join(fields)}, found {values!r}'
+        )
+    for name, value in values.items():
+        if name not in fields:
+            raise SweepError(f'{path}: {what} has {", ".join(fields)}; {name!r} is none of them')
+        kind = fields[name]
+        if kind is float and type(value) is int:
+            values[name] = value = float(value)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise SweepError(
+                f'{path}: {name!r} of {what} must be a {kind.__name__}, found {value!r}'
+            )
+    return dict(values)
+
+
+def _variant(path: str, values: Any) -> Variant:
+    fields = _mapping(path, 'a pooling', values, {'feature': str, 'pooling': list})
+    pooling = tuple(str(command) for command in fields.get('pooling', ()))
+    parse_pooling(list(pooling))
+    return Variant(fields.get('feature'), pooling)
+
+
+def _subset(path: str, name: Any, patterns: Any) -> Subset:
+    if not isinstance(name, str) or not _SUBSET_NAME.fullmatch(name):
+        raise SweepError(
+            f'{path}: a name in \'subsets\' must be of letters, digits, "_" and "-", found {name!r}'
+        )
+    if (
+        not isinstance(patterns, list)
+        or not patterns
+        or not all(isinstance(pattern, str) and pattern for pattern in patterns)
+    ):
+        raise SweepError(
+            f'{path}: subset {name!r} must be a list of task names or patterns such as '
+            f"'widowx_*', found {patterns!r}"
+        )
+    return Subset(name, tuple(patterns))
+
+
+def _family(path: str, values: Any) -> Family:
+    fields = _mapping(path, 'a detector', values, {'name': str, 'fixed': dict, 'grid': dict})
+    if 'name' not in fields:
+        raise SweepError(f"{path}: a detector lacks its 'name', found {values!r}")
+    grid = fields.get('grid', {})
+    for name, choices in grid.items():
+        if not isinstance(choices, list) or not choices:
+            raise SweepError(
+                f'{path}: {fields["name"]}: {name!r} must be a list of values, found {choices!r}'
+            )
+    found = []
+    for chosen in itertools.product(*grid.values()):
+        params = {**fields.get('fixed', {}), **dict(zip(grid, chosen, strict=True))}
+        try:
+            # Unknown names are found here, not after an hour.
+            make_detector(fields['name'], **params)
+        except DetectorError as error:
+            raise SweepError(f'{path}: {error}') from error
+        found.append(params)
+    return Family(fields['name'], tuple(found))

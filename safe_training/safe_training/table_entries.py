@@ -1,0 +1,337 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What tables hold: of each method the combination that is chosen, and its numbers.
+
+`paper_entry` chooses and averages as the paper does: of a method's combinations of parameters and
+features the one with the highest mean ROC-AUC on the held-out rollouts of the seen tasks, and these
+are reported. `robust_entry` chooses on each split by what that split's seen tasks say and reports
+what the chosen one does on that split's unseen tasks, which had no part in the choice.
+
+Both can choose on the unseen tasks instead, as some papers did. What they report is then what was
+chosen on, and whoever shows it has to say so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Literal
+
+import numpy as np
+
+from safe_training.evaluation import Summary, summary_of
+from safe_training.results import Result
+
+#: The part of each split by whose numbers a combination is chosen.
+SelectOn = Literal['seen', 'unseen']
+
+HEADLINE = 'roc_auc_by_earliest_stop'
+MACRO = 'macro_roc_auc_by_earliest_stop'
+
+# The paper's groups and order, then what it does not have.
+GROUPS: dict[str, dict[str, str]] = {
+    'Token uncertainty': {
+        'token_max_neg_log_prob': 'Max prob.',
+        'token_avg_neg_log_prob': 'Avg prob.',
+        'token_max_entropy': 'Max entropy',
+        'token_avg_entropy': 'Avg entropy',
+    },
+    'Embedding distribution': {
+        'mahalanobis': 'Mahalanobis dist.',
+        'euclidean_knn': 'Euclidean k-NN',
+        'cosine_knn': 'Cosine k-NN',
+        'pca_kmeans': 'PCA-KMeans',
+        'rnd': 'RND',
+        'logpzo': 'LogpZO',
+    },
+    'Sample consistency': {
+        'action_total_var': 'Action total var.',
+        'action_general_var': 'General var.',
+        'action_translation_var': 'Trans. var.',
+        'action_rotation_var': 'Rot. var.',
+        'action_gripper_var': 'Gripper var.',
+        'action_cluster_entropy': 'Cluster entropy',
+    },
+    'Action consistency': {'stac': 'STAC', 'stac_single': 'STAC-Single'},
+    'SAFE': {'safe_lstm': 'SAFE-LSTM', 'safe_mlp': 'SAFE-MLP'},
+    'Ours': {'linear_probe': 'Linear probe', 'signal': 'Action signal'},
+    'Controls': {
+        'clock': 'Clock',
+        'action_norm': 'Action norm',
+        'random': 'Random',
+        'constant': 'Constant',
+    },
+}
+OTHERS = 'Others'
+
+
+class TableError(ValueError):
+    """A table cannot be made of these results; the message says what was found."""
+
+
+@dataclass(frozen=True)
+class Combination:
+    """Parameters and features that a method was run with."""
+
+    params: str
+    feature: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method on one benchmark.
+
+    Attributes
+    ----------
+    benchmark, detector : str
+    protocol : str
+        Of the results; see `results.Result`.
+    select_on : {'seen', 'unseen'}
+        Part that the choice was made on.
+    combinations : int
+        How many the choice was among.
+    chosen : dict of split to Combination
+        What is reported: one for all splits (paper) or one for each (robust).
+    splits : int
+        How many there are; the numbers may exist on fewer.
+    values : dict of str to Summary
+        Over splits; named ``part/metric`` such as ``unseen/roc_auc_by_earliest_stop``.
+    """
+
+    benchmark: str
+    detector: str
+    protocol: str
+    select_on: SelectOn
+    combinations: int
+    chosen: dict[int, Combination]
+    splits: int
+    values: dict[str, Summary]
+
+
+# [combination][split][part] -> numbers
+_Runs = dict[Combination, dict[int, dict[str, dict[str, float]]]]
+
+
+def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
+    """Return a method's entry as the paper chooses it, from all its results on one benchmark.
+
+    The combination with the highest mean of val_seen over splits, the first of equals. One that
+    lacks splits which others have is not compared with them: its mean would be of other splits.
+    None if no combination has a number on the part to choose on.
+    """
+    runs = _runs(results)
+    scores = {
+        combination: _existing(
+            parts.get(select_on, {}).get(HEADLINE, np.nan) for parts in splits.values()
+        )
+        for combination, splits in runs.items()
+    }
+    most = max(len(values) for values in scores.values())
+    if most == 0:
+        return None
+    complete = {c: float(np.mean(v)) for c, v in scores.items() if len(v) == most}
+    best = max(sorted(complete, key=_order), key=complete.__getitem__)
+    seeds = sorted(runs[best])
+    return Entry(
+        benchmark=results[0].benchmark,
+        detector=results[0].detector,
+        protocol=results[0].protocol,
+        select_on=select_on,
+        combinations=len(complete),
+        chosen=dict.fromkeys(seeds, best),
+        splits=len({seed for splits in runs.values() for seed in splits}),
+        values=_summaries([runs[best][seed] for seed in seeds]),
+    )
+
+
+def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
+    """Return a method's entry with the choice nested in each split, from all its results.
+
+    A split where several combinations are there and none has a number on the part to choose on
+    allows no choice and is left out. None if that leaves no split.
+    """
+    runs = _runs(results)
+    chosen: dict[int, Combination] = {}
+    seeds = sorted({seed for splits in runs.values() for seed in splits})
+    for seed in seeds:
+        there = [c for c in sorted(runs, key=_order) if seed in runs[c]]
+        for metric in (MACRO, HEADLINE):
+            scores = {c: runs[c][seed].get(select_on, {}).get(metric, np.nan) for c in there}
+            existing = [c for c in there if not math.isnan(scores[c])]
+            if existing:
+                chosen[seed] = max(existing, key=scores.__getitem__)
+                break
+        else:
+            if len(there) == 1:
+                chosen[seed] = there[0]
+    if not chosen:
+        return None
+    return Entry(
+        benchmark=results[0].benchmark,
+        detector=results[0].detector,
+        protocol=results[0].protocol,
+        select_on=select_on,
+        combinations=len(runs),
+        chosen=chosen,
+        splits=len(seeds),
+        values=_summaries([runs[chosen[seed]][seed] for seed in sorted(chosen)]),
+    )
+
+
+def paper_entries(
+    results: Sequence[Result], select_on: SelectOn = 'seen'
+) -> tuple[list[Entry], list[str]]:
+    """Return the entries of the published protocol, and what a reader should know of them.
+
+    Raises
+    ------
+    TableError
+        There are no results of this protocol, or none that can be compared.
+    """
+    published = [result for result in results if result.protocol == 'paper']
+    if not published:
+        raise TableError(
+            "there are no results of the published protocol; run 'sweep --protocol paper' first"
+        )
+    averaged, notes = over_subsets(published)
+    found = entries(averaged, partial(paper_entry, select_on=select_on))
+    if not found:
+        raise TableError(
+            f'no method has a ROC-AUC on {select_on} tasks to choose by; '
+            + ' '.join(notes or ['record tasks with both outcomes.'])
+        )
+    return found, notes
+
+
+def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
+    """Average results of one protocol over the subsets of a benchmark, within each split.
+
+    The published SimplerEnv column is such a mean, of two robots' tasks that were each split,
+    trained on and evaluated by themselves. A combination is averaged on the splits where it has
+    results on all subsets that the benchmark has; elsewhere it is left out, for a mean over fewer
+    would be of other tasks. A number that one of them lacks is NaN.
+
+    Returns
+    -------
+    results : list of Result
+        Those of benchmarks without subsets as they were, then the means.
+    notes : list of str
+        Which subsets a mean is over, and what was left out.
+
+    Raises
+    ------
+    TableError
+        A benchmark is there both undivided and in subsets.
+    """
+    subsets: dict[str, list[str]] = {}
+    for result in results:
+        there = subsets.setdefault(result.whole, [])
+        if result.subset not in there:
+            there.append(result.subset)
+    kept = [result for result in results if subsets[result.whole] == ['']]
+    notes = []
+    for whole, names in sorted(subsets.items()):
+        if names == ['']:
+            continue
+        if '' in names:
+            raise TableError(
+                f'{whole} is there undivided and in subsets ({", ".join(n for n in names if n)}); '
+                'make the table of the one or of the other results'
+            )
+        means, note = _means(whole, sorted(names), [r for r in results if r.whole == whole])
+        kept += means
+        notes.append(note)
+    return kept, notes
+
+
+def _means(
+    whole: str, subsets: Sequence[str], results: Sequence[Result]
+) -> tuple[list[Result], str]:
+    # [detector, params, feature, split][part][subset]
+    runs: dict[tuple[str, str, str, int], dict[str, dict[str, Result]]] = {}
+    for r in results:
+        parts = runs.setdefault((r.detector, r.params, r.feature, r.seed), {})
+        parts.setdefault(r.part, {})[r.subset] = r
+    means: list[Result] = []
+    lacking: dict[str, int] = {}
+    for (detector, *_), parts in runs.items():
+        whole_parts = [there for there in parts.values() if len(there) == len(subsets)]
+        if not whole_parts:
+            lacking[detector] = lacking.get(detector, 0) + 1
+        for there in whole_parts:
+            # In one order, so that rounding does not depend on which file is read first.
+            values = [there[subset].values for subset in subsets]
+            mean = {
+                name: sum(v.get(name, math.nan) for v in values) / len(values)
+                for name in dict.fromkeys(name for v in values for name in v)
+            }
+            means.append(replace(there[subsets[0]], benchmark=whole, values=mean))
+    if len(subsets) == 1:
+        return means, f'{whole}: there are results of its subset {subsets[0]} only.'
+    note = (
+        f'{whole}: mean over its subsets {", ".join(subsets)} within each split; each was split, '
+        'trained on and evaluated by itself.'
+    )
+    if lacking:
+        total = {d: sum(key[0] == d for key in runs) for d in lacking}
+        left_out = ', '.join(f'{d} ({count} of {total[d]} runs)' for d, count in lacking.items())
+        note += f' Left out, for want of results on all of them: {left_out}.'
+    return means, note
+
+
+def entries(
+    results: Sequence[Result], choose: Callable[[Sequence[Result]], Entry | None]
+) -> list[Entry]:
+    """Return the entries of all methods and benchmarks, in the order of the table's rows."""
+    grouped: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        grouped.setdefault((result.benchmark, result.detector), []).append(result)
+    order = {detector: i for i, (_, detector, _) in enumerate(rows_of({d for _, d in grouped}))}
+    found = [
+        choose(grouped[key]) for key in sorted(grouped, key=lambda k: (k[0], order[k[1]], k[1]))
+    ]
+    return [entry for entry in found if entry is not None]
+
+
+def _runs(results: Sequence[Result]) -> _Runs:
+    runs: _Runs = {}
+    for result in results:
+        combination = Combination(result.params, result.feature)
+        split = runs.setdefault(combination, {}).setdefault(result.seed, {})
+        if result.part in split:
+            raise TableError(
+                f'{result.detector} {result.params} on {result.benchmark}, split {result.seed}, '
+                f'part {result.part} is there twice; leave one of the two results out'
+            )
+        split[result.part] = result.values
+    return runs
+
+
+def _order(combination: Combination) -> tuple[str, str]:
+    return combination.params, combination.feature
+
+
+def _existing(values: Iterator[float]) -> list[float]:
+    return [value for value in values if not math.isnan(value)]
+
+
+def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summary]:
+    names = {f'{part}/{name}' for split in splits for part in split for name in split[part]}
+    found = {}
+    for path in sorted(names):
+        part, name = path.split('/', 1)
+        found[path] = summary_of([split.get(part, {}).get(name, np.nan) for split in splits])
+    return found
+
+
+def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
+    """Return group, detector and name of the rows; methods that are on no benchmark have none."""
+    known = [
+        (group, detector, name)
+        for group, methods in GROUPS.items()
+        for detector, name in methods.items()
+    ]
+    others = present - {detector for _, detector, _ in known}
+    rows = [row for row in known if row[1] in present]
+    return rows + [(OTHERS, detector, detector) for detector in sorted(others)]
