@@ -36,6 +36,7 @@ DRAWS = 20
 
 _PROTOCOLS: dict[str, dict[str, Any]] = {
     'adaptive': {'modulation': 'adaptive'},
+    'published': {'modulation': 'adaptive', 'quantile': 'published'},
     'std': {'modulation': 'std'},
     'constant': {'modulation': 'constant'},
     'none': {'modulation': 'none'},
@@ -45,6 +46,7 @@ _PROTOCOLS: dict[str, dict[str, Any]] = {
 MOVING = 'moving'
 KINDS = {
     'adaptive': 'functional, adaptive',
+    'published': 'functional, published quantile',
     'std': 'functional, std',
     'constant': 'functional, constant',
     'none': 'one threshold',

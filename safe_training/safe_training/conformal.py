@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -129,6 +130,7 @@ def constant_band(
     alphas: Sequence[float] = ALPHAS,
     *,
     horizon: int,
+    quantile: Quantile = 'finite_sample',
     rollouts: Sequence[str] | None = None,
     calibrated_on: str = '',
 ) -> Band:
@@ -145,15 +147,17 @@ def constant_band(
     ----------
     scores, alphas, horizon, rollouts, calibrated_on
         As in :func:`safe_training.calibration.calibrate`.
+    quantile
+        As in :func:`conformal_quantile`; the promise is that of 'finite_sample'.
     """
     curves = checked_curves(scores, horizon)
     levels = checked_alphas(alphas)
     peaks = np.sort([float(curve.max()) for curve in curves])
-    thresholds = [conformal_quantile(peaks, alpha) for alpha in levels]
+    thresholds = [conformal_quantile(peaks, alpha, quantile) for alpha in levels]
     upper: NDArray[np.float64] = np.repeat(np.array(thresholds)[:, None], horizon, axis=1)
-    provenance = {
+    provenance: dict[str, Any] = {
         'alphas': levels,
-        'quantile': 'finite_sample',
+        'quantile': quantile,
         'horizon': horizon,
         'n_center': 0,
         'n_calibration': len(curves),

@@ -10,12 +10,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from safe_monitor_node.detectors import DETECTORS
+from safe_training.calibration import Quantile
 from safe_training.evaluation import Progress as ProgressFunction
 from safe_training.protocol import EvaluationError, Protocol, Scheme
 from vla_feature_bridge.pooling import parse_pooling
@@ -84,6 +85,12 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         help='steps that the band covers, normally the time limit (default: the longest rollout)',
     )
     parser.add_argument(
+        '--quantile',
+        choices=get_args(Quantile),
+        help='finite_sample keeps the promise for any number of rollouts; published is the '
+        f"paper's, for comparison (default {default.quantile})",
+    )
+    parser.add_argument(
         '--calibration',
         choices=('heldout', 'loto'),
         help='calibrate the band on held-out rollouts of the seen tasks, or on training rollouts '
@@ -125,6 +132,7 @@ def protocol_of(args: argparse.Namespace, scheme: Scheme = 'robust') -> Protocol
         'alpha': args.alpha,
         'modulation': args.modulation,
         'horizon': args.horizon,
+        'quantile': args.quantile,
         'calibration': args.calibration,
     }
     if args.splits_from is not None:

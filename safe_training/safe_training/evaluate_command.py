@@ -74,7 +74,8 @@ DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
 # What only makes sense where something is fitted.
 _FITTING = (
     'seed', 'splits', 'protocol', 'splits_from', 'save_splits', 'unseen_ratio', 'train_ratio',
-    'modulation', 'horizon', 'calibration', 'per_task', 'stop_early', 'params', 'out', 'benchmark',
+    'modulation', 'horizon', 'quantile', 'calibration', 'per_task', 'stop_early', 'params', 'out',
+    'benchmark',
 )  # fmt: skip
 
 

@@ -113,7 +113,12 @@ def calibrated_band(
         names = [successes[i].episode_id for i in members]
         if protocol.modulation == 'none':
             return constant_band(
-                curves, alphas, horizon=horizon, rollouts=names, calibrated_on=of_what
+                curves,
+                alphas,
+                horizon=horizon,
+                quantile=protocol.quantile,
+                rollouts=names,
+                calibrated_on=of_what,
             )
         return calibrate(
             curves,
@@ -121,6 +126,7 @@ def calibrated_band(
             horizon=horizon,
             generator=np.random.default_rng(split.seed),
             modulation=protocol.modulation,  # type: ignore[arg-type]
+            quantile=protocol.quantile,
             rollouts=names,
             calibrated_on=of_what,
         )

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from safe_training.calibration import Quantile
 from safe_training.splits import Split, SplitError, divide, leave_one_task_out, split_tasks
 from vla_feature_bridge.rollout import Rollout
 
@@ -47,6 +48,9 @@ class Protocol:
         Shape of the band; 'none': one threshold for all steps, which needs the fewest successes.
     horizon : int
         Steps of the band; 0 takes the longest rollout there is.
+    quantile : {'finite_sample', 'published'}
+        The rank that keeps the promise for any number of rollouts, or the interpolated quantile of
+        the published code, which promises too much for few; for comparison.
     calibration : {'heldout', 'loto'}
         What the band is calibrated on: held-out successes of the seen tasks, or the training
         successes, each scored by a detector fitted on the other tasks (leave-one-task-out). The
@@ -66,6 +70,7 @@ class Protocol:
     alpha: float = 0.1
     modulation: str = 'adaptive'
     horizon: int = 0
+    quantile: Quantile = 'finite_sample'
     calibration: Literal['heldout', 'loto'] = 'heldout'
     per_task: bool = False
     stop_early: bool = False

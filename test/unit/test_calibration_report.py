@@ -111,7 +111,7 @@ def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
     rollouts = make_rollouts()
     splits = choose_splits(rollouts, Protocol(), range(3))
     found = calibration_of('signal', rollouts, Protocol(), splits, [0.1, 0.3], draws=5)
-    assert [kept.kind for kept in found[:14:2]] == list(KINDS)
+    assert [kept.kind for kept in found[:16:2]] == list(KINDS)
     assert len(found) == 3 * 2 * len(KINDS)
     for kept in found:
         split = splits[kept.seed]
