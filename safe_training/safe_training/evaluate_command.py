@@ -13,7 +13,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
+from scipy.stats import binomtest
 
 from safe_monitor_node.band import Band, BandError
 from safe_monitor_node.detectors import DETECTORS
@@ -40,7 +42,13 @@ from safe_training.evaluate_tables import (
     wide_console,
 )
 from safe_training.evaluation import Row, evaluate_splits, labelled, score_part, summarise
-from safe_training.metrics import earliest_stops
+from safe_training.metrics import (
+    Scored,
+    bootstrap_auc_interval,
+    earliest_stops,
+    scores_by_earliest_stop,
+)
+from safe_training.operating_curves import AlphaCurve, OperatingCurve, alpha_curve, operating_curve
 from safe_training.part_report import PartReport, flatten_report, per_task, report_part
 from safe_training.protocol import (
     PAPER_SEEDS,
@@ -202,56 +210,87 @@ def band_for(loaded: LoadedDetector, feature: FeatureSpec) -> Band:
     return loaded.band
 
 
-def evaluate_folder(
-    loaded: LoadedDetector, rollouts: Sequence[Rollout], feature: FeatureSpec, alpha: float
-) -> dict[str, PartReport]:
-    """Evaluate a loaded detector on each part of the rollouts.
-
-    Raises
-    ------
-    EvaluationError
-        The features are not what the detector was fitted on, or there is no band.
-    """
-    band = band_for(loaded, feature)
-    stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
-    return {
-        name: report_part(
-            score_part(loaded.detector, members, name),
-            stops,
-            band,
-            alpha,
-            probability=loaded.detector.gives_probability,
-        )
-        for name, members in parts_of(loaded, rollouts).items()
-    }
-
-
 def _evaluate_folder(
     args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec
 ) -> int:
     loaded = load_detector(args.folder)
     alpha = args.alpha or loaded.alpha
+    name = loaded.detector.name
     try:
-        reports = evaluate_folder(loaded, rollouts, feature, alpha)
+        band = band_for(loaded, feature)
+        parts = {
+            part: score_part(loaded.detector, members, part)
+            for part, members in parts_of(loaded, rollouts).items()
+        }
+        stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
+        probability = loaded.detector.gives_probability
+        reports = {
+            part: report_part(scored, stops, band, alpha, probability=probability)
+            for part, scored in parts.items()
+        }
     except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
     rows = [
-        Row(loaded.detector.name, 0, part, flatten_report(report), per_task(report))
+        Row(name, 0, part, flatten_report(report), per_task(report))
         for part, report in reports.items()
     ]
+    intervals = {
+        part: rollout_intervals(scored, reports[part], stops) for part, scored in parts.items()
+    }
     if args.json:
-        print(plain_json({'folder': str(args.folder), 'alpha': alpha, 'parts': _plain(rows)}))
+        plain = _plain(rows)
+        for row in plain:
+            part = row['part']
+            row['intervals'] = {k: [as_number(v) for v in i] for k, i in intervals[part].items()}
+            row['alpha_curve'] = _curve(alpha_curve(parts[part], band))
+            row['operating_curve'] = _curve(operating_curve(parts[part]))
+        print(plain_json({'folder': str(args.folder), 'alpha': alpha, 'parts': plain}))
         return 0
     console = wide_console()
-    title = (
-        f'{loaded.detector.name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
-    )
+    title = f'{name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
     console.print(report_table(rows, title))
     console.print(LEGEND, style='dim')
+    for part, found in intervals.items():
+        auc, rate = found['roc_auc_by_earliest_stop'], found['false_alarm_rate']
+        console.print(
+            f'{part}: 95 % intervals over rollouts: AUC {percent(auc[0])} to {percent(auc[1])} '
+            f'(bootstrap), false alarms {percent(rate[0])} to {percent(rate[1])} (Clopper-Pearson)',
+            style='dim',
+            soft_wrap=True,
+        )
     if args.details:
         for part in reports:
             _print_details(console, rows, part)
     return 0
+
+
+def rollout_intervals(
+    scored: Sequence[Scored], report: PartReport, stops: Mapping[Any, int]
+) -> dict[str, tuple[float, float]]:
+    """Return 95 % intervals over the rollouts of a part; NaN where a number does not exist."""
+    auc = bootstrap_auc_interval(
+        scores_by_earliest_stop(scored, stops),
+        [r.failed for r in scored],
+        generator=np.random.default_rng(0),
+    )
+    pooled = report.alarms.pooled
+    rates = {'roc_auc_by_earliest_stop': (auc.low, auc.high)}
+    for name, count in (
+        ('false_alarm_rate', pooled.n_successes),
+        ('detection_rate', pooled.n_failures),
+    ):
+        rates[name] = (np.nan, np.nan)
+        if count:
+            found = binomtest(round(getattr(pooled, name) * count), count).proportion_ci(0.95)
+            rates[name] = (float(found.low), float(found.high))
+    return rates
+
+
+def _curve(curve: AlphaCurve | OperatingCurve) -> dict[str, list[float | None]]:
+    return {
+        name: [as_number(value) for value in values.tolist()]
+        for name, values in vars(curve).items()
+    }
 
 
 def _evaluate_detectors(

@@ -318,6 +318,14 @@ def test_a_folder_is_evaluated_on_what_trained_calibrated_and_was_left(run, roll
     for row in found['parts']:
         for name in RATES:
             assert row[name] is None or 0.0 <= row[name] <= 1.0
+        for name, (low, high) in row['intervals'].items():
+            assert low is None or low <= row[name] <= high
+        curve = row['alpha_curve']
+        at = min(range(len(curve['alphas'])), key=lambda i: abs(curve['alphas'][i] - 0.3))
+        assert curve['false_alarm_rate'][at] == row['false_alarm_rate']
+        # The lowest threshold alarms on everything, the highest on nothing.
+        operating = row['operating_curve']['detection_rate']
+        assert (operating[0], operating[-1]) in ((1.0, 0.0), (None, None))
     unseen = found['parts'][-1]
     assert (unseen['successes'], unseen['failures'], unseen['tasks']) == (5, 5, 1)
 
@@ -336,6 +344,8 @@ def test_a_folder_and_a_fit_of_the_same_seed_are_judged_alike(run, rollouts, fol
     for row in by_fit:
         assert row.pop('fit_seconds') > 0
     for one, other in zip(by_folder, by_fit, strict=True):
+        for name in ('intervals', 'alpha_curve', 'operating_curve'):
+            assert one.pop(name)
         # The order of the rollouts differs, and with it the rounding of means.
         assert one.pop('per_task') == {
             task: pytest.approx(values) for task, values in other.pop('per_task').items()
