@@ -4,10 +4,19 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+WINDOW = 1000
+"""How many observed values are ranked by default, beside those calibrated on."""
+
+TAKE_BACKS = 100
+"""How many observations can be undone exactly once more than a window of them was observed."""
 
 
 class AdaptationError(ValueError):
@@ -30,37 +39,67 @@ def conformal_rank(n: int, alpha: float) -> int:
     return n + 1 - math.floor((n + 1) * exact_fraction(alpha))
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What a threshold learned from one episode; it is needed to undo that.
+
+    Attributes
+    ----------
+    number : int
+        In the order of learning.
+    nonconformity : float
+    alarmed : bool
+        Whether the episode was a false alarm.
+    """
+
+    number: int
+    nonconformity: float
+    alarmed: bool
+
+
 class AdaptiveThreshold:
     """Adaptive conformal inference (Gibbs and Candes, NeurIPS 2021), for labels as they come.
 
     Before each episode `threshold` is the conformal quantile at the present level alpha_t. After an
     episode that a person called a success, `observe` moves the level,
     ``alpha_{t+1} = alpha_t + gamma (alpha - err_t)`` with err_t = 1 for a false alarm (eq. 2):
-    after false alarms the threshold rises, without any it sinks.
+    after false alarms the threshold rises, without any it sinks. Its nonconformity joins the values
+    that are ranked, so that after a drift the quantile follows, and a level that asks for more than
+    the largest value, with no finite threshold, becomes rare.
 
     What holds, for *any* sequence of successes, exchangeable or drifting: after T of them the share
     of false alarms differs from alpha by at most ``(max(alpha, 1 - alpha) + gamma) / (T gamma)``
     (proposition 4.1). It is a promise on the long run, not on any one episode, and failures have no
-    part in it.
+    part in it. It asks nothing of the ranked values: all it needs is that no alarm is raised at a
+    level of 0 or below, and one always at 1 or above. Where at most d other labels and take-backs
+    come between the start of an episode and its own label, and u labels were taken back, the level
+    can go ``(d + u) gamma`` further astray, so the difference is at most ``(d + u) / T`` more.
 
     Parameters
     ----------
     nonconformity : (N,) array
-        Values of successes calibrated on, such as largest scores; finite.
+        Values of successes calibrated on, such as largest scores; finite. They are always ranked.
     alpha : float
         Wanted false-alarm rate, in (0, 1).
     gamma : float
         Step size, positive: large follows drift quickly, small is steady.
+    window : int
+        How many of the observed values, the latest ones, are ranked; 0 ranks none.
 
     Attributes
     ----------
-    level : float
-        alpha_t; may leave [0, 1].
     successes, false_alarms : int
-        Observed so far.
+        Observed so far, without those taken back.
     """
 
-    def __init__(self, nonconformity: ArrayLike, alpha: float, gamma: float = 0.02) -> None:
+    def __init__(
+        self,
+        nonconformity: ArrayLike,
+        alpha: float,
+        gamma: float = 0.02,
+        *,
+        window: int = WINDOW,
+    ) -> None:
         values = np.sort(np.asarray(nonconformity, dtype=np.float64).ravel())
         if values.size == 0 or not np.isfinite(values).all():
             raise AdaptationError(
@@ -70,31 +109,127 @@ class AdaptiveThreshold:
             raise AdaptationError(f'adaptive threshold: alpha must lie in (0, 1), found {alpha}')
         if not 0.0 < gamma < math.inf:
             raise AdaptationError(f'adaptive threshold: gamma must be positive, found {gamma}')
-        self._values = values
+        if window < 0:
+            raise AdaptationError(f'adaptive threshold: window must be 0 or more, found {window}')
         self.alpha = alpha
         self.gamma = gamma
-        self.level = alpha
+        self.window = window
         self.successes = 0
         self.false_alarms = 0
+        self._first_level = alpha
+        self._ranked: list[float] = values.tolist()
+        self._observed: list[float] = []
+        self._numbers: list[int] = []
+        self._next_number = 0
+
+    @property
+    def level(self) -> float:
+        """alpha_t; may leave [0, 1]."""
+        # Eq. 2 summed up: made from counts alone, it is after an undo exactly what it was.
+        return self._first_level + self._moved_by()
+
+    def _moved_by(self) -> float:
+        return self.gamma * (self.alpha * self.successes - self.false_alarms)
+
+    @property
+    def observed(self) -> tuple[float, ...]:
+        """The latest values observed, oldest first: those ranked, and some that no longer are."""
+        return tuple(self._observed)
 
     @property
     def threshold(self) -> float:
         """An alarm is a nonconformity above this; +inf and -inf where the level leaves (0, 1)."""
-        if self.level >= 1.0:
+        return self.quantile(self.level)
+
+    def quantile(self, level: float) -> float:
+        """Return the conformal quantile of the ranked values at a level; +inf where it has none."""
+        if level >= 1.0:
             return -math.inf
-        if self.level <= 0.0:
+        if level <= 0.0:
             return math.inf
-        rank = conformal_rank(self._values.size, self.level)
+        rank = conformal_rank(len(self._ranked), level)
         if rank < 1:
             return -math.inf
-        return float(self._values[rank - 1]) if rank <= self._values.size else math.inf
+        return self._ranked[rank - 1] if rank <= len(self._ranked) else math.inf
 
-    def observe(self, nonconformity: float) -> bool:
-        """Learn from an episode labelled a success; returns whether it had been a false alarm."""
-        if math.isnan(nonconformity):
-            raise AdaptationError('adaptive threshold: the nonconformity of an episode is NaN')
-        alarmed = nonconformity > self.threshold
+    def observe(self, nonconformity: float, alarmed: bool | None = None) -> Observation:
+        """Learn from an episode labelled a success.
+
+        Parameters
+        ----------
+        nonconformity : float
+            Of the whole episode; finite.
+        alarmed : bool, optional
+            Whether it lay above the threshold that was in force while the episode ran. A label may
+            come late, and the threshold may have moved since; by default it has not.
+        """
+        if not math.isfinite(nonconformity):
+            raise AdaptationError(
+                'adaptive threshold: the nonconformity of an episode must be finite, '
+                f'found {nonconformity}'
+            )
+        if alarmed is None:
+            alarmed = nonconformity > self.threshold
+        observation = Observation(self._next_number, float(nonconformity), bool(alarmed))
+        self._next_number += 1
         self.successes += 1
-        self.false_alarms += alarmed
-        self.level += self.gamma * (self.alpha - alarmed)
-        return alarmed
+        self.false_alarms += observation.alarmed
+        self._observed.append(observation.nonconformity)
+        self._numbers.append(observation.number)
+        insort(self._ranked, observation.nonconformity)
+        if len(self._observed) > self.window:
+            self._unrank(self._observed[-1 - self.window])
+        del self._observed[: -self.window - TAKE_BACKS]
+        del self._numbers[: -self.window - TAKE_BACKS]
+        return observation
+
+    def forget(self, observation: Observation) -> None:
+        """Undo an observation, as if it had never been made: its label is taken back."""
+        index = bisect_left(self._numbers, observation.number)
+        kept = index < len(self._numbers) and self._numbers[index] == observation.number
+        # One that is older than all kept has left the window for good: it is only uncounted.
+        older = index == 0 and self.successes > len(self._numbers)
+        if not (kept or older) or self.false_alarms < observation.alarmed:
+            raise AdaptationError(f'adaptive threshold: {observation} is not there to be undone')
+        self.successes -= 1
+        self.false_alarms -= observation.alarmed
+        if not kept:
+            return
+        first_ranked = max(0, len(self._observed) - self.window)
+        if index >= first_ranked:
+            self._unrank(self._observed[index])
+            if first_ranked > 0:
+                # The one that this value had pushed out of the window.
+                insort(self._ranked, self._observed[first_ranked - 1])
+        del self._observed[index]
+        del self._numbers[index]
+
+    def _unrank(self, value: float) -> None:
+        del self._ranked[bisect_left(self._ranked, value)]
+
+    def restore(
+        self, level: float, successes: int, false_alarms: int, observed: Sequence[float]
+    ) -> None:
+        """Go on from an earlier state, in place of a new one; gamma may be another than it was.
+
+        Raises
+        ------
+        AdaptationError
+            The values cannot be those of an adaptive threshold, or this one has observed already.
+        """
+        if self.successes or self._observed:
+            raise AdaptationError('adaptive threshold: only a new one can be restored')
+        if not 0 <= false_alarms <= successes or len(observed) > successes:
+            raise AdaptationError(
+                f'adaptive threshold: {successes} successes cannot have {false_alarms} false '
+                f'alarms and {len(observed)} observed values'
+            )
+        if not all(map(math.isfinite, (level, *observed))):
+            raise AdaptationError('adaptive threshold: the level and all values must be finite')
+        self.successes, self.false_alarms = successes, false_alarms
+        self._first_level = level - self._moved_by()
+        self._observed = [float(value) for value in observed][-self.window - TAKE_BACKS :]
+        self._numbers = list(range(len(self._observed)))
+        self._next_number = len(self._observed)
+        first_ranked = max(0, len(self._observed) - self.window)
+        self._ranked = sorted(self._ranked + self._observed[first_ranked:])

@@ -10,10 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from safe_monitor_node.adaptive import AdaptationError
+from safe_monitor_node.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.alarm import AlarmConfig, AlarmPolicy, Verdict
 from safe_monitor_node.band import BandError, Threshold
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.folder import LoadedDetector
+from safe_monitor_node.lessons import Lesson, Lessons
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.step import PolicyStep
 
@@ -31,7 +34,7 @@ class Judgement:
     score : float
         The detector's score; NaN when the step could not be scored.
     threshold : float
-        The band at this step; NaN when there is none.
+        The band at this step; NaN when there is none, +inf where adaptation left no finite one.
     verdict : Verdict
         State of the alarm policy after the step.
     problem : str
@@ -56,9 +59,11 @@ class Counts:
 
 
 def choose_thresholds(
-    loaded: LoadedDetector, alpha: float = 0.0, warning_alpha: float = 0.0
+    loaded: LoadedDetector, alpha: float = 0.0, warning_alpha: float = 0.0, task: str = ''
 ) -> tuple[Threshold, Threshold]:
     """Return the alarm threshold and the warning threshold of a detector folder.
+
+    Both are of one band: that of the task, or of all tasks where it has no finite one.
 
     Parameters
     ----------
@@ -67,6 +72,8 @@ def choose_thresholds(
     warning_alpha : float
         That of the warning band; 0 takes twice ``alpha`` where the folder has it, else no warning
         band.
+    task : str
+        Task of the episode; empty if unknown.
 
     Raises
     ------
@@ -80,8 +87,8 @@ def choose_thresholds(
         )
     alpha = alpha or loaded.alpha
     try:
-        threshold = loaded.band.at(alpha)
-        warning = loaded.band.at(warning_alpha) if warning_alpha else threshold
+        threshold = loaded.band.at(alpha, task)
+        warning = loaded.band.at(warning_alpha, threshold.task) if warning_alpha else threshold
     except BandError as error:
         raise MonitorError(f'detector {name}: {error}') from error
     if not any(map(math.isfinite, threshold.upper)):
@@ -101,14 +108,41 @@ def choose_thresholds(
         )
     if not warning_alpha:
         try:
-            warning = loaded.band.at(2 * alpha)
+            warning = loaded.band.at(2 * alpha, threshold.task)
         except BandError:
             warning = threshold
     return threshold, warning
 
 
 class EpisodeMonitor:
-    """A detector, its band and the alarm policy, over a sequence of episodes. Times are seconds."""
+    """A detector, its band and the alarm policy, over a sequence of episodes. Times are seconds.
+
+    The thresholds of an episode are those of its task, which its start or its first step tells.
+    They stay the same until it ends, unless its start comes late and tells another task.
+
+    Parameters
+    ----------
+    loaded : LoadedDetector
+    alpha, warning_alpha : float
+        As in :func:`choose_thresholds`.
+    config : AlarmConfig, optional
+    adaptation_rate : float
+        Step size gamma with which labelled successes move the thresholds; 0 leaves them alone.
+
+    Attributes
+    ----------
+    threshold, warning : Threshold
+        In force now.
+    adaptation : AdaptiveBand or None
+        The moving thresholds; None when they do not move.
+    task : str
+        Of the running episode, or of the last one; empty if unknown.
+
+    Raises
+    ------
+    MonitorError
+        The folder has no thresholds for these rates, or none that can be moved.
+    """
 
     def __init__(
         self,
@@ -117,12 +151,30 @@ class EpisodeMonitor:
         alpha: float = 0.0,
         warning_alpha: float = 0.0,
         config: AlarmConfig | None = None,
+        adaptation_rate: float = 0.0,
     ) -> None:
         self.loaded = loaded
+        self._alphas = alpha, warning_alpha
         self.threshold, self.warning = choose_thresholds(loaded, alpha, warning_alpha)
+        self.adaptation: AdaptiveBand | None = None
+        self._lessons: Lessons | None = None
+        if adaptation_rate > 0.0:
+            assert loaded.band is not None
+            try:
+                self.adaptation = AdaptiveBand(
+                    loaded.band,
+                    self.threshold.alpha,
+                    adaptation_rate,
+                    warning_alpha=self.warning.alpha,
+                )
+            except AdaptationError as error:
+                raise MonitorError(f'detector {loaded.detector.name}: {error}') from error
+            self._lessons = Lessons(self.adaptation, loaded.band.length)
         self.policy = AlarmPolicy(config)
         self.counts = Counts()
         self.episode_id = ''
+        self.task = ''
+        self._unbounded = ''
         self._ended_id = ''
         self._stream: Stream | None = None
         self._next_step = 0
@@ -138,18 +190,39 @@ class EpisodeMonitor:
         """True while an episode runs."""
         return self.policy.running
 
-    def start(self, episode_id: str, now: float) -> Verdict:
-        """Start an episode.
+    @property
+    def latest_id(self) -> str:
+        """The episode that runs now, or ran last; empty before the first."""
+        return self.episode_id or self._ended_id
 
-        A start of the running one changes nothing: steps and events are two topics, and its START
-        may arrive after its first steps. An episode that begins anew under its old name shows it by
-        a step 0 with a later stamp.
+    @property
+    def band_name(self) -> str:
+        """Which band is in use, for a person."""
+        return name_of(self.threshold.task)
+
+    def start(self, episode_id: str, now: float, task: str = '') -> Verdict:
+        """Start an episode of a task; empty if the task is unknown.
+
+        A start of the running one begins nothing: steps and events are two topics, and its START
+        may arrive after its first steps. If it tells another task than was known, the thresholds
+        are those of that task from the next step on. An episode that begins anew under its old
+        name shows it by a step 0 with a later stamp.
         """
-        if self.running and episode_id == self.episode_id:
-            return self.verdict
-        return self._begin(episode_id, now)
+        if not self.running or episode_id != self.episode_id:
+            return self._begin(episode_id, now, task)
+        if task and task != self.task:
+            if self.adaptation is not None and self.adaptation.task_of(task) == self.threshold.task:
+                self.task = task  # the same band, which may have moved since the episode began
+            else:
+                self._use_task(task)
+        return self.verdict
 
-    def _begin(self, episode_id: str, now: float) -> Verdict:
+    def _begin(self, episode_id: str, now: float, task: str = '') -> Verdict:
+        if self._lessons is not None:
+            self._lessons.finish(self.task)
+            self._lessons.begin(episode_id)
+        # Begun anew under its old name it is of the same task.
+        self._use_task(task or (self.task if episode_id == self.episode_id else ''))
         self.episode_id = episode_id
         if episode_id == self._ended_id:
             self._ended_id = ''
@@ -158,21 +231,56 @@ class EpisodeMonitor:
         self.counts.episodes += 1
         return self.policy.start(now)
 
+    def _use_task(self, task: str) -> None:
+        self.task = task
+        if self.adaptation is None:
+            self.threshold, self.warning = choose_thresholds(self.loaded, *self._alphas, task)
+            return
+        self.threshold, self.warning = self.adaptation.thresholds(task)
+        moving = self.adaptation.of(task)
+        self._unbounded = ''
+        if moving.threshold == math.inf:
+            self._unbounded = (
+                f'{self.band_name} has no finite threshold any more: {moving.false_alarms} of '
+                f'{moving.successes} labelled successes were false alarms (wanted '
+                f'{moving.alpha:g}), the level is {moving.level:.3g}; go on labelling, as '
+                'successes lower it, or calibrate again on such episodes'
+            )
+
     def end(self, episode_id: str) -> Verdict:
-        """End the running episode, if it is this one."""
+        """End the running episode, if it is this one; what it teaches holds from the next one."""
         if self.running and episode_id == self.episode_id:
             self._ended_id = episode_id
+            if self._lessons is not None:
+                self._lessons.finish(self.task)
             return self.policy.end()
         return self.verdict
 
+    def label(self, episode_id: str, success: bool | None) -> Lesson:
+        """Take what a person or a checker says of an episode, running or over.
+
+        Parameters
+        ----------
+        episode_id : str
+        success : bool or None
+            None takes an earlier label back; the latest label counts.
+        """
+        return Lesson.OFF if self._lessons is None else self._lessons.label(episode_id, success)
+
     def abandon(self) -> Verdict:
         """Forget the running episode, for example because the clock jumped backwards."""
-        self.episode_id = self._ended_id = ''
+        if self._lessons is not None:
+            self._lessons.spoil()
+            self._lessons.finish(self.task)
+        self.episode_id = self._ended_id = self.task = ''
         self._last_stamp = -1
         return self.policy.end()
 
     def take_over(self, previous: EpisodeMonitor) -> None:
-        """Go on after another detector: which episode ended last, and what was counted."""
+        """Go on after another detector: which episode ended last, and what was counted.
+
+        What labels taught that one is of its own scores, and of no use here.
+        """
         self._ended_id, self._last_stamp = previous._ended_id, previous._last_stamp
         self.counts = previous.counts
 
@@ -186,7 +294,7 @@ class EpisodeMonitor:
 
     def step(self, step: PolicyStep, now: float) -> Judgement | None:
         """Judge the next step; None for one to be ignored (repeated, or of an ended episode)."""
-        if not self._expected(step.episode_id, step.step, step.stamp, now):
+        if not self._expected(step.episode_id, step.step, step.stamp, now, step.instruction):
             return None
         return self._judge(step, now)
 
@@ -210,16 +318,22 @@ class EpisodeMonitor:
             return again and self._next_step > 0
         return again or episode_id != self._ended_id
 
-    def _expected(self, episode_id: str, step: int, stamp: int, now: float) -> bool:
+    def _expected(
+        self, episode_id: str, step: int, stamp: int, now: float, instruction: str = ''
+    ) -> bool:
         """Start the step's episode where needed, note steps that never came; False to ignore it."""
         if self.begins(episode_id, step, stamp):
             self._begin(episode_id, now)
         elif not self.running or episode_id != self.episode_id or step < self._next_step:
             self.counts.out_of_order += 1
             return False
+        if instruction and self._next_step == 0 and not self.task:
+            self._use_task(instruction)
         if gap := step - self._next_step:
             self.counts.missing += gap
             self.policy.missing(gap)
+            if self._lessons is not None:
+                self._lessons.spoil()
         self._next_step = step + 1
         self._last_stamp = max(stamp, self._last_stamp)
         return True
@@ -237,6 +351,13 @@ class EpisodeMonitor:
             threshold, warning = self.threshold.at(step.step), self.warning.at(step.step)
         except BandError as error:
             return self._unjudged(step.step, str(error), now, score)
+        if self._lessons is not None:
+            self._lessons.judged(step.step, score, score > threshold)
+            if self._unbounded:
+                # No score is above it, but that says nothing of the episode.
+                self.counts.invalid += 1
+                verdict = self.policy.unjudged(step.step, self._unbounded, now)
+                return Judgement(score, threshold, verdict, self._unbounded)
         verdict = self.policy.judged(step.step, score, threshold, warning, now)
         return Judgement(score, threshold, verdict)
 
@@ -257,4 +378,6 @@ class EpisodeMonitor:
 
     def _unjudged(self, step: int, problem: str, now: float, score: float = math.nan) -> Judgement:
         self.counts.invalid += 1
+        if self._lessons is not None:
+            self._lessons.spoil()
         return Judgement(score, math.nan, self.policy.unjudged(step, problem, now), problem)

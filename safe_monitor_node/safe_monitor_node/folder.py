@@ -61,6 +61,8 @@ class LoadedDetector:
         The false-alarm rate that the folder's maker chose.
     provenance : dict
         What it was fitted and calibrated on, and with which versions.
+    weights_sha256 : str
+        Of the file with its arrays, in hexadecimal; empty for one that was not read from a folder.
     """
 
     detector: Detector
@@ -68,6 +70,7 @@ class LoadedDetector:
     band: Band | None
     alpha: float
     provenance: dict[str, Any] = field(default_factory=dict)
+    weights_sha256: str = ''
 
 
 def _versions() -> dict[str, str]:
@@ -83,8 +86,8 @@ def _canonical(content: Mapping[str, Any]) -> str:
     return json.dumps(content, indent=2, sort_keys=True, allow_nan=False) + '\n'
 
 
-def _sealed(content: Mapping[str, Any]) -> str:
-    """Return the description with its own checksum, in the one formatting that loading accepts."""
+def sealed(content: Mapping[str, Any]) -> str:
+    """Return a description with its own checksum, in the one formatting that reading accepts."""
     digest = hashlib.sha256(_canonical(content).encode()).hexdigest()
     return _canonical({**content, 'sha256': digest})
 
@@ -180,7 +183,7 @@ def _contents(
         'provenance': dict(provenance),
     }
     try:
-        return weights, _sealed(content)
+        return weights, sealed(content)
     except (TypeError, ValueError) as error:
         raise DetectorFolderError(
             f'{folder}: a parameter or the provenance cannot be written as JSON: {error}'
@@ -238,7 +241,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
         )
     content.pop('sha256', None)
     try:
-        intact = _sealed(content) == text
+        intact = sealed(content) == text
     except (ValueError, RecursionError):  # NaN, or nested too deeply: we wrote neither
         intact = False
     if not intact:
@@ -318,7 +321,9 @@ def _load(folder: Path) -> LoadedDetector:
             f'{folder / WEIGHTS}: nothing belongs to the array {surplus[0]!r}; '
             'fit again, or use the release that made it'
         )
-    return LoadedDetector(detector, feature, band, alpha, provenance)
+    # Reading the arrays has checked that it is that of the file.
+    sha256 = str(content['weights_sha256'])
+    return LoadedDetector(detector, feature, band, alpha, provenance, sha256)
 
 
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from std_srvs.srv import Trigger
 
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from safe_msgs.srv import LoadDetector
+from safe_msgs.srv import LabelEpisode, LoadDetector
 from vla_feature_bridge.messages import step_to_message
 from vla_feature_bridge.step import PolicyStep
 
@@ -59,6 +59,7 @@ class Probe:
             ),
         ]
         self._reset = node.create_client(Trigger, 'monitor/reset')
+        self._label = node.create_client(LabelEpisode, 'monitor/label_episode')
         self._load = node.create_client(LoadDetector, 'monitor/load_detector')
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
@@ -90,16 +91,36 @@ class Probe:
             'the monitor is active and connected',
         )
 
-    def event(self, episode: str, kind: int, outcome: int = EpisodeEvent.OUTCOME_UNKNOWN) -> None:
+    def listen_to_events(self) -> list[EpisodeEvent]:
+        """Return a list to which everything is added that comes on vla/episode."""
+        events: list[EpisodeEvent] = []
+        self._subscriptions.append(
+            self.node.create_subscription(EpisodeEvent, 'vla/episode', events.append, EVENTS)
+        )
+        return events
+
+    def event(
+        self,
+        episode: str,
+        kind: int,
+        outcome: int = EpisodeEvent.OUTCOME_UNKNOWN,
+        task: str = 'task',
+    ) -> None:
         self._events.publish(
-            EpisodeEvent(episode_id=episode, task='task', kind=kind, outcome=outcome)
+            EpisodeEvent(episode_id=episode, task=task, kind=kind, outcome=outcome)
         )
 
-    def start(self, episode: str) -> None:
-        self.event(episode, EpisodeEvent.KIND_START)
+    def start(self, episode: str, task: str = 'task') -> None:
+        self.event(episode, EpisodeEvent.KIND_START, task=task)
 
-    def end(self, episode: str) -> None:
-        self.event(episode, EpisodeEvent.KIND_END)
+    def end(self, episode: str, outcome: int = EpisodeEvent.OUTCOME_UNKNOWN) -> None:
+        """End an episode of which a step was judged; returns when the monitor has ended it."""
+        # The state may still be on its way when the score of its step is there.
+        self.spin_until(
+            lambda: self.alarms and self.alarms[-1].state != FailureAlarm.STATE_UNKNOWN,
+            'the state of the episode arrives',
+        )
+        self.event(episode, EpisodeEvent.KIND_END, outcome)
         self.spin_until(
             lambda: self.alarms and self.alarms[-1].state == FailureAlarm.STATE_UNKNOWN,
             'END is handled',
@@ -118,6 +139,9 @@ class Probe:
 
     def reset(self) -> Trigger.Response:
         return self._call(self._reset, Trigger.Request())
+
+    def label_episode(self, episode: str, outcome: int) -> LabelEpisode.Response:
+        return self._call(self._label, LabelEpisode.Request(episode_id=episode, outcome=outcome))
 
     def load_detector(self, folder: Path) -> LoadDetector.Response:
         return self._call(self._load, LoadDetector.Request(folder=str(folder)))

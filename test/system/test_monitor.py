@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The monitor node as a robot meets it: its own process, fed good and bad messages over DDS."""
 
+import dataclasses
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from probe import Probe
+from rclpy.parameter import Parameter
 
-from safe_monitor_node.folder import load_detector
-from safe_msgs.msg import FailureAlarm, FailureScore
+from safe_monitor_node.adaptive_band import AdaptiveBand
+from safe_monitor_node.folder import load_detector, save_detector
+from safe_monitor_node.nodes.monitor import MonitorNode
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from vla_feature_bridge.messages import step_to_message
 
 WIDTH = 64
@@ -54,7 +59,8 @@ def test_an_alarm_is_latched_advises_to_stop_and_ends_with_the_episode(
     assert alarm.episode_id == rollout.episode_id
     assert 'above the band' in alarm.reason
     probe.spin_until(
-        lambda: probe.status.level == DiagnosticStatus.ERROR, 'diagnostics show the alarm'
+        lambda: probe.status and probe.status.level == DiagnosticStatus.ERROR,
+        'diagnostics show the alarm',
     )
     probe.end(rollout.episode_id)
     probe.spin_until(lambda: not probe.stops[-1], 'safe/stop is released')
@@ -125,7 +131,8 @@ def test_a_step_that_cannot_be_judged_is_invalid_and_the_node_lives_on(
     assert score.state == FailureScore.STATE_INVALID
     assert np.isnan(score.score)
     probe.spin_until(
-        lambda: probe.status.level == DiagnosticStatus.ERROR, 'the problem is diagnosed'
+        lambda: probe.status and probe.status.level == DiagnosticStatus.ERROR,
+        'the problem is diagnosed',
     )
     assert problem in probe.facts().get('last problem', '')
     probe.spin_until(lambda: probe.stops[-1], 'a blind monitor asks to stop')
@@ -286,3 +293,230 @@ def test_without_autostart_a_loaded_detector_waits_to_be_configured(probe, run_m
     assert 'when the monitor is configured' in answer.message
     probe.spin_until(lambda: probe.status is not None, 'diagnostics come')
     assert probe.status.message == 'not configured'
+
+
+# --- bands of tasks, and labels
+
+
+@pytest.fixture
+def task_folder(mlp_folder, tmp_path):
+    """The detector of ``mlp_folder`` with a band of its own, one higher, for the task 'pour'."""
+    loaded = load_detector(mlp_folder)
+    shape = dataclasses.replace(loaded.band.shape, center=loaded.band.shape.center + 1.0)
+    own = dataclasses.replace(loaded.band, upper=loaded.band.upper + 1.0, shape=shape)
+    band = dataclasses.replace(loaded.band, tasks={'pour': own})
+    folder = tmp_path / 'with_tasks'
+    return save_detector(folder, loaded.detector, loaded.feature, band=band, alpha=loaded.alpha)
+
+
+class Expected:
+    """The thresholds that labels must lead to, made from whole rollouts."""
+
+    def __init__(self, folder, gamma):
+        self._loaded = load_detector(folder)
+        self.band = AdaptiveBand(self._loaded.band, 0.2, gamma)
+
+    def at(self, step):
+        return pytest.approx(self.band.thresholds()[0].at(step), rel=1e-6)
+
+    def learn(self, rollout, steps, alarmed):
+        scores = self._loaded.detector.score(rollout)[:steps]
+        return self.band.observe('', self.band.nonconformity('', scores), alarmed)
+
+
+def play(probe, rollout, episode, steps, outcome=EpisodeEvent.OUTCOME_UNKNOWN):
+    """Play the first steps of a rollout as an episode with its END; returns its scores."""
+    scores = []
+    for t in range(steps):
+        step = rollout.step(t)
+        step.episode_id = episode
+        scores.append(probe.step(step))
+    probe.end(episode, outcome)
+    return scores
+
+
+def test_an_episode_is_held_against_the_band_of_its_task(probe, run_monitor, task_folder, quiet):
+    band = load_detector(task_folder).band
+    run_monitor(detector_folder=task_folder)
+    probe.wait_until_active()
+    assert probe.step(quiet(0)).threshold == pytest.approx(band.at(0.2).at(0))
+    probe.start('e', 'pour')
+    probe.spin_until(lambda: probe.facts().get('task') == 'pour', 'the late START is handled')
+    assert probe.step(quiet(1)).threshold == pytest.approx(band.at(0.2, 'pour').at(1))
+    assert probe.facts()['band'] == "the band of task 'pour'"
+    probe.end('e')
+    instructed = quiet(0, 'next')
+    instructed.instruction = 'pour'
+    assert probe.step(instructed).threshold == pytest.approx(band.at(0.2, 'pour').at(0))
+    assert probe.step(quiet(0, 'other')).threshold == pytest.approx(band.at(0.2).at(0))
+
+
+def test_labels_move_the_threshold_of_the_next_episode_once_each(
+    probe, run_monitor, mlp_folder, alarming, quiet
+):
+    rollout, alarm_step = alarming
+    expected = Expected(mlp_folder, 0.05)
+    run_monitor(detector_folder=mlp_folder, adaptation_rate=0.05)
+    probe.wait_until_active()
+    assert play(probe, rollout, 'a', alarm_step + 1)[-1].alarm
+    events = probe.listen_to_events()
+
+    response = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
+    assert response.success
+    assert "'a', outcome a success: learned from" in response.message
+    observation = expected.learn(rollout, alarm_step + 1, alarmed=True)
+    assert probe.step(quiet(0, 'b')).threshold == expected.at(0)
+
+    # Taken back by an event, which moves no threshold while an episode runs.
+    probe.event('a', EpisodeEvent.KIND_LABEL, EpisodeEvent.OUTCOME_FAILURE)
+    facts = 'adaptation of the band of all tasks'
+    probe.spin_until(
+        lambda: '0 of 0 labelled' in probe.facts().get(facts, ''), 'the label is taken back'
+    )
+    assert probe.step(quiet(1, 'b')).threshold == expected.at(1)
+    expected.band.forget('', observation)
+    probe.end('b')
+    assert probe.step(quiet(0, 'c')).threshold == expected.at(0)
+    probe.end('c')
+
+    # Everything that the service published has come back by now, and was not learned once more.
+    probe.event('a', EpisodeEvent.KIND_LABEL, EpisodeEvent.OUTCOME_SUCCESS)
+    expected.learn(rollout, alarm_step + 1, alarmed=True)
+    probe.spin_until(
+        lambda: '1 of 1 labelled' in probe.facts().get(facts, ''), 'the label is learned'
+    )
+    assert 'realised 1, wanted 0.2' in probe.facts()[facts]
+    assert probe.step(quiet(0, 'd')).threshold == expected.at(0)
+    (own,) = [event for event in events if 'label_episode' in event.reason]
+    assert (own.episode_id, own.kind, own.outcome) == ('a', 2, EpisodeEvent.OUTCOME_SUCCESS)
+    assert own.header.stamp.sec > 0
+
+
+def test_an_own_label_that_comes_back_after_another_one_counts_for_nothing(
+    probe, mlp_folder, quiet
+):
+    parameters = {'detector_folder': str(mlp_folder), 'adaptation_rate': 0.05}
+    node = MonitorNode(
+        context=probe.context,
+        parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()],
+    )
+    try:
+        node.autostart()
+        node._on_step(step_to_message(quiet(0)))
+        published = []
+        node._label_publisher = SimpleNamespace(publish=published.append)
+        node._label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
+        (own,) = published
+        end = EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END)
+        node._on_episode(end)
+        node._finish_ending()
+        learned = node._monitor.adaptation.of('')
+        assert learned.successes == 1
+        failure = EpisodeEvent.OUTCOME_FAILURE
+        node._on_episode(
+            EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_LABEL, outcome=failure)
+        )
+        node._on_episode(own)
+        assert learned.successes == 0, 'the latest label counts'
+        node._on_episode(own)
+        assert learned.successes == 1, 'played from a bag it is a label like any other'
+        node._on_episode(EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END, outcome=9))
+        node._on_episode(end)
+        assert learned.successes == 1, 'an END that says nothing takes no label back'
+    finally:
+        node.destroy_node()
+
+
+def test_what_was_learned_survives_a_restart_and_a_damaged_file_is_refused(
+    probe, run_monitor, mlp_folder, alarming, quiet, tmp_path
+):
+    rollout, alarm_step = alarming
+    file = tmp_path / 'learned.json'
+    parameters = {
+        'detector_folder': mlp_folder,
+        'adaptation_rate': 0.05,
+        'adaptation_file': str(file),
+    }
+    first = run_monitor(**parameters)
+    probe.wait_until_active()
+    play(probe, rollout, 'a', alarm_step + 1, EpisodeEvent.OUTCOME_SUCCESS)
+    expected = Expected(mlp_folder, 0.05)
+    expected.learn(rollout, alarm_step + 1, alarmed=True)
+    assert probe.step(quiet(0, 'b')).threshold == expected.at(0)
+    assert '"successes": 1' in file.read_text()
+    first.stop()
+
+    probe.stops.clear()
+    second = run_monitor(**parameters)
+    probe.wait_until_active()
+    assert probe.step(quiet(0, 'c')).threshold == expected.at(0)
+    second.stop()
+
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    third = run_monitor(**parameters)
+    probe.spin_until(
+        lambda: str(file) in probe.status.message and probe.status.level == DiagnosticStatus.ERROR,
+        'the damaged file is diagnosed',
+    )
+    assert 'move the file away' in probe.status.message
+    assert third.exit_status is None
+    assert file.read_bytes() == data, 'what was refused is not touched'
+
+
+def test_another_detector_adapts_anew_and_leaves_the_file_alone(
+    probe, run_monitor, mlp_folder, lstm_folder, quiet, tmp_path
+):
+    file = tmp_path / 'learned.json'
+    run_monitor(detector_folder=mlp_folder, adaptation_rate=0.05, adaptation_file=str(file))
+    probe.wait_until_active()
+    probe.step(quiet(0, 'a'))
+    probe.end('a')
+    probe.label_episode('a', EpisodeEvent.OUTCOME_SUCCESS)
+    before = file.read_bytes()
+    assert b'"successes": 1' in before
+    answer = probe.load_detector(lstm_folder)
+    assert answer.success
+    assert 'adapt anew, and only in memory' in answer.message
+    probe.step(quiet(0, 'b'))
+    probe.end('b')
+    assert 'learned from' in probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS).message
+    assert 'none of the last' in probe.label_episode('a', EpisodeEvent.OUTCOME_SUCCESS).message
+    assert file.read_bytes() == before
+    assert 'adapt anew' in probe.load_detector(mlp_folder).message
+    probe.spin_until(lambda: b'"successes": 0' in file.read_bytes(), 'the file is started anew')
+
+
+def test_labels_are_published_without_adaptation_and_wrong_ones_refused(
+    probe, run_monitor, mlp_folder, quiet
+):
+    process = run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    nothing = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
+    assert not nothing.success
+    assert 'give its episode_id' in nothing.message
+    wrong = probe.label_episode('e', 9)
+    assert not wrong.success
+    assert 'found 9' in wrong.message
+    events = probe.listen_to_events()
+    earlier = probe.label_episode('recorded earlier', EpisodeEvent.OUTCOME_FAILURE)
+    assert earlier.success
+    assert 'adaptation_rate is 0' in earlier.message
+    probe.spin_until(lambda: events, 'the label is published')
+    assert [event.episode_id for event in events] == ['recorded earlier']
+    assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
+    assert probe.label_episode('', EpisodeEvent.OUTCOME_UNKNOWN).message.startswith("episode 'e'")
+    assert process.exit_status is None
+
+
+def test_a_file_without_adaptation_is_refused(probe, run_monitor, mlp_folder, tmp_path):
+    run_monitor(detector_folder=mlp_folder, adaptation_file=str(tmp_path / 'learned.json'))
+    probe.spin_until(
+        lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR,
+        'the failure is diagnosed',
+    )
+    assert 'adaptation_rate is 0' in probe.status.message
+    answer = probe.label_episode('e', EpisodeEvent.OUTCOME_SUCCESS)
+    assert answer.success
+    assert 'published only' in answer.message

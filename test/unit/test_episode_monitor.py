@@ -14,6 +14,8 @@ from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.episode_monitor import EpisodeMonitor, MonitorError, choose_thresholds
 from safe_monitor_node.folder import LoadedDetector
+from safe_monitor_node.lessons import KEPT_EPISODES, Lesson
+from safe_training.conformal import constant_band
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -59,8 +61,10 @@ def make_step(index, score=LOW, episode='a', **changes):
 class Live:
     """An episode monitor and a clock that runs one second a step."""
 
-    def __init__(self, loaded=None, **config):
-        self.monitor = EpisodeMonitor(loaded or scripted(), config=AlarmConfig(**config))
+    def __init__(self, loaded=None, *, adaptation_rate=0.0, **config):
+        self.monitor = EpisodeMonitor(
+            loaded or scripted(), config=AlarmConfig(**config), adaptation_rate=adaptation_rate
+        )
         self.now = 50.0
 
     def step(self, *args, **changes):
@@ -70,6 +74,15 @@ class Live:
     def state(self, *args, **changes):
         judgement = self.step(*args, **changes)
         return None if judgement is None else judgement.verdict.state
+
+    def play(self, episode, scores, success=None, task=''):
+        """Play an episode from START to END and label it, if it is said how it went."""
+        self.monitor.start(episode, self.now, task)
+        states = [self.state(index, score, episode) for index, score in enumerate(scores)]
+        self.monitor.end(episode)
+        if success is not None:
+            self.monitor.label(episode, success)
+        return states
 
 
 # --- which thresholds
@@ -464,3 +477,345 @@ def test_raw_features_are_pooled_as_the_detector_was_trained():
 
 def test_features_without_a_name_are_taken_at_their_word():
     assert Live(recurrent()).state(0, feature_name='') == NOMINAL
+
+
+# --- whose thresholds
+
+
+def with_tasks():
+    """Return a detector with bands of its own for two tasks, one of them infinite at alpha 0.1."""
+    tasks = {'pour': make_band(levels=(3.0, 2.0)), 'rare': make_band(levels=(math.inf, 0.3))}
+    return scripted(dataclasses.replace(make_band(), tasks=tasks))
+
+
+@pytest.mark.parametrize(
+    ('task', 'name', 'threshold', 'warning'),
+    [
+        ('pour', "the band of task 'pour'", 3.0, 2.0),
+        ('rare', 'the band of all tasks', 1.0, 0.5),
+        ('other', 'the band of all tasks', 1.0, 0.5),
+        ('', 'the band of all tasks', 1.0, 0.5),
+    ],
+)
+def test_the_thresholds_are_those_of_the_task_that_the_start_tells(task, name, threshold, warning):
+    live = Live(with_tasks())
+    live.monitor.start('a', live.now, task)
+    assert live.step(0).threshold == threshold
+    assert live.monitor.warning.at(0) == warning, 'a warning comes from the same band'
+    assert live.monitor.band_name == name
+
+
+def test_without_a_start_the_instruction_of_the_first_step_tells_the_task():
+    live = Live(with_tasks())
+    assert live.step(0, instruction='pour').threshold == 3.0
+    assert live.step(0, episode='b').threshold == 1.0
+    assert live.step(1, episode='b', instruction='pour').threshold == 1.0, 'not the first step'
+    live.monitor.start('c', live.now)
+    assert live.step(0, episode='c', instruction='pour').threshold == 3.0
+    live.monitor.start('d', live.now, 'other')
+    assert live.step(0, episode='d', instruction='pour').threshold == 1.0, 'the start counts'
+
+
+def test_a_start_that_comes_late_changes_the_thresholds_from_then_on():
+    live = Live(with_tasks())
+    assert live.state(0, RAISED) == WARNING
+    live.monitor.start('a', live.now, 'pour')
+    assert live.state(1, RAISED) == NOMINAL
+    assert live.monitor.counts.episodes == 1
+    live.monitor.start('a', live.now)
+    assert live.step(2).threshold == 3.0, 'a start that tells nothing changes nothing'
+    assert live.step(0, episode='b').threshold == 1.0
+
+
+def test_an_episode_that_begins_anew_under_its_name_keeps_its_task():
+    live = Live(with_tasks())
+    live.monitor.start('a', live.now, 'pour')
+    live.step(0, stamp=10)
+    assert live.step(0, stamp=20, instruction='other').threshold == 3.0
+    live.monitor.end('a')
+    assert live.step(0, stamp=30).threshold == 3.0
+    live.monitor.start('a', live.now, 'other')
+    assert live.step(1).threshold == 1.0
+    live.monitor.abandon()
+    assert live.step(0, stamp=40).threshold == 1.0
+
+
+# --- what labels teach
+
+
+def adapting(peaks=39, rate=0.05, **config):
+    """Return a monitor calibrated on peaks up to 1, and on peaks up to 2 for the task 'pour'."""
+    curves = [np.array([(index + 1) / peaks]) for index in range(peaks)]
+    band = constant_band(curves, (0.1, 0.2), horizon=20)
+    own = constant_band([2 * curve for curve in curves], (0.1, 0.2), horizon=20)
+    band = dataclasses.replace(band, tasks={'pour': own})
+    return Live(scripted(band), adaptation_rate=rate, **config)
+
+
+def level_of(live, task=''):
+    return live.monitor.adaptation.of(task).level
+
+
+def test_without_adaptation_labels_change_nothing_and_nothing_is_kept():
+    live = Live(scripted(adapting().monitor.loaded.band))
+    before = live.monitor.threshold
+    live.play('a', [HIGH], success=True)
+    assert live.monitor.label('a', True) is Lesson.OFF
+    live.play('b', [LOW])
+    assert live.monitor.adaptation is None
+    assert live.monitor.threshold.upper.base is before.upper.base, 'the array of the folder'
+
+
+def test_a_false_alarm_raises_the_threshold_of_the_next_episode():
+    live = adapting()
+    first = live.monitor.threshold.at(0)
+    assert live.play('a', [LOW, HIGH]) == [NOMINAL, ALARM]
+    assert live.monitor.label('a', True) is Lesson.LEARNED
+    live.monitor.start('b', live.now)
+    assert live.monitor.threshold.at(0) > first
+    assert live.monitor.adaptation.of('').false_alarms == 1
+    assert live.monitor.label('a', True) is Lesson.UNCHANGED
+    assert live.monitor.adaptation.of('').successes == 1
+
+
+def test_quiet_successes_lower_the_threshold_and_failures_do_not_move_it():
+    live = adapting()
+    first = live.monitor.threshold.at(0)
+    live.play('a', [HIGH])
+    assert live.monitor.label('a', False) is Lesson.FAILURE
+    assert level_of(live) == 0.1
+    for index in range(20):
+        live.play(f'b{index}', [LOW], success=True)
+    live.monitor.start('c', live.now)
+    assert live.monitor.threshold.at(0) < first
+    assert live.monitor.warning.at(0) < live.monitor.threshold.at(0)
+
+
+def test_a_label_moves_no_threshold_while_an_episode_runs():
+    live = adapting()
+    live.play('a', [HIGH])
+    live.monitor.start('b', live.now)
+    before = live.step(0, episode='b').threshold
+    live.monitor.label('a', True)
+    assert live.step(1, episode='b').threshold == before
+    live.monitor.start('b', live.now, 'a task that the band of all tasks watches')
+    assert live.step(2, episode='b').threshold == before
+    assert live.step(0, episode='c').threshold > before
+
+
+def test_a_label_that_comes_while_its_episode_runs_is_learned_at_its_end():
+    live = adapting()
+    live.step(0)
+    assert live.monitor.label('a', True) is Lesson.NOTED
+    assert level_of(live) == 0.1, 'there may be an alarm yet'
+    live.step(1, HIGH)
+    live.monitor.end('a')
+    assert live.monitor.adaptation.of('').false_alarms == 1
+    assert live.monitor.label('a', True) is Lesson.UNCHANGED, 'as END may say it once more'
+
+
+def test_an_episode_without_an_end_is_learned_from_when_the_next_one_begins():
+    live = adapting()
+    live.step(0, HIGH)
+    live.monitor.label('a', True)
+    live.step(0, episode='b')
+    assert live.monitor.adaptation.of('').false_alarms == 1
+
+
+@pytest.mark.parametrize('correction', [None, False])
+def test_a_label_that_is_taken_back_is_unlearned_exactly(correction):
+    live = adapting()
+    before = live.monitor.threshold.upper
+    live.play('a', [HIGH], success=True)
+    assert live.monitor.label('a', correction) is Lesson.TAKEN_BACK
+    assert level_of(live) == 0.1
+    live.monitor.start('b', live.now)
+    # The folder's own thresholds are not rounded up, which the moving ones are.
+    np.testing.assert_allclose(live.monitor.threshold.upper, before, rtol=1e-14)
+    assert live.monitor.label('a', correction) is Lesson.UNCHANGED
+    assert live.monitor.label('a', True) is Lesson.LEARNED
+
+
+def test_a_label_can_be_taken_back_before_anything_was_learned():
+    live = adapting()
+    live.step(0, HIGH)
+    live.monitor.label('a', True)
+    live.monitor.label('a', None)
+    live.monitor.end('a')
+    assert level_of(live) == 0.1
+    live.monitor.label('a', False)
+    assert live.monitor.label('a', None) is Lesson.UNKNOWN_OUTCOME
+
+
+def test_a_late_label_counts_the_alarm_that_there_was():
+    live = adapting(peaks=9)
+    live.play('quiet', [0.95])
+    live.play('alarmed', [HIGH])
+    for index in range(40):
+        live.play(f'q{index}', [LOW], success=True)
+    live.monitor.start('x', live.now)
+    assert live.monitor.threshold.at(0) < 0.95
+    live.monitor.label('quiet', True)
+    assert live.monitor.adaptation.of('').false_alarms == 0
+    live.monitor.label('alarmed', True)
+    assert live.monitor.adaptation.of('').false_alarms == 1
+
+
+@pytest.mark.parametrize('spoil', ['gap', 'unreadable', 'nan', 'past', 'abandoned', 'empty'])
+def test_nothing_is_learned_from_an_episode_that_was_not_judged_as_a_whole(spoil):
+    live = adapting(max_missing_steps=1)
+    live.monitor.start('a', live.now)
+    if spoil != 'empty':
+        live.step(0, HIGH)
+    if spoil == 'gap':
+        live.step(2)
+    elif spoil == 'unreadable':
+        live.monitor.refuse('a', 1, 0, 'unreadable', live.now)
+    elif spoil == 'nan':
+        live.step(1, math.nan)
+    elif spoil == 'past':
+        for index in range(1, 21):
+            live.step(index)
+    if spoil == 'abandoned':
+        live.monitor.label('a', True)
+        live.monitor.abandon()
+        assert live.monitor.label('a', True) is Lesson.UNCHANGED
+    else:
+        live.monitor.end('a')
+        assert live.monitor.label('a', True) is Lesson.UNUSABLE
+    assert level_of(live) == 0.1
+    live.monitor.label('a', None)
+    assert level_of(live) == 0.1
+
+
+def test_labels_of_unknown_episodes_are_said_to_be_so_and_memory_is_bounded():
+    live = adapting()
+    assert live.monitor.label('never', True) is Lesson.UNKNOWN_EPISODE
+    for index in range(KEPT_EPISODES + 1):
+        live.play(f'e{index}', [LOW])
+    assert live.monitor.label('e0', True) is Lesson.UNKNOWN_EPISODE
+    assert live.monitor.label('e1', True) is Lesson.LEARNED
+    assert len(live.monitor._lessons._past) == KEPT_EPISODES
+
+
+def test_an_episode_played_again_under_its_name_is_learned_from_again():
+    live = adapting()
+    live.play('a', [HIGH], success=True)
+    live.step(0, LOW, stamp=10)
+    live.monitor.label('a', True)
+    live.monitor.end('a')
+    assert (live.monitor.adaptation.of('').successes, live.monitor.latest_id) == (2, 'a')
+    live.monitor.label('a', None)
+    assert live.monitor.adaptation.of('').successes == 1
+    assert live.monitor.adaptation.of('').false_alarms == 1, 'the label means the last one'
+
+
+def test_each_task_learns_from_its_own_episodes():
+    live = adapting()
+    live.play('a', [2 * HIGH], success=True, task='pour')
+    assert level_of(live, 'pour') < 0.1
+    assert level_of(live) == 0.1
+    live.play('b', [HIGH], success=True, task='other')
+    assert live.monitor.adaptation.of('pour').successes == 1
+    assert live.monitor.adaptation.of('').successes == 1
+    live.monitor.start('c', live.now, 'pour')
+    assert live.monitor.band_name == "the band of task 'pour'"
+
+
+def test_a_late_start_teaches_the_band_of_its_task():
+    live = adapting()
+    assert live.state(0, HIGH) == ALARM, 'above the band of all tasks, not above that of pouring'
+    live.monitor.start('a', live.now, 'pour')
+    live.step(1, LOW)
+    live.monitor.end('a')
+    live.monitor.label('a', True)
+    moving = live.monitor.adaptation.of('pour')
+    assert (moving.successes, moving.false_alarms) == (1, 1), 'there was an alarm'
+    assert moving.observed == (pytest.approx(HIGH),), 'and the first step is not forgotten'
+    assert live.monitor.adaptation.of('').successes == 0
+
+
+def test_an_infinite_threshold_is_never_nominal_and_says_what_to_do():
+    live = adapting(peaks=12, rate=0.2, max_missing_steps=100)
+    for index in range(4):
+        live.play(f'e{index}', [HIGH * (index + 1)], success=True)
+    assert level_of(live) < 0
+    invalid = live.monitor.counts.invalid
+    live.monitor.start('x', live.now)
+    assert live.monitor.verdict.state == UNKNOWN
+    judgement = live.step(0, episode='x')
+    assert (judgement.verdict.state, judgement.threshold) == (INVALID, math.inf)
+    assert judgement.score == pytest.approx(LOW)
+    for part in ('no finite threshold', 'of 4 labelled successes', 'go on labelling'):
+        assert part in judgement.problem
+    assert live.monitor.counts.invalid == invalid + 1
+    for index in range(1, 5):
+        assert live.state(index, 100.0, 'x') == INVALID
+    assert live.state(0, episode='y') == INVALID
+    before = live.monitor.adaptation.of('').false_alarms
+    assert live.monitor.label('x', True) is Lesson.LEARNED
+    assert live.monitor.adaptation.of('').false_alarms == before, 'no alarm was raised'
+    count = 0
+    while live.play(f'z{count}', [LOW], success=True) != [NOMINAL]:
+        count += 1
+        assert count < 100, 'labelled successes bring the threshold back'
+    assert count > 0
+
+
+def test_a_threshold_below_everything_alarms_at_once():
+    live = adapting(rate=0.9)
+    for index in range(12):
+        live.play(f'e{index}', [-1.0], success=True)
+        if level_of(live) >= 1.0:
+            break
+    assert live.play('x', [-1e6]) == [ALARM]
+    live.monitor.label('x', True)
+    assert live.monitor.adaptation.of('').false_alarms == 1
+
+
+def test_another_detector_learns_anew():
+    live = adapting()
+    live.play('a', [HIGH], success=True)
+    following = adapting().monitor
+    following.take_over(live.monitor)
+    assert following.adaptation.of('').successes == 0
+    assert following.label('a', False) is Lesson.UNKNOWN_EPISODE
+    assert following.latest_id == 'a'
+
+
+def test_a_band_without_its_shape_cannot_adapt():
+    with pytest.raises(MonitorError, match=r'detector action_norm: the band of all tasks.*fit aga'):
+        EpisodeMonitor(scripted(), adaptation_rate=0.02)
+
+
+def test_debounced_alarms_count_as_the_crossings_that_they_come_from():
+    live = adapting(k=3, n=3)
+    assert live.play('a', [HIGH, LOW]) == [WARNING, NOMINAL]
+    live.monitor.label('a', True)
+    assert live.monitor.adaptation.of('').false_alarms == 1
+
+
+@pytest.mark.parametrize('late', [0, 5])
+def test_under_drift_the_rate_is_kept_where_a_fixed_band_breaks(late):
+    alpha, rate, count = 0.1, 0.01, 1200
+    rng = np.random.default_rng(late)
+    peaks = [[peak] for peak in rng.normal(size=60)]
+    loaded = scripted(constant_band(peaks, (alpha,), horizon=3), alpha)
+    adaptive, fixed = Live(loaded, adaptation_rate=rate), Live(loaded)
+    alarms = {'adaptive': 0, 'fixed': 0}
+    for index in range(count):
+        drift = 2.0 * index / count
+        scores = [*(drift - 3.0 + rng.random(2)), drift + rng.normal()]
+        for name, live in (('adaptive', adaptive), ('fixed', fixed)):
+            states = live.play(f'e{index}', scores)
+            alarms[name] += ALARM in states
+            assert name == 'fixed' or (INVALID in states) == np.isinf(live.monitor.threshold.at(0))
+        if index >= late:
+            adaptive.monitor.label(f'e{index - late}', True)
+    assert alarms['fixed'] / count > 0.3
+    assert abs(alarms['adaptive'] / count - alpha) < 0.02
+    labelled = adaptive.monitor.adaptation.of('')
+    bound = (max(alpha, 1 - alpha) + rate) / (labelled.successes * rate)
+    bound += late / labelled.successes
+    assert abs(labelled.false_alarms / labelled.successes - alpha) <= bound
+    assert adaptive.monitor.counts.invalid < 0.02 * adaptive.monitor.counts.scored

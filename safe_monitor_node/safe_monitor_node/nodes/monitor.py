@@ -21,13 +21,16 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
+from safe_monitor_node.adaptation_file import AdaptationFile, AdaptationFileError
+from safe_monitor_node.adaptive_band import name_of
 from safe_monitor_node.alarm import AlarmConfig, AlarmState, Verdict
 from safe_monitor_node.episode_monitor import EpisodeMonitor, Judgement, MonitorError
 from safe_monitor_node.folder import load_detector
+from safe_monitor_node.lessons import Lesson
 from safe_monitor_node.nodes.lifecycle import ManagedNode
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from safe_msgs.srv import LoadDetector
+from safe_msgs.srv import LabelEpisode, LoadDetector
 from vla_feature_bridge.messages import MessageError, step_from_message, time_from_message
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.nodes.parameters import Parameter, declare_parameters
@@ -49,6 +52,12 @@ ADVICE = {
 }
 HALTING = (FailureAlarm.ADVICE_STOP, FailureAlarm.ADVICE_BACKTRACK, FailureAlarm.ADVICE_ASK)
 BLIND = (AlarmState.STALE, AlarmState.INVALID)
+OUTCOMES = {
+    EpisodeEvent.OUTCOME_UNKNOWN: None,
+    EpisodeEvent.OUTCOME_SUCCESS: True,
+    EpisodeEvent.OUTCOME_FAILURE: False,
+}
+OUTCOME_NAMES = {None: 'unknown', True: 'a success', False: 'a failure'}
 
 PARAMETERS = (
     Parameter('detector_folder', '', 'Folder of the fitted detector.'),
@@ -66,6 +75,19 @@ PARAMETERS = (
         'otherwise none.',
         0.0,
         0.99,
+    ),
+    Parameter(
+        'adaptation_rate',
+        0.0,
+        'Step size with which labelled successes move the thresholds, for example a tenth of '
+        'alpha; 0 leaves them as calibrated.',
+        0.0,
+        1.0,
+    ),
+    Parameter(
+        'adaptation_file',
+        '',
+        'File that keeps what labelled episodes taught; empty keeps it in memory only.',
     ),
     Parameter('alarm_k', 1, 'Alarm when k of the last n steps are above the band: k.', 1, 1000),
     Parameter('alarm_n', 1, 'Alarm when k of the last n steps are above the band: n.', 1, 1000),
@@ -101,8 +123,9 @@ class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
 
     Services: ``~/reset`` (std_srvs/Trigger) releases a latched alarm; ``~/load_detector`` replaces
-    the detector. A message that cannot be judged gives an INVALID score and a diagnosis; the node
-    lives on.
+    the detector; ``~/label_episode`` publishes an outcome on ``vla/episode``. Outcomes from there
+    move the thresholds of later episodes, if ``adaptation_rate`` is not 0. A message that cannot be
+    judged gives an INVALID score and a diagnosis; the node lives on.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -117,11 +140,23 @@ class MonitorNode(ManagedNode):
         self._entities: list[Any] = []
         self._timers_made: list[Any] = []
         self._ending: Any = None
+        self._file: AdaptationFile | None = None
+        self._file_problem = ''
+        # Labels that this node published itself and that have not come back yet.
+        self._own_labels: deque[EpisodeEvent] = deque(maxlen=100)
         # Diagnostics and services must work in every lifecycle state, a failed start-up above all.
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', DIAGNOSTICS_QOS)
         self.create_timer(self._p.diagnostics_period, self._publish_diagnostics)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(LoadDetector, '~/load_detector', self._on_load_detector)
+        # Made now, so that subscribers know it long before the first label.
+        self._label_publisher = self.create_publisher(
+            EpisodeEvent,
+            'vla/episode',
+            EPISODE_QOS,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self.create_service(LabelEpisode, '~/label_episode', self._on_label_episode)
 
     def autostart(self) -> None:
         """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
@@ -135,6 +170,7 @@ class MonitorNode(ManagedNode):
     def _setup(self) -> None:
         self._monitor = self._make_monitor(self._folder)
         loaded = self._monitor.loaded
+        self._file = self._open_adaptation_file(self._monitor)
         torch.set_num_threads(self._p.threads)
         overriding = QoSOverridingOptions.with_default_policies()
         self._scores = self.create_lifecycle_publisher(
@@ -187,10 +223,23 @@ class MonitorNode(ManagedNode):
             alpha=self._p.alpha,
             warning_alpha=self._p.warning_alpha,
             config=config,
+            adaptation_rate=self._p.adaptation_rate,
         )
+
+    def _open_adaptation_file(self, monitor: EpisodeMonitor) -> AdaptationFile | None:
+        if not self._p.adaptation_file:
+            return None
+        if monitor.adaptation is None:
+            raise MonitorError(
+                f'parameter adaptation_file is {self._p.adaptation_file!r}, but adaptation_rate is '
+                '0, so nothing is learned; set a rate, for example a tenth of alpha, or leave the '
+                'file empty'
+            )
+        return AdaptationFile(self._p.adaptation_file, monitor.loaded, monitor.adaptation)
 
     def _teardown(self) -> None:
         self._cancel_ending()
+        self._keep_adaptation()
         for timer in self._timers_made:
             self.destroy_timer(timer)
         for entity in self._entities:
@@ -202,7 +251,8 @@ class MonitorNode(ManagedNode):
             jumps.unregister()
         self._timers_made.clear()
         self._entities.clear()
-        self._monitor = self._next_monitor = None
+        self._monitor = self._next_monitor = self._file = None
+        self._file_problem = ''
         self._published = ()
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -255,13 +305,24 @@ class MonitorNode(ManagedNode):
         self._announce(message)
 
     def _on_episode(self, event: EpisodeEvent) -> None:
-        if not self.active or self._monitor is None:
+        if self._monitor is None:
+            return
+        if event in self._own_labels:
+            self._own_labels.remove(event)  # learned already, when it was published
+            return
+        if event.kind == EpisodeEvent.KIND_LABEL or (
+            # An END that says nothing takes no earlier label back, a LABEL does.
+            event.kind == EpisodeEvent.KIND_END and event.outcome != EpisodeEvent.OUTCOME_UNKNOWN
+        ):
+            self._take_label(event)
+        if not self.active:
             return
         if event.kind == EpisodeEvent.KIND_START:
             self._finish_ending()
             if event.episode_id != self._current_id():
                 self._take_next_monitor()
-            self._monitor.start(event.episode_id, self._now())
+            task = event.task or event.instruction
+            self._monitor.start(event.episode_id, self._now(), task)
         elif event.kind == EpisodeEvent.KIND_END and event.episode_id == self._current_id():
             # Steps and events are two topics: the last steps may be delivered after the END.
             self._cancel_ending()
@@ -269,6 +330,36 @@ class MonitorNode(ManagedNode):
                 max(self._p.end_grace, 1e-3), self._finish_ending, clock=self._steady_clock()
             )
         self._announce()
+
+    def _take_label(self, event: EpisodeEvent) -> None:
+        assert self._monitor is not None
+        if event.outcome not in OUTCOMES:
+            self.get_logger().warning(
+                f'vla/episode: expected an outcome of {sorted(OUTCOMES)} for episode '
+                f'{event.episode_id!r}, found {event.outcome}; ignored'
+            )
+            return
+        success = OUTCOMES[event.outcome]
+        lesson = self._monitor.label(event.episode_id, success)
+        if lesson is not Lesson.OFF:
+            self.get_logger().info(self._label_sentence(event.episode_id, success, lesson))
+            self._keep_adaptation()
+
+    @staticmethod
+    def _label_sentence(episode_id: str, success: bool | None, lesson: Lesson) -> str:
+        return f'episode {episode_id!r}, outcome {OUTCOME_NAMES[success]}: {lesson.value}'
+
+    def _keep_adaptation(self) -> None:
+        """Write what was learned, if there is a file for it and something is new."""
+        if self._file is None:
+            return
+        try:
+            self._file.keep()
+        except AdaptationFileError as error:
+            self._file_problem = str(error)
+            self.get_logger().error(self._file_problem, throttle_duration_sec=10.0)
+        else:
+            self._file_problem = ''
 
     def _steady_clock(self) -> Any:
         return rclpy.clock.Clock(clock_type=ClockType.STEADY_TIME)
@@ -291,19 +382,33 @@ class MonitorNode(ManagedNode):
         self._cancel_ending()
         if self._monitor is not None:
             self._monitor.end(self._monitor.episode_id)
+            self._keep_adaptation()
         self._take_next_monitor()
         self._announce()
 
     def _take_next_monitor(self) -> None:
         if self._next_monitor is not None and self._monitor is not None:
-            self._next_monitor.take_over(self._monitor)
-            self._monitor, self._next_monitor = self._next_monitor, None
+            monitor, self._next_monitor = self._next_monitor, None
+            self._use_monitor(monitor)
+
+    def _use_monitor(self, monitor: EpisodeMonitor) -> None:
+        """Put a monitor in the place of the present one; what it learns, it learns anew."""
+        assert self._monitor is not None
+        self._keep_adaptation()
+        monitor.take_over(self._monitor)
+        self._monitor = monitor
+        adaptation = monitor.adaptation
+        if self._file is None or adaptation is None:
+            return
+        if self._file.belongs_to(monitor.loaded, adaptation):
+            self._file.start_anew(adaptation)
 
     def _on_tick(self) -> None:
         if not self.active or self._monitor is None:
             return
         if self._ending is None:
             self._monitor.tick(self._now())
+        self._keep_adaptation()
         self._announce()
         self._publish_stop()
 
@@ -342,13 +447,65 @@ class MonitorNode(ManagedNode):
             response.success, response.message = self._configure_with(name)
         elif self._monitor.running:
             self._next_monitor = monitor
-            response.message = f'{name} takes over with the next episode'
+            response.message = f'{name} takes over with the next episode{self._anew(monitor)}'
         else:
-            monitor.take_over(self._monitor)
-            self._monitor = monitor
-            response.message = f'{name} is in use'
+            response.message = f'{name} is in use{self._anew(monitor)}'
+            self._use_monitor(monitor)
         self.get_logger().info(response.message)
         return response
+
+    def _anew(self, monitor: EpisodeMonitor) -> str:
+        """Say what becomes of the adaptation with another monitor; empty without adaptation."""
+        if monitor.adaptation is None:
+            return ''
+        if self._file is None or self._file.belongs_to(monitor.loaded, monitor.adaptation):
+            return '; its thresholds adapt anew'
+        return (
+            f'; its thresholds adapt anew, and only in memory: {self._file.path} stays with the '
+            'detector before it'
+        )
+
+    def _on_label_episode(
+        self, request: LabelEpisode.Request, response: LabelEpisode.Response
+    ) -> LabelEpisode.Response:
+        try:
+            response.message = self._label_episode(request.episode_id, request.outcome)
+            response.success = True
+        except Exception as error:  # whatever it is, the caller must hear it and the node live on
+            self.get_logger().error(f'cannot label an episode: {error}')
+            response.success, response.message = False, str(error)
+        return response
+
+    def _label_episode(self, episode_id: str, outcome: int) -> str:
+        """Publish a label and learn from it; returns what was done, for a person."""
+        if outcome not in OUTCOMES:
+            raise MonitorError(
+                f'outcome: expected one of {sorted(OUTCOMES)} (unknown, success, failure), found '
+                f'{outcome}; nothing was labelled'
+            )
+        if not episode_id:
+            episode_id = '' if self._monitor is None else self._monitor.latest_id
+        if not episode_id:
+            raise MonitorError(
+                'no episode runs or has run here, so nothing was labelled; give its episode_id'
+            )
+        event = EpisodeEvent(
+            episode_id=episode_id,
+            kind=EpisodeEvent.KIND_LABEL,
+            outcome=outcome,
+            reason=f'labelled through {self.get_fully_qualified_name()}/label_episode',
+        )
+        event.header.stamp = self.get_clock().now().to_msg()
+        # It comes back, later and perhaps after somebody else's label: it is learned now or never.
+        self._own_labels.append(event)
+        self._label_publisher.publish(event)
+        success = OUTCOMES[outcome]
+        if self._monitor is None:
+            return f'episode {episode_id!r}, outcome {OUTCOME_NAMES[success]}: published only'
+        lesson = self._monitor.label(episode_id, success)
+        self._keep_adaptation()
+        sentence = self._label_sentence(episode_id, success, lesson)
+        return f'{sentence}; {self._file_problem}' if self._file_problem else sentence
 
     def _configure_with(self, name: str) -> tuple[bool, str]:
         """Start with a folder that was just checked, if the node starts by itself."""
@@ -450,6 +607,8 @@ class MonitorNode(ManagedNode):
             AlarmState.ALARM: DiagnosticStatus.ERROR,
             AlarmState.INVALID: DiagnosticStatus.ERROR,
         }.get(verdict.state, DiagnosticStatus.STALE)
+        if self._file_problem and level == DiagnosticStatus.OK:
+            return DiagnosticStatus.WARN, f'{verdict.state.name}, but {self._file_problem}'
         return level, f'{verdict.state.name}: {verdict.reason}'
 
     def _facts(self) -> dict[str, object]:
@@ -465,6 +624,8 @@ class MonitorNode(ManagedNode):
             'calibration rollouts': loaded.band.n_calibration,
             'band length [steps]': loaded.band.length,
             'episode': self._monitor.episode_id,
+            'task': self._monitor.task,
+            'band': self._monitor.band_name,
             'state': self._monitor.verdict.state.name,
             'episodes': counts.episodes,
             'steps scored': counts.scored,
@@ -473,9 +634,33 @@ class MonitorNode(ManagedNode):
             'steps out of order': counts.out_of_order,
             'last problem': self._problem,
         }
+        facts |= self._adaptation_facts(self._monitor)
         if self._latencies:
             p50, p99 = np.percentile(self._latencies, (50, 99)) * 1e3
             facts |= {'latency p50 [ms]': f'{p50:.3f}', 'latency p99 [ms]': f'{p99:.3f}'}
+        return facts
+
+    def _adaptation_facts(self, monitor: EpisodeMonitor) -> dict[str, object]:
+        """Return how far the thresholds in use have moved; nothing where they do not move."""
+        if (adaptation := monitor.adaptation) is None:
+            return {}
+        facts: dict[str, object] = {'adaptation rate': f'{adaptation.gamma:g}'}
+        for task in adaptation.tasks:
+            moving = adaptation.of(task)
+            if not moving.successes and task != monitor.threshold.task:
+                continue
+            share = 'none yet'
+            if moving.successes:
+                share = f'{moving.false_alarms / moving.successes:.3g}'
+            facts[f'adaptation of {name_of(task)}'] = (
+                f'level {moving.level:.4g}; false alarms {moving.false_alarms} of '
+                f'{moving.successes} labelled successes, realised {share}, wanted '
+                f'{moving.alpha:g}'
+            )
+        kept = 'none, kept in memory only'
+        if self._file is not None and self._file.keeps(adaptation):
+            kept = self._file_problem or str(self._file.path)
+        facts['adaptation file'] = kept
         return facts
 
 

@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A band whose thresholds move while episodes are labelled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from safe_monitor_node.adaptive import (
+    WINDOW,
+    AdaptationError,
+    AdaptiveThreshold,
+    Observation,
+)
+from safe_monitor_node.band import Band, BandShape, Threshold
+
+
+class AdaptiveBand:
+    """Moves the thresholds of a band: ``upper(t) = center(t) + w width(t)``, w adaptive.
+
+    The band of all tasks has one :class:`~safe_monitor_node.adaptive.AdaptiveThreshold`, every task
+    with a finite band of its own another; each learns from the episodes that it judged. Before
+    anything was observed the thresholds are those of the band.
+
+    The warning threshold is that of the same values at a level as much higher as the warning's
+    alpha is, so that it never lies above the threshold of the alarm. Nothing is promised of it.
+
+    Parameters
+    ----------
+    band : Band
+        With its shape, as `fit` stores it.
+    alpha : float
+        Wanted false-alarm rate; the band must have it.
+    gamma : float
+        Step size, positive.
+    warning_alpha : float
+        False-alarm rate of the warnings, not below alpha; alpha itself means none.
+    window : int
+        How many of the observed values are ranked, for each threshold.
+
+    Attributes
+    ----------
+    revision : int
+        Counts what moved the thresholds.
+
+    Raises
+    ------
+    AdaptationError
+        The band does not say what its thresholds are made of.
+    """
+
+    def __init__(
+        self,
+        band: Band,
+        alpha: float,
+        gamma: float,
+        *,
+        warning_alpha: float = 0.0,
+        window: int = WINDOW,
+    ) -> None:
+        self.alpha, self.gamma = alpha, gamma
+        self.warning_alpha = max(alpha, warning_alpha)
+        self.revision = 0
+        self._band = band
+        self._row = band.row(alpha)
+        self._shapes: dict[str, BandShape] = {}
+        self._moving: dict[str, AdaptiveThreshold] = {}
+        for task in ('', *band.tasks):
+            if band.at(alpha, task).task != task:
+                continue  # watched by the band of all tasks
+            shape = (band.tasks[task] if task else band).shape
+            if shape is None:
+                raise AdaptationError(
+                    f'{name_of(task)}: expected center, width and nonconformities, from which its '
+                    'thresholds can be moved, found thresholds only; fit again with this release, '
+                    'with the finite-sample quantile, or set adaptation_rate to 0'
+                )
+            self._shapes[task] = shape
+            self._moving[task] = AdaptiveThreshold(
+                shape.nonconformity[self._row], alpha, gamma, window=window
+            )
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The tasks with a moving band of their own; the empty name stands for all others."""
+        return tuple(self._moving)
+
+    def task_of(self, task: str) -> str:
+        """Return the task whose band judges an episode of ``task``; empty for that of all tasks."""
+        return task if task in self._moving else ''
+
+    def of(self, task: str) -> AdaptiveThreshold:
+        """Return the moving threshold that judges episodes of a task."""
+        return self._moving[self.task_of(task)]
+
+    def thresholds(self, task: str = '') -> tuple[Threshold, Threshold]:
+        """Return the present alarm and warning thresholds of a task; O(steps).
+
+        They are infinite at all steps where the level asks for a value that has not been seen.
+        """
+        task = self.task_of(task)
+        moving = self._moving[task]
+        alarm = Threshold(self.alpha, self._upper(task, moving.threshold), task)
+        if self.warning_alpha == self.alpha:
+            return alarm, alarm
+        higher = moving.quantile(moving.level + self.warning_alpha - self.alpha)
+        return alarm, Threshold(self.warning_alpha, self._upper(task, higher), task)
+
+    def _upper(self, task: str, w: float) -> NDArray[np.float64]:
+        shape = self._shapes[task]
+        if not math.isfinite(w):
+            return np.full(shape.center.size, w)
+        scaled = w * shape.width[self._row]
+        # A score that ties with the one that w comes from is not above it, as at calibration.
+        rounding = 8 * np.finfo(np.float64).eps * (np.abs(shape.center) + np.abs(scaled))
+        return shape.center + scaled + rounding
+
+    def nonconformity(self, task: str, scores: ArrayLike) -> float:
+        """Return ``max_t (score(t) - center(t)) / width(t)`` over the judged steps of an episode.
+
+        Parameters
+        ----------
+        task : str
+            The task of the episode.
+        scores : (t,) array
+            From step 0 on, at least one; finite.
+
+        Returns
+        -------
+        float
+            +inf where a score is too large to be divided.
+        """
+        shape = self._shapes[self.task_of(task)]
+        judged = np.asarray(scores, dtype=np.float64)
+        center, width = shape.center[: judged.size], shape.width[self._row, : judged.size]
+        with np.errstate(over='ignore'):
+            return float(((judged - center) / width).max())
+
+    def observe(self, task: str, nonconformity: float, alarmed: bool) -> Observation:
+        """Learn from an episode labelled a success; see ``AdaptiveThreshold.observe``."""
+        self.revision += 1
+        return self.of(task).observe(nonconformity, alarmed)
+
+    def forget(self, task: str, observation: Observation) -> None:
+        """Undo what `observe` returned for an episode of that task."""
+        self.revision += 1
+        self.of(task).forget(observation)
+
+    def state(self) -> list[dict[str, Any]]:
+        """Return what was learned, as JSON values: one entry for each band."""
+        return [
+            {
+                'task': task,
+                'level': moving.level,
+                'successes': moving.successes,
+                'false_alarms': moving.false_alarms,
+                'observed': list(moving.observed),
+            }
+            for task, moving in self._moving.items()
+        ]
+
+    def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
+        """Go on from what `state` returned, in a band that has learned nothing yet.
+
+        Raises
+        ------
+        AdaptationError
+            It is not the state of these bands; this one must then not be used any further.
+        """
+        found = [entry['task'] for entry in state]
+        if found != list(self._moving):
+            raise AdaptationError(
+                f'expected the state of the bands {list(self._moving)}, found {found}'
+            )
+        for entry in state:
+            self._moving[entry['task']].restore(
+                entry['level'], entry['successes'], entry['false_alarms'], entry['observed']
+            )
+
+
+def name_of(task: str) -> str:
+    """Return what to call the band of a task, the empty one standing for all tasks."""
+    return f'the band of task {task!r}' if task else 'the band of all tasks'
