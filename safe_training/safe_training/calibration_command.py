@@ -95,8 +95,7 @@ def add_command(verbs: Any) -> None:
     parser.add_argument(
         '--rate',
         type=float,
-        default=0.02,
-        help='step size of the moving threshold (default %(default)s)',
+        help='step size of the moving threshold (default: a tenth of alpha)',
     )
     parser.add_argument(
         '--set',
@@ -119,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
         refuse_options(args, '--folder', ('band', 'splits', 'splits_from', 'params'))
     if args.splits is not None and (args.splits < 1 or args.splits_from is not None):
         raise UsageError('--splits must be at least 1, and is not for splits that were saved')
-    if not 0 < args.rate <= 1:
+    if args.rate is not None and not 0 < args.rate <= 1:
         raise UsageError(f'--rate must lie in (0, 1], found {args.rate}')
     rollouts, feature = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad

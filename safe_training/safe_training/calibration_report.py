@@ -125,7 +125,7 @@ def calibration_of(
     kinds: Sequence[str] = tuple(KINDS),
     params: Mapping[str, Any] | None = None,
     *,
-    gamma: float = 0.02,
+    gamma: float | None = None,
     draws: int = DRAWS,
     progress: Progress | None = None,
 ) -> list[Kept]:
@@ -141,8 +141,8 @@ def calibration_of(
         Promised rates.
     kinds : sequence of str
         Of :data:`KINDS`.
-    gamma : float
-        Step size of the moving threshold.
+    gamma : float, optional
+        Step size of the moving threshold; a tenth of each alpha by default.
     draws : int
         Halves and orders drawn for each split.
 
@@ -173,7 +173,7 @@ def _of_split(
     split: Split,
     alphas: Sequence[float],
     kinds: Sequence[str],
-    gamma: float,
+    gamma: float | None,
     draws: int,
     progress: Progress,
 ) -> Iterator[Kept]:
@@ -246,7 +246,7 @@ def _moving(
     new: Sequence[Scored],
     split: Split,
     alphas: Sequence[float],
-    gamma: float,
+    gamma: float | None,
     draws: int,
 ) -> Iterator[Kept]:
     """Let episodes come in random orders, each success labelled before the next episode begins."""
@@ -255,11 +255,12 @@ def _moving(
         kept = Kept(MOVING, alpha, split.seed, len(seen))
         generator = np.random.default_rng([split.seed, len(new)])
         for one, other in _halves(len(seen), draws, split.seed):
-            threshold = AdaptiveThreshold(peaks[one], alpha, gamma)
+            threshold = AdaptiveThreshold(peaks[one], alpha, gamma or alpha / 10)
             for index in other:
-                kept.like.add(str(seen[index].task), threshold.observe(float(peaks[index])))
+                alarmed = threshold.observe(float(peaks[index])).alarmed
+                kept.like.add(str(seen[index].task), alarmed)
         for _ in range(draws):
-            threshold = AdaptiveThreshold(peaks, alpha, gamma)
+            threshold = AdaptiveThreshold(peaks, alpha, gamma or alpha / 10)
             for index in generator.permutation(len(new)):
                 rollout = new[index]
                 above = np.flatnonzero(rollout.scores > threshold.threshold)
