@@ -121,6 +121,23 @@ def test_arrow_keys_choose_a_rollout_and_the_slider_reads_its_steps(browser: Chr
     assert 'step 1 of' in browser.evaluate('document.querySelector("#reading").textContent')
 
 
+def test_the_keys_of_the_list_reach_its_ends_and_pages(browser: Chromium):
+    chosen = 'document.querySelector(".row[aria-selected=true]").getAttribute("aria-posinset")'
+    browser.evaluate('document.querySelector("#list").focus()')
+    for key, code, place in (
+        ('End', 35, 60), ('ArrowDown', 40, 60), ('PageUp', 33, 50), ('ArrowUp', 38, 49),
+        ('Home', 36, 1), ('ArrowUp', 38, 1), ('PageDown', 34, 11),
+    ):  # fmt: skip
+        browser.press(key, code)
+        browser.wait(f'{chosen} === "{place}"')
+        assert browser.evaluate(
+            '(() => { const box = (e) => e.getBoundingClientRect();'
+            ' const row = box(document.querySelector(".row[aria-selected=true]"));'
+            ' const list = box(document.querySelector("#list"));'
+            ' return row.top >= list.top - 1 && row.bottom <= list.bottom + 1; })()'
+        ), f'after {key} the chosen rollout is out of sight'
+
+
 def test_a_video_stands_in_the_page_itself(browser: Chromium, made: Path):
     browser.evaluate(
         'const f = document.querySelector("#filter-video");'

@@ -14,7 +14,6 @@
   let shown = [];       // rollout numbers, as filtered and sorted
   let chosen = -1;      // rollout number
   let step = 0;
-  let seekingTo = null; // the step that the video was sent to and has not reached
   let blobUrl = null;
   let moveCursor = () => {};
 
@@ -129,7 +128,7 @@
     const row = $(`rollout-${i}`);
     row.setAttribute('aria-selected', 'true');
     list.setAttribute('aria-activedescendant', row.id);
-    const top = row.offsetTop - list.offsetTop;
+    const top = row.offsetTop - list.offsetTop - list.clientTop;
     if (top < list.scrollTop) list.scrollTop = top;
     else if (top + row.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top + row.offsetHeight - list.clientHeight;
     if (again && i === chosen) return;
@@ -241,31 +240,45 @@
   chart.addEventListener('pointermove', (event) => { if (event.buttons) pick(event); });
 
   // ---- video ---------------------------------------------------------------------------------
+  // When each step begins in the video, never after its end: a step that it does not reach is its last moment.
   function times() {
     const rollout = rollouts[chosen];
-    if (rollout.video.times) return rollout.video.times;
-    return rollout.scores.map((_, t) => t * video.duration / rollout.scores.length);
+    const starts = rollout.video.times ?? rollout.scores.map((_, t) => t * video.duration / rollout.scores.length);
+    return starts.map((time) => Math.min(time, video.duration));
+  }
+
+  function playable() {
+    const current = chosen >= 0 && rollouts[chosen].video;
+    // A recorder may leave out how long its video is: steps can be placed in it only where their times are known.
+    return current && video.duration > 0 && (current.times !== null || video.duration < Infinity);
+  }
+
+  function stepShown(starts) {
+    let at = 0;
+    while (at + 1 < starts.length && starts[at + 1] <= video.currentTime + 1e-4) at += 1;
+    return at;
   }
 
   function seek() {
-    const current = chosen >= 0 && rollouts[chosen].video;
-    if (!current || !(video.duration > 0)) return;
-    seekingTo = step;
+    if (!playable()) return;
+    const starts = times();
+    // Steps may share a frame. To seek within the last one would let Chromium jump to the end.
+    if (starts[stepShown(starts)] === starts[step]) return;
     // A little past the beginning of the frame, so that rounding does not show the one before.
-    video.currentTime = Math.min(times()[step] + 0.002, video.duration);
+    video.currentTime = Math.min(starts[step] + 0.002, video.duration);
   }
 
+  // Goes by where the video is, whoever sent it there: a seek of the page may be overtaken by one of its reader.
   function follow() {
-    if (chosen < 0 || !rollouts[chosen].video || !(video.duration > 0) || video.seeking || seekingTo !== null) return;
+    if (!playable() || video.seeking) return;
     const starts = times();
-    let at = 0;
-    while (at + 1 < starts.length && starts[at + 1] <= video.currentTime + 1e-4) at += 1;
-    if (at !== step) setStep(at, 'video');
+    const at = stepShown(starts);
+    // Steps that begin together cannot be told apart by the time: the chosen one of them stays.
+    if (starts[at] !== starts[step]) setStep(at, 'video');
   }
 
   function showVideo(source) {
     video.pause(); video.removeAttribute('src'); video.load();
-    seekingTo = null;
     if (blobUrl) { URL.revokeObjectURL(blobUrl); blobUrl = null; }
     $('video-box').hidden = source === null;
     document.querySelector('.views').classList.toggle('alone', source === null);
@@ -283,10 +296,7 @@
   }
 
   video.addEventListener('loadedmetadata', seek);
-  video.addEventListener('seeked', () => {
-    if (seekingTo !== null) { seekingTo = null; return; }
-    follow();
-  });
+  video.addEventListener('seeked', follow);
   video.addEventListener('timeupdate', follow);
   video.addEventListener('play', function tick() {
     follow();
