@@ -40,7 +40,7 @@ def figures_of(
             {p: [figures.OutcomeCurve(j.scores, j.rollout.failed) for j in m]
              for p, m in parts.items()},
             title,
-            {p: m[0].threshold.upper for p, m in parts.items()},
+            {p: [j.threshold.upper for j in m] for p, m in parts.items()},
         ),
     )  # fmt: skip
     counts = {
@@ -56,12 +56,15 @@ def figures_of(
             'Realised false-alarm rate of each part, with its 95 % interval, and the promised one',
             figures.promise_bars(counts, alpha, title),
         )
-    points = {part: alpha_curve([j.scored for j in m], band) for part, m in parts.items()}
-    yield (
-        'conformal',
-        'Balanced accuracy against detection time, and rates against the promised rate',
-        figures.conformal(points, title, alpha),
-    )
+    # Other promised rates can be drawn only for the band that all rollouts are judged by.
+    common = band.at(alpha).upper
+    if all(np.array_equal(j.threshold.upper, common) for j in judged):
+        points = {part: alpha_curve([j.scored for j in m], band) for part, m in parts.items()}
+        yield (
+            'conformal',
+            'Balanced accuracy against detection time, and rates against the promised rate',
+            figures.conformal(points, title, alpha),
+        )
     yield (
         'cumulative_detections',
         'Share of the rollouts with an alarm by each relative time',

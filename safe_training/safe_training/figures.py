@@ -234,7 +234,7 @@ def feature_map(
 def score_curves(
     parts: Mapping[str, Sequence[OutcomeCurve]],
     title: str,
-    thresholds: Mapping[str, np.ndarray] | None = None,
+    thresholds: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> Figure:
     """Draw the scores of each part: every rollout above, mean and standard deviation below.
 
@@ -243,8 +243,9 @@ def score_curves(
     Parameters
     ----------
     parts : mapping of part to curves
-    thresholds : mapping of part to ndarray, or None
-        The band, drawn as far as the longest rollout.
+    thresholds : mapping of part to the upper edges of its rollouts' bands, or None
+        One line as far as the longest rollout where all are the same; where they differ, the
+        range from the lowest to the highest.
     """
     if not parts:
         raise FigureError('score curves need at least one part with rollouts')
@@ -276,17 +277,30 @@ def score_curves(
                 steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0,
                 label=f'{label}, ± standard deviation',
             )  # fmt: skip
-        if thresholds is not None and part in thresholds and curves:
-            edge = _finite(thresholds[part])[: max(len(c.scores) for c in curves)]
+        if thresholds is not None and thresholds.get(part) and curves:
+            low, high = band_range(thresholds[part], max(len(c.scores) for c in curves))
             for axis in (above, below):
-                axis.plot(edge, color=BAND, linewidth=1.4, linestyle='-.', label='band')
+                _draw_bands(axis, low, high)
         for axis in (above, below):
             _open(axis)
     for axis in axes[:, 0]:
         axis.set_ylabel('failure score')
     figure.suptitle(title)
-    _shared_legend(figure, axes[1])
+    # Two rows: the range of bands has a long name.
+    _shared_legend(figure, axes[1].tolist(), columns=3)
     return figure
+
+
+def band_range(edges: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest of several bands at each of ``length`` steps.
+
+    NaN past the end of all bands; +inf where a band is infinite.
+    """
+    table = np.full((len(edges), length), np.nan)
+    for row, edge in zip(table, edges, strict=True):
+        row[: len(edge)] = edge[:length]
+    # fmin and fmax pass over the steps at which a band has ended.
+    return np.fmin.reduce(table), np.fmax.reduce(table)
 
 
 def mean_and_spread(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -513,6 +527,19 @@ def reliability_diagram(
     _open(axis)
     _open(below)
     return figure
+
+
+def _draw_bands(axis: Axes, low: np.ndarray, high: np.ndarray) -> None:
+    if np.array_equal(low, high, equal_nan=True):
+        axis.plot(_finite(low), color=BAND, linewidth=1.4, linestyle='-.', label='band')
+        return
+    steps, top = np.arange(len(low)), axis.get_ylim()[1]
+    axis.fill_between(
+        steps, _finite(low), np.where(high < np.inf, high, top), color=BAND, alpha=0.18,
+        linewidth=0, hatch='..', label='bands differ between rollouts: lowest to highest',
+    )  # fmt: skip
+    for edge in (low, high):
+        axis.plot(_finite(edge), color=BAND, linewidth=1, linestyle='-.')
 
 
 def _draw_episode(axis: Axes, episode: EpisodeCurve) -> None:

@@ -16,7 +16,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,12 +26,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
 
+from safe_monitor_node.band import Band
 from safe_monitor_node.folder import LoadedDetector
 from safe_training import figures
 from safe_training.detector_options import percent
 from safe_training.evaluation import PartReport, flatten_report, report_part
 from safe_training.judged import Judged, by_part
-from safe_training.metrics import earliest_stops
+from safe_training.metrics import alarm_report_by_end, earliest_stops
 from safe_training.video_frames import VideoError, find_video, frame_steps, video_facts
 
 if TYPE_CHECKING:
@@ -161,7 +162,7 @@ def page(
     alpha = judged[0].threshold.alpha
     stops = earliest_stops([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
     reports = {
-        part: report_part([j.scored for j in members], stops, loaded.band, alpha)
+        part: _report(members, stops, loaded.band, alpha)
         for part, members in by_part(judged).items()
     }
     where = resources.files('safe_training') / 'report_page'
@@ -215,15 +216,33 @@ def write_page(path: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
+def _report(
+    members: Sequence[Judged], stops: Mapping[Any, int], band: Band, alpha: float
+) -> PartReport:
+    scored = [j.scored for j in members]
+    # The alarms of the list below: a rollout's own threshold may not be the folder's one.
+    alarms = alarm_report_by_end(scored, [j.alarm_step for j in members])
+    return replace(report_part(scored, stops, band, alpha), alarms=alarms)
+
+
 def _data(
     judged: Sequence[Judged], videos: Mapping[str, PageVideo], names: Mapping[str, str]
 ) -> dict[str, Any]:
     longest = max(len(j.scores) for j in judged)
-    edge = judged[0].threshold.upper[:longest]
-    every = np.concatenate([*(j.scores for j in judged), edge[np.isfinite(edge)], [0.0]])
+    # Few bands serve many rollouts: each is written once, and rollouts name it by its number.
+    numbers: dict[bytes, int] = {}
+    bands: list[np.ndarray] = []
+    band_of = []
+    for j in judged:
+        edge = j.threshold.upper[:longest]
+        if numbers.setdefault(edge.tobytes(), len(bands)) == len(bands):
+            bands.append(edge)
+        band_of.append(numbers[edge.tobytes()])
+    finite = [edge[np.isfinite(edge)] for edge in bands]
+    every = np.concatenate([*(j.scores for j in judged), *finite, [0.0]])
     low, high = float(every.min()), float(every.max())
     return {
-        'band': _numbers(edge),
+        'bands': [_numbers(edge) for edge in bands],
         'longest': longest,
         'low': low,
         'high': high if high > low else low + 1.0,
@@ -234,13 +253,14 @@ def _data(
                 'instruction': j.rollout.instruction,
                 'part': j.part,
                 'failed': j.rollout.failed,
+                'band': band,
                 'verdict': j.verdict,
                 'scores': _numbers(j.scores),
                 'alarm': j.alarm_step,
                 'failure': j.rollout.failure_step,
                 'video': _video_data(videos.get(j.rollout.episode_id), names, j),
             }
-            for j in judged
+            for j, band in zip(judged, band_of, strict=True)
         ],
     }
 

@@ -17,6 +17,7 @@ from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 ALPHA = 0.2
+HORIZON = 40
 
 
 def judged(
@@ -42,7 +43,8 @@ def judged(
         stamps=None if stamps is None else (np.asarray(stamps) * 1e9).astype(np.int64),
         failure_step=failure_step,
     )
-    threshold = Threshold(ALPHA, np.broadcast_to(np.asarray(edge, dtype=np.float64), len(values)))
+    upper = np.full(HORIZON, edge) if isinstance(edge, float) else np.asarray(edge)
+    threshold = Threshold(ALPHA, upper)
     return Judged(rollout, part, values, threshold, threshold.first_crossing(values))
 
 
@@ -50,8 +52,7 @@ def write_report(
     path: Path, entries: Sequence[Judged], videos: Mapping[str, PageVideo] | None = None
 ) -> Path:
     """Write the page about the rollouts, without figures."""
-    longest = max(len(entry.scores) for entry in entries)
-    band = Band(np.array([ALPHA]), np.full((1, longest), 0.5), 'functional_constant', 30)
+    band = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
     loaded = LoadedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
     write_page(path, page('Report', loaded, entries, [], videos or {}))
     return path

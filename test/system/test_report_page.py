@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import Chromium, find_chromium
+from report_pages import judged, write_report
 
 from safe_training.cli import main
 from vla_feature_bridge.pooling import FeatureSpec
@@ -146,3 +147,26 @@ def test_a_video_stands_in_the_page_itself(browser: Chromium, made: Path):
     browser.wait('document.querySelector("#count").textContent.startsWith("1 of 60")')
     encoded = base64.b64encode((made / 'videos' / 'lift.mp4').read_bytes()).decode()
     assert encoded[:60] in (made / 'report.html').read_text(encoding='utf-8')
+
+
+def test_each_rollout_is_drawn_under_its_own_band(browser: Chromium, tmp_path: Path):
+    scores = [0.1, 0.6, 0.2, 1.0]
+    entries = [
+        judged('strict', scores, task='a', edge=0.3),
+        judged('lax', scores, task='b', edge=[np.inf, np.inf, 0.8, 0.8]),
+    ]
+    browser.open(write_report(tmp_path / 'page.html', entries))
+    browser.evaluate('document.querySelector("#list").focus()')
+    curve = (
+        '[document.querySelector("#reading").textContent,'
+        ' document.querySelector(".band-line").getBBox().width]'
+    )
+    reading, width = browser.evaluate(curve)
+    assert 'band 0.3' in reading
+    browser.press('ArrowDown', 40)
+    browser.wait('document.querySelector("#name").textContent === "lax"')
+    reading, shorter = browser.evaluate(curve)
+    assert 'band none' in reading
+    assert shorter == pytest.approx(width / 3, rel=0.01), 'the band is finite at the end only'
+    browser.wait('document.querySelectorAll("canvas[data-drawn]").length === 2')
+    assert browser.complaints() == []

@@ -3,7 +3,7 @@
 (() => {
   const page = JSON.parse(document.getElementById('data').textContent);
   const rollouts = page.rollouts;
-  const band = page.band.map((value) => (value === null ? Infinity : value));
+  const bands = page.bands.map((edge) => edge.map((value) => (value === null ? Infinity : value)));
   const verdicts = ['miss', 'false alarm', 'detection', 'quiet'];
   const marks = { miss: '✗', 'false alarm': '!', detection: '✓', quiet: '·' };
   const $ = (id) => document.getElementById(id);
@@ -79,7 +79,7 @@
       });
       context.stroke();
     };
-    line(band.slice(0, longest), colour('--band'), 1, [3 * ratio, 2 * ratio]);
+    line(rollout.band, colour('--band'), 1, [3 * ratio, 2 * ratio]);
     line(rollout.scores, colour(rollout.failed ? '--failure' : '--success'), 1.4, []);
     if (rollout.alarm !== null) {
       context.fillStyle = colour('--ink');
@@ -160,7 +160,7 @@
   // ---- curve ---------------------------------------------------------------------------------
   function draw(rollout) {
     const n = rollout.scores.length;
-    const edge = band.slice(0, n);
+    const edge = rollout.band.slice(0, n);
     const values = [...rollout.scores, ...edge.filter(Number.isFinite), 0];
     const low = values.reduce((a, b) => Math.min(a, b)), top = values.reduce((a, b) => Math.max(a, b));
     const room = 0.06 * (top - low) || 1;
@@ -221,7 +221,7 @@
     moveCursor(step);
     if (from !== 'slider') slider.value = step;
     const alarmed = rollout.alarm !== null && step >= rollout.alarm;
-    const text = `step ${step} of ${rollout.scores.length}: score ${number(rollout.scores[step])}, band ${number(band[step])}` +
+    const text = `step ${step} of ${rollout.scores.length}: score ${number(rollout.scores[step])}, band ${number(rollout.band[step])}` +
       (alarmed ? `, alarm since step ${rollout.alarm}` : '');
     $('reading').textContent = text;
     $('reading').classList.toggle('alarm', alarmed);
@@ -309,7 +309,10 @@
   });
 
   // ---- start ---------------------------------------------------------------------------------
-  for (const rollout of rollouts) rollout.highest = highest(rollout);
+  for (const rollout of rollouts) {
+    rollout.highest = highest(rollout);
+    rollout.band = bands[rollout.band];
+  }
   const distinct = (name) => [...new Set(rollouts.map((r) => r[name]))];
   fill($('filter-task'), distinct('task').sort());
   fill($('filter-part'), distinct('part'));
