@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from safe_monitor_node.band import Band
 from safe_training import figures
 from safe_training.judged import Judged, by_part
+from safe_training.metrics import LeadTimes, lead_times
 from safe_training.operating_curves import alpha_curve
 from safe_training.probability import reliability
 
@@ -86,6 +87,11 @@ def figures_of(
                 title,
             ),
         )
+        yield (
+            'lead_times',
+            'By how many steps the first alarm preceded the step at which a person saw the failure',
+            figures.lead_times({part: _lead_times(m) for part, m in parts.items()}, title),
+        )
     if all(((j.scores >= 0) & (j.scores <= 1)).all() for j in judged):
         for part, members in parts.items():
             last = np.array([j.scores[-1] for j in members])
@@ -115,6 +121,15 @@ _NAMES = {'pca': 'PCA', 'tsne': 't-SNE', 'umap': 'UMAP'}
 
 def _relative(entry: Judged, step: int | None) -> float:
     return float('nan') if step is None else step / len(entry.rollout)
+
+
+def _lead_times(members: Sequence[Judged]) -> LeadTimes:
+    failures = [j for j in members if j.rollout.failed]
+    return lead_times(
+        [j.scored for j in failures],
+        [j.alarm_step for j in failures],
+        [j.rollout.failure_step for j in failures],
+    )
 
 
 def _alarm_times(members: Sequence[Judged], *, failed: bool) -> np.ndarray:

@@ -18,8 +18,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from safe_training.metrics import LeadTimes
 from safe_training.operating_curves import AlphaCurve
 
 # Okabe-Ito: told apart with every kind of colour vision.
@@ -37,6 +39,8 @@ _VECTOR_POINTS = 4000
 # A spread of fewer curves than this is not drawn: it would be that of a handful.
 _FEWEST_FOR_MEAN = 3
 _LEGEND_TASKS = 24
+# Leads are gathered so that no more bars than this stand side by side.
+_MOST_BARS = 30
 
 
 class FigureError(ValueError):
@@ -445,6 +449,57 @@ def detected_against_annotated(
     axis.set_title(title)
     axis.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0, 0.94))
     _open(axis)
+    return figure
+
+
+def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
+    """Draw by how many steps alarms preceded the failure that a person saw, by part.
+
+    Late alarms are hatched and stand left of the dotted line; missed failures, which have no lead,
+    are counted in words.
+
+    Parameters
+    ----------
+    parts : mapping of part to LeadTimes
+        At least one with an annotated failure; the others are left out.
+    """
+    parts = {part: found for part, found in parts.items() if found.annotated}
+    if not parts:
+        raise FigureError('no failure has an annotated failure step; add them with `label`')
+    leads = np.concatenate([[0.0], *(found.leads for found in parts.values())])
+    width = max(1, math.ceil((leads.max() - leads.min() + 1) / _MOST_BARS))
+    # Half a step off, so that a bar stands over its steps and none holds both early and late.
+    first, last = math.floor(leads.min() / width), math.floor(leads.max() / width) + 1
+    edges = width * np.arange(first, last + 1) - 0.5
+    figure = Figure(figsize=(6.8, 1.4 + 1.9 * len(parts)), layout='constrained')
+    axes = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, (part, found) in zip(axes, parts.items(), strict=True):
+        early, late = found.leads[found.leads >= 0], found.leads[found.leads < 0]
+        for values, colour, hatch, label in (
+            (late, FAILURE, '////', 'alarm after the annotated step'),
+            (early, SUCCESS, None, 'alarm at the annotated step or before'),
+        ):
+            axis.hist(
+                values, bins=edges, color=colour, hatch=hatch, edgecolor='white', linewidth=0.8,
+                label=label,
+            )  # fmt: skip
+        axis.axvline(0, color='0.3', linestyle=':', linewidth=1.4, label='annotated step')
+        middle = 'no alarm'
+        if len(found.leads):
+            middle = f'median lead {found.median:g} steps'
+            axis.axvline(found.median, color='black', linestyle='--', linewidth=1.2, label='median')
+        axis.set_title(
+            f'{part}: {found.annotated} annotated, {found.in_time} in time, {len(late)} late, '
+            f'{found.annotated - found.alarmed} missed; {middle}',
+            fontsize=9,
+        )
+        axis.set_ylabel('failures')
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        _open(axis)
+    axes[-1].set_xlabel('lead: policy steps from the first alarm to the annotated failure')
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title)
+    _shared_legend(figure, axes.tolist(), columns=2)
     return figure
 
 

@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
+import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from report_pages import ALPHA, HORIZON, judged
 
 from safe_monitor_node.band import Band
 from safe_training.detector_figures import figures_of
-from safe_training.figures import BAND, band_range
+from safe_training.figures import BAND, FigureError, band_range, lead_times
 from safe_training.judged import Judged
+from safe_training.metrics import LeadTimes
 
 ONE_BAND = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
 
@@ -57,3 +62,50 @@ def test_the_range_of_bands_passes_over_those_that_have_ended():
     low, high = band_range([np.array([1.0, 2.0]), np.array([3.0, np.inf, 0.5])], 4)
     np.testing.assert_array_equal(low, [1.0, 2.0, 0.5, np.nan])
     np.testing.assert_array_equal(high, [3.0, np.inf, 0.5, np.nan])
+
+
+def test_leads_are_drawn_by_part_with_the_missed_in_words():
+    rising = np.linspace(0, 1, 21)  # the first score above 0.5 is that of step 11
+    entries = [
+        judged('early', rising, failed=True, failure_step=15, part='seen'),
+        judged('at it', rising, failed=True, failure_step=11, part='seen'),
+        judged('late', rising, failed=True, failure_step=10, part='seen'),
+        judged('missed', rising, failed=True, failure_step=10, part='seen', edge=2.0),
+        judged('not annotated', rising, failed=True, part='seen'),
+        judged('success', rising, part='seen'),
+        judged('never', rising, failed=True, failure_step=3, part='unseen', edge=2.0),
+        judged('nobody looked', rising, failed=True, part='new'),
+    ]
+    figure = drawn(entries)['lead_times']
+    seen, unseen = figure.axes
+    assert seen.get_title() == (
+        'seen: 4 annotated, 2 in time, 1 late, 1 missed; median lead 0 steps'
+    )
+    assert unseen.get_title() == 'unseen: 1 annotated, 0 in time, 0 late, 1 missed; no alarm'
+    late, early = (bars for bars in seen.containers)
+    assert lead_counts(late) == {-1: 1} and lead_counts(early) == {0: 1, 4: 1}
+    assert late[0].get_hatch() and not early[0].get_hatch()
+
+
+def lead_counts(bars: Iterable[Rectangle]) -> dict[int, int]:
+    return {
+        round(bar.get_x() + bar.get_width() / 2): int(bar.get_height())
+        for bar in bars
+        if bar.get_height()
+    }
+
+
+def test_no_bar_holds_both_early_and_late_alarms_however_long_the_rollouts():
+    leads = np.concatenate([np.arange(-300.0, 0), np.arange(0.0, 200)])
+    found = LeadTimes(leads, float(leads.mean()), float(np.median(leads)), 500, 500, 200)
+    (axis,) = lead_times({'new': found}, 'title').axes
+    late, early = axis.containers
+    assert len(late) <= 32
+    assert sum(bar.get_height() for bar in late if bar.get_x() < -0.5) == 300
+    assert sum(bar.get_height() for bar in early if bar.get_x() >= -0.5) == 200
+
+
+def test_without_annotations_there_is_no_figure_of_leads():
+    assert 'lead_times' not in drawn([judged(str(k), [0.1], failed=True) for k in range(3)])
+    with pytest.raises(FigureError, match='label'):
+        lead_times({}, 'title')
