@@ -112,7 +112,7 @@ def figures_of(
         yield (
             f'features_{projector}',
             f'Features of the policy steps ({_NAMES[projector]}) by outcome over time and by task',
-            _feature_map(judged, projector, title, seed),
+            _feature_map(judged, projector, seed),
         )
 
 
@@ -136,7 +136,7 @@ def _alarm_times(members: Sequence[Judged], *, failed: bool) -> np.ndarray:
     return np.array([_relative(j, j.alarm_step) for j in members if j.rollout.failed == failed])
 
 
-def _feature_map(judged: Sequence[Judged], projector: str, title: str, seed: int) -> Figure:
+def _feature_map(judged: Sequence[Judged], projector: str, seed: int) -> Figure:
     features = np.concatenate([j.rollout.features.astype(np.float64) for j in judged])
     lengths = [len(j.rollout) for j in judged]
     outcome = figures.outcome_values(lengths, [j.rollout.failed for j in judged])
@@ -145,5 +145,9 @@ def _feature_map(judged: Sequence[Judged], projector: str, title: str, seed: int
     points = figures.project(features[::every], projector, seed)
     shown = 'every step' if every == 1 else f'one step in {every}'
     return figures.feature_map(
-        points, outcome[::every], tasks[::every].tolist(), f'{title}: {shown}', _NAMES[projector]
+        points,
+        outcome[::every],
+        tasks[::every].tolist(),
+        f'features of the policy, {shown}',
+        _NAMES[projector],
     )

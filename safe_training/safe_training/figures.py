@@ -179,9 +179,11 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
         except ImportError as error:
             raise FigureError(
                 'the projector umap needs the package umap-learn, which is not installed; '
-                'pip install umap-learn, or take --projector pca or tsne'
+                'pip install "umap-learn>=0.5", or take --projector pca or tsne'
             ) from error
-        return np.asarray(UMAP(random_state=seed).fit_transform(reduced), dtype=np.float64)
+        # A seeded chart is made by one thread; asked for, it does not warn about that.
+        chart = UMAP(random_state=seed, n_jobs=1)
+        return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
     raise FigureError(f'unknown projector {projector!r}; choose one of {", ".join(PROJECTORS)}')
 
 
@@ -229,8 +231,10 @@ def feature_map(
     )  # fmt: skip
     for axis in (left, right):
         axis.set_xlabel(f'{axis_name} 1 (no unit)')
+        # On both: beside the label of the colour bar, the right one would seem to have that scale.
+        axis.set_ylabel(f'{axis_name} 2 (no unit)')
+        axis.tick_params(labelleft=True)
         _open(axis)
-    left.set_ylabel(f'{axis_name} 2 (no unit)')
     figure.suptitle(title)
     return figure
 
@@ -262,7 +266,7 @@ def score_curves(
         above.set_title(f'{part}: {failures} failures, {len(curves) - failures} successes')
         above.set_xlabel('')
         below.set_xlabel('policy step')
-        opacity = float(np.clip(12 / max(len(curves), 1), 0.06, 0.8))
+        opacity = float(np.clip(30 / max(len(curves), 1), 0.14, 0.8))
         for failed, colour, style, label in (
             (False, SUCCESS, '--', 'success'),
             (True, FAILURE, '-', 'failure'),
@@ -330,8 +334,15 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
     """
     if not parts:
         raise FigureError('the conformal figure needs at least one part')
-    figure = Figure(figsize=(4.4 * (len(parts) + 1), 4.4), layout='constrained')
-    axes = figure.subplots(1, len(parts) + 1, squeeze=False)[0]
+    # In rows of two where there are many: a page would shrink one long row beyond reading.
+    panels = len(parts) + 1
+    columns = panels if panels < 4 else 2
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.4 * columns, 4.2 * rows), layout='constrained')
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = grid.ravel()[:panels]
+    for unused in grid.ravel()[panels:]:
+        unused.set_visible(False)
     first = axes[0]
     for index, (part, points) in enumerate(parts.items()):
         first.plot(
@@ -365,12 +376,12 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
             axis.axvline(alpha, color='0.75', linewidth=0.8, zorder=0)
         axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel('promised false-alarm rate α (share)')
+        axis.set_ylabel('realised rate (share)')
         axis.set_title(part)
-    axes[1].set_ylabel('realised rate (share)')
     for axis in axes:
         _open(axis)
     figure.suptitle(title)
-    _shared_legend(figure, axes[1:2], columns=6)
+    _shared_legend(figure, axes[1:2], columns=3)
     return figure
 
 
@@ -421,10 +432,13 @@ def detected_against_annotated(
     alarm = np.asarray(detected, dtype=np.float64)
     if begun.size == 0:
         raise FigureError('no failure has an annotated failure step; add them with `label`')
-    figure = Figure(figsize=(5.4, 5.2), layout='constrained')
-    axis = figure.subplots()
     names = np.asarray(parts)
-    for index, part in enumerate(dict.fromkeys(names.tolist())):
+    present = list(dict.fromkeys(names.tolist()))
+    # Each part's missed failures have a row of their own above the square.
+    missed_at = 1.06 + 0.05 * np.arange(len(present))
+    figure = Figure(figsize=(6.4, 6.2), layout='constrained')
+    axis = figure.subplots()
+    for index, part in enumerate(present):
         here = names == part
         missed = here & np.isnan(alarm)
         found = here & ~np.isnan(alarm)
@@ -434,21 +448,24 @@ def detected_against_annotated(
             label=f'{part} ({found.sum()} detected, {missed.sum()} missed)',
         )  # fmt: skip
         axis.scatter(
-            begun[missed], np.full(missed.sum(), 1.06), facecolors='none', edgecolors=colour,
-            marker=marker, s=26,
+            begun[missed], np.full(missed.sum(), missed_at[index]), facecolors='none',
+            edgecolors=colour, marker=marker, s=26,
         )  # fmt: skip
-    axis.plot([0, 1], [0, 1], color='0.4', linestyle=':', label='at the annotated step')
+    axis.plot(
+        [0, 1], [0, 1], color='0.4', linestyle=':', label='annotated step (later alarms above)'
+    )
     axis.axhline(1.03, color='0.8', linewidth=0.8)
     axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(-0.02, 1.1)
+    axis.set_ylim(-0.02, float(missed_at[-1]) + 0.04)
     axis.set_yticks(
-        [0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.06], ['0', '.2', '.4', '.6', '.8', '1', 'missed']
+        [0, 0.2, 0.4, 0.6, 0.8, 1.0, *missed_at],
+        ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0', *(f'missed, {part}' for part in present)],
     )
     axis.set_xlabel('annotated beginning of the failure (share of the episode)')
     axis.set_ylabel('first alarm (share of the episode)')
     axis.set_title(title)
-    axis.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0, 0.94))
     _open(axis)
+    _shared_legend(figure, [axis], columns=2, fontsize=9)
     return figure
 
 
@@ -516,7 +533,7 @@ def cumulative_detections(
         Relative time (0 to 1) of the first alarm; NaN where none came.
     false_alarms : the same over successes, or None
     """
-    figure = Figure(figsize=(6.4, 4.4), layout='constrained')
+    figure = Figure(figsize=(8.4, 4.4), layout='constrained')
     axis = figure.subplots()
     groups = (
         ('failures detected', detected, FAILURE),
@@ -639,12 +656,15 @@ def _shortened(name: str, length: int = 34) -> str:
     return f' {shown}' if shown.startswith('_') else shown
 
 
-def _shared_legend(figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5) -> None:
+def _shared_legend(
+    figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5, fontsize: float = 10
+) -> None:
     handles = {
         label: handle
         for axis in axes
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), loc='outside lower center', ncols=columns, frameon=False
-    )
+        handles.values(), handles.keys(), loc='outside lower center', ncols=columns,
+        frameon=False, fontsize=fontsize,
+    )  # fmt: skip

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 
 import numpy as np
@@ -13,7 +14,7 @@ from report_pages import ALPHA, HORIZON, judged
 
 from safe_monitor_node.band import Band
 from safe_training.detector_figures import figures_of
-from safe_training.figures import BAND, FigureError, band_range, lead_times
+from safe_training.figures import BAND, FigureError, band_range, lead_times, project
 from safe_training.judged import Judged
 from safe_training.metrics import LeadTimes
 
@@ -109,3 +110,28 @@ def test_without_annotations_there_is_no_figure_of_leads():
     assert 'lead_times' not in drawn([judged(str(k), [0.1], failed=True) for k in range(3)])
     with pytest.raises(FigureError, match='label'):
         lead_times({}, 'title')
+
+
+def test_a_missing_umap_is_named_with_how_to_install_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'umap', None)
+    with pytest.raises(FigureError, match=r'pip install "umap-learn>=0\.5"'):
+        project(np.random.default_rng(0).normal(size=(9, 3)), 'umap')
+
+
+def test_umap_gives_each_step_a_place_and_the_same_one_again():
+    pytest.importorskip('umap', reason='umap-learn is not installed')
+    points = np.random.default_rng(0).normal(size=(40, 60))
+    placed = project(points, 'umap', seed=3)
+    assert placed.shape == (40, 2) and np.isfinite(placed).all()
+    np.testing.assert_array_equal(placed, project(points, 'umap', seed=3))
+
+
+@pytest.mark.parametrize('count', [1, 2, 4])
+def test_the_conformal_figure_has_a_panel_for_each_part_and_no_empty_one(count):
+    entries = [
+        judged(f'{part}{k}', [0.1, 0.6], failed=bool(k), part=part)
+        for part in ('train', 'seen', 'unseen', 'new')[:count]
+        for k in range(2)
+    ]
+    figure = drawn(entries)['conformal']
+    assert sum(axis.get_visible() for axis in figure.axes) == count + 1
