@@ -98,6 +98,10 @@ def test_names_are_shown_and_never_run(browser: Chromium):
         '[...document.querySelectorAll("#filter-task option")].map(o => o.textContent)'
     )
     assert HOSTILE in tasks
+    rows = browser.evaluate(
+        '[...document.querySelectorAll(".tasks th[scope=row]")].map(name => name.textContent)'
+    )
+    assert HOSTILE in rows
 
 
 def test_filters_leave_what_they_say(browser: Chromium):
