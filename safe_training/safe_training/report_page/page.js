@@ -9,7 +9,7 @@
   const $ = (id) => document.getElementById(id);
   const list = $('list'), chart = $('chart'), slider = $('step'), video = $('video');
   const SVG = 'http://www.w3.org/2000/svg';
-  const W = 640, H = 300, LEFT = 48, RIGHT = 12, TOP = 16, BOTTOM = 38;
+  const W = 640, H = 300, LEFT = 64, RIGHT = 12, TOP = 16, BOTTOM = 46;
 
   let shown = [];       // rollout numbers, as filtered and sorted
   let chosen = -1;      // rollout number
@@ -181,11 +181,11 @@
         element('text', { x: LEFT - 6, y: y(v) + 4, 'text-anchor': 'end' }, String(Number(v.toPrecision(4)))));
     }
     const dx = Math.max(1, every(Math.max(1, n - 1), 8));
-    for (let t = 0; t < n; t += dx) svg.append(element('text', { x: x(t), y: H - BOTTOM + 16, 'text-anchor': 'middle' }, t));
+    for (let t = 0; t < n; t += dx) svg.append(element('text', { x: x(t), y: H - BOTTOM + 18, 'text-anchor': 'middle' }, t));
     svg.append(element('line', { x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM, class: 'axis' }),
       element('text', { x: (LEFT + W - RIGHT) / 2, y: H - 6, 'text-anchor': 'middle' }, 'policy step'),
-      element('text', { x: 12, y: (TOP + H - BOTTOM) / 2, 'text-anchor': 'middle',
-        transform: `rotate(-90 12 ${(TOP + H - BOTTOM) / 2})` }, 'failure score'));
+      element('text', { x: 15, y: (TOP + H - BOTTOM) / 2, 'text-anchor': 'middle',
+        transform: `rotate(-90 15 ${(TOP + H - BOTTOM) / 2})` }, 'failure score'));
     let stretch = [];
     const stretches = [stretch];
     edge.forEach((v, t) => {
