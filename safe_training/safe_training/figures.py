@@ -511,8 +511,11 @@ def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
             fontsize=9,
         )
         axis.set_ylabel('failures')
+        # Also where no bar stands.
+        axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         _open(axis)
+    axes[-1].set_xlim(min(edges[0], -3.0) - 0.5, max(edges[-1], 3.0) + 0.5)
     axes[-1].set_xlabel('lead: policy steps from the first alarm to the annotated failure')
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)

@@ -83,6 +83,7 @@ def test_leads_are_drawn_by_part_with_the_missed_in_words():
         'seen: 4 annotated, 2 in time, 1 late, 1 missed; median lead 0 steps'
     )
     assert unseen.get_title() == 'unseen: 1 annotated, 0 in time, 0 late, 1 missed; no alarm'
+    assert unseen.get_ylim() == (0.0, 1.0), 'an axis of failures counts from none, also without one'
     late, early = (bars for bars in seen.containers)
     assert lead_counts(late) == {-1: 1} and lead_counts(early) == {0: 1, 4: 1}
     assert late[0].get_hatch() and not early[0].get_hatch()
