@@ -266,12 +266,13 @@ def score_curves(
         above.set_title(f'{part}: {failures} failures, {len(curves) - failures} successes')
         above.set_xlabel('')
         below.set_xlabel('policy step')
-        opacity = float(np.clip(30 / max(len(curves), 1), 0.14, 0.8))
         for failed, colour, style, label in (
             (False, SUCCESS, '--', 'success'),
             (True, FAILURE, '-', 'failure'),
         ):
             members = [c.scores for c in curves if c.failed == failed]
+            # By outcome: few failures must not drown in many successes.
+            opacity = float(np.clip(30 / max(len(members), 1), 0.14, 0.8))
             for scores in members:
                 above.plot(
                     scores, color=colour, linewidth=0.7, alpha=opacity,
