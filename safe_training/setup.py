@@ -30,7 +30,11 @@ setup(
         'setuptools',
         'torch>=2.6',
     ],
-    extras_require={'ray': ['ray>=2.40']},
+    extras_require={
+        'ray': ['ray>=2.40'],
+        'umap': ['umap-learn>=0.5'],
+        'vision': ['opencv-python-headless>=4.5,<5'],
+    },
     tests_require=['pytest'],
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',

@@ -11,6 +11,12 @@ from matplotlib.figure import Figure
 from safe_monitor_node.band import Band
 from safe_training import figures
 from safe_training.judged import Judged, by_part
+from safe_training.metrics import (
+    LeadTimes,
+    earliest_stops,
+    lead_times,
+    scores_at_earliest_stop,
+)
 from safe_training.operating_curves import alpha_curve
 from safe_training.probability import reliability
 
@@ -24,8 +30,15 @@ def figures_of(
     title: str,
     projectors: Sequence[str] = ('pca',),
     seed: int = 0,
+    *,
+    probability: bool = False,
 ) -> Iterator[tuple[str, str, Figure]]:
     """Draw every figure that there are data for.
+
+    Parameters
+    ----------
+    probability : bool
+        Whether the score claims to be the probability of failure.
 
     Yields
     ------
@@ -40,7 +53,7 @@ def figures_of(
             {p: [figures.OutcomeCurve(j.scores, j.rollout.failed) for j in m]
              for p, m in parts.items()},
             title,
-            {p: m[0].threshold.upper for p, m in parts.items()},
+            {p: [j.threshold.upper for j in m] for p, m in parts.items()},
         ),
     )  # fmt: skip
     counts = {
@@ -83,13 +96,21 @@ def figures_of(
                 title,
             ),
         )
-    if all(((j.scores >= 0) & (j.scores <= 1)).all() for j in judged):
+        yield (
+            'lead_times',
+            'By how many steps the first alarm preceded the step at which a person saw the failure',
+            figures.lead_times({part: _lead_times(m) for part, m in parts.items()}, title),
+        )
+    if probability:
+        stops = earliest_stops([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
         for part, members in parts.items():
-            last = np.array([j.scores[-1] for j in members])
-            found = reliability(last, np.array([j.rollout.failed for j in members]))
+            # The last step of a rollout would know its length.
+            given = scores_at_earliest_stop([j.scored for j in members], stops)
+            found = reliability(given, np.array([j.rollout.failed for j in members]))
             yield (
                 f'reliability_{part}',
-                f'How often rollouts of the part {part} fail against the probability given',
+                f'How often rollouts of the part {part} fail against the probability given at the '
+                'earliest stop of their task',
                 figures.reliability_diagram(
                     found.bin_confidence,
                     found.bin_frequency,
@@ -103,7 +124,7 @@ def figures_of(
         yield (
             f'features_{projector}',
             f'Features of the policy steps ({_NAMES[projector]}) by outcome over time and by task',
-            _feature_map(judged, projector, title, seed),
+            _feature_map(judged, projector, seed),
         )
 
 
@@ -114,11 +135,20 @@ def _relative(entry: Judged, step: int | None) -> float:
     return float('nan') if step is None else step / len(entry.rollout)
 
 
+def _lead_times(members: Sequence[Judged]) -> LeadTimes:
+    failures = [j for j in members if j.rollout.failed]
+    return lead_times(
+        [j.scored for j in failures],
+        [j.alarm_step for j in failures],
+        [j.rollout.failure_step for j in failures],
+    )
+
+
 def _alarm_times(members: Sequence[Judged], *, failed: bool) -> np.ndarray:
     return np.array([_relative(j, j.alarm_step) for j in members if j.rollout.failed == failed])
 
 
-def _feature_map(judged: Sequence[Judged], projector: str, title: str, seed: int) -> Figure:
+def _feature_map(judged: Sequence[Judged], projector: str, seed: int) -> Figure:
     features = np.concatenate([j.rollout.features.astype(np.float64) for j in judged])
     lengths = [len(j.rollout) for j in judged]
     outcome = figures.outcome_values(lengths, [j.rollout.failed for j in judged])
@@ -127,5 +157,9 @@ def _feature_map(judged: Sequence[Judged], projector: str, title: str, seed: int
     points = figures.project(features[::every], projector, seed)
     shown = 'every step' if every == 1 else f'one step in {every}'
     return figures.feature_map(
-        points, outcome[::every], tasks[::every].tolist(), f'{title}: {shown}', _NAMES[projector]
+        points,
+        outcome[::every],
+        tasks[::every].tolist(),
+        f'features of the policy, {shown}',
+        _NAMES[projector],
     )

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from safe_training.detector_options import percent
 from safe_training.evaluation import Row, Summary, summarise, summary_of
+from safe_training.part_report import MOMENTS
 
 COLUMNS = (
     ('AUC', 'roc_auc_by_earliest_stop'),
@@ -31,18 +32,6 @@ LEGEND = (
     'the failure, 100 if none came. The detector "clock" only counts steps: failures run to the\n'
     'time limit, so it detects them all, late. A detector is worth what it does better than that.'
 )
-_MOMENTS = {
-    'at_25_percent': 'at 25 % of the earliest stop',
-    'at_50_percent': 'at 50 % of it',
-    'at_75_percent': 'at 75 % of it',
-    'at_earliest_stop': 'at it',
-    'by_earliest_stop': 'by it (largest so far)',
-    'running_25_percent': 'running at 25 % of a success',
-    'running_50_percent': 'running at 50 %',
-    'running_75_percent': 'running at 75 %',
-    'running_100_percent': 'running at 100 %',
-    'by_end': 'by the end (leaks the length)',
-}
 _RANKINGS = (
     ('AUC', 'roc_auc_'),
     ('macro', 'macro_roc_auc_'),
@@ -123,7 +112,7 @@ def detail_tables(rows: Sequence[Row], part: str) -> Iterator[Table | str]:
         table = empty_table(
             f'{detector}, {part}: how failures rank', ['moment'], [c for c, _ in _RANKINGS]
         )
-        for moment, shown in _MOMENTS.items():
+        for moment, shown in MOMENTS.items():
             table.add_row(shown, *[_cell(values[f'{name}{moment}']) for _, name in _RANKINGS])
         yield table
         yield _MOMENTS_LEGEND

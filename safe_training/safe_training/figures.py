@@ -18,8 +18,10 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from safe_training.metrics import LeadTimes
 from safe_training.operating_curves import AlphaCurve
 
 # Okabe-Ito: told apart with every kind of colour vision.
@@ -37,6 +39,8 @@ _VECTOR_POINTS = 4000
 # A spread of fewer curves than this is not drawn: it would be that of a handful.
 _FEWEST_FOR_MEAN = 3
 _LEGEND_TASKS = 24
+# Leads are gathered so that no more bars than this stand side by side.
+_MOST_BARS = 30
 
 
 class FigureError(ValueError):
@@ -175,9 +179,11 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
         except ImportError as error:
             raise FigureError(
                 'the projector umap needs the package umap-learn, which is not installed; '
-                'pip install umap-learn, or take --projector pca or tsne'
+                'pip install "umap-learn>=0.5", or take --projector pca or tsne'
             ) from error
-        return np.asarray(UMAP(random_state=seed).fit_transform(reduced), dtype=np.float64)
+        # A seeded chart is made by one thread; asked for, it does not warn about that.
+        chart = UMAP(random_state=seed, n_jobs=1)
+        return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
     raise FigureError(f'unknown projector {projector!r}; choose one of {", ".join(PROJECTORS)}')
 
 
@@ -225,8 +231,10 @@ def feature_map(
     )  # fmt: skip
     for axis in (left, right):
         axis.set_xlabel(f'{axis_name} 1 (no unit)')
+        # On both: beside the label of the colour bar, the right one would seem to have that scale.
+        axis.set_ylabel(f'{axis_name} 2 (no unit)')
+        axis.tick_params(labelleft=True)
         _open(axis)
-    left.set_ylabel(f'{axis_name} 2 (no unit)')
     figure.suptitle(title)
     return figure
 
@@ -234,7 +242,7 @@ def feature_map(
 def score_curves(
     parts: Mapping[str, Sequence[OutcomeCurve]],
     title: str,
-    thresholds: Mapping[str, np.ndarray] | None = None,
+    thresholds: Mapping[str, Sequence[np.ndarray]] | None = None,
 ) -> Figure:
     """Draw the scores of each part: every rollout above, mean and standard deviation below.
 
@@ -243,8 +251,9 @@ def score_curves(
     Parameters
     ----------
     parts : mapping of part to curves
-    thresholds : mapping of part to ndarray, or None
-        The band, drawn as far as the longest rollout.
+    thresholds : mapping of part to the upper edges of its rollouts' bands, or None
+        One line as far as the longest rollout where all are the same; where they differ, the
+        range from the lowest to the highest.
     """
     if not parts:
         raise FigureError('score curves need at least one part with rollouts')
@@ -257,12 +266,13 @@ def score_curves(
         above.set_title(f'{part}: {failures} failures, {len(curves) - failures} successes')
         above.set_xlabel('')
         below.set_xlabel('policy step')
-        opacity = float(np.clip(12 / max(len(curves), 1), 0.06, 0.8))
         for failed, colour, style, label in (
             (False, SUCCESS, '--', 'success'),
             (True, FAILURE, '-', 'failure'),
         ):
             members = [c.scores for c in curves if c.failed == failed]
+            # By outcome: few failures must not drown in many successes.
+            opacity = float(np.clip(30 / max(len(members), 1), 0.14, 0.8))
             for scores in members:
                 above.plot(
                     scores, color=colour, linewidth=0.7, alpha=opacity,
@@ -276,17 +286,30 @@ def score_curves(
                 steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0,
                 label=f'{label}, ± standard deviation',
             )  # fmt: skip
-        if thresholds is not None and part in thresholds and curves:
-            edge = _finite(thresholds[part])[: max(len(c.scores) for c in curves)]
+        if thresholds is not None and thresholds.get(part) and curves:
+            low, high = band_range(thresholds[part], max(len(c.scores) for c in curves))
             for axis in (above, below):
-                axis.plot(edge, color=BAND, linewidth=1.4, linestyle='-.', label='band')
+                _draw_bands(axis, low, high)
         for axis in (above, below):
             _open(axis)
     for axis in axes[:, 0]:
         axis.set_ylabel('failure score')
     figure.suptitle(title)
-    _shared_legend(figure, axes[1])
+    # Two rows: the range of bands has a long name.
+    _shared_legend(figure, axes[1].tolist(), columns=3)
     return figure
+
+
+def band_range(edges: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest and the highest of several bands at each of ``length`` steps.
+
+    NaN past the end of all bands; +inf where a band is infinite.
+    """
+    table = np.full((len(edges), length), np.nan)
+    for row, edge in zip(table, edges, strict=True):
+        row[: len(edge)] = edge[:length]
+    # fmin and fmax pass over the steps at which a band has ended.
+    return np.fmin.reduce(table), np.fmax.reduce(table)
 
 
 def mean_and_spread(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -312,8 +335,15 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
     """
     if not parts:
         raise FigureError('the conformal figure needs at least one part')
-    figure = Figure(figsize=(4.4 * (len(parts) + 1), 4.4), layout='constrained')
-    axes = figure.subplots(1, len(parts) + 1, squeeze=False)[0]
+    # In rows of two where there are many: a page would shrink one long row beyond reading.
+    panels = len(parts) + 1
+    columns = panels if panels < 4 else 2
+    rows = math.ceil(panels / columns)
+    figure = Figure(figsize=(4.4 * columns, 4.2 * rows), layout='constrained')
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = grid.ravel()[:panels]
+    for unused in grid.ravel()[panels:]:
+        unused.set_visible(False)
     first = axes[0]
     for index, (part, points) in enumerate(parts.items()):
         first.plot(
@@ -347,12 +377,12 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
             axis.axvline(alpha, color='0.75', linewidth=0.8, zorder=0)
         axis.set_ylim(-0.02, 1.02)
         axis.set_xlabel('promised false-alarm rate α (share)')
+        axis.set_ylabel('realised rate (share)')
         axis.set_title(part)
-    axes[1].set_ylabel('realised rate (share)')
     for axis in axes:
         _open(axis)
     figure.suptitle(title)
-    _shared_legend(figure, axes[1:2], columns=6)
+    _shared_legend(figure, axes[1:2], columns=3)
     return figure
 
 
@@ -403,10 +433,13 @@ def detected_against_annotated(
     alarm = np.asarray(detected, dtype=np.float64)
     if begun.size == 0:
         raise FigureError('no failure has an annotated failure step; add them with `label`')
-    figure = Figure(figsize=(5.4, 5.2), layout='constrained')
-    axis = figure.subplots()
     names = np.asarray(parts)
-    for index, part in enumerate(dict.fromkeys(names.tolist())):
+    present = list(dict.fromkeys(names.tolist()))
+    # Each part's missed failures have a row of their own above the square.
+    missed_at = 1.06 + 0.05 * np.arange(len(present))
+    figure = Figure(figsize=(6.4, 6.2), layout='constrained')
+    axis = figure.subplots()
+    for index, part in enumerate(present):
         here = names == part
         missed = here & np.isnan(alarm)
         found = here & ~np.isnan(alarm)
@@ -416,21 +449,78 @@ def detected_against_annotated(
             label=f'{part} ({found.sum()} detected, {missed.sum()} missed)',
         )  # fmt: skip
         axis.scatter(
-            begun[missed], np.full(missed.sum(), 1.06), facecolors='none', edgecolors=colour,
-            marker=marker, s=26,
+            begun[missed], np.full(missed.sum(), missed_at[index]), facecolors='none',
+            edgecolors=colour, marker=marker, s=26,
         )  # fmt: skip
-    axis.plot([0, 1], [0, 1], color='0.4', linestyle=':', label='at the annotated step')
+    axis.plot(
+        [0, 1], [0, 1], color='0.4', linestyle=':', label='annotated step (later alarms above)'
+    )
     axis.axhline(1.03, color='0.8', linewidth=0.8)
     axis.set_xlim(-0.02, 1.02)
-    axis.set_ylim(-0.02, 1.1)
+    axis.set_ylim(-0.02, float(missed_at[-1]) + 0.04)
     axis.set_yticks(
-        [0, 0.2, 0.4, 0.6, 0.8, 1.0, 1.06], ['0', '.2', '.4', '.6', '.8', '1', 'missed']
+        [0, 0.2, 0.4, 0.6, 0.8, 1.0, *missed_at],
+        ['0.0', '0.2', '0.4', '0.6', '0.8', '1.0', *(f'missed, {part}' for part in present)],
     )
     axis.set_xlabel('annotated beginning of the failure (share of the episode)')
     axis.set_ylabel('first alarm (share of the episode)')
     axis.set_title(title)
-    axis.legend(frameon=False, fontsize=8, loc='upper left', bbox_to_anchor=(0, 0.94))
     _open(axis)
+    _shared_legend(figure, [axis], columns=2, fontsize=9)
+    return figure
+
+
+def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
+    """Draw by how many steps alarms preceded the failure that a person saw, by part.
+
+    Late alarms are hatched and stand left of the dotted line; missed failures, which have no lead,
+    are counted in words.
+
+    Parameters
+    ----------
+    parts : mapping of part to LeadTimes
+        At least one with an annotated failure; the others are left out.
+    """
+    parts = {part: found for part, found in parts.items() if found.annotated}
+    if not parts:
+        raise FigureError('no failure has an annotated failure step; add them with `label`')
+    leads = np.concatenate([[0.0], *(found.leads for found in parts.values())])
+    width = max(1, math.ceil((leads.max() - leads.min() + 1) / _MOST_BARS))
+    # Half a step off, so that a bar stands over its steps and none holds both early and late.
+    first, last = math.floor(leads.min() / width), math.floor(leads.max() / width) + 1
+    edges = width * np.arange(first, last + 1) - 0.5
+    figure = Figure(figsize=(6.8, 1.4 + 1.9 * len(parts)), layout='constrained')
+    axes = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
+    for axis, (part, found) in zip(axes, parts.items(), strict=True):
+        early, late = found.leads[found.leads >= 0], found.leads[found.leads < 0]
+        for values, colour, hatch, label in (
+            (late, FAILURE, '////', 'alarm after the annotated step'),
+            (early, SUCCESS, None, 'alarm at the annotated step or before'),
+        ):
+            axis.hist(
+                values, bins=edges, color=colour, hatch=hatch, edgecolor='white', linewidth=0.8,
+                label=label,
+            )  # fmt: skip
+        axis.axvline(0, color='0.3', linestyle=':', linewidth=1.4, label='annotated step')
+        middle = 'no alarm'
+        if len(found.leads):
+            middle = f'median lead {found.median:g} steps'
+            axis.axvline(found.median, color='black', linestyle='--', linewidth=1.2, label='median')
+        axis.set_title(
+            f'{part}: {found.annotated} annotated, {found.in_time} in time, {len(late)} late, '
+            f'{found.annotated - found.alarmed} missed; {middle}',
+            fontsize=9,
+        )
+        axis.set_ylabel('failures')
+        # Also where no bar stands.
+        axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        _open(axis)
+    axes[-1].set_xlim(min(edges[0], -3.0) - 0.5, max(edges[-1], 3.0) + 0.5)
+    axes[-1].set_xlabel('lead: policy steps from the first alarm to the annotated failure')
+    axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(title)
+    _shared_legend(figure, axes.tolist(), columns=2)
     return figure
 
 
@@ -447,7 +537,7 @@ def cumulative_detections(
         Relative time (0 to 1) of the first alarm; NaN where none came.
     false_alarms : the same over successes, or None
     """
-    figure = Figure(figsize=(6.4, 4.4), layout='constrained')
+    figure = Figure(figsize=(8.4, 4.4), layout='constrained')
     axis = figure.subplots()
     groups = (
         ('failures detected', detected, FAILURE),
@@ -515,6 +605,19 @@ def reliability_diagram(
     return figure
 
 
+def _draw_bands(axis: Axes, low: np.ndarray, high: np.ndarray) -> None:
+    if np.array_equal(low, high, equal_nan=True):
+        axis.plot(_finite(low), color=BAND, linewidth=1.4, linestyle='-.', label='band')
+        return
+    steps, top = np.arange(len(low)), axis.get_ylim()[1]
+    axis.fill_between(
+        steps, _finite(low), np.where(high < np.inf, high, top), color=BAND, alpha=0.18,
+        linewidth=0, hatch='..', label='bands differ between rollouts: lowest to highest',
+    )  # fmt: skip
+    for edge in (low, high):
+        axis.plot(_finite(edge), color=BAND, linewidth=1, linestyle='-.')
+
+
 def _draw_episode(axis: Axes, episode: EpisodeCurve) -> None:
     steps = np.arange(len(episode.scores))
     threshold = _finite(episode.threshold)[: len(steps)]
@@ -557,12 +660,15 @@ def _shortened(name: str, length: int = 34) -> str:
     return f' {shown}' if shown.startswith('_') else shown
 
 
-def _shared_legend(figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5) -> None:
+def _shared_legend(
+    figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5, fontsize: float = 10
+) -> None:
     handles = {
         label: handle
         for axis in axes
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
     figure.legend(
-        handles.values(), handles.keys(), loc='outside lower center', ncols=columns, frameon=False
-    )
+        handles.values(), handles.keys(), loc='outside lower center', ncols=columns,
+        frameon=False, fontsize=fontsize,
+    )  # fmt: skip

@@ -93,6 +93,7 @@ def run(args: argparse.Namespace) -> int:
         loaded.detector.name,
         args.projector or ('pca',),
         args.seed,
+        probability=loaded.detector.gives_probability,
     ):
         for suffix in dict.fromkeys(args.format or ('png', 'pdf')):
             path = args.out / f'{name}.{suffix}'

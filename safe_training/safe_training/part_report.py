@@ -28,6 +28,19 @@ from safe_training.metrics import (
 from safe_training.probability import Reliability, reliability
 from vla_feature_bridge.rollout import Rollout
 
+# The moments of :func:`safe_training.metrics.all_rankings` as people read them, early ones first.
+MOMENTS = {
+    'at_25_percent': 'at 25 % of the earliest stop',
+    'at_50_percent': 'at 50 % of it',
+    'at_75_percent': 'at 75 % of it',
+    'at_earliest_stop': 'at it',
+    'by_earliest_stop': 'by it (largest so far)',
+    'running_25_percent': 'running at 25 % of a success',
+    'running_50_percent': 'running at 50 %',
+    'running_75_percent': 'running at 75 %',
+    'running_100_percent': 'running at 100 %',
+    'by_end': 'by the end (leaks the length)',
+}
 # Alarm rates of a report under the names that tables and files have for them.
 _RATES = ('detection_rate', 'false_alarm_rate', 'balanced_accuracy', 'detection_time')
 _JUDGED = ('accuracy', 'weighted_accuracy', 'f1')

@@ -24,44 +24,27 @@ from urllib.parse import quote
 
 import numpy as np
 from matplotlib.figure import Figure
-from scipy.stats import binomtest
 
 from safe_monitor_node.folder import LoadedDetector
 from safe_training import figures
 from safe_training.detector_options import percent
 from safe_training.judged import Judged, by_part
 from safe_training.metrics import earliest_stops
-from safe_training.part_report import PartReport, flatten_report, report_part
+from safe_training.part_report import report_part
+from safe_training.report_tables import (
+    evaluation_table,
+    moments_table,
+    per_task_table,
+    promise_table,
+    results_section,
+    small_print,
+)
 from safe_training.video_frames import VideoError, find_video, frame_steps, video_facts
 
 if TYPE_CHECKING:
     from safe_training.table import Table
 
 _MEDIA_TYPES = {'.mp4': 'video/mp4', '.webm': 'video/webm'}
-
-_COLUMNS = (
-    ('failures', 'failures', False),
-    ('successes', 'successes', False),
-    ('AUC', 'roc_auc_by_earliest_stop', True),
-    ('macro AUC', 'macro_roc_auc_by_earliest_stop', True),
-    ('clock AUC', 'clock_roc_auc_by_earliest_stop', True),
-    ('clock macro', 'clock_macro_roc_auc_by_earliest_stop', True),
-    ('false alarms', 'false_alarm_rate', True),
-    ('detected', 'detection_rate', True),
-    ('bal. acc.', 'balanced_accuracy', True),
-    ('T_det', 'detection_time', True),
-)
-_EVALUATION_NOTE = (
-    'Percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, pooled over '
-    'tasks; macro: its mean over tasks that have both outcomes. Clock: the same for a score that '
-    'is just the step number: a detector is worth what it does better than that. T_det: first '
-    'alarm as a share of the failure, 100 if none came.'
-)
-_PROMISE_NOTE = (
-    'The promise holds for rollouts like those that the band was calibrated on. A rate is marked '
-    'as above the promise where even the lower end of its 95 % interval (Clopper-Pearson) lies '
-    'above it.'
-)
 
 
 @dataclass(frozen=True)
@@ -161,7 +144,13 @@ def page(
     alpha = judged[0].threshold.alpha
     stops = earliest_stops([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
     reports = {
-        part: report_part([j.scored for j in members], stops, loaded.band, alpha)
+        part: report_part(
+            [j.scored for j in members],
+            stops,
+            loaded.band,
+            alpha,
+            probability=loaded.detector.gives_probability,
+        )
         for part, members in by_part(judged).items()
     }
     where = resources.files('safe_training') / 'report_page'
@@ -184,9 +173,11 @@ def page(
         ),
         'style': style,
         'script': script,
-        'evaluation': _evaluation(reports, detector),
-        'promise': _promise(reports, loaded, alpha),
-        'results': _results(results),
+        'evaluation': evaluation_table(reports, detector),
+        'moments': moments_table(reports),
+        'per_task': per_task_table(reports),
+        'promise': promise_table(reports, loaded, alpha),
+        'results': results_section(results),
         'videos': _video_summary(videos, len(judged)),
         'figures': '\n'.join(_figure(*entry) for entry in drawn),
         'data': _safe_json(_data(judged, videos, names)),
@@ -219,11 +210,20 @@ def _data(
     judged: Sequence[Judged], videos: Mapping[str, PageVideo], names: Mapping[str, str]
 ) -> dict[str, Any]:
     longest = max(len(j.scores) for j in judged)
-    edge = judged[0].threshold.upper[:longest]
-    every = np.concatenate([*(j.scores for j in judged), edge[np.isfinite(edge)], [0.0]])
+    # Few bands serve many rollouts: each is written once, and rollouts name it by its number.
+    numbers: dict[bytes, int] = {}
+    bands: list[np.ndarray] = []
+    band_of = []
+    for j in judged:
+        edge = j.threshold.upper[:longest]
+        if numbers.setdefault(edge.tobytes(), len(bands)) == len(bands):
+            bands.append(edge)
+        band_of.append(numbers[edge.tobytes()])
+    finite = [edge[np.isfinite(edge)] for edge in bands]
+    every = np.concatenate([*(j.scores for j in judged), *finite, [0.0]])
     low, high = float(every.min()), float(every.max())
     return {
-        'band': _numbers(edge),
+        'bands': [_numbers(edge) for edge in bands],
         'longest': longest,
         'low': low,
         'high': high if high > low else low + 1.0,
@@ -234,13 +234,14 @@ def _data(
                 'instruction': j.rollout.instruction,
                 'part': j.part,
                 'failed': j.rollout.failed,
+                'band': band,
                 'verdict': j.verdict,
                 'scores': _numbers(j.scores),
                 'alarm': j.alarm_step,
                 'failure': j.rollout.failure_step,
                 'video': _video_data(videos.get(j.rollout.episode_id), names, j),
             }
-            for j in judged
+            for j, band in zip(judged, band_of, strict=True)
         ],
     }
 
@@ -272,90 +273,6 @@ def _safe_json(value: Any) -> str:
     return text
 
 
-def _evaluation(reports: Mapping[str, PartReport], detector: str) -> str:
-    head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name, _, _ in _COLUMNS)
-    rows = []
-    for part, report in reports.items():
-        values = flatten_report(report)
-        cells = ''.join(
-            f'<td>{percent(values[key]) if rate else int(values[key])}</td>'
-            for _, key, rate in _COLUMNS
-        )
-        rows.append(f'<tr><th scope="row">{html.escape(part)}</th>{cells}</tr>')
-    return _table(html.escape(detector), f'<th scope="col">part</th>{head}', rows) + _note(
-        _EVALUATION_NOTE
-    )
-
-
-def _promise(reports: Mapping[str, PartReport], loaded: LoadedDetector, alpha: float) -> str:
-    rows = []
-    for part, report in reports.items():
-        pooled = report.alarms.pooled
-        cells = f'<td>{percent(alpha)}</td>'
-        if pooled.n_successes:
-            alarms = round(pooled.false_alarm_rate * pooled.n_successes)
-            interval = binomtest(alarms, pooled.n_successes).proportion_ci(0.95)
-            broken = interval.low > alpha
-            cells += (
-                f'<td{" class=broken" if broken else ""}>{percent(pooled.false_alarm_rate)}'
-                f'{" (above)" if broken else ""}</td>'
-                f'<td>{percent(interval.low)} to {percent(interval.high)}</td>'
-                f'<td>{alarms} of {pooled.n_successes}</td>'
-            )
-        else:
-            cells += '<td>-</td><td>-</td><td>0 of 0</td>'
-        rows.append(f'<tr><th scope="row">{html.escape(part)}</th>{cells}</tr>')
-    head = ''.join(
-        f'<th scope="col">{name}</th>'
-        for name in ('part', 'promised %', 'realised %', '95 % interval', 'successes with alarm')
-    )
-    assert loaded.band is not None
-    band = loaded.band
-    what = str(band.provenance.get('calibrated_on', ''))
-    caption = f'Band {band.kind}, ranked on {band.n_calibration} rollouts' + (
-        f': {what}' if what else ''
-    )
-    return _table(html.escape(caption), head, rows) + _note(_PROMISE_NOTE)
-
-
-def _results(tables: Sequence[Table]) -> str:
-    if not tables:
-        return ''
-    parts = ['<section aria-labelledby="results-title"><h2 id="results-title">Sweeps</h2>']
-    for table in tables:
-        head = '<th scope="col">method</th>' + ''.join(
-            f'<th scope="col">{html.escape(f"{c.over} {c.heading}".strip())}</th>'
-            for c in table.columns
-        )
-        rows = []
-        for row in table.rows:
-            cells = ''.join(
-                '<td>'
-                + (f'<strong>{html.escape(c.text)}</strong>' if c.best else html.escape(c.text))
-                + (f' ± {html.escape(c.spread)}' if c.spread else '')
-                + '</td>'
-                for c in row.cells
-            )
-            name = html.escape(f'{row.group}: {row.name}' if row.group else row.name)
-            rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-        parts.append(_table(html.escape(table.title), head, rows))
-        parts += [_note(note) for note in table.notes]
-    return '\n'.join([*parts, '</section>'])
-
-
-def _table(caption: str, head: str, rows: Sequence[str]) -> str:
-    body = '\n'.join(rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f'<caption>{caption}</caption><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div>'
-    )
-
-
-def _note(text: str) -> str:
-    return f'<p class="note">{html.escape(text)}</p>'
-
-
 def _video_summary(videos: Mapping[str, PageVideo], rollouts: int) -> str:
     if not videos:
         return ''
@@ -367,7 +284,7 @@ def _video_summary(videos: Mapping[str, PageVideo], rollouts: int) -> str:
             f'; the other {beside} did not fit and are read from the files beside it: '
             'they are missing where only the page is passed on'
         )
-    return _note(text + '.')
+    return small_print(text + '.')
 
 
 def _figure(name: str, what: str, figure: Figure) -> str:

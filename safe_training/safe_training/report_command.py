@@ -67,7 +67,14 @@ def run(args: argparse.Namespace) -> int:
         else page_videos(judged, args.videos, args.out, int(args.embed_videos * _MEBI))
     )
     title = args.title or f'{loaded.detector.name} on {Path(args.set).name}'
-    drawn = list(figures_of(judged, loaded.band, loaded.detector.name))
+    drawn = list(
+        figures_of(
+            judged,
+            loaded.band,
+            loaded.detector.name,
+            probability=loaded.detector.gives_probability,
+        )
+    )
     write_page(args.out, page(title, loaded, judged, drawn, videos, tables))
     embedded = sum(v.content is not None for v in videos.values())
     size = args.out.stat().st_size

@@ -10,6 +10,7 @@ import select
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,28 @@ class Chromium:
                 windowsVirtualKeyCode=code,
                 modifiers=8 if shift else 0,
             )
+
+    def click(self, x: float, y: float) -> None:
+        """Press and release the mouse at a place of the window."""
+        self.drag([(x, y)])
+
+    def drag(self, places: Sequence[tuple[float, float]]) -> None:
+        """Press the mouse at the first place, move it through the others, and release it."""
+        for index, (x, y) in enumerate(places):
+            kind = 'mouseMoved' if index else 'mousePressed'
+            self._mouse(kind, x, y, buttons=1)
+        self._mouse('mouseReleased', *places[-1], buttons=0)
+
+    def _mouse(self, kind: str, x: float, y: float, buttons: int) -> None:
+        self.call(
+            'Input.dispatchMouseEvent',
+            type=kind,
+            x=x,
+            y=y,
+            button='left',
+            buttons=buttons,
+            clickCount=1,
+        )
 
     def screenshot(self, path: Path) -> None:
         """Write what the window shows as PNG."""

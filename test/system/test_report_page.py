@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from chromium import Chromium, find_chromium
+from report_pages import judged, write_report
 
 from safe_training.cli import main
 from vla_feature_bridge.pooling import FeatureSpec
@@ -97,6 +98,10 @@ def test_names_are_shown_and_never_run(browser: Chromium):
         '[...document.querySelectorAll("#filter-task option")].map(o => o.textContent)'
     )
     assert HOSTILE in tasks
+    rows = browser.evaluate(
+        '[...document.querySelectorAll(".tasks th[scope=row]")].map(name => name.textContent)'
+    )
+    assert HOSTILE in rows
 
 
 def test_filters_leave_what_they_say(browser: Chromium):
@@ -121,6 +126,23 @@ def test_arrow_keys_choose_a_rollout_and_the_slider_reads_its_steps(browser: Chr
     assert 'step 1 of' in browser.evaluate('document.querySelector("#reading").textContent')
 
 
+def test_the_keys_of_the_list_reach_its_ends_and_pages(browser: Chromium):
+    chosen = 'document.querySelector(".row[aria-selected=true]").getAttribute("aria-posinset")'
+    browser.evaluate('document.querySelector("#list").focus()')
+    for key, code, place in (
+        ('End', 35, 60), ('ArrowDown', 40, 60), ('PageUp', 33, 50), ('ArrowUp', 38, 49),
+        ('Home', 36, 1), ('ArrowUp', 38, 1), ('PageDown', 34, 11),
+    ):  # fmt: skip
+        browser.press(key, code)
+        browser.wait(f'{chosen} === "{place}"')
+        assert browser.evaluate(
+            '(() => { const box = (e) => e.getBoundingClientRect();'
+            ' const row = box(document.querySelector(".row[aria-selected=true]"));'
+            ' const list = box(document.querySelector("#list"));'
+            ' return row.top >= list.top - 1 && row.bottom <= list.bottom + 1; })()'
+        ), f'after {key} the chosen rollout is out of sight'
+
+
 def test_a_video_stands_in_the_page_itself(browser: Chromium, made: Path):
     browser.evaluate(
         'const f = document.querySelector("#filter-video");'
@@ -129,3 +151,26 @@ def test_a_video_stands_in_the_page_itself(browser: Chromium, made: Path):
     browser.wait('document.querySelector("#count").textContent.startsWith("1 of 60")')
     encoded = base64.b64encode((made / 'videos' / 'lift.mp4').read_bytes()).decode()
     assert encoded[:60] in (made / 'report.html').read_text(encoding='utf-8')
+
+
+def test_each_rollout_is_drawn_under_its_own_band(browser: Chromium, tmp_path: Path):
+    scores = [0.1, 0.6, 0.2, 1.0]
+    entries = [
+        judged('strict', scores, task='a', edge=0.3),
+        judged('lax', scores, task='b', edge=[np.inf, np.inf, 0.8, 0.8]),
+    ]
+    browser.open(write_report(tmp_path / 'page.html', entries))
+    browser.evaluate('document.querySelector("#list").focus()')
+    curve = (
+        '[document.querySelector("#reading").textContent,'
+        ' document.querySelector(".band-line").getBBox().width]'
+    )
+    reading, width = browser.evaluate(curve)
+    assert 'band 0.3' in reading
+    browser.press('ArrowDown', 40)
+    browser.wait('document.querySelector("#name").textContent === "lax"')
+    reading, shorter = browser.evaluate(curve)
+    assert 'band none' in reading
+    assert shorter == pytest.approx(width / 3, rel=0.01), 'the band is finite at the end only'
+    browser.wait('document.querySelectorAll("canvas[data-drawn]").length === 2')
+    assert browser.complaints() == []

@@ -15,7 +15,7 @@ SET = Path(__file__).parents[1] / 'data' / 'miniature_flow.npz'
 @pytest.fixture(scope='module')
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('figures') / 'detector'
-    fit = ['fit', str(SET), '--detector', 'safe_mlp', '--out', str(folder)]
+    fit = ['fit', str(SET), '--detector', 'safe_lstm', '--out', str(folder)]
     assert main([*fit, '--set', 'epochs=5', '--set', 'hidden=16']) == 0
     return folder
 

@@ -3,18 +3,17 @@
 (() => {
   const page = JSON.parse(document.getElementById('data').textContent);
   const rollouts = page.rollouts;
-  const band = page.band.map((value) => (value === null ? Infinity : value));
+  const bands = page.bands.map((edge) => edge.map((value) => (value === null ? Infinity : value)));
   const verdicts = ['miss', 'false alarm', 'detection', 'quiet'];
   const marks = { miss: '✗', 'false alarm': '!', detection: '✓', quiet: '·' };
   const $ = (id) => document.getElementById(id);
   const list = $('list'), chart = $('chart'), slider = $('step'), video = $('video');
   const SVG = 'http://www.w3.org/2000/svg';
-  const W = 640, H = 300, LEFT = 48, RIGHT = 12, TOP = 16, BOTTOM = 38;
+  const W = 640, H = 300, LEFT = 64, RIGHT = 12, TOP = 16, BOTTOM = 46;
 
   let shown = [];       // rollout numbers, as filtered and sorted
   let chosen = -1;      // rollout number
   let step = 0;
-  let seekingTo = null; // the step that the video was sent to and has not reached
   let blobUrl = null;
   let moveCursor = () => {};
 
@@ -80,7 +79,7 @@
       });
       context.stroke();
     };
-    line(band.slice(0, longest), colour('--band'), 1, [3 * ratio, 2 * ratio]);
+    line(rollout.band, colour('--band'), 1, [3 * ratio, 2 * ratio]);
     line(rollout.scores, colour(rollout.failed ? '--failure' : '--success'), 1.4, []);
     if (rollout.alarm !== null) {
       context.fillStyle = colour('--ink');
@@ -129,7 +128,7 @@
     const row = $(`rollout-${i}`);
     row.setAttribute('aria-selected', 'true');
     list.setAttribute('aria-activedescendant', row.id);
-    const top = row.offsetTop - list.offsetTop;
+    const top = row.offsetTop - list.offsetTop - list.clientTop;
     if (top < list.scrollTop) list.scrollTop = top;
     else if (top + row.offsetHeight > list.scrollTop + list.clientHeight) list.scrollTop = top + row.offsetHeight - list.clientHeight;
     if (again && i === chosen) return;
@@ -161,7 +160,7 @@
   // ---- curve ---------------------------------------------------------------------------------
   function draw(rollout) {
     const n = rollout.scores.length;
-    const edge = band.slice(0, n);
+    const edge = rollout.band.slice(0, n);
     const values = [...rollout.scores, ...edge.filter(Number.isFinite), 0];
     const low = values.reduce((a, b) => Math.min(a, b)), top = values.reduce((a, b) => Math.max(a, b));
     const room = 0.06 * (top - low) || 1;
@@ -182,11 +181,11 @@
         element('text', { x: LEFT - 6, y: y(v) + 4, 'text-anchor': 'end' }, String(Number(v.toPrecision(4)))));
     }
     const dx = Math.max(1, every(Math.max(1, n - 1), 8));
-    for (let t = 0; t < n; t += dx) svg.append(element('text', { x: x(t), y: H - BOTTOM + 16, 'text-anchor': 'middle' }, t));
+    for (let t = 0; t < n; t += dx) svg.append(element('text', { x: x(t), y: H - BOTTOM + 18, 'text-anchor': 'middle' }, t));
     svg.append(element('line', { x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM, class: 'axis' }),
       element('text', { x: (LEFT + W - RIGHT) / 2, y: H - 6, 'text-anchor': 'middle' }, 'policy step'),
-      element('text', { x: 12, y: (TOP + H - BOTTOM) / 2, 'text-anchor': 'middle',
-        transform: `rotate(-90 12 ${(TOP + H - BOTTOM) / 2})` }, 'failure score'));
+      element('text', { x: 15, y: (TOP + H - BOTTOM) / 2, 'text-anchor': 'middle',
+        transform: `rotate(-90 15 ${(TOP + H - BOTTOM) / 2})` }, 'failure score'));
     let stretch = [];
     const stretches = [stretch];
     edge.forEach((v, t) => {
@@ -222,7 +221,7 @@
     moveCursor(step);
     if (from !== 'slider') slider.value = step;
     const alarmed = rollout.alarm !== null && step >= rollout.alarm;
-    const text = `step ${step} of ${rollout.scores.length}: score ${number(rollout.scores[step])}, band ${number(band[step])}` +
+    const text = `step ${step} of ${rollout.scores.length}: score ${number(rollout.scores[step])}, band ${number(rollout.band[step])}` +
       (alarmed ? `, alarm since step ${rollout.alarm}` : '');
     $('reading').textContent = text;
     $('reading').classList.toggle('alarm', alarmed);
@@ -241,31 +240,45 @@
   chart.addEventListener('pointermove', (event) => { if (event.buttons) pick(event); });
 
   // ---- video ---------------------------------------------------------------------------------
+  // When each step begins in the video, never after its end: a step that it does not reach is its last moment.
   function times() {
     const rollout = rollouts[chosen];
-    if (rollout.video.times) return rollout.video.times;
-    return rollout.scores.map((_, t) => t * video.duration / rollout.scores.length);
+    const starts = rollout.video.times ?? rollout.scores.map((_, t) => t * video.duration / rollout.scores.length);
+    return starts.map((time) => Math.min(time, video.duration));
+  }
+
+  function playable() {
+    const current = chosen >= 0 && rollouts[chosen].video;
+    // A recorder may leave out how long its video is: steps can be placed in it only where their times are known.
+    return current && video.duration > 0 && (current.times !== null || video.duration < Infinity);
+  }
+
+  function stepShown(starts) {
+    let at = 0;
+    while (at + 1 < starts.length && starts[at + 1] <= video.currentTime + 1e-4) at += 1;
+    return at;
   }
 
   function seek() {
-    const current = chosen >= 0 && rollouts[chosen].video;
-    if (!current || !(video.duration > 0)) return;
-    seekingTo = step;
+    if (!playable()) return;
+    const starts = times();
+    // Steps may share a frame. To seek within the last one would let Chromium jump to the end.
+    if (starts[stepShown(starts)] === starts[step]) return;
     // A little past the beginning of the frame, so that rounding does not show the one before.
-    video.currentTime = Math.min(times()[step] + 0.002, video.duration);
+    video.currentTime = Math.min(starts[step] + 0.002, video.duration);
   }
 
+  // Goes by where the video is, whoever sent it there: a seek of the page may be overtaken by one of its reader.
   function follow() {
-    if (chosen < 0 || !rollouts[chosen].video || !(video.duration > 0) || video.seeking || seekingTo !== null) return;
+    if (!playable() || video.seeking) return;
     const starts = times();
-    let at = 0;
-    while (at + 1 < starts.length && starts[at + 1] <= video.currentTime + 1e-4) at += 1;
-    if (at !== step) setStep(at, 'video');
+    const at = stepShown(starts);
+    // Steps that begin together cannot be told apart by the time: the chosen one of them stays.
+    if (starts[at] !== starts[step]) setStep(at, 'video');
   }
 
   function showVideo(source) {
     video.pause(); video.removeAttribute('src'); video.load();
-    seekingTo = null;
     if (blobUrl) { URL.revokeObjectURL(blobUrl); blobUrl = null; }
     $('video-box').hidden = source === null;
     document.querySelector('.views').classList.toggle('alone', source === null);
@@ -283,10 +296,7 @@
   }
 
   video.addEventListener('loadedmetadata', seek);
-  video.addEventListener('seeked', () => {
-    if (seekingTo !== null) { seekingTo = null; return; }
-    follow();
-  });
+  video.addEventListener('seeked', follow);
   video.addEventListener('timeupdate', follow);
   video.addEventListener('play', function tick() {
     follow();
@@ -299,7 +309,10 @@
   });
 
   // ---- start ---------------------------------------------------------------------------------
-  for (const rollout of rollouts) rollout.highest = highest(rollout);
+  for (const rollout of rollouts) {
+    rollout.highest = highest(rollout);
+    rollout.band = bands[rollout.band];
+  }
   const distinct = (name) => [...new Set(rollouts.map((r) => r[name]))];
   fill($('filter-task'), distinct('task').sort());
   fill($('filter-part'), distinct('part'));

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Report pages of rollouts made by hand, so that a test knows every step of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from safe_monitor_node.band import Band, Threshold
+from safe_monitor_node.detectors import make_detector
+from safe_monitor_node.folder import LoadedDetector
+from safe_training.judged import Judged
+from safe_training.report import PageVideo, page, write_page
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+
+ALPHA = 0.2
+HORIZON = 40
+
+
+def judged(
+    name: str,
+    scores: Sequence[float],
+    *,
+    failed: bool = False,
+    task: str = 'lift',
+    part: str = 'new',
+    edge: float | Sequence[float] = 0.5,
+    failure_step: int | None = None,
+    exec_horizon: int = 1,
+    stamps: Sequence[float] | None = None,
+) -> Judged:
+    """Return a rollout with these scores under this band; ``stamps`` are seconds."""
+    values = np.asarray(scores, dtype=np.float64)
+    rollout = Rollout(
+        np.zeros((len(values), 2), dtype=np.float32),
+        task=task,
+        success=not failed,
+        episode_id=name,
+        exec_horizon=exec_horizon,
+        stamps=None if stamps is None else (np.asarray(stamps) * 1e9).astype(np.int64),
+        failure_step=failure_step,
+    )
+    upper = np.full(HORIZON, edge) if isinstance(edge, float) else np.asarray(edge)
+    threshold = Threshold(ALPHA, upper)
+    return Judged(rollout, part, values, threshold, threshold.first_crossing(values))
+
+
+def write_report(
+    path: Path, entries: Sequence[Judged], videos: Mapping[str, PageVideo] | None = None
+) -> Path:
+    """Write the page about the rollouts, without figures."""
+    band = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
+    loaded = LoadedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
+    write_page(path, page('Report', loaded, entries, [], videos or {}))
+    return path

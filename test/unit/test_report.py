@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands in the report page, read without a browser."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from report_pages import HORIZON, judged, write_report
+
+
+def data_of(page: Path) -> dict[str, Any]:
+    found = re.search(r'id="data">(.*?)</script>', page.read_text('utf-8'), re.DOTALL)
+    assert found is not None
+    return json.loads(found[1])
+
+
+class Table(HTMLParser):
+    """Reads the rows of the table of a page with this caption, and every tag of the page."""
+
+    def __init__(self, page: Path, caption: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.rows: list[list[str]] = []
+        self._caption, self._in_caption = caption, False
+        self._in_cell = self._wanted = False
+        self.feed(page.read_text('utf-8'))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._in_caption = tag == 'caption'
+        if tag == 'tr' and self._wanted:
+            self.rows.append([])
+        if tag in ('td', 'th') and self._wanted:
+            self.rows[-1].append('')
+            self._in_cell = True
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == 'table':
+            self._wanted = False
+        self._in_cell &= tag not in ('td', 'th')
+
+    def handle_data(self, data: str) -> None:
+        if self._in_caption:
+            self._wanted = data == self._caption
+        elif self._in_cell:
+            self.rows[-1][-1] += data
+
+
+def test_the_table_per_task_counts_what_became_of_its_rollouts(tmp_path):
+    rising = [0.1, 0.4, 0.6, 0.9]  # above 0.5 from step 2 of 4
+    entries = [
+        judged('a', rising, failed=True, task='lift', part='seen'),
+        judged('b', rising, failed=True, task='lift', part='seen', edge=2.0),
+        judged('c', rising[:3], task='lift', part='seen'),
+        judged('d', [0.1, 0.2, 0.3], task='lift', part='seen'),
+        judged('e', [0.1, 0.2], task='lift', part='unseen'),
+        judged('f', rising, failed=True, task='a push', part='unseen'),
+    ]
+    table = Table(write_report(tmp_path / 'page.html', entries), 'Per task')
+    header = ['task', 'part', 'failures', 'successes', 'AUC', 'false alarms', 'detected', 'T_det']
+    assert table.rows == [
+        header,
+        # By the earliest stop of the task, step 2, three of its rollouts look the same.
+        ['lift', 'seen', '2', '2', '75.0', '50.0 (1 of 2)', '50.0 (1 of 2)', '75.0'],
+        ['a push', 'unseen', '1', '0', '-', '-', '100.0 (1 of 1)', '50.0'],
+        ['lift', 'unseen', '0', '1', '-', '0.0 (0 of 1)', '-', '-'],
+    ]
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        '</script><img src=x onerror=alert(1)>',
+        '</th></table></details><script>alert(1)</script>',
+        '{{script}} {{data}}',
+        '" onmouseover="alert(1)',
+        '&lt;b&gt;',
+    ],
+)
+def test_a_hostile_task_stays_a_name(tmp_path, name):
+    harmless = Table(write_report(tmp_path / 'a.html', [judged('e', [0.1])]), 'Per task')
+    hostile = Table(write_report(tmp_path / 'b.html', [judged('e', [0.1], task=name)]), 'Per task')
+    assert hostile.tags == harmless.tags
+    assert [row[0] for row in hostile.rows] == ['task', name]
+
+
+def test_many_tasks_are_folded_and_few_are_not(tmp_path):
+    for count, folded in ((3, False), (40, True)):
+        entries = [judged(f'e{k}', [0.1], task=f'task {k}') for k in range(count)]
+        text = write_report(tmp_path / 'page.html', entries).read_text('utf-8')
+        assert ('<details class="tasks">' in text) == folded
+        assert f'Per task ({count} rows)' in text
+
+
+def test_each_rollout_names_its_own_band_and_each_band_is_written_once(tmp_path):
+    entries = [
+        judged(f'e{k}', [0.1, 0.5], task=('low', 'high')[k % 2], edge=(0.3, 0.7)[k % 2])
+        for k in range(40)
+    ]
+    data = data_of(write_report(tmp_path / 'page.html', entries))
+    assert data['bands'] == [[0.3, 0.3], [0.7, 0.7]]
+    assert [r['band'] for r in data['rollouts']] == [0, 1] * 20
+    assert {(r['task'], r['verdict']) for r in data['rollouts']} == {
+        ('low', 'false alarm'),
+        ('high', 'quiet'),
+    }
+
+
+def test_the_tables_count_the_alarms_of_each_rollouts_own_band(tmp_path):
+    # Under the folder's one band (0.5) both would be false alarms.
+    entries = [judged('a', [0.6], edge=0.3), judged('b', [0.6], edge=0.7)]
+    text = write_report(tmp_path / 'page.html', entries).read_text('utf-8')
+    assert '1 of 2' in text and '2 of 2' not in text
+
+
+@pytest.mark.parametrize('longest', [2, HORIZON])
+def test_the_axis_of_the_small_curves_holds_every_band(tmp_path, longest):
+    edges = [np.full(HORIZON, np.inf), np.linspace(3.0, 1.0, HORIZON)]
+    entries = [judged(str(k), [0.5] * longest, edge=edge) for k, edge in enumerate(edges)]
+    data = data_of(write_report(tmp_path / 'page.html', entries))
+    assert data['high'] == 3.0 and data['low'] == 0.0
+    assert data['bands'][0] == [None] * longest
