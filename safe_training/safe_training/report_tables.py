@@ -59,7 +59,8 @@ _MOMENTS_NOTE = (
     'chance level is the share of failures.'
 )
 _PROMISE_NOTE = (
-    'The promise holds for rollouts like those that the band was calibrated on. A rate is marked '
+    'The promise holds for rollouts like those that the band was calibrated on, usually successes '
+    'of the part seen, where it is kept by construction and no evidence. A rate is marked '
     'as above the promise where even the lower end of its 95 % interval (Clopper-Pearson) lies '
     'above it.'
 )
@@ -182,6 +183,8 @@ def promise_table(reports: Mapping[str, PartReport], loaded: LoadedDetector, alp
     caption = f'Band {band.kind}, ranked on {band.n_calibration} rollouts' + (
         f': {what}' if what else ''
     )
+    if own := sum(bool(band.at(alpha, task).task) for task in band.tasks):
+        caption += f'; {own} tasks have a band of their own'
     return _table(html.escape(caption), head, rows) + small_print(_PROMISE_NOTE)
 
 
