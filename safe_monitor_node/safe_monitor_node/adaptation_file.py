@@ -15,7 +15,7 @@ from typing import Any
 
 from safe_monitor_node.adaptive import AdaptationError
 from safe_monitor_node.adaptive_band import AdaptiveBand
-from safe_monitor_node.folder import LoadedDetector, sealed
+from safe_monitor_node.folder import LoadedDetector, is_intact, sealed
 
 FORMAT = 'safe_adaptation'
 VERSION = 1
@@ -183,12 +183,7 @@ def _checked_content(path: Path) -> dict[str, Any]:
             f'{path}: expected version {VERSION}, found {content.get("version")!r}; '
             f'{_REMEDY}, or use the release that made it'
         )
-    content.pop('sha256', None)
-    try:
-        intact = sealed(content) == text
-    except (ValueError, RecursionError):  # NaN, or nested too deeply: we wrote neither
-        intact = False
-    if not intact:
+    if not is_intact(content, text):
         raise AdaptationFileError(
             f'{path}: the checksum does not match its content, so the file was changed or damaged; '
             f'{_REMEDY}'

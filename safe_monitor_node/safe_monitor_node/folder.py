@@ -92,6 +92,15 @@ def sealed(content: Mapping[str, Any]) -> str:
     return _canonical({**content, 'sha256': digest})
 
 
+def is_intact(content: dict[str, Any], text: str) -> bool:
+    """Tell whether a text is the sealed form of what was read from it; drops the checksum there."""
+    content.pop('sha256', None)
+    try:
+        return sealed(content) == text
+    except (ValueError, RecursionError):  # NaN, or nested too deeply: we wrote neither
+        return False
+
+
 def save_detector(
     folder: str | os.PathLike[str],
     detector: Detector,
@@ -239,12 +248,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
             f'{path}: expected version {VERSION}, found {content.get("version")!r}; '
             'fit again, or use the release that made it'
         )
-    content.pop('sha256', None)
-    try:
-        intact = sealed(content) == text
-    except (ValueError, RecursionError):  # NaN, or nested too deeply: we wrote neither
-        intact = False
-    if not intact:
+    if not is_intact(content, text):
         raise DetectorFolderError(
             f'{path}: the checksum does not match its content; the file was changed or damaged, '
             'copy the folder again or fit again'

@@ -9,7 +9,6 @@ None of them chooses anything by the rollouts that are reported on.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Literal
 
 from safe_training.calibration import Quantile
 from safe_training.splits import Split, SplitError, divide, leave_one_task_out, split_tasks
+from safe_training.whole_files import write_whole
 from vla_feature_bridge.rollout import Rollout
 
 Scheme = Literal['robust', 'paper', 'loto']
@@ -170,13 +170,7 @@ def write_splits(path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split
         'tasks': [r.task for r in rollouts],
         'splits': [split.to_dict() for split in splits],
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        aside.write_text(json.dumps(content) + '\n', encoding='utf-8')
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    write_whole({path: json.dumps(content) + '\n'})
 
 
 def read_splits(path: Path, rollouts: Sequence[Rollout]) -> list[Split]:

@@ -195,17 +195,6 @@ def page(
     return re.sub(r'\{\{(\w+)\}\}', lambda match: fill[match[1]], template)
 
 
-def write_page(path: Path, text: str) -> None:
-    """Write the page; it is whole or absent."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f'.{path.name}.partial')
-    try:
-        aside.write_text(text, encoding='utf-8')
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _data(
     judged: Sequence[Judged], videos: Mapping[str, PageVideo], names: Mapping[str, str]
 ) -> dict[str, Any]:

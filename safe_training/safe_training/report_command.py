@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from safe_training.detector_figures import figures_of
 from safe_training.detector_options import UsageError, add_source_options, plain_json
 from safe_training.figures_command import add_folder_options, judged_rollouts
-from safe_training.report import page, page_videos, write_page
+from safe_training.report import page, page_videos
 from safe_training.video_frames import VideoError
+from safe_training.whole_files import write_whole
 
 if TYPE_CHECKING:
     from safe_training.table import Table
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
             probability=loaded.detector.gives_probability,
         )
     )
-    write_page(args.out, page(title, loaded, judged, drawn, videos, tables))
+    write_whole({args.out: page(title, loaded, judged, drawn, videos, tables)})
     embedded = sum(v.content is not None for v in videos.values())
     size = args.out.stat().st_size
     if args.json:

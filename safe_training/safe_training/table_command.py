@@ -13,7 +13,8 @@ from safe_training.protocol import SCHEMES
 from safe_training.results import Result, read_results
 from safe_training.table import Table, judged_by, paper_table, robust_tables
 from safe_training.table_entries import SelectOn, TableError, entries, paper_entries, robust_entry
-from safe_training.table_formats import to_csv, to_latex, to_markdown, write_whole
+from safe_training.table_formats import to_csv, to_latex, to_markdown
+from safe_training.whole_files import write_whole
 
 EXAMPLE = """examples:
   python -m safe_training table my_results

@@ -6,9 +6,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 from safe_training.table import Cell, Table
 from safe_training.table_entries import GROUPS, OTHERS, Entry
@@ -140,17 +138,3 @@ def to_csv(found: Sequence[Entry]) -> str:
                 row.append('' if math.isnan(value) else repr(value))
         writer.writerow(row)
     return text.getvalue()
-
-
-def write_whole(files: dict[Path, str]) -> None:
-    """Write texts to files: all of them or, if one cannot be written, none is changed before."""
-    aside = {path: path.with_name(f'.{path.name}.{os.getpid()}.partial') for path in files}
-    try:
-        for path, text in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside[path].write_text(text, encoding='utf-8')
-        for path, partial in aside.items():
-            partial.replace(path)
-    finally:
-        for partial in aside.values():
-            partial.unlink(missing_ok=True)

@@ -12,7 +12,8 @@ from safe_monitor_node.band import Band, Threshold
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.folder import LoadedDetector
 from safe_training.judged import Judged
-from safe_training.report import PageVideo, page, write_page
+from safe_training.report import PageVideo, page
+from safe_training.whole_files import write_whole
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -54,5 +55,5 @@ def write_report(
     """Write the page about the rollouts, without figures."""
     band = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
     loaded = LoadedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
-    write_page(path, page('Report', loaded, entries, [], videos or {}))
+    write_whole({path: page('Report', loaded, entries, [], videos or {})})
     return path
