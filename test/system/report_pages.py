@@ -44,16 +44,22 @@ def judged(
         stamps=None if stamps is None else (np.asarray(stamps) * 1e9).astype(np.int64),
         failure_step=failure_step,
     )
-    upper = np.full(HORIZON, edge) if isinstance(edge, float) else np.asarray(edge)
+    edges = np.atleast_1d(edge)
+    upper = np.pad(edges, (0, HORIZON - len(edges)), mode='edge')
     threshold = Threshold(ALPHA, upper)
     return Judged(rollout, part, values, threshold, threshold.first_crossing(values))
+
+
+def _band(upper: np.ndarray, tasks: Mapping[str, Band] | None = None) -> Band:
+    return Band(np.array([ALPHA]), upper[None], 'functional_constant', 30, tasks=tasks or {})
 
 
 def write_report(
     path: Path, entries: Sequence[Judged], videos: Mapping[str, PageVideo] | None = None
 ) -> Path:
-    """Write the page about the rollouts, without figures."""
-    band = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
+    """Write the page about the rollouts, without figures; each task has the band of its rollouts."""
+    tasks = {j.rollout.task: _band(j.threshold.upper) for j in entries}
+    band = _band(np.full(HORIZON, 0.5), tasks)
     loaded = LoadedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
     write_whole({path: page('Report', loaded, entries, [], videos or {})})
     return path

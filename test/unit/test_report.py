@@ -56,7 +56,7 @@ def test_the_table_per_task_counts_what_became_of_its_rollouts(tmp_path):
     rising = [0.1, 0.4, 0.6, 0.9]  # above 0.5 from step 2 of 4
     entries = [
         judged('a', rising, failed=True, task='lift', part='seen'),
-        judged('b', rising, failed=True, task='lift', part='seen', edge=2.0),
+        judged('b', [0.1, 0.4, 0.45, 0.5], failed=True, task='lift', part='seen'),
         judged('c', rising[:3], task='lift', part='seen'),
         judged('d', [0.1, 0.2, 0.3], task='lift', part='seen'),
         judged('e', [0.1, 0.2], task='lift', part='unseen'),
@@ -94,7 +94,7 @@ def test_many_tasks_are_folded_and_few_are_not(tmp_path):
     for count, folded in ((3, False), (40, True)):
         entries = [judged(f'e{k}', [0.1], task=f'task {k}') for k in range(count)]
         text = write_report(tmp_path / 'page.html', entries).read_text('utf-8')
-        assert ('<details class="tasks">' in text) == folded
+        assert ('<details class="tasks" open>' in text) != folded
         assert f'Per task ({count} rows)' in text
 
 
@@ -114,7 +114,10 @@ def test_each_rollout_names_its_own_band_and_each_band_is_written_once(tmp_path)
 
 def test_the_tables_count_the_alarms_of_each_rollouts_own_band(tmp_path):
     # Under the folder's one band (0.5) both would be false alarms.
-    entries = [judged('a', [0.6], edge=0.3), judged('b', [0.6], edge=0.7)]
+    entries = [
+        judged(edge_of, [0.6], task=edge_of, edge=edge)
+        for edge_of, edge in (('low', 0.3), ('high', 0.7))
+    ]
     text = write_report(tmp_path / 'page.html', entries).read_text('utf-8')
     assert '1 of 2' in text and '2 of 2' not in text
 
