@@ -57,7 +57,7 @@ def _band(upper: np.ndarray, tasks: Mapping[str, Band] | None = None) -> Band:
 def write_report(
     path: Path, entries: Sequence[Judged], videos: Mapping[str, PageVideo] | None = None
 ) -> Path:
-    """Write the page about the rollouts, without figures; each task has the band of its rollouts."""
+    """Write the page about the rollouts, without figures; each task has its rollouts' band."""
     tasks = {j.rollout.task: _band(j.threshold.upper) for j in entries}
     band = _band(np.full(HORIZON, 0.5), tasks)
     loaded = LoadedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
