@@ -27,7 +27,7 @@ from safe_monitor_node.folder import LoadedDetector, load_detector, save_detecto
 from safe_training import cli
 from safe_training.conversion import convert
 from safe_training.detector_options import as_number, progress_bar
-from safe_training.evaluate_tables import LEGEND, report_table, wide_console
+from safe_training.evaluate_tables import LEGEND, print_table, report_table, wide_console
 from safe_training.evaluation import (
     CLOCK,
     Fitted,
@@ -148,7 +148,7 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         for part, report in report_parts(one, rollouts, args.alpha).items()
     ]
     title = f'one task split, promised false-alarm rate {100 * args.alpha:g} %'
-    console.print(report_table(rows, title))
+    print_table(console, report_table(rows, title))
     console.print(LEGEND, style='dim')
     save_detector(
         args.out / 'detector',

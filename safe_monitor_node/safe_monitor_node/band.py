@@ -42,7 +42,7 @@ class Threshold:
     upper : (T,) float64 array
         Threshold at step 0..T-1; +inf where no finite threshold keeps the promise.
     task : str
-        The task that it was calibrated on alone; empty for all tasks together.
+        The task whose band it is of; empty for the band of all tasks.
 
     """
 
@@ -251,9 +251,10 @@ class Band:
     def at(self, alpha: float, task: str = '') -> Threshold:
         """Return the threshold for a calibrated alpha (to 1e-9); `BandError` lists those there.
 
-        With a task: that of its own band, if there is one and its threshold is finite. A task of
-        which too few rollouts were there for this alpha is watched by the band of all tasks, which
-        promises for all of them together; an alarm that can never come would be no better.
+        With a task: that of its own band (or of one that it shares with other tasks of few
+        successes), if there is one and its threshold is finite. Other tasks are watched by the band
+        of all tasks. Of these nothing is promised, since that band promises for all tasks together;
+        but an alarm that can never come would be no better.
         """
         row = self.row(alpha)
         own = self.tasks.get(task)

@@ -236,7 +236,9 @@ class EpisodeMonitor:
         if self.adaptation is None:
             self.threshold, self.warning = choose_thresholds(self.loaded, *self._alphas, task)
             return
+        assert self._lessons is not None
         self.threshold, self.warning = self.adaptation.thresholds(task)
+        self._lessons.use(task)
         moving = self.adaptation.of(task)
         self._unbounded = ''
         if moving.threshold == math.inf:
@@ -352,7 +354,7 @@ class EpisodeMonitor:
         except BandError as error:
             return self._unjudged(step.step, str(error), now, score)
         if self._lessons is not None:
-            self._lessons.judged(step.step, score, score > threshold)
+            self._lessons.judged(step.step, score)
             if self._unbounded:
                 # No score is above it, but that says nothing of the episode.
                 self.counts.invalid += 1

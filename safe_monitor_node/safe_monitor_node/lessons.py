@@ -53,9 +53,12 @@ class _Episode:
 class Lessons:
     """Keeps what the last episodes can teach, and teaches it to an adaptive band.
 
-    A false alarm is a success of which a score lay above the threshold that was in force; with
-    k of n debouncing not every one of them raises the alarm. A label that comes while its episode
-    runs is learned when it ends: only then is it known whether there was an alarm.
+    A false alarm is a success of which a score lay above the threshold of the band that learns from
+    it, as that stood while the episode ran; with k of n debouncing not every one of them raises the
+    alarm. Of an episode whose START came late the band of its task learns, as if it had judged the
+    first steps too: what another band made of them would break what holds of its own sequence. A
+    label that comes while its episode runs is learned when it ends: only then is it known whether
+    there was an alarm.
 
     Parameters
     ----------
@@ -70,19 +73,22 @@ class Lessons:
         # maximum, for a START that comes late may say that they belong to another band.
         self._scores = np.empty(steps)
         self._running: _Episode | None = None
+        self._in_force = math.inf
         self._past: dict[str, _Episode] = {}
 
     def begin(self, episode_id: str) -> None:
         """Begin an episode; one that runs must have been finished."""
         self._running = _Episode(episode_id)
 
-    def judged(self, step: int, score: float, above: bool) -> None:
-        """Take a step within the band: its score, and whether it was above the threshold."""
+    def use(self, task: str) -> None:
+        """Note which band judges from now on: its threshold stays in force until the end."""
+        self._in_force = self.adaptation.of(task).threshold
+
+    def judged(self, step: int, score: float) -> None:
+        """Take the score of a step within the band."""
         assert self._running is not None
         self._scores[step] = score
         self._running.judged += 1
-        if above:
-            self._running.alarmed = True
 
     def spoil(self) -> None:
         """Note that a step of the running episode is missing or could not be judged."""
@@ -99,6 +105,7 @@ class Lessons:
             # Nothing is missing, so the scores of this episode fill the array from step 0 on.
             value = self.adaptation.nonconformity(task, self._scores[: episode.judged])
             episode.nonconformity = value if math.isfinite(value) else None
+            episode.alarmed = value > self._in_force
         self._past.pop(episode.episode_id, None)
         self._past[episode.episode_id] = episode
         if len(self._past) > KEPT_EPISODES:

@@ -29,7 +29,7 @@ from safe_training.detector_options import (
     refuse_options,
 )
 from safe_training.evaluate_command import band_for, parts_of
-from safe_training.evaluate_tables import empty_table, wide_console
+from safe_training.evaluate_tables import empty_table, print_table, shortened, wide_console
 from safe_training.evaluation import Summary, labelled, score_part, summary_of
 from safe_training.metrics import band_alarms
 from safe_training.protocol import (
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         if not 0 < alpha < 1:
             raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {alpha}')
     if args.folder is not None:
-        refuse_options(args, '--folder', ('band', 'splits', 'splits_from', 'params'))
+        refuse_options(args, '--folder', ('band', 'splits', 'splits_from', 'params', 'rate'))
     if args.splits is not None and (args.splits < 1 or args.splits_from is not None):
         raise UsageError('--splits must be at least 1, and is not for splits that were saved')
     if args.rate is not None and not 0 < args.rate <= 1:
@@ -136,7 +136,7 @@ def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
     alphas = sorted(set(args.alpha or ALPHAS))
     protocol = Protocol(alpha=alphas[0])
     if args.splits_from is not None:
-        splits = read_splits(args.splits_from, rollouts)
+        splits = list(read_splits(args.splits_from, rollouts).splits.values())
     else:
         splits = choose_splits(rollouts, protocol, range(args.splits or ROBUST_SPLITS))
     params = detector_params([args.detector], args.params)[args.detector]
@@ -147,7 +147,7 @@ def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
             protocol,
             splits,
             alphas,
-            args.band or tuple(KINDS),
+            tuple(dict.fromkeys(args.band or KINDS)),
             params,
             gamma=args.rate,
             progress=progress,
@@ -161,7 +161,7 @@ def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
             f'{args.detector}, {len(splits)} task splits: promised false-alarm rate '
             f'{percent(alpha)} %'
         )
-        console.print(_table([kept for kept in found if kept.alpha == alpha], title))
+        print_table(console, _table([kept for kept in found if kept.alpha == alpha], title))
     console.print(LEGEND.format(draws=DRAWS, fewest=_FEWEST), style='dim')
     return 0
 
@@ -216,7 +216,8 @@ def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
         for task, count in tally.rollouts.items():
             alarms[task] = alarms.get(task, 0) + tally.alarms[task]
             counts[task] = counts.get(task, 0) + count
-            if count >= _FEWEST:
+            # Of one draw: what is drawn again is no further rollout.
+            if count >= _FEWEST * tally.repeats:
                 enough.add(task)
     rates = {task: alarms[task] / counts[task] for task in sorted(enough)}
     if not rates:
@@ -234,6 +235,7 @@ def _plain(kept: Kept) -> dict[str, Any]:
     def tally(counted: Tally) -> dict[str, Any]:
         return {
             'rate': as_number(counted.rate),
+            'repeats': counted.repeats,
             'tasks': {
                 task: {'alarms': counted.alarms[task], 'rollouts': counted.rollouts[task]}
                 for task in counted.rollouts
@@ -288,14 +290,14 @@ def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureS
             percent(row['realised']) + ('!' if row['above'] else ''),
             '-' if row['low'] is None else f'{percent(row["low"])} to {percent(row["high"])}',
             '-' if row['worst_task'] is None
-            else f'{percent(row["worst_rate"])} {row["worst_task"]}',
+            else Text(f'{percent(row["worst_rate"])} {shortened(row["worst_task"])}'),
             'yes' if row['infinite'] else '',
         )  # fmt: skip
-    console.print(table)
+    print_table(console, table)
     console.print(
-        'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that '
-        'the band was\nranked on are shown for completeness: there it keeps its promise by '
-        'construction.',
+        'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
+        'the band was made from are shown for completeness and are no evidence. "!": even the\n'
+        'lower end of the interval exceeds the promise.',
         style='dim',
     )
     return 0
@@ -309,8 +311,9 @@ def _promise(band: Band) -> str:
         + (f': {made["calibrated_on"]}' if made.get('calibrated_on') else '')
         + '.'
     )
-    if band.tasks:
-        text += f' Bands of their own: {", ".join(band.tasks)}.'
+    own = [t for t in band.tasks if any(band.at(a, t).task for a in band.alphas)]
+    if own:
+        text += f' Bands of their own: {", ".join(own)}.'
     if made.get('scores') == 'loto':
         text += ' Scores without their task: a guide to new tasks, no finite-sample promise.'
     if made.get('note'):

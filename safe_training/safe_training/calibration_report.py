@@ -17,6 +17,7 @@ import numpy as np
 from safe_monitor_node.adaptive import AdaptiveThreshold
 from safe_monitor_node.band import Band
 from safe_monitor_node.detectors import Detector
+from safe_training.calibration import CalibrationError
 from safe_training.evaluation import (
     HELD_OUT,
     calibrated_band,
@@ -34,6 +35,7 @@ Progress = Callable[[int, int, str], None]
 # How often the held-out successes are cut in two, and an order of episodes is drawn.
 DRAWS = 20
 
+_DEFAULTS: dict[str, Any] = {'calibration': 'heldout', 'per_task': False}
 _PROTOCOLS: dict[str, dict[str, Any]] = {
     'adaptive': {'modulation': 'adaptive'},
     'published': {'modulation': 'adaptive', 'quantile': 'published'},
@@ -58,8 +60,15 @@ KINDS = {
 
 @dataclass
 class Tally:
-    """Alarms among rollouts of one outcome, by task; of several draws added up."""
+    """Alarms among rollouts of one outcome, by task.
 
+    Attributes
+    ----------
+    repeats : int
+        How often rollouts were drawn; all draws are added up.
+    """
+
+    repeats: int = 1
     alarms: dict[str, int] = field(default_factory=dict)
     rollouts: dict[str, int] = field(default_factory=dict)
 
@@ -92,7 +101,8 @@ class Kept:
     finite : bool
         Whether that band can raise an alarm at all.
     like, new : Tally
-        Of successes of the seen tasks, and of those of the unseen tasks.
+        Of successes of the seen tasks, and of those of the unseen tasks. Without any where the
+        bands could raise no alarm, which keeps every promise and says nothing.
     detected : Tally
         Of failures of the unseen tasks.
     detection_times : list of float
@@ -148,7 +158,7 @@ def calibration_of(
 
     Raises
     ------
-    EvaluationError, CalibrationError
+    EvaluationError
         A split has no unseen tasks, or too few held-out successes to cut in two.
     """
     found: list[Kept] = []
@@ -183,7 +193,8 @@ def _of_split(
         raise EvaluationError(
             f'split {split.seed}: {len(held_out)} held-out successes of seen tasks and '
             f'{len(unseen)} rollouts of unseen tasks; a band is judged by rollouts that did not '
-            'make it, so at least two of the first and one of the second are needed'
+            'make it, so at least two of the first and one of the second are needed; record more '
+            'of them, or more tasks'
         )
     seen_scores = score_part(detector, held_out, 'seen')
     new_scores = score_part(detector, unseen, 'unseen')
@@ -193,45 +204,64 @@ def _of_split(
         if kind == MOVING:
             yield from _moving(seen_scores, new_scores, split, alphas, gamma, draws)
             continue
-        settings = replace(
-            protocol,
-            **{'alpha': alphas[0], 'calibration': 'heldout', 'per_task': False, **_PROTOCOLS[kind]},
-        )
-
-        def band_of(members: Iterable[int], settings: Protocol = settings) -> Band:
-            members = list(members)
-            return calibrated_band(
-                [seen_scores[i].scores for i in members],
-                [held_out[i] for i in members],
-                HELD_OUT,
-                rollouts,
-                split,
-                settings,
-                alphas=alphas,
-            )
-
-        if settings.calibration == 'loto':
-            scores, successes, what = left_out_scores(detector, rollouts, split, progress)
-            band = calibrated_band(
-                scores, successes, what, rollouts, split, settings, alphas=alphas
-            )
-            # None of the held-out successes made this band.
-            judged = [(band, list(range(len(held_out))))]
-        else:
-            band = band_of(range(len(held_out)))
-            judged = [(band_of(one), list(other)) for one, other in halves]
+        left_out = None
+        if kind == 'loto':
+            left_out = left_out_scores(detector, rollouts, split, progress)
         for alpha in alphas:
-            kept = Kept(kind, alpha, split.seed, band.n_calibration)
-            kept.finite = bool(np.isfinite(band.at(alpha).upper).any())
+            settings = replace(protocol, alpha=alpha, **{**_DEFAULTS, **_PROTOCOLS[kind]})
+
+            def band_of(members: Iterable[int], settings: Protocol = settings) -> Band | None:
+                indices = list(members)
+                scores = [seen_scores[i].scores for i in indices]
+                successes = [held_out[i] for i in indices]
+                return _band(scores, successes, HELD_OUT, rollouts, split, settings)
+
+            if left_out is not None:
+                band = _band(*left_out, rollouts, split, settings)
+                # None of the held-out successes made this band.
+                judged = [(band, list(range(len(held_out))))]
+            else:
+                band = band_of(range(len(held_out)))
+                judged = [(band_of(one), list(other)) for one, other in halves]
+            kept = Kept(kind, alpha, split.seed)
+            kept.like.repeats = len(judged)
             for made, members in judged:
                 others = [seen_scores[i] for i in members]
-                for rollout, alarm in zip(others, band_alarms(others, made, alpha), strict=True):
+                for rollout, alarm in _judged(others, made, alpha):
                     kept.like.add(str(rollout.task), alarm is not None)
-            for rollout, alarm in zip(
-                new_scores, band_alarms(new_scores, band, alpha), strict=True
-            ):
+            kept.finite = _can_alarm(band, alpha)
+            kept.n_calibration = band.n_calibration if band is not None else 0
+            for rollout, alarm in _judged(new_scores, band, alpha):
                 kept.judge_new(rollout, alarm)
             yield kept
+
+
+def _band(
+    scores: Sequence[np.ndarray],
+    successes: Sequence[Rollout],
+    what: str,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    protocol: Protocol,
+) -> Band | None:
+    """Return a band for the protocol's alpha alone; None where there is too little for its kind."""
+    alphas = [protocol.alpha]
+    try:
+        return calibrated_band(scores, successes, what, rollouts, split, protocol, alphas=alphas)
+    except CalibrationError:
+        return None
+
+
+def _can_alarm(band: Band | None, alpha: float) -> bool:
+    return band is not None and bool(np.isfinite(band.at(alpha).upper).any())
+
+
+def _judged(
+    scored: Sequence[Scored], band: Band | None, alpha: float
+) -> Iterator[tuple[Scored, int | None]]:
+    """Return rollouts with their alarms; none where no alarm could ever be raised."""
+    if band is not None and _can_alarm(band, alpha):
+        yield from zip(scored, band_alarms(scored, band, alpha), strict=True)
 
 
 def _halves(count: int, draws: int, seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -253,6 +283,7 @@ def _moving(
     peaks = np.array([rollout.scores.max() for rollout in seen])
     for alpha in alphas:
         kept = Kept(MOVING, alpha, split.seed, len(seen))
+        kept.like.repeats = kept.new.repeats = kept.detected.repeats = draws
         generator = np.random.default_rng([split.seed, len(new)])
         for one, other in _halves(len(seen), draws, split.seed):
             threshold = AdaptiveThreshold(peaks[one], alpha, gamma or alpha / 10)

@@ -153,7 +153,8 @@ def protocol_of(args: argparse.Namespace, scheme: Scheme = 'robust') -> Protocol
 def refuse_options(args: argparse.Namespace, because: str, names: Sequence[str]) -> None:
     """Raise :class:`UsageError` for options that another one leaves without a meaning."""
     for name in names:
-        if getattr(args, name) not in (None, False, []):
+        value = getattr(args, name)
+        if value is not None and value is not False and value != []:
             option = 'set NAME=VALUE' if name == 'params' else name.replace('_', '-')
             raise UsageError(f'--{option} has no meaning with {because}; leave one of them out')
 

@@ -37,6 +37,7 @@ from safe_training.detector_options import (
 from safe_training.evaluate_tables import (
     LEGEND,
     detail_tables,
+    print_table,
     promise_lines,
     report_table,
     wide_console,
@@ -56,9 +57,12 @@ from safe_training.protocol import (
     SCHEMES,
     EvaluationError,
     Protocol,
+    Scheme,
     choose_splits,
     fold_count,
+    numbered_tasks,
     read_splits,
+    saved_scheme,
     write_splits,
 )
 from safe_training.readers import load_rollouts
@@ -68,7 +72,8 @@ from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 PAPER_NOTE = (
-    'Published splits, for comparison: three are few, and the earliest stop is taken over all\n'
+    'For comparison with published numbers, which are of splits by task number (by name where\n'
+    'tasks have no number of their own): three are few, and the earliest stop is taken over all\n'
     'rollouts, those tested on included. Judge by --protocol robust.'
 )
 EXAMPLE = """examples:
@@ -138,7 +143,11 @@ def run(args: argparse.Namespace) -> int:
     check_alpha(args.alpha)
     if args.folder is not None:
         refuse_options(args, '--folder', _FITTING)
-    protocol = protocol_of(args, args.protocol or 'robust')
+    scheme: Scheme = args.protocol or 'robust'
+    if args.splits_from is not None:
+        refuse_options(args, '--splits-from', ('seed', 'splits', 'protocol'))
+        scheme = saved_scheme(args.splits_from)
+    protocol = protocol_of(args, scheme)
     if args.benchmark is not None and args.out is None:
         raise UsageError('--benchmark names rollouts in results; give --out as well')
     rollouts, feature = load_rollouts(
@@ -161,9 +170,8 @@ def splits_of(
         An option has no meaning with another one.
     """
     if args.splits_from is not None:
-        refuse_options(args, '--splits-from', ('seed', 'splits', 'protocol'))
-        splits = read_splits(args.splits_from, rollouts)
-        return splits, f'{len(splits)} splits of {args.splits_from}'
+        splits = list(read_splits(args.splits_from, rollouts).splits.values())
+        return splits, f'{len(splits)} splits of {args.splits_from} ({protocol.scheme})'
     if protocol.scheme == 'loto':
         refuse_options(args, '--protocol loto', ('seed', 'splits'))
         splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
@@ -172,7 +180,8 @@ def splits_of(
         refuse_options(args, '--protocol paper', ('seed',))
         seeds = PAPER_SEEDS if args.splits is None else tuple(range(args.splits))
         splits = choose_splits(rollouts, protocol, seeds)
-        return splits, f'published splits {", ".join(map(str, seeds))}'
+        drawn = 'published splits' if numbered_tasks(rollouts) else 'splits drawn by task name'
+        return splits, f'{drawn} {", ".join(map(str, seeds))}'
     first = args.seed or 0
     splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
@@ -248,7 +257,7 @@ def _evaluate_folder(
         return 0
     console = wide_console()
     title = f'{name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
-    console.print(report_table(rows, title))
+    print_table(console, report_table(rows, title))
     console.print(LEGEND, style='dim')
     for part, found in intervals.items():
         auc, rate = found['roc_auc_by_earliest_stop'], found['false_alarm_rate']
@@ -296,11 +305,11 @@ def _curve(curve: AlphaCurve | OperatingCurve) -> dict[str, list[float | None]]:
 def _evaluate_detectors(
     args: argparse.Namespace, protocol: Protocol, rollouts: list[Rollout], feature: FeatureSpec
 ) -> int:
-    names = args.detector or list(DEFAULT_DETECTORS)
+    names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     params = detector_params(names, args.params)
     splits, what = splits_of(args, protocol, rollouts)
     if args.save_splits is not None:
-        write_splits(args.save_splits, rollouts, splits)
+        write_splits(args.save_splits, rollouts, splits, protocol.scheme)
     with progress_bar('evaluate', quiet=args.json) as progress:
         rows = evaluate_splits(names, rollouts, protocol, splits, params, progress=progress)
     if args.out is not None:
@@ -310,7 +319,7 @@ def _evaluate_detectors(
         return 0
     console = wide_console()
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
-    console.print(report_table(rows, title))
+    print_table(console, report_table(rows, title))
     console.print(LEGEND, style='dim')
     for line in promise_lines(rows):
         console.print(line, style='dim', markup=False, soft_wrap=True)
@@ -323,7 +332,10 @@ def _evaluate_detectors(
 
 def _print_details(console: Console, rows: Sequence[Row], part: str) -> None:
     for shown in detail_tables(rows, part):
-        console.print(shown, style='dim' if isinstance(shown, str) else None)
+        if isinstance(shown, str):
+            console.print(shown, style='dim')
+        else:
+            print_table(console, shown)
 
 
 def _as_json(

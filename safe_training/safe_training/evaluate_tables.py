@@ -30,7 +30,8 @@ LEGEND = (
     'outcomes; clock: the same for a score that is just the step number. False alarms: successes\n'
     'with an alarm while they ran; detected: failures with one; T_det: first alarm as a share of\n'
     'the failure, 100 if none came. The detector "clock" only counts steps: failures run to the\n'
-    'time limit, so it detects them all, late. A detector is worth what it does better than that.'
+    'time limit, so it detects them all, late. A detector is worth what it does better than that.\n'
+    'A number in brackets: only so many splits have the number.'
 )
 _RANKINGS = (
     ('AUC', 'roc_auc_'),
@@ -69,6 +70,19 @@ def wide_console() -> Console:
     return console if console.is_terminal else Console(highlight=False, width=140)
 
 
+def print_table(console: Console, table: Table) -> None:
+    """Print a table as wide as it is: a narrow terminal wraps its lines, and no number is cut."""
+    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
+    if needed > console.width:
+        console = Console(highlight=False, width=needed, file=console.file)
+    console.print(table)
+
+
+def shortened(name: str, length: int = 40) -> str:
+    """Return a name that leaves room for the numbers beside it."""
+    return name if len(name) <= length else f'{name[: length - 1]}…'
+
+
 def report_table(rows: Sequence[Row], title: str) -> Table:
     """Return the table of detectors by part, mean and std over splits where there are several."""
     table = empty_table(title, ['detector', 'part'], [heading for heading, _ in COLUMNS])
@@ -77,7 +91,8 @@ def report_table(rows: Sequence[Row], title: str) -> Table:
         table.add_column('fit\n(s)', justify='right', no_wrap=True)
     for detector, parts in summarise(rows).items():
         for part, values in parts.items():
-            cells = [_cell(values[name]) for _, name in COLUMNS]
+            splits = values['alpha'].splits
+            cells = [_cell(values[name], splits) for _, name in COLUMNS]
             if timed:
                 cells.append(f'{values["fit_seconds"].mean:.2f}')
             table.add_row(detector, part, *cells, end_section=part == list(parts)[-1])
@@ -90,7 +105,7 @@ def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
         values = parts.get('unseen')
         if values is None:
             continue
-        found = values['false_alarm_rate']
+        found, finite = values['false_alarm_rate'], values['finite_band']
         line = (
             f'{detector}: promised {percent(values["alpha"].mean)} %, '
             f'realised on unseen tasks {percent(found.mean)} %'
@@ -100,6 +115,12 @@ def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
         auc = values['macro_roc_auc_by_earliest_stop']
         if auc.splits > 1:
             line += f'; macro AUC {percent(auc.low)} to {percent(auc.high)}'
+        if finite.mean < 1:
+            line += (
+                f'. In {round(finite.splits * (1 - finite.mean))} of {finite.splits} splits the '
+                'band is infinite, since there are too few successes to calibrate on: no alarm can '
+                'be raised there, and none was'
+            )
         yield line
 
 
@@ -109,17 +130,20 @@ def detail_tables(rows: Sequence[Row], part: str) -> Iterator[Table | str]:
         if part not in parts:
             continue
         values = parts[part]
+        splits = values['alpha'].splits
         table = empty_table(
             f'{detector}, {part}: how failures rank', ['moment'], [c for c, _ in _RANKINGS]
         )
         for moment, shown in MOMENTS.items():
-            table.add_row(shown, *[_cell(values[f'{name}{moment}']) for _, name in _RANKINGS])
+            table.add_row(
+                shown, *[_cell(values[f'{name}{moment}'], splits) for _, name in _RANKINGS]
+            )
         yield table
         yield _MOMENTS_LEGEND
         table = empty_table(f'{detector}, {part}: alarms', ['rate'], ['%'])
         for shown, name in _RATES:
             if values[name].splits:
-                table.add_row(shown, _cell(values[name]))
+                table.add_row(shown, _cell(values[name], splits))
         lead = values['median_lead_steps']
         if lead.splits:
             table.add_row('median lead before the annotated failure [steps]', f'{lead.mean:.1f}')
@@ -144,7 +168,7 @@ def _task_table(detector: str, part: str, rows: Sequence[Row]) -> Table:
             return f'{summary.mean:.4g}'
 
         table.add_row(
-            Text(task),
+            Text(shortened(task)),
             str(len(found[task])),
             mean('n_failures', count),
             mean('n_successes', count),
@@ -167,7 +191,9 @@ def empty_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Tab
     return table
 
 
-def _cell(summary: Summary) -> str:
+def _cell(summary: Summary, splits: int = 0) -> str:
+    """Show a mean with its deviation, and of how many splits where some of them have no number."""
+    shown = percent(summary.mean)
     if summary.splits > 1:
-        return f'{percent(summary.mean)}±{percent(summary.std)}'
-    return percent(summary.mean)
+        shown += f'±{percent(summary.std)}'
+    return f'{shown} ({summary.splits})' if 0 < summary.splits < splits else shown

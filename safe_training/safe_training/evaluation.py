@@ -134,16 +134,55 @@ def calibrated_band(
     band = band_of(range(len(scores)), described)
     tasks: dict[str, Band] = {}
     if protocol.per_task:
-        members: dict[str, list[int]] = {}
-        for index, rollout in enumerate(successes):
-            members.setdefault(rollout.task, []).append(index)
-        tasks = {
-            task: band_of(members[task], f'{described}, task {task!r} alone')
-            for task in sorted(members)
-        }
+        tasks = _task_bands(successes, protocol.alpha, described, band_of)
     return replace(
         band, provenance={**band.provenance, 'scores': protocol.calibration}, tasks=tasks
     )
+
+
+def _task_bands(
+    successes: Sequence[Rollout],
+    alpha: float,
+    described: str,
+    band_of: Callable[[Sequence[int], str], Band],
+) -> dict[str, Band]:
+    """Return a band for each task, and one for all tasks together that have too few successes.
+
+    Which those are follows from the counts alone, so the promise holds within each task with a band
+    of its own and within the group of the others. Were these left to the band of all tasks, which
+    the tasks with many successes rule, theirs could be kept nowhere.
+    """
+    members: dict[str, list[int]] = {}
+    for index, rollout in enumerate(successes):
+        members.setdefault(rollout.task, []).append(index)
+    bands: dict[str, Band] = {}
+    few: list[str] = []
+    # A task without a name cannot be told from the others while a robot works.
+    for task in sorted(filter(None, members)):
+        band = _finite_band(band_of, members[task], f'{described}, task {task!r} alone', alpha)
+        if band is not None:
+            bands[task] = band
+        else:
+            few.append(task)
+    if few:
+        of_few = [index for task in few for index in members[task]]
+        what = f'{described}, the tasks {", ".join(map(repr, few))} together'
+        shared = _finite_band(band_of, of_few, what, alpha)
+        if shared is not None:
+            shared = replace(shared, provenance={**shared.provenance, 'tasks': few})
+            bands |= dict.fromkeys(few, shared)
+    return bands
+
+
+def _finite_band(
+    band_of: Callable[[Sequence[int], str], Band], members: Sequence[int], what: str, alpha: float
+) -> Band | None:
+    """Return the band of some successes; None where they are too few for a finite threshold."""
+    try:
+        band = band_of(members, what)
+    except CalibrationError:  # the published quantile of none
+        return None
+    return band if np.isfinite(band.at(alpha).upper).any() else None
 
 
 def _held_out_scores(

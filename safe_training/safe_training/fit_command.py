@@ -76,6 +76,20 @@ def provenance_of(source: str, rollouts: list[Rollout], fitted: Fitted) -> dict[
     }
 
 
+def _of_tasks(fitted: Fitted, alpha: float) -> str:
+    """Say which tasks have a band of their own, share one, or have none."""
+    tasks = [str(task) for task in fitted.split.seen_tasks]
+    own = [t for t in tasks if fitted.band.at(alpha, t).task]
+    shared = [t for t in own if 'tasks' in fitted.band.tasks[t].provenance]
+    text = f'{len(own) - len(shared)} of {len(tasks)} seen tasks have a band of their own'
+    if shared:
+        text += f'; one band for those of few successes: {", ".join(shared)}'
+    if len(own) < len(tasks):
+        without = ', '.join(t for t in tasks if t not in own)
+        text += f'; nothing is promised within, for too few successes: {without}'
+    return text
+
+
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, write."""
     if args.out.exists() and not args.overwrite:
@@ -119,13 +133,8 @@ def run(args: argparse.Namespace) -> int:
     )
     if not np.isfinite(fitted.band.at(protocol.alpha).upper).any():
         console.print(f'note: {fitted.band.provenance["note"]}')
-    if fitted.band.tasks:
-        sharing = [t for t in split.seen_tasks if not fitted.band.at(protocol.alpha, str(t)).task]
-        console.print(
-            f'{len(split.seen_tasks) - len(sharing)} of {len(split.seen_tasks)} seen tasks have a '
-            'band of their own'
-            + (f'; too few successes for one: {", ".join(map(str, sharing))}' if sharing else '')
-        )
+    if protocol.per_task:
+        console.print(_of_tasks(fitted, protocol.alpha))
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')
     return 0

@@ -66,7 +66,9 @@ class PartReport:
     alpha : float
         Promised false-alarm rate.
     own_bands : int
-        How many of the rollouts were judged by a band of their task alone.
+        How many of the rollouts were judged by a band of their task.
+    finite_band : bool
+        False where the band of all tasks can raise no alarm, for too few calibration rollouts.
     """
 
     ranking: dict[str, RankingReport]
@@ -78,6 +80,7 @@ class PartReport:
     reliability: Reliability | None
     alpha: float
     own_bands: int
+    finite_band: bool
 
 
 def scored_rollouts(scores: Sequence[np.ndarray], rollouts: Sequence[Rollout]) -> list[Scored]:
@@ -125,6 +128,7 @@ def report_part(
         ),
         alpha=alpha,
         own_bands=sum(bool(band.at(alpha, str(r.task)).task) for r in scored),
+        finite_band=bool(np.isfinite(band.at(alpha).upper).any()),
     )
 
 
@@ -146,6 +150,7 @@ def flatten_report(report: PartReport) -> dict[str, float]:
         'successes': pooled.n_successes,
         'alpha': report.alpha,
         'own_bands': report.own_bands,
+        'finite_band': float(report.finite_band),
         **{name: getattr(pooled, name) for name in _RATES},
         **{f'macro_{name}': getattr(report.alarms, f'macro_{name}') for name in _RATES},
         **{f'{name}_by_earliest_stop': getattr(early, name) for name in _RATES},

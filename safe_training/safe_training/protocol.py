@@ -161,11 +161,22 @@ def fold_count(rollouts: Sequence[Rollout]) -> int:
     return len({r.task for r in rollouts})
 
 
-def write_splits(path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split]) -> None:
+@dataclass(frozen=True)
+class SavedSplits:
+    """Splits from a file: how they were drawn, and each by its number."""
+
+    scheme: Scheme
+    splits: dict[int, Split]
+
+
+def write_splits(
+    path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split], scheme: Scheme
+) -> None:
     """Write splits with the episodes that they are of; the file is whole or absent."""
     content = {
         'format': _FORMAT,
         'version': _VERSION,
+        'scheme': scheme,
         'episodes': [r.episode_id for r in rollouts],
         'tasks': [r.task for r in rollouts],
         'splits': [split.to_dict() for split in splits],
@@ -173,7 +184,7 @@ def write_splits(path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split
     write_whole({path: json.dumps(content) + '\n'})
 
 
-def read_splits(path: Path, rollouts: Sequence[Rollout]) -> list[Split]:
+def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
     """Read what :func:`write_splits` wrote, for rollouts in whatever order they come now.
 
     Raises
@@ -201,6 +212,8 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> list[Split]:
             split.check_against(tasks)
         except (SplitError, TypeError) as error:
             raise SplitError(f'{path}: {error}') from error
+        if not split.train:
+            raise SplitError(f'{path}: split {split.seed} trains on no rollout; save again')
         splits.append(
             replace(
                 split,
@@ -212,7 +225,18 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> list[Split]:
     seeds = [split.seed for split in splits]
     if len(set(seeds)) != len(seeds):
         raise SplitError(f'{path}: two splits have the same number among {seeds}; save again')
-    return splits
+    return SavedSplits(saved_scheme(path), {split.seed: split for split in splits})
+
+
+def saved_scheme(path: Path) -> Scheme:
+    """Return how the splits of a file were drawn; :class:`SplitError` as when reading them."""
+    found = _content(path).get('scheme')
+    for scheme in SCHEMES:
+        if scheme == found:
+            return scheme
+    raise SplitError(
+        f'{path}: expected splits of one of {", ".join(SCHEMES)}, found {found!r}; save again'
+    )
 
 
 def split_numbers(path: Path) -> tuple[int, ...]:
@@ -226,7 +250,7 @@ def split_numbers(path: Path) -> tuple[int, ...]:
 
 def saved_split(path: Path, rollouts: Sequence[Rollout], seed: int) -> Split:
     """Read one split by its number."""
-    splits = {split.seed: split for split in read_splits(path, rollouts)}
+    splits = read_splits(path, rollouts).splits
     if seed not in splits:
         raise SplitError(f'{path}: holds the splits {sorted(splits)}, not {seed}; give one of them')
     return splits[seed]

@@ -55,7 +55,7 @@ _PER_TASK_NOTE = (
 _MOMENTS_NOTE = (
     'Percent. "At" a share of the earliest stop: the score of that one step. "Running": only '
     'rollouts that still run at that share of the median success of their task, by their largest '
-    'score yet, which an operator can know and a clock cannot use. AP: average precision, whose '
+    'score yet; a clock cannot use that moment. AP: average precision, whose '
     'chance level is the share of failures.'
 )
 _PROMISE_NOTE = (

@@ -333,8 +333,10 @@ def _number(values: Mapping[str, Any], name: str) -> int | float:
 
 def _seed(values: Mapping[str, Any]) -> int:
     seed = _number(values, 'seed')
-    if not isinstance(seed, int):
-        raise SplitError(f"split: field 'seed' must be an integer, found {seed!r}")
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise SplitError(
+            f"split: field 'seed' must be an integer in 0..{2**32 - 1}, found {seed!r}"
+        )
     return seed
 
 

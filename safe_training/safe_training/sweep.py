@@ -429,7 +429,7 @@ def run_sweep(
         )
     variants, notes = existing_variants(source, grid)
     out.mkdir(parents=True, exist_ok=True)
-    manifest = _Manifest(out / MANIFEST, source, grid, settings)
+    manifest = _Manifest(out / MANIFEST, source, grid, settings, splits_from)
 
     def read(variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
         pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
@@ -508,16 +508,24 @@ def _splits(
     out: Path,
 ) -> dict[int, Split]:
     """Return the splits by number, and keep them in the results folder to be used again."""
+    path = out / (f'splits-{subset.name}.json' if subset else 'splits.json')
     try:
         if splits_from is not None:
-            splits = read_splits(splits_from, rollouts)
+            splits = read_splits(splits_from, rollouts).splits
         else:
-            splits = choose_splits(rollouts, settings.protocol, seeds)
+            drawn = choose_splits(rollouts, settings.protocol, seeds)
+            splits = {split.seed: split for split in drawn}
+        # Results of an earlier call with more splits stay, and so do their splits.
+        before = read_splits(path, rollouts).splits if path.exists() else {}
     except (SplitError, EvaluationError) as error:
         raise SweepError(f'{_benchmark(subset, settings)}: {error}') from error
-    path = out / (f'splits-{subset.name}.json' if subset else 'splits.json')
-    write_splits(path, rollouts, splits)
-    return {split.seed: split for split in splits}
+    every = {**before, **splits}
+    write_splits(path, rollouts, [every[k] for k in sorted(every)], settings.protocol.scheme)
+    return splits
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 Work = Sequence[tuple[Unit, Split]]
@@ -597,12 +605,21 @@ class _Manifest:
         The folder holds results of another sweep, or no manifest where one should be.
     """
 
-    def __init__(self, path: Path, source: str, grid: Grid, settings: Settings) -> None:
+    def __init__(
+        self,
+        path: Path,
+        source: str,
+        grid: Grid,
+        settings: Settings,
+        splits_from: Path | None = None,
+    ) -> None:
         self._path = path
         self._asked: dict[str, Any] = {
             'source': source,
             'settings': asdict(settings),
             'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
+            # Of splits that are drawn the rollouts and the settings say all.
+            'splits': '' if splits_from is None else _digest(splits_from),
             'torch': torch.__version__,
         }
         self._before: dict[str, Any] | None = None
@@ -610,11 +627,12 @@ class _Manifest:
         if not path.exists():
             return
         try:
-            self._before = {'subsets': {}, 'tasks': [], **json.loads(path.read_text('utf-8'))}
+            absent = {'subsets': {}, 'tasks': [], 'splits': ''}
+            self._before = {**absent, **json.loads(path.read_text('utf-8'))}
             self.tasks = [str(task) for task in self._before['tasks']]
         except (ValueError, TypeError, OSError) as error:
             raise self._unreadable(error) from error
-        self._compare(self._asked, ('settings', 'subsets'))
+        self._compare(self._asked, ('settings', 'subsets', 'splits'))
 
     def tie(self, rollouts: Sequence[Rollout]) -> None:
         """Write the manifest with the first rollouts that are read, and hold others to it."""

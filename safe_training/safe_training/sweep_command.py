@@ -12,7 +12,7 @@ from rich.console import Console
 
 from safe_training.batched_training import Precision
 from safe_training.detector_options import UsageError, plain_json, progress_bar, refuse_options
-from safe_training.protocol import ROBUST_SPLITS, SCHEMES, Protocol
+from safe_training.protocol import ROBUST_SPLITS, SCHEMES, Protocol, Scheme, saved_scheme
 from safe_training.sweep import Settings, fastest_precision, run_sweep
 from safe_training.sweep_grid import read_grid, shipped_grids
 
@@ -48,9 +48,8 @@ def add_command(verbs: Any) -> None:
     parser.add_argument(
         '--protocol',
         choices=SCHEMES,
-        default='robust',
-        help=f"robust: {ROBUST_SPLITS} task splits; paper: the grid's published splits; "
-        'loto: leave one task out, each task unseen once (default %(default)s)',
+        help=f"robust (default): {ROBUST_SPLITS} task splits; paper: the grid's published splits; "
+        'loto: leave one task out, each task unseen once',
     )
     parser.add_argument(
         '--splits', type=int, help='number of task splits, from split 0 on (not with loto)'
@@ -103,8 +102,10 @@ def run(args: argparse.Namespace) -> int:
             '--splits does not go with --protocol loto, which has one split for each task; '
             'leave --splits out'
         )
+    scheme: Scheme = args.protocol or 'robust'
     if args.splits_from is not None:
-        refuse_options(args, '--splits-from', ('splits',))
+        refuse_options(args, '--splits-from', ('splits', 'protocol'))
+        scheme = saved_scheme(args.splits_from)
     grid = read_grid(args.grid)
     protocol = replace(
         Protocol(),
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
         seen_train_ratio=grid.seen_train_ratio,
         alpha=args.alpha,
         stop_early=args.stop_early,
-        scheme=args.protocol,
+        scheme=scheme,
     )
     precision = fastest_precision(args.device) if args.precision == 'auto' else args.precision
     settings = Settings(protocol, args.benchmark or grid.benchmark, precision, args.device)

@@ -591,6 +591,9 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     first = evaluated(run, rollouts, '--splits', 2, '--seed', 3, '--save-splits', kept)
     again = evaluated(run, rollouts, '--splits-from', kept)
     assert again['seeds'] == [3, 4]
+    folds = tmp_path / 'folds.json'
+    evaluated(run, rollouts, '--protocol', 'loto', '--save-splits', folds)
+    assert evaluated(run, rollouts, '--splits-from', folds)['protocol']['scheme'] == 'loto'
     for one, other in zip(first['rows'], again['rows'], strict=True):
         one.pop('fit_seconds'), other.pop('fit_seconds')
         assert one == other
@@ -621,7 +624,9 @@ def test_options_without_a_meaning_are_refused_and_not_ignored(run, rollouts, ar
     assert match in errors
 
 
-@pytest.mark.parametrize('option', [('--seed', 3), ('--splits', 2), ('--modulation', 'none')])
+@pytest.mark.parametrize(
+    'option', [('--seed', 3), ('--seed', 0), ('--splits', 2), ('--modulation', 'none')]
+)
 def test_a_folder_takes_no_options_of_fitting(run, rollouts, folder, option):
     status, _, errors = run('evaluate', rollouts, '--folder', folder, *option)
     assert status == 2
@@ -670,3 +675,49 @@ def test_bands_of_single_tasks_are_fitted_kept_and_used(run, tmp_path):
     rows = json.loads(run('evaluate', many, '--folder', out, '--json')[1])['parts']
     own = {row['part']: row['own_bands'] / (row['successes'] + row['failures']) for row in rows}
     assert own == {'train': 1.0, 'seen': 1.0, 'unseen': 0.0}
+
+
+def test_a_band_that_cannot_alarm_is_said_beside_its_rates(run, rollouts):
+    status, said, _ = run(
+        'evaluate', rollouts, '--detector', 'clock', '--splits', 2, '--alpha', 0.01
+    )
+    assert status == 0
+    assert 'In 2 of 2 splits the band is infinite' in said
+
+
+def test_numbers_that_some_splits_lack_are_counted(run, tmp_path):
+    place = tmp_path / 'set'
+    with RolloutSetWriter(place, feature=SPEC, policy='synthetic') as writer:
+        for task in range(4):
+            for index in range(10):
+                writer.add(
+                    Rollout(
+                        np.full((4, 4), index, np.float32),
+                        task=f'task_{task}',
+                        task_id=task,
+                        success=task == 0 or index % 2 == 0,
+                        episode_index=index,
+                    )
+                )
+    status, said, _ = run(
+        'evaluate', place, '--detector', 'random', '--protocol', 'loto', '--alpha', 0.5
+    )
+    assert status == 0
+    assert '(3)' in said and 'only so many splits' in said
+
+
+def test_nothing_is_cut_off_in_a_narrow_terminal(tmp_path):
+    from rich.console import Console
+    from rich.table import Table
+
+    from safe_training.evaluate_tables import print_table
+
+    with (tmp_path / 'out').open('w') as file:
+        table = Table('task', *[f'column {k}' for k in range(12)])
+        for column in table.columns:
+            column.no_wrap = True
+        table.add_row('a task', *[f'12.{k}\u00b13.4' for k in range(12)])
+        print_table(Console(width=40, file=file), table)
+    said = (tmp_path / 'out').read_text()
+    assert all(f'12.{k}\u00b13.4' in said for k in range(12))
+    assert '\u2026' not in said

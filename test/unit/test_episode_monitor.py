@@ -730,9 +730,26 @@ def test_a_late_start_teaches_the_band_of_its_task():
     live.monitor.end('a')
     live.monitor.label('a', True)
     moving = live.monitor.adaptation.of('pour')
-    assert (moving.successes, moving.false_alarms) == (1, 1), 'there was an alarm'
+    assert (moving.successes, moving.false_alarms) == (1, 0), 'not above the band that learns'
     assert moving.observed == (pytest.approx(HIGH),), 'and the first step is not forgotten'
     assert live.monitor.adaptation.of('').successes == 0
+
+
+def test_what_holds_in_the_long_run_holds_where_every_start_comes_late():
+    generator = np.random.default_rng(0)
+    live = adapting(rate=0.01)
+    for index in range(1500):
+        score = float(generator.normal(3.0))
+        live.step(0, score, episode=f'e{index}')
+        live.monitor.start(f'e{index}', live.now, 'pour')
+        live.step(1, score, episode=f'e{index}')
+        live.monitor.end(f'e{index}')
+        live.monitor.label(f'e{index}', True)
+    moving = live.monitor.adaptation.of('pour')
+    # Every one of them is above the band of all tasks, which judged the first steps.
+    assert moving.successes == 1500
+    assert abs(moving.false_alarms / 1500 - 0.1) < (0.9 + 0.01) / (1500 * 0.01)
+    assert math.isfinite(moving.threshold)
 
 
 def test_an_infinite_threshold_is_never_nominal_and_says_what_to_do():

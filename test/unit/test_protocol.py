@@ -125,13 +125,14 @@ def parts_by_name(rollouts, split):
 def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
     rollouts = make_rollouts()
     splits = choose_splits(rollouts, Protocol(), [4, 2])
-    write_splits(tmp_path / 'kept' / 'splits.json', rollouts, splits)
+    write_splits(tmp_path / 'kept' / 'splits.json', rollouts, splits, 'robust')
     others = [rollouts[i] for i in np.random.default_rng(1).permutation(len(rollouts))]
     found = read_splits(tmp_path / 'kept' / 'splits.json', others)
-    assert [split.seed for split in found] == [4, 2]
-    for before, after in zip(splits, found, strict=True):
+    assert found.scheme == 'robust'
+    assert list(found.splits) == [4, 2]
+    for before, after in zip(splits, found.splits.values(), strict=True):
         assert parts_by_name(others, after) == parts_by_name(rollouts, before)
-    assert saved_split(tmp_path / 'kept' / 'splits.json', others, 2) == found[1]
+    assert saved_split(tmp_path / 'kept' / 'splits.json', others, 2) == found.splits[2]
     with pytest.raises(SplitError, match=r'holds the splits \[2, 4\], not 0'):
         saved_split(tmp_path / 'kept' / 'splits.json', others, 0)
     assert [p.name for p in (tmp_path / 'kept').iterdir()] == ['splits.json']
@@ -158,7 +159,7 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
 def test_splits_of_other_rollouts_are_refused(tmp_path, change, match):
     path = tmp_path / 'splits.json'
     rollouts = make_rollouts()
-    write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]))
+    write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]), 'robust')
     with pytest.raises(SplitError, match=match) as caught:
         read_splits(path, change(rollouts))
     assert str(path) in str(caught.value)
@@ -178,6 +179,12 @@ def put_in_split(name, value):
     return change
 
 
+def train_on_nothing(content):
+    split = content['splits'][0]
+    split['seen'] += split['train']
+    split['train'] = []
+
+
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
@@ -186,6 +193,10 @@ def put_in_split(name, value):
         (put('episodes', 3), 'episodes must be a list of names'),
         (put('tasks', ['a']), 'do not belong together'),
         (put('splits', []), 'do not belong together'),
+        (put('scheme', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
+        (put_in_split('seed', -5), 'integer in 0'),
+        (put_in_split('seed', 2**70), 'integer in 0'),
+        (train_on_nothing, 'trains on no rollout'),
         (put('splits', [3]), 'splits.json'),
         (put_in_split('train', 'all'), 'must be a list of indices'),
         (put_in_split('unseen', []), 'exactly once'),
@@ -196,7 +207,7 @@ def put_in_split(name, value):
 def test_damaged_splits_are_refused_by_their_name(tmp_path, change, match):
     path = tmp_path / 'splits.json'
     rollouts = make_rollouts()
-    write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]))
+    write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]), 'robust')
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))

@@ -386,6 +386,17 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
                  '--seed', '1']) == 0  # fmt: skip
     capsys.readouterr()
     assert main([*arguments, '--splits-from', kept, '--splits', '2']) == 2
+    grid.write_text('benchmark: flow\ndetectors: [{name: signal}]')
+    assert sweep(grid, tmp_path / 'one', '--splits', '1') == 0
+    assert len(json.loads(Path(kept).read_text())['splits']) == 2, 'results of both are there'
+    # Other splits may not be mixed with those of a folder.
+    other = tmp_path / 'other.json'
+    text = Path(kept).read_text()
+    evaluate = ['evaluate', str(SET), '--detector', 'clock', '--splits', '2', '--seed', '5']
+    assert main([*evaluate, '--save-splits', str(other)]) == 0
+    assert main([*arguments, '--splits-from', str(other)]) == 1
+    assert 'results of another sweep (splits differ)' in capsys.readouterr().err
+    assert Path(kept).read_text() == text
     grid.write_text(SUBSETS)
     assert main([*arguments[:-1], str(tmp_path / 'three'), '--splits-from', kept]) == 1
     assert 'leave --splits-from out' in capsys.readouterr().err
