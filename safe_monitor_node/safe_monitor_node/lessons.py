@@ -21,7 +21,7 @@ class Lesson(Enum):
 
     LEARNED = 'learned from: the next episode has another threshold'
     TAKEN_BACK = 'what was learned from it is taken back, from the next episode on'
-    NOTED = 'noted: a success is learned from when the episode ends'
+    NOTED = 'noted: what it teaches is learned when the episode ends'
     FAILURE = 'nothing is learned from it: failures do not move the threshold'
     UNKNOWN_OUTCOME = 'nothing was learned from it, and nothing is'
     UNCHANGED = 'it was labelled so before'

@@ -276,7 +276,7 @@ def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureS
         print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
         return 0
     console = wide_console()
-    console.print(Text(_promise(band)), soft_wrap=True)
+    console.print(Text(_promise(band, loaded.alpha)), soft_wrap=True)
     table = empty_table(
         f'{loaded.detector.name} from {args.folder}',
         ['rollouts'],
@@ -297,13 +297,14 @@ def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureS
     console.print(
         'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
         'the band was made from are shown for completeness and are no evidence. "!": even the\n'
-        'lower end of the interval exceeds the promise.',
+        'lower end of the interval exceeds the promise. Worst task: of those with '
+        f'{_FEWEST} successes\nor more.',
         style='dim',
     )
     return 0
 
 
-def _promise(band: Band) -> str:
+def _promise(band: Band, alpha: float) -> str:
     made = band.provenance
     text = (
         f'Band {band.kind} of {band.length} steps, ranked on {band.n_calibration} rollouts'
@@ -311,9 +312,9 @@ def _promise(band: Band) -> str:
         + (f': {made["calibrated_on"]}' if made.get('calibrated_on') else '')
         + '.'
     )
-    own = [t for t in band.tasks if any(band.at(a, t).task for a in band.alphas)]
+    own = [t for t in band.tasks if band.at(alpha, t).task]
     if own:
-        text += f' Bands of their own: {", ".join(own)}.'
+        text += f' Bands of their tasks at alpha {alpha:g}: {", ".join(own)}.'
     if made.get('scores') == 'loto':
         text += ' Scores without their task: a guide to new tasks, no finite-sample promise.'
     if made.get('note'):

@@ -267,6 +267,8 @@ def _evaluate_folder(
             style='dim',
             soft_wrap=True,
         )
+    if not np.isfinite(band.at(alpha).upper).any():
+        console.print(f'No alarm can be raised at this alpha: {band.provenance.get("note", "")}')
     if args.details:
         for part in reports:
             _print_details(console, rows, part)

@@ -6,6 +6,7 @@ Seen tasks are there to learn from, unseen ones to judge by.
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from safe_monitor_node.band import Band
-from safe_monitor_node.detectors import Detector, make_detector
+from safe_monitor_node.detectors import Detector, DetectorError, make_detector
 from safe_training import fitting as _fitting  # noqa: F401  (makes Detector.fit work)
 from safe_training.calibration import ALPHAS, CalibrationError, calibrate
 from safe_training.conformal import constant_band
@@ -271,21 +272,28 @@ def evaluate_splits(
     params : dict of detector to parameters
     """
     rows = []
-    for split in splits:
-        for name in names:
-            detector = make_seeded(name, (params or {}).get(name, {}), split.seed)
-            note = f'split {split.seed}, {name}'
+    total = len(splits) * len(names)
+    for number, (split, name) in enumerate(itertools.product(splits, names)):
+        detector = make_seeded(name, (params or {}).get(name, {}), split.seed)
+        note = f'{name}, split {split.seed}'
 
-            def report(done: int, total: int, detail: str, note: str = note) -> None:
-                if progress is not None:
-                    progress(done, total, f'{note}, {detail}')
+        def report(
+            done: int, epochs: int, detail: str, number: int = number, note: str = note
+        ) -> None:
+            if progress is not None:
+                progress(number, total, f'{note}: {done}/{epochs} {detail}')
 
-            started = time.perf_counter()
+        if progress is not None:
+            progress(number, total, note)
+        started = time.perf_counter()
+        try:
             fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=report)
-            seconds = time.perf_counter() - started
-            for part, result in report_parts(fitted, rollouts, protocol.alpha).items():
-                values = {**flatten_report(result), 'fit_seconds': seconds}
-                rows.append(Row(name, split.seed, part, values, per_task(result)))
+        except (CalibrationError, DetectorError) as error:
+            raise type(error)(f'{note}: {error}') from error
+        seconds = time.perf_counter() - started
+        for part, result in report_parts(fitted, rollouts, protocol.alpha).items():
+            values = {**flatten_report(result), 'fit_seconds': seconds}
+            rows.append(Row(name, split.seed, part, values, per_task(result)))
     return rows
 
 

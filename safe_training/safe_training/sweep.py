@@ -524,6 +524,11 @@ def _splits(
     return splits
 
 
+def _grid_digest(grid: Grid, family: Family) -> str:
+    content = [[asdict(v) for v in grid.variants], [dict(c) for c in family.configurations]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
@@ -620,6 +625,7 @@ class _Manifest:
             'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
             # Of splits that are drawn the rollouts and the settings say all.
             'splits': '' if splits_from is None else _digest(splits_from),
+            'grids': {f.detector: _grid_digest(grid, f) for f in grid.families},
             'torch': torch.__version__,
         }
         self._before: dict[str, Any] | None = None
@@ -627,12 +633,20 @@ class _Manifest:
         if not path.exists():
             return
         try:
-            absent = {'subsets': {}, 'tasks': [], 'splits': ''}
+            absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}}
             self._before = {**absent, **json.loads(path.read_text('utf-8'))}
             self.tasks = [str(task) for task in self._before['tasks']]
         except (ValueError, TypeError, OSError) as error:
             raise self._unreadable(error) from error
         self._compare(self._asked, ('settings', 'subsets', 'splits'))
+        # Further detectors may join; results of two grids of one detector would be pooled.
+        grids = self._before['grids']
+        for detector, digest in self._asked['grids'].items():
+            if grids.get(detector, digest) != digest:
+                raise SweepError(
+                    f'{path}: this folder holds results of another grid of {detector} (its '
+                    'parameters or poolings differ); give another --out, or the grid as it was'
+                )
 
     def tie(self, rollouts: Sequence[Rollout]) -> None:
         """Write the manifest with the first rollouts that are read, and hold others to it."""
@@ -643,8 +657,12 @@ class _Manifest:
         self.tasks = sorted({rollout.task for rollout in rollouts})
         if self._before is not None:
             self._compare(found, tuple(found))
-            return
-        self._before = {**self._asked, **found, 'tasks': self.tasks}
+            grids = {**self._before['grids'], **self._asked['grids']}
+            if grids == self._before['grids']:
+                return
+            self._before = {**self._before, 'grids': grids}
+        else:
+            self._before = {**self._asked, **found, 'tasks': self.tasks}
         aside = self._path.with_name(f'.{MANIFEST}.{os.getpid()}')
         aside.write_text(json.dumps(self._before, indent=2) + '\n')
         aside.replace(self._path)

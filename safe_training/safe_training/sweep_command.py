@@ -118,18 +118,22 @@ def run(args: argparse.Namespace) -> int:
     precision = fastest_precision(args.device) if args.precision == 'auto' else args.precision
     settings = Settings(protocol, args.benchmark or grid.benchmark, precision, args.device)
     console = Console(highlight=False, markup=False, soft_wrap=True, stderr=True)
-    with progress_bar('sweep', quiet=args.json) as progress:
-        outcome = run_sweep(
-            args.set,
-            grid,
-            args.out,
-            settings,
-            args.splits,
-            splits_from=args.splits_from,
-            ray_address=args.ray,
-            progress=progress,
-            say=console.print,
-        )
+    try:
+        with progress_bar('sweep', quiet=args.json) as progress:
+            outcome = run_sweep(
+                args.set,
+                grid,
+                args.out,
+                settings,
+                args.splits,
+                splits_from=args.splits_from,
+                ray_address=args.ray,
+                progress=progress,
+                say=console.print,
+            )
+    except KeyboardInterrupt:
+        console.print(f'{args.out} keeps what is done; the same command goes on from there')
+        raise
     if args.json:
         print(
             plain_json(

@@ -235,6 +235,12 @@ def _robust_table(benchmark: str, found: Sequence[Entry]) -> Table:
     ]
     if protocol == 'paper':
         notes.append(f'Made of the {count} splits of the published protocol, which are few.')
+    mute = [e.detector for e in found if _finite_share(e) < 1]
+    if mute:
+        notes.append(
+            f'No alarm can be raised in some {many}, for too few successes to calibrate on: the '
+            f'band is infinite, and the alarms of {", ".join(mute)} say nothing there.'
+        )
     title = (
         f'{benchmark}, leave one task out, {count} folds, the unseen task of each'
         if left_out
@@ -246,6 +252,11 @@ def _robust_table(benchmark: str, found: Sequence[Entry]) -> Table:
         _assemble(rows, filled),
         (*notes, *_gaps(found, ('unseen',), MACRO, many)),
     )
+
+
+def _finite_share(entry: Entry) -> float:
+    summary = entry.values.get('unseen/finite_band')
+    return 1.0 if summary is None or math.isnan(summary.mean) else summary.mean
 
 
 def _numbers(

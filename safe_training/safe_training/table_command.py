@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from safe_training.protocol import SCHEMES
+from safe_training.protocol import SCHEMES, split_numbers
 from safe_training.results import Result, read_results
 from safe_training.table import Table, judged_by, paper_table, robust_tables
 from safe_training.table_entries import SelectOn, TableError, entries, paper_entries, robust_entry
@@ -72,6 +73,8 @@ def run(args: argparse.Namespace) -> int:
                 f'there are no results of the {args.protocol} protocol; run '
                 f'`sweep --protocol {args.protocol}` first, or ask for --protocol paper'
             )
+    for line in unfinished(args.results, results):
+        print(f'safe_training table: {line}', file=sys.stderr)
     with_paper = args.protocol == 'paper' or any(r.protocol == 'paper' for r in results)
     made = tables_of(results, with_paper=with_paper, select_on=args.select_on)
     if args.out is not None:
@@ -86,6 +89,27 @@ def run(args: argparse.Namespace) -> int:
         )
     print('\n'.join(texts[args.format] for texts in made.values()), end='')
     return 0
+
+
+def unfinished(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
+    """Say which detectors lack splits that a sweep of these folders has begun with."""
+    lines = []
+    for folder in folders:
+        for path in sorted(folder.glob('splits*.json')):
+            planned = set(split_numbers(path))
+            subset = path.stem.removeprefix('splits').removeprefix('-')
+            done: dict[str, set[int]] = {}
+            for result in results:
+                if (result.subset or '') == subset and result.seed in planned:
+                    done.setdefault(result.detector, set()).add(result.seed)
+            lacking = [name for name, seeds in done.items() if seeds != planned]
+            if lacking:
+                lines.append(
+                    f'{folder}{f" ({subset})" if subset else ""}: not all of the {len(planned)} '
+                    f'splits are there for {", ".join(sorted(lacking))}; the tables are of those '
+                    'that are. Run the sweep again to go on, if it was interrupted'
+                )
+    return lines
 
 
 def tables_of(

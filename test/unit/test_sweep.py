@@ -402,6 +402,35 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
     assert 'leave --splits-from out' in capsys.readouterr().err
 
 
+def test_two_grids_of_a_detector_are_not_pooled_and_further_detectors_may_join(
+    grid, tmp_path, capsys
+):
+    out = tmp_path / 'out'
+    lstm = '- {name: safe_lstm, fixed: {epochs: 1, hidden: 4, lambda_reg: %s}}'
+    grid.write_text('benchmark: flow\ndetectors:\n' + lstm % '0.1')
+    assert sweep(grid, out) == 0
+    grid.write_text('benchmark: flow\ndetectors:\n- {name: clock}\n' + lstm % '0.1')
+    capsys.readouterr()
+    assert sweep(grid, out) == 0
+    assert json.loads(capsys.readouterr().out)['units_run'] == 2
+    grid.write_text('benchmark: flow\ndetectors:\n- {name: clock}\n' + lstm % '0.2')
+    assert sweep(grid, out) == 1
+    assert 'another grid of safe_lstm' in capsys.readouterr().err
+
+
+def test_a_table_of_an_unfinished_sweep_says_so(grid, tmp_path, capsys):
+    out = tmp_path / 'out'
+    grid.write_text('benchmark: flow\ndetectors: [{name: clock}, {name: signal}]')
+    assert sweep(grid, out) == 0
+    capsys.readouterr()
+    assert main(['table', str(out)]) == 0
+    assert capsys.readouterr().err == ''
+    next(out.glob('clock-split1-*.parquet')).unlink()
+    assert main(['table', str(out)]) == 0
+    said = capsys.readouterr().err
+    assert 'not all of the 2 splits are there for clock;' in said and str(out) in said
+
+
 def test_the_seeds_of_each_protocol(grid):
     known = read_grid(str(grid))
     assert seeds_of('paper', known, None, 5) == (0, 1)

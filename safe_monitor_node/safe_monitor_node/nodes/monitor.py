@@ -209,6 +209,13 @@ class MonitorNode(ManagedNode):
             f'detector {loaded.detector.name} on {loaded.feature} (width {loaded.feature.dim}), '
             f'alpha {self._monitor.threshold.alpha:g}, from {self._folder}'
         )
+        if (adaptation := self._monitor.adaptation) is not None:
+            moving = adaptation.of('')
+            self.get_logger().info(
+                f'thresholds adapt to labelled episodes at rate {adaptation.gamma:g}: level '
+                f'{moving.level:.4g} after {moving.successes} successes'
+                + (f', kept in {self._p.adaptation_file}' if self._file is not None else '')
+            )
 
     def _make_monitor(self, folder: str) -> EpisodeMonitor:
         if not folder:
