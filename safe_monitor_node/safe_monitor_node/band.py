@@ -55,6 +55,11 @@ class Threshold:
         """Number of steps the threshold is known for."""
         return int(self.upper.shape[0])
 
+    @property
+    def can_alarm(self) -> bool:
+        """False where no score whatever is above it, for too few calibration rollouts."""
+        return bool(np.isfinite(self.upper).any())
+
     def covers(self, length: int) -> bool:
         """Tell whether an episode of `length` steps lies within the calibrated steps."""
         return length <= self.length
@@ -257,10 +262,11 @@ class Band:
         but an alarm that can never come would be no better.
         """
         row = self.row(alpha)
-        own = self.tasks.get(task)
-        if own is not None and np.isfinite(own.upper[row]).any():
-            return Threshold(alpha=float(self.alphas[row]), upper=own.upper[row], task=task)
-        return Threshold(alpha=float(self.alphas[row]), upper=self.upper[row])
+        if task in self.tasks:
+            own = Threshold(float(self.alphas[row]), self.tasks[task].upper[row], task)
+            if own.can_alarm:
+                return own
+        return Threshold(float(self.alphas[row]), self.upper[row])
 
     def row(self, alpha: float) -> int:
         """Return the row of a calibrated alpha (to 1e-9); `BandError` lists those there."""

@@ -91,7 +91,7 @@ def choose_thresholds(
         warning = loaded.band.at(warning_alpha, threshold.task) if warning_alpha else threshold
     except BandError as error:
         raise MonitorError(f'detector {name}: {error}') from error
-    if not any(map(math.isfinite, threshold.upper)):
+    if not threshold.can_alarm:
         smallest = loaded.band.smallest_finite_alpha
         choose = (
             'calibrate on more rollouts' if smallest is None else f'choose alpha >= {smallest:g}'

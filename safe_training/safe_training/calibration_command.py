@@ -21,6 +21,7 @@ from safe_training.detector_options import (
     UsageError,
     add_source_options,
     as_number,
+    check_alpha,
     detector_params,
     percent,
     plain_json,
@@ -112,8 +113,7 @@ def add_command(verbs: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Calibrate, judge and print."""
     for alpha in args.alpha or ():
-        if not 0 < alpha < 1:
-            raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {alpha}')
+        check_alpha(alpha)
     if args.folder is not None:
         refuse_options(args, '--folder', ('band', 'splits', 'splits_from', 'params', 'rate'))
     if args.splits is not None and (args.splits < 1 or args.splits_from is not None):
@@ -356,5 +356,5 @@ def _part_rows(
                 'above': bool(interval.low > alpha),
                 'worst_task': None if worst is None else worst[0],
                 'worst_rate': None if worst is None else worst[1],
-                'infinite': not np.isfinite(band.at(alpha).upper).any(),
+                'infinite': not band.at(alpha).can_alarm,
             }

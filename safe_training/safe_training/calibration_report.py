@@ -253,7 +253,7 @@ def _band(
 
 
 def _can_alarm(band: Band | None, alpha: float) -> bool:
-    return band is not None and bool(np.isfinite(band.at(alpha).upper).any())
+    return band is not None and band.at(alpha).can_alarm
 
 
 def _judged(

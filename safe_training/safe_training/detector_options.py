@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from safe_monitor_node.detectors import DETECTORS
-from safe_training.calibration import Quantile
+from safe_training.calibration import Modulation, Quantile
 from safe_training.evaluation import Progress as ProgressFunction
 from safe_training.protocol import EvaluationError, Protocol, Scheme
 from vla_feature_bridge.pooling import parse_pooling
 
-MODULATIONS = ('adaptive', 'std', 'constant', 'none')
+MODULATIONS = (*get_args(Modulation), 'none')
 
 
 class UsageError(ValueError):

@@ -267,7 +267,7 @@ def _evaluate_folder(
             style='dim',
             soft_wrap=True,
         )
-    if not np.isfinite(band.at(alpha).upper).any():
+    if not band.at(alpha).can_alarm:
         console.print(f'No alarm can be raised at this alpha: {band.provenance.get("note", "")}')
     if args.details:
         for part in reports:

@@ -183,7 +183,7 @@ def _finite_band(
         band = band_of(members, what)
     except CalibrationError:  # the published quantile of none
         return None
-    return band if np.isfinite(band.at(alpha).upper).any() else None
+    return band if band.at(alpha).can_alarm else None
 
 
 def _held_out_scores(

@@ -10,7 +10,12 @@ from typing import Any
 from safe_monitor_node.folder import LoadedDetector, load_detector
 from safe_training import figures
 from safe_training.detector_figures import figures_of
-from safe_training.detector_options import UsageError, add_source_options, plain_json, pooling_of
+from safe_training.detector_options import (
+    add_source_options,
+    check_alpha,
+    plain_json,
+    pooling_of,
+)
 from safe_training.evaluation import labelled
 from safe_training.judged import Judged, judge
 from safe_training.protocol import EvaluationError
@@ -67,8 +72,7 @@ def judged_rollouts(
     args: argparse.Namespace, *, need_outcomes: bool = True
 ) -> tuple[LoadedDetector, list[Judged]]:
     """Load the detector and the rollouts that the options name, and judge them."""
-    if args.alpha is not None and not 0 < args.alpha < 1:
-        raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {args.alpha}')
+    check_alpha(args.alpha)
     loaded = load_detector(args.folder)
     rollouts, feature = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad

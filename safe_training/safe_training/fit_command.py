@@ -7,7 +7,6 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 from safe_monitor_node.detectors import DETECTORS, make_detector
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
         f'{fitted.band.n_center + fitted.band.n_calibration} '
         f'{fitted.band.provenance["calibrated_on"]}; alpha {protocol.alpha:g}'
     )
-    if not np.isfinite(fitted.band.at(protocol.alpha).upper).any():
+    if not fitted.band.at(protocol.alpha).can_alarm:
         console.print(f'note: {fitted.band.provenance["note"]}')
     if protocol.per_task:
         console.print(_of_tasks(fitted, protocol.alpha))

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import f1_score
 
-from safe_monitor_node.band import Band, Threshold
+from safe_monitor_node.band import Band
 
 Task = int | str
 
@@ -507,14 +507,6 @@ def lead_times(
     )
 
 
-def alarm_steps(scored: Sequence[Scored], threshold: Threshold) -> list[int | None]:
-    """Return each rollout's first step above the threshold within its true length, or None.
-
-    Raises `BandError` for a rollout longer than the band.
-    """
-    return [threshold.first_crossing(rollout.scores) for rollout in scored]
-
-
 def band_alarms(scored: Sequence[Scored], band: Band, alpha: float) -> list[int | None]:
     """Return each rollout's first step above the threshold of its task, or None.
 
@@ -532,7 +524,7 @@ def alarm_report_by_end(scored: Sequence[Scored], alarms: Sequence[int | None]) 
     scored : sequence of N Scored
         The rollouts.
     alarms : sequence of N int or None
-        First alarm step of each, from `alarm_steps` or from an alarm policy.
+        First alarm step of each, from `band_alarms` or from an alarm policy.
 
     """
     for rollout, step in zip(scored, _checked_alarms(scored, alarms), strict=True):

@@ -128,7 +128,7 @@ def report_part(
         ),
         alpha=alpha,
         own_bands=sum(bool(band.at(alpha, str(r.task)).task) for r in scored),
-        finite_band=bool(np.isfinite(band.at(alpha).upper).any()),
+        finite_band=band.at(alpha).can_alarm,
     )
 
 

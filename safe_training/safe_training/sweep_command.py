@@ -11,7 +11,13 @@ from typing import Any, get_args
 from rich.console import Console
 
 from safe_training.batched_training import Precision
-from safe_training.detector_options import UsageError, plain_json, progress_bar, refuse_options
+from safe_training.detector_options import (
+    UsageError,
+    check_alpha,
+    plain_json,
+    progress_bar,
+    refuse_options,
+)
 from safe_training.protocol import ROBUST_SPLITS, SCHEMES, Protocol, Scheme, saved_scheme
 from safe_training.sweep import Settings, fastest_precision, run_sweep
 from safe_training.sweep_grid import read_grid, shipped_grids
@@ -93,8 +99,7 @@ def add_command(verbs: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Sweep."""
-    if not 0 < args.alpha < 1:
-        raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {args.alpha}')
+    check_alpha(args.alpha)
     if args.splits is not None and args.splits < 1:
         raise UsageError(f'--splits must be at least 1, found {args.splits}')
     if args.splits is not None and args.protocol == 'loto':

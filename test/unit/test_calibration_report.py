@@ -183,7 +183,7 @@ def test_bands_that_cannot_alarm_say_nothing_of_the_promise():
     assert not never.finite and np.isnan(never.new.rate)
 
 
-def test_a_rate_is_marked_only_where_its_whole_interval_is_above(capsys):
+def test_a_rate_is_marked_only_where_its_whole_interval_is_above():
     assert _rate([0.08, 0.09, 0.2, 0.3], 0.1).endswith('!') is False
     assert _rate([0.2, 0.21, 0.22, 0.23], 0.1).endswith('!')
 

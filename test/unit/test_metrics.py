@@ -26,7 +26,6 @@ from safe_training.metrics import (
     Scored,
     alarm_report_by_earliest_stop,
     alarm_report_by_end,
-    alarm_steps,
     bootstrap_auc_interval,
     bootstrap_interval,
     classification_report,
@@ -44,6 +43,12 @@ from safe_training.metrics import (
 )
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
+
+
+def alarm_steps(scored, threshold):
+    return [threshold.first_crossing(rollout.scores) for rollout in scored]
+
+
 TOLERANCE = 1e-5
 SPLITS = ('train', 'val_seen', 'val_unseen')
 

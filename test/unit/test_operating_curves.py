@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safe_monitor_node.band import Band
-from safe_training.metrics import MetricError, Scored, alarm_report_by_end, alarm_steps
+from safe_training.metrics import MetricError, Scored, alarm_report_by_end
 from safe_training.operating_curves import (
     alpha_curve,
     default_thresholds,
@@ -17,6 +17,12 @@ from safe_training.operating_curves import (
 )
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
+
+
+def alarm_steps(scored, threshold):
+    return [threshold.first_crossing(rollout.scores) for rollout in scored]
+
+
 TOLERANCE = 1e-5
 
 
