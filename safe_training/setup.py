@@ -5,11 +5,42 @@ from setuptools import find_packages, setup
 
 PACKAGE = 'safe_training'
 
+# The function that fits each detector; Detector.fit finds it by these names.
+FITTERS = {
+    'density:fit_density': ['rnd', 'logpzo'],
+    'embedding:fit_embedding': ['mahalanobis', 'euclidean_knn', 'cosine_knn', 'pca_kmeans'],
+    'learned:fit_learned': ['safe_lstm', 'safe_mlp'],
+    'probe:fit_probe': ['linear_probe'],
+    'untrained:fit_control': ['clock', 'constant', 'random', 'action_norm'],
+    'untrained:fit_stepwise': [
+        'action_cluster_entropy',
+        'action_general_var',
+        'action_gripper_var',
+        'action_rotation_var',
+        'action_total_var',
+        'action_translation_var',
+        'signal',
+        'stac',
+        'stac_single',
+        'token_avg_entropy',
+        'token_avg_neg_log_prob',
+        'token_max_entropy',
+        'token_max_neg_log_prob',
+    ],
+}
+
 setup(
     name=PACKAGE,
     version='0.1.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['definitions/*.msg', 'grids/*.yaml', 'py.typed', 'report_page/*']},
+    package_data={
+        PACKAGE: [
+            'definitions/*.msg',
+            'py.typed',
+            'reporting/page/template/*',
+            'sweep/grids/*.yaml',
+        ]
+    },
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -41,5 +72,12 @@ setup(
     maintainer_email='maintainers@safe-ros.org',
     description='Turns recorded rollouts into a calibrated failure detector.',
     license='Apache-2.0',
-    entry_points={'console_scripts': ['safe_training = safe_training.cli:main']},
+    entry_points={
+        'console_scripts': ['safe_training = safe_training.cli.main:main'],
+        'safe_monitor_node.fitters': [
+            f'{name} = safe_training.fitting.{function}'
+            for function, names in FITTERS.items()
+            for name in names
+        ],
+    },
 )

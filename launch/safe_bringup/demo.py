@@ -23,25 +23,26 @@ from rich.console import Console
 
 from safe_bringup.live import LiveEpisode, LiveError, play_live
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.folder import LoadedDetector, load_detector, save_detector
-from safe_training import cli
-from safe_training.conversion import convert
-from safe_training.detector_options import as_number, progress_bar
-from safe_training.evaluate_tables import LEGEND, print_table, report_table, wide_console
-from safe_training.evaluation import (
-    CLOCK,
-    Fitted,
-    Row,
-    fit_and_calibrate,
-    labelled,
-    report_parts,
+from safe_monitor_node.storage.detector_folder import LoadedDetector, load_detector, save_detector
+from safe_training.cli import main as cli
+from safe_training.cli.progress import progress_bar
+from safe_training.evaluation.evaluate import CLOCK, Row, report_parts
+from safe_training.evaluation.fit_and_calibrate import Fitted, fit_and_calibrate, labelled
+from safe_training.evaluation.protocol import Protocol, choose_split
+from safe_training.evaluation.provenance import provenance_of
+from safe_training.metrics.part_report import flatten_report
+from safe_training.recordings.convert import convert
+from safe_training.reporting.figures.score_curves import plot_episodes
+from safe_training.reporting.figures.style import EpisodeCurve
+from safe_training.reporting.numbers import as_number
+from safe_training.reporting.tables.evaluation import (
+    LEGEND,
+    print_table,
+    report_table,
+    wide_console,
 )
-from safe_training.figures import EpisodeCurve, plot_episodes
-from safe_training.fit_command import provenance_of
-from safe_training.part_report import flatten_report
-from safe_training.protocol import Protocol, choose_split
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSet
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 DETECTOR = 'safe_lstm'
 # Chosen on the held-out rollouts of the seen tasks; the shipped policy is small, so are its needs.

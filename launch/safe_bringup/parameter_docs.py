@@ -12,7 +12,7 @@ from types import ModuleType
 
 from safe_monitor_node.nodes import monitor
 from vla_feature_bridge.nodes import replay
-from vla_feature_bridge.nodes.parameters import Parameter
+from vla_feature_bridge.ros.parameters import Parameter
 
 NODES = (
     ('monitor', monitor, 'scores policy steps and raises alarms.'),

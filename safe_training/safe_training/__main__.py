@@ -3,6 +3,6 @@
 
 import sys
 
-from safe_training.cli import main
+from safe_training.cli.main import main
 
 sys.exit(main())

@@ -26,11 +26,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from safe_training.conversion import convert
-from safe_training.readers import EpisodeSource, open_source
+from safe_training.recordings.convert import convert
+from safe_training.recordings.readers.base import EpisodeSource
+from safe_training.recordings.sources import open_source
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSetWriter
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 MEGABYTE = 1e6
 OPEN_EPISODES, OPEN_WIDTH, OPEN_LIMIT = 500, 4096, 0.2
@@ -198,7 +199,7 @@ def bench_start() -> float:
     for _ in range(_ROUNDS):
         start = time.perf_counter()
         subprocess.run(
-            [sys.executable, '-c', 'import safe_training.episode_conversion'], check=True
+            [sys.executable, '-c', 'import safe_training.recordings.convert_workers'], check=True
         )
         times.append(time.perf_counter() - start)
     return min(times)

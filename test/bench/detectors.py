@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from safe_monitor_node.detectors import DETECTORS, Detector, make_detector
-from safe_training import fitting as _fitting  # noqa: F401  (makes Detector.fit work)
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 

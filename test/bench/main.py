@@ -33,18 +33,18 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from safe_bringup.bench_conversion import bench_conversion, print_conversion
-from safe_bringup.bench_detectors import bench_detectors, print_detectors
-from safe_bringup.bench_sweep import bench_sweep, print_sweep
+from bench.conversion import bench_conversion, print_conversion
+from bench.detectors import bench_detectors, print_detectors
+from bench.sweep import bench_sweep, print_sweep
 from safe_bringup.live import Process
-from safe_monitor_node.band import Band
+from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import SafeLstm
-from safe_monitor_node.folder import save_detector
+from safe_monitor_node.storage.detector_folder import save_detector
 from safe_msgs.msg import FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from vla_feature_bridge.messages import step_to_message
-from vla_feature_bridge.nodes.qos import ALARM_QOS, STEP_QOS
 from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.ros.messages import step_to_message
+from vla_feature_bridge.ros.qos import ALARM_QOS, STEP_QOS
 from vla_feature_bridge.step import PolicyStep
 
 WIDTHS = (1024, 4096)

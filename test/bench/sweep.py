@@ -17,20 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 from safe_monitor_node.detectors import SafeLstm, SafeMlp
-from safe_monitor_node.detectors.learned import pad_steps
-from safe_training.batched_training import Precision, train_together
-from safe_training.fitting import (
-    TrainingData,
-    fresh_network,
-    make_optimizer,
-    score_loss,
-    stack_rollouts,
-)
-from safe_training.losses import sum_of_squares
-from safe_training.metrics import rank
-from safe_training.protocol import Protocol, choose_split
-from safe_training.splits import Split
-from safe_training.sweep import fastest_precision
+from safe_monitor_node.detectors.networks import pad_steps
+from safe_training.evaluation.protocol import Protocol, choose_split
+from safe_training.evaluation.splits import Split
+from safe_training.fitting.batched import Precision, train_together
+from safe_training.fitting.data import TrainingData, stack_rollouts
+from safe_training.fitting.learned import fresh_network, make_optimizer, score_loss
+from safe_training.fitting.losses import sum_of_squares
+from safe_training.metrics.ranking import rank
+from safe_training.sweep.run import fastest_precision
 from vla_feature_bridge.rollout import Rollout
 
 Learned = SafeMlp | SafeLstm

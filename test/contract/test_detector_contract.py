@@ -22,7 +22,7 @@ from safe_monitor_node.detectors import (
     fitter_for,
     make_detector,
 )
-from safe_monitor_node.folder import load_detector, save_detector
+from safe_monitor_node.storage.detector_folder import load_detector, save_detector
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals

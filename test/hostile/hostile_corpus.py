@@ -598,14 +598,14 @@ def make_good(folder: Path) -> Good:
     """Make one small good source of each kind."""
     from rosbags.rosbag2 import StoragePlugin, Writer
 
-    from safe_monitor_node.band import Band
+    from safe_monitor_node.bands.band import Band
     from safe_monitor_node.detectors import make_detector
-    from safe_monitor_node.folder import save_detector
-    from safe_training.bag_messages import STEP, full_definition, step_to_cdr, type_hash
-    from safe_training.bags import write_bag
+    from safe_monitor_node.storage.detector_folder import save_detector
+    from safe_training.recordings.untrusted.cdr import STEP, full_definition, step_to_cdr, type_hash
+    from safe_training.recordings.write_bag import write_bag
     from vla_feature_bridge.pooling import FeatureSpec
     from vla_feature_bridge.rollout import Rollout
-    from vla_feature_bridge.rollout_set import RolloutSetWriter
+    from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
     dump = folder / 'dump'
     dump.mkdir(parents=True)

@@ -10,16 +10,17 @@ import pytest
 from hostile_corpus import make_good
 from hypothesis import HealthCheck, given, settings
 
-from safe_training.bag_messages import (
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.labels import read_labels
+from safe_training.recordings.sources import open_source
+from safe_training.recordings.untrusted.cdr import (
     BagMessageError,
     check_definition,
     event_from_cdr,
     full_definition,
     step_from_cdr,
 )
-from safe_training.labels import read_labels
-from safe_training.readers import DumpError, open_source
-from vla_feature_bridge.rollout_set import RolloutSetError
+from vla_feature_bridge.rollout_set.layout import RolloutSetError
 
 # The same damage in every run, so that what fails here fails everywhere.
 bounded = settings(
@@ -133,8 +134,8 @@ def test_messages(good, changes):
 
 
 def _messages(good):
-    from safe_training.bag_messages import EVENT, STEP
-    from safe_training.bag_storage import open_bag
+    from safe_training.recordings.untrusted.bag import open_bag
+    from safe_training.recordings.untrusted.cdr import EVENT, STEP
 
     if not _kept:
         for message in open_bag(good.mcap).messages((STEP, EVENT)):

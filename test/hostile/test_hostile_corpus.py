@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hostile_corpus import CANARY, CANARY_MODULE, CASES, PICKLES, make_good
 
-from safe_training.cli import main
+from safe_training.cli.main import main
 
 #: What reading may take beside the files themselves; see bag_storage and unpickle for their bounds.
 MOST_BYTES = 160 << 20

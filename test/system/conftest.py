@@ -14,9 +14,9 @@ import pytest
 from probe import Probe
 
 from safe_bringup.live import Process
-from safe_monitor_node.folder import load_detector
-from safe_training.cli import main as safe_training
-from vla_feature_bridge.rollout_set import RolloutSet
+from safe_monitor_node.storage.detector_folder import load_detector
+from safe_training.cli.main import main as safe_training
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.step import PolicyStep
 
 DATA = Path(__file__).parents[1] / 'data'

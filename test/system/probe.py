@@ -20,7 +20,7 @@ from std_srvs.srv import Trigger
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LabelEpisode, LoadDetector
-from vla_feature_bridge.messages import step_to_message
+from vla_feature_bridge.ros.messages import step_to_message
 from vla_feature_bridge.step import PolicyStep
 
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import numpy as np
 
-from safe_monitor_node.band import Band, Threshold
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.threshold import Threshold
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.folder import LoadedDetector
-from safe_training.judged import Judged
-from safe_training.report import PageVideo, page
-from safe_training.whole_files import write_whole
+from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_training.evaluation.judge import Judged
+from safe_training.reporting.page.page import PageVideo, page
+from vla_feature_bridge.atomic import write_whole
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 

@@ -21,12 +21,12 @@ from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
 import safe_msgs.msg
 from safe_bringup.live import Process
-from safe_monitor_node.folder import load_detector
-from safe_training.bag_messages import EVENT, STEP, full_definition, type_hash
-from safe_training.bags import write_bag
-from safe_training.readers import open_source
-from vla_feature_bridge.nodes.qos import EPISODE_QOS, STEP_QOS
-from vla_feature_bridge.rollout_set import RolloutSet
+from safe_monitor_node.storage.detector_folder import load_detector
+from safe_training.recordings.sources import open_source
+from safe_training.recordings.untrusted.cdr import EVENT, STEP, full_definition, type_hash
+from safe_training.recordings.write_bag import write_bag
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 
 #: Steps per second while playing; the monitor needs far less than this for each.
 PLAYED_RATE = 100.0

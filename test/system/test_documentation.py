@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safe_monitor_node.folder import load_detector
+from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import FailureScore
-from vla_feature_bridge.rollout_set import RolloutSet
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 TOP = Path(__file__).parents[2]
 

@@ -20,11 +20,11 @@ import pytest
 import yaml
 from probe import Probe
 
-from safe_monitor_node.folder import load_detector
 from safe_monitor_node.nodes.monitor import PARAMETERS as MONITOR_PARAMETERS
-from vla_feature_bridge.nodes.parameters import Parameter
+from safe_monitor_node.storage.detector_folder import load_detector
 from vla_feature_bridge.nodes.replay import PARAMETERS as REPLAY_PARAMETERS
-from vla_feature_bridge.rollout_set import RolloutSet
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.ros.parameters import Parameter
 
 LAUNCH = Path(__file__).parents[2] / 'launch'
 DATA = Path(__file__).parents[1] / 'data'

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from safe_bringup.live import play_live
-from safe_monitor_node.folder import load_detector
+from safe_monitor_node.storage.detector_folder import load_detector
 
 
 @pytest.mark.parametrize('detector', ['safe_mlp', 'safe_lstm'])

@@ -11,11 +11,11 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from probe import Probe
 from rclpy.parameter import Parameter
 
-from safe_monitor_node.adaptive_band import AdaptiveBand
-from safe_monitor_node.folder import load_detector, save_detector
+from safe_monitor_node.bands.adaptive_band import AdaptiveBand
 from safe_monitor_node.nodes.monitor import MonitorNode
+from safe_monitor_node.storage.detector_folder import load_detector, save_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
-from vla_feature_bridge.messages import step_to_message
+from vla_feature_bridge.ros.messages import step_to_message
 
 WIDTH = 64
 

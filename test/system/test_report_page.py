@@ -13,10 +13,10 @@ import pytest
 from chromium import Chromium, find_chromium
 from report_pages import judged, write_report
 
-from safe_training.cli import main
+from safe_training.cli.main import main
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSetWriter
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')

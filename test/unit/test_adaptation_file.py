@@ -9,16 +9,21 @@ import json
 import numpy as np
 import pytest
 
-from safe_monitor_node.adaptation_file import (
+from safe_monitor_node.bands.adaptive_band import AdaptiveBand
+from safe_monitor_node.detectors import make_detector
+from safe_monitor_node.storage.adaptation_file import (
     AdaptationFile,
     AdaptationFileError,
     read_adaptation,
     write_adaptation,
 )
-from safe_monitor_node.adaptive_band import AdaptiveBand
-from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.folder import LoadedDetector, load_detector, save_detector, sealed
-from safe_training.conformal import constant_band
+from safe_monitor_node.storage.detector_folder import (
+    LoadedDetector,
+    load_detector,
+    save_detector,
+    sealed,
+)
+from safe_training.calibration.constant import constant_band
 from vla_feature_bridge.pooling import FeatureSpec
 
 BAND = constant_band([[float(i)] for i in range(30)], (0.1, 0.2), horizon=4)

@@ -8,7 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from safe_monitor_node.adaptive import TAKE_BACKS, AdaptationError, AdaptiveThreshold
+from safe_monitor_node.bands.adaptive_threshold import (
+    TAKE_BACKS,
+    AdaptationError,
+    AdaptiveThreshold,
+)
 
 
 def drifting(generator: np.random.Generator, steps: int) -> np.ndarray:

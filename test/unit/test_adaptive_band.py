@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from safe_monitor_node.adaptive import AdaptationError
-from safe_monitor_node.adaptive_band import AdaptiveBand, name_of
-from safe_monitor_node.band import Band, BandShape
-from safe_training.calibration import calibrate
-from safe_training.conformal import constant_band
+from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
+from safe_monitor_node.bands.adaptive_threshold import AdaptationError
+from safe_monitor_node.bands.band import Band, BandShape
+from safe_training.calibration.constant import constant_band
+from safe_training.calibration.functional import calibrate
 
 ALPHAS = (0.05, 0.1, 0.2)
 HORIZON = 12

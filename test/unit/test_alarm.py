@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from safe_monitor_node.alarm import (
+from safe_monitor_node.bands.threshold import Threshold
+from safe_monitor_node.monitor.alarm import (
     NOTHING,
     AlarmConfig,
     AlarmError,
     AlarmPolicy,
     AlarmState,
 )
-from safe_monitor_node.band import Threshold
 
 UNKNOWN, NOMINAL, WARNING, ALARM, STALE, INVALID = AlarmState
 

@@ -24,14 +24,16 @@ from rosbags.interfaces import (
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
 
-from safe_training import bag_messages
-from safe_training.bag_messages import EVENT, STEP, Event
-from safe_training.bags import recorded_times, write_bag
-from safe_training.labels import labels_file
-from safe_training.readers import DumpError, open_source
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.labels import labels_file
+from safe_training.recordings.sources import open_source
+from safe_training.recordings.untrusted import cdr as bag_messages
+from safe_training.recordings.untrusted.cdr import EVENT, STEP, Event
+from safe_training.recordings.write_bag import recorded_times, write_bag
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetWriter
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 from vla_feature_bridge.step import PolicyStep
 
 ROOT = Path(__file__).parents[2]
@@ -200,7 +202,7 @@ def test_another_reader_finds_topics_qos_definitions_and_times(tmp_path):
 
 
 def test_offered_qos_is_that_of_the_nodes(tmp_path):
-    nodes = pytest.importorskip('vla_feature_bridge.nodes.qos')
+    nodes = pytest.importorskip('vla_feature_bridge.ros.qos')
     write_bag(tmp_path / 'run.bag', [make_rollout(0)], SPEC)
     with Reader(tmp_path / 'run.bag') as reader:
         offered = {c.topic: c.ext.offered_qos_profiles[0] for c in reader.connections}
@@ -240,7 +242,7 @@ def test_overlapping_stamps_read_back_exactly(tmp_path):
 def test_ros_reads_our_bytes_and_we_its():
     serialization = pytest.importorskip('rclpy.serialization')
     from safe_msgs.msg import EpisodeEvent, PolicyStep
-    from vla_feature_bridge.messages import step_to_message
+    from vla_feature_bridge.ros.messages import step_to_message
 
     step = make_rollout(1, ml_dtypes.bfloat16).step(2)
     step.stamp = -1
@@ -269,7 +271,7 @@ def test_definitions_are_those_of_safe_msgs(name):
 
 
 def test_dtypes_are_those_of_the_bridge():
-    messages = pytest.importorskip('vla_feature_bridge.messages')
+    messages = pytest.importorskip('vla_feature_bridge.ros.messages')
     assert messages.DTYPES == bag_messages.DTYPES
 
 

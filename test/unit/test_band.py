@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from safe_monitor_node.band import Band, BandError, BandShape
+from safe_monitor_node.bands.band import Band, BandShape
+from safe_monitor_node.bands.threshold import BandError
 
 
 def make_band(**changes):

@@ -9,8 +9,8 @@ import torch
 
 import safe_training  # noqa: F401
 from safe_monitor_node.detectors import DetectorError, SafeLstm, SafeMlp
-from safe_training.batched_training import MEMORY, can_be_stacked, stacks, train_together
-from safe_training.fitting import stack_rollouts
+from safe_training.fitting.batched import MEMORY, can_be_stacked, stacks, train_together
+from safe_training.fitting.data import stack_rollouts
 from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 12

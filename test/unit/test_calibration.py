@@ -11,15 +11,11 @@ import pytest
 from hypothesis import given, settings
 from scipy.stats import binom
 
-from safe_training.calibration import (
-    ALPHAS,
-    CalibrationError,
-    calibrate,
-    conformal_rank,
-    functional_band,
-    two_sided_band,
-)
-from safe_training.conformal import conformal_quantile, constant_band
+from safe_monitor_node.bands.adaptive_threshold import conformal_rank
+from safe_training.calibration.constant import constant_band
+from safe_training.calibration.curves import ALPHAS, CalibrationError
+from safe_training.calibration.functional import calibrate, functional_band, two_sided_band
+from safe_training.calibration.split_conformal import conformal_quantile
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 MODULATIONS = {'adaptive': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}

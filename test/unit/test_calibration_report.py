@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from safe_training import cli
-from safe_training.calibration_command import _rate, worst_task
-from safe_training.calibration_report import KINDS, Tally, calibration_of
-from safe_training.evaluation import HELD_OUT, calibrated_band
-from safe_training.protocol import EvaluationError, Protocol, choose_split, choose_splits
+from safe_training.cli import main as cli
+from safe_training.cli.compare_bands import _rate, worst_task
+from safe_training.evaluation.band_comparison import KINDS, Tally, calibration_of
+from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
+from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
 from vla_feature_bridge.rollout import Rollout
 
 TASKS = ('easy', 'hard')

@@ -9,12 +9,12 @@ import sys
 import numpy as np
 import pytest
 
-from safe_monitor_node.folder import load_detector
-from safe_training.cli import main
-from safe_training.detector_options import UsageError, detector_params
+from safe_monitor_node.storage.detector_folder import load_detector
+from safe_training.cli.main import main
+from safe_training.cli.options import UsageError, detector_params
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSetWriter
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 SPEC = FeatureSpec('hidden_states', 4, ('token',), (('token', 'last'),))
 TINY = ('--set', 'hidden=4', '--set', 'epochs=3')
@@ -710,7 +710,7 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(tmp_path):
     from rich.console import Console
     from rich.table import Table
 
-    from safe_training.evaluate_tables import print_table
+    from safe_training.reporting.tables.evaluation import print_table
 
     with (tmp_path / 'out').open('w') as file:
         table = Table('task', *[f'column {k}' for k in range(12)])

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from safe_training.calibration import CalibrationError
-from safe_training.cli import main
-from safe_training.conformal import conformal_quantile, constant_band, split_conformal
+from safe_training.calibration.constant import constant_band
+from safe_training.calibration.curves import CalibrationError
+from safe_training.calibration.split_conformal import conformal_quantile, split_conformal
+from safe_training.cli.main import main
 
 TEST = Path(__file__).parents[1]
 CASES = json.loads((TEST / 'golden' / 'split_cp.json').read_text())

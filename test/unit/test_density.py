@@ -13,8 +13,8 @@ import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.density import as_sequence, real_entries
 from safe_monitor_node.detectors.unet import sinusoidal_embedding
-from safe_training.fit_density import batch_loss, flow_matching_loss
-from safe_training.losses import sum_of_squares
+from safe_training.fitting.density import batch_loss, flow_matching_loss
+from safe_training.fitting.losses import sum_of_squares
 from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'rnd_logpzo.npz')

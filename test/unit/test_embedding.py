@@ -11,9 +11,10 @@ from sklearn.metrics import roc_auc_score
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
-from safe_monitor_node.detectors.embedding import _CosineNeighbours, _Neighbours
-from safe_training.evaluation import fit_and_calibrate, report_parts
-from safe_training.protocol import Protocol, choose_split
+from safe_monitor_node.detectors.neighbours import _CosineNeighbours, _Neighbours
+from safe_training.evaluation.evaluate import report_parts
+from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
+from safe_training.evaluation.protocol import Protocol, choose_split
 from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'embed.npz')

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from safe_monitor_node.alarm import AlarmConfig, AlarmState
-from safe_monitor_node.band import Band
+from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.episode_monitor import EpisodeMonitor, MonitorError, choose_thresholds
-from safe_monitor_node.folder import LoadedDetector
-from safe_monitor_node.lessons import KEPT_EPISODES, Lesson
-from safe_training.conformal import constant_band
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
+from safe_monitor_node.monitor.episode_monitor import (
+    EpisodeMonitor,
+    MonitorError,
+    choose_thresholds,
+)
+from safe_monitor_node.monitor.label_feedback import KEPT_EPISODES, Lesson
+from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_training.calibration.constant import constant_band
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from safe_training.cli import main
+from safe_training.cli.main import main
 
 SET = Path(__file__).parents[1] / 'data' / 'miniature_flow.npz'
 

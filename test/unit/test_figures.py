@@ -12,11 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from report_pages import ALPHA, HORIZON, judged
 
-from safe_monitor_node.band import Band
-from safe_training.detector_figures import figures_of
-from safe_training.figures import BAND, FigureError, band_range, lead_times, project
-from safe_training.judged import Judged
-from safe_training.metrics import LeadTimes
+from safe_monitor_node.bands.band import Band
+from safe_training.evaluation.judge import Judged
+from safe_training.metrics.lead_time import LeadTimes
+from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.reporting.figures.detections import lead_times
+from safe_training.reporting.figures.feature_map import project
+from safe_training.reporting.figures.score_curves import band_range
+from safe_training.reporting.figures.style import BAND, FigureError
 
 ONE_BAND = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
 

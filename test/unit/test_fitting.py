@@ -9,15 +9,11 @@ import pytest
 import torch
 
 from safe_monitor_node.detectors import DetectorError, make_detector
-from safe_training.fit_density import training_inputs
-from safe_training.fitting import (
-    batch_loss,
-    pad_steps,
-    scale_weights,
-    stack_rollouts,
-    training_epochs,
-)
-from safe_training.protocol import EvaluationError, Protocol, choose_split
+from safe_monitor_node.detectors.networks import pad_steps
+from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split
+from safe_training.fitting.data import stack_rollouts
+from safe_training.fitting.density import training_inputs
+from safe_training.fitting.learned import batch_loss, scale_weights, training_epochs
 from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = Path(__file__).parents[1] / 'golden'

@@ -11,9 +11,9 @@ import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from safe_monitor_node.band import Band
+from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.folder import (
+from safe_monitor_node.storage.detector_folder import (
     DESCRIPTION,
     WEIGHTS,
     DetectorFolderError,

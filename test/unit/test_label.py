@@ -9,14 +9,15 @@ import sys
 import numpy as np
 import pytest
 
-from safe_training import labels
-from safe_training.bags import write_bag
-from safe_training.cli import main
-from safe_training.labels import labels_file
-from safe_training.readers import open_source
+from safe_training.cli.main import main
+from safe_training.recordings import labels
+from safe_training.recordings.labels import labels_file
+from safe_training.recordings.sources import open_source
+from safe_training.recordings.write_bag import write_bag
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetWriter
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 SPEC = FeatureSpec('f', 4)
 

@@ -13,7 +13,7 @@ from rclpy.serialization import deserialize_message, serialize_message
 
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
-from vla_feature_bridge.messages import (
+from vla_feature_bridge.ros.messages import (
     DTYPES,
     MessageError,
     step_from_message,

@@ -18,25 +18,29 @@ from sklearn.metrics import (
     roc_auc_score,
 )
 
-from safe_monitor_node.band import Band, BandError
-from safe_training import metrics
-from safe_training.calibration import functional_band
-from safe_training.metrics import (
-    MetricError,
-    Scored,
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.threshold import BandError
+from safe_training.calibration.functional import functional_band
+from safe_training.metrics import bootstrap, scored
+from safe_training.metrics.alarms import (
     alarm_report_by_earliest_stop,
     alarm_report_by_end,
-    bootstrap_auc_interval,
-    bootstrap_interval,
     classification_report,
-    clock_scores,
-    earliest_stops,
-    lead_times,
+)
+from safe_training.metrics.bootstrap import bootstrap_auc_interval, bootstrap_interval
+from safe_training.metrics.lead_time import lead_times
+from safe_training.metrics.ranking import (
     rank,
     rank_by_task,
     rankings,
     rankings_at_quantiles,
     running_rankings,
+)
+from safe_training.metrics.scored import (
+    MetricError,
+    Scored,
+    clock_scores,
+    earliest_stops,
     scores_at_quantile,
     scores_by_earliest_stop,
     scores_by_end,
@@ -60,9 +64,9 @@ class World:
     number: int
     published: dict[str, Any]
     scored: dict[str, list[Scored]]
-    stops: dict[metrics.Task, int]
+    stops: dict[scored.Task, int]
 
-    def task_of(self, split: str, name: str) -> metrics.Task:
+    def task_of(self, split: str, name: str) -> scored.Task:
         return next(r.task for r in self.scored[split] if str(r.task) == name)
 
 
@@ -434,7 +438,7 @@ def test_the_resampled_auc_is_that_of_scikit_learn(seed, levels):
     scores = generator.integers(0, levels, size=25).astype(float)
     failed = generator.random(25) < 0.4
     weights = generator.multinomial(25, np.full(25, 1 / 25), size=6)
-    for found, row in zip(metrics._weighted_auc(scores, failed, weights), weights, strict=True):
+    for found, row in zip(bootstrap._weighted_auc(scores, failed, weights), weights, strict=True):
         if 0 < row[failed].sum() < 25:
             expected = roc_auc_score(failed, scores, sample_weight=row)
             assert found == pytest.approx(expected, abs=1e-12)
@@ -472,7 +476,7 @@ def test_resamples_of_one_class_are_counted():
 def test_the_size_of_the_chunks_does_not_matter(monkeypatch):
     values, failed = np.arange(30.0) % 7, np.arange(30) % 3 == 0
     whole = bootstrap_auc_interval(values, failed, generator=np.random.default_rng(0))
-    monkeypatch.setattr(metrics, '_BOOTSTRAP_CHUNK', 100)
+    monkeypatch.setattr(bootstrap, '_BOOTSTRAP_CHUNK', 100)
     assert bootstrap_auc_interval(values, failed, generator=np.random.default_rng(0)) == whole
 
 
@@ -541,7 +545,7 @@ def test_published_classification_at_a_fixed_threshold(world, split):
         if row['split'] != split:
             continue
         values = {
-            'at earliest stop': metrics.scores_at_earliest_stop,
+            'at earliest stop': scored.scores_at_earliest_stop,
             'by earliest stop': scores_by_earliest_stop,
             'by final end': lambda scored, stops: scores_by_end(scored),
         }[row['time']](scored, world.stops)

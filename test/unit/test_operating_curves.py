@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safe_monitor_node.band import Band
-from safe_training.metrics import MetricError, Scored, alarm_report_by_end
-from safe_training.operating_curves import (
+from safe_monitor_node.bands.band import Band
+from safe_training.metrics.alarms import alarm_report_by_end
+from safe_training.metrics.operating_curves import (
     alpha_curve,
     default_thresholds,
     operating_curve,
     published_operating_curve,
 )
+from safe_training.metrics.scored import MetricError, Scored
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safe_training.cli import main
+from safe_training.cli.main import main
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSetWriter
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 cv2 = pytest.importorskip('cv2', reason='OpenCV (requirements/vision.txt) is not installed')
 STEPS = 12

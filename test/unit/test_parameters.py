@@ -14,7 +14,7 @@ from rclpy.parameter import Parameter as RosParameter
 from safe_bringup import parameter_docs
 from safe_monitor_node.nodes import monitor
 from vla_feature_bridge.nodes import replay
-from vla_feature_bridge.nodes.parameters import Parameter, ParameterError, declare_parameters
+from vla_feature_bridge.ros.parameters import Parameter, ParameterError, declare_parameters
 
 ROOT = Path(__file__).resolve().parents[2]
 TABLES = {'monitor': monitor.PARAMETERS, 'replay': replay.PARAMETERS}

@@ -4,8 +4,8 @@
 import numpy as np
 import pytest
 
-from safe_training.metrics import MetricError
-from safe_training.probability import reliability
+from safe_training.metrics.reliability import reliability
+from safe_training.metrics.scored import MetricError
 
 
 def test_by_hand():

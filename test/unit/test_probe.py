@@ -9,16 +9,16 @@ from sklearn.linear_model import LogisticRegression
 
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.probe import signal_history, smoothed
-from safe_training.calibration import calibrate
-from safe_training.evaluation import fit_and_calibrate
-from safe_training.fit_probe import (
-    leave_one_task_out_scores,
+from safe_training.calibration.functional import calibrate
+from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
+from safe_training.evaluation.left_out import leave_one_task_out_scores
+from safe_training.evaluation.protocol import Protocol, choose_split
+from safe_training.fitting.probe_regression import (
     logistic_regression,
     task_balanced_weights,
     within_task_auc,
 )
-from safe_training.metrics import rank
-from safe_training.protocol import Protocol, choose_split
+from safe_training.metrics.ranking import rank
 from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 12

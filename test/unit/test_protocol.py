@@ -8,17 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from safe_training.protocol import (
+from safe_training.evaluation.protocol import (
     EvaluationError,
     Protocol,
     choose_split,
     choose_splits,
     fold_count,
-    read_splits,
-    saved_split,
-    write_splits,
 )
-from safe_training.splits import SplitError, leave_one_task_out
+from safe_training.evaluation.saved_splits import read_splits, saved_split, write_splits
+from safe_training.evaluation.splits import SplitError, leave_one_task_out
 from vla_feature_bridge.rollout import Rollout
 
 # Names sort otherwise than the numbers of the tasks, as instructions do.

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from safe_training.readers import DumpError, load_rollouts, open_source
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.sources import load_rollouts, open_source
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSetWriter
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 from vla_feature_bridge.signals import SIGNAL_NAMES, rollout_signals
 
 DATA = Path(__file__).parents[1] / 'data'

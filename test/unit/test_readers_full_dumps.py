@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from safe_training.conversion import convert
-from safe_training.readers import load_rollouts
-from vla_feature_bridge.rollout_set import RolloutSet
+from safe_training.recordings.convert import convert
+from safe_training.recordings.sources import load_rollouts
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 pytestmark = pytest.mark.skipif('SAFE_SHARED' not in os.environ, reason='SAFE_SHARED is not set')
 RAW = Path(os.environ.get('SAFE_SHARED', '.')) / 'rollouts' / 'miniature' / 'raw'

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from safe_training.readers import DumpError, load_rollouts, open_source
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.sources import load_rollouts, open_source
 
 BRIDGE, FRACTAL = 'widowx_spoon_on_towel', 'google_robot_open_drawer'
 

@@ -11,9 +11,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from safe_training.readers import DumpError, load_rollouts, open_source
-from safe_training.readers.pi0_fast_droid import balanced
-from safe_training.readers.token_statistics import token_statistics
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.pi0_fast_droid import balanced
+from safe_training.recordings.sources import load_rollouts, open_source
+from vla_feature_bridge.tokens import token_statistics
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 TASKS = ('open the drawer', 'close the drawer')

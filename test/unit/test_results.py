@@ -10,7 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from safe_training.results import Result, ResultsError, canonical, read_results, write_results
+from safe_training.sweep.results import Result, ResultsError, canonical, read_results, write_results
 
 
 def result(seed=0, part='seen', detector='clock', params='{}', **values):

@@ -19,7 +19,9 @@ from hypothesis import given, settings
 
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetError, RolloutSetWriter
+from vla_feature_bridge.rollout_set.layout import RolloutSetError
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 SPEC = FeatureSpec('hidden_states', 4, ('token',), (('token', 'last'),))
 
@@ -183,7 +185,7 @@ def test_the_files_are_safetensors_and_parquet_of_plain_types(tmp_path):
 def test_pyarrow_is_imported_only_to_read_or_write(small):
     code = (
         'import sys\n'
-        'from vla_feature_bridge.rollout_set import RolloutSet\n'
+        'from vla_feature_bridge.rollout_set.reader import RolloutSet\n'
         "assert 'pyarrow' not in sys.modules\n"
         f'assert len(RolloutSet.open({str(small)!r})) == 4\n'
     )

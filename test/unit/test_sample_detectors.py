@@ -10,7 +10,7 @@ from sklearn.cluster import AgglomerativeClustering
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
-from safe_monitor_node.detectors.samples import squared_distances, ward_cluster_sizes
+from safe_monitor_node.detectors.clustering import squared_distances, ward_cluster_sizes
 from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'sample_metrics.npz')

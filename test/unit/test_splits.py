@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from safe_training.splits import Split, SplitError, split_tasks
+from safe_training.evaluation.splits import Split, SplitError, split_tasks
 
 GOLDEN = Path(__file__).parents[1] / 'golden'
 CASES = json.loads((GOLDEN / 'split_protocol.json').read_text())

@@ -14,27 +14,16 @@ import numpy as np
 import pytest
 
 from safe_monitor_node.detectors import DETECTORS
-from safe_training import sweep as sweep_module
-from safe_training.cli import main
-from safe_training.evaluation import evaluate_splits, labelled
-from safe_training.protocol import Protocol, choose_split, choose_splits, numbered_tasks
-from safe_training.readers import load_rollouts
-from safe_training.readers.open_pi_zero import TASKS as SIMPLER_TASKS
-from safe_training.results import read_results
-from safe_training.sweep import (
-    Unit,
-    plan,
-    seeds_of,
-    tasks_of_subsets,
-)
-from safe_training.sweep_grid import (
-    Family,
-    Subset,
-    SweepError,
-    Variant,
-    read_grid,
-    shipped_grids,
-)
+from safe_training.cli.main import main
+from safe_training.evaluation.evaluate import evaluate_splits
+from safe_training.evaluation.fit_and_calibrate import labelled
+from safe_training.evaluation.protocol import Protocol, choose_split, choose_splits, numbered_tasks
+from safe_training.recordings.readers.open_pi_zero import TASKS as SIMPLER_TASKS
+from safe_training.recordings.sources import load_rollouts
+from safe_training.sweep import run as sweep_module
+from safe_training.sweep.grid import Family, Subset, SweepError, Variant, read_grid, shipped_grids
+from safe_training.sweep.plan import Unit, plan, seeds_of, tasks_of_subsets
+from safe_training.sweep.results import read_results
 from vla_feature_bridge.rollout import Rollout
 
 DATA = Path(__file__).parents[1] / 'data'

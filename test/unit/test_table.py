@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from safe_training.cli import main
-from safe_training.results import Result, canonical, write_results
-from safe_training.table import judged_by, paper_table, robust_tables
-from safe_training.table_entries import (
+from safe_training.cli.main import main
+from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
+from safe_training.reporting.tables.csv import to_csv
+from safe_training.reporting.tables.entries import (
     GROUPS,
     HEADLINE,
     MACRO,
@@ -23,7 +23,9 @@ from safe_training.table_entries import (
     paper_entry,
     robust_entry,
 )
-from safe_training.table_formats import to_csv, to_latex, to_markdown
+from safe_training.reporting.tables.latex import to_latex
+from safe_training.reporting.tables.markdown import to_markdown
+from safe_training.sweep.results import Result, canonical, write_results
 
 GOLDEN = json.loads((Path(__file__).parents[1] / 'golden' / 'table1_aggregation.json').read_text())
 PARTS = {'train': 'train', 'seen': 'val_seen', 'unseen': 'val_unseen'}

@@ -19,7 +19,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from safe_training.unpickle import DumpError, load_bytes, load_pickle
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.pickle_file import load_bytes, load_pickle
 
 DATA = Path(__file__).parents[1] / 'data'
 DUMP = DATA / 'openvla_dump'
@@ -432,7 +433,7 @@ def test_no_more_is_allocated_than_the_file_is_worth(name):
 
 
 def test_too_many_opcodes(monkeypatch):
-    monkeypatch.setattr('safe_training.unpickle.MAX_OPCODES', 1000)
+    monkeypatch.setattr('safe_training.recordings.untrusted.budget.MAX_OPCODES', 1000)
     with pytest.raises(DumpError, match='at most 1000 pickle opcodes'):
         load_bytes(b'\x80\x04' + b'N0' * 1000 + b'N.', 'x')
 
@@ -486,7 +487,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 
 def test_a_file_that_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr('safe_training.unpickle.MAX_FILE_BYTES', 100)
+    monkeypatch.setattr('safe_training.recordings.untrusted.budget.MAX_FILE_BYTES', 100)
     file = tmp_path / 'x.pkl'
     file.write_bytes(bytes(101))
     with pytest.raises(DumpError, match='at most 100 bytes, found 101'):

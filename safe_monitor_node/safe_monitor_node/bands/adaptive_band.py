@@ -10,19 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from safe_monitor_node.adaptive import (
+from safe_monitor_node.bands.adaptive_threshold import (
     WINDOW,
     AdaptationError,
     AdaptiveThreshold,
     Observation,
 )
-from safe_monitor_node.band import Band, BandShape, Threshold
+from safe_monitor_node.bands.band import Band, BandShape
+from safe_monitor_node.bands.threshold import Threshold
 
 
 class AdaptiveBand:
     """Moves the thresholds of a band: ``upper(t) = center(t) + w width(t)``, w adaptive.
 
-    The band of all tasks has one :class:`~safe_monitor_node.adaptive.AdaptiveThreshold`, every task
+    The band of all tasks has one :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`, every task
     with a finite band of its own another; each learns from the episodes that it judged. Before
     anything was observed the thresholds are those of the band.
 

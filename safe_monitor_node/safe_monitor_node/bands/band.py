@@ -14,94 +14,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-# Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The adaptive
-# modulation reshapes the band with alpha, so two of its bands may cross.
-_ORDERED_KINDS = ('functional_constant', 'functional_std')
-
-# The arrays of a shape.
-_SHAPE = ('center', 'width', 'nonconformity')
+from safe_monitor_node.bands.threshold import (
+    ORDERED_KINDS,
+    SHAPE,
+    BandError,
+    Threshold,
+    check_ordered,
+    frozen,
+)
 
 # How close an alpha must be to a calibrated one: 3 * 0.05 is 0.15000000000000002.
 _ALPHA_TOLERANCE = 1e-9
-
-
-class BandError(ValueError):
-    """A band is malformed, or is asked for an alpha or a step that it was not calibrated for."""
-
-
-@dataclass(frozen=True, eq=False)
-class Threshold:
-    """The threshold at one alpha: an alarm is raised at a step where `score > threshold`.
-
-    Attributes
-    ----------
-    alpha : float
-        Promised false-alarm rate per successful episode.
-    upper : (T,) float64 array
-        Threshold at step 0..T-1; +inf where no finite threshold keeps the promise.
-    task : str
-        The task whose band it is of; empty for the band of all tasks.
-
-    """
-
-    alpha: float
-    upper: NDArray[np.float64]
-    task: str = ''
-
-    @property
-    def length(self) -> int:
-        """Number of steps the threshold is known for."""
-        return int(self.upper.shape[0])
-
-    @property
-    def can_alarm(self) -> bool:
-        """False where no score whatever is above it, for too few calibration rollouts."""
-        return bool(np.isfinite(self.upper).any())
-
-    def covers(self, length: int) -> bool:
-        """Tell whether an episode of `length` steps lies within the calibrated steps."""
-        return length <= self.length
-
-    def at(self, step: int) -> float:
-        """Return the threshold at a step (0-based); `BandError` past the calibrated steps."""
-        if not 0 <= step < self.length:
-            self._refuse(step)
-        return float(self.upper[step])
-
-    def first_crossing(self, scores: ArrayLike) -> int | None:
-        """Return the first step whose score is strictly above the threshold, None without one.
-
-        Parameters
-        ----------
-        scores : (T',) array
-            Scores of one rollout over its true length, T' <= `length`.
-
-        Raises
-        ------
-        BandError
-            The rollout is longer than the band, or a score is NaN: neither may pass as "no alarm".
-
-        """
-        values = np.asarray(scores, dtype=np.float64)
-        if values.ndim != 1:
-            raise BandError(f'band: scores must have shape (T,), found {values.shape}')
-        if not self.covers(values.shape[0]):
-            self._refuse(values.shape[0] - 1)
-        if np.isnan(values).any():
-            step = int(np.flatnonzero(np.isnan(values))[0])
-            raise BandError(f'band: the score at step {step} is NaN and cannot be judged')
-        crossings = np.flatnonzero(values > self.upper[: values.shape[0]])
-        return int(crossings[0]) if crossings.size else None
-
-    def _refuse(self, step: int) -> None:
-        if step < 0:
-            raise BandError(f'band: step {step} is negative; steps are counted from 0')
-        raise BandError(
-            f'band: step {step} is past the calibrated band of {self.length} steps; '
-            'calibrate again with a longer horizon (at least the longest episode allowed)'
-        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +52,7 @@ class BandShape:
 
     def __post_init__(self) -> None:
         for name, axes in (('center', 1), ('width', 2), ('nonconformity', 2)):
-            array = _frozen(getattr(self, name), name)
+            array = frozen(getattr(self, name), name)
             object.__setattr__(self, name, array)
             if array.ndim != axes or not np.isfinite(array).all():
                 raise BandError(
@@ -175,8 +100,8 @@ class Band:
     tasks: Mapping[str, Band] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        alphas = _frozen(self.alphas, 'alphas')
-        upper = _frozen(self.upper, 'upper')
+        alphas = frozen(self.alphas, 'alphas')
+        upper = frozen(self.upper, 'upper')
         object.__setattr__(self, 'alphas', alphas)
         object.__setattr__(self, 'upper', upper)
         if alphas.ndim != 1 or alphas.size == 0:
@@ -203,8 +128,8 @@ class Band:
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
                 raise BandError(f'band: {name} must be a count, found {count!r}')
-        if self.kind in _ORDERED_KINDS:
-            _check_ordered(alphas, upper, self.kind)
+        if self.kind in ORDERED_KINDS:
+            check_ordered(alphas, upper, self.kind)
         try:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
@@ -287,7 +212,7 @@ class Band:
         """
         arrays = {'alphas': self.alphas.copy(), 'upper': self.upper.copy()}
         if self.shape is not None:
-            arrays |= {name: getattr(self.shape, name).copy() for name in _SHAPE}
+            arrays |= {name: getattr(self.shape, name).copy() for name in SHAPE}
         for index, band in enumerate(self.tasks.values()):
             arrays |= {f'task{index}.{name}': array for name, array in band.state().items()}
         return arrays
@@ -312,8 +237,8 @@ class Band:
             A field is missing, of another type, or the band it describes is not valid.
 
         """
-        there = [name for name in _SHAPE if name in arrays]
-        for name in ('alphas', 'upper', *(_SHAPE if there else ())):
+        there = [name for name in SHAPE if name in arrays]
+        for name in ('alphas', 'upper', *(SHAPE if there else ())):
             if name not in arrays:
                 raise BandError(f'band: array {name!r} is missing; found {sorted(arrays)}')
             if arrays[name].dtype != np.float64:
@@ -332,7 +257,7 @@ class Band:
             n_calibration=meta['n_calibration'],
             n_center=meta['n_center'],
             provenance=meta['provenance'],
-            shape=BandShape(**{name: arrays[name] for name in _SHAPE}) if there else None,
+            shape=BandShape(**{name: arrays[name] for name in SHAPE}) if there else None,
             tasks=_task_bands(arrays, meta),
         )
 
@@ -350,27 +275,3 @@ def _task_bands(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> 
         own = {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}
         bands[task] = Band.from_state(own, entry)
     return bands
-
-
-def _frozen(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    """Copy to a read-only float64 array: a threshold must not change after it was checked."""
-    try:
-        array = np.array(values, dtype=np.float64)
-    except (TypeError, ValueError) as error:
-        raise BandError(f'band: {name} must be an array of numbers: {error}') from error
-    array.setflags(write=False)
-    return array
-
-
-def _check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind: str) -> None:
-    lower_alpha, higher_alpha = upper[:-1], upper[1:]
-    # Last-place rounding is no disorder.
-    finite = np.isfinite(lower_alpha)
-    slack = 1e-12 * np.abs(np.where(finite, lower_alpha, 0.0))
-    disorder = higher_alpha > lower_alpha + slack
-    if disorder.any():
-        row, step = np.argwhere(disorder)[0]
-        raise BandError(
-            f'band: at step {step} the threshold for alpha {alphas[row + 1]:g} is above the one '
-            f'for alpha {alphas[row]:g}; a band of kind {kind!r} never is, so this one is corrupt'
-        )

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -42,16 +42,12 @@ class Stream(ABC):
         """
 
 
-Fitter = Callable[..., None]
-_FITTERS: dict[str, Fitter] = {}
-
-
 class Detector(ABC):
     """Base of all failure detectors, after scikit-learn's estimators.
 
     The constructor stores its parameters and does nothing else; fitted state ends in ``_``. The
-    fitting itself lives in ``safe_training`` (a robot does not need it) and registers here with
-    :func:`fitter_for`.
+    fitting itself lives in ``safe_training``, because a robot does not need it; :meth:`fit` finds
+    it by an entry point of the group ``safe_monitor_node.fitters``.
     """
 
     name: ClassVar[str]
@@ -90,14 +86,10 @@ class Detector(ABC):
         DetectorError
             No fitter is registered, or the rollouts cannot be fitted on.
         """
-        fitter = _FITTERS.get(self.name)
-        if fitter is None:
-            raise DetectorError(
-                f'no fitter is registered for {self.name!r}: `import safe_training` first '
-                '(the robot side scores only; fitting lives in the package safe_training)'
-            )
+        from safe_monitor_node.detectors.registry import fitter_of
+
         try:
-            fitter(self, rollouts, **options)
+            fitter_of(self.name)(self, rollouts, **options)
         except RolloutError as error:  # an unlabelled rollout
             raise DetectorError(f'{self.name}: {error}') from error
         return self
@@ -193,51 +185,3 @@ def checked_chunk(step: PolicyStep, detector: str) -> np.ndarray:
     if not np.isfinite(chunk).all():
         raise StepError(f'step {step.step}: the executed action chunk holds NaN or infinity')
     return chunk
-
-
-D = TypeVar('D', bound=type[Detector])
-
-DETECTORS: dict[str, type[Detector]] = {}
-
-
-def register(cls: D) -> D:
-    """Class decorator: make a detector known by its name."""
-    if cls.name in DETECTORS:
-        raise DetectorError(f'two detectors are named {cls.name!r}')
-    DETECTORS[cls.name] = cls
-    return cls
-
-
-F = TypeVar('F', bound=Fitter)
-
-
-def fitter_for(*names: str) -> Callable[[F], F]:
-    """Decorate the function that fits the named detectors."""
-
-    def decorate(function: F) -> F:
-        for name in names:
-            _FITTERS[name] = function
-        return function
-
-    return decorate
-
-
-def make_detector(name: str, **params: Any) -> Detector:
-    """Construct a detector by its registered name.
-
-    Raises
-    ------
-    DetectorError
-        The name or a parameter is unknown; the message lists what there is.
-    """
-    cls = DETECTORS.get(name)
-    if cls is None:
-        raise DetectorError(f'unknown detector {name!r}; there are: {", ".join(sorted(DETECTORS))}')
-    known = inspect.signature(cls).parameters
-    unknown = sorted(set(params) - set(known))
-    if unknown:
-        raise DetectorError(
-            f'detector {name!r} has no parameter {unknown[0]!r}; it has: '
-            f'{", ".join(known) or "none"}'
-        )
-    return cls(**params)

@@ -17,7 +17,6 @@ from safe_monitor_node.detectors.base import (
     StepError,
     Stream,
     checked_chunk,
-    register,
 )
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -58,7 +57,6 @@ class _Control(Detector):
         return _StepwiseStream(self._at)
 
 
-@register
 class Clock(_Control):
     """The number of steps so far.
 
@@ -71,7 +69,6 @@ class Clock(_Control):
         return float(t)
 
 
-@register
 class Constant(_Control):
     """Zero at every step: the score of a monitor that never looks."""
 
@@ -81,7 +78,6 @@ class Constant(_Control):
         return 0.0
 
 
-@register
 class Random(_Control):
     """Uniform noise in [0, 1), drawn from (seed, episode, step): the same live as offline."""
 
@@ -95,7 +91,6 @@ class Random(_Control):
         return float(np.random.default_rng((self.seed, episode, t)).random())
 
 
-@register
 class ActionNorm(_Control):
     """Euclidean norm of the executed action chunk: how much the robot is asked to move."""
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear probe: one dot product with the hidden state, and the history of the action signals.
 
-Ours. It is fitted in ``safe_training.fit_probe``, which also chooses what kind of probe it is; here
+Ours. It is fitted in ``safe_training.fitting.probe``, which also chooses what kind of probe it is; here
 is how it scores.
 """
 
@@ -19,7 +19,6 @@ from safe_monitor_node.detectors.base import (
     StepError,
     Stream,
     checked_vector,
-    register,
 )
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -78,7 +77,6 @@ def smoothed(raw: np.ndarray, smoothing: float) -> np.ndarray:
     return result
 
 
-@register
 class LinearProbe(Detector):
     """A regularised linear probe of hidden state and signal history, smoothed over time.
 

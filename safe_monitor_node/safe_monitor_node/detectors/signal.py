@@ -6,12 +6,11 @@ from __future__ import annotations
 import math
 
 from safe_monitor_node.detectors.accumulation import Accumulate
-from safe_monitor_node.detectors.base import DetectorError, StepError, register
+from safe_monitor_node.detectors.base import DetectorError, StepError
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
 
 
-@register
 class Signal(StepwiseDetector):
     """The running mean of one action-space signal, by default of ``chunk_mse``.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from safe_monitor_node.detectors.accumulation import Accumulate
-from safe_monitor_node.detectors.base import StepError, register
+from safe_monitor_node.detectors.base import StepError
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
 
@@ -64,7 +64,6 @@ class _TokenDetector(StepwiseDetector):
         return np.maximum(entropy, 0.0)
 
 
-@register
 class TokenMaxNegLogProb(_TokenDetector):
     """Largest negative log-probability [nats] among the tokens of a step: its least sure token.
 
@@ -80,7 +79,6 @@ class TokenMaxNegLogProb(_TokenDetector):
         return float(self._neg_log_prob(step).max())
 
 
-@register
 class TokenAvgNegLogProb(_TokenDetector):
     """Mean negative log-probability [nats] of the tokens of a step.
 
@@ -96,7 +94,6 @@ class TokenAvgNegLogProb(_TokenDetector):
         return float(self._neg_log_prob(step).mean())
 
 
-@register
 class TokenMaxEntropy(_TokenDetector):
     """Largest entropy [nats] among the token distributions of a step.
 
@@ -112,7 +109,6 @@ class TokenMaxEntropy(_TokenDetector):
         return float(self._entropy(step).max())
 
 
-@register
 class TokenAvgEntropy(_TokenDetector):
     """Mean entropy [nats] of the token distributions of a step.
 

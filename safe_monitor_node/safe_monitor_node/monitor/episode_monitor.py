@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from safe_monitor_node.adaptive import AdaptationError
-from safe_monitor_node.adaptive_band import AdaptiveBand, name_of
-from safe_monitor_node.alarm import AlarmConfig, AlarmPolicy, Verdict
-from safe_monitor_node.band import BandError, Threshold
+from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
+from safe_monitor_node.bands.adaptive_threshold import AdaptationError
+from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.detectors import StepError, Stream
-from safe_monitor_node.folder import LoadedDetector
-from safe_monitor_node.lessons import Lesson, Lessons
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmPolicy, Verdict
+from safe_monitor_node.monitor.label_feedback import Lesson, Lessons
+from safe_monitor_node.storage.detector_folder import LoadedDetector
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.step import PolicyStep
 

@@ -9,8 +9,8 @@ from enum import Enum
 
 import numpy as np
 
-from safe_monitor_node.adaptive import TAKE_BACKS, Observation
-from safe_monitor_node.adaptive_band import AdaptiveBand
+from safe_monitor_node.bands.adaptive_band import AdaptiveBand
+from safe_monitor_node.bands.adaptive_threshold import TAKE_BACKS, Observation
 
 KEPT_EPISODES = TAKE_BACKS
 """How many episodes that are over can still be labelled, and be labelled otherwise."""

@@ -21,20 +21,20 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from safe_monitor_node.adaptation_file import AdaptationFile, AdaptationFileError
-from safe_monitor_node.adaptive_band import name_of
-from safe_monitor_node.alarm import AlarmConfig, AlarmState, Verdict
-from safe_monitor_node.episode_monitor import EpisodeMonitor, Judgement, MonitorError
-from safe_monitor_node.folder import load_detector
-from safe_monitor_node.lessons import Lesson
+from safe_monitor_node.bands.adaptive_band import name_of
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Verdict
+from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, Judgement, MonitorError
+from safe_monitor_node.monitor.label_feedback import Lesson
 from safe_monitor_node.nodes.lifecycle import ManagedNode
+from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
+from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LabelEpisode, LoadDetector
-from vla_feature_bridge.messages import MessageError, step_from_message, time_from_message
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
-from vla_feature_bridge.nodes.parameters import Parameter, declare_parameters
-from vla_feature_bridge.nodes.qos import (
+from vla_feature_bridge.ros.messages import MessageError, step_from_message, time_from_message
+from vla_feature_bridge.ros.parameters import Parameter, declare_parameters
+from vla_feature_bridge.ros.qos import (
     ALARM_QOS,
     DIAGNOSTICS_QOS,
     EPISODE_QOS,

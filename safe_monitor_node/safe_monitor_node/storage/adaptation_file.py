@@ -13,9 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safe_monitor_node.adaptive import AdaptationError
-from safe_monitor_node.adaptive_band import AdaptiveBand
-from safe_monitor_node.folder import LoadedDetector, is_intact, sealed
+from safe_monitor_node.bands.adaptive_band import AdaptiveBand
+from safe_monitor_node.bands.adaptive_threshold import AdaptationError
+from safe_monitor_node.storage.detector_folder import LoadedDetector, is_intact, sealed
 
 FORMAT = 'safe_adaptation'
 VERSION = 1

@@ -29,7 +29,8 @@ import torch
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
-from safe_monitor_node.band import Band, BandError
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.detectors import Detector, DetectorError, make_detector
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 

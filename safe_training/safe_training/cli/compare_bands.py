@@ -13,34 +13,39 @@ from rich.table import Table
 from rich.text import Text
 from scipy.stats import binomtest
 
-from safe_monitor_node.band import Band, BandError
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.detectors import DETECTORS
-from safe_monitor_node.folder import DetectorFolderError, load_detector
-from safe_training.calibration_report import DRAWS, KINDS, Kept, Tally, calibration_of
-from safe_training.detector_options import (
+from safe_monitor_node.storage.detector_folder import DetectorFolderError, load_detector
+from safe_training.cli.options import (
     UsageError,
     add_source_options,
-    as_number,
     check_alpha,
     detector_params,
-    percent,
-    plain_json,
     pooling_of,
-    progress_bar,
     refuse_options,
 )
-from safe_training.evaluate_command import band_for, parts_of
-from safe_training.evaluate_tables import empty_table, print_table, shortened, wide_console
-from safe_training.evaluation import Summary, labelled, score_part, summary_of
-from safe_training.metrics import band_alarms
-from safe_training.protocol import (
+from safe_training.cli.progress import progress_bar
+from safe_training.evaluation.band_comparison import DRAWS, KINDS, Kept, Tally, calibration_of
+from safe_training.evaluation.evaluate import Summary, score_part, summary_of
+from safe_training.evaluation.fit_and_calibrate import labelled
+from safe_training.evaluation.judge import band_for, parts_of
+from safe_training.evaluation.protocol import (
     ROBUST_SPLITS,
     EvaluationError,
     Protocol,
     choose_splits,
-    read_splits,
 )
-from safe_training.readers import load_rollouts
+from safe_training.evaluation.saved_splits import read_splits
+from safe_training.metrics.alarms import band_alarms
+from safe_training.recordings.sources import load_rollouts
+from safe_training.reporting.numbers import as_number, percent, plain_json
+from safe_training.reporting.tables.evaluation import (
+    empty_table,
+    print_table,
+    shortened,
+    wide_console,
+)
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 

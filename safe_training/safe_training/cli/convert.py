@@ -1,36 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Looks into sources of rollouts (``info``) and turns them into rollout sets (``convert``)."""
+"""The verbs ``info`` and ``convert``."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from safe_training.bags import convert_to_bag, is_bag_destination
-from safe_training.detector_options import progress_bar
-from safe_training.episode_conversion import add_episodes, useful_jobs, work_of
-from safe_training.readers import (
-    DumpError,
-    EpisodeSource,
-    Progress,
-    Source,
-    no_rollouts,
-    open_source,
-)
+from safe_training.cli.progress import progress_bar
+from safe_training.recordings.convert import convert
+from safe_training.recordings.describe import info
 from vla_feature_bridge.pooling import PoolingError, parse_pooling
-from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSetWriter, partial_folder
+from vla_feature_bridge.rollout_set.writer import partial_folder
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-Pooling = tuple[tuple[str, str], ...]
 
 #: How many bad episodes are described on the terminal; --json has all.
 _COMPLAINTS = 10
@@ -49,210 +35,6 @@ example:
   python -m safe_training convert recordings/monday sets/monday
   python -m safe_training convert sets/openvla openvla.mcap --rate 5
 """
-
-
-def info(path: str | os.PathLike[str], progress: Progress | None = None) -> dict[str, Any]:
-    """Say what is in a dump, archive, rollout set or detector folder, as JSON values.
-
-    Reads every episode, so that bad ones are found; they are listed under ``bad``.
-
-    Raises
-    ------
-    DumpError, RolloutSetError
-        It is none of these, it is broken as a whole, or not one episode is readable.
-    """
-    if (Path(path) / 'detector.json').is_file():
-        return {'path': str(path), **_describe_detector(path)}
-    source = open_source(path, skip_bad=True)
-    summary = _Summary()
-    for rollout in source.rollouts(progress):
-        summary.add(rollout)
-    if not summary.lengths:
-        raise DumpError(no_rollouts(source))
-    return {
-        'path': str(path),
-        'kind': source.kind,
-        'why': source.why,
-        'notes': list(source.notes),
-        'policy': source.policy,
-        **summary.to_dict(),
-        'feature': {'text': str(source.feature), **source.feature.to_dict()},
-        'raw_axes': list(source.raw_axes),
-        'bad': list(source.skipped),
-    }
-
-
-def convert(
-    source_path: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    pooling: Pooling | None = None,
-    feature: str | None = None,
-    skip_bad: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    keep: Literal['pooled', 'raw'] = 'pooled',
-    all_episodes: bool = False,
-    unseen_root: str | os.PathLike[str] | None = None,
-    jobs: int | None = None,
-    to: Literal['set', 'bag'] | None = None,
-    rate: float = 10.0,
-    compression: Literal['none', 'zstd'] = 'none',
-) -> dict[str, Any]:
-    """Turn any source of rollouts into a rollout set, one episode in memory at a time.
-
-    An interruption (Ctrl-C, a signal) leaves what is done in ``partial_folder(destination)``; the
-    same call continues there. An error leaves nothing.
-
-    Parameters
-    ----------
-    pooling, feature, skip_bad, keep, all_episodes, unseen_root
-        As in :func:`safe_training.readers.open_source`.
-    overwrite : bool
-        Replace a rollout set that is there already.
-    jobs : int, optional
-        How many processes read episodes at the same time; None uses as many as are worth it.
-    to : 'set' or 'bag', optional
-        What to make; without it a recording where the destination is named ``*.mcap`` or
-        ``*.bag``, otherwise a set.
-    rate, compression
-        Of a recording, as in :func:`safe_training.bags.write_bag`.
-
-    Returns
-    -------
-    dict
-        Source, destination, kind, why, notes, feature, numbers of rollouts and steps, how many
-        episodes an interrupted conversion had done, and what was skipped.
-
-    Raises
-    ------
-    DumpError, RolloutSetError
-        The source cannot be read or the set cannot be written; nothing is left behind.
-    """
-    source = open_source(source_path, pooling, feature, skip_bad, keep, all_episodes, unseen_root)
-    if to == 'bag' or (to is None and is_bag_destination(destination)):
-        rollouts, total = convert_to_bag(
-            source, destination, rate, compression, overwrite, progress
-        )
-        return _report(source, source_path, destination, rollouts, total)
-    work = ''
-    if isinstance(source, EpisodeSource):
-        source.refuse_early()
-        work = work_of(source)
-    with RolloutSetWriter(
-        destination,
-        feature=source.feature,
-        policy=source.policy,
-        source=f'{source.kind}: {Path(source_path).resolve().name}',
-        overwrite=overwrite,
-        work=work,
-    ) as writer:
-        if isinstance(source, EpisodeSource):
-            add_episodes(source, writer, jobs or useful_jobs(source), progress)
-        else:
-            for rollout in source.rollouts(progress):
-                writer.add(rollout)
-        if not writer.steps:
-            raise DumpError(no_rollouts(source))
-    done = _report(source, source_path, destination, len(writer.steps), sum(writer.steps))
-    return done | {'continued': writer.continued}
-
-
-def _report(
-    source: Source,
-    source_path: str | os.PathLike[str],
-    destination: str | os.PathLike[str],
-    rollouts: int,
-    steps: int,
-) -> dict[str, Any]:
-    return {
-        'source': str(source_path),
-        'destination': str(destination),
-        'kind': source.kind,
-        'why': source.why,
-        'notes': list(source.notes),
-        'feature': str(source.feature),
-        'rollouts': rollouts,
-        'steps': steps,
-        'continued': 0,
-        'skipped': list(source.skipped),
-    }
-
-
-def _describe_detector(path: str | os.PathLike[str]) -> dict[str, Any]:
-    # Imported here because it brings torch, which looking into a dump does not need.
-    from safe_monitor_node.folder import DetectorFolderError, describe
-
-    try:
-        return describe(path)
-    except DetectorFolderError as error:
-        raise DumpError(str(error)) from error
-
-
-class _Summary:
-    """Counts over rollouts, kept without keeping the rollouts."""
-
-    def __init__(self) -> None:
-        self.lengths: list[int] = []
-        self._tasks: dict[str, dict[str, Any]] = {}
-        self._shapes: dict[str, set[str]] = {}
-
-    def add(self, rollout: Rollout) -> None:
-        self.lengths.append(len(rollout))
-        row = self._tasks.setdefault(
-            rollout.task,
-            {
-                'task': rollout.task,
-                'task_id': rollout.task_id,
-                'episodes': 0,
-                'successes': 0,
-                'failures': 0,
-                'unlabelled': 0,
-                'unseen': rollout.unseen,
-                'shortest': len(rollout),
-                'longest': len(rollout),
-            },
-        )
-        outcome = {True: 'successes', False: 'failures', None: 'unlabelled'}[rollout.success]
-        row['episodes'] += 1
-        row[outcome] += 1
-        row['shortest'] = min(row['shortest'], len(rollout))
-        row['longest'] = max(row['longest'], len(rollout))
-        self._note('dtype', rollout.features.dtype.name)
-        self._note('actions', _per_step(rollout.actions))
-        self._note('tokens', _per_step(rollout.token_probability))
-        self._note('exec_horizon', str(rollout.exec_horizon))
-        self._note('signals', '\n'.join(rollout.signals))
-
-    def _note(self, what: str, value: str) -> None:
-        self._shapes.setdefault(what, set()).add(value)
-
-    def to_dict(self) -> dict[str, Any]:
-        tasks = sorted(self._tasks.values(), key=lambda row: (row['task_id'], row['task']))
-        totals = {
-            key: sum(row[key] for row in tasks)
-            for key in ('episodes', 'successes', 'failures', 'unlabelled')
-        }
-        return {
-            **totals,
-            'steps': sum(self.lengths),
-            'length': {
-                'shortest': min(self.lengths),
-                'median': float(np.median(self.lengths)),
-                'longest': max(self.lengths),
-            },
-            'dtype': sorted(self._shapes['dtype']),
-            'actions': sorted(self._shapes['actions']),
-            'exec_horizon': sorted(map(int, self._shapes['exec_horizon'])),
-            'tokens': sorted(self._shapes['tokens']),
-            'signals': sorted(
-                {n for names in self._shapes['signals'] for n in names.split('\n') if n}
-            ),
-            'tasks': tasks,
-        }
-
-
-def _per_step(array: np.ndarray | None) -> str:
-    return 'none' if array is None else 'x'.join(map(str, array.shape[1:]))
 
 
 # -- command line

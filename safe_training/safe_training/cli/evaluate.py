@@ -17,41 +17,24 @@ import numpy as np
 from rich.console import Console
 from scipy.stats import binomtest
 
-from safe_monitor_node.band import Band, BandError
+from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.detectors import DETECTORS
-from safe_monitor_node.folder import DetectorFolderError, LoadedDetector, load_detector
-from safe_training.detector_options import (
+from safe_monitor_node.storage.detector_folder import DetectorFolderError, load_detector
+from safe_training.cli.options import (
     UsageError,
     add_protocol_options,
     add_source_options,
-    as_number,
     check_alpha,
     detector_params,
-    percent,
-    plain_json,
     pooling_of,
-    progress_bar,
     protocol_of,
     refuse_options,
 )
-from safe_training.evaluate_tables import (
-    LEGEND,
-    detail_tables,
-    print_table,
-    promise_lines,
-    report_table,
-    wide_console,
-)
-from safe_training.evaluation import Row, evaluate_splits, labelled, score_part, summarise
-from safe_training.metrics import (
-    Scored,
-    bootstrap_auc_interval,
-    earliest_stops,
-    scores_by_earliest_stop,
-)
-from safe_training.operating_curves import AlphaCurve, OperatingCurve, alpha_curve, operating_curve
-from safe_training.part_report import PartReport, flatten_report, per_task, report_part
-from safe_training.protocol import (
+from safe_training.cli.progress import progress_bar
+from safe_training.evaluation.evaluate import Row, evaluate_splits, score_part, summarise
+from safe_training.evaluation.fit_and_calibrate import labelled
+from safe_training.evaluation.judge import band_for, parts_of
+from safe_training.evaluation.protocol import (
     PAPER_SEEDS,
     ROBUST_SPLITS,
     SCHEMES,
@@ -61,13 +44,29 @@ from safe_training.protocol import (
     choose_splits,
     fold_count,
     numbered_tasks,
-    read_splits,
-    saved_scheme,
-    write_splits,
 )
-from safe_training.readers import load_rollouts
-from safe_training.results import Result, canonical, write_results
-from safe_training.splits import Split
+from safe_training.evaluation.saved_splits import read_splits, saved_scheme, write_splits
+from safe_training.evaluation.splits import Split
+from safe_training.metrics.bootstrap import bootstrap_auc_interval
+from safe_training.metrics.operating_curves import (
+    AlphaCurve,
+    OperatingCurve,
+    alpha_curve,
+    operating_curve,
+)
+from safe_training.metrics.part_report import PartReport, flatten_report, per_task, report_part
+from safe_training.metrics.scored import Scored, earliest_stops, scores_by_earliest_stop
+from safe_training.recordings.sources import load_rollouts
+from safe_training.reporting.numbers import as_number, percent, plain_json
+from safe_training.reporting.tables.evaluation import (
+    LEGEND,
+    detail_tables,
+    print_table,
+    promise_lines,
+    report_table,
+    wide_console,
+)
+from safe_training.sweep.results import Result, canonical, write_results
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -185,38 +184,6 @@ def splits_of(
     first = args.seed or 0
     splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
-
-
-def parts_of(loaded: LoadedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
-    """Sort rollouts into the parts that a detector's provenance names; the others are 'new'."""
-    part_of = {
-        episode: part
-        for part, episodes in loaded.provenance.get('episodes', {}).items()
-        for episode in episodes
-    }
-    parts: dict[str, list[Rollout]] = {name: [] for name in ('train', 'seen', 'unseen', 'new')}
-    for rollout in rollouts:
-        parts[part_of.get(rollout.episode_id, 'new')].append(rollout)
-    return {name: members for name, members in parts.items() if members}
-
-
-def band_for(loaded: LoadedDetector, feature: FeatureSpec) -> Band:
-    """Return the detector's band if it can judge rollouts with these features.
-
-    Raises
-    ------
-    EvaluationError
-        The features are not what the detector was fitted on, or there is no band.
-    """
-    if feature != loaded.feature:
-        raise EvaluationError(
-            f'the rollouts hold features {feature} of width {feature.dim}, '
-            f'the detector was fitted on {loaded.feature} of width {loaded.feature.dim}; '
-            'convert with the same feature and pooling'
-        )
-    if loaded.band is None:
-        raise EvaluationError('the detector folder has no band; fit it again')
-    return loaded.band
 
 
 def _evaluate_folder(

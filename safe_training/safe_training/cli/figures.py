@@ -7,19 +7,16 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from safe_monitor_node.folder import LoadedDetector, load_detector
-from safe_training import figures
-from safe_training.detector_figures import figures_of
-from safe_training.detector_options import (
-    add_source_options,
-    check_alpha,
-    plain_json,
-    pooling_of,
-)
-from safe_training.evaluation import labelled
-from safe_training.judged import Judged, judge
-from safe_training.protocol import EvaluationError
-from safe_training.readers import load_rollouts
+from safe_monitor_node.storage.detector_folder import LoadedDetector, load_detector
+from safe_training.cli.options import add_source_options, check_alpha, pooling_of
+from safe_training.evaluation.fit_and_calibrate import labelled
+from safe_training.evaluation.judge import Judged, judge
+from safe_training.evaluation.protocol import EvaluationError
+from safe_training.recordings.sources import load_rollouts
+from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.reporting.figures.feature_map import PROJECTORS
+from safe_training.reporting.figures.style import save
+from safe_training.reporting.numbers import plain_json
 
 EXAMPLE = """examples:
   python -m safe_training figures my_set --folder my_detector --out figures
@@ -43,7 +40,7 @@ def add_command(verbs: Any) -> None:
     parser.add_argument(
         '--projector',
         action='append',
-        choices=figures.PROJECTORS,
+        choices=PROJECTORS,
         help='projection of the feature map, repeatable (default pca); '
         'umap needs the package umap-learn',
     )
@@ -101,7 +98,7 @@ def run(args: argparse.Namespace) -> int:
     ):
         for suffix in dict.fromkeys(args.format or ('png', 'pdf')):
             path = args.out / f'{name}.{suffix}'
-            figures.save(figure, path)
+            save(figure, path)
             written.append(str(path))
             if not args.json:
                 print(path)

@@ -10,20 +10,21 @@ from typing import Any
 from rich.console import Console
 
 from safe_monitor_node.detectors import DETECTORS, make_detector
-from safe_monitor_node.folder import DetectorFolderError, describe, save_detector
-from safe_training.detector_options import (
+from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe, save_detector
+from safe_training.cli.options import (
     add_protocol_options,
     add_source_options,
     detector_params,
-    plain_json,
     pooling_of,
-    progress_bar,
     protocol_of,
 )
-from safe_training.evaluation import Fitted, fit_and_calibrate, labelled
-from safe_training.protocol import choose_split, saved_split
-from safe_training.readers import load_rollouts
-from vla_feature_bridge.rollout import Rollout
+from safe_training.cli.progress import progress_bar
+from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
+from safe_training.evaluation.protocol import choose_split
+from safe_training.evaluation.provenance import of_tasks, provenance_of
+from safe_training.evaluation.saved_splits import saved_split
+from safe_training.recordings.sources import load_rollouts
+from safe_training.reporting.numbers import plain_json
 
 EXAMPLE = """example:
   python -m safe_training fit my_set --detector safe_lstm --out my_detector --set epochs=200
@@ -55,38 +56,6 @@ def add_command(verbs: Any) -> None:
     parser.add_argument('--json', action='store_true', help='print what was made as JSON')
     add_protocol_options(parser)
     parser.set_defaults(run=run)
-
-
-def provenance_of(source: str, rollouts: list[Rollout], fitted: Fitted) -> dict[str, Any]:
-    """Say what a detector was made of: source, and episodes trained on, calibrated on and left."""
-    split = fitted.split
-    return {
-        'source': source,
-        'policy': rollouts[0].policy,
-        'rollouts': len(rollouts),
-        'seed': split.seed,
-        'unseen_ratio': split.unseen_ratio,
-        'seen_train_ratio': split.seen_train_ratio,
-        'seen_tasks': list(split.seen_tasks),
-        'unseen_tasks': list(split.unseen_tasks),
-        'episodes': {
-            part: [rollouts[i].episode_id for i in indices] for part, indices in split.parts.items()
-        },
-    }
-
-
-def _of_tasks(fitted: Fitted, alpha: float) -> str:
-    """Say which tasks have a band of their own, share one, or have none."""
-    tasks = [str(task) for task in fitted.split.seen_tasks]
-    own = [t for t in tasks if fitted.band.at(alpha, t).task]
-    shared = [t for t in own if 'tasks' in fitted.band.tasks[t].provenance]
-    text = f'{len(own) - len(shared)} of {len(tasks)} seen tasks have a band of their own'
-    if shared:
-        text += f'; one band for those of few successes: {", ".join(shared)}'
-    if len(own) < len(tasks):
-        without = ', '.join(t for t in tasks if t not in own)
-        text += f'; nothing is promised within, for too few successes: {without}'
-    return text
 
 
 def run(args: argparse.Namespace) -> int:
@@ -133,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     if not fitted.band.at(protocol.alpha).can_alarm:
         console.print(f'note: {fitted.band.provenance["note"]}')
     if protocol.per_task:
-        console.print(_of_tasks(fitted, protocol.alpha))
+        console.print(of_tasks(fitted, protocol.alpha))
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')
     return 0

@@ -16,8 +16,8 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safe_training.bag_storage import detect_bag
-from safe_training.labels import (
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.labels import (
     OUTCOMES,
     Label,
     check_step,
@@ -28,13 +28,15 @@ from safe_training.labels import (
     write_labels,
     write_set_labels,
 )
-from safe_training.readers.rosbag2 import RosbagSource
-from safe_training.readers.source import ReadOptions
-from safe_training.unpickle import DumpError
-from vla_feature_bridge.rollout_set import MANIFEST, RolloutSet
+from safe_training.recordings.readers.base import ReadOptions
+from safe_training.recordings.readers.rosbag2 import RosbagSource
+from safe_training.recordings.untrusted.bag import detect_bag
+from vla_feature_bridge.rollout_set.layout import MANIFEST
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 if TYPE_CHECKING:
     from rich.console import Console
+
 
 _EXAMPLE = r"""examples:
   python -m safe_training label recordings/monday

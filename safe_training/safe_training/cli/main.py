@@ -10,35 +10,33 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from safe_monitor_node.band import BandError
+from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.detectors import DetectorError
-from safe_monitor_node.folder import DetectorFolderError
-from safe_training import (
-    calibration_command,
-    conversion,
-    evaluate_command,
-    figures_command,
-    fit_command,
-    label_command,
-    overlay,
-    report_command,
-    sweep_command,
-    table_command,
-)
-from safe_training.calibration import CalibrationError
-from safe_training.detector_options import UsageError
-from safe_training.figures import FigureError
-from safe_training.metrics import MetricError
-from safe_training.protocol import EvaluationError
-from safe_training.results import ResultsError
-from safe_training.splits import SplitError
-from safe_training.sweep_grid import SweepError
-from safe_training.table_entries import TableError
-from safe_training.unpickle import DumpError
-from safe_training.video_frames import VideoError
+from safe_monitor_node.storage.detector_folder import DetectorFolderError
+from safe_training.calibration.curves import CalibrationError
+from safe_training.cli import compare_bands as calibration_command
+from safe_training.cli import convert as conversion
+from safe_training.cli import evaluate as evaluate_command
+from safe_training.cli import figures as figures_command
+from safe_training.cli import fit as fit_command
+from safe_training.cli import label as label_command
+from safe_training.cli import overlay
+from safe_training.cli import report as report_command
+from safe_training.cli import sweep as sweep_command
+from safe_training.cli import table as table_command
+from safe_training.cli.options import UsageError
+from safe_training.evaluation.protocol import EvaluationError
+from safe_training.evaluation.splits import SplitError
+from safe_training.metrics.scored import MetricError
+from safe_training.recordings.errors import DumpError
+from safe_training.reporting.figures.style import FigureError
+from safe_training.reporting.tables.entries import TableError
+from safe_training.reporting.video.frames import VideoError
+from safe_training.sweep.grid import SweepError
+from safe_training.sweep.results import ResultsError
 from vla_feature_bridge.pooling import PoolingError
 from vla_feature_bridge.rollout import RolloutError
-from vla_feature_bridge.rollout_set import RolloutSetError
+from vla_feature_bridge.rollout_set.layout import RolloutSetError
 
 FAILURES = (
     BandError,

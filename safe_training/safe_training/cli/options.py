@@ -7,18 +7,14 @@ import argparse
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, get_args
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
 from safe_monitor_node.detectors import DETECTORS
-from safe_training.calibration import Modulation, Quantile
-from safe_training.evaluation import Progress as ProgressFunction
-from safe_training.protocol import EvaluationError, Protocol, Scheme
+from safe_training.calibration.curves import Quantile
+from safe_training.calibration.functional import Modulation
+from safe_training.evaluation.protocol import EvaluationError, Protocol, Scheme
 from vla_feature_bridge.pooling import parse_pooling
 
 MODULATIONS = (*get_args(Modulation), 'none')
@@ -220,40 +216,3 @@ def _value(setting: str, text: str, parameter: inspect.Parameter) -> Any:
             f'found {value!r}'
         )
     return value
-
-
-@contextmanager
-def progress_bar(description: str, *, quiet: bool = False) -> Iterator[ProgressFunction]:
-    """Show progress on standard error while the block runs; yields (done, total, note) -> None."""
-    bar = Progress(
-        TextColumn('{task.description}'),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn('{task.fields[note]}'),
-        console=Console(stderr=True),
-        transient=True,
-        disable=quiet,
-    )
-    with bar:
-        task = bar.add_task(description, total=None, note='')
-
-        def update(done: int, total: int, note: str) -> None:
-            bar.update(task, completed=done, total=total, note=note)
-
-        yield update
-
-
-def as_number(value: float) -> float | None:
-    """Return a float for JSON; None where it does not exist."""
-    return None if value != value else float(value)
-
-
-def percent(value: float | None) -> str:
-    """Format a rate for a table; '-' where it does not exist."""
-    return '-' if value is None or value != value else f'{100 * value:.1f}'
-
-
-def plain_json(value: Mapping[str, Any]) -> str:
-    """Return JSON for machines."""
-    return json.dumps(value, indent=2, allow_nan=False)

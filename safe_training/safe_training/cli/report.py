@@ -7,15 +7,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safe_training.detector_figures import figures_of
-from safe_training.detector_options import UsageError, add_source_options, plain_json
-from safe_training.figures_command import add_folder_options, judged_rollouts
-from safe_training.report import page, page_videos
-from safe_training.video_frames import VideoError
-from safe_training.whole_files import write_whole
+from safe_training.cli.figures import add_folder_options, judged_rollouts
+from safe_training.cli.options import UsageError, add_source_options
+from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.reporting.numbers import plain_json
+from safe_training.reporting.page.page import page, page_videos
+from safe_training.reporting.video.frames import VideoError
+from vla_feature_bridge.atomic import write_whole
 
 if TYPE_CHECKING:
-    from safe_training.table import Table
+    from safe_training.reporting.tables.model import Table
+
 
 EXAMPLE = """examples:
   python -m safe_training report my_set --folder my_detector --out report.html

@@ -10,17 +10,15 @@ from typing import Any, get_args
 
 from rich.console import Console
 
-from safe_training.batched_training import Precision
-from safe_training.detector_options import (
-    UsageError,
-    check_alpha,
-    plain_json,
-    progress_bar,
-    refuse_options,
-)
-from safe_training.protocol import ROBUST_SPLITS, SCHEMES, Protocol, Scheme, saved_scheme
-from safe_training.sweep import Settings, fastest_precision, run_sweep
-from safe_training.sweep_grid import read_grid, shipped_grids
+from safe_training.cli.options import UsageError, check_alpha, refuse_options
+from safe_training.cli.progress import progress_bar
+from safe_training.evaluation.protocol import ROBUST_SPLITS, SCHEMES, Protocol, Scheme
+from safe_training.evaluation.saved_splits import saved_scheme
+from safe_training.fitting.batched import Precision
+from safe_training.reporting.numbers import plain_json
+from safe_training.sweep.grid import read_grid, shipped_grids
+from safe_training.sweep.plan import Settings
+from safe_training.sweep.run import fastest_precision, run_sweep
 
 EXAMPLE = """examples:
   python -m safe_training sweep my_set --grid learned --out my_results

@@ -10,12 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from safe_training.protocol import SCHEMES, split_numbers
-from safe_training.results import Result, read_results
-from safe_training.table import Table, judged_by, paper_table, robust_tables
-from safe_training.table_entries import SelectOn, TableError, entries, paper_entries, robust_entry
-from safe_training.table_formats import to_csv, to_latex, to_markdown
-from safe_training.whole_files import write_whole
+from safe_training.evaluation.protocol import SCHEMES
+from safe_training.evaluation.saved_splits import split_numbers
+from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
+from safe_training.reporting.tables.csv import to_csv
+from safe_training.reporting.tables.entries import (
+    SelectOn,
+    TableError,
+    entries,
+    paper_entries,
+    robust_entry,
+)
+from safe_training.reporting.tables.latex import to_latex
+from safe_training.reporting.tables.markdown import to_markdown
+from safe_training.reporting.tables.model import Table
+from safe_training.sweep.results import Result, read_results
+from vla_feature_bridge.atomic import write_whole
 
 EXAMPLE = """examples:
   python -m safe_training table my_results

@@ -14,20 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from safe_monitor_node.adaptive import AdaptiveThreshold
-from safe_monitor_node.band import Band
+from safe_monitor_node.bands.adaptive_threshold import AdaptiveThreshold
+from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import Detector
-from safe_training.calibration import CalibrationError
-from safe_training.evaluation import (
+from safe_training.calibration.curves import CalibrationError
+from safe_training.evaluation.evaluate import score_part
+from safe_training.evaluation.fit_and_calibrate import (
     HELD_OUT,
     calibrated_band,
     left_out_scores,
     make_seeded,
-    score_part,
 )
-from safe_training.metrics import Scored, band_alarms
-from safe_training.protocol import EvaluationError, Protocol
-from safe_training.splits import Split
+from safe_training.evaluation.protocol import EvaluationError, Protocol
+from safe_training.evaluation.splits import Split
+from safe_training.metrics.alarms import band_alarms
+from safe_training.metrics.scored import Scored
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from safe_monitor_node.band import BandError, Threshold
-from safe_monitor_node.folder import LoadedDetector
-from safe_training.evaluate_command import band_for, parts_of
-from safe_training.metrics import Scored
-from safe_training.part_report import scored_rollouts
-from safe_training.protocol import EvaluationError
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.threshold import BandError, Threshold
+from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_training.evaluation.protocol import EvaluationError
+from safe_training.metrics.part_report import scored_rollouts
+from safe_training.metrics.scored import Scored
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -99,3 +99,35 @@ def by_part(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
     for entry in judged:
         parts.setdefault(entry.part, []).append(entry)
     return parts
+
+
+def parts_of(loaded: LoadedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    """Sort rollouts into the parts that a detector's provenance names; the others are 'new'."""
+    part_of = {
+        episode: part
+        for part, episodes in loaded.provenance.get('episodes', {}).items()
+        for episode in episodes
+    }
+    parts: dict[str, list[Rollout]] = {name: [] for name in ('train', 'seen', 'unseen', 'new')}
+    for rollout in rollouts:
+        parts[part_of.get(rollout.episode_id, 'new')].append(rollout)
+    return {name: members for name, members in parts.items() if members}
+
+
+def band_for(loaded: LoadedDetector, feature: FeatureSpec) -> Band:
+    """Return the detector's band if it can judge rollouts with these features.
+
+    Raises
+    ------
+    EvaluationError
+        The features are not what the detector was fitted on, or there is no band.
+    """
+    if feature != loaded.feature:
+        raise EvaluationError(
+            f'the rollouts hold features {feature} of width {feature.dim}, '
+            f'the detector was fitted on {loaded.feature} of width {loaded.feature.dim}; '
+            'convert with the same feature and pooling'
+        )
+    if loaded.band is None:
+        raise EvaluationError('the detector folder has no band; fit it again')
+    return loaded.band

@@ -4,13 +4,12 @@
 Models that differ in their learning rate, regularisation or class weights read the same features.
 Stacked, they need one pass over these per epoch: the input maps of all models are products with one
 matrix that stays in cache, the recurrence steps through time once for all of them, and no padded
-step is ever computed. The result is what :func:`safe_training.fitting.fit_learned` gives for each
+step is ever computed. The result is what :func:`safe_training.fitting.learned.fit_learned` gives for each
 model alone, up to rounding (a test holds the two together).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -19,16 +18,17 @@ import torch
 from torch import nn
 
 from safe_monitor_node.detectors import DetectorError, SafeLstm, SafeMlp
-from safe_monitor_node.detectors.learned import ACTIVATIONS, MlpNetwork, pad_steps, time_major
-from safe_training.fitting import (
-    TrainingData,
+from safe_monitor_node.detectors.networks import ACTIVATIONS, MlpNetwork, pad_steps, time_major
+from safe_training.fitting.data import TrainingData
+from safe_training.fitting.learned import (
     check_parameters,
     fresh_network,
     make_optimizer,
     make_schedule,
     score_loss,
 )
-from safe_training.losses import ClassWeights
+from safe_training.fitting.losses import ClassWeights
+from safe_training.fitting.lstm_kernel import FirstLayer, LstmLayer, Workspace
 
 Progress = Callable[[int, int, str], None]
 Learned = SafeMlp | SafeLstm
@@ -121,200 +121,8 @@ class _Batch:
         return wide.index_select(1, self.place.flatten()).view(len(p), *self.place.shape)
 
 
-class _Workspace:
-    """Large intermediate results, kept from epoch to epoch.
-
-    Fresh memory of this size comes from the operating system page by page, which takes as long as
-    the arithmetic on it.
-    """
-
-    def __init__(self, device: torch.device, precision: torch.dtype) -> None:
-        self._device = device
-        self.precision = precision
-        self._kept: dict[str, torch.Tensor] = {}
-
-    def take(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
-    ) -> torch.Tensor:
-        """Return uninitialised memory; what was taken under this name before is overwritten."""
-        size = math.prod(shape)
-        kept = self._kept.get(name)
-        if kept is None or kept.numel() < size or kept.dtype != dtype:
-            kept = self._kept[name] = torch.empty(size, dtype=dtype, device=self._device)
-        return kept[:size].view(shape)
-
-    def rounded(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor in the precision of the matrix products."""
-        if tensor.dtype == self.precision:
-            return tensor
-        return self.take(name, tuple(tensor.shape), self.precision).copy_(tensor)
-
-
-def _input_gradient(
-    name: str, space: _Workspace, d_out: torch.Tensor, x: torch.Tensor
-) -> torch.Tensor:
-    """Return d_out[k]^T x of every model, float32 (K, M, D): the gradient of an input map."""
-    models, _, width = d_out.shape
-    d_weight = space.take(f'{name}.d_weight', (models, width, x.shape[-1]))
-    product = space.take(f'{name}.product', (width, x.shape[-1]), space.precision)
-    for k in range(models):
-        torch.mm(d_out[k].t(), x if x.ndim == 2 else x[k], out=product)
-        d_weight[k].copy_(product)
-    return d_weight
-
-
-class _FirstLayer(torch.autograd.Function):
-    """relu(x W^T + b) of K models over the same steps (relu left out in a linear model)."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor,
-        relu: bool,
-        space: _Workspace,
-    ) -> torch.Tensor:
-        """Return (K, N, M) of x (N, D), weight (K, M, D) and bias (K, M)."""
-        models, width = bias.shape
-        out = space.take('hidden', (models, len(x), width), space.precision)
-        rounded, shift = space.rounded('weight', weight), bias.to(space.precision)
-        for k in range(models):
-            torch.addmm(shift[k], x, rounded[k].t(), out=out[k])
-        if relu:
-            out.relu_()
-        ctx.save_for_backward(x, out)
-        ctx.relu, ctx.space = relu, space
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, d_out: torch.Tensor) -> Any:
-        """Return the gradients of the weight and the bias."""
-        x, out = ctx.saved_tensors
-        if ctx.relu:
-            d_out = torch.ops.aten.threshold_backward(d_out, out, 0)
-        d_weight = _input_gradient('first', ctx.space, d_out, x)
-        return None, d_weight, d_out.sum(dim=1, dtype=torch.float32), None, None
-
-
-def _tanh_(x: torch.Tensor) -> torch.Tensor:
-    """Tanh in place, as 2 sigmoid(2 x) - 1: several times faster on a CPU."""
-    return x.mul_(2).sigmoid_().mul_(2).sub_(1)
-
-
-class _LstmLayer(torch.autograd.Function):
-    """One LSTM layer of K models over packed steps, with its own backward pass.
-
-    Stepping back through time yields the gradients of the gates only; those of the weights are then
-    one matrix product per model over all steps, where automatic differentiation would do one a
-    step.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: torch.Tensor,
-        w_ih: torch.Tensor,
-        w_hh: torch.Tensor,
-        bias: torch.Tensor,
-        batch_sizes: list[int],
-        name: str,
-        space: _Workspace,
-    ) -> torch.Tensor:
-        """Return the states (K, N, H) of inputs (N, D), or (K, N, D) from a layer below.
-
-        ``w_ih`` (K, 4 H, D), ``w_hh`` (K, 4 H, H), ``bias`` (K, 4 H); PyTorch's gate order: input,
-        forget, cell, output.
-        """
-        models, hidden, steps = len(w_ih), w_hh.shape[2], x.shape[-2]
-        x = space.rounded(f'{name}.x', x)
-        gates = space.take(f'{name}.gates', (models, steps, 4 * hidden))
-        rounded = space.rounded(f'{name}.w_ih', w_ih)
-        product = space.take(f'{name}.product', (steps, 4 * hidden), space.precision)
-        for k in range(models):
-            torch.mm(x if x.ndim == 2 else x[k], rounded[k].t(), out=product)
-            torch.add(product, bias[k], out=gates[k])
-        shape = (models, steps, hidden)
-        states, cells, squashed = (
-            space.take(f'{name}.{what}', shape) for what in ('states', 'cells', 'squashed')
-        )
-        fed_back = space.take(f'{name}.fed_back', shape, space.precision)
-        w_hh = w_hh.to(space.precision)
-        w_hh_t = w_hh.transpose(1, 2).contiguous()
-        start, before = 0, 0
-        for size in batch_sizes:
-            now, past = slice(start, start + size), slice(before, before + size)
-            g = gates[:, now]
-            if start:
-                g.add_(torch.bmm(fed_back[:, past], w_hh_t))
-            g[..., : 2 * hidden].sigmoid_()
-            _tanh_(g[..., 2 * hidden : 3 * hidden])
-            g[..., 3 * hidden :].sigmoid_()
-            i, f, c, o = g.chunk(4, dim=2)
-            cell = torch.mul(i, c, out=cells[:, now])
-            if start:
-                cell.addcmul_(f, cells[:, past])
-            state = torch.mul(o, _tanh_(squashed[:, now].copy_(cell)), out=states[:, now])
-            fed_back[:, now].copy_(state)
-            before, start = start, start + size
-        ctx.save_for_backward(x, w_ih, w_hh, gates, fed_back, cells, squashed)
-        ctx.batch_sizes, ctx.name, ctx.space = batch_sizes, name, space
-        return states
-
-    @staticmethod
-    def backward(ctx: Any, d_states: torch.Tensor) -> Any:
-        """Return the gradients of x (from a layer below), the weights and the bias."""
-        x, w_ih, w_hh, gates, fed_back, cells, squashed = ctx.saved_tensors
-        sizes: list[int] = ctx.batch_sizes
-        space, name = ctx.space, ctx.name
-        models, steps, _ = cells.shape
-        d_gates = space.take(f'{name}.d_gates', tuple(gates.shape), space.precision)
-        previous = torch.empty(steps - sizes[0], dtype=torch.int64, device=x.device)
-        d_state = d_cell = None
-        sigmoid_backward = torch.ops.aten.sigmoid_backward
-        tanh_backward = torch.ops.aten.tanh_backward
-        start = steps
-        for time in range(len(sizes) - 1, -1, -1):
-            size = sizes[time]
-            start -= size
-            now = slice(start, start + size)
-            i, f, c, o = gates[:, now].chunk(4, dim=2)
-            d_i, d_f, d_c, d_o = d_gates[:, now].chunk(4, dim=2)
-            dh = d_states[:, now].clone()
-            if d_state is not None:
-                dh[:, : d_state.shape[1]] += d_state
-            tanh_cell = squashed[:, now]
-            d_o.copy_(sigmoid_backward(dh * tanh_cell, o))
-            dc = tanh_backward(dh.mul_(o), tanh_cell)
-            if d_cell is not None:
-                dc[:, : d_cell.shape[1]] += d_cell
-            d_i.copy_(sigmoid_backward(dc * c, i))
-            d_c.copy_(tanh_backward(dc * i, c))
-            if time == 0:
-                d_f.zero_()
-                break
-            past = slice(start - sizes[time - 1], start - sizes[time - 1] + size)
-            previous[start - sizes[0] : start - sizes[0] + size] = torch.arange(
-                past.start, past.stop, device=x.device
-            )
-            d_f.copy_(sigmoid_backward(dc * cells[:, past], f))
-            d_cell = dc.mul_(f)
-            d_state = torch.bmm(d_gates[:, now], w_hh)
-        before = space.take(
-            f'{name}.before', (models, len(previous), cells.shape[2]), space.precision
-        )
-        torch.index_select(fed_back, 1, previous, out=before)
-        d_w_hh = torch.bmm(d_gates[:, sizes[0] :].transpose(1, 2), before).float()
-        d_w_ih = _input_gradient(name, space, d_gates, x)
-        d_x = None
-        if ctx.needs_input_grad[0]:
-            d_x = torch.bmm(d_gates, w_ih.to(space.precision)).float()
-        d_bias = d_gates.sum(dim=1, dtype=torch.float32)
-        return d_x, d_w_ih, d_w_hh, d_bias, None, None, None
-
-
 def _lstm_probabilities(
-    detector: SafeLstm, stack: Mapping[str, torch.Tensor], batch: _Batch, space: _Workspace
+    detector: SafeLstm, stack: Mapping[str, torch.Tensor], batch: _Batch, space: Workspace
 ) -> torch.Tensor:
     states = batch.x
     for layer in range(detector.layers):
@@ -322,7 +130,7 @@ def _lstm_probabilities(
             stack[f'lstm.{name}_l{layer}']
             for name in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')
         )
-        states = _LstmLayer.apply(
+        states = LstmLayer.apply(
             states, w_ih, w_hh, b_ih + b_hh, batch.batch_sizes, f'lstm{layer}', space
         )
     logits = torch.bmm(states, stack['head.weight'].transpose(1, 2)).squeeze(2)
@@ -330,9 +138,9 @@ def _lstm_probabilities(
 
 
 def _mlp_probabilities(
-    detector: SafeMlp, stack: Mapping[str, torch.Tensor], batch: _Batch, space: _Workspace
+    detector: SafeMlp, stack: Mapping[str, torch.Tensor], batch: _Batch, space: Workspace
 ) -> torch.Tensor:
-    values = _FirstLayer.apply(
+    values = FirstLayer.apply(
         batch.x, stack['layers.0.weight'], stack['layers.0.bias'], detector.layers > 1, space
     )
     for layer in range(1, detector.layers):
@@ -359,7 +167,7 @@ def train_together(
     detectors : sequence of K SafeMlp or SafeLstm
         They may differ in :data:`FREE` only. Each ends as its own ``fit`` would have left it.
     data : TrainingData
-        From :func:`safe_training.fitting.stack_rollouts`; both outcomes.
+        From :func:`safe_training.fitting.data.stack_rollouts`; both outcomes.
     device : torch.device or str
         Where to train; the trained networks are on the CPU.
     precision : {'float32', 'bfloat16'}
@@ -381,7 +189,7 @@ def train_together(
         raise DetectorError(
             f'{first.name}: models trained together may differ in {", ".join(sorted(FREE))} only'
         )
-    space = _Workspace(torch.device(device), getattr(torch, precision))
+    space = Workspace(torch.device(device), getattr(torch, precision))
     dim = data.flat.shape[1]
     networks = []
     for detector in detectors:
@@ -412,7 +220,7 @@ class _Stack:
         networks: Sequence[nn.Module],
         data: TrainingData,
         device: torch.device,
-        space: _Workspace,
+        space: Workspace,
     ) -> None:
         self._detectors = detectors
         self._space = space
@@ -439,7 +247,7 @@ class _Stack:
         self._fail = torch.tensor([w.fail for w in weights], device=device)
         self._success = torch.tensor([w.success for w in weights], device=device)
         self._accumulated = cast(Any, networks[0]).accumulated
-        self._probabilities: Callable[[Any, Any, _Batch, _Workspace], torch.Tensor] = (
+        self._probabilities: Callable[[Any, Any, _Batch, Workspace], torch.Tensor] = (
             _mlp_probabilities if isinstance(networks[0], MlpNetwork) else _lstm_probabilities
         )
 

@@ -9,15 +9,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from safe_monitor_node.detectors import DetectorError, fitter_for
-from safe_monitor_node.detectors.density import (
-    DensityDetector,
-    LogpZO,
-    Rnd,
-    executed_chunks,
-)
-from safe_training.fitting import require_both_outcomes, stack_rollouts
-from safe_training.losses import sum_of_squares
+from safe_monitor_node.detectors import DetectorError
+from safe_monitor_node.detectors.density import DensityDetector
+from safe_monitor_node.detectors.logpzo import LogpZO, executed_chunks
+from safe_monitor_node.detectors.rnd import Rnd
+from safe_training.fitting.data import require_both_outcomes, stack_rollouts
+from safe_training.fitting.losses import sum_of_squares
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]
@@ -151,7 +148,6 @@ def train(
             progress(epoch + 1, detector.epochs, f'loss {total / max(batches, 1):.4f}')
 
 
-@fitter_for(Rnd.name, LogpZO.name)
 def fit_density(
     detector: DensityDetector,
     rollouts: Sequence[Rollout],

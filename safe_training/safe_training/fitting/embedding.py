@@ -13,18 +13,17 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 
-from safe_monitor_node.detectors import DetectorError, fitter_for
-from safe_monitor_node.detectors.embedding import (
+from safe_monitor_node.detectors import DetectorError
+from safe_monitor_node.detectors.clusters import PcaKmeans
+from safe_monitor_node.detectors.embedding import EmbeddingDetector
+from safe_monitor_node.detectors.gaussian import Mahalanobis
+from safe_monitor_node.detectors.neighbours import (
     CosineKnn,
-    EmbeddingDetector,
-    EuclideanKnn,
-    Mahalanobis,
     NeighbourDetector,
-    PcaKmeans,
     fingerprint,
     unit_vectors,
 )
-from safe_training.fitting import require_both_outcomes, stack_rollouts
+from safe_training.fitting.data import require_both_outcomes, stack_rollouts
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]
@@ -156,7 +155,6 @@ def clusters(detector: PcaKmeans, steps: ClassSteps) -> dict[str, np.ndarray]:
     }
 
 
-@fitter_for(Mahalanobis.name, EuclideanKnn.name, CosineKnn.name, PcaKmeans.name)
 def fit_embedding(
     detector: EmbeddingDetector,
     rollouts: Sequence[Rollout],

@@ -1,20 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits the untrained detectors: makes sure that the rollouts hold what they need."""
+"""Fits the detectors that have nothing to train: controls, signals, tokens, samples."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from safe_monitor_node.detectors import DETECTORS, DetectorError, fitter_for
+from safe_monitor_node.detectors import Detector, DetectorError
 from safe_monitor_node.detectors.stepwise import StepwiseDetector
+from safe_training.fitting.data import Progress
 from vla_feature_bridge.rollout import Rollout
 
-Progress = Callable[[int, int, str], None]
 
-STEPWISE = tuple(name for name, cls in DETECTORS.items() if issubclass(cls, StepwiseDetector))
+def fit_control(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    *,
+    validation: Sequence[Rollout] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Fit a control: learns nothing but the feature width, and checks that its inputs are there."""
+    if not rollouts:
+        raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
+    if 'actions' in detector.needs:
+        for rollout in rollouts:
+            if rollout.actions is None and detector.name not in rollout.signals:
+                raise DetectorError(
+                    f'rollout {rollout.episode_id!r}: {detector.name} needs action chunks, '
+                    'it has none'
+                )
+    detector.load_state({}, rollouts[0].features.shape[-1])
 
 
-@fitter_for(*STEPWISE)
 def fit_stepwise(
     detector: StepwiseDetector,
     rollouts: Sequence[Rollout],

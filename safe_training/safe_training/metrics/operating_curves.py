@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from safe_monitor_node.band import Band
-from safe_training.metrics import MetricError, Scored, alarm_report_by_end, band_alarms
+from safe_monitor_node.bands.band import Band
+from safe_training.metrics.alarms import alarm_report_by_end, band_alarms
+from safe_training.metrics.scored import MetricError, Scored
 
 _PERCENTILES = np.linspace(0, 100, 101)
 

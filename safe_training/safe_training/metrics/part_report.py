@@ -9,26 +9,22 @@ from typing import Any
 
 import numpy as np
 
-from safe_monitor_node.band import Band
-from safe_training.metrics import (
+from safe_monitor_node.bands.band import Band
+from safe_training.metrics.alarms import (
     AlarmReport,
     ClassificationReport,
-    LeadTimes,
-    RankingReport,
-    Scored,
     alarm_report_by_earliest_stop,
     alarm_report_by_end,
-    all_rankings,
     band_alarms,
     classification_report,
-    clock_scores,
-    lead_times,
-    scores_at_earliest_stop,
 )
-from safe_training.probability import Reliability, reliability
+from safe_training.metrics.lead_time import LeadTimes, lead_times
+from safe_training.metrics.ranking import RankingReport, all_rankings
+from safe_training.metrics.reliability import Reliability, reliability
+from safe_training.metrics.scored import Scored, clock_scores, scores_at_earliest_stop
 from vla_feature_bridge.rollout import Rollout
 
-# The moments of :func:`safe_training.metrics.all_rankings` as people read them, early ones first.
+# The moments of :func:`safe_training.metrics.ranking.all_rankings` as people read them, early ones first.
 MOMENTS = {
     'at_25_percent': 'at 25 % of the earliest stop',
     'at_50_percent': 'at 50 % of it',
@@ -53,7 +49,7 @@ class PartReport:
     Attributes
     ----------
     ranking, clock : dict of str to RankingReport
-        At every moment of :func:`safe_training.metrics.all_rankings`; of the detector, and of a
+        At every moment of :func:`safe_training.metrics.ranking.all_rankings`; of the detector, and of a
         score that is the step number.
     alarms, alarms_by_earliest_stop : AlarmReport
         At any step, as an operator sees them; and before the earliest stop of the task.

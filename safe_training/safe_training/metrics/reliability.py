@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import brier_score_loss
 
-from safe_training.metrics import MetricError, values_and_outcomes
+from safe_training.metrics.scored import MetricError, values_and_outcomes
 
 
 @dataclass(frozen=True, eq=False)

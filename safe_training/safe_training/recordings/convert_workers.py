@@ -23,12 +23,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import IO, Any
 
-from safe_training.readers import open_source
-from safe_training.readers.source import EpisodeSource, Progress, WholeDumpError
-from safe_training.unpickle import DumpError
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.base import EpisodeSource, Progress, WholeDumpError
+from safe_training.recordings.sources import open_source
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import RolloutError
-from vla_feature_bridge.rollout_set import RolloutSetError, RolloutSetWriter, write_rollout
+from vla_feature_bridge.rollout_set.arrays import write_rollout
+from vla_feature_bridge.rollout_set.layout import RolloutSetError
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 #: A row of the index, or why there is none.
 Result = tuple[dict[str, Any] | None, str]
@@ -174,7 +176,7 @@ class _Worker:
         self._path = source.path
         paths = [os.path.abspath(place) for place in sys.path]
         self._process = subprocess.Popen(
-            [sys.executable, '-m', 'safe_training.episode_conversion'],
+            [sys.executable, '-m', 'safe_training.recordings.convert_workers'],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, 'PYTHONPATH': os.pathsep.join(dict.fromkeys(paths))},

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safe_training.unpickle import DumpError
-from vla_feature_bridge.rollout_set import INDEX, RolloutSet
+from safe_training.recordings.errors import DumpError
+from vla_feature_bridge.rollout_set.layout import INDEX
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 OUTCOMES: dict[str, bool | None] = {'success': True, 'failure': False, 'unknown': None}
 COLUMNS = ('episode_id', 'outcome', 'failure_step')

@@ -11,17 +11,17 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from safe_training.readers.open_pi_zero import OpenPiZeroSource
-from safe_training.readers.openvla import OpenVlaSource
-from safe_training.readers.pi0 import Pi0Source
-from safe_training.readers.pi0_fast import Pi0FastSource
-from safe_training.readers.pi0_fast_droid import Pi0FastDroidSource
-from safe_training.readers.pooled_npz import PooledNpzSource
-from safe_training.readers.rollout_set import RolloutSetSource
-from safe_training.readers.rosbag2 import RosbagSource
-from safe_training.readers.source import EpisodeSource, Progress, ReadOptions, Source
-from safe_training.readers.unseen_root import WithUnseenRoot
-from safe_training.unpickle import DumpError
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.base import EpisodeSource, Progress, ReadOptions, Source
+from safe_training.recordings.readers.open_pi_zero import OpenPiZeroSource
+from safe_training.recordings.readers.openvla import OpenVlaSource
+from safe_training.recordings.readers.pi0 import Pi0Source
+from safe_training.recordings.readers.pi0_fast import Pi0FastSource
+from safe_training.recordings.readers.pi0_fast_droid import Pi0FastDroidSource
+from safe_training.recordings.readers.pooled_npz import PooledNpzSource
+from safe_training.recordings.readers.rollout_set import RolloutSetSource
+from safe_training.recordings.readers.rosbag2 import RosbagSource
+from safe_training.recordings.readers.unseen_root import WithUnseenRoot
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 

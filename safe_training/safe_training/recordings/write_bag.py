@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from safe_training.bag_messages import (
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.labels import labels_file
+from safe_training.recordings.readers.base import EpisodeSource, Progress, Source
+from safe_training.recordings.readers.rosbag2 import CUSTOM_KEY, CUSTOM_VERSION
+from safe_training.recordings.sources import no_rollouts
+from safe_training.recordings.untrusted.bag import METADATA, detect_bag
+from safe_training.recordings.untrusted.bag_budget import MCAP_MAGIC
+from safe_training.recordings.untrusted.cdr import (
     EVENT,
     KIND_END,
     KIND_START,
@@ -32,11 +39,6 @@ from safe_training.bag_messages import (
     step_to_cdr,
     type_hash,
 )
-from safe_training.bag_storage import MCAP_MAGIC, METADATA, detect_bag
-from safe_training.labels import labels_file
-from safe_training.readers import EpisodeSource, Progress, Source, no_rollouts
-from safe_training.readers.rosbag2 import CUSTOM_KEY, CUSTOM_VERSION
-from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -44,10 +46,11 @@ if TYPE_CHECKING:
     from rosbags.interfaces import Connection, Qos
     from rosbags.rosbag2 import Writer
 
+
 STEP_TOPIC = '/vla/policy_step'
 EVENT_TOPIC = '/vla/episode'
 
-#: As the nodes offer them (vla_feature_bridge.nodes.qos): depth, and whether late joiners get them.
+#: As the nodes offer them (vla_feature_bridge.ros.qos): depth, and whether late joiners get them.
 STEP_DEPTH, EVENT_DEPTH = 100, 10
 
 _SECOND = 1_000_000_000

@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from safe_monitor_node.detectors import DetectorError, make_detector
-from safe_training.evaluation import Protocol
+from safe_training.evaluation.protocol import Protocol
 from vla_feature_bridge.pooling import parse_pooling
 
 
@@ -73,7 +73,7 @@ class Grid:
 
 def shipped_grids() -> list[str]:
     """Return the names of the grids that come with this package."""
-    folder = resources.files('safe_training') / 'grids'
+    folder = resources.files('safe_training.sweep') / 'grids'
     return sorted(f.name[: -len('.yaml')] for f in folder.iterdir() if f.name.endswith('.yaml'))
 
 
@@ -87,7 +87,9 @@ def read_grid(name_or_path: str) -> Grid:
     """
     path = Path(name_or_path)
     if not path.exists() and name_or_path in shipped_grids():
-        text = (resources.files('safe_training') / 'grids' / f'{name_or_path}.yaml').read_text()
+        text = (
+            resources.files('safe_training.sweep') / 'grids' / f'{name_or_path}.yaml'
+        ).read_text()
     else:
         try:
             text = path.read_text(encoding='utf-8')

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.protocol import SCHEMES
+from safe_training.evaluation.protocol import SCHEMES
 
 PARTS = ('train', 'seen', 'unseen')
 # Stands between a benchmark's name and that of a subset of its tasks.

@@ -9,196 +9,54 @@ sweep goes on where it stopped, and units can run on other machines.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
 import torch
 
-from safe_monitor_node.band import Band
-from safe_monitor_node.detectors import DETECTORS, Detector, DetectorError
-from safe_training.batched_training import (
-    Learned,
-    Precision,
-    can_be_stacked,
-    stacks,
-    train_together,
-)
-from safe_training.calibration import CalibrationError
-from safe_training.evaluation import (
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.detectors import Detector, DetectorError
+from safe_training.calibration.curves import CalibrationError
+from safe_training.evaluation.evaluate import score_part
+from safe_training.evaluation.fit_and_calibrate import (
     HELD_OUT,
     calibrated_band,
     labelled,
     make_seeded,
-    score_part,
 )
-from safe_training.fitting import require_both_outcomes, stack_rollouts
-from safe_training.metrics import Scored, earliest_stops
-from safe_training.part_report import flatten_report, report_part
-from safe_training.protocol import (
-    ROBUST_SPLITS,
+from safe_training.evaluation.protocol import (
     EvaluationError,
     Protocol,
-    Scheme,
     choose_splits,
     numbered_tasks,
-    read_splits,
-    split_numbers,
-    write_splits,
 )
-from safe_training.readers import load_rollouts, open_source
-from safe_training.results import SUBSET_MARK, Result, canonical, write_results
-from safe_training.splits import Split, SplitError
-from safe_training.sweep_grid import Family, Grid, Subset, SweepError, Variant
+from safe_training.evaluation.saved_splits import read_splits, split_numbers, write_splits
+from safe_training.evaluation.splits import Split, SplitError
+from safe_training.fitting.batched import Learned, Precision, can_be_stacked, stacks, train_together
+from safe_training.fitting.data import require_both_outcomes, stack_rollouts
+from safe_training.metrics.part_report import flatten_report, report_part
+from safe_training.metrics.scored import Scored, earliest_stops
+from safe_training.recordings.sources import load_rollouts
+from safe_training.sweep.folder import MANIFEST, Manifest
+from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
+from safe_training.sweep.plan import (
+    Progress,
+    Settings,
+    Unit,
+    existing_variants,
+    plan,
+    seeds_of,
+    tasks_of_subsets,
+)
+from safe_training.sweep.results import SUBSET_MARK, Result, canonical, write_results
 from vla_feature_bridge.pooling import FeatureSpec, parse_pooling
 from vla_feature_bridge.rollout import Rollout
-
-Progress = Callable[[int, int, str], None]
-MANIFEST = 'sweep.json'
-
-
-@dataclass(frozen=True)
-class Unit:
-    """One detector with all its configurations, on one pooling, subset of the tasks and split.
-
-    Attributes
-    ----------
-    subset : Subset or None
-        None: all tasks.
-    """
-
-    variant: Variant
-    family: Family
-    seed: int
-    subset: Subset | None = None
-
-    def name(self) -> str:
-        """Return the name of the unit's file: what it is, and a digest of all of it."""
-        parts = asdict(self)
-        if self.subset is None:
-            # Files of sweeps without subsets keep the names that they always had.
-            del parts['subset']
-        text = json.dumps(parts, sort_keys=True, default=dict)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
-        subset = f'{self.subset.name}-' if self.subset else ''
-        return f'{self.family.detector}-{subset}split{self.seed}-{digest}.parquet'
-
-    def where(self) -> str:
-        """Return the split, and the subset if there is one, for people."""
-        return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
-
-
-def seeds_of(protocol: Scheme, grid: Grid, splits: int | None, n_tasks: int) -> tuple[int, ...]:
-    """Return the numbers of the splits that a protocol takes.
-
-    Parameters
-    ----------
-    protocol : {'paper', 'robust', 'loto'}
-    grid : Grid
-        Names the published splits.
-    splits : int, optional
-        As many, from 0 on, instead of the protocol's own; means nothing to 'loto'.
-    n_tasks : int
-        Tasks of the source or subset; 'loto' has one split for each.
-    """
-    if protocol == 'loto':
-        return tuple(range(n_tasks))
-    if splits is not None:
-        return tuple(range(splits))
-    return grid.seeds if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
-
-
-def tasks_of_subsets(
-    grid: Grid, tasks: Sequence[str]
-) -> tuple[dict[Subset | None, list[str]], list[str]]:
-    """Return the tasks of each subset that a source has, and what is left out, for people.
-
-    Without subsets in the grid all tasks belong to None. A task in no subset is left out, which a
-    grid may mean: its subsets then are what it asks for.
-
-    Raises
-    ------
-    SweepError
-        A task is in two subsets and would count twice in their mean, or no subset has a task.
-    """
-    if not grid.subsets:
-        return {None: list(tasks)}, []
-    of: dict[Subset, list[str]] = {subset: [] for subset in grid.subsets}
-    homeless: list[str] = []
-    for task in tasks:
-        homes = [subset for subset in grid.subsets if subset.has(task)]
-        if len(homes) > 1:
-            raise SweepError(
-                f'grid {grid.benchmark}: expected each task in one subset, found {task!r} in '
-                f'{" and ".join(subset.name for subset in homes)}; narrow their patterns'
-            )
-        for subset in homes:
-            of[subset].append(task)
-        if not homes:
-            homeless.append(task)
-    described = ', '.join(f'{s.name} ({", ".join(s.patterns)})' for s in grid.subsets)
-    if len(homeless) == len(tasks):
-        raise SweepError(
-            f'grid {grid.benchmark}: expected tasks of the subsets {described}, found '
-            f'{", ".join(tasks)}; correct the patterns, or take the subsets out of the grid'
-        )
-    notes = [
-        f'left out: subset {subset.name}, none of its tasks ({", ".join(subset.patterns)}) is there'
-        for subset in grid.subsets
-        if not of[subset]
-    ]
-    if homeless:
-        notes.append(f'left out: {", ".join(homeless)}, in none of the subsets {described}')
-    return {subset: there for subset, there in of.items() if there}, notes
-
-
-def plan(
-    grid: Grid, variants: Sequence[Variant], seeds: Mapping[Subset | None, Sequence[int]]
-) -> list[Unit]:
-    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset.
-
-    A detector that reads no features is tried on the first pooling alone: on each it would give the
-    same numbers, and a choice among copies is none.
-    """
-    return [
-        Unit(variant, family, seed, subset)
-        for variant in variants
-        for subset in seeds
-        for seed in seeds[subset]
-        for family in grid.families
-        if variant == variants[0] or 'features' in DETECTORS[family.detector].needs
-    ]
-
-
-def existing_variants(source: str, grid: Grid) -> tuple[list[Variant], list[str]]:
-    """Return the poolings of a grid that a source has, and why the others are left out.
-
-    A source that is pooled already has one: as it is.
-    """
-    found = open_source(source)
-    if found.raw_axes:
-        return list(grid.variants), []
-    if set(grid.variants) == {Variant()}:
-        return [Variant()], []
-    return [Variant()], [f'{source} is pooled already ({found.feature}) and is taken as it is']
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a sweep runs: nothing here changes which configurations there are."""
-
-    protocol: Protocol
-    benchmark: str
-    precision: Precision
-    device: str = 'cpu'
 
 
 def fastest_precision(device: str) -> Precision:
@@ -429,7 +287,7 @@ def run_sweep(
         )
     variants, notes = existing_variants(source, grid)
     out.mkdir(parents=True, exist_ok=True)
-    manifest = _Manifest(out / MANIFEST, source, grid, settings, splits_from)
+    manifest = Manifest(out / MANIFEST, source, grid, settings, splits_from)
 
     def read(variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
         pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
@@ -524,15 +382,6 @@ def _splits(
     return splits
 
 
-def _grid_digest(grid: Grid, family: Family) -> str:
-    content = [[asdict(v) for v in grid.variants], [dict(c) for c in family.configurations]]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
 Work = Sequence[tuple[Unit, Split]]
 Finished = tuple[Unit, tuple[list[Result], list[str]]]
 Runner = Callable[..., Iterator[Finished]]
@@ -594,91 +443,3 @@ def _runner(ray_address: str | None) -> Iterator[Runner]:
 
 def _in_memory(rollout: Rollout) -> Rollout:
     return replace(rollout, features=np.array(rollout.features))
-
-
-class _Manifest:
-    """Ties a folder to the rollouts, the subsets and the settings whose results it holds.
-
-    Attributes
-    ----------
-    tasks : list of str
-        Names of the tasks in sorted order, empty until they are known.
-
-    Raises
-    ------
-    SweepError
-        The folder holds results of another sweep, or no manifest where one should be.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        source: str,
-        grid: Grid,
-        settings: Settings,
-        splits_from: Path | None = None,
-    ) -> None:
-        self._path = path
-        self._asked: dict[str, Any] = {
-            'source': source,
-            'settings': asdict(settings),
-            'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
-            # Of splits that are drawn the rollouts and the settings say all.
-            'splits': '' if splits_from is None else _digest(splits_from),
-            'grids': {f.detector: _grid_digest(grid, f) for f in grid.families},
-            'torch': torch.__version__,
-        }
-        self._before: dict[str, Any] | None = None
-        self.tasks: list[str] = []
-        if not path.exists():
-            return
-        try:
-            absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}}
-            self._before = {**absent, **json.loads(path.read_text('utf-8'))}
-            self.tasks = [str(task) for task in self._before['tasks']]
-        except (ValueError, TypeError, OSError) as error:
-            raise self._unreadable(error) from error
-        self._compare(self._asked, ('settings', 'subsets', 'splits'))
-        # Further detectors may join; results of two grids of one detector would be pooled.
-        grids = self._before['grids']
-        for detector, digest in self._asked['grids'].items():
-            if grids.get(detector, digest) != digest:
-                raise SweepError(
-                    f'{path}: this folder holds results of another grid of {detector} (its '
-                    'parameters or poolings differ); give another --out, or the grid as it was'
-                )
-
-    def tie(self, rollouts: Sequence[Rollout]) -> None:
-        """Write the manifest with the first rollouts that are read, and hold others to it."""
-        digest = hashlib.sha256()
-        for rollout in rollouts:
-            digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
-        found = {'rollouts': len(rollouts), 'digest': digest.hexdigest()}
-        self.tasks = sorted({rollout.task for rollout in rollouts})
-        if self._before is not None:
-            self._compare(found, tuple(found))
-            grids = {**self._before['grids'], **self._asked['grids']}
-            if grids == self._before['grids']:
-                return
-            self._before = {**self._before, 'grids': grids}
-        else:
-            self._before = {**self._asked, **found, 'tasks': self.tasks}
-        aside = self._path.with_name(f'.{MANIFEST}.{os.getpid()}')
-        aside.write_text(json.dumps(self._before, indent=2) + '\n')
-        aside.replace(self._path)
-
-    def _compare(self, found: Mapping[str, Any], names: Sequence[str]) -> None:
-        assert self._before is not None
-        try:
-            differ = [name for name in names if self._before[name] != found[name]]
-        except KeyError as error:
-            raise self._unreadable(error) from error
-        if differ:
-            raise SweepError(
-                f'{self._path}: this folder holds results of another sweep '
-                f'({", ".join(differ)} differ); '
-                'give another --out, or the same source and options to go on'
-            )
-
-    def _unreadable(self, error: Exception) -> SweepError:
-        return SweepError(f'{self._path}: expected what a sweep wrote, found {error!r}')

@@ -13,7 +13,7 @@ from typing import Protocol
 import rclpy
 from rclpy.executors import ExternalShutdownException
 
-from vla_feature_bridge.nodes.parameters import ParameterError
+from vla_feature_bridge.ros.parameters import ParameterError
 
 
 class Main(Protocol):

@@ -16,12 +16,13 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from vla_feature_bridge.messages import step_to_message
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
-from vla_feature_bridge.nodes.parameters import Parameter, declare_parameters
-from vla_feature_bridge.nodes.qos import EPISODE_QOS, STEP_QOS
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetError
+from vla_feature_bridge.rollout_set.layout import RolloutSetError
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.ros.messages import step_to_message
+from vla_feature_bridge.ros.parameters import Parameter, declare_parameters
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 
 PARAMETERS = (
     Parameter('rollout_set', '', 'Folder of the rollout set to play.'),

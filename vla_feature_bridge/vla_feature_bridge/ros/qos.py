@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality of service of every topic, in one place. ``qos_overrides`` parameters can change it."""
 
+from __future__ import annotations
+
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 # A detector that lacks one step cannot judge the rest of the episode. 100 steps bridge a pause of

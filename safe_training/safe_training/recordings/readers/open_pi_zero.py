@@ -17,13 +17,19 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.readers.openpi import list_names
-from safe_training.readers.source import NO_FEATURE, EpisodeSource, ReadOptions, wanted_feature
-from safe_training.readers.step_features import FLOATS, StepFeatures, shape_text
-from safe_training.unpickle import DumpError, load_pickle
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.base import (
+    NO_FEATURE,
+    EpisodeSource,
+    ReadOptions,
+    wanted_feature,
+)
+from safe_training.recordings.readers.openpi_episodes import list_names
+from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
+from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import first_not_finite
+from vla_feature_bridge.rollout_set.arrays import first_not_finite
 from vla_feature_bridge.signals import SignalError, rollout_signals
 
 #: Task folder -> actions executed before the next inference; in the order that numbers the tasks.

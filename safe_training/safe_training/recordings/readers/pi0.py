@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from safe_training.readers.openpi import OpenpiSource, is_root, peek_policy
+from safe_training.recordings.readers.openpi import OpenpiSource, peek_policy
+from safe_training.recordings.readers.openpi_episodes import is_root
 
 
 class Pi0Source(OpenpiSource):

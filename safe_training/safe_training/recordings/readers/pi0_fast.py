@@ -11,12 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from safe_training.readers.openpi import (
-    OpenpiSource,
-    has_env_names_of_droid,
-    is_root,
-    peek_policy,
-)
+from safe_training.recordings.readers.openpi import OpenpiSource, peek_policy
+from safe_training.recordings.readers.openpi_episodes import has_env_names_of_droid, is_root
 
 
 class Pi0FastSource(OpenpiSource):

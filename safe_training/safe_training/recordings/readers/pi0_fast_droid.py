@@ -15,16 +15,16 @@ from pathlib import Path
 
 import numpy as np
 
-from safe_training.readers.openpi import (
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.openpi import peek_policy
+from safe_training.recordings.readers.openpi_episodes import (
     OpenpiEpisode,
     find_roots,
     has_env_names_of_droid,
     is_root,
     list_root,
-    peek_policy,
 )
-from safe_training.readers.pi0_fast import Pi0FastSource
-from safe_training.unpickle import DumpError
+from safe_training.recordings.readers.pi0_fast import Pi0FastSource
 
 #: Inferences of a task whose standard is not its longest episode.
 STANDARD_LENGTH = {'close the drawer': 25}

@@ -15,9 +15,6 @@ detectors that read signals, actions or the step number alone.
 from __future__ import annotations
 
 import json
-import math
-import zipfile
-import zlib
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -25,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.readers.source import NO_FEATURE, Progress, ReadOptions, Source
-from safe_training.unpickle import DumpError
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.base import NO_FEATURE, Progress, ReadOptions, Source
+from safe_training.recordings.untrusted.npz_file import read_array, shapes
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
 
 _DEFAULT_FEATURES = ('features', 'feat_mean')
-_MAX_ARRAY_BYTES = 16 << 30
 
 
 class PooledNpzSource(Source):
@@ -53,7 +50,7 @@ class PooledNpzSource(Source):
             raise DumpError(
                 f'{path}: expected no wish for raw features, this archive holds pooled ones alone'
             )
-        self._shapes = _shapes(path)
+        self._shapes = shapes(path)
         self._offsets = self._read_offsets()
         self._meta = self._read_meta()
         self.policy = str(self._meta.get('kind', ''))
@@ -62,7 +59,7 @@ class PooledNpzSource(Source):
     def detect(path: Path) -> str | None:
         if path.suffix != '.npz' or not path.is_file():
             return None
-        names = _shapes(path)
+        names = shapes(path)
         if {'offsets', 'success', 'task'} <= set(names):
             return 'an .npz with offsets, success and task'
         if {'offsets', 'success', 'task_id', 'task_names'} <= set(names):
@@ -159,7 +156,7 @@ class PooledNpzSource(Source):
     # -- arrays
 
     def _array(self, name: str) -> np.ndarray:
-        return _read_array(self.path, name)
+        return read_array(self.path, name)
 
     def _read_offsets(self) -> np.ndarray:
         offsets = self._array('offsets')
@@ -324,69 +321,3 @@ def _first_repeated(names: Sequence[str]) -> str | None:
             return name
         seen.add(name)
     return None
-
-
-# -- the archive itself: numpy.load would allocate what a header claims before reading it
-
-
-def _shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Read the header of every array in an archive."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {
-                name.removesuffix('.npy'): _read_header(archive, name)[:2]
-                for name in archive.namelist()
-                if name.endswith('.npy')
-            }
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise DumpError(
-            f'{path}: expected a NumPy archive (.npz), found {error}; copy the file again'
-        ) from error
-
-
-def _read_array(path: Path, name: str) -> np.ndarray:
-    """Read one array; its claimed size is checked against the archive's directory first."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            shape, dtype, fortran, start = _read_header(archive, f'{name}.npy')
-            size = archive.getinfo(f'{name}.npy').file_size
-            expected = math.prod(shape) * dtype.itemsize
-            if size - start != expected or expected > _MAX_ARRAY_BYTES:
-                raise ValueError(
-                    f'array {name} of shape {shape} and {dtype} in {size - start} bytes'
-                )
-            with archive.open(f'{name}.npy') as member:
-                data = member.read()
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        EOFError,
-        OSError,
-        ValueError,
-        RuntimeError,
-        KeyError,
-    ) as error:
-        raise DumpError(
-            f'{path}: expected array {name} of a NumPy archive, found {error}; copy the file again'
-        ) from error
-    array = np.frombuffer(data, dtype, offset=start) if expected else np.empty(0, dtype)
-    return array.reshape(shape, order='F' if fortran else 'C')
-
-
-def _read_header(
-    archive: zipfile.ZipFile, name: str
-) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
-    """Return shape, dtype, Fortran order and the number of bytes before the data."""
-    with archive.open(name) as member:
-        version = np.lib.format.read_magic(member)
-        read = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }.get(version)
-        if read is None:
-            raise ValueError(f'array {name} in .npy version {version}')
-        shape, fortran, dtype = read(member)
-        start = member.tell()
-    if dtype.hasobject:
-        raise ValueError(f'array {name} of Python objects, which is a pickle and is not read')
-    return shape, dtype, fortran, start

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from safe_training.readers.source import EpisodeSource, ReadOptions, wanted_feature
-from safe_training.readers.step_features import StepFeatures
-from safe_training.unpickle import DumpError
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.base import EpisodeSource, ReadOptions, wanted_feature
+from safe_training.recordings.readers.step_features import StepFeatures
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set import ARRAYS, MANIFEST, RolloutSet, RolloutSetError
+from vla_feature_bridge.rollout_set.layout import ARRAYS, MANIFEST, RolloutSetError
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 
 class RolloutSetSource(EpisodeSource):

@@ -3,7 +3,7 @@
 
 Topics are found by their message type, so namespaces and other topics do not matter. The steps of
 an episode carry its id; its task and outcome come from EpisodeEvents, the outcome also from a csv
-beside the recording (:mod:`safe_training.labels`), which counts more because it was written later.
+beside the recording (:mod:`safe_training.recordings.labels`), which counts more because it was written later.
 An episode without an outcome stays unlabelled.
 """
 
@@ -19,7 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.bag_messages import (
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.labels import Label, check_step, labels_file, read_labels
+from safe_training.recordings.readers.base import Progress, ReadOptions, Source, wanted_feature
+from safe_training.recordings.untrusted.bag import detect_bag, open_bag
+from safe_training.recordings.untrusted.bag_budget import Message
+from safe_training.recordings.untrusted.cdr import (
     EVENT,
     KIND_LABEL,
     KIND_START,
@@ -30,10 +35,6 @@ from safe_training.bag_messages import (
     event_from_cdr,
     step_from_cdr,
 )
-from safe_training.bag_storage import Message, detect_bag, open_bag
-from safe_training.labels import Label, check_step, labels_file, read_labels
-from safe_training.readers.source import Progress, ReadOptions, Source, wanted_feature
-from safe_training.unpickle import DumpError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError, parse_pooling
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -480,7 +481,7 @@ def _check_padding(where: str, padded: int, given: int) -> None:
 
 
 def _read_extras(path: Path, text: str | None) -> dict[str, Any]:
-    """Read what :mod:`safe_training.bags` wrote into the metadata; empty for other recordings."""
+    """Read what :mod:`safe_training.recordings.write_bag` wrote into the metadata; empty for other recordings."""
     empty: dict[str, Any] = {'episodes': {}}
     if text is None:
         return empty

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.unpickle import DumpError
+from safe_training.recordings.errors import DumpError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
-from vla_feature_bridge.rollout_set import first_not_finite
+from vla_feature_bridge.rollout_set.arrays import first_not_finite
 
 FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 

@@ -6,8 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from safe_training.readers.source import EpisodeSource
-from safe_training.unpickle import DumpError
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.base import EpisodeSource
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 

@@ -8,17 +8,13 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from safe_monitor_node.band import Band
-from safe_training import figures
-from safe_training.judged import Judged, by_part
-from safe_training.metrics import (
-    LeadTimes,
-    earliest_stops,
-    lead_times,
-    scores_at_earliest_stop,
-)
-from safe_training.operating_curves import alpha_curve
-from safe_training.probability import reliability
+from safe_monitor_node.bands.band import Band
+from safe_training.evaluation.judge import Judged, by_part
+from safe_training.metrics.lead_time import LeadTimes, lead_times
+from safe_training.metrics.operating_curves import alpha_curve
+from safe_training.metrics.reliability import reliability
+from safe_training.metrics.scored import earliest_stops, scores_at_earliest_stop
+from safe_training.reporting.figures import detections, feature_map, score_curves, style
 
 # As many steps as a projection shows; more are thinned evenly, over all rollouts.
 MOST_POINTS = 6000
@@ -49,8 +45,8 @@ def figures_of(
     yield (
         'score_curves',
         'Scores over the policy steps: every rollout, and mean with standard deviation, by part',
-        figures.score_curves(
-            {p: [figures.OutcomeCurve(j.scores, j.rollout.failed) for j in m]
+        score_curves.score_curves(
+            {p: [style.OutcomeCurve(j.scores, j.rollout.failed) for j in m]
              for p, m in parts.items()},
             title,
             {p: [j.threshold.upper for j in m] for p, m in parts.items()},
@@ -67,18 +63,18 @@ def figures_of(
         yield (
             'false_alarms',
             'Realised false-alarm rate of each part, with its 95 % interval, and the promised one',
-            figures.promise_bars(counts, alpha, title),
+            detections.promise_bars(counts, alpha, title),
         )
     points = {part: alpha_curve([j.scored for j in m], band) for part, m in parts.items()}
     yield (
         'conformal',
         'Balanced accuracy against detection time, and rates against the promised rate',
-        figures.conformal(points, title, alpha),
+        detections.conformal(points, title, alpha),
     )
     yield (
         'cumulative_detections',
         'Share of the rollouts with an alarm by each relative time',
-        figures.cumulative_detections(
+        detections.cumulative_detections(
             {part: _alarm_times(members, failed=True) for part, members in parts.items()},
             title,
             {part: _alarm_times(members, failed=False) for part, members in parts.items()},
@@ -89,7 +85,7 @@ def figures_of(
         yield (
             'detected_against_annotated',
             'First alarm against the step at which a person saw the failure begin',
-            figures.detected_against_annotated(
+            detections.detected_against_annotated(
                 [_relative(j, j.rollout.failure_step) for j in annotated],
                 [_relative(j, j.alarm_step) for j in annotated],
                 [j.part for j in annotated],
@@ -99,7 +95,7 @@ def figures_of(
         yield (
             'lead_times',
             'By how many steps the first alarm preceded the step at which a person saw the failure',
-            figures.lead_times({part: _lead_times(m) for part, m in parts.items()}, title),
+            detections.lead_times({part: _lead_times(m) for part, m in parts.items()}, title),
         )
     if probability:
         stops = earliest_stops([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
@@ -111,7 +107,7 @@ def figures_of(
                 f'reliability_{part}',
                 f'How often rollouts of the part {part} fail against the probability given at the '
                 'earliest stop of their task',
-                figures.reliability_diagram(
+                detections.reliability_diagram(
                     found.bin_confidence,
                     found.bin_frequency,
                     found.bin_count,
@@ -151,12 +147,12 @@ def _alarm_times(members: Sequence[Judged], *, failed: bool) -> np.ndarray:
 def _feature_map(judged: Sequence[Judged], projector: str, seed: int) -> Figure:
     features = np.concatenate([j.rollout.features.astype(np.float64) for j in judged])
     lengths = [len(j.rollout) for j in judged]
-    outcome = figures.outcome_values(lengths, [j.rollout.failed for j in judged])
+    outcome = score_curves.outcome_values(lengths, [j.rollout.failed for j in judged])
     tasks = np.repeat([j.rollout.task for j in judged], lengths)
     every = -(-len(features) // MOST_POINTS)
-    points = figures.project(features[::every], projector, seed)
+    points = feature_map.project(features[::every], projector, seed)
     shown = 'every step' if every == 1 else f'one step in {every}'
-    return figures.feature_map(
+    return feature_map.feature_map(
         points,
         outcome[::every],
         tasks[::every].tolist(),

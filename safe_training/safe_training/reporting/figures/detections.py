@@ -1,325 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of features, scores and alarms, drawn with matplotlib; written as PNG, PDF or SVG.
-
-Every function takes plain arrays and returns a figure, to be written with :func:`save` or taken as
-text with :func:`svg`. Blue is success, orange-red is failure, green is the band; whatever colour
-tells is told by a line style, a marker or words as well.
-"""
+"""Figures of alarms: promised rates, lead times, detections over time, reliability."""
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
-from safe_training.metrics import LeadTimes
-from safe_training.operating_curves import AlphaCurve
+from safe_training.metrics.lead_time import LeadTimes
+from safe_training.metrics.operating_curves import AlphaCurve
+from safe_training.reporting.figures.style import (
+    FAILURE,
+    LINE_STYLES,
+    MARKERS,
+    OKABE_ITO,
+    SUCCESS,
+    FigureError,
+    open,
+    shared_legend,
+)
 
-# Okabe-Ito: told apart with every kind of colour vision.
-FAILURE = '#D55E00'
-SUCCESS = '#0072B2'
-BAND = '#009E73'
-OKABE_ITO = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000', '#999999')
-MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
-LINE_STYLES = ('-', '--', ':', '-.')
-
-PROJECTORS = ('pca', 'tsne', 'umap')
-
-# Above this many points a vector file draws them as a picture, the axes stay vectors.
-_VECTOR_POINTS = 4000
-# A spread of fewer curves than this is not drawn: it would be that of a handful.
-_FEWEST_FOR_MEAN = 3
-_LEGEND_TASKS = 24
 # Leads are gathered so that no more bars than this stand side by side.
 _MOST_BARS = 30
-
-
-class FigureError(ValueError):
-    """A figure cannot be drawn from this data; the message says what it needs."""
-
-
-@dataclass(frozen=True, eq=False)
-class EpisodeCurve:
-    """The score of one episode against its band.
-
-    Attributes
-    ----------
-    title : str
-    scores : ndarray, shape (T,)
-    threshold : ndarray, shape (>= T,)
-        Upper edge of the band; +inf where there is none.
-    failed : bool
-    alarm_step : int or None
-    """
-
-    title: str
-    scores: np.ndarray
-    threshold: np.ndarray
-    failed: bool
-    alarm_step: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class OutcomeCurve:
-    """The score of one rollout and how it went.
-
-    Attributes
-    ----------
-    scores : ndarray, shape (T,)
-    failed : bool
-    """
-
-    scores: np.ndarray
-    failed: bool
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; the file is whole or absent."""
-    aside = path.with_name(f'.{path.stem}.partial{path.suffix}')
-    undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}.get(path.suffix)
-    try:
-        with matplotlib.rc_context({'svg.hashsalt': path.stem}):
-            figure.savefig(aside, dpi=130, metadata=undated)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
-def svg(figure: Figure) -> str:
-    """Return a figure as SVG that needs no font and no other file."""
-    text = io.StringIO()
-    with matplotlib.rc_context({'svg.fonttype': 'path', 'svg.hashsalt': 'safe'}):
-        figure.savefig(text, format='svg', dpi=110, metadata={'Date': None})
-    return text.getvalue()
-
-
-def plot_episodes(
-    path: Path, episodes: Sequence[EpisodeCurve], title: str, columns: int = 3
-) -> None:
-    """Draw one panel an episode: score, band, alarm over the steps; the file is whole or absent."""
-    save(episode_panels(episodes, title, columns), path)
-
-
-def episode_panels(episodes: Sequence[EpisodeCurve], title: str, columns: int = 3) -> Figure:
-    """Draw one panel an episode: score, band, alarm over the policy steps."""
-    rows = max(1, math.ceil(len(episodes) / columns))
-    figure = Figure(figsize=(4.2 * columns, 2.5 * rows), layout='constrained')
-    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
-    for axis, episode in zip(axes.flat, episodes, strict=False):
-        _draw_episode(axis, episode)
-    for axis in axes.flat[len(episodes) :]:
-        axis.set_visible(False)
-    for axis in axes[:, 0]:
-        axis.set_ylabel('failure score')
-    for axis in axes.flat[max(0, len(episodes) - columns) : len(episodes)]:
-        axis.set_xlabel('policy step')
-        axis.tick_params(labelbottom=True)
-    figure.suptitle(title)
-    _shared_legend(figure, axes.flat[: len(episodes)])
-    return figure
-
-
-def outcome_values(lengths: Sequence[int], failed: Sequence[bool]) -> np.ndarray:
-    """Return how far each step of each rollout is on the way to failure.
-
-    Returns
-    -------
-    ndarray of float64, shape (sum of lengths,)
-        0 at every step of a success; from 0 at the first to 1 at the last step of a failure.
-    """
-    values = [
-        np.linspace(0.0, 1.0, length) if f else np.zeros(length)
-        for length, f in zip(lengths, failed, strict=True)
-    ]
-    return np.concatenate(values) if values else np.zeros(0)
-
-
-def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.ndarray:
-    """Project features to the plane.
-
-    Parameters
-    ----------
-    features : array_like, shape (N, D)
-    projector : {'pca', 'tsne', 'umap'}
-        t-SNE and UMAP start from the 50 main components. UMAP needs the package ``umap-learn``.
-    seed : int
-
-    Returns
-    -------
-    ndarray of float64, shape (N, 2)
-    """
-    from sklearn.decomposition import PCA
-
-    points = np.asarray(features, dtype=np.float64)
-    if points.ndim != 2 or points.shape[0] < 3 or points.shape[1] < 2:
-        raise FigureError(
-            f'a feature map needs features of shape (N >= 3, D >= 2), found {points.shape}'
-        )
-    if projector == 'pca':
-        return np.asarray(PCA(2, random_state=seed).fit_transform(points))
-    reduced = PCA(min(50, *points.shape), random_state=seed).fit_transform(points)
-    if projector == 'tsne':
-        from sklearn.manifold import TSNE
-
-        perplexity = min(30.0, (len(points) - 1) / 3)
-        chart = TSNE(2, random_state=seed, init='pca', perplexity=perplexity)
-        return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
-    if projector == 'umap':
-        try:
-            from umap import UMAP
-        except ImportError as error:
-            raise FigureError(
-                'the projector umap needs the package umap-learn, which is not installed; '
-                'pip install "umap-learn>=0.5", or take --projector pca or tsne'
-            ) from error
-        # A seeded chart is made by one thread; asked for, it does not warn about that.
-        chart = UMAP(random_state=seed, n_jobs=1)
-        return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
-    raise FigureError(f'unknown projector {projector!r}; choose one of {", ".join(PROJECTORS)}')
-
-
-def feature_map(
-    points: ArrayLike, outcome: ArrayLike, tasks: Sequence[str], title: str, axis_name: str = 'PCA'
-) -> Figure:
-    """Draw projected features twice: by outcome over time, and by task.
-
-    Parameters
-    ----------
-    points : array_like, shape (N, 2)
-    outcome : array_like, shape (N,)
-        See :func:`outcome_values`.
-    tasks : sequence of str, length N
-    """
-    at = np.asarray(points, dtype=np.float64)
-    values = np.asarray(outcome, dtype=np.float64)
-    names = np.asarray(tasks)
-    picture = len(at) > _VECTOR_POINTS
-    size = float(np.clip(12000 / max(len(at), 1), 4, 14))
-    figure = Figure(figsize=(12, 5), layout='constrained')
-    left, right = figure.subplots(1, 2, sharex=True, sharey=True)
-    order = np.argsort(values, kind='stable')
-    drawn = left.scatter(
-        at[order, 0], at[order, 1], c=values[order], cmap='coolwarm', vmin=0, vmax=1, s=size,
-        linewidths=0, rasterized=picture,
-    )  # fmt: skip
-    bar = figure.colorbar(drawn, ax=left, ticks=[0, 0.5, 1])
-    bar.set_label('success: 0; failure: share of the episode passed')
-    left.set_title('by outcome over time')
-    present = sorted(set(names.tolist()))
-    for index, task in enumerate(present):
-        here = names == task
-        right.scatter(
-            at[here, 0], at[here, 1], s=size, linewidths=0, rasterized=picture,
-            color=OKABE_ITO[index % len(OKABE_ITO)],
-            marker=MARKERS[(index // len(OKABE_ITO) + index) % len(MARKERS)],
-            label=_shortened(task) if index < _LEGEND_TASKS else None,
-        )  # fmt: skip
-    more = len(present) - _LEGEND_TASKS
-    right.set_title(f'by task ({len(present)})')
-    right.legend(
-        loc='center left', bbox_to_anchor=(1.0, 0.5), fontsize=7, frameon=False, markerscale=2,
-        title=f'and {more} more tasks' if more > 0 else None,
-    )  # fmt: skip
-    for axis in (left, right):
-        axis.set_xlabel(f'{axis_name} 1 (no unit)')
-        # On both: beside the label of the colour bar, the right one would seem to have that scale.
-        axis.set_ylabel(f'{axis_name} 2 (no unit)')
-        axis.tick_params(labelleft=True)
-        _open(axis)
-    figure.suptitle(title)
-    return figure
-
-
-def score_curves(
-    parts: Mapping[str, Sequence[OutcomeCurve]],
-    title: str,
-    thresholds: Mapping[str, Sequence[np.ndarray]] | None = None,
-) -> Figure:
-    """Draw the scores of each part: every rollout above, mean and standard deviation below.
-
-    The mean at a step is that of the rollouts still running, drawn while at least three do.
-
-    Parameters
-    ----------
-    parts : mapping of part to curves
-    thresholds : mapping of part to the upper edges of its rollouts' bands, or None
-        One line as far as the longest rollout where all are the same; where they differ, the
-        range from the lowest to the highest.
-    """
-    if not parts:
-        raise FigureError('score curves need at least one part with rollouts')
-    columns = len(parts)
-    figure = Figure(figsize=(max(5.0, 4.2 * columns), 6.4), layout='constrained')
-    axes = figure.subplots(2, columns, squeeze=False, sharex=True, sharey=True)
-    for column, (part, curves) in enumerate(parts.items()):
-        above, below = axes[:, column]
-        failures = sum(c.failed for c in curves)
-        above.set_title(f'{part}: {failures} failures, {len(curves) - failures} successes')
-        above.set_xlabel('')
-        below.set_xlabel('policy step')
-        for failed, colour, style, label in (
-            (False, SUCCESS, '--', 'success'),
-            (True, FAILURE, '-', 'failure'),
-        ):
-            members = [c.scores for c in curves if c.failed == failed]
-            # By outcome: few failures must not drown in many successes.
-            opacity = float(np.clip(30 / max(len(members), 1), 0.14, 0.8))
-            for scores in members:
-                above.plot(
-                    scores, color=colour, linewidth=0.7, alpha=opacity,
-                    rasterized=len(curves) > 150,
-                )  # fmt: skip
-            steps, mean, spread = mean_and_spread(members)
-            below.plot(
-                steps, mean, color=colour, linestyle=style, linewidth=1.8, label=f'{label}, mean'
-            )
-            below.fill_between(
-                steps, mean - spread, mean + spread, color=colour, alpha=0.18, linewidth=0,
-                label=f'{label}, ± standard deviation',
-            )  # fmt: skip
-        if thresholds is not None and thresholds.get(part) and curves:
-            low, high = band_range(thresholds[part], max(len(c.scores) for c in curves))
-            for axis in (above, below):
-                _draw_bands(axis, low, high)
-        for axis in (above, below):
-            _open(axis)
-    for axis in axes[:, 0]:
-        axis.set_ylabel('failure score')
-    figure.suptitle(title)
-    # Two rows: the range of bands has a long name.
-    _shared_legend(figure, axes[1].tolist(), columns=3)
-    return figure
-
-
-def band_range(edges: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest and the highest of several bands at each of ``length`` steps.
-
-    NaN past the end of all bands; +inf where a band is infinite.
-    """
-    table = np.full((len(edges), length), np.nan)
-    for row, edge in zip(table, edges, strict=True):
-        row[: len(edge)] = edge[:length]
-    # fmin and fmax pass over the steps at which a band has ended.
-    return np.fmin.reduce(table), np.fmax.reduce(table)
-
-
-def mean_and_spread(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return steps, mean and standard deviation (ddof 1) of the curves that still run there."""
-    longest = max((len(c) for c in curves), default=0)
-    table = np.full((len(curves), longest), np.nan)
-    for row, curve in zip(table, curves, strict=True):
-        row[: len(curve)] = curve
-    steps = np.flatnonzero(np.isfinite(table).sum(axis=0) >= _FEWEST_FOR_MEAN)
-    return steps, np.nanmean(table[:, steps], axis=0), np.nanstd(table[:, steps], axis=0, ddof=1)
 
 
 def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None = None) -> Figure:
@@ -380,9 +86,9 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
         axis.set_ylabel('realised rate (share)')
         axis.set_title(part)
     for axis in axes:
-        _open(axis)
+        open(axis)
     figure.suptitle(title)
-    _shared_legend(figure, axes[1:2], columns=3)
+    shared_legend(figure, axes[1:2], columns=3)
     return figure
 
 
@@ -412,7 +118,7 @@ def promise_bars(realised: Mapping[str, tuple[int, int]], promised: float, title
     axis.set_xlabel('realised false-alarm rate (share of successes), 95 % interval')
     axis.set_title(title)
     axis.legend(frameon=False, fontsize=8)
-    _open(axis)
+    open(axis)
     return figure
 
 
@@ -465,8 +171,8 @@ def detected_against_annotated(
     axis.set_xlabel('annotated beginning of the failure (share of the episode)')
     axis.set_ylabel('first alarm (share of the episode)')
     axis.set_title(title)
-    _open(axis)
-    _shared_legend(figure, [axis], columns=2, fontsize=9)
+    open(axis)
+    shared_legend(figure, [axis], columns=2, fontsize=9)
     return figure
 
 
@@ -515,12 +221,12 @@ def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
         # Also where no bar stands.
         axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        _open(axis)
+        open(axis)
     axes[-1].set_xlim(min(edges[0], -3.0) - 0.5, max(edges[-1], 3.0) + 0.5)
     axes[-1].set_xlabel('lead: policy steps from the first alarm to the annotated failure')
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     figure.suptitle(title)
-    _shared_legend(figure, axes.tolist(), columns=2)
+    shared_legend(figure, axes.tolist(), columns=2)
     return figure
 
 
@@ -562,7 +268,7 @@ def cumulative_detections(
     axis.set_ylabel('share of rollouts with an alarm so far')
     axis.set_title(title)
     axis.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
-    _open(axis)
+    open(axis)
     return figure
 
 
@@ -600,75 +306,6 @@ def reliability_diagram(
     below.bar(edges[:-1], size, width=np.diff(edges), align='edge', color='0.75', edgecolor='white')
     below.set_xlabel('probability of failure given at the end of the rollout')
     below.set_ylabel('rollouts')
-    _open(axis)
-    _open(below)
+    open(axis)
+    open(below)
     return figure
-
-
-def _draw_bands(axis: Axes, low: np.ndarray, high: np.ndarray) -> None:
-    if np.array_equal(low, high, equal_nan=True):
-        axis.plot(_finite(low), color=BAND, linewidth=1.4, linestyle='-.', label='band')
-        return
-    steps, top = np.arange(len(low)), axis.get_ylim()[1]
-    axis.fill_between(
-        steps, _finite(low), np.where(high < np.inf, high, top), color=BAND, alpha=0.18,
-        linewidth=0, hatch='..', label='bands differ between rollouts: lowest to highest',
-    )  # fmt: skip
-    for edge in (low, high):
-        axis.plot(_finite(edge), color=BAND, linewidth=1, linestyle='-.')
-
-
-def _draw_episode(axis: Axes, episode: EpisodeCurve) -> None:
-    steps = np.arange(len(episode.scores))
-    threshold = _finite(episode.threshold)[: len(steps)]
-    colour = FAILURE if episode.failed else SUCCESS
-    axis.plot(steps, threshold, color=BAND, linewidth=1, label='band')
-    axis.fill_between(steps, 0, threshold, color=BAND, alpha=0.12, linewidth=0)
-    axis.plot(
-        steps,
-        episode.scores,
-        color=colour,
-        linewidth=1.8,
-        label='failure' if episode.failed else 'success',
-    )
-    if episode.alarm_step is not None:
-        axis.plot(
-            episode.alarm_step,
-            episode.scores[episode.alarm_step],
-            marker='v',
-            color='black',
-            markersize=8,
-            linestyle='none',
-            label='alarm',
-        )
-    axis.set_title(episode.title, fontsize=9)
-    _open(axis)
-
-
-def _finite(threshold: np.ndarray) -> np.ndarray:
-    return np.where(np.isfinite(threshold), threshold, np.nan)
-
-
-def _open(axis: Axes) -> None:
-    axis.spines[['top', 'right']].set_visible(False)
-
-
-def _shortened(name: str, length: int = 34) -> str:
-    # A dollar sign would start mathematics, a leading underscore would hide the entry.
-    shown = name if len(name) <= length else name[: length - 1] + '…'
-    shown = shown.replace('$', r'\$')
-    return f' {shown}' if shown.startswith('_') else shown
-
-
-def _shared_legend(
-    figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5, fontsize: float = 10
-) -> None:
-    handles = {
-        label: handle
-        for axis in axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc='outside lower center', ncols=columns,
-        frameon=False, fontsize=fontsize,
-    )  # fmt: skip

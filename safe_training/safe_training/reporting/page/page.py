@@ -25,13 +25,13 @@ from urllib.parse import quote
 import numpy as np
 from matplotlib.figure import Figure
 
-from safe_monitor_node.folder import LoadedDetector
-from safe_training import figures
-from safe_training.detector_options import percent
-from safe_training.judged import Judged, by_part
-from safe_training.metrics import earliest_stops
-from safe_training.part_report import report_part
-from safe_training.report_tables import (
+from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_training.evaluation.judge import Judged, by_part
+from safe_training.metrics.part_report import report_part
+from safe_training.metrics.scored import earliest_stops
+from safe_training.reporting.figures import style as figures
+from safe_training.reporting.numbers import percent
+from safe_training.reporting.page.tables import (
     evaluation_table,
     moments_table,
     per_task_table,
@@ -39,10 +39,11 @@ from safe_training.report_tables import (
     results_section,
     small_print,
 )
-from safe_training.video_frames import VideoError, find_video, frame_steps, video_facts
+from safe_training.reporting.video.frames import VideoError, find_video, frame_steps, video_facts
 
 if TYPE_CHECKING:
-    from safe_training.table import Table
+    from safe_training.reporting.tables.model import Table
+
 
 _MEDIA_TYPES = {'.mp4': 'video/mp4', '.webm': 'video/webm'}
 
@@ -153,7 +154,7 @@ def page(
         )
         for part, members in by_part(judged).items()
     }
-    where = resources.files('safe_training') / 'report_page'
+    where = resources.files('safe_training.reporting.page') / 'template'
     template, style, script = (
         (where / name).read_text('utf-8') for name in ('page.html', 'page.css', 'page.js')
     )

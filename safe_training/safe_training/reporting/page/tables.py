@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from scipy.stats import binomtest
 
-from safe_monitor_node.folder import LoadedDetector
-from safe_training.detector_options import percent
-from safe_training.part_report import MOMENTS, PartReport, flatten_report
+from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_training.metrics.part_report import MOMENTS, PartReport, flatten_report
+from safe_training.reporting.numbers import percent
 
 if TYPE_CHECKING:
-    from safe_training.table import Table
+    from safe_training.reporting.tables.model import Table
+
 
 _COLUMNS = (
     ('failures', 'failures', False),

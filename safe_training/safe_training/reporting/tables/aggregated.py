@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
-from safe_training.results import Result
-from safe_training.table_entries import (
+from safe_training.reporting.tables.entries import (
     HEADLINE,
     MACRO,
     Entry,
@@ -23,6 +22,8 @@ from safe_training.table_entries import (
     robust_entry,
     rows_of,
 )
+from safe_training.reporting.tables.model import Cell, Column, Table, TableRow
+from safe_training.sweep.results import Result
 
 _PAPER_NOTE = (
     'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score up to the '
@@ -65,46 +66,6 @@ _ON_UNSEEN = (
     'on the unseen tasks is shown. No choice made beforehand would do so well, and methods with '
     'more combinations gain more. For comparison with papers that chose so, and for nothing else.'
 )
-
-
-@dataclass(frozen=True)
-class Cell:
-    """What one cell shows: a number in percent with its spread, or text."""
-
-    text: str = '-'
-    spread: str = ''
-    best: bool = False
-
-
-@dataclass(frozen=True)
-class Column:
-    """A heading, and the heading above it that it shares with its neighbours."""
-
-    heading: str
-    over: str = ''
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One method."""
-
-    group: str
-    name: str
-    cells: tuple[Cell, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table of methods in groups.
-
-    ``warning`` is what nobody must overlook: where notes may go unseen it stands in the table.
-    """
-
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[TableRow, ...]
-    notes: tuple[str, ...] = ()
-    warning: str = ''
 
 
 def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Table:

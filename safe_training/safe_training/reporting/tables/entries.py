@@ -20,8 +20,8 @@ from typing import Literal
 
 import numpy as np
 
-from safe_training.evaluation import Summary, summary_of
-from safe_training.results import Result
+from safe_training.evaluation.evaluate import Summary, summary_of
+from safe_training.sweep.results import Result
 
 #: The part of each split by whose numbers a combination is chosen.
 SelectOn = Literal['seen', 'unseen']

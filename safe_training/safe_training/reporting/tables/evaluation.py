@@ -10,9 +10,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from safe_training.detector_options import percent
-from safe_training.evaluation import Row, Summary, summarise, summary_of
-from safe_training.part_report import MOMENTS
+from safe_training.evaluation.evaluate import Row, Summary, summarise, summary_of
+from safe_training.metrics.part_report import MOMENTS
+from safe_training.reporting.numbers import percent
 
 COLUMNS = (
     ('AUC', 'roc_auc_by_earliest_stop'),

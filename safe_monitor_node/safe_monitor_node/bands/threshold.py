@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The threshold of one promised rate, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+# Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The adaptive
+# modulation reshapes the band with alpha, so two of its bands may cross.
+ORDERED_KINDS = ('functional_constant', 'functional_std')
+
+# The arrays of a shape.
+SHAPE = ('center', 'width', 'nonconformity')
+
+
+class BandError(ValueError):
+    """A band is malformed, or is asked for an alpha or a step that it was not calibrated for."""
+
+
+@dataclass(frozen=True, eq=False)
+class Threshold:
+    """The threshold at one alpha: an alarm is raised at a step where `score > threshold`.
+
+    Attributes
+    ----------
+    alpha : float
+        Promised false-alarm rate per successful episode.
+    upper : (T,) float64 array
+        Threshold at step 0..T-1; +inf where no finite threshold keeps the promise.
+    task : str
+        The task whose band it is of; empty for the band of all tasks.
+
+    """
+
+    alpha: float
+    upper: NDArray[np.float64]
+    task: str = ''
+
+    @property
+    def length(self) -> int:
+        """Number of steps the threshold is known for."""
+        return int(self.upper.shape[0])
+
+    @property
+    def can_alarm(self) -> bool:
+        """False where no score whatever is above it, for too few calibration rollouts."""
+        return bool(np.isfinite(self.upper).any())
+
+    def covers(self, length: int) -> bool:
+        """Tell whether an episode of `length` steps lies within the calibrated steps."""
+        return length <= self.length
+
+    def at(self, step: int) -> float:
+        """Return the threshold at a step (0-based); `BandError` past the calibrated steps."""
+        if not 0 <= step < self.length:
+            self._refuse(step)
+        return float(self.upper[step])
+
+    def first_crossing(self, scores: ArrayLike) -> int | None:
+        """Return the first step whose score is strictly above the threshold, None without one.
+
+        Parameters
+        ----------
+        scores : (T',) array
+            Scores of one rollout over its true length, T' <= `length`.
+
+        Raises
+        ------
+        BandError
+            The rollout is longer than the band, or a score is NaN: neither may pass as "no alarm".
+
+        """
+        values = np.asarray(scores, dtype=np.float64)
+        if values.ndim != 1:
+            raise BandError(f'band: scores must have shape (T,), found {values.shape}')
+        if not self.covers(values.shape[0]):
+            self._refuse(values.shape[0] - 1)
+        if np.isnan(values).any():
+            step = int(np.flatnonzero(np.isnan(values))[0])
+            raise BandError(f'band: the score at step {step} is NaN and cannot be judged')
+        crossings = np.flatnonzero(values > self.upper[: values.shape[0]])
+        return int(crossings[0]) if crossings.size else None
+
+    def _refuse(self, step: int) -> None:
+        if step < 0:
+            raise BandError(f'band: step {step} is negative; steps are counted from 0')
+        raise BandError(
+            f'band: step {step} is past the calibrated band of {self.length} steps; '
+            'calibrate again with a longer horizon (at least the longest episode allowed)'
+        )
+
+
+def frozen(values: ArrayLike, name: str) -> NDArray[np.float64]:
+    """Copy to a read-only float64 array: a threshold must not change after it was checked."""
+    try:
+        array = np.array(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise BandError(f'band: {name} must be an array of numbers: {error}') from error
+    array.setflags(write=False)
+    return array
+
+
+def check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind: str) -> None:
+    lower_alpha, higher_alpha = upper[:-1], upper[1:]
+    # Last-place rounding is no disorder.
+    finite = np.isfinite(lower_alpha)
+    slack = 1e-12 * np.abs(np.where(finite, lower_alpha, 0.0))
+    disorder = higher_alpha > lower_alpha + slack
+    if disorder.any():
+        row, step = np.argwhere(disorder)[0]
+        raise BandError(
+            f'band: at step {step} the threshold for alpha {alphas[row + 1]:g} is above the one '
+            f'for alpha {alphas[row]:g}; a band of kind {kind!r} never is, so this one is corrupt'
+        )

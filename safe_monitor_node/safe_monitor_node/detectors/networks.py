@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The networks of the learned detectors, in PyTorch."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Literal
+
+import torch
+from torch import nn
+
+from safe_monitor_node.detectors.accumulation import Accumulate
+from safe_monitor_node.detectors.base import DetectorError
+
+Activation = Literal['sigmoid', 'relu', 'none']
+
+ACTIVATIONS = {'sigmoid': torch.sigmoid, 'relu': torch.relu, 'none': lambda x: x}
+
+
+def pad_steps(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Spread concatenated steps ``(N, ...)`` of B rollouts, zero-padded: ``(B, longest, ...)``."""
+    return nn.utils.rnn.pad_sequence(list(torch.split(flat, lengths.tolist())), batch_first=True)
+
+
+def time_major(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
+    """Order the concatenated steps of rollouts by time, long rollouts first.
+
+    Parameters
+    ----------
+    lengths : Tensor of int64, shape (B,)
+
+    Returns
+    -------
+    index : Tensor of int64, shape (N,)
+        Where each step of the new order stands in the concatenated rollouts.
+    batch_sizes : list of int
+        How many rollouts are still running at each time; they are the first ones of the time
+        before.
+    """
+    order = torch.argsort(lengths, descending=True, stable=True)
+    times = torch.arange(int(lengths.max()))[:, None]
+    alive = times < lengths[order][None]
+    starts = torch.cumsum(lengths, 0) - lengths
+    return (starts[order][None] + times)[alive], alive.sum(dim=1).tolist()
+
+
+def running_mean(total: torch.Tensor) -> torch.Tensor:
+    """Divide a cumulative sum ``(B, T)`` by the number of steps so far."""
+    return total / torch.arange(1, total.shape[1] + 1, dtype=total.dtype, device=total.device)
+
+
+def stop_gradient_cumsum(values: torch.Tensor) -> torch.Tensor:
+    """Cumulative sum over time whose derivative is the identity: d S_t / d p_k = [k == t].
+
+    ``values`` has shape (B, T, ...). Used by SAFE-LSTM (methods.md 3.2), whose recurrence already
+    carries the past.
+    """
+    total = torch.cumsum(values, dim=1)
+    return values + (total - values).detach()
+
+
+def check_choice(detector: str, parameter: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise DetectorError(
+            f'{detector}: {parameter} must be one of {", ".join(choices)}, found {value!r}'
+        )
+
+
+class MlpNetwork(nn.Module):
+    """``layers`` linear maps D -> hidden -> ... -> 1 with ReLU between; one score a step."""
+
+    def __init__(
+        self, dim: int, hidden: int, layers: int, activation: Activation, accumulate: Accumulate
+    ) -> None:
+        super().__init__()
+        widths = [dim] + [hidden] * (layers - 1) + [1]
+        modules: list[nn.Module] = []
+        for width_in, width_out in pairwise(widths):
+            modules += [nn.Linear(width_in, width_out), nn.ReLU()]
+        self.layers = nn.Sequential(*modules[:-1])
+        self.activation = activation
+        self.accumulate = accumulate
+
+    def per_step(self, flat: torch.Tensor) -> torch.Tensor:
+        """Return p_t of steps ``(N, D)`` as ``(N,)``, before any accumulation."""
+        return ACTIVATIONS[self.activation](self.layers(flat).squeeze(-1))
+
+    def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
+        return self.accumulated(pad_steps(self.per_step(flat), lengths))
+
+    def accumulated(self, p: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, T) of padded p_t."""
+        if self.accumulate == 'none':
+            return p
+        total = torch.cumsum(p, dim=1)
+        return running_mean(total) if self.accumulate == 'mean' else total
+
+
+def lstm_weights(lstm: nn.LSTM, layer: int) -> tuple[torch.Tensor, ...]:
+    """Return input weights, recurrent weights and both biases of one layer."""
+    names = ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')
+    return tuple(getattr(lstm, f'{name}_l{layer}') for name in names)
+
+
+class LstmNetwork(nn.Module):
+    """LSTM D -> hidden, then a linear head and a sigmoid; one score a step."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden: int,
+        layers: int,
+        history: int,
+        dropout: float,
+        accumulate: Accumulate,
+    ) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(dim, hidden, layers, batch_first=True)
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(hidden, 1)
+        self.history = history
+        self.accumulate = accumulate
+
+    def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
+        if self.history >= 0:
+            p = self._probability(self._windowed(flat, lengths))
+        else:
+            p = pad_steps(self._full(flat, lengths), lengths)
+        return self.accumulated(p)
+
+    def accumulated(self, p: torch.Tensor) -> torch.Tensor:
+        """Return the scores (B, T) of padded p_t."""
+        if self.accumulate == 'none':
+            return p
+        total = stop_gradient_cumsum(p)
+        return running_mean(total) if self.accumulate == 'mean' else total
+
+    def _probability(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.sigmoid(self.head(self.dropout(states)).squeeze(-1))
+
+    def _full(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        # Time-major order of the valid steps only, long rollouts first: one product for all inputs,
+        # then a recurrence over a shrinking batch. torch.nn.LSTM takes 2.5 times as long on a CPU
+        # for this.
+        index, batch_sizes = time_major(lengths)
+        states = flat[index]
+        for k in range(self.lstm.num_layers):
+            states = self._recur(states, batch_sizes, k)
+        back = torch.empty_like(index)
+        back[index] = torch.arange(len(index))
+        return self._probability(states)[back]
+
+    def _recur(self, inputs: torch.Tensor, batch_sizes: list[int], layer: int) -> torch.Tensor:
+        w_ih, w_hh, b_ih, b_hh = lstm_weights(self.lstm, layer)
+        projected = torch.addmm(b_ih + b_hh, inputs, w_ih.t())
+        state = cell = projected.new_zeros(batch_sizes[0], self.lstm.hidden_size)
+        states = []
+        for gates, size in zip(projected.split(batch_sizes), batch_sizes, strict=True):
+            # PyTorch's gate order: input, forget, cell, output.
+            i, f, g, o = torch.addmm(gates, state[:size], w_hh.t()).chunk(4, dim=1)
+            cell = torch.sigmoid(f) * cell[:size] + torch.sigmoid(i) * torch.tanh(g)
+            state = torch.sigmoid(o) * torch.tanh(cell)
+            states.append(state)
+        return torch.cat(states)
+
+    def _windowed(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+        # For each t an own run over the `history` steps before it, zeros before the start; the
+        # current step is not among them (as published, methods.md 3.2).
+        padded = pad_steps(flat, lengths)
+        batch, steps, dim = padded.shape
+        before = nn.functional.pad(padded, (0, 0, self.history, 0))[:, : steps + self.history - 1]
+        windows = before.unfold(1, self.history, 1).transpose(2, 3).reshape(-1, self.history, dim)
+        last = self.lstm(windows)[0][:, -1]
+        return last.reshape(batch, steps, -1)

@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One threshold for all steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from safe_monitor_node.bands.band import Band, BandShape
+from safe_training.calibration.curves import (
+    ALPHAS,
+    Quantile,
+    checked_alphas,
+    checked_curves,
+    infinite_note,
+)
+from safe_training.calibration.split_conformal import conformal_quantile
+
+KIND = 'split_conformal'
+
+
+def constant_band(
+    scores: Sequence[ArrayLike],
+    alphas: Sequence[float] = ALPHAS,
+    *,
+    horizon: int,
+    quantile: Quantile = 'finite_sample',
+    rollouts: Sequence[str] | None = None,
+    calibrated_on: str = '',
+) -> Band:
+    """Calibrate one threshold for all steps on the largest score of each successful rollout.
+
+    No rollout is spent on the shape of the band, so that nine successes suffice for alpha 0.1; a
+    functional band of :func:`safe_training.calibration.functional.calibrate` needs twelve. It cannot follow
+    scores that rise or fall with time.
+
+    The promise is the same: a new success raises an alarm at any of its steps if and only if its
+    largest score lies above the threshold, which has probability at most alpha.
+
+    Parameters
+    ----------
+    scores, alphas, horizon, rollouts, calibrated_on
+        As in :func:`safe_training.calibration.functional.calibrate`.
+    quantile
+        As in :func:`conformal_quantile`; the promise is that of 'finite_sample'.
+    """
+    curves = checked_curves(scores, horizon)
+    levels = checked_alphas(alphas)
+    peaks = np.sort([float(curve.max()) for curve in curves])
+    thresholds = [conformal_quantile(peaks, alpha, quantile) for alpha in levels]
+    upper: NDArray[np.float64] = np.repeat(np.array(thresholds)[:, None], horizon, axis=1)
+    provenance: dict[str, Any] = {
+        'alphas': levels,
+        'quantile': quantile,
+        'horizon': horizon,
+        'n_center': 0,
+        'n_calibration': len(curves),
+        'calibrated_on': calibrated_on,
+        'n_successes': len(curves),
+    }
+    if rollouts is not None:
+        provenance['calibration_rollouts'] = [str(name) for name in rollouts]
+    note = infinite_note(levels, upper, len(curves))
+    if note:
+        provenance['note'] = note
+    return Band(
+        alphas=np.array(levels),
+        upper=upper,
+        kind=KIND,
+        n_calibration=len(curves),
+        n_center=0,
+        provenance=provenance,
+        shape=BandShape(
+            center=np.zeros(horizon),
+            width=np.ones((len(levels), horizon)),
+            nonconformity=np.tile(peaks, (len(levels), 1)),
+        ),
+    )

@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks what is calibrated on: promised rates and score curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from safe_monitor_node.bands.adaptive_threshold import exact_fraction
+
+ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+"""Promised false-alarm rates that a band holds by default."""
+Quantile = Literal['finite_sample', 'published']
+
+
+class CalibrationError(ValueError):
+    """Scores cannot be calibrated on, or what was asked for does not exist."""
+
+
+def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
+    """Say for which alphas no alarm can be raised, and what would help; empty if for none."""
+    infinite = [alpha for alpha, row in zip(alphas, upper, strict=True) if np.isinf(row).all()]
+    if not infinite:
+        return ''
+    listed = ', '.join(f'{alpha:g}' for alpha in infinite)
+    if n_calibration == 0:
+        reach = 'no alpha has a finite threshold'
+    else:
+        reach = (
+            f'the smallest alpha with a finite threshold is 1/{n_calibration + 1} = '
+            f'{1 / (n_calibration + 1):.3g}'
+        )
+    needed = math.ceil(1 / exact_fraction(infinite[0])) - 1
+    return (
+        f'{n_calibration} calibration rollouts are too few for alpha {listed}: no alarm will '
+        f'ever be raised there; {reach}. Alpha {infinite[0]:g} needs {needed} of them.'
+    )
+
+
+def checked_alphas(alphas: Sequence[float]) -> list[float]:
+    """Return alphas ascending; raises CalibrationError unless all lie inside (0, 1), each once."""
+    values = sorted(float(alpha) for alpha in alphas)
+    if not values:
+        raise CalibrationError('calibration: no alpha was given')
+    for value in values:
+        # The second test is for alphas that are 0 or 1 but for rounding.
+        if not (0.0 < value < 1.0 and 0 < exact_fraction(value) < 1):
+            raise CalibrationError(f'calibration: an alpha must lie inside (0, 1), found {value}')
+    if len(set(values)) != len(values):
+        raise CalibrationError(f'calibration: an alpha is given twice: {values}')
+    return values
+
+
+def checked_curves(scores: Sequence[ArrayLike], horizon: int) -> list[NDArray[np.float64]]:
+    """Return score curves as float64; raises CalibrationError for none, empty, NaN or too long."""
+    if len(scores) == 0:
+        raise CalibrationError(
+            'calibration: there are no successful rollouts to calibrate on; label successes, '
+            'record more of them, or hold out more of the seen tasks (a lower seen_train_ratio)'
+        )
+    if horizon < 1:
+        raise CalibrationError(f'calibration: the horizon must be at least 1 step, found {horizon}')
+    curves = []
+    for index, entry in enumerate(scores):
+        curve = np.asarray(entry, dtype=np.float64)
+        if curve.ndim != 1 or curve.size == 0:
+            raise CalibrationError(
+                f'calibration: scores of rollout {index} must have shape (T,) with T >= 1, '
+                f'found {curve.shape}'
+            )
+        if not np.isfinite(curve).all():
+            step = int(np.flatnonzero(~np.isfinite(curve))[0])
+            raise CalibrationError(
+                f'calibration: the score of rollout {index} at step {step} is {curve[step]}; '
+                'scores must be finite'
+            )
+        if curve.size > horizon:
+            raise CalibrationError(
+                f'calibration: rollout {index} has {curve.size} steps, more than the horizon of '
+                f'{horizon}; raise the horizon to the longest episode allowed'
+            )
+        curves.append(curve)
+    return curves
+
+
+def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDArray[np.float64]:
+    matrix = np.asarray(curves, dtype=np.float64)
+    if matrix.ndim != 2 or (steps is not None and matrix.shape[1] != steps):
+        wanted = '(n, T)' if steps is None else f'(n, {steps})'
+        raise CalibrationError(
+            f'calibration: {name} must have shape {wanted}, found {matrix.shape}'
+        )
+    if not np.isfinite(matrix).all():
+        row, step = np.argwhere(~np.isfinite(matrix))[0]
+        raise CalibrationError(
+            f'calibration: {name} row {row} step {step} is {matrix[row, step]}; '
+            'scores must be finite'
+        )
+    return matrix
+
+
+def edge_extended(curve: NDArray[np.float64], horizon: int) -> NDArray[np.float64]:
+    return np.pad(curve, (0, horizon - curve.size), mode='edge')

@@ -1,0 +1,34 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Progress of long work on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from safe_training.evaluation.fit_and_calibrate import Progress as ProgressFunction
+
+
+@contextmanager
+def progress_bar(description: str, *, quiet: bool = False) -> Iterator[ProgressFunction]:
+    """Show progress on standard error while the block runs; yields (done, total, note) -> None."""
+    bar = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn('{task.fields[note]}'),
+        console=Console(stderr=True),
+        transient=True,
+        disable=quiet,
+    )
+    with bar:
+        task = bar.add_task(description, total=None, note='')
+
+        def update(done: int, total: int, note: str) -> None:
+            bar.update(task, completed=done, total=total, note=note)
+
+        yield update

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Leave-one-task-out scores: each rollout scored by a detector that never saw its task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_monitor_node.detectors import Detector, DetectorError, LinearProbe, make_detector
+from safe_training.fitting.probe import Progress
+from vla_feature_bridge.rollout import Rollout
+
+
+def leave_one_task_out_scores(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    *,
+    progress: Progress | None = None,
+) -> list[NDArray[np.float32]]:
+    """Score each rollout by the same detector fitted on the rollouts of all other tasks.
+
+    What a band for tasks never seen should be calibrated on: the scores come from models that did
+    not know the task. A fitted linear probe keeps what it has chosen, other detectors are made
+    anew from their parameters.
+
+    Parameters
+    ----------
+    detector : Detector
+        Fitted or not; it is not changed.
+    rollouts : sequence of Rollout
+        Labelled rollouts of at least two tasks.
+
+    Returns
+    -------
+    list of ndarray of float32, shape (T_i,)
+        In the order of the rollouts.
+
+    Raises
+    ------
+    DetectorError
+        Fewer than two tasks, or what is left without a task cannot be fitted on.
+    """
+    params = detector.get_params()
+    if isinstance(detector, LinearProbe) and detector.fitted:
+        params = detector.chosen()
+    tasks = list(dict.fromkeys(rollout.task for rollout in rollouts))
+    if len(tasks) < 2:
+        raise DetectorError(
+            f'leave-one-task-out needs rollouts of at least 2 tasks, found {len(tasks)}; '
+            'calibrate on held-out rollouts instead'
+        )
+    scores: dict[int, NDArray[np.float32]] = {}
+    for done, task in enumerate(tasks):
+        model = make_detector(detector.name, **params)
+        try:
+            model.fit([r for r in rollouts if r.task != task])
+        except DetectorError as error:
+            raise DetectorError(f'leave-one-task-out, without task {task!r}: {error}') from error
+        left_out = [i for i, r in enumerate(rollouts) if r.task == task]
+        scores |= zip(left_out, model.score_all([rollouts[i] for i in left_out]), strict=True)
+        if progress is not None:
+            progress(done + 1, len(tasks), f'leave-one-task-out, {task}')
+    return [scores[i] for i in range(len(rollouts))]

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Splits on disk: written whole, read with checks, matched to rollouts by episode."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from safe_training.evaluation.protocol import SCHEMES, Scheme
+from safe_training.evaluation.splits import Split, SplitError
+from vla_feature_bridge.atomic import write_whole
+from vla_feature_bridge.rollout import Rollout
+
+_FORMAT = 'safe_splits'
+_VERSION = 1
+_LARGEST_FILE = 256 << 20
+
+
+@dataclass(frozen=True)
+class SavedSplits:
+    """Splits from a file: how they were drawn, and each by its number."""
+
+    scheme: Scheme
+    splits: dict[int, Split]
+
+
+def write_splits(
+    path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split], scheme: Scheme
+) -> None:
+    """Write splits with the episodes that they are of; the file is whole or absent."""
+    content = {
+        'format': _FORMAT,
+        'version': _VERSION,
+        'scheme': scheme,
+        'episodes': [r.episode_id for r in rollouts],
+        'tasks': [r.task for r in rollouts],
+        'splits': [split.to_dict() for split in splits],
+    }
+    write_whole({path: json.dumps(content) + '\n'})
+
+
+def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
+    """Read what :func:`write_splits` wrote, for rollouts in whatever order they come now.
+
+    Raises
+    ------
+    SplitError
+        The file is damaged or of something else, or it is of other rollouts: a split used on
+        others would report training rollouts as unseen.
+    """
+    content = _content(path)
+    episodes, tasks = _texts(path, content, 'episodes'), _texts(path, content, 'tasks')
+    entries = content.get('splits')
+    if len(tasks) != len(episodes) or not isinstance(entries, list) or not entries:
+        raise SplitError(f'{path}: episodes, tasks and splits do not belong together; save again')
+    place = _places(path, episodes, rollouts)
+    for episode, task, index in zip(episodes, tasks, place, strict=True):
+        if rollouts[index].task != task:
+            raise SplitError(
+                f'{path}: episode {episode!r} was of task {task!r}, found '
+                f'{rollouts[index].task!r}; use the set it was made of, or split again'
+            )
+    splits = []
+    for entry in entries:
+        try:
+            split = Split.from_dict(entry)
+            split.check_against(tasks)
+        except (SplitError, TypeError) as error:
+            raise SplitError(f'{path}: {error}') from error
+        if not split.train:
+            raise SplitError(f'{path}: split {split.seed} trains on no rollout; save again')
+        splits.append(
+            replace(
+                split,
+                train=tuple(place[i] for i in split.train),
+                seen=tuple(place[i] for i in split.seen),
+                unseen=tuple(place[i] for i in split.unseen),
+            )
+        )
+    seeds = [split.seed for split in splits]
+    if len(set(seeds)) != len(seeds):
+        raise SplitError(f'{path}: two splits have the same number among {seeds}; save again')
+    return SavedSplits(saved_scheme(path), {split.seed: split for split in splits})
+
+
+def saved_scheme(path: Path) -> Scheme:
+    """Return how the splits of a file were drawn; :class:`SplitError` as when reading them."""
+    found = _content(path).get('scheme')
+    for scheme in SCHEMES:
+        if scheme == found:
+            return scheme
+    raise SplitError(
+        f'{path}: expected splits of one of {", ".join(SCHEMES)}, found {found!r}; save again'
+    )
+
+
+def split_numbers(path: Path) -> tuple[int, ...]:
+    """Return the numbers of the splits that a file holds; :class:`SplitError` as when reading."""
+    entries: Any = _content(path).get('splits')
+    try:
+        return tuple(Split.from_dict(entry).seed for entry in entries)
+    except (SplitError, TypeError) as error:
+        raise SplitError(f'{path}: holds no splits ({error}); save them again') from error
+
+
+def saved_split(path: Path, rollouts: Sequence[Rollout], seed: int) -> Split:
+    """Read one split by its number."""
+    splits = read_splits(path, rollouts).splits
+    if seed not in splits:
+        raise SplitError(f'{path}: holds the splits {sorted(splits)}, not {seed}; give one of them')
+    return splits[seed]
+
+
+def _content(path: Path) -> Mapping[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST_FILE:
+            raise SplitError(f'{path}: {path.stat().st_size} bytes is too large for saved splits')
+        content = json.loads(path.read_text(encoding='utf-8'))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, SplitError):
+            raise
+        raise SplitError(f'{path}: expected saved splits (JSON), found {error}') from error
+    found = content.get('format') if isinstance(content, dict) else type(content).__name__
+    if not isinstance(content, dict) or found != _FORMAT:
+        raise SplitError(
+            f'{path}: expected splits that `evaluate --save-splits` or `sweep` wrote, found '
+            f'{found!r}'
+        )
+    if content.get('version') != _VERSION:
+        raise SplitError(
+            f'{path}: expected version {_VERSION}, found {content.get("version")!r}; save again'
+        )
+    return content
+
+
+def _texts(path: Path, content: Mapping[str, Any], name: str) -> list[str]:
+    values = content.get(name)
+    if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
+        raise SplitError(f'{path}: {name} must be a list of names; save the splits again')
+    return values
+
+
+def _places(path: Path, episodes: Sequence[str], rollouts: Sequence[Rollout]) -> list[int]:
+    """Return where each saved episode is among the rollouts."""
+    there = {r.episode_id: i for i, r in enumerate(rollouts)}
+    if len(there) != len(rollouts) or len(set(episodes)) != len(episodes):
+        raise SplitError(
+            f'{path}: splits can be kept only for rollouts whose episode ids differ; '
+            'convert the recordings with names of their own'
+        )
+    missing = [e for e in episodes if e not in there]
+    added = sorted(there.keys() - set(episodes))
+    if missing or added:
+        found = ' and '.join(
+            f'{len(names)} that {what} (such as {names[0]!r})'
+            for names, what in ((missing, 'are not there any more'), (added, 'are new'))
+            if names
+        )
+        raise SplitError(
+            f'{path}: made of {len(episodes)} labelled rollouts, found {found}; '
+            'use the set it was made of, or split again'
+        )
+    return [there[e] for e in episodes]

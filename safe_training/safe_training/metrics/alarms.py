@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How well alarms detect failures, and how often they are false."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.metrics import f1_score
+
+from safe_monitor_node.bands.band import Band
+from safe_training.metrics.ranking import rank
+from safe_training.metrics.scored import (
+    MetricError,
+    Scored,
+    Task,
+    mean_or_nan,
+    mean_where_it_exists,
+    stop_of,
+    task_members,
+    values_and_outcomes,
+)
+
+
+@dataclass(frozen=True)
+class AlarmRates:
+    """What alarms achieve on a group of rollouts.
+
+    Attributes
+    ----------
+    detection_rate : float
+        Share of the failures with an alarm (TPR); NaN without failures.
+    false_alarm_rate : float
+        Share of the successes with an alarm while they ran (FPR); NaN without successes.
+    balanced_accuracy : float
+        Mean of the detection rate and 1 - the false-alarm rate; NaN unless both exist.
+    detection_time : float
+        Mean over failures of first alarm step / length, 1.0 for a missed one; NaN without
+        failures. 0 is the first step.
+    n_failures, n_successes : int
+        Size of the group.
+
+    """
+
+    detection_rate: float
+    false_alarm_rate: float
+    balanced_accuracy: float
+    detection_time: float
+    n_failures: int
+    n_successes: int
+
+
+@dataclass(frozen=True)
+class AlarmReport:
+    """Alarm rates over all rollouts together, per task, and averaged over tasks.
+
+    The macro averages take the mean of each rate over the tasks where it exists.
+    """
+
+    pooled: AlarmRates
+    per_task: dict[Task, AlarmRates]
+    macro_detection_rate: float
+    macro_false_alarm_rate: float
+    macro_balanced_accuracy: float
+    macro_detection_time: float
+
+
+@dataclass(frozen=True)
+class ClassificationReport:
+    """How one threshold on one value per rollout tells failures from successes.
+
+    Failures are the positive class: `tpr` is the share of them found, `fnr` = 1 - `tpr` the share
+    missed, `fpr` the share of the successes taken for failures, `tnr` = 1 - `fpr`. NaN where the
+    class is absent. `weighted_accuracy` weighs each rate by the share of the *other* class, `tpr`
+    by that of the successes, as the published tables do: the rarer class weighs more, while
+    `balanced_accuracy` weighs both the same. `roc_auc` and `average_precision` need no threshold.
+    """
+
+    tpr: float
+    tnr: float
+    fpr: float
+    fnr: float
+    accuracy: float
+    balanced_accuracy: float
+    weighted_accuracy: float
+    f1: float
+    roc_auc: float
+    average_precision: float
+
+
+def classification_report(
+    values: ArrayLike, failed: ArrayLike, threshold: float
+) -> ClassificationReport:
+    """Judge one value per rollout by a threshold: above it the rollout is taken for a failure.
+
+    Parameters
+    ----------
+    values, failed : (N,) arrays
+        As in `rank`.
+    threshold : float
+        Compared with `>`, as everywhere here; the published tables compare with `>=`.
+
+    """
+    scores, positive = values_and_outcomes(values, failed)
+    if np.isnan(threshold):
+        raise MetricError('metrics: the threshold is NaN and nothing can be judged by it')
+    above = scores > threshold
+    tpr, fpr = mean_or_nan(above[positive]), mean_or_nan(above[~positive])
+    share = mean_or_nan(positive)
+    ranking = rank(scores, positive)
+    return ClassificationReport(
+        tpr=tpr,
+        tnr=1.0 - fpr,
+        fpr=fpr,
+        fnr=1.0 - tpr,
+        accuracy=mean_or_nan(above == positive),
+        balanced_accuracy=(tpr + 1.0 - fpr) / 2,
+        weighted_accuracy=tpr * (1.0 - share) + (1.0 - fpr) * share,
+        f1=float(f1_score(positive, above, zero_division=0.0)) if positive.any() else np.nan,
+        roc_auc=ranking.roc_auc,
+        average_precision=ranking.average_precision,
+    )
+
+
+def band_alarms(scored: Sequence[Scored], band: Band, alpha: float) -> list[int | None]:
+    """Return each rollout's first step above the threshold of its task, or None.
+
+    Raises `BandError` for an alpha that the band was not calibrated for, or a rollout longer than
+    it.
+    """
+    return [band.at(alpha, str(r.task)).first_crossing(r.scores) for r in scored]
+
+
+def alarm_report_by_end(scored: Sequence[Scored], alarms: Sequence[int | None]) -> AlarmReport:
+    """Report alarms at any step of a rollout: what an operator sees.
+
+    Parameters
+    ----------
+    scored : sequence of N Scored
+        The rollouts.
+    alarms : sequence of N int or None
+        First alarm step of each, from `band_alarms` or from an alarm policy.
+
+    """
+    for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True):
+        if step is not None and not 0 <= step < len(rollout):
+            raise MetricError(
+                f'metrics: alarm at step {step} of a rollout of task {rollout.task!r} with '
+                f'{len(rollout)} steps; an alarm belongs inside its rollout'
+            )
+    tasks = [rollout.task for rollout in scored]
+    failed = np.array([rollout.failed for rollout in scored], dtype=bool)
+    alarmed = np.array([step is not None for step in alarms], dtype=bool)
+    relative = np.array(
+        [
+            1.0 if step is None else step / len(rollout)
+            for rollout, step in zip(scored, alarms, strict=True)
+        ]
+    )
+    per_task = {
+        task: _alarm_rates(failed[members], alarmed[members], relative[members])
+        for task, members in task_members(tasks, len(scored)).items()
+    }
+    rates = list(per_task.values())
+    return AlarmReport(
+        pooled=_alarm_rates(failed, alarmed, relative),
+        per_task=per_task,
+        macro_detection_rate=mean_where_it_exists([r.detection_rate for r in rates]),
+        macro_false_alarm_rate=mean_where_it_exists([r.false_alarm_rate for r in rates]),
+        macro_balanced_accuracy=mean_where_it_exists([r.balanced_accuracy for r in rates]),
+        macro_detection_time=mean_where_it_exists([r.detection_time for r in rates]),
+    )
+
+
+def alarm_report_by_earliest_stop(
+    scored: Sequence[Scored], alarms: Sequence[int | None], stops: Mapping[Task, int]
+) -> AlarmReport:
+    """Report alarms raised before the task's earliest stop only; later ones count as none.
+
+    The detection time stays relative to the rollout's own length, so a failure not detected by
+    the earliest stop counts 1.0 even if an alarm came later.
+    """
+    in_time = [
+        step if step is not None and step < stop_of(rollout, stops) else None
+        for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True)
+    ]
+    return alarm_report_by_end(scored, in_time)
+
+
+def _alarm_rates(
+    failed: NDArray[np.bool_], alarmed: NDArray[np.bool_], relative: NDArray[np.float64]
+) -> AlarmRates:
+    detection_rate = mean_or_nan(alarmed[failed])
+    false_alarm_rate = mean_or_nan(alarmed[~failed])
+    return AlarmRates(
+        detection_rate=detection_rate,
+        false_alarm_rate=false_alarm_rate,
+        balanced_accuracy=(detection_rate + 1.0 - false_alarm_rate) / 2,
+        detection_time=mean_or_nan(relative[failed]),
+        n_failures=int(failed.sum()),
+        n_successes=int((~failed).sum()),
+    )
+
+
+def checked_alarms(scored: Sequence[Scored], alarms: Sequence[int | None]) -> Sequence[int | None]:
+    if len(scored) != len(alarms):
+        raise MetricError(f'metrics: {len(alarms)} alarms for {len(scored)} rollouts')
+    return alarms

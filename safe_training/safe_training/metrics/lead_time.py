@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How long before the annotated failure the alarm came."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from safe_training.metrics.alarms import checked_alarms
+from safe_training.metrics.scored import MetricError, Scored, mean_or_nan
+
+
+@dataclass(frozen=True, eq=False)
+class LeadTimes:
+    """How long before the annotated moment of failure the alarm came.
+
+    Attributes
+    ----------
+    leads : (M,) float64 array
+        Annotated failure step minus first alarm step, for each annotated failure with an alarm, in
+        their order: positive if the alarm was early, negative if it came after the failure.
+    mean, median : float
+        Of `leads`, in steps; NaN without one.
+    annotated : int
+        Failures with an annotated step.
+    alarmed : int
+        Those with an alarm at any time: M.
+    in_time : int
+        Those with an alarm at the annotated step or before it.
+
+    """
+
+    leads: NDArray[np.float64]
+    mean: float
+    median: float
+    annotated: int
+    alarmed: int
+    in_time: int
+
+
+def lead_times(
+    scored: Sequence[Scored],
+    alarms: Sequence[int | None],
+    failure_steps: Sequence[int | None],
+) -> LeadTimes:
+    """Measure by how many steps alarms precede the annotated failure.
+
+    Parameters
+    ----------
+    scored : sequence of N Scored
+        The rollouts; successes are left out.
+    alarms : sequence of N int or None
+        First alarm step of each.
+    failure_steps : sequence of N int or None
+        Step (0-based) at which the rollout can be seen to fail, None where nobody said; a success
+        cannot have one.
+
+    """
+    if len(failure_steps) != len(scored):
+        raise MetricError(
+            f'metrics: {len(failure_steps)} annotated steps for {len(scored)} rollouts'
+        )
+    leads, annotated = [], 0
+    for rollout, alarm, step in zip(
+        scored, checked_alarms(scored, alarms), failure_steps, strict=True
+    ):
+        if step is None:
+            continue
+        if not rollout.failed:
+            raise MetricError(
+                f'metrics: a success of task {rollout.task!r} is annotated to fail at step {step}'
+            )
+        if not 0 <= step < len(rollout):
+            raise MetricError(
+                f'metrics: a rollout of task {rollout.task!r} with {len(rollout)} steps is '
+                f'annotated to fail at step {step}; annotate inference steps, counted from 0'
+            )
+        annotated += 1
+        if alarm is not None:
+            leads.append(step - alarm)
+    array = np.array(leads, dtype=np.float64)
+    return LeadTimes(
+        leads=array,
+        mean=mean_or_nan(array),
+        median=float(np.median(array)) if array.size else np.nan,
+        annotated=annotated,
+        alarmed=int(array.size),
+        in_time=int((array >= 0).sum()),
+    )

@@ -1,0 +1,350 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the episodes of an openpi dump: which record belongs to which."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.step_features import shape_text
+from safe_training.recordings.untrusted.pickle_file import load_pickle
+
+ENV_RECORDS = 'env_records'
+POLICY_RECORDS = 'policy_records'
+
+_POLICY_NAME = re.compile(
+    r'step_(\d{1,12})--.*--task_(\d{1,9})--ep_(\d{1,9})--t_(\d{1,9})--meta\.pkl', re.DOTALL
+)
+_ENV_NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])(?:--meta)?\.pkl')
+_MAX_INFERENCES = 1_000_000
+
+
+@dataclass(frozen=True)
+class OpenpiEpisode:
+    """One episode: what its env record says, and the policy records that belong to it.
+
+    Attributes
+    ----------
+    root, env_file : Path
+    records : tuple of str
+        Names of the policy records, in order.
+    ordered_only : bool
+        The names did not tell to which episode the records belong, only their order.
+    """
+
+    root: Path
+    env_file: Path
+    name: str
+    task_id: int
+    episode_index: int
+    success: bool
+    description: str
+    suite: str
+    inferences: int
+    exec_horizon: int
+    mp4_path: str
+    video: str = ''
+    records: tuple[str, ...] = ()
+    ordered_only: bool = False
+
+    @property
+    def recorded(self) -> tuple[int, int]:
+        """Task and episode as the recorder numbered them."""
+        return self.task_id, self.episode_index
+
+
+def is_root(path: Path) -> bool:
+    """Say whether a folder is one recording of openpi."""
+    return (path / ENV_RECORDS).is_dir() and (path / POLICY_RECORDS).is_dir()
+
+
+def find_roots(path: Path) -> list[Path]:
+    """Return the recordings in a folder: itself, or those up to two levels below it."""
+    if not path.is_dir():
+        return []
+    if is_root(path):
+        return [path]
+    found = [place for place in _folders(path) if is_root(place)]
+    found += [inner for place in _folders(path) for inner in _folders(place) if is_root(inner)]
+    return sorted(found, key=lambda root: natural_key(root.relative_to(path).as_posix()))
+
+
+def _folders(path: Path) -> list[Path]:
+    with os.scandir(path) as entries:
+        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Return a sort key in which ``step_2`` comes before ``step_10``."""
+    parts = re.split(r'(\d+)', name)
+    return [(0, int(part), '') if part.isdecimal() else (1, 0, part) for part in parts if part]
+
+
+def has_env_names_of_droid(root: Path) -> bool:
+    """Say whether the env records of a root are named as the Franka/DROID recordings are."""
+    names = list_names(root / ENV_RECORDS, '.pkl')
+    return bool(names) and all(name.endswith('--meta.pkl') for name in names)
+
+
+def list_names(folder: Path, ending: str) -> list[str]:
+    """Return the files of a folder whose name ends so, in natural order."""
+    try:
+        with os.scandir(folder) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(ending)]
+    except OSError as error:
+        raise DumpError(f'{folder}: expected a readable folder, found {error.strerror}') from error
+    return sorted((name for name in names if not name.startswith('.')), key=natural_key)
+
+
+def read_dict(file: Path) -> dict[Any, Any]:
+    """Read a pickle that must be a dict; raises DumpError on anything else."""
+    record = load_pickle(file)
+    if type(record) is not dict:
+        raise DumpError(
+            f'{file}: expected a dict as openpi records, found {shape_text(record)}; '
+            'this is no record of openpi'
+        )
+    return record
+
+
+# -- env records
+
+
+def read_env_record(root: Path, name: str) -> OpenpiEpisode:
+    """Read the env record of one episode, without its policy records.
+
+    Raises
+    ------
+    DumpError
+        A field is missing or of another kind, or the file name says something else.
+    """
+    file = root / ENV_RECORDS / name
+    record = read_dict(file)
+    index_key = 'episode_idx' if 'episode_idx' in record else 'eposide_idx'
+    needed = (
+        'task_id',
+        'task_description',
+        index_key,
+        'episode_success',
+        'model_infer_times',
+        'replan_steps',
+    )
+    missing = [key for key in needed if key not in record]
+    if missing:
+        raise DumpError(
+            f'{file}: expected {", ".join(missing)}, found only '
+            f'{", ".join(str(key)[:40] for key in list(record)[:12])}; '
+            'this is no env record of openpi'
+        )
+    success = _integer(file, record, 'episode_success', 0, 1)
+    episode = OpenpiEpisode(
+        root=root,
+        env_file=file,
+        name='',
+        task_id=_integer(file, record, 'task_id', 0, 10**9),
+        episode_index=_integer(file, record, index_key, 0, 10**9),
+        success=bool(success),
+        description=_text(file, record, 'task_description'),
+        suite=_text(file, record, 'task_suite_name'),
+        inferences=_integer(file, record, 'model_infer_times', 0, _MAX_INFERENCES),
+        exec_horizon=_integer(file, record, 'replan_steps', 1, 10**6),
+        mp4_path=_text(file, record, 'mp4_path'),
+    )
+    if match := _ENV_NAME.fullmatch(name):
+        said = (episode.task_id, episode.episode_index, success)
+        for key, named, found in zip(
+            ('task_id', index_key, 'episode_success'), map(int, match.groups()), said, strict=True
+        ):
+            if named != found:
+                raise DumpError(
+                    f'{file}: expected {key} {named} as the file name says, found {found}; '
+                    'the file was renamed or belongs to another episode'
+                )
+    return episode
+
+
+def _integer(file: Path, record: Mapping[Any, Any], key: str, low: int, high: int) -> int:
+    value = record[key]
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if not isinstance(value, (bool, int, np.integer, np.bool_)) or not low <= int(value) <= high:
+        shown = int(value) if isinstance(value, (int, np.integer)) else shape_text(value)
+        raise DumpError(f'{file}: expected {key} from {low} to {high}, found {shown}')
+    return int(value)
+
+
+def _text(file: Path, record: Mapping[Any, Any], key: str) -> str:
+    value = record.get(key, '')
+    if type(value) is not str:
+        raise DumpError(f'{file}: expected {key} as text, found {shape_text(value)}')
+    return value
+
+
+# -- which policy records belong to which episode
+
+
+def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
+    """Tie the records of one root together.
+
+    Returns
+    -------
+    episodes : list of OpenpiEpisode
+        In natural order of their env records.
+    strays : list of str
+        What is wrong with the others, as messages.
+
+    Raises
+    ------
+    DumpError
+        The records cannot be tied at all: then no episode of the root can be trusted.
+    """
+    episodes: list[OpenpiEpisode] = []
+    strays: list[str] = []
+    for name in list_names(root / ENV_RECORDS, '.pkl'):
+        try:
+            episodes.append(read_env_record(root, name))
+        except DumpError as error:
+            strays.append(str(error))
+    names = list_names(root / POLICY_RECORDS, '.pkl')
+    strays += [
+        f'{root / POLICY_RECORDS / name}: expected a name that ends in meta.pkl, found another; '
+        'give it its name back or move it away'
+        for name in names
+        if not name.endswith('meta.pkl')
+    ]
+    names = [name for name in names if name.endswith('meta.pkl')]
+    matches = [_POLICY_NAME.fullmatch(name) for name in names]
+    if names and all(matches):
+        episodes, more = _tie_by_name(root, episodes, [m for m in matches if m])
+    elif not any(matches):
+        episodes, more = _tie_by_order(root, episodes, names, strays), []
+    else:
+        plain = next(name for name, match in zip(names, matches, strict=True) if not match)
+        raise DumpError(
+            f'{root / POLICY_RECORDS / plain}: expected a name with task, episode and step as the '
+            'other records have, found none; records of two recordings may be mixed'
+        )
+    episodes, twice = _without_duplicates(episodes)
+    videos = set(list_names(root / ENV_RECORDS, '.mp4'))
+    return [replace(e, video=_video(e, videos)) for e in episodes], strays + more + twice
+
+
+def _tie_by_order(
+    root: Path, episodes: list[OpenpiEpisode], names: list[str], strays: list[str]
+) -> list[OpenpiEpisode]:
+    if strays:
+        raise DumpError(
+            f'{strays[0]} (the names of the policy records do not tell to which episode they '
+            'belong, so that none can be read without this file)'
+        )
+    total = sum(episode.inferences for episode in episodes)
+    if total != len(names):
+        raise DumpError(
+            f'{root / POLICY_RECORDS}: expected {total} policy records, the sum of '
+            f'model_infer_times of {len(episodes)} episodes, found {len(names)}; their names do '
+            'not tell to which episode they belong, so that none can be read: copy the folder '
+            'from its source again'
+        )
+    tied = []
+    start = 0
+    for episode in episodes:
+        stop = start + episode.inferences
+        tied.append(replace(episode, records=tuple(names[start:stop]), ordered_only=True))
+        start = stop
+    return tied
+
+
+def _tie_by_name(
+    root: Path, episodes: list[OpenpiEpisode], matches: list[re.Match[str]]
+) -> tuple[list[OpenpiEpisode], list[str]]:
+    groups: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
+    for match in matches:
+        step, task, index, time = map(int, match.groups())
+        groups.setdefault((task, index), []).append((step, time, match.string))
+    tied = []
+    problems = []
+    used = set()
+    for episode in episodes:
+        key = _group_of(episode, episodes, groups)
+        used.add(key)
+        records = sorted(groups.get(key, []))
+        times = [time for _, time, _ in records]
+        if len(records) != episode.inferences:
+            problems.append(
+                f'{episode.env_file}: expected {episode.inferences} policy records of task '
+                f'{key[0]}, episode {key[1]}, as model_infer_times says, found {len(records)} in '
+                f'{root / POLICY_RECORDS}; copy the files again or leave the episode out'
+            )
+        elif any(later <= earlier for earlier, later in itertools.pairwise(times)):
+            problems.append(
+                f'{episode.env_file}: expected policy records whose time t_ rises with their step_ '
+                f'number, found another order in {records[0][2]} and the following; records of '
+                'two runs may be mixed'
+            )
+        else:
+            tied.append(replace(episode, records=tuple(name for _, _, name in records)))
+    problems += [
+        f'{root / POLICY_RECORDS / min(records)[2]}: expected an env record of task {key[0]}, '
+        f'episode {key[1]}, in {ENV_RECORDS}, found none for these {len(records)} policy records; '
+        'copy it from the source or move the records away'
+        for key, records in sorted(groups.items())
+        if key not in used
+    ]
+    return tied, problems
+
+
+def _group_of(
+    episode: OpenpiEpisode, episodes: Iterable[OpenpiEpisode], groups: Iterable[tuple[int, int]]
+) -> tuple[int, int]:
+    """Find the records of an episode: by task and number, or by its number where that is unique.
+
+    Franka/DROID recordings of one task a root may number the task differently in both places.
+    """
+    if episode.recorded in groups:
+        return episode.recorded
+    same_number = [key for key in groups if key[1] == episode.episode_index]
+    rivals = [other for other in episodes if other.episode_index == episode.episode_index]
+    if len(same_number) == 1 and len(rivals) == 1:
+        return same_number[0]
+    return episode.recorded
+
+
+def _without_duplicates(
+    episodes: list[OpenpiEpisode],
+) -> tuple[list[OpenpiEpisode], list[str]]:
+    """Leave out every episode that is there twice: nothing tells which one is meant."""
+    by_number: dict[tuple[int, int], list[OpenpiEpisode]] = {}
+    for episode in episodes:
+        by_number.setdefault(episode.recorded, []).append(episode)
+    messages = [
+        f'{group[1].env_file}: expected every episode once, found task {key[0]}, episode '
+        f'{key[1]} also in {group[0].env_file.name}; move the wrong one away'
+        for key, group in by_number.items()
+        if len(group) > 1
+    ]
+    return [e for e in episodes if len(by_number[e.recorded]) == 1], messages
+
+
+def _video(episode: OpenpiEpisode, videos: set[str]) -> str:
+    """Return the recording beside the env record, relative to the root; empty where none is."""
+    stem = episode.env_file.name.removesuffix('.pkl').removesuffix('--meta')
+    candidates = [f'{stem}.mp4', episode.mp4_path.replace('\\', '/').rsplit('/', 1)[-1]]
+    candidates += sorted(v for v in videos if v.startswith(stem) and 'external_left' in v)
+    found = next((name for name in candidates if name in videos), '')
+    return f'{ENV_RECORDS}/{found}' if found else ''
+
+
+def no_inference(episode: OpenpiEpisode) -> DumpError:
+    return DumpError(f'{episode.env_file}: expected at least one inference, found none')
+
+
+def plain_text(text: str) -> str:
+    return ' '.join(re.findall(r'\w+', text.replace('_', ' ').casefold()))

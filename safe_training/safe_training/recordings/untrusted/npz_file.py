@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads arrays of an .npz archive; the headers are checked before anything is allocated."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from safe_training.recordings.errors import DumpError
+
+_MAX_ARRAY_BYTES = 16 << 30
+
+
+# -- the archive itself: numpy.load would allocate what a header claims before reading it
+
+
+def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
+    """Read the header of every array in an archive."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name.removesuffix('.npy'): _read_header(archive, name)[:2]
+                for name in archive.namelist()
+                if name.endswith('.npy')
+            }
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
+        raise DumpError(
+            f'{path}: expected a NumPy archive (.npz), found {error}; copy the file again'
+        ) from error
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """Read one array; its claimed size is checked against the archive's directory first."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shape, dtype, fortran, start = _read_header(archive, f'{name}.npy')
+            size = archive.getinfo(f'{name}.npy').file_size
+            expected = math.prod(shape) * dtype.itemsize
+            if size - start != expected or expected > _MAX_ARRAY_BYTES:
+                raise ValueError(
+                    f'array {name} of shape {shape} and {dtype} in {size - start} bytes'
+                )
+            with archive.open(f'{name}.npy') as member:
+                data = member.read()
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        EOFError,
+        OSError,
+        ValueError,
+        RuntimeError,
+        KeyError,
+    ) as error:
+        raise DumpError(
+            f'{path}: expected array {name} of a NumPy archive, found {error}; copy the file again'
+        ) from error
+    array = np.frombuffer(data, dtype, offset=start) if expected else np.empty(0, dtype)
+    return array.reshape(shape, order='F' if fortran else 'C')
+
+
+def _read_header(
+    archive: zipfile.ZipFile, name: str
+) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+    """Return shape, dtype, Fortran order and the number of bytes before the data."""
+    with archive.open(name) as member:
+        version = np.lib.format.read_magic(member)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }.get(version)
+        if read is None:
+            raise ValueError(f'array {name} in .npy version {version}')
+        shape, fortran, dtype = read(member)
+        start = member.tell()
+    if dtype.hasobject:
+        raise ValueError(f'array {name} of Python objects, which is a pickle and is not read')
+    return shape, dtype, fortran, start

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds NumPy arrays, data types and scalars from the arguments that a pickle gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from safe_training.recordings.untrusted.budget import (
+    GET_AGAIN,
+    Budget,
+    Global,
+    Pending,
+    Refused,
+    kind_of,
+    lengths,
+    shown,
+)
+
+_NUMPY_DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
+
+
+# -- numpy
+
+
+def build_dtype(arguments: Any, budget: Budget) -> Pending:
+    code = arguments[0] if arguments else None
+    if type(code) is Global and code.name == 'ml_dtypes.bfloat16':
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    elif type(code) is str and code in _NUMPY_DTYPES:
+        dtype = np.dtype(code)
+    else:
+        found = shown(code) if type(code) is str else kind_of(code)
+        raise Refused(f'an array of one of {", ".join(_NUMPY_DTYPES)}, bfloat16', found)
+
+    def finish(state: Any, budget: Budget) -> np.dtype[Any]:
+        if type(state) is not tuple or len(state) != 8 or type(state[1]) is not str:
+            raise Refused('the state of a plain dtype', 'another state')
+        if any(part is not None for part in state[2:5]):
+            raise Refused('a plain dtype', 'a structured dtype')
+        order = state[1]
+        if order not in ('<', '>', '|', '='):
+            raise Refused('a byte order', shown(order))
+        return dtype.newbyteorder('>') if order == '>' and dtype.itemsize > 1 else dtype
+
+    return Pending(finish)
+
+
+def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
+    if not arguments or kind_of(arguments[0]) != 'numpy.ndarray':
+        raise Refused('a numpy.ndarray', 'another array class')
+
+    def finish(state: Any, budget: Budget) -> np.ndarray[Any, Any]:
+        if type(state) is not tuple or len(state) != 5:
+            raise Refused('the state of an array (version, shape, dtype, order, bytes)', 'another')
+        _, shape, dtype, fortran, data = state
+        return _array(data, dtype, shape, 'F' if fortran is True else 'C', budget)
+
+    return Pending(finish)
+
+
+def build_from_buffer(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    if len(arguments) != 4 or type(arguments[3]) is not str or arguments[3] not in ('C', 'F'):
+        raise Refused('bytes, dtype, shape and order of an array', 'something else')
+    data, dtype, shape, order = arguments
+    return _array(data, dtype, shape, order, budget)
+
+
+def build_scalar(arguments: Any, budget: Budget) -> Any:
+    if len(arguments) != 2:
+        raise Refused('dtype and bytes of a numpy scalar', 'something else')
+    dtype, data = arguments
+    return _array(data, dtype, (), 'C', budget)[()]
+
+
+def _array(data: Any, dtype: Any, shape: Any, order: str, budget: Budget) -> np.ndarray[Any, Any]:
+    if not isinstance(dtype, np.dtype):
+        raise Refused('a finished dtype', kind_of(dtype))
+    if type(data) is not memoryview:
+        raise Refused('the bytes of an array', kind_of(data))
+    count = math.prod(lengths(shape, 'a shape'))
+    if count * dtype.itemsize != len(data):
+        raise Refused(
+            f'{count * dtype.itemsize} bytes for an array of shape {shape} and dtype {dtype}',
+            f'{len(data)}',
+            GET_AGAIN,
+        )
+    try:
+        return flat(data, dtype, budget).reshape(shape, order='F' if order == 'F' else 'C')
+    except ValueError as error:  # an empty array may still claim more axes than numpy can count
+        raise Refused('a shape that numpy can hold', str(error)) from None
+
+
+def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[Any, Any]:
+    """View bytes as numbers; copies only where a view could not be trusted or is not native."""
+    if dtype == np.dtype(bool):
+        budget.spend_copy(len(data))
+        values = np.frombuffer(data, np.uint8) != 0
+    else:
+        values = np.frombuffer(data, dtype)
+        if dtype.byteorder == '>':
+            budget.spend_copy(len(data))
+            values = values.astype(dtype.newbyteorder('='))
+    values.flags.writeable = False
+    return values

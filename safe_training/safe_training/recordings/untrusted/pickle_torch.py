@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads tensors and storages of PyTorch: inside a pickle, in the legacy format, in a zip archive."""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zipfile
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from safe_training.recordings.untrusted.budget import (
+    GET_AGAIN,
+    Budget,
+    Global,
+    Refused,
+    Storage,
+    kind_of,
+    lengths,
+    shown,
+)
+from safe_training.recordings.untrusted.pickle_machine import PickleMachine
+from safe_training.recordings.untrusted.pickle_numpy import flat
+
+TORCH_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+TORCH_LEGACY_PROTOCOL = 1001
+
+_TORCH_STORAGES: dict[str, np.dtype[Any]] = {
+    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+    'HalfStorage': np.dtype('<f2'),
+    'FloatStorage': np.dtype('<f4'),
+    'DoubleStorage': np.dtype('<f8'),
+    'BoolStorage': np.dtype('?'),
+    'ByteStorage': np.dtype('u1'),
+    'CharStorage': np.dtype('i1'),
+    'ShortStorage': np.dtype('<i2'),
+    'IntStorage': np.dtype('<i4'),
+    'LongStorage': np.dtype('<i8'),
+}
+
+
+# -- torch
+
+
+def build_storage(arguments: Any, budget: Budget) -> Storage:
+    if len(arguments) != 1 or type(arguments[0]) is not memoryview:
+        raise Refused('the bytes of a torch storage', 'something else')
+    data = arguments[0]
+    if bytes(data[:4]) == b'PK\x03\x04':
+        # Only storage classes are known in there, so that archives cannot nest.
+        found = read_torch_zip(data, STORAGE_NAMES, budget)
+    else:
+        found = _read_torch_legacy(data, budget)
+    if type(found) is not Storage:
+        raise Refused('a torch storage', kind_of(found))
+    return found
+
+
+def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    if len(arguments) not in (6, 7) or type(arguments[0]) is not Storage:
+        raise Refused('storage, offset, size and stride of a torch tensor', 'something else')
+    storage, offset = arguments[0], arguments[1]
+    size = lengths(arguments[2], 'the size of a tensor')
+    stride = lengths(arguments[3], 'the stride of a tensor')
+    if type(offset) is not int or offset < 0 or len(size) != len(stride):
+        raise Refused('an offset and one stride per axis of a tensor', 'something else')
+    values = flat(storage.data, storage.dtype, budget)
+    count = math.prod(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    # A stride of 0 could repeat one element without end: a tensor is no larger than its storage.
+    if count and (last >= len(values) or count > len(values)):
+        raise Refused(
+            f'a tensor inside its storage of {len(values)} elements',
+            f'size {size}, stride {stride}, offset {offset}',
+        )
+    width = values.itemsize
+    try:
+        return np.ndarray(
+            size,
+            values.dtype,
+            buffer=values.view(np.uint8),
+            offset=offset * width if count else 0,
+            strides=[step * width for step in stride] if count else None,
+        )
+    except (ValueError, TypeError) as error:
+        raise Refused('a tensor that numpy can hold', str(error)) from None
+
+
+def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
+    """
+    Read what ``torch.save`` wrote before its zip format, as storages still pickle themselves.
+
+    Five small pickles (magic number, version, machine, the storage's description, its keys),
+    then for each key the number of elements as int64 and the raw elements.
+    """
+    waiting: dict[str, tuple[np.dtype[Any], int]] = {}
+    storage_of: dict[str, Storage] = {}
+
+    def persistent(identity: Any) -> Any:
+        key, dtype, count = _storage_identity(identity)
+        waiting[key] = (dtype, count)
+        return storage_of.setdefault(key, Storage(dtype, memoryview(b'')))
+
+    position = 0
+    parts: list[Any] = []
+    for index in range(5):
+        machine = PickleMachine(
+            data, STORAGE_NAMES, budget, position, persistent if index == 3 else None
+        )
+        parts.append(machine.run())
+        position = machine.position
+    magic, version, sysinfo, found, keys = parts
+    if magic != TORCH_LEGACY_MAGIC or version != TORCH_LEGACY_PROTOCOL:
+        raise Refused('a torch storage', 'another magic number or version')
+    if type(sysinfo) is not dict or sysinfo.get('little_endian') is not True:
+        raise Refused('a torch storage in little-endian order', 'another order')
+    if (
+        type(keys) is not list
+        or any(type(key) is not str for key in keys)
+        or sorted(keys) != sorted(waiting)
+    ):
+        raise Refused(f'the data of {len(waiting)} torch storages', 'other keys')
+    for key in keys:
+        dtype, count = waiting[key]
+        header = data[position : position + 8]
+        length = count * dtype.itemsize
+        stop = position + 8 + length
+        if len(header) != 8 or stop > len(data):
+            raise Refused(
+                f'{count} elements of a torch storage',
+                f'only {max(0, len(data) - position - 8)} bytes',
+                GET_AGAIN,
+            )
+        if int.from_bytes(header, 'little') != count:
+            raise Refused(f'{count} elements of a torch storage', 'another number in its header')
+        storage_of[key].data = data[position + 8 : stop]
+        position = stop
+    if position != len(data):
+        raise Refused('the end of a torch storage', f'{len(data) - position} more bytes')
+    return found
+
+
+def _storage_identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
+    if type(identity) is not tuple or len(identity) not in (5, 6):
+        raise Refused('the description of a torch storage', 'something else')
+    word, kind, key, _, count = identity[:5]
+    if type(kind) is not Global or kind.name not in _TORCH_STORAGES:
+        raise Refused('a torch storage class', kind_of(kind))
+    if len(identity) == 6 and identity[5] is not None:
+        raise Refused('a whole torch storage', 'a view of one')
+    if [type(part) for part in (word, key, count)] != [str, str, int] or not 0 <= count < 1 << 40:
+        raise Refused('key and length of a torch storage', 'something else')
+    return key, _TORCH_STORAGES[kind.name], count
+
+
+def read_torch_zip(
+    data: memoryview, names: Mapping[tuple[str, str], Global], budget: Budget
+) -> Any:
+    """Read a ``torch.save`` zip archive (stored, never compressed) without copying its members."""
+    budget.spend_copy(len(data))
+    members = _zip_members(data)
+    programs = [name for name in members if name.endswith('/data.pkl') and name.count('/') == 1]
+    if len(programs) != 1:
+        raise Refused('a torch archive with one NAME/data.pkl', f'{len(programs)} of them')
+    root = programs[0].removesuffix('/data.pkl')
+    order = members.get(f'{root}/byteorder')
+    if order is not None and bytes(order[:8]) != b'little':
+        raise Refused('a torch archive in little-endian order', 'another order')
+
+    def persistent(identity: Any) -> Storage:
+        key, dtype, count = _storage_identity(identity)
+        content = members.get(f'{root}/data/{key}')
+        if content is None or len(content) != count * dtype.itemsize:
+            raise Refused(
+                f'{count * dtype.itemsize} bytes in {shown(f"{root}/data/{key}")}',
+                'no such member' if content is None else f'{len(content)}',
+                GET_AGAIN,
+            )
+        return Storage(dtype, content)
+
+    program = members[programs[0]]
+    return PickleMachine(program, names, budget, 0, persistent).run()
+
+
+def _zip_members(data: memoryview) -> dict[str, memoryview]:
+    try:
+        # The archive's directory is parsed by zipfile; its members are sliced here, not read.
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = archive.infolist()
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:
+        raise Refused('a zip archive of torch.save', shown(str(error)), GET_AGAIN) from None
+    members = {}
+    for entry in entries:
+        header = data[entry.header_offset : entry.header_offset + 30]
+        if (
+            entry.compress_type != zipfile.ZIP_STORED
+            or entry.header_offset < 0
+            or len(header) != 30
+        ):
+            raise Refused('stored members in a torch archive', shown(entry.filename))
+        names = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:30], 'little')
+        start = entry.header_offset + 30 + names
+        if entry.file_size != entry.compress_size or start + entry.file_size > len(data):
+            raise Refused('members inside a torch archive', shown(entry.filename), GET_AGAIN)
+        members[entry.filename] = data[start : start + entry.file_size]
+    return members
+
+
+STORAGE_NAMES: dict[tuple[str, str], Global] = {
+    ('torch', name): Global(name, None) for name in _TORCH_STORAGES
+}

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads one .db3 file (SQLite), read-only."""
+
+from __future__ import annotations
+
+import sqlite3
+import struct
+from collections.abc import Collection, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from urllib.parse import quote
+
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.bag_budget import COPY_AGAIN, Budget, Message, Topic
+
+# -- sqlite3
+
+
+class SqliteFile:
+    """One sqlite3 file, of any version of rosbag2's tables; opened read-only."""
+
+    def __init__(self, file: Path, name: Path) -> None:
+        self.name = name
+        self._file = file
+        size = file.stat().st_size
+        self.budget = Budget(name, size)
+        with file.open('rb') as stream:
+            header = stream.read(100)
+        if len(header) < 100:
+            raise DumpError(f'{name}: expected a sqlite3 database, found a cut one; {COPY_AGAIN}')
+        (page,), (pages,) = struct.unpack('>H', header[16:18]), struct.unpack('>I', header[28:32])
+        expected = (65536 if page == 1 else page) * pages
+        if size < expected:
+            raise DumpError(f'{name}: expected {expected} bytes, found {size}; {COPY_AGAIN}')
+        log = file.with_name(f'{file.name}-wal')
+        if log.is_file() and log.stat().st_size:
+            raise DumpError(
+                f'{log}: expected no log beside a finished recording, found one; the recorder was '
+                f'stopped hard: open {name.name} with sqlite3 once, to put its messages in place'
+            )
+
+    @contextmanager
+    def _connected(self) -> Iterator[sqlite3.Connection]:
+        place = f'file:{quote(str(self._file.resolve()))}?mode=ro&immutable=1'
+        try:
+            with closing(sqlite3.connect(place, uri=True)) as connection:
+                connection.execute('PRAGMA trusted_schema=OFF')
+                self._check_tables(connection)
+                yield connection
+        except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
+            raise DumpError(
+                f'{self.name}: expected the tables of rosbag2, found {str(error)[:160]}; {COPY_AGAIN}'
+            ) from None
+
+    def _check_tables(self, connection: sqlite3.Connection) -> None:
+        # Views and computed columns would be programs of whoever made the file.
+        for table in ('topics', 'messages', 'message_definitions'):
+            kinds = connection.execute(
+                'SELECT type, sql FROM sqlite_master WHERE name = ?', (table,)
+            ).fetchall()
+            if not kinds and table == 'message_definitions':
+                continue
+            columns = connection.execute(f'PRAGMA table_xinfo({table})').fetchall()
+            plain = [kind for kind, _ in kinds] == ['table'] and not any(c[6] for c in columns)
+            if not plain or 'VIRTUAL' in str(kinds[0][1]).upper().split('(')[0]:
+                raise DumpError(
+                    f'{self.name}: expected a plain table {table!r} of rosbag2, found '
+                    f'{"none" if not kinds else "something else"}; this is no recording'
+                )
+
+    def topics(self) -> list[Topic]:
+        """Return all topics."""
+        with self._connected() as connection:
+            return list(self._topics(connection).values())
+
+    def _topics(self, connection: sqlite3.Connection) -> dict[int, Topic]:
+        definitions = {}
+        if connection.execute('PRAGMA table_info(message_definitions)').fetchall():
+            definitions = {
+                str(name): (str(encoding), str(text))
+                for name, encoding, text in connection.execute(
+                    'SELECT topic_type, encoding, encoded_message_definition '
+                    'FROM message_definitions'
+                )
+            }
+        rows = connection.execute('SELECT id, name, type, serialization_format FROM topics')
+        return {
+            number: Topic(
+                str(topic),
+                str(kind) if form == 'cdr' else f'{kind} in {str(form)[:40]!r}',
+                *definitions.get(str(kind), ('', '')),
+            )
+            for number, topic, kind, form in rows
+        }
+
+    def messages(self, types: Collection[str]) -> Iterator[Message]:
+        with self._connected() as connection:
+            topics = self._topics(connection)
+            wanted = [number for number, topic in topics.items() if topic.type in types]
+            rows = connection.execute(
+                'SELECT topic_id, timestamp, data FROM messages '
+                f'WHERE topic_id IN ({",".join("?" * len(wanted))}) ORDER BY id',
+                wanted,
+            )
+            for number, time, data in rows:
+                if type(time) is not int or type(data) is not bytes:
+                    raise DumpError(
+                        f'{self.name}: expected messages with time and bytes, found another row; '
+                        f'{COPY_AGAIN}'
+                    )
+                self.budget.spend(len(data))
+                yield Message(topics[number], time, data)

@@ -1,0 +1,9 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures.
+
+style             colours, markers, legends, saving
+score_curves      scores over time
+feature_map       the feature space on two axes
+detections        alarms, promises, lead times
+catalogue         every figure of a judged set
+"""

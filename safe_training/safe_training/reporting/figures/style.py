@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all figures share: colours, markers, legends, saving."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+# Okabe-Ito: told apart with every kind of colour vision.
+FAILURE = '#D55E00'
+SUCCESS = '#0072B2'
+BAND = '#009E73'
+OKABE_ITO = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '#000000', '#999999')
+MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
+LINE_STYLES = ('-', '--', ':', '-.')
+
+# Above this many points a vector file draws them as a picture, the axes stay vectors.
+VECTOR_POINTS = 4000
+
+
+class FigureError(ValueError):
+    """A figure cannot be drawn from this data; the message says what it needs."""
+
+
+@dataclass(frozen=True, eq=False)
+class EpisodeCurve:
+    """The score of one episode against its band.
+
+    Attributes
+    ----------
+    title : str
+    scores : ndarray, shape (T,)
+    threshold : ndarray, shape (>= T,)
+        Upper edge of the band; +inf where there is none.
+    failed : bool
+    alarm_step : int or None
+    """
+
+    title: str
+    scores: np.ndarray
+    threshold: np.ndarray
+    failed: bool
+    alarm_step: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class OutcomeCurve:
+    """The score of one rollout and how it went.
+
+    Attributes
+    ----------
+    scores : ndarray, shape (T,)
+    failed : bool
+    """
+
+    scores: np.ndarray
+    failed: bool
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure in the format of the path's suffix; the file is whole or absent."""
+    aside = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}.get(path.suffix)
+    try:
+        with matplotlib.rc_context({'svg.hashsalt': path.stem}):
+            figure.savefig(aside, dpi=130, metadata=undated)
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def svg(figure: Figure) -> str:
+    """Return a figure as SVG that needs no font and no other file."""
+    text = io.StringIO()
+    with matplotlib.rc_context({'svg.fonttype': 'path', 'svg.hashsalt': 'safe'}):
+        figure.savefig(text, format='svg', dpi=110, metadata={'Date': None})
+    return text.getvalue()
+
+
+def finite(threshold: np.ndarray) -> np.ndarray:
+    return np.where(np.isfinite(threshold), threshold, np.nan)
+
+
+def open(axis: Axes) -> None:
+    axis.spines[['top', 'right']].set_visible(False)
+
+
+def shortened(name: str, length: int = 34) -> str:
+    # A dollar sign would start mathematics, a leading underscore would hide the entry.
+    shown = name if len(name) <= length else name[: length - 1] + '…'
+    shown = shown.replace('$', r'\$')
+    return f' {shown}' if shown.startswith('_') else shown
+
+
+def shared_legend(
+    figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5, fontsize: float = 10
+) -> None:
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc='outside lower center', ncols=columns,
+        frameon=False, fontsize=fontsize,
+    )  # fmt: skip

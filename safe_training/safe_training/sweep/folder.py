@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The folder of a sweep: its manifest, what is finished, what may be resumed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from safe_training.sweep.grid import Family, Grid, SweepError
+from safe_training.sweep.plan import Settings
+from vla_feature_bridge.rollout import Rollout
+
+MANIFEST = 'sweep.json'
+
+
+def _grid_digest(grid: Grid, family: Family) -> str:
+    content = [[asdict(v) for v in grid.variants], [dict(c) for c in family.configurations]]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+class Manifest:
+    """Ties a folder to the rollouts, the subsets and the settings whose results it holds.
+
+    Attributes
+    ----------
+    tasks : list of str
+        Names of the tasks in sorted order, empty until they are known.
+
+    Raises
+    ------
+    SweepError
+        The folder holds results of another sweep, or no manifest where one should be.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        source: str,
+        grid: Grid,
+        settings: Settings,
+        splits_from: Path | None = None,
+    ) -> None:
+        self._path = path
+        self._asked: dict[str, Any] = {
+            'source': source,
+            'settings': asdict(settings),
+            'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
+            # Of splits that are drawn the rollouts and the settings say all.
+            'splits': '' if splits_from is None else _digest(splits_from),
+            'grids': {f.detector: _grid_digest(grid, f) for f in grid.families},
+            'torch': torch.__version__,
+        }
+        self._before: dict[str, Any] | None = None
+        self.tasks: list[str] = []
+        if not path.exists():
+            return
+        try:
+            absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}}
+            self._before = {**absent, **json.loads(path.read_text('utf-8'))}
+            self.tasks = [str(task) for task in self._before['tasks']]
+        except (ValueError, TypeError, OSError) as error:
+            raise self._unreadable(error) from error
+        self._compare(self._asked, ('settings', 'subsets', 'splits'))
+        # Further detectors may join; results of two grids of one detector would be pooled.
+        grids = self._before['grids']
+        for detector, digest in self._asked['grids'].items():
+            if grids.get(detector, digest) != digest:
+                raise SweepError(
+                    f'{path}: this folder holds results of another grid of {detector} (its '
+                    'parameters or poolings differ); give another --out, or the grid as it was'
+                )
+
+    def tie(self, rollouts: Sequence[Rollout]) -> None:
+        """Write the manifest with the first rollouts that are read, and hold others to it."""
+        digest = hashlib.sha256()
+        for rollout in rollouts:
+            digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
+        found = {'rollouts': len(rollouts), 'digest': digest.hexdigest()}
+        self.tasks = sorted({rollout.task for rollout in rollouts})
+        if self._before is not None:
+            self._compare(found, tuple(found))
+            grids = {**self._before['grids'], **self._asked['grids']}
+            if grids == self._before['grids']:
+                return
+            self._before = {**self._before, 'grids': grids}
+        else:
+            self._before = {**self._asked, **found, 'tasks': self.tasks}
+        aside = self._path.with_name(f'.{MANIFEST}.{os.getpid()}')
+        aside.write_text(json.dumps(self._before, indent=2) + '\n')
+        aside.replace(self._path)
+
+    def _compare(self, found: Mapping[str, Any], names: Sequence[str]) -> None:
+        assert self._before is not None
+        try:
+            differ = [name for name in names if self._before[name] != found[name]]
+        except KeyError as error:
+            raise self._unreadable(error) from error
+        if differ:
+            raise SweepError(
+                f'{self._path}: this folder holds results of another sweep '
+                f'({", ".join(differ)} differ); '
+                'give another --out, or the same source and options to go on'
+            )
+
+    def _unreadable(self, error: Exception) -> SweepError:
+        return SweepError(f'{self._path}: expected what a sweep wrote, found {error!r}')

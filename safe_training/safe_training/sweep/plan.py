@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a sweep computes: its units, its seeds, the tasks of its subsets."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+
+from safe_monitor_node.detectors import DETECTORS
+from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol, Scheme
+from safe_training.fitting.batched import Precision
+from safe_training.recordings.sources import open_source
+from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One detector with all its configurations, on one pooling, subset of the tasks and split.
+
+    Attributes
+    ----------
+    subset : Subset or None
+        None: all tasks.
+    """
+
+    variant: Variant
+    family: Family
+    seed: int
+    subset: Subset | None = None
+
+    def name(self) -> str:
+        """Return the name of the unit's file: what it is, and a digest of all of it."""
+        parts = asdict(self)
+        if self.subset is None:
+            # Files of sweeps without subsets keep the names that they always had.
+            del parts['subset']
+        text = json.dumps(parts, sort_keys=True, default=dict)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+        subset = f'{self.subset.name}-' if self.subset else ''
+        return f'{self.family.detector}-{subset}split{self.seed}-{digest}.parquet'
+
+    def where(self) -> str:
+        """Return the split, and the subset if there is one, for people."""
+        return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
+
+
+def seeds_of(protocol: Scheme, grid: Grid, splits: int | None, n_tasks: int) -> tuple[int, ...]:
+    """Return the numbers of the splits that a protocol takes.
+
+    Parameters
+    ----------
+    protocol : {'paper', 'robust', 'loto'}
+    grid : Grid
+        Names the published splits.
+    splits : int, optional
+        As many, from 0 on, instead of the protocol's own; means nothing to 'loto'.
+    n_tasks : int
+        Tasks of the source or subset; 'loto' has one split for each.
+    """
+    if protocol == 'loto':
+        return tuple(range(n_tasks))
+    if splits is not None:
+        return tuple(range(splits))
+    return grid.seeds if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
+
+
+def tasks_of_subsets(
+    grid: Grid, tasks: Sequence[str]
+) -> tuple[dict[Subset | None, list[str]], list[str]]:
+    """Return the tasks of each subset that a source has, and what is left out, for people.
+
+    Without subsets in the grid all tasks belong to None. A task in no subset is left out, which a
+    grid may mean: its subsets then are what it asks for.
+
+    Raises
+    ------
+    SweepError
+        A task is in two subsets and would count twice in their mean, or no subset has a task.
+    """
+    if not grid.subsets:
+        return {None: list(tasks)}, []
+    of: dict[Subset, list[str]] = {subset: [] for subset in grid.subsets}
+    homeless: list[str] = []
+    for task in tasks:
+        homes = [subset for subset in grid.subsets if subset.has(task)]
+        if len(homes) > 1:
+            raise SweepError(
+                f'grid {grid.benchmark}: expected each task in one subset, found {task!r} in '
+                f'{" and ".join(subset.name for subset in homes)}; narrow their patterns'
+            )
+        for subset in homes:
+            of[subset].append(task)
+        if not homes:
+            homeless.append(task)
+    described = ', '.join(f'{s.name} ({", ".join(s.patterns)})' for s in grid.subsets)
+    if len(homeless) == len(tasks):
+        raise SweepError(
+            f'grid {grid.benchmark}: expected tasks of the subsets {described}, found '
+            f'{", ".join(tasks)}; correct the patterns, or take the subsets out of the grid'
+        )
+    notes = [
+        f'left out: subset {subset.name}, none of its tasks ({", ".join(subset.patterns)}) is there'
+        for subset in grid.subsets
+        if not of[subset]
+    ]
+    if homeless:
+        notes.append(f'left out: {", ".join(homeless)}, in none of the subsets {described}')
+    return {subset: there for subset, there in of.items() if there}, notes
+
+
+def plan(
+    grid: Grid, variants: Sequence[Variant], seeds: Mapping[Subset | None, Sequence[int]]
+) -> list[Unit]:
+    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset.
+
+    A detector that reads no features is tried on the first pooling alone: on each it would give the
+    same numbers, and a choice among copies is none.
+    """
+    return [
+        Unit(variant, family, seed, subset)
+        for variant in variants
+        for subset in seeds
+        for seed in seeds[subset]
+        for family in grid.families
+        if variant == variants[0] or 'features' in DETECTORS[family.detector].needs
+    ]
+
+
+def existing_variants(source: str, grid: Grid) -> tuple[list[Variant], list[str]]:
+    """Return the poolings of a grid that a source has, and why the others are left out.
+
+    A source that is pooled already has one: as it is.
+    """
+    found = open_source(source)
+    if found.raw_axes:
+        return list(grid.variants), []
+    if set(grid.variants) == {Variant()}:
+        return [Variant()], []
+    return [Variant()], [f'{source} is pooled already ({found.feature}) and is taken as it is']
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a sweep runs: nothing here changes which configurations there are."""
+
+    protocol: Protocol
+    benchmark: str
+    precision: Precision
+    device: str = 'cpu'

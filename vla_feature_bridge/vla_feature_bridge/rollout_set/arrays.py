@@ -1,0 +1,281 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The arrays of a rollout set on disk: safetensors files, mapped into memory."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import zlib
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, RolloutSetError
+
+#: A header describes some dozen arrays; anything longer is not one of ours.
+_MAX_HEADER_BYTES = 1 << 20
+#: Elements that are looked at together when NaN is searched.
+_PORTION = 1 << 18
+#: What a ragged feature may take in memory: so much, or so many times its stored size.
+_MAX_PADDED_BYTES = 1 << 30
+_MAX_PADDING = 16
+OPTIONAL_ARRAYS = ('actions', 'token_probability', 'token_entropy', 'stamps', 'inference_time')
+SIGNAL = 'signals.'
+_OFFSETS = 'feature_offsets'
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    'F64': np.dtype('<f8'),
+    'F32': np.dtype('<f4'),
+    'F16': np.dtype('<f2'),
+    'BF16': np.dtype(ml_dtypes.bfloat16),
+    'I64': np.dtype('<i8'),
+    'I32': np.dtype('<i4'),
+    'I16': np.dtype('<i2'),
+    'I8': np.dtype('i1'),
+    'U8': np.dtype('u1'),
+    'BOOL': np.dtype('?'),
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_FEATURE_DTYPES = ('F64', 'F32', 'F16', 'BF16')
+
+
+def write_rollout(
+    folder: Path, number: int, rollout: Rollout, feature: FeatureSpec
+) -> dict[str, Any]:
+    """Write the arrays of one rollout into the folder of a growing set.
+
+    Parameters
+    ----------
+    folder : Path
+        ``RolloutSetWriter.folder``.
+    number : int
+        Which entry of the source it is; names the file.
+
+    Returns
+    -------
+    dict
+        Its row of the index, plain values, for :meth:`RolloutSetWriter.add_row`.
+
+    Raises
+    ------
+    RolloutSetError
+        The features are not what the set holds, or are NaN or infinite.
+    """
+    name = rollout.episode_id
+    if problem := misfit(rollout, feature):
+        raise RolloutSetError(f'rollout {name!r}: {problem}')
+    if rollout.feature_name not in ('', str(feature)):
+        raise RolloutSetError(
+            f'rollout {name!r}: expected features {str(feature)!r}, '
+            f'found {rollout.feature_name!r}; pool all rollouts of a set alike'
+        )
+    for what, array in (('features', rollout.features), ('actions', rollout.actions)):
+        step = None if array is None else first_not_finite(array)
+        if step is not None:
+            raise RolloutSetError(
+                f'rollout {name!r}: expected finite {what}, found NaN or infinity at '
+                f'step {step}; leave this rollout out or record it again'
+            )
+    file = f'{number:06d}.safetensors'
+    size, crc = _write_arrays(folder / ARRAYS / file, _arrays_of(rollout), name)
+    return {
+        'episode_id': name,
+        'task': rollout.task,
+        'task_id': int(rollout.task_id),
+        'episode_index': int(rollout.episode_index),
+        'success': None if rollout.success is None else bool(rollout.success),
+        'length': len(rollout),
+        'instruction': rollout.instruction,
+        'policy': rollout.policy,
+        'exec_horizon': int(rollout.exec_horizon),
+        'failure_step': None if rollout.failure_step is None else int(rollout.failure_step),
+        'video': rollout.video,
+        'arrays': file,
+        'arrays_bytes': size,
+        'arrays_header_crc32': crc,
+        'unseen': bool(rollout.unseen),
+    }
+
+
+def first_not_finite(array: np.ndarray) -> int | None:
+    """Return the first index of the first axis that holds NaN or infinity, None without any.
+
+    Works in small portions, so that it needs no memory to speak of.
+    """
+    portion = max(1, _PORTION * len(array) // max(1, array.size))
+    for start in range(0, len(array), portion):
+        part = array[start : start + portion]
+        if part.dtype == ml_dtypes.bfloat16 and part.ndim:
+            # Its own isfinite goes through float32, element by element.
+            finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
+        else:
+            finite = np.isfinite(part)
+        if not finite.all():
+            return start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
+    return None
+
+
+def misfit(rollout: Rollout, feature: FeatureSpec) -> str:
+    """Say how the features differ from the specification; empty if they do not."""
+    axes = () if feature.pooled else feature.axes
+    shape = rollout.features.shape
+    if rollout.features.ndim != 2 + len(axes) or shape[-1] != feature.dim:
+        wanted = ', '.join(['steps', *axes, str(feature.dim)])
+        return (
+            f'expected {str(feature)!r} features of shape ({wanted}), found {shape}; '
+            'all rollouts of a set must come from the same policy and pooling'
+        )
+    if _DTYPE_NAMES.get(rollout.features.dtype) not in _FEATURE_DTYPES:
+        return (
+            f'expected features of dtype float64, float32, float16 or bfloat16, '
+            f'found {rollout.features.dtype}'
+        )
+    return ''
+
+
+def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
+    arrays = {'features': rollout.features}
+    lengths = rollout.feature_lengths
+    if lengths is not None:
+        arrays['features'] = np.concatenate(
+            [row[:length] for row, length in zip(rollout.features, lengths, strict=True)]
+        )
+        arrays[_OFFSETS] = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    for name in OPTIONAL_ARRAYS:
+        array = getattr(rollout, name)
+        if array is not None:
+            arrays[name] = array
+    for name, values in rollout.signals.items():
+        arrays[SIGNAL + name] = values
+    return arrays
+
+
+def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    """Take the features out of the arrays of one file, and the lengths of ragged ones."""
+    flat = arrays.pop('features')
+    if _OFFSETS not in arrays:
+        return flat, None
+    offsets = arrays.pop(_OFFSETS)
+    if (
+        offsets.ndim != 1
+        or offsets.dtype != np.int64
+        or len(offsets) < 2
+        or flat.ndim < 2
+        or offsets[0] != 0
+        or offsets[-1] != len(flat)
+        or (offsets[1:] <= offsets[:-1]).any()
+    ):
+        raise RolloutSetError(
+            f'{file}: expected {_OFFSETS} that rise from 0 to {len(flat)}, the length of the '
+            f'features, found other ones; copy or convert the set again'
+        )
+    lengths = np.diff(offsets)
+    padded = len(lengths) * int(lengths.max()) * (flat.nbytes // len(flat))
+    if padded > max(_MAX_PADDED_BYTES, _MAX_PADDING * flat.nbytes):
+        raise RolloutSetError(
+            f'{file}: expected steps of a similar number of entries, found {lengths.max()} in one '
+            f'and {len(flat)} in all {len(lengths)}'
+        )
+    features = np.zeros((len(lengths), int(lengths.max()), *flat.shape[1:]), flat.dtype)
+    for step, (start, stop) in enumerate(itertools.pairwise(offsets)):
+        features[step, : stop - start] = flat[start:stop]
+    features.flags.writeable = False
+    return features, lengths
+
+
+# -- safetensors, one file per rollout
+
+
+def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tuple[int, int]:
+    """Write one file; returns its size and the CRC-32 of its header."""
+    for name, array in arrays.items():
+        if array.dtype not in _DTYPE_NAMES:
+            raise RolloutSetError(
+                f'{file.parent.parent.name}: rollout {episode!r}: array {name!r} has dtype '
+                f'{array.dtype}, expected one of {", ".join(str(d) for d in _DTYPE_NAMES)}'
+            )
+    # Widest numbers first keeps every array aligned in the mapped file.
+    order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
+    described: dict[str, Any] = {}
+    position = 0
+    for name in order:
+        array = arrays[name]
+        described[name] = {
+            'dtype': _DTYPE_NAMES[array.dtype],
+            'shape': list(array.shape),
+            'data_offsets': [position, position + array.nbytes],
+        }
+        position += array.nbytes
+    header = json.dumps(described, separators=(',', ':')).encode()
+    header += b' ' * (-len(header) % 8)
+    with file.open('wb') as stream:
+        stream.write(len(header).to_bytes(8, 'little'))
+        stream.write(header)
+        for name in order:
+            stream.write(np.ascontiguousarray(arrays[name]).view(np.uint8).data)
+    return 8 + len(header) + position, zlib.crc32(header)
+
+
+def map_arrays(file: Path, size: int, crc: int) -> dict[str, np.ndarray]:
+    """Map the arrays of one file, read-only, after checking every word of its header."""
+    try:
+        mapped = np.memmap(file, dtype=np.uint8, mode='r')
+    except (OSError, ValueError) as error:
+        raise RolloutSetError(f'{file}: expected a file of {size} bytes, found {error}') from error
+    if len(mapped) != size or len(mapped) < 8:
+        raise RolloutSetError(
+            f'{file}: expected {size} bytes, found {len(mapped)}; copy or convert the set again'
+        )
+    data: np.ndarray = mapped.view(np.ndarray)
+    length = int.from_bytes(data[:8].tobytes(), 'little')
+    if length > min(_MAX_HEADER_BYTES, len(data) - 8):
+        raise RolloutSetError(f'{file}: expected a safetensors header, found a length of {length}')
+    header = data[8 : 8 + length].tobytes()
+    if zlib.crc32(header) != crc:
+        raise RolloutSetError(
+            f'{file}: expected the header with checksum {crc} of {INDEX}, found '
+            f'{zlib.crc32(header)}; the file was changed, copy or convert the set again'
+        )
+    return _slice_arrays(file, header, data[8 + length :])
+
+
+def _slice_arrays(file: Path, header: bytes, data: np.ndarray) -> dict[str, np.ndarray]:
+    try:
+        described = json.loads(header)
+        parts = sorted(
+            (
+                tuple(map(int, entry['data_offsets'])),
+                name,
+                str(entry['dtype']),
+                tuple(entry['shape']),
+            )
+            for name, entry in described.items()
+        )
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise RolloutSetError(f'{file}: expected a safetensors header, found {error!r}') from error
+    arrays: dict[str, np.ndarray] = {}
+    position = 0
+    for (start, stop), name, code, shape in parts:
+        dtype = _DTYPES.get(code)
+        if dtype is None or any(type(n) is not int or n < 0 for n in shape):
+            raise RolloutSetError(f'{file}: array {name!r} has dtype {code!r} and shape {shape}')
+        if start != position or stop - start != math.prod(shape) * dtype.itemsize:
+            raise RolloutSetError(
+                f'{file}: array {name!r} of shape {shape} and dtype {code} must follow byte '
+                f'{position}, found bytes {start} to {stop}'
+            )
+        if stop > len(data):
+            raise RolloutSetError(f'{file}: array {name!r} ends after the file')
+        try:
+            arrays[name] = data[start:stop].view(dtype).reshape(shape)
+        except (ValueError, OverflowError) as error:  # an empty array of absurd lengths
+            raise RolloutSetError(f'{file}: array {name!r} of shape {shape}: {error}') from error
+        position = stop
+    if position != len(data):
+        raise RolloutSetError(f'{file}: {len(data) - position} bytes belong to no array')
+    return arrays

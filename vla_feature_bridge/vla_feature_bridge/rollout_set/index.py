@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The index of a rollout set: one row a rollout, and the manifest beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vla_feature_bridge.pooling import FeatureSpec, PoolingError
+from vla_feature_bridge.rollout_set.layout import (
+    ARRAY_FILE,
+    FORMAT,
+    INDEX,
+    MANIFEST,
+    VERSION,
+    RolloutSetError,
+)
+
+#: Column of the index -> the type that its values must have when read, None where it may be null.
+COLUMNS: dict[str, tuple[type, ...]] = {
+    'episode_id': (str,),
+    'task': (str,),
+    'task_id': (int,),
+    'episode_index': (int,),
+    'success': (bool, type(None)),
+    'length': (int,),
+    'instruction': (str,),
+    'policy': (str,),
+    'exec_horizon': (int,),
+    'failure_step': (int, type(None)),
+    'video': (str,),
+    'arrays': (str,),
+    'arrays_bytes': (int,),
+    'arrays_header_crc32': (int,),
+    'unseen': (bool,),
+}
+#: Columns that older sets lack, and what their rollouts have instead.
+_LATER_COLUMNS = {'unseen': False}
+
+
+# -- manifest and index
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    try:
+        manifest = json.loads(file.read_text(encoding='utf-8'))
+    except OSError as error:
+        raise RolloutSetError(
+            f'{file}: expected the manifest of a rollout set, found {error.strerror}; '
+            'make one with: python -m safe_training convert SOURCE DEST'
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise RolloutSetError(f'{file}: expected JSON, found {error}') from error
+    if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+        raise RolloutSetError(f"{file}: expected 'format': {FORMAT!r}, found another file")
+    if manifest.get('version') != VERSION:
+        raise RolloutSetError(
+            f'{file}: expected version {VERSION}, found {manifest.get("version")!r}; '
+            'convert again with this software, or use the software that wrote it'
+        )
+    for key, kind in {'policy': str, 'source': str, 'rollouts': int, 'feature': dict}.items():
+        if type(manifest.get(key)) is not kind:
+            raise RolloutSetError(f'{file}: expected {key!r} as {kind.__name__}, found none')
+    try:
+        manifest['feature'] = FeatureSpec.from_dict(manifest['feature'])
+    except PoolingError as error:
+        raise RolloutSetError(f'{file}: {error}') from error
+    return manifest
+
+
+def read_index(file: Path) -> dict[str, list[Any]]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        table = pyarrow.parquet.ParquetFile(file, memory_map=True).read()
+    except FileNotFoundError:
+        raise RolloutSetError(
+            f'{file}: expected the index of a rollout set, found none; convert again'
+        ) from None
+    except (pyarrow.ArrowException, OSError) as error:
+        raise RolloutSetError(f'{file}: expected a parquet file, found {error}') from error
+    columns: dict[str, list[Any]] = {}
+    for name, kinds in COLUMNS.items():
+        if name in _LATER_COLUMNS and name not in table.column_names:
+            columns[name] = [_LATER_COLUMNS[name]] * table.num_rows
+            continue
+        if name not in table.column_names:
+            raise RolloutSetError(f'{file}: expected a column {name!r}, found {table.column_names}')
+        columns[name] = table.column(name).to_pylist()
+        if not {type(value) for value in columns[name]} <= set(kinds):
+            expected = ' or '.join(kind.__name__ for kind in kinds)
+            raise RolloutSetError(f'{file}: expected {expected} in column {name!r}')
+    return columns
+
+
+def write_index(file: Path, rows: dict[str, list[Any]]) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    types = {str: pyarrow.string(), int: pyarrow.int64(), bool: pyarrow.bool_()}
+    schema = pyarrow.schema([(name, types[kinds[0]]) for name, kinds in COLUMNS.items()])
+    pyarrow.parquet.write_table(pyarrow.table(rows, schema=schema), file)
+
+
+def check_array_files(folder: Path, columns: dict[str, list[Any]]) -> None:
+    try:
+        with os.scandir(folder) as entries:
+            sizes = {entry.name: entry.stat().st_size for entry in entries}
+    except OSError as error:
+        raise RolloutSetError(
+            f'{folder}: expected the folder of the arrays, found {error.strerror}; '
+            'copy or convert the set again'
+        ) from error
+    for name, size in zip(columns['arrays'], columns['arrays_bytes'], strict=True):
+        if not ARRAY_FILE.fullmatch(name):
+            raise RolloutSetError(f'{folder.parent / INDEX}: {name!r} is no name of an array file')
+        if sizes.get(name) != size:
+            found = f'{sizes[name]} bytes' if name in sizes else 'none'
+            raise RolloutSetError(
+                f'{folder / name}: expected a file of {size} bytes, found {found}; '
+                'copy or convert the set again'
+            )
+
+
+def software() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = {'python': platform.python_version(), 'numpy': np.__version__}
+    try:
+        found['vla_feature_bridge'] = version('vla_feature_bridge')
+    except PackageNotFoundError:  # used from a source tree that is not installed
+        found['vla_feature_bridge'] = 'source tree'
+    return found
