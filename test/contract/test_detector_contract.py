@@ -19,7 +19,6 @@ from safe_monitor_node.detectors import (
     DETECTORS,
     DetectorError,
     StepError,
-    fitter_for,
     make_detector,
 )
 from safe_monitor_node.storage.detector_folder import load_detector, save_detector
@@ -281,12 +280,11 @@ def test_an_unknown_detector_or_parameter_is_refused_with_what_there_is():
 
 
 def test_a_detector_without_a_fitter_says_where_fitting_lives():
-    class Homeless(DETECTORS['clock']):
-        name = 'homeless'
+    class WithoutFitter(DETECTORS['clock']):
+        name = 'without_fitter'
 
-    with pytest.raises(DetectorError, match='import safe_training'):
-        Homeless().fit(TRAINING)
-    assert callable(fitter_for), 'the way to register one is public'
+    with pytest.raises(DetectorError, match='install the package safe_training'):
+        WithoutFitter().fit(TRAINING)
 
 
 # --- fitting

@@ -16,7 +16,7 @@ from safe_monitor_node.nodes import monitor
 from vla_feature_bridge.nodes import replay
 from vla_feature_bridge.ros.parameters import Parameter, ParameterError, declare_parameters
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 TABLES = {'monitor': monitor.PARAMETERS, 'replay': replay.PARAMETERS}
 EVERY = [
     pytest.param(node, parameter, id=f'{node}.{parameter.name}')

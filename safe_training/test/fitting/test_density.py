@@ -17,7 +17,7 @@ from safe_training.fitting.density import batch_loss, flow_matching_loss
 from safe_training.fitting.losses import sum_of_squares
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'rnd_logpzo.npz')
+GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'rnd_logpzo.npz')
 TOLERANCE = 1e-4
 CONFIG = json.loads(str(GOLDEN['rnd/in/unet_config']))
 UNET = {

@@ -23,7 +23,7 @@ from safe_training.recordings.sources import load_rollouts
 from vla_feature_bridge.rollout_set.layout import RolloutSetError
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
-DATA = Path(__file__).parents[1] / 'data'
+DATA = Path(__file__).parents[3] / 'test' / 'data'
 DUMP = DATA / 'openvla_dump'
 FLOW = DATA / 'miniature_flow.npz'
 

@@ -17,7 +17,7 @@ from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
 from safe_training.evaluation.protocol import Protocol, choose_split
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'embed.npz')
+GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'embed.npz')
 TOLERANCE = 3e-4
 NAMES = {'mahala': 'mahalanobis', 'euclid': 'euclidean_knn', 'cosine': 'cosine_knn'}
 CASES = sorted({key.split('/')[0] for key in GOLDEN if key.endswith('out/scores')})

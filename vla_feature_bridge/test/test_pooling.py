@@ -10,7 +10,7 @@ import pytest
 
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError, check_command, parse_pooling, pool
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'pooling.npz')
+GOLDEN = np.load(Path(__file__).parents[2] / 'test' / 'golden' / 'pooling.npz')
 
 
 @pytest.mark.parametrize('case', ['c0', 'c1'])

@@ -36,7 +36,7 @@ from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 from vla_feature_bridge.step import PolicyStep
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 DATA = ROOT / 'test' / 'data'
 SPEC = FeatureSpec('hidden_states', 16, ('token',), (('token', 'last'),))
 START, END, LABEL = bag_messages.KIND_START, bag_messages.KIND_END, bag_messages.KIND_LABEL

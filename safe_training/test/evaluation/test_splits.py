@@ -12,7 +12,7 @@ from hypothesis import given, settings
 
 from safe_training.evaluation.splits import Split, SplitError, split_tasks
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
+GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 CASES = json.loads((GOLDEN / 'split_protocol.json').read_text())
 
 

@@ -17,7 +17,7 @@ from safe_training.calibration.curves import ALPHAS, CalibrationError
 from safe_training.calibration.functional import calibrate, functional_band, two_sided_band
 from safe_training.calibration.split_conformal import conformal_quantile
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
+GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 MODULATIONS = {'adaptive': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}
 
 

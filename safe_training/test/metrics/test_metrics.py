@@ -46,7 +46,7 @@ from safe_training.metrics.scored import (
     scores_by_end,
 )
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
+GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 
 
 def alarm_steps(scored, threshold):

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.untrusted.pickle_file import load_bytes, load_pickle
 
-DATA = Path(__file__).parents[1] / 'data'
+DATA = Path(__file__).parents[4] / 'test' / 'data'
 DUMP = DATA / 'openvla_dump'
 
 

@@ -26,7 +26,7 @@ from safe_training.sweep.plan import Unit, plan, seeds_of, tasks_of_subsets
 from safe_training.sweep.results import read_results
 from vla_feature_bridge.rollout import Rollout
 
-DATA = Path(__file__).parents[1] / 'data'
+DATA = Path(__file__).parents[3] / 'test' / 'data'
 SET = DATA / 'miniature_flow.npz'
 GRID = """
 benchmark: flow

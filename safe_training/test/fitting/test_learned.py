@@ -16,7 +16,7 @@ from safe_training.fitting.density import training_inputs
 from safe_training.fitting.learned import batch_loss, scale_weights, training_epochs
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
+GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 WIDTH = 6
 LEARNED = ('safe_mlp', 'safe_lstm')
 TINY = {'hidden': 8, 'epochs': 5}

@@ -13,7 +13,7 @@ from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.clustering import squared_distances, ward_cluster_sizes
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'sample_metrics.npz')
+GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'sample_metrics.npz')
 CASES = ('c0', 'c1', 'c2')
 PARTS = ('action_translation_var', 'action_rotation_var', 'action_gripper_var')
 SPREADS = (*PARTS, 'action_total_var', 'action_general_var', 'action_cluster_entropy')

@@ -14,7 +14,7 @@ from safe_training.fitting import losses
 from safe_training.fitting.data import TrainingData
 from safe_training.fitting.learned import batch_loss, training_epochs
 
-FOLDER = Path(__file__).parents[1] / 'golden'
+FOLDER = Path(__file__).parents[3] / 'test' / 'golden'
 LOSSES, MLP, LSTM, TRAINING = (
     np.load(FOLDER / f'{name}.npz')
     for name in ('losses', 'safe_mlp', 'safe_lstm', 'training_steps')

@@ -16,7 +16,7 @@ from safe_training.calibration.curves import CalibrationError
 from safe_training.calibration.split_conformal import conformal_quantile, split_conformal
 from safe_training.cli.main import main
 
-TEST = Path(__file__).parents[1]
+TEST = Path(__file__).parents[3] / 'test'
 CASES = json.loads((TEST / 'golden' / 'split_cp.json').read_text())
 
 

@@ -21,7 +21,7 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 from vla_feature_bridge.signals import SIGNAL_NAMES, rollout_signals
 
-DATA = Path(__file__).parents[1] / 'data'
+DATA = Path(__file__).parents[4] / 'test' / 'data'
 DUMP = DATA / 'openvla_dump'
 FLOW = DATA / 'miniature_flow.npz'
 ACTIONS = ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')

@@ -9,7 +9,7 @@ import pytest
 
 from safe_training.cli.main import main
 
-SET = Path(__file__).parents[1] / 'data' / 'miniature_flow.npz'
+SET = Path(__file__).parents[3] / 'test' / 'data' / 'miniature_flow.npz'
 
 
 @pytest.fixture(scope='module')

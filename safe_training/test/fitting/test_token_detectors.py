@@ -12,7 +12,7 @@ import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[1] / 'golden' / 'token_metrics.npz')
+GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'token_metrics.npz')
 CASES = sorted({key.split('/')[0] for key in GOLDEN if key.startswith('c')})
 PUBLISHED = {
     'token_max_neg_log_prob': 'max_token_prob',

@@ -17,7 +17,7 @@ from safe_training.metrics.operating_curves import (
 )
 from safe_training.metrics.scored import MetricError, Scored
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
+GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 
 
 def alarm_steps(scored, threshold):

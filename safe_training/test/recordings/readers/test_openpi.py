@@ -16,7 +16,7 @@ from safe_training.recordings.readers.pi0_fast_droid import balanced
 from safe_training.recordings.sources import load_rollouts, open_source
 from vla_feature_bridge.tokens import token_statistics
 
-GOLDEN = Path(__file__).parents[1] / 'golden'
+GOLDEN = Path(__file__).parents[4] / 'test' / 'golden'
 TASKS = ('open the drawer', 'close the drawer')
 
 
