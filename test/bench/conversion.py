@@ -40,7 +40,7 @@ _ROUNDS = 3
 
 _MEMORY_PROBE = """
 import json, sys
-from safe_training.conversion import convert
+from safe_training.recordings.convert import convert
 
 def peak():
     with open('/proc/self/status') as status:
@@ -54,7 +54,7 @@ print(json.dumps([before, peak()]))
 """
 _OPEN_PROBE = """
 import json, sys, time
-from vla_feature_bridge.rollout_set import RolloutSet
+from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 start = time.perf_counter()
 import pyarrow.parquet

@@ -55,7 +55,7 @@ def fit(rollouts: Path, detector: str, folder: Path, *settings: str) -> Path:
         '0.2',
     ]
     for setting in settings:
-        arguments += ['--set', setting]
+        arguments += ['--param', setting]
     assert safe_training(arguments) == 0
     return folder
 

@@ -356,7 +356,7 @@ def test_labels_move_the_threshold_of_the_next_episode_once_each(
 ):
     rollout, alarm_step = alarming
     expected = Expected(mlp_folder, 0.05)
-    run_monitor(detector_folder=mlp_folder, adaptation_rate=0.05)
+    run_monitor(detector_folder=mlp_folder, adaptation_step=0.05)
     probe.wait_until_active()
     assert play(probe, rollout, 'a', alarm_step + 1)[-1].alarm
     events = probe.listen_to_events()
@@ -395,7 +395,7 @@ def test_labels_move_the_threshold_of_the_next_episode_once_each(
 def test_an_own_label_that_comes_back_after_another_one_counts_for_nothing(
     probe, mlp_folder, quiet
 ):
-    parameters = {'detector_folder': str(mlp_folder), 'adaptation_rate': 0.05}
+    parameters = {'detector_folder': str(mlp_folder), 'adaptation_step': 0.05}
     node = MonitorNode(
         context=probe.context,
         parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()],
@@ -434,7 +434,7 @@ def test_what_was_learned_survives_a_restart_and_a_damaged_file_is_refused(
     file = tmp_path / 'learned.json'
     parameters = {
         'detector_folder': mlp_folder,
-        'adaptation_rate': 0.05,
+        'adaptation_step': 0.05,
         'adaptation_file': str(file),
     }
     first = run_monitor(**parameters)
@@ -469,7 +469,7 @@ def test_another_detector_adapts_anew_and_leaves_the_file_alone(
     probe, run_monitor, mlp_folder, lstm_folder, quiet, tmp_path
 ):
     file = tmp_path / 'learned.json'
-    run_monitor(detector_folder=mlp_folder, adaptation_rate=0.05, adaptation_file=str(file))
+    run_monitor(detector_folder=mlp_folder, adaptation_step=0.05, adaptation_file=str(file))
     probe.wait_until_active()
     probe.step(quiet(0, 'a'))
     probe.end('a')
@@ -502,7 +502,7 @@ def test_labels_are_published_without_adaptation_and_wrong_ones_refused(
     events = probe.listen_to_events()
     earlier = probe.label_episode('recorded earlier', EpisodeEvent.OUTCOME_FAILURE)
     assert earlier.success
-    assert 'adaptation_rate is 0' in earlier.message
+    assert 'adaptation_step is 0' in earlier.message
     probe.spin_until(lambda: events, 'the label is published')
     assert [event.episode_id for event in events] == ['recorded earlier']
     assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
@@ -516,7 +516,7 @@ def test_a_file_without_adaptation_is_refused(probe, run_monitor, mlp_folder, tm
         lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR,
         'the failure is diagnosed',
     )
-    assert 'adaptation_rate is 0' in probe.status.message
+    assert 'adaptation_step is 0' in probe.status.message
     answer = probe.label_episode('e', EpisodeEvent.OUTCOME_SUCCESS)
     assert answer.success
     assert 'published only' in answer.message

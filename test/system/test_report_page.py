@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for rollout in rollouts():
             writer.add(rollout)
     fit = ['fit', str(folder / 'set'), '--detector', 'safe_mlp', '--out', str(folder / 'detector')]
-    assert main([*fit, '--set', 'epochs=30', '--set', 'hidden=8', '--alpha', '0.2']) == 0
+    assert main([*fit, '--param', 'epochs=30', '--param', 'hidden=8', '--alpha', '0.2']) == 0
     (folder / 'videos').mkdir()
     write_video(folder / 'videos' / 'lift.mp4', 12)
     report = ['report', str(folder / 'set'), '--folder', str(folder / 'detector')]

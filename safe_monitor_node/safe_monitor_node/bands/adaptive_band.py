@@ -78,7 +78,7 @@ class AdaptiveBand:
                 raise AdaptationError(
                     f'{name_of(task)}: expected center, width and nonconformities, from which its '
                     'thresholds can be moved, found thresholds only; fit again with this release, '
-                    'with the finite-sample quantile, or set adaptation_rate to 0'
+                    'with the finite-sample quantile, or set adaptation_step to 0'
                 )
             self._shapes[task] = shape
             self._moving[task] = AdaptiveThreshold(

@@ -89,7 +89,7 @@ class Threshold:
             raise BandError(f'band: step {step} is negative; steps are counted from 0')
         raise BandError(
             f'band: step {step} is past the calibrated band of {self.length} steps; '
-            'calibrate again with a longer horizon (at least the longest episode allowed)'
+            'calibrate again with a larger max_steps (at least the longest episode allowed)'
         )
 
 

@@ -57,12 +57,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     'DETECTORS',
-    'Detector',
-    'DetectorError',
-    'StepError',
-    'Stream',
-    'make_detector',
-    'register',
     'ActionClusterEntropy',
     'ActionGeneralVar',
     'ActionGripperVar',
@@ -73,6 +67,8 @@ __all__ = [
     'Clock',
     'Constant',
     'CosineKnn',
+    'Detector',
+    'DetectorError',
     'EuclideanKnn',
     'LinearProbe',
     'LogpZO',
@@ -85,10 +81,14 @@ __all__ = [
     'Signal',
     'Stac',
     'StacSingle',
+    'StepError',
+    'Stream',
     'TokenAvgEntropy',
     'TokenAvgNegLogProb',
     'TokenMaxEntropy',
     'TokenMaxNegLogProb',
+    'make_detector',
+    'register',
 ]
 
 _MODULES = {cls: module for module, cls in CLASSES.values()}

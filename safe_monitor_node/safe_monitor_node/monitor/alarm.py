@@ -84,7 +84,7 @@ class Verdict:
 NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math.nan)
 
 
-class AlarmPolicy:
+class AlarmStateMachine:
     """Debounced, latched alarm over the steps of one episode after another.
 
     Every method returns the :class:`Verdict` after the event. Times are seconds of one clock.

@@ -14,7 +14,7 @@ from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.bands.adaptive_threshold import AdaptationError
 from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.detectors import StepError, Stream
-from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmPolicy, Verdict
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
 from safe_monitor_node.monitor.label_feedback import Lesson, Lessons
 from safe_monitor_node.storage.detector_folder import LoadedDetector
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
@@ -126,7 +126,7 @@ class EpisodeMonitor:
     alpha, warning_alpha : float
         As in :func:`choose_thresholds`.
     config : AlarmConfig, optional
-    adaptation_rate : float
+    adaptation_step : float
         Step size gamma with which labelled successes move the thresholds; 0 leaves them alone.
 
     Attributes
@@ -151,26 +151,26 @@ class EpisodeMonitor:
         alpha: float = 0.0,
         warning_alpha: float = 0.0,
         config: AlarmConfig | None = None,
-        adaptation_rate: float = 0.0,
+        adaptation_step: float = 0.0,
     ) -> None:
         self.loaded = loaded
         self._alphas = alpha, warning_alpha
         self.threshold, self.warning = choose_thresholds(loaded, alpha, warning_alpha)
         self.adaptation: AdaptiveBand | None = None
         self._lessons: Lessons | None = None
-        if adaptation_rate > 0.0:
+        if adaptation_step > 0.0:
             assert loaded.band is not None
             try:
                 self.adaptation = AdaptiveBand(
                     loaded.band,
                     self.threshold.alpha,
-                    adaptation_rate,
+                    adaptation_step,
                     warning_alpha=self.warning.alpha,
                 )
             except AdaptationError as error:
                 raise MonitorError(f'detector {loaded.detector.name}: {error}') from error
             self._lessons = Lessons(self.adaptation, loaded.band.length)
-        self.policy = AlarmPolicy(config)
+        self.policy = AlarmStateMachine(config)
         self.counts = Counts()
         self.episode_id = ''
         self.task = ''

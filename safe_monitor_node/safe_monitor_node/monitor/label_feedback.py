@@ -33,7 +33,7 @@ class Lesson(Enum):
         f'nothing is learned from it: it is none of the last {KEPT_EPISODES} episodes that this '
         'detector judged'
     )
-    OFF = 'nothing is learned from it: adaptation_rate is 0'
+    OFF = 'nothing is learned from it: adaptation_step is 0'
 
 
 @dataclass(slots=True)

@@ -77,7 +77,7 @@ PARAMETERS = (
         0.99,
     ),
     Parameter(
-        'adaptation_rate',
+        'adaptation_step',
         0.0,
         'Step size with which labelled successes move the thresholds, for example a tenth of '
         'alpha; 0 leaves them as calibrated.',
@@ -124,7 +124,7 @@ class MonitorNode(ManagedNode):
 
     Services: ``~/reset`` (std_srvs/Trigger) releases a latched alarm; ``~/load_detector`` replaces
     the detector; ``~/label_episode`` publishes an outcome on ``vla/episode``. Outcomes from there
-    move the thresholds of later episodes, if ``adaptation_rate`` is not 0. A message that cannot be
+    move the thresholds of later episodes, if ``adaptation_step`` is not 0. A message that cannot be
     judged gives an INVALID score and a diagnosis; the node lives on.
     """
 
@@ -230,7 +230,7 @@ class MonitorNode(ManagedNode):
             alpha=self._p.alpha,
             warning_alpha=self._p.warning_alpha,
             config=config,
-            adaptation_rate=self._p.adaptation_rate,
+            adaptation_step=self._p.adaptation_step,
         )
 
     def _open_adaptation_file(self, monitor: EpisodeMonitor) -> AdaptationFile | None:
@@ -238,7 +238,7 @@ class MonitorNode(ManagedNode):
             return None
         if monitor.adaptation is None:
             raise MonitorError(
-                f'parameter adaptation_file is {self._p.adaptation_file!r}, but adaptation_rate is '
+                f'parameter adaptation_file is {self._p.adaptation_file!r}, but adaptation_step is '
                 '0, so nothing is learned; set a rate, for example a tenth of alpha, or leave the '
                 'file empty'
             )

@@ -156,7 +156,7 @@ def test_a_band_that_does_not_say_what_it_is_made_of_is_refused():
     with pytest.raises(AdaptationError, match=r'the band of all tasks: expected center.*fit again'):
         AdaptiveBand(bare, 0.3, 0.02)
     made_of = Band(np.array([0.3]), np.ones((1, 2)), 'any', 3, shape=shape, tasks={'pour': bare})
-    with pytest.raises(AdaptationError, match=r"the band of task 'pour': .*adaptation_rate to 0"):
+    with pytest.raises(AdaptationError, match=r"the band of task 'pour': .*adaptation_step to 0"):
         AdaptiveBand(made_of, 0.3, 0.02)
 
 

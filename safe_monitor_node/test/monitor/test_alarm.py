@@ -13,8 +13,8 @@ from safe_monitor_node.monitor.alarm import (
     NOTHING,
     AlarmConfig,
     AlarmError,
-    AlarmPolicy,
     AlarmState,
+    AlarmStateMachine,
 )
 
 UNKNOWN, NOMINAL, WARNING, ALARM, STALE, INVALID = AlarmState
@@ -27,7 +27,7 @@ class Episode:
     """An alarm policy in a running episode, one second a step."""
 
     def __init__(self, **config):
-        self.policy = AlarmPolicy(AlarmConfig(**config))
+        self.policy = AlarmStateMachine(AlarmConfig(**config))
         self.now = 100.0
         self.step = 0
         self.policy.start(self.now)
@@ -65,7 +65,7 @@ class Episode:
 
 
 def test_before_any_episode_nothing_is_known():
-    policy = AlarmPolicy()
+    policy = AlarmStateMachine()
     assert policy.verdict == NOTHING
     assert policy.verdict.state == UNKNOWN
     assert not policy.running
@@ -144,7 +144,7 @@ def test_a_latched_alarm_outlives_low_scores_silence_and_broken_steps():
     assert episode.verdict.reason == reason, 'the reason stays the one that raised it'
 
 
-def leave_by_end(policy):
+def leave_max_score(policy):
     policy.end()
 
 
@@ -152,7 +152,7 @@ def leave_by_start(policy):
     policy.start(0.0)
 
 
-@pytest.mark.parametrize('leave', [leave_by_end, leave_by_start])
+@pytest.mark.parametrize('leave', [leave_max_score, leave_by_start])
 @pytest.mark.parametrize('state', [UNKNOWN, NOMINAL, WARNING, ALARM, STALE, INVALID])
 def test_every_state_ends_with_its_episode(state, leave):
     episode = Episode()
@@ -419,7 +419,7 @@ def happen(policy, event, value, step, now):
 @settings(max_examples=300, deadline=None)
 @given(events=events, config=configs)
 def test_what_no_sequence_of_events_may_do(events, config):
-    policy, now, before = AlarmPolicy(config), 0.0, UNKNOWN
+    policy, now, before = AlarmStateMachine(config), 0.0, UNKNOWN
     policy.start(now)
     judged = False
     for step, (event, value) in enumerate(events):

@@ -65,9 +65,9 @@ def make_step(index, score=LOW, episode='a', **changes):
 class Live:
     """An episode monitor and a clock that runs one second a step."""
 
-    def __init__(self, loaded=None, *, adaptation_rate=0.0, **config):
+    def __init__(self, loaded=None, *, adaptation_step=0.0, **config):
         self.monitor = EpisodeMonitor(
-            loaded or scripted(), config=AlarmConfig(**config), adaptation_rate=adaptation_rate
+            loaded or scripted(), config=AlarmConfig(**config), adaptation_step=adaptation_step
         )
         self.now = 50.0
 
@@ -553,7 +553,7 @@ def adapting(peaks=39, rate=0.05, **config):
     band = constant_band(curves, (0.1, 0.2), horizon=20)
     own = constant_band([2 * curve for curve in curves], (0.1, 0.2), horizon=20)
     band = dataclasses.replace(band, tasks={'pour': own})
-    return Live(scripted(band), adaptation_rate=rate, **config)
+    return Live(scripted(band), adaptation_step=rate, **config)
 
 
 def level_of(live, task=''):
@@ -806,7 +806,7 @@ def test_another_detector_learns_anew():
 
 def test_a_band_without_its_shape_cannot_adapt():
     with pytest.raises(MonitorError, match=r'detector action_norm: the band of all tasks.*fit aga'):
-        EpisodeMonitor(scripted(), adaptation_rate=0.02)
+        EpisodeMonitor(scripted(), adaptation_step=0.02)
 
 
 def test_debounced_alarms_count_as_the_crossings_that_they_come_from():
@@ -822,7 +822,7 @@ def test_under_drift_the_rate_is_kept_where_a_fixed_band_breaks(late):
     rng = np.random.default_rng(late)
     peaks = [[peak] for peak in rng.normal(size=60)]
     loaded = scripted(constant_band(peaks, (alpha,), horizon=3), alpha)
-    adaptive, fixed = Live(loaded, adaptation_rate=rate), Live(loaded)
+    adaptive, fixed = Live(loaded, adaptation_step=rate), Live(loaded)
     alarms = {'adaptive': 0, 'fixed': 0}
     for index in range(count):
         drift = 2.0 * index / count

@@ -26,7 +26,7 @@ def constant_band(
     scores: Sequence[ArrayLike],
     alphas: Sequence[float] = ALPHAS,
     *,
-    horizon: int,
+    max_steps: int,
     quantile: Quantile = 'finite_sample',
     rollouts: Sequence[str] | None = None,
     calibrated_on: str = '',
@@ -42,20 +42,20 @@ def constant_band(
 
     Parameters
     ----------
-    scores, alphas, horizon, rollouts, calibrated_on
+    scores, alphas, max_steps, rollouts, calibrated_on
         As in :func:`safe_training.calibration.functional.calibrate`.
     quantile
         As in :func:`conformal_quantile`; the promise is that of 'finite_sample'.
     """
-    curves = checked_curves(scores, horizon)
+    curves = checked_curves(scores, max_steps)
     levels = checked_alphas(alphas)
     peaks = np.sort([float(curve.max()) for curve in curves])
     thresholds = [conformal_quantile(peaks, alpha, quantile) for alpha in levels]
-    upper: NDArray[np.float64] = np.repeat(np.array(thresholds)[:, None], horizon, axis=1)
+    upper: NDArray[np.float64] = np.repeat(np.array(thresholds)[:, None], max_steps, axis=1)
     provenance: dict[str, Any] = {
         'alphas': levels,
         'quantile': quantile,
-        'horizon': horizon,
+        'max_steps': max_steps,
         'n_center': 0,
         'n_calibration': len(curves),
         'calibrated_on': calibrated_on,
@@ -74,8 +74,8 @@ def constant_band(
         n_center=0,
         provenance=provenance,
         shape=BandShape(
-            center=np.zeros(horizon),
-            width=np.ones((len(levels), horizon)),
+            center=np.zeros(max_steps),
+            width=np.ones((len(levels), max_steps)),
             nonconformity=np.tile(peaks, (len(levels), 1)),
         ),
     )

@@ -55,15 +55,15 @@ def checked_alphas(alphas: Sequence[float]) -> list[float]:
     return values
 
 
-def checked_curves(scores: Sequence[ArrayLike], horizon: int) -> list[NDArray[np.float64]]:
+def checked_curves(scores: Sequence[ArrayLike], max_steps: int) -> list[NDArray[np.float64]]:
     """Return score curves as float64; raises CalibrationError for none, empty, NaN or too long."""
     if len(scores) == 0:
         raise CalibrationError(
             'calibration: there are no successful rollouts to calibrate on; label successes, '
             'record more of them, or hold out more of the seen tasks (a lower seen_train_ratio)'
         )
-    if horizon < 1:
-        raise CalibrationError(f'calibration: the horizon must be at least 1 step, found {horizon}')
+    if max_steps < 1:
+        raise CalibrationError(f'calibration: max_steps must be at least 1 step, found {max_steps}')
     curves = []
     for index, entry in enumerate(scores):
         curve = np.asarray(entry, dtype=np.float64)
@@ -78,10 +78,10 @@ def checked_curves(scores: Sequence[ArrayLike], horizon: int) -> list[NDArray[np
                 f'calibration: the score of rollout {index} at step {step} is {curve[step]}; '
                 'scores must be finite'
             )
-        if curve.size > horizon:
+        if curve.size > max_steps:
             raise CalibrationError(
-                f'calibration: rollout {index} has {curve.size} steps, more than the horizon of '
-                f'{horizon}; raise the horizon to the longest episode allowed'
+                f'calibration: rollout {index} has {curve.size} steps, more than max_steps, '
+                f'{max_steps}; raise max_steps to the longest episode allowed'
             )
         curves.append(curve)
     return curves
@@ -103,5 +103,5 @@ def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDAr
     return matrix
 
 
-def edge_extended(curve: NDArray[np.float64], horizon: int) -> NDArray[np.float64]:
-    return np.pad(curve, (0, horizon - curve.size), mode='edge')
+def edge_extended(curve: NDArray[np.float64], max_steps: int) -> NDArray[np.float64]:
+    return np.pad(curve, (0, max_steps - curve.size), mode='edge')

@@ -9,7 +9,7 @@ s = max_t (x(t) - mu(t)) / M(t); the band is upper(t) = mu(t) + w M(t) with w th
 ceil((n + 1)(1 - alpha))-th smallest of the n nonconformities.
 
 Why the promise holds for rollouts of unequal length: extending a curve with its last value to the
-common horizon looks at that curve alone, so it maps exchangeable rollouts (scores together with
+common length looks at that curve alone, so it maps exchangeable rollouts (scores together with
 length) to exchangeable curves; mu and M come from a part that neither the calibration curves nor
 the judged rollout belong to. Hence the rank of a new success's s among the calibration ones is
 uniform and P(s > w) <= alpha. The monitor sees that rollout only up to its true length, and the
@@ -42,7 +42,7 @@ from safe_training.calibration.curves import (
     infinite_note,
 )
 
-Modulation = Literal['adaptive', 'std', 'constant']
+Modulation = Literal['max_deviation', 'std', 'constant']
 
 # A step where the center curves (nearly) agree may be this much narrower than the average step.
 # Without a floor one such step sets w for the whole band: the published 1e-8 gave bands of 1.5e7.
@@ -55,10 +55,10 @@ def calibrate(
     scores: Sequence[ArrayLike],
     alphas: Sequence[float] = ALPHAS,
     *,
-    horizon: int,
+    max_steps: int,
     generator: np.random.Generator,
     center_fraction: float = 0.3,
-    modulation: Modulation = 'adaptive',
+    modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
     rollouts: Sequence[str] | None = None,
     calibrated_on: str = '',
@@ -71,7 +71,7 @@ def calibrate(
         Score curve of each successful rollout, over its true length.
     alphas : sequence of float
         Promised false-alarm rates per successful episode, each in (0, 1).
-    horizon : int
+    max_steps : int
         Number of steps of the band: at least the longest rollout that will ever be judged,
         normally the time limit of an episode. Curves are extended to it with their last value.
     generator : numpy.random.Generator
@@ -98,11 +98,11 @@ def calibrate(
     Raises
     ------
     CalibrationError
-        No rollouts; empty, non-finite or misshapen scores; a rollout longer than the horizon; a
+        No rollouts; empty, non-finite or misshapen scores; a rollout longer than max_steps; a
         parameter out of range.
 
     """
-    curves = checked_curves(scores, horizon)
+    curves = checked_curves(scores, max_steps)
     if rollouts is not None and len(rollouts) != len(curves):
         raise CalibrationError(
             f'calibration: {len(rollouts)} rollout names for {len(curves)} score curves'
@@ -111,7 +111,7 @@ def calibrate(
         raise CalibrationError(
             f'calibration: center_fraction must lie inside (0, 1), found {center_fraction}'
         )
-    extended = np.stack([edge_extended(curve, horizon) for curve in curves])
+    extended = np.stack([edge_extended(curve, max_steps) for curve in curves])
     order = generator.permutation(len(curves))
     n_center = max(1, math.floor(exact_fraction(center_fraction) * len(curves)))
     center, ranked = order[:n_center], order[n_center:]
@@ -134,7 +134,7 @@ def functional_band(
     center_curves: ArrayLike,
     calibration_curves: ArrayLike,
     alphas: Sequence[float] = ALPHAS,
-    modulation: Modulation = 'adaptive',
+    modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
 ) -> Band:
     """Build the one-sided functional conformal band from curves of equal length.
@@ -148,8 +148,8 @@ def functional_band(
         then +inf.
     alphas : sequence of K float
         Promised false-alarm rates, in any order; the band holds them ascending.
-    modulation : {'adaptive', 'std', 'constant'}
-        'adaptive' ("Tfunc" in the paper's code): M(t) = max |x(t) - mu(t)| over the center
+    modulation : {'max_deviation', 'std', 'constant'}
+        'max_deviation' ("Tfunc" in the paper's code): M(t) = max |x(t) - mu(t)| over the center
         curves, leaving out the ceil((n1 + 1)(1 - alpha))-rank outliers by their largest
         deviation. 'std': the standard deviation (ddof 1). 'constant': 1/T.
     quantile : {'finite_sample', 'published'}
@@ -183,7 +183,7 @@ def functional_band(
         'alphas': sorted_alphas,
         'modulation': modulation,
         'quantile': quantile,
-        'horizon': center.shape[1],
+        'max_steps': center.shape[1],
         'n_center': n_center,
         'n_calibration': n_calibration,
     }
@@ -205,7 +205,7 @@ def two_sided_band(
     center_curves: ArrayLike,
     calibration_curves: ArrayLike,
     alphas: Sequence[float] = ALPHAS,
-    modulation: Modulation = 'adaptive',
+    modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the lower and upper edges (K, T) between which a new curve stays, for each alpha.
@@ -312,7 +312,7 @@ def _published_band(
     if modulation == 'std' and n1 == 1:
         raise CalibrationError(
             'calibration: the published standard deviation of one center curve does not exist; '
-            "use modulation 'adaptive' or 'constant', or quantile 'finite_sample'"
+            "use modulation 'max_deviation' or 'constant', or quantile 'finite_sample'"
         )
     mu = center.mean(axis=0)
     rank = int(np.ceil((n1 + 1) * (1 - alpha)))
@@ -326,7 +326,7 @@ def _published_band(
 def _modulation(
     center: NDArray[np.float64], mu: NDArray[np.float64], rank: int, modulation: Modulation
 ) -> NDArray[np.float64]:
-    """Return the unfloored M(t), shape (T,); `rank` trims outliers of the adaptive one."""
+    """Return the unfloored M(t), shape (T,); `rank` trims outliers of max_deviation."""
     n, steps = center.shape
     if modulation == 'constant':
         return np.full(steps, 1.0 / steps)

@@ -50,9 +50,9 @@ from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 EXAMPLE = """examples:
-  python -m safe_training calibration my_set --detector linear_probe
-  python -m safe_training calibration my_set --detector safe_lstm --band none --band per-task
-  python -m safe_training calibration my_set --folder my_detector
+  python -m safe_training compare-bands my_set --detector linear_probe
+  python -m safe_training compare-bands my_set --detector safe_lstm --band none --band per-task
+  python -m safe_training compare-bands my_set --folder my_detector
 """
 ALPHAS = (0.05, 0.1, 0.2, 0.3)
 LEGEND = (
@@ -71,7 +71,7 @@ _FEWEST = 10
 def add_command(verbs: Any) -> None:
     """Add the verb to the command line."""
     parser = verbs.add_parser(
-        'calibration',
+        'compare-bands',
         help='compare promised and realised false-alarm rates of every kind of band',
         description=(
             'Say what bands promise, on which rollouts, and what was realised on others: for each '
@@ -104,7 +104,7 @@ def add_command(verbs: Any) -> None:
         help='step size of the moving threshold (default: a tenth of alpha)',
     )
     parser.add_argument(
-        '--set',
+        '--param',
         action='append',
         default=[],
         dest='params',

@@ -36,16 +36,16 @@ from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.judge import band_for, parts_of
 from safe_training.evaluation.protocol import (
     PAPER_SEEDS,
+    PROTOCOLS,
     ROBUST_SPLITS,
-    SCHEMES,
     EvaluationError,
     Protocol,
-    Scheme,
+    ProtocolName,
     choose_splits,
     fold_count,
     numbered_tasks,
 )
-from safe_training.evaluation.saved_splits import read_splits, saved_scheme, write_splits
+from safe_training.evaluation.saved_splits import read_splits, saved_protocol, write_splits
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.bootstrap import bootstrap_auc_interval
 from safe_training.metrics.operating_curves import (
@@ -55,7 +55,7 @@ from safe_training.metrics.operating_curves import (
     operating_curve,
 )
 from safe_training.metrics.part_report import PartReport, flatten_report, per_task, report_part
-from safe_training.metrics.scored import Scored, earliest_stops, scores_by_earliest_stop
+from safe_training.metrics.scored import Scored, max_scores_until_min_length, min_lengths
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import as_number, percent, plain_json
 from safe_training.reporting.tables.evaluation import (
@@ -86,7 +86,7 @@ DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
 # What only makes sense where something is fitted.
 _FITTING = (
     'seed', 'splits', 'protocol', 'splits_from', 'save_splits', 'unseen_ratio', 'train_ratio',
-    'modulation', 'horizon', 'quantile', 'calibration', 'per_task', 'stop_early', 'params', 'out',
+    'modulation', 'max_steps', 'quantile', 'calibrate_on', 'per_task', 'stop_early', 'params', 'out',
     'benchmark',
 )  # fmt: skip
 
@@ -113,7 +113,7 @@ def add_command(verbs: Any) -> None:
     )
     parser.add_argument(
         '--protocol',
-        choices=SCHEMES,
+        choices=PROTOCOLS,
         help=f'robust (default): {ROBUST_SPLITS} random task splits; paper: the published splits '
         f'{", ".join(map(str, PAPER_SEEDS))}; loto: leave one task out, once for each',
     )
@@ -142,11 +142,11 @@ def run(args: argparse.Namespace) -> int:
     check_alpha(args.alpha)
     if args.folder is not None:
         refuse_options(args, '--folder', _FITTING)
-    scheme: Scheme = args.protocol or 'robust'
+    protocol_name: ProtocolName = args.protocol or 'robust'
     if args.splits_from is not None:
         refuse_options(args, '--splits-from', ('seed', 'splits', 'protocol'))
-        scheme = saved_scheme(args.splits_from)
-    protocol = protocol_of(args, scheme)
+        protocol_name = saved_protocol(args.splits_from)
+    protocol = protocol_of(args, protocol_name)
     if args.benchmark is not None and args.out is None:
         raise UsageError('--benchmark names rollouts in results; give --out as well')
     rollouts, feature = load_rollouts(
@@ -170,12 +170,12 @@ def splits_of(
     """
     if args.splits_from is not None:
         splits = list(read_splits(args.splits_from, rollouts).splits.values())
-        return splits, f'{len(splits)} splits of {args.splits_from} ({protocol.scheme})'
-    if protocol.scheme == 'loto':
+        return splits, f'{len(splits)} splits of {args.splits_from} ({protocol.name})'
+    if protocol.name == 'loto':
         refuse_options(args, '--protocol loto', ('seed', 'splits'))
         splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
         return splits, f'one task left out of {len(splits)}, each in turn'
-    if protocol.scheme == 'paper':
+    if protocol.name == 'paper':
         refuse_options(args, '--protocol paper', ('seed',))
         seeds = PAPER_SEEDS if args.splits is None else tuple(range(args.splits))
         splits = choose_splits(rollouts, protocol, seeds)
@@ -198,7 +198,7 @@ def _evaluate_folder(
             part: score_part(loaded.detector, members, part)
             for part, members in parts_of(loaded, rollouts).items()
         }
-        stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
+        stops = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
         probability = loaded.detector.gives_probability
         reports = {
             part: report_part(scored, stops, band, alpha, probability=probability)
@@ -227,7 +227,7 @@ def _evaluate_folder(
     print_table(console, report_table(rows, title))
     console.print(LEGEND, style='dim')
     for part, found in intervals.items():
-        auc, rate = found['roc_auc_by_earliest_stop'], found['false_alarm_rate']
+        auc, rate = found['roc_auc_max_score_until_min_length'], found['false_alarm_rate']
         console.print(
             f'{part}: 95 % intervals over rollouts: AUC {percent(auc[0])} to {percent(auc[1])} '
             f'(bootstrap), false alarms {percent(rate[0])} to {percent(rate[1])} (Clopper-Pearson)',
@@ -247,12 +247,12 @@ def rollout_intervals(
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals over the rollouts of a part; NaN where a number does not exist."""
     auc = bootstrap_auc_interval(
-        scores_by_earliest_stop(scored, stops),
+        max_scores_until_min_length(scored, stops),
         [r.failed for r in scored],
         generator=np.random.default_rng(0),
     )
     pooled = report.alarms.pooled
-    rates = {'roc_auc_by_earliest_stop': (auc.low, auc.high)}
+    rates = {'roc_auc_max_score_until_min_length': (auc.low, auc.high)}
     for name, count in (
         ('false_alarm_rate', pooled.n_successes),
         ('detection_rate', pooled.n_failures),
@@ -278,7 +278,7 @@ def _evaluate_detectors(
     params = detector_params(names, args.params)
     splits, what = splits_of(args, protocol, rollouts)
     if args.save_splits is not None:
-        write_splits(args.save_splits, rollouts, splits, protocol.scheme)
+        write_splits(args.save_splits, rollouts, splits, protocol.name)
     with progress_bar('evaluate', quiet=args.json) as progress:
         rows = evaluate_splits(names, rollouts, protocol, splits, params, progress=progress)
     if args.out is not None:
@@ -292,7 +292,7 @@ def _evaluate_detectors(
     console.print(LEGEND, style='dim')
     for line in promise_lines(rows):
         console.print(line, style='dim', markup=False, soft_wrap=True)
-    if protocol.scheme == 'paper':
+    if protocol.name == 'paper':
         console.print(PAPER_NOTE, style='dim')
     if args.details:
         _print_details(console, rows, 'unseen')
@@ -346,7 +346,7 @@ def _write(
     results = [
         Result(
             benchmark,
-            protocol.scheme,
+            protocol.name,
             row.detector,
             canonical(params.get(row.detector, {})),
             str(feature),

@@ -27,7 +27,7 @@ from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import plain_json
 
 EXAMPLE = """example:
-  python -m safe_training fit my_set --detector safe_lstm --out my_detector --set epochs=200
+  python -m safe_training fit my_set --detector safe_lstm --out my_detector --param epochs=200
 """
 
 

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.calibration.curves import Quantile
 from safe_training.calibration.functional import Modulation
-from safe_training.evaluation.protocol import EvaluationError, Protocol, Scheme
+from safe_training.evaluation.protocol import EvaluationError, Protocol, ProtocolName
 from vla_feature_bridge.pooling import parse_pooling
 
 MODULATIONS = (*get_args(Modulation), 'none')
@@ -75,7 +75,7 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         f'(default {default.modulation})',
     )
     parser.add_argument(
-        '--horizon',
+        '--max-steps',
         type=int,
         metavar='STEPS',
         help='steps that the band covers, normally the time limit (default: the longest rollout)',
@@ -87,10 +87,10 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         f"paper's, for comparison (default {default.quantile})",
     )
     parser.add_argument(
-        '--calibration',
+        '--calibrate-on',
         choices=('heldout', 'loto'),
         help='calibrate the band on held-out rollouts of the seen tasks, or on training rollouts '
-        f'scored without their task, a better guide to new tasks (default {default.calibration})',
+        f'scored without their task, a better guide to new tasks (default {default.calibrate_on})',
     )
     parser.add_argument(
         '--per-task',
@@ -104,7 +104,7 @@ def add_protocol_options(parser: argparse.ArgumentParser) -> None:
         "(weakens the band's promise, which is calibrated on them)",
     )
     parser.add_argument(
-        '--set',
+        '--param',
         action='append',
         default=[],
         dest='params',
@@ -119,7 +119,7 @@ def check_alpha(alpha: float | None) -> None:
         raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {alpha}')
 
 
-def protocol_of(args: argparse.Namespace, scheme: Scheme = 'robust') -> Protocol:
+def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Protocol:
     """Return the protocol that the options ask for."""
     check_alpha(args.alpha)
     given = {
@@ -127,23 +127,23 @@ def protocol_of(args: argparse.Namespace, scheme: Scheme = 'robust') -> Protocol
         'seen_train_ratio': args.train_ratio,
         'alpha': args.alpha,
         'modulation': args.modulation,
-        'horizon': args.horizon,
+        'max_steps': args.max_steps,
         'quantile': args.quantile,
-        'calibration': args.calibration,
+        'calibrate_on': args.calibrate_on,
     }
     if args.splits_from is not None:
         refuse_options(args, '--splits-from', ('unseen_ratio', 'train_ratio'))
-    if scheme == 'loto':
+    if name == 'loto':
         refuse_options(args, '--protocol loto', ('unseen_ratio',))
     try:
         return Protocol(
             per_task=args.per_task,
             stop_early=args.stop_early,
-            scheme=scheme,
+            name=name,
             **{name: value for name, value in given.items() if value is not None},
         )
     except EvaluationError as error:
-        raise UsageError(f'--per-task and --calibration loto: {error}') from error
+        raise UsageError(f'--per-task and --calibrate-on loto: {error}') from error
 
 
 def refuse_options(args: argparse.Namespace, because: str, names: Sequence[str]) -> None:
@@ -182,14 +182,14 @@ def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     for setting in settings:
         key, equals, text = setting.partition('=')
         if not equals:
-            raise UsageError(f'--set {setting!r}: expected NAME=VALUE, such as epochs=100')
+            raise UsageError(f'--param {setting!r}: expected NAME=VALUE, such as epochs=100')
         detector, _, parameter = key.rpartition('.')
         if detector and detector not in DETECTORS:
-            raise UsageError(f'--set {setting!r}: unknown detector {detector!r}')
+            raise UsageError(f'--param {setting!r}: unknown detector {detector!r}')
         takers = [n for n in names if parameter in known[n] and detector in ('', n)]
         if not takers:
             raise UsageError(
-                f'--set {setting!r}: none of {", ".join(names)} has a parameter {parameter!r}; '
+                f'--param {setting!r}: none of {", ".join(names)} has a parameter {parameter!r}; '
                 + '; '.join(f'{n} has {", ".join(p) or "none"}' for n, p in known.items())
             )
         for name in takers:
@@ -212,7 +212,7 @@ def _value(setting: str, text: str, parameter: inspect.Parameter) -> Any:
     fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise UsageError(
-            f'--set {setting!r}: expected a value of type {kind.__name__}, such as {default!r}, '
+            f'--param {setting!r}: expected a value of type {kind.__name__}, such as {default!r}, '
             f'found {value!r}'
         )
     return value

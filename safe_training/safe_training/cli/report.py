@@ -102,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _tables(folders: list[Path]) -> list[Table]:
     # Only here: reading results is no business of a page without them.
-    from safe_training.results import read_results
-    from safe_training.table import robust_tables
+    from safe_training.reporting.tables.aggregated import robust_tables
+    from safe_training.sweep.results import read_results
 
     return robust_tables(read_results(*folders))

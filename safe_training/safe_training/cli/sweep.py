@@ -12,8 +12,8 @@ from rich.console import Console
 
 from safe_training.cli.options import UsageError, check_alpha, refuse_options
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.protocol import ROBUST_SPLITS, SCHEMES, Protocol, Scheme
-from safe_training.evaluation.saved_splits import saved_scheme
+from safe_training.evaluation.protocol import PROTOCOLS, ROBUST_SPLITS, Protocol, ProtocolName
+from safe_training.evaluation.saved_splits import saved_protocol
 from safe_training.fitting.batched import Precision
 from safe_training.reporting.numbers import plain_json
 from safe_training.sweep.grid import read_grid, shipped_grids
@@ -51,7 +51,7 @@ def add_command(verbs: Any) -> None:
     parser.add_argument('--benchmark', help="name in tables (default: the grid's)")
     parser.add_argument(
         '--protocol',
-        choices=SCHEMES,
+        choices=PROTOCOLS,
         help=f"robust (default): {ROBUST_SPLITS} task splits; paper: the grid's published splits; "
         'loto: leave one task out, each task unseen once',
     )
@@ -105,10 +105,10 @@ def run(args: argparse.Namespace) -> int:
             '--splits does not go with --protocol loto, which has one split for each task; '
             'leave --splits out'
         )
-    scheme: Scheme = args.protocol or 'robust'
+    protocol_name: ProtocolName = args.protocol or 'robust'
     if args.splits_from is not None:
         refuse_options(args, '--splits-from', ('splits', 'protocol'))
-        scheme = saved_scheme(args.splits_from)
+        protocol_name = saved_protocol(args.splits_from)
     grid = read_grid(args.grid)
     protocol = replace(
         Protocol(),
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> int:
         seen_train_ratio=grid.seen_train_ratio,
         alpha=args.alpha,
         stop_early=args.stop_early,
-        scheme=scheme,
+        name=protocol_name,
     )
     precision = fastest_precision(args.device) if args.precision == 'auto' else args.precision
     settings = Settings(protocol, args.benchmark or grid.benchmark, precision, args.device)

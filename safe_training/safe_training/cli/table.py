@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
-from safe_training.evaluation.protocol import SCHEMES
+from safe_training.evaluation.protocol import PROTOCOLS
 from safe_training.evaluation.saved_splits import split_numbers
 from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
 from safe_training.reporting.tables.csv import to_csv
@@ -51,7 +51,7 @@ def add_command(verbs: Any) -> None:
     )
     parser.add_argument(
         '--protocol',
-        choices=SCHEMES,
+        choices=PROTOCOLS,
         help='paper: Table 1 as published, the other tables after it; robust: that of random task '
         'splits alone; loto: that of leaving one task out alone (default: what there are results '
         'of)',

@@ -36,19 +36,19 @@ Progress = Callable[[int, int, str], None]
 # How often the held-out successes are cut in two, and an order of episodes is drawn.
 DRAWS = 20
 
-_DEFAULTS: dict[str, Any] = {'calibration': 'heldout', 'per_task': False}
+_DEFAULTS: dict[str, Any] = {'calibrate_on': 'heldout', 'per_task': False}
 _PROTOCOLS: dict[str, dict[str, Any]] = {
-    'adaptive': {'modulation': 'adaptive'},
-    'published': {'modulation': 'adaptive', 'quantile': 'published'},
+    'max-deviation': {'modulation': 'max_deviation'},
+    'published': {'modulation': 'max_deviation', 'quantile': 'published'},
     'std': {'modulation': 'std'},
     'constant': {'modulation': 'constant'},
     'none': {'modulation': 'none'},
     'per-task': {'modulation': 'none', 'per_task': True},
-    'loto': {'modulation': 'none', 'calibration': 'loto'},
+    'loto': {'modulation': 'none', 'calibrate_on': 'loto'},
 }
 MOVING = 'moving'
 KINDS = {
-    'adaptive': 'functional, adaptive',
+    'max-deviation': 'functional, largest deviation',
     'published': 'functional, published quantile',
     'std': 'functional, std',
     'constant': 'functional, constant',

@@ -32,7 +32,7 @@ from safe_training.metrics.part_report import (
     report_part,
     scored_rollouts,
 )
-from safe_training.metrics.scored import Scored, earliest_stops
+from safe_training.metrics.scored import Scored, min_lengths
 from vla_feature_bridge.rollout import Rollout
 
 CLOCK = 'clock'
@@ -50,7 +50,7 @@ def report_parts(
     fitted: Fitted, rollouts: Sequence[Rollout], alpha: float
 ) -> dict[str, PartReport]:
     """Evaluate a fitted detector on every part of its split that is not empty."""
-    stops = earliest_stops([r.task for r in rollouts], [len(r) for r in rollouts])
+    stops = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
         name: report_part(
             score_part(fitted.detector, [rollouts[i] for i in indices], name),

@@ -46,12 +46,12 @@ def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
 def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
     """Return how many steps the band must cover."""
     needed = max(len(r) for r in rollouts)
-    if protocol.horizon and protocol.horizon < needed:
+    if protocol.max_steps and protocol.max_steps < needed:
         raise EvaluationError(
-            f'the horizon is {protocol.horizon} steps, but the longest rollout has {needed}; '
-            f'give --horizon {needed} or more'
+            f'max_steps is {protocol.max_steps} steps, but the longest rollout has {needed}; '
+            f'give --max-steps {needed} or more'
         )
-    return protocol.horizon or needed
+    return protocol.max_steps or needed
 
 
 def fit_and_calibrate(
@@ -69,7 +69,7 @@ def fit_and_calibrate(
     """
     validation = [rollouts[i] for i in split.seen] if protocol.stop_early else None
     detector.fit([rollouts[i] for i in split.train], validation=validation, progress=progress)
-    calibrate_on = left_out_scores if protocol.calibration == 'loto' else _held_out_scores
+    calibrate_on = left_out_scores if protocol.calibrate_on == 'loto' else _held_out_scores
     scores, successes, what = calibrate_on(detector, rollouts, split, progress)
     return Fitted(
         detector, calibrated_band(scores, successes, what, rollouts, split, protocol), split
@@ -91,7 +91,7 @@ def calibrated_band(
     It holds ``alphas``; by default the usual ones and the protocol's own.
     """
     alphas = sorted({*ALPHAS, protocol.alpha}) if alphas is None else sorted(alphas)
-    horizon = longest(rollouts, protocol)
+    max_steps = longest(rollouts, protocol)
     described = f'{what}, split seed {split.seed}'
 
     def band_of(members: Sequence[int], of_what: str) -> Band:
@@ -101,7 +101,7 @@ def calibrated_band(
             return constant_band(
                 curves,
                 alphas,
-                horizon=horizon,
+                max_steps=max_steps,
                 quantile=protocol.quantile,
                 rollouts=names,
                 calibrated_on=of_what,
@@ -109,7 +109,7 @@ def calibrated_band(
         return calibrate(
             curves,
             alphas,
-            horizon=horizon,
+            max_steps=max_steps,
             generator=np.random.default_rng(split.seed),
             modulation=protocol.modulation,  # type: ignore[arg-type]
             quantile=protocol.quantile,
@@ -122,7 +122,7 @@ def calibrated_band(
     if protocol.per_task:
         tasks = _task_bands(successes, protocol.alpha, described, band_of)
     return replace(
-        band, provenance={**band.provenance, 'scores': protocol.calibration}, tasks=tasks
+        band, provenance={**band.provenance, 'scores': protocol.calibrate_on}, tasks=tasks
     )
 
 

@@ -16,8 +16,8 @@ from safe_training.calibration.curves import Quantile
 from safe_training.evaluation.splits import Split, divide, leave_one_task_out, split_tasks
 from vla_feature_bridge.rollout import Rollout
 
-Scheme = Literal['robust', 'paper', 'loto']
-SCHEMES: tuple[Scheme, ...] = ('robust', 'paper', 'loto')
+ProtocolName = Literal['robust', 'paper', 'loto']
+PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
 ROBUST_SPLITS = 10
 PAPER_SEEDS = (0, 1, 2)
 
@@ -37,14 +37,14 @@ class Protocol:
         task's rollouts that trains.
     alpha : float
         Promised false-alarm rate.
-    modulation : {'adaptive', 'std', 'constant', 'none'}
+    modulation : {'max_deviation', 'std', 'constant', 'none'}
         Shape of the band; 'none': one threshold for all steps, which needs the fewest successes.
-    horizon : int
+    max_steps : int
         Steps of the band; 0 takes the longest rollout there is.
     quantile : {'finite_sample', 'published'}
         The rank that keeps the promise for any number of rollouts, or the interpolated quantile of
         the published code, which promises too much for few; for comparison.
-    calibration : {'heldout', 'loto'}
+    calibrate_on : {'heldout', 'loto'}
         What the band is calibrated on: held-out successes of the seen tasks, or the training
         successes, each scored by a detector fitted on the other tasks (leave-one-task-out). The
         first promises for tasks like the seen ones, the second is the better guide to new tasks.
@@ -54,23 +54,23 @@ class Protocol:
     stop_early : bool
         Stop training where the loss on the held-out rollouts of the seen tasks is lowest. The band
         is then calibrated on rollouts that training has looked at, which weakens its promise.
-    scheme : {'robust', 'paper', 'loto'}
+    name : {'robust', 'paper', 'loto'}
         How splits are drawn: see the module.
     """
 
     unseen_ratio: float = 0.3
     seen_train_ratio: float = 0.6
     alpha: float = 0.1
-    modulation: str = 'adaptive'
-    horizon: int = 0
+    modulation: str = 'max_deviation'
+    max_steps: int = 0
     quantile: Quantile = 'finite_sample'
-    calibration: Literal['heldout', 'loto'] = 'heldout'
+    calibrate_on: Literal['heldout', 'loto'] = 'heldout'
     per_task: bool = False
     stop_early: bool = False
-    scheme: Scheme = 'robust'
+    name: ProtocolName = 'robust'
 
     def __post_init__(self) -> None:
-        if self.per_task and self.calibration == 'loto':
+        if self.per_task and self.calibrate_on == 'loto':
             raise EvaluationError(
                 'bands of single tasks are calibrated on held-out rollouts of these tasks; '
                 'leave-one-task-out calibration is for new tasks, so choose one of the two'
@@ -100,7 +100,7 @@ def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> 
             'every task is set aside as unseen, so there is nothing to fit on; '
             'give a source that also holds tasks to train on'
         )
-    if protocol.scheme == 'loto':
+    if protocol.name == 'loto':
         if aside:
             raise EvaluationError(
                 f'the source sets {len(aside)} tasks aside as unseen, such as {min(aside)!r}, so '
@@ -109,7 +109,7 @@ def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> 
         return leave_one_task_out(
             [r.task for r in rollouts], fold=seed, seen_train_ratio=protocol.seen_train_ratio
         )
-    order = numbered_tasks([rollouts[i] for i in known]) if protocol.scheme == 'paper' else None
+    order = numbered_tasks([rollouts[i] for i in known]) if protocol.name == 'paper' else None
     labels = [rollouts[i].task for i in known]
     if not aside:
         return split_tasks(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from safe_training.evaluation.protocol import SCHEMES, Scheme
+from safe_training.evaluation.protocol import PROTOCOLS, ProtocolName
 from safe_training.evaluation.splits import Split, SplitError
 from vla_feature_bridge.atomic import write_whole
 from vla_feature_bridge.rollout import Rollout
@@ -23,18 +23,18 @@ _LARGEST_FILE = 256 << 20
 class SavedSplits:
     """Splits from a file: how they were drawn, and each by its number."""
 
-    scheme: Scheme
+    protocol: ProtocolName
     splits: dict[int, Split]
 
 
 def write_splits(
-    path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split], scheme: Scheme
+    path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split], protocol: ProtocolName
 ) -> None:
     """Write splits with the episodes that they are of; the file is whole or absent."""
     content = {
         'format': _FORMAT,
         'version': _VERSION,
-        'scheme': scheme,
+        'protocol': protocol,
         'episodes': [r.episode_id for r in rollouts],
         'tasks': [r.task for r in rollouts],
         'splits': [split.to_dict() for split in splits],
@@ -83,17 +83,18 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
     seeds = [split.seed for split in splits]
     if len(set(seeds)) != len(seeds):
         raise SplitError(f'{path}: two splits have the same number among {seeds}; save again')
-    return SavedSplits(saved_scheme(path), {split.seed: split for split in splits})
+    return SavedSplits(saved_protocol(path), {split.seed: split for split in splits})
 
 
-def saved_scheme(path: Path) -> Scheme:
+def saved_protocol(path: Path) -> ProtocolName:
     """Return how the splits of a file were drawn; :class:`SplitError` as when reading them."""
-    found = _content(path).get('scheme')
-    for scheme in SCHEMES:
-        if scheme == found:
-            return scheme
+    content = _content(path)
+    found = content.get('protocol', content.get('scheme'))  # 0.1 wrote 'scheme'
+    for protocol in PROTOCOLS:
+        if protocol == found:
+            return protocol
     raise SplitError(
-        f'{path}: expected splits of one of {", ".join(SCHEMES)}, found {found!r}; save again'
+        f'{path}: expected splits of one of {", ".join(PROTOCOLS)}, found {found!r}; save again'
     )
 
 

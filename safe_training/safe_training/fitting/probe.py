@@ -137,7 +137,7 @@ def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
     if not names:
         raise DetectorError(
             f'rollout {rollouts[0].episode_id!r}: {probe.name} needs action signals, it has none; '
-            'record the actions, or fit on the features alone (--set inputs=features)'
+            'record the actions, or fit on the features alone (--param inputs=features)'
         )
     return names
 

@@ -133,7 +133,7 @@ def band_alarms(scored: Sequence[Scored], band: Band, alpha: float) -> list[int 
     return [band.at(alpha, str(r.task)).first_crossing(r.scores) for r in scored]
 
 
-def alarm_report_by_end(scored: Sequence[Scored], alarms: Sequence[int | None]) -> AlarmReport:
+def alarm_report(scored: Sequence[Scored], alarms: Sequence[int | None]) -> AlarmReport:
     """Report alarms at any step of a rollout: what an operator sees.
 
     Parameters
@@ -174,7 +174,7 @@ def alarm_report_by_end(scored: Sequence[Scored], alarms: Sequence[int | None]) 
     )
 
 
-def alarm_report_by_earliest_stop(
+def alarm_report_until_min_length(
     scored: Sequence[Scored], alarms: Sequence[int | None], stops: Mapping[Task, int]
 ) -> AlarmReport:
     """Report alarms raised before the task's earliest stop only; later ones count as none.
@@ -186,7 +186,7 @@ def alarm_report_by_earliest_stop(
         step if step is not None and step < stop_of(rollout, stops) else None
         for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True)
     ]
-    return alarm_report_by_end(scored, in_time)
+    return alarm_report(scored, in_time)
 
 
 def _alarm_rates(

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from safe_monitor_node.bands.band import Band
-from safe_training.metrics.alarms import alarm_report_by_end, band_alarms
+from safe_training.metrics.alarms import alarm_report, band_alarms
 from safe_training.metrics.scored import MetricError, Scored
 
 _PERCENTILES = np.linspace(0, 100, 101)
@@ -172,10 +172,7 @@ def alpha_curve(scored: Sequence[Scored], band: Band) -> AlphaCurve:
     band of its task where there is one. `BandError` for a rollout
     longer than the band.
     """
-    rates = [
-        alarm_report_by_end(scored, band_alarms(scored, band, alpha)).pooled
-        for alpha in band.alphas
-    ]
+    rates = [alarm_report(scored, band_alarms(scored, band, alpha)).pooled for alpha in band.alphas]
     return AlphaCurve(
         alphas=np.array(band.alphas),
         detection_rate=np.array([rate.detection_rate for rate in rates]),

@@ -13,15 +13,15 @@ from safe_monitor_node.bands.band import Band
 from safe_training.metrics.alarms import (
     AlarmReport,
     ClassificationReport,
-    alarm_report_by_earliest_stop,
-    alarm_report_by_end,
+    alarm_report,
+    alarm_report_until_min_length,
     band_alarms,
     classification_report,
 )
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.ranking import RankingReport, all_rankings
 from safe_training.metrics.reliability import Reliability, reliability
-from safe_training.metrics.scored import Scored, clock_scores, scores_at_earliest_stop
+from safe_training.metrics.scored import Scored, clock_scores, scores_at_min_length
 from vla_feature_bridge.rollout import Rollout
 
 # The moments of :func:`safe_training.metrics.ranking.all_rankings` as people read them, early ones first.
@@ -29,13 +29,13 @@ MOMENTS = {
     'at_25_percent': 'at 25 % of the earliest stop',
     'at_50_percent': 'at 50 % of it',
     'at_75_percent': 'at 75 % of it',
-    'at_earliest_stop': 'at it',
-    'by_earliest_stop': 'by it (largest so far)',
+    'score_at_min_length': 'at it',
+    'max_score_until_min_length': 'by it (largest so far)',
     'running_25_percent': 'running at 25 % of a success',
     'running_50_percent': 'running at 50 %',
     'running_75_percent': 'running at 75 %',
     'running_100_percent': 'running at 100 %',
-    'by_end': 'by the end (leaks the length)',
+    'max_score': 'by the end (leaks the length)',
 }
 # Alarm rates of a report under the names that tables and files have for them.
 _RATES = ('detection_rate', 'false_alarm_rate', 'balanced_accuracy', 'detection_time')
@@ -51,7 +51,7 @@ class PartReport:
     ranking, clock : dict of str to RankingReport
         At every moment of :func:`safe_training.metrics.ranking.all_rankings`; of the detector, and of a
         score that is the step number.
-    alarms, alarms_by_earliest_stop : AlarmReport
+    alarms, alarms_until_min_length : AlarmReport
         At any step, as an operator sees them; and before the earliest stop of the task.
     classification : ClassificationReport
         Of "an alarm was raised" as the verdict on each rollout.
@@ -70,7 +70,7 @@ class PartReport:
     ranking: dict[str, RankingReport]
     clock: dict[str, RankingReport]
     alarms: AlarmReport
-    alarms_by_earliest_stop: AlarmReport
+    alarms_until_min_length: AlarmReport
     classification: ClassificationReport
     lead: LeadTimes | None
     reliability: Reliability | None
@@ -115,12 +115,12 @@ def report_part(
     return PartReport(
         ranking=all_rankings(scored, stops),
         clock=all_rankings(clock_scores(scored), stops),
-        alarms=alarm_report_by_end(scored, alarms),
-        alarms_by_earliest_stop=alarm_report_by_earliest_stop(scored, alarms, stops),
+        alarms=alarm_report(scored, alarms),
+        alarms_until_min_length=alarm_report_until_min_length(scored, alarms, stops),
         classification=classification_report([float(a is not None) for a in alarms], failed, 0.5),
         lead=None if set(annotated) == {None} else lead_times(scored, alarms, annotated),
         reliability=(
-            reliability(scores_at_earliest_stop(scored, stops), failed) if probability else None
+            reliability(scores_at_min_length(scored, stops), failed) if probability else None
         ),
         alpha=alpha,
         own_bands=sum(bool(band.at(alpha, str(r.task)).task) for r in scored),
@@ -137,8 +137,8 @@ def flatten_report(report: PartReport) -> dict[str, float]:
             values[f'{prefix}macro_roc_auc_{when}'] = entry.macro_roc_auc
             values[f'{prefix}average_precision_{when}'] = entry.pooled.average_precision
             values[f'{prefix}macro_average_precision_{when}'] = entry.macro_average_precision
-    by_stop = report.ranking['by_earliest_stop']
-    pooled, early = report.alarms.pooled, report.alarms_by_earliest_stop.pooled
+    by_stop = report.ranking['max_score_until_min_length']
+    pooled, early = report.alarms.pooled, report.alarms_until_min_length.pooled
     values |= {
         'tasks': len(by_stop.per_task),
         'tasks_with_both_outcomes': by_stop.tasks_used,
@@ -149,7 +149,7 @@ def flatten_report(report: PartReport) -> dict[str, float]:
         'finite_band': float(report.finite_band),
         **{name: getattr(pooled, name) for name in _RATES},
         **{f'macro_{name}': getattr(report.alarms, f'macro_{name}') for name in _RATES},
-        **{f'{name}_by_earliest_stop': getattr(early, name) for name in _RATES},
+        **{f'{name}_until_min_length': getattr(early, name) for name in _RATES},
         **{name: getattr(report.classification, name) for name in _JUDGED},
     }
     lead, brier, error = np.nan, np.nan, np.nan
@@ -163,18 +163,18 @@ def flatten_report(report: PartReport) -> dict[str, float]:
         'annotated_failures': annotated,
         'median_lead_steps': lead,
         'alarms_before_annotated_failure': in_time,
-        'brier_at_earliest_stop': brier,
-        'calibration_error_at_earliest_stop': error,
+        'brier_score_at_min_length': brier,
+        'calibration_error_score_at_min_length': error,
     }
 
 
 def per_task(report: PartReport) -> dict[str, dict[str, float]]:
     """Return the numbers of each task by name; NaN where there is none."""
-    ranking = report.ranking['by_earliest_stop'].per_task
+    ranking = report.ranking['max_score_until_min_length'].per_task
     return {
         str(task): {
-            'roc_auc_by_earliest_stop': ranking[task].roc_auc,
-            'average_precision_by_earliest_stop': ranking[task].average_precision,
+            'roc_auc_max_score_until_min_length': ranking[task].roc_auc,
+            'average_precision_max_score_until_min_length': ranking[task].average_precision,
             **asdict(rates),
         }
         for task, rates in report.alarms.per_task.items()

@@ -9,7 +9,7 @@ failures in hindsight. Three evaluation times are therefore kept apart: *at* a t
 stop (the score of that one step), *by* it (the largest score up to then) and *by the end* (the
 largest score of the whole rollout, which leaks the outcome through the length). `clock_scores`
 is the control that shows how much of a number is length alone. The earliest stop itself is
-knowledge that a running monitor does not have: see `earliest_stops`.
+knowledge that a running monitor does not have: see `min_lengths`.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from safe_training.metrics.scored import (
     MetricError,
     Scored,
     Task,
+    max_scores,
+    max_scores_until_min_length,
     mean_where_it_exists,
-    scores_at_earliest_stop,
+    scores_at_min_length,
     scores_at_quantile,
-    scores_by_earliest_stop,
-    scores_by_end,
     task_members,
     values_and_outcomes,
 )
@@ -119,13 +119,15 @@ def rank_by_task(values: ArrayLike, failed: ArrayLike, tasks: Sequence[Task]) ->
 
 
 def rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, RankingReport]:
-    """Rank at each evaluation time: 'at_earliest_stop', 'by_earliest_stop' and 'by_end'."""
+    """Rank at each evaluation time: 'score_at_min_length', 'max_score_until_min_length' and 'max_score'."""
     failed = [rollout.failed for rollout in scored]
     tasks = [rollout.task for rollout in scored]
     return {
-        'at_earliest_stop': rank_by_task(scores_at_earliest_stop(scored, stops), failed, tasks),
-        'by_earliest_stop': rank_by_task(scores_by_earliest_stop(scored, stops), failed, tasks),
-        'by_end': rank_by_task(scores_by_end(scored), failed, tasks),
+        'score_at_min_length': rank_by_task(scores_at_min_length(scored, stops), failed, tasks),
+        'max_score_until_min_length': rank_by_task(
+            max_scores_until_min_length(scored, stops), failed, tasks
+        ),
+        'max_score': rank_by_task(max_scores(scored), failed, tasks),
     }
 
 

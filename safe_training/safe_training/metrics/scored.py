@@ -64,7 +64,7 @@ class Scored:
         return int(self.scores.size)
 
 
-def earliest_stops(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
+def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
     """Return the length of the shortest rollout of each task.
 
     The protocol takes it over *all* rollouts there are, of every split and both outcomes. It is
@@ -107,14 +107,14 @@ def scores_at_quantile(
     )
 
 
-def scores_at_earliest_stop(
+def scores_at_min_length(
     scored: Sequence[Scored], stops: Mapping[Task, int]
 ) -> NDArray[np.float64]:
     """Return each rollout's score at the last step before its task's earliest stop, shape (N,)."""
     return scores_at_quantile(scored, stops, 1.0)
 
 
-def scores_by_earliest_stop(
+def max_scores_until_min_length(
     scored: Sequence[Scored], stops: Mapping[Task, int]
 ) -> NDArray[np.float64]:
     """Return each rollout's largest score up to its task's earliest stop, shape (N,).
@@ -124,7 +124,7 @@ def scores_by_earliest_stop(
     return np.array([rollout.scores[: stop_of(rollout, stops)].max() for rollout in scored])
 
 
-def scores_by_end(scored: Sequence[Scored]) -> NDArray[np.float64]:
+def max_scores(scored: Sequence[Scored]) -> NDArray[np.float64]:
     """Return each rollout's largest score over its true length, shape (N,)."""
     return np.array([rollout.scores.max() for rollout in scored])
 
@@ -141,13 +141,13 @@ def stop_of(rollout: Scored, stops: Mapping[Task, int]) -> int:
     if rollout.task not in stops:
         raise MetricError(
             f'metrics: no earliest stop for task {rollout.task!r}; compute the stops over all '
-            'rollouts with earliest_stops'
+            'rollouts with min_lengths'
         )
     stop = stops[rollout.task]
     if not 1 <= stop <= len(rollout):
         raise MetricError(
             f'metrics: the earliest stop of task {rollout.task!r} is {stop}, but a rollout of it '
-            f'has {len(rollout)} steps; compute the stops over all rollouts with earliest_stops'
+            f'has {len(rollout)} steps; compute the stops over all rollouts with min_lengths'
         )
     return stop
 

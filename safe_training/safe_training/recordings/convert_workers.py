@@ -272,9 +272,9 @@ def _main() -> None:
     answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)
     # Run as a script this module is another one than the one that others import.
-    from safe_training import episode_conversion
+    from safe_training.recordings import convert_workers
 
-    episode_conversion._serve(sys.stdin.buffer, answers)
+    convert_workers._serve(sys.stdin.buffer, answers)
 
 
 if __name__ == '__main__':

@@ -48,7 +48,7 @@ def info(path: str | os.PathLike[str], progress: Progress | None = None) -> dict
 
 def _describe_detector(path: str | os.PathLike[str]) -> dict[str, Any]:
     # Imported here because it brings torch, which looking into a dump does not need.
-    from safe_monitor_node.folder import DetectorFolderError, describe
+    from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe
 
     try:
         return describe(path)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from safe_monitor_node.detectors import DETECTORS
-from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol, Scheme
+from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol, ProtocolName
 from safe_training.fitting.batched import Precision
 from safe_training.recordings.sources import open_source
 from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
@@ -48,7 +48,9 @@ class Unit:
         return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
 
 
-def seeds_of(protocol: Scheme, grid: Grid, splits: int | None, n_tasks: int) -> tuple[int, ...]:
+def seeds_of(
+    protocol: ProtocolName, grid: Grid, splits: int | None, n_tasks: int
+) -> tuple[int, ...]:
     """Return the numbers of the splits that a protocol takes.
 
     Parameters

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.evaluation.protocol import SCHEMES
+from safe_training.evaluation.protocol import PROTOCOLS
 
 PARTS = ('train', 'seen', 'unseen')
 # Stands between a benchmark's name and that of a subset of its tasks.
@@ -255,7 +255,7 @@ def _check(path: Path, result: Result) -> None:
             raise ResultsError(
                 f'{path}: {name} must be of type {kind.__name__}, found {getattr(result, name)!r}'
             )
-    for name, allowed in (('protocol', SCHEMES), ('part', PARTS)):
+    for name, allowed in (('protocol', PROTOCOLS), ('part', PARTS)):
         found = getattr(result, name)
         if found not in allowed:
             raise ResultsError(

@@ -41,7 +41,7 @@ from safe_training.evaluation.splits import Split, SplitError
 from safe_training.fitting.batched import Learned, Precision, can_be_stacked, stacks, train_together
 from safe_training.fitting.data import require_both_outcomes, stack_rollouts
 from safe_training.metrics.part_report import flatten_report, report_part
-from safe_training.metrics.scored import Scored, earliest_stops
+from safe_training.metrics.scored import Scored, min_lengths
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
@@ -110,7 +110,7 @@ def _divide(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _Divided:
         split=split,
         parts=parts,
         successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
-        stops=earliest_stops([r.task for r in mine], [len(r) for r in mine]),
+        stops=min_lengths([r.task for r in mine], [len(r) for r in mine]),
     )
 
 
@@ -172,7 +172,7 @@ def run_unit(
             results.append(
                 Result(
                     benchmark,
-                    settings.protocol.scheme,
+                    settings.protocol.name,
                     detector.name,
                     described,
                     str(feature),
@@ -311,8 +311,8 @@ def run_sweep(
     if splits_from is not None:
         seeds = {subset: split_numbers(splits_from) for subset in subsets}
     else:
-        scheme = settings.protocol.scheme
-        seeds = {s: seeds_of(scheme, grid, splits, len(tasks)) for s, tasks in subsets.items()}
+        name = settings.protocol.name
+        seeds = {s: seeds_of(name, grid, splits, len(tasks)) for s, tasks in subsets.items()}
     units = plan(grid, variants, seeds)
     kept = sum((out / unit.name()).exists() for unit in units)
     if kept == len(units):
@@ -320,7 +320,7 @@ def run_sweep(
     if not held:
         held[variants[0]] = read(variants[0])
     rollouts, feature = held[variants[0]]
-    if settings.protocol.scheme == 'paper' and numbered_tasks(rollouts) is None:
+    if settings.protocol.name == 'paper' and numbered_tasks(rollouts) is None:
         say(f'{source} has no number of its own for each task: splits go by their names')
     # The same rollouts come in every pooling.
     divided = {
@@ -378,7 +378,7 @@ def _splits(
     except (SplitError, EvaluationError) as error:
         raise SweepError(f'{_benchmark(subset, settings)}: {error}') from error
     every = {**before, **splits}
-    write_splits(path, rollouts, [every[k] for k in sorted(every)], settings.protocol.scheme)
+    write_splits(path, rollouts, [every[k] for k in sorted(every)], settings.protocol.name)
     return splits
 
 

@@ -18,7 +18,7 @@ from safe_training.calibration.functional import calibrate, functional_band, two
 from safe_training.calibration.split_conformal import conformal_quantile
 
 GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
-MODULATIONS = {'adaptive': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}
+MODULATIONS = {'max_deviation': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}
 
 
 def golden_cases():
@@ -209,7 +209,7 @@ def test_a_step_where_the_center_agrees_does_not_blow_up_the_band():
     calibration = generator.uniform(0.4, 0.6, size=(20, 20))
     center[:, 0] = 0.5
     # D15: modulation 1e-8 at step 0 makes w about 1e7, and no score ever reaches the rest.
-    published = functional_band(center, calibration, [0.1], 'adaptive', 'published')
+    published = functional_band(center, calibration, [0.1], 'max_deviation', 'published')
     assert published.upper[0, 1:].min() > 1e5
     ours = functional_band(center, calibration, [0.1])
     assert ours.upper[0, 1:].max() < 2.0
@@ -224,7 +224,9 @@ def test_the_adaptive_shape_is_the_published_one(alpha):
     calibration = generator.normal(size=(30, 12)).cumsum(axis=1)
     mu = center.mean(axis=0)
     ours = functional_band(center, calibration, [alpha]).upper[0] - mu
-    published = functional_band(center, calibration, [alpha], 'adaptive', 'published').upper[0] - mu
+    published = (
+        functional_band(center, calibration, [alpha], 'max_deviation', 'published').upper[0] - mu
+    )
     np.testing.assert_allclose(ours / ours[0], published / published[0], rtol=1e-6)
     # The spike widens the band at its step only where alpha leaves out no curve: ceil(10 * 0.9)
     # is all nine.
@@ -259,7 +261,9 @@ def test_realised_false_alarms_keep_the_promise(n, modulation):
     for _ in range(resamplings):
         curves, lengths = unequal_curves(generator, n + 1)
         *successes, new = (curve[:length] for curve, length in zip(curves, lengths, strict=True))
-        band = calibrate(successes, alphas, horizon=16, generator=generator, modulation=modulation)
+        band = calibrate(
+            successes, alphas, max_steps=16, generator=generator, modulation=modulation
+        )
         alarms += [band.at(alpha).first_crossing(new) is not None for alpha in alphas]
     allowed = binom.ppf(1 - 1e-4, resamplings, alphas)
     assert (alarms <= allowed).all(), (alarms / resamplings, alphas)
@@ -278,12 +282,12 @@ def test_the_shape_of_a_band_gives_its_thresholds(modulation):
     curves, _ = unequal_curves(np.random.default_rng(3), 21)
     alphas = (0.01, 0.1, 0.3)
     if modulation == 'none':
-        band = constant_band(list(curves), alphas, horizon=16)
+        band = constant_band(list(curves), alphas, max_steps=16)
     else:
         band = calibrate(
             list(curves),
             alphas,
-            horizon=16,
+            max_steps=16,
             generator=np.random.default_rng(0),
             modulation=modulation,
         )
@@ -302,14 +306,16 @@ def test_the_same_simulation_convicts_the_published_quantile():
     for _ in range(resamplings):
         curves, lengths = unequal_curves(generator, 11)
         *successes, new = (curve[:length] for curve, length in zip(curves, lengths, strict=True))
-        band = calibrate(successes, [alpha], horizon=16, generator=generator, quantile='published')
+        band = calibrate(
+            successes, [alpha], max_steps=16, generator=generator, quantile='published'
+        )
         alarms += band.at(alpha).first_crossing(new) is not None
     assert alarms > binom.ppf(1 - 1e-4, resamplings, alpha)
 
 
 def calibrate_some(n, **options):
     scores = [np.linspace(0, 0.1 * (index + 1), 3 + index % 4) for index in range(n)]
-    defaults = {'horizon': 8, 'generator': np.random.default_rng(0)}
+    defaults = {'max_steps': 8, 'generator': np.random.default_rng(0)}
     return calibrate(scores, **{**defaults, **options})
 
 
@@ -352,8 +358,8 @@ def test_provenance_says_what_was_promised_on_which_rollouts():
     assert sorted(facts['center'] + facts['calibration']) == list(range(10))
     assert facts['center_rollouts'] == [names[index] for index in facts['center']]
     assert facts['calibration_rollouts'] == [names[index] for index in facts['calibration']]
-    assert (facts['modulation'], facts['quantile'], facts['horizon']) == (
-        'adaptive',
+    assert (facts['modulation'], facts['quantile'], facts['max_steps']) == (
+        'max_deviation',
         'finite_sample',
         8,
     )
@@ -372,7 +378,7 @@ def test_the_part_drawn_depends_on_the_generator_alone():
 def test_curves_are_extended_with_their_last_value():
     scores = [np.array([0.0, 1.0]), np.array([0.0, 2.0, 3.0]), np.array([5.0])]
     band = calibrate(
-        scores, [0.4], horizon=4, generator=np.random.default_rng(1), modulation='constant'
+        scores, [0.4], max_steps=4, generator=np.random.default_rng(1), modulation='constant'
     )
     by_hand = [[0, 1, 1, 1], [0, 2, 3, 3], [5, 5, 5, 5]]
     center, ranked = band.provenance['center'], band.provenance['calibration']
@@ -393,8 +399,8 @@ def test_curves_are_extended_with_their_last_value():
         ([[0.0], [np.inf]], {}, 'rollout 1 at step 0 is inf'),
         ([[]], {}, r'shape \(T,\)'),
         ([[[0.0]]], {}, r'shape \(T,\)'),
-        ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise the horizon'),
-        ([[0.0]], {'horizon': 0}, 'at least 1 step'),
+        ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise the max_steps'),
+        ([[0.0]], {'max_steps': 0}, 'at least 1 step'),
         ([[0.0]], {'center_fraction': 1.0}, 'center_fraction'),
         ([[0.0]], {'rollouts': ['a', 'b']}, '2 rollout names for 1'),
         ([[0.0]], {'alphas': []}, 'no alpha'),
@@ -409,7 +415,7 @@ def test_curves_are_extended_with_their_last_value():
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(scores, options, message):
-    defaults = {'horizon': 8, 'generator': np.random.default_rng(0)}
+    defaults = {'max_steps': 8, 'generator': np.random.default_rng(0)}
     with pytest.raises(CalibrationError, match=message):
         calibrate(scores, **{**defaults, **options})
 

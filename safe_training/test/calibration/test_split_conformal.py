@@ -75,7 +75,7 @@ def test_realised_errors_keep_the_promise_by_class_and_over_time(n):
         curves = [
             np.round(generator.normal(size=length).cumsum() + 0.1 * length, 1) for length in lengths
         ]
-        band = constant_band(curves[1:], alphas, horizon=12)
+        band = constant_band(curves[1:], alphas, max_steps=12)
         for k, alpha in enumerate(alphas):
             found = split_conformal(values, failed, alpha)
             wrong['success'][k] += successes[0] > found.above_successes
@@ -97,7 +97,7 @@ def test_the_same_simulation_convicts_the_published_rank():
 
 
 def test_one_threshold_needs_fewer_successes_and_says_where_it_has_none(tmp_path, capsys):
-    band = constant_band([[0.1 * i, 0.5] for i in range(10)], [0.05, 0.1], horizon=4)
+    band = constant_band([[0.1 * i, 0.5] for i in range(10)], [0.05, 0.1], max_steps=4)
     assert np.isinf(band.at(0.05).upper).all()
     assert band.at(0.1).upper.tolist() == [0.9] * 4
     assert 'too few for alpha 0.05' in band.provenance['note']

@@ -17,7 +17,7 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 SPEC = FeatureSpec('hidden_states', 4, ('token',), (('token', 'last'),))
-TINY = ('--set', 'hidden=4', '--set', 'epochs=3')
+TINY = ('--param', 'hidden=4', '--param', 'epochs=3')
 
 
 def make_set(path, tasks=4, per_task=10, outcome=lambda index: index % 2 == 0, length=8):
@@ -80,7 +80,7 @@ def contents(folder):
 
 def test_fit_writes_a_folder_that_knows_what_it_was_made_of(run, rollouts, tmp_path):
     out = tmp_path / 'new' / 'detector'
-    arguments = ('--detector', 'safe_lstm', '--out', out, '--alpha', 0.3, '--horizon', 12)
+    arguments = ('--detector', 'safe_lstm', '--out', out, '--alpha', 0.3, '--max-steps', 12)
     status, said, _ = run('fit', rollouts, *arguments, *TINY)
     assert status == 0
     for fact in ('safe_lstm', '18 rollouts of 3 tasks', 'hidden_states[token=last]', 'alpha 0.3'):
@@ -160,16 +160,16 @@ BAD_OPTIONS = [
     (('--train-ratio', '0'), 'train_ratio must lie in'),
     (('--unseen-ratio', '1'), 'unseen_ratio must lie in'),
     (('--unseen-ratio', 'nan'), 'unseen_ratio must lie in'),
-    (('--horizon', '3'), 'the longest rollout has 8; give --horizon 8'),
-    (('--horizon', '-1'), '--horizon'),
+    (('--max-steps', '3'), 'the longest rollout has 8; give --max-steps 8'),
+    (('--max-steps', '-1'), '--max-steps'),
     (('--seed', '-1'), 'seed must lie in'),
-    (('--set', 'learning_rate=1e30'), 'lower learning_rate'),
-    (('--set', 'learning_rate=-1'), 'learning_rate must be'),
-    (('--set', 'schedule_every=0'), 'schedule_every must be'),
-    (('--set', 'epochs=0'), 'epochs must be'),
-    (('--set', 'hidden=0'), 'hidden and layers must be at least 1'),
-    (('--set', 'accumulate=max'), 'one of none, sum, mean'),
-    (('--set', 'optimizer=lion'), 'one of adam'),
+    (('--param', 'learning_rate=1e30'), 'lower learning_rate'),
+    (('--param', 'learning_rate=-1'), 'learning_rate must be'),
+    (('--param', 'schedule_every=0'), 'schedule_every must be'),
+    (('--param', 'epochs=0'), 'epochs must be'),
+    (('--param', 'hidden=0'), 'hidden and layers must be at least 1'),
+    (('--param', 'accumulate=max'), 'one of none, sum, mean'),
+    (('--param', 'optimizer=lion'), 'one of adam'),
     (('--pooling', 'token=mean'), 'this set holds hidden_states[token=last]'),
     (('--pooling', 'token'), 'expected AXIS=COMMAND'),
     (('--feature', 'logits'), "expected feature 'hidden_states'"),
@@ -267,7 +267,7 @@ def test_an_existing_folder_is_kept_when_not_asked_or_when_fitting_fails(run, ro
     status, _, errors = run(*arguments)
     assert status == 1
     assert 'exists already; give another --out, or --overwrite' in errors
-    status, _, errors = run(*arguments, '--overwrite', '--set', 'learning_rate=1e30')
+    status, _, errors = run(*arguments, '--overwrite', '--param', 'learning_rate=1e30')
     assert status == 1
     assert contents(out) == before
     assert list(tmp_path.iterdir()) == [out]
@@ -299,9 +299,9 @@ def test_a_place_that_cannot_be_written_is_named(run, rollouts, tmp_path):
 # --- evaluate
 
 RATES = (
-    'roc_auc_by_earliest_stop',
-    'macro_roc_auc_by_earliest_stop',
-    'clock_roc_auc_by_earliest_stop',
+    'roc_auc_max_score_until_min_length',
+    'macro_roc_auc_max_score_until_min_length',
+    'clock_roc_auc_max_score_until_min_length',
     'false_alarm_rate',
     'detection_rate',
     'balanced_accuracy',
@@ -366,17 +366,17 @@ def test_several_detectors_and_splits_are_summarised(run, rollouts):
     for detector in ('safe_mlp', 'clock'):
         summary = found['summary'][detector]['unseen']
         rows = [
-            row['roc_auc_by_earliest_stop']
+            row['roc_auc_max_score_until_min_length']
             for row in found['rows']
             if (row['detector'], row['part']) == (detector, 'unseen')
         ]
-        auc = summary['roc_auc_by_earliest_stop']
+        auc = summary['roc_auc_max_score_until_min_length']
         assert auc['splits'] == 3
         assert auc['mean'] == pytest.approx(np.mean(rows))
         assert auc['std'] == pytest.approx(np.std(rows, ddof=1))
         assert auc['low'] <= auc['mean'] <= auc['high']
     clock = found['summary']['clock']['unseen']
-    for name in ('roc_auc_by_earliest_stop', 'macro_roc_auc_by_earliest_stop'):
+    for name in ('roc_auc_max_score_until_min_length', 'macro_roc_auc_max_score_until_min_length'):
         assert clock[name]['mean'] == clock[f'clock_{name}']['mean'] == 0.5, 'no length leak'
 
 
@@ -403,7 +403,7 @@ def test_rollouts_longer_than_the_band_are_refused(run, folder, tmp_path):
     status, _, errors = run('evaluate', longer, '--folder', folder)
     assert status == 1
     assert 'band of 8 steps' in errors
-    assert 'calibrate again with a longer horizon' in errors
+    assert 'calibrate again with a longer max_steps' in errors
 
 
 def test_a_damaged_folder_is_refused_by_its_name(run, rollouts, folder, tmp_path):
@@ -431,7 +431,10 @@ def test_a_damaged_folder_is_refused_by_its_name(run, rollouts, folder, tmp_path
         (('fit', 'set', '--detector', 'safe_mlp'), '--out'),
         (('fit', 'set', '--detector', 'sage_mlp', '--out', 'x'), 'safe_mlp'),
         (('fit', 'set', '--detector', 'clock', '--out', 'x', '--alpha', 'small'), '--alpha'),
-        (('fit', 'set', '--detector', 'clock', '--out', 'x', '--modulation', 'flat'), 'adaptive'),
+        (
+            ('fit', 'set', '--detector', 'clock', '--out', 'x', '--modulation', 'flat'),
+            'max_deviation',
+        ),
         (('evaluate', 'set', '--folder', 'x', '--detector', 'clock'), 'not allowed with'),
         (('evaluate', 'set', '--bogus'), '--bogus'),
     ],
@@ -456,7 +459,7 @@ def test_wrong_usage_is_status_2_and_says_what_is_right(run, arguments, message)
     ],
 )
 def test_a_wrong_setting_is_status_2_before_anything_is_read(run, setting, message, tmp_path):
-    arguments = ('--detector', 'safe_mlp', '--set', setting)
+    arguments = ('--detector', 'safe_mlp', '--param', setting)
     status, said, errors = run('fit', rollouts, *arguments, '--out', tmp_path / 'detector')
     assert (status, said) == (2, '')
     assert message in errors
@@ -575,7 +578,7 @@ def evaluated(run, rollouts, *arguments):
 def test_many_random_splits_are_the_default(run, rollouts):
     found = evaluated(run, rollouts)
     assert found['seeds'] == list(range(10))
-    assert found['protocol']['scheme'] == 'robust'
+    assert found['protocol']['name'] == 'robust'
 
 
 def test_published_splits_and_one_task_left_out(run, rollouts):
@@ -593,7 +596,7 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     assert again['seeds'] == [3, 4]
     folds = tmp_path / 'folds.json'
     evaluated(run, rollouts, '--protocol', 'loto', '--save-splits', folds)
-    assert evaluated(run, rollouts, '--splits-from', folds)['protocol']['scheme'] == 'loto'
+    assert evaluated(run, rollouts, '--splits-from', folds)['protocol']['name'] == 'loto'
     for one, other in zip(first['rows'], again['rows'], strict=True):
         one.pop('fit_seconds'), other.pop('fit_seconds')
         assert one == other
@@ -614,7 +617,7 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
         (('--protocol', 'loto', '--unseen-ratio', 0.5), '--unseen-ratio has no meaning'),
         (('--protocol', 'paper', '--seed', 2), '--seed has no meaning with --protocol paper'),
         (('--splits-from', 'x', '--protocol', 'loto'), 'no meaning'),
-        (('--per-task', '--calibration', 'loto'), 'choose one of the two'),
+        (('--per-task', '--calibrate-on', 'loto'), 'choose one of the two'),
         (('--benchmark', 'mine'), 'give --out as well'),
     ],
 )

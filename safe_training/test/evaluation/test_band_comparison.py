@@ -35,7 +35,7 @@ def curve(generator, task):
 
 def band_of(successes, curves, seed, alpha=0.1, modulation='none'):
     split = choose_split(successes, Protocol(unseen_ratio=0.0), 0)
-    protocol = Protocol(per_task=True, horizon=8, alpha=alpha, modulation=modulation)
+    protocol = Protocol(per_task=True, max_steps=8, alpha=alpha, modulation=modulation)
     return calibrated_band(
         curves, successes, HELD_OUT, successes, replace(split, seed=seed), protocol, alphas=[alpha]
     )
@@ -146,7 +146,7 @@ def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
             [getattr(k, which).rate for k in found if (k.kind, k.alpha) == (kind, alpha)]
         )
 
-    for kind in ('none', 'adaptive', 'std', 'constant', 'moving'):
+    for kind in ('none', 'max-deviation', 'std', 'constant', 'moving'):
         assert rate(kind, 0.3, 'like') == pytest.approx(0.3, abs=0.12)
     # A band knows nothing of tasks with other scores; labels teach it.
     assert rate('none', 0.1, 'new') > 0.3
@@ -221,7 +221,7 @@ def archive(tmp_path_factory):
 
 
 def verb(capsys, *arguments):
-    status = cli.main(['calibration', *map(str, arguments)])
+    status = cli.main(['compare-bands', *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 

@@ -45,14 +45,12 @@ def unseen_numbers(rollouts, split):
 @pytest.mark.parametrize(('seed', 'unseen'), [(0, {3, 0, 5}), (1, {7, 8, 5}), (2, {6, 9, 8})])
 def test_published_splits_go_by_the_numbers_of_the_tasks(seed, unseen):
     rollouts = make_rollouts()
-    split = choose_split(rollouts, Protocol(scheme='paper'), seed)
+    split = choose_split(rollouts, Protocol(name='paper'), seed)
     assert unseen_numbers(rollouts, split) == unseen
     assert set(split.unseen_tasks) == {NAMES[number] for number in unseen}
     # And whatever order they are stored in.
     shuffled = [rollouts[i] for i in np.random.default_rng(0).permutation(len(rollouts))]
-    assert (
-        unseen_numbers(shuffled, choose_split(shuffled, Protocol(scheme='paper'), seed)) == unseen
-    )
+    assert unseen_numbers(shuffled, choose_split(shuffled, Protocol(name='paper'), seed)) == unseen
 
 
 def test_random_splits_do_not_depend_on_numbers():
@@ -65,20 +63,20 @@ def test_random_splits_do_not_depend_on_numbers():
 
 def test_numbers_that_do_not_tell_tasks_apart_are_not_used():
     same = [replace(r, task_id=0) for r in make_rollouts()]
-    published = choose_split(same, Protocol(scheme='paper'), 0)
+    published = choose_split(same, Protocol(name='paper'), 0)
     assert published == choose_split(same, Protocol(), 0)
 
 
 def test_a_second_root_of_unseen_tasks_is_not_shuffled():
     rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
-    split = choose_split(rollouts, Protocol(scheme='paper'), 7)
+    split = choose_split(rollouts, Protocol(name='paper'), 7)
     assert split.seen_tasks == NAMES[:4]
     assert {rollouts[i].task for i in split.unseen} == set(NAMES[4:6])
 
 
 def test_each_task_is_left_out_once():
     rollouts = make_rollouts()
-    protocol = Protocol(scheme='loto')
+    protocol = Protocol(name='loto')
     splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
     assert [split.unseen_tasks for split in splits] == [(name,) for name in sorted(NAMES)]
     for split in splits:
@@ -105,12 +103,12 @@ def test_what_cannot_be_left_out_is_refused(tasks, fold, match):
 def test_tasks_that_the_source_sets_aside_are_not_left_out_in_turn():
     rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
     with pytest.raises(EvaluationError, match='use --protocol robust'):
-        choose_split(rollouts, Protocol(scheme='loto'), 0)
+        choose_split(rollouts, Protocol(name='loto'), 0)
 
 
 def test_bands_of_tasks_and_scores_without_tasks_exclude_each_other():
     with pytest.raises(EvaluationError, match='choose one of the two'):
-        Protocol(per_task=True, calibration='loto')
+        Protocol(per_task=True, calibrate_on='loto')
 
 
 # --- on disk
@@ -126,7 +124,7 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
     write_splits(tmp_path / 'kept' / 'splits.json', rollouts, splits, 'robust')
     others = [rollouts[i] for i in np.random.default_rng(1).permutation(len(rollouts))]
     found = read_splits(tmp_path / 'kept' / 'splits.json', others)
-    assert found.scheme == 'robust'
+    assert found.protocol == 'robust'
     assert list(found.splits) == [4, 2]
     for before, after in zip(splits, found.splits.values(), strict=True):
         assert parts_by_name(others, after) == parts_by_name(rollouts, before)
@@ -191,7 +189,7 @@ def train_on_nothing(content):
         (put('episodes', 3), 'episodes must be a list of names'),
         (put('tasks', ['a']), 'do not belong together'),
         (put('splits', []), 'do not belong together'),
-        (put('scheme', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
+        (put('protocol', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
         (put_in_split('seed', -5), 'integer in 0'),
         (put_in_split('seed', 2**70), 'integer in 0'),
         (train_on_nothing, 'trains on no rollout'),

@@ -277,7 +277,7 @@ def test_evaluation_reports_the_training_part_of_noise_as_noise():
     protocol = Protocol()
     fitted = fit_and_calibrate(detector, rollouts, choose_split(rollouts, protocol, 0), protocol)
     train = report_parts(fitted, rollouts, protocol.alpha)['train']
-    assert train.ranking['by_earliest_stop'].pooled.roc_auc < 0.8
+    assert train.ranking['max_score_until_min_length'].pooled.roc_auc < 0.8
 
 
 def test_rollouts_that_were_not_trained_on_score_the_same_either_way():

@@ -334,7 +334,7 @@ def test_a_band_is_calibrated_on_successes_scored_without_their_task():
     rollouts = make_rollouts(in_features=3.0, tasks=6, each=20)
     bands = {}
     for calibration in ('heldout', 'loto'):
-        protocol = Protocol(calibration=calibration)
+        protocol = Protocol(calibrate_on=calibration)
         split = choose_split(rollouts, protocol, 0)
         fitted = fit_and_calibrate(make_detector('linear_probe'), rollouts, split, protocol)
         bands[calibration] = fitted.band

@@ -21,10 +21,10 @@ from sklearn.metrics import (
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import BandError
 from safe_training.calibration.functional import functional_band
-from safe_training.metrics import bootstrap, scored
+from safe_training.metrics import bootstrap
 from safe_training.metrics.alarms import (
-    alarm_report_by_earliest_stop,
-    alarm_report_by_end,
+    alarm_report,
+    alarm_report_until_min_length,
     classification_report,
 )
 from safe_training.metrics.bootstrap import bootstrap_auc_interval, bootstrap_interval
@@ -39,11 +39,13 @@ from safe_training.metrics.ranking import (
 from safe_training.metrics.scored import (
     MetricError,
     Scored,
+    Task,
     clock_scores,
-    earliest_stops,
+    max_scores,
+    max_scores_until_min_length,
+    min_lengths,
+    scores_at_min_length,
     scores_at_quantile,
-    scores_by_earliest_stop,
-    scores_by_end,
 )
 
 GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
@@ -64,9 +66,9 @@ class World:
     number: int
     published: dict[str, Any]
     scored: dict[str, list[Scored]]
-    stops: dict[scored.Task, int]
+    stops: dict[Task, int]
 
-    def task_of(self, split: str, name: str) -> scored.Task:
+    def task_of(self, split: str, name: str) -> Task:
         return next(r.task for r in self.scored[split] if str(r.task) == name)
 
 
@@ -95,9 +97,9 @@ def trapezoidal_prc(values, failed):
 # --- rankings -----------------------------------------------------------------------------------
 
 
-def test_earliest_stops_are_the_published_ones(world):
+def test_min_lengths_are_the_published_ones(world):
     together = [rollout for split in SPLITS for rollout in world.scored[split]]
-    found = earliest_stops([r.task for r in together], [len(r) for r in together])
+    found = min_lengths([r.task for r in together], [len(r) for r in together])
     assert found == world.stops
 
 
@@ -106,7 +108,7 @@ def test_published_roc_auc_pooled_and_per_task(world, split):
     published = world.published['roc_prc']
     report = rankings(world.scored[split], world.stops)
     compared = 0
-    for name, when in (('early', 'by_earliest_stop'), ('end', 'by_end')):
+    for name, when in (('early', 'max_score_until_min_length'), ('end', 'max_score')):
         pooled = report[when].pooled.roc_auc
         assert pooled == pytest.approx(
             published[f'falert_{name}_roc_auc/model_{split}'], abs=TOLERANCE
@@ -124,7 +126,7 @@ def test_published_roc_auc_pooled_and_per_task(world, split):
         expected = published[f'roc_auc/model_{split}_tq{quantile}']
         assert rank(values, failed).roc_auc == pytest.approx(expected, abs=TOLERANCE)
     expected = published[f'roc_auc/model_{split}_tq1.0']
-    assert report['at_earliest_stop'].pooled.roc_auc == pytest.approx(expected, abs=TOLERANCE)
+    assert report['score_at_min_length'].pooled.roc_auc == pytest.approx(expected, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize('split', SPLITS)
@@ -135,8 +137,8 @@ def test_average_precision_where_the_published_prc_auc_is_a_trapezoid(world, spl
     failed = [rollout.failed for rollout in scored]
     report = rankings(scored, world.stops)
     for name, when, values in (
-        ('early', 'by_earliest_stop', scores_by_earliest_stop(scored, world.stops)),
-        ('end', 'by_end', scores_by_end(scored)),
+        ('early', 'max_score_until_min_length', max_scores_until_min_length(scored, world.stops)),
+        ('end', 'max_score', max_scores(scored)),
     ):
         logged = published[f'falert_{name}_prc_auc/model_{split}']
         assert trapezoidal_prc(values, failed) == pytest.approx(logged, abs=TOLERANCE)
@@ -145,9 +147,9 @@ def test_average_precision_where_the_published_prc_auc_is_a_trapezoid(world, spl
         row['time']: row for row in world.published['fixed_threshold'] if row['split'] == split
     }
     for time, when in (
-        ('at earliest stop', 'at_earliest_stop'),
-        ('by earliest stop', 'by_earliest_stop'),
-        ('by final end', 'by_end'),
+        ('at earliest stop', 'score_at_min_length'),
+        ('by earliest stop', 'max_score_until_min_length'),
+        ('by final end', 'max_score'),
     ):
         pooled = report[when].pooled
         assert pooled.average_precision == pytest.approx(tables[time]['prc_auc'], abs=TOLERANCE)
@@ -233,7 +235,7 @@ def length_leak():
         for index in range(10):
             length = limit // 2 + index if index < successes else limit
             scored.append(Scored(np.full(length, 0.3), index >= successes, task))
-    stops = earliest_stops([r.task for r in scored], [len(r) for r in scored])
+    stops = min_lengths([r.task for r in scored], [len(r) for r in scored])
     return scored, stops
 
 
@@ -241,26 +243,26 @@ def test_the_clock_shows_the_length_leak():
     # D39, D39b: by the end a clock is perfect; up to the earliest stop it knows the task alone.
     scored, stops = length_leak()
     clock = rankings(clock_scores(scored), stops)
-    assert clock['by_end'].macro_roc_auc == 1.0
-    assert clock['by_end'].pooled.roc_auc > 0.9
-    for when in ('at_earliest_stop', 'by_earliest_stop'):
+    assert clock['max_score'].macro_roc_auc == 1.0
+    assert clock['max_score'].pooled.roc_auc > 0.9
+    for when in ('score_at_min_length', 'max_score_until_min_length'):
         assert clock[when].macro_roc_auc == 0.5
         assert clock[when].pooled.roc_auc > 0.75
     constant = rankings(scored, stops)
-    assert constant['by_end'].pooled.roc_auc == 0.5
+    assert constant['max_score'].pooled.roc_auc == 0.5
 
 
 def test_scores_are_taken_at_by_and_over_the_right_steps():
     scored = [Scored(np.array([3.0, 1.0, 2.0, 9.0]), True, 't'), Scored([0, 5, 4], False, 't')]
-    stops = earliest_stops(['t', 't'], [4, 3])
+    stops = min_lengths(['t', 't'], [4, 3])
     assert stops == {'t': 3}
     assert scores_at_quantile(scored, stops, 1.0).tolist() == [2.0, 4.0]
     assert scores_at_quantile(scored, stops, 0.0).tolist() == [3.0, 0.0]
     # Index round(2 * 0.25) = round(0.5) = 0 and round(2 * 0.75) = round(1.5) = 2.
     assert scores_at_quantile(scored, stops, 0.25).tolist() == [3.0, 0.0]
     assert scores_at_quantile(scored, stops, 0.75).tolist() == [2.0, 4.0]
-    assert scores_by_earliest_stop(scored, stops).tolist() == [3.0, 5.0]
-    assert scores_by_end(scored).tolist() == [9.0, 5.0]
+    assert max_scores_until_min_length(scored, stops).tolist() == [3.0, 5.0]
+    assert max_scores(scored).tolist() == [9.0, 5.0]
 
 
 # --- alarms -------------------------------------------------------------------------------------
@@ -271,19 +273,19 @@ def test_published_rates_at_a_fixed_threshold(world, split):
     scored = world.scored[split]
     # D18: the published tables compare with >=. Just below 0.5, > is the same comparison.
     alarms = alarm_steps(scored, constant_threshold(np.nextafter(0.5, 0.0)))
-    by_end = alarm_report_by_end(scored, alarms).pooled
-    by_stop = alarm_report_by_earliest_stop(scored, alarms, world.stops).pooled
+    max_score = alarm_report(scored, alarms).pooled
+    by_stop = alarm_report_until_min_length(scored, alarms, world.stops).pooled
     tables = {
         row['time']: row for row in world.published['fixed_threshold'] if row['split'] == split
     }
-    for rates, row in ((by_end, tables['by final end']), (by_stop, tables['by earliest stop'])):
+    for rates, row in ((max_score, tables['by final end']), (by_stop, tables['by earliest stop'])):
         assert rates.detection_rate == pytest.approx(row['tpr'], abs=TOLERANCE)
         assert rates.false_alarm_rate == pytest.approx(row['fpr'], abs=TOLERANCE)
         assert rates.balanced_accuracy == pytest.approx(row['bal_acc'], abs=TOLERANCE)
     published = tables['by earliest stop']['avg_det_time']
-    assert by_end.detection_time == pytest.approx(published, abs=TOLERANCE)
+    assert max_score.detection_time == pytest.approx(published, abs=TOLERANCE)
     # D17: the published time by the earliest stop still counts alarms after it.
-    missed = by_end.detection_rate - by_stop.detection_rate
+    missed = max_score.detection_rate - by_stop.detection_rate
     assert by_stop.detection_time >= published - TOLERANCE
     assert (by_stop.detection_time > published + TOLERANCE) == (missed > 0)
 
@@ -307,7 +309,7 @@ def test_published_functional_band_and_its_rates(world):
         inclusive = Band(np.array([alpha]), np.nextafter(upper, -np.inf)[None], 'any', 10)
         alarms = alarm_steps(scored, inclusive.at(alpha))
         row = table[alpha, 'by earliest stop']
-        rates = alarm_report_by_earliest_stop(scored, alarms, world.stops).pooled
+        rates = alarm_report_until_min_length(scored, alarms, world.stops).pooled
         assert rates.detection_rate == pytest.approx(row['tpr'], abs=TOLERANCE)
         assert rates.false_alarm_rate == pytest.approx(row['fpr'], abs=TOLERANCE)
         # D13: published, the last score is held up to the longest rollout and may cross the band
@@ -319,7 +321,7 @@ def test_published_functional_band_and_its_rates(world):
         failed = np.array([r.failed for r in scored])
         assert np.mean(np.array(held)[failed]) == pytest.approx(row['tpr'], abs=TOLERANCE)
         assert np.mean(np.array(held)[~failed]) == pytest.approx(row['fpr'], abs=TOLERANCE)
-        rates = alarm_report_by_end(scored, alarms).pooled
+        rates = alarm_report(scored, alarms).pooled
         assert rates.false_alarm_rate <= row['fpr'] + TOLERANCE
         assert rates.detection_rate <= row['tpr'] + TOLERANCE
         after_the_end += sum(held) - sum(alarm is not None for alarm in alarms)
@@ -332,7 +334,7 @@ def test_no_alarm_after_the_episode_has_ended():
     upper = np.array([2.0, 2.0, 2.0, 0.5])
     threshold = Band(np.array([0.2]), upper[None], 'any', 10).at(0.2)
     scored = [Scored([1.0, 1.0, 1.0], True, 't'), Scored([1.0, 1.0], False, 't')]
-    rates = alarm_report_by_end(scored, alarm_steps(scored, threshold)).pooled
+    rates = alarm_report(scored, alarm_steps(scored, threshold)).pooled
     assert (rates.detection_rate, rates.false_alarm_rate) == (0.0, 0.0)
     assert rates.detection_time == 1.0
 
@@ -349,7 +351,7 @@ def test_alarm_rates_by_hand():
     ]
     alarms = alarm_steps(scored, constant_threshold(0.5))
     assert alarms == [2, 6, None, 1, None, None, None]
-    report = alarm_report_by_end(scored, alarms)
+    report = alarm_report(scored, alarms)
     assert report.pooled.detection_rate == pytest.approx(2 / 3)
     assert report.pooled.false_alarm_rate == pytest.approx(1 / 4)
     assert report.pooled.balanced_accuracy == pytest.approx((2 / 3 + 3 / 4) / 2)
@@ -365,7 +367,7 @@ def test_alarm_rates_by_hand():
     assert report.macro_balanced_accuracy == pytest.approx((0.25 + 1.0) / 2)
     assert report.macro_detection_time == pytest.approx((0.75 + 0.75) / 2)
 
-    early = alarm_report_by_earliest_stop(scored, alarms, {'a': 2, 'b': 2, 'c': 3})
+    early = alarm_report_until_min_length(scored, alarms, {'a': 2, 'b': 2, 'c': 3})
     assert early.pooled.detection_rate == 0.0
     assert early.pooled.detection_time == 1.0
     assert early.pooled.false_alarm_rate == pytest.approx(1 / 4)
@@ -379,12 +381,12 @@ def test_a_higher_threshold_alarms_no_more_and_no_earlier(seed, low, step):
         Scored(generator.normal(size=generator.integers(3, 9)), bool(index % 2), index % 3)
         for index in range(12)
     ]
-    stops = earliest_stops([r.task for r in scored], [len(r) for r in scored])
+    stops = min_lengths([r.task for r in scored], [len(r) for r in scored])
     reports = []
     for threshold in (low, low + step):
         alarms = alarm_steps(scored, constant_threshold(threshold))
-        reports.append(alarm_report_by_end(scored, alarms).pooled)
-        reports.append(alarm_report_by_earliest_stop(scored, alarms, stops).pooled)
+        reports.append(alarm_report(scored, alarms).pooled)
+        reports.append(alarm_report_until_min_length(scored, alarms, stops).pooled)
     for lower, higher in (
         (reports[0], reports[2]),
         (reports[1], reports[3]),
@@ -398,7 +400,7 @@ def test_a_higher_threshold_alarms_no_more_and_no_earlier(seed, low, step):
 
 def test_rates_of_one_class_are_nan():
     scored = [Scored([0.0, 1.0], True, 't')]
-    rates = alarm_report_by_end(scored, [1]).pooled
+    rates = alarm_report(scored, [1]).pooled
     assert rates.detection_rate == 1.0
     assert math.isnan(rates.false_alarm_rate)
     assert math.isnan(rates.balanced_accuracy)
@@ -502,19 +504,19 @@ def test_what_does_not_fit_together_is_refused():
     scored = [Scored([0.1, 0.2], True, 'a')]
     generator = np.random.default_rng(0)
     with pytest.raises(MetricError, match="no earliest stop for task 'a'"):
-        scores_by_earliest_stop(scored, {'b': 1})
+        max_scores_until_min_length(scored, {'b': 1})
     with pytest.raises(MetricError, match="stop of task 'a' is 3, but a rollout of it has 2"):
-        scores_by_earliest_stop(scored, {'a': 3})
+        max_scores_until_min_length(scored, {'a': 3})
     with pytest.raises(MetricError, match='quantile'):
         scores_at_quantile(scored, {'a': 2}, 1.5)
     with pytest.raises(MetricError, match='1 tasks need as many lengths'):
-        earliest_stops(['a'], [1, 2])
+        min_lengths(['a'], [1, 2])
     with pytest.raises(MetricError, match='has 0 steps'):
-        earliest_stops(['a'], [0])
+        min_lengths(['a'], [0])
     with pytest.raises(MetricError, match='2 alarms for 1 rollouts'):
-        alarm_report_by_end(scored, [None, 1])
+        alarm_report(scored, [None, 1])
     with pytest.raises(MetricError, match='alarm at step 2 of a rollout'):
-        alarm_report_by_end(scored, [2])
+        alarm_report(scored, [2])
     with pytest.raises(MetricError, match='same shape'):
         rank([0.1, 0.2], [True])
     with pytest.raises(MetricError, match='outcomes must be booleans'):
@@ -545,9 +547,9 @@ def test_published_classification_at_a_fixed_threshold(world, split):
         if row['split'] != split:
             continue
         values = {
-            'at earliest stop': scored.scores_at_earliest_stop,
-            'by earliest stop': scores_by_earliest_stop,
-            'by final end': lambda scored, stops: scores_by_end(scored),
+            'at earliest stop': scores_at_min_length,
+            'by earliest stop': max_scores_until_min_length,
+            'by final end': lambda scored, stops: max_scores(scored),
         }[row['time']](scored, world.stops)
         check_classification(values, failed, row)
         compared += 1
@@ -577,9 +579,9 @@ def test_published_binary_classification(world):
     scored = world.scored['val_seen']
     failed = [rollout.failed for rollout in scored]
     for row in world.published['binary_classification']:
-        check_classification(scores_by_end(scored), failed, row)
+        check_classification(max_scores(scored), failed, row)
         alarms = alarm_steps(scored, constant_threshold(np.nextafter(row['threshold'], -np.inf)))
-        time = alarm_report_by_end(scored, alarms).pooled.detection_time
+        time = alarm_report(scored, alarms).pooled.detection_time
         assert time == pytest.approx(row['avg_det_time'], abs=TOLERANCE)
     assert [row['threshold'] for row in world.published['binary_classification']] == [0.2, 0.5, 0.8]
 
@@ -602,7 +604,7 @@ def test_published_rankings_at_time_quantiles(world, split):
     for quantile, report in reports.items():
         expected = world.published['roc_prc'][f'roc_auc/model_{split}_tq{quantile}']
         assert report.pooled.roc_auc == pytest.approx(expected, abs=TOLERANCE)
-    at_stop = rankings(world.scored[split], world.stops)['at_earliest_stop']
+    at_stop = rankings(world.scored[split], world.stops)['score_at_min_length']
     assert reports[1.0].macro_roc_auc == pytest.approx(at_stop.macro_roc_auc, nan_ok=True)
 
 
@@ -618,8 +620,8 @@ def test_rankings_of_what_is_still_running_leave_a_clock_at_chance():
         assert report.macro_roc_auc == 0.5
         assert report.tasks_used == 3
     # Judged at the end instead, it is perfect.
-    stops = earliest_stops([r.task for r in scored], [len(r) for r in scored])
-    assert rankings(clock_scores(scored), stops)['by_end'].macro_roc_auc == 1.0
+    stops = min_lengths([r.task for r in scored], [len(r) for r in scored])
+    assert rankings(clock_scores(scored), stops)['max_score'].macro_roc_auc == 1.0
 
 
 def test_running_rankings_by_hand():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from safe_monitor_node.bands.band import Band
-from safe_training.metrics.alarms import alarm_report_by_end
+from safe_training.metrics.alarms import alarm_report
 from safe_training.metrics.operating_curves import (
     alpha_curve,
     default_thresholds,
@@ -87,7 +87,7 @@ def test_the_curve_is_what_alarms_at_each_threshold_give(seed):
     assert (np.diff(curve.thresholds) > 0).all()
     for k, threshold in enumerate(curve.thresholds):
         band = Band(np.array([0.5]), np.full((1, 12), threshold), 'any', 10)
-        rates = alarm_report_by_end(scored, alarm_steps(scored, band.at(0.5))).pooled
+        rates = alarm_report(scored, alarm_steps(scored, band.at(0.5))).pooled
         assert curve.detection_rate[k] == pytest.approx(rates.detection_rate)
         assert curve.false_alarm_rate[k] == pytest.approx(rates.false_alarm_rate)
         assert curve.balanced_accuracy[k] == pytest.approx(rates.balanced_accuracy)

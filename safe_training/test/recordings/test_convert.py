@@ -484,7 +484,7 @@ def test_an_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
     def stopped(*arguments, **options):
         return convert(*arguments, **options | {'progress': stop_after(3)})
 
-    monkeypatch.setattr('safe_training.recordings.convert.convert', stopped)
+    monkeypatch.setattr('safe_training.cli.convert.convert', stopped)
     place = tmp_path / 'set'
     assert cli.main(['convert', str(DUMP), str(place)]) == 1
     assert 'give the same command again to continue' in capsys.readouterr().err

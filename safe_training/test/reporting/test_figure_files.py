@@ -16,7 +16,7 @@ SET = Path(__file__).parents[3] / 'test' / 'data' / 'miniature_flow.npz'
 def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp('figures') / 'detector'
     fit = ['fit', str(SET), '--detector', 'safe_lstm', '--out', str(folder)]
-    assert main([*fit, '--set', 'epochs=5', '--set', 'hidden=16']) == 0
+    assert main([*fit, '--param', 'epochs=5', '--param', 'hidden=16']) == 0
     return folder
 
 

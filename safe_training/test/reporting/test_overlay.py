@@ -39,7 +39,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 )
             )
     fit = ['fit', str(folder / 'set'), '--detector', 'mahalanobis', '--out']
-    assert main([*fit, str(folder / 'detector'), '--set', 'accumulate=none', '--alpha', '0.2']) == 0
+    assert (
+        main([*fit, str(folder / 'detector'), '--param', 'accumulate=none', '--alpha', '0.2']) == 0
+    )
     (folder / 'videos').mkdir()
     return folder
 

@@ -27,7 +27,9 @@ from safe_training.reporting.tables.latex import to_latex
 from safe_training.reporting.tables.markdown import to_markdown
 from safe_training.sweep.results import Result, canonical, write_results
 
-GOLDEN = json.loads((Path(__file__).parents[3] / 'test' / 'golden' / 'table1_aggregation.json').read_text())
+GOLDEN = json.loads(
+    (Path(__file__).parents[3] / 'test' / 'golden' / 'table1_aggregation.json').read_text()
+)
 PARTS = {'train': 'train', 'seen': 'val_seen', 'unseen': 'val_unseen'}
 
 # The published names of methods, and ours.

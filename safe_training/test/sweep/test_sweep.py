@@ -108,7 +108,7 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys,
 
     def numbers(folder):
         return [
-            (r.detector, r.params, r.seed, r.part, r.values['roc_auc_by_end'])
+            (r.detector, r.params, r.seed, r.part, r.values['roc_auc_max_score'])
             for r in read_results(folder)
         ]
 
@@ -124,8 +124,8 @@ def test_a_sweep_on_ray_gives_the_same(grid, tmp_path):
         (r.detector, r.params, r.seed, r.part) for r in there
     ]
     for a, b in zip(here, there, strict=True):
-        assert b.values['roc_auc_by_end'] == pytest.approx(
-            a.values['roc_auc_by_end'], abs=2e-3, nan_ok=True
+        assert b.values['roc_auc_max_score'] == pytest.approx(
+            a.values['roc_auc_max_score'], abs=2e-3, nan_ok=True
         )
 
 
@@ -290,8 +290,8 @@ def recorded(tasks):
     ]
 
 
-def protocol_of(grid, scheme):
-    return Protocol(grid.unseen_ratio, grid.seen_train_ratio, scheme=scheme)
+def protocol_of(grid, name):
+    return Protocol(grid.unseen_ratio, grid.seen_train_ratio, name=name)
 
 
 @pytest.mark.parametrize('both', [True, False])
@@ -366,7 +366,7 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
         arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(tmp_path / 'two')]
         assert main([*arguments, '--splits-from', kept]) == 0
     one, two = (
-        {(r.seed, r.part): r.values['roc_auc_by_end'] for r in read_results(tmp_path / name)}
+        {(r.seed, r.part): r.values['roc_auc_max_score'] for r in read_results(tmp_path / name)}
         for name in ('one', 'two')
     )
     assert one == pytest.approx(two, nan_ok=True)

@@ -13,7 +13,7 @@ from safe_training.evaluation.judge import Judged, by_part
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.operating_curves import alpha_curve
 from safe_training.metrics.reliability import reliability
-from safe_training.metrics.scored import earliest_stops, scores_at_earliest_stop
+from safe_training.metrics.scored import min_lengths, scores_at_min_length
 from safe_training.reporting.figures import detections, feature_map, score_curves, style
 
 # As many steps as a projection shows; more are thinned evenly, over all rollouts.
@@ -98,10 +98,10 @@ def figures_of(
             detections.lead_times({part: _lead_times(m) for part, m in parts.items()}, title),
         )
     if probability:
-        stops = earliest_stops([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
+        stops = min_lengths([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
         for part, members in parts.items():
             # The last step of a rollout would know its length.
-            given = scores_at_earliest_stop([j.scored for j in members], stops)
+            given = scores_at_min_length([j.scored for j in members], stops)
             found = reliability(given, np.array([j.rollout.failed for j in members]))
             yield (
                 f'reliability_{part}',

@@ -20,7 +20,7 @@ from safe_training.reporting.figures.style import (
     OKABE_ITO,
     SUCCESS,
     FigureError,
-    open,
+    open_axis,
     shared_legend,
 )
 
@@ -86,7 +86,7 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
         axis.set_ylabel('realised rate (share)')
         axis.set_title(part)
     for axis in axes:
-        open(axis)
+        open_axis(axis)
     figure.suptitle(title)
     shared_legend(figure, axes[1:2], columns=3)
     return figure
@@ -118,7 +118,7 @@ def promise_bars(realised: Mapping[str, tuple[int, int]], promised: float, title
     axis.set_xlabel('realised false-alarm rate (share of successes), 95 % interval')
     axis.set_title(title)
     axis.legend(frameon=False, fontsize=8)
-    open(axis)
+    open_axis(axis)
     return figure
 
 
@@ -171,7 +171,7 @@ def detected_against_annotated(
     axis.set_xlabel('annotated beginning of the failure (share of the episode)')
     axis.set_ylabel('first alarm (share of the episode)')
     axis.set_title(title)
-    open(axis)
+    open_axis(axis)
     shared_legend(figure, [axis], columns=2, fontsize=9)
     return figure
 
@@ -221,7 +221,7 @@ def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
         # Also where no bar stands.
         axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
         axis.yaxis.set_major_locator(MaxNLocator(integer=True))
-        open(axis)
+        open_axis(axis)
     axes[-1].set_xlim(min(edges[0], -3.0) - 0.5, max(edges[-1], 3.0) + 0.5)
     axes[-1].set_xlabel('lead: policy steps from the first alarm to the annotated failure')
     axes[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -268,7 +268,7 @@ def cumulative_detections(
     axis.set_ylabel('share of rollouts with an alarm so far')
     axis.set_title(title)
     axis.legend(frameon=False, fontsize=8, loc='center left', bbox_to_anchor=(1, 0.5))
-    open(axis)
+    open_axis(axis)
     return figure
 
 
@@ -306,6 +306,6 @@ def reliability_diagram(
     below.bar(edges[:-1], size, width=np.diff(edges), align='edge', color='0.75', edgecolor='white')
     below.set_xlabel('probability of failure given at the end of the rollout')
     below.set_ylabel('rollouts')
-    open(axis)
-    open(below)
+    open_axis(axis)
+    open_axis(below)
     return figure

@@ -14,7 +14,7 @@ from safe_training.reporting.figures.style import (
     OKABE_ITO,
     VECTOR_POINTS,
     FigureError,
-    open,
+    open_axis,
     shortened,
 )
 
@@ -113,6 +113,6 @@ def feature_map(
         # On both: beside the label of the colour bar, the right one would seem to have that scale.
         axis.set_ylabel(f'{axis_name} 2 (no unit)')
         axis.tick_params(labelleft=True)
-        open(axis)
+        open_axis(axis)
     figure.suptitle(title)
     return figure

@@ -19,7 +19,7 @@ from safe_training.reporting.figures.style import (
     FigureError,
     OutcomeCurve,
     finite,
-    open,
+    open_axis,
     save,
     shared_legend,
 )
@@ -121,7 +121,7 @@ def score_curves(
             for axis in (above, below):
                 _draw_bands(axis, low, high)
         for axis in (above, below):
-            open(axis)
+            open_axis(axis)
     for axis in axes[:, 0]:
         axis.set_ylabel('failure score')
     figure.suptitle(title)
@@ -189,4 +189,4 @@ def _draw_episode(axis: Axes, episode: EpisodeCurve) -> None:
             label='alarm',
         )
     axis.set_title(episode.title, fontsize=9)
-    open(axis)
+    open_axis(axis)

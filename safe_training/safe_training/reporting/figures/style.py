@@ -88,7 +88,7 @@ def finite(threshold: np.ndarray) -> np.ndarray:
     return np.where(np.isfinite(threshold), threshold, np.nan)
 
 
-def open(axis: Axes) -> None:
+def open_axis(axis: Axes) -> None:
     axis.spines[['top', 'right']].set_visible(False)
 
 

@@ -28,7 +28,7 @@ from matplotlib.figure import Figure
 from safe_monitor_node.storage.detector_folder import LoadedDetector
 from safe_training.evaluation.judge import Judged, by_part
 from safe_training.metrics.part_report import report_part
-from safe_training.metrics.scored import earliest_stops
+from safe_training.metrics.scored import min_lengths
 from safe_training.reporting.figures import style as figures
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.page.tables import (
@@ -143,7 +143,7 @@ def page(
     """
     assert loaded.band is not None
     alpha = judged[0].threshold.alpha
-    stops = earliest_stops([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
+    stops = min_lengths([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
     reports = {
         part: report_part(
             [j.scored for j in members],

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 _COLUMNS = (
     ('failures', 'failures', False),
     ('successes', 'successes', False),
-    ('AUC', 'roc_auc_by_earliest_stop', True),
-    ('macro AUC', 'macro_roc_auc_by_earliest_stop', True),
-    ('clock AUC', 'clock_roc_auc_by_earliest_stop', True),
-    ('clock macro', 'clock_macro_roc_auc_by_earliest_stop', True),
+    ('AUC', 'roc_auc_max_score_until_min_length', True),
+    ('macro AUC', 'macro_roc_auc_max_score_until_min_length', True),
+    ('clock AUC', 'clock_roc_auc_max_score_until_min_length', True),
+    ('clock macro', 'clock_macro_roc_auc_max_score_until_min_length', True),
     ('false alarms', 'false_alarm_rate', True),
     ('detected', 'detection_rate', True),
     ('bal. acc.', 'balanced_accuracy', True),
@@ -124,7 +124,7 @@ def per_task_table(reports: Mapping[str, PartReport]) -> str:
     """Return what the detector does on each task of each part, folded where that is long."""
     rows = []
     for part, report in reports.items():
-        ranking = report.ranking['by_earliest_stop'].per_task
+        ranking = report.ranking['max_score_until_min_length'].per_task
         for task in sorted(report.alarms.per_task, key=str):
             rates = report.alarms.per_task[task]
             cells = (

@@ -26,8 +26,8 @@ from safe_training.sweep.results import Result
 #: The part of each split by whose numbers a combination is chosen.
 SelectOn = Literal['seen', 'unseen']
 
-HEADLINE = 'roc_auc_by_earliest_stop'
-MACRO = 'macro_roc_auc_by_earliest_stop'
+HEADLINE = 'roc_auc_max_score_until_min_length'
+MACRO = 'macro_roc_auc_max_score_until_min_length'
 
 # The paper's groups and order, then what it does not have.
 GROUPS: dict[str, dict[str, str]] = {
@@ -96,7 +96,7 @@ class Entry:
     splits : int
         How many there are; the numbers may exist on fewer.
     values : dict of str to Summary
-        Over splits; named ``part/metric`` such as ``unseen/roc_auc_by_earliest_stop``.
+        Over splits; named ``part/metric`` such as ``unseen/roc_auc_max_score_until_min_length``.
     """
 
     benchmark: str

@@ -15,10 +15,10 @@ from safe_training.metrics.part_report import MOMENTS
 from safe_training.reporting.numbers import percent
 
 COLUMNS = (
-    ('AUC', 'roc_auc_by_earliest_stop'),
-    ('macro', 'macro_roc_auc_by_earliest_stop'),
-    ('clock', 'clock_roc_auc_by_earliest_stop'),
-    ('clock\nmacro', 'clock_macro_roc_auc_by_earliest_stop'),
+    ('AUC', 'roc_auc_max_score_until_min_length'),
+    ('macro', 'macro_roc_auc_max_score_until_min_length'),
+    ('clock', 'clock_roc_auc_max_score_until_min_length'),
+    ('clock\nmacro', 'clock_macro_roc_auc_max_score_until_min_length'),
     ('false\nalarms', 'false_alarm_rate'),
     ('de-\ntected', 'detection_rate'),
     ('bal.\nacc.', 'balanced_accuracy'),
@@ -55,12 +55,12 @@ _RATES = (
     ('T_det', 'detection_time'),
     ('detected, mean over tasks', 'macro_detection_rate'),
     ('false alarms, mean over tasks', 'macro_false_alarm_rate'),
-    ('detected before the earliest stop', 'detection_rate_by_earliest_stop'),
-    ('false alarms before it', 'false_alarm_rate_by_earliest_stop'),
-    ('balanced accuracy before it', 'balanced_accuracy_by_earliest_stop'),
+    ('detected before the earliest stop', 'detection_rate_until_min_length'),
+    ('false alarms before it', 'false_alarm_rate_until_min_length'),
+    ('balanced accuracy before it', 'balanced_accuracy_until_min_length'),
     ('alarms before the annotated failure', 'alarms_before_annotated_failure'),
-    ('Brier score at the earliest stop', 'brier_at_earliest_stop'),
-    ('calibration error at it', 'calibration_error_at_earliest_stop'),
+    ('Brier score at the earliest stop', 'brier_score_at_min_length'),
+    ('calibration error at it', 'calibration_error_score_at_min_length'),
 )
 
 
@@ -112,7 +112,7 @@ def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
         )
         if found.splits > 1:
             line += f' (95 % interval over splits {percent(found.low)} to {percent(found.high)})'
-        auc = values['macro_roc_auc_by_earliest_stop']
+        auc = values['macro_roc_auc_max_score_until_min_length']
         if auc.splits > 1:
             line += f'; macro AUC {percent(auc.low)} to {percent(auc.high)}'
         if finite.mean < 1:
@@ -172,7 +172,7 @@ def _task_table(detector: str, part: str, rows: Sequence[Row]) -> Table:
             str(len(found[task])),
             mean('n_failures', count),
             mean('n_successes', count),
-            mean('roc_auc_by_earliest_stop', _cell),
+            mean('roc_auc_max_score_until_min_length', _cell),
             mean('false_alarm_rate', _cell),
             mean('detection_rate', _cell),
             mean('detection_time', _cell),

@@ -487,7 +487,7 @@ def test_a_missing_file_and_a_folder(tmp_path):
 
 
 def test_a_file_that_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr('safe_training.recordings.untrusted.budget.MAX_FILE_BYTES', 100)
+    monkeypatch.setattr('safe_training.recordings.untrusted.pickle_file.MAX_FILE_BYTES', 100)
     file = tmp_path / 'x.pkl'
     file.write_bytes(bytes(101))
     with pytest.raises(DumpError, match='at most 100 bytes, found 101'):
