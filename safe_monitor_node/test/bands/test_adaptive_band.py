@@ -25,7 +25,7 @@ def curves(count, seed=0):
 
 def functional(count=60, seed=0, **options):
     generator = np.random.default_rng(7)
-    return calibrate(curves(count, seed), ALPHAS, horizon=HORIZON, generator=generator, **options)
+    return calibrate(curves(count, seed), ALPHAS, max_steps=HORIZON, generator=generator, **options)
 
 
 def with_tasks(**tasks):
@@ -36,14 +36,14 @@ def with_tasks(**tasks):
 
 
 @pytest.mark.parametrize('alpha', ALPHAS)
-@pytest.mark.parametrize('modulation', ['adaptive', 'std', 'constant'])
+@pytest.mark.parametrize('modulation', ['max_deviation', 'std', 'constant'])
 def test_before_the_first_label_the_thresholds_are_those_of_the_band(alpha, modulation):
     band = functional(modulation=modulation)
     threshold, warning = AdaptiveBand(band, alpha, 0.02).thresholds()
     np.testing.assert_array_equal(threshold.upper, band.at(alpha).upper)
     assert (threshold.alpha, threshold.task) == (alpha, '')
     assert warning is threshold
-    one_for_all = constant_band(curves(60), ALPHAS, horizon=HORIZON)
+    one_for_all = constant_band(curves(60), ALPHAS, max_steps=HORIZON)
     threshold, _ = AdaptiveBand(one_for_all, alpha, 0.02).thresholds()
     np.testing.assert_allclose(threshold.upper, one_for_all.at(alpha).upper, rtol=1e-14)
 
@@ -69,7 +69,7 @@ def test_the_nonconformity_says_whether_a_score_was_above_the_threshold():
         assert crossed == (value > adaptive.of('').threshold)
         adaptive.observe('', value, crossed)
     # Ties are not above: the calibration rollout that a threshold comes from raises no alarm.
-    one = AdaptiveBand(constant_band([[0.1], [0.7]], (0.4,), horizon=1), 0.4, 0.02)
+    one = AdaptiveBand(constant_band([[0.1], [0.7]], (0.4,), max_steps=1), 0.4, 0.02)
     assert one.thresholds()[0].first_crossing([0.7]) is None
 
 

@@ -550,8 +550,8 @@ def test_an_episode_that_begins_anew_under_its_name_keeps_its_task():
 def adapting(peaks=39, rate=0.05, **config):
     """Return a monitor calibrated on peaks up to 1, and on peaks up to 2 for the task 'pour'."""
     curves = [np.array([(index + 1) / peaks]) for index in range(peaks)]
-    band = constant_band(curves, (0.1, 0.2), horizon=20)
-    own = constant_band([2 * curve for curve in curves], (0.1, 0.2), horizon=20)
+    band = constant_band(curves, (0.1, 0.2), max_steps=20)
+    own = constant_band([2 * curve for curve in curves], (0.1, 0.2), max_steps=20)
     band = dataclasses.replace(band, tasks={'pour': own})
     return Live(scripted(band), adaptation_step=rate, **config)
 
@@ -821,7 +821,7 @@ def test_under_drift_the_rate_is_kept_where_a_fixed_band_breaks(late):
     alpha, rate, count = 0.1, 0.01, 1200
     rng = np.random.default_rng(late)
     peaks = [[peak] for peak in rng.normal(size=60)]
-    loaded = scripted(constant_band(peaks, (alpha,), horizon=3), alpha)
+    loaded = scripted(constant_band(peaks, (alpha,), max_steps=3), alpha)
     adaptive, fixed = Live(loaded, adaptation_step=rate), Live(loaded)
     alarms = {'adaptive': 0, 'fixed': 0}
     for index in range(count):

@@ -26,7 +26,7 @@ from safe_monitor_node.storage.detector_folder import (
 from safe_training.calibration.constant import constant_band
 from vla_feature_bridge.pooling import FeatureSpec
 
-BAND = constant_band([[float(i)] for i in range(30)], (0.1, 0.2), horizon=4)
+BAND = constant_band([[float(i)] for i in range(30)], (0.1, 0.2), max_steps=4)
 
 
 def make_loaded(sha256='ab' * 32):

@@ -399,7 +399,7 @@ def test_curves_are_extended_with_their_last_value():
         ([[0.0], [np.inf]], {}, 'rollout 1 at step 0 is inf'),
         ([[]], {}, r'shape \(T,\)'),
         ([[[0.0]]], {}, r'shape \(T,\)'),
-        ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise the max_steps'),
+        ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise max_steps'),
         ([[0.0]], {'max_steps': 0}, 'at least 1 step'),
         ([[0.0]], {'center_fraction': 1.0}, 'center_fraction'),
         ([[0.0]], {'rollouts': ['a', 'b']}, '2 rollout names for 1'),

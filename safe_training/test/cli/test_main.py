@@ -403,7 +403,7 @@ def test_rollouts_longer_than_the_band_are_refused(run, folder, tmp_path):
     status, _, errors = run('evaluate', longer, '--folder', folder)
     assert status == 1
     assert 'band of 8 steps' in errors
-    assert 'calibrate again with a longer max_steps' in errors
+    assert 'calibrate again with a larger max_steps' in errors
 
 
 def test_a_damaged_folder_is_refused_by_its_name(run, rollouts, folder, tmp_path):

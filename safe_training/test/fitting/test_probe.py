@@ -351,7 +351,7 @@ def test_a_band_is_calibrated_on_successes_scored_without_their_task():
     expected = calibrate(
         [s for s, r in zip(scores, training, strict=True) if r.success],
         alphas=bands['loto'].alphas,
-        horizon=bands['loto'].length,
+        max_steps=bands['loto'].length,
         generator=np.random.default_rng(0),
     )
     np.testing.assert_allclose(bands['loto'].upper, expected.upper, rtol=1e-6)
