@@ -22,8 +22,9 @@ import numpy as np
 from rich.console import Console
 
 from safe_bringup.live import LiveEpisode, LiveError, play_live
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.storage.detector_folder import LoadedDetector, load_detector, save_detector
+from safe_monitor_node.storage.detector_folder import load_detector, save_detector
 from safe_training.cli import main as cli
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row, report_parts
@@ -41,6 +42,7 @@ from safe_training.reporting.tables.evaluation import (
     report_table,
     wide_console,
 )
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
@@ -51,7 +53,7 @@ DUMP = 'openvla_dump'
 POOLED = 'miniature_flow.npz'
 
 
-class DemoError(RuntimeError):
+class DemoError(SafeError):
     """The demo cannot run; the message says what is missing."""
 
 
@@ -208,7 +210,7 @@ class Outcome:
     offline_alarm_step: int | None
 
 
-def judge(live: LiveEpisode, rollout: Rollout, loaded: LoadedDetector, alpha: float) -> Outcome:
+def judge(live: LiveEpisode, rollout: Rollout, loaded: CalibratedDetector, alpha: float) -> Outcome:
     """Compare what came over the wire with the truth and with offline scoring."""
     assert loaded.band is not None
     offline = loaded.detector.score(rollout)
@@ -302,7 +304,7 @@ def summarise_stream(
 def curves(
     outcomes: Sequence[Outcome],
     episodes: Sequence[LiveEpisode],
-    loaded: LoadedDetector,
+    loaded: CalibratedDetector,
     alpha: float,
 ) -> list[EpisodeCurve]:
     """Return what to draw: up to three episodes of each verdict, as they came over the wire."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext
+from vla_feature_bridge.errors import SafeError
 
 Kind = type[bool] | type[int] | type[float] | type[str] | type[list[str]]
 
 EXPECTED: dict[object, str] = {bool: 'true or false', int: 'a whole number', float: 'a number'}
 
 
-class LaunchArgumentError(ValueError):
+class LaunchArgumentError(SafeError):
     """An argument of a launch file cannot be used; the message names it."""
 
 

@@ -24,6 +24,7 @@ from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
+from vla_feature_bridge.errors import SafeError
 
 RELIABLE = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
 LATCHED = QoSProfile(
@@ -31,7 +32,7 @@ LATCHED = QoSProfile(
 )
 
 
-class LiveError(RuntimeError):
+class LiveError(SafeError):
     """A process of the graph did not come up, died, or did not end; the message names it."""
 
 

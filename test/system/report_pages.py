@@ -10,8 +10,8 @@ import numpy as np
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import Threshold
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.storage.detector_folder import LoadedDetector
 from safe_training.evaluation.judge import Judged
 from safe_training.reporting.page.page import PageVideo, page
 from vla_feature_bridge.atomic import write_whole
@@ -61,6 +61,6 @@ def write_report(
     """Write the page about the rollouts, without figures; each task has its rollouts' band."""
     tasks = {j.rollout.task: _band(j.threshold.upper) for j in entries}
     band = _band(np.full(HORIZON, 0.5), tasks)
-    loaded = LoadedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
+    loaded = CalibratedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
     write_whole({path: page('Report', loaded, entries, [], videos or {})})
     return path

@@ -17,6 +17,8 @@ from typing import Any
 
 import numpy as np
 
+from vla_feature_bridge.errors import SafeError
+
 COMMANDS = (
     'first, last, mean, a relative index in [0, 1], first&last, concat, concat-K, concat-A:B[:C]'
 )
@@ -25,7 +27,7 @@ _SLICE = re.compile(r'^concat-(-?\d*):(-?\d*)(?::(-?\d+))?$')
 _COUNT = re.compile(r'^concat-(\d+)$')
 
 
-class PoolingError(ValueError):
+class PoolingError(SafeError):
     """A pooling command, axis or tensor does not fit; the message says what was expected."""
 
 

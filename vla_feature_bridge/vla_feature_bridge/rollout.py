@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
 
 
-class RolloutError(ValueError):
+class RolloutError(SafeError):
     """The arrays of a rollout do not fit together; the message names the rollout and the array."""
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from vla_feature_bridge.errors import SafeError
+
 SIGNAL_NAMES = (
     'action_norm',
     'chunk_mse',
@@ -19,7 +21,7 @@ SIGNAL_NAMES = (
 )
 
 
-class SignalError(ValueError):
+class SignalError(SafeError):
     """An action chunk has a shape from which no signal can be derived."""
 
 

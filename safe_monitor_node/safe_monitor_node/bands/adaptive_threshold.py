@@ -12,6 +12,8 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike
 
+from vla_feature_bridge.errors import SafeError
+
 WINDOW = 1000
 """How many observed values are ranked by default, beside those calibrated on."""
 
@@ -19,7 +21,7 @@ TAKE_BACKS = 100
 """How many observations can be undone exactly once more than a window of them was observed."""
 
 
-class AdaptationError(ValueError):
+class AdaptationError(SafeError):
     """An adaptive threshold was set up or fed wrongly."""
 
 

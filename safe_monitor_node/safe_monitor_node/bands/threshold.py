@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vla_feature_bridge.errors import SafeError
+
 # Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The adaptive
 # modulation reshapes the band with alpha, so two of its bands may cross.
 ORDERED_KINDS = ('functional_constant', 'functional_std')
@@ -16,7 +18,7 @@ ORDERED_KINDS = ('functional_constant', 'functional_std')
 SHAPE = ('center', 'width', 'nonconformity')
 
 
-class BandError(ValueError):
+class BandError(SafeError):
     """A band is malformed, or is asked for an alpha or a step that it was not calibrated for."""
 
 

@@ -10,11 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout, RolloutError
 from vla_feature_bridge.step import PolicyStep
 
 
-class DetectorError(ValueError):
+class DetectorError(SafeError):
     """A detector was configured, fitted or fed wrongly; the message says what was expected."""
 
 

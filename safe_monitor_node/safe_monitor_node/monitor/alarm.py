@@ -25,6 +25,8 @@ from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 
+from vla_feature_bridge.errors import SafeError
+
 
 class AlarmState(IntEnum):
     """The monitor's verdict; the values are those of ``safe_msgs/FailureScore``."""
@@ -37,7 +39,7 @@ class AlarmState(IntEnum):
     INVALID = 5
 
 
-class AlarmError(ValueError):
+class AlarmError(SafeError):
     """The alarm policy was configured with values that make no sense."""
 
 

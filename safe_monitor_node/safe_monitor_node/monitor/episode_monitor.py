@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.bands.adaptive_threshold import AdaptationError
 from safe_monitor_node.bands.threshold import BandError, Threshold
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
 from safe_monitor_node.monitor.label_feedback import Lesson, Lessons
-from safe_monitor_node.storage.detector_folder import LoadedDetector
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.step import PolicyStep
 
 
-class MonitorError(ValueError):
+class MonitorError(SafeError):
     """The monitor was asked for something that its detector folder cannot give."""
 
 
@@ -59,7 +60,7 @@ class Counts:
 
 
 def choose_thresholds(
-    loaded: LoadedDetector, alpha: float = 0.0, warning_alpha: float = 0.0, task: str = ''
+    loaded: CalibratedDetector, alpha: float = 0.0, warning_alpha: float = 0.0, task: str = ''
 ) -> tuple[Threshold, Threshold]:
     """Return the alarm threshold and the warning threshold of a detector folder.
 
@@ -122,7 +123,7 @@ class EpisodeMonitor:
 
     Parameters
     ----------
-    loaded : LoadedDetector
+    loaded : CalibratedDetector
     alpha, warning_alpha : float
         As in :func:`choose_thresholds`.
     config : AlarmConfig, optional
@@ -146,7 +147,7 @@ class EpisodeMonitor:
 
     def __init__(
         self,
-        loaded: LoadedDetector,
+        loaded: CalibratedDetector,
         *,
         alpha: float = 0.0,
         warning_alpha: float = 0.0,

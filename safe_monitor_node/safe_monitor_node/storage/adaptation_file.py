@@ -15,7 +15,9 @@ from typing import Any
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand
 from safe_monitor_node.bands.adaptive_threshold import AdaptationError
-from safe_monitor_node.storage.detector_folder import LoadedDetector, is_intact, sealed
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.storage.detector_folder import is_intact, sealed
+from vla_feature_bridge.errors import SafeError
 
 FORMAT = 'safe_adaptation'
 VERSION = 1
@@ -25,7 +27,7 @@ _LARGEST_FILE = 64 << 20
 _REMEDY = 'move the file away to start the adaptation anew'
 
 
-class AdaptationFileError(ValueError):
+class AdaptationFileError(SafeError):
     """A file of learned thresholds cannot be read or written; the message names it."""
 
 
@@ -35,7 +37,7 @@ class AdaptationFile:
     Parameters
     ----------
     path : path
-    loaded : LoadedDetector
+    loaded : CalibratedDetector
         As it was read from its folder.
     adaptation : AdaptiveBand
         Its moving thresholds, which have learned nothing yet; they go on from what the file holds.
@@ -47,7 +49,7 @@ class AdaptationFile:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], loaded: LoadedDetector, adaptation: AdaptiveBand
+        self, path: str | os.PathLike[str], loaded: CalibratedDetector, adaptation: AdaptiveBand
     ) -> None:
         self.path = Path(path)
         self._loaded, self._adaptation = loaded, adaptation
@@ -57,7 +59,7 @@ class AdaptationFile:
         else:
             write_adaptation(self.path, loaded, adaptation)
 
-    def belongs_to(self, loaded: LoadedDetector, adaptation: AdaptiveBand) -> bool:
+    def belongs_to(self, loaded: CalibratedDetector, adaptation: AdaptiveBand) -> bool:
         """Tell whether another monitor has the same detector folder and alpha."""
         same_alpha = adaptation.alpha == self._adaptation.alpha
         return loaded.weights_sha256 == self._loaded.weights_sha256 and same_alpha
@@ -85,7 +87,7 @@ class AdaptationFile:
 
 
 def write_adaptation(
-    path: str | os.PathLike[str], loaded: LoadedDetector, adaptation: AdaptiveBand
+    path: str | os.PathLike[str], loaded: CalibratedDetector, adaptation: AdaptiveBand
 ) -> None:
     """Write what an adaptive band has learned; an earlier file is replaced.
 
@@ -124,7 +126,7 @@ def write_adaptation(
 
 
 def read_adaptation(
-    path: str | os.PathLike[str], loaded: LoadedDetector, adaptation: AdaptiveBand
+    path: str | os.PathLike[str], loaded: CalibratedDetector, adaptation: AdaptiveBand
 ) -> None:
     """Go on from a file that `write_adaptation` wrote, in a band that has learned nothing yet.
 

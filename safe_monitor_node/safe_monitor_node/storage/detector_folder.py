@@ -19,7 +19,6 @@ import platform
 import shutil
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +30,9 @@ from safetensors.numpy import save as save_tensors
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import BandError
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector, DetectorError, make_detector
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 
 FORMAT = 'safe_detector'
@@ -42,36 +43,8 @@ WEIGHTS = 'weights.safetensors'
 _LARGEST_DESCRIPTION = 64 << 20
 
 
-class DetectorFolderError(ValueError):
+class DetectorFolderError(SafeError):
     """A detector folder cannot be read or written; the message names the file."""
-
-
-@dataclass(frozen=True)
-class LoadedDetector:
-    """What a detector folder holds.
-
-    Attributes
-    ----------
-    detector : Detector
-        Fitted, ready to score.
-    feature : FeatureSpec
-        What its features are and how they were pooled.
-    band : Band or None
-        Thresholds; None while not calibrated.
-    alpha : float
-        The false-alarm rate that the folder's maker chose.
-    provenance : dict
-        What it was fitted and calibrated on, and with which versions.
-    weights_sha256 : str
-        Of the file with its arrays, in hexadecimal; empty for one that was not read from a folder.
-    """
-
-    detector: Detector
-    feature: FeatureSpec
-    band: Band | None
-    alpha: float
-    provenance: dict[str, Any] = field(default_factory=dict)
-    weights_sha256: str = ''
 
 
 def _versions() -> dict[str, str]:
@@ -286,7 +259,7 @@ def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
     return {name[len(prefix) :]: a for name, a in arrays.items() if name.startswith(prefix)}
 
 
-def load_detector(folder: str | os.PathLike[str]) -> LoadedDetector:
+def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
     """Read and check a detector folder.
 
     Raises
@@ -300,7 +273,7 @@ def load_detector(folder: str | os.PathLike[str]) -> LoadedDetector:
         raise DetectorFolderError(f'{folder}: cannot be read ({error})') from error
 
 
-def _load(folder: Path) -> LoadedDetector:
+def _load(folder: Path) -> CalibratedDetector:
     content = _read_description(folder)
     arrays = _read_arrays(folder, content)
     path = folder / DESCRIPTION
@@ -328,7 +301,7 @@ def _load(folder: Path) -> LoadedDetector:
         )
     # Reading the arrays has checked that it is that of the file.
     sha256 = str(content['weights_sha256'])
-    return LoadedDetector(detector, feature, band, alpha, provenance, sha256)
+    return CalibratedDetector(detector, feature, band, alpha, provenance, sha256)
 
 
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:

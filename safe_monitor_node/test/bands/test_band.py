@@ -61,7 +61,9 @@ def test_past_its_last_step_the_band_says_so_and_does_not_extrapolate():
     assert threshold.at(2) == 3.0
     assert threshold.covers(3)
     assert not threshold.covers(4)
-    with pytest.raises(BandError, match=r'step 3 is past the calibrated band of 3 steps.*max_steps'):
+    with pytest.raises(
+        BandError, match=r'step 3 is past the calibrated band of 3 steps.*max_steps'
+    ):
         threshold.at(3)
     with pytest.raises(BandError, match='past the calibrated band'):
         threshold.first_crossing([0, 0, 0, 0])

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
 from safe_monitor_node.monitor.episode_monitor import (
@@ -18,7 +19,6 @@ from safe_monitor_node.monitor.episode_monitor import (
     choose_thresholds,
 )
 from safe_monitor_node.monitor.label_feedback import KEPT_EPISODES, Lesson
-from safe_monitor_node.storage.detector_folder import LoadedDetector
 from safe_training.calibration.constant import constant_band
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -39,7 +39,7 @@ def scripted(band=None, alpha=0.1):
     """Return a detector folder whose score is whatever a step's signal says."""
     detector = make_detector('action_norm')
     detector.load_state({}, WIDTH)
-    return LoadedDetector(detector, SPEC, make_band() if band is None else band, alpha)
+    return CalibratedDetector(detector, SPEC, make_band() if band is None else band, alpha)
 
 
 def recurrent():
@@ -48,7 +48,7 @@ def recurrent():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         detector.set_network(detector.build(WIDTH), WIDTH)
-    return LoadedDetector(detector, SPEC, make_band(levels=(0.9, 0.8)), 0.1)
+    return CalibratedDetector(detector, SPEC, make_band(levels=(0.9, 0.8)), 0.1)
 
 
 def make_step(index, score=LOW, episode='a', **changes):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.storage.adaptation_file import (
     AdaptationFile,
@@ -17,12 +18,7 @@ from safe_monitor_node.storage.adaptation_file import (
     read_adaptation,
     write_adaptation,
 )
-from safe_monitor_node.storage.detector_folder import (
-    LoadedDetector,
-    load_detector,
-    save_detector,
-    sealed,
-)
+from safe_monitor_node.storage.detector_folder import load_detector, save_detector, sealed
 from safe_training.calibration.constant import constant_band
 from vla_feature_bridge.pooling import FeatureSpec
 
@@ -32,7 +28,7 @@ BAND = constant_band([[float(i)] for i in range(30)], (0.1, 0.2), max_steps=4)
 def make_loaded(sha256='ab' * 32):
     detector = make_detector('action_norm')
     detector.load_state({}, 4)
-    return LoadedDetector(detector, FeatureSpec('states', 4), BAND, 0.1, {}, sha256)
+    return CalibratedDetector(detector, FeatureSpec('states', 4), BAND, 0.1, {}, sha256)
 
 
 def learned(count=20, alpha=0.1):

@@ -11,13 +11,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from safe_monitor_node.bands.adaptive_threshold import exact_fraction
+from vla_feature_bridge.errors import SafeError
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
 """Promised false-alarm rates that a band holds by default."""
 Quantile = Literal['finite_sample', 'published']
 
 
-class CalibrationError(ValueError):
+class CalibrationError(SafeError):
     """Scores cannot be calibrated on, or what was asked for does not exist."""
 
 

@@ -55,7 +55,7 @@ from safe_training.metrics.operating_curves import (
     operating_curve,
 )
 from safe_training.metrics.part_report import PartReport, flatten_report, per_task, report_part
-from safe_training.metrics.scored import Scored, max_scores_until_min_length, min_lengths
+from safe_training.metrics.scored import ScoredRollout, max_scores_until_min_length, min_lengths
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import as_number, percent, plain_json
 from safe_training.reporting.tables.evaluation import (
@@ -243,7 +243,7 @@ def _evaluate_folder(
 
 
 def rollout_intervals(
-    scored: Sequence[Scored], report: PartReport, stops: Mapping[Any, int]
+    scored: Sequence[ScoredRollout], report: PartReport, stops: Mapping[Any, int]
 ) -> dict[str, tuple[float, float]]:
     """Return 95 % intervals over the rollouts of a part; NaN where a number does not exist."""
     auc = bootstrap_auc_interval(

@@ -7,7 +7,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from safe_monitor_node.storage.detector_folder import LoadedDetector, load_detector
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.options import add_source_options, check_alpha, pooling_of
 from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.judge import Judged, judge
@@ -67,7 +68,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
 
 def judged_rollouts(
     args: argparse.Namespace, *, need_outcomes: bool = True
-) -> tuple[LoadedDetector, list[Judged]]:
+) -> tuple[CalibratedDetector, list[Judged]]:
     """Load the detector and the rollouts that the options name, and judge them."""
     check_alpha(args.alpha)
     loaded = load_detector(args.folder)

@@ -10,10 +10,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from safe_monitor_node.bands.threshold import BandError
-from safe_monitor_node.detectors import DetectorError
-from safe_monitor_node.storage.detector_folder import DetectorFolderError
-from safe_training.calibration.curves import CalibrationError
 from safe_training.cli import compare_bands as calibration_command
 from safe_training.cli import convert as conversion
 from safe_training.cli import evaluate as evaluate_command
@@ -25,38 +21,7 @@ from safe_training.cli import report as report_command
 from safe_training.cli import sweep as sweep_command
 from safe_training.cli import table as table_command
 from safe_training.cli.options import UsageError
-from safe_training.evaluation.protocol import EvaluationError
-from safe_training.evaluation.splits import SplitError
-from safe_training.metrics.scored import MetricError
-from safe_training.recordings.errors import DumpError
-from safe_training.reporting.figures.style import FigureError
-from safe_training.reporting.tables.entries import TableError
-from safe_training.reporting.video.frames import VideoError
-from safe_training.sweep.grid import SweepError
-from safe_training.sweep.results import ResultsError
-from vla_feature_bridge.pooling import PoolingError
-from vla_feature_bridge.rollout import RolloutError
-from vla_feature_bridge.rollout_set.layout import RolloutSetError
-
-FAILURES = (
-    BandError,
-    CalibrationError,
-    DetectorError,
-    DetectorFolderError,
-    DumpError,
-    EvaluationError,
-    FigureError,
-    MetricError,
-    OSError,
-    PoolingError,
-    RolloutError,
-    RolloutSetError,
-    SplitError,
-    VideoError,
-    ResultsError,
-    SweepError,
-    TableError,
-)
+from vla_feature_bridge.errors import SafeError
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -86,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         print(f'safe_training {args.verb}: {error}', file=sys.stderr)
         return 2
-    except FAILURES as error:
+    except (SafeError, OSError) as error:
         print(f'safe_training {args.verb}: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

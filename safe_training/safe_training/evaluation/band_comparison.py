@@ -28,7 +28,7 @@ from safe_training.evaluation.fit_and_calibrate import (
 from safe_training.evaluation.protocol import EvaluationError, Protocol
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.alarms import band_alarms
-from safe_training.metrics.scored import Scored
+from safe_training.metrics.scored import ScoredRollout
 from vla_feature_bridge.rollout import Rollout
 
 Progress = Callable[[int, int, str], None]
@@ -120,7 +120,7 @@ class Kept:
     detected: Tally = field(default_factory=Tally)
     detection_times: list[float] = field(default_factory=list)
 
-    def judge_new(self, rollout: Scored, alarm: int | None) -> None:
+    def judge_new(self, rollout: ScoredRollout, alarm: int | None) -> None:
         """Count one rollout of an unseen task."""
         (self.detected if rollout.failed else self.new).add(str(rollout.task), alarm is not None)
         if rollout.failed:
@@ -258,8 +258,8 @@ def _can_alarm(band: Band | None, alpha: float) -> bool:
 
 
 def _judged(
-    scored: Sequence[Scored], band: Band | None, alpha: float
-) -> Iterator[tuple[Scored, int | None]]:
+    scored: Sequence[ScoredRollout], band: Band | None, alpha: float
+) -> Iterator[tuple[ScoredRollout, int | None]]:
     """Return rollouts with their alarms; none where no alarm could ever be raised."""
     if band is not None and _can_alarm(band, alpha):
         yield from zip(scored, band_alarms(scored, band, alpha), strict=True)
@@ -273,8 +273,8 @@ def _halves(count: int, draws: int, seed: int) -> list[tuple[np.ndarray, np.ndar
 
 
 def _moving(
-    seen: Sequence[Scored],
-    new: Sequence[Scored],
+    seen: Sequence[ScoredRollout],
+    new: Sequence[ScoredRollout],
     split: Split,
     alphas: Sequence[float],
     gamma: float | None,

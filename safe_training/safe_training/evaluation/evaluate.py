@@ -32,14 +32,14 @@ from safe_training.metrics.part_report import (
     report_part,
     scored_rollouts,
 )
-from safe_training.metrics.scored import Scored, min_lengths
+from safe_training.metrics.scored import ScoredRollout, min_lengths
 from vla_feature_bridge.rollout import Rollout
 
 CLOCK = 'clock'
 PARTS = ('train', 'seen', 'unseen')
 
 
-def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[Scored]:
+def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[ScoredRollout]:
     """Score labelled rollouts of one part; in 'train' no step may recognise itself."""
     score = detector.score_training if part == 'train' else detector.score_all
     scores = score(rollouts)

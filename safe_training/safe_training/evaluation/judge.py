@@ -10,10 +10,10 @@ import numpy as np
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import BandError, Threshold
-from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_training.evaluation.protocol import EvaluationError
 from safe_training.metrics.part_report import scored_rollouts
-from safe_training.metrics.scored import Scored
+from safe_training.metrics.scored import ScoredRollout
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -53,13 +53,13 @@ class Judged:
         return 'detection' if self.rollout.failed else 'false alarm'
 
     @property
-    def scored(self) -> Scored:
+    def scored(self) -> ScoredRollout:
         """As the metrics take it; raises without an outcome."""
         return scored_rollouts([self.scores], [self.rollout])[0]
 
 
 def judge(
-    loaded: LoadedDetector,
+    loaded: CalibratedDetector,
     rollouts: Sequence[Rollout],
     feature: FeatureSpec,
     alpha: float | None = None,
@@ -101,7 +101,7 @@ def by_part(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
     return parts
 
 
-def parts_of(loaded: LoadedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+def parts_of(loaded: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
     """Sort rollouts into the parts that a detector's provenance names; the others are 'new'."""
     part_of = {
         episode: part
@@ -114,7 +114,7 @@ def parts_of(loaded: LoadedDetector, rollouts: Sequence[Rollout]) -> dict[str, l
     return {name: members for name, members in parts.items() if members}
 
 
-def band_for(loaded: LoadedDetector, feature: FeatureSpec) -> Band:
+def band_for(loaded: CalibratedDetector, feature: FeatureSpec) -> Band:
     """Return the detector's band if it can judge rollouts with these features.
 
     Raises

@@ -14,6 +14,7 @@ from typing import Literal
 
 from safe_training.calibration.curves import Quantile
 from safe_training.evaluation.splits import Split, divide, leave_one_task_out, split_tasks
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 
 ProtocolName = Literal['robust', 'paper', 'loto']
@@ -22,7 +23,7 @@ ROBUST_SPLITS = 10
 PAPER_SEEDS = (0, 1, 2)
 
 
-class EvaluationError(ValueError):
+class EvaluationError(SafeError):
     """Rollouts cannot be evaluated as asked; the message says what was found and what to do."""
 
 

@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla_feature_bridge.errors import SafeError
+
 Task = int | str
 
 
-class SplitError(ValueError):
+class SplitError(SafeError):
     """Rollouts cannot be split as asked, or a saved split does not fit."""
 
 

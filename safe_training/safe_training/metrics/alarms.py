@@ -14,7 +14,7 @@ from safe_monitor_node.bands.band import Band
 from safe_training.metrics.ranking import rank
 from safe_training.metrics.scored import (
     MetricError,
-    Scored,
+    ScoredRollout,
     Task,
     mean_or_nan,
     mean_where_it_exists,
@@ -124,7 +124,7 @@ def classification_report(
     )
 
 
-def band_alarms(scored: Sequence[Scored], band: Band, alpha: float) -> list[int | None]:
+def band_alarms(scored: Sequence[ScoredRollout], band: Band, alpha: float) -> list[int | None]:
     """Return each rollout's first step above the threshold of its task, or None.
 
     Raises `BandError` for an alpha that the band was not calibrated for, or a rollout longer than
@@ -133,12 +133,12 @@ def band_alarms(scored: Sequence[Scored], band: Band, alpha: float) -> list[int 
     return [band.at(alpha, str(r.task)).first_crossing(r.scores) for r in scored]
 
 
-def alarm_report(scored: Sequence[Scored], alarms: Sequence[int | None]) -> AlarmReport:
+def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) -> AlarmReport:
     """Report alarms at any step of a rollout: what an operator sees.
 
     Parameters
     ----------
-    scored : sequence of N Scored
+    scored : sequence of N ScoredRollout
         The rollouts.
     alarms : sequence of N int or None
         First alarm step of each, from `band_alarms` or from an alarm policy.
@@ -175,7 +175,7 @@ def alarm_report(scored: Sequence[Scored], alarms: Sequence[int | None]) -> Alar
 
 
 def alarm_report_until_min_length(
-    scored: Sequence[Scored], alarms: Sequence[int | None], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], alarms: Sequence[int | None], stops: Mapping[Task, int]
 ) -> AlarmReport:
     """Report alarms raised before the task's earliest stop only; later ones count as none.
 
@@ -204,7 +204,9 @@ def _alarm_rates(
     )
 
 
-def checked_alarms(scored: Sequence[Scored], alarms: Sequence[int | None]) -> Sequence[int | None]:
+def checked_alarms(
+    scored: Sequence[ScoredRollout], alarms: Sequence[int | None]
+) -> Sequence[int | None]:
     if len(scored) != len(alarms):
         raise MetricError(f'metrics: {len(alarms)} alarms for {len(scored)} rollouts')
     return alarms

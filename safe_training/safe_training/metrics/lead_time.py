@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_training.metrics.alarms import checked_alarms
-from safe_training.metrics.scored import MetricError, Scored, mean_or_nan
+from safe_training.metrics.scored import MetricError, ScoredRollout, mean_or_nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class LeadTimes:
 
 
 def lead_times(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredRollout],
     alarms: Sequence[int | None],
     failure_steps: Sequence[int | None],
 ) -> LeadTimes:
@@ -50,7 +50,7 @@ def lead_times(
 
     Parameters
     ----------
-    scored : sequence of N Scored
+    scored : sequence of N ScoredRollout
         The rollouts; successes are left out.
     alarms : sequence of N int or None
         First alarm step of each.

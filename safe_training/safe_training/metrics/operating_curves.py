@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.alarms import alarm_report, band_alarms
-from safe_training.metrics.scored import MetricError, Scored
+from safe_training.metrics.scored import MetricError, ScoredRollout
 
 _PERCENTILES = np.linspace(0, 100, 101)
 
@@ -64,7 +64,7 @@ class AlphaCurve:
     detection_time: NDArray[np.float64]
 
 
-def default_thresholds(scored: Sequence[Scored]) -> NDArray[np.float64]:
+def default_thresholds(scored: Sequence[ScoredRollout]) -> NDArray[np.float64]:
     """Return thresholds at which a constant threshold changes what it does, shape (K,), ascending.
 
     The percentiles of all scores, the largest score of each rollout (above it the rollout has no
@@ -83,13 +83,13 @@ def default_thresholds(scored: Sequence[Scored]) -> NDArray[np.float64]:
 
 
 def operating_curve(
-    scored: Sequence[Scored], thresholds: ArrayLike | None = None
+    scored: Sequence[ScoredRollout], thresholds: ArrayLike | None = None
 ) -> OperatingCurve:
     """Return alarm rates and detection time at each constant threshold.
 
     Parameters
     ----------
-    scored : sequence of Scored
+    scored : sequence of ScoredRollout
         At least one rollout.
     thresholds : (K,) array, optional
         In any order; the default is `default_thresholds`.
@@ -128,7 +128,7 @@ def operating_curve(
 
 
 def published_operating_curve(
-    scored: Sequence[Scored], dtype: DTypeLike = np.float64
+    scored: Sequence[ScoredRollout], dtype: DTypeLike = np.float64
 ) -> OperatingCurve:
     """Return the curve that the published code logs, threshold for threshold.
 
@@ -139,7 +139,7 @@ def published_operating_curve(
 
     Parameters
     ----------
-    scored : sequence of Scored
+    scored : sequence of ScoredRollout
         At least one rollout.
     dtype : float32 or float64
         Precision of the scores, in which they are squeezed.
@@ -165,7 +165,7 @@ def published_operating_curve(
     return replace(plain, thresholds=thresholds * (high - low) + low)
 
 
-def alpha_curve(scored: Sequence[Scored], band: Band) -> AlphaCurve:
+def alpha_curve(scored: Sequence[ScoredRollout], band: Band) -> AlphaCurve:
     """Return alarm rates and detection time of a band at each of its promised rates.
 
     Alarms count until the true end of each rollout, never after it; each rollout is judged by the
@@ -182,7 +182,7 @@ def alpha_curve(scored: Sequence[Scored], band: Band) -> AlphaCurve:
     )
 
 
-def _some(scored: Sequence[Scored]) -> Sequence[Scored]:
+def _some(scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
     if not scored:
         raise MetricError('metrics: there are no rollouts to draw a curve of')
     return scored

@@ -21,7 +21,7 @@ from safe_training.metrics.alarms import (
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.ranking import RankingReport, all_rankings
 from safe_training.metrics.reliability import Reliability, reliability
-from safe_training.metrics.scored import Scored, clock_scores, scores_at_min_length
+from safe_training.metrics.scored import ScoredRollout, clock_scores, scores_at_min_length
 from vla_feature_bridge.rollout import Rollout
 
 # The moments of :func:`safe_training.metrics.ranking.all_rankings` as people read them, early ones first.
@@ -79,15 +79,18 @@ class PartReport:
     finite_band: bool
 
 
-def scored_rollouts(scores: Sequence[np.ndarray], rollouts: Sequence[Rollout]) -> list[Scored]:
+def scored_rollouts(
+    scores: Sequence[np.ndarray], rollouts: Sequence[Rollout]
+) -> list[ScoredRollout]:
     """Return score curves with what the metrics need to know of their rollouts."""
     return [
-        Scored(s, r.failed, r.task, r.failure_step) for s, r in zip(scores, rollouts, strict=True)
+        ScoredRollout(s, r.failed, r.task, r.failure_step)
+        for s, r in zip(scores, rollouts, strict=True)
     ]
 
 
 def report_part(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredRollout],
     stops: Mapping[Any, int],
     band: Band,
     alpha: float,
@@ -98,7 +101,7 @@ def report_part(
 
     Parameters
     ----------
-    scored : sequence of Scored
+    scored : sequence of ScoredRollout
         At least one.
     stops : mapping of task to int
         Earliest stops of all rollouts there are.

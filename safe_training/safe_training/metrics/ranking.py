@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike
 
 from safe_training.metrics.scored import (
     MetricError,
-    Scored,
+    ScoredRollout,
     Task,
     max_scores,
     max_scores_until_min_length,
@@ -118,7 +118,9 @@ def rank_by_task(values: ArrayLike, failed: ArrayLike, tasks: Sequence[Task]) ->
     )
 
 
-def rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, RankingReport]:
+def rankings(
+    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+) -> dict[str, RankingReport]:
     """Rank at each evaluation time: 'score_at_min_length', 'max_score_until_min_length' and 'max_score'."""
     failed = [rollout.failed for rollout in scored]
     tasks = [rollout.task for rollout in scored]
@@ -131,7 +133,9 @@ def rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, R
     }
 
 
-def all_rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[str, RankingReport]:
+def all_rankings(
+    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+) -> dict[str, RankingReport]:
     """Rank at every moment that is reported, by name.
 
     Those of :func:`rankings`; ``at_25_percent``, ``at_50_percent``, ``at_75_percent`` of the
@@ -148,7 +152,7 @@ def all_rankings(scored: Sequence[Scored], stops: Mapping[Task, int]) -> dict[st
 
 
 def rankings_at_quantiles(
-    scored: Sequence[Scored],
+    scored: Sequence[ScoredRollout],
     stops: Mapping[Task, int],
     quantiles: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
 ) -> dict[float, RankingReport]:
@@ -162,7 +166,7 @@ def rankings_at_quantiles(
 
 
 def running_rankings(
-    scored: Sequence[Scored], fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
+    scored: Sequence[ScoredRollout], fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
 ) -> dict[float, RankingReport]:
     """Rank the rollouts still running at fractions of how long a success of their task takes.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scored rollouts, and the moments at which their scores are looked at."""
+"""ScoredRollout rollouts, and the moments at which their scores are looked at."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from vla_feature_bridge.errors import SafeError
+
 Task = int | str
 
 
-class MetricError(ValueError):
-    """Scored rollouts cannot be evaluated as asked."""
+class MetricError(SafeError):
+    """ScoredRollout rollouts cannot be evaluated as asked."""
 
 
 @dataclass(frozen=True, eq=False)
-class Scored:
+class ScoredRollout:
     """The score curve of one rollout with its outcome.
 
     Attributes
@@ -94,7 +96,7 @@ def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
 
 
 def scores_at_quantile(
-    scored: Sequence[Scored], stops: Mapping[Task, int], quantile: float
+    scored: Sequence[ScoredRollout], stops: Mapping[Task, int], quantile: float
 ) -> NDArray[np.float64]:
     """Return each rollout's score at step round((m - 1) * quantile), m its task's earliest stop.
 
@@ -108,14 +110,14 @@ def scores_at_quantile(
 
 
 def scores_at_min_length(
-    scored: Sequence[Scored], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
 ) -> NDArray[np.float64]:
     """Return each rollout's score at the last step before its task's earliest stop, shape (N,)."""
     return scores_at_quantile(scored, stops, 1.0)
 
 
 def max_scores_until_min_length(
-    scored: Sequence[Scored], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
 ) -> NDArray[np.float64]:
     """Return each rollout's largest score up to its task's earliest stop, shape (N,).
 
@@ -124,20 +126,20 @@ def max_scores_until_min_length(
     return np.array([rollout.scores[: stop_of(rollout, stops)].max() for rollout in scored])
 
 
-def max_scores(scored: Sequence[Scored]) -> NDArray[np.float64]:
+def max_scores(scored: Sequence[ScoredRollout]) -> NDArray[np.float64]:
     """Return each rollout's largest score over its true length, shape (N,)."""
     return np.array([rollout.scores.max() for rollout in scored])
 
 
-def clock_scores(scored: Sequence[Scored]) -> list[Scored]:
+def clock_scores(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
     """Return the control: the same rollouts scored by the step number 0..T-1 alone."""
     return [
-        Scored(np.arange(len(rollout), dtype=np.float64), rollout.failed, rollout.task)
+        ScoredRollout(np.arange(len(rollout), dtype=np.float64), rollout.failed, rollout.task)
         for rollout in scored
     ]
 
 
-def stop_of(rollout: Scored, stops: Mapping[Task, int]) -> int:
+def stop_of(rollout: ScoredRollout, stops: Mapping[Task, int]) -> int:
     if rollout.task not in stops:
         raise MetricError(
             f'metrics: no earliest stop for task {rollout.task!r}; compute the stops over all '

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from vla_feature_bridge.errors import SafeError
 
-class DumpError(ValueError):
+
+class DumpError(SafeError):
     """A dump cannot be read; says which file, what was expected, what was found, what to do."""

@@ -20,10 +20,11 @@ from ruamel.yaml.error import YAMLError
 
 from safe_monitor_node.detectors import DetectorError, make_detector
 from safe_training.evaluation.protocol import Protocol
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import parse_pooling
 
 
-class SweepError(ValueError):
+class SweepError(SafeError):
     """A grid or a sweep's folder is not what it should be; the message names the file."""
 
 

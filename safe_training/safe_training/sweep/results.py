@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from safe_training.evaluation.protocol import PROTOCOLS
+from vla_feature_bridge.errors import SafeError
 
 PARTS = ('train', 'seen', 'unseen')
 # Stands between a benchmark's name and that of a subset of its tasks.
@@ -39,7 +40,7 @@ _MOST_COLUMNS = 1_000
 _MOST_BYTES = 4 << 30
 
 
-class ResultsError(ValueError):
+class ResultsError(SafeError):
     """A results folder cannot be read or written; the message names the file."""
 
 

@@ -41,7 +41,7 @@ from safe_training.evaluation.splits import Split, SplitError
 from safe_training.fitting.batched import Learned, Precision, can_be_stacked, stacks, train_together
 from safe_training.fitting.data import require_both_outcomes, stack_rollouts
 from safe_training.metrics.part_report import flatten_report, report_part
-from safe_training.metrics.scored import Scored, min_lengths
+from safe_training.metrics.scored import ScoredRollout, min_lengths
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
@@ -222,7 +222,9 @@ def _fitted(
             progress(index + 1, len(detectors), '')
 
 
-def _band(parts: Mapping[str, Sequence[Scored]], divided: _Divided, protocol: Protocol) -> Band:
+def _band(
+    parts: Mapping[str, Sequence[ScoredRollout]], divided: _Divided, protocol: Protocol
+) -> Band:
     return calibrated_band(
         [parts['seen'][i].scores for i in divided.successes],
         [divided.parts['seen'][i] for i in divided.successes],

@@ -38,7 +38,7 @@ from safe_training.metrics.ranking import (
 )
 from safe_training.metrics.scored import (
     MetricError,
-    Scored,
+    ScoredRollout,
     Task,
     clock_scores,
     max_scores,
@@ -65,7 +65,7 @@ class World:
 
     number: int
     published: dict[str, Any]
-    scored: dict[str, list[Scored]]
+    scored: dict[str, list[ScoredRollout]]
     stops: dict[Task, int]
 
     def task_of(self, split: str, name: str) -> Task:
@@ -78,7 +78,7 @@ def world(request):
     scored, stops = {}, {}
     for split, rollouts in published['rollouts'].items():
         scored[split] = [
-            Scored(np.array(scores), not rollout['success'], rollout['task_id'])
+            ScoredRollout(np.array(scores), not rollout['success'], rollout['task_id'])
             for rollout, scores in zip(rollouts, published['scores'][split], strict=True)
         ]
         stops.update({rollout['task_id']: rollout['task_min_step'] for rollout in rollouts})
@@ -234,7 +234,7 @@ def length_leak():
     for task, (limit, successes) in {'easy': (20, 9), 'mid': (40, 5), 'hard': (60, 1)}.items():
         for index in range(10):
             length = limit // 2 + index if index < successes else limit
-            scored.append(Scored(np.full(length, 0.3), index >= successes, task))
+            scored.append(ScoredRollout(np.full(length, 0.3), index >= successes, task))
     stops = min_lengths([r.task for r in scored], [len(r) for r in scored])
     return scored, stops
 
@@ -253,7 +253,10 @@ def test_the_clock_shows_the_length_leak():
 
 
 def test_scores_are_taken_at_by_and_over_the_right_steps():
-    scored = [Scored(np.array([3.0, 1.0, 2.0, 9.0]), True, 't'), Scored([0, 5, 4], False, 't')]
+    scored = [
+        ScoredRollout(np.array([3.0, 1.0, 2.0, 9.0]), True, 't'),
+        ScoredRollout([0, 5, 4], False, 't'),
+    ]
     stops = min_lengths(['t', 't'], [4, 3])
     assert stops == {'t': 3}
     assert scores_at_quantile(scored, stops, 1.0).tolist() == [2.0, 4.0]
@@ -333,7 +336,7 @@ def test_no_alarm_after_the_episode_has_ended():
     # D13, its example: nothing crosses while the rollouts run, yet published tpr = fpr = 1.
     upper = np.array([2.0, 2.0, 2.0, 0.5])
     threshold = Band(np.array([0.2]), upper[None], 'any', 10).at(0.2)
-    scored = [Scored([1.0, 1.0, 1.0], True, 't'), Scored([1.0, 1.0], False, 't')]
+    scored = [ScoredRollout([1.0, 1.0, 1.0], True, 't'), ScoredRollout([1.0, 1.0], False, 't')]
     rates = alarm_report(scored, alarm_steps(scored, threshold)).pooled
     assert (rates.detection_rate, rates.false_alarm_rate) == (0.0, 0.0)
     assert rates.detection_time == 1.0
@@ -341,13 +344,13 @@ def test_no_alarm_after_the_episode_has_ended():
 
 def test_alarm_rates_by_hand():
     scored = [
-        Scored([0, 0, 1, 1], True, 'a'),
-        Scored([0, 0, 0, 0, 0, 0, 1, 0], True, 'b'),
-        Scored([0, 0, 0, 0], True, 'a'),
-        Scored([0, 1], False, 'a'),
-        Scored([0, 0], False, 'b'),
-        Scored([0, 0, 0], False, 'b'),
-        Scored([0, 0, 0], False, 'c'),
+        ScoredRollout([0, 0, 1, 1], True, 'a'),
+        ScoredRollout([0, 0, 0, 0, 0, 0, 1, 0], True, 'b'),
+        ScoredRollout([0, 0, 0, 0], True, 'a'),
+        ScoredRollout([0, 1], False, 'a'),
+        ScoredRollout([0, 0], False, 'b'),
+        ScoredRollout([0, 0, 0], False, 'b'),
+        ScoredRollout([0, 0, 0], False, 'c'),
     ]
     alarms = alarm_steps(scored, constant_threshold(0.5))
     assert alarms == [2, 6, None, 1, None, None, None]
@@ -378,7 +381,7 @@ def test_alarm_rates_by_hand():
 def test_a_higher_threshold_alarms_no_more_and_no_earlier(seed, low, step):
     generator = np.random.default_rng(seed)
     scored = [
-        Scored(generator.normal(size=generator.integers(3, 9)), bool(index % 2), index % 3)
+        ScoredRollout(generator.normal(size=generator.integers(3, 9)), bool(index % 2), index % 3)
         for index in range(12)
     ]
     stops = min_lengths([r.task for r in scored], [len(r) for r in scored])
@@ -399,7 +402,7 @@ def test_a_higher_threshold_alarms_no_more_and_no_earlier(seed, low, step):
 
 
 def test_rates_of_one_class_are_nan():
-    scored = [Scored([0.0, 1.0], True, 't')]
+    scored = [ScoredRollout([0.0, 1.0], True, 't')]
     rates = alarm_report(scored, [1]).pooled
     assert rates.detection_rate == 1.0
     assert math.isnan(rates.false_alarm_rate)
@@ -497,11 +500,11 @@ def test_the_size_of_the_chunks_does_not_matter(monkeypatch):
 )
 def test_a_rollout_that_cannot_be_evaluated_is_refused(scores, failed, message):
     with pytest.raises(MetricError, match=message):
-        Scored(scores, failed, 'pour')
+        ScoredRollout(scores, failed, 'pour')
 
 
 def test_what_does_not_fit_together_is_refused():
-    scored = [Scored([0.1, 0.2], True, 'a')]
+    scored = [ScoredRollout([0.1, 0.2], True, 'a')]
     generator = np.random.default_rng(0)
     with pytest.raises(MetricError, match="no earliest stop for task 'a'"):
         max_scores_until_min_length(scored, {'b': 1})
@@ -611,7 +614,9 @@ def test_published_rankings_at_time_quantiles(world, split):
 def test_rankings_of_what_is_still_running_leave_a_clock_at_chance():
     generator = np.random.default_rng(0)
     scored = [
-        Scored(np.zeros(int(generator.integers(5, 20)) if success else 20), not success, task)
+        ScoredRollout(
+            np.zeros(int(generator.integers(5, 20)) if success else 20), not success, task
+        )
         for task in 'abc'
         for success in [True] * 8 + [False] * 4
     ]
@@ -626,10 +631,10 @@ def test_rankings_of_what_is_still_running_leave_a_clock_at_chance():
 
 def test_running_rankings_by_hand():
     scored = [
-        Scored([0, 9, 0, 0], False, 'a'),
-        Scored([0, 0], False, 'a'),
-        Scored([1, 1, 1, 1, 1, 8], True, 'a'),
-        Scored([5, 5], True, 'no success here'),
+        ScoredRollout([0, 9, 0, 0], False, 'a'),
+        ScoredRollout([0, 0], False, 'a'),
+        ScoredRollout([1, 1, 1, 1, 1, 8], True, 'a'),
+        ScoredRollout([5, 5], True, 'no success here'),
     ]
     # The median success of 'a' takes 3 steps.
     reports = running_rankings(scored, (1 / 3, 2 / 3, 1.0))
@@ -648,13 +653,15 @@ def test_a_fraction_that_is_a_whole_step_but_for_rounding_is_that_step():
     assert math.ceil(0.07 * 100) == 8
     scores = np.zeros(100)
     scores[7] = 1.0
-    scored = [Scored(np.zeros(100), False, 'a'), Scored(scores, True, 'a')]
+    scored = [ScoredRollout(np.zeros(100), False, 'a'), ScoredRollout(scores, True, 'a')]
     assert running_rankings(scored, (0.07,))[0.07].pooled.roc_auc == 0.5
     assert running_rankings(scored, (0.08,))[0.08].pooled.roc_auc == 1.0
 
 
 def test_lead_times_by_hand():
-    scored = [Scored(np.zeros(10), failed, 'a') for failed in (True, True, True, True, True, False)]
+    scored = [
+        ScoredRollout(np.zeros(10), failed, 'a') for failed in (True, True, True, True, True, False)
+    ]
     found = lead_times(scored, [2, 9, None, 4, 5, 3], [6, 8, 3, None, 5, None])
     assert found.leads.tolist() == [4.0, -1.0, 0.0]
     assert (found.mean, found.median) == (1.0, 0.0)
@@ -675,6 +682,6 @@ def test_lead_times_by_hand():
     ],
 )
 def test_annotations_that_cannot_be_are_refused(steps, message):
-    scored = [Scored(np.zeros(3), True, 'a'), Scored(np.zeros(3), False, 'a')]
+    scored = [ScoredRollout(np.zeros(3), True, 'a'), ScoredRollout(np.zeros(3), False, 'a')]
     with pytest.raises(MetricError, match=message):
         lead_times(scored, [None, None], steps)

@@ -15,7 +15,7 @@ from safe_training.metrics.operating_curves import (
     operating_curve,
     published_operating_curve,
 )
-from safe_training.metrics.scored import MetricError, Scored
+from safe_training.metrics.scored import MetricError, ScoredRollout
 
 GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 
@@ -29,7 +29,7 @@ TOLERANCE = 1e-5
 
 def golden_rollouts(world, split):
     return [
-        Scored(np.array(scores), not rollout['success'], rollout['task_id'])
+        ScoredRollout(np.array(scores), not rollout['success'], rollout['task_id'])
         for rollout, scores in zip(world['rollouts'][split], world['scores'][split], strict=True)
     ]
 
@@ -58,7 +58,7 @@ def test_the_published_curve(number, split):
 
 def test_the_thresholds_that_are_published_do_not_give_back_their_own_rates():
     # D16: squeezed with max - min + 1e-5, reported with max - min. Ours are used as they stand.
-    scored = [Scored(np.array([0.0, 1e-6 * (i + 1)]), i % 2 == 0, 't') for i in range(10)]
+    scored = [ScoredRollout(np.array([0.0, 1e-6 * (i + 1)]), i % 2 == 0, 't') for i in range(10)]
     published = published_operating_curve(scored)
     again = operating_curve(scored, np.nextafter(published.thresholds, -np.inf))
     assert (again.detection_rate != published.detection_rate).any()
@@ -71,7 +71,7 @@ def test_the_thresholds_that_are_published_do_not_give_back_their_own_rates():
 def some_rollouts(seed, n=25):
     generator = np.random.default_rng(seed)
     return [
-        Scored(
+        ScoredRollout(
             np.round(generator.normal(size=generator.integers(1, 12)), 1),
             bool(generator.integers(2)),
             't',
@@ -103,9 +103,9 @@ def test_the_curve_is_what_alarms_at_each_threshold_give(seed):
 
 def test_the_curve_by_hand():
     scored = [
-        Scored([0, 2, 1, 3], True, 'a'),
-        Scored([0, 0, 0, 1], True, 'a'),
-        Scored([1, 0], False, 'a'),
+        ScoredRollout([0, 2, 1, 3], True, 'a'),
+        ScoredRollout([0, 0, 0, 1], True, 'a'),
+        ScoredRollout([1, 0], False, 'a'),
     ]
     curve = operating_curve(scored, [2.0, 0.0])
     assert curve.thresholds.tolist() == [0.0, 2.0]
@@ -119,7 +119,7 @@ def test_the_curve_by_hand():
 
 
 def test_one_class_has_no_rate_of_the_other():
-    scored = [Scored([0.0, 1.0], False, 'a')]
+    scored = [ScoredRollout([0.0, 1.0], False, 'a')]
     curve = operating_curve(scored)
     for missing in (curve.detection_rate, curve.balanced_accuracy, curve.f1, curve.detection_time):
         assert np.isnan(missing).all()
@@ -131,8 +131,8 @@ def test_one_class_has_no_rate_of_the_other():
     [
         ([], None, 'no rollouts'),
         ([], [0.5], 'no rollouts'),
-        ([Scored([0.0], True, 'a')], [], r'K >= 1'),
-        ([Scored([0.0], True, 'a')], [np.nan], 'no NaN'),
+        ([ScoredRollout([0.0], True, 'a')], [], r'K >= 1'),
+        ([ScoredRollout([0.0], True, 'a')], [np.nan], 'no NaN'),
     ],
 )
 def test_what_has_no_curve_is_refused(scored, thresholds, message):
@@ -143,9 +143,9 @@ def test_what_has_no_curve_is_refused(scored, thresholds, message):
 def test_alpha_curve_counts_alarms_inside_the_rollouts():
     band = Band(np.array([0.1, 0.3]), np.array([[np.inf] * 4, [2.0, 2.0, 2.0, 0.5]]), 'any', 5)
     scored = [
-        Scored([1, 1, 1, 1], True, 'a'),
-        Scored([3, 1, 1], True, 'a'),
-        Scored([1, 1, 1], False, 'a'),
+        ScoredRollout([1, 1, 1, 1], True, 'a'),
+        ScoredRollout([3, 1, 1], True, 'a'),
+        ScoredRollout([1, 1, 1], False, 'a'),
     ]
     curve = alpha_curve(scored, band)
     assert curve.alphas.tolist() == [0.1, 0.3]

@@ -16,6 +16,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.layout import RolloutSetError
@@ -49,7 +50,7 @@ PARAMETERS = (
 )
 
 
-class ReplayError(ValueError):
+class ReplayError(SafeError):
     """The replay cannot play what was asked for; the message says what there is."""
 
 

@@ -8,6 +8,8 @@ import re
 import uuid
 from pathlib import Path
 
+from vla_feature_bridge.errors import SafeError
+
 FORMAT = 'safe_rollout_set'
 VERSION = 1
 MANIFEST = 'rollout_set.json'
@@ -17,7 +19,7 @@ JOURNAL = 'journal.jsonl'
 ARRAY_FILE = re.compile(r'\d{6,12}\.safetensors')
 
 
-class RolloutSetError(ValueError):
+class RolloutSetError(SafeError):
     """A rollout set cannot be read or written; names the file, what was expected and found."""
 
 

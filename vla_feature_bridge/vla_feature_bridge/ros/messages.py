@@ -14,6 +14,7 @@ from builtin_interfaces.msg import Time
 
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
 
 NANOSECONDS = 1_000_000_000
@@ -24,7 +25,7 @@ DTYPES: dict[str, np.dtype[Any]] = {
 } | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 
 
-class MessageError(ValueError):
+class MessageError(SafeError):
     """A message does not describe what it carries; the message says which field."""
 
 

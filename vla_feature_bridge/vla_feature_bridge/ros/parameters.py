@@ -16,12 +16,14 @@ from typing import Any
 from rcl_interfaces.msg import FloatingPointRange, IntegerRange, ParameterDescriptor
 from rclpy.node import Node
 
+from vla_feature_bridge.errors import SafeError
+
 Value = bool | int | float | str | list[str]
 
 _LARGEST_INTEGER = 2**31 - 1
 
 
-class ParameterError(ValueError):
+class ParameterError(SafeError):
     """A parameter's value is refused by the node; the message names it and says what is allowed."""
 
 

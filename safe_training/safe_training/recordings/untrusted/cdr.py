@@ -17,6 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
 
 STEP = 'safe_msgs/msg/PolicyStep'
@@ -53,7 +54,7 @@ _STANDARD = {
 _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
-class BagMessageError(ValueError):
+class BagMessageError(SafeError):
     """The bytes of a message, or its definition in the bag, are not what they should be."""
 
 

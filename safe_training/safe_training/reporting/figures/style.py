@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vla_feature_bridge.errors import SafeError
+
 # Okabe-Ito: told apart with every kind of colour vision.
 FAILURE = '#D55E00'
 SUCCESS = '#0072B2'
@@ -25,7 +27,7 @@ LINE_STYLES = ('-', '--', ':', '-.')
 VECTOR_POINTS = 4000
 
 
-class FigureError(ValueError):
+class FigureError(SafeError):
     """A figure cannot be drawn from this data; the message says what it needs."""
 
 

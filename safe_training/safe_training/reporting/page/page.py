@@ -25,7 +25,7 @@ from urllib.parse import quote
 import numpy as np
 from matplotlib.figure import Figure
 
-from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_training.evaluation.judge import Judged, by_part
 from safe_training.metrics.part_report import report_part
 from safe_training.metrics.scored import min_lengths
@@ -124,7 +124,7 @@ def _step_times(entry: Judged, path: Path) -> tuple[tuple[float, ...] | None, st
 
 def page(
     title: str,
-    loaded: LoadedDetector,
+    loaded: CalibratedDetector,
     judged: Sequence[Judged],
     drawn: Sequence[tuple[str, str, Figure]],
     videos: Mapping[str, PageVideo],
@@ -287,7 +287,7 @@ def _figure(name: str, what: str, figure: Figure) -> str:
     )
 
 
-def _provenance(loaded: LoadedDetector) -> str:
+def _provenance(loaded: CalibratedDetector) -> str:
     episodes = loaded.provenance.get('episodes', {})
     counts = ', '.join(f'{len(members)} {part}' for part, members in episodes.items())
     return counts + ' rollouts' if counts else 'nothing recorded'

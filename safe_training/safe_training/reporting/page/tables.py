@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from scipy.stats import binomtest
 
-from safe_monitor_node.storage.detector_folder import LoadedDetector
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_training.metrics.part_report import MOMENTS, PartReport, flatten_report
 from safe_training.reporting.numbers import percent
 
@@ -155,7 +155,9 @@ def _counted(rate: float, of: int) -> str:
     return f'{percent(rate)} ({round(rate * of)} of {of})' if of else '-'
 
 
-def promise_table(reports: Mapping[str, PartReport], loaded: LoadedDetector, alpha: float) -> str:
+def promise_table(
+    reports: Mapping[str, PartReport], loaded: CalibratedDetector, alpha: float
+) -> str:
     """Return the promised and the realised false-alarm rate of each part."""
     rows = []
     for part, report in reports.items():

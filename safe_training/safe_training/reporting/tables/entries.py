@@ -22,6 +22,7 @@ import numpy as np
 
 from safe_training.evaluation.evaluate import Summary, summary_of
 from safe_training.sweep.results import Result
+from vla_feature_bridge.errors import SafeError
 
 #: The part of each split by whose numbers a combination is chosen.
 SelectOn = Literal['seen', 'unseen']
@@ -66,7 +67,7 @@ GROUPS: dict[str, dict[str, str]] = {
 OTHERS = 'Others'
 
 
-class TableError(ValueError):
+class TableError(SafeError):
     """A table cannot be made of these results; the message says what was found."""
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 
 SUFFIXES = ('.mp4', '.webm')
@@ -20,7 +21,7 @@ SUFFIXES = ('.mp4', '.webm')
 _USUAL_RATE = 20.0
 
 
-class VideoError(ValueError):
+class VideoError(SafeError):
     """A video cannot be read, written or tied to its rollout; the message names the file."""
 
 

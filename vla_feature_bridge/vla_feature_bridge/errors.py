@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of all errors of this suite: where, what was expected, what was found, what to do."""
+
+from __future__ import annotations
+
+
+class SafeError(ValueError):
+    """Something does not fit. Every room has a subclass of its own.
+
+    Parameters
+    ----------
+    message : str
+        The whole sentence; empty where the parts below make it.
+    where : str
+        File, topic, rollout or option.
+    expected, found : str
+    advice : str
+        What to do.
+    """
+
+    def __init__(
+        self,
+        message: str = '',
+        *,
+        where: str = '',
+        expected: str = '',
+        found: str = '',
+        advice: str = '',
+    ) -> None:
+        self.where, self.expected, self.found, self.advice = where, expected, found, advice
+        if not message:
+            facts = ', '.join(
+                f'{word} {text}'
+                for word, text in (('expected', expected), ('found', found))
+                if text
+            )
+            message = f'{where}: {facts}' if where else facts
+            message += f'; {advice}' if advice else ''
+        super().__init__(message)
