@@ -8,7 +8,7 @@ is judged. For *new* tasks all of them calibrate and the successes of the unseen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -29,9 +29,8 @@ from safe_training.evaluation.protocol import EvaluationError, Protocol
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.alarms import band_alarms
 from safe_training.metrics.scored import ScoredRollout
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
-
-Progress = Callable[[int, int, str], None]
 
 # How often the held-out successes are cut in two, and an order of episodes is drawn.
 DRAWS = 20

@@ -18,7 +18,6 @@ from safe_monitor_node.detectors import Detector, DetectorError
 from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import (
     Fitted,
-    Progress,
     fit_and_calibrate,
     make_seeded,
 )
@@ -33,6 +32,7 @@ from safe_training.metrics.part_report import (
     scored_rollouts,
 )
 from safe_training.metrics.scored import ScoredRollout, min_lengths
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 CLOCK = 'clock'

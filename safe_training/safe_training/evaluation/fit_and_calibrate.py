@@ -17,9 +17,9 @@ from safe_training.calibration.functional import calibrate
 from safe_training.evaluation.left_out import leave_one_task_out_scores
 from safe_training.evaluation.protocol import EvaluationError, Protocol
 from safe_training.evaluation.splits import Split
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
-Progress = Callable[[int, int, str], None]
 HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
 
 
