@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from safe_monitor_node.detectors import DETECTORS, ENTRIES, Detector
 
@@ -113,7 +113,7 @@ def markdown(text: str) -> str:
     return re.sub(r'\s+', ' ', re.sub(r'[{}]', '', text)).strip()
 
 
-def table(rows: list[tuple[str, ...]]) -> str:
+def table(rows: Sequence[Sequence[str]]) -> str:
     """Return a Markdown table; the first row is the heading."""
     header, *body = rows
     escaped = [[cell.replace('|', '\\|') for cell in row] for row in body]

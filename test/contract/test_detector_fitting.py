@@ -44,6 +44,13 @@ def test_names_and_needs_are_declared(name):
 
 
 @every_detector
+def test_all_parameters_are_given_by_name_and_have_defaults(name):
+    for parameter in inspect.signature(DETECTORS[name]).parameters.values():
+        assert parameter.kind is inspect.Parameter.KEYWORD_ONLY
+        assert parameter.default is not inspect.Parameter.empty
+
+
+@every_detector
 def test_parameters_are_json_values_and_make_the_same_detector_again(name):
     params = make_detector(name).get_params()
     read = json.loads(json.dumps(params, allow_nan=False))
