@@ -314,12 +314,18 @@ FIRST = 'detector.layers.0.weight'
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
-        (lambda a: a.update({'detector.surplus': np.zeros(2, np.float32)}), "'surplus': expected no such array"),
+        (
+            lambda a: a.update({'detector.surplus': np.zeros(2, np.float32)}),
+            "'surplus': expected no such array",
+        ),
         (lambda a: a.update({'band.lower': np.zeros(2)}), "belongs to the array 'band.lower'"),
         (lambda a: a.update({'readme': np.zeros(2)}), "belongs to the array 'readme'"),
         (lambda a: a.pop(FIRST), r"'layers.0.weight': expected .* \(2, 3\), found no such array"),
         (lambda a: a.update({FIRST: a[FIRST].T.copy()}), r'\(2, 3\), found .*\(3, 2\)'),
-        (lambda a: a.update({FIRST: a[FIRST].astype(np.float64)}), 'expected float32 .*found float64'),
+        (
+            lambda a: a.update({FIRST: a[FIRST].astype(np.float64)}),
+            'expected float32 .*found float64',
+        ),
         (lambda a: a.update({FIRST: a[FIRST] * np.inf}), 'NaN or infinity'),
         (lambda a: a[FIRST].__setitem__((0, 0), np.nan), 'NaN or infinity'),
         (lambda a: a.pop('band.upper'), "array 'upper' is missing"),
