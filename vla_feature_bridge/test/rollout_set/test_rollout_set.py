@@ -437,7 +437,7 @@ FORGERIES = {
     'actions-of-two-axes': (
         {'features': GOOD, 'actions': GOOD | {'data_offsets': [32, 64]}},
         bytes(64),
-        'actions must have 4 axes',
+        'expected actions of shape',
     ),
     'not-json': (b'{', b'', 'expected a safetensors header'),
     'a-list': (b'[]', b'', 'expected a safetensors header'),
