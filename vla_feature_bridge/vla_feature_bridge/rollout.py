@@ -82,11 +82,11 @@ class Rollout:
             self.episode_id = f'{self.task}/{self.episode_index}'
         if self.features.ndim < 2 or self.features.shape[0] == 0:
             raise RolloutError(
-                f'rollout {self.episode_id!r}: expected features of shape (T, ..., D) with at least '
-                f'one step, found shape {self.features.shape}'
+                f'rollout {self.episode_id!r}: expected features of shape (T, ..., D) with T >= 1, '
+                f'found shape {self.features.shape}'
             )
-        for field in STEP_FIELDS:
-            self._check(field.stacked, getattr(self, field.stacked), field.axes)
+        for known in STEP_FIELDS:
+            self._check(known.stacked, getattr(self, known.stacked), known.axes)
         self._check('feature_lengths', self.feature_lengths, ())
         for name, values in self.signals.items():
             self._check(f'signal {name!r}', values, ())

@@ -182,7 +182,7 @@ def test_a_shape_that_does_not_fit_its_bytes_is_refused(shape, size):
 def test_a_shape_that_no_array_has_is_refused(shape, size):
     message = TensorMessage(name='hidden', dtype='float32', shape=shape, data=bytes(size))
     with pytest.raises(
-        MessageError, match="tensor 'hidden': expected (at most 32|the shape of an array)"
+        MessageError, match=r"tensor 'hidden': expected (at most 32|the shape of an array)"
     ):
         tensor_from_message(message)
 
