@@ -1,16 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy steps and episode events as the bytes of a bag (CDR), without ROS 2 installed.
 
-The definitions lie beside this module, as in ``safe_msgs/msg``. Code is only ever generated from
-these: a definition found in a bag is compared with ours and then forgotten.
+The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``). Code is
+generated from these alone: a definition found in a bag is compared with ours and then discarded.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -82,8 +83,19 @@ def own_definition(name: str) -> str:
     """Return the text of one message definition, such as ``safe_msgs/msg/Tensor``."""
     if name in _STANDARD:
         return _STANDARD[name]
-    file = files('safe_training') / 'definitions' / f'{name.rpartition("/")[2]}.msg'
-    return file.read_text(encoding='utf-8')
+    file = f'{name.rpartition("/")[2]}.msg'
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    folders = [Path(__file__).parents[2] / 'definitions'] + [
+        Path(prefix, 'share', 'safe_msgs', 'msg') for prefix in prefixes
+    ]
+    for folder in folders:
+        if (folder / file).is_file():
+            return (folder / file).read_text(encoding='utf-8')
+    raise BagMessageError(
+        f'{folders[0] / file}: expected the copy of this definition that the installation makes, '
+        'found none, and no installed package safe_msgs; install safe_training again from a '
+        'checkout (pip install ./safe_training), or source the workspace'
+    )
 
 
 def full_definition(name: str) -> str:
