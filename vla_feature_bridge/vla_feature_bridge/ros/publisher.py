@@ -38,7 +38,7 @@ _OUTCOMES = {
     True: EpisodeEvent.OUTCOME_SUCCESS,
     False: EpisodeEvent.OUTCOME_FAILURE,
 }
-#: Fields that a policy may give with a step, beside features, actions and stamp.
+#: Further fields that a policy may give with a step.
 _MORE_FIELDS = {f.name: f for f in STEP_FIELDS if f.kind != 'stamp' and f.name != 'actions'}
 
 
