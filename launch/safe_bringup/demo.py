@@ -25,7 +25,6 @@ from safe_bringup.live import LiveEpisode, LiveError, play_live
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.storage.detector_folder import load_detector, save_detector
-from safe_training.cli import main as cli
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row, report_parts
 from safe_training.evaluation.fit_and_calibrate import Fitted, fit_and_calibrate, labelled
@@ -386,7 +385,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         return run(args)
-    except (DemoError, LiveError, OSError, *cli.FAILURES) as error:
+    except (DemoError, LiveError, OSError, *(SafeError, OSError)) as error:
         print(f'demo: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -21,7 +21,12 @@ import numpy as np
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import Label, check_step, labels_file, read_labels
-from safe_training.recordings.readers.base import Progress, ReadOptions, Source, wanted_feature
+from safe_training.recordings.readers.base import (
+    EpisodeProgress,
+    ReadOptions,
+    Source,
+    wanted_feature,
+)
 from safe_training.recordings.untrusted.bag import detect_bag, open_bag
 from safe_training.recordings.untrusted.bag_budget import Message
 from safe_training.recordings.untrusted.cdr import (
@@ -312,7 +317,7 @@ class RosbagSource(Source):
 
     # -- second pass
 
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+    def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         self.skipped = [*self._stray, *self._problems()]
         if self.skipped and not self.options.skip_bad:
             raise DumpError(self.skipped[0])
