@@ -250,7 +250,7 @@ def _plain(kept: Kept) -> dict[str, Any]:
     return {
         'kind': kept.kind,
         'alpha': kept.alpha,
-        'split': kept.seed,
+        'split': kept.split,
         'n_calibration': kept.n_calibration,
         'finite': kept.finite,
         'like': tally(kept.like),

@@ -35,7 +35,7 @@ from safe_training.evaluation.evaluate import Row, evaluate_splits, score_part, 
 from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.judge import band_for, parts_of
 from safe_training.evaluation.protocol import (
-    PAPER_SEEDS,
+    PAPER_SPLITS,
     PROTOCOLS,
     ROBUST_SPLITS,
     EvaluationError,
@@ -115,7 +115,7 @@ def add_command(verbs: Any) -> None:
         '--protocol',
         choices=PROTOCOLS,
         help=f'robust (default): {ROBUST_SPLITS} random task splits; paper: the published splits '
-        f'{", ".join(map(str, PAPER_SEEDS))}; loto: leave one task out, once for each',
+        f'{", ".join(map(str, PAPER_SPLITS))}; loto: leave one task out, once for each',
     )
     parser.add_argument('--splits', type=int, help='number of task splits')
     parser.add_argument(
@@ -177,10 +177,10 @@ def splits_of(
         return splits, f'one task left out of {len(splits)}, each in turn'
     if protocol.name == 'paper':
         refuse_options(args, '--protocol paper', ('seed',))
-        seeds = PAPER_SEEDS if args.splits is None else tuple(range(args.splits))
-        splits = choose_splits(rollouts, protocol, seeds)
+        numbers = PAPER_SPLITS if args.splits is None else tuple(range(args.splits))
+        splits = choose_splits(rollouts, protocol, numbers)
         drawn = 'published splits' if numbered_tasks(rollouts) else 'splits drawn by task name'
-        return splits, f'{drawn} {", ".join(map(str, seeds))}'
+        return splits, f'{drawn} {", ".join(map(str, numbers))}'
     first = args.seed or 0
     splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
@@ -326,7 +326,7 @@ def _as_json(
     }
     return {
         'set': str(args.set),
-        'seeds': [split.seed for split in splits],
+        'splits': [split.number for split in splits],
         'protocol': asdict(protocol),
         'params': params,
         'summary': summary,
@@ -350,7 +350,7 @@ def _write(
             row.detector,
             canonical(params.get(row.detector, {})),
             str(feature),
-            row.seed,
+            row.split,
             row.part,
             row.values,
         )
@@ -365,7 +365,7 @@ def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             'detector': row.detector,
-            'seed': row.seed,
+            'split': row.split,
             'part': row.part,
             **{name: as_number(value) for name, value in row.values.items()},
             'per_task': {

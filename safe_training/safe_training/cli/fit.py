@@ -69,11 +69,11 @@ def run(args: argparse.Namespace) -> int:
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     rollouts = labelled(rollouts)
-    seed = args.seed or 0
+    number = args.seed or 0
     if args.splits_from is not None:
-        split = saved_split(args.splits_from, rollouts, seed)
+        split = saved_split(args.splits_from, rollouts, number)
     else:
-        split = choose_split(rollouts, protocol, seed)
+        split = choose_split(rollouts, number, protocol)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
     save_detector(

@@ -51,7 +51,7 @@ from safe_training.sweep.plan import (
     Unit,
     existing_variants,
     plan,
-    seeds_of,
+    planned_splits,
     tasks_of_subsets,
 )
 from safe_training.sweep.results import SUBSET_MARK, Result, canonical, write_results
@@ -146,7 +146,7 @@ def run_unit(
     divided = _divide(unit, split, rollouts)
     benchmark = _benchmark(unit.subset, settings)
     family = unit.family
-    detectors = [make_seeded(family.detector, p, unit.seed) for p in family.configurations]
+    detectors = [make_seeded(family.detector, p, unit.split) for p in family.configurations]
     results: list[Result] = []
     failures: list[str] = []
     for index, detector, seconds, reason in _fitted(detectors, divided, settings, progress):
@@ -176,7 +176,7 @@ def run_unit(
                     detector.name,
                     described,
                     str(feature),
-                    unit.seed,
+                    unit.split,
                     part,
                     {**flatten_report(report), 'fit_seconds': seconds},
                 )
@@ -265,7 +265,7 @@ def run_sweep(
     out : Path
         Folder of the results, one parquet file a unit; made if absent, gone on with otherwise.
     splits : int, optional
-        As many task splits instead of the protocol's own, see `seeds_of`.
+        As many task splits instead of the protocol's own, see `planned_splits`.
     splits_from : Path, optional
         Splits that were saved, instead of drawing any.
     ray_address : str, optional
@@ -311,11 +311,13 @@ def run_sweep(
     for note in (*notes, *left_out):
         say(note)
     if splits_from is not None:
-        seeds = {subset: split_numbers(splits_from) for subset in subsets}
+        numbers = {subset: split_numbers(splits_from) for subset in subsets}
     else:
         name = settings.protocol.name
-        seeds = {s: seeds_of(name, grid, splits, len(tasks)) for s, tasks in subsets.items()}
-    units = plan(grid, variants, seeds)
+        numbers = {
+            s: planned_splits(name, grid, splits, len(tasks)) for s, tasks in subsets.items()
+        }
+    units = plan(grid, variants, numbers)
     kept = sum((out / unit.name()).exists() for unit in units)
     if kept == len(units):
         return Outcome(0, kept, ())
@@ -327,7 +329,7 @@ def run_sweep(
     # The same rollouts come in every pooling.
     divided = {
         subset: _splits(
-            _members(rollouts, subset), subset, seeds[subset], settings, splits_from, out
+            _members(rollouts, subset), subset, numbers[subset], settings, splits_from, out
         )
         for subset in subsets
     }
@@ -345,7 +347,7 @@ def run_sweep(
                 if progress is not None:
                     progress(kept + len(finished), len(units), f'{part}/{parts} {note}')
 
-            work = [(unit, divided[unit.subset][unit.seed]) for unit in missing]
+            work = [(unit, divided[unit.subset][unit.split]) for unit in missing]
             for unit, (results, reasons) in run(work, rollouts, feature, settings, inner):
                 failures += [f'{unit.family.detector}, {reason}' for reason in reasons]
                 if reasons and (unit.family.detector, unit.subset) not in told:
@@ -362,7 +364,7 @@ def run_sweep(
 def _splits(
     rollouts: Sequence[Rollout],
     subset: Subset | None,
-    seeds: Sequence[int],
+    numbers: Sequence[int],
     settings: Settings,
     splits_from: Path | None,
     out: Path,
@@ -373,8 +375,8 @@ def _splits(
         if splits_from is not None:
             splits = read_splits(splits_from, rollouts).splits
         else:
-            drawn = choose_splits(rollouts, settings.protocol, seeds)
-            splits = {split.seed: split for split in drawn}
+            drawn = choose_splits(rollouts, settings.protocol, numbers)
+            splits = {split.number: split for split in drawn}
         # Results of an earlier call with more splits stay, and so do their splits.
         before = read_splits(path, rollouts).splits if path.exists() else {}
     except (SplitError, EvaluationError) as error:

@@ -34,10 +34,16 @@ def curve(generator, task):
 
 
 def band_of(successes, curves, seed, alpha=0.1, modulation='none'):
-    split = choose_split(successes, Protocol(unseen_ratio=0.0), 0)
+    split = choose_split(successes, 0, Protocol(unseen_ratio=0.0))
     protocol = Protocol(per_task=True, max_steps=8, alpha=alpha, modulation=modulation)
     return calibrated_band(
-        curves, successes, HELD_OUT, successes, replace(split, seed=seed), protocol, alphas=[alpha]
+        curves,
+        successes,
+        HELD_OUT,
+        successes,
+        replace(split, number=seed),
+        protocol,
+        alphas=[alpha],
     )
 
 
@@ -128,7 +134,7 @@ def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
     assert [kept.kind for kept in found[:16:2]] == list(KINDS)
     assert len(found) == 3 * 2 * len(KINDS)
     for kept in found:
-        split = splits[kept.seed]
+        split = splits[kept.split]
         new = [rollouts[i] for i in split.unseen if not rollouts[i].failed]
         held_out = [rollouts[i] for i in split.seen if not rollouts[i].failed]
         assert set(kept.new.rollouts) == {r.task for r in new}
