@@ -73,13 +73,13 @@ def judged_rollouts(
     """Load the detector and the rollouts that the options name, and judge them."""
     check_alpha(args.alpha)
     loaded = load_detector(args.folder)
-    rollouts, feature = load_rollouts(
+    rollouts = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     if need_outcomes:
         rollouts = labelled(rollouts)
     try:
-        return loaded, judge(loaded, rollouts, feature, args.alpha)
+        return loaded, judge(loaded, rollouts, args.alpha).rollouts
     except EvaluationError as error:
         raise EvaluationError(f'{args.folder}: {error}') from error
 
