@@ -18,7 +18,12 @@ from typing import Any
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import Label, check_step, labels_file, read_labels
-from safe_training.recordings.readers.base import Progress, ReadOptions, Source, wanted_feature
+from safe_training.recordings.readers.base import (
+    EpisodeProgress,
+    ReadOptions,
+    Source,
+    wanted_feature,
+)
 from safe_training.recordings.readers.rosbag2_arrays import (
     pooled,
     stacked_features,
@@ -249,7 +254,7 @@ class RosbagSource(Source):
 
     # -- second pass
 
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+    def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield the rollouts; in the order in which their last steps were recorded."""
         self.skipped = [*self._unreadable, *self._problems()]
         if self.skipped and not self.options.skip_bad:
