@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Console
 
 from safe_monitor_node.detectors import DETECTORS, make_detector
-from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe, save_detector
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe
 from safe_training.cli.options import (
     add_protocol_options,
     add_source_options,
@@ -76,15 +77,9 @@ def run(args: argparse.Namespace) -> int:
         split = choose_split(rollouts, protocol, seed)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
-    save_detector(
-        args.out,
-        detector,
-        feature,
-        band=fitted.band,
-        alpha=protocol.alpha,
-        provenance=provenance_of(str(args.set), rollouts, fitted),
-        overwrite=args.overwrite,
-    )
+    provenance = provenance_of(str(args.set), rollouts, fitted)
+    calibrated = CalibratedDetector(detector, feature, fitted.band, protocol.alpha, provenance)
+    calibrated.save(args.out, overwrite=args.overwrite)
     if args.json:
         print(plain_json(describe(args.out)))
         return 0
