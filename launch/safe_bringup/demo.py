@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from safe_bringup.live import LiveEpisode, LiveError, play_live
+from safe_bringup.live import LiveEpisode, play_live
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.storage.detector_folder import load_detector
-from safe_training.cli import main as cli
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
@@ -205,7 +204,6 @@ class Outcome:
 
 def judge(live: LiveEpisode, rollout: Rollout, loaded: CalibratedDetector, alpha: float) -> Outcome:
     """Compare what came over the wire with the truth and with offline scoring."""
-    assert loaded.band is not None
     offline = loaded.detector.score(rollout)
     received = np.full(len(rollout), np.nan)
     received[live.steps] = live.scores
@@ -301,7 +299,6 @@ def curves(
     alpha: float,
 ) -> list[EpisodeCurve]:
     """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
-    assert loaded.band is not None
     threshold = loaded.band.at(alpha)
     taken: dict[str, list[EpisodeCurve]] = {
         'detection': [],
@@ -379,7 +376,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         return run(args)
-    except (DemoError, LiveError, OSError, *cli.FAILURES) as error:
+    except (SafeError, OSError) as error:
         print(f'demo: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
