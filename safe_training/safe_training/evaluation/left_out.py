@@ -3,15 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_monitor_node.detectors import Detector, DetectorError, LinearProbe, make_detector
+from safe_monitor_node.detectors import Detector, DetectorError, make_detector
+from safe_monitor_node.detectors.probe import LinearProbe
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
-
-Progress = Callable[[int, int, str], None]
 
 
 def leave_one_task_out_scores(
