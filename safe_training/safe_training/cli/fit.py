@@ -20,7 +20,6 @@ from safe_training.cli.options import (
 )
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
-from safe_training.evaluation.judge import band_of
 from safe_training.evaluation.protocol import choose_split
 from safe_training.evaluation.provenance import describe_task_bands
 from safe_training.evaluation.saved_splits import saved_split
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         split = choose_split(rollouts, number, protocol)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
-    band = band_of(fitted)
+    band = fitted.band
     fitted.save(args.out, overwrite=args.overwrite)
     if args.json:
         print(plain_json(describe(args.out)))
