@@ -36,12 +36,8 @@ from safe_training.recordings.convert import convert
 from safe_training.reporting.figures.score_curves import plot_episodes
 from safe_training.reporting.figures.style import EpisodeCurve
 from safe_training.reporting.numbers import as_number
-from safe_training.reporting.tables.evaluation import (
-    LEGEND,
-    print_table,
-    report_table,
-    wide_console,
-)
+from safe_training.reporting.tables.evaluation import report_table
+from safe_training.reporting.tables.terminal import print_table, wide_console
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -152,7 +148,6 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     ]
     title = f'one task split, promised false-alarm rate {100 * args.alpha:g} %'
     print_table(console, report_table(rows, title))
-    console.print(LEGEND, style='dim')
     save_detector(
         args.out / 'detector',
         fitted[DETECTOR].detector,

@@ -11,12 +11,13 @@ from safe_training.cli.figures import add_folder_options, judged_rollouts
 from safe_training.cli.options import UsageError, add_source_options
 from safe_training.reporting.figures.catalogue import figures_of
 from safe_training.reporting.numbers import plain_json
-from safe_training.reporting.page.page import page, page_videos
+from safe_training.reporting.page.page import page
+from safe_training.reporting.page.videos import page_videos
 from safe_training.reporting.video.frames import VideoError
 from vla_feature_bridge.atomic import write_whole
 
 if TYPE_CHECKING:
-    from safe_training.reporting.tables.model import Table
+    from safe_training.reporting.tables.model import ResultTable
 
 
 EXAMPLE = """examples:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _tables(folders: list[Path]) -> list[Table]:
+def _tables(folders: list[Path]) -> list[ResultTable]:
     # Only here: reading results is no business of a page without them.
     from safe_training.reporting.tables.aggregated import robust_tables
     from safe_training.sweep.results import read_results
