@@ -54,7 +54,12 @@ from safe_training.metrics.operating_curves import (
     operating_curve,
 )
 from safe_training.metrics.part_report import PartReport, flatten_report, per_task, report_part
-from safe_training.metrics.scored import ScoredRollout, max_scores_until_min_length, min_lengths
+from safe_training.metrics.scored import (
+    ScoredRollout,
+    labels,
+    max_scores_until_min_length,
+    min_lengths,
+)
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import as_number, percent, plain_json
 from safe_training.reporting.tables.evaluation import detail_tables, promise_lines, report_table
@@ -241,7 +246,7 @@ def rollout_intervals(
     """Return 95 % intervals over the rollouts of a part; NaN where a number does not exist."""
     auc = bootstrap_auc_interval(
         max_scores_until_min_length(scored, stops),
-        [r.failed for r in scored],
+        labels(scored),
         generator=np.random.default_rng(0),
     )
     pooled = report.alarms.pooled

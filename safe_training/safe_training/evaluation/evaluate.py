@@ -50,11 +50,11 @@ def report_parts(
     fitted: Fitted, rollouts: Sequence[Rollout], alpha: float
 ) -> dict[str, PartReport]:
     """Evaluate a fitted detector on every part of its split that is not empty."""
-    stops = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
+    shortest = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
         name: report_part(
             score_part(fitted.detector, [rollouts[i] for i in indices], name),
-            stops,
+            shortest,
             fitted.band,
             alpha,
             probability=fitted.detector.gives_probability,

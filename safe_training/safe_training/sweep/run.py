@@ -87,7 +87,7 @@ class _Divided:
         Those of the split that are not empty, by name.
     successes : tuple of int
         Which rollouts of the part 'seen' the band is calibrated on.
-    stops : dict of task to int
+    shortest : dict of task to int
         Earliest stop of each task.
     """
 
@@ -95,7 +95,7 @@ class _Divided:
     split: Split
     parts: dict[str, list[Rollout]]
     successes: tuple[int, ...]
-    stops: Mapping[Any, int]
+    shortest: Mapping[Any, int]
 
 
 def _members(rollouts: Sequence[Rollout], subset: Subset | None) -> list[Rollout]:
@@ -110,7 +110,7 @@ def _divide(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _Divided:
         split=split,
         parts=parts,
         successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
-        stops=min_lengths([r.task for r in mine], [len(r) for r in mine]),
+        shortest=min_lengths([r.task for r in mine], [len(r) for r in mine]),
     )
 
 
@@ -164,7 +164,7 @@ def run_unit(
         for part, scored in parts.items():
             report = report_part(
                 scored,
-                divided.stops,
+                divided.shortest,
                 band,
                 settings.protocol.alpha,
                 probability=detector.gives_probability,

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from safe_training.evaluation.judge import Judged
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.page.videos import PageVideo
 
 
 def rollout_data(
-    judged: Sequence[Judged], videos: Mapping[str, PageVideo], names: Mapping[str, str]
+    scored: Sequence[ScoredRollout], videos: Mapping[str, PageVideo], names: Mapping[str, str]
 ) -> dict[str, Any]:
     """Return what the page draws, as JSON takes it.
 
@@ -26,18 +26,18 @@ def rollout_data(
     names : mapping of episode id to str
         Id of the page's element that holds the video, for those in the page.
     """
-    longest = max(len(j.scores) for j in judged)
+    longest = max(len(j.scores) for j in scored)
     # Many rollouts share few bands: each is written once, and rollouts name it by its number.
     numbers: dict[bytes, int] = {}
     bands: list[np.ndarray] = []
     band_of = []
-    for j in judged:
-        edge = j.threshold.upper[:longest]
+    for j in scored:
+        edge = j.required_threshold.upper[:longest]
         if numbers.setdefault(edge.tobytes(), len(bands)) == len(bands):
             bands.append(edge)
         band_of.append(numbers[edge.tobytes()])
     finite = [edge[np.isfinite(edge)] for edge in bands]
-    every = np.concatenate([*(j.scores for j in judged), *finite, [0.0]])
+    every = np.concatenate([*(j.scores for j in scored), *finite, [0.0]])
     low, high = float(every.min()), float(every.max())
     return {
         'bands': [_numbers(edge) for edge in bands],
@@ -46,19 +46,19 @@ def rollout_data(
         'high': high if high > low else low + 1.0,
         'rollouts': [
             {
-                'id': j.rollout.episode_id,
-                'task': j.rollout.task,
-                'instruction': j.rollout.instruction,
+                'id': j.episode_id,
+                'task': j.task,
+                'instruction': j.required_rollout.instruction,
                 'part': j.part,
-                'failed': j.rollout.failed,
+                'failed': j.failed,
                 'band': band,
-                'verdict': j.verdict,
+                'verdict': j.outcome,
                 'scores': _numbers(j.scores),
                 'alarm': j.alarm_step,
-                'failure': j.rollout.failure_step,
-                'video': _video(videos.get(j.rollout.episode_id), names.get(j.rollout.episode_id)),
+                'failure': j.failure_step,
+                'video': _video(videos.get(j.episode_id), names.get(j.episode_id)),
             }
-            for j, band in zip(judged, band_of, strict=True)
+            for j, band in zip(scored, band_of, strict=True)
         ],
     }
 

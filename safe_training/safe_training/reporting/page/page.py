@@ -18,9 +18,9 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_training.evaluation.judge import Judged, by_part
+from safe_training.evaluation.judge import by_part
 from safe_training.metrics.part_report import report_part
-from safe_training.metrics.scored import min_lengths
+from safe_training.metrics.scored import ScoredRollout, min_lengths
 from safe_training.reporting.figures import style as figures
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.page.data import rollout_data, script_json
@@ -42,7 +42,7 @@ _MOST_UNFOLDED = 12
 def page(
     title: str,
     loaded: CalibratedDetector,
-    judged: Sequence[Judged],
+    scored: Sequence[ScoredRollout],
     drawn: Sequence[tuple[str, str, Figure]],
     videos: Mapping[str, PageVideo],
     results: Sequence[ResultTable] = (),
@@ -51,14 +51,14 @@ def page(
 
     Parameters
     ----------
-    judged : sequence of Judged
-        With outcomes, at least one.
+    scored : sequence of ScoredRollout
+        At least one, each with a label, a threshold and its recording.
     drawn : sequence of (name, what it shows, figure)
     videos : mapping of episode id to PageVideo
     results : sequence of ResultTable
         Tables of sweeps.
     """
-    alpha = judged[0].threshold.alpha
+    alpha = scored[0].required_threshold.alpha
     script, style = (_file(name) for name in ('page.js', 'page.css'))
     embedded = {e: v.content for e, v in videos.items() if v.content is not None}
     elements = {episode: f'video-{number}' for number, episode in enumerate(embedded)}
@@ -69,21 +69,21 @@ def page(
             policy=_policy(script),
             title=title,
             summary=(
-                f'Detector {loaded.detector.name} on {len(judged)} rollouts of '
-                f'{len({j.rollout.task for j in judged})} tasks; '
+                f'Detector {loaded.detector.name} on {len(scored)} rollouts of '
+                f'{len({j.task for j in scored})} tasks; '
                 f'promised false-alarm rate {percent(alpha)} %.'
             ),
             style=style,
             script=script,
-            **_tables(loaded, judged, alpha),
+            **_tables(loaded, scored, alpha),
             results=[to_html(table) for table in results],
-            n_rollouts=len(judged),
+            n_rollouts=len(scored),
             videos=_video_counts(videos),
             figures=[
                 {'name': name, 'title': what, 'picture': _base64(figures.svg(figure).encode())}
                 for name, what, figure in drawn
             ],
-            data=script_json(rollout_data(judged, videos, elements)),
+            data=script_json(rollout_data(scored, videos, elements)),
             embedded=[
                 {'id': elements[episode], 'content': _base64(content)}
                 for episode, content in embedded.items()
@@ -111,18 +111,18 @@ def _policy(script: str) -> str:
     )
 
 
-def _tables(loaded: CalibratedDetector, judged: Sequence[Judged], alpha: float) -> dict[str, Any]:
+def _tables(loaded: CalibratedDetector, scored: Sequence[ScoredRollout], alpha: float) -> dict[str, Any]:
     assert loaded.band is not None
-    stops = min_lengths([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
+    stops = min_lengths([j.task for j in scored], [len(j) for j in scored])
     reports = {
         part: report_part(
-            [j.scored for j in members],
+            members,
             stops,
             loaded.band,
             alpha,
             probability=loaded.detector.gives_probability,
         )
-        for part, members in by_part(judged).items()
+        for part, members in by_part(scored).items()
     }
     per_task = per_task_table(reports)
     return {

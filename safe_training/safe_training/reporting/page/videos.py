@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from safe_training.evaluation.judge import Judged
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.video.frames import VideoError, find_video, frame_steps, video_facts
+from vla_feature_bridge.rollout import Rollout
 
 _MEDIA_TYPES = {'.mp4': 'video/mp4', '.webm': 'video/webm'}
 
@@ -40,7 +41,7 @@ class PageVideo:
 
 
 def page_videos(
-    judged: Sequence[Judged], folder: Path, page: Path, embed_bytes: int
+    scored: Sequence[ScoredRollout], folder: Path, page: Path, embed_bytes: int
 ) -> dict[str, PageVideo]:
     """Return the rollouts' videos by episode id; rollouts without one are left out.
 
@@ -55,15 +56,15 @@ def page_videos(
     """
     videos = {}
     left = embed_bytes
-    for entry in judged:
-        found = find_video(entry.rollout, folder)
+    for entry in scored:
+        found = find_video(entry.required_rollout, folder)
         if found is None:
             continue
         size = found.stat().st_size
         content = found.read_bytes() if size <= left else None
         left -= 0 if content is None else size
-        times, note = _step_times(entry, found)
-        videos[entry.rollout.episode_id] = PageVideo(
+        times, note = _step_times(entry.required_rollout, found)
+        videos[entry.episode_id] = PageVideo(
             path=quote(Path(os.path.relpath(found, page.resolve().parent)).as_posix()),
             media_type=_MEDIA_TYPES[found.suffix.lower()],
             content=content,
@@ -73,12 +74,11 @@ def page_videos(
     return videos
 
 
-def _step_times(entry: Judged, path: Path) -> tuple[tuple[float, ...] | None, str]:
+def _step_times(rollout: Rollout, path: Path) -> tuple[tuple[float, ...] | None, str]:
     """Return when each step begins in the video [s], and what a reader must know about it.
 
     None where that cannot be known: the page spreads the steps evenly.
     """
-    rollout = entry.rollout
     try:
         facts = video_facts(path)
         frames = frame_steps(
