@@ -14,7 +14,7 @@ from safe_training.reporting.numbers import plain_json
 from safe_training.reporting.page.page import page
 from safe_training.reporting.page.videos import page_videos
 from safe_training.reporting.video.frames import VideoError
-from vla_feature_bridge.atomic import write_whole
+from vla_feature_bridge.atomic import replace_files
 
 if TYPE_CHECKING:
     from safe_training.reporting.tables.model import ResultTable
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
             probability=loaded.detector.gives_probability,
         )
     )
-    write_whole({args.out: page(title, loaded, judged, drawn, videos, tables)})
+    replace_files({args.out: page(title, loaded, judged, drawn, videos, tables)})
     embedded = sum(v.content is not None for v in videos.values())
     size = args.out.stat().st_size
     if args.json:

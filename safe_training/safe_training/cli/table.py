@@ -26,7 +26,7 @@ from safe_training.reporting.tables.latex import to_latex
 from safe_training.reporting.tables.markdown import to_markdown
 from safe_training.reporting.tables.model import ResultTable, TableError
 from safe_training.sweep.results import Result, read_results
-from vla_feature_bridge.atomic import write_whole
+from vla_feature_bridge.atomic import replace_files
 
 EXAMPLE = """examples:
   python -m safe_training table my_results
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         # Under names of their own, so that flattering tables never replace the others.
         chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
-        write_whole(
+        replace_files(
             {
                 args.out / f'table1_{name}{chosen}.{_SUFFIX[kind]}': text
                 for name, texts in made.items()
