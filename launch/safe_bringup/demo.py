@@ -32,9 +32,9 @@ from safe_training.evaluation.fit_and_calibrate import Fitted, fit_and_calibrate
 from safe_training.evaluation.protocol import Protocol, choose_split
 from safe_training.evaluation.provenance import provenance_of
 from safe_training.metrics.part_report import flatten_report
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.convert import convert
 from safe_training.reporting.figures.score_curves import plot_episodes
-from safe_training.reporting.figures.style import EpisodeCurve
 from safe_training.reporting.numbers import as_number
 from safe_training.reporting.tables.evaluation import report_table
 from safe_training.reporting.tables.terminal import print_table, wide_console
@@ -301,11 +301,11 @@ def curves(
     episodes: Sequence[LiveEpisode],
     loaded: CalibratedDetector,
     alpha: float,
-) -> list[EpisodeCurve]:
+) -> list[ScoredRollout]:
     """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
     assert loaded.band is not None
     threshold = loaded.band.at(alpha)
-    taken: dict[str, list[EpisodeCurve]] = {
+    taken: dict[str, list[ScoredRollout]] = {
         'detection': [],
         'missed': [],
         'quiet': [],
@@ -313,11 +313,12 @@ def curves(
     }
     for outcome, episode in zip(outcomes, episodes, strict=True):
         taken[outcome.verdict].append(
-            EpisodeCurve(
-                title=f'{outcome.task}: {outcome.verdict}',
-                scores=np.array(episode.scores),
-                threshold=threshold.upper,
+            ScoredRollout(
+                np.array(episode.scores),
                 failed=not outcome.success,
+                task=outcome.task,
+                episode_id=outcome.episode,
+                threshold=threshold,
                 alarm_step=outcome.alarm_step,
             )
         )

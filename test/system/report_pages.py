@@ -13,7 +13,8 @@ from safe_monitor_node.bands.threshold import Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_training.metrics.scored import ScoredRollout
-from safe_training.reporting.page.page import PageVideo, page
+from safe_training.reporting.page.page import page
+from safe_training.reporting.page.videos import PageVideo
 from vla_feature_bridge.atomic import replace_files
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -37,7 +38,7 @@ def judged(
     """Return a rollout with these scores under this band; ``stamps`` are seconds."""
     values = np.asarray(scores, dtype=np.float64)
     rollout = Rollout(
-        np.zeros((len(values), 2), dtype=np.float32),
+        np.arange(2 * len(values), dtype=np.float32).reshape(-1, 2),
         task=task,
         success=not failed,
         episode_id=name,

@@ -15,7 +15,7 @@ from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import EvaluationError
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.sources import load_rollouts
-from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.reporting.figures.catalogue import FigureData, figures_of
 from safe_training.reporting.figures.feature_map import PROJECTORS
 from safe_training.reporting.figures.style import save
 from safe_training.reporting.numbers import plain_json
@@ -90,14 +90,15 @@ def run(args: argparse.Namespace) -> int:
     assert loaded.band is not None  # judge() refuses a folder without one
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, _, figure in figures_of(
+    data = FigureData(
         judged,
         loaded.band,
         loaded.detector.name,
         args.projector or ('pca',),
         args.seed,
-        probability=loaded.detector.gives_probability,
-    ):
+        loaded.detector.gives_probability,
+    )
+    for name, _, figure in figures_of(data):
         for suffix in dict.fromkeys(args.format or ('png', 'pdf')):
             path = args.out / f'{name}.{suffix}'
             save(figure, path)

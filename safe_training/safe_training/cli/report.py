@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.figures import add_folder_options, judged_rollouts
 from safe_training.cli.options import UsageError, add_source_options
-from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.reporting.figures.catalogue import FigureData, figures_of
 from safe_training.reporting.numbers import plain_json
 from safe_training.reporting.page.page import page
 from safe_training.reporting.page.videos import page_videos
@@ -71,15 +71,14 @@ def run(args: argparse.Namespace) -> int:
         else page_videos(judged, args.videos, args.out, int(args.embed_videos * _MEBI))
     )
     title = args.title or f'{loaded.detector.name} on {Path(args.set).name}'
-    drawn = list(
-        figures_of(
-            judged,
-            loaded.band,
-            loaded.detector.name,
-            probability=loaded.detector.gives_probability,
-        )
+    data = FigureData(
+        judged,
+        loaded.band,
+        loaded.detector.name,
+        probability=loaded.detector.gives_probability,
     )
-    replace_files({args.out: page(title, loaded, judged, drawn, videos, tables)})
+    text = page(title, loaded, judged, list(figures_of(data)), videos, tables)
+    replace_files({args.out: text})
     embedded = sum(v.content is not None for v in videos.values())
     size = args.out.stat().st_size
     if args.json:

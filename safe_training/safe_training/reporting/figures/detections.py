@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from safe_training.metrics.lead_time import LeadTimes
 from safe_training.reporting.figures.style import (
@@ -146,7 +146,7 @@ def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
     width = max(1, math.ceil((leads.max() - leads.min() + 1) / _MOST_BARS))
     # Half a step off, so that a bar stands over its steps and none holds both early and late.
     first, last = math.floor(leads.min() / width), math.floor(leads.max() / width) + 1
-    edges = width * np.arange(first, last + 1) - 0.5
+    edges = (width * np.arange(first, last + 1) - 0.5).tolist()
     figure = Figure(figsize=(6.8, 1.4 + 1.9 * len(parts)), layout='constrained')
     axes = figure.subplots(len(parts), 1, squeeze=False, sharex=True)[:, 0]
     for axis, (part, found) in zip(axes, parts.items(), strict=True):
@@ -159,9 +159,7 @@ def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
     return figure
 
 
-def _draw_leads(
-    axis: Axes, part: str, found: LeadTimes, edges: NDArray[np.float64]
-) -> None:
+def _draw_leads(axis: Axes, part: str, found: LeadTimes, edges: Sequence[float]) -> None:
     early, late = found.leads[found.leads >= 0], found.leads[found.leads < 0]
     for values, colour, hatch, label in (
         (late, FAILURE, '////', 'alarm after the annotated step'),

@@ -67,9 +67,7 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
         # UMAP with a seed runs in one thread, and warns about that unless one is asked for.
         chart = UMAP(random_state=seed, n_jobs=1)
         return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
-    raise FigureError(
-        f'projector: expected one of {", ".join(PROJECTORS)}, found {projector!r}'
-    )
+    raise FigureError(f'projector: expected one of {", ".join(PROJECTORS)}, found {projector!r}')
 
 
 def outcome_values(lengths: Sequence[int], failed: Sequence[bool]) -> np.ndarray:

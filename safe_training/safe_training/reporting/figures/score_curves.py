@@ -75,9 +75,7 @@ def _draw_outcome(
     # By outcome: few failures must not drown in many successes.
     opacity = float(np.clip(30 / max(len(curves), 1), 0.14, 0.8))
     for scores in curves:
-        above.plot(
-            scores, color=colour, linewidth=0.7, alpha=opacity, rasterized=len(scored) > 150
-        )
+        above.plot(scores, color=colour, linewidth=0.7, alpha=opacity, rasterized=len(scored) > 150)
     steps, mean, spread = mean_and_spread(curves)
     below.plot(steps, mean, color=colour, linestyle=style, linewidth=1.8, label=f'{label}, mean')
     below.fill_between(

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
 # Okabe-Ito: told apart with every kind of colour vision.
@@ -31,15 +32,10 @@ class FigureError(SafeError):
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; the file is whole or absent."""
-    aside = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    """Write a figure in the format of the path's suffix, completely or not at all."""
     undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}.get(path.suffix)
-    try:
-        with matplotlib.rc_context({'svg.hashsalt': path.stem}):
-            figure.savefig(aside, dpi=130, metadata=undated)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replaced_file(path) as aside, matplotlib.rc_context({'svg.hashsalt': path.stem}):
+        figure.savefig(aside, dpi=130, metadata=undated)
 
 
 def svg(figure: Figure) -> str:

@@ -15,13 +15,13 @@ from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_training.evaluation.judge import by_part
 from safe_training.metrics.part_report import report_part
 from safe_training.metrics.scored import ScoredRollout, min_lengths
-from safe_training.reporting.figures import style as figures
+from safe_training.reporting.figures.catalogue import DrawnFigure
+from safe_training.reporting.figures.style import svg
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.page.data import rollout_data, script_json
 from safe_training.reporting.page.tables import (
@@ -43,7 +43,7 @@ def page(
     title: str,
     loaded: CalibratedDetector,
     scored: Sequence[ScoredRollout],
-    drawn: Sequence[tuple[str, str, Figure]],
+    drawn: Sequence[DrawnFigure],
     videos: Mapping[str, PageVideo],
     results: Sequence[ResultTable] = (),
 ) -> str:
@@ -53,7 +53,7 @@ def page(
     ----------
     scored : sequence of ScoredRollout
         At least one, each with a label, a threshold and its recording.
-    drawn : sequence of (name, what it shows, figure)
+    drawn : sequence of DrawnFigure
     videos : mapping of episode id to PageVideo
     results : sequence of ResultTable
         Tables of sweeps.
@@ -80,7 +80,7 @@ def page(
             n_rollouts=len(scored),
             videos=_video_counts(videos),
             figures=[
-                {'name': name, 'title': what, 'picture': _base64(figures.svg(figure).encode())}
+                {'name': name, 'title': what, 'picture': _base64(svg(figure).encode())}
                 for name, what, figure in drawn
             ],
             data=script_json(rollout_data(scored, videos, elements)),
@@ -111,7 +111,9 @@ def _policy(script: str) -> str:
     )
 
 
-def _tables(loaded: CalibratedDetector, scored: Sequence[ScoredRollout], alpha: float) -> dict[str, Any]:
+def _tables(
+    loaded: CalibratedDetector, scored: Sequence[ScoredRollout], alpha: float
+) -> dict[str, Any]:
     assert loaded.band is not None
     stops = min_lengths([j.task for j in scored], [len(j) for j in scored])
     reports = {
