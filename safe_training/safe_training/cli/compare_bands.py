@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``calibration``: what bands promise, on which rollouts, and what they keep on others."""
+"""The verb ``compare-bands``: what bands promise, on which rollouts, and what they keep on others."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,14 @@ from safe_training.cli.options import (
     refuse_options,
 )
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.band_comparison import KINDS, Kept, Tally, calibration_of
-from safe_training.evaluation.evaluate import score_part
+from safe_training.evaluation.band_comparison import (
+    COMPARED,
+    BandResult,
+    Comparison,
+    compare_bands,
+)
 from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.judge import band_for, parts_of
+from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import (
     ROBUST_SPLITS,
     EvaluationError,
@@ -33,17 +38,12 @@ from safe_training.evaluation.protocol import (
     choose_splits,
 )
 from safe_training.evaluation.saved_splits import read_splits
+from safe_training.metrics.binomial import Tally
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import as_number, plain_json
-from safe_training.reporting.tables.bands import (
-    folder_table,
-    kinds_tables,
-    promise_rows,
-    promise_text,
-)
+from safe_training.reporting.tables.bands import comparison_tables, folder_table, promise_text
 from safe_training.reporting.tables.terminal import print_table, wide_console
-from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 
 EXAMPLE = """examples:
   python -m safe_training compare-bands my_set --detector linear_probe
@@ -78,7 +78,7 @@ def add_command(verbs: Any) -> None:
     parser.add_argument(
         '--band',
         action='append',
-        choices=tuple(KINDS),
+        choices=tuple(COMPARED),
         help='kind of band, repeatable (default: all)',
     )
     parser.add_argument('--splits', type=int, help=f'task splits (default {ROBUST_SPLITS})')
@@ -110,19 +110,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('--splits must be at least 1, and is not for splits that were saved')
     if args.rate is not None and not 0 < args.rate <= 1:
         raise UsageError(f'--rate must lie in (0, 1], found {args.rate}')
-    rollouts, feature = load_rollouts(
+    rollouts = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     rollouts = labelled(rollouts)
     if args.folder is not None:
-        return _folder(args, rollouts, feature)
+        return _folder(args, rollouts)
     return _detector(args, rollouts)
 
 
 # -- kinds of bands over splits
 
 
-def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
+def _detector(args: argparse.Namespace, rollouts: Rollouts) -> int:
     alphas = sorted(set(args.alpha or ALPHAS))
     protocol = Protocol(alpha=alphas[0])
     if args.splits_from is not None:
@@ -131,27 +131,25 @@ def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
         splits = choose_splits(rollouts, protocol, range(args.splits or ROBUST_SPLITS))
     params = detector_params([args.detector], args.params)[args.detector]
     with progress_bar(f'calibrate {args.detector}', quiet=args.json) as progress:
-        found = calibration_of(
+        found = compare_bands(
             args.detector,
             rollouts,
-            protocol,
             splits,
-            alphas,
-            tuple(dict.fromkeys(args.band or KINDS)),
-            params,
-            gamma=args.rate,
+            Comparison(alphas, tuple(dict.fromkeys(args.band or COMPARED)), args.rate),
+            params=params,
+            protocol=protocol,
             progress=progress,
         )
     if args.json:
         print(plain_json({'detector': args.detector, 'bands': [_plain(kept) for kept in found]}))
         return 0
     console = wide_console()
-    for table in kinds_tables(found, args.detector, alphas, len(splits)):
+    for table in comparison_tables(found, args.detector, alphas, len(splits)):
         print_table(console, table)
     return 0
 
 
-def _plain(kept: Kept) -> dict[str, Any]:
+def _plain(kept: BandResult) -> dict[str, Any]:
     def tally(counted: Tally) -> dict[str, Any]:
         return {
             'rate': as_number(counted.rate),
@@ -163,7 +161,7 @@ def _plain(kept: Kept) -> dict[str, Any]:
         }
 
     return {
-        'kind': kept.kind,
+        'kind': kept.band,
         'alpha': kept.alpha,
         'split': kept.split,
         'n_calibration': kept.n_calibration,
@@ -178,24 +176,20 @@ def _plain(kept: Kept) -> dict[str, Any]:
 # -- a detector folder
 
 
-def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec) -> int:
+def _folder(args: argparse.Namespace, rollouts: Rollouts) -> int:
     loaded = load_detector(args.folder)
     try:
-        band = band_for(loaded, feature)
+        judged = judge(loaded, rollouts)
+        band = judged.band
         alphas = sorted(set(args.alpha or band.alphas.tolist()))
-        rows = [
-            row
-            for part, members in parts_of(loaded, rollouts).items()
-            for row in promise_rows(
-                part, members, score_part(loaded.detector, members, part), band, alphas
-            )
-        ]
+        rates = judged.realised_rates(alphas)
     except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
     if args.json:
+        rows = [asdict(rate) for rate in rates]
         print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
         return 0
     console = wide_console()
     console.print(Text(promise_text(band, loaded.alpha)), soft_wrap=True)
-    print_table(console, folder_table(rows, f'{loaded.detector.name} from {args.folder}'))
+    print_table(console, folder_table(rates, f'{loaded.detector.name} from {args.folder}'))
     return 0

@@ -63,21 +63,16 @@ def run(args: argparse.Namespace) -> int:
     if args.videos is not None and not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')
     tables = _tables(args.results) if args.results else []
-    loaded, judged = judged_rollouts(args)
-    assert loaded.band is not None  # judge() refuses a folder without one
+    judged = judged_rollouts(args)
+    rollouts, name = judged.rollouts, judged.detector.detector.name
     videos = (
         {}
         if args.videos is None
-        else page_videos(judged, args.videos, args.out, int(args.embed_videos * _MEBI))
+        else page_videos(rollouts, args.videos, args.out, int(args.embed_videos * _MEBI))
     )
-    title = args.title or f'{loaded.detector.name} on {Path(args.set).name}'
-    data = FigureData(
-        judged,
-        loaded.band,
-        loaded.detector.name,
-        probability=loaded.detector.gives_probability,
-    )
-    text = page(title, loaded, judged, list(figures_of(data)), videos, tables)
+    title = args.title or f'{name} on {Path(args.set).name}'
+    drawn = list(figures_of(FigureData(judged, name)))
+    text = page(title, judged, drawn, videos, tables)
     replace_files({args.out: text})
     embedded = sum(v.content is not None for v in videos.values())
     size = args.out.stat().st_size
@@ -87,14 +82,14 @@ def run(args: argparse.Namespace) -> int:
                 {
                     'file': str(args.out),
                     'bytes': size,
-                    'rollouts': len(judged),
+                    'rollouts': len(rollouts),
                     'videos': len(videos),
                     'embedded_videos': embedded,
                 }
             )
         )
         return 0
-    print(f'{args.out}: {len(judged)} rollouts, {size / _MEBI:.1f} MiB')
+    print(f'{args.out}: {len(rollouts)} rollouts, {size / _MEBI:.1f} MiB')
     if args.videos is not None:
         print(f'{len(videos)} videos, {embedded} of them in the page')
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from safe_monitor_node.detectors import DETECTORS
@@ -15,9 +15,6 @@ from safe_training.recordings.sources import open_source
 from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
 from safe_training.sweep.results import SUBSET_MARK
 from vla_feature_bridge.rollout import Rollout
-
-Progress = Callable[[int, int, str], None]
-"""Called with (done, total, note)."""
 
 
 @dataclass(frozen=True)

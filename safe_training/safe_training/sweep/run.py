@@ -21,11 +21,11 @@ from safe_training.evaluation.protocol import EvaluationError, choose_splits, nu
 from safe_training.evaluation.saved_splits import read_splits, split_numbers, write_splits
 from safe_training.evaluation.splits import Split, SplitError
 from safe_training.fitting.batched import Precision
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
 from safe_training.sweep.plan import (
-    Progress,
     Settings,
     Unit,
     benchmark_of,
@@ -37,7 +37,8 @@ from safe_training.sweep.plan import (
 )
 from safe_training.sweep.results import SUBSET_MARK, Result, write_results
 from safe_training.sweep.runners import Runner, runner
-from vla_feature_bridge.pooling import FeatureSpec, parse_pooling
+from vla_feature_bridge.pooling import parse_pooling
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 #: The splits of each subset, by number.
@@ -130,7 +131,7 @@ def run_sweep(
     missing = [unit for unit in units if not (out / unit.name()).exists()]
     record = _Record(out, len(units), len(units) - len(missing), listener)
     if missing:
-        rollouts, _ = reader.read(variants[0])
+        rollouts = reader.read(variants[0])
         if settings.protocol.name == 'paper' and numbered_tasks(rollouts) is None:
             listener.say(
                 f'{source} has no number of its own for each task: splits go by their names'
@@ -181,21 +182,18 @@ class _Reader:
 
     def __init__(self, source: str, manifest: Manifest) -> None:
         self._source, self._manifest = source, manifest
-        self._held: dict[Variant, tuple[list[Rollout], FeatureSpec]] = {}
+        self._held: dict[Variant, Rollouts] = {}
 
-    def read(self, variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
+    def read(self, variant: Variant) -> Rollouts:
         """Return the labelled rollouts in a pooling, and keep them until they are taken."""
         if variant not in self._held:
             pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
-            rollouts, feature = load_rollouts(
-                self._source, pooling=pooling, feature=variant.feature
-            )
-            rollouts = labelled(rollouts)
-            self._manifest.tie(rollouts)
-            self._held[variant] = rollouts, feature
+            rollouts = load_rollouts(self._source, pooling=pooling, feature=variant.feature)
+            self._held[variant] = labelled(rollouts)
+            self._manifest.tie(self._held[variant])
         return self._held[variant]
 
-    def take(self, variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
+    def take(self, variant: Variant) -> Rollouts:
         """Return the labelled rollouts in a pooling, and let go of them."""
         self.read(variant)
         return self._held.pop(variant)
@@ -238,17 +236,17 @@ def _run_units(
     run: Runner,
     units: Sequence[Unit],
     splits: _Splits,
-    read: tuple[Sequence[Rollout], FeatureSpec],
+    rollouts: Rollouts,
     settings: Settings,
     record: _Record,
 ) -> None:
-    """Run units that share a pooling, which ``read`` holds the rollouts of."""
+    """Run units on rollouts in the pooling that they share."""
 
     def inner(part: int, parts: int, note: str) -> None:
         record.progress(f'{part}/{parts} {note}')
 
     work = [(unit, splits[unit.subset][unit.split]) for unit in units]
-    for unit, (results, reasons) in run(work, *read, settings, inner):
+    for unit, (results, reasons) in run(work, rollouts, rollouts.feature, settings, inner):
         record.add(unit, results, reasons)
 
 

@@ -12,10 +12,11 @@ import numpy as np
 
 from safe_training.evaluation.splits import Split
 from safe_training.sweep.grid import SweepError
-from safe_training.sweep.plan import Progress, Settings, Unit
+from safe_training.sweep.plan import Settings, Unit
 from safe_training.sweep.results import Result
 from safe_training.sweep.unit import run_unit
 from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 Work = Sequence[tuple[Unit, Split]]

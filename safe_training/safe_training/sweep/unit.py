@@ -12,20 +12,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
-from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import Detector, DetectorError
 from safe_training.calibration.curves import CalibrationError
-from safe_training.evaluation.evaluate import score_part
-from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band, make_seeded
+from safe_training.evaluation.fit_and_calibrate import (
+    calibrated_band,
+    held_out_successes,
+    make_seeded,
+)
+from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.protocol import EvaluationError, Protocol
 from safe_training.evaluation.splits import Split
 from safe_training.fitting.batched import Learned, can_be_stacked, stacks, train_together
-from safe_training.fitting.data import require_both_outcomes, stack_rollouts
+from safe_training.fitting.data import require_both_outcomes
+from safe_training.fitting.learned import TrainingData
 from safe_training.metrics.part_report import flatten_report, report_part
-from safe_training.metrics.scored import ScoredRollout, min_lengths
-from safe_training.sweep.plan import Progress, Settings, Unit, benchmark_of, members_of
+from safe_training.metrics.scored import min_lengths
+from safe_training.sweep.plan import Settings, Unit, benchmark_of, members_of
 from safe_training.sweep.results import Result, canonical
 from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 
@@ -40,8 +45,6 @@ class _UnitData:
     split : Split
     parts : dict of str to list of Rollout
         The parts of the split that are not empty, by name.
-    successes : tuple of int
-        Indices of the rollouts of the part 'seen' that the band is calibrated on.
     shortest : dict of task to int
         Earliest stop of each task.
     """
@@ -49,7 +52,6 @@ class _UnitData:
     rollouts: list[Rollout]
     split: Split
     parts: dict[str, list[Rollout]]
-    successes: tuple[int, ...]
     shortest: Mapping[Any, int]
 
 
@@ -134,7 +136,6 @@ def _unit_data(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _UnitDa
         rollouts=members,
         split=split,
         parts=parts,
-        successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
         shortest=min_lengths([r.task for r in members], [len(r) for r in members]),
     )
 
@@ -143,7 +144,8 @@ def _evaluated(fitted: _Fitted, data: _UnitData, protocol: Protocol) -> dict[str
     """Calibrate a fitted detector and return its numbers on each part."""
     detector = fitted.detector
     scored = {name: score_part(detector, part, name) for name, part in data.parts.items()}
-    band = _band(scored, data, protocol)
+    successes = held_out_successes(scored.get('seen', []), data.split)
+    band = calibrated_band(successes, data.rollouts, data.split, protocol)
     return {
         part: {
             **flatten_report(
@@ -159,19 +161,6 @@ def _evaluated(fitted: _Fitted, data: _UnitData, protocol: Protocol) -> dict[str
         }
         for part, members in scored.items()
     }
-
-
-def _band(
-    scored: Mapping[str, Sequence[ScoredRollout]], data: _UnitData, protocol: Protocol
-) -> Band:
-    return calibrated_band(
-        [scored['seen'][i].scores for i in data.successes],
-        [data.parts['seen'][i] for i in data.successes],
-        HELD_OUT,
-        data.rollouts,
-        data.split,
-        protocol,
-    )
 
 
 def _fit_all(
@@ -197,7 +186,7 @@ def _fit_together(
     except DetectorError as error:
         yield from (_Fitted(i, detector, 0.0, str(error)) for i, detector in enumerate(detectors))
         return
-    stacked = stack_rollouts(training)
+    stacked = TrainingData.of(training)
     for members in stacks(detectors, stacked):
         started = time.perf_counter()
         group = [detectors[i] for i in members]

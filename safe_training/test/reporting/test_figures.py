@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from report_pages import ALPHA, HORIZON, judged
+from report_pages import ALPHA, HORIZON, judged, judged_set
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.lead_time import LeadTimes
@@ -25,7 +25,8 @@ ONE_BAND = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_const
 
 
 def drawn(entries: list[ScoredRollout]) -> dict[str, Figure]:
-    return {d.name: d.figure for d in figures_of(FigureData(entries, ONE_BAND, 'title', ()))}
+    data = FigureData(judged_set(entries, ONE_BAND), 'title', ())
+    return {d.name: d.figure for d in figures_of(data)}
 
 
 def words(figure: Figure) -> str:
@@ -146,7 +147,7 @@ def test_every_entry_of_the_catalogue_is_drawn_if_there_are_data_for_it():
         for part in ('seen', 'unseen')
         for k in range(2)
     ]
-    data = FigureData(entries, ONE_BAND, 'title', probability=True)
+    data = FigureData(judged_set(entries, ONE_BAND, 'safe_mlp'), 'title')
     names = [figure.name for figure in figures_of(data)]
     assert len(set(names)) == len(names)
     for entry in FIGURES:

@@ -8,4 +8,5 @@ promises          promised and realised false-alarm rates
 detections        when alarms come
 probabilities     scores that claim to be probabilities
 feature_map       the feature space on two axes
+projectors        names of its projections
 """

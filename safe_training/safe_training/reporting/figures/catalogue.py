@@ -14,12 +14,11 @@ from typing import NamedTuple
 import numpy as np
 from matplotlib.figure import Figure
 
-from safe_monitor_node.bands.band import Band
-from safe_training.evaluation.judge import by_part
+from safe_training.evaluation.judge import JudgedSet
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.operating_curves import alpha_curve
 from safe_training.metrics.reliability import reliability
-from safe_training.metrics.scored import ScoredRollout, min_lengths, scores_at_min_length
+from safe_training.metrics.scored import ScoredRollout, scores_at_min_length
 from safe_training.reporting.figures import (
     detections,
     feature_map,
@@ -27,6 +26,7 @@ from safe_training.reporting.figures import (
     promises,
     score_curves,
 )
+from safe_training.reporting.figures.projectors import PROJECTORS
 
 # A projection shows at most so many steps; more are thinned evenly, over all rollouts.
 MOST_POINTS = 6000
@@ -38,40 +38,34 @@ class FigureData:
 
     Attributes
     ----------
-    scored : sequence of ScoredRollout
-        At least one, each with a label, a threshold and its recording.
-    band : Band
-        The band that the thresholds are of.
+    judged : JudgedSet
+        At least one rollout; each has a label.
     title : str
     projectors : sequence of str
-        Of `feature_map.PROJECTORS`.
+        Of `projectors.PROJECTORS`.
     seed : int
         Seed of the projections.
-    probability : bool
-        Whether the score claims to be the probability of failure.
     """
 
-    scored: Sequence[ScoredRollout]
-    band: Band
+    judged: JudgedSet
     title: str
     projectors: Sequence[str] = ('pca',)
     seed: int = 0
-    probability: bool = False
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[ScoredRollout]]:
+        """The rollouts by part."""
+        return self.judged.parts
 
     @cached_property
-    def parts(self) -> dict[str, list[ScoredRollout]]:
-        """The rollouts by part."""
-        return by_part(self.scored)
+    def scored(self) -> list[ScoredRollout]:
+        """All rollouts, part by part."""
+        return self.judged.rollouts
 
     @cached_property
     def annotated(self) -> list[ScoredRollout]:
         """The failures whose first failed step a person has annotated."""
         return [r for r in self.scored if r.failed and r.failure_step is not None]
-
-    @property
-    def alpha(self) -> float:
-        """The promised false-alarm rate."""
-        return self.scored[0].required_threshold.alpha
 
 
 class DrawnFigure(NamedTuple):
@@ -138,7 +132,7 @@ def _has_annotations(data: FigureData) -> bool:
 
 
 def _gives_probability(data: FigureData) -> bool:
-    return data.probability
+    return data.judged.detector.detector.gives_probability
 
 
 def _every_part(data: FigureData) -> Mapping[str, str]:
@@ -146,7 +140,7 @@ def _every_part(data: FigureData) -> Mapping[str, str]:
 
 
 def _every_projector(data: FigureData) -> Mapping[str, str]:
-    return {name: feature_map.PROJECTORS[name] for name in data.projectors}
+    return {name: PROJECTORS[name] for name in data.projectors}
 
 
 # -- how each is drawn
@@ -164,12 +158,12 @@ def _false_alarms(data: FigureData, variant: str) -> Figure:
         )
         for part, members in data.parts.items()
     }
-    return promises.promise_bars(counts, data.alpha, data.title)
+    return promises.promise_bars(counts, data.judged.alpha, data.title)
 
 
 def _conformal(data: FigureData, variant: str) -> Figure:
-    points = {part: alpha_curve(members, data.band) for part, members in data.parts.items()}
-    return promises.conformal(points, data.title, data.alpha)
+    points = {part: alpha_curve(members, data.judged.band) for part, members in data.parts.items()}
+    return promises.conformal(points, data.title, data.judged.alpha)
 
 
 def _cumulative_detections(data: FigureData, variant: str) -> Figure:
@@ -195,9 +189,8 @@ def _leads(data: FigureData, variant: str) -> Figure:
 
 def _reliability(data: FigureData, variant: str) -> Figure:
     members = data.parts[variant]
-    stops = min_lengths([r.task for r in data.scored], [len(r) for r in data.scored])
     # The last step of a rollout would know its length.
-    given = scores_at_min_length(members, stops)
+    given = scores_at_min_length(members, data.judged.shortest)
     found = reliability(given, np.array([r.failed for r in members]))
     return probabilities.reliability_diagram(found, f'{data.title}, {variant}')
 
@@ -216,7 +209,7 @@ def _feature_map(data: FigureData, variant: str) -> Figure:
         outcome[::every],
         tasks[::every].tolist(),
         f'features of the policy, {steps}',
-        feature_map.PROJECTORS[variant],
+        PROJECTORS[variant],
     )
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from safe_training.reporting.figures.projectors import PROJECTORS
 from safe_training.reporting.figures.style import (
     MARKERS,
     OKABE_ITO,
@@ -17,9 +18,6 @@ from safe_training.reporting.figures.style import (
     legend_name,
     open_axis,
 )
-
-PROJECTORS = {'pca': 'PCA', 'tsne': 't-SNE', 'umap': 'UMAP'}
-"""Names of the projections, and what people call them."""
 
 # The legend names at most so many tasks.
 _LEGEND_TASKS = 24

@@ -17,9 +17,7 @@ from typing import Any
 from markupsafe import Markup
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_training.evaluation.judge import by_part
-from safe_training.metrics.part_report import report_part
-from safe_training.metrics.scored import ScoredRollout, min_lengths
+from safe_training.evaluation.judge import JudgedSet
 from safe_training.reporting.figures.catalogue import DrawnFigure
 from safe_training.reporting.figures.style import svg
 from safe_training.reporting.numbers import percent
@@ -41,8 +39,7 @@ _MOST_UNFOLDED = 12
 
 def page(
     title: str,
-    loaded: CalibratedDetector,
-    scored: Sequence[ScoredRollout],
+    judged: JudgedSet,
     drawn: Sequence[DrawnFigure],
     videos: Mapping[str, PageVideo],
     results: Sequence[ResultTable] = (),
@@ -51,14 +48,14 @@ def page(
 
     Parameters
     ----------
-    scored : sequence of ScoredRollout
-        At least one, each with a label, a threshold and its recording.
+    judged : JudgedSet
+        At least one rollout; each has a label.
     drawn : sequence of DrawnFigure
     videos : mapping of episode id to PageVideo
     results : sequence of ResultTable
         Tables of sweeps.
     """
-    alpha = scored[0].required_threshold.alpha
+    loaded, scored = judged.detector, judged.rollouts
     script, style = (_file(name) for name in ('page.js', 'page.css'))
     embedded = {e: v.content for e, v in videos.items() if v.content is not None}
     elements = {episode: f'video-{number}' for number, episode in enumerate(embedded)}
@@ -71,11 +68,11 @@ def page(
             summary=(
                 f'Detector {loaded.detector.name} on {len(scored)} rollouts of '
                 f'{len({j.task for j in scored})} tasks; '
-                f'promised false-alarm rate {percent(alpha)} %.'
+                f'promised false-alarm rate {percent(judged.alpha)} %.'
             ),
             style=style,
             script=script,
-            **_tables(loaded, scored, alpha),
+            **_tables(judged),
             results=[to_html(table) for table in results],
             n_rollouts=len(scored),
             videos=_video_counts(videos),
@@ -111,29 +108,16 @@ def _policy(script: str) -> str:
     )
 
 
-def _tables(
-    loaded: CalibratedDetector, scored: Sequence[ScoredRollout], alpha: float
-) -> dict[str, Any]:
-    assert loaded.band is not None
-    stops = min_lengths([j.task for j in scored], [len(j) for j in scored])
-    reports = {
-        part: report_part(
-            members,
-            stops,
-            loaded.band,
-            alpha,
-            probability=loaded.detector.gives_probability,
-        )
-        for part, members in by_part(scored).items()
-    }
+def _tables(judged: JudgedSet) -> dict[str, Any]:
+    reports = judged.report()
     per_task = per_task_table(reports)
     return {
-        'evaluation': to_html(evaluation_table(reports, loaded.detector.name)),
+        'evaluation': to_html(evaluation_table(reports, judged.detector.detector.name)),
         'moments': to_html(moments_table(reports)),
         'per_task': to_html(per_task),
         'n_task_rows': len(per_task.rows),
         'fold_tasks': len(per_task.rows) > _MOST_UNFOLDED,
-        'promise': to_html(promise_table(reports, loaded, alpha)),
+        'promise': to_html(promise_table(reports, judged.band, judged.alpha)),
     }
 
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scipy.stats import binomtest
-
-from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.bands.band import Band
+from safe_training.metrics.binomial import clopper_pearson
 from safe_training.metrics.part_report import MOMENTS, PartReport, flatten_report
 from safe_training.reporting.tables.measures import CLOCK, CLOCK_MACRO, HEADLINE, MACRO, MEASURES
 from safe_training.reporting.tables.model import (
@@ -116,9 +115,7 @@ def _counted(rate: float, total: int) -> Cell:
     return rate_cell(rate, detail=f'{round(rate * total)} of {total}') if total else Cell()
 
 
-def promise_table(
-    reports: Mapping[str, PartReport], loaded: CalibratedDetector, alpha: float
-) -> ResultTable:
+def promise_table(reports: Mapping[str, PartReport], band: Band, alpha: float) -> ResultTable:
     """Return the promised and the realised false-alarm rate of each part."""
     rows = []
     for part, report in reports.items():
@@ -126,22 +123,20 @@ def promise_table(
         cells = [Cell(), Cell(), Cell('0 of 0')]
         if pooled.n_successes:
             alarms = round(pooled.false_alarm_rate * pooled.n_successes)
-            interval = binomtest(alarms, pooled.n_successes).proportion_ci(0.95)
-            flag = 'above' if interval.low > alpha else ''
+            low, high = clopper_pearson(alarms, pooled.n_successes)
+            flag = 'above' if low > alpha else ''
             cells = [
                 rate_cell(pooled.false_alarm_rate, flag=flag),
-                interval_cell(interval.low, interval.high),
+                interval_cell(low, high),
                 Cell(f'{alarms} of {pooled.n_successes}'),
             ]
         rows.append(TableRow((Cell(part), rate_cell(alpha), *cells)))
     titles = ('promised %', 'realised %', '95 % interval', 'successes with alarm')
     columns = (*name_columns('part'), *(Column(title) for title in titles))
-    return ResultTable(_band_text(loaded, alpha), columns, tuple(rows), (_PROMISE_NOTE,))
+    return ResultTable(_band_text(band, alpha), columns, tuple(rows), (_PROMISE_NOTE,))
 
 
-def _band_text(loaded: CalibratedDetector, alpha: float) -> str:
-    band = loaded.band
-    assert band is not None
+def _band_text(band: Band, alpha: float) -> str:
     text = f'Band {band.kind}, ranked on {band.n_calibration} rollouts'
     if made_from := band.provenance.get('calibrated_on', ''):
         text += f': {made_from}'

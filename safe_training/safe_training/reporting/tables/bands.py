@@ -3,17 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
-from scipy.stats import binomtest
 
 from safe_monitor_node.bands.band import Band
-from safe_training.evaluation.band_comparison import DRAWS, KINDS, Kept, Tally
+from safe_training.evaluation.band_comparison import COMPARED, DRAWS, BandResult
 from safe_training.evaluation.evaluate import summary_of
-from safe_training.metrics.alarms import band_alarms
-from safe_training.metrics.scored import ScoredRollout
+from safe_training.evaluation.judge import RealisedRate
+from safe_training.metrics.binomial import FEWEST, Tally, worst_task
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.tables.measures import MEASURES
 from safe_training.reporting.tables.model import (
@@ -27,11 +25,8 @@ from safe_training.reporting.tables.model import (
     rate_cell,
 )
 from safe_training.reporting.tables.terminal import shortened
-from vla_feature_bridge.rollout import Rollout
 
-# A rate of fewer successes says nothing about a task.
-FEWEST = 10
-KINDS_LEGEND = (
+COMPARISON_LEGEND = (
     'Percent. Promised: of the successes at most so many raise an alarm. Like: held-out successes\n'
     f'of the seen tasks, half of which calibrated (drawn {DRAWS} times a split). New: successes '
     f'of\ntasks never seen. Worst: the task with the highest rate, of those with {FEWEST} '
@@ -47,7 +42,7 @@ FOLDER_LEGEND = (
     'lower end of the interval exceeds the promise. Worst task: of those with '
     f'{FEWEST} successes\nor more.'
 )
-_KINDS_COLUMNS = (
+_COMPARISON_COLUMNS = (
     *name_columns('band'),
     Column('ranked on', narrow='ranked\non'),
     Column('no alarm', narrow='no\nalarm'),
@@ -69,46 +64,48 @@ _FOLDER_COLUMNS = (
 )
 
 
-# -- kinds of bands over splits
+# -- bands compared over splits
 
 
-def kinds_tables(
-    found: Sequence[Kept], detector: str, alphas: Sequence[float], splits: int
+def comparison_tables(
+    found: Sequence[BandResult], detector: str, alphas: Sequence[float], splits: int
 ) -> list[ResultTable]:
     """Return one table for each promised rate; the last one explains all."""
     return [
-        _kinds_table(
-            [kept for kept in found if kept.alpha == alpha],
+        _comparison_table(
+            [result for result in found if result.alpha == alpha],
             f'{detector}, {splits} task splits: promised false-alarm rate {percent(alpha)} %',
-            (KINDS_LEGEND,) if alpha == alphas[-1] else (),
+            (COMPARISON_LEGEND,) if alpha == alphas[-1] else (),
         )
         for alpha in alphas
     ]
 
 
-def _kinds_table(found: Sequence[Kept], title: str, notes: tuple[str, ...]) -> ResultTable:
+def _comparison_table(
+    found: Sequence[BandResult], title: str, notes: tuple[str, ...]
+) -> ResultTable:
     rows = tuple(
-        _kind_row([kept for kept in found if kept.kind == kind])
-        for kind in dict.fromkeys(kept.kind for kept in found)
+        _band_row([result for result in found if result.band == band])
+        for band in dict.fromkeys(result.band for result in found)
     )
-    return ResultTable(title, _KINDS_COLUMNS, rows, notes)
+    return ResultTable(title, _COMPARISON_COLUMNS, rows, notes)
 
 
-def _kind_row(splits: Sequence[Kept]) -> TableRow:
-    """Return the row of one kind of band, which has one `Kept` a split."""
-    kind, alpha = splits[0].kind, splits[0].alpha
-    ranked_on = float(np.median([kept.n_calibration for kept in splits]))
+def _band_row(splits: Sequence[BandResult]) -> TableRow:
+    """Return the row of one band, which has one result a split."""
+    name, alpha = splits[0].band, splits[0].alpha
+    ranked_on = float(np.median([result.n_calibration for result in splits]))
     times = [float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in splits]
     return TableRow(
         (
-            Cell(KINDS[kind]),
+            Cell(COMPARED[name].title),
             Cell(f'{ranked_on:.0f}', value=ranked_on),
-            Cell(f'{sum(not kept.finite for kept in splits)}/{len(splits)}'),
-            promised_cell([kept.like.rate for kept in splits], alpha),
-            _worst_cell([kept.like for kept in splits]),
-            promised_cell([kept.new.rate for kept in splits], alpha),
-            _worst_cell([kept.new for kept in splits]),
-            _mean_cell([kept.detected.rate for kept in splits]),
+            Cell(f'{sum(not result.finite for result in splits)}/{len(splits)}'),
+            promised_cell([result.like.rate for result in splits], alpha),
+            _worst_cell([result.like for result in splits]),
+            promised_cell([result.new.rate for result in splits], alpha),
+            _worst_cell([result.new for result in splits]),
+            _mean_cell([result.detected.rate for result in splits]),
             _mean_cell(times),
         )
     )
@@ -129,92 +126,29 @@ def _worst_cell(tallies: Sequence[Tally]) -> Cell:
     return Cell() if found is None else rate_cell(found[1])
 
 
-def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
-    """Return the task with the highest rate over all splits, None if none has enough rollouts."""
-    alarms: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    enough: set[str] = set()
-    for tally in tallies:
-        for task, count in tally.rollouts.items():
-            alarms[task] = alarms.get(task, 0) + tally.alarms[task]
-            counts[task] = counts.get(task, 0) + count
-            # Of one draw: a rollout that is drawn again is no further evidence.
-            if count >= FEWEST * tally.repeats:
-                enough.add(task)
-    rates = {task: alarms[task] / counts[task] for task in sorted(enough)}
-    if not rates:
-        return None
-    worst = max(rates, key=rates.__getitem__)
-    return worst, rates[worst]
-
-
 # -- the band of a detector folder
 
 
-def promise_rows(
-    part: str,
-    members: Sequence[Rollout],
-    scored: Sequence[ScoredRollout],
-    band: Band,
-    alphas: Sequence[float],
-) -> Iterator[dict[str, Any]]:
-    """Return what a band promises and what it realised on the successes of one part.
-
-    Rollouts that the band was made from are counted apart from the others. One mapping for each of
-    these two groups that has successes, and each alpha; rates are shares of 1.
-    """
-    made = band.provenance
-    used = {*made.get('calibration_rollouts', ()), *made.get('center_rollouts', ())}
-    groups = {
-        f'{part}, calibrated on': [i for i, r in enumerate(members) if r.episode_id in used],
-        part: [i for i, r in enumerate(members) if r.episode_id not in used],
-    }
-    for name, indices in groups.items():
-        successes = [scored[i] for i in indices if not scored[i].failed]
-        for alpha in alphas if successes else ():
-            yield {'rollouts': name, **_realised(successes, band, alpha)}
-
-
-def _realised(successes: Sequence[ScoredRollout], band: Band, alpha: float) -> dict[str, Any]:
-    tally = Tally()
-    for rollout, alarm in zip(successes, band_alarms(successes, band, alpha), strict=True):
-        tally.add(str(rollout.task), alarm is not None)
-    alarms, count = sum(tally.alarms.values()), len(successes)
-    interval = binomtest(alarms, count).proportion_ci(0.95)
-    worst = worst_task([tally])
-    return {
-        'successes': count,
-        'promised': alpha,
-        'realised': tally.rate,
-        'low': float(interval.low),
-        'high': float(interval.high),
-        'above': bool(interval.low > alpha),
-        'worst_task': None if worst is None else worst[0],
-        'worst_rate': None if worst is None else worst[1],
-        'infinite': not band.at(alpha).can_alarm,
-    }
-
-
-def folder_table(rows: Sequence[Mapping[str, Any]], title: str) -> ResultTable:
-    """Return the table of the rows of `promise_rows`."""
+def folder_table(rates: Sequence[RealisedRate], title: str) -> ResultTable:
+    """Return the table of realised beside promised rates, a row for each group of successes."""
     return ResultTable(
-        title, _FOLDER_COLUMNS, tuple(_folder_row(row) for row in rows), (FOLDER_LEGEND,)
+        title, _FOLDER_COLUMNS, tuple(_folder_row(rate) for rate in rates), (FOLDER_LEGEND,)
     )
 
 
-def _folder_row(row: Mapping[str, Any]) -> TableRow:
+def _folder_row(rate: RealisedRate) -> TableRow:
     worst = Cell()
-    if row['worst_task'] is not None:
-        worst = Cell(f'{percent(row["worst_rate"])} {shortened(row["worst_task"])}')
+    if rate.worst_task is not None:
+        worst = Cell(f'{percent(rate.worst_rate)} {shortened(rate.worst_task)}')
     return TableRow(
         (
-            Cell(row['rollouts']),
-            count_cell(row['successes']),
-            rate_cell(row['promised']),
-            rate_cell(row['realised'], flag='above' if row['above'] else ''),
-            interval_cell(row['low'], row['high']),
+            Cell(rate.rollouts),
+            count_cell(rate.successes),
+            rate_cell(rate.promised),
+            rate_cell(rate.realised, flag='above' if rate.above else ''),
+            interval_cell(rate.low, rate.high),
             worst,
-            Cell('yes' if row['infinite'] else ''),
+            Cell('yes' if rate.infinite else ''),
         )
     )
 
