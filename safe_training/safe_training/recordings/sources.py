@@ -32,8 +32,8 @@ from safe_training.recordings.rollouts import Rollouts
 __all__ = [
     'READERS',
     'DumpError',
-    'EpisodeProgress',
     'EpisodeSource',
+    'EpisodeProgress',
     'ReadOptions',
     'Source',
     'load_rollouts',
