@@ -1,48 +1,49 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``overlay``."""
+"""The verb ``overlay``: videos of rollouts with their scores, bands and alarms."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from safe_training.cli.figures import add_folder_options, judged_rollouts
-from safe_training.cli.options import add_source_options
+from safe_training.cli.figures import judged_rollouts
+from safe_training.cli.options import add_folder_alpha, add_folder_option, add_source_options
 from safe_training.reporting.numbers import plain_json
-from safe_training.reporting.video.frames import VideoError, find_video, opencv
-from safe_training.reporting.video.overlay import file_name, write_overlay
 
+if TYPE_CHECKING:
+    import argparse
+
+DESCRIPTION = 'Write the video of each rollout with its score, band and alarm under it.'
 EXAMPLE = """examples:
-  python -m safe_training overlay my_set --folder my_detector --videos recordings --out judged
-  python -m safe_training overlay my_set --folder my_detector --videos recordings --out judged \\
+  python -m safe_training overlay my_set --folder my_detector --videos recordings --out overlays
+  python -m safe_training overlay my_set --folder my_detector --videos recordings --out overlays \\
       --episode "open the drawer/3"
 """
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'overlay',
-        help="burn score, band and alarm into the rollouts' videos",
-        description='Write the video of each rollout with its score, band and alarm under it.',
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
     add_source_options(parser)
-    add_folder_options(parser)
-    parser.add_argument('--videos', type=Path, required=True, help='folder that holds the videos')
-    parser.add_argument('--out', type=Path, required=True, help='folder to write mp4 files to')
+    add_folder_option(parser)
+    add_folder_alpha(parser)
+    parser.add_argument(
+        '--videos', type=Path, required=True, metavar='DIR', help='folder that holds the videos'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder to write mp4 files to'
+    )
     parser.add_argument(
         '--episode', action='append', metavar='ID', help='only this episode, repeatable'
     )
     parser.add_argument('--json', action='store_true', help='print the files as JSON')
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Write every video; one that cannot be read is reported, the others are written."""
+    from safe_training.reporting.video.frames import VideoError, find_video, opencv
+    from safe_training.reporting.video.overlay import file_name, write_overlay
+
     opencv()
     if not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')

@@ -1,32 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``table``: the paper's Table 1 from results folders, and the robust table beside it."""
+"""The verb ``table``: the paper's Table 1 from results folders, and the robust tables."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from safe_training.evaluation.protocol import PROTOCOLS
-from safe_training.evaluation.saved_splits import split_numbers
-from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
-from safe_training.reporting.tables.csv import to_csv
-from safe_training.reporting.tables.entries import (
-    SelectOn,
-    TableError,
-    entries,
-    paper_entries,
-    robust_entry,
-)
-from safe_training.reporting.tables.latex import to_latex
-from safe_training.reporting.tables.markdown import to_markdown
-from safe_training.reporting.tables.model import Table
-from safe_training.sweep.results import Result, read_results
-from vla_feature_bridge.atomic import write_whole
+from safe_training.evaluation.protocol import PROTOCOLS, SelectOn
 
+if TYPE_CHECKING:
+    import argparse
+
+    from safe_training.reporting.tables.model import Table
+    from safe_training.sweep.results import Result
+
+DESCRIPTION = """Make tables of all methods and benchmarks in folders of results, which `sweep` and
+`evaluate --out` write."""
 EXAMPLE = """examples:
   python -m safe_training table my_results
   python -m safe_training table my_results more_results --protocol paper --out tables
@@ -35,34 +27,25 @@ FORMATS = ('markdown', 'latex', 'csv')
 _SUFFIX = {'markdown': 'md', 'latex': 'tex', 'csv': 'csv'}
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'table',
-        help="make the paper's Table 1 and the robust table",
-        description=(
-            'Make tables of all methods and benchmarks in results folders, which `sweep` writes.'
-        ),
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
     parser.add_argument(
         'results', nargs='+', type=Path, metavar='RESULTS', help='folders of results'
     )
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help='paper: Table 1 as published, the other tables after it; robust: that of random task '
-        'splits alone; loto: that of leaving one task out alone (default: what there are results '
-        'of)',
+        help='paper: Table 1 as published, then the other tables; robust: only the table of random '
+        'task splits; loto: only the table of leaving one task out (default: each table that '
+        'there are results for)',
     )
     parser.add_argument(
         '--select-on',
         choices=get_args(SelectOn),
         default='seen',
-        help='what combinations are chosen by: held-out rollouts of seen tasks, or the unseen '
-        'tasks that are reported, which flatters and is for comparison with papers that did so '
-        'only (default %(default)s)',
+        help='choose the combination of parameters by its numbers on held-out rollouts of seen '
+        'tasks, or on the reported unseen tasks; unseen flatters, and is only for comparison with '
+        'papers that chose so (default %(default)s)',
     )
     parser.add_argument(
         '--format', choices=FORMATS, default='markdown', help='what to print (default %(default)s)'
@@ -70,7 +53,6 @@ def add_command(verbs: Any) -> None:
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='also write every table there, in all formats'
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
