@@ -127,7 +127,7 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     rollouts_on_disk = convert_recordings(args.out, console)
     rollouts = labelled(rollouts_on_disk)
     protocol = Protocol(alpha=args.alpha)
-    split = choose_split(rollouts, protocol, args.seed)
+    split = choose_split(rollouts, args.seed, protocol)
     failures = sum(r.failed for r in rollouts)
     console.print(
         f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, '

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from safe_monitor_node.bands.band import Band
@@ -37,3 +38,41 @@ class CalibratedDetector:
     alpha: float
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ''
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> Path:
+        """Write a detector folder and return its path.
+
+        Parameters
+        ----------
+        folder : path
+            Must not exist, unless ``overwrite`` and it is a detector folder.
+
+        Raises
+        ------
+        DetectorFolderError
+            The folder exists, or the parts do not belong together; nothing is written then.
+        """
+        from safe_monitor_node.storage.detector_folder import save_detector
+
+        return save_detector(
+            folder,
+            self.detector,
+            self.feature,
+            band=self.band,
+            alpha=self.alpha,
+            provenance=self.provenance,
+            overwrite=overwrite,
+        )
+
+    @classmethod
+    def load(cls, folder: str | Path) -> CalibratedDetector:
+        """Return what a detector folder holds, after checking all of it.
+
+        Raises
+        ------
+        DetectorFolderError
+            Anything is missing or damaged, or does not fit together; the message names the file.
+        """
+        from safe_monitor_node.storage.detector_folder import load_detector
+
+        return load_detector(folder)

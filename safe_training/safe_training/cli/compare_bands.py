@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from safe_monitor_node.detectors.registry import DETECTORS
-from safe_training.calibration.kinds import KINDS
+from safe_training.evaluation.band_comparison import KINDS
 from safe_training.cli.options import (
     add_param_option,
     add_source_options,
@@ -227,7 +227,7 @@ def _plain(kept: Kept) -> dict[str, Any]:
     return {
         'kind': kept.kind,
         'alpha': kept.alpha,
-        'split': kept.seed,
+        'split': kept.split,
         'n_calibration': kept.n_calibration,
         'finite': kept.finite,
         'like': tally(kept.like),

@@ -25,7 +25,7 @@ from safe_training.cli.options import (
 )
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.protocol import PAPER_SEEDS, PROTOCOLS, ROBUST_SPLITS, Protocol
+from safe_training.evaluation.protocol import PAPER_SPLITS, PROTOCOLS, ROBUST_SPLITS, Protocol
 from safe_training.reporting.numbers import as_number, percent, plain_json
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ def add_arguments(parser: VerbParser) -> None:
         '--protocol',
         choices=PROTOCOLS,
         help=f'robust (default): {ROBUST_SPLITS} random task splits; paper: the published splits '
-        f'{", ".join(map(str, PAPER_SEEDS))}; loto: leave one task out, each task once',
+        f'{", ".join(map(str, PAPER_SPLITS))}; loto: leave one task out, each task once',
     )
     parser.add_argument('--splits', type=int, metavar='COUNT', help='how many task splits')
     parser.add_argument(
@@ -139,18 +139,16 @@ def splits_of(
         splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
         return splits, f'one task left out of {len(splits)}, each in turn'
     if protocol.name == 'paper':
-        seeds = PAPER_SEEDS if args.splits is None else tuple(range(args.splits))
-        splits = choose_splits(rollouts, protocol, seeds)
+        numbers = PAPER_SPLITS if args.splits is None else tuple(range(args.splits))
+        splits = choose_splits(rollouts, protocol, numbers)
         drawn = 'published splits' if numbered_tasks(rollouts) else 'splits drawn by task name'
-        return splits, f'{drawn} {", ".join(map(str, seeds))}'
+        return splits, f'{drawn} {", ".join(map(str, numbers))}'
     first = args.first_split or 0
     splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
 
 
-def _print(
-    args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], what: str
-) -> None:
+def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], what: str) -> None:
     from safe_training.reporting.tables.evaluation import (
         LEGEND,
         print_table,
@@ -203,7 +201,7 @@ def _as_json(
     }
     return {
         'set': str(args.set),
-        'seeds': [split.seed for split in splits],
+        'splits': [split.number for split in splits],
         'protocol': asdict(protocol),
         'params': params,
         'summary': summary,
@@ -229,7 +227,7 @@ def _write(
             row.detector,
             canonical(params.get(row.detector, {})),
             str(feature),
-            row.seed,
+            row.split,
             row.part,
             row.values,
         )
@@ -245,7 +243,7 @@ def plain_rows(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             'detector': row.detector,
-            'seed': row.seed,
+            'split': row.split,
             'part': row.part,
             **{name: as_number(value) for name, value in row.values.items()},
             'per_task': {

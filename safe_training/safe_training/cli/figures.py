@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import argparse
 
     from safe_monitor_node.calibrated_detector import CalibratedDetector
-    from safe_training.evaluation.judge import Judged
+    from safe_training.metrics.scored import ScoredRollout
 
 DESCRIPTION = 'Draw what a detector folder does on a set of labelled rollouts.'
 EXAMPLE = """examples:
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def judged_rollouts(
     args: argparse.Namespace, *, need_outcomes: bool = True
-) -> tuple[CalibratedDetector, list[Judged]]:
+) -> tuple[CalibratedDetector, list[ScoredRollout]]:
     """Return the detector of --folder, and the rollouts of SET with its scores and alarms."""
     from safe_monitor_node.storage.detector_folder import load_detector
     from safe_training.evaluation.judge import judge

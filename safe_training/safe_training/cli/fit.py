@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     if args.splits_from is not None:
         split = saved_split(args.splits_from, rollouts, args.split)
     else:
-        split = choose_split(rollouts, protocol, args.split)
+        split = choose_split(rollouts, args.split, protocol)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
     save_detector(

@@ -109,8 +109,7 @@ def _judge_parts(
         for part, report in reports.items()
     ]
     intervals = {
-        part: rollout_intervals(members, reports[part], shortest)
-        for part, members in parts.items()
+        part: rollout_intervals(members, reports[part], shortest) for part, members in parts.items()
     }
     if args.json:
         plain = plain_rows(rows)
@@ -156,11 +155,11 @@ def rollout_intervals(
     from scipy.stats import binomtest
 
     from safe_training.metrics.bootstrap import bootstrap_auc_interval
-    from safe_training.metrics.scored import max_scores_until_min_length
+    from safe_training.metrics.scored import labels, max_scores_until_min_length
 
     auc = bootstrap_auc_interval(
         max_scores_until_min_length(scored, stops),
-        [r.failed for r in scored],
+        labels(scored),
         generator=np.random.default_rng(0),
     )
     pooled = report.alarms.pooled

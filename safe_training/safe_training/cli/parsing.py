@@ -49,7 +49,9 @@ class VerbParser(argparse.ArgumentParser):
             for other in others:
                 if self._given(parsed, other) is not None:
                     because = option if value is None else f'{option} {value}'
-                    raise UsageError(f'{other} has no meaning with {because}; leave one of them out')
+                    raise UsageError(
+                        f'{other} has no meaning with {because}; leave one of them out'
+                    )
         return parsed
 
     def _given(self, parsed: argparse.Namespace, option: str) -> Any:

@@ -57,6 +57,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make, write and print the tables."""
+    from safe_training.reporting.tables.entries import TableError
+    from safe_training.sweep.results import read_results
+    from safe_training.sweep.unfinished import unfinished
+    from vla_feature_bridge.atomic import write_whole
+
     results = read_results(*args.results)
     if args.protocol in ('robust', 'loto'):
         results = [r for r in results if r.protocol == args.protocol]
@@ -83,27 +88,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def unfinished(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
-    """Say which detectors lack splits that a sweep of these folders has begun with."""
-    lines = []
-    for folder in folders:
-        for path in sorted(folder.glob('splits*.json')):
-            planned = set(split_numbers(path))
-            subset = path.stem.removeprefix('splits').removeprefix('-')
-            done: dict[str, set[int]] = {}
-            for result in results:
-                if (result.subset or '') == subset and result.seed in planned:
-                    done.setdefault(result.detector, set()).add(result.seed)
-            lacking = [name for name, seeds in done.items() if seeds != planned]
-            if lacking:
-                lines.append(
-                    f'{folder}{f" ({subset})" if subset else ""}: not all of the {len(planned)} '
-                    f'splits are there for {", ".join(sorted(lacking))}; the tables are of those '
-                    'that are. Run the sweep again to go on, if it was interrupted'
-                )
-    return lines
-
-
 def tables_of(
     results: Sequence[Result], *, with_paper: bool, select_on: SelectOn = 'seen'
 ) -> dict[str, dict[str, str]]:
@@ -114,6 +98,15 @@ def tables_of(
     TableError
         There are no results, or none of the published protocol where they are wanted.
     """
+    from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
+    from safe_training.reporting.tables.csv import to_csv
+    from safe_training.reporting.tables.entries import (
+        TableError,
+        entries,
+        paper_entries,
+        robust_entry,
+    )
+
     made: dict[str, dict[str, str]] = {}
     if with_paper:
         found, _ = paper_entries(results, select_on)
@@ -127,6 +120,9 @@ def tables_of(
 
 
 def _texts(tables: Sequence[Table], as_csv: str) -> dict[str, str]:
+    from safe_training.reporting.tables.latex import to_latex
+    from safe_training.reporting.tables.markdown import to_markdown
+
     return {
         'markdown': '\n'.join(to_markdown(table) for table in tables),
         'latex': '\n'.join(to_latex(table) for table in tables),

@@ -95,7 +95,7 @@ class Kept:
         One of :data:`KINDS`.
     alpha : float
         Promised false-alarm rate.
-    seed : int
+    split : int
         Number of the split.
     n_calibration : int
         Rollouts that the band for new tasks was ranked on.
@@ -112,7 +112,7 @@ class Kept:
 
     kind: str
     alpha: float
-    seed: int
+    split: int
     n_calibration: int = 0
     finite: bool = True
     like: Tally = field(default_factory=Tally)
@@ -164,7 +164,7 @@ def calibration_of(
     """
     found: list[Kept] = []
     for number, split in enumerate(splits):
-        detector = make_seeded(name, params or {}, split.seed)
+        detector = make_seeded(name, params or {}, split.number)
 
         def note(done: int, total: int, detail: str, number: int = number) -> None:
             if progress is not None:
@@ -192,14 +192,14 @@ def _of_split(
     unseen = [rollouts[i] for i in split.unseen]
     if len(held_out) < 2 or not unseen:
         raise EvaluationError(
-            f'split {split.seed}: {len(held_out)} held-out successes of seen tasks and '
+            f'split {split.number}: {len(held_out)} held-out successes of seen tasks and '
             f'{len(unseen)} rollouts of unseen tasks; a band is judged by rollouts that did not '
             'make it, so at least two of the first and one of the second are needed; record more '
             'of them, or more tasks'
         )
     seen_scores = score_part(detector, held_out, 'seen')
     new_scores = score_part(detector, unseen, 'unseen')
-    halves = _halves(len(held_out), draws, split.seed)
+    halves = _halves(len(held_out), draws, split.number)
     for kind in kinds:
         progress(0, 1, f'band: {kind}')
         if kind == MOVING:
@@ -224,7 +224,7 @@ def _of_split(
             else:
                 band = band_of(range(len(held_out)))
                 judged = [(band_of(one), list(other)) for one, other in halves]
-            kept = Kept(kind, alpha, split.seed)
+            kept = Kept(kind, alpha, split.number)
             kept.like.repeats = len(judged)
             for made, members in judged:
                 others = [seen_scores[i] for i in members]
@@ -283,10 +283,10 @@ def _moving(
     """Let episodes come in random orders, each success labelled before the next episode begins."""
     peaks = np.array([rollout.scores.max() for rollout in seen])
     for alpha in alphas:
-        kept = Kept(MOVING, alpha, split.seed, len(seen))
+        kept = Kept(MOVING, alpha, split.number, len(seen))
         kept.like.repeats = kept.new.repeats = kept.detected.repeats = draws
-        generator = np.random.default_rng([split.seed, len(new)])
-        for one, other in _halves(len(seen), draws, split.seed):
+        generator = np.random.default_rng([split.number, len(new)])
+        for one, other in _halves(len(seen), draws, split.number):
             threshold = AdaptiveThreshold(peaks[one], alpha, gamma or alpha / 10)
             for index in other:
                 alarmed = threshold.observe(float(peaks[index])).alarmed

@@ -50,11 +50,11 @@ def report_parts(
     fitted: Fitted, rollouts: Sequence[Rollout], alpha: float
 ) -> dict[str, PartReport]:
     """Evaluate a fitted detector on every part of its split that is not empty."""
-    stops = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
+    shortest = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
     return {
         name: report_part(
             score_part(fitted.detector, [rollouts[i] for i in indices], name),
-            stops,
+            shortest,
             fitted.band,
             alpha,
             probability=fitted.detector.gives_probability,
@@ -69,7 +69,7 @@ class Row:
     """One detector on one part of one split: numbers by name, and those of each task."""
 
     detector: str
-    seed: int
+    split: int
     part: str
     values: dict[str, float]
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -93,14 +93,14 @@ def evaluate_splits(
     rollouts : sequence of Rollout
         Labelled rollouts of several tasks.
     splits : sequence of Split
-        The seed of each is also that of detectors that draw.
+        The number of each is also the seed of detectors that draw.
     params : dict of detector to parameters
     """
     rows = []
     total = len(splits) * len(names)
     for number, (split, name) in enumerate(itertools.product(splits, names)):
-        detector = make_seeded(name, (params or {}).get(name, {}), split.seed)
-        note = f'{name}, split {split.seed}'
+        detector = make_seeded(name, (params or {}).get(name, {}), split.number)
+        note = f'{name}, split {split.number}'
 
         def report(
             done: int, epochs: int, detail: str, number: int = number, note: str = note
@@ -118,7 +118,7 @@ def evaluate_splits(
         seconds = time.perf_counter() - started
         for part, result in report_parts(fitted, rollouts, protocol.alpha).items():
             values = {**flatten_report(result), 'fit_seconds': seconds}
-            rows.append(Row(name, split.seed, part, values, per_task(result)))
+            rows.append(Row(name, split.number, part, values, per_task(result)))
     return rows
 
 

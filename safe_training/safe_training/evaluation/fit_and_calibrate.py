@@ -64,8 +64,8 @@ def fit_and_calibrate(
 ) -> Fitted:
     """Fit on the training part and calibrate on successes of the seen tasks.
 
-    The band is drawn with the split's seed, so that every detector is calibrated on the same
-    rollouts.
+    The number of the split seeds the draw of the band, so that every detector is calibrated on the
+    same rollouts.
     """
     validation = [rollouts[i] for i in split.seen] if protocol.stop_early else None
     detector.fit([rollouts[i] for i in split.train], validation=validation, progress=progress)
@@ -92,7 +92,7 @@ def calibrated_band(
     """
     alphas = sorted({*ALPHAS, protocol.alpha}) if alphas is None else sorted(alphas)
     max_steps = longest(rollouts, protocol)
-    described = f'{what}, split seed {split.seed}'
+    described = f'{what}, split {split.number}'
 
     def band_of(members: Sequence[int], of_what: str) -> Band:
         curves = [scores[i] for i in members]
@@ -110,7 +110,7 @@ def calibrated_band(
             curves,
             alphas,
             max_steps=max_steps,
-            generator=np.random.default_rng(split.seed),
+            generator=np.random.default_rng(split.number),
             modulation=protocol.modulation,  # type: ignore[arg-type]
             quantile=protocol.quantile,
             rollouts=names,
@@ -180,7 +180,7 @@ def _held_out_scores(
         raise CalibrationError(
             f'calibration: the {len(split.seen)} held-out rollouts of the '
             f'{len(split.seen_tasks)} seen tasks hold no success; '
-            'lower --train-ratio, add rollouts, or choose another --seed'
+            'lower --train-ratio, add rollouts, or choose another --split'
         )
     return detector.score_all(successes), successes, HELD_OUT
 

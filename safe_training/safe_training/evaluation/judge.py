@@ -1,61 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rollout of a set as a detector judges it: score, threshold and alarm at each step."""
+"""What a calibrated detector says about rollouts: score, threshold and alarm of each."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-
-import numpy as np
 
 from safe_monitor_node.bands.band import Band
-from safe_monitor_node.bands.threshold import BandError, Threshold
+from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_training.evaluation.protocol import EvaluationError
-from safe_training.metrics.part_report import scored_rollouts
 from safe_training.metrics.scored import ScoredRollout
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-
-# What became of a rollout, in the order in which people look for trouble.
-VERDICTS = ('miss', 'false alarm', 'detection', 'quiet')
-
-
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """One rollout with what the detector says about it.
-
-    Attributes
-    ----------
-    rollout : Rollout
-    part : {'train', 'seen', 'unseen', 'new'}
-        What the detector's provenance calls it; 'new' if it does not name it.
-    scores : ndarray of float64, shape (T,)
-    threshold : Threshold
-        An alarm is a score above it; covers the T steps.
-    alarm_step : int or None
-        The first step above the threshold.
-    """
-
-    rollout: Rollout
-    part: str
-    scores: np.ndarray
-    threshold: Threshold
-    alarm_step: int | None
-
-    @property
-    def verdict(self) -> str:
-        """One of :data:`VERDICTS`; for a rollout without outcome 'unlabelled'."""
-        if self.rollout.success is None:
-            return 'unlabelled'
-        if self.alarm_step is None:
-            return 'miss' if self.rollout.failed else 'quiet'
-        return 'detection' if self.rollout.failed else 'false alarm'
-
-    @property
-    def scored(self) -> ScoredRollout:
-        """As the metrics take it; raises without an outcome."""
-        return scored_rollouts([self.scores], [self.rollout])[0]
 
 
 def judge(
@@ -63,13 +19,13 @@ def judge(
     rollouts: Sequence[Rollout],
     feature: FeatureSpec,
     alpha: float | None = None,
-) -> list[Judged]:
-    """Score rollouts and find their alarms, part by part.
+) -> list[ScoredRollout]:
+    """Return the rollouts with their scores and alarms, part by part.
 
     Parameters
     ----------
     alpha : float or None
-        Promised false-alarm rate; None takes the folder's own.
+        Promised false-alarm rate; None takes the rate of the detector.
 
     Raises
     ------
@@ -83,19 +39,30 @@ def judge(
         detector = loaded.detector
         score = detector.score_training if part == 'train' else detector.score_all
         for rollout, scores in zip(members, score(members), strict=True):
-            values = np.asarray(scores, dtype=np.float64)
             try:
                 threshold = band.at(loaded.alpha if alpha is None else alpha, rollout.task)
-                alarm = threshold.first_crossing(values)
+                alarm = threshold.first_crossing(scores)
             except BandError as error:
                 raise EvaluationError(f'rollout {rollout.episode_id!r}: {error}') from error
-            judged.append(Judged(rollout, part, values, threshold, alarm))
+            judged.append(
+                ScoredRollout(
+                    scores,
+                    None if rollout.success is None else rollout.failed,
+                    rollout.task,
+                    rollout.failure_step,
+                    rollout.episode_id,
+                    part,
+                    threshold,
+                    alarm,
+                    rollout,
+                )
+            )
     return judged
 
 
-def by_part(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
+def by_part(judged: Sequence[ScoredRollout]) -> dict[str, list[ScoredRollout]]:
     """Group by part, in the order of their first member."""
-    parts: dict[str, list[Judged]] = {}
+    parts: dict[str, list[ScoredRollout]] = {}
     for entry in judged:
         parts.setdefault(entry.part, []).append(entry)
     return parts

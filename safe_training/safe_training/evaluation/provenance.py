@@ -16,7 +16,7 @@ def provenance_of(source: str, rollouts: list[Rollout], fitted: Fitted) -> dict[
         'source': source,
         'policy': rollouts[0].policy,
         'rollouts': len(rollouts),
-        'seed': split.seed,
+        'split': split.number,
         'unseen_ratio': split.unseen_ratio,
         'seen_train_ratio': split.seen_train_ratio,
         'seen_tasks': list(split.seen_tasks),

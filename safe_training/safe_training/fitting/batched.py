@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -29,10 +29,10 @@ from safe_training.fitting.learned import (
 )
 from safe_training.fitting.losses import ClassWeights
 from safe_training.fitting.lstm_kernel import FirstLayer, LstmLayer, Workspace
+from safe_training.fitting.precision import Precision
 
 Progress = Callable[[int, int, str], None]
 Learned = SafeMlp | SafeLstm
-Precision = Literal['float32', 'bfloat16']
 
 #: Parameters in which models trained together may differ.
 FREE = frozenset(

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.alarms import alarm_report, band_alarms
-from safe_training.metrics.scored import MetricError, ScoredRollout
+from safe_training.metrics.scored import MetricError, ScoredRollout, labels
 
 _PERCENTILES = np.linspace(0, 100, 101)
 
@@ -102,7 +102,7 @@ def operating_curve(
         )
     chosen = np.sort(chosen)
     lengths = np.array([len(rollout) for rollout in _some(scored)])
-    failed = np.array([rollout.failed for rollout in scored])
+    failed = labels(scored)
     # The first step above a threshold is the first at which the running maximum is.
     first = np.stack(
         [

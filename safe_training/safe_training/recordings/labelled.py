@@ -110,7 +110,9 @@ def open_labelled(path: Path) -> Labelled:
         The rollout set is damaged.
     """
     if not path.exists():
-        raise DumpError(f'{path}: expected a rollout set or a recording, found none; check the path')
+        raise DumpError(
+            f'{path}: expected a rollout set or a recording, found none; check the path'
+        )
     if (path / MANIFEST).is_file():
         return _LabelledSet(path)
     why = detect_bag(path)

@@ -6,6 +6,7 @@ plan              what is to be computed
 folder            what has been computed
 run               computes it
 results           the results on disk
+unfinished        which results are missing
 grids/            grids that we ship
 
 This room imports ``evaluation`` and the rooms below it.

@@ -34,10 +34,16 @@ def curve(generator, task):
 
 
 def band_of(successes, curves, seed, alpha=0.1, modulation='none'):
-    split = choose_split(successes, Protocol(unseen_ratio=0.0), 0)
+    split = choose_split(successes, 0, Protocol(unseen_ratio=0.0))
     protocol = Protocol(per_task=True, max_steps=8, alpha=alpha, modulation=modulation)
     return calibrated_band(
-        curves, successes, HELD_OUT, successes, replace(split, seed=seed), protocol, alphas=[alpha]
+        curves,
+        successes,
+        HELD_OUT,
+        successes,
+        replace(split, number=seed),
+        protocol,
+        alphas=[alpha],
     )
 
 
@@ -128,7 +134,7 @@ def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
     assert [kept.kind for kept in found[:16:2]] == list(KINDS)
     assert len(found) == 3 * 2 * len(KINDS)
     for kept in found:
-        split = splits[kept.seed]
+        split = splits[kept.split]
         new = [rollouts[i] for i in split.unseen if not rollouts[i].failed]
         held_out = [rollouts[i] for i in split.seen if not rollouts[i].failed]
         assert set(kept.new.rollouts) == {r.task for r in new}
@@ -220,8 +226,8 @@ def archive(tmp_path_factory):
     return path
 
 
-def verb(capsys, *arguments):
-    status = cli.main(['compare-bands', *map(str, arguments)])
+def verb(capsys, *arguments, name='compare-bands'):
+    status = cli.main([name, *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -244,7 +250,8 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     fit = ['fit', str(archive), '--detector', 'signal', '--out', str(out), '--modulation', 'none']
     assert cli.main([*fit, '--per-task']) == 0
     capsys.readouterr()
-    status, said, _ = verb(capsys, archive, '--folder', out, '--alpha', 0.2)
+    judge = (archive, out, '--bands', '--alpha', 0.2)
+    status, said, _ = verb(capsys, *judge, name='judge')
     assert status == 0
     for words in (
         'ranked on',
@@ -254,7 +261,7 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         '95 % interval',
     ):
         assert words in said
-    rows = json.loads(verb(capsys, archive, '--folder', out, '--alpha', 0.2, '--json')[1])['rows']
+    rows = json.loads(verb(capsys, *judge, '--json', name='judge')[1])['rows']
     by_name = {row['rollouts']: row for row in rows}
     assert by_name['seen, calibrated on']['realised'] <= 0.2
     unseen = by_name['unseen']
@@ -266,8 +273,9 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     [
         (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
         (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
-        (('--detector', 'signal', '--rate', 0), '--rate must lie in'),
-        (('--folder', 'x', '--band', 'none'), '--band has no meaning with --folder'),
+        (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
+        (('--detector', 'signal', '--splits', 2, '--splits-from', 'x'), '--splits has no meaning'),
+        (('--detector', 'signal', '--first-split', 2, '--splits-from', 'x'), 'leave one of them out'),
     ],
 )
 def test_wrong_usage_is_refused(archive, capsys, arguments, match):

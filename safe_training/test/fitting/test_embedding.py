@@ -275,7 +275,7 @@ def test_evaluation_reports_the_training_part_of_noise_as_noise():
     rollouts = rollouts_from(np.random.default_rng(7), 120, 16)
     detector = make_detector('euclidean_knn', neighbours=1)
     protocol = Protocol()
-    fitted = fit_and_calibrate(detector, rollouts, choose_split(rollouts, protocol, 0), protocol)
+    fitted = fit_and_calibrate(detector, rollouts, choose_split(rollouts, 0, protocol), protocol)
     train = report_parts(fitted, rollouts, protocol.alpha)['train']
     assert train.ranking['max_score_until_min_length'].pooled.roc_auc < 0.8
 

@@ -335,7 +335,7 @@ def test_a_band_is_calibrated_on_successes_scored_without_their_task():
     bands = {}
     for calibration in ('heldout', 'loto'):
         protocol = Protocol(calibrate_on=calibration)
-        split = choose_split(rollouts, protocol, 0)
+        split = choose_split(rollouts, 0, protocol)
         fitted = fit_and_calibrate(make_detector('linear_probe'), rollouts, split, protocol)
         bands[calibration] = fitted.band
         assert fitted.band.provenance['scores'] == calibration

@@ -484,7 +484,7 @@ def test_an_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
     def stopped(*arguments, **options):
         return convert(*arguments, **options | {'progress': stop_after(3)})
 
-    monkeypatch.setattr('safe_training.cli.convert.convert', stopped)
+    monkeypatch.setattr('safe_training.recordings.convert.convert', stopped)
     place = tmp_path / 'set'
     assert cli.main(['convert', str(DUMP), str(place)]) == 1
     assert 'give the same command again to continue' in capsys.readouterr().err
@@ -498,7 +498,7 @@ def test_an_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
 def test_a_killed_conversion_is_continued(tmp_path):
     code = (
         'import os, signal\n'
-        'from safe_training.cli.convert import convert\n'
+        'from safe_training.recordings.convert import convert\n'
         f'convert({str(DUMP)!r}, {str(tmp_path / "set")!r},\n'
         '        progress=lambda done, total: done == 7 and os.kill(os.getpid(), signal.SIGKILL))\n'
     )

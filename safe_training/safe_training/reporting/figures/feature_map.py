@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from safe_training.reporting.figures.projectors import PROJECTORS
 from safe_training.reporting.figures.style import (
     MARKERS,
     OKABE_ITO,
@@ -18,7 +19,6 @@ from safe_training.reporting.figures.style import (
     shortened,
 )
 
-PROJECTORS = ('pca', 'tsne', 'umap')
 _LEGEND_TASKS = 24
 
 

@@ -11,11 +11,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from safe_training.evaluation.protocol import SelectOn
 from safe_training.reporting.tables.entries import (
     HEADLINE,
     MACRO,
     Entry,
-    SelectOn,
     TableError,
     entries,
     paper_entries,

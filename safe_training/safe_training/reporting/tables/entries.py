@@ -16,16 +16,13 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from safe_training.evaluation.evaluate import Summary, summary_of
+from safe_training.evaluation.protocol import SelectOn
 from safe_training.sweep.results import Result
 from vla_feature_bridge.errors import SafeError
-
-#: The part of each split by whose numbers a combination is chosen.
-SelectOn = Literal['seen', 'unseen']
 
 HEADLINE = 'roc_auc_max_score_until_min_length'
 MACRO = 'macro_roc_auc_max_score_until_min_length'
@@ -252,7 +249,7 @@ def _means(
     # [detector, params, feature, split][part][subset]
     runs: dict[tuple[str, str, str, int], dict[str, dict[str, Result]]] = {}
     for r in results:
-        parts = runs.setdefault((r.detector, r.params, r.feature, r.seed), {})
+        parts = runs.setdefault((r.detector, r.params, r.feature, r.split), {})
         parts.setdefault(r.part, {})[r.subset] = r
     means: list[Result] = []
     lacking: dict[str, int] = {}
@@ -299,10 +296,10 @@ def _runs(results: Sequence[Result]) -> _Runs:
     runs: _Runs = {}
     for result in results:
         combination = Combination(result.params, result.feature)
-        split = runs.setdefault(combination, {}).setdefault(result.seed, {})
+        split = runs.setdefault(combination, {}).setdefault(result.split, {})
         if result.part in split:
             raise TableError(
-                f'{result.detector} {result.params} on {result.benchmark}, split {result.seed}, '
+                f'{result.detector} {result.params} on {result.benchmark}, split {result.split}, '
                 f'part {result.part} is there twice; leave one of the two results out'
             )
         split[result.part] = result.values
