@@ -90,7 +90,11 @@ def add_arguments(parser: VerbParser) -> None:
         metavar='FILE',
         help='take the splits that `evaluate --save-splits` or `sweep` wrote',
     )
-    parser.exclude(('--splits', '--first-split'), with_option='--splits-from')
+    parser.exclude(
+        ('--splits', '--first-split'),
+        beside='--splits-from',
+        why='holds splits that are drawn already',
+    )
     add_param_option(parser.add_argument_group('training'))
 
 

@@ -92,9 +92,18 @@ def add_arguments(parser: VerbParser) -> None:
     add_band_options(parser)
     add_training_options(parser)
     numbers = ('--splits', '--first-split')
-    parser.exclude(('--protocol', *numbers), with_option='--splits-from')
-    parser.exclude((*numbers, '--unseen-ratio'), with_option='--protocol', value='loto')
-    parser.exclude(('--first-split',), with_option='--protocol', value='paper')
+    parser.exclude(
+        ('--protocol', *numbers), beside='--splits-from', why='holds splits that are drawn already'
+    )
+    parser.exclude(
+        (*numbers, '--unseen-ratio'),
+        beside='--protocol',
+        value='loto',
+        why='has one split for each task',
+    )
+    parser.exclude(
+        ('--first-split',), beside='--protocol', value='paper', why='begins with split 0'
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -61,24 +61,31 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    verb = words[0] if words else ''
-    if verb not in VERBS:
-        if (message := renamed_verb(verb)) is not None:
-            return _failed('safe_training', message, 2)
-        parser_of_verbs().parse_args(words)  # prints the help, or refuses and says what there is
-        return 0
-    program = f'safe_training {verb}'
-    module = verb_module(verb)
+    verb = words[0] if words and words[0] in VERBS else ''
+    program = f'safe_training {verb}'.strip()
     try:
-        if (message := renamed_option(verb, words[1:])) is not None:
-            raise UsageError(message)
-        return module.run(parser_of(verb).parse(words[1:]))
+        return _run(verb, words[1:]) if verb else _run_without_verb(words)
     except UsageError as error:
         return _failed(program, error, 2)
+    except SystemExit as leaving:  # argparse has printed the help, or what is wrong
+        return int(leaving.code or 0)
     except (SafeError, OSError) as error:
         return _failed(program, error, 1)
     except KeyboardInterrupt:
         return _failed(program, 'interrupted', 1)
+
+
+def _run(verb: str, words: Sequence[str]) -> int:
+    if (message := renamed_option(verb, words)) is not None:
+        raise UsageError(message)
+    return verb_module(verb).run(parser_of(verb).parse(words))
+
+
+def _run_without_verb(words: Sequence[str]) -> int:
+    if words and (message := renamed_verb(words[0])) is not None:
+        raise UsageError(message)
+    parser_of_verbs().parse_args(words)
+    return 0
 
 
 def verb_module(verb: str) -> VerbModule:
@@ -111,6 +118,7 @@ def parser_of_verbs() -> argparse.ArgumentParser:
 
 
 def _failed(program: str, reason: object, status: int) -> int:
+    """Print why a command failed on standard error; returns the exit status."""
     print(f'{program}: {reason}', file=sys.stderr)
     return status
 

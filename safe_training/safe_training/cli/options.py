@@ -89,7 +89,11 @@ def add_split_options(parser: VerbParser) -> None:
             f'(default {_DEFAULT.seen_train_ratio})'
         ),
     )
-    parser.exclude(('--unseen-ratio', '--train-ratio'), with_option='--splits-from')
+    parser.exclude(
+        ('--unseen-ratio', '--train-ratio'),
+        beside='--splits-from',
+        why='holds splits that are drawn already',
+    )
 
 
 def add_band_options(parser: argparse.ArgumentParser) -> None:

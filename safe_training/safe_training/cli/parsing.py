@@ -5,11 +5,25 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class UsageError(ValueError):
     """An option has a value that it does not take; the message says what it takes."""
+
+
+class _Exclusion(NamedTuple):
+    """Options that have no meaning beside another option, or beside one value of it."""
+
+    others: tuple[str, ...]
+    beside: str
+    value: str | None
+    why: str
+
+    @property
+    def because(self) -> str:
+        value = '' if self.value is None else f' {self.value}'
+        return f'{self.beside}{value}, which {self.why}'
 
 
 class VerbParser(argparse.ArgumentParser):
@@ -23,15 +37,28 @@ class VerbParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
-        self._exclusions: list[tuple[str, str | None, tuple[str, ...]]] = []
+        self._exclusions: list[_Exclusion] = []
 
-    def exclude(self, others: Sequence[str], *, with_option: str, value: str | None = None) -> None:
-        """Declare options that have no meaning beside another one, or beside one of its values.
+    def exclude(
+        self, others: Sequence[str], *, beside: str, value: str | None = None, why: str
+    ) -> None:
+        """Declare options that have no meaning beside another option, or beside one value of it.
 
-        A mutually exclusive group of argparse excludes each of its options from each other one;
-        these here may be given together.
+        The others may be given together, which a mutually exclusive group of argparse does not
+        allow.
+
+        Parameters
+        ----------
+        others : sequence of str
+            Options as on the command line, such as ``--splits``.
+        beside : str
+            The option that excludes them.
+        value : str, optional
+            The value of that option which excludes them; every value by default.
+        why : str
+            The rest of a sentence: "--protocol loto, which ...".
         """
-        self._exclusions.append((with_option, value, tuple(others)))
+        self._exclusions.append(_Exclusion(tuple(others), beside, value, why))
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the options of a command line without the verb.
@@ -42,15 +69,14 @@ class VerbParser(argparse.ArgumentParser):
             Options that exclude each other are given together.
         """
         parsed = self.parse_args(words)
-        for option, value, others in self._exclusions:
-            found = self._given(parsed, option)
-            if found is None or value not in (None, found):
+        for rule in self._exclusions:
+            found = self._given(parsed, rule.beside)
+            if found is None or rule.value not in (None, found):
                 continue
-            for other in others:
+            for other in rule.others:
                 if self._given(parsed, other) is not None:
-                    because = option if value is None else f'{option} {value}'
                     raise UsageError(
-                        f'{other} has no meaning with {because}; leave one of them out'
+                        f'{other} has no meaning with {rule.because}; leave one of them out'
                     )
         return parsed
 

@@ -71,8 +71,14 @@ def _add_split_options(parser: VerbParser) -> None:
         metavar='FILE',
         help='take the splits that `evaluate --save-splits` or another sweep wrote',
     )
-    parser.exclude(('--splits', '--protocol'), with_option='--splits-from')
-    parser.exclude(('--splits',), with_option='--protocol', value='loto')
+    parser.exclude(
+        ('--splits', '--protocol'),
+        beside='--splits-from',
+        why='holds splits that are drawn already',
+    )
+    parser.exclude(
+        ('--splits',), beside='--protocol', value='loto', why='has one split for each task'
+    )
 
 
 def _add_training_options(parser: VerbParser) -> None:

@@ -60,10 +60,7 @@ def run(capsys):
 
     def ran(*arguments):
         capsys.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as leaving:  # argparse
-            status = leaving.code
+        status = main([str(argument) for argument in arguments])
         said = capsys.readouterr()
         assert 'Traceback' not in said.err
         return status, said.out, said.err
