@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from safe_monitor_node.detectors.registry import DETECTORS
-from safe_training.evaluation.band_comparison import KINDS
 from safe_training.cli.options import (
     add_param_option,
     add_source_options,
@@ -21,6 +20,7 @@ from safe_training.cli.options import (
 )
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
+from safe_training.evaluation.compared_bands import COMPARED
 from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol
 from safe_training.reporting.numbers import as_number, percent, plain_json
 
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from safe_training.evaluation.band_comparison import Kept, Tally
+    from safe_training.evaluation.band_comparison import BandResult
     from safe_training.evaluation.evaluate import Summary
+    from safe_training.metrics.binomial import Tally
 
 DESCRIPTION = """Fit a detector on many task splits, calibrate each kind of band, and compare the
 false-alarm rate that it promises with the rate on rollouts that did not make it."""
@@ -48,8 +49,6 @@ LEGEND = (
     'Left-out scores: of the training successes, each by a detector that did not know its task.\n'
     'Moved by labels: told of every success at once; its promise is on the long run.'
 )
-# A rate of fewer successes says nothing of a task.
-FEWEST = 10
 
 
 def add_arguments(parser: VerbParser) -> None:
@@ -67,7 +66,7 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--band',
         action='append',
-        choices=tuple(KINDS),
+        choices=tuple(COMPARED),
         help='kind of band, repeatable (default: all)',
     )
     parser.add_argument(
@@ -100,9 +99,10 @@ def add_arguments(parser: VerbParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, compare and print."""
-    from safe_training.evaluation.band_comparison import DRAWS, calibration_of
+    from safe_training.evaluation.band_comparison import DRAWS, Comparison, compare_bands
     from safe_training.evaluation.protocol import choose_splits
     from safe_training.evaluation.saved_splits import read_splits
+    from safe_training.metrics.binomial import FEWEST
     from safe_training.reporting.tables.evaluation import print_table, wide_console
 
     for alpha in args.alpha or ():
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     check_splits(args.splits)
     if args.adaptation_step is not None and not 0 < args.adaptation_step <= 1:
         raise UsageError(f'--adaptation-step must lie in (0, 1], found {args.adaptation_step}')
-    rollouts, _ = rollouts_of(args)
+    rollouts = rollouts_of(args)
     alphas = sorted(set(args.alpha or ALPHAS))
     protocol = Protocol(alpha=alphas[0])
     if args.splits_from is not None:
@@ -121,15 +121,13 @@ def run(args: argparse.Namespace) -> int:
         splits = choose_splits(rollouts, protocol, numbers)
     params = detector_params([args.detector], args.params)[args.detector]
     with progress_bar(f'calibrate {args.detector}', quiet=args.json) as progress:
-        found = calibration_of(
+        found = compare_bands(
             args.detector,
             rollouts,
-            protocol,
             splits,
-            alphas,
-            tuple(dict.fromkeys(args.band or KINDS)),
-            params,
-            gamma=args.adaptation_step,
+            Comparison(alphas, tuple(dict.fromkeys(args.band or COMPARED)), args.adaptation_step),
+            params=params,
+            protocol=protocol,
             progress=progress,
         )
     if args.json:
@@ -146,7 +144,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _table(found: Sequence[Kept], title: str) -> Table:
+def _table(found: Sequence[BandResult], title: str) -> Table:
     columns = (
         'ranked\non', 'no\nalarm', 'like', 'like,\nworst', 'new', 'new,\nworst',
         'new,\ndetected', 'T_det',
@@ -154,15 +152,15 @@ def _table(found: Sequence[Kept], title: str) -> Table:
     from safe_training.reporting.tables.evaluation import empty_table
 
     table = empty_table(title, ['band'], columns)
-    for kind in dict.fromkeys(kept.kind for kept in found):
-        of_kind = [kept for kept in found if kept.kind == kind]
+    for kind in dict.fromkeys(kept.band for kept in found):
+        of_kind = [kept for kept in found if kept.band == kind]
         alpha = of_kind[0].alpha
         counts = [kept.n_calibration for kept in of_kind]
         times = [
             float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in of_kind
         ]
         table.add_row(
-            KINDS[kind],
+            COMPARED[kind].title,
             f'{np.median(counts):.0f}',
             f'{sum(not k.finite for k in of_kind)}/{len(of_kind)}',
             _rate([k.like.rate for k in of_kind], alpha),
@@ -193,31 +191,14 @@ def _shown(summary: Summary) -> str:
     return f'{percent(summary.mean)}{spread}'
 
 
-def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
-    """Return the task with the highest rate over all splits, None if none has enough rollouts."""
-    alarms: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    enough: set[str] = set()
-    for tally in tallies:
-        for task, count in tally.rollouts.items():
-            alarms[task] = alarms.get(task, 0) + tally.alarms[task]
-            counts[task] = counts.get(task, 0) + count
-            # Of one draw: what is drawn again is no further rollout.
-            if count >= FEWEST * tally.repeats:
-                enough.add(task)
-    rates = {task: alarms[task] / counts[task] for task in sorted(enough)}
-    if not rates:
-        return None
-    worst = max(rates, key=rates.__getitem__)
-    return worst, rates[worst]
-
-
 def _worst(tallies: Sequence[Tally]) -> str:
+    from safe_training.metrics.binomial import worst_task
+
     found = worst_task(tallies)
     return '-' if found is None else percent(found[1])
 
 
-def _plain(kept: Kept) -> dict[str, Any]:
+def _plain(kept: BandResult) -> dict[str, Any]:
     def tally(counted: Tally) -> dict[str, Any]:
         return {
             'rate': as_number(counted.rate),
@@ -229,7 +210,7 @@ def _plain(kept: Kept) -> dict[str, Any]:
         }
 
     return {
-        'kind': kept.kind,
+        'kind': kept.band,
         'alpha': kept.alpha,
         'split': kept.split,
         'n_calibration': kept.n_calibration,

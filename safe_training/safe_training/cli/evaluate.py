@@ -108,7 +108,7 @@ def add_arguments(parser: VerbParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, evaluate and print."""
-    from safe_training.evaluation.evaluate import evaluate_splits
+    from safe_training.evaluation.evaluate import evaluate
     from safe_training.evaluation.saved_splits import saved_protocol, write_splits
 
     check_splits(args.splits)
@@ -118,15 +118,17 @@ def run(args: argparse.Namespace) -> int:
     saved = args.splits_from
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)
     protocol = protocol_of(args, name)
-    rollouts, feature = rollouts_of(args)
+    rollouts = rollouts_of(args)
     params = detector_params(names, args.params)
     splits, what = splits_of(args, protocol, rollouts)
     if args.save_splits is not None:
         write_splits(args.save_splits, rollouts, splits, protocol.name)
     with progress_bar('evaluate', quiet=args.json) as progress:
-        rows = evaluate_splits(names, rollouts, protocol, splits, params, progress=progress)
+        rows = evaluate(
+            names, rollouts, splits, params=params, protocol=protocol, progress=progress
+        )
     if args.out is not None:
-        _write(args, protocol, rows, params, feature)
+        _write(args, protocol, rows, params, rollouts.feature)
     if args.json:
         print(plain_json(_as_json(args, protocol, splits, params, rows)))
     else:

@@ -65,9 +65,9 @@ def judged_rollouts(
 
     check_alpha(args.alpha)
     loaded = load_detector(args.folder)
-    rollouts, feature = rollouts_of(args, need_outcomes=need_outcomes)
+    rollouts = rollouts_of(args, need_outcomes=need_outcomes)
     try:
-        return loaded, judge(loaded, rollouts, feature, args.alpha)
+        return loaded, judge(loaded, rollouts, args.alpha).rollouts
     except EvaluationError as error:
         raise EvaluationError(f'{args.folder}: {error}') from error
 

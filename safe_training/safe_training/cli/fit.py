@@ -23,9 +23,8 @@ from safe_training.reporting.numbers import plain_json
 if TYPE_CHECKING:
     import argparse
 
-    from safe_training.evaluation.fit_and_calibrate import Fitted
-    from safe_training.evaluation.protocol import Protocol
-    from vla_feature_bridge.pooling import FeatureSpec
+    from safe_monitor_node.calibrated_detector import CalibratedDetector
+    from safe_training.evaluation.splits import Split
 
 DESCRIPTION = """Fit a detector on the seen tasks of a rollout set, calibrate its band on their
 held-out successes, and write a detector folder."""
@@ -57,14 +56,9 @@ def add_arguments(parser: VerbParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, write."""
-    from safe_monitor_node.storage.detector_folder import (
-        DetectorFolderError,
-        describe,
-        save_detector,
-    )
+    from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe
     from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
     from safe_training.evaluation.protocol import choose_split
-    from safe_training.evaluation.provenance import provenance_of
     from safe_training.evaluation.saved_splits import saved_split
 
     if args.out.exists() and not args.overwrite:
@@ -72,50 +66,43 @@ def run(args: argparse.Namespace) -> int:
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args)
-    rollouts, feature = rollouts_of(args)
+    rollouts = rollouts_of(args)
     if args.splits_from is not None:
         split = saved_split(args.splits_from, rollouts, args.split)
     else:
         split = choose_split(rollouts, args.split, protocol)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
-    save_detector(
-        args.out,
-        detector,
-        feature,
-        band=fitted.band,
-        alpha=protocol.alpha,
-        provenance=provenance_of(str(args.set), rollouts, fitted),
-        overwrite=args.overwrite,
-    )
+    fitted.save(args.out, overwrite=args.overwrite)
     if args.json:
         print(plain_json(describe(args.out)))
     else:
-        _print_fitted(args, fitted, protocol, feature)
+        _print_fitted(args, fitted, split, per_task=protocol.per_task)
     return 0
 
 
 def _print_fitted(
-    args: argparse.Namespace, fitted: Fitted, protocol: Protocol, feature: FeatureSpec
+    args: argparse.Namespace, fitted: CalibratedDetector, split: Split, *, per_task: bool
 ) -> None:
     from rich.console import Console
 
-    from safe_training.evaluation.provenance import of_tasks
+    from safe_training.evaluation.judge import band_of
+    from safe_training.evaluation.provenance import describe_task_bands
 
-    split, band = fitted.split, fitted.band
+    band, alpha = band_of(fitted), fitted.alpha
     # Plain: a feature such as hidden_states[token=last] is no markup, and a path is never broken.
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
         f'{args.detector} fitted on {len(split.train)} rollouts of {len(split.seen_tasks)} tasks '
-        f'({feature}, width {feature.dim})'
+        f'({fitted.feature}, width {fitted.feature.dim})'
     )
     console.print(
         f'band of {band.length} steps from {band.n_center + band.n_calibration} '
-        f'{band.provenance["calibrated_on"]}; alpha {protocol.alpha:g}'
+        f'{band.provenance["calibrated_on"]}; alpha {alpha:g}'
     )
-    if not band.at(protocol.alpha).can_alarm:
+    if not band.at(alpha).can_alarm:
         console.print(f'note: {band.provenance["note"]}')
-    if protocol.per_task:
-        console.print(of_tasks(fitted, protocol.alpha))
+    if per_task:
+        console.print(describe_task_bands(band, list(map(str, split.seen_tasks)), alpha))
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')

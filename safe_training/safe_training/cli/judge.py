@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +20,8 @@ if TYPE_CHECKING:
     import argparse
 
     from safe_monitor_node.bands.band import Band
-    from safe_monitor_node.calibrated_detector import CalibratedDetector
-    from safe_training.metrics.part_report import PartReport
-    from safe_training.metrics.scored import ScoredRollout
-    from vla_feature_bridge.rollout import Rollout
+    from safe_training.evaluation.evaluate import Row
+    from safe_training.evaluation.judge import JudgedSet
 
 DESCRIPTION = """Evaluate a detector folder on a set: on the rollouts that it was trained on, on those
 that it held out, on those of unseen tasks, and on rollouts that it does not know ("new")."""
@@ -60,34 +58,59 @@ def run(args: argparse.Namespace) -> int:
     """Score, evaluate and print."""
     from safe_monitor_node.bands.threshold import BandError
     from safe_monitor_node.storage.detector_folder import DetectorFolderError, load_detector
-    from safe_training.evaluation.evaluate import score_part
-    from safe_training.evaluation.judge import band_for, parts_of
+    from safe_training.evaluation.judge import judge
     from safe_training.evaluation.protocol import EvaluationError
 
     check_alpha(args.alpha)
-    rollouts, feature = rollouts_of(args)
+    rollouts = rollouts_of(args)
     loaded = load_detector(args.folder)
     try:
-        band = band_for(loaded, feature)
-        members = parts_of(loaded, rollouts)
-        parts = {part: score_part(loaded.detector, members[part], part) for part in members}
+        judged = judge(loaded, rollouts, args.alpha)
         if args.bands:
-            return _judge_bands(args, loaded, band, members, parts)
-        return _judge_parts(args, loaded, band, parts)
+            _print_bands(args, judged)
+        else:
+            _print_parts(args, judged)
     except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
+    return 0
 
 
-def _judge_parts(
-    args: argparse.Namespace,
-    loaded: CalibratedDetector,
-    band: Band,
-    parts: dict[str, list[ScoredRollout]],
-) -> int:
+def _print_parts(args: argparse.Namespace, judged: JudgedSet) -> None:
     from safe_training.evaluation.evaluate import Row
+    from safe_training.metrics.part_report import flatten_report, per_task
+
+    name = judged.detector.detector.name
+    rows = [
+        Row(name, 0, part, flatten_report(report), per_task(report))
+        for part, report in judged.report().items()
+    ]
+    if args.json:
+        parts = [_plain_part(row, judged) for row in plain_rows(rows)]
+        print(plain_json({'folder': str(args.folder), 'alpha': judged.alpha, 'parts': parts}))
+    else:
+        _print_tables(args, judged, rows)
+
+
+def _plain_part(row: dict[str, Any], judged: JudgedSet) -> dict[str, Any]:
     from safe_training.metrics.operating_curves import alpha_curve, operating_curve
-    from safe_training.metrics.part_report import flatten_report, per_task, report_part
-    from safe_training.metrics.scored import min_lengths
+
+    scored, intervals = judged.parts[row['part']], judged.intervals()[row['part']]
+    return {
+        **row,
+        'intervals': {name: [as_number(end) for end in ends] for name, ends in intervals.items()},
+        'alpha_curve': _plain_curve(alpha_curve(scored, judged.band)),
+        'operating_curve': _plain_curve(operating_curve(scored)),
+    }
+
+
+def _plain_curve(curve: object) -> dict[str, list[float | None]]:
+    return {
+        name: [as_number(value) for value in values.tolist()]
+        for name, values in vars(curve).items()
+    }
+
+
+def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Row]) -> None:
     from safe_training.reporting.tables.evaluation import (
         LEGEND,
         print_table,
@@ -95,36 +118,12 @@ def _judge_parts(
         wide_console,
     )
 
-    alpha = args.alpha or loaded.alpha
-    name = loaded.detector.name
-    scored = [s for members in parts.values() for s in members]
-    shortest = min_lengths([s.task for s in scored], [len(s) for s in scored])
-    probability = loaded.detector.gives_probability
-    reports = {
-        part: report_part(members, shortest, band, alpha, probability=probability)
-        for part, members in parts.items()
-    }
-    rows = [
-        Row(name, 0, part, flatten_report(report), per_task(report))
-        for part, report in reports.items()
-    ]
-    intervals = {
-        part: rollout_intervals(members, reports[part], shortest) for part, members in parts.items()
-    }
-    if args.json:
-        plain = plain_rows(rows)
-        for row in plain:
-            part = row['part']
-            row['intervals'] = {k: [as_number(v) for v in i] for k, i in intervals[part].items()}
-            row['alpha_curve'] = _plain_curve(alpha_curve(parts[part], band))
-            row['operating_curve'] = _plain_curve(operating_curve(parts[part]))
-        print(plain_json({'folder': str(args.folder), 'alpha': alpha, 'parts': plain}))
-        return 0
     console = wide_console()
+    name, alpha, band = judged.detector.detector.name, judged.alpha, judged.band
     title = f'{name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
     print_table(console, report_table(rows, title))
     console.print(LEGEND, style='dim')
-    for part, found in intervals.items():
+    for part, found in judged.intervals().items():
         auc, rate = found['roc_auc_max_score_until_min_length'], found['false_alarm_rate']
         console.print(
             f'{part}: 95 % intervals over rollouts: AUC {percent(auc[0])} to {percent(auc[1])} '
@@ -135,56 +134,21 @@ def _judge_parts(
     if not band.at(alpha).can_alarm:
         console.print(f'No alarm can be raised at this alpha: {band.provenance.get("note", "")}')
     if args.details:
-        for part in reports:
+        for part in judged.parts:
             print_details(console, rows, part)
-    return 0
 
 
-def _plain_curve(curve: object) -> dict[str, list[float | None]]:
-    return {
-        name: [as_number(value) for value in values.tolist()]
-        for name, values in vars(curve).items()
-    }
+def _print_bands(args: argparse.Namespace, judged: JudgedSet) -> None:
+    from dataclasses import asdict
 
-
-def rollout_intervals(
-    scored: Sequence[ScoredRollout], report: PartReport, stops: Mapping[Any, int]
-) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals over the rollouts of a part; NaN where a number does not exist."""
-    import numpy as np
-    from scipy.stats import binomtest
-
-    from safe_training.metrics.bootstrap import bootstrap_auc_interval
-    from safe_training.metrics.scored import labels, max_scores_until_min_length
-
-    auc = bootstrap_auc_interval(
-        max_scores_until_min_length(scored, stops),
-        labels(scored),
-        generator=np.random.default_rng(0),
-    )
-    pooled = report.alarms.pooled
-    rates = {'roc_auc_max_score_until_min_length': (auc.low, auc.high)}
-    for name, count in (
-        ('false_alarm_rate', pooled.n_successes),
-        ('detection_rate', pooled.n_failures),
-    ):
-        rates[name] = (np.nan, np.nan)
-        if count:
-            found = binomtest(round(getattr(pooled, name) * count), count).proportion_ci(0.95)
-            rates[name] = (float(found.low), float(found.high))
-    return rates
-
-
-def _judge_bands(
-    args: argparse.Namespace,
-    loaded: CalibratedDetector,
-    band: Band,
-    members: dict[str, list[Rollout]],
-    parts: dict[str, list[ScoredRollout]],
-) -> int:
+    band = judged.band
+    rows = [asdict(rate) for rate in judged.realised_rates([args.alpha] if args.alpha else None)]
+    if args.json:
+        print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
+        return
     from rich.text import Text
 
-    from safe_training.cli.compare_bands import FEWEST
+    from safe_training.metrics.binomial import FEWEST
     from safe_training.reporting.tables.evaluation import (
         empty_table,
         print_table,
@@ -192,17 +156,10 @@ def _judge_bands(
         wide_console,
     )
 
-    alphas = [args.alpha] if args.alpha else sorted(band.alphas.tolist())
-    rows = [
-        row for part in parts for row in _part_rows(part, members[part], parts[part], band, alphas)
-    ]
-    if args.json:
-        print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
-        return 0
     console = wide_console()
-    console.print(Text(_promise(band, loaded.alpha)), soft_wrap=True)
+    console.print(Text(_promise(band, judged.detector.alpha)), soft_wrap=True)
     table = empty_table(
-        f'{loaded.detector.name} from {args.folder}',
+        f'{judged.detector.detector.name} from {args.folder}',
         ['rollouts'],
         ('successes', 'promised', 'realised', '95 % interval', 'worst task', 'no alarm\npossible'),
     )
@@ -225,7 +182,6 @@ def _judge_bands(
         f'{FEWEST} successes\nor more.',
         style='dim',
     )
-    return 0
 
 
 def _promise(band: Band, alpha: float) -> str:
@@ -244,47 +200,3 @@ def _promise(band: Band, alpha: float) -> str:
     if made.get('note'):
         text += f' {made["note"]}'
     return text
-
-
-def _part_rows(
-    part: str,
-    members: Sequence[Rollout],
-    scored: Sequence[Any],
-    band: Band,
-    alphas: Sequence[float],
-) -> Iterator[dict[str, Any]]:
-    from scipy.stats import binomtest
-
-    from safe_training.cli.compare_bands import worst_task
-    from safe_training.evaluation.band_comparison import Tally
-    from safe_training.metrics.alarms import band_alarms
-
-    made = band.provenance
-    used = {*made.get('calibration_rollouts', ()), *made.get('center_rollouts', ())}
-    groups = {
-        f'{part}, calibrated on': [i for i, r in enumerate(members) if r.episode_id in used],
-        part: [i for i, r in enumerate(members) if r.episode_id not in used],
-    }
-    for name, indices in groups.items():
-        successes = [scored[i] for i in indices if not scored[i].failed]
-        if not successes:
-            continue
-        for alpha in alphas:
-            tally = Tally()
-            for rollout, alarm in zip(successes, band_alarms(successes, band, alpha), strict=True):
-                tally.add(str(rollout.task), alarm is not None)
-            alarms, count = sum(tally.alarms.values()), len(successes)
-            interval = binomtest(alarms, count).proportion_ci(0.95)
-            worst = worst_task([tally])
-            yield {
-                'rollouts': name,
-                'successes': count,
-                'promised': alpha,
-                'realised': tally.rate,
-                'low': float(interval.low),
-                'high': float(interval.high),
-                'above': bool(interval.low > alpha),
-                'worst_task': None if worst is None else worst[0],
-                'worst_rate': None if worst is None else worst[1],
-                'infinite': not band.at(alpha).can_alarm,
-            }

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.calibration.curves import Quantile
-from safe_training.calibration.functional import Modulation
+from safe_training.calibration.kinds import KINDS
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.evaluation.protocol import EvaluationError, Protocol, ProtocolName
 from vla_feature_bridge.pooling import parse_pooling
@@ -20,10 +20,8 @@ from vla_feature_bridge.pooling import parse_pooling
 if TYPE_CHECKING:
     import argparse
 
-    from vla_feature_bridge.pooling import FeatureSpec
-    from vla_feature_bridge.rollout import Rollout
+    from safe_training.recordings.rollouts import Rollouts
 
-MODULATIONS = (*get_args(Modulation), 'none')
 _DEFAULT = Protocol()
 
 
@@ -104,7 +102,7 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         '--modulation',
-        choices=MODULATIONS,
+        choices=tuple(KINDS),
         help='shape of the band over time; none: one threshold, for few successes '
         f'(default {_DEFAULT.modulation})',
     )
@@ -170,20 +168,18 @@ def check_splits(splits: int | None) -> None:
         raise UsageError(f'--splits must be at least 1, found {splits}')
 
 
-def rollouts_of(
-    args: argparse.Namespace, *, need_outcomes: bool = True
-) -> tuple[list[Rollout], FeatureSpec]:
-    """Return the rollouts of SET, those with an outcome unless all are wanted, and their feature."""
+def rollouts_of(args: argparse.Namespace, *, need_outcomes: bool = True) -> Rollouts:
+    """Return the rollouts of SET: those with an outcome, or all of them."""
     from safe_training.evaluation.fit_and_calibrate import labelled
     from safe_training.recordings.sources import load_rollouts
 
-    rollouts, feature = load_rollouts(
+    rollouts = load_rollouts(
         args.set,
         pooling=parse_pooling(args.pooling) if args.pooling else None,
         feature=args.feature,
         skip_bad=args.skip_bad,
     )
-    return (labelled(rollouts) if need_outcomes else rollouts), feature
+    return labelled(rollouts) if need_outcomes else rollouts
 
 
 def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Protocol:

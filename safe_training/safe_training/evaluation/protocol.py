@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safe_training.calibration.curves import Quantile
+from safe_training.calibration.kinds import KINDS
 from safe_training.evaluation.splits import Split, divide, leave_one_task_out, split_tasks
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
@@ -42,7 +43,7 @@ class Protocol:
     alpha : float
         Promised false-alarm rate.
     modulation : {'max_deviation', 'std', 'constant', 'none'}
-        Shape of the band; 'none': one threshold for all steps, which needs the fewest successes.
+        Kind of band: see :data:`safe_training.calibration.kinds.KINDS`.
     max_steps : int
         Steps of the band; 0 takes the longest rollout there is.
     quantile : {'finite_sample', 'published'}
@@ -74,6 +75,12 @@ class Protocol:
     name: ProtocolName = 'robust'
 
     def __post_init__(self) -> None:
+        if self.modulation not in KINDS:
+            raise EvaluationError(
+                where='protocol',
+                expected=f'a modulation of {", ".join(KINDS)}',
+                found=repr(self.modulation),
+            )
         if self.per_task and self.calibrate_on == 'loto':
             raise EvaluationError(
                 'bands of single tasks are calibrated on held-out rollouts of these tasks; '

@@ -80,12 +80,20 @@ class PartReport:
 
 
 def scored_rollouts(
-    scores: Sequence[np.ndarray], rollouts: Sequence[Rollout]
+    scores: Sequence[np.ndarray], rollouts: Sequence[Rollout], part: str = ''
 ) -> list[ScoredRollout]:
-    """Return score curves with what the metrics need to know of their rollouts."""
+    """Return score curves with the labels and names of their rollouts."""
     return [
-        ScoredRollout(s, r.failed, r.task, r.failure_step)
-        for s, r in zip(scores, rollouts, strict=True)
+        ScoredRollout(
+            curve,
+            None if rollout.success is None else rollout.failed,
+            rollout.task,
+            rollout.failure_step,
+            rollout.episode_id,
+            part,
+            rollout=rollout,
+        )
+        for curve, rollout in zip(scores, rollouts, strict=True)
     ]
 
 

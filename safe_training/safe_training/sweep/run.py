@@ -23,13 +23,13 @@ import torch
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import Detector, DetectorError
 from safe_training.calibration.curves import CalibrationError
-from safe_training.evaluation.evaluate import score_part
 from safe_training.evaluation.fit_and_calibrate import (
-    HELD_OUT,
     calibrated_band,
+    held_out_successes,
     labelled,
     make_seeded,
 )
+from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.protocol import (
     EvaluationError,
     Protocol,
@@ -43,6 +43,7 @@ from safe_training.fitting.data import require_both_outcomes, stack_rollouts
 from safe_training.fitting.precision import Precision
 from safe_training.metrics.part_report import flatten_report, report_part
 from safe_training.metrics.scored import ScoredRollout, min_lengths
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
@@ -86,8 +87,6 @@ class _Divided:
     ----------
     parts : dict of str to list of Rollout
         Those of the split that are not empty, by name.
-    successes : tuple of int
-        Which rollouts of the part 'seen' the band is calibrated on.
     shortest : dict of task to int
         Earliest stop of each task.
     """
@@ -95,7 +94,6 @@ class _Divided:
     rollouts: list[Rollout]
     split: Split
     parts: dict[str, list[Rollout]]
-    successes: tuple[int, ...]
     shortest: Mapping[Any, int]
 
 
@@ -110,7 +108,6 @@ def _divide(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _Divided:
         rollouts=mine,
         split=split,
         parts=parts,
-        successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
         shortest=min_lengths([r.task for r in mine], [len(r) for r in mine]),
     )
 
@@ -226,14 +223,8 @@ def _fitted(
 def _band(
     parts: Mapping[str, Sequence[ScoredRollout]], divided: _Divided, protocol: Protocol
 ) -> Band:
-    return calibrated_band(
-        [parts['seen'][i].scores for i in divided.successes],
-        [divided.parts['seen'][i] for i in divided.successes],
-        HELD_OUT,
-        divided.rollouts,
-        divided.split,
-        protocol,
-    )
+    successes = held_out_successes(parts.get('seen', []), divided.split)
+    return calibrated_band(successes, divided.rollouts, divided.split, protocol)
 
 
 @dataclass(frozen=True)
@@ -292,12 +283,11 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(out / MANIFEST, source, grid, settings, splits_from)
 
-    def read(variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
+    def read(variant: Variant) -> tuple[Rollouts, FeatureSpec]:
         pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
-        rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
-        rollouts = labelled(rollouts)
+        rollouts = labelled(load_rollouts(source, pooling=pooling, feature=variant.feature))
         manifest.tie(rollouts)
-        return rollouts, feature
+        return rollouts, rollouts.feature
 
     if splits_from is not None and grid.subsets:
         raise SweepError(
@@ -305,7 +295,7 @@ def run_sweep(
             'subsets; leave --splits-from out'
         )
     # Which units there are depends on the tasks; a folder that is gone on with knows them.
-    held: dict[Variant, tuple[list[Rollout], FeatureSpec]] = {}
+    held: dict[Variant, tuple[Rollouts, FeatureSpec]] = {}
     if not manifest.tasks:
         held[variants[0]] = read(variants[0])
     subsets, left_out = tasks_of_subsets(grid, manifest.tasks)

@@ -615,7 +615,10 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     [
         (('--protocol', 'loto', '--splits', 2), '--splits has no meaning with --protocol loto'),
         (('--protocol', 'loto', '--unseen-ratio', 0.5), '--unseen-ratio has no meaning'),
-        (('--protocol', 'paper', '--first-split', 2), '--first-split has no meaning with --protocol paper'),
+        (
+            ('--protocol', 'paper', '--first-split', 2),
+            '--first-split has no meaning with --protocol paper',
+        ),
         (('--splits-from', 'x', '--protocol', 'loto'), 'no meaning'),
         (('--per-task', '--calibrate-on', 'loto'), 'choose one of the two'),
         (('--benchmark', 'mine'), 'give --out as well'),

@@ -518,7 +518,7 @@ def test_a_rollout_that_cannot_be_evaluated_is_refused(scores, failed, message):
 )
 def test_no_number_is_of_a_rollout_without_a_label(measure):
     scored = [ScoredRollout([0.1, 0.2], True, 'pour'), ScoredRollout([0.1, 0.2], None, 'pour')]
-    with pytest.raises(MetricError, match="task 'pour': expected a label .*, found none; label"):
+    with pytest.raises(MetricError, match=r"task 'pour': expected a label .*, found none; label"):
         measure(scored)
 
 

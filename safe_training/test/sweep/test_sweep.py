@@ -15,10 +15,11 @@ import pytest
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.cli.main import main
-from safe_training.evaluation.evaluate import evaluate_splits
+from safe_training.evaluation.evaluate import evaluate
 from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.protocol import Protocol, choose_split, choose_splits, numbered_tasks
 from safe_training.recordings.readers.open_pi_zero import TASKS as SIMPLER_TASKS
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep import run as sweep_module
 from safe_training.sweep.grid import Family, Subset, SweepError, Variant, read_grid, shipped_grids
@@ -65,7 +66,7 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     found = {
         (r.detector, r.params, r.split, r.part): r.values for r in read_results(tmp_path / 'out')
     }
-    rollouts = labelled(load_rollouts(SET)[0])
+    rollouts = labelled(load_rollouts(SET))
     alone = [
         ('safe_lstm', {'epochs': 3, 'hidden': 8, 'learning_rate': rate, 'lambda_reg': reg})
         for rate in (1e-3, 1e-2)
@@ -77,7 +78,7 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     splits = choose_splits(rollouts, Protocol(), [0, 1])
     for name, params in alone:
         text = json.dumps(params, sort_keys=True)
-        for row in evaluate_splits([name], rollouts, Protocol(), splits, {name: params}):
+        for row in evaluate([name], rollouts, splits, params={name: params}):
             values = found[name, text, row.split, row.part]
             for metric, value in row.values.items():
                 if metric != 'fit_seconds':
@@ -166,9 +167,10 @@ def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
 def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
     grid, tmp_path, capsys, monkeypatch
 ):
-    rollouts, feature = load_rollouts(SET)
+    rollouts = load_rollouts(SET)
+    feature = rollouts.feature
     alike = [r for r in rollouts if r.success]
-    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (alike, feature))
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: Rollouts(alike, feature))
     assert sweep(grid, tmp_path / 'out') == 0
     said = json.loads(capsys.readouterr().out)
     assert sum(x.startswith('safe_lstm') and 'successes' in x for x in said['left_out']) == 8
@@ -239,9 +241,12 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
         ('flow/doors', 'flow', 'doors'),
         ('flow/pucks', 'flow', 'pucks'),
     }
-    doors = [r for r in labelled(load(SET)[0]) if r.task.startswith(('door-', 'drawer-', 'window'))]
+    everything = labelled(load(SET))
+    doors = everything.take(
+        r for r in everything if r.task.startswith(('door-', 'drawer-', 'window'))
+    )
     splits = choose_splits(doors, Protocol(), [0, 1])
-    alone = evaluate_splits(['mahalanobis'], doors, Protocol(), splits)
+    alone = evaluate(['mahalanobis'], doors, splits)
     values = {
         (r.split, r.part): r.values
         for r in found
@@ -329,10 +334,10 @@ def test_published_splits_go_by_the_numbers_of_tasks_and_others_by_names(grid):
 def test_tasks_without_numbers_of_their_own_are_split_by_name_and_that_is_said(
     grid, tmp_path, capsys, monkeypatch
 ):
-    same = [replace(r, task_id=0) for r in load_rollouts(SET)[0]]
+    same = [replace(r, task_id=0) for r in load_rollouts(SET)]
     assert numbered_tasks(same) is None
-    feature = load_rollouts(SET)[1]
-    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (same, feature))
+    feature = load_rollouts(SET).feature
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: Rollouts(same, feature))
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
     assert sweep(grid, tmp_path / 'out', '--protocol', 'paper') == 0
     assert 'splits go by their names' in capsys.readouterr().err
