@@ -21,11 +21,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from safe_bringup.live import LiveEpisode, LiveError, play_live
+from safe_bringup.live import LiveEpisode, play_live
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.storage.detector_folder import load_detector
-from safe_training.cli import main as cli
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
@@ -379,7 +378,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         return run(args)
-    except (DemoError, LiveError, OSError, *cli.FAILURES) as error:
+    except (SafeError, OSError) as error:
         print(f'demo: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -256,7 +256,7 @@ def play_live(
         observer.spin(0.3)
         replayed = {
             'rollout_set': rollout_set.resolve(),
-            'rate': float(rate),
+            'frequency': float(rate),
             'gap': float(gap),
             'episodes': listed,
         }

@@ -38,7 +38,7 @@ from bench.detectors import bench_detectors, print_detectors
 from bench.sweep import bench_sweep, print_sweep
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
-from safe_monitor_node.detectors import SafeLstm
+from safe_monitor_node.detectors.learned import SafeLstm
 from safe_monitor_node.storage.detector_folder import save_detector
 from safe_msgs.msg import FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage

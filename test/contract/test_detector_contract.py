@@ -280,7 +280,7 @@ def test_an_unknown_detector_or_parameter_is_refused_with_what_there_is():
 
 
 def test_a_detector_without_a_fitter_says_where_fitting_lives():
-    class WithoutFitter(DETECTORS['clock']):
+    class WithoutFitter(DETECTORS['mahalanobis']):
         name = 'without_fitter'
 
     with pytest.raises(DetectorError, match='install the package safe_training'):

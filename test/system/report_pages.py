@@ -14,7 +14,7 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.page.page import PageVideo, page
-from vla_feature_bridge.atomic import write_whole
+from vla_feature_bridge.atomic import replace_files
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -63,5 +63,5 @@ def write_report(
     tasks = {j.task: _band(j.required_threshold.upper) for j in entries}
     band = _band(np.full(HORIZON, 0.5), tasks)
     loaded = CalibratedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
-    write_whole({path: page('Report', loaded, entries, [], videos or {})})
+    replace_files({path: page('Report', loaded, entries, [], videos or {})})
     return path

@@ -7,9 +7,10 @@ literature (maximum and mean of negative log-probability and of entropy over the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from safe_monitor_node.detectors.accumulation import Accumulate
 from safe_monitor_node.detectors.base import StepError
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
@@ -22,11 +23,9 @@ _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 _ROUNDING = 1e-2
 
 
+@dataclass(kw_only=True, eq=False)
 class _TokenDetector(StepwiseDetector):
     needs = frozenset({'tokens'})
-
-    def __init__(self, *, accumulate: Accumulate = 'none') -> None:
-        self.accumulate = accumulate
 
     def _checked(self, step: PolicyStep, values: np.ndarray | None, what: str) -> np.ndarray:
         """Return one finite float64 number a token, or raise :class:`StepError`."""
@@ -64,61 +63,41 @@ class _TokenDetector(StepwiseDetector):
         return np.maximum(entropy, 0.0)
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenMaxNegLogProb(_TokenDetector):
-    """Largest negative log-probability [nats] among the tokens of a step: its least sure token.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Largest negative log-probability [nats] among the tokens of a step: its least sure token."""
 
     name = 'token_max_neg_log_prob'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
         return float(self._neg_log_prob(step).max())
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenAvgNegLogProb(_TokenDetector):
-    """Mean negative log-probability [nats] of the tokens of a step.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Mean negative log-probability [nats] of the tokens of a step."""
 
     name = 'token_avg_neg_log_prob'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
         return float(self._neg_log_prob(step).mean())
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenMaxEntropy(_TokenDetector):
-    """Largest entropy [nats] among the token distributions of a step.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Largest entropy [nats] among the token distributions of a step."""
 
     name = 'token_max_entropy'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
         return float(self._entropy(step).max())
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenAvgEntropy(_TokenDetector):
-    """Mean entropy [nats] of the token distributions of a step.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Mean entropy [nats] of the token distributions of a step."""
 
     name = 'token_avg_entropy'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
         return float(self._entropy(step).mean())

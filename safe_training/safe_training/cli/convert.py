@@ -126,7 +126,7 @@ def _jobs_argument(argument: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Convert and print; returns the exit status."""
-    from safe_training.recordings.convert import convert
+    from safe_training.recordings.convert import BagOptions, convert
     from vla_feature_bridge.rollout_set.writer import partial_folder
 
     try:
@@ -144,8 +144,7 @@ def run(args: argparse.Namespace) -> int:
                 unseen_root=args.unseen_root,
                 jobs=args.jobs,
                 to=args.to,
-                rate=args.frequency,
-                compression=args.compression,
+                bag=BagOptions(args.frequency, args.compression),
             )
     except KeyboardInterrupt:
         partial = partial_folder(args.destination)

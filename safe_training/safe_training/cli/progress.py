@@ -3,11 +3,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-ProgressFunction = Callable[[int, int, str], None]
-"""Called with the steps done, the steps in all, and a note about the current step."""
+from vla_feature_bridge.progress import Progress as ProgressFunction
 
 
 @contextmanager

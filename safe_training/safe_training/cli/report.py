@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.reporting.figures.catalogue import figures_of
     from safe_training.reporting.page.page import page, page_videos
     from safe_training.reporting.video.frames import VideoError
-    from vla_feature_bridge.atomic import write_whole
+    from vla_feature_bridge.atomic import replace_files
 
     if not 0 <= args.embed_videos < float('inf'):
         raise UsageError(f'--embed-videos must be 0 or more MiB, found {args.embed_videos}')
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
             probability=loaded.detector.gives_probability,
         )
     )
-    write_whole({args.out: page(title, loaded, judged, drawn, videos, tables)})
+    replace_files({args.out: page(title, loaded, judged, drawn, videos, tables)})
     embedded = sum(v.content is not None for v in videos.values())
     size = args.out.stat().st_size
     if args.json:

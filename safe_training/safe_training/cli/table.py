@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.reporting.tables.entries import TableError
     from safe_training.sweep.results import read_results
     from safe_training.sweep.unfinished import unfinished
-    from vla_feature_bridge.atomic import write_whole
+    from vla_feature_bridge.atomic import replace_files
 
     results = read_results(*args.results)
     if args.protocol in ('robust', 'loto'):
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         # Under names of their own, so that flattering tables never replace the others.
         chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
-        write_whole(
+        replace_files(
             {
                 args.out / f'table1_{name}{chosen}.{_SUFFIX[kind]}': text
                 for name, texts in made.items()

@@ -11,7 +11,7 @@ from typing import Any
 
 from safe_training.evaluation.protocol import PROTOCOLS, ProtocolName
 from safe_training.evaluation.splits import Split, SplitError
-from vla_feature_bridge.atomic import write_whole
+from vla_feature_bridge.atomic import replace_files
 from vla_feature_bridge.rollout import Rollout
 
 _FORMAT = 'safe_splits'
@@ -39,7 +39,7 @@ def write_splits(
         'tasks': [r.task for r in rollouts],
         'splits': [split.to_dict() for split in splits],
     }
-    write_whole({path: json.dumps(content) + '\n'})
+    replace_files({path: json.dumps(content) + '\n'})
 
 
 def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:

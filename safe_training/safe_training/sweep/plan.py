@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from safe_monitor_node.detectors import DETECTORS
@@ -13,8 +13,6 @@ from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol, ProtocolN
 from safe_training.fitting.precision import Precision
 from safe_training.recordings.sources import open_source
 from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)

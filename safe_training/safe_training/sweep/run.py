@@ -39,7 +39,8 @@ from safe_training.evaluation.protocol import (
 from safe_training.evaluation.saved_splits import read_splits, split_numbers, write_splits
 from safe_training.evaluation.splits import Split, SplitError
 from safe_training.fitting.batched import Learned, can_be_stacked, stacks, train_together
-from safe_training.fitting.data import require_both_outcomes, stack_rollouts
+from safe_training.fitting.data import require_both_outcomes
+from safe_training.fitting.learned import TrainingData
 from safe_training.fitting.precision import Precision
 from safe_training.metrics.part_report import flatten_report, report_part
 from safe_training.metrics.scored import ScoredRollout, min_lengths
@@ -48,7 +49,6 @@ from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
 from safe_training.sweep.plan import (
-    Progress,
     Settings,
     Unit,
     existing_variants,
@@ -58,6 +58,7 @@ from safe_training.sweep.plan import (
 )
 from safe_training.sweep.results import SUBSET_MARK, Result, canonical, write_results
 from vla_feature_bridge.pooling import FeatureSpec, parse_pooling
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 
@@ -197,7 +198,7 @@ def _fitted(
         except DetectorError as error:
             yield from ((i, detector, 0.0, str(error)) for i, detector in enumerate(detectors))
             return
-        data = stack_rollouts(training)
+        data = TrainingData.of(training)
         for members in stacks(learned, data):
             started = time.perf_counter()
             group = [learned[i] for i in members]

@@ -13,7 +13,12 @@ from safe_monitor_node.detectors.networks import pad_steps
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split
 from safe_training.fitting.data import stack_rollouts
 from safe_training.fitting.density import training_inputs
-from safe_training.fitting.learned import batch_loss, scale_weights, training_epochs
+from safe_training.fitting.learned import (
+    TrainingData,
+    batch_loss,
+    scale_weights,
+    training_epochs,
+)
 from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
@@ -107,7 +112,9 @@ def test_the_training_loss_falls(name):
 
 
 def test_class_weights_balance_the_classes():
-    data = stack_rollouts([r for r in make_rollouts(20) if not r.failed][:9] + make_rollouts(2)[1:])
+    data = TrainingData.of(
+        [r for r in make_rollouts(20) if not r.failed][:9] + make_rollouts(2)[1:]
+    )
     weights = data.weights(make_detector('safe_mlp', lambda_fail=2.0))
     assert weights.fail == pytest.approx(2.0 * 10 / (1 + 1))
     assert weights.success == pytest.approx(10 / (9 + 1))
@@ -152,7 +159,7 @@ def test_early_stopping_takes_the_weights_of_the_best_epoch(name):
     assert_same_weights(stopped, best)
     losses = []
     for detector in (best, make_detector(name, epochs=epochs, **params).fit(train)):
-        data = stack_rollouts(validation)
+        data = TrainingData.of(validation)
         losses.append(batch_loss(detector, detector.network_, data, data.weights(detector)))
     assert losses[0] < losses[1]
 
@@ -170,7 +177,7 @@ def test_without_validation_the_last_epoch_is_taken(name):
     train = make_rollouts()
     detector = make_detector(name, **TINY)
     assert fit_counting(detector, train) == 5
-    data = stack_rollouts(train)
+    data = TrainingData.of(train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = detector.build(WIDTH)
@@ -214,7 +221,7 @@ def test_validation_rollouts_that_do_not_do_are_refused(name, validation, messag
 
 def epochs_of(**params):
     detector = make_detector('safe_mlp', **{**TINY, **params})
-    data = stack_rollouts(make_rollouts())
+    data = TrainingData.of(make_rollouts())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = detector.build(WIDTH)
@@ -275,7 +282,7 @@ def test_the_scale_of_the_first_weights_leaves_the_biases():
 def test_rollouts_of_any_float_dtype_are_read_as_float32_without_padding():
     rollouts = make_rollouts(5)
     rollouts[1] = dataclasses.replace(rollouts[1], features=rollouts[1].features.astype(np.float64))
-    data = stack_rollouts(rollouts)
+    data = TrainingData.of(rollouts)
     assert data.flat.dtype == torch.float32
     assert data.flat.shape == (sum(map(len, rollouts)), WIDTH)
     assert data.lengths.tolist() == [len(r) for r in rollouts]
@@ -410,7 +417,7 @@ def test_rollouts_of_unequal_length_are_padded_as_published():
         )
         for k in range(3)
     ]
-    data = stack_rollouts(rollouts)
+    data = TrainingData.of(rollouts)
     padded = pad_steps(data.flat, data.lengths)
     np.testing.assert_allclose(padded, arrays['pad/out/features'], rtol=1e-6, atol=1e-6)
     np.testing.assert_array_equal(data.valid(), arrays['pad/out/valid_masks'])
