@@ -15,9 +15,9 @@ from safe_training.cli.options import (
     add_source_options,
     check_alpha,
     check_splits,
-    detector_params,
     rollouts_of,
 )
+from safe_training.cli.params import detector_params
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.compared_bands import COMPARED

@@ -19,10 +19,10 @@ from safe_training.cli.options import (
     add_split_options,
     add_training_options,
     check_splits,
-    detector_params,
     protocol_of,
     rollouts_of,
 )
+from safe_training.cli.params import detector_params
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.protocol import PAPER_SPLITS, PROTOCOLS, ROBUST_SPLITS, Protocol

@@ -12,10 +12,10 @@ from safe_training.cli.options import (
     add_source_options,
     add_split_options,
     add_training_options,
-    detector_params,
     protocol_of,
     rollouts_of,
 )
+from safe_training.cli.params import detector_params
 from safe_training.cli.parsing import VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.reporting.numbers import plain_json

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from safe_training.evaluation.evaluate import Row
     from safe_training.evaluation.judge import JudgedSet
 
-DESCRIPTION = """Evaluate a detector folder on a set: on the rollouts that it was trained on, on those
-that it held out, on those of unseen tasks, and on rollouts that it does not know ("new")."""
+DESCRIPTION = """Evaluate a detector folder on a set, part by part: the rollouts of training
+("train"), the held-out rollouts of the same tasks ("seen"), the rollouts of tasks that were left
+out ("unseen"), and rollouts that the folder does not know ("new")."""
 EXAMPLE = """examples:
   python -m safe_training judge my_set my_detector
   python -m safe_training judge my_set my_detector --alpha 0.2 --details

@@ -69,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     elif not args.list:
         if not sys.stdin.isatty():
             raise DumpError(
-                f'{episodes.path}: expected a terminal to ask on, found none; use --list, --episode '
-                'with --outcome, or --csv'
+                f'{episodes.path}: expected a terminal to ask on, found none; use --list, '
+                '--episode with --outcome, or --csv'
             )
         _ask(episodes, args.all)
     _report(episodes, args)

@@ -3,14 +3,9 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.calibration.curves import Quantile
 from safe_training.calibration.kinds import KINDS
 from safe_training.cli.parsing import UsageError, VerbParser
@@ -203,61 +198,3 @@ def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Prot
         )
     except EvaluationError as error:
         raise UsageError(f'--per-task and --calibrate-on loto: {error}') from error
-
-
-# What a parameter takes whose default is None; annotations are text in our modules.
-_OPTIONAL: dict[str, type] = {
-    'float | None': float,
-    'int | None': int,
-    'str | None': str,
-    'list[int] | None': list,
-}
-
-
-def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Read ``NAME=VALUE`` (for every named detector that has it) and ``DETECTOR.NAME=VALUE``.
-
-    Raises
-    ------
-    UsageError
-        Malformed, of another type than the parameter, or no named detector has it.
-    """
-    known = {name: inspect.signature(DETECTORS[name]).parameters for name in names}
-    params: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for setting in settings:
-        key, equals, text = setting.partition('=')
-        if not equals:
-            raise UsageError(f'--param {setting!r}: expected NAME=VALUE, such as epochs=100')
-        detector, _, parameter = key.rpartition('.')
-        if detector and detector not in DETECTORS:
-            raise UsageError(f'--param {setting!r}: unknown detector {detector!r}')
-        takers = [n for n in names if parameter in known[n] and detector in ('', n)]
-        if not takers:
-            raise UsageError(
-                f'--param {setting!r}: none of {", ".join(names)} has a parameter {parameter!r}; '
-                + '; '.join(f'{n} has {", ".join(p) or "none"}' for n, p in known.items())
-            )
-        for name in takers:
-            params[name][parameter] = _value(setting, text, known[name][parameter])
-    return params
-
-
-def _value(setting: str, text: str, parameter: inspect.Parameter) -> Any:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        value = text
-    default = parameter.default
-    kind = _OPTIONAL.get(str(parameter.annotation), object) if default is None else type(default)
-    if value is None and default is None:
-        return None
-    # An integer may stand for a float, but true stands for no number.
-    if kind is float and type(value) is int:
-        value = float(text)
-    fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-    if not fits or (isinstance(value, float) and not math.isfinite(value)):
-        raise UsageError(
-            f'--param {setting!r}: expected a value of type {kind.__name__}, such as {default!r}, '
-            f'found {value!r}'
-        )
-    return value

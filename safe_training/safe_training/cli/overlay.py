@@ -14,6 +14,8 @@ from safe_training.reporting.numbers import plain_json
 if TYPE_CHECKING:
     import argparse
 
+    from safe_training.metrics.scored import ScoredRollout
+
 DESCRIPTION = 'Write the video of each rollout with its score, band and alarm under it.'
 EXAMPLE = """examples:
   python -m safe_training overlay my_set --folder my_detector --videos recordings --out overlays
@@ -40,55 +42,82 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write every video; one that cannot be read is reported, the others are written."""
-    from safe_training.reporting.video.frames import VideoError, find_video, opencv
-    from safe_training.reporting.video.overlay import file_name, write_overlay
+    """Write the videos; returns 1 if a video cannot be read, after writing the others."""
+    from safe_training.reporting.video.frames import VideoError, opencv
 
-    opencv()
+    opencv()  # says how to install OpenCV before anything is scored
     if not args.videos.is_dir():
-        raise VideoError(f'{args.videos}: expected a folder of videos, found none')
+        raise VideoError(f'{args.videos}: expected a folder of videos, found none; check --videos')
     _, judged = judged_rollouts(args, need_outcomes=False)
-    if args.episode:
-        known = {j.episode_id for j in judged}
-        unknown = [name for name in args.episode if name not in known]
-        if unknown:
-            raise VideoError(
-                f'{args.set}: no episode {unknown[0]!r}; `info` and `label --list` list them'
-            )
-        judged = [j for j in judged if j.episode_id in args.episode]
-    found = [(j, find_video(j.required_rollout, args.videos)) for j in judged]
-    videos = [(j, path) for j, path in found if path is not None]
-    if not videos:
-        example = judged[0].required_rollout
-        raise VideoError(
-            f'{args.videos}: holds no video of the {len(judged)} rollouts; looked for '
-            f'{example.video or example.episode_id + ".mp4"!r} and the like'
-        )
+    chosen = _chosen(args, judged)
+    videos = _videos(args, chosen)
     args.out.mkdir(parents=True, exist_ok=True)
     written, failed = [], []
-    for entry, source in videos:
-        target = args.out / f'{file_name(entry.episode_id)}.mp4'
+    for rollout, source in videos:
         try:
-            if target.resolve() == source:
-                raise VideoError(f'{source}: is the video itself; give --out another folder')
-            frames = write_overlay(entry, source, target)
+            target = _write(args, rollout, source)
         except VideoError as error:
             failed.append(str(error))
             print(f'safe_training overlay: {error}', file=sys.stderr)
             continue
-        written.append({'episode': entry.episode_id, 'file': str(target)})
+        written.append({'episode': rollout.episode_id, 'file': str(target)})
         if not args.json:
             print(target)
-        if frames.rule == 'stretched':
-            print(
-                f'safe_training overlay: {source}: {len(frames.steps)} frames fit neither '
-                f'{len(entry.required_rollout)} steps of {entry.required_rollout.exec_horizon} actions nor the '
-                'stamps; the steps are spread evenly over it',
-                file=sys.stderr,
-            )
-    without = len(judged) - len(videos)
+    without = len(chosen) - len(videos)
     if args.json:
         print(plain_json({'files': written, 'failed': failed, 'without_video': without}))
     elif without:
-        print(f'{without} of {len(judged)} rollouts have no video below {args.videos}')
+        print(f'{without} of {len(chosen)} rollouts have no video in {args.videos}')
     return 1 if failed else 0
+
+
+def _chosen(args: argparse.Namespace, judged: list[ScoredRollout]) -> list[ScoredRollout]:
+    """Return the rollouts of --episode; all of them without it."""
+    from safe_training.reporting.video.frames import VideoError
+
+    if not args.episode:
+        return judged
+    known = {rollout.episode_id for rollout in judged}
+    for name in args.episode:
+        if name not in known:
+            raise VideoError(
+                f'{args.set}: expected an episode {name!r}, found none of this name; '
+                '`label --list --all` prints all names'
+            )
+    return [rollout for rollout in judged if rollout.episode_id in args.episode]
+
+
+def _videos(
+    args: argparse.Namespace, rollouts: list[ScoredRollout]
+) -> list[tuple[ScoredRollout, Path]]:
+    """Return the rollouts that have a video, each with its file."""
+    from safe_training.reporting.video.frames import VideoError, find_video
+
+    found = [(rollout, find_video(rollout.required_rollout, args.videos)) for rollout in rollouts]
+    videos = [(rollout, path) for rollout, path in found if path is not None]
+    if not videos:
+        example = rollouts[0].required_rollout
+        raise VideoError(
+            f'{args.videos}: expected videos of the {len(rollouts)} rollouts, such as '
+            f'{example.video or example.episode_id + ".mp4"!r}, found none'
+        )
+    return videos
+
+
+def _write(args: argparse.Namespace, rollout: ScoredRollout, source: Path) -> Path:
+    """Write the video of one rollout; returns its file."""
+    from safe_training.reporting.video.frames import VideoError
+    from safe_training.reporting.video.overlay import file_name, write_overlay
+
+    target: Path = args.out / f'{file_name(rollout.episode_id)}.mp4'
+    if target.resolve() == source:
+        raise VideoError(f'{source}: is the video itself; give another folder with --out')
+    frames = write_overlay(rollout, source, target)
+    if frames.rule == 'stretched':
+        print(
+            f'safe_training overlay: {source}: the {len(frames.steps)} frames match neither '
+            f'{len(rollout)} steps of {rollout.required_rollout.exec_horizon} actions nor the time '
+            'stamps; the steps are spread evenly over the video',
+            file=sys.stderr,
+        )
+    return target

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -32,7 +33,7 @@ class VerbParser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str = '', epilog: str = '') -> None:
         super().__init__(
             prog=prog,
-            description=description,
+            description=textwrap.fill(' '.join(description.split()), width=88),
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,

@@ -18,8 +18,9 @@ from safe_training.sweep.grid import shipped_grids
 if TYPE_CHECKING:
     import argparse
 
-DESCRIPTION = """Fit and evaluate every configuration of a grid on several task splits. Models of the
-same kind are trained together. Call the same command again to go on with an interrupted sweep."""
+DESCRIPTION = """Fit and evaluate every configuration of a grid on several task splits.
+Models of the same kind are trained together. To go on with an interrupted sweep, give the same
+command again."""
 EXAMPLE = """examples:
   python -m safe_training sweep my_set --grid learned --out my_results
   python -m safe_training sweep dump --grid openvla_libero10 --protocol paper --out my_results

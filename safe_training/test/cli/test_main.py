@@ -11,7 +11,8 @@ import pytest
 
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.main import main
-from safe_training.cli.options import UsageError, detector_params
+from safe_training.cli.params import detector_params
+from safe_training.cli.parsing import UsageError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
@@ -452,7 +453,7 @@ def test_wrong_usage_is_status_2_and_says_what_is_right(run, arguments, message)
     [
         ('hidden', 'expected NAME=VALUE'),
         ('=3', "has a parameter ''"),
-        ('hiden=3', "none of safe_mlp has a parameter 'hiden'; safe_mlp has hidden"),
+        ('hiden=3', "none of safe_mlp has a parameter 'hiden'; safe_mlp has accumulate, hidden"),
         ('safe_lstm.hidden=3', 'none of safe_mlp'),
         ('sage_mlp.hidden=3', "unknown detector 'sage_mlp'"),
         ('hidden=many', "expected a value of type int, such as 256, found 'many'"),
