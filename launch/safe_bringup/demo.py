@@ -204,7 +204,6 @@ class Outcome:
 
 def judge(live: LiveEpisode, rollout: Rollout, loaded: CalibratedDetector, alpha: float) -> Outcome:
     """Compare what came over the wire with the truth and with offline scoring."""
-    assert loaded.band is not None
     offline = loaded.detector.score(rollout)
     received = np.full(len(rollout), np.nan)
     received[live.steps] = live.scores
@@ -300,7 +299,6 @@ def curves(
     alpha: float,
 ) -> list[EpisodeCurve]:
     """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
-    assert loaded.band is not None
     threshold = loaded.band.at(alpha)
     taken: dict[str, list[EpisodeCurve]] = {
         'detection': [],

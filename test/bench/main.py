@@ -38,8 +38,8 @@ from bench.detectors import bench_detectors, print_detectors
 from bench.sweep import bench_sweep, print_sweep
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors.learned import SafeLstm
-from safe_monitor_node.storage.detector_folder import save_detector
 from safe_msgs.msg import FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.pooling import FeatureSpec
@@ -109,9 +109,8 @@ def milliseconds(seconds: np.ndarray) -> dict[str, float]:
 def alarming_folder(width: int, folder: Path) -> Path:
     """Write a detector whose band lies below every score: each episode alarms at its first step."""
     band = Band(np.array([0.1]), np.full((1, 8), -1.0), kind='benchmark', n_calibration=0)
-    return save_detector(
-        folder, untrained_lstm(width), FeatureSpec('features', width), band=band, alpha=0.1
-    )
+    feature = FeatureSpec('features', width)
+    return CalibratedDetector(untrained_lstm(width), feature, band, 0.1).save(folder)
 
 
 def bench_latency(width: int, samples: int, folder: Path) -> dict[str, Any]:

@@ -15,19 +15,22 @@ import pytest
 import torch
 
 import safe_training  # noqa: F401  (registers the fitters)
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import (
     DETECTORS,
     DetectorError,
     StepError,
     make_detector,
 )
-from safe_monitor_node.storage.detector_folder import load_detector, save_detector
+from safe_monitor_node.storage.detector_folder import load_detector
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 
 WIDTH = 16
 SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
+BAND = Band(np.array([0.1]), np.ones((1, 8)), 'any', 9)
 DATA = frozenset({'features', 'actions', 'sampled_actions', 'tokens', 'signals'})
 TINY = {'hidden': 8, 'epochs': 5}
 # A group of the normalisation must hold more than a few numbers: one that holds four and happens to
@@ -327,7 +330,7 @@ def test_fitting_and_scoring_leave_the_global_generators_alone(case, tmp_path):
     detector = case.make().fit(TRAINING, validation=HELD_OUT)
     detector.score_all(HELD_OUT)
     streamed(detector, HELD_OUT[0])
-    load_detector(save_detector(tmp_path / 'detector', detector, SPEC))
+    load_detector(CalibratedDetector(detector, SPEC, BAND, 0.1).save(tmp_path / 'detector'))
     assert global_random_state() == before
 
 
@@ -697,7 +700,7 @@ def test_features_near_the_largest_number_are_no_infinity(case):
 @every_case
 def test_a_detector_from_its_folder_scores_bit_for_bit_the_same(case, tmp_path):
     detector = fitted(case)
-    folder = save_detector(tmp_path / 'detector', detector, SPEC)
+    folder = CalibratedDetector(detector, SPEC, BAND, 0.1).save(tmp_path / 'detector')
     loaded = load_detector(folder).detector
     assert type(loaded) is type(detector)
     assert loaded.get_params() == detector.get_params()

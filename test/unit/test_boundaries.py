@@ -143,6 +143,7 @@ ROOMS = {
         'evaluation',
         'sweep',
         'reporting',
+        'api',
         'cli',
         '__main__',
     ),
@@ -278,8 +279,9 @@ for name in {modules!r}:
     importlib.import_module(name)
 
 import numpy as np
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.storage.detector_folder import load_detector, save_detector
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -292,7 +294,9 @@ with tempfile.TemporaryDirectory() as place:
     rollout = RolloutSet.open(Path(place) / 'set')[0]
     detector = make_detector('safe_lstm', hidden=2)
     detector.set_network(detector.build(4), 4)
-    stream = load_detector(save_detector(Path(place) / 'd', detector, feature)).detector.stream()
+    band = Band(np.array([0.1]), np.ones((1, 3)), 'any', 9)
+    folder = CalibratedDetector(detector, feature, band, 0.1).save(Path(place) / 'd')
+    stream = CalibratedDetector.load(folder).detector.stream()
     for t in range(3):
         stream.step(rollout.step(t))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes judged step by step: the order of things, and all that may go wrong with a step."""
+"""Episodes scored step by step: the order of things, and all that may go wrong with a step."""
 
 import dataclasses
 import math
@@ -8,18 +8,15 @@ import re
 import numpy as np
 import pytest
 import torch
+from band_factory import constant_band
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
-from safe_monitor_node.monitor.episode_monitor import (
-    EpisodeMonitor,
-    MonitorError,
-    choose_thresholds,
-)
-from safe_monitor_node.monitor.label_feedback import KEPT_EPISODES, Lesson
-from safe_training.calibration.constant import constant_band
+from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, MonitorError, StepId
+from safe_monitor_node.monitor.label_feedback import KEPT_EPISODES, LabelEffect
+from safe_monitor_node.monitor.thresholds import CalibratedThresholds, choose_thresholds
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -75,9 +72,15 @@ class Live:
         self.now += 1.0
         return self.monitor.step(make_step(*args, **changes), self.now)
 
+    def unreadable(self, episode, index, problem='unreadable'):
+        step_id = StepId(episode, index, 0)
+        if self.monitor.begins(step_id):
+            self.monitor.begin(episode, self.now)
+        return self.monitor.continue_without(step_id, problem, self.now)
+
     def state(self, *args, **changes):
-        judgement = self.step(*args, **changes)
-        return None if judgement is None else judgement.verdict.state
+        result = self.step(*args, **changes)
+        return None if result is None else result.verdict.state
 
     def play(self, episode, scores, success=None, task=''):
         """Play an episode from START to END and label it, if it is said how it went."""
@@ -129,11 +132,6 @@ def test_thresholds_that_do_not_exist_are_refused_with_what_to_do(
     assert 'action_norm' in str(caught.value) or 'warning_alpha' in str(caught.value)
 
 
-def test_a_folder_without_a_band_is_refused():
-    with pytest.raises(MonitorError, match='has no band; calibrate it'):
-        EpisodeMonitor(dataclasses.replace(scripted(), band=None))
-
-
 def test_a_band_that_is_finite_later_is_accepted():
     upper = np.array([[math.inf, math.inf, 1.0]])
     threshold, _ = choose_thresholds(scripted(Band(np.array([0.1]), upper, 'any', 19)))
@@ -143,13 +141,13 @@ def test_a_band_that_is_finite_later_is_accepted():
 # --- one episode
 
 
-def test_every_step_is_judged_against_both_bands():
+def test_every_step_is_scored_against_both_bands():
     live = Live()
     live.monitor.start('a', live.now)
-    judgement = live.step(0)
-    assert (judgement.score, judgement.threshold) == (pytest.approx(LOW), 1.0)
-    assert judgement.problem == ''
-    assert judgement.verdict.state == NOMINAL
+    result = live.step(0)
+    assert (result.score, result.threshold) == (pytest.approx(LOW), 1.0)
+    assert result.problem == ''
+    assert result.verdict.state == NOMINAL
     assert live.state(1, RAISED) == WARNING
     assert live.state(2, HIGH) == ALARM
     assert live.state(3, LOW) == ALARM
@@ -161,7 +159,7 @@ def test_every_step_is_judged_against_both_bands():
 
 
 @pytest.mark.parametrize('seed', range(4))
-def test_an_episode_is_judged_as_its_whole_rollout_would_be(seed):
+def test_an_episode_is_scored_as_its_whole_rollout_would_be(seed):
     rng = np.random.default_rng(seed)
     loaded = recurrent()
     live = Live(loaded)
@@ -175,12 +173,12 @@ def test_an_episode_is_judged_as_its_whole_rollout_would_be(seed):
         score = loaded.detector.score(rollout)
         upper = np.full((1, 12), np.sort(score)[9])
         loaded = dataclasses.replace(loaded, band=Band(np.array([0.1]), upper, 'any', 19))
-        live.monitor.loaded = loaded
-        live.monitor.threshold, live.monitor.warning = choose_thresholds(loaded)
-        judgements = [live.monitor.step(rollout.step(t), live.now + t) for t in range(12)]
-        np.testing.assert_allclose([j.score for j in judgements], score, atol=1e-5)
-        states = [judgement.verdict.state for judgement in judgements]
-        crossing = live.monitor.threshold.first_crossing([j.score for j in judgements])
+        live.monitor.calibrated = loaded
+        live.monitor.thresholds = CalibratedThresholds(loaded)
+        results = [live.monitor.step(rollout.step(t), live.now + t) for t in range(12)]
+        np.testing.assert_allclose([j.score for j in results], score, atol=1e-5)
+        states = [result.verdict.state for result in results]
+        crossing = live.monitor.threshold.first_crossing([j.score for j in results])
         assert states.index(ALARM) == crossing
         live.monitor.end(rollout.episode_id)
 
@@ -230,9 +228,9 @@ def test_repeated_and_late_steps_are_ignored():
 def test_a_gap_is_counted_and_makes_the_episode_invalid():
     live = Live()
     live.step(0)
-    judgement = live.step(3)
-    assert judgement.verdict.state == INVALID
-    assert '2 steps' in judgement.verdict.reason
+    result = live.step(3)
+    assert result.verdict.state == INVALID
+    assert '2 steps' in result.verdict.reason
     assert live.monitor.counts.missing == 2
     assert live.state(4) == INVALID
     assert live.state(5, HIGH) == INVALID, 'no alarm from a score that was never calibrated'
@@ -244,7 +242,7 @@ def test_an_episode_joined_in_the_middle_is_invalid():
     assert live.monitor.counts.missing == 5
 
 
-def test_a_gap_within_the_allowance_is_judged():
+def test_a_gap_within_the_allowance_is_scored():
     live = Live(max_missing_steps=2)
     live.step(0)
     assert live.state(3) == NOMINAL
@@ -293,11 +291,11 @@ def test_a_late_step_of_the_last_episode_begins_nothing():
     live.step(0, stamp=10)
     live.monitor.end('a')
     live.step(0, episode='b', stamp=20)
-    assert not live.monitor.begins('a', 1, 15)
-    assert not live.monitor.begins('a', 0, 15)
-    assert not live.monitor.begins('b', 1, 30)
-    assert live.monitor.begins('a', 0, 40)
-    assert live.monitor.begins('c', 3, 0)
+    assert not live.monitor.begins(StepId('a', 1, 15))
+    assert not live.monitor.begins(StepId('a', 0, 15))
+    assert not live.monitor.begins(StepId('b', 1, 30))
+    assert live.monitor.begins(StepId('a', 0, 40))
+    assert live.monitor.begins(StepId('c', 3, 0))
 
 
 @pytest.mark.parametrize('score', [np.nan, np.inf, -np.inf])
@@ -311,9 +309,9 @@ def test_a_score_that_is_no_number_is_said_and_counted(score):
     live = Live(loaded)
     live.step(0)
     live.monitor._stream = Overflowing()
-    judgement = live.step(1)
-    assert judgement.verdict.state == INVALID
-    assert str(float(score)) in judgement.problem
+    result = live.step(1)
+    assert result.verdict.state == INVALID
+    assert str(float(score)) in result.problem
     assert live.monitor.counts.invalid == 1
 
 
@@ -363,7 +361,7 @@ def test_an_ended_episode_may_be_played_again():
     assert live.monitor.counts.episodes == 3
 
 
-def test_an_abandoned_episode_is_not_judged_any_further():
+def test_an_abandoned_episode_is_not_scored_any_further():
     live = Live()
     live.step(0)
     live.step(1, HIGH)
@@ -372,7 +370,7 @@ def test_an_abandoned_episode_is_not_judged_any_further():
     assert live.state(2) == INVALID, 'its first steps are forgotten'
 
 
-# --- steps that cannot be judged
+# --- steps that cannot be scored
 
 
 @pytest.mark.parametrize(
@@ -390,15 +388,15 @@ def test_an_abandoned_episode_is_not_judged_any_further():
 def test_a_step_that_cannot_be_scored_is_invalid_and_says_why(changes, problem):
     live = Live(recurrent())
     live.step(0)
-    judgement = live.step(1, **changes)
-    assert judgement.verdict.state == INVALID
-    assert math.isnan(judgement.score)
-    assert math.isnan(judgement.threshold)
-    assert re.search(problem, judgement.problem)
-    assert judgement.verdict.reason == judgement.problem
+    result = live.step(1, **changes)
+    assert result.verdict.state == INVALID
+    assert math.isnan(result.score)
+    assert math.isnan(result.threshold)
+    assert re.search(problem, result.problem)
+    assert result.verdict.reason == result.problem
     assert live.monitor.counts.invalid == 1
     assert live.state(2) == INVALID
-    assert live.state(0, episode='b') == NOMINAL, 'the next episode is judged again'
+    assert live.state(0, episode='b') == NOMINAL, 'the next episode is scored again'
 
 
 def test_a_step_that_cannot_be_scored_leaves_the_others_scores_alone():
@@ -406,20 +404,20 @@ def test_a_step_that_cannot_be_scored_leaves_the_others_scores_alone():
     live, undisturbed = Live(recurrent(), max_missing_steps=1), Live(recurrent())
     live.step(0, features=ones)
     assert live.state(1, features=np.full(WIDTH, np.inf, np.float32)) == INVALID
-    judgement = live.step(2, features=2 * ones)
-    assert judgement.verdict.state == NOMINAL
+    result = live.step(2, features=2 * ones)
+    assert result.verdict.state == NOMINAL
     undisturbed.step(0, features=ones)
-    assert judgement.score == undisturbed.step(1, features=2 * ones).score
+    assert result.score == undisturbed.step(1, features=2 * ones).score
 
 
 def test_past_the_end_of_the_band_nothing_is_nominal():
     live = Live(scripted(make_band(length=3)))
     assert [live.state(index) for index in range(3)] == [NOMINAL] * 3
-    judgement = live.step(3)
-    assert judgement.verdict.state == INVALID
-    assert 'band of 3 steps' in judgement.problem
-    assert judgement.score == pytest.approx(LOW), 'there is a score, but nothing to hold it against'
-    assert math.isnan(judgement.threshold)
+    result = live.step(3)
+    assert result.verdict.state == INVALID
+    assert 'band of 3 steps' in result.problem
+    assert result.score == pytest.approx(LOW), 'there is a score, but nothing to hold it against'
+    assert math.isnan(result.threshold)
 
 
 def test_an_alarm_outlives_the_end_of_the_band():
@@ -430,30 +428,30 @@ def test_an_alarm_outlives_the_end_of_the_band():
 def test_a_message_that_cannot_be_read_is_an_invalid_step():
     live = Live()
     live.step(0)
-    judgement = live.monitor.refuse('a', 1, 0, 'shape (3,) needs 12 bytes', live.now)
-    assert judgement.verdict.state == INVALID
-    assert judgement.problem == 'shape (3,) needs 12 bytes'
+    result = live.unreadable('a', 1, 'shape (3,) needs 12 bytes')
+    assert result.verdict.state == INVALID
+    assert result.problem == 'shape (3,) needs 12 bytes'
     assert live.state(2) == INVALID
 
 
 def test_unreadable_messages_keep_the_order_as_readable_ones_do():
     live = Live(max_missing_steps=2)
     live.step(0)
-    assert live.monitor.refuse('a', 2, 0, 'unreadable', live.now).verdict.state == INVALID
+    assert live.unreadable('a', 2, 'unreadable').verdict.state == INVALID
     assert live.monitor.counts.missing == 1
     assert live.state(3) == NOMINAL, 'two steps without a score are allowed'
-    assert live.monitor.refuse('a', 3, 0, 'unreadable', live.now) is None
+    assert live.unreadable('a', 3, 'unreadable') is None
     live.monitor.end('a')
-    assert live.monitor.refuse('a', 4, 0, 'unreadable', live.now) is None
+    assert live.unreadable('a', 4, 'unreadable') is None
     assert not live.monitor.running
-    assert live.monitor.refuse('b', 0, 0, 'unreadable', live.now).verdict.state == INVALID
+    assert live.unreadable('b', 0, 'unreadable').verdict.state == INVALID
     assert live.monitor.episode_id == 'b'
 
 
 def test_three_steps_without_a_score_are_too_many_where_two_are_allowed():
     live = Live(max_missing_steps=2)
     live.step(0)
-    live.monitor.refuse('a', 3, 0, 'unreadable', live.now)
+    live.unreadable('a', 3, 'unreadable')
     assert live.state(4) == INVALID
 
 
@@ -473,9 +471,9 @@ def test_raw_features_are_pooled_as_the_detector_was_trained():
     pooled = Live(recurrent()).step(0, features=raw[-1])
     for name in ('hidden_states', 'hidden_states[token=last]', ''):
         step = make_step(0, features=raw, feature_name=name)
-        judgement = Live(recurrent()).monitor.step(step, 0.0)
-        assert judgement.problem == ''
-        assert judgement.score == pooled.score
+        result = Live(recurrent()).monitor.step(step, 0.0)
+        assert result.problem == ''
+        assert result.score == pooled.score
         assert step.features is raw, "the step is the sender's"
 
 
@@ -544,14 +542,14 @@ def test_an_episode_that_begins_anew_under_its_name_keeps_its_task():
     assert live.step(0, stamp=40).threshold == 1.0
 
 
-# --- what labels teach
+# --- label feedback
 
 
 def adapting(peaks=39, rate=0.05, **config):
     """Return a monitor calibrated on peaks up to 1, and on peaks up to 2 for the task 'pour'."""
-    curves = [np.array([(index + 1) / peaks]) for index in range(peaks)]
-    band = constant_band(curves, (0.1, 0.2), max_steps=20)
-    own = constant_band([2 * curve for curve in curves], (0.1, 0.2), max_steps=20)
+    levels = (np.arange(peaks) + 1) / peaks
+    band = constant_band(levels, (0.1, 0.2), 20)
+    own = constant_band(2 * levels, (0.1, 0.2), 20)
     band = dataclasses.replace(band, tasks={'pour': own})
     return Live(scripted(band), adaptation_step=rate, **config)
 
@@ -561,10 +559,10 @@ def level_of(live, task=''):
 
 
 def test_without_adaptation_labels_change_nothing_and_nothing_is_kept():
-    live = Live(scripted(adapting().monitor.loaded.band))
+    live = Live(scripted(adapting().monitor.calibrated.band))
     before = live.monitor.threshold
     live.play('a', [HIGH], success=True)
-    assert live.monitor.label('a', True) is Lesson.OFF
+    assert live.monitor.label('a', True) is LabelEffect.OFF
     live.play('b', [LOW])
     assert live.monitor.adaptation is None
     assert live.monitor.threshold.upper.base is before.upper.base, 'the array of the folder'
@@ -574,11 +572,11 @@ def test_a_false_alarm_raises_the_threshold_of_the_next_episode():
     live = adapting()
     first = live.monitor.threshold.at(0)
     assert live.play('a', [LOW, HIGH]) == [NOMINAL, ALARM]
-    assert live.monitor.label('a', True) is Lesson.LEARNED
+    assert live.monitor.label('a', True) is LabelEffect.UPDATED
     live.monitor.start('b', live.now)
     assert live.monitor.threshold.at(0) > first
     assert live.monitor.adaptation.of('').false_alarms == 1
-    assert live.monitor.label('a', True) is Lesson.UNCHANGED
+    assert live.monitor.label('a', True) is LabelEffect.UNCHANGED
     assert live.monitor.adaptation.of('').successes == 1
 
 
@@ -586,7 +584,7 @@ def test_quiet_successes_lower_the_threshold_and_failures_do_not_move_it():
     live = adapting()
     first = live.monitor.threshold.at(0)
     live.play('a', [HIGH])
-    assert live.monitor.label('a', False) is Lesson.FAILURE
+    assert live.monitor.label('a', False) is LabelEffect.FAILURE
     assert level_of(live) == 0.1
     for index in range(20):
         live.play(f'b{index}', [LOW], success=True)
@@ -607,18 +605,18 @@ def test_a_label_moves_no_threshold_while_an_episode_runs():
     assert live.step(0, episode='c').threshold > before
 
 
-def test_a_label_that_comes_while_its_episode_runs_is_learned_at_its_end():
+def test_a_label_that_comes_while_its_episode_runs_takes_effect_at_its_end():
     live = adapting()
     live.step(0)
-    assert live.monitor.label('a', True) is Lesson.NOTED
+    assert live.monitor.label('a', True) is LabelEffect.PENDING
     assert level_of(live) == 0.1, 'there may be an alarm yet'
     live.step(1, HIGH)
     live.monitor.end('a')
     assert live.monitor.adaptation.of('').false_alarms == 1
-    assert live.monitor.label('a', True) is Lesson.UNCHANGED, 'as END may say it once more'
+    assert live.monitor.label('a', True) is LabelEffect.UNCHANGED, 'as END may say it once more'
 
 
-def test_an_episode_without_an_end_is_learned_from_when_the_next_one_begins():
+def test_an_episode_without_an_end_updates_when_the_next_one_begins():
     live = adapting()
     live.step(0, HIGH)
     live.monitor.label('a', True)
@@ -627,20 +625,20 @@ def test_an_episode_without_an_end_is_learned_from_when_the_next_one_begins():
 
 
 @pytest.mark.parametrize('correction', [None, False])
-def test_a_label_that_is_taken_back_is_unlearned_exactly(correction):
+def test_a_label_that_is_withdrawn_is_undone_exactly(correction):
     live = adapting()
     before = live.monitor.threshold.upper
     live.play('a', [HIGH], success=True)
-    assert live.monitor.label('a', correction) is Lesson.TAKEN_BACK
+    assert live.monitor.label('a', correction) is LabelEffect.UNDONE
     assert level_of(live) == 0.1
     live.monitor.start('b', live.now)
     # The folder's own thresholds are not rounded up, which the moving ones are.
     np.testing.assert_allclose(live.monitor.threshold.upper, before, rtol=1e-14)
-    assert live.monitor.label('a', correction) is Lesson.UNCHANGED
-    assert live.monitor.label('a', True) is Lesson.LEARNED
+    assert live.monitor.label('a', correction) is LabelEffect.UNCHANGED
+    assert live.monitor.label('a', True) is LabelEffect.UPDATED
 
 
-def test_a_label_can_be_taken_back_before_anything_was_learned():
+def test_a_label_can_be_withdrawn_before_any_update():
     live = adapting()
     live.step(0, HIGH)
     live.monitor.label('a', True)
@@ -648,7 +646,7 @@ def test_a_label_can_be_taken_back_before_anything_was_learned():
     live.monitor.end('a')
     assert level_of(live) == 0.1
     live.monitor.label('a', False)
-    assert live.monitor.label('a', None) is Lesson.UNKNOWN_OUTCOME
+    assert live.monitor.label('a', None) is LabelEffect.UNKNOWN_OUTCOME
 
 
 def test_a_late_label_counts_the_alarm_that_there_was():
@@ -665,28 +663,28 @@ def test_a_late_label_counts_the_alarm_that_there_was():
     assert live.monitor.adaptation.of('').false_alarms == 1
 
 
-@pytest.mark.parametrize('spoil', ['gap', 'unreadable', 'nan', 'past', 'abandoned', 'empty'])
-def test_nothing_is_learned_from_an_episode_that_was_not_judged_as_a_whole(spoil):
+@pytest.mark.parametrize('how', ['gap', 'unreadable', 'nan', 'past', 'abandoned', 'empty'])
+def test_nothing_is_updated_by_an_episode_that_was_not_scored_as_a_whole(how):
     live = adapting(max_missing_steps=1)
     live.monitor.start('a', live.now)
-    if spoil != 'empty':
+    if how != 'empty':
         live.step(0, HIGH)
-    if spoil == 'gap':
+    if how == 'gap':
         live.step(2)
-    elif spoil == 'unreadable':
-        live.monitor.refuse('a', 1, 0, 'unreadable', live.now)
-    elif spoil == 'nan':
+    elif how == 'unreadable':
+        live.unreadable('a', 1, 'unreadable')
+    elif how == 'nan':
         live.step(1, math.nan)
-    elif spoil == 'past':
+    elif how == 'past':
         for index in range(1, 21):
             live.step(index)
-    if spoil == 'abandoned':
+    if how == 'abandoned':
         live.monitor.label('a', True)
         live.monitor.abandon()
-        assert live.monitor.label('a', True) is Lesson.UNCHANGED
+        assert live.monitor.label('a', True) is LabelEffect.UNCHANGED
     else:
         live.monitor.end('a')
-        assert live.monitor.label('a', True) is Lesson.UNUSABLE
+        assert live.monitor.label('a', True) is LabelEffect.UNUSABLE
     assert level_of(live) == 0.1
     live.monitor.label('a', None)
     assert level_of(live) == 0.1
@@ -694,15 +692,15 @@ def test_nothing_is_learned_from_an_episode_that_was_not_judged_as_a_whole(spoil
 
 def test_labels_of_unknown_episodes_are_said_to_be_so_and_memory_is_bounded():
     live = adapting()
-    assert live.monitor.label('never', True) is Lesson.UNKNOWN_EPISODE
+    assert live.monitor.label('never', True) is LabelEffect.UNKNOWN_EPISODE
     for index in range(KEPT_EPISODES + 1):
         live.play(f'e{index}', [LOW])
-    assert live.monitor.label('e0', True) is Lesson.UNKNOWN_EPISODE
-    assert live.monitor.label('e1', True) is Lesson.LEARNED
-    assert len(live.monitor._lessons._past) == KEPT_EPISODES
+    assert live.monitor.label('e0', True) is LabelEffect.UNKNOWN_EPISODE
+    assert live.monitor.label('e1', True) is LabelEffect.UPDATED
+    assert len(live.monitor.thresholds._feedback._past) == KEPT_EPISODES
 
 
-def test_an_episode_played_again_under_its_name_is_learned_from_again():
+def test_an_episode_played_again_under_its_name_updates_again():
     live = adapting()
     live.play('a', [HIGH], success=True)
     live.step(0, LOW, stamp=10)
@@ -714,7 +712,7 @@ def test_an_episode_played_again_under_its_name_is_learned_from_again():
     assert live.monitor.adaptation.of('').false_alarms == 1, 'the label means the last one'
 
 
-def test_each_task_learns_from_its_own_episodes():
+def test_each_task_is_updated_by_its_own_episodes():
     live = adapting()
     live.play('a', [2 * HIGH], success=True, task='pour')
     assert level_of(live, 'pour') < 0.1
@@ -726,7 +724,7 @@ def test_each_task_learns_from_its_own_episodes():
     assert live.monitor.band_name == "the band of task 'pour'"
 
 
-def test_a_late_start_teaches_the_band_of_its_task():
+def test_a_late_start_updates_the_band_of_its_task():
     live = adapting()
     assert live.state(0, HIGH) == ALARM, 'above the band of all tasks, not above that of pouring'
     live.monitor.start('a', live.now, 'pour')
@@ -734,7 +732,7 @@ def test_a_late_start_teaches_the_band_of_its_task():
     live.monitor.end('a')
     live.monitor.label('a', True)
     moving = live.monitor.adaptation.of('pour')
-    assert (moving.successes, moving.false_alarms) == (1, 0), 'not above the band that learns'
+    assert (moving.successes, moving.false_alarms) == (1, 0), 'not above the band that is updated'
     assert moving.observed == (pytest.approx(HIGH),), 'and the first step is not forgotten'
     assert live.monitor.adaptation.of('').successes == 0
 
@@ -750,7 +748,7 @@ def test_what_holds_in_the_long_run_holds_where_every_start_comes_late():
         live.monitor.end(f'e{index}')
         live.monitor.label(f'e{index}', True)
     moving = live.monitor.adaptation.of('pour')
-    # Every one of them is above the band of all tasks, which judged the first steps.
+    # Every one of them is above the band of all tasks, which scored the first steps.
     assert moving.successes == 1500
     assert abs(moving.false_alarms / 1500 - 0.1) < (0.9 + 0.01) / (1500 * 0.01)
     assert math.isfinite(moving.threshold)
@@ -764,17 +762,17 @@ def test_an_infinite_threshold_is_never_nominal_and_says_what_to_do():
     invalid = live.monitor.counts.invalid
     live.monitor.start('x', live.now)
     assert live.monitor.verdict.state == UNKNOWN
-    judgement = live.step(0, episode='x')
-    assert (judgement.verdict.state, judgement.threshold) == (INVALID, math.inf)
-    assert judgement.score == pytest.approx(LOW)
+    result = live.step(0, episode='x')
+    assert (result.verdict.state, result.threshold) == (INVALID, math.inf)
+    assert result.score == pytest.approx(LOW)
     for part in ('no finite threshold', 'of 4 labelled successes', 'go on labelling'):
-        assert part in judgement.problem
+        assert part in result.problem
     assert live.monitor.counts.invalid == invalid + 1
     for index in range(1, 5):
         assert live.state(index, 100.0, 'x') == INVALID
     assert live.state(0, episode='y') == INVALID
     before = live.monitor.adaptation.of('').false_alarms
-    assert live.monitor.label('x', True) is Lesson.LEARNED
+    assert live.monitor.label('x', True) is LabelEffect.UPDATED
     assert live.monitor.adaptation.of('').false_alarms == before, 'no alarm was raised'
     count = 0
     while live.play(f'z{count}', [LOW], success=True) != [NOMINAL]:
@@ -794,13 +792,13 @@ def test_a_threshold_below_everything_alarms_at_once():
     assert live.monitor.adaptation.of('').false_alarms == 1
 
 
-def test_another_detector_learns_anew():
+def test_another_detector_adapts_anew():
     live = adapting()
     live.play('a', [HIGH], success=True)
     following = adapting().monitor
     following.take_over(live.monitor)
     assert following.adaptation.of('').successes == 0
-    assert following.label('a', False) is Lesson.UNKNOWN_EPISODE
+    assert following.label('a', False) is LabelEffect.UNKNOWN_EPISODE
     assert following.latest_id == 'a'
 
 
@@ -820,8 +818,7 @@ def test_debounced_alarms_count_as_the_crossings_that_they_come_from():
 def test_under_drift_the_rate_is_kept_where_a_fixed_band_breaks(late):
     alpha, rate, count = 0.1, 0.01, 1200
     rng = np.random.default_rng(late)
-    peaks = [[peak] for peak in rng.normal(size=60)]
-    loaded = scripted(constant_band(peaks, (alpha,), max_steps=3), alpha)
+    loaded = scripted(constant_band(rng.normal(size=60), (alpha,), 3), alpha)
     adaptive, fixed = Live(loaded, adaptation_step=rate), Live(loaded)
     alarms = {'adaptive': 0, 'fixed': 0}
     for index in range(count):

@@ -86,10 +86,9 @@ def _print_fitted(
 ) -> None:
     from rich.console import Console
 
-    from safe_training.evaluation.judge import band_of
     from safe_training.evaluation.provenance import describe_task_bands
 
-    band, alpha = band_of(fitted), fitted.alpha
+    band, alpha = fitted.band, fitted.alpha
     # Plain: a feature such as hidden_states[token=last] is no markup, and a path is never broken.
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(

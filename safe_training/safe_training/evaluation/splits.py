@@ -203,6 +203,9 @@ def divide(
     Each seen task, in the order given, draws one torch permutation of its rollouts, of which the
     first `int(seen_train_ratio * n)` train. `unseen_ratio` is only noted.
     """
+    # Only here: reading a split or a protocol needs no PyTorch.
+    import torch
+
     labels = [_task(task) for task in tasks]
     members: dict[Task, list[int]] = {}
     for index, label in enumerate(labels):

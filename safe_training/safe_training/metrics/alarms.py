@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import f1_score
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.ranking import rank
@@ -119,10 +118,17 @@ def classification_report(
         accuracy=mean_or_nan(above == positive),
         balanced_accuracy=(tpr + 1.0 - fpr) / 2,
         weighted_accuracy=tpr * (1.0 - share) + (1.0 - fpr) * share,
-        f1=float(f1_score(positive, above, zero_division=0.0)) if positive.any() else np.nan,
+        f1=f1_of_failures(positive, above),
         roc_auc=ranking.roc_auc,
         average_precision=ranking.average_precision,
     )
+
+
+def f1_of_failures(failed: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+    """Return the F1 score of the failures: 2 TP / (2 TP + FP + FN); NaN without failures."""
+    if not failed.any():
+        return np.nan
+    return float(2 * (failed & found).sum() / (failed.sum() + found.sum()))
 
 
 def band_alarms(scored: Sequence[ScoredRollout], band: Band, alpha: float) -> list[int | None]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import brier_score_loss
 
 from safe_training.metrics.scored import MetricError, values_and_outcomes
 
@@ -77,7 +76,7 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
         frequency = np.bincount(which, weights=positive, minlength=bins) / count
     gap = np.where(count > 0, np.abs(confidence - frequency), 0.0)
     return Reliability(
-        brier=float(brier_score_loss(positive, values, pos_label=True)),
+        brier=float(np.mean((values - positive) ** 2)),
         calibration_error=float((gap * count).sum() / values.size),
         bin_confidence=confidence,
         bin_frequency=frequency,

@@ -165,7 +165,7 @@ BAD_OPTIONS = [
     (('--param', 'learning_rate=-1'), 'learning_rate must be'),
     (('--param', 'schedule_every=0'), 'schedule_every must be'),
     (('--param', 'epochs=0'), 'epochs must be'),
-    (('--param', 'hidden=0'), 'hidden and layers must be at least 1'),
+    (('--param', 'hidden=0'), 'hidden must be an integer of at least 1, found 0'),
     (('--param', 'accumulate=max'), 'one of none, sum, mean'),
     (('--param', 'optimizer=lion'), 'one of adam'),
     (('--pooling', 'token=mean'), 'this set holds hidden_states[token=last]'),
