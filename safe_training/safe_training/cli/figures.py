@@ -78,7 +78,6 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.reporting.figures.style import save
 
     loaded, judged = judged_rollouts(args)
-    assert loaded.band is not None  # judge() refuses a folder without one
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
     for name, _, figure in figures_of(

@@ -68,7 +68,6 @@ def run(args: argparse.Namespace) -> int:
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')
     tables = _tables(args.results) if args.results else []
     loaded, judged = judged_rollouts(args)
-    assert loaded.band is not None  # judge() refuses a folder without one
     videos = (
         {}
         if args.videos is None
