@@ -660,7 +660,7 @@ def test_classification_with_one_class_and_at_the_threshold():
         assert math.isnan(getattr(report, name)), name
     nothing_found = classification_report([0.1, 0.2], [True, False], 0.5)
     assert (nothing_found.tpr, nothing_found.f1) == (0.0, 0.0)
-    with pytest.raises(MetricError, match='threshold is NaN'):
+    with pytest.raises(MetricError, match='expected a threshold, found NaN'):
         classification_report([0.1], [True], np.nan)
 
 
