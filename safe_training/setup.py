@@ -53,6 +53,7 @@ setup(
             'definitions/*.msg',
             'py.typed',
             'reporting/page/template/*',
+            'reporting/tables/template/*',
             'sweep/grids/*.yaml',
         ]
     },
@@ -63,6 +64,7 @@ setup(
     python_requires='>=3.10',
     install_requires=[
         'backports.zstd>=1.0',
+        'jinja2>=3.1',
         'lz4>=4.0',
         'matplotlib>=3.6',
         'ml_dtypes>=0.5',

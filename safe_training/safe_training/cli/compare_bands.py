@@ -3,11 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.cli.options import (
@@ -22,15 +20,12 @@ from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.compared_bands import COMPARED
 from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol
-from safe_training.reporting.numbers import as_number, percent, plain_json
+from safe_training.reporting.numbers import as_number, plain_json
 
 if TYPE_CHECKING:
     import argparse
 
-    from rich.table import Table
-
     from safe_training.evaluation.band_comparison import BandResult
-    from safe_training.evaluation.evaluate import Summary
     from safe_training.metrics.binomial import Tally
 
 DESCRIPTION = """Fit a detector on many task splits, calibrate each kind of band, and compare the
@@ -40,15 +35,6 @@ EXAMPLE = """examples:
   python -m safe_training compare-bands my_set --detector safe_lstm --band none --band per-task
 """
 ALPHAS = (0.05, 0.1, 0.2, 0.3)
-LEGEND = (
-    'Percent. Promised: of the successes at most so many raise an alarm. Like: held-out successes\n'
-    'of the seen tasks, half of which calibrated (drawn {draws} times a split). New: successes of\n'
-    'tasks never seen. Worst: the task with the highest rate, of those with {fewest} successes or\n'
-    'more. No alarm: splits with too few successes for this promise, where the band is infinite.\n'
-    '"!" where the lower end of the 95 % interval (bootstrap over splits) exceeds the promise.\n'
-    'Left-out scores: of the training successes, each by a detector that did not know its task.\n'
-    'Moved by labels: told of every success at once; its promise is on the long run.'
-)
 
 
 def add_arguments(parser: VerbParser) -> None:
@@ -99,11 +85,11 @@ def add_arguments(parser: VerbParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, compare and print."""
-    from safe_training.evaluation.band_comparison import DRAWS, Comparison, compare_bands
+    from safe_training.evaluation.band_comparison import Comparison, compare_bands
     from safe_training.evaluation.protocol import choose_splits
     from safe_training.evaluation.saved_splits import read_splits
-    from safe_training.metrics.binomial import FEWEST
-    from safe_training.reporting.tables.evaluation import print_table, wide_console
+    from safe_training.reporting.tables.bands import comparison_tables
+    from safe_training.reporting.tables.terminal import print_table, wide_console
 
     for alpha in args.alpha or ():
         check_alpha(alpha)
@@ -134,68 +120,9 @@ def run(args: argparse.Namespace) -> int:
         print(plain_json({'detector': args.detector, 'bands': [_plain(kept) for kept in found]}))
         return 0
     console = wide_console()
-    for alpha in alphas:
-        title = (
-            f'{args.detector}, {len(splits)} task splits: promised false-alarm rate '
-            f'{percent(alpha)} %'
-        )
-        print_table(console, _table([kept for kept in found if kept.alpha == alpha], title))
-    console.print(LEGEND.format(draws=DRAWS, fewest=FEWEST), style='dim')
+    for table in comparison_tables(found, args.detector, alphas, len(splits)):
+        print_table(console, table)
     return 0
-
-
-def _table(found: Sequence[BandResult], title: str) -> Table:
-    columns = (
-        'ranked\non', 'no\nalarm', 'like', 'like,\nworst', 'new', 'new,\nworst',
-        'new,\ndetected', 'T_det',
-    )  # fmt: skip
-    from safe_training.reporting.tables.evaluation import empty_table
-
-    table = empty_table(title, ['band'], columns)
-    for kind in dict.fromkeys(kept.band for kept in found):
-        of_kind = [kept for kept in found if kept.band == kind]
-        alpha = of_kind[0].alpha
-        counts = [kept.n_calibration for kept in of_kind]
-        times = [
-            float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in of_kind
-        ]
-        table.add_row(
-            COMPARED[kind].title,
-            f'{np.median(counts):.0f}',
-            f'{sum(not k.finite for k in of_kind)}/{len(of_kind)}',
-            _rate([k.like.rate for k in of_kind], alpha),
-            _worst([k.like for k in of_kind]),
-            _rate([k.new.rate for k in of_kind], alpha),
-            _worst([k.new for k in of_kind]),
-            _mean([k.detected.rate for k in of_kind]),
-            _mean(times),
-        )
-    return table
-
-
-def _rate(rates: Sequence[float], alpha: float) -> str:
-    from safe_training.evaluation.evaluate import summary_of
-
-    summary = summary_of(rates)
-    return _shown(summary) + ('!' if summary.low > alpha else '')
-
-
-def _mean(rates: Sequence[float]) -> str:
-    from safe_training.evaluation.evaluate import summary_of
-
-    return _shown(summary_of(rates))
-
-
-def _shown(summary: Summary) -> str:
-    spread = f'±{percent(summary.std)}' if summary.splits > 1 else ''
-    return f'{percent(summary.mean)}{spread}'
-
-
-def _worst(tallies: Sequence[Tally]) -> str:
-    from safe_training.metrics.binomial import worst_task
-
-    found = worst_task(tallies)
-    return '-' if found is None else percent(found[1])
 
 
 def _plain(kept: BandResult) -> dict[str, Any]:
@@ -218,5 +145,5 @@ def _plain(kept: BandResult) -> dict[str, Any]:
         'like': tally(kept.like),
         'new': tally(kept.new),
         'detected': tally(kept.detected),
-        'detection_time': (float(np.mean(kept.detection_times)) if kept.detection_times else None),
+        'detection_time': fmean(kept.detection_times) if kept.detection_times else None,
     }

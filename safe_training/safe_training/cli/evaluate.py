@@ -31,8 +31,6 @@ from safe_training.reporting.numbers import as_number, percent, plain_json
 if TYPE_CHECKING:
     import argparse
 
-    from rich.console import Console
-
     from safe_training.evaluation.evaluate import Row
     from safe_training.evaluation.splits import Split
     from vla_feature_bridge.pooling import FeatureSpec
@@ -161,34 +159,22 @@ def splits_of(
 
 def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], what: str) -> None:
     from safe_training.reporting.tables.evaluation import (
-        LEGEND,
-        print_table,
+        detail_tables,
         promise_lines,
         report_table,
-        wide_console,
     )
+    from safe_training.reporting.tables.terminal import print_table, wide_console
 
     console = wide_console()
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     print_table(console, report_table(rows, title))
-    console.print(LEGEND, style='dim')
     for line in promise_lines(rows):
         console.print(line, style='dim', markup=False, soft_wrap=True)
     if protocol.name == 'paper':
         console.print(PAPER_NOTE, style='dim')
     if args.details:
-        print_details(console, rows, 'unseen')
-
-
-def print_details(console: Console, rows: Sequence[Row], part: str) -> None:
-    """Print all evaluation times, rates and tasks of one part."""
-    from safe_training.reporting.tables.evaluation import detail_tables, print_table
-
-    for shown in detail_tables(rows, part):
-        if isinstance(shown, str):
-            console.print(shown, style='dim')
-        else:
-            print_table(console, shown)
+        for table in detail_tables(rows, 'unseen'):
+            print_table(console, table)
 
 
 def _as_json(

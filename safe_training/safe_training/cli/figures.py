@@ -19,8 +19,7 @@ from safe_training.reporting.numbers import plain_json
 if TYPE_CHECKING:
     import argparse
 
-    from safe_monitor_node.calibrated_detector import CalibratedDetector
-    from safe_training.metrics.scored import ScoredRollout
+    from safe_training.evaluation.judge import JudgedSet
 
 DESCRIPTION = 'Draw what a detector folder does on a set of labelled rollouts.'
 EXAMPLE = """examples:
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--projector',
         action='append',
-        choices=PROJECTORS,
+        choices=tuple(PROJECTORS),
         help='projection of the feature map, repeatable (default pca); '
         'umap needs the package umap-learn',
     )
@@ -55,39 +54,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--json', action='store_true', help='print the files as JSON')
 
 
-def judged_rollouts(
-    args: argparse.Namespace, *, need_outcomes: bool = True
-) -> tuple[CalibratedDetector, list[ScoredRollout]]:
-    """Return the detector of --folder, and the rollouts of SET with its scores and alarms."""
+def judged_rollouts(args: argparse.Namespace, *, need_outcomes: bool = True) -> JudgedSet:
+    """Return the rollouts of SET with the scores and alarms of the detector in --folder."""
     from safe_monitor_node.storage.detector_folder import load_detector
     from safe_training.evaluation.judge import judge
     from safe_training.evaluation.protocol import EvaluationError
 
     check_alpha(args.alpha)
-    loaded = load_detector(args.folder)
+    detector = load_detector(args.folder)
     rollouts = rollouts_of(args, need_outcomes=need_outcomes)
     try:
-        return loaded, judge(loaded, rollouts, args.alpha).rollouts
+        return judge(detector, rollouts, args.alpha)
     except EvaluationError as error:
         raise EvaluationError(f'{args.folder}: {error}') from error
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw and write."""
-    from safe_training.reporting.figures.catalogue import figures_of
+    from safe_training.reporting.figures.catalogue import FigureData, figures_of
     from safe_training.reporting.figures.style import save
 
-    loaded, judged = judged_rollouts(args)
+    judged = judged_rollouts(args)
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, _, figure in figures_of(
-        judged,
-        loaded.band,
-        loaded.detector.name,
-        args.projector or ('pca',),
-        args.seed,
-        probability=loaded.detector.gives_probability,
-    ):
+    detector = judged.detector.detector.name
+    data = FigureData(judged, detector, args.projector or ('pca',), args.seed)
+    for name, _, figure in figures_of(data):
         for suffix in dict.fromkeys(args.format or ('png', 'pdf')):
             path = args.out / f'{name}.{suffix}'
             save(figure, path)

@@ -4,10 +4,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safe_training.cli.evaluate import plain_rows, print_details
+from safe_training.cli.evaluate import plain_rows
 from safe_training.cli.options import (
     add_folder_alpha,
     add_source_options,
@@ -19,7 +20,6 @@ from safe_training.reporting.numbers import as_number, percent, plain_json
 if TYPE_CHECKING:
     import argparse
 
-    from safe_monitor_node.bands.band import Band
     from safe_training.evaluation.evaluate import Row
     from safe_training.evaluation.judge import JudgedSet
 
@@ -112,18 +112,13 @@ def _plain_curve(curve: object) -> dict[str, list[float | None]]:
 
 
 def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Row]) -> None:
-    from safe_training.reporting.tables.evaluation import (
-        LEGEND,
-        print_table,
-        report_table,
-        wide_console,
-    )
+    from safe_training.reporting.tables.evaluation import detail_tables, report_table
+    from safe_training.reporting.tables.terminal import print_table, wide_console
 
     console = wide_console()
     name, alpha, band = judged.detector.detector.name, judged.alpha, judged.band
     title = f'{name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
     print_table(console, report_table(rows, title))
-    console.print(LEGEND, style='dim')
     for part, found in judged.intervals().items():
         auc, rate = found['roc_auc_max_score_until_min_length'], found['false_alarm_rate']
         console.print(
@@ -134,70 +129,23 @@ def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Ro
         )
     if not band.at(alpha).can_alarm:
         console.print(f'No alarm can be raised at this alpha: {band.provenance.get("note", "")}')
-    if args.details:
-        for part in judged.parts:
-            print_details(console, rows, part)
+    for part in judged.parts if args.details else ():
+        for table in detail_tables(rows, part):
+            print_table(console, table)
 
 
 def _print_bands(args: argparse.Namespace, judged: JudgedSet) -> None:
-    from dataclasses import asdict
-
-    band = judged.band
-    rows = [asdict(rate) for rate in judged.realised_rates([args.alpha] if args.alpha else None)]
-    if args.json:
-        print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
-        return
     from rich.text import Text
 
-    from safe_training.metrics.binomial import FEWEST
-    from safe_training.reporting.tables.evaluation import (
-        empty_table,
-        print_table,
-        shortened,
-        wide_console,
-    )
+    from safe_training.reporting.tables.bands import folder_table, promise_text
+    from safe_training.reporting.tables.terminal import print_table, wide_console
 
+    rates = judged.realised_rates([args.alpha] if args.alpha else None)
+    if args.json:
+        rows = [asdict(rate) for rate in rates]
+        print(plain_json({'folder': str(args.folder), 'band': judged.band.meta(), 'rows': rows}))
+        return
+    detector = judged.detector
     console = wide_console()
-    console.print(Text(_promise(band, judged.detector.alpha)), soft_wrap=True)
-    table = empty_table(
-        f'{judged.detector.detector.name} from {args.folder}',
-        ['rollouts'],
-        ('successes', 'promised', 'realised', '95 % interval', 'worst task', 'no alarm\npossible'),
-    )
-    for row in rows:
-        table.add_row(
-            row['rollouts'],
-            str(row['successes']),
-            percent(row['promised']),
-            percent(row['realised']) + ('!' if row['above'] else ''),
-            '-' if row['low'] is None else f'{percent(row["low"])} to {percent(row["high"])}',
-            '-' if row['worst_task'] is None
-            else Text(f'{percent(row["worst_rate"])} {shortened(row["worst_task"])}'),
-            'yes' if row['infinite'] else '',
-        )  # fmt: skip
-    print_table(console, table)
-    console.print(
-        'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
-        'the band was made from are shown for completeness and are no evidence. "!": even the\n'
-        'lower end of the interval exceeds the promise. Worst task: of those with '
-        f'{FEWEST} successes\nor more.',
-        style='dim',
-    )
-
-
-def _promise(band: Band, alpha: float) -> str:
-    made = band.provenance
-    text = (
-        f'Band {band.kind} of {band.length} steps, ranked on {band.n_calibration} rollouts'
-        + (f' (shape from {band.n_center} others)' if band.n_center else '')
-        + (f': {made["calibrated_on"]}' if made.get('calibrated_on') else '')
-        + '.'
-    )
-    own = [t for t in band.tasks if band.at(alpha, t).task]
-    if own:
-        text += f' Bands of their tasks at alpha {alpha:g}: {", ".join(own)}.'
-    if made.get('scores') == 'loto':
-        text += ' Scores without their task: a guide to new tasks, no finite-sample promise.'
-    if made.get('note'):
-        text += f' {made["note"]}'
-    return text
+    console.print(Text(promise_text(judged.band, detector.alpha)), soft_wrap=True)
+    print_table(console, folder_table(rates, f'{detector.detector.name} from {args.folder}'))

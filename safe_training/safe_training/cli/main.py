@@ -109,6 +109,7 @@ def parser_of_verbs() -> argparse.ArgumentParser:
         prog='safe_training',
         description='Build and judge failure detectors for robot policies.',
         epilog='`python -m safe_training VERB --help` explains a verb.',
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
         allow_abbrev=False,
     )
     verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')

@@ -48,8 +48,8 @@ def run(args: argparse.Namespace) -> int:
     opencv()  # says how to install OpenCV before anything is scored
     if not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none; check --videos')
-    _, judged = judged_rollouts(args, need_outcomes=False)
-    chosen = _chosen(args, judged)
+    judged = judged_rollouts(args, need_outcomes=False)
+    chosen = _chosen(args, judged.rollouts)
     videos = _videos(args, chosen)
     args.out.mkdir(parents=True, exist_ok=True)
     written, failed = [], []

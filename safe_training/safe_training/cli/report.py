@@ -14,7 +14,7 @@ from safe_training.reporting.numbers import plain_json
 if TYPE_CHECKING:
     import argparse
 
-    from safe_training.reporting.tables.model import Table
+    from safe_training.reporting.tables.model import ResultTable
 
 DESCRIPTION = 'Write tables, figures and every rollout of a set as one HTML page.'
 EXAMPLE = """examples:
@@ -57,8 +57,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Judge, draw and write."""
-    from safe_training.reporting.figures.catalogue import figures_of
-    from safe_training.reporting.page.page import page, page_videos
+    from safe_training.reporting.figures.catalogue import FigureData, figures_of
+    from safe_training.reporting.page.page import page
+    from safe_training.reporting.page.videos import page_videos
     from safe_training.reporting.video.frames import VideoError
     from vla_feature_bridge.atomic import replace_files
 
@@ -67,44 +68,33 @@ def run(args: argparse.Namespace) -> int:
     if args.videos is not None and not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')
     tables = _tables(args.results) if args.results else []
-    loaded, judged = judged_rollouts(args)
+    judged = judged_rollouts(args)
+    rollouts, name = judged.rollouts, judged.detector.detector.name
     videos = (
         {}
         if args.videos is None
-        else page_videos(judged, args.videos, args.out, int(args.embed_videos * _MEBI))
+        else page_videos(rollouts, args.videos, args.out, int(args.embed_videos * _MEBI))
     )
-    title = args.title or f'{loaded.detector.name} on {Path(args.set).name}'
-    drawn = list(
-        figures_of(
-            judged,
-            loaded.band,
-            loaded.detector.name,
-            probability=loaded.detector.gives_probability,
-        )
-    )
-    replace_files({args.out: page(title, loaded, judged, drawn, videos, tables)})
-    embedded = sum(v.content is not None for v in videos.values())
-    size = args.out.stat().st_size
+    title = args.title or f'{name} on {Path(args.set).name}'
+    drawn = list(figures_of(FigureData(judged, name)))
+    replace_files({args.out: page(title, judged, drawn, videos, tables)})
+    written = {
+        'file': str(args.out),
+        'bytes': args.out.stat().st_size,
+        'rollouts': len(rollouts),
+        'videos': len(videos),
+        'embedded_videos': sum(video.content is not None for video in videos.values()),
+    }
     if args.json:
-        print(
-            plain_json(
-                {
-                    'file': str(args.out),
-                    'bytes': size,
-                    'rollouts': len(judged),
-                    'videos': len(videos),
-                    'embedded_videos': embedded,
-                }
-            )
-        )
+        print(plain_json(written))
         return 0
-    print(f'{args.out}: {len(judged)} rollouts, {size / _MEBI:.1f} MiB')
+    print(f'{args.out}: {len(rollouts)} rollouts, {written["bytes"] / _MEBI:.1f} MiB')
     if args.videos is not None:
-        print(f'{len(videos)} videos, {embedded} of them in the page')
+        print(f'{len(videos)} videos, of which the page holds {written["embedded_videos"]}')
     return 0
 
 
-def _tables(folders: list[Path]) -> list[Table]:
+def _tables(folders: list[Path]) -> list[ResultTable]:
     from safe_training.reporting.tables.aggregated import robust_tables
     from safe_training.sweep.results import read_results
 

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.evaluation.saved_splits import saved_protocol
     from safe_training.sweep.grid import read_grid
     from safe_training.sweep.plan import Settings
-    from safe_training.sweep.run import fastest_precision, run_sweep
+    from safe_training.sweep.run import Listener, SplitChoice, fastest_precision, run_sweep
 
     check_alpha(args.alpha)
     check_splits(args.splits)
@@ -140,30 +140,25 @@ def run(args: argparse.Namespace) -> int:
                 grid,
                 args.out,
                 settings,
-                args.splits,
-                splits_from=args.splits_from,
+                SplitChoice(args.splits, saved),
                 ray_address=args.ray,
-                progress=progress,
-                say=console.print,
+                listener=Listener(progress, console.print),
             )
     except KeyboardInterrupt:
-        console.print(f'{args.out} keeps what is done; the same command goes on from there')
+        console.print(f'{args.out} keeps what is done; to go on, give the same command again')
         raise
+    done = {
+        'out': str(args.out),
+        'units_run': outcome.done,
+        'units_kept': outcome.kept,
+        'left_out': list(outcome.failures),
+        'precision': precision,
+    }
     if args.json:
+        print(plain_json(done))
+    else:
         print(
-            plain_json(
-                {
-                    'out': str(args.out),
-                    'units_run': outcome.done,
-                    'units_kept': outcome.kept,
-                    'left_out': list(outcome.failures),
-                    'precision': precision,
-                }
-            )
+            f'{outcome.done} units run, {outcome.kept} kept from before, '
+            f'{len(outcome.failures)} configurations left out; written to {args.out}'
         )
-        return 0
-    print(
-        f'{outcome.done} units run, {outcome.kept} were there already, '
-        f'{len(outcome.failures)} configurations left out; written to {args.out}'
-    )
     return 0

@@ -4,18 +4,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from safe_training.evaluation.protocol import PROTOCOLS, SelectOn
+from safe_training.reporting.numbers import plain_json
 
 if TYPE_CHECKING:
     import argparse
-
-    from safe_training.reporting.tables.model import Table
-    from safe_training.sweep.results import Result
 
 DESCRIPTION = """Make tables of all methods and benchmarks in folders of results, which `sweep` and
 `evaluate --out` write."""
@@ -47,8 +44,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'tasks, or on the reported unseen tasks; unseen flatters, and is only for comparison with '
         'papers that chose so (default %(default)s)',
     )
-    parser.add_argument(
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
         '--format', choices=FORMATS, default='markdown', help='what to print (default %(default)s)'
+    )
+    shown.add_argument(
+        '--json', action='store_true', help='print every number of every row as JSON'
     )
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='also write every table there, in all formats'
@@ -57,10 +58,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Make, write and print the tables."""
-    from safe_training.reporting.tables.entries import TableError
+    from safe_training.reporting.tables.model import TableError
+    from safe_training.reporting.tables.results import tables_of_results
     from safe_training.sweep.results import read_results
     from safe_training.sweep.unfinished import unfinished
-    from vla_feature_bridge.atomic import replace_files
 
     results = read_results(*args.results)
     if args.protocol in ('robust', 'loto'):
@@ -73,58 +74,26 @@ def run(args: argparse.Namespace) -> int:
     for line in unfinished(args.results, results):
         print(f'safe_training table: {line}', file=sys.stderr)
     with_paper = args.protocol == 'paper' or any(r.protocol == 'paper' for r in results)
-    made = tables_of(results, with_paper=with_paper, select_on=args.select_on)
+    made = tables_of_results(results, with_paper=with_paper, select_on=args.select_on)
+    texts = {name: tables.texts() for name, tables in made.items()}
     if args.out is not None:
-        # Under names of their own, so that flattering tables never replace the others.
-        chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
-        replace_files(
-            {
-                args.out / f'table1_{name}{chosen}.{_SUFFIX[kind]}': text
-                for name, texts in made.items()
-                for kind, text in texts.items()
-            }
-        )
-    print('\n'.join(texts[args.format] for texts in made.values()), end='')
+        _write(args, texts)
+    if args.json:
+        print(plain_json({name: tables.rows() for name, tables in made.items()}))
+    else:
+        print('\n'.join(text[args.format] for text in texts.values()), end='')
     return 0
 
 
-def tables_of(
-    results: Sequence[Result], *, with_paper: bool, select_on: SelectOn = 'seen'
-) -> dict[str, dict[str, str]]:
-    """Return the text of each table in each format, as ``[protocol][format]``.
+def _write(args: argparse.Namespace, texts: Mapping[str, Mapping[str, str]]) -> None:
+    from vla_feature_bridge.atomic import replace_files
 
-    Raises
-    ------
-    TableError
-        There are no results, or none of the published protocol where they are wanted.
-    """
-    from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
-    from safe_training.reporting.tables.csv import to_csv
-    from safe_training.reporting.tables.entries import (
-        TableError,
-        entries,
-        paper_entries,
-        robust_entry,
+    # Under other names, so that flattering tables never replace the others.
+    chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
+    replace_files(
+        {
+            args.out / f'table1_{name}{chosen}.{_SUFFIX[kind]}': text
+            for name, formats in texts.items()
+            for kind, text in formats.items()
+        }
     )
-
-    made: dict[str, dict[str, str]] = {}
-    if with_paper:
-        found, _ = paper_entries(results, select_on)
-        made['paper'] = _texts([paper_table(results, select_on)], to_csv(found))
-    for kind, there in judged_by(results).items():
-        found = entries(there, partial(robust_entry, select_on=select_on))
-        made[kind] = _texts(robust_tables(there, select_on), to_csv(found))
-    if not made:
-        raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
-    return made
-
-
-def _texts(tables: Sequence[Table], as_csv: str) -> dict[str, str]:
-    from safe_training.reporting.tables.latex import to_latex
-    from safe_training.reporting.tables.markdown import to_markdown
-
-    return {
-        'markdown': '\n'.join(to_markdown(table) for table in tables),
-        'latex': '\n'.join(to_latex(table) for table in tables),
-        'csv': as_csv,
-    }

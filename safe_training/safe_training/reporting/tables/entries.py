@@ -21,11 +21,9 @@ import numpy as np
 
 from safe_training.evaluation.evaluate import Summary, summary_of
 from safe_training.evaluation.protocol import SelectOn
+from safe_training.reporting.tables.measures import HEADLINE, MACRO
+from safe_training.reporting.tables.model import TableError
 from safe_training.sweep.results import Result
-from vla_feature_bridge.errors import SafeError
-
-HEADLINE = 'roc_auc_max_score_until_min_length'
-MACRO = 'macro_roc_auc_max_score_until_min_length'
 
 # The paper's groups and order, then what it does not have.
 GROUPS: dict[str, dict[str, str]] = {
@@ -62,10 +60,6 @@ GROUPS: dict[str, dict[str, str]] = {
     },
 }
 OTHERS = 'Others'
-
-
-class TableError(SafeError):
-    """A table cannot be made of these results; the message says what was found."""
 
 
 @dataclass(frozen=True)
@@ -321,6 +315,11 @@ def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summa
         part, name = path.split('/', 1)
         found[path] = summary_of([split.get(part, {}).get(name, np.nan) for split in splits])
     return found
+
+
+def group_of(detector: str) -> str:
+    """Return the group that a detector is shown in."""
+    return next((group for group, names in GROUPS.items() if detector in names), OTHERS)
 
 
 def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
