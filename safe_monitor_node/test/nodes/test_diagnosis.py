@@ -10,7 +10,7 @@ from band_factory import constant_band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
-from safe_monitor_node.nodes.diagnosis import Level, diagnose, facts_of
+from safe_monitor_node.nodes.diagnosis import Level, diagnose, facts_of, introduce
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 
@@ -128,3 +128,13 @@ def test_the_facts_of_the_adaptation_are_of_the_band_in_use_and_of_moved_ones(se
 def test_adaptation_without_a_file_is_said_to_be_in_memory(folder):
     session = MonitorSession(folder, MonitorSettings(adaptation_step=0.05))
     assert facts_of(session)['adaptation file'] == 'none, kept in memory only'
+
+
+def test_a_new_session_says_what_it_uses(session, folder, tmp_path):
+    detector = 'detector action_norm on hidden_states[token=last] (width 4), alpha 0.1, from '
+    assert introduce(session) == [
+        detector + folder,
+        'labelled episodes move the thresholds with adaptation_step 0.05: level 0.1 after 0 '
+        f'successes, kept in {tmp_path / "updates.json"}',
+    ]
+    assert introduce(MonitorSession(folder, MonitorSettings())) == [detector + folder]
