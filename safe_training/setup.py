@@ -1,9 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installs the package safe_training (ament_python)."""
 
+import os
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 PACKAGE = 'safe_training'
+
+#: Messages that a recording holds. Their definitions are written in safe_msgs; safe_training reads
+#: and writes recordings also without ROS 2, and needs copies.
+DEFINITIONS = ['EpisodeEvent.msg', 'PolicyStep.msg', 'Tensor.msg']
+
+
+def copy_definitions() -> None:
+    """Copy the definitions from safe_msgs: of this checkout, else the installed package."""
+    here = Path(__file__).resolve().parent  # colcon runs a symbolic link to this file
+    copies = here / PACKAGE / 'definitions'
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    places = [here.parent, *(Path(prefix, 'share') for prefix in prefixes)]
+    for folder in (place / 'safe_msgs' / 'msg' for place in places):
+        if all((folder / name).is_file() for name in DEFINITIONS):
+            copies.mkdir(exist_ok=True)
+            for name in DEFINITIONS:
+                shutil.copyfile(folder / name, copies / name)
+            return
+    if not all((copies / name).is_file() for name in DEFINITIONS):  # a source archive has copies
+        raise SystemExit(
+            f'{copies}: expected {", ".join(DEFINITIONS)} in safe_msgs, found neither '
+            f'{here.parent / "safe_msgs"} nor an installed package safe_msgs; build from a '
+            'checkout of the whole repository, or build and source safe_msgs first'
+        )
+
+
+copy_definitions()
 
 # The function that fits each detector; Detector.fit finds it by these names.
 FITTERS = {

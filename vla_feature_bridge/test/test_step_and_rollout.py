@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_feature_bridge.rollout import Rollout, RolloutError
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
 
 
 def make_rollout(**changes):
@@ -57,6 +57,15 @@ def test_a_step_of_a_bare_rollout_has_what_a_bare_step_has():
             assert getattr(step, field.name) == getattr(bare, field.name), field.name
 
 
+def test_the_table_of_fields_names_attributes_of_steps_and_rollouts():
+    step_defaults = {f.name: f.default for f in dataclasses.fields(PolicyStep)}
+    rollout_defaults = {f.name: f.default for f in dataclasses.fields(Rollout)}
+    for field in STEP_FIELDS:
+        assert step_defaults[field.name] == field.default
+        assert rollout_defaults[field.stacked] is None
+        assert field.doc
+
+
 def test_a_step_copies_neither_features_nor_actions():
     rollout = make_rollout()
     step = rollout.step(2)
@@ -97,7 +106,7 @@ def test_features_keep_their_dtype_and_may_be_raw(dtype):
 
 @pytest.mark.parametrize('shape', [(), (4,), (0, 4), (0,)], ids=str)
 def test_features_without_steps_are_refused(shape):
-    with pytest.raises(RolloutError, match=r"'mug/7': features must have shape \(T, \.\.\., D\)"):
+    with pytest.raises(RolloutError, match=r"'mug/7': expected features of shape \(T, \.\.\., D\)"):
         make_rollout(features=np.zeros(shape, np.float32))
 
 
@@ -116,10 +125,10 @@ def test_features_without_steps_are_refused(shape):
     ],
 )
 def test_arrays_that_do_not_belong_to_the_steps_are_refused(name, shape):
-    with pytest.raises(RolloutError, match=rf"'mug/7': {name} must have \d axes.* length 3"):
+    with pytest.raises(RolloutError, match=rf"'mug/7': expected {name} of shape \(3[,)].*found"):
         make_rollout(**{name: np.zeros(shape)})
 
 
 def test_a_signal_of_another_length_is_refused_by_name():
-    with pytest.raises(RolloutError, match="signal 'chunk_mse' must have 1 axes"):
+    with pytest.raises(RolloutError, match=r"expected signal 'chunk_mse' of shape \(3\)"):
         make_rollout(signals={'chunk_mse': np.zeros(2)})

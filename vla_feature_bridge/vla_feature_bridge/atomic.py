@@ -81,7 +81,7 @@ def replaced_file(path: Path) -> Iterator[Path]:
         yield path
         return
     made = make_folders(target.parent)
-    aside = _aside(target)
+    aside = path_aside(target)
     try:
         yield aside
         _sync(aside)
@@ -117,7 +117,7 @@ def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     """
     target = _folder_target(path, overwrite)
     made = make_folders(target.parent)
-    aside = _aside(target)
+    aside = path_aside(target)
     try:
         aside.mkdir()
         yield aside
@@ -153,7 +153,7 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
         _sync(target.parent)
         return
     folder.chmod(stat.S_IMODE(target.stat().st_mode))
-    old = _aside(target)
+    old = path_aside(target)
     os.rename(target, old)
     try:
         os.rename(folder, target)
@@ -180,10 +180,16 @@ def remove_empty(folders: list[Path]) -> None:
             return
 
 
+def path_aside(target: Path) -> Path:
+    """Return a hidden name that nobody has, in the folder of ``target`` and with its suffix."""
+    name = f'.{target.stem[:_MAX_STEM]}.{secrets.token_hex(4)}.partial{target.suffix}'
+    return target.with_name(name)
+
+
 def _folder_target(path: Path, overwrite: bool) -> Path:
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(
-            f'{path}: expected a free name, found a file or folder; '
+            f'{path}: expected a name that is free, found a file or folder; '
             'choose another name or overwrite it'
         )
     target = Path(os.path.realpath(path))
@@ -192,11 +198,6 @@ def _folder_target(path: Path, overwrite: bool) -> Path:
             f'{path}: expected a folder to overwrite, found a file; choose another name'
         )
     return target
-
-
-def _aside(target: Path) -> Path:
-    name = f'.{target.stem[:_MAX_STEM]}.{secrets.token_hex(4)}.partial{target.suffix}'
-    return target.with_name(name)
 
 
 def _sync(path: Path) -> None:

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
 
 
 class RolloutError(SafeError):
@@ -81,35 +82,29 @@ class Rollout:
             self.episode_id = f'{self.task}/{self.episode_index}'
         if self.features.ndim < 2 or self.features.shape[0] == 0:
             raise RolloutError(
-                f'rollout {self.episode_id!r}: features must have shape (T, ..., D) with T >= 1, '
-                f'found {self.features.shape}'
+                f'rollout {self.episode_id!r}: expected features of shape (T, ..., D) with T >= 1, '
+                f'found shape {self.features.shape}'
             )
-        expected_ndim = {
-            'actions': 4,
-            'token_probability': 2,
-            'token_entropy': 2,
-            'stamps': 1,
-            'inference_time': 1,
-            'feature_lengths': 1,
-        }
-        for name, ndim in expected_ndim.items():
-            self._check(name, getattr(self, name), ndim)
+        for known in STEP_FIELDS:
+            self._check(known.stacked, getattr(self, known.stacked), known.axes)
+        self._check('feature_lengths', self.feature_lengths, ())
         for name, values in self.signals.items():
-            self._check(f'signal {name!r}', values, 1)
+            self._check(f'signal {name!r}', values, ())
         if self.feature_lengths is not None:
             longest = self.features.shape[1] if self.features.ndim > 2 else 0
             if self.feature_lengths.min() < 1 or self.feature_lengths.max() > longest:
                 raise RolloutError(
-                    f'rollout {self.episode_id!r}: feature_lengths must lie in 1 to {longest}, the '
-                    f'first raw axis of features of shape {self.features.shape}, found '
+                    f'rollout {self.episode_id!r}: expected feature_lengths from 1 to {longest}, '
+                    f'the first raw axis of features of shape {self.features.shape}, found '
                     f'{self.feature_lengths.min()} to {self.feature_lengths.max()}'
                 )
 
-    def _check(self, name: str, array: np.ndarray | None, ndim: int) -> None:
-        if array is not None and (array.ndim != ndim or array.shape[0] != len(self)):
+    def _check(self, name: str, array: np.ndarray | None, axes: tuple[str, ...]) -> None:
+        if array is not None and (array.ndim != 1 + len(axes) or array.shape[0] != len(self)):
+            wanted = ', '.join([str(len(self)), *axes])
             raise RolloutError(
-                f'rollout {self.episode_id!r}: {name} must have {ndim} axes, the first of length '
-                f'{len(self)} (one entry a step), found shape {array.shape}'
+                f'rollout {self.episode_id!r}: expected {name} of shape ({wanted}), one entry a '
+                f'step, found shape {array.shape}'
             )
 
     def __len__(self) -> int:
@@ -134,22 +129,22 @@ class Rollout:
         return PolicyStep(
             features=features,
             feature_name=self.feature_name,
-            stamp=0 if self.stamps is None else int(self.stamps[t]),
             episode_id=self.episode_id,
             step=t,
             policy=self.policy,
             instruction=self.instruction,
-            actions=None if self.actions is None else self.actions[t],
             exec_horizon=self.exec_horizon,
-            token_probability=_tokens(self.token_probability, t),
-            token_entropy=_tokens(self.token_entropy, t),
             signals={name: float(values[t]) for name, values in self.signals.items()},
-            inference_time=0.0 if self.inference_time is None else float(self.inference_time[t]),
+            **{field.name: _entry(field, getattr(self, field.stacked), t) for field in STEP_FIELDS},
         )
 
 
-def _tokens(array: np.ndarray | None, t: int) -> np.ndarray | None:
+def _entry(field: StepField, array: np.ndarray | None, t: int) -> Any:
     if array is None:
-        return None
-    row = array[t]
-    return row[~np.isnan(row)]
+        return field.default
+    if field.kind == 'values':
+        row = array[t]
+        return row[~np.isnan(row)]
+    if field.kind == 'tensor':
+        return array[t]
+    return int(array[t]) if field.kind == 'stamp' else float(array[t])

@@ -270,11 +270,6 @@ def test_definitions_are_those_of_safe_msgs(name):
     assert bag_messages.own_definition(f'safe_msgs/msg/{name}') == theirs
 
 
-def test_dtypes_are_those_of_the_bridge():
-    messages = pytest.importorskip('vla_feature_bridge.ros.messages')
-    assert messages.DTYPES == bag_messages.DTYPES
-
-
 @pytest.mark.parametrize('name', [STEP, EVENT])
 def test_type_hashes_are_those_of_ros(name):
     ament = pytest.importorskip('ament_index_python')

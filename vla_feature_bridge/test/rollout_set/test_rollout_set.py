@@ -238,7 +238,7 @@ def with_nan(array, step):
         (make_rollout(1, dim=5), r"'task 1/1': expected .*\(steps, 4\), found \(3, 5\)"),
         (Rollout(np.zeros((3, 2, 4), np.float32), task='raw'), r'found \(3, 2, 4\)'),
         (Rollout(np.zeros((3, 4), np.int32), task='x'), 'dtype float64, float32, .* found int32'),
-        (make_rollout(0), "'task 0/0' is in the set already"),
+        (make_rollout(0), "expected each episode_id once, found 'task 0/0' twice"),
         (make_rollout(1, feature_name='hidden_states[token=mean]'), 'pool all rollouts of a set'),
         (
             Rollout(with_nan(np.zeros((3, 4), np.float32), 2), task='x'),
@@ -437,7 +437,7 @@ FORGERIES = {
     'actions-of-two-axes': (
         {'features': GOOD, 'actions': GOOD | {'data_offsets': [32, 64]}},
         bytes(64),
-        'actions must have 4 axes',
+        'expected actions of shape',
     ),
     'not-json': (b'{', b'', 'expected a safetensors header'),
     'a-list': (b'[]', b'', 'expected a safetensors header'),

@@ -16,15 +16,16 @@ import numpy as np
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, RolloutSetError
+from vla_feature_bridge.step import STEP_FIELDS
+from vla_feature_bridge.tensors import first_not_finite
 
 #: A header describes some dozen arrays; anything longer is not one of ours.
 _MAX_HEADER_BYTES = 1 << 20
-#: Elements that are looked at together when NaN is searched.
-_PORTION = 1 << 18
 #: What a ragged feature may take in memory: so much, or so many times its stored size.
 _MAX_PADDED_BYTES = 1 << 30
 _MAX_PADDING = 16
-OPTIONAL_ARRAYS = ('actions', 'token_probability', 'token_entropy', 'stamps', 'inference_time')
+OPTIONAL_ARRAYS = tuple(field.stacked for field in STEP_FIELDS)
+_FINITE_ARRAYS = tuple(field.stacked for field in STEP_FIELDS if field.kind == 'tensor')
 SIGNAL = 'signals.'
 _OFFSETS = 'feature_offsets'
 
@@ -74,7 +75,8 @@ def write_rollout(
             f'rollout {name!r}: expected features {str(feature)!r}, '
             f'found {rollout.feature_name!r}; pool all rollouts of a set alike'
         )
-    for what, array in (('features', rollout.features), ('actions', rollout.actions)):
+    for what in ('features', *_FINITE_ARRAYS):
+        array = getattr(rollout, what)
         step = None if array is None else first_not_finite(array)
         if step is not None:
             raise RolloutSetError(
@@ -100,24 +102,6 @@ def write_rollout(
         'arrays_header_crc32': crc,
         'unseen': bool(rollout.unseen),
     }
-
-
-def first_not_finite(array: np.ndarray) -> int | None:
-    """Return the first index of the first axis that holds NaN or infinity, None without any.
-
-    Works in small portions, so that it needs no memory to speak of.
-    """
-    portion = max(1, _PORTION * len(array) // max(1, array.size))
-    for start in range(0, len(array), portion):
-        part = array[start : start + portion]
-        if part.dtype == ml_dtypes.bfloat16 and part.ndim:
-            # Its own isfinite goes through float32, element by element.
-            finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
-        else:
-            finite = np.isfinite(part)
-        if not finite.all():
-            return start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
-    return None
 
 
 def misfit(rollout: Rollout, feature: FeatureSpec) -> str:

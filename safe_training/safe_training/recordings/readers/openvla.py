@@ -34,8 +34,8 @@ from safe_training.recordings.readers.step_features import FLOATS, StepFeatures,
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set.arrays import first_not_finite
 from vla_feature_bridge.signals import rollout_signals
+from vla_feature_bridge.tensors import first_not_finite
 
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
 _ACTIONS = tuple(

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy steps and episode events as the bytes of a bag (CDR), without ROS 2 installed.
 
-The definitions lie beside this module, as in ``safe_msgs/msg``. Code is only ever generated from
-these: a definition found in a bag is compared with ours and then forgotten.
+The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``). Code is
+generated from these alone: a definition found in a bag is compared with ours and then discarded.
 """
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
+from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
 
 STEP = 'safe_msgs/msg/PolicyStep'
 EVENT = 'safe_msgs/msg/EpisodeEvent'
@@ -26,11 +26,6 @@ EVENT = 'safe_msgs/msg/EpisodeEvent'
 KIND_START, KIND_END, KIND_LABEL = 0, 1, 2
 OUTCOMES: Mapping[int, bool | None] = {0: None, 1: True, 2: False}
 OUTCOME_NUMBERS = {success: number for number, success in OUTCOMES.items()}
-
-DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name).newbyteorder('<')
-    for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
-} | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
 
 _TENSOR = 'safe_msgs/msg/Tensor'
 _HEADER = 'std_msgs/msg/Header'
@@ -88,8 +83,19 @@ def own_definition(name: str) -> str:
     """Return the text of one message definition, such as ``safe_msgs/msg/Tensor``."""
     if name in _STANDARD:
         return _STANDARD[name]
-    file = files('safe_training') / 'definitions' / f'{name.rpartition("/")[2]}.msg'
-    return file.read_text(encoding='utf-8')
+    file = f'{name.rpartition("/")[2]}.msg'
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    folders = [Path(__file__).parents[2] / 'definitions'] + [
+        Path(prefix, 'share', 'safe_msgs', 'msg') for prefix in prefixes
+    ]
+    for folder in folders:
+        if (folder / file).is_file():
+            return (folder / file).read_text(encoding='utf-8')
+    raise BagMessageError(
+        f'{folders[0] / file}: expected the copy of this definition that the installation makes, '
+        'found none, and no installed package safe_msgs; install safe_training again from a '
+        'checkout (pip install ./safe_training), or source the workspace'
+    )
 
 
 def full_definition(name: str) -> str:
@@ -162,7 +168,7 @@ def step_to_cdr(step: PolicyStep) -> memoryview:
     Raises
     ------
     BagMessageError
-        A tensor has a dtype, or the stamp a year, that a message cannot hold.
+        A message cannot hold the dtype of an array, or the year of the stamp.
     """
     types = _typestore().types
     message = types[STEP](
@@ -172,13 +178,10 @@ def step_to_cdr(step: PolicyStep) -> memoryview:
         policy=step.policy,
         instruction=step.instruction,
         features=_tensor(step.features, step.feature_name),
-        actions=_tensor(step.actions, 'actions'),
         exec_horizon=step.exec_horizon,
-        token_probability=_floats(step.token_probability),
-        token_entropy=_floats(step.token_entropy),
         signal_names=list(step.signals),
         signals=np.array(list(step.signals.values()), np.float32),
-        inference_time=step.inference_time,
+        **{f.name: _packed(f, getattr(step, f.name)) for f in STEP_FIELDS if f.kind != 'stamp'},
     )
     packed: memoryview = _typestore().serialize_cdr(message, STEP, little_endian=True)
     return packed
@@ -190,19 +193,13 @@ def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
     Raises
     ------
     BagMessageError
-        These are not the bytes of a step, or its parts do not fit together.
+        The bytes are no step, or the parts of the step do not fit together.
     """
     message = _unpack(data, STEP)
     where = f'step {message.step} of episode {message.episode_id[:200]!r}'
     features = _array(message.features, f'{where}: features')
     if features is None or features.ndim == 0:
         raise BagMessageError(f'{where}: expected features, found none')
-    actions = _array(message.actions, f'{where}: actions')
-    if actions is not None and actions.ndim != 3:
-        raise BagMessageError(
-            f'{where}: expected actions of shape (samples, horizon, action_dim), '
-            f'found {actions.shape}'
-        )
     names = message.signal_names
     if len(names) != len(message.signals) or len(set(names)) != len(names):
         raise BagMessageError(
@@ -219,13 +216,36 @@ def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
         step=message.step,
         policy=message.policy,
         instruction=message.instruction,
-        actions=actions,
         exec_horizon=message.exec_horizon,
-        token_probability=message.token_probability if len(message.token_probability) else None,
-        token_entropy=message.token_entropy if len(message.token_entropy) else None,
         signals=dict(zip(names, map(float, message.signals), strict=True)),
-        inference_time=message.inference_time,
+        **{
+            f.name: _unpacked(f, getattr(message, f.name), where)
+            for f in STEP_FIELDS
+            if f.kind != 'stamp'
+        },
     )
+
+
+def _packed(field: StepField, value: Any) -> Any:
+    if field.kind == 'tensor':
+        return _tensor(value, field.name)
+    if field.kind == 'values':
+        return np.zeros(0, np.float32) if value is None else np.asarray(value, np.float32)
+    return value
+
+
+def _unpacked(field: StepField, value: Any, where: str) -> Any:
+    if field.kind == 'values':
+        return value if len(value) else None
+    if field.kind != 'tensor':
+        return value
+    array = _array(value, f'{where}: {field.name}')
+    if array is not None and array.ndim != len(field.axes):
+        raise BagMessageError(
+            f'{where}: expected {field.name} of shape ({", ".join(field.axes)}), '
+            f'found {array.shape}'
+        )
+    return array
 
 
 def event_to_cdr(event: Event) -> memoryview:
@@ -294,11 +314,10 @@ def _tensor(array: np.ndarray | None, name: str) -> Any:
     make = _typestore().types[_TENSOR]
     if array is None:
         return make(name=name, dtype='', shape=np.zeros(0, np.uint32), data=np.zeros(0, np.uint8))
-    if array.dtype.name not in DTYPES:
-        raise BagMessageError(
-            f'tensor {name!r}: expected a dtype of {", ".join(DTYPES)}, found {array.dtype}'
-        )
-    contiguous = np.ascontiguousarray(array, DTYPES[array.dtype.name])
+    try:
+        contiguous = little_endian(array)
+    except TensorError as error:
+        raise BagMessageError(f'tensor {name!r}: {error}') from None
     return make(
         name=name,
         dtype=array.dtype.name,
@@ -310,30 +329,14 @@ def _tensor(array: np.ndarray | None, name: str) -> Any:
 def _array(tensor: Any, where: str) -> np.ndarray | None:
     if not tensor.dtype:
         if len(tensor.data):
-            raise BagMessageError(f'{where}: {len(tensor.data)} bytes, but no dtype')
+            raise BagMessageError(
+                f'{where}: expected a dtype for {len(tensor.data)} bytes, found none'
+            )
         return None
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise BagMessageError(
-            f'{where}: expected a dtype of {", ".join(DTYPES)}, found {tensor.dtype[:40]!r}'
-        )
-    shape = tuple(int(n) for n in tensor.shape)
-    expected = math.prod(shape) * dtype.itemsize
-    if len(tensor.data) != expected or len(shape) > 32:
-        raise BagMessageError(
-            f'{where}: expected {expected} bytes for shape {shape[:8]} of {tensor.dtype}, '
-            f'found {len(tensor.data)}'
-        )
     try:
-        if expected == 0:
-            return np.zeros(shape, dtype)
-        return np.frombuffer(tensor.data, dtype).reshape(shape)
-    except ValueError as error:  # an empty tensor of absurd lengths
-        raise BagMessageError(f'{where}: shape {shape[:8]}: {error}') from None
-
-
-def _floats(values: np.ndarray | None) -> np.ndarray:
-    return np.zeros(0, np.float32) if values is None else np.asarray(values, np.float32)
+        return array_of_bytes(tensor.dtype, tensor.shape.tolist(), tensor.data)
+    except TensorError as error:
+        raise BagMessageError(f'{where}: {error}') from None
 
 
 def _short(error: BaseException) -> str:
