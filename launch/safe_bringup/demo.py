@@ -26,12 +26,13 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.evaluate import CLOCK, Row, report_parts
-from safe_training.evaluation.fit_and_calibrate import Fitted, fit_and_calibrate, labelled
+from safe_training.evaluation.evaluate import CLOCK, Row
+from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
+from safe_training.evaluation.judge import judge as judge_set
 from safe_training.evaluation.protocol import Protocol, choose_split
-from safe_training.evaluation.provenance import provenance_of
 from safe_training.metrics.part_report import flatten_report
 from safe_training.recordings.convert import convert
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.figures.score_curves import plot_episodes
 from safe_training.reporting.figures.style import EpisodeCurve
 from safe_training.reporting.numbers import as_number
@@ -124,16 +125,16 @@ def convert_recordings(out: Path, console: Console) -> RolloutSet:
 def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Convert, fit, calibrate, evaluate, save; returns the evaluation for the summary."""
     rollouts_on_disk = convert_recordings(args.out, console)
-    rollouts = labelled(rollouts_on_disk)
+    rollouts = labelled(Rollouts(rollouts_on_disk, rollouts_on_disk.feature, POOLED))
     protocol = Protocol(alpha=args.alpha)
-    split = choose_split(rollouts, protocol, args.seed)
+    split = choose_split(rollouts, args.seed, protocol)
     failures = sum(r.failed for r in rollouts)
     console.print(
         f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, '
         f'{failures} of them failures; '
         f'{len(split.unseen_tasks)} tasks are kept back and never trained on'
     )
-    fitted: dict[str, Fitted] = {}
+    fitted: dict[str, CalibratedDetector] = {}
     started = time.monotonic()
     for name, params in (
         (DETECTOR, {**PARAMETERS, 'epochs': args.epochs, 'seed': args.seed}),
@@ -147,18 +148,12 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     rows = [
         Row(name, args.seed, part, flatten_report(report))
         for name, one in fitted.items()
-        for part, report in report_parts(one, rollouts, args.alpha).items()
+        for part, report in judge_set(one, rollouts).report().items()
     ]
     title = f'one task split, promised false-alarm rate {100 * args.alpha:g} %'
     print_table(console, report_table(rows, title))
     console.print(LEGEND, style='dim')
-    CalibratedDetector(
-        fitted[DETECTOR].detector,
-        rollouts_on_disk.feature,
-        fitted[DETECTOR].band,
-        args.alpha,
-        provenance_of(POOLED, rollouts, fitted[DETECTOR]),
-    ).save(args.out / 'detector', overwrite=True)
+    fitted[DETECTOR].save(args.out / 'detector', overwrite=True)
     return {
         'detector': DETECTOR,
         'epochs': args.epochs,

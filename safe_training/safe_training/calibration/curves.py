@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks what is calibrated on: promised rates and score curves."""
+"""What a band is calibrated on: promised rates, and score curves of successes; both are checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,8 +23,46 @@ class CalibrationError(SafeError):
     """Scores cannot be calibrated on, or what was asked for does not exist."""
 
 
+@dataclass(frozen=True, eq=False)
+class Successes:
+    """Score curves of successful rollouts, and which rollouts they are.
+
+    Attributes
+    ----------
+    scores : sequence of N arrays (T_i,)
+        Over the true length of each rollout.
+    episodes, tasks : sequences of N str
+        Episode id and task of each rollout; empty if they are not known.
+    described : str
+        What the rollouts are, for people ("successes of val_seen, split 0").
+    """
+
+    scores: Sequence[ArrayLike]
+    episodes: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    described: str = ''
+
+    def __post_init__(self) -> None:
+        for name, values in (('episodes', self.episodes), ('tasks', self.tasks)):
+            if values and len(values) != len(self.scores):
+                raise CalibrationError(
+                    where='calibration',
+                    expected=f'{len(self.scores)} {name} for as many score curves',
+                    found=str(len(values)),
+                )
+
+    def take(self, members: Sequence[int], described: str) -> Successes:
+        """Return some of the successes by their indices."""
+        return Successes(
+            [self.scores[i] for i in members],
+            [self.episodes[i] for i in members] if self.episodes else (),
+            [self.tasks[i] for i in members] if self.tasks else (),
+            described,
+        )
+
+
 def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
-    """Say for which alphas no alarm can be raised, and what would help; empty if for none."""
+    """Return for which alphas no alarm can be raised, and what helps; empty if an alarm always can."""
     infinite = [alpha for alpha, row in zip(alphas, upper, strict=True) if np.isinf(row).all()]
     if not infinite:
         return ''

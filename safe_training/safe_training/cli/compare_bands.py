@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``calibration``: what bands promise, on which rollouts, and what they keep on others."""
+"""The verb ``compare-bands``: what bands promise, on which rollouts, and what they keep on others."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
-from scipy.stats import binomtest
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import BandError
@@ -26,10 +26,16 @@ from safe_training.cli.options import (
     refuse_options,
 )
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.band_comparison import DRAWS, KINDS, Kept, Tally, calibration_of
-from safe_training.evaluation.evaluate import Summary, score_part, summary_of
+from safe_training.evaluation.band_comparison import (
+    COMPARED,
+    DRAWS,
+    BandResult,
+    Comparison,
+    compare_bands,
+)
+from safe_training.evaluation.evaluate import Summary, summary_of
 from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.judge import band_for, parts_of
+from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import (
     ROBUST_SPLITS,
     EvaluationError,
@@ -37,7 +43,8 @@ from safe_training.evaluation.protocol import (
     choose_splits,
 )
 from safe_training.evaluation.saved_splits import read_splits
-from safe_training.metrics.alarms import band_alarms
+from safe_training.metrics.binomial import FEWEST, Tally, worst_task
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import as_number, percent, plain_json
 from safe_training.reporting.tables.evaluation import (
@@ -46,8 +53,6 @@ from safe_training.reporting.tables.evaluation import (
     shortened,
     wide_console,
 )
-from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 
 EXAMPLE = """examples:
   python -m safe_training compare-bands my_set --detector linear_probe
@@ -64,8 +69,6 @@ LEGEND = (
     'Left-out scores: of the training successes, each by a detector that did not know its task.\n'
     'Moved by labels: told of every success at once; its promise is on the long run.'
 )
-# A rate of fewer successes says nothing of a task.
-_FEWEST = 10
 
 
 def add_command(verbs: Any) -> None:
@@ -93,7 +96,7 @@ def add_command(verbs: Any) -> None:
     parser.add_argument(
         '--band',
         action='append',
-        choices=tuple(KINDS),
+        choices=tuple(COMPARED),
         help='kind of band, repeatable (default: all)',
     )
     parser.add_argument('--splits', type=int, help=f'task splits (default {ROBUST_SPLITS})')
@@ -125,19 +128,19 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError('--splits must be at least 1, and is not for splits that were saved')
     if args.rate is not None and not 0 < args.rate <= 1:
         raise UsageError(f'--rate must lie in (0, 1], found {args.rate}')
-    rollouts, feature = load_rollouts(
+    rollouts = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     rollouts = labelled(rollouts)
     if args.folder is not None:
-        return _folder(args, rollouts, feature)
+        return _folder(args, rollouts)
     return _detector(args, rollouts)
 
 
 # -- kinds of bands over splits
 
 
-def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
+def _detector(args: argparse.Namespace, rollouts: Rollouts) -> int:
     alphas = sorted(set(args.alpha or ALPHAS))
     protocol = Protocol(alpha=alphas[0])
     if args.splits_from is not None:
@@ -146,15 +149,13 @@ def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
         splits = choose_splits(rollouts, protocol, range(args.splits or ROBUST_SPLITS))
     params = detector_params([args.detector], args.params)[args.detector]
     with progress_bar(f'calibrate {args.detector}', quiet=args.json) as progress:
-        found = calibration_of(
+        found = compare_bands(
             args.detector,
             rollouts,
-            protocol,
             splits,
-            alphas,
-            tuple(dict.fromkeys(args.band or KINDS)),
-            params,
-            gamma=args.rate,
+            Comparison(alphas, tuple(dict.fromkeys(args.band or COMPARED)), args.rate),
+            params=params,
+            protocol=protocol,
             progress=progress,
         )
     if args.json:
@@ -167,25 +168,25 @@ def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
             f'{percent(alpha)} %'
         )
         print_table(console, _table([kept for kept in found if kept.alpha == alpha], title))
-    console.print(LEGEND.format(draws=DRAWS, fewest=_FEWEST), style='dim')
+    console.print(LEGEND.format(draws=DRAWS, fewest=FEWEST), style='dim')
     return 0
 
 
-def _table(found: Sequence[Kept], title: str) -> Table:
+def _table(found: Sequence[BandResult], title: str) -> Table:
     columns = (
         'ranked\non', 'no\nalarm', 'like', 'like,\nworst', 'new', 'new,\nworst',
         'new,\ndetected', 'T_det',
     )  # fmt: skip
     table = empty_table(title, ['band'], columns)
-    for kind in dict.fromkeys(kept.kind for kept in found):
-        of_kind = [kept for kept in found if kept.kind == kind]
+    for kind in dict.fromkeys(kept.band for kept in found):
+        of_kind = [kept for kept in found if kept.band == kind]
         alpha = of_kind[0].alpha
         counts = [kept.n_calibration for kept in of_kind]
         times = [
             float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in of_kind
         ]
         table.add_row(
-            KINDS[kind],
+            COMPARED[kind].title,
             f'{np.median(counts):.0f}',
             f'{sum(not k.finite for k in of_kind)}/{len(of_kind)}',
             _rate([k.like.rate for k in of_kind], alpha),
@@ -212,31 +213,12 @@ def _shown(summary: Summary) -> str:
     return f'{percent(summary.mean)}{spread}'
 
 
-def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
-    """Return the task with the highest rate over all splits, None if none has enough rollouts."""
-    alarms: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    enough: set[str] = set()
-    for tally in tallies:
-        for task, count in tally.rollouts.items():
-            alarms[task] = alarms.get(task, 0) + tally.alarms[task]
-            counts[task] = counts.get(task, 0) + count
-            # Of one draw: what is drawn again is no further rollout.
-            if count >= _FEWEST * tally.repeats:
-                enough.add(task)
-    rates = {task: alarms[task] / counts[task] for task in sorted(enough)}
-    if not rates:
-        return None
-    worst = max(rates, key=rates.__getitem__)
-    return worst, rates[worst]
-
-
 def _worst(tallies: Sequence[Tally]) -> str:
     found = worst_task(tallies)
     return '-' if found is None else percent(found[1])
 
 
-def _plain(kept: Kept) -> dict[str, Any]:
+def _plain(kept: BandResult) -> dict[str, Any]:
     def tally(counted: Tally) -> dict[str, Any]:
         return {
             'rate': as_number(counted.rate),
@@ -248,9 +230,9 @@ def _plain(kept: Kept) -> dict[str, Any]:
         }
 
     return {
-        'kind': kept.kind,
+        'kind': kept.band,
         'alpha': kept.alpha,
-        'split': kept.seed,
+        'split': kept.split,
         'n_calibration': kept.n_calibration,
         'finite': kept.finite,
         'like': tally(kept.like),
@@ -263,18 +245,13 @@ def _plain(kept: Kept) -> dict[str, Any]:
 # -- a detector folder
 
 
-def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec) -> int:
+def _folder(args: argparse.Namespace, rollouts: Rollouts) -> int:
     loaded = load_detector(args.folder)
     try:
-        band = band_for(loaded, feature)
+        judged = judge(loaded, rollouts)
+        band = judged.band
         alphas = sorted(set(args.alpha or band.alphas.tolist()))
-        rows = [
-            row
-            for part, members in parts_of(loaded, rollouts).items()
-            for row in _part_rows(
-                part, members, score_part(loaded.detector, members, part), band, alphas
-            )
-        ]
+        rows = [asdict(rate) for rate in judged.realised_rates(alphas)]
     except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
     if args.json:
@@ -303,7 +280,7 @@ def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureS
         'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
         'the band was made from are shown for completeness and are no evidence. "!": even the\n'
         'lower end of the interval exceeds the promise. Worst task: of those with '
-        f'{_FEWEST} successes\nor more.',
+        f'{FEWEST} successes\nor more.',
         style='dim',
     )
     return 0
@@ -325,41 +302,3 @@ def _promise(band: Band, alpha: float) -> str:
     if made.get('note'):
         text += f' {made["note"]}'
     return text
-
-
-def _part_rows(
-    part: str,
-    members: Sequence[Rollout],
-    scored: Sequence[Any],
-    band: Band,
-    alphas: Sequence[float],
-) -> Iterator[dict[str, Any]]:
-    made = band.provenance
-    used = {*made.get('calibration_rollouts', ()), *made.get('center_rollouts', ())}
-    groups = {
-        f'{part}, calibrated on': [i for i, r in enumerate(members) if r.episode_id in used],
-        part: [i for i, r in enumerate(members) if r.episode_id not in used],
-    }
-    for name, indices in groups.items():
-        successes = [scored[i] for i in indices if not scored[i].failed]
-        if not successes:
-            continue
-        for alpha in alphas:
-            tally = Tally()
-            for rollout, alarm in zip(successes, band_alarms(successes, band, alpha), strict=True):
-                tally.add(str(rollout.task), alarm is not None)
-            alarms, count = sum(tally.alarms.values()), len(successes)
-            interval = binomtest(alarms, count).proportion_ci(0.95)
-            worst = worst_task([tally])
-            yield {
-                'rollouts': name,
-                'successes': count,
-                'promised': alpha,
-                'realised': tally.rate,
-                'low': float(interval.low),
-                'high': float(interval.high),
-                'above': bool(interval.low > alpha),
-                'worst_task': None if worst is None else worst[0],
-                'worst_rate': None if worst is None else worst[1],
-                'infinite': not band.at(alpha).can_alarm,
-            }

@@ -13,9 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
-from scipy.stats import binomtest
 
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.detectors import DETECTORS
@@ -31,11 +29,11 @@ from safe_training.cli.options import (
     refuse_options,
 )
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.evaluate import Row, evaluate_splits, score_part, summarise
+from safe_training.evaluation.evaluate import Row, evaluate, summarise
 from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.judge import band_for, parts_of
+from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import (
-    PAPER_SEEDS,
+    PAPER_SPLITS,
     PROTOCOLS,
     ROBUST_SPLITS,
     EvaluationError,
@@ -47,15 +45,14 @@ from safe_training.evaluation.protocol import (
 )
 from safe_training.evaluation.saved_splits import read_splits, saved_protocol, write_splits
 from safe_training.evaluation.splits import Split
-from safe_training.metrics.bootstrap import bootstrap_auc_interval
 from safe_training.metrics.operating_curves import (
     AlphaCurve,
     OperatingCurve,
     alpha_curve,
     operating_curve,
 )
-from safe_training.metrics.part_report import PartReport, flatten_report, per_task, report_part
-from safe_training.metrics.scored import ScoredRollout, max_scores_until_min_length, min_lengths
+from safe_training.metrics.part_report import flatten_report, per_task
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import as_number, percent, plain_json
 from safe_training.reporting.tables.evaluation import (
@@ -115,7 +112,7 @@ def add_command(verbs: Any) -> None:
         '--protocol',
         choices=PROTOCOLS,
         help=f'robust (default): {ROBUST_SPLITS} random task splits; paper: the published splits '
-        f'{", ".join(map(str, PAPER_SEEDS))}; loto: leave one task out, once for each',
+        f'{", ".join(map(str, PAPER_SPLITS))}; loto: leave one task out, once for each',
     )
     parser.add_argument('--splits', type=int, help='number of task splits')
     parser.add_argument(
@@ -149,13 +146,13 @@ def run(args: argparse.Namespace) -> int:
     protocol = protocol_of(args, protocol_name)
     if args.benchmark is not None and args.out is None:
         raise UsageError('--benchmark names rollouts in results; give --out as well')
-    rollouts, feature = load_rollouts(
+    rollouts = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     rollouts = labelled(rollouts)
     if args.folder is not None:
-        return _evaluate_folder(args, rollouts, feature)
-    return _evaluate_detectors(args, protocol, rollouts, feature)
+        return _evaluate_folder(args, rollouts)
+    return _evaluate_detectors(args, protocol, rollouts)
 
 
 def splits_of(
@@ -177,49 +174,36 @@ def splits_of(
         return splits, f'one task left out of {len(splits)}, each in turn'
     if protocol.name == 'paper':
         refuse_options(args, '--protocol paper', ('seed',))
-        seeds = PAPER_SEEDS if args.splits is None else tuple(range(args.splits))
-        splits = choose_splits(rollouts, protocol, seeds)
+        numbers = PAPER_SPLITS if args.splits is None else tuple(range(args.splits))
+        splits = choose_splits(rollouts, protocol, numbers)
         drawn = 'published splits' if numbered_tasks(rollouts) else 'splits drawn by task name'
-        return splits, f'{drawn} {", ".join(map(str, seeds))}'
+        return splits, f'{drawn} {", ".join(map(str, numbers))}'
     first = args.seed or 0
     splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
 
 
-def _evaluate_folder(
-    args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec
-) -> int:
+def _evaluate_folder(args: argparse.Namespace, rollouts: Rollouts) -> int:
     loaded = load_detector(args.folder)
     alpha = args.alpha or loaded.alpha
     name = loaded.detector.name
     try:
-        band = band_for(loaded, feature)
-        parts = {
-            part: score_part(loaded.detector, members, part)
-            for part, members in parts_of(loaded, rollouts).items()
-        }
-        stops = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
-        probability = loaded.detector.gives_probability
-        reports = {
-            part: report_part(scored, stops, band, alpha, probability=probability)
-            for part, scored in parts.items()
-        }
+        judged = judge(loaded, rollouts, alpha)
+        reports = judged.report()
     except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
     rows = [
         Row(name, 0, part, flatten_report(report), per_task(report))
         for part, report in reports.items()
     ]
-    intervals = {
-        part: rollout_intervals(scored, reports[part], stops) for part, scored in parts.items()
-    }
+    band, intervals = judged.band, judged.intervals()
     if args.json:
         plain = _plain(rows)
         for row in plain:
             part = row['part']
             row['intervals'] = {k: [as_number(v) for v in i] for k, i in intervals[part].items()}
-            row['alpha_curve'] = _curve(alpha_curve(parts[part], band))
-            row['operating_curve'] = _curve(operating_curve(parts[part]))
+            row['alpha_curve'] = _curve(alpha_curve(judged.parts[part], band))
+            row['operating_curve'] = _curve(operating_curve(judged.parts[part]))
         print(plain_json({'folder': str(args.folder), 'alpha': alpha, 'parts': plain}))
         return 0
     console = wide_console()
@@ -242,28 +226,6 @@ def _evaluate_folder(
     return 0
 
 
-def rollout_intervals(
-    scored: Sequence[ScoredRollout], report: PartReport, stops: Mapping[Any, int]
-) -> dict[str, tuple[float, float]]:
-    """Return 95 % intervals over the rollouts of a part; NaN where a number does not exist."""
-    auc = bootstrap_auc_interval(
-        max_scores_until_min_length(scored, stops),
-        [r.failed for r in scored],
-        generator=np.random.default_rng(0),
-    )
-    pooled = report.alarms.pooled
-    rates = {'roc_auc_max_score_until_min_length': (auc.low, auc.high)}
-    for name, count in (
-        ('false_alarm_rate', pooled.n_successes),
-        ('detection_rate', pooled.n_failures),
-    ):
-        rates[name] = (np.nan, np.nan)
-        if count:
-            found = binomtest(round(getattr(pooled, name) * count), count).proportion_ci(0.95)
-            rates[name] = (float(found.low), float(found.high))
-    return rates
-
-
 def _curve(curve: AlphaCurve | OperatingCurve) -> dict[str, list[float | None]]:
     return {
         name: [as_number(value) for value in values.tolist()]
@@ -271,18 +233,18 @@ def _curve(curve: AlphaCurve | OperatingCurve) -> dict[str, list[float | None]]:
     }
 
 
-def _evaluate_detectors(
-    args: argparse.Namespace, protocol: Protocol, rollouts: list[Rollout], feature: FeatureSpec
-) -> int:
+def _evaluate_detectors(args: argparse.Namespace, protocol: Protocol, rollouts: Rollouts) -> int:
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     params = detector_params(names, args.params)
     splits, what = splits_of(args, protocol, rollouts)
     if args.save_splits is not None:
         write_splits(args.save_splits, rollouts, splits, protocol.name)
     with progress_bar('evaluate', quiet=args.json) as progress:
-        rows = evaluate_splits(names, rollouts, protocol, splits, params, progress=progress)
+        rows = evaluate(
+            names, rollouts, splits, params=params, protocol=protocol, progress=progress
+        )
     if args.out is not None:
-        _write(args, protocol, rows, params, feature)
+        _write(args, protocol, rows, params, rollouts.feature)
     if args.json:
         print(plain_json(_as_json(args, protocol, splits, params, rows)))
         return 0
@@ -326,7 +288,7 @@ def _as_json(
     }
     return {
         'set': str(args.set),
-        'seeds': [split.seed for split in splits],
+        'splits': [split.number for split in splits],
         'protocol': asdict(protocol),
         'params': params,
         'summary': summary,
@@ -350,7 +312,7 @@ def _write(
             row.detector,
             canonical(params.get(row.detector, {})),
             str(feature),
-            row.seed,
+            row.split,
             row.part,
             row.values,
         )
@@ -365,7 +327,7 @@ def _plain(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return [
         {
             'detector': row.detector,
-            'seed': row.seed,
+            'split': row.split,
             'part': row.part,
             **{name: as_number(value) for name, value in row.values.items()},
             'per_task': {

@@ -11,8 +11,9 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.options import add_source_options, check_alpha, pooling_of
 from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.judge import Judged, judge
+from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import EvaluationError
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.figures.catalogue import figures_of
 from safe_training.reporting.figures.feature_map import PROJECTORS
@@ -68,17 +69,17 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
 
 def judged_rollouts(
     args: argparse.Namespace, *, need_outcomes: bool = True
-) -> tuple[CalibratedDetector, list[Judged]]:
+) -> tuple[CalibratedDetector, list[ScoredRollout]]:
     """Load the detector and the rollouts that the options name, and judge them."""
     check_alpha(args.alpha)
     loaded = load_detector(args.folder)
-    rollouts, feature = load_rollouts(
+    rollouts = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
     if need_outcomes:
         rollouts = labelled(rollouts)
     try:
-        return loaded, judge(loaded, rollouts, feature, args.alpha)
+        return loaded, judge(loaded, rollouts, args.alpha).rollouts
     except EvaluationError as error:
         raise EvaluationError(f'{args.folder}: {error}') from error
 

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 
 from safe_monitor_node.detectors import DETECTORS, make_detector
-from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe
 from safe_training.cli.options import (
     add_protocol_options,
@@ -22,7 +21,7 @@ from safe_training.cli.options import (
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
 from safe_training.evaluation.protocol import choose_split
-from safe_training.evaluation.provenance import of_tasks, provenance_of
+from safe_training.evaluation.provenance import describe_task_bands
 from safe_training.evaluation.saved_splits import saved_split
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import plain_json
@@ -66,20 +65,20 @@ def run(args: argparse.Namespace) -> int:
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args)
-    rollouts, feature = load_rollouts(
+    rollouts = load_rollouts(
         args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
     )
+    feature = rollouts.feature
     rollouts = labelled(rollouts)
-    seed = args.seed or 0
+    number = args.seed or 0
     if args.splits_from is not None:
-        split = saved_split(args.splits_from, rollouts, seed)
+        split = saved_split(args.splits_from, rollouts, number)
     else:
-        split = choose_split(rollouts, protocol, seed)
+        split = choose_split(rollouts, number, protocol)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
-    provenance = provenance_of(str(args.set), rollouts, fitted)
-    calibrated = CalibratedDetector(detector, feature, fitted.band, protocol.alpha, provenance)
-    calibrated.save(args.out, overwrite=args.overwrite)
+    band = fitted.band
+    fitted.save(args.out, overwrite=args.overwrite)
     if args.json:
         print(plain_json(describe(args.out)))
         return 0
@@ -90,14 +89,14 @@ def run(args: argparse.Namespace) -> int:
         f'({feature}, width {feature.dim})'
     )
     console.print(
-        f'band of {fitted.band.length} steps from '
-        f'{fitted.band.n_center + fitted.band.n_calibration} '
-        f'{fitted.band.provenance["calibrated_on"]}; alpha {protocol.alpha:g}'
+        f'band of {band.length} steps from '
+        f'{band.n_center + band.n_calibration} '
+        f'{band.provenance["calibrated_on"]}; alpha {protocol.alpha:g}'
     )
-    if not fitted.band.at(protocol.alpha).can_alarm:
-        console.print(f'note: {fitted.band.provenance["note"]}')
+    if not band.at(protocol.alpha).can_alarm:
+        console.print(f'note: {band.provenance["note"]}')
     if protocol.per_task:
-        console.print(of_tasks(fitted, protocol.alpha))
+        console.print(describe_task_bands(band, list(map(str, split.seen_tasks)), protocol.alpha))
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')
     return 0

@@ -48,17 +48,17 @@ def run(args: argparse.Namespace) -> int:
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')
     _, judged = judged_rollouts(args, need_outcomes=False)
     if args.episode:
-        known = {j.rollout.episode_id for j in judged}
+        known = {j.episode_id for j in judged}
         unknown = [name for name in args.episode if name not in known]
         if unknown:
             raise VideoError(
                 f'{args.set}: no episode {unknown[0]!r}; `info` and `label --list` list them'
             )
-        judged = [j for j in judged if j.rollout.episode_id in args.episode]
-    found = [(j, find_video(j.rollout, args.videos)) for j in judged]
+        judged = [j for j in judged if j.episode_id in args.episode]
+    found = [(j, find_video(j.required_rollout, args.videos)) for j in judged]
     videos = [(j, path) for j, path in found if path is not None]
     if not videos:
-        example = judged[0].rollout
+        example = judged[0].required_rollout
         raise VideoError(
             f'{args.videos}: holds no video of the {len(judged)} rollouts; looked for '
             f'{example.video or example.episode_id + ".mp4"!r} and the like'
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     args.out.mkdir(parents=True, exist_ok=True)
     written, failed = [], []
     for entry, source in videos:
-        target = args.out / f'{file_name(entry.rollout.episode_id)}.mp4'
+        target = args.out / f'{file_name(entry.episode_id)}.mp4'
         try:
             if target.resolve() == source:
                 raise VideoError(f'{source}: is the video itself; give --out another folder')
@@ -75,13 +75,13 @@ def run(args: argparse.Namespace) -> int:
             failed.append(str(error))
             print(f'safe_training overlay: {error}', file=sys.stderr)
             continue
-        written.append({'episode': entry.rollout.episode_id, 'file': str(target)})
+        written.append({'episode': entry.episode_id, 'file': str(target)})
         if not args.json:
             print(target)
         if frames.rule == 'stretched':
             print(
                 f'safe_training overlay: {source}: {len(frames.steps)} frames fit neither '
-                f'{len(entry.rollout)} steps of {entry.rollout.exec_horizon} actions nor the '
+                f'{len(entry.required_rollout)} steps of {entry.required_rollout.exec_horizon} actions nor the '
                 'stamps; the steps are spread evenly over it',
                 file=sys.stderr,
             )

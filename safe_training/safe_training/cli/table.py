@@ -110,8 +110,8 @@ def unfinished(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
             subset = path.stem.removeprefix('splits').removeprefix('-')
             done: dict[str, set[int]] = {}
             for result in results:
-                if (result.subset or '') == subset and result.seed in planned:
-                    done.setdefault(result.detector, set()).add(result.seed)
+                if (result.subset or '') == subset and result.split in planned:
+                    done.setdefault(result.detector, set()).add(result.split)
             lacking = [name for name, seeds in done.items() if seeds != planned]
             if lacking:
                 lines.append(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The protocol: how rollouts are split, what the band is calibrated on, and splits kept on disk.
 
-Three ways to split. ``robust``: many random task splits. ``paper``: the published seeds, draw for
+Three ways to split. ``robust``: many random task splits. ``paper``: the published splits, draw for
 draw, of the tasks in the order of their numbers. ``loto``: leave one task out, once for every task.
 None of them chooses anything by the rollouts that are reported on.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safe_training.calibration.curves import Quantile
+from safe_training.calibration.kinds import KINDS
 from safe_training.evaluation.splits import Split, divide, leave_one_task_out, split_tasks
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
@@ -20,7 +21,7 @@ from vla_feature_bridge.rollout import Rollout
 ProtocolName = Literal['robust', 'paper', 'loto']
 PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
 ROBUST_SPLITS = 10
-PAPER_SEEDS = (0, 1, 2)
+PAPER_SPLITS = (0, 1, 2)
 
 
 class EvaluationError(SafeError):
@@ -39,7 +40,7 @@ class Protocol:
     alpha : float
         Promised false-alarm rate.
     modulation : {'max_deviation', 'std', 'constant', 'none'}
-        Shape of the band; 'none': one threshold for all steps, which needs the fewest successes.
+        Kind of band: see :data:`safe_training.calibration.kinds.KINDS`.
     max_steps : int
         Steps of the band; 0 takes the longest rollout there is.
     quantile : {'finite_sample', 'published'}
@@ -71,6 +72,12 @@ class Protocol:
     name: ProtocolName = 'robust'
 
     def __post_init__(self) -> None:
+        if self.modulation not in KINDS:
+            raise EvaluationError(
+                where='protocol',
+                expected=f'a modulation of {", ".join(KINDS)}',
+                found=repr(self.modulation),
+            )
         if self.per_task and self.calibrate_on == 'loto':
             raise EvaluationError(
                 'bands of single tasks are calibrated on held-out rollouts of these tasks; '
@@ -78,7 +85,9 @@ class Protocol:
             )
 
 
-def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> Split:
+def choose_split(
+    rollouts: Sequence[Rollout], split: int = 0, protocol: Protocol = Protocol()
+) -> Split:
     """Split labelled rollouts by task.
 
     Rollouts that their source sets aside (``Rollout.unseen``) are the unseen part, and nothing else
@@ -86,8 +95,9 @@ def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> 
 
     Parameters
     ----------
-    seed : int
-        Of a random split; for ``loto`` the number of the task that is left out, in sorted order.
+    split : int
+        Number of the split: it seeds a random one; for ``loto`` it is the number of the task that
+        is left out, in sorted order.
 
     Raises
     ------
@@ -108,24 +118,24 @@ def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> 
                 'tasks cannot be left out in turn; use --protocol robust'
             )
         return leave_one_task_out(
-            [r.task for r in rollouts], fold=seed, seen_train_ratio=protocol.seen_train_ratio
+            [r.task for r in rollouts], fold=split, seen_train_ratio=protocol.seen_train_ratio
         )
     order = numbered_tasks([rollouts[i] for i in known]) if protocol.name == 'paper' else None
     labels = [rollouts[i].task for i in known]
     if not aside:
         return split_tasks(
             labels,
-            seed=seed,
+            number=split,
             unseen_ratio=protocol.unseen_ratio,
             seen_train_ratio=protocol.seen_train_ratio,
             order=order,
         )
-    seen_tasks = order or split_tasks(labels, seed=seed, unseen_ratio=0.0).seen_tasks
+    seen_tasks = order or split_tasks(labels, number=split, unseen_ratio=0.0).seen_tasks
     return divide(
         [r.task for r in rollouts],
         seen_tasks=seen_tasks,
         unseen_tasks=sorted(aside),
-        seed=seed,
+        number=split,
         unseen_ratio=0.0,
         seen_train_ratio=protocol.seen_train_ratio,
     )
@@ -144,10 +154,10 @@ def numbered_tasks(rollouts: Sequence[Rollout]) -> list[str] | None:
 
 
 def choose_splits(
-    rollouts: Sequence[Rollout], protocol: Protocol, seeds: Iterable[int]
+    rollouts: Sequence[Rollout], protocol: Protocol, numbers: Iterable[int]
 ) -> list[Split]:
-    """Return the split of each seed; see :func:`choose_split`."""
-    return [choose_split(rollouts, protocol, seed) for seed in seeds]
+    """Return the split of each number; see :func:`choose_split`."""
+    return [choose_split(rollouts, number, protocol) for number in numbers]
 
 
 def fold_count(rollouts: Sequence[Rollout]) -> int:

@@ -71,7 +71,7 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
         except (SplitError, TypeError) as error:
             raise SplitError(f'{path}: {error}') from error
         if not split.train:
-            raise SplitError(f'{path}: split {split.seed} trains on no rollout; save again')
+            raise SplitError(f'{path}: split {split.number} trains on no rollout; save again')
         splits.append(
             replace(
                 split,
@@ -80,10 +80,10 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
                 unseen=tuple(place[i] for i in split.unseen),
             )
         )
-    seeds = [split.seed for split in splits]
-    if len(set(seeds)) != len(seeds):
-        raise SplitError(f'{path}: two splits have the same number among {seeds}; save again')
-    return SavedSplits(saved_protocol(path), {split.seed: split for split in splits})
+    numbers = [split.number for split in splits]
+    if len(set(numbers)) != len(numbers):
+        raise SplitError(f'{path}: two splits have the same number among {numbers}; save again')
+    return SavedSplits(saved_protocol(path), {split.number: split for split in splits})
 
 
 def saved_protocol(path: Path) -> ProtocolName:
@@ -102,17 +102,19 @@ def split_numbers(path: Path) -> tuple[int, ...]:
     """Return the numbers of the splits that a file holds; :class:`SplitError` as when reading."""
     entries: Any = _content(path).get('splits')
     try:
-        return tuple(Split.from_dict(entry).seed for entry in entries)
+        return tuple(Split.from_dict(entry).number for entry in entries)
     except (SplitError, TypeError) as error:
         raise SplitError(f'{path}: holds no splits ({error}); save them again') from error
 
 
-def saved_split(path: Path, rollouts: Sequence[Rollout], seed: int) -> Split:
+def saved_split(path: Path, rollouts: Sequence[Rollout], number: int) -> Split:
     """Read one split by its number."""
     splits = read_splits(path, rollouts).splits
-    if seed not in splits:
-        raise SplitError(f'{path}: holds the splits {sorted(splits)}, not {seed}; give one of them')
-    return splits[seed]
+    if number not in splits:
+        raise SplitError(
+            f'{path}: holds the splits {sorted(splits)}, not {number}; give one of them'
+        )
+    return splits[number]
 
 
 def _content(path: Path) -> Mapping[str, Any]:

@@ -31,8 +31,9 @@ class Split:
         the conformal band is calibrated on their successes.
     seen_tasks, unseen_tasks : tuple of int or str
         Task labels in the order the shuffle left them in; `train` and `seen` follow that order.
-    seed : int
-        Seed of the shuffle of the tasks and of the permutation inside each seen task.
+    number : int
+        Number of the split: it seeds the shuffle of the tasks and the permutation inside each
+        seen task.
     unseen_ratio, seen_train_ratio : float
         Share of the tasks that is unseen; share of a seen task's rollouts that trains.
 
@@ -43,7 +44,7 @@ class Split:
     unseen: tuple[int, ...]
     seen_tasks: tuple[Task, ...]
     unseen_tasks: tuple[Task, ...]
-    seed: int
+    number: int
     unseen_ratio: float
     seen_train_ratio: float
 
@@ -103,7 +104,7 @@ class Split:
             'unseen': list(self.unseen),
             'seen_tasks': list(self.seen_tasks),
             'unseen_tasks': list(self.unseen_tasks),
-            'seed': self.seed,
+            'split': self.number,
             'unseen_ratio': self.unseen_ratio,
             'seen_train_ratio': self.seen_train_ratio,
         }
@@ -117,7 +118,7 @@ class Split:
             unseen=_index_tuple(values, 'unseen'),
             seen_tasks=_task_tuple(values, 'seen_tasks'),
             unseen_tasks=_task_tuple(values, 'unseen_tasks'),
-            seed=_seed(values),
+            number=_split_number(values),
             unseen_ratio=float(_number(values, 'unseen_ratio')),
             seen_train_ratio=float(_number(values, 'seen_train_ratio')),
         )
@@ -126,7 +127,7 @@ class Split:
 def split_tasks(
     tasks: Sequence[Task],
     *,
-    seed: int,
+    number: int,
     unseen_ratio: float = 0.3,
     seen_train_ratio: float = 0.6,
     order: Sequence[Task] | None = None,
@@ -146,8 +147,9 @@ def split_tasks(
         ascending order and strings in sorted order, so that the split depends on the tasks there
         are and not on which comes first in a file. The published splits come out when the labels
         are the task numbers 0..n-1 (or sort as those do).
-    seed : int
-        0 to 2**32 - 1. For 10 tasks: 0 makes {3, 0, 5} unseen, 1 {7, 8, 5}, 2 {6, 9, 8}.
+    number : int
+        Number of the split, 0 to 2**32 - 1. For 10 tasks: 0 makes {3, 0, 5} unseen, 1 {7, 8, 5},
+        2 {6, 9, 8}.
     unseen_ratio : float
         In [0, 1). 0 keeps every task seen.
     seen_train_ratio : float
@@ -171,18 +173,18 @@ def split_tasks(
         )
     if not 0.0 <= unseen_ratio < 1.0:
         raise SplitError(f'split: unseen_ratio must lie in [0, 1), found {unseen_ratio}')
-    if not 0 <= seed < 2**32:
-        raise SplitError(f'split: seed must lie in 0..{2**32 - 1}, found {seed}')
+    if not 0 <= number < 2**32:
+        raise SplitError(f'split: the number of a split must lie in 0..{2**32 - 1}, found {number}')
     n_unseen = _number_of_unseen_tasks(len(ordered), unseen_ratio)
     positions = np.arange(len(ordered))
-    np.random.RandomState(seed).shuffle(positions)
+    np.random.RandomState(number).shuffle(positions)
     shuffled = [ordered[position] for position in positions]
     n_seen = len(shuffled) - n_unseen
     return divide(
         tasks,
         seen_tasks=shuffled[:n_seen],
         unseen_tasks=shuffled[n_seen:],
-        seed=seed,
+        number=number,
         unseen_ratio=unseen_ratio,
         seen_train_ratio=seen_train_ratio,
     )
@@ -193,7 +195,7 @@ def divide(
     *,
     seen_tasks: Sequence[Task],
     unseen_tasks: Sequence[Task],
-    seed: int,
+    number: int,
     unseen_ratio: float,
     seen_train_ratio: float,
 ) -> Split:
@@ -206,7 +208,7 @@ def divide(
     members: dict[Task, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(number)
     train: list[int] = []
     seen: list[int] = []
     for task in seen_tasks:
@@ -228,7 +230,7 @@ def divide(
         unseen=tuple(index for index, label in enumerate(labels) if label in unseen),
         seen_tasks=tuple(seen_tasks),
         unseen_tasks=tuple(unseen_tasks),
-        seed=seed,
+        number=number,
         unseen_ratio=float(unseen_ratio),
         seen_train_ratio=float(seen_train_ratio),
     )
@@ -237,7 +239,7 @@ def divide(
 def leave_one_task_out(tasks: Sequence[Task], *, fold: int, seen_train_ratio: float = 0.6) -> Split:
     """Split rollouts so that one task alone is unseen: the `fold`-th in sorted order.
 
-    The rollouts of the other tasks are divided as in :func:`split_tasks`, with `fold` as the seed.
+    The rollouts of the other tasks are divided as in :func:`split_tasks`; `fold` is the number.
 
     Parameters
     ----------
@@ -270,7 +272,7 @@ def leave_one_task_out(tasks: Sequence[Task], *, fold: int, seen_train_ratio: fl
         tasks,
         seen_tasks=[task for task in ordered if task != left_out],
         unseen_tasks=[left_out],
-        seed=fold,
+        number=fold,
         unseen_ratio=1 / len(ordered),
         seen_train_ratio=seen_train_ratio,
     )
@@ -333,13 +335,14 @@ def _number(values: Mapping[str, Any], name: str) -> int | float:
     return value
 
 
-def _seed(values: Mapping[str, Any]) -> int:
-    seed = _number(values, 'seed')
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+def _split_number(values: Mapping[str, Any]) -> int:
+    name = 'seed' if 'seed' in values else 'split'  # 0.1 wrote 'seed'
+    number = _number(values, name)
+    if not isinstance(number, int) or not 0 <= number < 2**32:
         raise SplitError(
-            f"split: field 'seed' must be an integer in 0..{2**32 - 1}, found {seed!r}"
+            f'split: field {name!r} must be an integer in 0..{2**32 - 1}, found {number!r}'
         )
-    return seed
+    return number
 
 
 def _index_tuple(values: Mapping[str, Any], name: str) -> tuple[int, ...]:

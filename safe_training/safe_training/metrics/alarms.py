@@ -16,9 +16,10 @@ from safe_training.metrics.scored import (
     MetricError,
     ScoredRollout,
     Task,
+    labels,
     mean_or_nan,
     mean_where_it_exists,
-    stop_of,
+    min_length_of,
     task_members,
     values_and_outcomes,
 )
@@ -151,7 +152,7 @@ def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
                 f'{len(rollout)} steps; an alarm belongs inside its rollout'
             )
     tasks = [rollout.task for rollout in scored]
-    failed = np.array([rollout.failed for rollout in scored], dtype=bool)
+    failed = labels(scored)
     alarmed = np.array([step is not None for step in alarms], dtype=bool)
     relative = np.array(
         [
@@ -175,15 +176,15 @@ def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
 
 
 def alarm_report_until_min_length(
-    scored: Sequence[ScoredRollout], alarms: Sequence[int | None], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], alarms: Sequence[int | None], shortest: Mapping[Task, int]
 ) -> AlarmReport:
-    """Report alarms raised before the task's earliest stop only; later ones count as none.
+    """Report alarms raised within the shortest length of the task only; later ones do not count.
 
-    The detection time stays relative to the rollout's own length, so a failure not detected by
-    the earliest stop counts 1.0 even if an alarm came later.
+    The detection time stays relative to the length of the rollout itself, so a failure not detected
+    within that length counts 1.0 even if an alarm came later.
     """
     in_time = [
-        step if step is not None and step < stop_of(rollout, stops) else None
+        step if step is not None and step < min_length_of(rollout, shortest) else None
         for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True)
     ]
     return alarm_report(scored, in_time)

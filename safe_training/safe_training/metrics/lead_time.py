@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_training.metrics.alarms import checked_alarms
-from safe_training.metrics.scored import MetricError, ScoredRollout, mean_or_nan
+from safe_training.metrics.scored import MetricError, ScoredRollout, labels, mean_or_nan
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +64,12 @@ def lead_times(
             f'metrics: {len(failure_steps)} annotated steps for {len(scored)} rollouts'
         )
     leads, annotated = [], 0
-    for rollout, alarm, step in zip(
-        scored, checked_alarms(scored, alarms), failure_steps, strict=True
+    for rollout, failed, alarm, step in zip(
+        scored, labels(scored), checked_alarms(scored, alarms), failure_steps, strict=True
     ):
         if step is None:
             continue
-        if not rollout.failed:
+        if not failed:
             raise MetricError(
                 f'metrics: a success of task {rollout.task!r} is annotated to fail at step {step}'
             )

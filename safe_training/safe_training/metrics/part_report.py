@@ -21,7 +21,7 @@ from safe_training.metrics.alarms import (
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.ranking import RankingReport, all_rankings
 from safe_training.metrics.reliability import Reliability, reliability
-from safe_training.metrics.scored import ScoredRollout, clock_scores, scores_at_min_length
+from safe_training.metrics.scored import ScoredRollout, clock_scores, labels, scores_at_min_length
 from vla_feature_bridge.rollout import Rollout
 
 # The moments of :func:`safe_training.metrics.ranking.all_rankings` as people read them, early ones first.
@@ -80,18 +80,26 @@ class PartReport:
 
 
 def scored_rollouts(
-    scores: Sequence[np.ndarray], rollouts: Sequence[Rollout]
+    scores: Sequence[np.ndarray], rollouts: Sequence[Rollout], part: str = ''
 ) -> list[ScoredRollout]:
-    """Return score curves with what the metrics need to know of their rollouts."""
+    """Return score curves with the labels and names of their rollouts."""
     return [
-        ScoredRollout(s, r.failed, r.task, r.failure_step)
-        for s, r in zip(scores, rollouts, strict=True)
+        ScoredRollout(
+            curve,
+            None if rollout.success is None else rollout.failed,
+            rollout.task,
+            rollout.failure_step,
+            rollout.episode_id,
+            part,
+            rollout=rollout,
+        )
+        for curve, rollout in zip(scores, rollouts, strict=True)
     ]
 
 
 def report_part(
     scored: Sequence[ScoredRollout],
-    stops: Mapping[Any, int],
+    shortest: Mapping[Any, int],
     band: Band,
     alpha: float,
     *,
@@ -103,8 +111,8 @@ def report_part(
     ----------
     scored : sequence of ScoredRollout
         At least one.
-    stops : mapping of task to int
-        Earliest stops of all rollouts there are.
+    shortest : mapping of task to int
+        Length of the shortest rollout of each task: see :func:`min_lengths`.
     band : Band
         Each rollout is judged by the band of its task, where there is one.
     alpha : float
@@ -113,17 +121,17 @@ def report_part(
         Whether the score claims to be the probability of failure.
     """
     alarms = band_alarms(scored, band, alpha)
-    failed = [r.failed for r in scored]
+    failed = labels(scored)
     annotated = [r.failure_step for r in scored]
     return PartReport(
-        ranking=all_rankings(scored, stops),
-        clock=all_rankings(clock_scores(scored), stops),
+        ranking=all_rankings(scored, shortest),
+        clock=all_rankings(clock_scores(scored), shortest),
         alarms=alarm_report(scored, alarms),
-        alarms_until_min_length=alarm_report_until_min_length(scored, alarms, stops),
+        alarms_until_min_length=alarm_report_until_min_length(scored, alarms, shortest),
         classification=classification_report([float(a is not None) for a in alarms], failed, 0.5),
         lead=None if set(annotated) == {None} else lead_times(scored, alarms, annotated),
         reliability=(
-            reliability(scores_at_min_length(scored, stops), failed) if probability else None
+            reliability(scores_at_min_length(scored, shortest), failed) if probability else None
         ),
         alpha=alpha,
         own_bands=sum(bool(band.at(alpha, str(r.task)).task) for r in scored),

@@ -25,6 +25,7 @@ from safe_training.metrics.scored import (
     MetricError,
     ScoredRollout,
     Task,
+    labels,
     max_scores,
     max_scores_until_min_length,
     mean_where_it_exists,
@@ -119,22 +120,22 @@ def rank_by_task(values: ArrayLike, failed: ArrayLike, tasks: Sequence[Task]) ->
 
 
 def rankings(
-    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> dict[str, RankingReport]:
     """Rank at each evaluation time: 'score_at_min_length', 'max_score_until_min_length' and 'max_score'."""
-    failed = [rollout.failed for rollout in scored]
+    failed = labels(scored)
     tasks = [rollout.task for rollout in scored]
     return {
-        'score_at_min_length': rank_by_task(scores_at_min_length(scored, stops), failed, tasks),
+        'score_at_min_length': rank_by_task(scores_at_min_length(scored, shortest), failed, tasks),
         'max_score_until_min_length': rank_by_task(
-            max_scores_until_min_length(scored, stops), failed, tasks
+            max_scores_until_min_length(scored, shortest), failed, tasks
         ),
         'max_score': rank_by_task(max_scores(scored), failed, tasks),
     }
 
 
 def all_rankings(
-    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> dict[str, RankingReport]:
     """Rank at every moment that is reported, by name.
 
@@ -142,10 +143,10 @@ def all_rankings(
     earliest stop (:func:`rankings_at_quantiles`); ``running_25_percent`` and so on up to 100: what
     still runs at that share of how long a success takes (:func:`running_rankings`).
     """
-    quantiles = rankings_at_quantiles(scored, stops, (0.25, 0.5, 0.75))
+    quantiles = rankings_at_quantiles(scored, shortest, (0.25, 0.5, 0.75))
     running = running_rankings(scored)
     return {
-        **rankings(scored, stops),
+        **rankings(scored, shortest),
         **{f'at_{100 * q:g}_percent': report for q, report in quantiles.items()},
         **{f'running_{100 * f:g}_percent': report for f, report in running.items()},
     }
@@ -153,14 +154,14 @@ def all_rankings(
 
 def rankings_at_quantiles(
     scored: Sequence[ScoredRollout],
-    stops: Mapping[Task, int],
+    shortest: Mapping[Task, int],
     quantiles: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
 ) -> dict[float, RankingReport]:
     """Rank by the score at each time quantile of the earliest stop: see `scores_at_quantile`."""
-    failed = [rollout.failed for rollout in scored]
+    failed = labels(scored)
     tasks = [rollout.task for rollout in scored]
     return {
-        quantile: rank_by_task(scores_at_quantile(scored, stops, quantile), failed, tasks)
+        quantile: rank_by_task(scores_at_quantile(scored, shortest, quantile), failed, tasks)
         for quantile in quantiles
     }
 
@@ -178,8 +179,8 @@ def running_rankings(
     success have no such moment and are left out.
     """
     lengths: dict[Task, list[int]] = {}
-    for rollout in scored:
-        if not rollout.failed:
+    for rollout, failed in zip(scored, labels(scored), strict=True):
+        if not failed:
             lengths.setdefault(rollout.task, []).append(len(rollout))
     medians = {task: float(np.median(values)) for task, values in lengths.items()}
     reports = {}
@@ -193,7 +194,7 @@ def running_rankings(
         running = [r for r in scored if r.task in steps and len(r) >= steps[r.task]]
         reports[fraction] = rank_by_task(
             [r.scores[: steps[r.task]].max() for r in running],
-            [r.failed for r in running],
+            labels(running),
             [r.task for r in running],
         )
     return reports

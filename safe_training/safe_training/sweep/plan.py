@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sweep computes: its units, its seeds, the tasks of its subsets."""
+"""What a sweep computes: its units, its splits, the tasks of its subsets."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ class Unit:
 
     variant: Variant
     family: Family
-    seed: int
+    split: int
     subset: Subset | None = None
 
     def name(self) -> str:
         """Return the name of the unit's file: what it is, and a digest of all of it."""
         parts = asdict(self)
+        # The digest is that of version 0.1: what a sweep has finished must be found again.
+        parts['seed'] = parts.pop('split')
         if self.subset is None:
-            # Files of sweeps without subsets keep the names that they always had.
             del parts['subset']
         text = json.dumps(parts, sort_keys=True, default=dict)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         subset = f'{self.subset.name}-' if self.subset else ''
-        return f'{self.family.detector}-{subset}split{self.seed}-{digest}.parquet'
+        return f'{self.family.detector}-{subset}split{self.split}-{digest}.parquet'
 
     def where(self) -> str:
         """Return the split, and the subset if there is one, for people."""
-        return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
+        return f'{self.subset.name}, split {self.split}' if self.subset else f'split {self.split}'
 
 
-def seeds_of(
+def planned_splits(
     protocol: ProtocolName, grid: Grid, splits: int | None, n_tasks: int
 ) -> tuple[int, ...]:
     """Return the numbers of the splits that a protocol takes.
@@ -67,7 +68,7 @@ def seeds_of(
         return tuple(range(n_tasks))
     if splits is not None:
         return tuple(range(splits))
-    return grid.seeds if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
+    return grid.splits if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
 
 
 def tasks_of_subsets(
@@ -115,18 +116,18 @@ def tasks_of_subsets(
 
 
 def plan(
-    grid: Grid, variants: Sequence[Variant], seeds: Mapping[Subset | None, Sequence[int]]
+    grid: Grid, variants: Sequence[Variant], splits: Mapping[Subset | None, Sequence[int]]
 ) -> list[Unit]:
-    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset.
+    """Return the units of a sweep, those of one pooling together; ``splits`` by subset.
 
     A detector that reads no features is tried on the first pooling alone: on each it would give the
     same numbers, and a choice among copies is none.
     """
     return [
-        Unit(variant, family, seed, subset)
+        Unit(variant, family, split, subset)
         for variant in variants
-        for subset in seeds
-        for seed in seeds[subset]
+        for subset in splits
+        for split in splits[subset]
         for family in grid.families
         if variant == variants[0] or 'features' in DETECTORS[family.detector].needs
     ]

@@ -23,13 +23,13 @@ import torch
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import Detector, DetectorError
 from safe_training.calibration.curves import CalibrationError
-from safe_training.evaluation.evaluate import score_part
 from safe_training.evaluation.fit_and_calibrate import (
-    HELD_OUT,
     calibrated_band,
+    held_out_successes,
     labelled,
     make_seeded,
 )
+from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.protocol import (
     EvaluationError,
     Protocol,
@@ -42,6 +42,7 @@ from safe_training.fitting.batched import Learned, Precision, can_be_stacked, st
 from safe_training.fitting.data import require_both_outcomes, stack_rollouts
 from safe_training.metrics.part_report import flatten_report, report_part
 from safe_training.metrics.scored import ScoredRollout, min_lengths
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
@@ -51,7 +52,7 @@ from safe_training.sweep.plan import (
     Unit,
     existing_variants,
     plan,
-    seeds_of,
+    planned_splits,
     tasks_of_subsets,
 )
 from safe_training.sweep.results import SUBSET_MARK, Result, canonical, write_results
@@ -85,17 +86,14 @@ class _Divided:
     ----------
     parts : dict of str to list of Rollout
         Those of the split that are not empty, by name.
-    successes : tuple of int
-        Which rollouts of the part 'seen' the band is calibrated on.
-    stops : dict of task to int
+    shortest : dict of task to int
         Earliest stop of each task.
     """
 
     rollouts: list[Rollout]
     split: Split
     parts: dict[str, list[Rollout]]
-    successes: tuple[int, ...]
-    stops: Mapping[Any, int]
+    shortest: Mapping[Any, int]
 
 
 def _members(rollouts: Sequence[Rollout], subset: Subset | None) -> list[Rollout]:
@@ -109,8 +107,7 @@ def _divide(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _Divided:
         rollouts=mine,
         split=split,
         parts=parts,
-        successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
-        stops=min_lengths([r.task for r in mine], [len(r) for r in mine]),
+        shortest=min_lengths([r.task for r in mine], [len(r) for r in mine]),
     )
 
 
@@ -146,7 +143,7 @@ def run_unit(
     divided = _divide(unit, split, rollouts)
     benchmark = _benchmark(unit.subset, settings)
     family = unit.family
-    detectors = [make_seeded(family.detector, p, unit.seed) for p in family.configurations]
+    detectors = [make_seeded(family.detector, p, unit.split) for p in family.configurations]
     results: list[Result] = []
     failures: list[str] = []
     for index, detector, seconds, reason in _fitted(detectors, divided, settings, progress):
@@ -164,7 +161,7 @@ def run_unit(
         for part, scored in parts.items():
             report = report_part(
                 scored,
-                divided.stops,
+                divided.shortest,
                 band,
                 settings.protocol.alpha,
                 probability=detector.gives_probability,
@@ -176,7 +173,7 @@ def run_unit(
                     detector.name,
                     described,
                     str(feature),
-                    unit.seed,
+                    unit.split,
                     part,
                     {**flatten_report(report), 'fit_seconds': seconds},
                 )
@@ -225,14 +222,8 @@ def _fitted(
 def _band(
     parts: Mapping[str, Sequence[ScoredRollout]], divided: _Divided, protocol: Protocol
 ) -> Band:
-    return calibrated_band(
-        [parts['seen'][i].scores for i in divided.successes],
-        [divided.parts['seen'][i] for i in divided.successes],
-        HELD_OUT,
-        divided.rollouts,
-        divided.split,
-        protocol,
-    )
+    successes = held_out_successes(parts.get('seen', []), divided.split)
+    return calibrated_band(successes, divided.rollouts, divided.split, protocol)
 
 
 @dataclass(frozen=True)
@@ -265,7 +256,7 @@ def run_sweep(
     out : Path
         Folder of the results, one parquet file a unit; made if absent, gone on with otherwise.
     splits : int, optional
-        As many task splits instead of the protocol's own, see `seeds_of`.
+        As many task splits instead of the protocol's own, see `planned_splits`.
     splits_from : Path, optional
         Splits that were saved, instead of drawing any.
     ray_address : str, optional
@@ -291,12 +282,11 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(out / MANIFEST, source, grid, settings, splits_from)
 
-    def read(variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
+    def read(variant: Variant) -> tuple[Rollouts, FeatureSpec]:
         pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
-        rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
-        rollouts = labelled(rollouts)
+        rollouts = labelled(load_rollouts(source, pooling=pooling, feature=variant.feature))
         manifest.tie(rollouts)
-        return rollouts, feature
+        return rollouts, rollouts.feature
 
     if splits_from is not None and grid.subsets:
         raise SweepError(
@@ -304,18 +294,20 @@ def run_sweep(
             'subsets; leave --splits-from out'
         )
     # Which units there are depends on the tasks; a folder that is gone on with knows them.
-    held: dict[Variant, tuple[list[Rollout], FeatureSpec]] = {}
+    held: dict[Variant, tuple[Rollouts, FeatureSpec]] = {}
     if not manifest.tasks:
         held[variants[0]] = read(variants[0])
     subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
     for note in (*notes, *left_out):
         say(note)
     if splits_from is not None:
-        seeds = {subset: split_numbers(splits_from) for subset in subsets}
+        numbers = {subset: split_numbers(splits_from) for subset in subsets}
     else:
         name = settings.protocol.name
-        seeds = {s: seeds_of(name, grid, splits, len(tasks)) for s, tasks in subsets.items()}
-    units = plan(grid, variants, seeds)
+        numbers = {
+            s: planned_splits(name, grid, splits, len(tasks)) for s, tasks in subsets.items()
+        }
+    units = plan(grid, variants, numbers)
     kept = sum((out / unit.name()).exists() for unit in units)
     if kept == len(units):
         return Outcome(0, kept, ())
@@ -327,7 +319,7 @@ def run_sweep(
     # The same rollouts come in every pooling.
     divided = {
         subset: _splits(
-            _members(rollouts, subset), subset, seeds[subset], settings, splits_from, out
+            _members(rollouts, subset), subset, numbers[subset], settings, splits_from, out
         )
         for subset in subsets
     }
@@ -345,7 +337,7 @@ def run_sweep(
                 if progress is not None:
                     progress(kept + len(finished), len(units), f'{part}/{parts} {note}')
 
-            work = [(unit, divided[unit.subset][unit.seed]) for unit in missing]
+            work = [(unit, divided[unit.subset][unit.split]) for unit in missing]
             for unit, (results, reasons) in run(work, rollouts, feature, settings, inner):
                 failures += [f'{unit.family.detector}, {reason}' for reason in reasons]
                 if reasons and (unit.family.detector, unit.subset) not in told:
@@ -362,7 +354,7 @@ def run_sweep(
 def _splits(
     rollouts: Sequence[Rollout],
     subset: Subset | None,
-    seeds: Sequence[int],
+    numbers: Sequence[int],
     settings: Settings,
     splits_from: Path | None,
     out: Path,
@@ -373,8 +365,8 @@ def _splits(
         if splits_from is not None:
             splits = read_splits(splits_from, rollouts).splits
         else:
-            drawn = choose_splits(rollouts, settings.protocol, seeds)
-            splits = {split.seed: split for split in drawn}
+            drawn = choose_splits(rollouts, settings.protocol, numbers)
+            splits = {split.number: split for split in drawn}
         # Results of an earlier call with more splits stay, and so do their splits.
         before = read_splits(path, rollouts).splits if path.exists() else {}
     except (SplitError, EvaluationError) as error:

@@ -103,7 +103,7 @@ def test_fit_writes_a_folder_that_knows_what_it_was_made_of(run, rollouts, tmp_p
     assert all(name.startswith(f'{unseen}/') for name in episodes['unseen'])
     calibrated = loaded.band.provenance
     assert loaded.band.n_center + loaded.band.n_calibration <= 12
-    assert 'split seed 0' in calibrated['calibrated_on']
+    assert 'split 0' in calibrated['calibrated_on']
 
 
 def test_a_folder_with_brackets_in_its_name_is_printed_as_it_is(run, rollouts, tmp_path):
@@ -162,7 +162,7 @@ BAD_OPTIONS = [
     (('--unseen-ratio', 'nan'), 'unseen_ratio must lie in'),
     (('--max-steps', '3'), 'the longest rollout has 8; give --max-steps 8'),
     (('--max-steps', '-1'), '--max-steps'),
-    (('--seed', '-1'), 'seed must lie in'),
+    (('--seed', '-1'), 'number of a split must lie in'),
     (('--param', 'learning_rate=1e30'), 'lower learning_rate'),
     (('--param', 'learning_rate=-1'), 'learning_rate must be'),
     (('--param', 'schedule_every=0'), 'schedule_every must be'),
@@ -360,7 +360,7 @@ def test_several_detectors_and_splits_are_summarised(run, rollouts):
     )
     assert status == 0
     found = json.loads(said)
-    assert found['seeds'] == [5, 6, 7]
+    assert found['splits'] == [5, 6, 7]
     assert found['params'] == {'safe_mlp': {'hidden': 4, 'epochs': 3}, 'clock': {}}
     assert len(found['rows']) == 2 * 3 * 3
     for detector in ('safe_mlp', 'clock'):
@@ -577,14 +577,14 @@ def evaluated(run, rollouts, *arguments):
 
 def test_many_random_splits_are_the_default(run, rollouts):
     found = evaluated(run, rollouts)
-    assert found['seeds'] == list(range(10))
+    assert found['splits'] == list(range(10))
     assert found['protocol']['name'] == 'robust'
 
 
 def test_published_splits_and_one_task_left_out(run, rollouts):
-    assert evaluated(run, rollouts, '--protocol', 'paper')['seeds'] == [0, 1, 2]
+    assert evaluated(run, rollouts, '--protocol', 'paper')['splits'] == [0, 1, 2]
     found = evaluated(run, rollouts, '--protocol', 'loto')
-    assert found['seeds'] == [0, 1, 2, 3]
+    assert found['splits'] == [0, 1, 2, 3]
     left_out = [row['per_task'] for row in found['rows'] if row['part'] == 'unseen']
     assert [list(tasks) for tasks in left_out] == [[f'task_{k}'] for k in range(4)]
 
@@ -593,7 +593,7 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     kept = tmp_path / 'splits.json'
     first = evaluated(run, rollouts, '--splits', 2, '--seed', 3, '--save-splits', kept)
     again = evaluated(run, rollouts, '--splits-from', kept)
-    assert again['seeds'] == [3, 4]
+    assert again['splits'] == [3, 4]
     folds = tmp_path / 'folds.json'
     evaluated(run, rollouts, '--protocol', 'loto', '--save-splits', folds)
     assert evaluated(run, rollouts, '--splits-from', folds)['protocol']['name'] == 'loto'
@@ -604,7 +604,7 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     status, said, _ = run(*fit, '--seed', 4, '--json')
     assert status == 0
     made = json.loads(said)['provenance']
-    split = next(s for s in json.loads(kept.read_text())['splits'] if s['seed'] == 4)
+    split = next(s for s in json.loads(kept.read_text())['splits'] if s['split'] == 4)
     assert made['unseen_tasks'] == split['unseen_tasks']
     status, _, errors = run(*fit, '--seed', 9, '--overwrite')
     assert status == 1 and 'holds the splits [3, 4], not 9' in errors

@@ -122,7 +122,8 @@ def test_info_of_a_detector_folder_asks_the_folder(tmp_path, capsys):
 
 @pytest.mark.parametrize('pooling', [None, (('token', 'mean'),), (('token', 'concat'),)])
 def test_a_converted_set_holds_what_the_source_holds(tmp_path, pooling):
-    expected, feature = load_rollouts(DUMP, pooling=pooling)
+    expected = load_rollouts(DUMP, pooling=pooling)
+    feature = expected.feature
     done = convert(DUMP, tmp_path / 'set', pooling=pooling)
     assert (done['rollouts'], done['feature'], done['skipped']) == (24, str(feature), [])
     found = RolloutSet.open(tmp_path / 'set')

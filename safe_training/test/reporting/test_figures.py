@@ -13,8 +13,8 @@ from matplotlib.patches import Rectangle
 from report_pages import ALPHA, HORIZON, judged
 
 from safe_monitor_node.bands.band import Band
-from safe_training.evaluation.judge import Judged
 from safe_training.metrics.lead_time import LeadTimes
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.figures.catalogue import figures_of
 from safe_training.reporting.figures.detections import lead_times
 from safe_training.reporting.figures.feature_map import project
@@ -24,7 +24,7 @@ from safe_training.reporting.figures.style import BAND, FigureError
 ONE_BAND = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
 
 
-def drawn(entries: list[Judged]) -> dict[str, Figure]:
+def drawn(entries: list[ScoredRollout]) -> dict[str, Figure]:
     return {name: figure for name, _, figure in figures_of(entries, ONE_BAND, 'title', ())}
 
 

@@ -256,7 +256,7 @@ def test_robust_table_shows_interval_clock_and_promise():
     }
     results = runs('safe_mlp', [0.7] * 4, [0.5, 0.6, 0.7, 0.8])
     results = [
-        Result(r.benchmark, r.protocol, r.detector, r.params, r.feature, r.seed, r.part,
+        Result(r.benchmark, r.protocol, r.detector, r.params, r.feature, r.split, r.part,
                {**r.values, **values})
         for r in results
     ]  # fmt: skip

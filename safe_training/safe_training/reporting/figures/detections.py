@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from safe_training.metrics.binomial import clopper_pearson
 from safe_training.metrics.lead_time import LeadTimes
 from safe_training.metrics.operating_curves import AlphaCurve
 from safe_training.reporting.figures.style import (
@@ -100,16 +101,14 @@ def promise_bars(realised: Mapping[str, tuple[int, int]], promised: float, title
     realised : mapping of part to (false alarms, successes)
     promised : float
     """
-    from scipy.stats import binomtest
-
     parts = {name: counts for name, counts in realised.items() if counts[1] > 0}
     if not parts:
         raise FigureError('realised false-alarm rates need at least one success')
     figure = Figure(figsize=(6.4, 1.4 + 0.5 * len(parts)), layout='constrained')
     axis = figure.subplots()
     for row, (alarms, successes) in enumerate(parts.values()):
-        interval = binomtest(alarms, successes).proportion_ci(0.95)
-        axis.plot([interval.low, interval.high], [row, row], color=SUCCESS, linewidth=2)
+        low, high = clopper_pearson(alarms, successes)
+        axis.plot([low, high], [row, row], color=SUCCESS, linewidth=2)
         axis.plot(alarms / successes, row, marker='o', color=SUCCESS, markersize=7)
     axis.axvline(promised, color=FAILURE, linestyle='--', label=f'promised: {promised:g}')
     axis.set_yticks(range(len(parts)), [f'{p} ({n[0]} of {n[1]})' for p, n in parts.items()])

@@ -26,9 +26,9 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_training.evaluation.judge import Judged, by_part
+from safe_training.evaluation.judge import by_part
 from safe_training.metrics.part_report import report_part
-from safe_training.metrics.scored import min_lengths
+from safe_training.metrics.scored import ScoredRollout, min_lengths
 from safe_training.reporting.figures import style as figures
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.page.tables import (
@@ -73,7 +73,7 @@ class PageVideo:
 
 
 def page_videos(
-    judged: Sequence[Judged], folder: Path, page: Path, embed_bytes: int
+    judged: Sequence[ScoredRollout], folder: Path, page: Path, embed_bytes: int
 ) -> dict[str, PageVideo]:
     """Find the rollouts' videos and read as many as fit into ``embed_bytes``, in order.
 
@@ -85,14 +85,14 @@ def page_videos(
     videos = {}
     left = embed_bytes
     for entry in judged:
-        found = find_video(entry.rollout, folder)
+        found = find_video(entry.required_rollout, folder)
         if found is None:
             continue
         size = found.stat().st_size
         content = found.read_bytes() if size <= left else None
         left -= 0 if content is None else size
         times, note = _step_times(entry, found)
-        videos[entry.rollout.episode_id] = PageVideo(
+        videos[entry.episode_id] = PageVideo(
             path=quote(Path(os.path.relpath(found, page.resolve().parent)).as_posix()),
             media_type=_MEDIA_TYPES[found.suffix.lower()],
             content=content,
@@ -102,9 +102,9 @@ def page_videos(
     return videos
 
 
-def _step_times(entry: Judged, path: Path) -> tuple[tuple[float, ...] | None, str]:
+def _step_times(entry: ScoredRollout, path: Path) -> tuple[tuple[float, ...] | None, str]:
     """Return when each step begins in the video; evenly spread where that cannot be known."""
-    rollout = entry.rollout
+    rollout = entry.required_rollout
     try:
         facts = video_facts(path)
         frames = frame_steps(
@@ -125,7 +125,7 @@ def _step_times(entry: Judged, path: Path) -> tuple[tuple[float, ...] | None, st
 def page(
     title: str,
     loaded: CalibratedDetector,
-    judged: Sequence[Judged],
+    judged: Sequence[ScoredRollout],
     drawn: Sequence[tuple[str, str, Figure]],
     videos: Mapping[str, PageVideo],
     results: Sequence[Table] = (),
@@ -134,7 +134,7 @@ def page(
 
     Parameters
     ----------
-    judged : sequence of Judged
+    judged : sequence of ScoredRollout
         With outcomes, at least one.
     drawn : sequence of (name, what it shows, figure)
     videos : mapping of episode id to PageVideo
@@ -142,11 +142,11 @@ def page(
         Tables of sweeps.
     """
     assert loaded.band is not None
-    alpha = judged[0].threshold.alpha
-    stops = min_lengths([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
+    alpha = judged[0].required_threshold.alpha
+    stops = min_lengths([j.task for j in judged], [len(j) for j in judged])
     reports = {
         part: report_part(
-            [j.scored for j in members],
+            members,
             stops,
             loaded.band,
             alpha,
@@ -169,7 +169,7 @@ def page(
         'title': html.escape(title),
         'summary': html.escape(
             f'Detector {detector} on {len(judged)} rollouts of '
-            f'{len({j.rollout.task for j in judged})} tasks; '
+            f'{len({j.task for j in judged})} tasks; '
             f'promised false-alarm rate {percent(alpha)} %.'
         ),
         'style': style,
@@ -197,7 +197,7 @@ def page(
 
 
 def _data(
-    judged: Sequence[Judged], videos: Mapping[str, PageVideo], names: Mapping[str, str]
+    judged: Sequence[ScoredRollout], videos: Mapping[str, PageVideo], names: Mapping[str, str]
 ) -> dict[str, Any]:
     longest = max(len(j.scores) for j in judged)
     # Few bands serve many rollouts: each is written once, and rollouts name it by its number.
@@ -205,7 +205,7 @@ def _data(
     bands: list[np.ndarray] = []
     band_of = []
     for j in judged:
-        edge = j.threshold.upper[:longest]
+        edge = j.required_threshold.upper[:longest]
         if numbers.setdefault(edge.tobytes(), len(bands)) == len(bands):
             bands.append(edge)
         band_of.append(numbers[edge.tobytes()])
@@ -219,17 +219,17 @@ def _data(
         'high': high if high > low else low + 1.0,
         'rollouts': [
             {
-                'id': j.rollout.episode_id,
-                'task': j.rollout.task,
-                'instruction': j.rollout.instruction,
+                'id': j.episode_id,
+                'task': j.task,
+                'instruction': j.required_rollout.instruction,
                 'part': j.part,
-                'failed': j.rollout.failed,
+                'failed': j.failed,
                 'band': band,
-                'verdict': j.verdict,
+                'verdict': j.outcome,
                 'scores': _numbers(j.scores),
                 'alarm': j.alarm_step,
-                'failure': j.rollout.failure_step,
-                'video': _video_data(videos.get(j.rollout.episode_id), names, j),
+                'failure': j.failure_step,
+                'video': _video_data(videos.get(j.episode_id), names, j),
             }
             for j, band in zip(judged, band_of, strict=True)
         ],
@@ -237,12 +237,12 @@ def _data(
 
 
 def _video_data(
-    video: PageVideo | None, names: Mapping[str, str], entry: Judged
+    video: PageVideo | None, names: Mapping[str, str], entry: ScoredRollout
 ) -> dict[str, Any] | None:
     if video is None:
         return None
     return {
-        'embedded': names.get(entry.rollout.episode_id),
+        'embedded': names.get(entry.episode_id),
         'path': video.path,
         'type': video.media_type,
         'times': video.times,

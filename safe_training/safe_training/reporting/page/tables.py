@@ -7,9 +7,8 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from scipy.stats import binomtest
-
 from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_training.metrics.binomial import clopper_pearson
 from safe_training.metrics.part_report import MOMENTS, PartReport, flatten_report
 from safe_training.reporting.numbers import percent
 
@@ -165,12 +164,12 @@ def promise_table(
         cells = f'<td>{percent(alpha)}</td>'
         if pooled.n_successes:
             alarms = round(pooled.false_alarm_rate * pooled.n_successes)
-            interval = binomtest(alarms, pooled.n_successes).proportion_ci(0.95)
-            broken = interval.low > alpha
+            low, high = clopper_pearson(alarms, pooled.n_successes)
+            broken = low > alpha
             cells += (
                 f'<td{" class=broken" if broken else ""}>{percent(pooled.false_alarm_rate)}'
                 f'{" (above)" if broken else ""}</td>'
-                f'<td>{percent(interval.low)} to {percent(interval.high)}</td>'
+                f'<td>{percent(low)} to {percent(high)}</td>'
                 f'<td>{alarms} of {pooled.n_successes}</td>'
             )
         else:

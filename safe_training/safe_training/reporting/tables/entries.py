@@ -252,7 +252,7 @@ def _means(
     # [detector, params, feature, split][part][subset]
     runs: dict[tuple[str, str, str, int], dict[str, dict[str, Result]]] = {}
     for r in results:
-        parts = runs.setdefault((r.detector, r.params, r.feature, r.seed), {})
+        parts = runs.setdefault((r.detector, r.params, r.feature, r.split), {})
         parts.setdefault(r.part, {})[r.subset] = r
     means: list[Result] = []
     lacking: dict[str, int] = {}
@@ -299,10 +299,10 @@ def _runs(results: Sequence[Result]) -> _Runs:
     runs: _Runs = {}
     for result in results:
         combination = Combination(result.params, result.feature)
-        split = runs.setdefault(combination, {}).setdefault(result.seed, {})
+        split = runs.setdefault(combination, {}).setdefault(result.split, {})
         if result.part in split:
             raise TableError(
-                f'{result.detector} {result.params} on {result.benchmark}, split {result.seed}, '
+                f'{result.detector} {result.params} on {result.benchmark}, split {result.split}, '
                 f'part {result.part} is there twice; leave one of the two results out'
             )
         split[result.part] = result.values
