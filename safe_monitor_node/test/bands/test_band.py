@@ -72,7 +72,7 @@ def test_past_its_last_step_the_band_says_so_and_does_not_extrapolate():
 
 
 def test_a_nan_score_is_not_a_quiet_one():
-    with pytest.raises(BandError, match='score at step 1 is NaN'):
+    with pytest.raises(BandError, match='expected a score at step 1, found NaN'):
         make_band().at(0.5).first_crossing([0.0, np.nan, 0.0])
 
 
