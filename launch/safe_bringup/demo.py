@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: from recorded rollouts to a live alarm. ``./dev demo``
+"""The demo: from recorded rollouts to a live alarm (`./dev demo`).
 
 Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates
 its band, evaluates it, then streams held-out rollouts of tasks never trained on through ``replay``

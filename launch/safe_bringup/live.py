@@ -101,6 +101,11 @@ class Process:
         self.stop()
 
     @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._popen.pid
+
+    @property
     def exit_status(self) -> int | None:
         """The exit status; None while the process runs."""
         return self._popen.poll()

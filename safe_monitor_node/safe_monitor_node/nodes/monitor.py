@@ -33,7 +33,7 @@ from safe_monitor_node.nodes.monitor_messages import (
     score_message,
 )
 from safe_monitor_node.nodes.monitor_parameters import ADVICE, PARAMETERS, settings_of
-from safe_monitor_node.nodes.threads import limit_threads
+from safe_monitor_node.threads import limit_threads
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LabelEpisode, LoadDetector

@@ -43,6 +43,7 @@ PARAMETERS = (
         'alpha; 0 leaves them as calibrated.',
         0.0,
         1.0,
+        old_name='adaptation_rate',
     ),
     Parameter(
         'adaptation_file',
@@ -79,8 +80,8 @@ PARAMETERS = (
     Parameter(
         'threads',
         1,
-        "CPU threads of the detector's arithmetic: of PyTorch if the detector needs it, and of "
-        "NumPy's OpenBLAS.",
+        "CPU threads of the detector's matrix products: of NumPy, and of PyTorch if the detector "
+        'needs it.',
         1,
         256,
     ),
