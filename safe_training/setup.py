@@ -36,28 +36,12 @@ def copy_definitions() -> None:
 
 copy_definitions()
 
-# The function that fits each detector; Detector.fit finds it by these names.
+# The function that fits each detector that learns; Detector.fit finds it by these names.
 FITTERS = {
     'density:fit_density': ['rnd', 'logpzo'],
     'embedding:fit_embedding': ['mahalanobis', 'euclidean_knn', 'cosine_knn', 'pca_kmeans'],
     'learned:fit_learned': ['safe_lstm', 'safe_mlp'],
     'probe:fit_probe': ['linear_probe'],
-    'untrained:fit_control': ['clock', 'constant', 'random', 'action_norm'],
-    'untrained:fit_stepwise': [
-        'action_cluster_entropy',
-        'action_general_var',
-        'action_gripper_var',
-        'action_rotation_var',
-        'action_total_var',
-        'action_translation_var',
-        'signal',
-        'stac',
-        'stac_single',
-        'token_avg_entropy',
-        'token_avg_neg_log_prob',
-        'token_max_entropy',
-        'token_max_neg_log_prob',
-    ],
 }
 
 setup(
@@ -69,6 +53,7 @@ setup(
             'definitions/*.msg',
             'py.typed',
             'reporting/page/template/*',
+            'reporting/tables/template/*',
             'sweep/grids/*.yaml',
         ]
     },
@@ -79,6 +64,7 @@ setup(
     python_requires='>=3.10',
     install_requires=[
         'backports.zstd>=1.0',
+        'jinja2>=3.1',
         'lz4>=4.0',
         'matplotlib>=3.6',
         'ml_dtypes>=0.5',

@@ -31,17 +31,13 @@ from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labell
 from safe_training.evaluation.judge import judge as judge_set
 from safe_training.evaluation.protocol import Protocol, choose_split
 from safe_training.metrics.part_report import flatten_report
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.convert import convert
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.figures.score_curves import plot_episodes
-from safe_training.reporting.figures.style import EpisodeCurve
 from safe_training.reporting.numbers import as_number
-from safe_training.reporting.tables.evaluation import (
-    LEGEND,
-    print_table,
-    report_table,
-    wide_console,
-)
+from safe_training.reporting.tables.evaluation import report_table
+from safe_training.reporting.tables.terminal import print_table, wide_console
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -152,7 +148,6 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     ]
     title = f'one task split, promised false-alarm rate {100 * args.alpha:g} %'
     print_table(console, report_table(rows, title))
-    console.print(LEGEND, style='dim')
     fitted[DETECTOR].save(args.out / 'detector', overwrite=True)
     return {
         'detector': DETECTOR,
@@ -297,10 +292,10 @@ def curves(
     episodes: Sequence[LiveEpisode],
     loaded: CalibratedDetector,
     alpha: float,
-) -> list[EpisodeCurve]:
+) -> list[ScoredRollout]:
     """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
     threshold = loaded.band.at(alpha)
-    taken: dict[str, list[EpisodeCurve]] = {
+    taken: dict[str, list[ScoredRollout]] = {
         'detection': [],
         'missed': [],
         'quiet': [],
@@ -308,11 +303,12 @@ def curves(
     }
     for outcome, episode in zip(outcomes, episodes, strict=True):
         taken[outcome.verdict].append(
-            EpisodeCurve(
-                title=f'{outcome.task}: {outcome.verdict}',
-                scores=np.array(episode.scores),
-                threshold=threshold.upper,
+            ScoredRollout(
+                np.array(episode.scores),
                 failed=not outcome.success,
+                task=outcome.task,
+                episode_id=outcome.episode,
+                threshold=threshold,
                 alarm_step=outcome.alarm_step,
             )
         )

@@ -39,7 +39,7 @@ from bench.sweep import bench_sweep, print_sweep
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_monitor_node.detectors import SafeLstm
+from safe_monitor_node.detectors.learned import SafeLstm
 from safe_msgs.msg import FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.pooling import FeatureSpec

@@ -4,16 +4,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.table import Table
 from rich.text import Text
 
-from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.detectors import DETECTORS
 from safe_monitor_node.storage.detector_folder import DetectorFolderError, load_detector
@@ -28,12 +25,10 @@ from safe_training.cli.options import (
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.band_comparison import (
     COMPARED,
-    DRAWS,
     BandResult,
     Comparison,
     compare_bands,
 )
-from safe_training.evaluation.evaluate import Summary, summary_of
 from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import (
@@ -43,16 +38,12 @@ from safe_training.evaluation.protocol import (
     choose_splits,
 )
 from safe_training.evaluation.saved_splits import read_splits
-from safe_training.metrics.binomial import FEWEST, Tally, worst_task
+from safe_training.metrics.binomial import Tally
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
-from safe_training.reporting.numbers import as_number, percent, plain_json
-from safe_training.reporting.tables.evaluation import (
-    empty_table,
-    print_table,
-    shortened,
-    wide_console,
-)
+from safe_training.reporting.numbers import as_number, plain_json
+from safe_training.reporting.tables.bands import comparison_tables, folder_table, promise_text
+from safe_training.reporting.tables.terminal import print_table, wide_console
 
 EXAMPLE = """examples:
   python -m safe_training compare-bands my_set --detector linear_probe
@@ -60,15 +51,6 @@ EXAMPLE = """examples:
   python -m safe_training compare-bands my_set --folder my_detector
 """
 ALPHAS = (0.05, 0.1, 0.2, 0.3)
-LEGEND = (
-    'Percent. Promised: of the successes at most so many raise an alarm. Like: held-out successes\n'
-    'of the seen tasks, half of which calibrated (drawn {draws} times a split). New: successes of\n'
-    'tasks never seen. Worst: the task with the highest rate, of those with {fewest} successes or\n'
-    'more. No alarm: splits with too few successes for this promise, where the band is infinite.\n'
-    '"!" where the lower end of the 95 % interval (bootstrap over splits) exceeds the promise.\n'
-    'Left-out scores: of the training successes, each by a detector that did not know its task.\n'
-    'Moved by labels: told of every success at once; its promise is on the long run.'
-)
 
 
 def add_command(verbs: Any) -> None:
@@ -162,60 +144,9 @@ def _detector(args: argparse.Namespace, rollouts: Rollouts) -> int:
         print(plain_json({'detector': args.detector, 'bands': [_plain(kept) for kept in found]}))
         return 0
     console = wide_console()
-    for alpha in alphas:
-        title = (
-            f'{args.detector}, {len(splits)} task splits: promised false-alarm rate '
-            f'{percent(alpha)} %'
-        )
-        print_table(console, _table([kept for kept in found if kept.alpha == alpha], title))
-    console.print(LEGEND.format(draws=DRAWS, fewest=FEWEST), style='dim')
+    for table in comparison_tables(found, args.detector, alphas, len(splits)):
+        print_table(console, table)
     return 0
-
-
-def _table(found: Sequence[BandResult], title: str) -> Table:
-    columns = (
-        'ranked\non', 'no\nalarm', 'like', 'like,\nworst', 'new', 'new,\nworst',
-        'new,\ndetected', 'T_det',
-    )  # fmt: skip
-    table = empty_table(title, ['band'], columns)
-    for kind in dict.fromkeys(kept.band for kept in found):
-        of_kind = [kept for kept in found if kept.band == kind]
-        alpha = of_kind[0].alpha
-        counts = [kept.n_calibration for kept in of_kind]
-        times = [
-            float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in of_kind
-        ]
-        table.add_row(
-            COMPARED[kind].title,
-            f'{np.median(counts):.0f}',
-            f'{sum(not k.finite for k in of_kind)}/{len(of_kind)}',
-            _rate([k.like.rate for k in of_kind], alpha),
-            _worst([k.like for k in of_kind]),
-            _rate([k.new.rate for k in of_kind], alpha),
-            _worst([k.new for k in of_kind]),
-            _mean([k.detected.rate for k in of_kind]),
-            _mean(times),
-        )
-    return table
-
-
-def _rate(rates: Sequence[float], alpha: float) -> str:
-    summary = summary_of(rates)
-    return _shown(summary) + ('!' if summary.low > alpha else '')
-
-
-def _mean(rates: Sequence[float]) -> str:
-    return _shown(summary_of(rates))
-
-
-def _shown(summary: Summary) -> str:
-    spread = f'±{percent(summary.std)}' if summary.splits > 1 else ''
-    return f'{percent(summary.mean)}{spread}'
-
-
-def _worst(tallies: Sequence[Tally]) -> str:
-    found = worst_task(tallies)
-    return '-' if found is None else percent(found[1])
 
 
 def _plain(kept: BandResult) -> dict[str, Any]:
@@ -251,54 +182,14 @@ def _folder(args: argparse.Namespace, rollouts: Rollouts) -> int:
         judged = judge(loaded, rollouts)
         band = judged.band
         alphas = sorted(set(args.alpha or band.alphas.tolist()))
-        rows = [asdict(rate) for rate in judged.realised_rates(alphas)]
+        rates = judged.realised_rates(alphas)
     except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
     if args.json:
+        rows = [asdict(rate) for rate in rates]
         print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
         return 0
     console = wide_console()
-    console.print(Text(_promise(band, loaded.alpha)), soft_wrap=True)
-    table = empty_table(
-        f'{loaded.detector.name} from {args.folder}',
-        ['rollouts'],
-        ('successes', 'promised', 'realised', '95 % interval', 'worst task', 'no alarm\npossible'),
-    )
-    for row in rows:
-        table.add_row(
-            row['rollouts'],
-            str(row['successes']),
-            percent(row['promised']),
-            percent(row['realised']) + ('!' if row['above'] else ''),
-            '-' if row['low'] is None else f'{percent(row["low"])} to {percent(row["high"])}',
-            '-' if row['worst_task'] is None
-            else Text(f'{percent(row["worst_rate"])} {shortened(row["worst_task"])}'),
-            'yes' if row['infinite'] else '',
-        )  # fmt: skip
-    print_table(console, table)
-    console.print(
-        'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
-        'the band was made from are shown for completeness and are no evidence. "!": even the\n'
-        'lower end of the interval exceeds the promise. Worst task: of those with '
-        f'{FEWEST} successes\nor more.',
-        style='dim',
-    )
+    console.print(Text(promise_text(band, loaded.alpha)), soft_wrap=True)
+    print_table(console, folder_table(rates, f'{loaded.detector.name} from {args.folder}'))
     return 0
-
-
-def _promise(band: Band, alpha: float) -> str:
-    made = band.provenance
-    text = (
-        f'Band {band.kind} of {band.length} steps, ranked on {band.n_calibration} rollouts'
-        + (f' (shape from {band.n_center} others)' if band.n_center else '')
-        + (f': {made["calibrated_on"]}' if made.get('calibrated_on') else '')
-        + '.'
-    )
-    own = [t for t in band.tasks if band.at(alpha, t).task]
-    if own:
-        text += f' Bands of their tasks at alpha {alpha:g}: {", ".join(own)}.'
-    if made.get('scores') == 'loto':
-        text += ' Scores without their task: a guide to new tasks, no finite-sample promise.'
-    if made.get('note'):
-        text += f' {made["note"]}'
-    return text

@@ -9,7 +9,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.progress import progress_bar
-from safe_training.recordings.convert import convert
+from safe_training.recordings.convert import BagOptions, convert
 from safe_training.recordings.describe import info
 from vla_feature_bridge.pooling import PoolingError, parse_pooling
 from vla_feature_bridge.rollout_set.writer import partial_folder
@@ -177,8 +177,7 @@ def run_convert(arguments: argparse.Namespace) -> int:
                 unseen_root=arguments.unseen_root,
                 jobs=arguments.jobs,
                 to=arguments.to,
-                rate=arguments.rate,
-                compression=arguments.compression,
+                bag=BagOptions(arguments.rate, arguments.compression),
             )
     except KeyboardInterrupt:
         partial = partial_folder(arguments.destination)

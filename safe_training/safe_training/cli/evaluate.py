@@ -13,8 +13,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.detectors import DETECTORS
 from safe_monitor_node.storage.detector_folder import DetectorFolderError, load_detector
@@ -55,14 +53,8 @@ from safe_training.metrics.part_report import flatten_report, per_task
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import as_number, percent, plain_json
-from safe_training.reporting.tables.evaluation import (
-    LEGEND,
-    detail_tables,
-    print_table,
-    promise_lines,
-    report_table,
-    wide_console,
-)
+from safe_training.reporting.tables.evaluation import detail_tables, promise_lines, report_table
+from safe_training.reporting.tables.terminal import print_table, wide_console
 from safe_training.sweep.results import Result, canonical, write_results
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -209,7 +201,6 @@ def _evaluate_folder(args: argparse.Namespace, rollouts: Rollouts) -> int:
     console = wide_console()
     title = f'{name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
     print_table(console, report_table(rows, title))
-    console.print(LEGEND, style='dim')
     for part, found in intervals.items():
         auc, rate = found['roc_auc_max_score_until_min_length'], found['false_alarm_rate']
         console.print(
@@ -222,7 +213,8 @@ def _evaluate_folder(args: argparse.Namespace, rollouts: Rollouts) -> int:
         console.print(f'No alarm can be raised at this alpha: {band.provenance.get("note", "")}')
     if args.details:
         for part in reports:
-            _print_details(console, rows, part)
+            for table in detail_tables(rows, part):
+                print_table(console, table)
     return 0
 
 
@@ -251,22 +243,14 @@ def _evaluate_detectors(args: argparse.Namespace, protocol: Protocol, rollouts: 
     console = wide_console()
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     print_table(console, report_table(rows, title))
-    console.print(LEGEND, style='dim')
     for line in promise_lines(rows):
         console.print(line, style='dim', markup=False, soft_wrap=True)
     if protocol.name == 'paper':
         console.print(PAPER_NOTE, style='dim')
     if args.details:
-        _print_details(console, rows, 'unseen')
+        for table in detail_tables(rows, 'unseen'):
+            print_table(console, table)
     return 0
-
-
-def _print_details(console: Console, rows: Sequence[Row], part: str) -> None:
-    for shown in detail_tables(rows, part):
-        if isinstance(shown, str):
-            console.print(shown, style='dim')
-        else:
-            print_table(console, shown)
 
 
 def _as_json(

@@ -7,16 +7,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.options import add_source_options, check_alpha, pooling_of
 from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.judge import judge
+from safe_training.evaluation.judge import JudgedSet, judge
 from safe_training.evaluation.protocol import EvaluationError
-from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.sources import load_rollouts
-from safe_training.reporting.figures.catalogue import figures_of
-from safe_training.reporting.figures.feature_map import PROJECTORS
+from safe_training.reporting.figures.catalogue import FigureData, figures_of
+from safe_training.reporting.figures.projectors import PROJECTORS
 from safe_training.reporting.figures.style import save
 from safe_training.reporting.numbers import plain_json
 
@@ -67,9 +65,7 @@ def add_folder_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def judged_rollouts(
-    args: argparse.Namespace, *, need_outcomes: bool = True
-) -> tuple[CalibratedDetector, list[ScoredRollout]]:
+def judged_rollouts(args: argparse.Namespace, *, need_outcomes: bool = True) -> JudgedSet:
     """Load the detector and the rollouts that the options name, and judge them."""
     check_alpha(args.alpha)
     loaded = load_detector(args.folder)
@@ -79,25 +75,19 @@ def judged_rollouts(
     if need_outcomes:
         rollouts = labelled(rollouts)
     try:
-        return loaded, judge(loaded, rollouts, args.alpha).rollouts
+        return judge(loaded, rollouts, args.alpha)
     except EvaluationError as error:
         raise EvaluationError(f'{args.folder}: {error}') from error
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw and write."""
-    loaded, judged = judged_rollouts(args)
-    assert loaded.band is not None  # judge() refuses a folder without one
+    judged = judged_rollouts(args)
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, _, figure in figures_of(
-        judged,
-        loaded.band,
-        loaded.detector.name,
-        args.projector or ('pca',),
-        args.seed,
-        probability=loaded.detector.gives_probability,
-    ):
+    name = judged.detector.detector.name
+    data = FigureData(judged, name, args.projector or ('pca',), args.seed)
+    for name, _, figure in figures_of(data):
         for suffix in dict.fromkeys(args.format or ('png', 'pdf')):
             path = args.out / f'{name}.{suffix}'
             save(figure, path)

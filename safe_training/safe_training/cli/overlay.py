@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     opencv()
     if not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')
-    _, judged = judged_rollouts(args, need_outcomes=False)
+    judged = judged_rollouts(args, need_outcomes=False).rollouts
     if args.episode:
         known = {j.episode_id for j in judged}
         unknown = [name for name in args.episode if name not in known]

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from safe_training.evaluation.fit_and_calibrate import Progress as ProgressFunction
+from vla_feature_bridge.progress import Progress as ProgressFunction
 
 
 @contextmanager

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.figures import add_folder_options, judged_rollouts
 from safe_training.cli.options import UsageError, add_source_options
-from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.reporting.figures.catalogue import FigureData, figures_of
 from safe_training.reporting.numbers import plain_json
-from safe_training.reporting.page.page import page, page_videos
+from safe_training.reporting.page.page import page
+from safe_training.reporting.page.videos import page_videos
 from safe_training.reporting.video.frames import VideoError
 from vla_feature_bridge.atomic import replace_files
 
 if TYPE_CHECKING:
-    from safe_training.reporting.tables.model import Table
+    from safe_training.reporting.tables.model import ResultTable
 
 
 EXAMPLE = """examples:
@@ -62,23 +63,17 @@ def run(args: argparse.Namespace) -> int:
     if args.videos is not None and not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')
     tables = _tables(args.results) if args.results else []
-    loaded, judged = judged_rollouts(args)
-    assert loaded.band is not None  # judge() refuses a folder without one
+    judged = judged_rollouts(args)
+    rollouts, name = judged.rollouts, judged.detector.detector.name
     videos = (
         {}
         if args.videos is None
-        else page_videos(judged, args.videos, args.out, int(args.embed_videos * _MEBI))
+        else page_videos(rollouts, args.videos, args.out, int(args.embed_videos * _MEBI))
     )
-    title = args.title or f'{loaded.detector.name} on {Path(args.set).name}'
-    drawn = list(
-        figures_of(
-            judged,
-            loaded.band,
-            loaded.detector.name,
-            probability=loaded.detector.gives_probability,
-        )
-    )
-    replace_files({args.out: page(title, loaded, judged, drawn, videos, tables)})
+    title = args.title or f'{name} on {Path(args.set).name}'
+    drawn = list(figures_of(FigureData(judged, name)))
+    text = page(title, judged, drawn, videos, tables)
+    replace_files({args.out: text})
     embedded = sum(v.content is not None for v in videos.values())
     size = args.out.stat().st_size
     if args.json:
@@ -87,20 +82,20 @@ def run(args: argparse.Namespace) -> int:
                 {
                     'file': str(args.out),
                     'bytes': size,
-                    'rollouts': len(judged),
+                    'rollouts': len(rollouts),
                     'videos': len(videos),
                     'embedded_videos': embedded,
                 }
             )
         )
         return 0
-    print(f'{args.out}: {len(judged)} rollouts, {size / _MEBI:.1f} MiB')
+    print(f'{args.out}: {len(rollouts)} rollouts, {size / _MEBI:.1f} MiB')
     if args.videos is not None:
         print(f'{len(videos)} videos, {embedded} of them in the page')
     return 0
 
 
-def _tables(folders: list[Path]) -> list[Table]:
+def _tables(folders: list[Path]) -> list[ResultTable]:
     # Only here: reading results is no business of a page without them.
     from safe_training.reporting.tables.aggregated import robust_tables
     from safe_training.sweep.results import read_results

@@ -18,7 +18,7 @@ from safe_training.fitting.batched import Precision
 from safe_training.reporting.numbers import plain_json
 from safe_training.sweep.grid import read_grid, shipped_grids
 from safe_training.sweep.plan import Settings
-from safe_training.sweep.run import fastest_precision, run_sweep
+from safe_training.sweep.run import Listener, SplitChoice, fastest_precision, run_sweep
 
 EXAMPLE = """examples:
   python -m safe_training sweep my_set --grid learned --out my_results
@@ -128,11 +128,9 @@ def run(args: argparse.Namespace) -> int:
                 grid,
                 args.out,
                 settings,
-                args.splits,
-                splits_from=args.splits_from,
+                SplitChoice(args.splits, args.splits_from),
                 ray_address=args.ray,
-                progress=progress,
-                say=console.print,
+                listener=Listener(progress, console.print),
             )
     except KeyboardInterrupt:
         console.print(f'{args.out} keeps what is done; the same command goes on from there')

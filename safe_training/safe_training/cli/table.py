@@ -12,18 +12,19 @@ from typing import Any, get_args
 
 from safe_training.evaluation.protocol import PROTOCOLS
 from safe_training.evaluation.saved_splits import split_numbers
-from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
+from safe_training.reporting.tables.aggregated import paper_table, results_by_kind, robust_tables
 from safe_training.reporting.tables.csv import to_csv
 from safe_training.reporting.tables.entries import (
+    Entry,
     SelectOn,
-    TableError,
     entries,
     paper_entries,
     robust_entry,
 )
+from safe_training.reporting.tables.exact import exact_table
 from safe_training.reporting.tables.latex import to_latex
 from safe_training.reporting.tables.markdown import to_markdown
-from safe_training.reporting.tables.model import Table
+from safe_training.reporting.tables.model import ResultTable, TableError
 from safe_training.sweep.results import Result, read_results
 from vla_feature_bridge.atomic import replace_files
 
@@ -135,18 +136,18 @@ def tables_of(
     made: dict[str, dict[str, str]] = {}
     if with_paper:
         found, _ = paper_entries(results, select_on)
-        made['paper'] = _texts([paper_table(results, select_on)], to_csv(found))
-    for kind, there in judged_by(results).items():
+        made['paper'] = _texts([paper_table(results, select_on)], found)
+    for kind, there in results_by_kind(results).items():
         found = entries(there, partial(robust_entry, select_on=select_on))
-        made[kind] = _texts(robust_tables(there, select_on), to_csv(found))
+        made[kind] = _texts(robust_tables(there, select_on), found)
     if not made:
         raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
     return made
 
 
-def _texts(tables: Sequence[Table], as_csv: str) -> dict[str, str]:
+def _texts(tables: Sequence[ResultTable], found: Sequence[Entry]) -> dict[str, str]:
     return {
         'markdown': '\n'.join(to_markdown(table) for table in tables),
         'latex': '\n'.join(to_latex(table) for table in tables),
-        'csv': as_csv,
+        'csv': to_csv(exact_table(found)),
     }

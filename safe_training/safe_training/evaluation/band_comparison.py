@@ -8,7 +8,7 @@ half tests. For *new* tasks all held-out successes calibrate, and the unseen tas
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -31,9 +31,8 @@ from safe_training.evaluation.splits import Split
 from safe_training.metrics.alarms import band_alarms
 from safe_training.metrics.binomial import Tally
 from safe_training.metrics.scored import ScoredRollout
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
-
-Progress = Callable[[int, int, str], None]
 
 DRAWS = 20
 """How often the held-out successes are cut in two, and an order of episodes is drawn."""

@@ -17,7 +17,6 @@ import numpy as np
 from safe_monitor_node.detectors import Detector, DetectorError
 from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import (
-    Progress,
     calibrated_detector,
     fit_on,
     held_out_successes,
@@ -30,6 +29,7 @@ from safe_training.evaluation.splits import Split
 from safe_training.metrics.bootstrap import bootstrap_interval
 from safe_training.metrics.part_report import flatten_report, per_task
 from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.progress import Progress
 
 CLOCK = 'clock'
 PARTS = ('train', 'seen', 'unseen')

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -20,9 +20,9 @@ from safe_training.evaluation.splits import Split
 from safe_training.metrics.part_report import scored_rollouts
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
-Progress = Callable[[int, int, str], None]
 HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
 LEFT_OUT = (
     'successes among the training rollouts of the seen tasks, each scored without its task '

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.base import EpisodeSource, Progress, ReadOptions, Source
+from safe_training.recordings.readers.base import (
+    EpisodeProgress,
+    EpisodeSource,
+    ReadOptions,
+    Source,
+)
 from safe_training.recordings.readers.open_pi_zero import OpenPiZeroSource
 from safe_training.recordings.readers.openvla import OpenVlaSource
 from safe_training.recordings.readers.pi0 import Pi0Source
@@ -27,8 +32,8 @@ from safe_training.recordings.rollouts import Rollouts
 __all__ = [
     'READERS',
     'DumpError',
+    'EpisodeProgress',
     'EpisodeSource',
-    'Progress',
     'ReadOptions',
     'Source',
     'load_rollouts',
@@ -121,7 +126,7 @@ def load_rollouts(
     pooling: tuple[tuple[str, str], ...] | None = None,
     feature: str | None = None,
     skip_bad: bool = False,
-    progress: Progress | None = None,
+    progress: EpisodeProgress | None = None,
     keep: Literal['pooled', 'raw'] = 'pooled',
     all_episodes: bool = False,
     unseen_root: str | os.PathLike[str] | None = None,

@@ -22,7 +22,7 @@ import numpy as np
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import labels_file
-from safe_training.recordings.readers.base import EpisodeSource, Progress, Source
+from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, Source
 from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, CUSTOM_VERSION
 from safe_training.recordings.sources import no_rollouts
 from safe_training.recordings.untrusted.bag import METADATA, detect_bag
@@ -79,7 +79,7 @@ def convert_to_bag(
     frequency: float,
     compression: Literal['none', 'zstd'],
     overwrite: bool,
-    progress: Progress | None,
+    progress: EpisodeProgress | None,
 ) -> tuple[int, int]:
     """Write all rollouts of a source as :func:`write_bag` does; returns its result."""
     if isinstance(source, EpisodeSource):

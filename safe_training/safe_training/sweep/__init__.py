@@ -4,7 +4,9 @@
 grid              the configurations to try
 plan              what is to be computed
 folder            what has been computed
-run               computes it
+unit              computes one unit: all configurations of a detector on a split
+runners           where units run: here, or on a Ray cluster
+run               the sweep: what is missing is run and kept
 results           the results on disk
 grids/            grids that we ship
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +14,7 @@ import torch
 
 from safe_training.sweep.grid import Family, Grid, SweepError
 from safe_training.sweep.plan import Settings
+from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.rollout import Rollout
 
 MANIFEST = 'sweep.json'
@@ -110,9 +110,7 @@ class Manifest:
             self._before = {**self._before, 'grids': grids}
         else:
             self._before = {**self._asked, **found, 'tasks': self.tasks}
-        aside = self._path.with_name(f'.{MANIFEST}.{os.getpid()}')
-        aside.write_text(json.dumps(self._before, indent=2) + '\n')
-        aside.replace(self._path)
+        replace_file(self._path, json.dumps(self._before, indent=2) + '\n')
 
     def _compare(self, found: Mapping[str, Any], names: Sequence[str]) -> None:
         assert self._before is not None

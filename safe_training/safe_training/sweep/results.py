@@ -17,7 +17,6 @@ thing done, and what a table or a figure needs is read from all of them. Columns
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from safe_training.evaluation.protocol import PROTOCOLS
+from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
 PARTS = ('train', 'seen', 'unseen')
@@ -169,12 +169,8 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     for name in names:
         values = [float(result.values.get(name, np.nan)) for result in results]
         columns[name] = pyarrow.array(np.array(values, dtype=np.float64))
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
+    with replaced_file(path) as aside:
         parquet.write_table(pyarrow.table(columns), aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_results(*folders: Path) -> list[Result]:

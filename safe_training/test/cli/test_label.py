@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from safe_training.cli.main import main
-from safe_training.recordings import labels
 from safe_training.recordings.labels import labels_file
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.write_bag import write_bag
@@ -202,7 +201,7 @@ def test_an_interrupted_write_leaves_the_old_file(place, monkeypatch):
     def fail(*_):
         raise OSError('no space left')
 
-    monkeypatch.setattr(labels.os, 'replace', fail)
+    monkeypatch.setattr(os, 'replace', fail)
     assert main(['label', str(place), '--episode', 'ep/1', '--outcome', 'success']) == 1
     assert all_bytes(place.parent) == before
 

@@ -10,11 +10,11 @@ from scipy.stats import binom
 
 from safe_training.calibration.curves import Successes
 from safe_training.cli import main as cli
-from safe_training.cli.compare_bands import _rate
 from safe_training.evaluation.band_comparison import COMPARED, Comparison, compare_bands
 from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
 from safe_training.metrics.binomial import Tally, worst_task
+from safe_training.reporting.tables.bands import promised_cell
 from vla_feature_bridge.rollout import Rollout
 
 TASKS = ('easy', 'hard')
@@ -193,8 +193,8 @@ def test_bands_that_cannot_alarm_say_nothing_of_the_promise():
 
 
 def test_a_rate_is_marked_only_where_its_whole_interval_is_above():
-    assert _rate([0.08, 0.09, 0.2, 0.3], 0.1).endswith('!') is False
-    assert _rate([0.2, 0.21, 0.22, 0.23], 0.1).endswith('!')
+    assert not promised_cell([0.08, 0.09, 0.2, 0.3], 0.1).flag
+    assert promised_cell([0.2, 0.21, 0.22, 0.23], 0.1).flag == 'above'
 
 
 def test_a_tally_adds_up_by_task():

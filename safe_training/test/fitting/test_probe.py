@@ -286,7 +286,7 @@ def test_a_missing_or_broken_signal_is_refused_live_and_forgotten():
         ({'inputs': 'pixels'}, 'inputs must be one of'),
         ({'method': 'magic'}, 'method must be one of'),
         ({'components': 0}, 'components must be'),
-        ({'l2': 0.0}, 'l2 must be positive'),
+        ({'l2': 0.0}, 'l2 must be a number above 0'),
         ({'smoothing': 1.0}, r'smoothing must lie in \[0, 1\)'),
         ({'signals': 'chunk_mse'}, 'signals must be a list'),
         ({'signals': ['speed']}, "'task_0/0'.*'speed', it has chunk_mse, height"),

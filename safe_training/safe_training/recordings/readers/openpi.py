@@ -96,11 +96,11 @@ class OpenpiSource(EpisodeSource):
                 f'found {options.feature!r}'
             )
         self._wanted: FeatureSpec | None = None
-        self.episodes, self.strays = self._list()
+        self.episodes, self.unmatched = self._list()
 
     def _list(self) -> tuple[list[OpenpiEpisode], list[str]]:
-        episodes, strays = list_root(self.path)
-        return [replace(e, name='task{}--ep{}'.format(*e.recorded)) for e in episodes], strays
+        episodes, unmatched = list_root(self.path)
+        return [replace(e, name='task{}--ep{}'.format(*e.recorded)) for e in episodes], unmatched
 
     @property
     def episode_count(self) -> int:

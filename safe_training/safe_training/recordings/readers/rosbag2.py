@@ -18,7 +18,12 @@ from typing import Any
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import Label, check_step, labels_file, read_labels
-from safe_training.recordings.readers.base import Progress, ReadOptions, Source, wanted_feature
+from safe_training.recordings.readers.base import (
+    EpisodeProgress,
+    ReadOptions,
+    Source,
+    wanted_feature,
+)
 from safe_training.recordings.readers.rosbag2_arrays import (
     pooled,
     stacked_features,
@@ -87,8 +92,8 @@ class RosbagSource(Source):
                 self.options.keep == 'raw' and recorded.axes
             ):
                 raise DumpError(
-                    f'{self.path}: expected the pooling of the recording, {recorded}, found another '
-                    'one in the options; record raw features to pool them in another way'
+                    f'{self.path}: expected the pooling of the recording, {recorded}, found '
+                    'another one in the options; record raw features to pool them in another way'
                 )
             return recorded
         wanted = wanted_feature(self.path, recorded.name, recorded.axes, self.options)
@@ -249,7 +254,7 @@ class RosbagSource(Source):
 
     # -- second pass
 
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+    def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield the rollouts; in the order in which their last steps were recorded."""
         self.skipped = [*self._unreadable, *self._problems()]
         if self.skipped and not self.options.skip_bad:

@@ -262,7 +262,11 @@ DAMAGES = {
         WITHOUT_0_1,
     ),
     'more': (add_record, 'expected 6 policy records .* found 7', WITHOUT_0_1),
-    'stray': (stray_records, 'expected an env record of task 1, episode 9.* these 1 policy', ALL),
+    'unmatched': (
+        stray_records,
+        'expected an env record of task 1, episode 9.* these 1 policy',
+        ALL,
+    ),
     'twice': (env_again, 'expected every episode once, found task 1, episode 0 also', WITHOUT_1_0),
     'runs': (mixed_runs, 'records whose time t_ rises .* two runs may be mixed', WITHOUT_0_0),
     'outcome': (
