@@ -282,11 +282,6 @@ def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summa
     return found
 
 
-def group_of(detector: str) -> str:
-    """Return the group that a detector is shown in."""
-    return next((group for group, names in GROUPS.items() if detector in names), OTHERS)
-
-
 def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
     """Return group, detector and title of the rows of a table.
 
