@@ -1,9 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installs the package safe_training (ament_python)."""
 
+import os
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 PACKAGE = 'safe_training'
+
+#: Messages that a recording holds. Their definitions are written in safe_msgs; safe_training reads
+#: and writes recordings also without ROS 2, and needs copies.
+DEFINITIONS = ['EpisodeEvent.msg', 'PolicyStep.msg', 'Tensor.msg']
+
+
+def copy_definitions() -> None:
+    """Copy the definitions from safe_msgs: of this checkout, else the installed package."""
+    here = Path(__file__).resolve().parent  # colcon runs a symbolic link to this file
+    copies = here / PACKAGE / 'definitions'
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    places = [here.parent, *(Path(prefix, 'share') for prefix in prefixes)]
+    for folder in (place / 'safe_msgs' / 'msg' for place in places):
+        if all((folder / name).is_file() for name in DEFINITIONS):
+            copies.mkdir(exist_ok=True)
+            for name in DEFINITIONS:
+                shutil.copyfile(folder / name, copies / name)
+            return
+    if not all((copies / name).is_file() for name in DEFINITIONS):  # a source archive has copies
+        raise SystemExit(
+            f'{copies}: expected {", ".join(DEFINITIONS)} in safe_msgs, found neither '
+            f'{here.parent / "safe_msgs"} nor an installed package safe_msgs; build from a '
+            'checkout of the whole repository, or build and source safe_msgs first'
+        )
+
+
+copy_definitions()
 
 # The function that fits each detector that learns; Detector.fit finds it by these names.
 FITTERS = {
@@ -15,13 +46,14 @@ FITTERS = {
 
 setup(
     name=PACKAGE,
-    version='0.1.0',
+    version='0.2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={
         PACKAGE: [
             'definitions/*.msg',
             'py.typed',
             'reporting/page/template/*',
+            'reporting/tables/template/*',
             'sweep/grids/*.yaml',
         ]
     },
@@ -32,6 +64,7 @@ setup(
     python_requires='>=3.10',
     install_requires=[
         'backports.zstd>=1.0',
+        'jinja2>=3.1',
         'lz4>=4.0',
         'matplotlib>=3.6',
         'ml_dtypes>=0.5',
@@ -47,10 +80,10 @@ setup(
     ],
     extras_require={
         'ray': ['ray>=2.40'],
+        'test': ['hypothesis', 'pytest'],  # colcon test looks here
         'umap': ['umap-learn>=0.5'],
         'vision': ['opencv-python-headless>=4.5,<5'],
     },
-    tests_require=['pytest'],
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',

@@ -138,7 +138,7 @@ def _bench_size(
     width: int, count: int, epochs: int, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     rollouts = synthetic_rollouts(width, count)
-    split = choose_split(rollouts, Protocol(), 0)
+    split = choose_split(rollouts, 0, Protocol())
     training = [rollouts[i] for i in split.train]
     data = TrainingData.of(training)
     precision = fastest_precision('cpu')

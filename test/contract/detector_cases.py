@@ -7,12 +7,14 @@ import functools
 import numpy as np
 import pytest
 
+from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import DETECTORS, make_detector
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 
 WIDTH = 16
+BAND = Band(np.array([0.1]), np.ones((1, 8)), 'any', 9)
 SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
 DATA = frozenset({'features', 'actions', 'sampled_actions', 'tokens', 'signals'})
 TINY = {'hidden': 8, 'epochs': 5}

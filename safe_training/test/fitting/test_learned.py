@@ -365,10 +365,10 @@ def test_rollouts_that_their_source_sets_aside_are_the_unseen_part_and_nothing_e
         )
         for index in range(60)
     ]
-    split = choose_split(rollouts, Protocol(), seed=0)
+    split = choose_split(rollouts, 0, Protocol())
     assert set(split.unseen) == {i for i, r in enumerate(rollouts) if r.unseen}
     assert split.unseen_tasks == ('task2', 'task5')
     assert not {rollouts[i].task for i in split.train + split.seen} & {'task2', 'task5'}
     split.check_against([r.task for r in rollouts])
     with pytest.raises(EvaluationError, match='nothing to fit on'):
-        choose_split([r for r in rollouts if r.unseen], Protocol(), seed=0)
+        choose_split([r for r in rollouts if r.unseen], 0, Protocol())
