@@ -134,6 +134,7 @@ ROOMS = {
         'calibrated_detector',
         'storage',
         'monitor',
+        'threads',
         'nodes',
     ),
     'safe_training': (
