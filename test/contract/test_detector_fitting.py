@@ -12,7 +12,6 @@ import torch
 from detector_cases import (
     DATA,
     HELD_OUT,
-    SPEC,
     TRAINING,
     Case,
     arrays_of,
@@ -24,12 +23,13 @@ from detector_cases import (
     fitted,
     mapped,
     may_read,
+    saved,
     streamed,
     without,
 )
 
 from safe_monitor_node.detectors import DETECTORS, DetectorError, make_detector
-from safe_monitor_node.storage.detector_folder import load_detector, save_detector
+from safe_monitor_node.storage.detector_folder import load_detector
 
 # --- construction
 
@@ -124,7 +124,7 @@ def test_fitting_and_scoring_leave_the_global_generators_alone(case, tmp_path):
     detector = case.make().fit(TRAINING, validation=HELD_OUT)
     detector.score_all(HELD_OUT)
     streamed(detector, HELD_OUT[0])
-    load_detector(save_detector(tmp_path / 'detector', detector, SPEC))
+    load_detector(saved(detector, tmp_path / 'detector'))
     assert global_random_state() == before
 
 

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from detector_cases import (
     HELD_OUT,
-    SPEC,
     TRAINING,
     WIDTH,
     assert_close,
@@ -16,11 +15,12 @@ from detector_cases import (
     make_rollout,
     make_rollouts,
     mapped,
+    saved,
     streamed,
 )
 
 from safe_monitor_node.detectors import DetectorError
-from safe_monitor_node.storage.detector_folder import load_detector, save_detector
+from safe_monitor_node.storage.detector_folder import load_detector
 
 # --- batch and stream are one score
 
@@ -107,7 +107,7 @@ def test_the_score_depends_on_what_the_detector_needs(case):
 @every_case
 def test_a_detector_from_its_folder_scores_bit_for_bit_the_same(case, tmp_path):
     detector = fitted(case)
-    folder = save_detector(tmp_path / 'detector', detector, SPEC)
+    folder = saved(detector, tmp_path / 'detector')
     loaded = load_detector(folder).detector
     assert type(loaded) is type(detector)
     assert loaded.get_params() == detector.get_params()
