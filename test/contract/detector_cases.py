@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 
 from safe_monitor_node.bands.band import Band
-from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DETECTORS, make_detector
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 
 WIDTH = 16
-SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
 BAND = Band(np.array([0.1]), np.ones((1, 8)), 'any', 9)
+SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
 DATA = frozenset({'features', 'actions', 'sampled_actions', 'tokens', 'signals'})
 TINY = {'hidden': 8, 'epochs': 5}
 # A group of the normalisation must hold more than a few numbers: one that holds four and happens to
@@ -228,8 +227,3 @@ def streamed(detector, rollout):
 
 def assert_close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
-
-
-def saved(detector, folder):
-    """Save a fitted detector with a band of its own; returns the folder."""
-    return CalibratedDetector(detector, SPEC, BAND, 0.1).save(folder)

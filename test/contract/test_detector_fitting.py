@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 from detector_cases import (
+    BAND,
     DATA,
     HELD_OUT,
+    SPEC,
     TRAINING,
     Case,
     arrays_of,
@@ -23,11 +25,11 @@ from detector_cases import (
     fitted,
     mapped,
     may_read,
-    saved,
     streamed,
     without,
 )
 
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DETECTORS, DetectorError, make_detector
 from safe_monitor_node.storage.detector_folder import load_detector
 
@@ -124,7 +126,7 @@ def test_fitting_and_scoring_leave_the_global_generators_alone(case, tmp_path):
     detector = case.make().fit(TRAINING, validation=HELD_OUT)
     detector.score_all(HELD_OUT)
     streamed(detector, HELD_OUT[0])
-    load_detector(saved(detector, tmp_path / 'detector'))
+    load_detector(CalibratedDetector(detector, SPEC, BAND, 0.1).save(tmp_path / 'detector'))
     assert global_random_state() == before
 
 

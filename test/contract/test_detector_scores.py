@@ -5,7 +5,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from detector_cases import (
+    BAND,
     HELD_OUT,
+    SPEC,
     TRAINING,
     WIDTH,
     assert_close,
@@ -15,10 +17,10 @@ from detector_cases import (
     make_rollout,
     make_rollouts,
     mapped,
-    saved,
     streamed,
 )
 
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DetectorError
 from safe_monitor_node.storage.detector_folder import load_detector
 
@@ -107,7 +109,7 @@ def test_the_score_depends_on_what_the_detector_needs(case):
 @every_case
 def test_a_detector_from_its_folder_scores_bit_for_bit_the_same(case, tmp_path):
     detector = fitted(case)
-    folder = saved(detector, tmp_path / 'detector')
+    folder = CalibratedDetector(detector, SPEC, BAND, 0.1).save(tmp_path / 'detector')
     loaded = load_detector(folder).detector
     assert type(loaded) is type(detector)
     assert loaded.get_params() == detector.get_params()

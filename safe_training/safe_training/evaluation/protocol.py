@@ -23,6 +23,9 @@ PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
 ROBUST_SPLITS = 10
 PAPER_SPLITS = (0, 1, 2)
 
+# The part of each split by whose numbers a combination of parameters is chosen.
+SelectOn = Literal['seen', 'unseen']
+
 
 class EvaluationError(SafeError):
     """Rollouts cannot be evaluated as asked; the message says what was found and what to do."""

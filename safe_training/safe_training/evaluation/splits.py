@@ -208,6 +208,7 @@ def divide(
     members: dict[Task, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
+
     generator = torch.Generator().manual_seed(number)
     train: list[int] = []
     seen: list[int] = []

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -30,9 +30,8 @@ from safe_training.fitting.learned import (
 )
 from safe_training.fitting.losses import ClassWeights
 from safe_training.fitting.lstm_kernel import FirstLayer, LayerRun, LstmLayer, Workspace
+from safe_training.fitting.precision import Precision
 from vla_feature_bridge.progress import Progress
-
-Precision = Literal['float32', 'bfloat16']
 
 #: Parameters in which models trained together may differ.
 FREE = frozenset(

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from safe_training.evaluation.protocol import SelectOn
 from safe_training.reporting.numbers import MISSING
 from safe_training.reporting.tables.entries import (
     HEADLINE,
     MACRO,
     Entry,
-    SelectOn,
     entries,
     paper_entries,
     robust_entry,

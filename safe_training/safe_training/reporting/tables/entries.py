@@ -16,18 +16,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from safe_monitor_node.detectors.registry import ENTRIES, OTHERS
 from safe_training.evaluation.evaluate import Summary, summary_of
+from safe_training.evaluation.protocol import SelectOn
 from safe_training.reporting.tables.measures import HEADLINE, MACRO
 from safe_training.reporting.tables.model import TableError
 from safe_training.sweep.results import Result
 
-#: The part of each split by whose numbers a combination is chosen.
-SelectOn = Literal['seen', 'unseen']
 
 @dataclass(frozen=True)
 class Combination:
@@ -282,11 +280,6 @@ def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summa
         part, name = path.split('/', 1)
         found[path] = summary_of([split.get(part, {}).get(name, np.nan) for split in splits])
     return found
-
-
-def group_of(detector: str) -> str:
-    """Return the group that a detector is shown in."""
-    return next((group for group, names in GROUPS.items() if detector in names), OTHERS)
 
 
 def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
