@@ -141,7 +141,9 @@ def tables_of(
         found = entries(there, partial(robust_entry, select_on=select_on))
         made[kind] = _texts(robust_tables(there, select_on), found)
     if not made:
-        raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
+        raise TableError(
+            'expected results in the folders, found no rows; run a sweep or an evaluation first'
+        )
     return made
 
 
