@@ -11,7 +11,7 @@ one file; tables read all files of a folder. Columns::
     feature    string   which features were given, and how they were pooled
     split      int64    number of the split; of 'loto', of the task that is unseen
     part       string   'train', 'seen' or 'unseen'
-    ...        float64  the names of `evaluation.flatten_report`; NaN for a number that does not exist
+    ...        float64  named as in `flatten_report`; NaN for a number that does not exist
 """
 
 from __future__ import annotations
