@@ -62,7 +62,7 @@ class Successes:
 
 
 def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
-    """Return for which alphas no alarm can be raised, and what helps; empty if an alarm always can."""
+    """Return for which alphas no alarm can be raised, and what helps; empty if there are none."""
     infinite = [alpha for alpha, row in zip(alphas, upper, strict=True) if np.isinf(row).all()]
     if not infinite:
         return ''
@@ -99,8 +99,9 @@ def checked_curves(scores: Sequence[ArrayLike], max_steps: int) -> list[NDArray[
     """Return score curves as float64; raises CalibrationError for none, empty, NaN or too long."""
     if len(scores) == 0:
         raise CalibrationError(
-            'calibration: there are no successful rollouts to calibrate on; label successes, '
-            'record more of them, or hold out more of the seen tasks (a lower seen_train_ratio)'
+            'calibration: expected at least one successful rollout to calibrate on, found none; '
+            'label successes, record more, or hold out more of the seen tasks (a lower '
+            'seen_train_ratio)'
         )
     if max_steps < 1:
         raise CalibrationError(f'calibration: max_steps must be at least 1 step, found {max_steps}')
@@ -128,6 +129,7 @@ def checked_curves(scores: Sequence[ArrayLike], max_steps: int) -> list[NDArray[
 
 
 def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDArray[np.float64]:
+    """Return curves of one length as a finite float64 array (n, T); raises CalibrationError."""
     matrix = np.asarray(curves, dtype=np.float64)
     if matrix.ndim != 2 or (steps is not None and matrix.shape[1] != steps):
         wanted = '(n, T)' if steps is None else f'(n, {steps})'
@@ -144,4 +146,5 @@ def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDAr
 
 
 def edge_extended(curve: NDArray[np.float64], max_steps: int) -> NDArray[np.float64]:
+    """Return a curve extended to `max_steps` with its last value."""
     return np.pad(curve, (0, max_steps - curve.size), mode='edge')

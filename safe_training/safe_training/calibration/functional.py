@@ -63,7 +63,7 @@ def calibrate(
     modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
 ) -> Band:
-    """Return a band calibrated on scores of successful rollouts that the detector was not fitted on.
+    """Return a band calibrated on scores of successes that the detector was not fitted on.
 
     Parameters
     ----------
@@ -130,7 +130,7 @@ def functional_band(
     modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
 ) -> Band:
-    """Build the one-sided functional conformal band from curves of equal length.
+    """Return the one-sided functional conformal band of curves of equal length.
 
     Parameters
     ----------

@@ -181,8 +181,8 @@ class OneThreshold(BandKind):
     name = 'none'
     title = 'one threshold'
     promise = (
-        'At most alpha of new successes alarm at any step; one threshold for all steps, which needs '
-        'the fewest successes.'
+        'At most alpha of new successes alarm at any step; there is one threshold for all steps, '
+        'which needs the fewest successes.'
     )
 
     def pooled(self, successes: Successes, request: BandRequest) -> Band:

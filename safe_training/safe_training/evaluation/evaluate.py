@@ -23,7 +23,7 @@ from safe_training.evaluation.fit_and_calibrate import (
     left_out_successes,
     make_seeded,
 )
-from safe_training.evaluation.judge import JudgedSet, band_of, score_part, with_alarms
+from safe_training.evaluation.judge import JudgedSet, score_part, with_alarms
 from safe_training.evaluation.protocol import Protocol
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.bootstrap import bootstrap_interval
@@ -32,7 +32,6 @@ from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.progress import Progress
 
 CLOCK = 'clock'
-PARTS = ('train', 'seen', 'unseen')
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,9 @@ def fit_and_judge(
     else:
         successes = held_out_successes(parts.get('seen', []), split)
     calibrated = calibrated_detector(detector, successes, rollouts, split, protocol)
-    band = band_of(calibrated)
-    judged = {name: with_alarms(scored, band, protocol.alpha) for name, scored in parts.items()}
+    judged = {
+        name: with_alarms(scored, calibrated.band, protocol.alpha) for name, scored in parts.items()
+    }
     return JudgedSet(calibrated, protocol.alpha, judged)
 
 

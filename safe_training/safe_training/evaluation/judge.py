@@ -98,7 +98,7 @@ class JudgedSet:
     @property
     def band(self) -> Band:
         """The band of the detector."""
-        return band_of(self.detector)
+        return self.detector.band
 
     @cached_property
     def shortest(self) -> dict[Task, int]:
@@ -182,14 +182,13 @@ def judge(
     Raises
     ------
     EvaluationError
-        The features are not what the detector was fitted on, there is no band, or the band is not
-        for this rate or ends before a rollout does.
+        The features are not what the detector was fitted on, or the band is not for this rate or
+        ends before a rollout does.
     """
     check_features(detector, rollouts.feature)
-    band = band_of(detector)
     asked = detector.alpha if alpha is None else alpha
     parts = {
-        part: with_alarms(score_part(detector.detector, members, part), band, asked)
+        part: with_alarms(score_part(detector.detector, members, part), detector.band, asked)
         for part, members in parts_of(detector, rollouts).items()
     }
     return JudgedSet(detector, asked, parts)
@@ -263,14 +262,6 @@ def check_features(detector: CalibratedDetector, feature: FeatureSpec) -> None:
             f'the detector was fitted on {detector.feature} of width {detector.feature.dim}; '
             'convert with the same feature and pooling'
         )
-
-
-def band_of(detector: CalibratedDetector) -> Band:
-    """Return the band of a detector; `EvaluationError` if it has none."""
-    band: Band | None = detector.band
-    if band is None:
-        raise EvaluationError('the detector folder has no band; fit it again')
-    return band
 
 
 def _successes(

@@ -6,6 +6,7 @@ losses            the losses of the learned detectors
 learned           SAFE-MLP and SAFE-LSTM
 batched           many learned detectors at once
 lstm_kernel       the LSTM layer of many detectors at once
+precision         number formats of their matrix products
 density           RND and logpZO
 embedding         distances in the feature space
 probe             the linear probe

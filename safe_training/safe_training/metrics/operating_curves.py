@@ -32,8 +32,8 @@ class OperatingCurve:
     detection_rate, false_alarm_rate, balanced_accuracy : (K,) float64 arrays
         As in `AlarmRates`: NaN where a class is absent.
     accuracy, f1 : (K,) float64 arrays
-        Share of rollouts judged rightly; F1 of the failures, 0 where no failure is detected, NaN
-        without failures.
+        Share of rollouts classified correctly; F1 of the failures, 0 if no failure is detected,
+        NaN without failures.
     detection_time : (K,) float64 array
         Mean over failures of first alarm step / length, 1.0 for a missed one; NaN without failures.
 
@@ -144,6 +144,7 @@ def alpha_curve(scored: Sequence[ScoredRollout], band: Band) -> AlphaCurve:
 
 
 def some(scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
+    """Return the rollouts; raises `MetricError` if there are none."""
     if not scored:
         raise MetricError('metrics: there are no rollouts to draw a curve of')
     return scored

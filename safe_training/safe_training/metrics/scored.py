@@ -194,7 +194,7 @@ def scores_at_quantile(
 def scores_at_min_length(
     scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> NDArray[np.float64]:
-    """Return the score of each rollout at the last step that all rollouts of its task have, (N,)."""
+    """Return the score of each rollout at the last step that its whole task has, shape (N,)."""
     return scores_at_quantile(scored, shortest, 1.0)
 
 
@@ -259,6 +259,7 @@ def values_and_outcomes(
 
 
 def task_members(tasks: Sequence[Task], size: int) -> dict[Task, NDArray[np.int64]]:
+    """Return the indices of the rollouts of each task, in the order of their first rollout."""
     if len(tasks) != size:
         raise MetricError(f'metrics: {len(tasks)} tasks for {size} rollouts')
     members: dict[Task, list[int]] = {}
@@ -268,9 +269,11 @@ def task_members(tasks: Sequence[Task], size: int) -> dict[Task, NDArray[np.int6
 
 
 def mean_or_nan(values: NDArray[Any]) -> float:
+    """Return the mean; NaN of no values."""
     return float(values.mean()) if values.size else np.nan
 
 
 def mean_where_it_exists(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if all are."""
     array = np.asarray(values, dtype=np.float64)
     return mean_or_nan(array[~np.isnan(array)])

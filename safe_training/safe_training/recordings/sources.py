@@ -32,8 +32,8 @@ from safe_training.recordings.rollouts import Rollouts
 __all__ = [
     'READERS',
     'DumpError',
-    'EpisodeSource',
     'EpisodeProgress',
+    'EpisodeSource',
     'ReadOptions',
     'Source',
     'load_rollouts',

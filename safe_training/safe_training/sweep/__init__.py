@@ -8,6 +8,7 @@ unit              computes one unit
 runners           where units run: in this process, or on a Ray cluster
 run               the sweep: runs the units that are missing and keeps their results
 results           the results on disk
+unfinished        which results of a sweep are missing
 grids/            grids that come with this package
 
 This room imports ``evaluation`` and the rooms below it.

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol, ProtocolName
-from safe_training.fitting.batched import Precision
+from safe_training.fitting.precision import Precision
 from safe_training.recordings.sources import open_source
 from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
 from safe_training.sweep.results import SUBSET_MARK

@@ -20,7 +20,7 @@ from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.protocol import EvaluationError, choose_splits, numbered_tasks
 from safe_training.evaluation.saved_splits import read_splits, split_numbers, write_splits
 from safe_training.evaluation.splits import Split, SplitError
-from safe_training.fitting.batched import Precision
+from safe_training.fitting.precision import Precision
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest

@@ -322,7 +322,9 @@ def calibrate_some(n, *, episodes=(), described='', **options):
 
 
 def test_no_success_is_an_error_that_says_what_to_do():
-    with pytest.raises(CalibrationError, match=r'no successful rollouts.*seen_train_ratio'):
+    with pytest.raises(
+        CalibrationError, match=r'successful rollout .* found none.*seen_train_ratio'
+    ):
         calibrate_some(0)
 
 

@@ -229,8 +229,8 @@ def archive(tmp_path_factory):
     return path
 
 
-def verb(capsys, *arguments):
-    status = cli.main(['compare-bands', *map(str, arguments)])
+def verb(capsys, *arguments, name='compare-bands'):
+    status = cli.main([name, *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -253,7 +253,8 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     fit = ['fit', str(archive), '--detector', 'signal', '--out', str(out), '--modulation', 'none']
     assert cli.main([*fit, '--per-task']) == 0
     capsys.readouterr()
-    status, said, _ = verb(capsys, archive, '--folder', out, '--alpha', 0.2)
+    judge = (archive, out, '--bands', '--alpha', 0.2)
+    status, said, _ = verb(capsys, *judge, name='judge')
     assert status == 0
     for words in (
         'ranked on',
@@ -263,7 +264,7 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         '95 % interval',
     ):
         assert words in said
-    rows = json.loads(verb(capsys, archive, '--folder', out, '--alpha', 0.2, '--json')[1])['rows']
+    rows = json.loads(verb(capsys, *judge, '--json', name='judge')[1])['rows']
     by_name = {row['rollouts']: row for row in rows}
     assert by_name['seen, calibrated on']['realised'] <= 0.2
     unseen = by_name['unseen']
@@ -275,8 +276,12 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     [
         (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
         (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
-        (('--detector', 'signal', '--rate', 0), '--rate must lie in'),
-        (('--folder', 'x', '--band', 'none'), '--band has no meaning with --folder'),
+        (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
+        (('--detector', 'signal', '--splits', 2, '--splits-from', 'x'), '--splits has no meaning'),
+        (
+            ('--detector', 'signal', '--first-split', 2, '--splits-from', 'x'),
+            'leave one of them out',
+        ),
     ],
 )
 def test_wrong_usage_is_refused(archive, capsys, arguments, match):

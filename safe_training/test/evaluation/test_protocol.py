@@ -129,7 +129,7 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
     for before, after in zip(splits, found.splits.values(), strict=True):
         assert parts_by_name(others, after) == parts_by_name(rollouts, before)
     assert saved_split(tmp_path / 'kept' / 'splits.json', others, 2) == found.splits[2]
-    with pytest.raises(SplitError, match=r'holds the splits \[2, 4\], not 0'):
+    with pytest.raises(SplitError, match=r'expected a split among \[2, 4\], found 0'):
         saved_split(tmp_path / 'kept' / 'splits.json', others, 0)
     assert [p.name for p in (tmp_path / 'kept').iterdir()] == ['splits.json']
 
@@ -137,7 +137,7 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
-        (lambda rollouts: rollouts[1:], "1 that are not there any more .*'turn/0'"),
+        (lambda rollouts: rollouts[1:], "1 that are missing .*'turn/0'"),
         (
             lambda rollouts: [*rollouts, replace(rollouts[0], episode_id='new')],
             "1 that are new .*'new'",
@@ -187,8 +187,8 @@ def train_on_nothing(content):
         (put('format', 'other'), "found 'other'"),
         (put('version', 2), 'expected version 1, found 2'),
         (put('episodes', 3), 'episodes must be a list of names'),
-        (put('tasks', ['a']), 'do not belong together'),
-        (put('splits', []), 'do not belong together'),
+        (put('tasks', ['a']), 'of one set, found others'),
+        (put('splits', []), 'of one set, found others'),
         (put('protocol', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
         (put_in_split('split', -5), 'integer in 0'),
         (put_in_split('split', 2**70), 'integer in 0'),
@@ -197,7 +197,7 @@ def train_on_nothing(content):
         (put_in_split('train', 'all'), 'must be a list of indices'),
         (put_in_split('unseen', []), 'exactly once'),
         (put_in_split('seen_tasks', ['nobody']), 'should be of one of the tasks'),
-        (lambda content: content['splits'].append(content['splits'][0]), 'same number'),
+        (lambda content: content['splits'].append(content['splits'][0]), 'different numbers'),
     ],
 )
 def test_damaged_splits_are_refused_by_their_name(tmp_path, change, match):
@@ -218,3 +218,19 @@ def test_what_is_no_json_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(SplitError, match=r'splits\.json'):
         read_splits(path, make_rollouts())
+
+
+def test_a_rollout_without_a_label_belongs_to_no_split():
+    rollouts = [
+        Rollout(np.zeros((2, 1), np.float32), task=f't{i % 3}', success=i != 4 or None)
+        for i in range(6)
+    ]
+    with pytest.raises(EvaluationError, match=r'expected a label .*, found none; label the'):
+        choose_split(rollouts)
+
+
+def test_a_protocol_refuses_a_band_that_it_does_not_know():
+    with pytest.raises(
+        EvaluationError, match="max_deviation, std, constant, none, found 'adaptive'"
+    ):
+        Protocol(modulation='adaptive')

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from sklearn.metrics import (
     auc,
     average_precision_score,
+    brier_score_loss,
+    f1_score,
     precision_recall_curve,
     roc_auc_score,
 )
@@ -26,6 +28,7 @@ from safe_training.metrics.alarms import (
     alarm_report,
     alarm_report_until_min_length,
     classification_report,
+    f1_of_failures,
 )
 from safe_training.metrics.bootstrap import bootstrap_auc_interval, bootstrap_interval
 from safe_training.metrics.lead_time import lead_times
@@ -37,6 +40,7 @@ from safe_training.metrics.ranking import (
     rankings_at_quantiles,
     running_rankings,
 )
+from safe_training.metrics.reliability import reliability
 from safe_training.metrics.scored import (
     OUTCOMES,
     MetricError,
@@ -487,6 +491,20 @@ def test_the_size_of_the_chunks_does_not_matter(monkeypatch):
     assert bootstrap_auc_interval(values, failed, generator=np.random.default_rng(0)) == whole
 
 
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 20))
+def test_f1_and_brier_score_are_those_of_scikit_learn(seed, size):
+    generator = np.random.default_rng(seed)
+    failed, found = generator.random(size) < 0.5, generator.random(size) < 0.5
+    values = generator.random(size)
+    brier = brier_score_loss(failed, values, pos_label=True)
+    assert reliability(values, failed).brier == pytest.approx(brier, rel=1e-14)
+    f1 = f1_of_failures(failed, found)
+    if failed.any():
+        assert f1 == f1_score(failed, found, zero_division=0.0)
+    else:
+        assert np.isnan(f1)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
@@ -642,7 +660,7 @@ def test_classification_with_one_class_and_at_the_threshold():
         assert math.isnan(getattr(report, name)), name
     nothing_found = classification_report([0.1, 0.2], [True, False], 0.5)
     assert (nothing_found.tpr, nothing_found.f1) == (0.0, 0.0)
-    with pytest.raises(MetricError, match='threshold is NaN'):
+    with pytest.raises(MetricError, match='expected a threshold, found NaN'):
         classification_report([0.1], [True], np.nan)
 
 

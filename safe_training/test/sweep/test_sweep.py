@@ -380,7 +380,7 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
     assert one == pytest.approx(two, nan_ok=True)
     detector = str(tmp_path / 'detector')
     assert main(['fit', str(SET), '--detector', 'signal', '--out', detector, '--splits-from', kept,
-                 '--seed', '1']) == 0  # fmt: skip
+                 '--split', '1']) == 0  # fmt: skip
     capsys.readouterr()
     assert main([*arguments, '--splits-from', kept, '--splits', '2']) == 2
     grid.write_text('benchmark: flow\ndetectors: [{name: signal}]')
@@ -389,7 +389,7 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
     # Other splits may not be mixed with those of a folder.
     other = tmp_path / 'other.json'
     text = Path(kept).read_text()
-    evaluate = ['evaluate', str(SET), '--detector', 'clock', '--splits', '2', '--seed', '5']
+    evaluate = ['evaluate', str(SET), '--detector', 'clock', '--splits', '2', '--first-split', '5']
     assert main([*evaluate, '--save-splits', str(other)]) == 0
     assert main([*arguments, '--splits-from', str(other)]) == 1
     assert 'another sweep (splits differ)' in capsys.readouterr().err
@@ -450,7 +450,7 @@ def test_a_table_of_an_unfinished_sweep_says_so(grid, tmp_path, capsys):
     next(out.glob('clock-split1-*.parquet')).unlink()
     assert main(['table', str(out)]) == 0
     said = capsys.readouterr().err
-    assert 'not all of the 2 splits are there for clock;' in said and str(out) in said
+    assert 'expected results of 2 splits, found fewer for clock;' in said and str(out) in said
 
 
 def test_the_planned_splits_of_each_protocol(grid):

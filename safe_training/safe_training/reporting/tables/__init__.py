@@ -8,6 +8,7 @@ aggregated        builder: the paper's Table 1 and the robust tables
 exact             builder: every number of some entries, for programs
 evaluation        builder: the tables of an evaluation
 bands             builder: promised and realised false-alarm rates
+results           the texts of all tables of a results folder, in each format
 terminal, markdown, latex, csv, html   writers
 template/         the HTML of a table
 """

@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from safe_training.evaluation.protocol import SelectOn
 from safe_training.reporting.numbers import MISSING
 from safe_training.reporting.tables.entries import (
     HEADLINE,
     MACRO,
     Entry,
-    SelectOn,
     entries,
     paper_entries,
     robust_entry,
@@ -36,6 +36,8 @@ from safe_training.reporting.tables.model import (
     rate_cell,
 )
 from safe_training.sweep.results import Result
+
+NO_RESULTS = 'expected results in the folders, found no rows; run a sweep or an evaluation first'
 
 _PAPER_NOTE = (
     'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score up to the '
@@ -159,9 +161,7 @@ def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> li
         There are no results.
     """
     if not results:
-        raise TableError(
-            'expected results in the folders, found no rows; run a sweep or an evaluation first'
-        )
+        raise TableError(NO_RESULTS)
     tables = []
     for members in results_by_kind(results).values():
         for benchmark in dict.fromkeys(r.benchmark for r in members):

@@ -17,18 +17,16 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
 from safe_monitor_node.detectors.registry import ENTRIES, OTHERS
 from safe_training.evaluation.evaluate import Summary, summary_of
+from safe_training.evaluation.protocol import SelectOn
 from safe_training.reporting.tables.measures import HEADLINE, MACRO
 from safe_training.reporting.tables.model import TableError
 from safe_training.sweep.results import Result
 
-#: The part of each split by whose numbers a combination is chosen.
-SelectOn = Literal['seen', 'unseen']
 
 
 @dataclass(frozen=True)
