@@ -28,7 +28,6 @@ from safe_training.reporting.tables.model import TableError
 from safe_training.sweep.results import Result
 
 
-
 @dataclass(frozen=True)
 class Combination:
     """Parameters and features that a method was run with."""
