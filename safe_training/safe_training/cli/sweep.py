@@ -49,6 +49,7 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--alpha',
         type=float,
+        metavar='RATE',
         default=Protocol().alpha,
         help='promised false-alarm rate (default %(default)s)',
     )
