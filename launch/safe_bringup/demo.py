@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: from recorded rollouts to a live alarm. ``./dev demo``
+"""The demo: from recorded rollouts to a live alarm (`./dev demo`).
 
 Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates
 its band, evaluates it, then streams held-out rollouts of tasks never trained on through ``replay``
@@ -71,7 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog='demo',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example:\n  ./dev demo --episodes 48 --rate 50',
+        epilog='example:\n  ./dev demo --episodes 48 --frequency 50',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('demo_out'), help='folder to write (default demo_out)'
@@ -89,14 +89,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--episodes', type=int, default=30, help='unseen rollouts to stream (default 30)'
     )
     parser.add_argument(
-        '--rate', type=float, default=100.0, help='policy inferences per second (default 100)'
+        '--frequency', type=float, default=100.0, help='policy inferences per second (default 100)'
     )
     parser.add_argument(
         '--prepare', action='store_true', help='convert, fit and evaluate only; start no nodes'
     )
     args = parser.parse_args(arguments)
-    if args.episodes < 1 or args.rate <= 0 or args.epochs < 1:
-        parser.error('--episodes, --rate and --epochs must be positive')
+    if args.episodes < 1 or args.frequency <= 0 or args.epochs < 1:
+        parser.error('--episodes, --frequency and --epochs must be positive')
     return args
 
 
@@ -256,7 +256,7 @@ def stream(args: argparse.Namespace, console: Console) -> tuple[list[Outcome], l
         args.out / 'detector',
         list(chosen),
         logs=args.out / 'logs',
-        rate=args.rate,
+        frequency=args.frequency,
         on_ended=ended,
     )
     # Judged again once everything has arrived; the lines above may have been a message short.

@@ -6,6 +6,7 @@ bands                 thresholds with a promised false-alarm rate
 calibrated_detector   a fitted detector with its band
 storage               detector folders and adaptation files
 monitor               the alarm, one episode after another; no ROS
+threads               limits the CPU threads of NumPy and PyTorch
 nodes                 the ROS 2 node
 
 Each room imports rooms above it only; the package imports nothing of ``safe_training``. The names

@@ -13,7 +13,8 @@ from safe_training.evaluation.evaluate import Row
 from safe_training.metrics.part_report import flatten_report, per_task
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.numbers import percent
-from safe_training.reporting.tables.evaluation import print_table, report_table
+from safe_training.reporting.tables.evaluation import report_table
+from safe_training.reporting.tables.terminal import print_table
 
 
 class JudgedSet(judging.JudgedSet):

@@ -2,7 +2,9 @@
 """The monitor node as a robot meets it: its own process, fed good and bad messages over DDS."""
 
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +14,12 @@ from probe import Probe
 from rclpy.parameter import Parameter
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand
+from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.nodes.monitor import MonitorNode
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from vla_feature_bridge.ros.messages import step_to_message
+from vla_feature_bridge.ros.parameters import ParameterError
 
 WIDTH = 64
 
@@ -294,6 +298,32 @@ def test_without_autostart_a_loaded_detector_waits_to_be_configured(probe, run_m
     assert 'when the monitor is configured' in answer.message
     probe.spin_until(lambda: probe.status is not None, 'diagnostics come')
     assert probe.status.message == 'not configured'
+
+
+def test_a_detector_without_torch_is_active_soon_and_takes_little_memory(
+    probe, run_monitor, mlp_folder, quiet, tmp_path
+):
+    clock = make_detector('clock')
+    clock.load_state({}, WIDTH)
+    loaded = load_detector(mlp_folder)
+    folder = dataclasses.replace(loaded, detector=clock).save(tmp_path / 'clock')
+    process = run_monitor(detector_folder=folder)
+    probe.wait_until_active()
+    times = Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()[11:13]
+    # Of the processor, not of the wall: other tests may run beside this one.
+    assert sum(map(int, times)) / os.sysconf('SC_CLK_TCK') < 1.5
+    assert probe.step(quiet(0)).detector == 'clock'
+    status = Path(f'/proc/{process.pid}/status').read_text()
+    assert int(status.split('VmRSS:')[1].split()[0]) < 150 * 1024, 'kB'
+    assert 'libtorch' not in Path(f'/proc/{process.pid}/maps').read_text()
+
+
+def test_the_old_name_of_a_parameter_is_refused_with_the_new_one(probe):
+    with pytest.raises(ParameterError, match=r'adaptation_rate.*give adaptation_step:=0\.05'):
+        MonitorNode(
+            context=probe.context,
+            parameter_overrides=[Parameter('adaptation_rate', value=0.05)],
+        )
 
 
 # --- bands of tasks, and labels

@@ -81,7 +81,7 @@ def test_tokens_that_were_not_emitted_are_left_out():
 
 @pytest.mark.parametrize('t', [-1, 3, 100])
 def test_a_step_that_is_not_there_is_an_index_error(t):
-    with pytest.raises(IndexError, match=rf"'mug/7' has steps 0 to 2, not {t}"):
+    with pytest.raises(IndexError, match=rf"'mug/7': expected a step from 0 to 2, found {t}"):
         make_rollout().step(t)
 
 
@@ -93,7 +93,7 @@ def test_an_episode_is_named_for_its_task_unless_it_has_a_name():
 def test_failure_is_the_positive_class_and_no_outcome_is_neither():
     assert make_rollout(success=False).failed is True
     assert make_rollout(success=True).failed is False
-    with pytest.raises(RolloutError, match="'mug/7' has no outcome; label it"):
+    with pytest.raises(RolloutError, match="'mug/7': expected an outcome, found none; label it"):
         _ = make_rollout(success=None).failed
 
 

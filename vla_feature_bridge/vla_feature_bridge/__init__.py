@@ -9,6 +9,7 @@
 The modules; each may import only modules above it:
 
 errors             the base of all errors of the suite
+progress           how long work reports its progress
 atomic             files and folders that are written completely or not at all
 tensors            dtypes, bytes and arrays; NaN in arrays
 pooling            hidden states reduced to one feature vector: ``FeatureSpec``

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorded steps of one episode, stacked, with its task and its outcome."""
+"""The recorded steps of one episode, stacked, with the task and the outcome."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ class RolloutError(SafeError):
 
 @dataclass(eq=False)
 class Rollout:
-    """All steps of one episode.
+    """All steps of one episode; T is their number.
 
     Attributes
     ----------
     features : ndarray, shape (T, D) pooled or (T, ..., D) raw, any float dtype
     feature_lengths : ndarray of int, shape (T,), or None
-        Raw features only: how long the first raw axis (the tokens) of each step really is; the
-        rest of ``features`` is padding. None where every step fills it.
+        Raw features only: true length of the first raw axis (the tokens) at each step; the rest of
+        ``features`` is padding. None if no step is padded.
     task : str
-        Name of the task; splits and macro averages go by it.
+        Name of the task, by which splits and macro averages group rollouts.
     success : bool or None
         The outcome; None while unlabelled.
     episode_id : str
-        Unique name; ``task/episode_index`` when not given.
+        Unique name; ``task/episode_index`` if not given.
     task_id, episode_index : int
         As recorded in the source.
     instruction, policy : str
@@ -40,20 +40,20 @@ class Rollout:
     actions : ndarray, shape (T, samples, horizon, action_dim), or None
         Sample 0 is the executed one.
     exec_horizon : int
-        Actions of a chunk that were executed before the next inference.
+        Number of actions of a chunk that were executed before the next inference.
     token_probability, token_entropy : ndarray, shape (T, tokens), or None
-        NaN where a step emitted fewer tokens; entropy in nats.
+        NaN where a step emitted fewer tokens; entropy [nats].
     signals : dict of str to ndarray, shape (T,)
     stamps : ndarray of int64, shape (T,), or None
-        Time of each step's observation [ns].
+        Time of the observation of each step [ns].
     inference_time : ndarray, shape (T,), or None
-        [s]
+        Duration of each inference [s].
     failure_step : int or None
-        Step at which a person saw the failure begin.
+        Step at which the failure began, as a person saw it.
     video : str
-        Path of the recording, relative to the source; empty if none.
+        Path of the video, relative to the source; empty if none.
     unseen : bool
-        The source sets this task aside as one that no detector may train on.
+        The source sets this task aside: no detector may train on it.
     """
 
     features: np.ndarray
@@ -112,17 +112,26 @@ class Rollout:
 
     @property
     def failed(self) -> bool:
-        """True for a failure, the positive class; raises :class:`RolloutError` while unlabelled."""
+        """True for a failure, the positive class; unlabelled rollouts raise RolloutError."""
         if self.success is None:
             raise RolloutError(
-                f'rollout {self.episode_id!r} has no outcome; label it before using it'
+                f'rollout {self.episode_id!r}: expected an outcome, found none; label it with: '
+                'python -m safe_training label'
             )
         return not self.success
 
     def step(self, t: int) -> PolicyStep:
-        """Return step ``t`` (views, no copies) as a live policy would have published it."""
+        """Return step ``t`` as a live policy publishes it; its arrays are views.
+
+        Raises
+        ------
+        IndexError
+            The rollout has no such step.
+        """
         if not 0 <= t < len(self):
-            raise IndexError(f'rollout {self.episode_id!r} has steps 0 to {len(self) - 1}, not {t}')
+            raise IndexError(
+                f'rollout {self.episode_id!r}: expected a step from 0 to {len(self) - 1}, found {t}'
+            )
         features = self.features[t]
         if self.feature_lengths is not None:
             features = features[: int(self.feature_lengths[t])]

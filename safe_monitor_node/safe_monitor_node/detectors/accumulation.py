@@ -21,8 +21,7 @@ class AccumulatingDetector(Detector):
     Parameters
     ----------
     accumulate : {'none', 'sum', 'mean'}
-        The score: the value of the step alone, the sum or the running mean over the episode so
-        far. A sum grows with the length of a task, so that tasks cannot be compared.
+        The value of the step alone, or the sum or running mean over the episode so far.
     """
 
     accumulate: Accumulate = 'none'

@@ -92,14 +92,22 @@ class DensityDetector(AccumulatingDetector):
     down_dims : list of int or None
         Channels of the U-Net's levels; None for the published 256, 512, 1024 (about 60 million
         parameters per network: fit on a GPU).
-    kernel_size, groups, time_dim : int
-        Convolution kernel, groups of the normalisation, width of the embedded time.
+    kernel_size : int
+        Width of the convolutions; odd.
+    groups : int
+        Groups of the normalisation.
+    time_dim : int
+        Width of the embedded time; even.
     success_only : bool
         Leave out the network of failures.
-    epochs, batch_size : int
-        Passes over the training rollouts, and rollouts in a batch.
-    learning_rate, lambda_reg : float
-        Step size of Adam, and weight of the squared parameters in the loss.
+    epochs : int
+        Passes over the training rollouts.
+    batch_size : int
+        Rollouts in a batch.
+    learning_rate : float
+        Step size of Adam.
+    lambda_reg : float
+        Weight of the squared parameters in the loss.
     reference_compatible : bool
         Count the zeros that pad the input to the U-Net's length in loss and score, as published.
     seed : int

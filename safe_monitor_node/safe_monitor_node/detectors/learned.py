@@ -49,24 +49,34 @@ class LearnedDetector(AccumulatingDetector):
 
     Parameters
     ----------
-    hidden, layers : int
-        Width and number of layers.
-    epochs, batch_size : int
-        Passes over the training rollouts, and rollouts in a batch.
+    hidden : int
+        Width of the layers.
+    layers : int
+        Number of layers.
+    epochs : int
+        Passes over the training rollouts.
+    batch_size : int
+        Rollouts in a batch.
     optimizer : {'adam', 'adamw', 'sgd', 'sgdm'}
         Optimiser; 'sgdm' is SGD with momentum 0.9.
-    learning_rate, weight_decay : float
-        Step size, and weight decay of 'adamw'.
+    learning_rate : float
+        Step size.
+    weight_decay : float
+        Weight decay of 'adamw'.
     schedule_every : int
         Epochs after which the learning rate is multiplied by ``schedule_gamma``.
     schedule_gamma : float
-        See ``schedule_every``.
+        Factor of the learning rate.
     warmup : int
         Epochs in which the learning rate rises linearly.
     max_grad_norm : float or None
         Norm to which gradients are clipped.
-    lambda_fail, lambda_success, lambda_reg : float
-        Weights of the losses of failures, of successes, and of the squared parameters.
+    lambda_fail : float
+        Weight of the losses of failures.
+    lambda_success : float
+        Weight of the losses of successes.
+    lambda_reg : float
+        Weight of the squared parameters.
     time_weighting : bool
         Give early steps of failures more weight.
     one_loss_per_rollout : bool
@@ -171,8 +181,8 @@ class SafeMlp(LearnedDetector):
 
     Parameters
     ----------
-    hidden, layers : int
-        Width and number of linear layers (1 is linear).
+    layers : int
+        Number of linear layers (1 is linear).
     activation : {'sigmoid', 'relu', 'none'}
         Final activation.
     threshold : float or None
@@ -232,15 +242,17 @@ class SafeLstm(LearnedDetector):
 
     Parameters
     ----------
-    hidden, layers : int
-        Width and number of LSTM layers.
     history : int
         -1 for the whole episode so far. n >= 1 runs the LSTM anew at each step, over the n steps
         before it (without the step itself, as published).
     dropout : float
         Dropout before the linear head, in training only.
-    hard_negative, hard_negative_margin, hard_negative_beta : float
-        Weight, margin and sharpness of the hard-negative loss; beta <= 0 takes the true maximum.
+    hard_negative : float
+        Weight of the hard-negative loss.
+    hard_negative_margin : float
+        Margin of the hard-negative loss around 0.5.
+    hard_negative_beta : float
+        Sharpness of the soft maximum in the hard-negative loss; 0 or less takes the true maximum.
     """
 
     name = 'safe_lstm'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token uncertainty: how unsure a policy was of the tokens that it emitted in one step.
+"""Token uncertainty: how unsure the policy was of the tokens that it emitted in one step.
 
 Baselines of Gu et al. (arXiv 2506.09937, section 5); quantities as in the language-model
 literature (maximum and mean of negative log-probability and of entropy over the tokens).
@@ -15,8 +15,8 @@ from safe_monitor_node.detectors.base import StepError
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
 
-# A policy may store a probability of 0 after rounding; its logarithm would be infinite. The
-# smallest normal float32 is the least that a stored one can mean: 87.3 nats.
+# A policy may store a probability of 0 after rounding, and its logarithm would be infinite. The
+# smallest normal float32 replaces it: 87.3 nats.
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 # Rounding in half precision may carry a probability this far above 1, or an entropy below 0.
@@ -28,7 +28,7 @@ class _TokenDetector(StepwiseDetector):
     needs = frozenset({'tokens'})
 
     def _checked(self, step: PolicyStep, values: np.ndarray | None, what: str) -> np.ndarray:
-        """Return one finite float64 number a token, or raise :class:`StepError`."""
+        """Return one finite float64 number for each token, or raise :class:`StepError`."""
         if values is None or values.size == 0:
             raise StepError(
                 f'step {step.step}: detector {self.name} needs the {what} of the emitted tokens, '
@@ -36,8 +36,8 @@ class _TokenDetector(StepwiseDetector):
             )
         if values.ndim != 1:
             raise StepError(
-                f'step {step.step}: detector {self.name} expects the {what} of each token in one '
-                f'row, found shape {values.shape}'
+                f'step {step.step}: detector {self.name} expects one {what} for each token, '
+                f'shape (tokens,), found shape {values.shape}'
             )
         numbers = np.asarray(values, dtype=np.float64)
         if not np.isfinite(numbers).all():
@@ -70,6 +70,7 @@ class TokenMaxNegLogProb(_TokenDetector):
     name = 'token_max_neg_log_prob'
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the largest negative log-probability of the tokens."""
         return float(self._neg_log_prob(step).max())
 
 
@@ -80,6 +81,7 @@ class TokenAvgNegLogProb(_TokenDetector):
     name = 'token_avg_neg_log_prob'
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the mean negative log-probability of the tokens."""
         return float(self._neg_log_prob(step).mean())
 
 
@@ -90,6 +92,7 @@ class TokenMaxEntropy(_TokenDetector):
     name = 'token_max_entropy'
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the largest entropy of the tokens."""
         return float(self._entropy(step).max())
 
 
@@ -100,4 +103,5 @@ class TokenAvgEntropy(_TokenDetector):
     name = 'token_avg_entropy'
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the mean entropy of the tokens."""
         return float(self._entropy(step).mean())

@@ -64,6 +64,7 @@ class AlarmConfig:
     max_missing_steps: int = 0
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if not 1 <= self.k <= self.n:
             raise AlarmError(f'k of n debounce needs 1 <= k <= n, found k = {self.k}, n = {self.n}')
         if not self.stale_after >= 0:

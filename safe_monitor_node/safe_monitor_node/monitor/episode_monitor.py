@@ -310,7 +310,7 @@ class EpisodeMonitor:
         return self.continue_with(step, now)
 
     def continue_with(self, step: PolicyStep, now: float) -> StepResult | None:
-        """Score a step of the running episode; None if it is ignored. As `step`, but begins none."""
+        """Score a step as `step` does, but begin no episode."""
         if not self._admit(StepId.of(step), step.instruction):
             return None
         return self._score(step, now)

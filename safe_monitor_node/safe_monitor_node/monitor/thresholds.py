@@ -52,13 +52,11 @@ def choose_thresholds(
         raise MonitorError(f'detector {name}: {error}') from error
     if not threshold.can_alarm:
         smallest = band.smallest_finite_alpha
-        choose = (
-            'calibrate on more rollouts' if smallest is None else f'choose alpha >= {smallest:g}'
-        )
+        advice = '' if smallest is None else f'choose alpha >= {smallest:g} or '
         raise MonitorError(
             f'detector {name}: with {band.n_calibration} calibration rollouts '
             f'no finite threshold keeps a false-alarm rate of {alpha:g}, '
-            f'so no alarm could ever be raised; {choose} or calibrate on more rollouts'
+            f'so no alarm could ever be raised; {advice}calibrate on more rollouts'
         )
     if warning_alpha and warning_alpha < alpha:
         raise MonitorError(

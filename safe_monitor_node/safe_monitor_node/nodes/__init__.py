@@ -6,7 +6,6 @@ monitor_parameters    the parameters of the monitor node
 monitor               topics, services and timers of the monitor node
 monitor_messages      the messages of the monitor node, made from a session
 diagnosis             level and facts of a session for ``/diagnostics``; no ROS in it
-threads               limits the threads of the arithmetic
 
 This room imports everything else in the package.
 """

@@ -9,7 +9,7 @@ import numpy as np
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.monitor.alarm import AlarmState
-from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
 
 
 class Level(IntEnum):
@@ -52,6 +52,23 @@ def diagnose(session: MonitorSession | None, active: bool, failure: str) -> tupl
     if session.file_problem and level == Level.OK:
         return Level.WARN, f'{verdict.state.name}, but {session.file_problem}'
     return level, f'{verdict.state.name}: {verdict.reason}'
+
+
+def introduce(session: MonitorSession) -> list[str]:
+    """Return what a new session uses, one sentence for each line of the log."""
+    monitor = session.monitor
+    sentences = [
+        f'detector {name_of_detector(monitor)} (width {monitor.calibrated.feature.dim}), '
+        f'alpha {monitor.threshold.alpha:g}, from {session.folder}'
+    ]
+    if (adaptation := monitor.adaptation) is not None:
+        moving, kept_in = adaptation.of(''), session.adaptation_kept_in
+        sentences.append(
+            'labelled episodes move the thresholds with adaptation_step '
+            f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after '
+            f'{moving.successes} successes' + (f', kept in {kept_in}' if kept_in else '')
+        )
+    return sentences
 
 
 def facts_of(session: MonitorSession) -> dict[str, object]:

@@ -17,11 +17,12 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Verdict
+from safe_monitor_node.monitor.alarm import AlarmState, Verdict
 from safe_monitor_node.monitor.episode_monitor import StepId
 from safe_monitor_node.monitor.label_feedback import LabelEffect
-from safe_monitor_node.monitor.session import MonitorSession, MonitorSettings, name_of_detector
+from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
 from safe_monitor_node.monitor.thresholds import MonitorError
+from safe_monitor_node.nodes.diagnosis import introduce
 from safe_monitor_node.nodes.lifecycle import ManagedNode
 from safe_monitor_node.nodes.monitor_messages import (
     alarm_message,
@@ -31,8 +32,8 @@ from safe_monitor_node.nodes.monitor_messages import (
     label_sentence,
     score_message,
 )
-from safe_monitor_node.nodes.monitor_parameters import ADVICE, PARAMETERS
-from safe_monitor_node.nodes.threads import limit_threads
+from safe_monitor_node.nodes.monitor_parameters import ADVICE, PARAMETERS, settings_of
+from safe_monitor_node.threads import limit_threads
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LabelEpisode, LoadDetector
@@ -93,20 +94,10 @@ class MonitorNode(ManagedNode):
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
-    def _settings(self) -> MonitorSettings:
-        p = self._p
-        return MonitorSettings(
-            alpha=p.alpha,
-            warning_alpha=p.warning_alpha,
-            adaptation_step=p.adaptation_step,
-            adaptation_file=p.adaptation_file,
-            alarm=AlarmConfig(p.alarm_k, p.alarm_n, p.stale_after, p.max_missing_steps),
-        )
-
     # --- life cycle
 
     def _setup(self) -> None:
-        self._session = MonitorSession(self._folder, self._settings(), self._on_episode_ended)
+        self._session = MonitorSession(self._folder, settings_of(self._p), self._on_episode_ended)
         limit_threads(self._p.threads)
         overriding = QoSOverridingOptions.with_default_policies()
         self._scores = self.create_lifecycle_publisher(
@@ -134,21 +125,8 @@ class MonitorNode(ManagedNode):
             ),
             post_callback=self._on_clock_jump,
         )
-        self._log_setup(self._session)
-
-    def _log_setup(self, session: MonitorSession) -> None:
-        monitor = session.monitor
-        self.get_logger().info(
-            f'detector {name_of_detector(monitor)} (width {monitor.calibrated.feature.dim}), '
-            f'alpha {monitor.threshold.alpha:g}, from {session.folder}'
-        )
-        if (adaptation := monitor.adaptation) is not None:
-            moving, kept_in = adaptation.of(''), session.adaptation_kept_in
-            self.get_logger().info(
-                'labelled episodes move the thresholds with adaptation_step '
-                f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after '
-                f'{moving.successes} successes' + (f', kept in {kept_in}' if kept_in else '')
-            )
+        for sentence in introduce(self._session):
+            self.get_logger().info(sentence)
 
     def _teardown(self) -> None:
         self._cancel_grace()
@@ -319,7 +297,7 @@ class MonitorNode(ManagedNode):
         self, request: LoadDetector.Request, response: LoadDetector.Response
     ) -> LoadDetector.Response:
         try:
-            monitor = self._settings().monitor_of(request.folder)
+            monitor = settings_of(self._p).monitor_of(request.folder)
         except Exception as error:  # whatever it is, the caller must hear it and the node live on
             self.get_logger().error(f'cannot load a detector: {error}')
             response.success, response.message = False, str(error)

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from safe_monitor_node.monitor.alarm import AlarmConfig
+from safe_monitor_node.monitor.session import MonitorSettings
 from safe_msgs.msg import FailureAlarm
 from vla_feature_bridge.ros.parameters import Parameter
 
@@ -39,6 +43,7 @@ PARAMETERS = (
         'alpha; 0 leaves them as calibrated.',
         0.0,
         1.0,
+        old_name='adaptation_rate',
     ),
     Parameter(
         'adaptation_file',
@@ -75,8 +80,8 @@ PARAMETERS = (
     Parameter(
         'threads',
         1,
-        "CPU threads of the detector's arithmetic: of PyTorch if the detector needs it, and of "
-        "NumPy's OpenBLAS.",
+        "CPU threads of the detector's matrix products: of NumPy, and of PyTorch if the detector "
+        'needs it.',
         1,
         256,
     ),
@@ -84,3 +89,27 @@ PARAMETERS = (
         'autostart', True, 'Configure and activate at start-up, without a lifecycle manager.'
     ),
 )
+
+
+def settings_of(values: Any) -> MonitorSettings:
+    """Return the settings of a session.
+
+    Parameters
+    ----------
+    values
+        The parameters' values as attributes, as ``declare_parameters`` returns them.
+
+    Raises
+    ------
+    AlarmError
+        ``alarm_k`` is larger than ``alarm_n``.
+    """
+    return MonitorSettings(
+        alpha=values.alpha,
+        warning_alpha=values.warning_alpha,
+        adaptation_step=values.adaptation_step,
+        adaptation_file=values.adaptation_file,
+        alarm=AlarmConfig(
+            values.alarm_k, values.alarm_n, values.stale_after, values.max_missing_steps
+        ),
+    )

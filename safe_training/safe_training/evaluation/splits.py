@@ -208,7 +208,6 @@ def divide(
     members: dict[Task, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-    import torch  # here: it takes a second to import, and --help needs the names of this room
 
     generator = torch.Generator().manual_seed(number)
     train: list[int] = []

@@ -29,7 +29,7 @@ from safe_training.fitting.learned import (
     score_loss,
 )
 from safe_training.fitting.losses import ClassWeights
-from safe_training.fitting.lstm_kernel import FirstLayer, LstmLayer, Workspace
+from safe_training.fitting.lstm_kernel import FirstLayer, LayerRun, LstmLayer, Workspace
 from safe_training.fitting.precision import Precision
 from vla_feature_bridge.progress import Progress
 
@@ -130,7 +130,7 @@ def _lstm_probabilities(
             for name in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')
         )
         states = LstmLayer.apply(
-            states, w_ih, w_hh, b_ih + b_hh, batch.batch_sizes, f'lstm{layer}', space
+            states, w_ih, w_hh, b_ih + b_hh, LayerRun(f'lstm{layer}', batch.batch_sizes, space)
         )
     logits = torch.bmm(states, stack['head.weight'].transpose(1, 2)).squeeze(2)
     return torch.sigmoid(logits + stack['head.bias'])

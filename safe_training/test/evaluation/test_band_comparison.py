@@ -278,7 +278,10 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
         (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
         (('--detector', 'signal', '--splits', 2, '--splits-from', 'x'), '--splits has no meaning'),
-        (('--detector', 'signal', '--first-split', 2, '--splits-from', 'x'), 'leave one of them out'),
+        (
+            ('--detector', 'signal', '--first-split', 2, '--splits-from', 'x'),
+            'leave one of them out',
+        ),
     ],
 )
 def test_wrong_usage_is_refused(archive, capsys, arguments, match):

@@ -615,7 +615,7 @@ def test_another_version_of_the_messages(tmp_path, monkeypatch):
         lambda name: text.replace('uint32 step ', 'uint64 step ') if name == STEP else '',
     )
     record(tmp_path / 'run', [make_rollout(0)])
-    refused(tmp_path / 'run', 'another one of safe_msgs/msg/PolicyStep')
+    refused(tmp_path / 'run', 'another definition of safe_msgs/msg/PolicyStep')
 
 
 def test_definition_is_compared_and_never_made_into_code(tmp_path, monkeypatch):

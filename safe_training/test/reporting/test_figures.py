@@ -147,7 +147,7 @@ def test_every_entry_of_the_catalogue_is_drawn_if_there_are_data_for_it():
         for part in ('seen', 'unseen')
         for k in range(2)
     ]
-    data = FigureData(judged_set(entries, ONE_BAND, 'safe_mlp'), 'title')
+    data = FigureData(judged_set(entries, ONE_BAND, 'safe_lstm'), 'title')
     names = [figure.name for figure in figures_of(data)]
     assert len(set(names)) == len(names)
     for entry in FIGURES:

@@ -14,7 +14,6 @@ from safe_training.cli.main import main
 from safe_training.reporting.tables.aggregated import paper_table, results_by_kind, robust_tables
 from safe_training.reporting.tables.csv import to_csv
 from safe_training.reporting.tables.entries import (
-    GROUPS,
     HEADLINE,
     MACRO,
     TableError,
@@ -22,6 +21,7 @@ from safe_training.reporting.tables.entries import (
     paper_entries,
     paper_entry,
     robust_entry,
+    rows_of,
 )
 from safe_training.reporting.tables.exact import exact_table
 from safe_training.reporting.tables.latex import to_latex
@@ -240,7 +240,9 @@ def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold()
 def test_every_registered_detector_has_its_row():
     from safe_monitor_node.detectors import DETECTORS
 
-    assert {name for methods in GROUPS.values() for name in methods} == set(DETECTORS)
+    rows = {detector: (group, title) for group, detector, title in rows_of(set(DETECTORS))}
+    assert set(rows) == set(DETECTORS)
+    assert rows['safe_lstm'] == ('SAFE', 'SAFE-LSTM')
 
 
 def test_a_detector_of_someone_else_has_a_row_too():

@@ -17,9 +17,10 @@ from vla_feature_bridge.ros.parameters import ParameterError
 
 
 class Main(Protocol):
-    """The entry point of a node: command-line arguments in, exit status out."""
+    """The entry point of a node: takes command-line arguments, returns the exit status."""
 
-    def __call__(self, args: list[str] | None = None) -> int: ...
+    def __call__(self, args: list[str] | None = None) -> int:
+        """Run the node."""
 
 
 def ends_on_interrupt(main: Main) -> Main:
@@ -39,7 +40,7 @@ def ends_on_interrupt(main: Main) -> Main:
                 ending = True
                 raise KeyboardInterrupt
 
-        # Before rclpy.init, whose own handler calls the one that it finds.
+        # Before rclpy.init: its handler calls the handler that was there before.
         previous = signal.signal(signal.SIGINT, first_only)
         try:
             return main(args)

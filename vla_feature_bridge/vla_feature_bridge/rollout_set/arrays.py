@@ -19,9 +19,9 @@ from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, RolloutSetError
 from vla_feature_bridge.step import STEP_FIELDS
 from vla_feature_bridge.tensors import first_not_finite
 
-#: A header describes some dozen arrays; anything longer is not one of ours.
+#: Our headers describe some dozen arrays; a longer one is not ours.
 _MAX_HEADER_BYTES = 1 << 20
-#: What a ragged feature may take in memory: so much, or so many times its stored size.
+#: Memory for padded raw features: this much anyway, and this multiple of their stored size.
 _MAX_PADDED_BYTES = 1 << 30
 _MAX_PADDING = 16
 OPTIONAL_ARRAYS = tuple(field.stacked for field in STEP_FIELDS)
@@ -55,17 +55,17 @@ def write_rollout(
     folder : Path
         ``RolloutSetWriter.folder``.
     number : int
-        Which entry of the source it is; names the file.
+        Number of the entry in the source; names the file.
 
     Returns
     -------
     dict
-        Its row of the index, plain values, for :meth:`RolloutSetWriter.add_row`.
+        The row of the index, plain values, for :meth:`RolloutSetWriter.add_row`.
 
     Raises
     ------
     RolloutSetError
-        The features are not what the set holds, or are NaN or infinite.
+        The features do not fit the set, or features or actions are NaN or infinite.
     """
     name = rollout.episode_id
     if problem := misfit(rollout, feature):
@@ -105,7 +105,7 @@ def write_rollout(
 
 
 def misfit(rollout: Rollout, feature: FeatureSpec) -> str:
-    """Say how the features differ from the specification; empty if they do not."""
+    """Return how the features differ from the specification; empty if they do not."""
     axes = () if feature.pooled else feature.axes
     shape = rollout.features.shape
     if rollout.features.ndim != 2 + len(axes) or shape[-1] != feature.dim:
@@ -140,7 +140,17 @@ def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Take the features out of the arrays of one file, and the lengths of ragged ones."""
+    """Remove the features from the arrays of a file; returns them and their lengths.
+
+    The lengths are those of the first raw axis at each step; None if all steps have the same.
+
+    Raises
+    ------
+    KeyError
+        The file has no features.
+    RolloutSetError
+        The features cannot be divided into steps.
+    """
     flat = arrays.pop('features')
     if _OFFSETS not in arrays:
         return flat, None
@@ -156,7 +166,7 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
     ):
         raise RolloutSetError(
             f'{file}: expected {_OFFSETS} that rise from 0 to {len(flat)}, the length of the '
-            f'features, found other ones; copy or convert the set again'
+            f'features, found others; copy or convert the set again'
         )
     lengths = np.diff(offsets)
     padded = len(lengths) * int(lengths.max()) * (flat.nbytes // len(flat))
@@ -176,12 +186,12 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
 
 
 def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tuple[int, int]:
-    """Write one file; returns its size and the CRC-32 of its header."""
+    """Write one file; returns its size [bytes] and the CRC-32 of its header."""
     for name, array in arrays.items():
         if array.dtype not in _DTYPE_NAMES:
             raise RolloutSetError(
-                f'{file.parent.parent.name}: rollout {episode!r}: array {name!r} has dtype '
-                f'{array.dtype}, expected one of {", ".join(str(d) for d in _DTYPE_NAMES)}'
+                f'rollout {episode!r}: array {name!r}: expected a dtype of '
+                f'{", ".join(str(d) for d in _DTYPE_NAMES)}, found {array.dtype}'
             )
     # Widest numbers first keeps every array aligned in the mapped file.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
@@ -206,7 +216,18 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tu
 
 
 def map_arrays(file: Path, size: int, crc: int) -> dict[str, np.ndarray]:
-    """Map the arrays of one file, read-only, after checking every word of its header."""
+    """Return the arrays of one file, mapped into memory and read-only; checks the whole header.
+
+    Parameters
+    ----------
+    size, crc : int
+        Size of the file [bytes] and CRC-32 of its header, as the index states.
+
+    Raises
+    ------
+    RolloutSetError
+        The file is missing, damaged or of another format.
+    """
     try:
         mapped = np.memmap(file, dtype=np.uint8, mode='r')
     except (OSError, ValueError) as error:
@@ -247,19 +268,29 @@ def _slice_arrays(file: Path, header: bytes, data: np.ndarray) -> dict[str, np.n
     for (start, stop), name, code, shape in parts:
         dtype = _DTYPES.get(code)
         if dtype is None or any(type(n) is not int or n < 0 for n in shape):
-            raise RolloutSetError(f'{file}: array {name!r} has dtype {code!r} and shape {shape}')
+            raise RolloutSetError(
+                f'{file}: array {name!r}: expected a dtype of {", ".join(_DTYPES)} and a shape of '
+                f'numbers, found {code[:40]!r} and {shape}'
+            )
         if start != position or stop - start != math.prod(shape) * dtype.itemsize:
             raise RolloutSetError(
-                f'{file}: array {name!r} of shape {shape} and dtype {code} must follow byte '
-                f'{position}, found bytes {start} to {stop}'
+                f'{file}: array {name!r}: expected its bytes, of shape {shape} and dtype {code}, '
+                f'from byte {position}, found bytes {start} to {stop}'
             )
         if stop > len(data):
-            raise RolloutSetError(f'{file}: array {name!r} ends after the file')
+            raise RolloutSetError(
+                f'{file}: array {name!r}: expected its end in the file, found byte {stop} of '
+                f'{len(data)}'
+            )
         try:
             arrays[name] = data[start:stop].view(dtype).reshape(shape)
         except (ValueError, OverflowError) as error:  # an empty array of absurd lengths
-            raise RolloutSetError(f'{file}: array {name!r} of shape {shape}: {error}') from error
+            raise RolloutSetError(
+                f'{file}: array {name!r}: expected the shape of an array, found {shape}: {error}'
+            ) from error
         position = stop
     if position != len(data):
-        raise RolloutSetError(f'{file}: {len(data) - position} bytes belong to no array')
+        raise RolloutSetError(
+            f'{file}: expected all bytes in arrays, found {len(data) - position} bytes in none'
+        )
     return arrays

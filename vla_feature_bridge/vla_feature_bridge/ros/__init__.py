@@ -27,3 +27,7 @@ def __getattr__(name: str) -> Any:
     from vla_feature_bridge.ros import publisher
 
     return getattr(publisher, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

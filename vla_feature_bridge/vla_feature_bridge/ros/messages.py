@@ -20,7 +20,7 @@ NANOSECONDS = 1_000_000_000
 
 
 class MessageError(SafeError):
-    """A message does not describe what it carries; the message says which field."""
+    """A ROS message contradicts itself, or cannot hold an array; the text names the field."""
 
 
 def time_to_message(stamp: int) -> Time:
@@ -34,7 +34,7 @@ def time_from_message(stamp: Time) -> int:
 
 
 def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage:
-    """Pack an array; None becomes the empty tensor.
+    """Return the message of an array; None becomes the empty tensor.
 
     Raises
     ------
@@ -50,13 +50,13 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
         raise MessageError(f'tensor {name!r} cannot be sent: {error}') from None
     message.dtype = array.dtype.name
     message.shape = typed_array('I', array.shape)
-    # Filling uint8[] from the array's own bytes is the one fast way into an rclpy message.
+    # Only filling uint8[] from the bytes of the array is fast in rclpy.
     message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
     return message
 
 
 def tensor_from_message(message: TensorMessage) -> np.ndarray | None:
-    """Return a view of the message's bytes; None for the empty tensor.
+    """Return the array as a view of the bytes of the message; None for the empty tensor.
 
     Raises
     ------
@@ -86,8 +86,8 @@ def _values_from_message(values: typed_array[float]) -> np.ndarray | None:
     return np.frombuffer(values, dtype=np.float32) if len(values) else None
 
 
-#: For each kind of field, the function to its form in a message and the one back. The stamp lies
-#: in the header and has no entry.
+#: Two functions for each kind of field: to its form in a message, and back. The stamp lies in the
+#: header and needs none.
 _CONVERT: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any], Any]]] = {
     'tensor': (tensor_to_message, tensor_from_message),
     'values': (_values_to_message, _values_from_message),
@@ -98,7 +98,7 @@ _UNPACK = [(f.name, _CONVERT[f.kind][1]) for f in STEP_FIELDS if f.kind in _CONV
 
 
 def step_to_message(step: PolicyStep) -> PolicyStepMessage:
-    """Pack a step for ``vla/policy_step``.
+    """Return the message of a step, for ``vla/policy_step``.
 
     Raises
     ------
@@ -121,13 +121,13 @@ def step_to_message(step: PolicyStep) -> PolicyStepMessage:
 
 
 def step_from_message(message: PolicyStepMessage) -> PolicyStep:
-    """Unpack a step; its arrays are views of the message's memory.
+    """Return the step of a message; its arrays are views of the memory of the message.
 
     Raises
     ------
     MessageError
-        A tensor does not describe its bytes, there are no features, or names and signals do not
-        pair up.
+        A tensor does not fit its bytes, there are no features, or signals and their names differ in
+        number.
     """
     features = tensor_from_message(message.features)
     if features is None:

@@ -38,12 +38,12 @@ _OUTCOMES = {
     True: EpisodeEvent.OUTCOME_SUCCESS,
     False: EpisodeEvent.OUTCOME_FAILURE,
 }
-#: Fields that a policy may give with a step, beside features, actions and stamp.
+#: Further fields that a policy may give with a step.
 _MORE_FIELDS = {f.name: f for f in STEP_FIELDS if f.kind != 'stamp' and f.name != 'actions'}
 
 
 class PublisherError(SafeError):
-    """A step or an episode cannot be published; nothing was published."""
+    """A step or an event is wrong, and is not published."""
 
 
 class StepPublisher:
@@ -183,7 +183,9 @@ class StepPublisher:
         ------
         PublisherError
             No episode runs, or an array has another shape or dtype than expected, or is not
-            finite. Nothing was published, and the next step gets the same number.
+            finite. Nothing is published, and the next step gets the same number.
+        SignalError
+            ``action_dim`` differs from the previous step; nothing is published.
         """
         self._check_running('publish')
         where = f'step {self._step} of episode {self._episode_id!r}'

@@ -92,8 +92,8 @@ class RosbagSource(Source):
                 self.options.keep == 'raw' and recorded.axes
             ):
                 raise DumpError(
-                    f'{self.path}: expected the pooling of the recording, {recorded}, found another '
-                    'one in the options; record raw features to pool them in another way'
+                    f'{self.path}: expected the pooling of the recording, {recorded}, found '
+                    'another one in the options; record raw features to pool them in another way'
                 )
             return recorded
         wanted = wanted_feature(self.path, recorded.name, recorded.axes, self.options)

@@ -31,10 +31,10 @@ _TENSOR = 'safe_msgs/msg/Tensor'
 _HEADER = 'std_msgs/msg/Header'
 _TIME = 'builtin_interfaces/msg/Time'
 _NANOSECONDS = 1_000_000_000
-#: Ours are 3 kB with all comments.
+#: Our own definitions have 3000 characters, comments included.
 _MAX_DEFINITION_CHARACTERS = 1 << 16
 
-#: Definitions of other packages that ours are made of.
+#: Definitions of other packages that ours use.
 _STANDARD = {
     _HEADER: (
         '# Standard metadata for higher-level stamped data types.\n\n'
@@ -50,21 +50,21 @@ _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
 class BagMessageError(SafeError):
-    """The bytes of a message, or its definition in the bag, are not what they should be."""
+    """A message in a bag cannot be read or written, or its definition in the bag is another one."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to an episode; the plain twin of ``safe_msgs/EpisodeEvent``.
+    """Start, end or label of an episode; the plain twin of ``safe_msgs/EpisodeEvent``.
 
     Attributes
     ----------
     kind : int
         One of ``KIND_START``, ``KIND_END``, ``KIND_LABEL``.
     success : bool or None
-        The outcome; None where nobody has said.
+        The outcome; None if unknown.
     stamp : int
-        [ns]
+        Time of the event [ns].
     """
 
     episode_id: str
@@ -80,7 +80,13 @@ class Event:
 
 
 def own_definition(name: str) -> str:
-    """Return the text of one message definition, such as ``safe_msgs/msg/Tensor``."""
+    """Return the text of one message definition, such as ``safe_msgs/msg/Tensor``.
+
+    Raises
+    ------
+    BagMessageError
+        The installation lacks the definition.
+    """
     if name in _STANDARD:
         return _STANDARD[name]
     file = f'{name.rpartition("/")[2]}.msg'
@@ -99,7 +105,7 @@ def own_definition(name: str) -> str:
 
 
 def full_definition(name: str) -> str:
-    """Return the definition with all that it is made of, in the form that a recorder embeds."""
+    """Return the definition and those that it uses, in the form that a recorder embeds."""
     parts = [own_definition(name)]
     for part in _PARTS[name]:
         package, _, short = part.replace('/msg/', '/').partition('/')
@@ -113,12 +119,12 @@ def type_hash(name: str) -> str:
 
 
 def check_definition(name: str, encoding: str, text: str) -> None:
-    """Compare a definition found in a bag with ours, field by field; comments do not matter.
+    """Compare the definition in a bag with ours, field by field; ignores comments.
 
     Raises
     ------
     BagMessageError
-        It is another one: the bag was recorded with other messages under the same name.
+        They differ: the bag was recorded with other messages of the same name.
     """
     from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
 
@@ -135,15 +141,15 @@ def check_definition(name: str, encoding: str, text: str) -> None:
             for part in text.split('=' * 80 + '\n'):
                 idl = part.partition('\n')[2] if part.startswith('IDL: ') else part
                 found |= get_types_from_idl(idl) if idl.strip() else {}
-    # What a parser meets in a forged text is not limited to its own error.
+    # A forged text makes the parser raise more than its own error.
     except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
         raise BagMessageError(f'{problem} one that cannot be read ({_short(error)})') from None
     ours = _typestore().fielddefs
     for part in (name, *_PARTS[name]):
         if part not in found or found[part][1] != ours[part][1]:
             raise BagMessageError(
-                f'{problem} another one of {part}; the bag was recorded with another version: '
-                'convert it with that version'
+                f'{problem} another definition of {part}; the bag was recorded with another '
+                'version of this software: convert it with that version'
             )
 
 
@@ -163,7 +169,7 @@ def _typestore() -> Any:
 
 
 def step_to_cdr(step: PolicyStep) -> memoryview:
-    """Pack a step, to the same bytes as ROS 2 does.
+    """Return the bytes of a step, the same as in ROS 2.
 
     Raises
     ------
@@ -188,7 +194,7 @@ def step_to_cdr(step: PolicyStep) -> memoryview:
 
 
 def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
-    """Unpack a step; its arrays are views of ``data``.
+    """Return the step of these bytes; its arrays are views of ``data``.
 
     Raises
     ------
@@ -249,7 +255,7 @@ def _unpacked(field: StepField, value: Any, where: str) -> Any:
 
 
 def event_to_cdr(event: Event) -> memoryview:
-    """Pack an event."""
+    """Return the bytes of an event, the same as in ROS 2."""
     message = _typestore().types[EVENT](
         header=_header(event.stamp),
         episode_id=event.episode_id,
@@ -264,12 +270,12 @@ def event_to_cdr(event: Event) -> memoryview:
 
 
 def event_from_cdr(data: bytes | memoryview) -> Event:
-    """Unpack an event.
+    """Return the event of these bytes.
 
     Raises
     ------
     BagMessageError
-        These are not the bytes of an event, or kind or outcome is none that there is.
+        The bytes are no event, or its kind or outcome is unknown.
     """
     message = _unpack(data, EVENT)
     where = f'event of episode {message.episode_id[:200]!r}'

@@ -19,47 +19,12 @@ from functools import partial
 
 import numpy as np
 
+from safe_monitor_node.detectors.registry import ENTRIES, OTHERS
 from safe_training.evaluation.evaluate import Summary, summary_of
 from safe_training.evaluation.protocol import SelectOn
 from safe_training.reporting.tables.measures import HEADLINE, MACRO
 from safe_training.reporting.tables.model import TableError
 from safe_training.sweep.results import Result
-
-# The paper's groups and order, then what it does not have.
-GROUPS: dict[str, dict[str, str]] = {
-    'Token uncertainty': {
-        'token_max_neg_log_prob': 'Max prob.',
-        'token_avg_neg_log_prob': 'Avg prob.',
-        'token_max_entropy': 'Max entropy',
-        'token_avg_entropy': 'Avg entropy',
-    },
-    'Embedding distribution': {
-        'mahalanobis': 'Mahalanobis dist.',
-        'euclidean_knn': 'Euclidean k-NN',
-        'cosine_knn': 'Cosine k-NN',
-        'pca_kmeans': 'PCA-KMeans',
-        'rnd': 'RND',
-        'logpzo': 'LogpZO',
-    },
-    'Sample consistency': {
-        'action_total_var': 'Action total var.',
-        'action_general_var': 'General var.',
-        'action_translation_var': 'Trans. var.',
-        'action_rotation_var': 'Rot. var.',
-        'action_gripper_var': 'Gripper var.',
-        'action_cluster_entropy': 'Cluster entropy',
-    },
-    'Action consistency': {'stac': 'STAC', 'stac_single': 'STAC-Single'},
-    'SAFE': {'safe_lstm': 'SAFE-LSTM', 'safe_mlp': 'SAFE-MLP'},
-    'Ours': {'linear_probe': 'Linear probe', 'signal': 'Action signal'},
-    'Controls': {
-        'clock': 'Clock',
-        'action_norm': 'Action norm',
-        'random': 'Random',
-        'constant': 'Constant',
-    },
-}
-OTHERS = 'Others'
 
 
 @dataclass(frozen=True)
@@ -317,18 +282,19 @@ def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summa
     return found
 
 
+def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
+    """Return group, detector and title of the rows of a table.
+
+    Rows are in the order of the registry; detectors that it does not have come last.
+    """
+    known = [
+        (entry.group, detector, entry.title)
+        for detector, entry in ENTRIES.items()
+        if detector in present
+    ]
+    return known + [(OTHERS, detector, detector) for detector in sorted(present - set(ENTRIES))]
+
+
 def group_of(detector: str) -> str:
     """Return the group that a detector is shown in."""
-    return next((group for group, names in GROUPS.items() if detector in names), OTHERS)
-
-
-def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
-    """Return group, detector and name of the rows; methods that are on no benchmark have none."""
-    known = [
-        (group, detector, name)
-        for group, methods in GROUPS.items()
-        for detector, name in methods.items()
-    ]
-    others = present - {detector for _, detector, _ in known}
-    rows = [row for row in known if row[1] in present]
-    return rows + [(OTHERS, detector, detector) for detector in sorted(others)]
+    return ENTRIES[detector].group if detector in ENTRIES else OTHERS
