@@ -76,7 +76,7 @@ def add_arguments(parser: VerbParser) -> None:
     )
     parser.exclude(
         ('--splits', '--first-split'),
-        beside='--splits-from',
+        by='--splits-from',
         why='holds splits that are drawn already',
     )
     add_param_option(parser.add_argument_group('training'))

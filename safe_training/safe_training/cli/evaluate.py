@@ -87,17 +87,15 @@ def add_arguments(parser: VerbParser) -> None:
     add_training_options(parser)
     numbers = ('--splits', '--first-split')
     parser.exclude(
-        ('--protocol', *numbers), beside='--splits-from', why='holds splits that are drawn already'
+        ('--protocol', *numbers), by='--splits-from', why='holds splits that are drawn already'
     )
     parser.exclude(
         (*numbers, '--unseen-ratio'),
-        beside='--protocol',
+        by='--protocol',
         value='loto',
         why='has one split for each task',
     )
-    parser.exclude(
-        ('--first-split',), beside='--protocol', value='paper', why='begins with split 0'
-    )
+    parser.exclude(('--first-split',), by='--protocol', value='paper', why='begins with split 0')
 
 
 def run(args: argparse.Namespace) -> int:

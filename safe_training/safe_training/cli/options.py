@@ -100,7 +100,7 @@ def add_split_options(parser: VerbParser) -> None:
     )
     parser.exclude(
         ('--unseen-ratio', '--train-ratio'),
-        beside='--splits-from',
+        by='--splits-from',
         why='holds splits that are drawn already',
     )
 
