@@ -132,7 +132,7 @@ def test_results_of_an_evaluation_make_a_table(run, rollouts, tmp_path):
     assert status == 0
     (row,) = json.loads(said)['robust']
     assert (row['benchmark'], row['detector'], row['splits']) == ('mine', 'clock', 2)
-    assert row['roc_auc_max_score_until_min_length:mean'] == 0.5
+    assert row['unseen/roc_auc_max_score_until_min_length:mean'] == 0.5
 
 
 def test_a_band_that_cannot_alarm_is_said_beside_its_rates(run, rollouts):
