@@ -33,7 +33,7 @@ class VerbParser(argparse.ArgumentParser):
     def __init__(self, prog: str, description: str = '', epilog: str = '') -> None:
         super().__init__(
             prog=prog,
-            description=textwrap.fill(' '.join(description.split()), width=88),
+            description=textwrap.fill(' '.join(description.split()), width=88, break_on_hyphens=False),
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
