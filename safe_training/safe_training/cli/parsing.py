@@ -31,9 +31,10 @@ class VerbParser(argparse.ArgumentParser):
     """A parser whose options are written in full, and of which some exclude others."""
 
     def __init__(self, prog: str, description: str = '', epilog: str = '') -> None:
+        text = ' '.join(description.split())
         super().__init__(
             prog=prog,
-            description=textwrap.fill(' '.join(description.split()), width=88, break_on_hyphens=False),
+            description=textwrap.fill(text, width=88, break_on_hyphens=False),
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
