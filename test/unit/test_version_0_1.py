@@ -20,11 +20,7 @@ from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, MonitorError
 from safe_monitor_node.monitor.thresholds import choose_thresholds
 from safe_monitor_node.storage.adaptation_file import AdaptationFile
-from safe_monitor_node.storage.detector_folder import (
-    DetectorFolderError,
-    describe,
-    load_detector,
-)
+from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe, load_detector
 from safe_training.cli.main import main
 from safe_training.evaluation.saved_splits import read_splits
 from safe_training.recordings.convert import convert
@@ -153,12 +149,8 @@ def test_every_set_and_recording_holds_what_it_held(path: str) -> None:
 @pytest.mark.parametrize('name', ['run.mcap', 'run.bag', 'run_sqlite'])
 def test_a_recording_holds_every_array_in_every_storage(name: str, tmp_path: Path) -> None:
     # A copy without the labels that were added later.
-    whole = FILES / 'bags' / name
-    copy = tmp_path / name
-    if whole.is_dir():
-        shutil.copytree(whole, copy)
-    else:
-        shutil.copy(whole, copy)
+    bag = Path('bags', name)
+    copy = (shutil.copytree if bag.is_dir() else shutil.copy)(bag, tmp_path / name)
     found = {r.episode_id: described(r) for r in load_rollouts(copy)}
     assert found == EXPECTED['recorded_rollouts']
 
@@ -312,11 +304,6 @@ def test_a_detector_folder_without_a_band_is_refused() -> None:
 # -- adaptation
 
 
-def labelled_monitor(folder: str, alpha: float, step: float) -> EpisodeMonitor:
-    """Return a monitor whose thresholds move, without any label yet."""
-    return EpisodeMonitor(load_detector(folder), alpha=alpha, adaptation_step=step)
-
-
 def bands(monitor: EpisodeMonitor) -> dict[str, Any]:
     """Return where the moving thresholds of a monitor are."""
     adaptation = monitor.adaptation
@@ -350,13 +337,14 @@ def test_a_monitor_goes_on_from_an_adaptation_file(
     path: str, tmp_path: Path, rollouts: list[Rollout]
 ) -> None:
     expected = EXPECTED['adaptation'][path]
-    settings = (expected['folder'], expected['alpha'], expected['rate'])
-    monitor = labelled_monitor(*settings)
+    calibrated = load_detector(expected['folder'])
+    settings = {'alpha': expected['alpha'], 'adaptation_step': expected['rate']}
+    monitor = EpisodeMonitor(calibrated, **settings)
     copy = shutil.copy(path, tmp_path)
-    AdaptationFile(copy, monitor.calibrated, monitor.adaptation)
+    AdaptationFile(copy, calibrated, monitor.adaptation)
     hold_bands(bands(monitor), expected['bands'])
     # A monitor that hears the same labels today is where that of 0.1 was.
-    anew = labelled_monitor(*settings)
+    anew = EpisodeMonitor(calibrated, **settings)
     effects = {}
     for rollout in rollouts:
         anew.start(rollout.episode_id, 0.0, rollout.task)
