@@ -39,7 +39,7 @@ from safe_bringup.launch_arguments import (
 )
 
 PARAMETERS = {
-    'rate': float,
+    'frequency': float,
     'speed': float,
     'tasks': list[str],
     'episodes': list[str],
@@ -102,7 +102,7 @@ ARGUMENTS = (
         description='Play at most this many episodes; 0: all; empty: as in replay_params.',
     ),
     DeclareLaunchArgument(
-        'rate',
+        'frequency',
         default_value='',
         description=(
             'Policy inferences per second where the recording has no stamps [Hz]; '

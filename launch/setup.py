@@ -28,7 +28,7 @@ setup(
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',
-    description='Launch files, parameter files, the demo and the benchmark of SAFE for ROS 2.',
+    description='Launch files, parameter files and the demo of SAFE for ROS 2.',
     license='Apache-2.0',
     entry_points={'console_scripts': ['demo = safe_bringup.demo:main']},
 )

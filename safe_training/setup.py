@@ -1,32 +1,47 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installs the package safe_training (ament_python)."""
 
+import os
+import shutil
+from pathlib import Path
+
 from setuptools import find_packages, setup
 
 PACKAGE = 'safe_training'
 
-# The function that fits each detector; Detector.fit finds it by these names.
+#: Messages that a recording holds. Their definitions are written in safe_msgs; safe_training reads
+#: and writes recordings also without ROS 2, and needs copies.
+DEFINITIONS = ['EpisodeEvent.msg', 'PolicyStep.msg', 'Tensor.msg']
+
+
+def copy_definitions() -> None:
+    """Copy the definitions from safe_msgs: of this checkout, else the installed package."""
+    here = Path(__file__).resolve().parent  # colcon runs a symbolic link to this file
+    copies = here / PACKAGE / 'definitions'
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    places = [here.parent, *(Path(prefix, 'share') for prefix in prefixes)]
+    for folder in (place / 'safe_msgs' / 'msg' for place in places):
+        if all((folder / name).is_file() for name in DEFINITIONS):
+            copies.mkdir(exist_ok=True)
+            for name in DEFINITIONS:
+                shutil.copyfile(folder / name, copies / name)
+            return
+    if not all((copies / name).is_file() for name in DEFINITIONS):  # a source archive has copies
+        raise SystemExit(
+            f'{copies}: expected {", ".join(DEFINITIONS)} in safe_msgs, found neither '
+            f'{here.parent / "safe_msgs"} nor an installed package safe_msgs; build from a '
+            'checkout of the whole repository, or build and source safe_msgs first'
+        )
+
+
+copy_definitions()
+
+# The function that fits each detector that learns; Detector.fit finds it by these names.
 FITTERS = {
     'density:fit_density': ['rnd', 'logpzo'],
     'embedding:fit_embedding': ['mahalanobis', 'euclidean_knn', 'cosine_knn', 'pca_kmeans'],
     'learned:fit_learned': ['safe_lstm', 'safe_mlp'],
     'probe:fit_probe': ['linear_probe'],
-    'untrained:fit_control': ['clock', 'constant', 'random', 'action_norm'],
-    'untrained:fit_stepwise': [
-        'action_cluster_entropy',
-        'action_general_var',
-        'action_gripper_var',
-        'action_rotation_var',
-        'action_total_var',
-        'action_translation_var',
-        'signal',
-        'stac',
-        'stac_single',
-        'token_avg_entropy',
-        'token_avg_neg_log_prob',
-        'token_max_entropy',
-        'token_max_neg_log_prob',
-    ],
 }
 
 setup(
@@ -38,6 +53,7 @@ setup(
             'definitions/*.msg',
             'py.typed',
             'reporting/page/template/*',
+            'reporting/tables/template/*',
             'sweep/grids/*.yaml',
         ]
     },
@@ -48,6 +64,7 @@ setup(
     python_requires='>=3.10',
     install_requires=[
         'backports.zstd>=1.0',
+        'jinja2>=3.1',
         'lz4>=4.0',
         'matplotlib>=3.6',
         'ml_dtypes>=0.5',

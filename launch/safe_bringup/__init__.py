@@ -1,2 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Brings the whole of SAFE for ROS 2 up: launch and parameter files, the demo and the benchmark."""
+"""Launch files, parameter files and the demo of SAFE for ROS 2.
+
+demo               from recorded rollouts to a live alarm
+live               replay and monitor as processes, and what they publish
+launch_arguments   arguments of the launch files
+parameter_docs     makes docs/reference/parameters.md
+
+This package imports all others; none imports it.
+"""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The demo: from recorded rollouts to a live alarm. ``./dev demo``
+"""The demo: from recorded rollouts to a live alarm (`./dev demo`).
 
 Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates
 its band, evaluates it, then streams held-out rollouts of tasks never trained on through ``replay``
@@ -21,27 +21,23 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from safe_bringup.live import LiveEpisode, LiveError, play_live
+from safe_bringup.live import LiveEpisode, play_live
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.storage.detector_folder import load_detector, save_detector
-from safe_training.cli import main as cli
+from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.evaluate import CLOCK, Row, report_parts
-from safe_training.evaluation.fit_and_calibrate import Fitted, fit_and_calibrate, labelled
+from safe_training.evaluation.evaluate import CLOCK, Row
+from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
+from safe_training.evaluation.judge import judge as judge_set
 from safe_training.evaluation.protocol import Protocol, choose_split
-from safe_training.evaluation.provenance import provenance_of
 from safe_training.metrics.part_report import flatten_report
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.convert import convert
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.figures.score_curves import plot_episodes
-from safe_training.reporting.figures.style import EpisodeCurve
 from safe_training.reporting.numbers import as_number
-from safe_training.reporting.tables.evaluation import (
-    LEGEND,
-    print_table,
-    report_table,
-    wide_console,
-)
+from safe_training.reporting.tables.evaluation import report_table
+from safe_training.reporting.tables.terminal import print_table, wide_console
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -75,7 +71,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog='demo',
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog='example:\n  ./dev demo --episodes 48 --rate 50',
+        epilog='example:\n  ./dev demo --episodes 48 --frequency 50',
     )
     parser.add_argument(
         '--out', type=Path, default=Path('demo_out'), help='folder to write (default demo_out)'
@@ -93,14 +89,14 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--episodes', type=int, default=30, help='unseen rollouts to stream (default 30)'
     )
     parser.add_argument(
-        '--rate', type=float, default=100.0, help='policy inferences per second (default 100)'
+        '--frequency', type=float, default=100.0, help='policy inferences per second (default 100)'
     )
     parser.add_argument(
         '--prepare', action='store_true', help='convert, fit and evaluate only; start no nodes'
     )
     args = parser.parse_args(arguments)
-    if args.episodes < 1 or args.rate <= 0 or args.epochs < 1:
-        parser.error('--episodes, --rate and --epochs must be positive')
+    if args.episodes < 1 or args.frequency <= 0 or args.epochs < 1:
+        parser.error('--episodes, --frequency and --epochs must be positive')
     return args
 
 
@@ -125,16 +121,16 @@ def convert_recordings(out: Path, console: Console) -> RolloutSet:
 def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Convert, fit, calibrate, evaluate, save; returns the evaluation for the summary."""
     rollouts_on_disk = convert_recordings(args.out, console)
-    rollouts = labelled(rollouts_on_disk)
+    rollouts = labelled(Rollouts(rollouts_on_disk, rollouts_on_disk.feature, POOLED))
     protocol = Protocol(alpha=args.alpha)
-    split = choose_split(rollouts, protocol, args.seed)
+    split = choose_split(rollouts, args.seed, protocol)
     failures = sum(r.failed for r in rollouts)
     console.print(
         f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, '
         f'{failures} of them failures; '
         f'{len(split.unseen_tasks)} tasks are kept back and never trained on'
     )
-    fitted: dict[str, Fitted] = {}
+    fitted: dict[str, CalibratedDetector] = {}
     started = time.monotonic()
     for name, params in (
         (DETECTOR, {**PARAMETERS, 'epochs': args.epochs, 'seed': args.seed}),
@@ -148,20 +144,11 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     rows = [
         Row(name, args.seed, part, flatten_report(report))
         for name, one in fitted.items()
-        for part, report in report_parts(one, rollouts, args.alpha).items()
+        for part, report in judge_set(one, rollouts).report().items()
     ]
     title = f'one task split, promised false-alarm rate {100 * args.alpha:g} %'
     print_table(console, report_table(rows, title))
-    console.print(LEGEND, style='dim')
-    save_detector(
-        args.out / 'detector',
-        fitted[DETECTOR].detector,
-        rollouts_on_disk.feature,
-        band=fitted[DETECTOR].band,
-        alpha=args.alpha,
-        provenance=provenance_of(POOLED, rollouts, fitted[DETECTOR]),
-        overwrite=True,
-    )
+    fitted[DETECTOR].save(args.out / 'detector', overwrite=True)
     return {
         'detector': DETECTOR,
         'epochs': args.epochs,
@@ -212,7 +199,6 @@ class Outcome:
 
 def judge(live: LiveEpisode, rollout: Rollout, loaded: CalibratedDetector, alpha: float) -> Outcome:
     """Compare what came over the wire with the truth and with offline scoring."""
-    assert loaded.band is not None
     offline = loaded.detector.score(rollout)
     received = np.full(len(rollout), np.nan)
     received[live.steps] = live.scores
@@ -270,7 +256,7 @@ def stream(args: argparse.Namespace, console: Console) -> tuple[list[Outcome], l
         args.out / 'detector',
         list(chosen),
         logs=args.out / 'logs',
-        rate=args.rate,
+        frequency=args.frequency,
         on_ended=ended,
     )
     # Judged again once everything has arrived; the lines above may have been a message short.
@@ -306,11 +292,10 @@ def curves(
     episodes: Sequence[LiveEpisode],
     loaded: CalibratedDetector,
     alpha: float,
-) -> list[EpisodeCurve]:
+) -> list[ScoredRollout]:
     """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
-    assert loaded.band is not None
     threshold = loaded.band.at(alpha)
-    taken: dict[str, list[EpisodeCurve]] = {
+    taken: dict[str, list[ScoredRollout]] = {
         'detection': [],
         'missed': [],
         'quiet': [],
@@ -318,11 +303,12 @@ def curves(
     }
     for outcome, episode in zip(outcomes, episodes, strict=True):
         taken[outcome.verdict].append(
-            EpisodeCurve(
-                title=f'{outcome.task}: {outcome.verdict}',
-                scores=np.array(episode.scores),
-                threshold=threshold.upper,
+            ScoredRollout(
+                np.array(episode.scores),
                 failed=not outcome.success,
+                task=outcome.task,
+                episode_id=outcome.episode,
+                threshold=threshold,
                 alarm_step=outcome.alarm_step,
             )
         )
@@ -386,7 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse_arguments(arguments)
     try:
         return run(args)
-    except (DemoError, LiveError, OSError, *cli.FAILURES) as error:
+    except (SafeError, OSError) as error:
         print(f'demo: {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:

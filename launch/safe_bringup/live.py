@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run ``replay`` and ``monitor`` as processes of their own, over DDS.
-
-What the robot would see is recorded.
-"""
+"""Runs ``replay`` and ``monitor`` as processes of their own and records what they publish."""
 
 from __future__ import annotations
 
@@ -32,13 +29,17 @@ LATCHED = QoSProfile(
 )
 
 
+LONGEST_PLAY = 600.0
+"""Longest time for all episodes together [s]."""
+
+
 class LiveError(SafeError):
     """A process of the graph did not come up, died, or did not end; the message names it."""
 
 
 @dataclass
 class LiveEpisode:
-    """What came over the wire for one episode.
+    """What was received of one episode.
 
     Attributes
     ----------
@@ -87,6 +88,7 @@ class Process:
         )
 
     def __enter__(self) -> Process:
+        """Return the process, which runs already."""
         return self
 
     def __exit__(
@@ -95,11 +97,17 @@ class Process:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """Stop the process."""
         self.stop()
 
     @property
+    def pid(self) -> int:
+        """The id of the process."""
+        return self._popen.pid
+
+    @property
     def exit_status(self) -> int | None:
-        """None while the process runs."""
+        """The exit status; None while the process runs."""
         return self._popen.poll()
 
     def stop(self) -> int:
@@ -144,6 +152,7 @@ class Observer:
         self.node.create_subscription(EpisodeEvent, 'vla/episode', self._on_event, LATCHED)
 
     def __enter__(self) -> Observer:
+        """Return the observer, which subscribes already."""
         return self
 
     def __exit__(
@@ -152,6 +161,7 @@ class Observer:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        """End all subscriptions."""
         self.executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
@@ -164,7 +174,7 @@ class Observer:
         self._report_ended(settle=0.15)
 
     def monitor_is_up(self) -> bool:
-        """True once scores would reach this observer."""
+        """Tell whether scores would reach this observer."""
         return (
             self.node.count_publishers('safe/score') > 0
             and self.node.count_subscribers('vla/policy_step') > 0
@@ -214,24 +224,22 @@ def play_live(
     episodes: Sequence[str],
     *,
     logs: Path,
-    rate: float = 100.0,
+    frequency: float = 100.0,
     gap: float = 0.2,
-    monitor_parameters: dict[str, Any] | None = None,
     on_ended: Callable[[LiveEpisode], None] | None = None,
-    timeout: float = 600.0,
 ) -> list[LiveEpisode]:
     """Play episodes of a rollout set to a monitor and return what it published, in the same order.
 
     Parameters
     ----------
-    rate : float
-        Policy inferences per second.
     logs : Path
-        Folder for the two processes' logs.
+        Folder for the logs of the two processes.
+    frequency : float
+        Policy inferences per second [Hz].
+    gap : float
+        Pause between episodes [s].
     on_ended : callable, optional
         Called with each episode when it has ended.
-    timeout : float
-        Longest time for all of it [s].
 
     Raises
     ------
@@ -239,8 +247,8 @@ def play_live(
         A process did not come up, failed, or took too long.
     """
     logs.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout
-    parameters = {'detector_folder': detector_folder.resolve(), **(monitor_parameters or {})}
+    deadline = time.monotonic() + LONGEST_PLAY
+    parameters = {'detector_folder': detector_folder.resolve()}
     listed = '[' + ', '.join(f'"{e}"' for e in episodes) + ']'
     with (
         Observer(on_ended) as observer,
@@ -256,7 +264,7 @@ def play_live(
         observer.spin(0.3)
         replayed = {
             'rollout_set': rollout_set.resolve(),
-            'rate': float(rate),
+            'frequency': float(frequency),
             'gap': float(gap),
             'episodes': listed,
         }
@@ -266,7 +274,7 @@ def play_live(
                 if monitor.exit_status is not None:
                     raise monitor.fail(f'ended with status {monitor.exit_status} while playing')
                 if time.monotonic() > deadline:
-                    raise replay.fail(f'did not end within {timeout:g} s')
+                    raise replay.fail(f'did not end within {LONGEST_PLAY:g} s')
             if replay.exit_status != 0:
                 raise replay.fail(f'ended with status {replay.exit_status}')
         observer.spin(0.5)

@@ -1,2 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds failure detectors offline: reads dumps and bags, fits, calibrates, evaluates."""
+"""Builds failure detectors offline: reads recordings, fits, calibrates and evaluates.
+
+The Python API, loaded on first use::
+
+    load_rollouts   recordings of any known format -> Rollouts
+    labelled        the rollouts that have a label
+    choose_split    which rollouts train, calibrate and test
+    fit             -> CalibratedDetector, which has its band and can be saved
+    judge           -> scores, alarms and tables of a calibrated detector on rollouts
+    evaluate        many detectors on many splits
+    Protocol        how rollouts are split and bands calibrated
+    Split           a split, from ``choose_split``
+
+The rooms. Each imports only rooms above it::
+
+    recordings    files of others in, rollouts out
+    fitting       rollouts -> fitted detector
+    calibration   scores of successes -> band
+    metrics       scores and labels -> numbers; knows no detector
+    evaluation    which rollouts train, calibrate and test; fit, calibrate and measure
+    sweep         many configurations, resumed; results on disk
+    reporting     numbers -> tables, figures, a page, videos
+    api           the functions above that need two rooms
+    cli           the command line, one module for each verb; nothing imports it
+
+This package imports ``safe_monitor_node`` and ``vla_feature_bridge``, never the reverse, and knows
+no ROS.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from safe_training.api import judge
+    from safe_training.evaluation.evaluate import evaluate
+    from safe_training.evaluation.fit_and_calibrate import fit, labelled
+    from safe_training.evaluation.protocol import Protocol, choose_split
+    from safe_training.evaluation.splits import Split
+    from safe_training.recordings.sources import load_rollouts
+
+_MODULES = {
+    'Protocol': 'evaluation.protocol',
+    'Split': 'evaluation.splits',
+    'choose_split': 'evaluation.protocol',
+    'evaluate': 'evaluation.evaluate',
+    'fit': 'evaluation.fit_and_calibrate',
+    'judge': 'api',
+    'labelled': 'evaluation.fit_and_calibrate',
+    'load_rollouts': 'recordings.sources',
+}
+
+__all__ = [
+    'Protocol',
+    'Split',
+    'choose_split',
+    'evaluate',
+    'fit',
+    'judge',
+    'labelled',
+    'load_rollouts',
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(importlib.import_module(f'{__name__}.{_MODULES[name]}'), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

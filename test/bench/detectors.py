@@ -14,17 +14,19 @@ from rich.console import Console
 from rich.table import Table
 
 from safe_monitor_node.detectors import DETECTORS, Detector, make_detector
+from safe_monitor_node.detectors.learned import LearnedDetector
+from safe_monitor_node.threads import limit_threads
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 
-# Fitting time does not matter here, so training is cut short; the size of what is fitted is not.
+# Fitting time does not matter here, so training is short; the fitted arrays have their full size.
 SHORT_TRAINING = {
     'safe_lstm': {'epochs': 1},
     'safe_mlp': {'epochs': 1},
     'rnd': {'epochs': 1, 'batch_size': 4},
     'logpzo': {'epochs': 1, 'batch_size': 4},
 }
-# Their size does not grow with the training rollouts, and a step of training is long.
+# Detectors whose size does not grow with the training rollouts, and whose training is slow.
 FEW_ROLLOUTS = ('rnd', 'logpzo')
 STEPS = 25
 
@@ -52,24 +54,21 @@ def synthetic_rollouts(width: int, count: int) -> list[Rollout]:
 
 
 def unavoidable(detector: Detector) -> Callable[[], object] | None:
-    """Return the matrix-vector products with every fitted matrix, and nothing else.
+    """Return a function that multiplies every fitted matrix by a vector, and does nothing else.
 
-    None for detectors that hold no matrix (nothing to compare with) or whose arrays are
-    convolutions (their step is those convolutions).
+    The products are those of the library that the detector uses, PyTorch or NumPy. None for
+    detectors without a matrix, and for detectors whose arrays are convolutions.
     """
     arrays = [np.asarray(a) for a in detector.state().values() if a.dtype.kind == 'f']
     if any(a.ndim > 2 for a in arrays):
         return None
-    matrices = [torch.from_numpy(np.array(a)) for a in arrays if a.ndim == 2 and min(a.shape) > 0]
-    if not matrices:
+    pairs = [(m, np.ones(m.shape[1], m.dtype)) for m in arrays if m.ndim == 2 and min(m.shape) > 0]
+    if not pairs:
         return None
-    pairs = [(m, torch.ones(m.shape[1], dtype=m.dtype)) for m in matrices]
-
-    def products() -> None:
-        for matrix, vector in pairs:
-            torch.mv(matrix, vector)
-
-    return products
+    if isinstance(detector, LearnedDetector):
+        tensors = [(torch.from_numpy(m), torch.from_numpy(v)) for m, v in pairs]
+        return lambda: [torch.mv(matrix, vector) for matrix, vector in tensors]
+    return lambda: [matrix @ vector for matrix, vector in pairs]
 
 
 def bench_detector(
@@ -120,6 +119,7 @@ def bench_detectors(
     progress: Callable[[str], None] = lambda note: None,
 ) -> list[dict[str, Any]]:
     """Benchmark detectors (all by default) on noise of each width, on one thread."""
+    limit_threads(1)
     results = []
     for width in widths:
         data = synthetic_rollouts(width, rollouts)

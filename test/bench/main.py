@@ -38,8 +38,8 @@ from bench.detectors import bench_detectors, print_detectors
 from bench.sweep import bench_sweep, print_sweep
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
-from safe_monitor_node.detectors import SafeLstm
-from safe_monitor_node.storage.detector_folder import save_detector
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors.learned import SafeLstm
 from safe_msgs.msg import FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.pooling import FeatureSpec
@@ -109,72 +109,92 @@ def milliseconds(seconds: np.ndarray) -> dict[str, float]:
 def alarming_folder(width: int, folder: Path) -> Path:
     """Write a detector whose band lies below every score: each episode alarms at its first step."""
     band = Band(np.array([0.1]), np.full((1, 8), -1.0), kind='benchmark', n_calibration=0)
-    return save_detector(
-        folder, untrained_lstm(width), FeatureSpec('features', width), band=band, alpha=0.1
-    )
+    feature = FeatureSpec('features', width)
+    return CalibratedDetector(untrained_lstm(width), feature, band, 0.1).save(folder)
+
+
+class AlarmWatch:
+    """Publishes steps to a monitor and keeps the time at which each episode's alarm arrives."""
+
+    def __init__(self) -> None:
+        self._context = Context()
+        rclpy.init(context=self._context)
+        # No more than is measured: rclpy looks at every service of a node before it takes a
+        # message.
+        self._node = Node(
+            'bench', context=self._context, start_parameter_services=False, enable_rosout=False
+        )
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        self._node.create_subscription(FailureAlarm, 'safe/alarm', self._on_alarm, ALARM_QOS)
+        self._publisher = self._node.create_publisher(
+            PolicyStepMessage, 'vla/policy_step', STEP_QOS
+        )
+        self._arrived: dict[str, float] = {}
+
+    def _on_alarm(self, message: FailureAlarm) -> None:
+        if message.state == FailureAlarm.STATE_ALARM:
+            self._arrived.setdefault(message.episode_id, time.perf_counter())
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._executor.shutdown()
+        self._node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+    def wait_for(self, monitor: Process) -> None:
+        """Return once steps reach the monitor and its alarms would arrive here."""
+        self._spin_until(
+            lambda: (
+                self._publisher.get_subscription_count() > 0
+                and self._node.count_publishers('safe/alarm') > 0
+            ),
+            monitor,
+            'it did not come up',
+        )
+
+    def measure(self, step: PolicyStep, monitor: Process) -> float:
+        """Return the time from publishing a step to receiving the alarm of its episode [s]."""
+        message = step_to_message(step)
+        start = time.perf_counter()
+        self._publisher.publish(message)
+        episode = step.episode_id
+        self._spin_until(lambda: episode in self._arrived, monitor, f'no alarm for {episode}')
+        return self._arrived[episode] - start
+
+    def _spin_until(self, condition: Callable[[], bool], monitor: Process, what: str) -> None:
+        deadline = time.monotonic() + 30
+        while not condition():
+            if time.monotonic() > deadline:
+                raise monitor.fail(f'gave no sign of life: {what}')
+            self._executor.spin_once(timeout_sec=0.5)
 
 
 def bench_latency(width: int, samples: int, folder: Path) -> dict[str, Any]:
     """Measure publish to alarm received, from this process to the monitor's and back."""
     detector = alarming_folder(width, folder / f'detector{width}')
-    context = Context()
-    rclpy.init(context=context)
-    # No more than is measured: rclpy looks at every service of a node before it takes a message.
-    node = Node('bench', context=context, start_parameter_services=False, enable_rosout=False)
-    executor = SingleThreadedExecutor(context=context)
-    executor.add_node(node)
-    arrived: dict[str, float] = {}
-
-    def on_alarm(message: FailureAlarm) -> None:
-        if message.state == FailureAlarm.STATE_ALARM:
-            arrived.setdefault(message.episode_id, time.perf_counter())
-
-    node.create_subscription(FailureAlarm, 'safe/alarm', on_alarm, ALARM_QOS)
-    publisher = node.create_publisher(PolicyStepMessage, 'vla/policy_step', STEP_QOS)
     features = np.random.default_rng(0).normal(size=width).astype(np.float32)
-
-    def spin_until(condition: Callable[[], bool], what: str) -> None:
-        deadline = time.monotonic() + 30
-        while not condition():
-            if time.monotonic() > deadline:
-                raise monitor.fail(f'gave no sign of life: {what}')
-            executor.spin_once(timeout_sec=0.5)
-
-    taken = []
+    watch, taken = AlarmWatch(), []
     try:
         with Process(
             'safe_monitor_node.nodes.monitor',
             {'detector_folder': detector},
             folder / f'monitor{width}.log',
         ) as monitor:
-            spin_until(
-                lambda: (
-                    publisher.get_subscription_count() > 0
-                    and node.count_publishers('safe/alarm') > 0
-                ),
-                'it did not come up',
-            )
+            watch.wait_for(monitor)
             for i in track(
                 range(samples + 20),
                 f'latency, {width} features',
                 console=Console(stderr=True),
                 transient=True,
             ):
-                episode = f'e{i}'
-                message = step_to_message(
-                    PolicyStep(features, feature_name='features', episode_id=episode)
-                )
-                start = time.perf_counter()
-                publisher.publish(message)
-                spin_until(lambda episode=episode: episode in arrived, f'no alarm for {episode}')  # type: ignore[misc]
-                taken.append(arrived[episode] - start)
+                step = PolicyStep(features, feature_name='features', episode_id=f'e{i}')
+                taken.append(watch.measure(step, monitor))
                 # A policy infers now and then; without a pause the processes would never sleep.
                 time.sleep(0.02)
     finally:
-        executor.shutdown()
-        node.destroy_node()
-        rclpy.shutdown(context=context)
-    # The first ones are discovery and warm-up.
+        watch.close()
+    # The first samples are discovery and warm-up.
     return {
         'features': width,
         'samples': samples,

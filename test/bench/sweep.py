@@ -16,13 +16,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from safe_monitor_node.detectors import SafeLstm, SafeMlp
+from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
 from safe_monitor_node.detectors.networks import pad_steps
 from safe_training.evaluation.protocol import Protocol, choose_split
 from safe_training.evaluation.splits import Split
 from safe_training.fitting.batched import Precision, train_together
-from safe_training.fitting.data import TrainingData, stack_rollouts
-from safe_training.fitting.learned import fresh_network, make_optimizer, score_loss
+from safe_training.fitting.learned import (
+    TrainingData,
+    fresh_network,
+    make_optimizer,
+    score_loss,
+)
 from safe_training.fitting.losses import sum_of_squares
 from safe_training.metrics.ranking import rank
 from safe_training.sweep.run import fastest_precision
@@ -134,9 +138,9 @@ def _bench_size(
     width: int, count: int, epochs: int, progress: Callable[[str], None]
 ) -> list[dict[str, Any]]:
     rollouts = synthetic_rollouts(width, count)
-    split = choose_split(rollouts, Protocol(), 0)
+    split = choose_split(rollouts, 0, Protocol())
     training = [rollouts[i] for i in split.train]
-    data = stack_rollouts(training)
+    data = TrainingData.of(training)
     precision = fastest_precision('cpu')
     rows = []
     for kind in (SafeMlp, SafeLstm):

@@ -599,8 +599,8 @@ def make_good(folder: Path) -> Good:
     from rosbags.rosbag2 import StoragePlugin, Writer
 
     from safe_monitor_node.bands.band import Band
+    from safe_monitor_node.calibrated_detector import CalibratedDetector
     from safe_monitor_node.detectors import make_detector
-    from safe_monitor_node.storage.detector_folder import save_detector
     from safe_training.recordings.untrusted.cdr import STEP, full_definition, step_to_cdr, type_hash
     from safe_training.recordings.write_bag import write_bag
     from vla_feature_bridge.pooling import FeatureSpec
@@ -640,7 +640,8 @@ def make_good(folder: Path) -> Good:
             for t in range(2):
                 bag.write(connection, t, step_to_cdr(rollout.step(t)))
     band = Band(np.array([0.1]), np.full((1, 2), 1.0), 'functional_constant', 20)
-    save_detector(folder / 'detector', make_detector('clock').fit(rollouts), spec, band=band)
+    detector = make_detector('clock').fit(rollouts)
+    CalibratedDetector(detector, spec, band, 0.1).save(folder / 'detector')
     return Good(
         dump,
         DATA / 'miniature_flow.npz',

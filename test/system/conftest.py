@@ -26,7 +26,7 @@ _domains = itertools.count(1)
 
 @pytest.fixture
 def own_domain(monkeypatch: pytest.MonkeyPatch) -> int:
-    """A ROS domain that no other test of this run uses."""
+    """Return a ROS domain that no other test of this run uses."""
     base = int(os.environ.get('ROS_DOMAIN_ID', '0'))
     domain = (base + next(_domains)) % 100 + 1
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
@@ -35,7 +35,7 @@ def own_domain(monkeypatch: pytest.MonkeyPatch) -> int:
 
 @pytest.fixture(scope='session')
 def rollout_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The shipped rollouts, converted."""
+    """Return the folder of the shipped rollouts, converted."""
     folder = tmp_path_factory.mktemp('live') / 'rollouts'
     assert safe_training(['convert', str(DATA / 'miniature_flow.npz'), str(folder), '--json']) == 0
     return folder
@@ -62,25 +62,25 @@ def fit(rollouts: Path, detector: str, folder: Path, *settings: str) -> Path:
 
 @pytest.fixture(scope='session')
 def mlp_folder(rollout_folder: Path) -> Path:
-    """SAFE-MLP with its band at alpha 0.2."""
+    """Return a folder of SAFE-MLP with its band at alpha 0.2."""
     return fit(rollout_folder, 'safe_mlp', rollout_folder.parent / 'mlp', 'epochs=30', 'hidden=32')
 
 
 @pytest.fixture(scope='session')
 def lstm_folder(rollout_folder: Path) -> Path:
-    """SAFE-LSTM with its band at alpha 0.2."""
+    """Return a folder of SAFE-LSTM with its band at alpha 0.2."""
     return fit(rollout_folder, 'safe_lstm', rollout_folder.parent / 'lstm', 'epochs=8', 'hidden=32')
 
 
 @pytest.fixture(scope='session')
 def rollouts(rollout_folder: Path) -> RolloutSet:
-    """The converted rollouts, opened."""
+    """Return the converted rollouts, opened."""
     return RolloutSet.open(rollout_folder)
 
 
 @pytest.fixture(scope='session')
 def quiet(rollouts: RolloutSet, mlp_folder: Path) -> Callable[..., PolicyStep]:
-    """Steps that SAFE-MLP finds nominal, of any length: ``quiet(t, episode='e')``."""
+    """Return steps that SAFE-MLP scores as nominal, for any t: ``quiet(t, episode='e')``."""
     loaded = load_detector(mlp_folder)
     margins = [
         (loaded.detector.score(r) - loaded.band.at(0.2).upper[: len(r)]).max()
@@ -98,6 +98,7 @@ def quiet(rollouts: RolloutSet, mlp_folder: Path) -> Callable[..., PolicyStep]:
 
 @pytest.fixture
 def probe(own_domain: int) -> Iterator[Probe]:
+    """Yield a probe in a domain of its own."""
     made = Probe()
     yield made
     made.close()

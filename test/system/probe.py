@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A probe: publishes policy steps to a real monitor process and keeps all that comes back."""
+"""A probe: publishes policy steps to a monitor process and keeps everything it answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ EVENTS = QoSProfile(
 
 
 class Probe:
-    """Publishes steps and events to a monitor, and keeps everything that comes back."""
+    """Publishes steps and events to a monitor, and keeps everything it publishes."""
 
     def __init__(self) -> None:
         self.context = Context()
@@ -66,6 +66,7 @@ class Probe:
         self.status = array.status[0]
 
     def close(self) -> None:
+        """End all subscriptions."""
         self.executor.shutdown()
         self.node.destroy_node()
         rclpy.shutdown(context=self.context)
@@ -92,7 +93,7 @@ class Probe:
         )
 
     def listen_to_events(self) -> list[EpisodeEvent]:
-        """Return a list to which everything is added that comes on vla/episode."""
+        """Return a list that will hold every event on vla/episode."""
         events: list[EpisodeEvent] = []
         self._subscriptions.append(
             self.node.create_subscription(EpisodeEvent, 'vla/episode', events.append, EVENTS)
@@ -106,15 +107,17 @@ class Probe:
         outcome: int = EpisodeEvent.OUTCOME_UNKNOWN,
         task: str = 'task',
     ) -> None:
+        """Publish an event of an episode."""
         self._events.publish(
             EpisodeEvent(episode_id=episode, task=task, kind=kind, outcome=outcome)
         )
 
     def start(self, episode: str, task: str = 'task') -> None:
+        """Publish the START of an episode."""
         self.event(episode, EpisodeEvent.KIND_START, task=task)
 
     def end(self, episode: str, outcome: int = EpisodeEvent.OUTCOME_UNKNOWN) -> None:
-        """End an episode of which a step was judged; returns when the monitor has ended it."""
+        """End an episode that has a scored step; returns when the monitor has ended it."""
         # The state may still be on its way when the score of its step is there.
         self.spin_until(
             lambda: self.alarms and self.alarms[-1].state != FailureAlarm.STATE_UNKNOWN,
@@ -127,6 +130,7 @@ class Probe:
         )
 
     def publish(self, message: PolicyStepMessage) -> None:
+        """Publish a step as it is."""
         self._steps.publish(message)
 
     def step(self, step: PolicyStep) -> FailureScore:
@@ -138,12 +142,15 @@ class Probe:
         return self.scores[-1]
 
     def reset(self) -> Trigger.Response:
+        """Call the service that releases an alarm."""
         return self._call(self._reset, Trigger.Request())
 
     def label_episode(self, episode: str, outcome: int) -> LabelEpisode.Response:
+        """Call the service that labels an episode."""
         return self._call(self._label, LabelEpisode.Request(episode_id=episode, outcome=outcome))
 
     def load_detector(self, folder: Path) -> LoadDetector.Response:
+        """Call the service that replaces the detector."""
         return self._call(self._load, LoadDetector.Request(folder=str(folder)))
 
     def _call(self, client: Any, request: Any) -> Any:

@@ -12,9 +12,11 @@ from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_training.evaluation.judge import Judged
-from safe_training.reporting.page.page import PageVideo, page
-from vla_feature_bridge.atomic import write_whole
+from safe_training.evaluation.judge import JudgedSet, by_part
+from safe_training.metrics.scored import ScoredRollout
+from safe_training.reporting.page.page import page
+from safe_training.reporting.page.videos import PageVideo
+from vla_feature_bridge.atomic import replace_files
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
@@ -33,11 +35,11 @@ def judged(
     failure_step: int | None = None,
     exec_horizon: int = 1,
     stamps: Sequence[float] | None = None,
-) -> Judged:
+) -> ScoredRollout:
     """Return a rollout with these scores under this band; ``stamps`` are seconds."""
     values = np.asarray(scores, dtype=np.float64)
     rollout = Rollout(
-        np.zeros((len(values), 2), dtype=np.float32),
+        np.arange(2 * len(values), dtype=np.float32).reshape(-1, 2),
         task=task,
         success=not failed,
         episode_id=name,
@@ -48,7 +50,16 @@ def judged(
     edges = np.atleast_1d(edge)
     upper = np.pad(edges, (0, HORIZON - len(edges)), mode='edge')
     threshold = Threshold(ALPHA, upper)
-    return Judged(rollout, part, values, threshold, threshold.first_crossing(values))
+    alarm = threshold.first_crossing(values)
+    return ScoredRollout(values, failed, task, failure_step, name, part, threshold, alarm, rollout)
+
+
+def judged_set(
+    entries: Sequence[ScoredRollout], band: Band, detector: str = 'mahalanobis'
+) -> JudgedSet:
+    """Return the rollouts as what a detector, which is not fitted, says about a set."""
+    loaded = CalibratedDetector(make_detector(detector), FeatureSpec('state', 2), band, ALPHA)
+    return JudgedSet(loaded, ALPHA, by_part(entries))
 
 
 def _band(upper: np.ndarray, tasks: Mapping[str, Band] | None = None) -> Band:
@@ -56,11 +67,10 @@ def _band(upper: np.ndarray, tasks: Mapping[str, Band] | None = None) -> Band:
 
 
 def write_report(
-    path: Path, entries: Sequence[Judged], videos: Mapping[str, PageVideo] | None = None
+    path: Path, entries: Sequence[ScoredRollout], videos: Mapping[str, PageVideo] | None = None
 ) -> Path:
     """Write the page about the rollouts, without figures; each task has its rollouts' band."""
-    tasks = {j.rollout.task: _band(j.threshold.upper) for j in entries}
+    tasks = {j.task: _band(j.required_threshold.upper) for j in entries}
     band = _band(np.full(HORIZON, 0.5), tasks)
-    loaded = CalibratedDetector(make_detector('mahalanobis'), FeatureSpec('state', 2), band, ALPHA)
-    write_whole({path: page('Report', loaded, entries, [], videos or {})})
+    replace_files({path: page('Report', judged_set(entries, band), [], videos or {})})
     return path

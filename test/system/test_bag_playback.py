@@ -38,7 +38,7 @@ def recording(rollouts: RolloutSet, tmp_path_factory: pytest.TempPathFactory) ->
     folder = tmp_path_factory.mktemp('played') / 'run.bag'
     chosen = [rollouts[i] for i in range(0, len(rollouts), len(rollouts) // 6)][:6]
     assert {r.failed for r in chosen} == {True, False}
-    write_bag(folder, chosen, rollouts.feature, rate=PLAYED_RATE, compression='zstd')
+    write_bag(folder, chosen, rollouts.feature, frequency=PLAYED_RATE, compression='zstd')
     return folder
 
 

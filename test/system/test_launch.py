@@ -139,7 +139,7 @@ def assert_ended_cleanly(launched: Launched, *processes: str) -> None:
     ('node', 'parameters', 'left_away', 'changed'),
     [
         ('monitor', MONITOR_PARAMETERS, set(), {}),
-        ('replay', REPLAY_PARAMETERS, {'tasks'}, {'rate': 20.0, 'limit': 12}),
+        ('replay', REPLAY_PARAMETERS, {'tasks'}, {'frequency': 20.0, 'limit': 12}),
     ],
 )
 def test_parameter_file_holds_every_parameter_with_its_default_and_its_sentence(
@@ -172,7 +172,7 @@ def test_demo_plays_to_its_end_and_takes_the_graph_down(
     mlp_folder: Path,
 ) -> None:
     launched = ros2_launch(
-        *launch_file, *demo_arguments(rollout_folder, mlp_folder, limit=3, rate=20)
+        *launch_file, *demo_arguments(rollout_folder, mlp_folder, limit=3, frequency=20)
     )
     probe.spin_until(lambda: launched.ended, 'everything was played', TIMEOUT)
     assert launched.wait() == 0
@@ -221,7 +221,7 @@ def test_demo_names_the_failed_process_and_takes_the_graph_down(
         *demo_arguments(rollout_folder, mlp_folder, tasks='no-such-task'),
     )
     assert launched.wait() == 1
-    assert "no task 'no-such-task'" in launched.output
+    assert "found 'no-such-task'" in launched.output
     assert 'replay-2 ended with status 1' in launched.output
 
 
@@ -260,7 +260,7 @@ def test_demo_makes_what_is_missing_and_plays_tasks_never_trained_on(
 ) -> None:
     write_fewer_recordings(tmp_path / 'data')
     monkeypatch.setenv('SAFE_DEMO_DATA', str(tmp_path / 'data'))
-    launched = ros2_launch('safe_bringup', 'demo.launch.py', 'limit:=4', 'rate:=20')
+    launched = ros2_launch('safe_bringup', 'demo.launch.py', 'limit:=4', 'frequency:=20')
     probe.spin_until(lambda: launched.ended, 'everything was made and played', 3 * TIMEOUT)
     assert launched.wait() == 0
     assert_ended_cleanly(launched, 'prepare-1', 'monitor-2', 'replay-3')

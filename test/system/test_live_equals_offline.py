@@ -20,7 +20,7 @@ def test_scores_and_alarms_of_24_rollouts(
     assert len(chosen) >= 24
     assert {r.failed for r in chosen.values()} == {True, False}
 
-    live = play_live(rollout_folder, folder, list(chosen), logs=tmp_path, rate=100.0, gap=0.15)
+    live = play_live(rollout_folder, folder, list(chosen), logs=tmp_path, frequency=100.0, gap=0.15)
 
     alarms = 0
     for episode, rollout in zip(live, chosen.values(), strict=True):

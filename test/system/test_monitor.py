@@ -2,7 +2,9 @@
 """The monitor node as a robot meets it: its own process, fed good and bad messages over DDS."""
 
 import dataclasses
+import os
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +14,12 @@ from probe import Probe
 from rclpy.parameter import Parameter
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand
+from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.nodes.monitor import MonitorNode
-from safe_monitor_node.storage.detector_folder import load_detector, save_detector
+from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from vla_feature_bridge.ros.messages import step_to_message
+from vla_feature_bridge.ros.parameters import ParameterError
 
 WIDTH = 64
 
@@ -47,7 +51,7 @@ def test_an_alarm_is_latched_advises_to_stop_and_ends_with_the_episode(
         score = probe.step(rollout.step(t))
         assert score.alarm == (t >= alarm_step)
         assert score.margin == pytest.approx(score.score - score.threshold, abs=1e-6)
-        assert np.isnan(score.probability)
+        assert np.isnan(score.probability), 'a mean over the steps so far is no probability'
         assert 0 < score.latency < 1
     probe.spin_until(lambda: probe.stops[-1], 'safe/stop is true')
     alarm = probe.alarms[-1]
@@ -111,7 +115,7 @@ def test_debounce_needs_k_of_n_and_reset_releases_the_latch(
 
 
 @pytest.mark.parametrize(
-    ('spoil', 'problem'),
+    ('break_step', 'problem'),
     [
         (lambda s: setattr(s, 'features', np.full(WIDTH, np.nan, np.float32)), 'NaN'),
         (lambda s: setattr(s, 'features', np.zeros(WIDTH + 1, np.float32)), r'(65,)'),
@@ -119,14 +123,14 @@ def test_debounce_needs_k_of_n_and_reset_releases_the_latch(
     ],
     ids=['nan', 'width', 'pooling'],
 )
-def test_a_step_that_cannot_be_judged_is_invalid_and_the_node_lives_on(
-    probe, run_monitor, mlp_folder, spoil, problem, quiet
+def test_a_step_that_cannot_be_scored_is_invalid_and_the_node_lives_on(
+    probe, run_monitor, mlp_folder, break_step, problem, quiet
 ):
     run_monitor(detector_folder=mlp_folder)
     probe.wait_until_active()
     assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
     bad = quiet(1)
-    spoil(bad)
+    break_step(bad)
     score = probe.step(bad)
     assert score.state == FailureScore.STATE_INVALID
     assert np.isnan(score.score)
@@ -136,7 +140,7 @@ def test_a_step_that_cannot_be_judged_is_invalid_and_the_node_lives_on(
     )
     assert problem in probe.facts().get('last problem', '')
     probe.spin_until(lambda: probe.stops[-1], 'a blind monitor asks to stop')
-    # The history is broken: the rest of the episode stays invalid, the next one is judged again.
+    # The history is broken: the rest of the episode stays invalid, the next one is scored again.
     assert probe.step(quiet(2)).state == FailureScore.STATE_INVALID
     probe.end('e')
     assert probe.step(quiet(0, 'next')).state == FailureScore.STATE_NOMINAL
@@ -189,6 +193,7 @@ def test_a_late_start_does_not_restart_the_episode(probe, run_monitor, lstm_fold
         probe.start(rollout.episode_id)
         probe.executor.spin_once(timeout_sec=0.1)
     assert score.score == pytest.approx(offline[3], abs=1e-5)
+    assert score.probability == score.score, 'SAFE-LSTM gives the probability of a failure'
 
 
 def test_stale_when_features_stop_and_never_nominal_then(probe, run_monitor, mlp_folder, quiet):
@@ -295,6 +300,32 @@ def test_without_autostart_a_loaded_detector_waits_to_be_configured(probe, run_m
     assert probe.status.message == 'not configured'
 
 
+def test_a_detector_without_torch_is_active_soon_and_takes_little_memory(
+    probe, run_monitor, mlp_folder, quiet, tmp_path
+):
+    clock = make_detector('clock')
+    clock.load_state({}, WIDTH)
+    loaded = load_detector(mlp_folder)
+    folder = dataclasses.replace(loaded, detector=clock).save(tmp_path / 'clock')
+    process = run_monitor(detector_folder=folder)
+    probe.wait_until_active()
+    times = Path(f'/proc/{process.pid}/stat').read_text().rpartition(')')[2].split()[11:13]
+    # Of the processor, not of the wall: other tests may run beside this one.
+    assert sum(map(int, times)) / os.sysconf('SC_CLK_TCK') < 1.5
+    assert probe.step(quiet(0)).detector == 'clock'
+    status = Path(f'/proc/{process.pid}/status').read_text()
+    assert int(status.split('VmRSS:')[1].split()[0]) < 150 * 1024, 'kB'
+    assert 'libtorch' not in Path(f'/proc/{process.pid}/maps').read_text()
+
+
+def test_the_old_name_of_a_parameter_is_refused_with_the_new_one(probe):
+    with pytest.raises(ParameterError, match=r'adaptation_rate.*give adaptation_step:=0\.05'):
+        MonitorNode(
+            context=probe.context,
+            parameter_overrides=[Parameter('adaptation_rate', value=0.05)],
+        )
+
+
 # --- bands of tasks, and labels
 
 
@@ -305,21 +336,20 @@ def task_folder(mlp_folder, tmp_path):
     shape = dataclasses.replace(loaded.band.shape, center=loaded.band.shape.center + 1.0)
     own = dataclasses.replace(loaded.band, upper=loaded.band.upper + 1.0, shape=shape)
     band = dataclasses.replace(loaded.band, tasks={'pour': own})
-    folder = tmp_path / 'with_tasks'
-    return save_detector(folder, loaded.detector, loaded.feature, band=band, alpha=loaded.alpha)
+    return dataclasses.replace(loaded, band=band).save(tmp_path / 'with_tasks')
 
 
 class Expected:
     """The thresholds that labels must lead to, made from whole rollouts."""
 
-    def __init__(self, folder, gamma):
+    def __init__(self, folder, adaptation_step):
         self._loaded = load_detector(folder)
-        self.band = AdaptiveBand(self._loaded.band, 0.2, gamma)
+        self.band = AdaptiveBand(self._loaded.band, 0.2, adaptation_step)
 
     def at(self, step):
         return pytest.approx(self.band.thresholds()[0].at(step), rel=1e-6)
 
-    def learn(self, rollout, steps, alarmed):
+    def update(self, rollout, steps, alarmed):
         scores = self._loaded.detector.score(rollout)[:steps]
         return self.band.observe('', self.band.nonconformity('', scores), alarmed)
 
@@ -363,27 +393,27 @@ def test_labels_move_the_threshold_of_the_next_episode_once_each(
 
     response = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
     assert response.success
-    assert "'a', outcome a success: learned from" in response.message
-    observation = expected.learn(rollout, alarm_step + 1, alarmed=True)
+    assert "'a', outcome a success: the thresholds are updated" in response.message
+    observation = expected.update(rollout, alarm_step + 1, alarmed=True)
     assert probe.step(quiet(0, 'b')).threshold == expected.at(0)
 
-    # Taken back by an event, which moves no threshold while an episode runs.
+    # Withdrawn by an event, which moves no threshold while an episode runs.
     probe.event('a', EpisodeEvent.KIND_LABEL, EpisodeEvent.OUTCOME_FAILURE)
     facts = 'adaptation of the band of all tasks'
     probe.spin_until(
-        lambda: '0 of 0 labelled' in probe.facts().get(facts, ''), 'the label is taken back'
+        lambda: '0 of 0 labelled' in probe.facts().get(facts, ''), 'the label is withdrawn'
     )
     assert probe.step(quiet(1, 'b')).threshold == expected.at(1)
-    expected.band.forget('', observation)
+    expected.band.undo('', observation)
     probe.end('b')
     assert probe.step(quiet(0, 'c')).threshold == expected.at(0)
     probe.end('c')
 
-    # Everything that the service published has come back by now, and was not learned once more.
+    # Everything that the service published has come back by now, and had no effect once more.
     probe.event('a', EpisodeEvent.KIND_LABEL, EpisodeEvent.OUTCOME_SUCCESS)
-    expected.learn(rollout, alarm_step + 1, alarmed=True)
+    expected.update(rollout, alarm_step + 1, alarmed=True)
     probe.spin_until(
-        lambda: '1 of 1 labelled' in probe.facts().get(facts, ''), 'the label is learned'
+        lambda: '1 of 1 labelled' in probe.facts().get(facts, ''), 'the label has its effect'
     )
     assert 'realised 1, wanted 0.2' in probe.facts()[facts]
     assert probe.step(quiet(0, 'd')).threshold == expected.at(0)
@@ -409,29 +439,29 @@ def test_an_own_label_that_comes_back_after_another_one_counts_for_nothing(
         (own,) = published
         end = EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END)
         node._on_episode(end)
-        node._finish_ending()
-        learned = node._monitor.adaptation.of('')
-        assert learned.successes == 1
+        node._session.finish_episode()
+        moving = node._session.monitor.adaptation.of('')
+        assert moving.successes == 1
         failure = EpisodeEvent.OUTCOME_FAILURE
         node._on_episode(
             EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_LABEL, outcome=failure)
         )
         node._on_episode(own)
-        assert learned.successes == 0, 'the latest label counts'
+        assert moving.successes == 0, 'the latest label counts'
         node._on_episode(own)
-        assert learned.successes == 1, 'played from a bag it is a label like any other'
+        assert moving.successes == 1, 'played from a bag it is a label like any other'
         node._on_episode(EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END, outcome=9))
         node._on_episode(end)
-        assert learned.successes == 1, 'an END that says nothing takes no label back'
+        assert moving.successes == 1, 'an END that says nothing withdraws no label'
     finally:
         node.destroy_node()
 
 
-def test_what_was_learned_survives_a_restart_and_a_damaged_file_is_refused(
+def test_updates_survive_a_restart_and_a_damaged_file_is_refused(
     probe, run_monitor, mlp_folder, alarming, quiet, tmp_path
 ):
     rollout, alarm_step = alarming
-    file = tmp_path / 'learned.json'
+    file = tmp_path / 'updates.json'
     parameters = {
         'detector_folder': mlp_folder,
         'adaptation_step': 0.05,
@@ -441,7 +471,7 @@ def test_what_was_learned_survives_a_restart_and_a_damaged_file_is_refused(
     probe.wait_until_active()
     play(probe, rollout, 'a', alarm_step + 1, EpisodeEvent.OUTCOME_SUCCESS)
     expected = Expected(mlp_folder, 0.05)
-    expected.learn(rollout, alarm_step + 1, alarmed=True)
+    expected.update(rollout, alarm_step + 1, alarmed=True)
     assert probe.step(quiet(0, 'b')).threshold == expected.at(0)
     assert '"successes": 1' in file.read_text()
     first.stop()
@@ -468,7 +498,7 @@ def test_what_was_learned_survives_a_restart_and_a_damaged_file_is_refused(
 def test_another_detector_adapts_anew_and_leaves_the_file_alone(
     probe, run_monitor, mlp_folder, lstm_folder, quiet, tmp_path
 ):
-    file = tmp_path / 'learned.json'
+    file = tmp_path / 'updates.json'
     run_monitor(detector_folder=mlp_folder, adaptation_step=0.05, adaptation_file=str(file))
     probe.wait_until_active()
     probe.step(quiet(0, 'a'))
@@ -481,7 +511,8 @@ def test_another_detector_adapts_anew_and_leaves_the_file_alone(
     assert 'adapt anew, and only in memory' in answer.message
     probe.step(quiet(0, 'b'))
     probe.end('b')
-    assert 'learned from' in probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS).message
+    answer = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
+    assert 'thresholds are updated' in answer.message
     assert 'none of the last' in probe.label_episode('a', EpisodeEvent.OUTCOME_SUCCESS).message
     assert file.read_bytes() == before
     assert 'adapt anew' in probe.load_detector(mlp_folder).message
@@ -511,7 +542,7 @@ def test_labels_are_published_without_adaptation_and_wrong_ones_refused(
 
 
 def test_a_file_without_adaptation_is_refused(probe, run_monitor, mlp_folder, tmp_path):
-    run_monitor(detector_folder=mlp_folder, adaptation_file=str(tmp_path / 'learned.json'))
+    run_monitor(detector_folder=mlp_folder, adaptation_file=str(tmp_path / 'updates.json'))
     probe.spin_until(
         lambda: probe.status is not None and probe.status.level == DiagnosticStatus.ERROR,
         'the failure is diagnosed',

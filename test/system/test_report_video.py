@@ -11,7 +11,7 @@ import pytest
 from chromium import Chromium, find_chromium
 from report_pages import judged, write_report
 
-from safe_training.reporting.page.page import page_videos
+from safe_training.reporting.page.videos import page_videos
 
 CHROMIUM = find_chromium()
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')

@@ -111,17 +111,112 @@ def test_runtime_packages_import_nothing_of_training(package):
 @every_package
 def test_runtime_packages_need_nothing_of_training_installed(package):
     manifest = ElementTree.parse(ROOT / package / 'package.xml').getroot()
-    needed = {
-        entry.text
-        for kind in ('depend', 'build_depend', 'build_export_depend', 'exec_depend')
-        for entry in manifest.iter(kind)
-    }
+    at_run_time = ('depend', 'build_export_depend', 'exec_depend')
+    needed = {entry.text for kind in at_run_time for entry in manifest.iter(kind)}
+    built_with = {entry.text for entry in manifest.iter('build_depend')}
     assert needed & OURS <= MAY_IMPORT[package]
+    # The build of safe_training copies the definitions of the messages.
+    assert built_with & OURS <= MAY_IMPORT[package] | {'safe_msgs'}
+    needed |= built_with
     if package in RUNTIME:
         setup = (ROOT / package / 'setup.py').read_text()
         for name in ('matplotlib', 'pandas', 'rich', 'safe_training', 'scikit-learn', 'scipy'):
             assert not any(name in str(entry) for entry in needed)
             assert name not in setup
+
+
+# The rooms of each package: a room imports rooms before it only. '' holds the modules of no room.
+ROOMS = {
+    'vla_feature_bridge': ('', 'rollout_set', 'taps', 'ros', 'nodes'),
+    'safe_monitor_node': (
+        'detectors',
+        'bands',
+        'calibrated_detector',
+        'storage',
+        'monitor',
+        'nodes',
+    ),
+    'safe_training': (
+        'recordings',
+        'fitting',
+        'calibration',
+        'metrics',
+        'evaluation',
+        'sweep',
+        'reporting',
+        'api',
+        'cli',
+        '__main__',
+    ),
+}
+# A calibrated detector saves and loads itself; it imports the room of the files when it does.
+MAY_LOOK_UP = {('safe_monitor_node', 'calibrated_detector'): {'storage'}}
+LONGEST_MODULE = 400
+
+
+def room_of(package, module):
+    """Return the room that a module of a package is in; '' if it is in none."""
+    first = module.split('.')[1] if '.' in module else ''
+    return first if first in ROOMS[package] else ''
+
+
+def rooms_imported_by(package, source):
+    """Return the rooms that a file imports from; the package itself is none."""
+    known = {module_name(other) for other in sources(package)}
+    names = {name for name in imported_by(source) if name.startswith(f'{package}.')}
+    # Of `from package.room import name` the name may be a module or a thing in the room.
+    modules = {name if name in known else name.rpartition('.')[0] for name in names}
+    return {room_of(package, module) for module in modules - {package}}
+
+
+@every_package
+def test_every_module_is_in_a_room_of_the_map(package):
+    for source in sources(package):
+        if source == ROOT / package / package / '__init__.py':
+            continue
+        room = room_of(package, module_name(source))
+        assert room in ROOMS[package], f'{source} is in none of the rooms {ROOMS[package]}'
+
+
+@every_package
+def test_a_room_imports_rooms_before_it_only(package):
+    order = ROOMS[package]
+    for source in sources(package):
+        # The package itself offers names of all rooms and imports them on first use.
+        if source == ROOT / package / package / '__init__.py':
+            continue
+        room = room_of(package, module_name(source))
+        allowed = {*order[: order.index(room) + 1], *MAY_LOOK_UP.get((package, room), ())}
+        imported = rooms_imported_by(package, source)
+        assert imported <= allowed, f'{source} imports {imported - allowed}'
+
+
+@pytest.mark.parametrize('room', ['calibration', 'metrics'])
+def test_calibration_and_metrics_know_no_detector(room):
+    for source in (ROOT / 'safe_training' / 'safe_training' / room).rglob('*.py'):
+        for name in imported_by(source):
+            if name.startswith('safe_monitor_node'):
+                assert name.startswith('safe_monitor_node.bands'), f'{source} imports {name}'
+
+
+def test_what_reads_untrusted_bytes_knows_nothing_else():
+    room = 'safe_training.recordings'
+    for source in (ROOT / 'safe_training' / 'safe_training' / 'recordings').rglob('*.py'):
+        if 'untrusted' not in source.parts:
+            continue
+        for name in imported_by(source):
+            if name.split('.')[0] in OURS - {'vla_feature_bridge'}:
+                allowed = name.startswith((f'{room}.untrusted', f'{room}.errors'))
+                assert allowed, f'{source} imports {name}'
+
+
+def test_no_module_is_too_long_to_read():
+    places = [ROOT / 'launch' / 'safe_bringup', ROOT / 'test' / 'bench']
+    files = [source for package in PACKAGES for source in sources(package)]
+    files += [source for place in places for source in place.rglob('*.py')]
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
+    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST_MODULE}
+    assert not too_long, f'divide them; a module has at most {LONGEST_MODULE} lines'
 
 
 def called(node):
@@ -185,8 +280,9 @@ for name in {modules!r}:
     importlib.import_module(name)
 
 import numpy as np
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.storage.detector_folder import load_detector, save_detector
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -199,7 +295,9 @@ with tempfile.TemporaryDirectory() as place:
     rollout = RolloutSet.open(Path(place) / 'set')[0]
     detector = make_detector('safe_lstm', hidden=2)
     detector.set_network(detector.build(4), 4)
-    stream = load_detector(save_detector(Path(place) / 'd', detector, feature)).detector.stream()
+    band = Band(np.array([0.1]), np.ones((1, 3)), 'any', 9)
+    folder = CalibratedDetector(detector, feature, band, 0.1).save(Path(place) / 'd')
+    stream = CalibratedDetector.load(folder).detector.stream()
     for t in range(3):
         stream.step(rollout.step(t))
 

@@ -82,9 +82,9 @@ def test_unknown_commands_are_refused_with_the_list(command):
 
 
 def test_selecting_nothing_or_an_empty_axis_is_refused():
-    with pytest.raises(PoolingError, match='selects nothing'):
+    with pytest.raises(PoolingError, match='expected at least one index'):
         pool(np.zeros((3, 2)), 'concat-3:')
-    with pytest.raises(PoolingError, match='empty axis'):
+    with pytest.raises(PoolingError, match='axis that is not empty'):
         pool(np.zeros((0, 2)), 'mean')
 
 
@@ -93,7 +93,7 @@ def test_specification_checks_axes_and_width():
         FeatureSpec('f', 4, ('token',), (('horizon', 'mean'),))
     with pytest.raises(PoolingError, match='expected a pooled width of 4, found 8'):
         FeatureSpec('f', 4, ('token',), (('token', 'mean'),)).apply(np.zeros((7, 8)))
-    with pytest.raises(PoolingError, match='not a feature specification'):
+    with pytest.raises(PoolingError, match='expected a feature specification'):
         FeatureSpec.from_dict({'name': 'f'})
     spec = FeatureSpec('f', 4, ('token',), (('token', 'mean'),))
     assert FeatureSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec

@@ -146,5 +146,5 @@ def test_chunks_of_another_shape_are_refused(shape):
 
 
 def test_another_action_width_is_refused():
-    with pytest.raises(SignalError, match='different action widths: 3 and 2'):
+    with pytest.raises(SignalError, match=r'expected an action_dim of 3 .*found 2'):
         action_signals(PREVIOUS, CHUNK[:, :2], 2)

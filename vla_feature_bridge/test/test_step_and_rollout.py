@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from vla_feature_bridge.rollout import Rollout, RolloutError
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
 
 
 def make_rollout(**changes):
@@ -57,6 +57,15 @@ def test_a_step_of_a_bare_rollout_has_what_a_bare_step_has():
             assert getattr(step, field.name) == getattr(bare, field.name), field.name
 
 
+def test_the_table_of_fields_names_attributes_of_steps_and_rollouts():
+    step_defaults = {f.name: f.default for f in dataclasses.fields(PolicyStep)}
+    rollout_defaults = {f.name: f.default for f in dataclasses.fields(Rollout)}
+    for field in STEP_FIELDS:
+        assert step_defaults[field.name] == field.default
+        assert rollout_defaults[field.stacked] is None
+        assert field.doc
+
+
 def test_a_step_copies_neither_features_nor_actions():
     rollout = make_rollout()
     step = rollout.step(2)
@@ -72,7 +81,7 @@ def test_tokens_that_were_not_emitted_are_left_out():
 
 @pytest.mark.parametrize('t', [-1, 3, 100])
 def test_a_step_that_is_not_there_is_an_index_error(t):
-    with pytest.raises(IndexError, match=rf"'mug/7' has steps 0 to 2, not {t}"):
+    with pytest.raises(IndexError, match=rf"'mug/7': expected a step from 0 to 2, found {t}"):
         make_rollout().step(t)
 
 
@@ -84,7 +93,7 @@ def test_an_episode_is_named_for_its_task_unless_it_has_a_name():
 def test_failure_is_the_positive_class_and_no_outcome_is_neither():
     assert make_rollout(success=False).failed is True
     assert make_rollout(success=True).failed is False
-    with pytest.raises(RolloutError, match="'mug/7' has no outcome; label it"):
+    with pytest.raises(RolloutError, match="'mug/7': expected an outcome, found none; label it"):
         _ = make_rollout(success=None).failed
 
 
@@ -97,7 +106,7 @@ def test_features_keep_their_dtype_and_may_be_raw(dtype):
 
 @pytest.mark.parametrize('shape', [(), (4,), (0, 4), (0,)], ids=str)
 def test_features_without_steps_are_refused(shape):
-    with pytest.raises(RolloutError, match=r"'mug/7': features must have shape \(T, \.\.\., D\)"):
+    with pytest.raises(RolloutError, match=r"'mug/7': expected features of shape \(T, \.\.\., D\)"):
         make_rollout(features=np.zeros(shape, np.float32))
 
 
@@ -116,10 +125,10 @@ def test_features_without_steps_are_refused(shape):
     ],
 )
 def test_arrays_that_do_not_belong_to_the_steps_are_refused(name, shape):
-    with pytest.raises(RolloutError, match=rf"'mug/7': {name} must have \d axes.* length 3"):
+    with pytest.raises(RolloutError, match=rf"'mug/7': expected {name} of shape \(3[,)].*found"):
         make_rollout(**{name: np.zeros(shape)})
 
 
 def test_a_signal_of_another_length_is_refused_by_name():
-    with pytest.raises(RolloutError, match="signal 'chunk_mse' must have 1 axes"):
+    with pytest.raises(RolloutError, match=r"expected signal 'chunk_mse' of shape \(3\)"):
         make_rollout(signals={'chunk_mse': np.zeros(2)})

@@ -1,2 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What leaves a policy at each inference: steps, pooling, signals, rollouts and their replay."""
+"""What a robot policy computes at each inference: policy steps, rollouts, their files and messages.
+
+::
+
+    from vla_feature_bridge import PolicyStep, Rollout, RolloutSet, FeatureSpec, SignalStream
+    from vla_feature_bridge.ros import StepPublisher
+
+The modules; each may import only modules above it:
+
+errors             the base of all errors of the suite
+progress           how long work reports its progress
+atomic             files and folders that are written completely or not at all
+tensors            dtypes, bytes and arrays; NaN in arrays
+pooling            hidden states reduced to one feature vector: ``FeatureSpec``
+tokens             probability and entropy of emitted tokens
+signals            scalars from action chunks: ``SignalStream``
+step               one inference of a policy: ``PolicyStep``, and the table of its fields
+rollout            the steps of one episode, stacked: ``Rollout``
+rollout_set/       many rollouts in one folder: ``RolloutSet``, ``RolloutSetWriter``
+ros/               messages, quality of service, parameters, ``StepPublisher``; needs ROS 2
+nodes/             the replay node; needs ROS 2
+
+The names of the Python API load on first use, so that ``import vla_feature_bridge`` loads nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_feature_bridge.errors import SafeError
+    from vla_feature_bridge.pooling import FeatureSpec
+    from vla_feature_bridge.rollout import Rollout
+    from vla_feature_bridge.rollout_set import RolloutSet, RolloutSetWriter
+    from vla_feature_bridge.signals import SignalStream
+    from vla_feature_bridge.step import PolicyStep
+
+__all__ = [
+    'FeatureSpec',
+    'PolicyStep',
+    'Rollout',
+    'RolloutSet',
+    'RolloutSetWriter',
+    'SafeError',
+    'SignalStream',
+]
+
+_MODULES = {
+    'FeatureSpec': 'pooling',
+    'PolicyStep': 'step',
+    'Rollout': 'rollout',
+    'RolloutSet': 'rollout_set',
+    'RolloutSetWriter': 'rollout_set',
+    'SafeError': 'errors',
+    'SignalStream': 'signals',
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    value = getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,21 +1,213 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes text files that are whole or absent, whatever interrupts the writing."""
+"""Files and folders on disk that are written completely or not at all.
+
+New content is written aside, under a hidden name in the destination's own folder, brought to disk
+(``fsync``) and renamed. Until the rename the old content stays as it is, whatever interrupts the
+writing; after an error nothing half-written stays. This is the only such code in the suite.
+"""
 
 from __future__ import annotations
 
+import errno
 import os
+import secrets
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+#: Keeps the hidden name below the 255 bytes of a file system, also where a character has 4.
+_MAX_STEM = 40
 
-def write_whole(files: dict[Path, str]) -> None:
-    """Write texts to files: all of them or, if one cannot be written, none is changed before."""
-    aside = {path: path.with_name(f'.{path.name}.{os.getpid()}.partial') for path in files}
+
+def replace_file(path: Path, data: bytes | str) -> None:
+    """Write a file completely or not at all.
+
+    Missing parent folders are made. An existing file keeps its permission bits. A symbolic link
+    stays, and the file that it points to is replaced.
+
+    Parameters
+    ----------
+    path : Path
+    data : bytes or str
+        Text is written as UTF-8.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written; an existing one is unchanged.
+    """
+    replace_files({path: data})
+
+
+def replace_files(files: Mapping[Path, bytes | str]) -> None:
+    """Write several files, or none when one of them cannot be written.
+
+    All files are written aside first and then renamed in the order given, so that only an error
+    between two renames (a power cut, say) can leave some files new and some old.
+
+    Raises
+    ------
+    OSError
+        A file cannot be written.
+    """
+    with ExitStack() as stack:
+        # The stack renames all files when it closes, the last one that it entered first.
+        for path, data in reversed(list(files.items())):
+            aside = stack.enter_context(replaced_file(path))
+            aside.write_bytes(data.encode() if isinstance(data, str) else data)
+            if aside.is_file():
+                _sync(aside)  # a full disk may show only here, and must show before any rename
+
+
+@contextmanager
+def replaced_file(path: Path) -> Iterator[Path]:
+    """Yield the path to write a file to; the file gets its name when the block ends without error.
+
+    For writers that open the file themselves. The yielded path ends as ``path`` does, because some
+    writers choose their format by it. Otherwise as :func:`replace_file`.
+
+    Raises
+    ------
+    OSError
+        The file cannot be written, or the block wrote none; an existing file is unchanged.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise IsADirectoryError(f'{path}: expected the name of a file, found a folder')
+    if target.exists() and not target.is_file():
+        # A device or a pipe, such as /dev/stdout: nothing to replace.
+        yield path
+        return
+    made = make_folders(target.parent)
+    aside = path_aside(target)
     try:
-        for path, text in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            aside[path].write_text(text, encoding='utf-8')
-        for path, partial in aside.items():
-            partial.replace(path)
+        yield aside
+        _sync(aside)
+        if target.exists():
+            aside.chmod(stat.S_IMODE(target.stat().st_mode))
+        aside.replace(target)
+        _sync(target.parent)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        remove_empty(made)
+        raise
+
+
+@contextmanager
+def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """Yield an empty folder to fill; it gets its name when the block ends without error.
+
+    Missing parent folders are made.
+
+    Parameters
+    ----------
+    path : Path
+    overwrite : bool
+        Replace an existing folder. It keeps its permission bits; a symbolic link stays, and the
+        folder that it points to is replaced.
+
+    Raises
+    ------
+    FileExistsError
+        The name is taken, and ``overwrite`` is false or it is not a folder that has the name.
+    OSError
+        The folder cannot be written; an existing one is unchanged.
+    """
+    target = _folder_target(path, overwrite)
+    made = make_folders(target.parent)
+    aside = path_aside(target)
+    try:
+        aside.mkdir()
+        yield aside
+        move_folder(aside, path, overwrite=overwrite)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        remove_empty(made)
+        raise
+
+
+def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
+    """Bring a folder and all that it holds to disk, then give it its name, as its last step.
+
+    Parameters
+    ----------
+    folder : Path
+        On the same file system as ``path``.
+    path, overwrite
+        As in :func:`replaced_folder`.
+
+    Raises
+    ------
+    OSError
+        As in :func:`replaced_folder`; ``folder`` and an existing ``path`` are unchanged.
+    """
+    target = _folder_target(path, overwrite)
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            _sync(Path(parent, name))
+        _sync(Path(parent))
+    if not target.exists():
+        os.rename(folder, target)
+        _sync(target.parent)
+        return
+    folder.chmod(stat.S_IMODE(target.stat().st_mode))
+    old = path_aside(target)
+    os.rename(target, old)
+    try:
+        os.rename(folder, target)
+    except BaseException:
+        os.rename(old, target)
+        raise
+    _sync(target.parent)
+    shutil.rmtree(old)
+
+
+def make_folders(folder: Path) -> list[Path]:
+    """Make a folder and its parents; returns those that were missing, innermost first."""
+    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return missing
+
+
+def remove_empty(folders: list[Path]) -> None:
+    """Remove folders that :func:`make_folders` made, up to the first that somebody else uses."""
+    for folder in folders:
+        try:
+            folder.rmdir()
+        except OSError:
+            return
+
+
+def path_aside(target: Path) -> Path:
+    """Return a hidden name that nobody has, in the folder of ``target`` and with its suffix."""
+    name = f'.{target.stem[:_MAX_STEM]}.{secrets.token_hex(4)}.partial{target.suffix}'
+    return target.with_name(name)
+
+
+def _folder_target(path: Path, overwrite: bool) -> Path:
+    if not overwrite and os.path.lexists(path):
+        raise FileExistsError(
+            f'{path}: expected a name that is free, found a file or folder; '
+            'choose another name or overwrite it'
+        )
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_dir():
+        raise FileExistsError(
+            f'{path}: expected a folder to overwrite, found a file; choose another name'
+        )
+    return target
+
+
+def _sync(path: Path) -> None:
+    """Bring a file's content, or a folder's list of names, to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        # Some file systems cannot do it for a folder.
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
-        for partial in aside.values():
-            partial.unlink(missing_ok=True)
+        os.close(descriptor)

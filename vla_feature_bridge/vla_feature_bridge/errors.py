@@ -5,15 +5,18 @@ from __future__ import annotations
 
 
 class SafeError(ValueError):
-    """Something does not fit. Every room has a subclass of its own.
+    """Input that does not fit. Every package has subclasses of its own.
+
+    The text is ``message``, or made of the parts: ``where: expected X, found Y; advice``.
 
     Parameters
     ----------
     message : str
-        The whole sentence; empty where the parts below make it.
+        The whole text; empty if the parts make it.
     where : str
         File, topic, rollout or option.
     expected, found : str
+        What must be there, and what is.
     advice : str
         What to do.
     """

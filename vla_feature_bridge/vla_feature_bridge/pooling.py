@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reduce a policy's raw hidden-state tensor to the one feature vector that a detector reads.
+"""Reduces a policy's raw hidden-state tensor to the one feature vector that a detector reads.
 
 A raw tensor has named axes in front of the feature axis, for example ``(token, D)`` for OpenVLA or
-``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after the other, in the order stated;
-each reduction is a short command (Gu et al., SAFE, arXiv 2506.09937, section 4.1: first, last,
-mean, first & last). This is the only definition: the bridge applies it live and the readers apply
-it to dumps.
+``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after another, in the stated order.
+Each reduction is a short command (Gu et al., SAFE, arXiv 2506.09937, section 4.1: first, last,
+mean, first & last). No other module pools: live features and recorded features cannot differ.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ _COUNT = re.compile(r'^concat-(\d+)$')
 
 
 class PoolingError(SafeError):
-    """A pooling command, axis or tensor does not fit; the message says what was expected."""
+    """A pooling command, an axis or a tensor does not fit; the message says what was expected."""
 
 
 def _relative_index(n: int, q: float) -> int:
-    # Python's round() is half-to-even: the published code relies on it (methods.md 2.2).
+    # Python's round() is half-to-even, as in the published code.
     return round((n - 1) * q)
 
 
@@ -46,12 +45,14 @@ def _as_fraction(command: str) -> float | None:
     except ValueError:
         return None
     if not 0.0 <= q <= 1.0:
-        raise PoolingError(f'pooling command {command!r}: a relative index must lie in [0, 1]')
+        raise PoolingError(
+            f'pooling command {command!r}: expected a relative index from 0 to 1, found {q:g}'
+        )
     return q
 
 
 def _selection(command: str) -> slice | int | None:
-    """Return the slice or the number of evenly spread indices that a concat command asks for."""
+    """Return the slice or the number of evenly spread indices that a concat command selects."""
     if command == 'concat':
         return slice(None)
     if command == 'first&last':
@@ -59,12 +60,14 @@ def _selection(command: str) -> slice | int | None:
     if match := _COUNT.match(command):
         k = int(match.group(1))
         if k < 2:
-            raise PoolingError(f'pooling command {command!r}: concat-K needs K >= 2')
+            raise PoolingError(
+                f'pooling command {command!r}: expected concat-K with K >= 2, found {k}'
+            )
         return k
     if match := _SLICE.match(command):
         start, stop, stride = (int(g) if g not in (None, '') else None for g in match.groups())
         if stride == 0:
-            raise PoolingError(f'pooling command {command!r}: the stride must not be 0')
+            raise PoolingError(f'pooling command {command!r}: expected a stride other than 0')
         return slice(start, stop, stride)
     return None
 
@@ -81,16 +84,18 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
     Parameters
     ----------
     array : ndarray, shape (..., n, ..., D)
-        The last axis is the feature axis; ``axis`` must be another one and not empty.
+        The last axis is the feature axis.
     command : str
         ``first``, ``last``, a relative index ``q`` in [0, 1] (index ``round((n - 1) q)``), ``mean``
         (computed in float32 whatever the stored dtype), ``first&last`` (the same as ``concat-2``),
         ``concat`` (all), ``concat-K`` (K indices spread evenly) or ``concat-A:B[:C]`` (a slice).
+    axis : int
+        The axis to reduce: not the feature axis, and not empty.
 
     Returns
     -------
     ndarray
-        One axis fewer; concatenating commands multiply the last axis, position-major.
+        Has one axis fewer. The concat commands lengthen the last axis, position by position.
 
     Raises
     ------
@@ -100,12 +105,14 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
     check_command(command)
     if array.ndim < 2:
         raise PoolingError(
-            f'pooling needs an axis beside the feature axis; the tensor has shape {array.shape}'
+            f'pooling: expected an axis in front of the feature axis, found shape {array.shape}'
         )
     moved = np.moveaxis(array, axis, -2)
     n = moved.shape[-2]
     if n == 0:
-        raise PoolingError(f'cannot pool an empty axis: the tensor has shape {array.shape}')
+        raise PoolingError(
+            f'pooling: expected an axis that is not empty, found shape {array.shape}'
+        )
     if command == 'mean':
         return np.asarray(moved, dtype=np.float32).mean(axis=-2, dtype=np.float32)
     if (q := _as_fraction(command)) is not None:
@@ -118,27 +125,28 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
         picked = moved[..., np.round(np.linspace(0, n - 1, chosen)).astype(int), :]
     if picked.shape[-2] == 0:
         raise PoolingError(
-            f'pooling command {command!r} selects nothing from an axis of length {n}'
+            f'pooling command {command!r}: expected at least one index of an axis of length {n}, '
+            'found none'
         )
     return picked.reshape(*picked.shape[:-2], -1)
 
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What a feature vector is: the tensor's name, its raw axes, their pooling, the result's width.
+    """What a feature vector is: name of the tensor, its raw axes, their pooling, and the width.
 
     Attributes
     ----------
     name : str
         The policy's name of the tensor, such as ``hidden_states`` or ``pre_velocity``.
     axes : tuple of str
-        Names of the raw axes in front of the feature axis, outermost first; empty if the source is
-        pooled.
+        Names of the raw axes in front of the feature axis, outermost first; empty if the source
+        holds pooled vectors.
     pooling : tuple of (axis, command)
-        The reductions in the order in which they are applied; it names every axis once, or none
-        (raw).
+        The reductions in the order of their application. It names every axis once; raw features
+        have none.
     dim : int
-        Width D of the pooled vector (of the last axis while raw).
+        Width D of the pooled vector; of raw features, the length of the last axis.
     """
 
     name: str
@@ -150,23 +158,25 @@ class FeatureSpec:
         object.__setattr__(self, 'axes', tuple(self.axes))
         object.__setattr__(self, 'pooling', tuple((str(a), str(c)) for a, c in self.pooling))
         if len(set(self.axes)) != len(self.axes):
-            raise PoolingError(f'feature {self.name!r}: axis names repeat: {self.axes}')
+            raise PoolingError(
+                f'feature {self.name!r}: expected different names of axes, found {self.axes}'
+            )
         named = [axis for axis, _ in self.pooling]
         if self.pooling and sorted(named) != sorted(self.axes):
             raise PoolingError(
                 f'feature {self.name!r}: pooling must name each of the axes {list(self.axes)} '
-                f'once, found {named}; give one AXIS=COMMAND for each'
+                f'once, found {named}; give one AXIS=COMMAND for each axis'
             )
         for _, command in self.pooling:
             check_command(command)
         if self.dim < 0:
             raise PoolingError(
-                f'feature {self.name!r}: the width must not be negative, found {self.dim}'
+                f'feature {self.name!r}: expected a width of at least 0, found {self.dim}'
             )
 
     @property
     def pooled(self) -> bool:
-        """True when a step's feature is one vector (D,)."""
+        """True if the feature of one step is one vector (D,)."""
         return len(self.pooling) == len(self.axes)
 
     def __str__(self) -> str:
@@ -174,9 +184,9 @@ class FeatureSpec:
         return f'{self.name}[{inner}]' if inner else self.name
 
     def apply(self, raw: np.ndarray) -> np.ndarray:
-        """Pool one raw tensor ``(*axes, D_raw)`` to float32 ``(dim,)``, in the stated order.
+        """Return the pooled tensor, float32 ``(dim,)``, of a raw tensor ``(*axes, D_raw)``.
 
-        Leading extra axes (a whole rollout ``(T, *axes, D_raw)``) are kept.
+        Further axes in front stay: a whole rollout ``(T, *axes, D_raw)`` becomes ``(T, dim)``.
 
         Raises
         ------
@@ -198,7 +208,7 @@ class FeatureSpec:
             raise PoolingError(
                 f'feature {self}: expected a pooled width of {self.dim}, found {out.shape[-1]} '
                 f'from a tensor of shape {raw.shape}; '
-                'the policy or the pooling differs from the one recorded'
+                'use the policy and the pooling of the recording'
             )
         return np.asarray(out, dtype=np.float32)
 
@@ -213,7 +223,13 @@ class FeatureSpec:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> FeatureSpec:
-        """Read what :meth:`to_dict` wrote; raises :class:`PoolingError` on anything else."""
+        """Return the specification that :meth:`to_dict` wrote.
+
+        Raises
+        ------
+        PoolingError
+            The data are something else.
+        """
         try:
             return cls(
                 name=str(data['name']),
@@ -225,12 +241,12 @@ class FeatureSpec:
             if isinstance(error, PoolingError):
                 raise
             raise PoolingError(
-                f'not a feature specification: {data!r}; expected name, dim, axes, pooling'
+                f'expected a feature specification with name, dim, axes and pooling, found {data!r}'
             ) from error
 
 
 def parse_pooling(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
-    """Read command-line pooling such as ``['horizon=mean', 'denoise=last']``, in order.
+    """Return the pairs of command-line pooling such as ``['horizon=mean', 'denoise=last']``.
 
     Raises
     ------
@@ -241,7 +257,9 @@ def parse_pooling(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
     for argument in arguments:
         axis, equals, command = argument.partition('=')
         if not equals or not axis:
-            raise PoolingError(f'pooling {argument!r}: expected AXIS=COMMAND, such as token=last')
+            raise PoolingError(
+                f'pooling: expected AXIS=COMMAND such as token=last, found {argument!r}'
+            )
         check_command(command)
         pairs.append((axis, command))
     return tuple(pairs)

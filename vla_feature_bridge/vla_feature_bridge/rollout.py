@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recorded steps of one episode, stacked, with its task and its outcome."""
+"""The recorded steps of one episode, stacked, with the task and the outcome."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
 
 
 class RolloutError(SafeError):
@@ -17,20 +18,20 @@ class RolloutError(SafeError):
 
 @dataclass(eq=False)
 class Rollout:
-    """All steps of one episode.
+    """All steps of one episode; T is their number.
 
     Attributes
     ----------
     features : ndarray, shape (T, D) pooled or (T, ..., D) raw, any float dtype
     feature_lengths : ndarray of int, shape (T,), or None
-        Raw features only: how long the first raw axis (the tokens) of each step really is; the
-        rest of ``features`` is padding. None where every step fills it.
+        Raw features only: true length of the first raw axis (the tokens) at each step; the rest of
+        ``features`` is padding. None if no step is padded.
     task : str
-        Name of the task; splits and macro averages go by it.
+        Name of the task, by which splits and macro averages group rollouts.
     success : bool or None
         The outcome; None while unlabelled.
     episode_id : str
-        Unique name; ``task/episode_index`` when not given.
+        Unique name; ``task/episode_index`` if not given.
     task_id, episode_index : int
         As recorded in the source.
     instruction, policy : str
@@ -39,20 +40,20 @@ class Rollout:
     actions : ndarray, shape (T, samples, horizon, action_dim), or None
         Sample 0 is the executed one.
     exec_horizon : int
-        Actions of a chunk that were executed before the next inference.
+        Number of actions of a chunk that were executed before the next inference.
     token_probability, token_entropy : ndarray, shape (T, tokens), or None
-        NaN where a step emitted fewer tokens; entropy in nats.
+        NaN where a step emitted fewer tokens; entropy [nats].
     signals : dict of str to ndarray, shape (T,)
     stamps : ndarray of int64, shape (T,), or None
-        Time of each step's observation [ns].
+        Time of the observation of each step [ns].
     inference_time : ndarray, shape (T,), or None
-        [s]
+        Duration of each inference [s].
     failure_step : int or None
-        Step at which a person saw the failure begin.
+        Step at which the failure began, as a person saw it.
     video : str
-        Path of the recording, relative to the source; empty if none.
+        Path of the video, relative to the source; empty if none.
     unseen : bool
-        The source sets this task aside as one that no detector may train on.
+        The source sets this task aside: no detector may train on it.
     """
 
     features: np.ndarray
@@ -81,35 +82,29 @@ class Rollout:
             self.episode_id = f'{self.task}/{self.episode_index}'
         if self.features.ndim < 2 or self.features.shape[0] == 0:
             raise RolloutError(
-                f'rollout {self.episode_id!r}: features must have shape (T, ..., D) with T >= 1, '
-                f'found {self.features.shape}'
+                f'rollout {self.episode_id!r}: expected features of shape (T, ..., D) with T >= 1, '
+                f'found shape {self.features.shape}'
             )
-        expected_ndim = {
-            'actions': 4,
-            'token_probability': 2,
-            'token_entropy': 2,
-            'stamps': 1,
-            'inference_time': 1,
-            'feature_lengths': 1,
-        }
-        for name, ndim in expected_ndim.items():
-            self._check(name, getattr(self, name), ndim)
+        for known in STEP_FIELDS:
+            self._check(known.stacked, getattr(self, known.stacked), known.axes)
+        self._check('feature_lengths', self.feature_lengths, ())
         for name, values in self.signals.items():
-            self._check(f'signal {name!r}', values, 1)
+            self._check(f'signal {name!r}', values, ())
         if self.feature_lengths is not None:
             longest = self.features.shape[1] if self.features.ndim > 2 else 0
             if self.feature_lengths.min() < 1 or self.feature_lengths.max() > longest:
                 raise RolloutError(
-                    f'rollout {self.episode_id!r}: feature_lengths must lie in 1 to {longest}, the '
-                    f'first raw axis of features of shape {self.features.shape}, found '
+                    f'rollout {self.episode_id!r}: expected feature_lengths from 1 to {longest}, '
+                    f'the first raw axis of features of shape {self.features.shape}, found '
                     f'{self.feature_lengths.min()} to {self.feature_lengths.max()}'
                 )
 
-    def _check(self, name: str, array: np.ndarray | None, ndim: int) -> None:
-        if array is not None and (array.ndim != ndim or array.shape[0] != len(self)):
+    def _check(self, name: str, array: np.ndarray | None, axes: tuple[str, ...]) -> None:
+        if array is not None and (array.ndim != 1 + len(axes) or array.shape[0] != len(self)):
+            wanted = ', '.join([str(len(self)), *axes])
             raise RolloutError(
-                f'rollout {self.episode_id!r}: {name} must have {ndim} axes, the first of length '
-                f'{len(self)} (one entry a step), found shape {array.shape}'
+                f'rollout {self.episode_id!r}: expected {name} of shape ({wanted}), one entry a '
+                f'step, found shape {array.shape}'
             )
 
     def __len__(self) -> int:
@@ -117,39 +112,48 @@ class Rollout:
 
     @property
     def failed(self) -> bool:
-        """True for a failure, the positive class; raises :class:`RolloutError` while unlabelled."""
+        """True for a failure, the positive class; unlabelled rollouts raise RolloutError."""
         if self.success is None:
             raise RolloutError(
-                f'rollout {self.episode_id!r} has no outcome; label it before using it'
+                f'rollout {self.episode_id!r}: expected an outcome, found none; label it with: '
+                'python -m safe_training label'
             )
         return not self.success
 
     def step(self, t: int) -> PolicyStep:
-        """Return step ``t`` (views, no copies) as a live policy would have published it."""
+        """Return step ``t`` as a live policy publishes it; its arrays are views.
+
+        Raises
+        ------
+        IndexError
+            The rollout has no such step.
+        """
         if not 0 <= t < len(self):
-            raise IndexError(f'rollout {self.episode_id!r} has steps 0 to {len(self) - 1}, not {t}')
+            raise IndexError(
+                f'rollout {self.episode_id!r}: expected a step from 0 to {len(self) - 1}, found {t}'
+            )
         features = self.features[t]
         if self.feature_lengths is not None:
             features = features[: int(self.feature_lengths[t])]
         return PolicyStep(
             features=features,
             feature_name=self.feature_name,
-            stamp=0 if self.stamps is None else int(self.stamps[t]),
             episode_id=self.episode_id,
             step=t,
             policy=self.policy,
             instruction=self.instruction,
-            actions=None if self.actions is None else self.actions[t],
             exec_horizon=self.exec_horizon,
-            token_probability=_tokens(self.token_probability, t),
-            token_entropy=_tokens(self.token_entropy, t),
             signals={name: float(values[t]) for name, values in self.signals.items()},
-            inference_time=0.0 if self.inference_time is None else float(self.inference_time[t]),
+            **{field.name: _entry(field, getattr(self, field.stacked), t) for field in STEP_FIELDS},
         )
 
 
-def _tokens(array: np.ndarray | None, t: int) -> np.ndarray | None:
+def _entry(field: StepField, array: np.ndarray | None, t: int) -> Any:
     if array is None:
-        return None
-    row = array[t]
-    return row[~np.isnan(row)]
+        return field.default
+    if field.kind == 'values':
+        row = array[t]
+        return row[~np.isnan(row)]
+    if field.kind == 'tensor':
+        return array[t]
+    return int(array[t]) if field.kind == 'stamp' else float(array[t])

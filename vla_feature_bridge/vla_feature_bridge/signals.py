@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars of one step from the emitted action chunks alone: what even a closed policy allows.
+"""Scalars of one step from the emitted action chunks alone, for policies that show nothing else.
 
-This is the only definition; the bridge computes them live and the readers for dumps that carry
-actions but no signals of their own. The last action dimension is the gripper, as in every policy we
-read. All work in float64 on the executed sample (sample 0).
+No other module computes them: live signals and those of recordings cannot differ. The last action
+dimension is the gripper, as in every policy that the readers know. All signals are computed in
+float64 from the executed sample (sample 0).
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ SIGNAL_NAMES = (
 
 
 class SignalError(SafeError):
-    """An action chunk has a shape from which no signal can be derived."""
+    """No signal can be computed from action chunks of this shape."""
 
 
 def action_signals(
     previous: np.ndarray | None, chunk: np.ndarray, exec_horizon: int
 ) -> dict[str, float]:
-    """Derive this step's signals from its chunk and the one before.
+    """Return the signals of a step, from its chunk and the previous chunk.
 
     Parameters
     ----------
@@ -37,28 +37,34 @@ def action_signals(
     chunk : ndarray, shape (horizon, action_dim)
         The executed sample of this inference.
     exec_horizon : int
-        Actions of ``previous`` that were executed before this inference.
+        Number of actions of ``previous`` that were executed before this inference.
 
     Returns
     -------
     dict of str to float
         * ``action_norm``: Euclidean norm of the chunk.
         * ``chunk_mse``: mean squared difference between the part of the previous chunk that was not
-          executed and the part of this chunk that replaces it; 0 at the first step and when nothing
-          overlaps.
-        * ``action_jerk``: root mean square of the second difference of the executed motion (the
-          actions about to be executed, preceded by up to two that were just executed).
-        * ``direction_reversals``: how many of those consecutive motions point against each other
-          (negative scalar product of the non-gripper dimensions).
-        * ``gripper_oscillation``: how often the gripper command changes its direction in them.
+          executed and the part of this chunk that replaces it; 0 at the first step and without
+          overlap.
+        * ``action_jerk``: root mean square of the second difference of the motion without gripper:
+          the actions to execute next, after the last two executed actions.
+        * ``direction_reversals``: number of consecutive actions of this motion that point against
+          each other (negative scalar product).
+        * ``gripper_oscillation``: number of times that the gripper command changes its direction
+          in the same actions.
+
+    Raises
+    ------
+    SignalError
+        A chunk has another shape.
     """
     if chunk.ndim != 2 or 0 in chunk.shape:
         raise SignalError(
-            f'expected an action chunk (horizon, action_dim), found shape {chunk.shape}'
+            f'expected an action chunk of shape (horizon, action_dim), found shape {chunk.shape}'
         )
     if previous is not None and previous.shape[-1] != chunk.shape[-1]:
         raise SignalError(
-            f'consecutive chunks have different action widths: {previous.shape[-1]} and '
+            f'expected an action_dim of {previous.shape[-1]} as in the previous chunk, found '
             f'{chunk.shape[-1]}'
         )
     chunk = np.asarray(chunk, dtype=np.float64)
@@ -86,17 +92,40 @@ def action_signals(
 
 
 class SignalStream:
-    """Live signals of one episode: keeps the previous chunk, nothing else."""
+    """Live signals of one episode, from one step to the next; keeps only the previous chunk.
+
+    Parameters
+    ----------
+    exec_horizon : int
+        Number of actions of a chunk that are executed before the next inference.
+    """
 
     def __init__(self, exec_horizon: int) -> None:
         self.exec_horizon = exec_horizon
         self._previous: np.ndarray | None = None
 
     def step(self, actions: np.ndarray) -> dict[str, float]:
-        """Return a step's signals from its sampled chunks ``(samples, horizon, action_dim)``."""
+        """Return the signals of the next step.
+
+        Parameters
+        ----------
+        actions : ndarray, shape (samples, horizon, action_dim)
+            Sample 0 is the executed one.
+
+        Returns
+        -------
+        dict of str to float
+            As :func:`action_signals`.
+
+        Raises
+        ------
+        SignalError
+            The array has another shape.
+        """
         if actions.ndim != 3 or actions.shape[0] == 0:
             raise SignalError(
-                f'expected chunks (samples, horizon, action_dim), found shape {actions.shape}'
+                'expected action chunks of shape (samples, horizon, action_dim), '
+                f'found shape {actions.shape}'
             )
         signals = action_signals(self._previous, actions[0], self.exec_horizon)
         self._previous = np.array(actions[0])
@@ -113,7 +142,7 @@ def rollout_signals(actions: np.ndarray, exec_horizon: int) -> dict[str, np.ndar
     Returns
     -------
     dict of str to ndarray of float32, shape (T,)
-        The values that :class:`SignalStream` gives step by step.
+        The values of :class:`SignalStream`, as float32.
     """
     stream = SignalStream(exec_horizon)
     rows = [stream.step(chunk) for chunk in actions]

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One inference of a policy, as plain NumPy data.
+"""One inference of a policy as plain NumPy data, and the table of its fields.
 
-What every detector reads and every bridge produces.
+Every detector reads :class:`PolicyStep`; policies, rollouts and recordings produce it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 
@@ -20,7 +21,7 @@ class PolicyStep:
     features : ndarray, shape (D,) pooled or (..., D) raw, any float dtype
         The policy's hidden state for this inference.
     feature_name : str
-        What the features are and how they were pooled, as ``str(FeatureSpec)``; empty if unknown.
+        Name of the features and how they were pooled, as ``str(FeatureSpec)``; empty if unknown.
     stamp : int
         Time of the observation that the policy acted on [ns, ROS clock].
     episode_id : str
@@ -54,3 +55,62 @@ class PolicyStep:
     token_entropy: np.ndarray | None = None
     signals: dict[str, float] = field(default_factory=dict)
     inference_time: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepField:
+    """One optional field that every step of an episode has a value of its own for.
+
+    Attributes
+    ----------
+    name : str
+        Attribute of :class:`PolicyStep`, and field of ``safe_msgs/PolicyStep``.
+    kind : str
+        How one step holds it:
+
+        * ``'tensor'``: an array of fixed shape and any dtype, finite; a ``Tensor`` in messages.
+        * ``'values'``: a float32 vector whose length may change from step to step; ``float32[]``
+          in messages, padded by NaN in rollouts.
+        * ``'number'``: one float; a message that does not know it holds NaN.
+        * ``'stamp'``: the time of the step, int64 [ns]; ``header.stamp`` in messages.
+    axes : tuple of str
+        Names of the axes of one step. A rollout has an axis of steps in front of these.
+    doc : str
+        One phrase, with the unit in brackets.
+    default : None, float or int
+        Value in a :class:`PolicyStep` where the rollout has none.
+    stacked : str
+        Attribute of ``Rollout``, and array in a rollout set; ``name`` if empty.
+    """
+
+    name: str
+    kind: Literal['tensor', 'values', 'number', 'stamp']
+    axes: tuple[str, ...]
+    doc: str
+    default: float | int | None = None
+    stacked: str = ''
+
+    def __post_init__(self) -> None:
+        if not self.stacked:
+            object.__setattr__(self, 'stacked', self.name)
+
+
+#: All optional fields of a step but ``signals``, which are numbers with names that a policy
+#: chooses. Messages, recordings, rollouts, rollout sets and the publisher iterate over this table.
+STEP_FIELDS: tuple[StepField, ...] = (
+    StepField(
+        'actions',
+        'tensor',
+        ('samples', 'horizon', 'action_dim'),
+        'sampled action chunks; sample 0 is the executed one',
+    ),
+    StepField('token_probability', 'values', ('tokens',), 'probability of each emitted token'),
+    StepField(
+        'token_entropy',
+        'values',
+        ('tokens',),
+        "entropy of each emitted token's distribution [nats]",
+    ),
+    StepField('stamp', 'stamp', (), 'time of the observation [ns]', default=0, stacked='stamps'),
+    StepField('inference_time', 'number', (), 'how long the inference took [s]', default=0.0),
+)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How sure a policy was of each token it emitted, from the logits of the step.
+"""Probability and entropy of each emitted token, from the logits of a step.
 
 Gu et al., SAFE (arXiv 2506.09937), token uncertainty baselines: p = softmax(logits) over the action
 vocabulary; the probability of a token is max p, its entropy is -sum p log p.
@@ -12,32 +12,38 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vla_feature_bridge.errors import SafeError
+
+
+class TokenError(SafeError):
+    """Token statistics cannot be computed from these logits."""
+
 
 def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Return probability and entropy of every token of one step.
+    """Return the probability and the entropy of every token of one step.
 
     Parameters
     ----------
     logits : ndarray, shape (tokens, vocabulary), any float dtype
-        -inf where a token is not allowed.
+        -inf where the policy cannot emit the token.
 
     Returns
     -------
     probability, entropy : ndarray of float32, shape (tokens,)
-        The largest probability; the entropy in nats.
+        Largest probability of the distribution, and its entropy [nats].
 
     Raises
     ------
-    ValueError
-        Not such an array, or a token without any finite logit.
+    TokenError
+        The logits are no such array, or a token has no finite logit.
     """
     if not isinstance(logits, np.ndarray) or logits.ndim != 2 or 0 in logits.shape:
         shape = logits.shape if isinstance(logits, np.ndarray) else type(logits).__name__
-        raise ValueError(f'expected logits of shape (tokens, vocabulary), found {shape}')
+        raise TokenError(f'expected logits of shape (tokens, vocabulary), found {shape}')
     values = as_float32(logits)
     largest = values.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
-        raise ValueError('expected logits that are finite or -inf, found NaN or infinity')
+        raise TokenError('expected logits that are finite or -inf, found NaN or infinity')
     shifted = values - largest
     weights = np.exp(shifted)
     total = weights.sum(axis=1, dtype=np.float64)
@@ -49,7 +55,7 @@ def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
-    """Return exactly the same values as float32 (bfloat16 is its upper half)."""
+    """Return the array as float32; exact, and fast for bfloat16 (the upper half of float32)."""
     if array.dtype == ml_dtypes.bfloat16:
         bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32)
         bits <<= 16
@@ -58,7 +64,7 @@ def as_float32(array: np.ndarray) -> np.ndarray:
 
 
 def pad_tokens(steps: list[np.ndarray]) -> np.ndarray:
-    """Put the values of every step's tokens into one array ``(T, most tokens)``, padded by NaN."""
+    """Return one float32 array ``(T, longest step)`` of all steps' values, padded by NaN."""
     padded = np.full((len(steps), max(map(len, steps))), np.nan, np.float32)
     for row, values in zip(padded, steps, strict=True):
         row[: len(values)] = values

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A band whose thresholds move while episodes are labelled."""
+"""A band whose thresholds are moved by labels of episodes."""
 
 from __future__ import annotations
 
@@ -23,12 +23,14 @@ from safe_monitor_node.bands.threshold import Threshold
 class AdaptiveBand:
     """Moves the thresholds of a band: ``upper(t) = center(t) + w width(t)``, w adaptive.
 
-    The band of all tasks has one :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`, every task
-    with a finite band of its own another; each learns from the episodes that it judged. Before
-    anything was observed the thresholds are those of the band.
+    The band of all tasks has one
+    :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`, and each task with a
+    finite band of its own has another one. Each is updated by the episodes that its band was used
+    for. Before the first update the thresholds are those of the band.
 
-    The warning threshold is that of the same values at a level as much higher as the warning's
-    alpha is, so that it never lies above the threshold of the alarm. Nothing is promised of it.
+    The warning threshold is the quantile of the same values at a higher level: higher by as much as
+    the warning's alpha is above alpha. So it never lies above the threshold of the alarm. Nothing
+    is promised of it.
 
     Parameters
     ----------
@@ -36,43 +38,42 @@ class AdaptiveBand:
         With its shape, as `fit` stores it.
     alpha : float
         Wanted false-alarm rate; the band must have it.
-    gamma : float
-        Step size, positive.
+    adaptation_step : float
+        Step size gamma, positive.
     warning_alpha : float
-        False-alarm rate of the warnings, not below alpha; alpha itself means none.
+        False-alarm rate of the warnings, not below alpha; alpha itself means no warnings.
     window : int
         How many of the observed values are ranked, for each threshold.
 
     Attributes
     ----------
     revision : int
-        Counts what moved the thresholds.
+        Counts the updates of the thresholds, and their undoing.
 
     Raises
     ------
     AdaptationError
-        The band does not say what its thresholds are made of.
+        The band has no shape, so its thresholds cannot be moved.
     """
 
     def __init__(
         self,
         band: Band,
         alpha: float,
-        gamma: float,
+        adaptation_step: float,
         *,
         warning_alpha: float = 0.0,
         window: int = WINDOW,
     ) -> None:
-        self.alpha, self.gamma = alpha, gamma
+        self.alpha, self.adaptation_step = alpha, adaptation_step
         self.warning_alpha = max(alpha, warning_alpha)
         self.revision = 0
-        self._band = band
         self._row = band.row(alpha)
         self._shapes: dict[str, BandShape] = {}
         self._moving: dict[str, AdaptiveThreshold] = {}
         for task in ('', *band.tasks):
             if band.at(alpha, task).task != task:
-                continue  # watched by the band of all tasks
+                continue  # such episodes use the band of all tasks
             shape = (band.tasks[task] if task else band).shape
             if shape is None:
                 raise AdaptationError(
@@ -82,26 +83,26 @@ class AdaptiveBand:
                 )
             self._shapes[task] = shape
             self._moving[task] = AdaptiveThreshold(
-                shape.nonconformity[self._row], alpha, gamma, window=window
+                shape.nonconformity[self._row], alpha, adaptation_step, window=window
             )
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks with a moving band of their own; the empty name stands for all others."""
+        """The tasks with a moving band of their own; the empty name stands for all other tasks."""
         return tuple(self._moving)
 
     def task_of(self, task: str) -> str:
-        """Return the task whose band judges an episode of ``task``; empty for that of all tasks."""
+        """Return the task whose band is used for episodes of ``task``; empty: that of all tasks."""
         return task if task in self._moving else ''
 
     def of(self, task: str) -> AdaptiveThreshold:
-        """Return the moving threshold that judges episodes of a task."""
+        """Return the moving threshold that is used for episodes of a task."""
         return self._moving[self.task_of(task)]
 
     def thresholds(self, task: str = '') -> tuple[Threshold, Threshold]:
         """Return the present alarm and warning thresholds of a task; O(steps).
 
-        They are infinite at all steps where the level asks for a value that has not been seen.
+        They are infinite at all steps if the level asks for a larger value than was ever seen.
         """
         task = self.task_of(task)
         moving = self._moving[task]
@@ -116,12 +117,12 @@ class AdaptiveBand:
         if not math.isfinite(w):
             return np.full(shape.center.size, w)
         scaled = w * shape.width[self._row]
-        # A score that ties with the one that w comes from is not above it, as at calibration.
+        # A score that ties with the score that w comes from is not above it, as at calibration.
         rounding = 8 * np.finfo(np.float64).eps * (np.abs(shape.center) + np.abs(scaled))
         return shape.center + scaled + rounding
 
     def nonconformity(self, task: str, scores: ArrayLike) -> float:
-        """Return ``max_t (score(t) - center(t)) / width(t)`` over the judged steps of an episode.
+        """Return ``max_t (score(t) - center(t)) / width(t)`` over the scored steps of an episode.
 
         Parameters
         ----------
@@ -133,26 +134,26 @@ class AdaptiveBand:
         Returns
         -------
         float
-            +inf where a score is too large to be divided.
+            +inf if a score is too large to be divided.
         """
         shape = self._shapes[self.task_of(task)]
-        judged = np.asarray(scores, dtype=np.float64)
-        center, width = shape.center[: judged.size], shape.width[self._row, : judged.size]
+        values = np.asarray(scores, dtype=np.float64)
+        center, width = shape.center[: values.size], shape.width[self._row, : values.size]
         with np.errstate(over='ignore'):
-            return float(((judged - center) / width).max())
+            return float(((values - center) / width).max())
 
     def observe(self, task: str, nonconformity: float, alarmed: bool) -> Observation:
-        """Learn from an episode labelled a success; see ``AdaptiveThreshold.observe``."""
+        """Update by an episode labelled a success; see ``AdaptiveThreshold.observe``."""
         self.revision += 1
         return self.of(task).observe(nonconformity, alarmed)
 
-    def forget(self, task: str, observation: Observation) -> None:
-        """Undo what `observe` returned for an episode of that task."""
+    def undo(self, task: str, observation: Observation) -> None:
+        """Undo what `observe` returned for an episode of this task."""
         self.revision += 1
-        self.of(task).forget(observation)
+        self.of(task).undo(observation)
 
     def state(self) -> list[dict[str, Any]]:
-        """Return what was learned, as JSON values: one entry for each band."""
+        """Return the updates so far, as JSON values: one entry for each band."""
         return [
             {
                 'task': task,
@@ -165,12 +166,12 @@ class AdaptiveBand:
         ]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from what `state` returned, in a band that has learned nothing yet.
+        """Go on from what `state` returned, in a band without any update yet.
 
         Raises
         ------
         AdaptationError
-            It is not the state of these bands; this one must then not be used any further.
+            It is not the state of these bands; this object must then not be used any further.
         """
         found = [entry['task'] for entry in state]
         if found != list(self._moving):
@@ -184,5 +185,5 @@ class AdaptiveBand:
 
 
 def name_of(task: str) -> str:
-    """Return what to call the band of a task, the empty one standing for all tasks."""
+    """Return the name of a task's band, for a person; empty stands for the band of all tasks."""
     return f'the band of task {task!r}' if task else 'the band of all tasks'

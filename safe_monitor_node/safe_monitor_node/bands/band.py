@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Holds the alarm threshold of a detector as a function of the step, for each promised alpha.
+"""Bands: the alarm thresholds of a detector, by step and by promised false-alarm rate alpha.
 
-A band may hold a band of its own for some tasks (Mondrian calibration: the promise then holds
-within each of them), and how its thresholds came about, so that they can be moved while a robot
+A band may hold bands of single tasks (Mondrian calibration: the promise then holds within each of
+these tasks). It may also hold its shape, from which the thresholds can be moved while a robot
 works.
 """
 
@@ -31,10 +31,10 @@ _ALPHA_TOLERANCE = 1e-9
 
 @dataclass(frozen=True, eq=False)
 class BandShape:
-    """What thresholds are made of: ``upper(t) = center(t) + w width(t)``.
+    """The parts of the thresholds: ``upper(t) = center(t) + w width(t)``.
 
-    w is ranked among the nonconformities ``max_t (x(t) - center(t)) / width(t)`` of the calibration
-    rollouts. A threshold that moves while a robot works moves w.
+    w is one of the nonconformities ``max_t (x(t) - center(t)) / width(t)`` of the calibration
+    rollouts, chosen by its rank. A threshold that moves while a robot works moves w.
 
     Attributes
     ----------
@@ -51,6 +51,7 @@ class BandShape:
     nonconformity: NDArray[np.float64]
 
     def __post_init__(self) -> None:
+        """Freeze the arrays and check them."""
         for name, axes in (('center', 1), ('width', 2), ('nonconformity', 2)):
             array = frozen(getattr(self, name), name)
             object.__setattr__(self, name, array)
@@ -73,20 +74,21 @@ class Band:
     alphas : (K,) float64 array
         Promised false-alarm rates, strictly increasing, each in (0, 1).
     upper : (K, T) float64 array
-        Threshold of each alpha at each step; +inf allowed, NaN and -inf not.
+        Threshold of each alpha at each step; finite or +inf.
     kind : str
-        How it was made: 'functional_adaptive', 'functional_std', 'functional_constant', ...
+        How it was made: 'functional_max_deviation' (in folders of release 0.1
+        'functional_adaptive'), 'functional_std', 'functional_constant', 'split_conformal', ...
     n_calibration : int
-        Number of rollouts the thresholds were ranked on. No alpha below 1/(n_calibration + 1)
-        can be promised with a finite threshold.
+        Number of rollouts that the thresholds were ranked on. No finite threshold keeps an alpha
+        below 1/(n_calibration + 1).
     n_center : int
-        Number of rollouts the shape of the band was taken from.
+        Number of rollouts that center and width were taken from.
     provenance : dict
-        JSON-ready facts on what was promised and on which rollouts; may hold a 'note' for people.
+        What was promised, and on which rollouts, as JSON values; may hold a 'note' for people.
     shape : BandShape or None
-        What the thresholds are made of; None where that was not kept.
+        The parts of the thresholds; None if they were not kept.
     tasks : dict of str to Band
-        Bands of single tasks, with the same alphas and length; they hold no further ones.
+        Bands of single tasks, with the same alphas and length; they hold no further bands.
 
     """
 
@@ -100,10 +102,30 @@ class Band:
     tasks: Mapping[str, Band] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        alphas = frozen(self.alphas, 'alphas')
-        upper = frozen(self.upper, 'upper')
-        object.__setattr__(self, 'alphas', alphas)
-        object.__setattr__(self, 'upper', upper)
+        """Freeze the arrays and check every field."""
+        object.__setattr__(self, 'alphas', frozen(self.alphas, 'alphas'))
+        object.__setattr__(self, 'upper', frozen(self.upper, 'upper'))
+        self._check_alphas()
+        self._check_upper()
+        if not isinstance(self.kind, str) or not self.kind:
+            raise BandError(f'band: kind must be a name, found {self.kind!r}')
+        for name in ('n_calibration', 'n_center'):
+            count = getattr(self, name)
+            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+                raise BandError(f'band: {name} must be a count, found {count!r}')
+        if self.kind in ORDERED_KINDS:
+            check_ordered(self.alphas, self.upper, self.kind)
+        try:
+            json.dumps(self.provenance, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise BandError(f'band: provenance cannot be written as JSON: {error}') from error
+        if self.shape is not None:
+            self._check_shape(self.shape)
+        for task, band in self.tasks.items():
+            self._check_task(task, band)
+
+    def _check_alphas(self) -> None:
+        alphas = self.alphas
         if alphas.ndim != 1 or alphas.size == 0:
             raise BandError(f'band: alphas must have shape (K,) with K >= 1, found {alphas.shape}')
         # Written so that a NaN fails it.
@@ -111,6 +133,9 @@ class Band:
             raise BandError(
                 f'band: alphas must increase and lie inside (0, 1), found {alphas.tolist()}'
             )
+
+    def _check_upper(self) -> None:
+        alphas, upper = self.alphas, self.upper
         if upper.ndim != 2 or upper.shape[0] != alphas.size or upper.shape[1] == 0:
             raise BandError(
                 f'band: upper must have shape ({alphas.size}, T) with T >= 1 for '
@@ -122,22 +147,6 @@ class Band:
                 f'band: the threshold at step {step} for alpha {alphas[row]:g} is '
                 f'{upper[row, step]}; a threshold is a finite number or +inf'
             )
-        if not isinstance(self.kind, str) or not self.kind:
-            raise BandError(f'band: kind must be a name, found {self.kind!r}')
-        for name in ('n_calibration', 'n_center'):
-            count = getattr(self, name)
-            if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise BandError(f'band: {name} must be a count, found {count!r}')
-        if self.kind in ORDERED_KINDS:
-            check_ordered(alphas, upper, self.kind)
-        try:
-            json.dumps(self.provenance, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise BandError(f'band: provenance cannot be written as JSON: {error}') from error
-        if self.shape is not None:
-            self._check_shape(self.shape)
-        for task, band in self.tasks.items():
-            self._check_task(task, band)
 
     def _check_shape(self, shape: BandShape) -> None:
         wanted = {
@@ -165,12 +174,12 @@ class Band:
 
     @property
     def length(self) -> int:
-        """Number of steps the band was calibrated for."""
+        """Number of steps that the band was calibrated for."""
         return int(self.upper.shape[1])
 
     @property
     def smallest_finite_alpha(self) -> float | None:
-        """The smallest alpha here at which an alarm can be raised at all, None without one."""
+        """The smallest alpha of the band at which an alarm can be raised; None without one."""
         finite = np.isfinite(self.upper).any(axis=1)
         return float(self.alphas[np.argmax(finite)]) if finite.any() else None
 
@@ -179,12 +188,17 @@ class Band:
         return length <= self.length
 
     def at(self, alpha: float, task: str = '') -> Threshold:
-        """Return the threshold for a calibrated alpha (to 1e-9); `BandError` lists those there.
+        """Return the threshold for a calibrated alpha (to 1e-9).
 
-        With a task: that of its own band (or of one that it shares with other tasks of few
-        successes), if there is one and its threshold is finite. Other tasks are watched by the band
-        of all tasks. Of these nothing is promised, since that band promises for all tasks together;
-        but an alarm that can never come would be no better.
+        For a task it is the threshold of the task's band (its own, or one that it shares with other
+        tasks of few successes), if that band is finite at this alpha. Other tasks use the band of
+        all tasks. Nothing is promised for such a task, because the band of all tasks promises for
+        all tasks together; but a threshold that can never raise an alarm would be no better.
+
+        Raises
+        ------
+        BandError
+            The band was not calibrated for alpha; the message lists its alphas.
         """
         row = self.row(alpha)
         if task in self.tasks:
@@ -194,7 +208,7 @@ class Band:
         return Threshold(float(self.alphas[row]), self.upper[row])
 
     def row(self, alpha: float) -> int:
-        """Return the row of a calibrated alpha (to 1e-9); `BandError` lists those there."""
+        """Return the row of a calibrated alpha (to 1e-9); else `BandError` lists the alphas."""
         row = int(np.argmin(np.abs(self.alphas - alpha)))
         # Written so that a NaN fails it.
         if not abs(self.alphas[row] - alpha) <= _ALPHA_TOLERANCE:
@@ -206,7 +220,7 @@ class Band:
         return row
 
     def state(self) -> dict[str, NDArray[np.float64]]:
-        """Return the arrays to store, float64: 'alphas' (K,), 'upper' (K, T), those of the shape.
+        """Return the arrays to store, float64: 'alphas' (K,), 'upper' (K, T), and the shape.
 
         The arrays of the i-th band of a task are named 'task<i>.upper' and so on.
         """
@@ -218,7 +232,7 @@ class Band:
         return arrays
 
     def meta(self) -> dict[str, Any]:
-        """Return what is stored beside the arrays, JSON-ready."""
+        """Return what is stored besides the arrays, as JSON values."""
         return {
             'kind': self.kind,
             'n_calibration': self.n_calibration,
@@ -234,11 +248,11 @@ class Band:
         Raises
         ------
         BandError
-            A field is missing, of another type, or the band it describes is not valid.
+            A field is missing or of another type, or the fields make no valid band.
 
         """
-        there = [name for name in SHAPE if name in arrays]
-        for name in ('alphas', 'upper', *(SHAPE if there else ())):
+        has_shape = any(name in arrays for name in SHAPE)
+        for name in ('alphas', 'upper', *(SHAPE if has_shape else ())):
             if name not in arrays:
                 raise BandError(f'band: array {name!r} is missing; found {sorted(arrays)}')
             if arrays[name].dtype != np.float64:
@@ -257,13 +271,13 @@ class Band:
             n_calibration=meta['n_calibration'],
             n_center=meta['n_center'],
             provenance=meta['provenance'],
-            shape=BandShape(**{name: arrays[name] for name in SHAPE}) if there else None,
+            shape=BandShape(**{name: arrays[name] for name in SHAPE}) if has_shape else None,
             tasks=_task_bands(arrays, meta),
         )
 
 
 def _task_bands(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> dict[str, Band]:
-    """Rebuild the bands of single tasks; a band that was stored before there were any has none."""
+    """Rebuild the bands of single tasks; a band stored by an early release has none."""
     entries = meta.get('tasks', [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BandError(f'band: tasks must be a list of objects, found {entries!r:.80}')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The threshold of one promised rate, step by step."""
+"""The threshold of one promised false-alarm rate, step by step."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_feature_bridge.errors import SafeError
 
-# Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The adaptive
-# modulation reshapes the band with alpha, so two of its bands may cross.
+# Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The modulation
+# max_deviation reshapes the band with alpha, so two of its bands may cross.
 ORDERED_KINDS = ('functional_constant', 'functional_std')
 
-# The arrays of a shape.
 SHAPE = ('center', 'width', 'nonconformity')
+"""Names of the arrays of a band's shape."""
 
 
 class BandError(SafeError):
@@ -24,16 +24,16 @@ class BandError(SafeError):
 
 @dataclass(frozen=True, eq=False)
 class Threshold:
-    """The threshold at one alpha: an alarm is raised at a step where `score > threshold`.
+    """The threshold at one alpha: a step with `score > threshold` raises an alarm.
 
     Attributes
     ----------
     alpha : float
         Promised false-alarm rate per successful episode.
     upper : (T,) float64 array
-        Threshold at step 0..T-1; +inf where no finite threshold keeps the promise.
+        Threshold at step 0..T-1; +inf if no finite threshold keeps the promise.
     task : str
-        The task whose band it is of; empty for the band of all tasks.
+        The task that the band belongs to; empty for the band of all tasks.
 
     """
 
@@ -43,12 +43,12 @@ class Threshold:
 
     @property
     def length(self) -> int:
-        """Number of steps the threshold is known for."""
+        """Number of steps that the threshold is known for."""
         return int(self.upper.shape[0])
 
     @property
     def can_alarm(self) -> bool:
-        """False where no score whatever is above it, for too few calibration rollouts."""
+        """False if no score is above it at any step, because of too few calibration rollouts."""
         return bool(np.isfinite(self.upper).any())
 
     def covers(self, length: int) -> bool:
@@ -72,7 +72,7 @@ class Threshold:
         Raises
         ------
         BandError
-            The rollout is longer than the band, or a score is NaN: neither may pass as "no alarm".
+            The rollout is longer than the band, or a score is NaN: neither may count as "no alarm".
 
         """
         values = np.asarray(scores, dtype=np.float64)
@@ -82,7 +82,10 @@ class Threshold:
             self._refuse(values.shape[0] - 1)
         if np.isnan(values).any():
             step = int(np.flatnonzero(np.isnan(values))[0])
-            raise BandError(f'band: the score at step {step} is NaN and cannot be judged')
+            raise BandError(
+                f'band: expected a score at step {step}, found NaN, which is neither above nor '
+                'below the threshold; find out why the detector gives it'
+            )
         crossings = np.flatnonzero(values > self.upper[: values.shape[0]])
         return int(crossings[0]) if crossings.size else None
 
@@ -96,7 +99,7 @@ class Threshold:
 
 
 def frozen(values: ArrayLike, name: str) -> NDArray[np.float64]:
-    """Copy to a read-only float64 array: a threshold must not change after it was checked."""
+    """Return a read-only float64 copy: a threshold must not change after it was checked."""
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -106,6 +109,16 @@ def frozen(values: ArrayLike, name: str) -> NDArray[np.float64]:
 
 
 def check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind: str) -> None:
+    """Raise `BandError` if a larger alpha has a higher threshold anywhere.
+
+    Parameters
+    ----------
+    alphas : (K,) array
+        Ascending.
+    upper : (K, T) array
+    kind : str
+        Kind of the band, for the message.
+    """
     lower_alpha, higher_alpha = upper[:-1], upper[1:]
     # Last-place rounding is no disorder.
     finite = np.isfinite(lower_alpha)
@@ -114,6 +127,7 @@ def check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind:
     if disorder.any():
         row, step = np.argwhere(disorder)[0]
         raise BandError(
-            f'band: at step {step} the threshold for alpha {alphas[row + 1]:g} is above the one '
-            f'for alpha {alphas[row]:g}; a band of kind {kind!r} never is, so this one is corrupt'
+            f'band: at step {step} the threshold for alpha {alphas[row + 1]:g} is above the '
+            f'threshold for alpha {alphas[row]:g}, which a band of kind {kind!r} never is, so this '
+            'band is corrupt; fit again'
         )

@@ -1,27 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the values of single steps become the score so far: as they are, summed or averaged."""
+"""Scores so far from the values of single steps: the value itself, the sum or the running mean."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from safe_monitor_node.detectors.base import DetectorError
+from safe_monitor_node.detectors.base import Detector
 
 Accumulate = Literal['none', 'sum', 'mean']
+ACCUMULATE: tuple[Accumulate, ...] = ('none', 'sum', 'mean')
 
 
-def check_accumulate(detector: str, accumulate: object) -> None:
-    """Raise :class:`DetectorError` unless ``accumulate`` is one of :data:`Accumulate`."""
-    if accumulate not in ('none', 'sum', 'mean'):
-        raise DetectorError(
-            f'{detector}: accumulate must be one of none, sum, mean, found {accumulate!r}'
-        )
+@dataclass(kw_only=True, eq=False)
+class AccumulatingDetector(Detector):
+    """A detector that accumulates one value per step over the episode.
+
+    Parameters
+    ----------
+    accumulate : {'none', 'sum', 'mean'}
+        The value of the step alone, or the sum or running mean over the episode so far.
+    """
+
+    accumulate: Accumulate = 'none'
+
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_choice('accumulate', ACCUMULATE)
 
 
 def accumulated(values: np.ndarray, accumulate: Accumulate) -> np.ndarray:
-    """Return the scores ``(T,)`` as float32 from the values ``(T,)`` of single steps."""
+    """Return the scores as float32, shape (T,), from the values of single steps, shape (T,)."""
     values = np.asarray(values, dtype=np.float64)
     if accumulate != 'none':
         values = np.cumsum(values)
@@ -31,7 +43,7 @@ def accumulated(values: np.ndarray, accumulate: Accumulate) -> np.ndarray:
 
 
 class Accumulator:
-    """The same, one step at a time."""
+    """Accumulates one step at a time what :func:`accumulated` does for a whole rollout."""
 
     def __init__(self, accumulate: Accumulate) -> None:
         self._accumulate = accumulate
@@ -39,7 +51,7 @@ class Accumulator:
         self._steps = 0
 
     def add(self, value: float) -> float:
-        """Take the value of the next step and return the score so far."""
+        """Return the score after a step with this value."""
         if self._accumulate == 'none':
             return value
         self._total += value

@@ -1,103 +1,160 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector is: the contract that training, evaluation and the live monitor all rely on."""
+"""What a detector is: the contract that training, evaluation and the live monitor rely on."""
 
 from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout, RolloutError
 from vla_feature_bridge.step import PolicyStep
 
+LARGEST_NUMBER = float(np.finfo(np.float32).max)
+"""Largest value of a number among a detector's parameters."""
+
 
 class DetectorError(SafeError):
-    """A detector was configured, fitted or fed wrongly; the message says what was expected."""
+    """A detector has a wrong parameter, or cannot be fitted, loaded or used for scoring."""
 
 
 class StepError(DetectorError):
     """One step cannot be scored (NaN, wrong width, missing data); the monitor reports INVALID."""
 
 
+@dataclass(frozen=True)
+class ArraySpec:
+    """Shape and type of a fitted array; None in the shape stands for any positive length."""
+
+    shape: tuple[int | None, ...]
+    dtype: type[np.generic]
+
+    @classmethod
+    def of(cls, array: np.ndarray) -> ArraySpec:
+        """Return the shape and type of an array."""
+        return cls(array.shape, array.dtype.type)
+
+    def fits(self, array: np.ndarray) -> bool:
+        """Return whether an array has this shape and type."""
+        return (
+            array.dtype == self.dtype
+            and array.ndim == len(self.shape)
+            and all(
+                found == wanted or (wanted is None and found > 0)
+                for found, wanted in zip(array.shape, self.shape, strict=True)
+            )
+        )
+
+    def __str__(self) -> str:
+        lengths = ', '.join('any' if length is None else str(length) for length in self.shape)
+        return f'{np.dtype(self.dtype)} of shape ({lengths}{"," * (len(self.shape) == 1)})'
+
+
 class Stream(ABC):
-    """The live scoring of one episode. Constant time and memory per step."""
+    """Scores one episode live, in constant time and memory per step."""
 
     @abstractmethod
     def step(self, step: PolicyStep) -> float:
-        """Score the next step of the episode.
+        """Return the failure score after the next step of the episode.
 
         Returns
         -------
         float
-            The failure score; higher: more likely failing. Equal to ``score(rollout)[t]`` to 1e-5.
+            Higher means that a failure is more likely. Equal to ``score(rollout)[t]`` to 1e-5.
 
         Raises
         ------
         StepError
-            The step lacks what the detector needs, or holds NaN or another width. The stream's
-            memory is unchanged: the step counts as not seen.
+            The step lacks data that the detector needs, or holds NaN, or has another width. The
+            memory of the stream is unchanged: the step counts as not seen.
         """
 
 
 class Detector(ABC):
-    """Base of all failure detectors, after scikit-learn's estimators.
+    """Base class of all failure detectors, after the estimators of scikit-learn.
 
-    The constructor stores its parameters and does nothing else; fitted state ends in ``_``. The
-    fitting itself lives in ``safe_training``, because a robot does not need it; :meth:`fit` finds
-    it by an entry point of the group ``safe_monitor_node.fitters``.
+    A detector is a keyword-only dataclass; its fields are its parameters. The constructor stores
+    the parameters and does nothing else. :meth:`fit` and :meth:`load_state` call
+    :meth:`check_params` first. Attributes that exist only after fitting end in ``_``.
+
+    The functions that fit detectors are in ``safe_training``, because a robot does not need them.
+    :meth:`fit` finds them by the entry points ``safe_monitor_node.fitters``.
     """
 
     name: ClassVar[str]
+    """Name on the command line, in files and in the registry."""
     needs: ClassVar[frozenset[str]]
     """Subset of ``features``, ``actions``, ``sampled_actions``, ``tokens``, ``signals``."""
 
     dim_: int
+    """Number of features that the detector was fitted on."""
 
     def get_params(self) -> dict[str, Any]:
-        """Return the constructor's parameters by name; all are JSON values."""
+        """Return the parameters by name; all values can be written as JSON."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    def check_params(self) -> None:  # noqa: B027  (a detector without parameters checks nothing)
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
 
     @property
     def gives_probability(self) -> bool:
-        """True if the score claims to be the probability that the rollout fails."""
+        """True if the score is meant as the probability that the rollout fails."""
         return False
 
     @property
     def fitted(self) -> bool:
-        """True once the detector can score."""
+        """True if the detector can score."""
         return hasattr(self, 'dim_')
 
-    def fit(self, rollouts: Sequence[Rollout], **options: Any) -> Detector:
-        """Fit on labelled rollouts and return self.
+    def fit(
+        self,
+        rollouts: Sequence[Rollout],
+        *,
+        validation: Sequence[Rollout] | None = None,
+        progress: Progress | None = None,
+        **options: Any,
+    ) -> Detector:
+        """Fit on labelled rollouts and return the detector itself.
 
         Parameters
         ----------
         rollouts : sequence of Rollout
-            Training rollouts, both outcomes.
+            Training rollouts, usually of both outcomes.
+        validation : sequence of Rollout, optional
+            Rollouts on which to stop training early; most fitters do not use them.
+        progress : callable, optional
+            Called with (done, total, note).
         **options
-            Passed to the fitter; every fitter takes ``validation`` (rollouts) and ``progress``
-            (called with (done, total, note)).
+            Further options of the fitter.
 
         Raises
         ------
         DetectorError
-            No fitter is registered, or the rollouts cannot be fitted on.
+            A parameter is impossible, no fitter is installed, or the rollouts cannot be fitted on.
         """
-        from safe_monitor_node.detectors.registry import fitter_of
-
+        self.check_params()
+        require_rollouts(rollouts)
         try:
-            fitter_of(self.name)(self, rollouts, **options)
+            self._fitter()(self, rollouts, validation=validation, progress=progress, **options)
         except RolloutError as error:  # an unlabelled rollout
             raise DetectorError(f'{self.name}: {error}') from error
         return self
 
+    def _fitter(self) -> Callable[..., None]:
+        """Return the function that fits this detector; detectors that learn nothing override it."""
+        from safe_monitor_node.detectors.registry import fitter_of
+
+        return fitter_of(self.name)
+
     @abstractmethod
     def score(self, rollout: Rollout) -> np.ndarray:
-        """Score a whole rollout; entry t depends on steps 0 to t only.
+        """Return the scores of a whole rollout; entry t depends on steps 0 to t only.
 
         Returns
         -------
@@ -105,59 +162,142 @@ class Detector(ABC):
         """
 
     def score_all(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-        """Score many rollouts, as :meth:`score` does each; faster where they can be batched."""
+        """Return the scores of many rollouts, equal to :meth:`score` of each; may be faster."""
         return [self.score(rollout) for rollout in rollouts]
 
     def score_training(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-        """Score rollouts that it was fitted on, as :meth:`score_all` does.
+        """Return the scores of rollouts that the detector was fitted on.
 
-        A detector that stores its training steps overrides this, so that no step recognises itself.
+        Equal to :meth:`score_all`, except for a detector that stores its training steps: it leaves
+        out the steps of the rollout that it scores.
         """
         return self.score_all(rollouts)
 
     @abstractmethod
     def stream(self) -> Stream:
-        """Start scoring a new episode step by step."""
+        """Return a stream that scores a new episode step by step."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return the fitted arrays for the detector folder."""
+        """Return copies of the fitted arrays, for the detector folder."""
         self._require_fitted()
         return {}
 
-    def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
-        """Restore what :meth:`state` returned; raises :class:`DetectorError` if it does not fit."""
-        if state:
-            raise DetectorError(
-                f'{self.name}: unexpected arrays {sorted(state)}; this detector has none'
-            )
+    def load_state(self, state: Mapping[str, np.ndarray], dim: int) -> None:
+        """Restore the arrays of :meth:`state`.
+
+        Raises
+        ------
+        DetectorError
+            A parameter is impossible, or an array is missing or has another shape, type or name.
+        """
+        self.check_params()
+        self.checked_state(state, {})
         self.dim_ = dim
+
+    def checked_state(
+        self, state: Mapping[str, np.ndarray], expected: Mapping[str, ArraySpec]
+    ) -> dict[str, np.ndarray]:
+        """Return copies of loaded arrays, once names, shapes, types and values are checked.
+
+        Raises
+        ------
+        DetectorError
+            An array is missing, or not expected, or has another shape or type, or is not finite.
+        """
+        for key in sorted(expected.keys() | state.keys()):
+            spec, array = expected.get(key), state.get(key)
+            if spec is None or array is None or not spec.fits(array):
+                raise DetectorError(
+                    where=f'{self.name}: array {key!r}',
+                    expected='no such array' if spec is None else str(spec),
+                    found='no such array' if array is None else str(ArraySpec.of(array)),
+                    advice='fit the detector again with these parameters',
+                )
+            if not np.isfinite(array).all():
+                raise DetectorError(
+                    where=f'{self.name}: array {key!r}',
+                    expected='finite numbers',
+                    found='NaN or infinity',
+                    advice='fit the detector again',
+                )
+        return {key: np.array(state[key], order='C') for key in expected}
+
+    def _check_choice(self, parameter: str, choices: Sequence[str]) -> None:
+        value = getattr(self, parameter)
+        if value not in choices:
+            raise DetectorError(
+                f'{self.name}: {parameter} must be one of {", ".join(choices)}, found {value!r}'
+            )
+
+    def _check_flag(self, *parameters: str) -> None:
+        for parameter in parameters:
+            value = getattr(self, parameter)
+            if not isinstance(value, bool):
+                raise DetectorError(
+                    f'{self.name}: {parameter} must be true or false, found {value!r}'
+                )
+
+    def _check_integer(self, *parameters: str, least: int = 1) -> None:
+        for parameter in parameters:
+            value = getattr(self, parameter)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise DetectorError(
+                    f'{self.name}: {parameter} must be an integer of at least {least}, '
+                    f'found {value!r}'
+                )
+
+    def _check_number(
+        self, *parameters: str, least: float = -LARGEST_NUMBER, above: float = -np.inf
+    ) -> None:
+        """Check for finite numbers; ``least`` is allowed and ``above`` is not."""
+        for parameter in parameters:
+            value = getattr(self, parameter)
+            is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+            if not is_number or not least <= value <= LARGEST_NUMBER or not value > above:
+                lowest = f'above {above:g}' if np.isfinite(above) else f'of at least {least:.2g}'
+                raise DetectorError(
+                    f'{self.name}: {parameter} must be a number {lowest} and at most '
+                    f'{LARGEST_NUMBER:.2g}, found {value!r}'
+                )
 
     def _require_fitted(self) -> None:
         if not self.fitted:
             raise DetectorError(f'{self.name} is not fitted; call fit() or load a detector folder')
 
     def _checked_features(self, rollout: Rollout) -> np.ndarray:
-        """Return the rollout's features as finite float32 (T, dim_)."""
+        """Return the features of a rollout as finite float32, shape (T, dim_)."""
         self._require_fitted()
         # A copy: the arrays of a rollout set are read-only memory maps, which torch must not alias.
         features = np.array(rollout.features, dtype=np.float32, order='C')
         if features.ndim != 2 or features.shape[1] != self.dim_:
             raise StepError(
-                f'rollout {rollout.episode_id!r}: detector {self.name} was fitted on '
-                f'{self.dim_} features, found shape {features.shape}; '
-                'pool the features as the detector was trained'
+                f'rollout {rollout.episode_id!r}: detector {self.name} expects features of shape '
+                f'(T, {self.dim_}), as it was fitted on, found shape {features.shape}; '
+                'pool the features as for training'
             )
         if not np.isfinite(features).all():
             bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
             raise StepError(
                 f'rollout {rollout.episode_id!r}: the features of step {bad} hold NaN or infinity; '
-                'find out why the policy or the recorder produced them, or leave the rollout out'
+                'find out why the policy or the recorder wrote them, or leave the rollout out'
             )
         return features
 
 
+def require_rollouts(rollouts: Sequence[Rollout]) -> None:
+    """Raise :class:`DetectorError` if there is nothing to fit on."""
+    if not rollouts:
+        raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
+
+
 def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
-    """Return a live step's features as finite float32 ``(dim,)`` or raise :class:`StepError`."""
+    """Return the features of a live step as finite float32, shape (dim,).
+
+    Raises
+    ------
+    StepError
+        The features have another shape, or hold NaN or infinity.
+    """
     if step.features.shape != (dim,):
         raise StepError(
             f'step {step.step}: detector {detector} expects features of shape ({dim},), '
@@ -172,7 +312,13 @@ def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
 
 
 def checked_chunk(step: PolicyStep, detector: str) -> np.ndarray:
-    """Return the executed chunk as finite float64 ``(horizon, action_dim)``, or raise StepError."""
+    """Return the executed action chunk as finite float64, shape (horizon, action_dim).
+
+    Raises
+    ------
+    StepError
+        The step has no actions, or actions of another shape, or NaN or infinity among them.
+    """
     if step.actions is None:
         raise StepError(
             f'step {step.step}: detector {detector} needs action chunks, this step has none'

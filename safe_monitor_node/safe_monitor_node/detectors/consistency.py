@@ -1,47 +1,63 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far consecutive action chunks contradict each other (STAC)."""
+"""Contradictions between consecutive action chunks: STAC and STAC-Single.
+
+After Agia et al. ("Unpacking Failure Modes of Generative Policies", CoRL 2024), as used for
+baselines by Gu et al. (arXiv 2506.09937, section 5); in float64.
+"""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from dataclasses import dataclass
+
 import numpy as np
 
-from safe_monitor_node.detectors.accumulation import Accumulate
-from safe_monitor_node.detectors.base import DetectorError, StepError, checked_chunk
+from safe_monitor_node.detectors.base import StepError, checked_chunk
 from safe_monitor_node.detectors.clustering import squared_distances
 from safe_monitor_node.detectors.samples import checked_samples
-from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
+from safe_monitor_node.detectors.stepwise import Before, Plan, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
 
 
+@dataclass(kw_only=True, eq=False)
 class _ConsistencyDetector(StepwiseDetector):
-    """How far this step's plan contradicts the previous one where both speak of the same time."""
+    """A distance between the plans of consecutive steps for the same time.
 
-    exec_horizon: int | None
-    negate: bool
+    Parameters
+    ----------
+    exec_horizon : int or None
+        Actions executed between steps; None takes the number that each step carries.
+    negate : bool
+        Change the sign of the score (the published evaluation also considers that).
+    """
 
+    exec_horizon: int | None = None
+    negate: bool = False
+
+    @abstractmethod
     def chunks(self, step: PolicyStep) -> np.ndarray:
-        """Return the checked chunks (samples, horizon, action_dim) that are compared."""
-        raise AssertionError('each consistency detector chooses its chunks')
+        """Return the checked chunks that are compared, shape (samples, horizon, action_dim)."""
 
+    @abstractmethod
     def contradiction(self, before: np.ndarray, now: np.ndarray) -> float:
-        """Compare overlapping parts ``(samples, overlap, action_dim)`` of two steps."""
-        raise AssertionError('each consistency detector defines its distance')
+        """Return the distance of the overlapping parts, shape (samples, overlap, action_dim)."""
 
-    def check_parameters(self) -> None:
-        super().check_parameters()
-        if self.exec_horizon is not None and self.exec_horizon < 1:
-            raise DetectorError(
-                f'{self.name}: exec_horizon must be at least 1, or None for what the steps say; '
-                f'found {self.exec_horizon}'
-            )
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_flag('negate')
+        if self.exec_horizon is not None:
+            self._check_integer('exec_horizon')
 
-    def keep(self, step: PolicyStep) -> Before:
-        return Before(self.chunks(step).copy(), self._executed(step))
+    def plan(self, step: PolicyStep) -> Plan:
+        """Return what the next step is compared with."""
+        return Plan(self.chunks(step).copy(), self._executed(step))
 
     def _executed(self, step: PolicyStep) -> int:
         return step.exec_horizon if self.exec_horizon is None else self.exec_horizon
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the distance to the plan of the previous step; 0 at the first step."""
         now = self.chunks(step)
         horizon, executed = now.shape[1], self._executed(step)
         if executed >= horizon:
@@ -50,9 +66,9 @@ class _ConsistencyDetector(StepwiseDetector):
                 f'overlap, but all {horizon} actions of a chunk are executed ({executed}) before '
                 'the next one; execute fewer, or take another detector'
             )
-        if before is None:
+        if before.plan is None:
             return 0.0
-        left = before.actions[:, before.executed :]
+        left = before.plan.chunks[:, before.plan.executed :]
         overlap = min(left.shape[1], horizon)
         if left.shape[2] != now.shape[2]:
             raise StepError(
@@ -63,88 +79,57 @@ class _ConsistencyDetector(StepwiseDetector):
         return -value if self.negate else value
 
 
+@dataclass(kw_only=True, eq=False)
 class Stac(_ConsistencyDetector):
     """STAC: maximum mean discrepancy between the plans sampled at consecutive steps.
 
     The biased estimate of MMD^2 (V-statistic) with the kernel ``exp(-|x - y|^2 / beta)``, between
-    what the previous chunks planned beyond their executed part and what the new chunks plan for
-    the same time. 0 at the first step. An error where nothing overlaps.
+    the actions that the previous chunks planned beyond their executed part and the actions that the
+    new chunks plan for the same time. 0 at the first step; an error if nothing overlaps.
 
     Parameters
     ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
     beta : float
         Bandwidth of the kernel, in squared action units.
-    exec_horizon : int or None
-        Actions executed between steps; None takes what each step says.
-    negate : bool
-        Turn the score round (the published evaluation also considers that).
     """
 
     name = 'stac'
     needs = frozenset({'sampled_actions'})
 
-    def __init__(
-        self,
-        *,
-        accumulate: Accumulate = 'none',
-        beta: float = 1.0,
-        exec_horizon: int | None = None,
-        negate: bool = False,
-    ) -> None:
-        self.accumulate = accumulate
-        self.beta = beta
-        self.exec_horizon = exec_horizon
-        self.negate = negate
+    beta: float = 1.0
 
-    def check_parameters(self) -> None:
-        super().check_parameters()
-        if not self.beta > 0:
-            raise DetectorError(f'{self.name}: beta must be positive, found {self.beta!r}')
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_number('beta', above=0)
 
     def chunks(self, step: PolicyStep) -> np.ndarray:
+        """Return all sampled chunks."""
         return checked_samples(step, self.name)
 
     def contradiction(self, before: np.ndarray, now: np.ndarray) -> float:
+        """Return the biased estimate of MMD^2 between two sets of samples."""
         x, y = before.reshape(len(before), -1), now.reshape(len(now), -1)
         kernel = np.exp(-squared_distances(*(np.concatenate([x, y]),) * 2) / self.beta)
         n = len(x)
         return float(kernel[:n, :n].mean() + kernel[n:, n:].mean() - 2.0 * kernel[:n, n:].mean())
 
 
+@dataclass(kw_only=True, eq=False)
 class StacSingle(_ConsistencyDetector):
     """STAC-Single: mean Euclidean distance between the executed plans of consecutive steps.
 
-    Over the positions where the two chunks overlap; 0 at the first step. An error where nothing
-    overlaps.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    exec_horizon : int or None
-        Actions executed between steps; None takes what each step says.
-    negate : bool
-        Turn the score round (the published evaluation also considers that).
+    The mean is over the positions where the two chunks overlap. 0 at the first step; an error if
+    nothing overlaps.
     """
 
     name = 'stac_single'
     needs = frozenset({'actions'})
 
-    def __init__(
-        self,
-        *,
-        accumulate: Accumulate = 'none',
-        exec_horizon: int | None = None,
-        negate: bool = False,
-    ) -> None:
-        self.accumulate = accumulate
-        self.exec_horizon = exec_horizon
-        self.negate = negate
-
     def chunks(self, step: PolicyStep) -> np.ndarray:
+        """Return the executed chunk as the only sample."""
         return checked_chunk(step, self.name)[None]
 
     def contradiction(self, before: np.ndarray, now: np.ndarray) -> float:
+        """Return the mean distance between the actions of two chunks."""
         return float(np.linalg.norm(before[0] - now[0], axis=-1).mean())

@@ -1,62 +1,66 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How familiar a step is to networks trained on one outcome: RND and LogpZO.
+"""Base class of RND and LogpZO: how unfamiliar a step is to networks trained on one outcome.
 
-Both are out-of-distribution detectors of FAIL-Detect (Xu et al., arXiv 2503.08558) as used for a
-baseline by Gu et al. (arXiv 2506.09937): familiarity to successes minus familiarity to failures.
+Both are out-of-distribution detectors of FAIL-Detect (Xu et al., arXiv 2503.08558), as used for
+baselines by Gu et al. (arXiv 2506.09937): nonconformity with successes minus that with failures.
 """
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import nn
 
 from safe_monitor_node.detectors.accumulation import (
-    Accumulate,
+    AccumulatingDetector,
     Accumulator,
     accumulated,
-    check_accumulate,
 )
-from safe_monitor_node.detectors.base import Detector, DetectorError, Stream, checked_vector
+from safe_monitor_node.detectors.base import ArraySpec, DetectorError, Stream, checked_vector
 from safe_monitor_node.detectors.unet import UNet
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
 PUBLISHED_DOWN_DIMS = (256, 512, 1024)
-# Of the last normalisation, whatever that of the others is.
+# Groups of the last normalisation, whatever the groups of the others are.
 FINAL_GROUPS = 8
-# Steps in one pass of the networks when whole rollouts are scored. Always as many, filled up with
-# zeros: which kernel a convolution takes, and so its rounding, depends on the size of the batch.
-_SCORED_TOGETHER = 16
+# Steps in one pass of the networks when whole rollouts are scored. Always this number, filled up
+# with zeros: the kernel of a convolution, and so its rounding, depends on the size of the batch.
+_STEPS_PER_PASS = 16
 # As torch.nn.PairwiseDistance.
 EPS = 1e-6
 
+Inputs = tuple[torch.Tensor, ...]
+"""What the networks read: features (n, D), for RND also executed chunks."""
+
 
 def sequence_rows(entries: int, width: int, multiple: int) -> int:
-    """Return the rows of ``width`` that hold ``entries`` numbers, rounded up to a multiple."""
+    """Return how many rows of ``width`` hold ``entries`` numbers, rounded up to a multiple."""
     return math.ceil(math.ceil(entries / width) / multiple) * multiple
 
 
 def as_sequence(vectors: torch.Tensor, width: int, multiple: int) -> torch.Tensor:
-    """Reshape vectors ``(B, entries)`` to ``(B, rows, width)``, padded with zeros at the end."""
+    """Return vectors (B, entries) as sequences (B, rows, width), padded with zeros at the end."""
     rows = sequence_rows(vectors.shape[1], width, multiple)
     padded = nn.functional.pad(vectors, (0, rows * width - vectors.shape[1]))
     return padded.reshape(len(vectors), rows, width)
 
 
 def real_entries(entries: int, width: int, multiple: int) -> torch.Tensor:
-    """Return which entries ``(rows, width)`` of such a sequence are no padding."""
+    """Return the mask (rows, width) of the entries of such a sequence that are no padding."""
     rows = sequence_rows(entries, width, multiple)
     return (torch.arange(rows * width) < entries).reshape(rows, width)
 
 
 class _Sizes(NamedTuple):
-    """What all U-Nets of a detector have in common."""
+    """The sizes that all U-Nets of a detector share."""
 
     widths: tuple[int, ...]
     time_width: int
@@ -76,36 +80,63 @@ def _shapes(channels: int, condition: int, sizes: _Sizes) -> dict[str, tuple[int
     return {name: tuple(p.shape) for name, p in network.state_dict().items()}
 
 
-class DensityDetector(Detector):
-    """What RND and LogpZO share: U-Nets by name, and the difference of two familiarities."""
+@dataclass(kw_only=True, eq=False)
+class DensityDetector(AccumulatingDetector):
+    """A difference of two nonconformities, each computed by a U-Net trained on one outcome.
 
-    outcomes: ClassVar[tuple[str, ...]] = ('success', 'failure')
-    down_dims: Sequence[int] | None
-    kernel_size: int
-    groups: int
-    time_dim: int
-    success_only: bool
-    accumulate: Accumulate
-    epochs: int
-    batch_size: int
-    learning_rate: float
-    lambda_reg: float
-    reference_compatible: bool
-    seed: int
-    networks_: nn.ModuleDict
+    The parameters ``epochs``, ``batch_size``, ``learning_rate`` and ``lambda_reg`` steer the
+    training (:mod:`safe_training.fitting.density`); they do not change how a step is scored.
+
+    Parameters
+    ----------
+    down_dims : list of int or None
+        Channels of the U-Net's levels; None for the published 256, 512, 1024 (about 60 million
+        parameters per network: fit on a GPU).
+    kernel_size : int
+        Width of the convolutions; odd.
+    groups : int
+        Groups of the normalisation.
+    time_dim : int
+        Width of the embedded time; even.
+    success_only : bool
+        Leave out the network of failures.
+    epochs : int
+        Passes over the training rollouts.
+    batch_size : int
+        Rollouts in a batch.
+    learning_rate : float
+        Step size of Adam.
+    lambda_reg : float
+        Weight of the squared parameters in the loss.
+    reference_compatible : bool
+        Count the zeros that pad the input to the U-Net's length in loss and score, as published.
+    seed : int
+        Seed of initial weights and batches.
+    """
+
+    needs = frozenset({'features'})
+
+    down_dims: Sequence[int] | None = None
+    kernel_size: int = 5
+    groups: int = 8
+    time_dim: int = 128
+    success_only: bool = False
+    epochs: int = 200
+    batch_size: int = 64
+    learning_rate: float = 1e-4
+    lambda_reg: float = 0.0
+    reference_compatible: bool = False
+    seed: int = 0
+
+    networks_: nn.ModuleDict = field(init=False, repr=False)
 
     def check_params(self) -> None:
-        """Raise :class:`DetectorError` if a parameter is impossible."""
-        check_accumulate(self.name, self.accumulate)
-        counts: dict[str, Any] = {
-            name: getattr(self, name)
-            for name in ('kernel_size', 'groups', 'time_dim', 'epochs', 'batch_size')
-        }
-        for name, value in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise DetectorError(
-                    f'{self.name}: {name} must be an integer of at least 1, found {value!r}'
-                )
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_integer('kernel_size', 'groups', 'time_dim', 'epochs', 'batch_size')
+        self._check_integer('seed', least=0)
+        self._check_number('learning_rate', 'lambda_reg', least=0)
+        self._check_flag('success_only', 'reference_compatible')
         if self.kernel_size % 2 == 0:
             raise DetectorError(f'{self.name}: kernel_size must be odd, found {self.kernel_size}')
         if self.time_dim % 2 or self.time_dim < 4:
@@ -134,50 +165,52 @@ class DensityDetector(Detector):
 
     @property
     def multiple(self) -> int:
-        """Rows of a sequence come in multiples of this."""
+        """The number of rows of a sequence is a multiple of this."""
         return int(2 ** (len(self.widths()) - 1))
 
     def trained_outcomes(self) -> tuple[str, ...]:
         """Return the outcomes that have a trained network."""
-        return self.outcomes[:1] if self.success_only else self.outcomes
+        return ('success',) if self.success_only else ('success', 'failure')
 
     def set_networks(self, networks: nn.ModuleDict, dim: int) -> None:
-        """Adopt trained networks."""
+        """Take over trained networks."""
         self.networks_ = networks.eval().requires_grad_(False)
         self.dim_ = dim
 
-    def strangeness(self, outcome: str, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return how strange steps ``(n,)`` are to an outcome's network; float64."""
-        raise AssertionError('each density detector defines its strangeness')
+    @abstractmethod
+    def nonconformity(self, outcome: str, inputs: Inputs) -> torch.Tensor:
+        """Return the nonconformity of steps with one outcome as float64 (n,); higher is worse."""
 
-    def rollout_inputs(self, rollout: Rollout) -> tuple[torch.Tensor, ...]:
-        """Return what the networks read of a rollout, checked; the first axis is time."""
+    def rollout_inputs(self, rollout: Rollout) -> Inputs:
+        """Return the checked inputs of the networks from a rollout; the first axis is time."""
         return (torch.from_numpy(self._checked_features(rollout)),)
 
-    def step_inputs(self, step: PolicyStep) -> tuple[torch.Tensor, ...]:
-        """Return what the networks read of a step, checked; the first axis has length 1."""
+    def step_inputs(self, step: PolicyStep) -> Inputs:
+        """Return the checked inputs of the networks from a step; the first axis has length 1."""
         return (torch.from_numpy(checked_vector(step, self.dim_, self.name))[None],)
 
     @torch.inference_mode()
-    def values(self, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-        """Return the scores of single steps ``(n,)`` as float64."""
-        values = self.strangeness('success', inputs)
+    def values(self, inputs: Inputs) -> torch.Tensor:
+        """Return the values of single steps as float64 (n,), before any accumulation."""
+        values = self.nonconformity('success', inputs)
         if self.success_only:
             return values
-        return values - self.strangeness('failure', inputs)
+        return values - self.nonconformity('failure', inputs)
 
     def score(self, rollout: Rollout) -> np.ndarray:
+        """Return the scores of a whole rollout, float32 of shape (T,)."""
         return self.score_all([rollout])[0]
 
     def score_all(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Return the scores of many rollouts."""
         self._require_fitted()
         scores: list[np.ndarray] = []
         for rollout in rollouts:
             steps = len(rollout)
-            missing = -steps % _SCORED_TOGETHER
+            missing = -steps % _STEPS_PER_PASS
             batches = [
                 torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]).split(
-                    _SCORED_TOGETHER
+                    _STEPS_PER_PASS
                 )
                 for tensor in self.rollout_inputs(rollout)
             ]
@@ -186,59 +219,54 @@ class DensityDetector(Detector):
         return scores
 
     def stream(self) -> Stream:
+        """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         return _DensityStream(self)
 
     def state(self) -> dict[str, np.ndarray]:
+        """Return copies of the parameters of all networks."""
         self._require_fitted()
         return {
             name: p.detach().cpu().numpy().copy() for name, p in self.networks_.state_dict().items()
         }
 
+    @abstractmethod
     def layout(self, dim: int) -> tuple[tuple[str, ...], int, int]:
-        """Return the networks' names, their channels and the width of their condition."""
-        raise AssertionError('each density detector lays out its networks')
+        """Return the names of the networks, their channels and the width of their condition."""
 
     def _sizes(self) -> _Sizes:
         return _Sizes(tuple(self.widths()), self.time_dim, self.kernel_size, self.groups)
 
     def build(self, dim: int) -> nn.ModuleDict:
-        """Make the untrained networks for ``dim`` features with PyTorch's current random state."""
+        """Return the untrained networks for ``dim`` features, by PyTorch's present random state."""
         names, channels, condition = self.layout(dim)
         return nn.ModuleDict({name: _unet(channels, condition, self._sizes()) for name in names})
 
-    def load_networks(self, state: dict[str, np.ndarray], dim: int) -> None:
-        """Check and adopt the networks' parameters."""
-        self.check_params()
+    def network_specs(self, dim: int) -> dict[str, ArraySpec]:
+        """Return shape and type of the parameters of all networks."""
         names, channels, condition = self.layout(dim)
         shapes = _shapes(channels, condition, self._sizes())
-        expected = {f'{name}.{key}': shape for name in names for key, shape in shapes.items()}
-        found = {name: tuple(a.shape) for name, a in state.items()}
-        wrong = sorted(k for k in expected.keys() | found if expected.get(k) != found.get(k))
-        if wrong:
-            raise DetectorError(
-                f'{self.name}: array {wrong[0]!r} should have shape '
-                f'{expected.get(wrong[0], "(absent)")}, found {found.get(wrong[0], "(absent)")}'
-            )
-        for name, array in state.items():
-            if array.dtype != np.float32:
-                raise DetectorError(
-                    f'{self.name}: array {name!r} should be float32, found {array.dtype}'
-                )
-            if not np.isfinite(array).all():
-                raise DetectorError(f'{self.name}: array {name!r} holds NaN or infinity; fit again')
+        return {
+            f'{name}.{key}': ArraySpec(shape, np.float32)
+            for name in names
+            for key, shape in shapes.items()
+        }
+
+    def load_state(self, state: Mapping[str, np.ndarray], dim: int) -> None:
+        """Restore the arrays of :meth:`state`."""
+        self.check_params()
+        self._load_networks(self.checked_state(state, self.network_specs(dim)), dim)
+
+    def _load_networks(self, arrays: Mapping[str, np.ndarray], dim: int) -> None:
         with torch.device('meta'):
             networks = self.build(dim)
         networks.to_empty(device='cpu')
-        networks.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
+        networks.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
         self.set_networks(networks, dim)
-
-    def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
-        self.load_networks(state, dim)
 
 
 class _DensityStream(Stream):
-    """Each step passes through the networks on its own; only the running sum is remembered."""
+    """Each step passes through the networks alone; the only memory is the running sum."""
 
     def __init__(self, detector: DensityDetector) -> None:
         self._detector = detector

@@ -1,135 +1,118 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distances of a hidden state to those seen in training: Mahalanobis, nearest neighbours, clusters.
+"""Base class of the distances in feature space: Mahalanobis, nearest neighbours, clusters.
 
 Score of a step (Gu et al., arXiv 2506.09937, baselines): d(x, successes) - d(x, failures), or the
-first term alone. What is expensive happens at fit; a live step is a matrix-vector product a class.
+first term alone. The expensive work happens at fit; a live step is one matrix-vector product per
+outcome.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 
 from safe_monitor_node.detectors.accumulation import (
     Accumulate,
+    AccumulatingDetector,
     Accumulator,
     accumulated,
-    check_accumulate,
 )
-from safe_monitor_node.detectors.base import Detector, DetectorError, Stream, checked_vector
+from safe_monitor_node.detectors.base import ArraySpec, Stream, checked_vector
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-# Steps in one matrix product when whole rollouts are scored, and in one look at their candidates:
-# enough to fill the product, few enough to bound memory.
-SCORED_TOGETHER = 512
-
-
-def check_positive(detector: str, **values: object) -> None:
-    """Raise :class:`DetectorError` unless all are integers of at least 1."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise DetectorError(
-                f'{detector}: {name} must be an integer of at least 1, found {value!r}'
-            )
-
-
-def checked_array(
-    detector: str,
-    arrays: Mapping[str, np.ndarray],
-    name: str,
-    shape: tuple[int | None, ...],
-    dtype: type,
-) -> np.ndarray:
-    """Return a checked copy of a loaded array; None in ``shape`` is any positive length."""
-    array = arrays[name]
-    fits = len(array.shape) == len(shape) and all(
-        found == expected or (expected is None and found > 0)
-        for found, expected in zip(array.shape, shape, strict=True)
-    )
-    if not fits:
-        wanted = ', '.join('any' if n is None else str(n) for n in shape)
-        raise DetectorError(
-            f'{detector}: array {name!r} should have shape ({wanted}), found {array.shape}'
-        )
-    if array.dtype != dtype:
-        raise DetectorError(
-            f'{detector}: array {name!r} should be {np.dtype(dtype)}, found {array.dtype}'
-        )
-    if not np.isfinite(array).all():
-        raise DetectorError(f'{detector}: array {name!r} holds NaN or infinity; fit again')
-    return np.array(array, order='C')
+# Steps in one matrix product when whole rollouts are scored: enough to fill the product, few enough
+# to bound memory.
+STEPS_PER_PRODUCT = 512
 
 
 def centred(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """Return ``features - mean`` as float32."""
     # The difference in float64: float32 features far from zero would lose what tells them apart.
     return (features.astype(np.float64) - mean).astype(np.float32)
 
 
 def norm(vectors: np.ndarray) -> np.ndarray:
+    """Return the Euclidean norms of vectors (..., D) as float64 (...)."""
     wide = vectors.astype(np.float64)
     return np.sqrt(np.einsum('...i,...i->...', wide, wide))
 
 
-class ClassModel(ABC):
-    """What is remembered of one outcome's training steps."""
+class OutcomeModel(ABC):
+    """A description of the training steps of one outcome."""
 
     @abstractmethod
     def distance(self, x: np.ndarray) -> float:
-        """Return the distance of one feature vector ``(D,)`` float32."""
+        """Return the distance of one feature vector, float32 of shape (D,)."""
 
     @abstractmethod
     def distances(self, x: np.ndarray) -> np.ndarray:
-        """Return the distances of many ``(n, D)`` as float64 ``(n,)``."""
+        """Return the distances of many feature vectors (n, D) as float64 (n,)."""
 
     @abstractmethod
     def state(self) -> dict[str, np.ndarray]:
-        """Return the arrays that the model is made of."""
+        """Return the arrays of the model."""
 
 
-class EmbeddingDetector(Detector):
-    """What the embedding distances share: a model of each outcome, and their difference."""
+@dataclass(kw_only=True, eq=False)
+class EmbeddingDetector(AccumulatingDetector):
+    """A difference of distances to the training steps of both outcomes.
+
+    Parameters
+    ----------
+    success_only : bool
+        Leave out the distance to failures.
+    """
 
     needs = frozenset({'features'})
-    arrays: ClassVar[tuple[str, ...]]
-    """Names of one class model's arrays."""
-    success_only: bool
-    accumulate: Accumulate
-    success_: ClassModel
-    failure_: ClassModel | None
+
+    success_only: bool = False
+    accumulate: Accumulate = 'mean'
+
+    success_: OutcomeModel = field(init=False, repr=False)
+    failure_: OutcomeModel | None = field(init=False, repr=False)
 
     def check_params(self) -> None:
-        """Raise :class:`DetectorError` if a parameter is impossible."""
-        check_accumulate(self.name, self.accumulate)
-        if not isinstance(self.success_only, bool):
-            raise DetectorError(
-                f'{self.name}: success_only must be true or false, found {self.success_only!r}'
-            )
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_flag('success_only')
 
-    def model_from(self, arrays: Mapping[str, np.ndarray], outcome: str, dim: int) -> ClassModel:
-        """Make the model of one outcome from the arrays named ``outcome.*``, checking them."""
-        raise AssertionError('each embedding distance makes its model')
+    @abstractmethod
+    def array_specs(self, dim: int) -> dict[str, ArraySpec]:
+        """Return shape and type of the arrays of one outcome."""
 
-    def adopt(self, state: Mapping[str, np.ndarray], dim: int) -> None:
-        """Check and take over fitted arrays."""
+    @abstractmethod
+    def model_of(self, arrays: Mapping[str, np.ndarray], outcome: str) -> OutcomeModel:
+        """Return the model of one outcome; raises :class:`DetectorError` for wrong values."""
+
+    def outcomes(self) -> tuple[str, ...]:
+        """Return the outcomes that have a model."""
+        return ('success',) if self.success_only else ('success', 'failure')
+
+    def load_state(self, state: Mapping[str, np.ndarray], dim: int) -> None:
+        """Restore the arrays of :meth:`state`, named ``OUTCOME.ARRAY``."""
         self.check_params()
-        outcomes = ('success',) if self.success_only else ('success', 'failure')
-        expected = {f'{outcome}.{array}' for outcome in outcomes for array in self.arrays}
-        if wrong := sorted(expected ^ set(state)):
-            found = 'missing' if wrong[0] in expected else 'unexpected'
-            raise DetectorError(
-                f'{self.name}: array {wrong[0]!r} is {found}; it has {", ".join(sorted(expected))}'
+        specs = {
+            f'{outcome}.{name}': spec
+            for outcome in self.outcomes()
+            for name, spec in self.array_specs(dim).items()
+        }
+        checked = self.checked_state(state, specs)
+        models = {
+            outcome: self.model_of(
+                {name: checked[f'{outcome}.{name}'] for name in self.array_specs(dim)}, outcome
             )
-        models = [self.model_from(state, outcome, dim) for outcome in outcomes]
-        self.success_ = models[0]
-        self.failure_ = None if self.success_only else models[1]
+            for outcome in self.outcomes()
+        }
+        self.success_ = models['success']
+        self.failure_ = models.get('failure')
         self.dim_ = dim
 
     def state(self) -> dict[str, np.ndarray]:
+        """Return copies of the arrays of both models."""
         self._require_fitted()
         models = {'success': self.success_, 'failure': self.failure_}
         return {
@@ -139,17 +122,16 @@ class EmbeddingDetector(Detector):
             for name, array in model.state().items()
         }
 
-    def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
-        self.adopt(state, dim)
-
-    def compared(self) -> tuple[ClassModel, ClassModel | None]:
-        """Return the models whose distances make the score: that of successes, and of failures."""
+    def compared(self) -> tuple[OutcomeModel, OutcomeModel | None]:
+        """Return the models of successes and failures whose distances make the score."""
         return self.success_, self.failure_
 
     def score(self, rollout: Rollout) -> np.ndarray:
+        """Return the scores of a whole rollout, float32 of shape (T,)."""
         return self.score_all([rollout])[0]
 
     def score_all(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Return the scores of many rollouts, some of them in one matrix product."""
         self._require_fitted()
         scores: list[np.ndarray] = []
         for group in _groups(rollouts):
@@ -164,16 +146,17 @@ class EmbeddingDetector(Detector):
         return values if failure is None else values - failure.distances(features)
 
     def stream(self) -> Stream:
+        """Return a stream that scores a new episode step by step."""
         self._require_fitted()
-        return _DistanceStream(self.name, self.dim_, self.compared(), self.accumulate)
+        return _DistanceStream(self)
 
 
 def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-    """Put rollouts together until a group has :data:`_SCORED_TOGETHER` steps."""
+    """Put rollouts together until a group has :data:`STEPS_PER_PRODUCT` steps."""
     groups: list[list[Rollout]] = []
-    steps = SCORED_TOGETHER
+    steps = STEPS_PER_PRODUCT
     for rollout in rollouts:
-        if steps >= SCORED_TOGETHER:
+        if steps >= STEPS_PER_PRODUCT:
             groups.append([])
             steps = 0
         groups[-1].append(rollout)
@@ -181,23 +164,12 @@ def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     return groups
 
 
-def times(matrix: np.ndarray, vector: np.ndarray) -> np.ndarray:
-    """Multiply in PyTorch: the monitor's parameter ``threads`` limits it, and not NumPy's BLAS."""
-    return torch.mv(torch.from_numpy(matrix), torch.from_numpy(vector)).numpy()
-
-
 class _DistanceStream(Stream):
-    def __init__(
-        self,
-        name: str,
-        dim: int,
-        models: tuple[ClassModel, ClassModel | None],
-        accumulate: Accumulate,
-    ) -> None:
-        self._name = name
-        self._dim = dim
-        self._success, self._failure = models
-        self._accumulator = Accumulator(accumulate)
+    def __init__(self, detector: EmbeddingDetector) -> None:
+        self._name = detector.name
+        self._dim = detector.dim_
+        self._success, self._failure = detector.compared()
+        self._accumulator = Accumulator(detector.accumulate)
 
     def step(self, step: PolicyStep) -> float:
         x = checked_vector(step, self._dim, self._name)

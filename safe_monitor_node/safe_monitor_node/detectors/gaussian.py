@@ -1,40 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mahalanobis distance to the steps of failures and successes."""
+"""Mahalanobis distance to the training steps of successes and failures."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 
-from safe_monitor_node.detectors.accumulation import Accumulate
-from safe_monitor_node.detectors.base import DetectorError
+from safe_monitor_node.detectors.base import ArraySpec, DetectorError
 from safe_monitor_node.detectors.embedding import (
-    ClassModel,
     EmbeddingDetector,
+    OutcomeModel,
     centred,
-    checked_array,
     norm,
-    times,
 )
-from safe_monitor_node.detectors.neighbours import BLOCK
 
-# --- Mahalanobis
+# Rows of the triangular factor in one product: large enough for BLAS, small enough to skip zeros.
+_ROWS_PER_PRODUCT = 256
 
 
-class _Gaussian(ClassModel):
+class _Gaussian(OutcomeModel):
     """Mean and a triangular L, L^T L = (covariance + ridge I)^-1, so that d(x) = |L (x - mean)|."""
 
     def __init__(self, mean: np.ndarray, factor: np.ndarray) -> None:
         self._mean = mean
         self._factor = factor
-        starts = range(0, len(mean), BLOCK)
-        self._blocks = [factor[i : i + BLOCK, : i + BLOCK] for i in starts]
+        ends = range(_ROWS_PER_PRODUCT, len(mean) + _ROWS_PER_PRODUCT, _ROWS_PER_PRODUCT)
+        self._blocks = [factor[end - _ROWS_PER_PRODUCT : end, :end] for end in ends]
 
     def distance(self, x: np.ndarray) -> float:
         z = centred(x, self._mean)
         # By blocks of rows, without most zeros above the diagonal: half the memory to read.
-        return float(norm(np.concatenate([times(b, z[: b.shape[1]]) for b in self._blocks])))
+        return float(norm(np.concatenate([b @ z[: b.shape[1]] for b in self._blocks])))
 
     def distances(self, x: np.ndarray) -> np.ndarray:
         return norm(centred(x, self._mean) @ self._factor.T)
@@ -43,46 +41,44 @@ class _Gaussian(ClassModel):
         return {'mean': self._mean, 'factor': self._factor}
 
 
+@dataclass(kw_only=True, eq=False)
 class Mahalanobis(EmbeddingDetector):
-    """Mahalanobis distance to the successful training steps, minus that to the failed ones.
+    """Mahalanobis distance to the successful training steps, minus the distance to the failed ones.
 
-    d(x) = sqrt((x - m)^T (S + ridge I)^-1 (x - m)), m and S (ddof 1) mean and covariance of one.
+    ``d(x) = sqrt((x - m)^T (S + ridge I)^-1 (x - m))`` with mean m and covariance S (ddof 1) of the
+    steps of one outcome.
 
     Parameters
     ----------
-    success_only : bool
-        Leave out the distance to failures.
-    accumulate : {'mean', 'sum', 'none'}
-        Running mean over the episode so far, cumulative sum (the paper's), or the step alone.
     ridge : float
         Added to the variances; with fewer steps than features it alone makes S invertible.
     """
 
     name = 'mahalanobis'
-    arrays = ('mean', 'factor')
 
-    def __init__(
-        self,
-        *,
-        success_only: bool = False,
-        accumulate: Accumulate = 'mean',
-        ridge: float = 1e-4,
-    ) -> None:
-        self.success_only = success_only
-        self.accumulate = accumulate
-        self.ridge = ridge
+    ridge: float = 1e-4
 
     def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
         super().check_params()
-        if not isinstance(self.ridge, (int, float)) or not 0 < self.ridge < np.inf:
-            raise DetectorError(f'{self.name}: ridge must be above 0, found {self.ridge!r}')
+        self._check_number('ridge', above=0)
 
-    def model_from(self, arrays: Mapping[str, np.ndarray], outcome: str, dim: int) -> ClassModel:
-        mean = checked_array(self.name, arrays, f'{outcome}.mean', (dim,), np.float64)
-        name = f'{outcome}.factor'
-        factor = checked_array(self.name, arrays, name, (dim, dim), np.float32)
-        if (np.diag(factor) <= 0).any() or any(factor[i, i + 1 :].any() for i in range(dim)):
+    def array_specs(self, dim: int) -> dict[str, ArraySpec]:
+        """Return shape and type of the mean and the factor."""
+        return {
+            'mean': ArraySpec((dim,), np.float64),
+            'factor': ArraySpec((dim, dim), np.float32),
+        }
+
+    def model_of(self, arrays: Mapping[str, np.ndarray], outcome: str) -> OutcomeModel:
+        """Return the Gaussian of one outcome."""
+        factor = arrays['factor']
+        above = any(row[i + 1 :].any() for i, row in enumerate(factor))
+        if above or (np.diag(factor) <= 0).any():
             raise DetectorError(
-                f'{self.name}: array {name!r} should be lower triangular with a positive diagonal'
+                where=f'{self.name}: array {f"{outcome}.factor"!r}',
+                expected='a lower triangular matrix with a positive diagonal',
+                found='other values',
+                advice='fit the detector again',
             )
-        return _Gaussian(mean, factor)
+        return _Gaussian(arrays['mean'], factor)

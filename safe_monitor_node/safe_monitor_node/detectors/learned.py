@@ -1,61 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAFE-MLP and SAFE-LSTM (Gu et al., arXiv 2506.09937, 4.2): learned scores of hidden states.
 
-Each network is defined once. Training and batch scoring run it over the concatenated valid steps of
-many rollouts (no padding reaches a matrix product); the stream runs the same parameters one step at
-a time.
+Each network is defined once. Training and scoring of whole rollouts run it over the concatenated
+steps of many rollouts, so that no padding reaches a matrix product; the stream runs the same
+parameters one step at a time.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from safe_monitor_node.detectors.accumulation import Accumulate, Accumulator, check_accumulate
-from safe_monitor_node.detectors.base import (
-    Detector,
-    DetectorError,
-    Stream,
-    checked_vector,
+from safe_monitor_node.detectors.accumulation import (
+    Accumulate,
+    AccumulatingDetector,
+    Accumulator,
 )
+from safe_monitor_node.detectors.base import ArraySpec, DetectorError, Stream, checked_vector
 from safe_monitor_node.detectors.networks import (
     ACTIVATIONS,
     Activation,
     LstmNetwork,
     MlpNetwork,
-    check_choice,
     lstm_weights,
 )
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
 # Rollouts in one pass of a network: enough to fill its matrix products, few enough to bound memory.
-_SCORED_TOGETHER = 64
+_ROLLOUTS_PER_PASS = 64
+
+OPTIMIZERS = ('adam', 'adamw', 'sgd', 'sgdm')
 
 
-class LearnedDetector(Detector):
-    """What SAFE-MLP and SAFE-LSTM share: a network over hidden states, and its state on disk."""
+@dataclass(kw_only=True, eq=False)
+class LearnedDetector(AccumulatingDetector):
+    """A network over hidden states, trained by the losses of the paper.
+
+    The parameters from ``epochs`` on steer the training (:mod:`safe_training.fitting.learned`);
+    they do not change how a step is scored.
+
+    Parameters
+    ----------
+    hidden : int
+        Width of the layers.
+    layers : int
+        Number of layers.
+    epochs : int
+        Passes over the training rollouts.
+    batch_size : int
+        Rollouts in a batch.
+    optimizer : {'adam', 'adamw', 'sgd', 'sgdm'}
+        Optimiser; 'sgdm' is SGD with momentum 0.9.
+    learning_rate : float
+        Step size.
+    weight_decay : float
+        Weight decay of 'adamw'.
+    schedule_every : int
+        Epochs after which the learning rate is multiplied by ``schedule_gamma``.
+    schedule_gamma : float
+        Factor of the learning rate.
+    warmup : int
+        Epochs in which the learning rate rises linearly.
+    max_grad_norm : float or None
+        Norm to which gradients are clipped.
+    lambda_fail : float
+        Weight of the losses of failures.
+    lambda_success : float
+        Weight of the losses of successes.
+    lambda_reg : float
+        Weight of the squared parameters.
+    time_weighting : bool
+        Give early steps of failures more weight.
+    one_loss_per_rollout : bool
+        Take the loss of one random step of each rollout instead of the mean over its steps.
+    init_weight_scale : float
+        Factor of the initial weights.
+    seed : int
+        Seed of initial weights, batches and dropout.
+    """
 
     needs = frozenset({'features'})
-    layers: int
-    network_: nn.Module
 
+    hidden: int = 256
+    layers: int = 1
+    epochs: int = 300
+    batch_size: int = 512
+    optimizer: str = 'adam'
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-2
+    schedule_every: int = 300
+    schedule_gamma: float = 1.0
+    warmup: int = 0
+    max_grad_norm: float | None = None
+    lambda_fail: float = 1.0
+    lambda_success: float = 1.0
+    lambda_reg: float = 1e-2
+    time_weighting: bool = False
+    one_loss_per_rollout: bool = False
+    init_weight_scale: float = 1.0
+    seed: int = 0
+
+    network_: nn.Module = field(init=False, repr=False)
+
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_integer('hidden', 'layers', 'epochs', 'batch_size', 'schedule_every')
+        self._check_integer('warmup', 'seed', least=0)
+        if self.seed >= 2**63:
+            raise DetectorError(f'{self.name}: seed must be below 2**63, found {self.seed}')
+        self._check_choice('optimizer', OPTIMIZERS)
+        self._check_number('learning_rate', 'weight_decay', 'schedule_gamma', least=0)
+        self._check_number('lambda_fail', 'lambda_success', 'lambda_reg', least=0)
+        self._check_number('init_weight_scale', least=0)
+        if self.max_grad_norm is not None:
+            self._check_number('max_grad_norm', least=0)
+        self._check_flag('time_weighting', 'one_loss_per_rollout')
+
+    @abstractmethod
     def build(self, dim: int) -> nn.Module:
-        """Make the untrained network for ``dim`` features with PyTorch's current random state."""
-        raise AssertionError('each learned detector builds its network')
+        """Return the untrained network for ``dim`` features, by PyTorch's present random state."""
 
     def score(self, rollout: Rollout) -> np.ndarray:
+        """Return the scores of a whole rollout, float32 of shape (T,)."""
         return self.score_all([rollout])[0]
 
     def score_all(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Return the scores of many rollouts, some of them in one pass of the network."""
         scores: list[np.ndarray] = []
-        for start in range(0, len(rollouts), _SCORED_TOGETHER):
-            batch = rollouts[start : start + _SCORED_TOGETHER]
+        for start in range(0, len(rollouts), _ROLLOUTS_PER_PASS):
+            batch = rollouts[start : start + _ROLLOUTS_PER_PASS]
             flat = torch.from_numpy(np.concatenate([self._checked_features(r) for r in batch]))
             lengths = torch.tensor([len(r) for r in batch])
             with torch.inference_mode():
@@ -64,10 +146,13 @@ class LearnedDetector(Detector):
         return scores
 
     def state(self) -> dict[str, np.ndarray]:
+        """Return copies of the parameters of the network."""
         self._require_fitted()
         return {name: p.detach().numpy().copy() for name, p in self.network_.state_dict().items()}
 
-    def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
+    def load_state(self, state: Mapping[str, np.ndarray], dim: int) -> None:
+        """Restore the arrays of :meth:`state`."""
+        self.check_params()
         if self.layers > len(state):
             raise DetectorError(
                 f'{self.name}: {self.layers} layers cannot have {len(state)} arrays'
@@ -75,113 +160,55 @@ class LearnedDetector(Detector):
         # Without memory and random numbers, until the arrays are known to be the right ones.
         with torch.device('meta'):
             network = self.build(dim)
-        expected = {name: tuple(p.shape) for name, p in network.state_dict().items()}
-        found = {name: tuple(a.shape) for name, a in state.items()}
-        if expected != found:
-            wrong = sorted(
-                k for k in expected.keys() | found.keys() if expected.get(k) != found.get(k)
-            )
-            raise DetectorError(
-                f'{self.name}: array {wrong[0]!r} should have shape '
-                f'{expected.get(wrong[0], "(absent)")}, found {found.get(wrong[0], "(absent)")}'
-            )
-        for name, array in state.items():
-            if array.dtype != np.float32:
-                raise DetectorError(
-                    f'{self.name}: array {name!r} should be float32, found {array.dtype}'
-                )
+        specs = {k: ArraySpec(tuple(p.shape), np.float32) for k, p in network.state_dict().items()}
+        arrays = self.checked_state(state, specs)
         network.to_empty(device='cpu')
-        network.load_state_dict({name: torch.from_numpy(a.copy()) for name, a in state.items()})
+        network.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
         self.set_network(network, dim)
 
     def set_network(self, network: nn.Module, dim: int) -> None:
-        """Adopt a trained network."""
+        """Take over a trained network."""
         self.network_ = network.eval().requires_grad_(False)
         self.dim_ = dim
 
 
+@dataclass(kw_only=True, eq=False)
 class SafeMlp(LearnedDetector):
-    """SAFE-MLP: each step judged alone by a small MLP, the scores accumulated over time.
+    """SAFE-MLP: a small MLP scores each step alone, and the scores are accumulated over time.
 
-    The paper sums the scores; the sum grows with the length of a task, so scores of different tasks
-    cannot be compared (methods.md D39b). The default here is the running mean.
+    The paper sums the scores; the sum grows with the length of a task, so that scores of different
+    tasks cannot be compared (departures.md D39b). The default here is the running mean.
 
     Parameters
     ----------
-    hidden, layers : int
-        Width and number of linear layers (1 is linear).
+    layers : int
+        Number of linear layers (1 is linear).
     activation : {'sigmoid', 'relu', 'none'}
         Final activation.
-    accumulate : {'mean', 'sum', 'none'}
-        Running mean, cumulative sum (the paper's), or the plain p_t.
     threshold : float or None
         With a number, failures are pushed up to it and no further (``relu(threshold - S_t)``).
-    epochs, batch_size, optimizer, learning_rate, weight_decay, schedule_every, schedule_gamma,
-    warmup, max_grad_norm, lambda_fail, lambda_success, lambda_reg, time_weighting,
-    one_loss_per_rollout, init_weight_scale, seed
-        Training, see :mod:`safe_training.fitting.learned`; they do not change how a step is scored.
     """
 
     name = 'safe_mlp'
 
-    def __init__(
-        self,
-        *,
-        hidden: int = 256,
-        layers: int = 2,
-        activation: Activation = 'sigmoid',
-        accumulate: Accumulate = 'mean',
-        threshold: float | None = None,
-        epochs: int = 300,
-        batch_size: int = 512,
-        optimizer: str = 'adam',
-        learning_rate: float = 1e-3,
-        weight_decay: float = 1e-2,
-        schedule_every: int = 300,
-        schedule_gamma: float = 1.0,
-        warmup: int = 0,
-        max_grad_norm: float | None = None,
-        lambda_fail: float = 1.0,
-        lambda_success: float = 1.0,
-        lambda_reg: float = 1e-2,
-        time_weighting: bool = False,
-        one_loss_per_rollout: bool = False,
-        init_weight_scale: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        self.hidden = hidden
-        self.layers = layers
-        self.activation = activation
-        self.accumulate = accumulate
-        self.threshold = threshold
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.schedule_every = schedule_every
-        self.schedule_gamma = schedule_gamma
-        self.warmup = warmup
-        self.max_grad_norm = max_grad_norm
-        self.lambda_fail = lambda_fail
-        self.lambda_success = lambda_success
-        self.lambda_reg = lambda_reg
-        self.time_weighting = time_weighting
-        self.one_loss_per_rollout = one_loss_per_rollout
-        self.init_weight_scale = init_weight_scale
-        self.seed = seed
+    layers: int = 2
+    activation: Activation = 'sigmoid'
+    accumulate: Accumulate = 'mean'
+    threshold: float | None = None
+
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_choice('activation', tuple(ACTIVATIONS))
+        if self.threshold is not None:
+            self._check_number('threshold')
 
     def build(self, dim: int) -> MlpNetwork:
-        check_accumulate(self.name, self.accumulate)
-        check_choice(self.name, 'activation', self.activation, tuple(ACTIVATIONS))
-        if self.hidden < 1 or self.layers < 1:
-            raise DetectorError(
-                f'{self.name}: hidden and layers must be at least 1, '
-                f'found {self.hidden} and {self.layers}'
-            )
+        """Return the untrained network for ``dim`` features, by PyTorch's present random state."""
         return MlpNetwork(dim, self.hidden, self.layers, self.activation, self.accumulate)
 
     def stream(self) -> Stream:
+        """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         assert isinstance(self.network_, MlpNetwork)
         return _MlpStream(self.network_, self.dim_)
@@ -206,107 +233,63 @@ class _MlpStream(Stream):
         return self._accumulator.add(self._activation(x).item())
 
 
+@dataclass(kw_only=True, eq=False)
 class SafeLstm(LearnedDetector):
     """SAFE-LSTM: an LSTM reads the hidden states so far and gives the probability of failure.
 
+    With ``accumulate`` 'sum' or 'mean', the probabilities are accumulated over time with a stopped
+    gradient, and the hinge loss replaces the cross-entropy.
+
     Parameters
     ----------
-    hidden, layers : int
-        Width and number of LSTM layers.
     history : int
-        -1 for the whole episode so far; n >= 1 for an own run over the n steps before the current
-        one (which is then not among them, as published).
-    accumulate : {'none', 'sum', 'mean'}
-        'sum' and 'mean' accumulate p_t over time with a stopped gradient and train with the hinge
-        loss.
+        -1 for the whole episode so far. n >= 1 runs the LSTM anew at each step, over the n steps
+        before it (without the step itself, as published).
     dropout : float
-        Before the linear head, in training only.
-    hard_negative, hard_negative_margin, hard_negative_beta
-        Weight, margin and sharpness of the hard-negative loss; beta <= 0 takes the true maximum.
-    epochs, batch_size, optimizer, learning_rate, weight_decay, schedule_every, schedule_gamma,
-    warmup, max_grad_norm, lambda_fail, lambda_success, lambda_reg, time_weighting,
-    one_loss_per_rollout, init_weight_scale, seed
-        Training, see :mod:`safe_training.fitting.learned`; they do not change how a step is scored.
+        Dropout before the linear head, in training only.
+    hard_negative : float
+        Weight of the hard-negative loss.
+    hard_negative_margin : float
+        Margin of the hard-negative loss around 0.5.
+    hard_negative_beta : float
+        Sharpness of the soft maximum in the hard-negative loss; 0 or less takes the true maximum.
     """
 
     name = 'safe_lstm'
 
-    def __init__(
-        self,
-        *,
-        hidden: int = 256,
-        layers: int = 1,
-        history: int = -1,
-        accumulate: Accumulate = 'none',
-        dropout: float = 0.0,
-        hard_negative: float = 0.0,
-        hard_negative_margin: float = 0.1,
-        hard_negative_beta: float = 50.0,
-        epochs: int = 300,
-        batch_size: int = 512,
-        optimizer: str = 'adam',
-        learning_rate: float = 3e-4,
-        weight_decay: float = 1e-2,
-        schedule_every: int = 300,
-        schedule_gamma: float = 1.0,
-        warmup: int = 0,
-        max_grad_norm: float | None = None,
-        lambda_fail: float = 1.0,
-        lambda_success: float = 1.0,
-        lambda_reg: float = 1e-2,
-        time_weighting: bool = False,
-        one_loss_per_rollout: bool = False,
-        init_weight_scale: float = 1.0,
-        seed: int = 0,
-    ) -> None:
-        self.hidden = hidden
-        self.layers = layers
-        self.history = history
-        self.accumulate = accumulate
-        self.dropout = dropout
-        self.hard_negative = hard_negative
-        self.hard_negative_margin = hard_negative_margin
-        self.hard_negative_beta = hard_negative_beta
-        self.epochs = epochs
-        self.batch_size = batch_size
-        self.optimizer = optimizer
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.schedule_every = schedule_every
-        self.schedule_gamma = schedule_gamma
-        self.warmup = warmup
-        self.max_grad_norm = max_grad_norm
-        self.lambda_fail = lambda_fail
-        self.lambda_success = lambda_success
-        self.lambda_reg = lambda_reg
-        self.time_weighting = time_weighting
-        self.one_loss_per_rollout = one_loss_per_rollout
-        self.init_weight_scale = init_weight_scale
-        self.seed = seed
+    history: int = -1
+    dropout: float = 0.0
+    hard_negative: float = 0.0
+    hard_negative_margin: float = 0.1
+    hard_negative_beta: float = 50.0
+    learning_rate: float = 3e-4
 
-    @property
-    def gives_probability(self) -> bool:
-        # Cross-entropy of every step against the outcome is what a probability is trained with.
-        return self.accumulate == 'none'
-
-    def build(self, dim: int) -> LstmNetwork:
-        check_accumulate(self.name, self.accumulate)
-        if self.hidden < 1 or self.layers < 1:
-            raise DetectorError(
-                f'{self.name}: hidden and layers must be at least 1, '
-                f'found {self.hidden} and {self.layers}'
-            )
-        if self.history == 0 or self.history < -1:
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_integer('history', least=-1)
+        if self.history == 0:
             raise DetectorError(
                 f'{self.name}: history must be -1 (all) or at least 1, found {self.history}'
             )
-        if not 0 <= self.dropout < 1:
+        self._check_number('dropout', 'hard_negative', least=0)
+        self._check_number('hard_negative_margin', 'hard_negative_beta')
+        if not self.dropout < 1:
             raise DetectorError(f'{self.name}: dropout must lie in [0, 1), found {self.dropout}')
+
+    @property
+    def gives_probability(self) -> bool:
+        """True unless scores are accumulated: cross-entropy trains each step's probability."""
+        return self.accumulate == 'none'
+
+    def build(self, dim: int) -> LstmNetwork:
+        """Return the untrained network for ``dim`` features, by PyTorch's present random state."""
         return LstmNetwork(
             dim, self.hidden, self.layers, self.history, self.dropout, self.accumulate
         )
 
     def stream(self) -> Stream:
+        """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         assert isinstance(self.network_, LstmNetwork)
         if self.history < 0:
@@ -353,7 +336,7 @@ class _LstmStream(Stream):
 
 
 class _LstmWindowStream(Stream):
-    """An own LSTM run over the last ``history`` steps before each step."""
+    """A new LSTM run at each step, over the ``history`` steps before it."""
 
     def __init__(self, network: LstmNetwork, dim: int) -> None:
         self._network = network

@@ -1,49 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Distance to the nearest stored steps, Euclidean or by angle."""
+"""Distance to the nearest training steps, Euclidean or by angle."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from safe_monitor_node.detectors.accumulation import Accumulate, accumulated
-from safe_monitor_node.detectors.base import DetectorError
+from safe_monitor_node.detectors.accumulation import accumulated
+from safe_monitor_node.detectors.base import ArraySpec, DetectorError
 from safe_monitor_node.detectors.embedding import (
-    SCORED_TOGETHER,
-    ClassModel,
+    STEPS_PER_PRODUCT,
     EmbeddingDetector,
+    OutcomeModel,
     centred,
-    check_positive,
-    checked_array,
     norm,
-    times,
 )
 from vla_feature_bridge.rollout import Rollout
 
-_REFINED_TOGETHER = 32
-# Rows of a triangular factor in one product: large enough for BLAS, small enough to skip the zeros.
-BLOCK = 256
-# Candidates beyond the neighbours asked for, among which the exact distances decide.
+# Steps whose candidates are gathered at once: few enough to bound memory.
+_STEPS_REFINED_AT_ONCE = 32
+# Candidates beyond the wanted neighbours; the exact distances decide among all of them.
 _SPARE_CANDIDATES = 8
 
 
-# --- nearest neighbours
-
-
 def fingerprint(features: np.ndarray) -> int:
-    """Return a 63-bit hash of a rollout's features, to know it again among training data."""
+    """Return a 63-bit hash of a rollout's features, to recognise it among the training data."""
     data = np.ascontiguousarray(features, dtype='<f4').tobytes()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little') >> 1
 
 
-class _Neighbours(ClassModel):
-    """All training steps of one outcome; the distance is the mean of the k smallest.
+class _Neighbours(OutcomeModel):
+    """All training steps of one outcome; the distance is the mean over the k nearest steps.
 
-    |x - y|^2 = |x|^2 + |y|^2 - 2 x.y cancels when neighbours are close together (methods.md D46),
-    so it only picks candidates, on vectors centred at fit; their distances are taken directly.
+    |x - y|^2 = |x|^2 + |y|^2 - 2 x.y loses precision if neighbours are close together
+    (departures.md D46). It only selects candidates, on vectors centred at fit; the distances of the
+    candidates are computed directly.
     """
 
     def __init__(
@@ -61,27 +56,27 @@ class _Neighbours(ClassModel):
         return centred(x, self._centre)
 
     def _from_squares(self, squares: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Turn squared Euclidean distances ``(..., candidates)`` into the method's own."""
+        """Return the distances of the method from squared Euclidean ones (..., candidates)."""
         return np.sqrt(squares)
 
     def distance(self, x: np.ndarray) -> float:
         z = self._prepared(x)
-        order = self._half_squares - times(self._rows, z)
+        order = self._half_squares - self._rows @ z
         chosen = self._pick(order)
         return float(self._mean_distance(z, chosen))
 
     def distances(self, x: np.ndarray, without: int | None = None) -> np.ndarray:
-        """As :meth:`_ClassModel.distances`; ``without`` leaves out the rollout of a fingerprint."""
+        """Return distances (n,); ``without`` leaves out the rollout with this fingerprint."""
         out = np.empty(len(x))
         excluded = None if without is None else self._rollouts == without
-        for start in range(0, len(x), SCORED_TOGETHER):
-            z = self._prepared(x[start : start + SCORED_TOGETHER])
+        for start in range(0, len(x), STEPS_PER_PRODUCT):
+            z = self._prepared(x[start : start + STEPS_PER_PRODUCT])
             order = self._half_squares - z @ self._rows.T
             if excluded is not None:
                 order[:, excluded] = np.inf
             chosen = self._pick(order)
-            for at in range(0, len(z), _REFINED_TOGETHER):
-                part = slice(at, at + _REFINED_TOGETHER)
+            for at in range(0, len(z), _STEPS_REFINED_AT_ONCE):
+                part = slice(at, at + _STEPS_REFINED_AT_ONCE)
                 allowed = None if excluded is None else ~excluded[chosen[part]]
                 out[start : start + len(z)][part] = self._mean_distance(
                     z[part], chosen[part], allowed
@@ -111,7 +106,7 @@ class _Neighbours(ClassModel):
 
 
 class _CosineNeighbours(_Neighbours):
-    """The same on unit vectors: 1 - cos(x, y) = |x/|x| - y/|y||^2 / 2, without cancellation."""
+    """Nearest neighbours on unit vectors: 1 - cos(x, y) = |x/|x| - y/|y||^2 / 2."""
 
     def __init__(
         self, centre: np.ndarray, rows: np.ndarray, rollouts: np.ndarray, count: int
@@ -130,50 +125,61 @@ class _CosineNeighbours(_Neighbours):
 
 
 def unit_vectors(x: np.ndarray) -> np.ndarray:
-    """Scale vectors ``(..., D)`` to length 1 in float64; those below 1e-8 become zero."""
+    """Return vectors (..., D) scaled to length 1, in float64; shorter ones than 1e-8 become 0."""
     norms = norm(x)[..., None]
     return np.where(norms < 1e-8, 0.0, x / np.maximum(norms, 1e-8))
 
 
+@dataclass(kw_only=True, eq=False)
 class NeighbourDetector(EmbeddingDetector):
-    """What the two nearest-neighbour distances share."""
+    """A distance to the nearest training steps.
 
-    arrays = ('centre', 'rows', 'rollouts')
-    neighbours: int
+    Parameters
+    ----------
+    neighbours : int
+        Number of nearest steps of each outcome that are averaged.
+    """
+
+    neighbours: int = 10
+
     model: ClassVar[type[_Neighbours]]
 
-    def __init__(
-        self,
-        *,
-        neighbours: int = 10,
-        success_only: bool = False,
-        accumulate: Accumulate = 'mean',
-    ) -> None:
-        self.neighbours = neighbours
-        self.success_only = success_only
-        self.accumulate = accumulate
-
     def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
         super().check_params()
-        check_positive(self.name, neighbours=self.neighbours)
+        self._check_integer('neighbours')
 
-    def model_from(self, arrays: Mapping[str, np.ndarray], outcome: str, dim: int) -> ClassModel:
-        centre = checked_array(self.name, arrays, f'{outcome}.centre', (dim,), np.float64)
-        rows = checked_array(self.name, arrays, f'{outcome}.rows', (None, dim), np.float32)
-        name = f'{outcome}.rollouts'
-        rollouts = checked_array(self.name, arrays, name, (len(rows),), np.int64)
-        if len(rows) < self.neighbours:
+    def array_specs(self, dim: int) -> dict[str, ArraySpec]:
+        """Return shape and type of the stored steps of one outcome."""
+        return {
+            'centre': ArraySpec((dim,), np.float64),
+            'rows': ArraySpec((None, dim), np.float32),
+            'rollouts': ArraySpec((None,), np.int64),
+        }
+
+    def model_of(self, arrays: Mapping[str, np.ndarray], outcome: str) -> OutcomeModel:
+        """Return the stored steps of one outcome, ready to be searched."""
+        count = len(arrays['rows'])
+        if len(arrays['rollouts']) != count:
             raise DetectorError(
-                f'{self.name}: {self.neighbours} neighbours among {len(rows)} steps of {outcome}'
+                where=f'{self.name}: array {f"{outcome}.rollouts"!r}',
+                expected=f'{count} entries, one for each row of {f"{outcome}.rows"!r}',
+                found=str(len(arrays['rollouts'])),
+                advice='fit the detector again',
             )
-        return self.model(centre, rows, rollouts, self.neighbours)
+        if count < self.neighbours:
+            raise DetectorError(
+                f'{self.name}: {self.neighbours} neighbours among {count} steps of {outcome}; '
+                'give fewer neighbours, or fit the detector again'
+            )
+        return self.model(arrays['centre'], arrays['rows'], arrays['rollouts'], self.neighbours)
 
     def score_training(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
-        """Score rollouts that it was fitted on, each without its own steps among the neighbours.
+        """Return the scores of training rollouts, each without its own steps as neighbours.
 
-        A training step is its own nearest neighbour at distance 0: scored like any other, the
-        training part would look perfect on pure noise (methods.md D45). Its rollout's other steps
-        are left out too, because neighbouring steps of one episode are nearly the same step.
+        The nearest neighbour of a training step is the step itself, at distance 0: scored like any
+        other rollout, the training part would look perfect on pure noise (departures.md D45). The
+        other steps of the rollout are left out too, because consecutive steps are nearly equal.
         """
         self._require_fitted()
         scores = []
@@ -189,35 +195,17 @@ class NeighbourDetector(EmbeddingDetector):
         return scores
 
 
+@dataclass(kw_only=True, eq=False)
 class EuclideanKnn(NeighbourDetector):
-    """Mean Euclidean distance to the nearest successful training steps, minus that to failed ones.
-
-    Parameters
-    ----------
-    neighbours : int
-        How many nearest steps of each class are averaged.
-    success_only : bool
-        Leave out the distance to failures.
-    accumulate : {'mean', 'sum', 'none'}
-        Running mean over the episode so far, cumulative sum (the paper's), or the step alone.
-    """
+    """Mean Euclidean distance to the nearest successful steps, minus that to failed ones."""
 
     name = 'euclidean_knn'
     model = _Neighbours
 
 
+@dataclass(kw_only=True, eq=False)
 class CosineKnn(NeighbourDetector):
-    """Mean cosine distance (1 - cos) to the nearest successful steps, minus that to failed ones.
-
-    Parameters
-    ----------
-    neighbours : int
-        How many nearest steps of each class are averaged.
-    success_only : bool
-        Leave out the distance to failures.
-    accumulate : {'mean', 'sum', 'none'}
-        Running mean over the episode so far, cumulative sum (the paper's), or the step alone.
-    """
+    """Mean cosine distance (1 - cos) to the nearest successful steps, minus that to failed ones."""
 
     name = 'cosine_knn'
     model = _CosineNeighbours

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import Literal
 
@@ -10,7 +12,6 @@ import torch
 from torch import nn
 
 from safe_monitor_node.detectors.accumulation import Accumulate
-from safe_monitor_node.detectors.base import DetectorError
 
 Activation = Literal['sigmoid', 'relu', 'none']
 
@@ -18,12 +19,12 @@ ACTIVATIONS = {'sigmoid': torch.sigmoid, 'relu': torch.relu, 'none': lambda x: x
 
 
 def pad_steps(flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Spread concatenated steps ``(N, ...)`` of B rollouts, zero-padded: ``(B, longest, ...)``."""
+    """Return the concatenated steps (N, ...) of B rollouts, zero-padded: (B, longest, ...)."""
     return nn.utils.rnn.pad_sequence(list(torch.split(flat, lengths.tolist())), batch_first=True)
 
 
 def time_major(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
-    """Order the concatenated steps of rollouts by time, long rollouts first.
+    """Return an order of the concatenated steps of rollouts by time, long rollouts first.
 
     Parameters
     ----------
@@ -32,10 +33,10 @@ def time_major(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     Returns
     -------
     index : Tensor of int64, shape (N,)
-        Where each step of the new order stands in the concatenated rollouts.
+        Position of each step of the new order in the concatenated rollouts.
     batch_sizes : list of int
-        How many rollouts are still running at each time; they are the first ones of the time
-        before.
+        Number of rollouts that have not ended at each time step; they are the first rollouts of the
+        time step before.
     """
     order = torch.argsort(lengths, descending=True, stable=True)
     times = torch.arange(int(lengths.max()))[:, None]
@@ -44,30 +45,31 @@ def time_major(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
     return (starts[order][None] + times)[alive], alive.sum(dim=1).tolist()
 
 
-def running_mean(total: torch.Tensor) -> torch.Tensor:
-    """Divide a cumulative sum ``(B, T)`` by the number of steps so far."""
-    return total / torch.arange(1, total.shape[1] + 1, dtype=total.dtype, device=total.device)
-
-
 def stop_gradient_cumsum(values: torch.Tensor) -> torch.Tensor:
-    """Cumulative sum over time whose derivative is the identity: d S_t / d p_k = [k == t].
+    """Return the cumulative sum over time, with the derivative d S_t / d p_k = [k == t].
 
-    ``values`` has shape (B, T, ...). Used by SAFE-LSTM (methods.md 3.2), whose recurrence already
-    carries the past.
+    ``values`` has shape (B, T, ...). For SAFE-LSTM, whose recurrence already carries the past.
     """
     total = torch.cumsum(values, dim=1)
     return values + (total - values).detach()
 
 
-def check_choice(detector: str, parameter: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise DetectorError(
-            f'{detector}: {parameter} must be one of {", ".join(choices)}, found {value!r}'
-        )
+def accumulated_steps(
+    p: torch.Tensor,
+    accumulate: Accumulate,
+    cumulative: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """Return the scores (B, T) of padded p_t; ``cumulative`` sums them over time."""
+    if accumulate == 'none':
+        return p
+    total = cumulative(p)
+    if accumulate == 'sum':
+        return total
+    return total / torch.arange(1, total.shape[1] + 1, dtype=total.dtype, device=total.device)
 
 
 class MlpNetwork(nn.Module):
-    """``layers`` linear maps D -> hidden -> ... -> 1 with ReLU between; one score a step."""
+    """``layers`` linear maps D -> hidden -> ... -> 1 with ReLU between; one score per step."""
 
     def __init__(
         self, dim: int, hidden: int, layers: int, activation: Activation, accumulate: Accumulate
@@ -82,19 +84,16 @@ class MlpNetwork(nn.Module):
         self.accumulate = accumulate
 
     def per_step(self, flat: torch.Tensor) -> torch.Tensor:
-        """Return p_t of steps ``(N, D)`` as ``(N,)``, before any accumulation."""
+        """Return p_t (N,) of steps (N, D), before any accumulation."""
         return ACTIVATIONS[self.activation](self.layers(flat).squeeze(-1))
 
     def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
+        """Return scores (B, T) of the concatenated steps (N, D) of rollouts with lengths (B,)."""
         return self.accumulated(pad_steps(self.per_step(flat), lengths))
 
     def accumulated(self, p: torch.Tensor) -> torch.Tensor:
         """Return the scores (B, T) of padded p_t."""
-        if self.accumulate == 'none':
-            return p
-        total = torch.cumsum(p, dim=1)
-        return running_mean(total) if self.accumulate == 'mean' else total
+        return accumulated_steps(p, self.accumulate, partial(torch.cumsum, dim=1))
 
 
 def lstm_weights(lstm: nn.LSTM, layer: int) -> tuple[torch.Tensor, ...]:
@@ -104,7 +103,7 @@ def lstm_weights(lstm: nn.LSTM, layer: int) -> tuple[torch.Tensor, ...]:
 
 
 class LstmNetwork(nn.Module):
-    """LSTM D -> hidden, then a linear head and a sigmoid; one score a step."""
+    """LSTM D -> hidden, then a linear head and a sigmoid; one score per step."""
 
     def __init__(
         self,
@@ -123,7 +122,7 @@ class LstmNetwork(nn.Module):
         self.accumulate = accumulate
 
     def forward(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        """Score concatenated steps ``(N, D)`` of rollouts with ``lengths`` (B,); returns (B, T)."""
+        """Return scores (B, T) of the concatenated steps (N, D) of rollouts with lengths (B,)."""
         if self.history >= 0:
             p = self._probability(self._windowed(flat, lengths))
         else:
@@ -132,10 +131,7 @@ class LstmNetwork(nn.Module):
 
     def accumulated(self, p: torch.Tensor) -> torch.Tensor:
         """Return the scores (B, T) of padded p_t."""
-        if self.accumulate == 'none':
-            return p
-        total = stop_gradient_cumsum(p)
-        return running_mean(total) if self.accumulate == 'mean' else total
+        return accumulated_steps(p, self.accumulate, stop_gradient_cumsum)
 
     def _probability(self, states: torch.Tensor) -> torch.Tensor:
         return torch.sigmoid(self.head(self.dropout(states)).squeeze(-1))
@@ -166,8 +162,8 @@ class LstmNetwork(nn.Module):
         return torch.cat(states)
 
     def _windowed(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        # For each t an own run over the `history` steps before it, zeros before the start; the
-        # current step is not among them (as published, methods.md 3.2).
+        # For each t a new run over the `history` steps before it, zeros before the start; the
+        # current step is not among them, as published.
         padded = pad_steps(flat, lengths)
         batch, steps, dim = padded.shape
         before = nn.functional.pad(padded, (0, 0, self.history, 0))[:, : steps + self.history - 1]

@@ -1,19 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The linear probe: one dot product with the hidden state, and the history of the action signals.
 
-Ours. It is fitted in ``safe_training.fitting.probe``, which also chooses what kind of probe it is; here
-is how it scores.
+``safe_training.fitting.probe`` fits it and chooses the kind of probe; this module scores.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from safe_monitor_node.detectors.base import (
+    ArraySpec,
     Detector,
     DetectorError,
     StepError,
@@ -23,11 +24,11 @@ from safe_monitor_node.detectors.base import (
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-Inputs = Literal['both', 'features', 'signals']
-Method = Literal['linear', 'distance']
+_INPUTS = ('both', 'features', 'signals')
+_METHODS = ('linear', 'distance')
 
 HISTORY = ('value', 'mean', 'max', 'recent')
-"""What is known of a signal at a step: its value, and three summaries of the episode so far."""
+"""Inputs from one signal at a step: its value, and three summaries of the episode so far."""
 
 # Weight of the past in the exponential moving average of a signal.
 _RECENT = 0.7
@@ -49,7 +50,7 @@ class SignalHistory:
         self._recent = np.zeros(len(scale))
 
     def add(self, values: np.ndarray) -> np.ndarray:
-        """Take the signals (S,) of the next step; returns (S, 4), columns as :data:`HISTORY`."""
+        """Return the history (S, 4), columns as :data:`HISTORY`, after a step's signals (S,)."""
         squashed = np.sign(values) * np.log1p(np.abs(values) / self._scale)
         past = _RECENT if self._steps else 0.0
         self._steps += 1
@@ -77,83 +78,64 @@ def smoothed(raw: np.ndarray, smoothing: float) -> np.ndarray:
     return result
 
 
+@dataclass(kw_only=True, eq=False)
 class LinearProbe(Detector):
     """A regularised linear probe of hidden state and signal history, smoothed over time.
 
     Fitting standardises the features, reduces them to principal components, appends the history of
     the action signals, and trains a logistic regression in which every task has as much failure as
-    success. What is left open below (None, 'auto') it chooses by leave-one-task-out among the
-    training tasks. All linear maps collapse into one vector. The score is the log-odds of failure.
+    success. Parameters that are left open below (None, 'auto') are chosen by leave-one-task-out
+    among the training tasks. All linear maps collapse into one vector. The score is the log-odds of
+    failure.
 
-    Where leave-one-task-out says that the Mahalanobis distance to successful steps (32 principal
-    components) does better than any probe, that is the score (method 'distance').
+    If leave-one-task-out prefers the Mahalanobis distance to successful steps (32 principal
+    components) to every probe, that distance is the score (method 'distance').
 
     Parameters
     ----------
     inputs : {'auto', 'both', 'features', 'signals'}
-        What is read. With 'features' a rollout needs no signals; otherwise it must have both.
+        The inputs. With 'features' a rollout needs no signals; otherwise it must have both.
     signals : list of str or None
         Signals by name; None takes those of :mod:`vla_feature_bridge.signals`, which a bridge
-        computes live, or where a recording has none of them, all that it has.
+        computes live. If a recording has none of these, None takes all signals that it has.
     components : int
         Principal components of the features.
     l2 : float or None
-        Strength of the regularisation, against the mean loss of a rollout.
+        Strength of the regularisation, relative to the mean loss of a rollout.
     smoothing : float or None
         Weight of the past in the moving average of the score; 0 is none.
     method : {'auto', 'linear', 'distance'}
+        The kind of score.
     """
 
     name = 'linear_probe'
     needs = frozenset({'features', 'signals'})
 
-    def __init__(
-        self,
-        *,
-        inputs: str = 'auto',
-        signals: list[str] | None = None,
-        components: int = 64,
-        l2: float | None = None,
-        smoothing: float | None = None,
-        method: str = 'auto',
-    ) -> None:
-        self.inputs = inputs
-        self.signals = signals
-        self.components = components
-        self.l2 = l2
-        self.smoothing = smoothing
-        self.method = method
+    inputs: str = 'auto'
+    signals: list[str] | None = None
+    components: int = 64
+    l2: float | None = None
+    smoothing: float | None = None
+    method: str = 'auto'
 
-    choice_: dict[str, Any]
+    choice_: dict[str, Any] = field(init=False, repr=False)
     """What fitting chose: inputs, l2, method, smoothing, signals, leave-one-task-out AUC."""
-    projection_: np.ndarray
-    """(k, D): of the features; one row for method 'linear', whitened axes for 'distance'."""
-    offset_: np.ndarray
-    """(k,)"""
-    signal_scale_: np.ndarray
-    """(S,)"""
-    signal_weights_: np.ndarray
-    """(S, 4), columns as :data:`HISTORY`."""
+    projection_: np.ndarray = field(init=False, repr=False)
+    """Of the features, (k, D): one row for method 'linear', whitened axes for 'distance'."""
+    offset_: np.ndarray = field(init=False, repr=False)
+    """Of the projection, (k,)."""
+    signal_scale_: np.ndarray = field(init=False, repr=False)
+    """Typical size of each signal, (S,)."""
+    signal_weights_: np.ndarray = field(init=False, repr=False)
+    """Weights of the signal history, (S, 4), columns as :data:`HISTORY`."""
 
-    def check_parameters(self) -> None:
-        """Raise :class:`DetectorError` for a parameter that has no meaning."""
-        allowed: dict[str, tuple[str, ...]] = {
-            'inputs': ('auto', 'both', 'features', 'signals'),
-            'method': ('auto', 'linear', 'distance'),
-        }
-        for parameter, values in allowed.items():
-            found = getattr(self, parameter)
-            if found not in values:
-                raise DetectorError(
-                    f'{self.name}: {parameter} must be one of {", ".join(values)}, found {found!r}'
-                )
-        if not isinstance(self.components, int) or self.components < 1:
-            raise DetectorError(
-                f'{self.name}: components must be an integer of at least 1, '
-                f'found {self.components!r}'
-            )
-        if self.l2 is not None and not self.l2 > 0:
-            raise DetectorError(f'{self.name}: l2 must be positive, found {self.l2!r}')
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        self._check_choice('inputs', ('auto', *_INPUTS))
+        self._check_choice('method', ('auto', *_METHODS))
+        self._check_integer('components')
+        if self.l2 is not None:
+            self._check_number('l2', above=0)
         if self.smoothing is not None and not 0 <= self.smoothing < 1:
             raise DetectorError(
                 f'{self.name}: smoothing must lie in [0, 1), found {self.smoothing!r}'
@@ -177,7 +159,7 @@ class LinearProbe(Detector):
         signal_scale: np.ndarray,
         signal_weights: np.ndarray,
     ) -> None:
-        """Adopt a fitted probe; see the attributes."""
+        """Take over a fitted probe; see the attributes."""
         self.choice_ = choice
         self.projection_ = projection
         self.offset_ = offset
@@ -186,7 +168,7 @@ class LinearProbe(Detector):
         self.dim_ = projection.shape[1]
 
     def chosen(self) -> dict[str, Any]:
-        """Return the parameters of the same probe with nothing left to choose."""
+        """Return the parameters of the same probe with all choices made."""
         self._require_fitted()
         return {
             **self.get_params(),
@@ -204,20 +186,23 @@ class LinearProbe(Detector):
         return np.asarray(np.clip(raw, -_LARGEST, _LARGEST))
 
     def signals_of(self, rollout: Rollout) -> np.ndarray:
-        """Return the signals that the probe reads, finite (T, S)."""
+        """Return the signals that the probe reads as finite float64 (T, S)."""
         return stacked_signals(rollout, self.choice_['signals'], self.name)
 
     def score(self, rollout: Rollout) -> np.ndarray:
+        """Return the scores of a whole rollout, float32 of shape (T,)."""
         features = self._checked_features(rollout)
         history = signal_history(self.signals_of(rollout), self.signal_scale_)
         raw = self.raw_scores(features, history)
         return smoothed(raw, self.choice_['smoothing']).astype(np.float32)
 
     def stream(self) -> Stream:
+        """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         return _ProbeStream(self)
 
     def state(self) -> dict[str, np.ndarray]:
+        """Return copies of the fitted arrays; ``choice`` is JSON in bytes."""
         self._require_fitted()
         text = json.dumps(self.choice_, sort_keys=True, allow_nan=False)
         return {
@@ -228,56 +213,60 @@ class LinearProbe(Detector):
             'signal_weights': self.signal_weights_.copy(),
         }
 
-    def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
-        self.check_parameters()
+    def load_state(self, state: Mapping[str, np.ndarray], dim: int) -> None:
+        """Restore the arrays of :meth:`state`."""
+        self.check_params()
         choice = self._read_choice(state)
-        rows = state['projection'].shape[0] if 'projection' in state else 0
+        signals = len(choice['signals'])
+        rows = state['projection'].shape[0] if state.get('projection', np.zeros(())).ndim else 0
         if rows < 1 or (choice['method'] == 'linear' and rows != 1):
-            raise DetectorError(f'{self.name}: the projection has {rows} rows; fit again')
-        shapes: dict[str, tuple[int, ...]] = {
-            'projection': (rows, dim),
-            'offset': (rows,),
-            'signal_scale': (len(choice['signals']),),
-            'signal_weights': (len(choice['signals']), len(HISTORY)),
-        }
-        if unknown := sorted(set(state) ^ {*shapes, 'choice'}):
             raise DetectorError(
-                f'{self.name}: expected the arrays {sorted({*shapes, "choice"})}, '
-                f'{unknown[0]!r} is missing or surplus'
+                where=f"{self.name}: array 'projection'",
+                expected='one row' if choice['method'] == 'linear' else 'at least one row',
+                found=str(rows),
+                advice='fit the detector again',
             )
-        arrays = {}
-        for name, shape in shapes.items():
-            array = state[name]
-            if array.shape != shape or array.dtype != np.float64:
-                raise DetectorError(
-                    f'{self.name}: array {name!r} should be float64 of shape {shape}, '
-                    f'found {array.dtype} of shape {array.shape}'
-                )
-            arrays[name] = array.copy()
+        specs = {
+            'choice': ArraySpec((None,), np.uint8),
+            'projection': ArraySpec((rows, dim), np.float64),
+            'offset': ArraySpec((rows,), np.float64),
+            'signal_scale': ArraySpec((signals,), np.float64),
+            'signal_weights': ArraySpec((signals, len(HISTORY)), np.float64),
+        }
+        arrays = self.checked_state(state, specs)
         if not (arrays['signal_scale'] > 0).all():
-            raise DetectorError(f"{self.name}: 'signal_scale' must be positive; fit again")
+            raise DetectorError(
+                where=f"{self.name}: array 'signal_scale'",
+                expected='positive numbers',
+                found=f'{arrays["signal_scale"].min():g}',
+                advice='fit the detector again',
+            )
+        del arrays['choice']
         self.set_probe(choice, **arrays)
 
-    def _read_choice(self, state: dict[str, np.ndarray]) -> dict[str, Any]:
+    def _read_choice(self, state: Mapping[str, np.ndarray]) -> dict[str, Any]:
         array = state.get('choice', np.zeros(0))
         try:
             if array.dtype != np.uint8 or array.ndim != 1:
                 raise ValueError(f'{array.dtype} of shape {array.shape}')
             choice = json.loads(array.tobytes().decode())
             sound = (
-                choice['method'] in ('linear', 'distance')
-                and choice['inputs'] in ('both', 'features', 'signals')
+                choice['method'] in _METHODS
+                and choice['inputs'] in _INPUTS
                 and 0 <= choice['smoothing'] < 1
                 and choice['l2'] > 0
                 and all(type(name) is str for name in choice['signals'])
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DetectorError(
-                f"{self.name}: array 'choice' should be the JSON that fitting wrote ({error!r}); "
-                'fit again'
+                f"{self.name}: array 'choice': expected the JSON that fitting wrote, "
+                f'found {error!r}; fit the detector again'
             ) from error
         if not sound:
-            raise DetectorError(f"{self.name}: array 'choice' holds {choice}; fit again")
+            raise DetectorError(
+                f"{self.name}: array 'choice': expected method, inputs, smoothing, l2 and signals "
+                f'of a fitted probe, found {choice}; fit the detector again'
+            )
         return dict(choice)
 
 

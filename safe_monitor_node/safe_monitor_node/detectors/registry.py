@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """All detectors by name, and the functions that fit them.
 
-A detector is imported when it is first asked for: a monitor with a detector that needs no PyTorch
-does not load it.
+A new detector of this package is one entry in :data:`ENTRIES`. Its module is imported on first use,
+so that a monitor with a detector that needs no PyTorch does not load it. Detectors of other
+packages use :func:`register`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
@@ -20,69 +22,112 @@ FITTERS = 'safe_monitor_node.fitters'
 
 Fitter = Callable[..., None]
 
-CLASSES: dict[str, tuple[str, str]] = {
-    'action_cluster_entropy': ('clustering', 'ActionClusterEntropy'),
-    'action_general_var': ('samples', 'ActionGeneralVar'),
-    'action_gripper_var': ('samples', 'ActionGripperVar'),
-    'action_norm': ('controls', 'ActionNorm'),
-    'action_rotation_var': ('samples', 'ActionRotationVar'),
-    'action_total_var': ('samples', 'ActionTotalVar'),
-    'action_translation_var': ('samples', 'ActionTranslationVar'),
-    'clock': ('controls', 'Clock'),
-    'constant': ('controls', 'Constant'),
-    'cosine_knn': ('neighbours', 'CosineKnn'),
-    'euclidean_knn': ('neighbours', 'EuclideanKnn'),
-    'linear_probe': ('probe', 'LinearProbe'),
-    'logpzo': ('logpzo', 'LogpZO'),
-    'mahalanobis': ('gaussian', 'Mahalanobis'),
-    'pca_kmeans': ('clusters', 'PcaKmeans'),
-    'random': ('controls', 'Random'),
-    'rnd': ('rnd', 'Rnd'),
-    'safe_lstm': ('learned', 'SafeLstm'),
-    'safe_mlp': ('learned', 'SafeMlp'),
-    'signal': ('signal', 'Signal'),
-    'stac': ('consistency', 'Stac'),
-    'stac_single': ('consistency', 'StacSingle'),
-    'token_avg_entropy': ('tokens', 'TokenAvgEntropy'),
-    'token_avg_neg_log_prob': ('tokens', 'TokenAvgNegLogProb'),
-    'token_max_entropy': ('tokens', 'TokenMaxEntropy'),
-    'token_max_neg_log_prob': ('tokens', 'TokenMaxNegLogProb'),
+
+@dataclass(frozen=True)
+class DetectorEntry:
+    """A detector in the registry.
+
+    Attributes
+    ----------
+    module, cls : str
+        Module of this package, and class in it.
+    title : str
+        Name in tables.
+    group : str
+        Group of rows in tables, as in Table 1 of the paper.
+    """
+
+    module: str
+    cls: str
+    title: str
+    group: str
+
+
+_TOKENS = 'Token uncertainty'
+_EMBEDDING = 'Embedding distribution'
+_SAMPLES = 'Sample consistency'
+_CONSISTENCY = 'Action consistency'
+_SAFE = 'SAFE'
+_OURS = 'Ours'
+_CONTROLS = 'Controls'
+OTHERS = 'Others'
+"""Group of detectors that other packages register."""
+
+ENTRIES: dict[str, DetectorEntry] = {
+    name: DetectorEntry(*entry)
+    for name, entry in {
+        'token_max_neg_log_prob': ('tokens', 'TokenMaxNegLogProb', 'Max prob.', _TOKENS),
+        'token_avg_neg_log_prob': ('tokens', 'TokenAvgNegLogProb', 'Avg prob.', _TOKENS),
+        'token_max_entropy': ('tokens', 'TokenMaxEntropy', 'Max entropy', _TOKENS),
+        'token_avg_entropy': ('tokens', 'TokenAvgEntropy', 'Avg entropy', _TOKENS),
+        'mahalanobis': ('gaussian', 'Mahalanobis', 'Mahalanobis dist.', _EMBEDDING),
+        'euclidean_knn': ('neighbours', 'EuclideanKnn', 'Euclidean k-NN', _EMBEDDING),
+        'cosine_knn': ('neighbours', 'CosineKnn', 'Cosine k-NN', _EMBEDDING),
+        'pca_kmeans': ('clusters', 'PcaKmeans', 'PCA-KMeans', _EMBEDDING),
+        'rnd': ('rnd', 'Rnd', 'RND', _EMBEDDING),
+        'logpzo': ('logpzo', 'LogpZO', 'LogpZO', _EMBEDDING),
+        'action_total_var': ('samples', 'ActionTotalVar', 'Action total var.', _SAMPLES),
+        'action_general_var': ('samples', 'ActionGeneralVar', 'General var.', _SAMPLES),
+        'action_translation_var': ('samples', 'ActionTranslationVar', 'Trans. var.', _SAMPLES),
+        'action_rotation_var': ('samples', 'ActionRotationVar', 'Rot. var.', _SAMPLES),
+        'action_gripper_var': ('samples', 'ActionGripperVar', 'Gripper var.', _SAMPLES),
+        'action_cluster_entropy': (
+            'clustering',
+            'ActionClusterEntropy',
+            'Cluster entropy',
+            _SAMPLES,
+        ),
+        'stac': ('consistency', 'Stac', 'STAC', _CONSISTENCY),
+        'stac_single': ('consistency', 'StacSingle', 'STAC-Single', _CONSISTENCY),
+        'safe_lstm': ('learned', 'SafeLstm', 'SAFE-LSTM', _SAFE),
+        'safe_mlp': ('learned', 'SafeMlp', 'SAFE-MLP', _SAFE),
+        'linear_probe': ('probe', 'LinearProbe', 'Linear probe', _OURS),
+        'signal': ('signal', 'Signal', 'Action signal', _OURS),
+        'clock': ('controls', 'Clock', 'Clock', _CONTROLS),
+        'action_norm': ('controls', 'ActionNorm', 'Action norm', _CONTROLS),
+        'random': ('controls', 'Random', 'Random', _CONTROLS),
+        'constant': ('controls', 'Constant', 'Constant', _CONTROLS),
+    }.items()
 }
-"""Module of this package and class of every detector, by its name."""
+"""Every detector of this package by its name, in the order of the rows of tables."""
 
 
 class DetectorTable(Mapping[str, type[Detector]]):
     """Detector classes by name. Listing the names imports nothing; looking one up imports it."""
 
-    def __init__(self, classes: Mapping[str, tuple[str, str]]) -> None:
-        self._classes = dict(classes)
+    def __init__(self, entries: Mapping[str, DetectorEntry]) -> None:
+        self._entries = dict(entries)
         self._loaded: dict[str, type[Detector]] = {}
 
     def __getitem__(self, name: str) -> type[Detector]:
         if name not in self._loaded:
-            module, cls = self._classes[name]
-            module_of = importlib.import_module(f'safe_monitor_node.detectors.{module}')
-            self._loaded[name] = getattr(module_of, cls)
+            entry = self._entries[name]
+            module = importlib.import_module(f'safe_monitor_node.detectors.{entry.module}')
+            self._loaded[name] = getattr(module, entry.cls)
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self._classes, **self._loaded})
+        return iter({**self._entries, **self._loaded})
 
     def __len__(self) -> int:
-        return len({**self._classes, **self._loaded})
+        return len({**self._entries, **self._loaded})
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._entries or name in self._loaded
 
     def add(self, cls: type[Detector]) -> None:
         """Add a detector of another package."""
         self._loaded[cls.name] = cls
 
 
-DETECTORS = DetectorTable(CLASSES)
+DETECTORS = DetectorTable(ENTRIES)
+"""Every registered detector class by its name."""
 
 D = TypeVar('D', bound=type[Detector])
 
 
 def register(cls: D) -> D:
-    """Class decorator: make a detector of another package known by its name.
+    """Make a detector of another package known by its name, as a class decorator.
 
     Raises
     ------
@@ -117,7 +162,7 @@ def make_detector(name: str, **params: Any) -> Detector:
     Raises
     ------
     DetectorError
-        The name or a parameter is unknown; the message lists what there is.
+        The name or a parameter is unknown; the message lists the known ones.
     """
     if name not in DETECTORS:
         raise DetectorError(f'unknown detector {name!r}; there are: {", ".join(sorted(DETECTORS))}')

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Disagreement of sampled actions: variances, cluster entropy, and consistency over time (STAC).
+"""Variances of the action chunks that a policy samples in one step.
 
-Baselines of Gu et al. (arXiv 2506.09937, section 5): action variances; the entropy of clusters
-after Kuhn et al. (semantic entropy, ICLR 2023); STAC and STAC-Single after Agia et al. ("Unpacking
-Failure Modes of Generative Policies", CoRL 2024). All work in float64 on NumPy alone.
+Baselines of Gu et al. (arXiv 2506.09937, section 5), in float64.
 """
 
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
-from safe_monitor_node.detectors.accumulation import Accumulate
 from safe_monitor_node.detectors.base import DetectorError, StepError, checked_chunk
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
@@ -21,9 +21,17 @@ _LARGEST_ACTION = 1e30
 
 
 def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.ndarray:
-    """Return the sampled chunks as finite float64 ``(samples >= 2, horizon, action_dim)``.
+    """Return the sampled chunks as finite float64, shape (samples >= 2, horizon, action_dim).
 
-    Raises :class:`StepError` for anything else; ``instead`` names a signal that would also do.
+    Parameters
+    ----------
+    instead : str
+        Name of a signal that the detector takes if there are no samples, for the error text.
+
+    Raises
+    ------
+    StepError
+        The step has fewer than two samples, or actions of another shape, or no finite ones.
     """
     checked_chunk(step, detector)
     assert step.actions is not None
@@ -34,7 +42,7 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
             f'step {step.step}: detector {detector} compares sampled action chunks and needs at '
             f'least 2 a step{alternative}, found 1; let the policy draw more'
         )
-    # Written so that NaN fails it. Squares of larger actions overflow, and mean nothing on a robot.
+    # NaN fails this comparison too. The squares of larger actions would overflow.
     if not (np.abs(samples) < _LARGEST_ACTION).all():
         raise StepError(
             f'step {step.step}: a sampled action chunk holds NaN, infinity or a value beyond '
@@ -43,24 +51,26 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
     return samples
 
 
+@dataclass(kw_only=True, eq=False)
 class SpreadDetector(StepwiseDetector):
-    """How far the sampled chunks of one step lie apart.
+    """A measure of how far the sampled chunks of one step lie apart.
 
-    OpenVLA's multi-sample recordings hold these quantities but not the samples: where a step has
-    no samples, the recorded signal is taken as it is.
+    OpenVLA's multi-sample recordings hold these quantities but not the samples. For a step without
+    samples, the recorded signal is the score.
     """
 
     needs = frozenset({'sampled_actions'})
 
+    @abstractmethod
     def recorded_as(self) -> str:
-        """Return the signal that holds the quantity in recordings without samples."""
-        raise AssertionError('each spread names its signal')
+        """Return the name of the signal that holds the quantity in recordings without samples."""
 
+    @abstractmethod
     def spread(self, samples: np.ndarray) -> float:
-        """Return the quantity of samples ``(samples, horizon, action_dim)``."""
-        raise AssertionError('each spread is defined')
+        """Return the quantity of samples, shape (samples, horizon, action_dim)."""
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the spread of the samples, or the recorded signal if there are none."""
         signal = self.recorded_as()
         if signal in step.signals and (step.actions is None or step.actions.shape[:1] == (1,)):
             value = step.signals[signal]
@@ -74,99 +84,92 @@ class SpreadDetector(StepwiseDetector):
             raise StepError(f'step {step.step}: {error}') from error
 
 
+@dataclass(kw_only=True, eq=False)
 class ActionTotalVar(SpreadDetector):
-    """Total variance: the trace of the unbiased covariance of the flattened chunks.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Total variance: the trace of the unbiased covariance of the flattened chunks."""
 
     name = 'action_total_var'
 
-    def __init__(self, *, accumulate: Accumulate = 'none') -> None:
-        self.accumulate = accumulate
-
     def recorded_as(self) -> str:
+        """Return the name of the signal in recordings without samples."""
         return 'total_var'
 
     def spread(self, samples: np.ndarray) -> float:
+        """Return the sum of the variances of all numbers in a chunk."""
         return float(samples.var(axis=0, ddof=1).sum())
 
 
+@dataclass(kw_only=True, eq=False)
 class ActionGeneralVar(SpreadDetector):
     """Generalised variance: the volume that the samples spread over, in all directions at once.
 
-    The published determinant of the covariance is 0 whenever there are no more samples than
-    numbers in a chunk, which is always the case for chunks (methods.md D30). The default is
-    ``log det(I + covariance / floor)``: 0 for equal samples, finite for any number of them, and
-    for enough samples a monotone function of the determinant as the floor goes to 0.
+    The published determinant of the covariance is 0 if there are no more samples than numbers in a
+    chunk, which is always the case for chunks (departures.md D30). The default is
+    ``log det(I + covariance / floor)``: 0 for equal samples, finite for any number of samples, and
+    for many samples a monotone function of the determinant as the floor goes to 0.
 
     Parameters
     ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
     floor : float
         Variance below which a direction counts as not spread, in squared action units.
     reference_compatible : bool
-        The published determinant.
+        Return the published determinant.
     """
 
     name = 'action_general_var'
 
-    def __init__(
-        self,
-        *,
-        accumulate: Accumulate = 'none',
-        floor: float = 1e-6,
-        reference_compatible: bool = False,
-    ) -> None:
-        self.accumulate = accumulate
-        self.floor = floor
-        self.reference_compatible = reference_compatible
+    floor: float = 1e-6
+    reference_compatible: bool = False
 
-    def check_parameters(self) -> None:
-        super().check_parameters()
-        if not self.floor > 0:
-            raise DetectorError(f'{self.name}: floor must be positive, found {self.floor!r}')
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_number('floor', above=0)
+        self._check_flag('reference_compatible')
 
     def recorded_as(self) -> str:
+        """Return the name of the signal in recordings without samples."""
         return 'general_var'
 
     def spread(self, samples: np.ndarray) -> float:
+        """Return the generalised variance of the flattened chunks."""
         flat = samples.reshape(len(samples), -1)
         centred = (flat - flat.mean(axis=0)) / math.sqrt(len(flat) - 1)
         if self.reference_compatible:
             if len(flat) - 1 < flat.shape[1]:
                 return 0.0
             return float(np.linalg.det(centred.T @ centred))
-        # det(I + X'X) = det(I + XX'): take the smaller one.
+        # det(I + X'X) = det(I + XX'): take the smaller matrix.
         few = len(flat) < flat.shape[1]
         product = centred @ centred.T if few else centred.T @ centred
         return float(np.linalg.slogdet(np.eye(len(product)) + product / self.floor)[1])
 
 
+@dataclass(kw_only=True, eq=False)
 class _PartVariance(SpreadDetector):
-    """Variance of some dimensions of the action, summed over them and over the horizon."""
+    """Variance of some dimensions of the action, summed over these and over the horizon.
 
-    signal: str
-    published: slice
+    Parameters
+    ----------
+    dimensions : list of int or None
+        Action dimensions that are summed; None for the usual ones.
+    reference_compatible : bool
+        Return the published quantity, which takes other numbers of a chunk (departures.md D29).
+    """
+
+    signal: ClassVar[str]
+    published: ClassVar[slice]
     """The published choice, in the flattened chunk."""
+    usual: ClassVar[tuple[int, ...]]
+    """The dimensions of an action (x, y, z, roll, pitch, yaw, ..., gripper)."""
 
-    def __init__(
-        self,
-        *,
-        accumulate: Accumulate = 'none',
-        dimensions: list[int] | None = None,
-        reference_compatible: bool = False,
-    ) -> None:
-        self.accumulate = accumulate
-        self.dimensions = dimensions
-        self.reference_compatible = reference_compatible
+    dimensions: list[int] | None = None
+    reference_compatible: bool = False
 
-    def check_parameters(self) -> None:
-        super().check_parameters()
+    def check_params(self) -> None:
+        """Raise :class:`DetectorError` if a parameter has an impossible value."""
+        super().check_params()
+        self._check_flag('reference_compatible')
         chosen = self.dimensions
         if chosen is None:
             return
@@ -181,85 +184,59 @@ class _PartVariance(SpreadDetector):
             )
 
     def recorded_as(self) -> str:
+        """Return the name of the signal in recordings without samples."""
         return self.signal
 
-    def conventional(self, action_dim: int) -> list[int]:
-        """Return the dimensions of an action (x, y, z, roll, pitch, yaw, ..., gripper)."""
-        raise AssertionError('each part knows its place')
-
     def spread(self, samples: np.ndarray) -> float:
+        """Return the sum of the variances of the chosen numbers of a chunk."""
         variance = samples.var(axis=0, ddof=1)
         if self.reference_compatible:
             return float(variance.ravel()[self.published].sum())
         action_dim = samples.shape[2]
-        chosen = self.dimensions or self.conventional(action_dim)
+        chosen = self.dimensions or [d % action_dim if d < 0 else d for d in self.usual]
         if min(chosen) < 0 or max(chosen) >= action_dim:
             raise DetectorError(
                 f'{self.name} takes the action dimensions {chosen}, but an action has '
-                f'{action_dim}; give the right ones (dimensions=[...])'
+                f'{action_dim}; give other ones (dimensions=[...])'
             )
         return float(variance[:, chosen].sum())
 
 
+@dataclass(kw_only=True, eq=False)
 class ActionTranslationVar(_PartVariance):
     """Variance of the translation: action dimensions 0 to 2, summed over the horizon.
 
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    dimensions : list of int or None
-        Other action dimensions.
-    reference_compatible : bool
-        The published quantity, which of a chunk takes the first action only (methods.md D29).
+    The published quantity takes these dimensions of the first action of a chunk only.
     """
 
     name = 'action_translation_var'
     signal = 'pos_var'
     published = slice(0, 3)
-
-    def conventional(self, action_dim: int) -> list[int]:
-        return [0, 1, 2]
+    usual = (0, 1, 2)
 
 
+@dataclass(kw_only=True, eq=False)
 class ActionRotationVar(_PartVariance):
     """Variance of the rotation: action dimensions 3 to 5, summed over the horizon.
 
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    dimensions : list of int or None
-        Other action dimensions.
-    reference_compatible : bool
-        The published quantity, which of a chunk takes the first action only (methods.md D29).
+    The published quantity takes these dimensions of the first action of a chunk only.
     """
 
     name = 'action_rotation_var'
     signal = 'rot_var'
     published = slice(3, 6)
-
-    def conventional(self, action_dim: int) -> list[int]:
-        return [3, 4, 5]
+    usual = (3, 4, 5)
 
 
+@dataclass(kw_only=True, eq=False)
 class ActionGripperVar(_PartVariance):
     """Variance of the gripper: the last action dimension, summed over the horizon.
 
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    dimensions : list of int or None
-        Other action dimensions.
-    reference_compatible : bool
-        The published quantity, which of a chunk takes everything from number 6 on: all dimensions
-        of all later actions (methods.md D29).
+    The published quantity takes all numbers of a chunk from number 6 on: the gripper of the first
+    action and all dimensions of all later actions.
     """
 
     name = 'action_gripper_var'
     signal = 'gripper_var'
     published = slice(6, None)
-
-    def conventional(self, action_dim: int) -> list[int]:
-        return [action_dim - 1]
+    usual = (-1,)

@@ -1,65 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Untrained detectors: one quantity of each step, accumulated over the episode."""
+"""Base class of detectors that learn nothing: one quantity of each step, accumulated."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from safe_monitor_node.detectors.accumulation import Accumulate, Accumulator, check_accumulate
+from safe_monitor_node.detectors.accumulation import (
+    Accumulate,
+    AccumulatingDetector,
+    Accumulator,
+)
 from safe_monitor_node.detectors.base import Detector, DetectorError, StepError, Stream
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-# The longest look-back is one step: two steps show whether a rollout has what a detector needs.
+# A quantity depends on the previous step at most, so two steps show whether a rollout has the data.
 _STEPS_CHECKED_AT_FIT = 2
-# Scores are float32: what an episode could not even sum up to is no score.
+# Scores are float32; a larger quantity would overflow the sum over an episode.
 _LARGEST = 1e30
 
 
-class Before(NamedTuple):
-    """What is kept of the previous step: its chunks, and how many of their actions were done."""
+class Plan(NamedTuple):
+    """The action chunks of a step, and how many of their actions were executed."""
 
-    actions: np.ndarray
+    chunks: np.ndarray
     executed: int
 
 
-class StepwiseDetector(Detector):
-    """A quantity of each step (or of two consecutive ones), raw, summed or averaged so far.
+class Before(NamedTuple):
+    """What is known of the steps before: their number, and the plan of the previous one."""
 
-    Nothing is learned. Fitting only makes sure that the rollouts hold what the quantity needs, so
-    that a wrong data set fails offline and not on the robot.
+    steps: int = 0
+    plan: Plan | None = None
+
+
+class UntrainedDetector(Detector):
+    """A detector of one quantity per step, which may depend on the previous step.
+
+    Nothing is learned, so a subclass needs no fitter: :meth:`fit` checks that the rollouts hold the
+    data that the quantity needs, so that a wrong data set is refused offline and not on the robot.
     """
 
-    accumulate: Accumulate
+    accumulate: Accumulate = 'none'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
-        """Return this step's quantity; raises :class:`StepError` where there is none."""
-        raise AssertionError('each stepwise detector defines its quantity')
+    @abstractmethod
+    def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the quantity of a step; raises :class:`StepError` if the step has none."""
 
-    def keep(self, step: PolicyStep) -> Before | None:
-        """Return what the next step's quantity needs of this (already judged) step."""
+    def plan(self, step: PolicyStep) -> Plan | None:
+        """Return what the quantity of the next step needs from this step (already scored)."""
         return None
 
-    def check_parameters(self) -> None:
-        """Raise :class:`DetectorError` for a parameter that has no meaning."""
-        check_accumulate(self.name, self.accumulate)
-
-    def check_inputs(self, rollout: Rollout) -> None:
-        """Raise :class:`DetectorError`, naming the rollout, if its first steps cannot be scored."""
-        stream = _StepwiseStream(self)
-        try:
-            for t in range(min(_STEPS_CHECKED_AT_FIT, len(rollout))):
-                stream.step(rollout.step(t))
-        except StepError as error:
-            raise DetectorError(f'rollout {rollout.episode_id!r}: {error}') from error
-
-    def load_state(self, state: dict[str, np.ndarray], dim: int) -> None:
-        self.check_parameters()
-        super().load_state(state, dim)
+    def _fitter(self) -> Callable[..., None]:
+        return fit_untrained
 
     def score(self, rollout: Rollout) -> np.ndarray:
+        """Return the scores of a whole rollout, float32 of shape (T,)."""
         stream = self.stream()
         try:
             scores = [stream.step(rollout.step(t)) for t in range(len(rollout))]
@@ -68,14 +70,44 @@ class StepwiseDetector(Detector):
         return np.array(scores, dtype=np.float32)
 
     def stream(self) -> Stream:
+        """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         return _StepwiseStream(self)
 
 
+@dataclass(kw_only=True, eq=False)
+class StepwiseDetector(AccumulatingDetector, UntrainedDetector):
+    """An untrained detector with the parameter ``accumulate``."""
+
+
+def fit_untrained(
+    detector: UntrainedDetector,
+    rollouts: Sequence[Rollout],
+    *,
+    validation: Sequence[Rollout] | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Check the first steps of every rollout and store the feature width; nothing is learned.
+
+    Raises
+    ------
+    DetectorError
+        A rollout lacks the data that the quantity needs.
+    """
+    for rollout in rollouts if detector.needs else ():
+        stream = _StepwiseStream(detector)
+        try:
+            for t in range(min(_STEPS_CHECKED_AT_FIT, len(rollout))):
+                stream.step(rollout.step(t))
+        except StepError as error:
+            raise DetectorError(f'rollout {rollout.episode_id!r}: {error}') from error
+    detector.load_state({}, rollouts[0].features.shape[-1])
+
+
 class _StepwiseStream(Stream):
-    def __init__(self, detector: StepwiseDetector) -> None:
+    def __init__(self, detector: UntrainedDetector) -> None:
         self._detector = detector
-        self._before: Before | None = None
+        self._before = Before()
         self._accumulator = Accumulator(detector.accumulate)
 
     def step(self, step: PolicyStep) -> float:
@@ -85,5 +117,5 @@ class _StepwiseStream(Stream):
                 f'step {step.step}: the quantity of detector {self._detector.name} is {value:g}, '
                 'too large to be real; look at the actions and signals of the policy'
             )
-        self._before = self._detector.keep(step)
+        self._before = Before(self._before.steps + 1, self._detector.plan(step))
         return float(np.float32(self._accumulator.add(value)))

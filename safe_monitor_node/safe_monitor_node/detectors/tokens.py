@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Token uncertainty: how unsure a policy was of the tokens that it emitted in one step.
+"""Token uncertainty: how unsure the policy was of the tokens that it emitted in one step.
 
 Baselines of Gu et al. (arXiv 2506.09937, section 5); quantities as in the language-model
 literature (maximum and mean of negative log-probability and of entropy over the tokens).
@@ -7,29 +7,28 @@ literature (maximum and mean of negative log-probability and of entropy over the
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
-from safe_monitor_node.detectors.accumulation import Accumulate
 from safe_monitor_node.detectors.base import StepError
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
 
-# A policy may store a probability of 0 after rounding; its logarithm would be infinite. The
-# smallest normal float32 is the least that a stored one can mean: 87.3 nats.
+# A policy may store a probability of 0 after rounding, and its logarithm would be infinite. The
+# smallest normal float32 replaces it: 87.3 nats.
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
 # Rounding in half precision may carry a probability this far above 1, or an entropy below 0.
 _ROUNDING = 1e-2
 
 
+@dataclass(kw_only=True, eq=False)
 class _TokenDetector(StepwiseDetector):
     needs = frozenset({'tokens'})
 
-    def __init__(self, *, accumulate: Accumulate = 'none') -> None:
-        self.accumulate = accumulate
-
     def _checked(self, step: PolicyStep, values: np.ndarray | None, what: str) -> np.ndarray:
-        """Return one finite float64 number a token, or raise :class:`StepError`."""
+        """Return one finite float64 number for each token, or raise :class:`StepError`."""
         if values is None or values.size == 0:
             raise StepError(
                 f'step {step.step}: detector {self.name} needs the {what} of the emitted tokens, '
@@ -37,8 +36,8 @@ class _TokenDetector(StepwiseDetector):
             )
         if values.ndim != 1:
             raise StepError(
-                f'step {step.step}: detector {self.name} expects the {what} of each token in one '
-                f'row, found shape {values.shape}'
+                f'step {step.step}: detector {self.name} expects one {what} for each token, '
+                f'shape (tokens,), found shape {values.shape}'
             )
         numbers = np.asarray(values, dtype=np.float64)
         if not np.isfinite(numbers).all():
@@ -64,61 +63,45 @@ class _TokenDetector(StepwiseDetector):
         return np.maximum(entropy, 0.0)
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenMaxNegLogProb(_TokenDetector):
-    """Largest negative log-probability [nats] among the tokens of a step: its least sure token.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Largest negative log-probability [nats] among the tokens of a step: its least sure token."""
 
     name = 'token_max_neg_log_prob'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the largest negative log-probability of the tokens."""
         return float(self._neg_log_prob(step).max())
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenAvgNegLogProb(_TokenDetector):
-    """Mean negative log-probability [nats] of the tokens of a step.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Mean negative log-probability [nats] of the tokens of a step."""
 
     name = 'token_avg_neg_log_prob'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the mean negative log-probability of the tokens."""
         return float(self._neg_log_prob(step).mean())
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenMaxEntropy(_TokenDetector):
-    """Largest entropy [nats] among the token distributions of a step.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Largest entropy [nats] among the token distributions of a step."""
 
     name = 'token_max_entropy'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the largest entropy of the tokens."""
         return float(self._entropy(step).max())
 
 
+@dataclass(kw_only=True, eq=False)
 class TokenAvgEntropy(_TokenDetector):
-    """Mean entropy [nats] of the token distributions of a step.
-
-    Parameters
-    ----------
-    accumulate : {'none', 'sum', 'mean'}
-        The quantity itself, its sum or its running mean over the episode.
-    """
+    """Mean entropy [nats] of the token distributions of a step."""
 
     name = 'token_avg_entropy'
 
-    def quantity(self, step: PolicyStep, before: Before | None) -> float:
+    def quantity(self, step: PolicyStep, before: Before) -> float:
+        """Return the mean entropy of the tokens."""
         return float(self._entropy(step).mean())

@@ -17,7 +17,7 @@ _FEW_ROWS = 16
 
 
 def sinusoidal_embedding(time: torch.Tensor, width: int) -> torch.Tensor:
-    """Embed times ``(B,)`` as ``(B, width)``: sines, then cosines, of geometric frequencies."""
+    """Return times (B,) as (B, width): sines, then cosines, of geometric frequencies."""
     half = width // 2
     frequencies = torch.exp(
         torch.arange(half, device=time.device) * (-math.log(10000.0) / (half - 1))
@@ -27,10 +27,10 @@ def sinusoidal_embedding(time: torch.Tensor, width: int) -> torch.Tensor:
 
 
 class Convolution(nn.Conv1d):
-    """A 1-D convolution that is quick where a live step passes through it.
+    """A 1-D convolution that is fast for a live step.
 
-    The deeper levels of one step are a few positions long. As a convolution they cost many times
-    what it takes to read the weights once; as a matrix product of a few rows they do not.
+    The deeper levels of one step are a few positions long. A convolution of them takes many times
+    as long as reading the weights once; a matrix product of a few rows does not.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -99,17 +99,17 @@ class UNet(nn.Module):
     Parameters
     ----------
     channels : int
-        Of the input and the output.
+        Channels of the input and the output.
     condition : int
-        Width of the condition beside the time; 0 for none, which also leaves out the scaling.
+        Width of the condition that joins the time; 0 for none, which also leaves out the scaling.
     widths : sequence of int
         Channels of each level, at half the length of the level above.
     time_width : int
         Width of the embedded time.
     kernel : int
-        Odd.
+        Width of the convolutions; odd.
     groups, final_groups : int
-        Of the group normalisation, inside and before the output.
+        Groups of the normalisation, inside and before the output.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class UNet(nn.Module):
             x = halve(x)
         for block in self.middle:
             x = block(x, embedded)
-        # The uppermost level's own output joins nothing: there is one way up fewer than down.
+        # The output of the uppermost level is not used again: there is one level up fewer.
         for level in self.up:
             first, second, double = level.children()
             x = torch.cat([x, kept.pop()], dim=1)

@@ -5,17 +5,17 @@ There is no ROS in it.
 
 ::
 
-    UNKNOWN --first judged step--> NOMINAL <--> WARNING --k of n steps above--> ALARM
+    UNKNOWN --first scored step--> NOMINAL <--> WARNING --k of n steps above--> ALARM
        ^                              |            |                              |
        +------- episode ends ---------+------------+------- episode ends, reset --+
 
     STALE    the episode runs but no step came for a while; the next step leads out of it
-    INVALID  a step could not be judged, or steps are missing: the score's history is broken. It
+    INVALID  a step could not be scored, or steps are missing: the score's history is broken. It
              lasts until the episode ends, unless the episode may lack that many steps.
 
-An ALARM is latched: it outlives STALE, INVALID, falling scores, until a reset or the episode's end.
-What the monitor cannot judge is never reported as NOMINAL.
-One comparison everywhere: score > threshold.
+An ALARM is latched: it stays through STALE, INVALID and falling scores, until a reset or the end of
+the episode. A step that cannot be scored is never reported as NOMINAL.
+The comparison is the same everywhere: score > threshold.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vla_feature_bridge.errors import SafeError
 
 
 class AlarmState(IntEnum):
-    """The monitor's verdict; the values are those of ``safe_msgs/FailureScore``."""
+    """State of the monitor; the values are those of ``safe_msgs/FailureScore``."""
 
     UNKNOWN = 0
     NOMINAL = 1
@@ -40,22 +40,22 @@ class AlarmState(IntEnum):
 
 
 class AlarmError(SafeError):
-    """The alarm policy was configured with values that make no sense."""
+    """The alarm was configured with values that make no sense."""
 
 
 @dataclass(frozen=True)
 class AlarmConfig:
-    """Parameters of the alarm policy.
+    """Parameters of the alarm.
 
     Attributes
     ----------
     k, n : int
-        Raise the alarm when ``k`` of the last ``n`` judged steps were above the threshold; 1 of 1
-        keeps the band's guarantee as it is, larger values only lower the false-alarm rate.
+        Raise the alarm when ``k`` of the last ``n`` scored steps were above the threshold; 1 of 1
+        keeps the band's promise as it is, larger values only lower the false-alarm rate.
     stale_after : float
-        Seconds without a step, while an episode runs, until STALE; 0 never.
+        Time without a step, while an episode runs, until STALE [s]; 0 never.
     max_missing_steps : int
-        How many steps of an episode may be missing or invalid before it cannot be judged any more.
+        How many steps of an episode may be missing or invalid before the rest of it is INVALID.
     """
 
     k: int = 1
@@ -64,6 +64,7 @@ class AlarmConfig:
     max_missing_steps: int = 0
 
     def __post_init__(self) -> None:
+        """Check the values."""
         if not 1 <= self.k <= self.n:
             raise AlarmError(f'k of n debounce needs 1 <= k <= n, found k = {self.k}, n = {self.n}')
         if not self.stale_after >= 0:
@@ -74,7 +75,16 @@ class AlarmConfig:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the policy says now: the state, one sentence for a person, and the step it is about."""
+    """What the alarm says now: the state, one sentence for a person, and the step that it is about.
+
+    Attributes
+    ----------
+    state : AlarmState
+    reason : str
+    step : int
+    score, threshold : float
+        At that step; NaN if there is none.
+    """
 
     state: AlarmState
     reason: str
@@ -126,7 +136,7 @@ class AlarmStateMachine:
         return self.verdict
 
     def reset(self) -> Verdict:
-        """Release a latched alarm; the next judged step may raise it again.
+        """Release a latched alarm; the next scored step may raise it again.
 
         A broken history stays broken.
         """
@@ -144,15 +154,15 @@ class AlarmStateMachine:
                 )
         return self.verdict
 
-    def judged(
+    def scored(
         self, step: int, score: float, threshold: float, warning_threshold: float, now: float
     ) -> Verdict:
-        """Take one step's score and thresholds (``warning_threshold`` may equal ``threshold``)."""
+        """Take a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
         if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
-            return self.unjudged(step, 'the score or its threshold is NaN or infinite', now)
+            return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
         self._last_time = now
         if self._alarm is None and self._broken():
-            # A score with a hole in its history is not the one that the band was calibrated for.
+            # The band was calibrated for scores without a hole in their history.
             reason = f'{self._missing} steps of the episode are missing'
             self.verdict = self._broken_verdict(reason, step)
             return self.verdict
@@ -179,11 +189,11 @@ class AlarmStateMachine:
         return self.verdict
 
     def missing(self, count: int) -> None:
-        """Note that ``count`` steps of the episode never came."""
+        """Take note that ``count`` steps of the episode never came."""
         self._missing += count
 
-    def unjudged(self, step: int, reason: str, now: float) -> Verdict:
-        """Take a step that cannot be judged: INVALID, unless an alarm is latched."""
+    def not_scored(self, step: int, reason: str, now: float) -> Verdict:
+        """Take a step that cannot be scored: INVALID, unless an alarm is latched."""
         self._last_time = now
         self._missing += 1
         if self._alarm is None:
@@ -191,7 +201,7 @@ class AlarmStateMachine:
         return self.verdict
 
     def tick(self, now: float) -> Verdict:
-        """Look at the clock: STALE when an episode runs and no step has come for too long."""
+        """Look at the clock: STALE if an episode runs and no step has come for too long."""
         if (
             self._running
             and self._alarm is None

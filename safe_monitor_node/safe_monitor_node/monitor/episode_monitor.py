@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judge one episode after another, step by step: score, band, alarm policy. No ROS in it.
+"""Scores one episode after another, step by step: detector, thresholds, alarm. No ROS in it.
 
-The node feeds it messages; evaluation may feed it recorded rollouts and gets what the robot would
-have got.
+The node feeds it messages. An evaluation may feed it recorded rollouts, and gets what the robot
+would have got.
 """
 
 from __future__ import annotations
@@ -11,46 +11,74 @@ import math
 from dataclasses import dataclass, replace
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
-from safe_monitor_node.bands.adaptive_threshold import AdaptationError
 from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
-from safe_monitor_node.monitor.label_feedback import Lesson, Lessons
-from vla_feature_bridge.errors import SafeError
+from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.thresholds import (
+    AdaptiveThresholds,
+    CalibratedThresholds,
+    MonitorError,
+    Thresholds,
+)
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.step import PolicyStep
 
+__all__ = ['Counts', 'EpisodeMonitor', 'MonitorError', 'StepId', 'StepResult']
 
-class MonitorError(SafeError):
-    """The monitor was asked for something that its detector folder cannot give."""
+
+@dataclass(frozen=True, slots=True)
+class StepId:
+    """Which step of which episode.
+
+    Attributes
+    ----------
+    episode_id : str
+    index : int
+        Position in the episode, from 0.
+    stamp : int
+        Time of the step [ns].
+    """
+
+    episode_id: str
+    index: int
+    stamp: int
+
+    @classmethod
+    def of(cls, step: PolicyStep) -> StepId:
+        """Return the identity of a policy step."""
+        return cls(step.episode_id, step.step, step.stamp)
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What became of one step.
+class StepResult:
+    """What a step gave.
 
     Attributes
     ----------
     score : float
-        The detector's score; NaN when the step could not be scored.
+        The detector's score; NaN if the step could not be scored.
     threshold : float
-        The band at this step; NaN when there is none, +inf where adaptation left no finite one.
+        The threshold at this step; NaN if there is none, +inf if labels left no finite one.
     verdict : Verdict
-        State of the alarm policy after the step.
+        State of the alarm after the step.
     problem : str
-        Why the step could not be judged; empty when it was.
+        Why the step could not be scored or compared; empty if it was.
+    probability : float
+        Probability that the episode fails, in [0, 1]; NaN if the detector gives none.
     """
 
     score: float
     threshold: float
     verdict: Verdict
     problem: str = ''
+    probability: float = math.nan
 
 
 @dataclass
 class Counts:
-    """Steps since the monitor was configured."""
+    """Steps and episodes since the monitor was configured."""
 
     scored: int = 0
     invalid: int = 0
@@ -59,137 +87,74 @@ class Counts:
     episodes: int = 0
 
 
-def choose_thresholds(
-    loaded: CalibratedDetector, alpha: float = 0.0, warning_alpha: float = 0.0, task: str = ''
-) -> tuple[Threshold, Threshold]:
-    """Return the alarm threshold and the warning threshold of a detector folder.
-
-    Both are of one band: that of the task, or of all tasks where it has no finite one.
-
-    Parameters
-    ----------
-    alpha : float
-        Promised false-alarm rate; 0 takes the folder's own.
-    warning_alpha : float
-        That of the warning band; 0 takes twice ``alpha`` where the folder has it, else no warning
-        band.
-    task : str
-        Task of the episode; empty if unknown.
-
-    Raises
-    ------
-    MonitorError
-        No band, an alpha that it was not calibrated for, or one that can never raise an alarm.
-    """
-    name = loaded.detector.name
-    if loaded.band is None:
-        raise MonitorError(
-            f'detector {name}: the folder has no band; calibrate it by fitting with `fit`'
-        )
-    alpha = alpha or loaded.alpha
-    try:
-        threshold = loaded.band.at(alpha, task)
-        warning = loaded.band.at(warning_alpha, threshold.task) if warning_alpha else threshold
-    except BandError as error:
-        raise MonitorError(f'detector {name}: {error}') from error
-    if not threshold.can_alarm:
-        smallest = loaded.band.smallest_finite_alpha
-        choose = (
-            'calibrate on more rollouts' if smallest is None else f'choose alpha >= {smallest:g}'
-        )
-        raise MonitorError(
-            f'detector {name}: with {loaded.band.n_calibration} calibration rollouts '
-            f'no finite threshold keeps a false-alarm rate of {alpha:g}, '
-            f'so no alarm could ever be raised; {choose} or calibrate on more rollouts'
-        )
-    if warning_alpha and warning_alpha < alpha:
-        raise MonitorError(
-            f'warning_alpha ({warning_alpha:g}) must not be below alpha ({alpha:g}): '
-            'a warning comes first'
-        )
-    if not warning_alpha:
-        try:
-            warning = loaded.band.at(2 * alpha, threshold.task)
-        except BandError:
-            warning = threshold
-    return threshold, warning
-
-
 class EpisodeMonitor:
-    """A detector, its band and the alarm policy, over a sequence of episodes. Times are seconds.
+    """A detector, its thresholds and the alarm, over a sequence of episodes. Times are seconds.
 
-    The thresholds of an episode are those of its task, which its start or its first step tells.
-    They stay the same until it ends, unless its start comes late and tells another task.
+    The thresholds of an episode are those of its task, which its start or its first step names.
+    They stay the same until it ends, unless its start comes late and names another task.
 
     Parameters
     ----------
-    loaded : CalibratedDetector
-    alpha, warning_alpha : float
-        As in :func:`choose_thresholds`.
+    calibrated : CalibratedDetector
+    alpha : float
+        Promised false-alarm rate; 0 takes the detector's own.
+    warning_alpha : float
+        False-alarm rate of the warnings; 0 takes twice ``alpha`` if the band has it, otherwise no
+        warnings.
     config : AlarmConfig, optional
     adaptation_step : float
-        Step size gamma with which labelled successes move the thresholds; 0 leaves them alone.
+        Step size with which labelled successes move the thresholds; 0 leaves them as calibrated.
 
     Attributes
     ----------
-    threshold, warning : Threshold
-        In force now.
-    adaptation : AdaptiveBand or None
-        The moving thresholds; None when they do not move.
+    alarms : AlarmStateMachine
+    thresholds : Thresholds
+    counts : Counts
+    episode_id : str
+        The running episode, or the last one; empty before the first.
     task : str
-        Of the running episode, or of the last one; empty if unknown.
+        Task of that episode; empty if unknown.
 
     Raises
     ------
     MonitorError
-        The folder has no thresholds for these rates, or none that can be moved.
+        The band has no thresholds for these rates, or none that can be moved.
     """
 
     def __init__(
         self,
-        loaded: CalibratedDetector,
+        calibrated: CalibratedDetector,
         *,
         alpha: float = 0.0,
         warning_alpha: float = 0.0,
         config: AlarmConfig | None = None,
         adaptation_step: float = 0.0,
     ) -> None:
-        self.loaded = loaded
-        self._alphas = alpha, warning_alpha
-        self.threshold, self.warning = choose_thresholds(loaded, alpha, warning_alpha)
-        self.adaptation: AdaptiveBand | None = None
-        self._lessons: Lessons | None = None
-        if adaptation_step > 0.0:
-            assert loaded.band is not None
-            try:
-                self.adaptation = AdaptiveBand(
-                    loaded.band,
-                    self.threshold.alpha,
-                    adaptation_step,
-                    warning_alpha=self.warning.alpha,
-                )
-            except AdaptationError as error:
-                raise MonitorError(f'detector {loaded.detector.name}: {error}') from error
-            self._lessons = Lessons(self.adaptation, loaded.band.length)
-        self.policy = AlarmStateMachine(config)
+        self.calibrated = calibrated
+        self.thresholds: Thresholds = (
+            AdaptiveThresholds(calibrated, alpha, warning_alpha, adaptation_step)
+            if adaptation_step > 0.0
+            else CalibratedThresholds(calibrated, alpha, warning_alpha)
+        )
+        self.alarms = AlarmStateMachine(config)
         self.counts = Counts()
         self.episode_id = ''
         self.task = ''
-        self._unbounded = ''
         self._ended_id = ''
+        self._ending = False
         self._stream: Stream | None = None
-        self._next_step = 0
+        self._next_index = 0
         self._last_stamp = -1
 
     @property
     def verdict(self) -> Verdict:
-        """The alarm policy's present verdict."""
-        return self.policy.verdict
+        """The present verdict of the alarm."""
+        return self.alarms.verdict
 
     @property
     def running(self) -> bool:
-        """True while an episode runs."""
-        return self.policy.running
+        """True while an episode runs, its last steps after END included."""
+        return self.alarms.running
 
     @property
     def latest_id(self) -> str:
@@ -197,176 +162,214 @@ class EpisodeMonitor:
         return self.episode_id or self._ended_id
 
     @property
+    def threshold(self) -> Threshold:
+        """The alarm threshold in force."""
+        return self.thresholds.alarm
+
+    @property
+    def warning(self) -> Threshold:
+        """The warning threshold in force."""
+        return self.thresholds.warning
+
+    @property
+    def adaptation(self) -> AdaptiveBand | None:
+        """The moving thresholds; None if labels move nothing."""
+        return self.thresholds.adaptation
+
+    @property
     def band_name(self) -> str:
-        """Which band is in use, for a person."""
+        """The name of the band in use, for a person."""
         return name_of(self.threshold.task)
 
-    def start(self, episode_id: str, now: float, task: str = '') -> Verdict:
-        """Start an episode of a task; empty if the task is unknown.
+    # --- begin and end
 
-        A start of the running one begins nothing: steps and events are two topics, and its START
-        may arrive after its first steps. If it tells another task than was known, the thresholds
+    def start(self, episode_id: str, now: float, task: str = '') -> Verdict:
+        """Take the START of an episode of a task; the task is empty if unknown.
+
+        A START of the running episode begins nothing: steps and events are two topics, and START
+        may arrive after the first steps. If it names another task than was known, the thresholds
         are those of that task from the next step on. An episode that begins anew under its old
         name shows it by a step 0 with a later stamp.
         """
+        self.finish()
         if not self.running or episode_id != self.episode_id:
-            return self._begin(episode_id, now, task)
-        if task and task != self.task:
-            if self.adaptation is not None and self.adaptation.task_of(task) == self.threshold.task:
-                self.task = task  # the same band, which may have moved since the episode began
-            else:
-                self._use_task(task)
+            self.begin(episode_id, now, task)
+        elif task and task != self.task:
+            self.task = task
+            self.thresholds.change_task(task)
         return self.verdict
 
-    def _begin(self, episode_id: str, now: float, task: str = '') -> Verdict:
-        if self._lessons is not None:
-            self._lessons.finish(self.task)
-            self._lessons.begin(episode_id)
-        # Begun anew under its old name it is of the same task.
+    def begins(self, step_id: StepId) -> bool:
+        """Tell whether a step begins an episode.
+
+        It does under a new name. Under the name of the running or the last episode it does as a
+        step 0 that is later than all steps before; any other step 0 is a repetition, and must not
+        release an alarm. The last steps of an episode may be delivered after its end, or after the
+        next start.
+        """
+        again = step_id.index == 0 and step_id.stamp > self._last_stamp
+        if self.running and step_id.episode_id == self.episode_id:
+            return again and self._next_index > 0
+        return again or step_id.episode_id != self._ended_id
+
+    def begin(self, episode_id: str, now: float, task: str = '') -> None:
+        """Begin an episode, whatever ran before; `start` and `step` do it where needed."""
+        self.finish()
+        self.thresholds.finish(self.task)
+        self.thresholds.begin(episode_id)
+        # An episode that begins anew under its old name is of the same task.
         self._use_task(task or (self.task if episode_id == self.episode_id else ''))
         self.episode_id = episode_id
         if episode_id == self._ended_id:
             self._ended_id = ''
-        self._stream = self.loaded.detector.stream()
-        self._next_step = 0
+        self._stream = self.calibrated.detector.stream()
+        self._next_index = 0
         self.counts.episodes += 1
-        return self.policy.start(now)
+        self.alarms.start(now)
 
     def _use_task(self, task: str) -> None:
         self.task = task
-        if self.adaptation is None:
-            self.threshold, self.warning = choose_thresholds(self.loaded, *self._alphas, task)
-            return
-        assert self._lessons is not None
-        self.threshold, self.warning = self.adaptation.thresholds(task)
-        self._lessons.use(task)
-        moving = self.adaptation.of(task)
-        self._unbounded = ''
-        if moving.threshold == math.inf:
-            self._unbounded = (
-                f'{self.band_name} has no finite threshold any more: {moving.false_alarms} of '
-                f'{moving.successes} labelled successes were false alarms (wanted '
-                f'{moving.alpha:g}), the level is {moving.level:.3g}; go on labelling, as '
-                'successes lower it, or calibrate again on such episodes'
-            )
+        self.thresholds.use(task)
 
     def end(self, episode_id: str) -> Verdict:
-        """End the running episode, if it is this one; what it teaches holds from the next one."""
+        """End the running episode, if it is this one; its label counts from the next one on."""
         if self.running and episode_id == self.episode_id:
+            self._ending = False
             self._ended_id = episode_id
-            if self._lessons is not None:
-                self._lessons.finish(self.task)
-            return self.policy.end()
+            self.thresholds.finish(self.task)
+            return self.alarms.end()
         return self.verdict
 
-    def label(self, episode_id: str, success: bool | None) -> Lesson:
-        """Take what a person or a checker says of an episode, running or over.
+    def end_after_grace(self, episode_id: str) -> bool:
+        """Take the END of the running episode whose last steps may still arrive.
+
+        Steps and events are two topics, so steps may be delivered after END. They are scored until
+        `finish` is called, when the grace is over; the next episode calls it too. Silence is not
+        STALE in between.
+
+        Returns
+        -------
+        bool
+            False if this is not the running episode.
+        """
+        if not self.running or episode_id != self.episode_id:
+            return False
+        self._ending = True
+        return True
+
+    def finish(self) -> bool:
+        """End the episode whose END came before; False if there is none."""
+        if not self._ending:
+            return False
+        self.end(self.episode_id)
+        return True
+
+    def abandon(self) -> Verdict:
+        """Forget the running episode, for example because the clock jumped backwards."""
+        self._ending = False
+        self.thresholds.invalidate()
+        self.thresholds.finish(self.task)
+        self.episode_id = self._ended_id = self.task = ''
+        self._last_stamp = -1
+        return self.alarms.end()
+
+    def take_over(self, previous: EpisodeMonitor) -> None:
+        """Go on after a monitor with another detector: its last episode and its counts.
+
+        Its label feedback stays behind: it is about scores of the other detector.
+        """
+        self._ended_id, self._last_stamp = previous._ended_id, previous._last_stamp
+        self.counts = previous.counts
+
+    # --- while an episode runs
+
+    def label(self, episode_id: str, success: bool | None) -> LabelEffect:
+        """Take the outcome of an episode, running or over, from a person or a checker.
 
         Parameters
         ----------
         episode_id : str
         success : bool or None
-            None takes an earlier label back; the latest label counts.
+            None withdraws an earlier label; the latest label counts.
         """
-        return Lesson.OFF if self._lessons is None else self._lessons.label(episode_id, success)
-
-    def abandon(self) -> Verdict:
-        """Forget the running episode, for example because the clock jumped backwards."""
-        if self._lessons is not None:
-            self._lessons.spoil()
-            self._lessons.finish(self.task)
-        self.episode_id = self._ended_id = self.task = ''
-        self._last_stamp = -1
-        return self.policy.end()
-
-    def take_over(self, previous: EpisodeMonitor) -> None:
-        """Go on after another detector: which episode ended last, and what was counted.
-
-        What labels taught that one is of its own scores, and of no use here.
-        """
-        self._ended_id, self._last_stamp = previous._ended_id, previous._last_stamp
-        self.counts = previous.counts
+        return self.thresholds.label(episode_id, success)
 
     def reset(self) -> Verdict:
         """Release a latched alarm."""
-        return self.policy.reset()
+        return self.alarms.reset()
 
     def tick(self, now: float) -> Verdict:
-        """Look at the clock."""
-        return self.policy.tick(now)
+        """Look at the clock: no step for too long is STALE, except after END."""
+        return self.verdict if self._ending else self.alarms.tick(now)
 
-    def step(self, step: PolicyStep, now: float) -> Judgement | None:
-        """Judge the next step; None for one to be ignored (repeated, or of an ended episode)."""
-        if not self._expected(step.episode_id, step.step, step.stamp, now, step.instruction):
+    def step(self, step: PolicyStep, now: float) -> StepResult | None:
+        """Score the next step; None if it is ignored (a repetition, or of an ended episode)."""
+        step_id = StepId.of(step)
+        if self.begins(step_id):
+            self.begin(step_id.episode_id, now)
+        return self.continue_with(step, now)
+
+    def continue_with(self, step: PolicyStep, now: float) -> StepResult | None:
+        """Score a step as `step` does, but begin no episode."""
+        if not self._admit(StepId.of(step), step.instruction):
             return None
-        return self._judge(step, now)
+        return self._score(step, now)
 
-    def refuse(
-        self, episode_id: str, step: int, stamp: int, problem: str, now: float
-    ) -> Judgement | None:
-        """Take a step whose message could not even be read; None for one that must be ignored."""
-        if not self._expected(episode_id, step, stamp, now):
-            return None
-        return self._unjudged(step, problem, now)
+    def continue_without(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
+        """Take a step of the running episode whose message cannot be read; None if it is ignored.
 
-    def begins(self, episode_id: str, step: int, stamp: int) -> bool:
-        """Tell whether a step begins an episode.
-
-        It does under a new name, and under the running or the last one as a step 0 that is later
-        than all before; any other step 0 is a repetition, and must not release an alarm. The last
-        steps of an episode may be delivered after its end, or after the next start.
+        Parameters
+        ----------
+        step_id : StepId
+        problem : str
+            Why it cannot be read.
         """
-        again = step == 0 and stamp > self._last_stamp
-        if self.running and episode_id == self.episode_id:
-            return again and self._next_step > 0
-        return again or episode_id != self._ended_id
+        if not self._admit(step_id):
+            return None
+        return self._not_scored(step_id.index, problem, now)
 
-    def _expected(
-        self, episode_id: str, step: int, stamp: int, now: float, instruction: str = ''
-    ) -> bool:
-        """Start the step's episode where needed, note steps that never came; False to ignore it."""
-        if self.begins(episode_id, step, stamp):
-            self._begin(episode_id, now)
-        elif not self.running or episode_id != self.episode_id or step < self._next_step:
+    def _admit(self, step_id: StepId, instruction: str = '') -> bool:
+        """Take note of steps that never came before this one; False if it is to be ignored."""
+        index = step_id.index
+        if not self.running or step_id.episode_id != self.episode_id or index < self._next_index:
             self.counts.out_of_order += 1
             return False
-        if instruction and self._next_step == 0 and not self.task:
+        if instruction and self._next_index == 0 and not self.task:
             self._use_task(instruction)
-        if gap := step - self._next_step:
+        if gap := index - self._next_index:
             self.counts.missing += gap
-            self.policy.missing(gap)
-            if self._lessons is not None:
-                self._lessons.spoil()
-        self._next_step = step + 1
-        self._last_stamp = max(stamp, self._last_stamp)
+            self.alarms.missing(gap)
+            self.thresholds.invalidate()
+        self._next_index = index + 1
+        self._last_stamp = max(step_id.stamp, self._last_stamp)
         return True
 
-    def _judge(self, step: PolicyStep, now: float) -> Judgement:
+    def _score(self, step: PolicyStep, now: float) -> StepResult:
         assert self._stream is not None
+        index = step.step
         try:
-            score = self._stream.step(self._fitting_step(step))
+            score = self._stream.step(self._pooled(step))
         except (StepError, PoolingError) as error:
-            return self._unjudged(step.step, str(error), now)
+            return self._not_scored(index, str(error), now)
         if not math.isfinite(score):
-            return self._unjudged(step.step, f'step {step.step}: the score is {score}', now)
+            return self._not_scored(index, f'step {index}: the score is {score}', now)
         self.counts.scored += 1
         try:
-            threshold, warning = self.threshold.at(step.step), self.warning.at(step.step)
+            threshold, warning = self.threshold.at(index), self.warning.at(index)
         except BandError as error:
-            return self._unjudged(step.step, str(error), now, score)
-        if self._lessons is not None:
-            self._lessons.judged(step.step, score)
-            if self._unbounded:
-                # No score is above it, but that says nothing of the episode.
-                self.counts.invalid += 1
-                verdict = self.policy.unjudged(step.step, self._unbounded, now)
-                return Judgement(score, threshold, verdict, self._unbounded)
-        verdict = self.policy.judged(step.step, score, threshold, warning, now)
-        return Judgement(score, threshold, verdict)
+            return self._not_scored(index, str(error), now, score)
+        self.thresholds.scored(index, score)
+        if problem := self.thresholds.no_threshold:
+            # No score is above it, but that says nothing of the episode.
+            self.counts.invalid += 1
+            verdict = self.alarms.not_scored(index, problem, now)
+            return StepResult(score, threshold, verdict, problem, self._probability(score))
+        verdict = self.alarms.scored(index, score, threshold, warning, now)
+        return StepResult(score, threshold, verdict, probability=self._probability(score))
 
-    def _fitting_step(self, step: PolicyStep) -> PolicyStep:
+    def _pooled(self, step: PolicyStep) -> PolicyStep:
         """Check the features' name against the detector's, and pool them if they come raw."""
-        spec = self.loaded.feature
+        spec = self.calibrated.feature
         if step.feature_name and step.feature_name != str(spec):
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
             if step.feature_name != str(raw):
@@ -379,8 +382,13 @@ class EpisodeMonitor:
             return replace(step, features=spec.apply(step.features))
         return step
 
-    def _unjudged(self, step: int, problem: str, now: float, score: float = math.nan) -> Judgement:
+    def _probability(self, score: float) -> float:
+        return score if self.calibrated.detector.gives_probability else math.nan
+
+    def _not_scored(
+        self, index: int, problem: str, now: float, score: float = math.nan
+    ) -> StepResult:
         self.counts.invalid += 1
-        if self._lessons is not None:
-            self._lessons.spoil()
-        return Judgement(score, math.nan, self.policy.unjudged(step, problem, now), problem)
+        self.thresholds.invalidate()
+        verdict = self.alarms.not_scored(index, problem, now)
+        return StepResult(score, math.nan, verdict, problem, self._probability(score))

@@ -1,2 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nodes of this package: thin shells that know ROS."""
+"""Executables. Only this room knows ROS.
+
+lifecycle             a lifecycle node with one set-up and one teardown
+monitor_parameters    the parameters of the monitor node
+monitor               topics, services and timers of the monitor node
+monitor_messages      the messages of the monitor node, made from a session
+diagnosis             level and facts of a session for ``/diagnostics``; no ROS in it
+
+This room imports everything else in the package.
+"""

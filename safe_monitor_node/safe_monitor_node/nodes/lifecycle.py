@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lifecycle node with one way in and one way out.
 
-``_setup`` at configure, ``_teardown`` for the rest.
+``_setup`` at configure, ``_teardown`` at cleanup, shutdown, error and after a failed configure.
 """
 
 from __future__ import annotations
@@ -14,24 +14,30 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 class ManagedNode(LifecycleNode):
     """Base of our lifecycle nodes.
 
-    Configure fails loudly and leaves nothing behind; the node lives on.
+    A configure that fails says why, leaves nothing behind, and the node lives on.
+
+    Attributes
+    ----------
+    active : bool
+    failure : str
+        Why the last configure failed; empty if it did not.
     """
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(name, **kwargs)
         self.active = False
         self.failure = ''
-        """Why the last configure failed; empty if it did not."""
 
     def _setup(self) -> None:
-        """Make everything that the active node needs; raise with the reason if that cannot be."""
+        """Make everything that the active node needs; raise with the reason if that fails."""
         raise AssertionError('each managed node has its set-up')
 
     def _teardown(self) -> None:
-        """Destroy what ``_setup`` made, as far as it came; once at cleanup, shutdown or error."""
+        """Destroy what ``_setup`` made, also after a part of it only."""
         raise AssertionError('each managed node has its teardown')
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Set the node up."""
         try:
             self._setup()
         except Exception as error:  # whatever it is, the node must say it and live on
@@ -43,20 +49,25 @@ class ManagedNode(LifecycleNode):
         return super().on_configure(state)
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to work."""
         self.active = True
         return super().on_activate(state)
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Stop working."""
         self.active = False
         return super().on_deactivate(state)
 
     def on_cleanup(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Tear the node down."""
         return self._leave()
 
     def on_shutdown(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Tear the node down."""
         return self._leave()
 
     def on_error(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Tear the node down."""
         return self._leave()
 
     def _leave(self) -> TransitionCallbackReturn:

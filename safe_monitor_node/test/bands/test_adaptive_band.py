@@ -7,25 +7,23 @@ import math
 
 import numpy as np
 import pytest
+from band_factory import constant_band, functional_band
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.bands.adaptive_threshold import AdaptationError
 from safe_monitor_node.bands.band import Band, BandShape
-from safe_training.calibration.constant import constant_band
-from safe_training.calibration.functional import calibrate
 
 ALPHAS = (0.05, 0.1, 0.2)
-HORIZON = 12
+STEPS = 12
 
 
 def curves(count, seed=0):
     generator = np.random.default_rng(seed)
-    return [generator.normal(size=generator.integers(4, HORIZON + 1)) for _ in range(count)]
+    return [generator.normal(size=generator.integers(4, STEPS + 1)) for _ in range(count)]
 
 
-def functional(count=60, seed=0, **options):
-    generator = np.random.default_rng(7)
-    return calibrate(curves(count, seed), ALPHAS, max_steps=HORIZON, generator=generator, **options)
+def functional(count=60, seed=0, modulation='std'):
+    return functional_band(curves(count, seed), ALPHAS, STEPS, modulation)
 
 
 def with_tasks(**tasks):
@@ -43,7 +41,7 @@ def test_before_the_first_label_the_thresholds_are_those_of_the_band(alpha, modu
     np.testing.assert_array_equal(threshold.upper, band.at(alpha).upper)
     assert (threshold.alpha, threshold.task) == (alpha, '')
     assert warning is threshold
-    one_for_all = constant_band(curves(60), ALPHAS, max_steps=HORIZON)
+    one_for_all = constant_band([curve.max() for curve in curves(60)], ALPHAS, STEPS)
     threshold, _ = AdaptiveBand(one_for_all, alpha, 0.02).thresholds()
     np.testing.assert_allclose(threshold.upper, one_for_all.at(alpha).upper, rtol=1e-14)
 
@@ -69,7 +67,7 @@ def test_the_nonconformity_says_whether_a_score_was_above_the_threshold():
         assert crossed == (value > adaptive.of('').threshold)
         adaptive.observe('', value, crossed)
     # Ties are not above: the calibration rollout that a threshold comes from raises no alarm.
-    one = AdaptiveBand(constant_band([[0.1], [0.7]], (0.4,), max_steps=1), 0.4, 0.02)
+    one = AdaptiveBand(constant_band([0.1, 0.7], (0.4,), 1), 0.4, 0.02)
     assert one.thresholds()[0].first_crossing([0.7]) is None
 
 
@@ -100,12 +98,12 @@ def test_each_task_with_a_finite_band_of_its_own_moves_by_itself():
     assert adaptive.nonconformity('pour', scores) != adaptive.nonconformity('rare', scores)
 
 
-def test_a_label_that_is_taken_back_leaves_nothing_behind():
+def test_a_label_that_is_withdrawn_leaves_nothing_behind():
     adaptive = AdaptiveBand(with_tasks(pour=functional(seed=1)), 0.1, 0.02)
     before = [adaptive.thresholds(task)[0].upper for task in adaptive.tasks]
     assert adaptive.revision == 0
     observation = adaptive.observe('pour', 100.0, True)
-    adaptive.forget('pour', observation)
+    adaptive.undo('pour', observation)
     after = [adaptive.thresholds(task)[0].upper for task in adaptive.tasks]
     np.testing.assert_array_equal(after, before)
     assert adaptive.revision == 2

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from safe_monitor_node.bands.adaptive_threshold import (
-    TAKE_BACKS,
+    KEPT_BEYOND_WINDOW,
     AdaptationError,
     AdaptiveThreshold,
 )
@@ -55,7 +55,7 @@ def test_late_labels_and_take_backs_widen_the_bound_as_stated(late, share_taken_
             continue
         learned.append(adaptive.observe(*waiting.pop(0)))
         if generator.random() < share_taken_back:
-            adaptive.forget(learned.pop(int(generator.integers(len(learned)))))
+            adaptive.undo(learned.pop(int(generator.integers(len(learned)))))
             taken_back += 1
         if count := adaptive.successes:
             bound = (max(alpha, 1 - alpha) + gamma) / (count * gamma)
@@ -98,14 +98,14 @@ def test_what_was_taken_back_might_never_have_come(window, seed):
     # Few different values, so that some come twice.
     scores = np.round(2.0 * generator.normal(size=150), 1).tolist()
     alarmed = (generator.random(150) < 0.3).tolist()
-    taken_back = generator.permutation(150)[:TAKE_BACKS]
+    taken_back = generator.permutation(150)[:KEPT_BEYOND_WINDOW]
     adaptive = AdaptiveThreshold(calibrated, 0.1, 0.03, window=window)
     never = AdaptiveThreshold(calibrated, 0.1, 0.03, window=window)
     observations = [adaptive.observe(*both) for both in zip(scores, alarmed, strict=True)]
     for index in sorted(set(range(150)) - set(taken_back.tolist())):
         never.observe(scores[index], alarmed[index])
     for index in taken_back:
-        adaptive.forget(observations[index])
+        adaptive.undo(observations[index])
     assert state(adaptive) == state(never)
 
 
@@ -113,11 +113,11 @@ def test_a_value_that_was_pushed_out_returns_when_the_one_that_pushed_is_taken_b
     adaptive = AdaptiveThreshold([0.0], 0.5, 0.1, window=2)
     observations = [adaptive.observe(value, False) for value in (1.0, 2.0, 3.0, 4.0)]
     assert [adaptive.quantile(level) for level in (0.75, 0.5, 0.25)] == [0.0, 3.0, 4.0]
-    adaptive.forget(observations[3])
+    adaptive.undo(observations[3])
     assert [adaptive.quantile(level) for level in (0.75, 0.5, 0.25)] == [0.0, 2.0, 3.0]
-    adaptive.forget(observations[0])
+    adaptive.undo(observations[0])
     assert [adaptive.quantile(level) for level in (0.75, 0.5, 0.25)] == [0.0, 2.0, 3.0]
-    adaptive.forget(observations[1])
+    adaptive.undo(observations[1])
     assert [adaptive.quantile(level) for level in (0.67, 0.34)] == [0.0, 3.0]
 
 
@@ -126,10 +126,10 @@ def test_what_is_kept_for_taking_back_is_bounded_and_older_ones_can_still_be_unc
     first = adaptive.observe(0.0, True)
     for value in range(1, 1000):
         adaptive.observe(float(value), False)
-    assert adaptive.observed == tuple(map(float, range(1000 - 10 - TAKE_BACKS, 1000)))
-    adaptive.forget(first)
+    assert adaptive.observed == tuple(map(float, range(1000 - 10 - KEPT_BEYOND_WINDOW, 1000)))
+    adaptive.undo(first)
     assert (adaptive.successes, adaptive.false_alarms) == (999, 0)
-    assert len(adaptive.observed) == 10 + TAKE_BACKS
+    assert len(adaptive.observed) == 10 + KEPT_BEYOND_WINDOW
 
 
 def test_a_false_alarm_raises_the_threshold_and_quiet_lowers_it():
@@ -210,13 +210,13 @@ def test_what_is_not_there_cannot_be_undone():
     adaptive, other = AdaptiveThreshold([1.0], 0.1), AdaptiveThreshold([1.0], 0.1)
     adaptive.observe(0.0, False)
     for observation in (other.observe(0.0, True), other.observe(0.0, False)):
-        with pytest.raises(AdaptationError, match='is not there to be undone'):
-            adaptive.forget(observation)
+        with pytest.raises(AdaptationError, match='is not among the observations to undo'):
+            adaptive.undo(observation)
     assert adaptive.successes == 1
     observation = adaptive.observe(2.0)
-    adaptive.forget(observation)
+    adaptive.undo(observation)
     with pytest.raises(AdaptationError, match='nonconformity=2'):
-        adaptive.forget(observation)
+        adaptive.undo(observation)
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_past_its_last_step_the_band_says_so_and_does_not_extrapolate():
 
 
 def test_a_nan_score_is_not_a_quiet_one():
-    with pytest.raises(BandError, match='score at step 1 is NaN'):
+    with pytest.raises(BandError, match='expected a score at step 1, found NaN'):
         make_band().at(0.5).first_crossing([0.0, np.nan, 0.0])
 
 
@@ -111,8 +111,8 @@ def test_thresholds_cannot_change_after_they_were_checked():
         ({'upper': np.ones((3, 0))}, r'shape \(3, T\)'),
         ({'upper': np.array([[1.0, np.nan]] * 3)}, 'step 1 for alpha 0.1 is nan'),
         ({'upper': np.array([[-np.inf, 1.0]] * 3)}, 'step 0 for alpha 0.1 is -inf'),
-        ({'upper': np.array([[1.0], [2.0], [0.5]])}, 'never is, so this one is corrupt'),
-        ({'upper': np.array([[1.0], [np.inf], [0.5]])}, 'never is, so this one is corrupt'),
+        ({'upper': np.array([[1.0], [2.0], [0.5]])}, 'never is, so this band is corrupt'),
+        ({'upper': np.array([[1.0], [np.inf], [0.5]])}, 'never is, so this band is corrupt'),
         ({'kind': ''}, 'kind must be a name'),
         ({'n_calibration': -1}, 'must be a count'),
         ({'n_calibration': 2.0}, 'must be a count'),

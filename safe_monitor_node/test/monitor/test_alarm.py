@@ -24,58 +24,58 @@ LOW, RAISED, HIGH = 0.2, 0.7, 1.2
 
 
 class Episode:
-    """An alarm policy in a running episode, one second a step."""
+    """An alarm alarms in a running episode, one second a step."""
 
     def __init__(self, **config):
-        self.policy = AlarmStateMachine(AlarmConfig(**config))
+        self.alarms = AlarmStateMachine(AlarmConfig(**config))
         self.now = 100.0
         self.step = 0
-        self.policy.start(self.now)
+        self.alarms.start(self.now)
 
     @property
     def verdict(self):
-        return self.policy.verdict
+        return self.alarms.verdict
 
     @property
     def state(self):
         return self.verdict.state
 
-    def judge(self, *scores, threshold=1.0, warning=0.5):
+    def score(self, *scores, threshold=1.0, warning=0.5):
         states = []
         for score in scores:
             self.now += 1.0
-            verdict = self.policy.judged(self.step, score, threshold, warning, self.now)
+            verdict = self.alarms.scored(self.step, score, threshold, warning, self.now)
             assert verdict is self.verdict
             states.append(verdict.state)
             self.step += 1
         return states[0] if len(states) == 1 else states
 
-    def unjudged(self, reason='the features hold NaN'):
+    def not_scored(self, reason='the features hold NaN'):
         self.now += 1.0
-        state = self.policy.unjudged(self.step, reason, self.now).state
+        state = self.alarms.not_scored(self.step, reason, self.now).state
         self.step += 1
         return state
 
     def wait(self, seconds):
         self.now += seconds
-        return self.policy.tick(self.now).state
+        return self.alarms.tick(self.now).state
 
 
 # --- the arrows of the drawing
 
 
 def test_before_any_episode_nothing_is_known():
-    policy = AlarmStateMachine()
-    assert policy.verdict == NOTHING
-    assert policy.verdict.state == UNKNOWN
-    assert not policy.running
-    assert policy.tick(1e9).state == UNKNOWN, 'without an episode nothing is stale'
-    assert policy.reset().state == UNKNOWN
+    alarms = AlarmStateMachine()
+    assert alarms.verdict == NOTHING
+    assert alarms.verdict.state == UNKNOWN
+    assert not alarms.running
+    assert alarms.tick(1e9).state == UNKNOWN, 'without an episode nothing is stale'
+    assert alarms.reset().state == UNKNOWN
 
 
 def test_an_episode_without_a_step_is_unknown():
     episode = Episode()
-    assert episode.policy.running
+    assert episode.alarms.running
     assert episode.state == UNKNOWN
     assert math.isnan(episode.verdict.score)
 
@@ -83,9 +83,9 @@ def test_an_episode_without_a_step_is_unknown():
 @pytest.mark.parametrize(
     ('score', 'state'), [(LOW, NOMINAL), (RAISED, WARNING), (HIGH, ALARM)], ids=str
 )
-def test_the_first_judged_step_leads_out_of_unknown(score, state):
+def test_the_first_scored_step_leads_out_of_unknown(score, state):
     episode = Episode()
-    assert episode.judge(score) == state
+    assert episode.score(score) == state
     assert (episode.verdict.step, episode.verdict.score, episode.verdict.threshold) == (
         0,
         score,
@@ -94,7 +94,7 @@ def test_the_first_judged_step_leads_out_of_unknown(score, state):
 
 
 def test_nominal_and_warning_follow_the_score():
-    assert Episode().judge(LOW, RAISED, LOW, RAISED, RAISED, LOW) == [
+    assert Episode().score(LOW, RAISED, LOW, RAISED, RAISED, LOW) == [
         NOMINAL,
         WARNING,
         NOMINAL,
@@ -106,50 +106,50 @@ def test_nominal_and_warning_follow_the_score():
 
 def test_on_the_band_is_not_above_it():
     episode = Episode()
-    assert episode.judge(0.5) == NOMINAL
-    assert episode.judge(1.0) == WARNING
-    assert episode.judge(math.nextafter(1.0, 2.0)) == ALARM
+    assert episode.score(0.5) == NOMINAL
+    assert episode.score(1.0) == WARNING
+    assert episode.score(math.nextafter(1.0, 2.0)) == ALARM
 
 
 def test_without_a_warning_band_there_is_no_warning():
-    assert Episode().judge(LOW, RAISED, HIGH, warning=1.0) == [NOMINAL, NOMINAL, ALARM]
+    assert Episode().score(LOW, RAISED, HIGH, warning=1.0) == [NOMINAL, NOMINAL, ALARM]
 
 
 @pytest.mark.parametrize('before', [LOW, RAISED], ids=['nominal', 'warning'])
 def test_above_the_band_is_an_alarm(before):
     episode = Episode()
-    episode.judge(before)
-    assert episode.judge(HIGH) == ALARM
+    episode.score(before)
+    assert episode.score(HIGH) == ALARM
     assert '1.2' in episode.verdict.reason
     assert 'step 1' in episode.verdict.reason
 
 
-def test_an_infinite_band_raises_no_alarm_and_an_infinite_score_cannot_be_judged():
+def test_an_infinite_band_raises_no_alarm_and_an_infinite_score_cannot_be_scored():
     episode = Episode()
-    assert episode.judge(1e30, threshold=math.inf, warning=math.inf) == NOMINAL
-    assert episode.judge(math.inf) == INVALID
-    assert Episode().judge(-math.inf) == INVALID
+    assert episode.score(1e30, threshold=math.inf, warning=math.inf) == NOMINAL
+    assert episode.score(math.inf) == INVALID
+    assert Episode().score(-math.inf) == INVALID
 
 
 def test_a_latched_alarm_outlives_low_scores_silence_and_broken_steps():
     episode = Episode()
-    episode.judge(HIGH)
+    episode.score(HIGH)
     reason = episode.verdict.reason
-    assert episode.judge(LOW) == ALARM
+    assert episode.score(LOW) == ALARM
     assert (episode.verdict.step, episode.verdict.score) == (1, LOW), 'the score goes on'
     assert episode.wait(1000.0) == ALARM
-    assert episode.unjudged() == ALARM
-    episode.policy.missing(5)
-    assert episode.judge(LOW) == ALARM
+    assert episode.not_scored() == ALARM
+    episode.alarms.missing(5)
+    assert episode.score(LOW) == ALARM
     assert episode.verdict.reason == reason, 'the reason stays the one that raised it'
 
 
-def leave_max_score(policy):
-    policy.end()
+def leave_max_score(alarms):
+    alarms.end()
 
 
-def leave_by_start(policy):
-    policy.start(0.0)
+def leave_by_start(alarms):
+    alarms.start(0.0)
 
 
 @pytest.mark.parametrize('leave', [leave_max_score, leave_by_start])
@@ -158,34 +158,34 @@ def test_every_state_ends_with_its_episode(state, leave):
     episode = Episode()
     reach = {
         UNKNOWN: lambda: None,
-        NOMINAL: lambda: episode.judge(LOW),
-        WARNING: lambda: episode.judge(RAISED),
-        ALARM: lambda: episode.judge(HIGH),
+        NOMINAL: lambda: episode.score(LOW),
+        WARNING: lambda: episode.score(RAISED),
+        ALARM: lambda: episode.score(HIGH),
         STALE: lambda: episode.wait(10.0),
-        INVALID: lambda: episode.unjudged(),
+        INVALID: lambda: episode.not_scored(),
     }
     reach[state]()
     assert episode.state == state
-    leave(episode.policy)
+    leave(episode.alarms)
     assert episode.state == UNKNOWN
-    assert episode.policy.running == (leave is leave_by_start)
+    assert episode.alarms.running == (leave is leave_by_start)
 
 
 def test_nothing_is_stale_after_the_end():
     episode = Episode()
-    episode.judge(LOW)
-    episode.policy.end()
+    episode.score(LOW)
+    episode.alarms.end()
     assert episode.wait(1000.0) == UNKNOWN
 
 
 def test_the_next_episode_starts_with_a_clean_record():
     episode = Episode(k=2, n=3)
-    episode.judge(HIGH)
-    episode.policy.missing(1)
-    episode.policy.end()
-    episode.policy.start(episode.now)
-    assert episode.judge(HIGH) == WARNING, 'the high step of the last episode does not count'
-    assert episode.judge(LOW) == NOMINAL, 'nor do its missing steps'
+    episode.score(HIGH)
+    episode.alarms.missing(1)
+    episode.alarms.end()
+    episode.alarms.start(episode.now)
+    assert episode.score(HIGH) == WARNING, 'the high step of the last episode does not count'
+    assert episode.score(LOW) == NOMINAL, 'nor do its missing steps'
 
 
 # --- reset
@@ -193,26 +193,26 @@ def test_the_next_episode_starts_with_a_clean_record():
 
 def test_a_reset_releases_the_alarm_and_the_next_high_step_raises_it_again():
     episode = Episode()
-    episode.judge(HIGH)
-    assert episode.policy.reset().state == UNKNOWN
+    episode.score(HIGH)
+    assert episode.alarms.reset().state == UNKNOWN
     assert 'reset' in episode.verdict.reason
-    assert episode.judge(LOW, HIGH) == [NOMINAL, ALARM]
+    assert episode.score(LOW, HIGH) == [NOMINAL, ALARM]
     assert 'step 2' in episode.verdict.reason
 
 
 def test_a_reset_clears_the_count():
     episode = Episode(k=2, n=2)
-    episode.judge(HIGH, HIGH)
-    episode.policy.reset()
-    assert episode.judge(HIGH, HIGH) == [WARNING, ALARM]
+    episode.score(HIGH, HIGH)
+    episode.alarms.reset()
+    assert episode.score(HIGH, HIGH) == [WARNING, ALARM]
 
 
 def test_a_reset_does_not_mend_a_broken_history():
     episode = Episode()
-    episode.judge(HIGH)
-    assert episode.unjudged() == ALARM
-    assert episode.policy.reset().state == INVALID
-    assert episode.judge(LOW) == INVALID
+    episode.score(HIGH)
+    assert episode.not_scored() == ALARM
+    assert episode.alarms.reset().state == INVALID
+    assert episode.score(LOW) == INVALID
 
 
 @pytest.mark.parametrize('state', [UNKNOWN, NOMINAL, WARNING, STALE, INVALID])
@@ -220,13 +220,13 @@ def test_a_reset_without_an_alarm_changes_no_state(state):
     episode = Episode()
     {
         UNKNOWN: lambda: None,
-        NOMINAL: lambda: episode.judge(LOW),
-        WARNING: lambda: episode.judge(RAISED),
+        NOMINAL: lambda: episode.score(LOW),
+        WARNING: lambda: episode.score(RAISED),
         STALE: lambda: episode.wait(10.0),
-        INVALID: lambda: episode.unjudged(),
+        INVALID: lambda: episode.not_scored(),
     }[state]()
     before = episode.verdict
-    assert episode.policy.reset() == before
+    assert episode.alarms.reset() == before
 
 
 # --- silence
@@ -234,7 +234,7 @@ def test_a_reset_without_an_alarm_changes_no_state(state):
 
 def test_silence_is_stale_after_its_time_and_not_before():
     episode = Episode(stale_after=2.0)
-    episode.judge(LOW)
+    episode.score(LOW)
     assert episode.wait(2.0) == NOMINAL
     assert episode.wait(0.001) == STALE
     assert '2 s' in episode.verdict.reason
@@ -248,86 +248,86 @@ def test_silence_from_the_start_is_stale():
 @pytest.mark.parametrize(
     ('score', 'state'), [(LOW, NOMINAL), (RAISED, WARNING), (HIGH, ALARM)], ids=str
 )
-def test_the_next_judged_step_leads_out_of_stale(score, state):
+def test_the_next_scored_step_leads_out_of_stale(score, state):
     episode = Episode()
     episode.wait(10.0)
-    assert episode.judge(score) == state
+    assert episode.score(score) == state
 
 
-def test_a_step_that_cannot_be_judged_leads_from_stale_to_invalid_and_silence_back():
+def test_a_step_that_cannot_be_scored_leads_from_stale_to_invalid_and_silence_back():
     episode = Episode(stale_after=2.0)
     episode.wait(10.0)
-    assert episode.unjudged() == INVALID
-    assert episode.wait(1.0) == INVALID, 'an unjudged step has come all the same'
+    assert episode.not_scored() == INVALID
+    assert episode.wait(1.0) == INVALID, 'a step without a score has come all the same'
     assert episode.wait(10.0) == STALE
 
 
 def test_zero_means_never_stale():
     episode = Episode(stale_after=0.0)
-    episode.judge(LOW)
+    episode.score(LOW)
     assert episode.wait(1e9) == NOMINAL
 
 
 def test_a_clock_that_runs_backwards_makes_nothing_stale():
     episode = Episode()
-    episode.judge(LOW)
+    episode.score(LOW)
     assert episode.wait(-50.0) == NOMINAL
 
 
-# --- steps that cannot be judged, and steps that never came
+# --- steps that cannot be scored, and steps that never came
 
 
-def test_an_unjudged_step_is_invalid_for_the_rest_of_the_episode():
+def test_a_step_without_a_score_is_invalid_for_the_rest_of_the_episode():
     episode = Episode()
-    episode.judge(LOW)
-    assert episode.unjudged('step 1: NaN') == INVALID
+    episode.score(LOW)
+    assert episode.not_scored('step 1: NaN') == INVALID
     assert episode.verdict.reason == 'step 1: NaN'
     assert math.isnan(episode.verdict.score)
-    assert episode.judge(LOW, RAISED) == [INVALID, INVALID]
+    assert episode.score(LOW, RAISED) == [INVALID, INVALID]
     assert 'missing' in episode.verdict.reason
 
 
 def test_no_alarm_is_raised_over_a_broken_history():
     episode = Episode()
-    episode.unjudged()
-    assert episode.judge(HIGH) == INVALID
+    episode.not_scored()
+    assert episode.score(HIGH) == INVALID
     assert 'missing' in episode.verdict.reason
 
 
 @pytest.mark.parametrize(
-    'judgement',
+    'broken',
     [
         {'score': math.nan},
         {'threshold': math.nan},
         {'warning_threshold': math.nan},
     ],
-    ids=lambda judgement: next(iter(judgement)),
+    ids=lambda broken: next(iter(broken)),
 )
-def test_nan_is_never_nominal(judgement):
+def test_nan_is_never_nominal(broken):
     episode = Episode()
-    given = {'score': LOW, 'threshold': 1.0, 'warning_threshold': 0.5} | judgement
-    verdict = episode.policy.judged(0, **given, now=episode.now)
+    given = {'score': LOW, 'threshold': 1.0, 'warning_threshold': 0.5} | broken
+    verdict = episode.alarms.scored(0, **given, now=episode.now)
     assert verdict.state == INVALID
     assert 'NaN' in verdict.reason
-    assert episode.judge(LOW) == INVALID, 'that step is missing from the history'
+    assert episode.score(LOW) == INVALID, 'that step is missing from the history'
 
 
 def test_missing_steps_break_the_history_at_the_next_step():
     episode = Episode()
-    episode.judge(LOW)
-    episode.policy.missing(2)
-    assert episode.judge(LOW) == INVALID
+    episode.score(LOW)
+    episode.alarms.missing(2)
+    assert episode.score(LOW) == INVALID
     assert '2 steps' in episode.verdict.reason
 
 
 def test_as_many_steps_as_allowed_may_be_missing():
     episode = Episode(max_missing_steps=2)
-    episode.policy.missing(1)
-    assert episode.judge(LOW) == NOMINAL
-    assert episode.unjudged() == INVALID, 'this step itself was not judged'
-    assert episode.judge(LOW) == NOMINAL
-    episode.policy.missing(1)
-    assert episode.judge(LOW) == INVALID
+    episode.alarms.missing(1)
+    assert episode.score(LOW) == NOMINAL
+    assert episode.not_scored() == INVALID, 'this step itself was not scored'
+    assert episode.score(LOW) == NOMINAL
+    episode.alarms.missing(1)
+    assert episode.score(LOW) == INVALID
 
 
 # --- k of n
@@ -335,23 +335,23 @@ def test_as_many_steps_as_allowed_may_be_missing():
 
 def test_k_of_n_waits_for_k_steps_and_warns_meanwhile():
     episode = Episode(k=2, n=3)
-    assert episode.judge(LOW, HIGH, LOW, HIGH) == [NOMINAL, WARNING, NOMINAL, ALARM]
+    assert episode.score(LOW, HIGH, LOW, HIGH) == [NOMINAL, WARNING, NOMINAL, ALARM]
     assert '2 of the last 3' in episode.verdict.reason
 
 
 def test_k_high_steps_too_far_apart_are_no_alarm():
-    assert Episode(k=2, n=3).judge(HIGH, LOW, LOW, HIGH) == [WARNING, NOMINAL, NOMINAL, WARNING]
+    assert Episode(k=2, n=3).score(HIGH, LOW, LOW, HIGH) == [WARNING, NOMINAL, NOMINAL, WARNING]
 
 
 def test_k_of_n_does_not_wait_for_n_steps():
-    assert Episode(k=2, n=50).judge(HIGH, HIGH) == [WARNING, ALARM]
+    assert Episode(k=2, n=50).score(HIGH, HIGH) == [WARNING, ALARM]
 
 
-def test_an_unjudged_step_is_not_among_the_last_n():
+def test_a_step_without_a_score_is_not_among_the_last_n():
     episode = Episode(k=2, n=2, max_missing_steps=9)
-    episode.judge(HIGH)
-    episode.unjudged()
-    assert episode.judge(HIGH) == ALARM
+    episode.score(HIGH)
+    episode.not_scored()
+    assert episode.score(HIGH) == ALARM
 
 
 # --- configuration
@@ -377,8 +377,8 @@ def test_a_configuration_that_makes_no_sense_is_refused(config, message):
 scores = st.sampled_from([LOW, RAISED, HIGH, math.nan, math.inf, -math.inf])
 events = st.lists(
     st.one_of(
-        st.tuples(st.just('judged'), scores),
-        st.tuples(st.just('unjudged'), st.none()),
+        st.tuples(st.just('scored'), scores),
+        st.tuples(st.just('not_scored'), st.none()),
         st.tuples(st.just('missing'), st.integers(1, 3)),
         st.tuples(st.just('wait'), st.sampled_from([0.5, 3.0])),
         st.tuples(st.sampled_from(['reset', 'end', 'start']), st.none()),
@@ -395,52 +395,52 @@ configs = st.builds(
 )
 
 
-def happen(policy, event, value, step, now):
+def happen(alarms, event, value, step, now):
     """Apply one event; returns the state after it."""
     match event:
-        case 'judged':
-            return policy.judged(step, value, 1.0, 0.5, now).state
-        case 'unjudged':
-            return policy.unjudged(step, 'unreadable', now).state
+        case 'scored':
+            return alarms.scored(step, value, 1.0, 0.5, now).state
+        case 'not_scored':
+            return alarms.not_scored(step, 'unreadable', now).state
         case 'missing':
-            policy.missing(value)
-            return policy.verdict.state
+            alarms.missing(value)
+            return alarms.verdict.state
         case 'wait':
-            return policy.tick(now).state
+            return alarms.tick(now).state
         case 'reset':
-            return policy.reset().state
+            return alarms.reset().state
         case 'end':
-            return policy.end().state
+            return alarms.end().state
         case 'start':
-            return policy.start(now).state
+            return alarms.start(now).state
     raise AssertionError(event)
 
 
 @settings(max_examples=300, deadline=None)
 @given(events=events, config=configs)
 def test_what_no_sequence_of_events_may_do(events, config):
-    policy, now, before = AlarmStateMachine(config), 0.0, UNKNOWN
-    policy.start(now)
-    judged = False
+    alarms, now, before = AlarmStateMachine(config), 0.0, UNKNOWN
+    alarms.start(now)
+    scored = False
     for step, (event, value) in enumerate(events):
         now += value if event == 'wait' else 0.1
-        state = happen(policy, event, value, step, now)
-        assert policy.verdict.state == state
-        good = event == 'judged' and not math.isnan(value)
+        state = happen(alarms, event, value, step, now)
+        assert alarms.verdict.state == state
+        good = event == 'scored' and not math.isnan(value)
         if state in (NOMINAL, WARNING) and before not in (NOMINAL, WARNING):
-            assert good, 'only a judged step leads to nominal or warning'
-        if event in ('judged', 'unjudged') and not good:
-            assert state in (INVALID, ALARM), 'a step that was not judged is no step that is fine'
+            assert good, 'only a scored step leads to nominal or warning'
+        if event in ('scored', 'not_scored') and not good:
+            assert state in (INVALID, ALARM), 'a step that was not scored is no step that is fine'
         if before == ALARM:
             assert state == ALARM or event in ('reset', 'end', 'start')
         if state == ALARM and before != ALARM:
             assert good
             assert value > 1.0
         if event in ('start', 'end'):
-            judged = False
+            scored = False
             assert state == UNKNOWN
-        judged = judged or good
-        assert judged or state in (UNKNOWN, STALE, INVALID)
+        scored = scored or good
+        assert scored or state in (UNKNOWN, STALE, INVALID)
         before = state
 
 
@@ -464,7 +464,7 @@ def expected_states(scores, k, n):
 )
 def test_an_episode_of_good_steps_is_k_of_n_and_nothing_else(values, k, more):
     episode = Episode(k=k, n=k + more)
-    assert [episode.judge(value) for value in values] == expected_states(values, k, k + more)
+    assert [episode.score(value) for value in values] == expected_states(values, k, k + more)
 
 
 @settings(max_examples=200, deadline=None)
@@ -478,7 +478,7 @@ def test_one_of_one_alarms_at_the_first_crossing_of_the_band(data, length):
     threshold = Threshold(0.1, np.array(upper, dtype=np.float64))
     episode = Episode()
     states = [
-        episode.judge(score, threshold=threshold.at(t), warning=threshold.at(t))
+        episode.score(score, threshold=threshold.at(t), warning=threshold.at(t))
         for t, score in enumerate(values)
     ]
     first = states.index(ALARM) if ALARM in states else None

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 
 import numpy as np
@@ -12,12 +13,12 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.storage.detector_folder import (
     DESCRIPTION,
     WEIGHTS,
     DetectorFolderError,
-    _exchange,
     describe,
     is_detector_folder,
     load_detector,
@@ -44,9 +45,12 @@ def make_mlp(seed=0):
     return detector
 
 
-def save(folder, seed=0, **changes):
-    values = {'band': make_band(), 'provenance': PROVENANCE}
-    return save_detector(folder, make_mlp(seed), SPEC, **{**values, **changes})
+def calibrated(detector=None, feature=SPEC, alpha=0.1, provenance=PROVENANCE):
+    return CalibratedDetector(detector or make_mlp(), feature, make_band(), alpha, provenance)
+
+
+def save(folder, seed=0, **options):
+    return save_detector(folder, calibrated(make_mlp(seed)), **options)
 
 
 def contents(folder):
@@ -54,7 +58,7 @@ def contents(folder):
 
 
 def rewrite(folder, change=lambda content: None, weights=None):
-    """Change a folder as somebody would who knows how to seal it again."""
+    """Change a folder as somebody would who knows how to make its checksum."""
     content = json.loads((folder / DESCRIPTION).read_text())
     if weights is not None:
         (folder / WEIGHTS).write_bytes(weights)
@@ -105,16 +109,22 @@ def test_a_folder_gives_back_all_that_was_saved(folder):
     assert sorted(path.name for path in folder.iterdir()) == [DESCRIPTION, WEIGHTS]
 
 
-def test_a_folder_without_a_band_is_a_folder(tmp_path):
-    loaded = load_detector(save(tmp_path / 'detector', band=None, alpha=0.33))
-    assert loaded.band is None
-    assert loaded.alpha == 0.33
+def test_a_calibrated_detector_saves_and_loads_itself(folder, tmp_path):
+    saved = calibrated().save(str(tmp_path / 'again'))
+    assert saved == tmp_path / 'again'
+    assert contents(saved) == contents(folder)
+    again = CalibratedDetector.load(str(saved))
+    assert again.provenance == PROVENANCE
+    assert again.weights_sha256 == json.loads((saved / DESCRIPTION).read_text())['weights_sha256']
+    with pytest.raises(DetectorFolderError, match='exists already'):
+        again.save(saved)
+    assert contents(again.save(saved, overwrite=True)) == contents(folder)
 
 
 def test_a_detector_without_arrays_is_saved_too(tmp_path):
     clock = make_detector('clock')
     clock.load_state({}, WIDTH)
-    loaded = load_detector(save_detector(tmp_path / 'clock', clock, SPEC))
+    loaded = load_detector(save_detector(tmp_path / 'clock', calibrated(clock)))
     rollout = Rollout(np.zeros((4, WIDTH), np.float32), task='t')
     np.testing.assert_array_equal(loaded.detector.score(rollout), np.arange(4))
 
@@ -244,7 +254,7 @@ def test_a_repeated_key_cannot_hide_behind_another(folder):
     refused(folder, 'checksum')
 
 
-# --- whole and sealed, but wrong
+# --- the checksum is right, the content wrong
 
 
 def drop(key):
@@ -265,7 +275,7 @@ def put_param(key, value):
         (drop('params'), 'params'),
         (drop('feature'), 'feature'),
         (drop('alpha'), 'alpha'),
-        (drop('band'), "belongs to the array 'band.alphas'"),
+        (drop('band'), 'expected a band, found none.*fit again'),
         (drop('provenance'), 'provenance'),
         (drop('weights_sha256'), 'sha256'),
         (drop('weights_bytes'), 'expected None bytes'),
@@ -294,14 +304,14 @@ def put_param(key, value):
         (put('alpha', 0.2), r'not calibrated for alpha 0\.2'),
         (put('alpha', 'small'), 'ValueError'),
         (put('alpha', None), 'TypeError'),
-        (put('band', None), "nothing belongs to the array 'band.alphas'"),
+        (put('band', None), 'expected a band, found none.*fit again'),
         (put('band', 3), 'TypeError'),
         (put('band', {}), "field 'kind' is missing"),
         (put('band', {**make_band().meta(), 'n_calibration': -1}), 'must be a count'),
         (put('provenance', 'unknown'), 'ValueError'),
     ],
 )  # fmt: skip
-def test_a_sealed_description_that_does_not_fit_is_refused(folder, change, match):
+def test_a_description_with_a_right_checksum_that_does_not_fit_is_refused(folder, change, match):
     rewrite(folder, change)
     with pytest.raises(DetectorFolderError, match=match) as caught:
         load_detector(folder)
@@ -330,7 +340,7 @@ FIRST = 'detector.layers.0.weight'
         (lambda a: a.update({'band.alphas': np.array([0.1, 0.05])}), 'must increase'),
     ],
 )
-def test_sealed_arrays_that_do_not_fit_are_refused(folder, change, match):
+def test_arrays_with_a_right_checksum_that_do_not_fit_are_refused(folder, change, match):
     rewrite_arrays(folder, change)
     with pytest.raises(DetectorFolderError, match=match) as caught:
         load_detector(folder)
@@ -350,7 +360,7 @@ def test_sealed_arrays_that_do_not_fit_are_refused(folder, change, match):
     ],
     ids=repr,
 )
-def test_sealed_weights_that_are_no_safetensors_are_refused(folder, weights):
+def test_weights_with_a_right_checksum_that_are_no_safetensors_are_refused(folder, weights):
     rewrite(folder, weights=weights)
     with pytest.raises(DetectorFolderError, match='safetensors'):
         load_detector(folder)
@@ -377,23 +387,24 @@ class Unfit:
 
     @staticmethod
     def unfitted(path, **options):
-        save_detector(path, make_detector('safe_mlp'), SPEC, **options)
+        save_detector(path, calibrated(make_detector('safe_mlp')), **options)
 
     @staticmethod
     def another_width(path, **options):
-        save_detector(path, make_mlp(), FeatureSpec('hidden_states', 4), **options)
+        other = calibrated(feature=FeatureSpec('hidden_states', 4))
+        save_detector(path, other, **options)
 
     @staticmethod
     def another_alpha(path, **options):
-        save(path, alpha=0.2, **options)
+        save_detector(path, calibrated(alpha=0.2), **options)
 
     @staticmethod
     def no_json(path, **options):
-        save(path, provenance={'when': object()}, **options)
+        save_detector(path, calibrated(provenance={'when': object()}), **options)
 
     @staticmethod
     def nan(path, **options):
-        save(path, provenance={'rate': float('nan')}, **options)
+        save_detector(path, calibrated(provenance={'rate': float('nan')}), **options)
 
     @staticmethod
     def infinite_weights(path, **options):
@@ -401,7 +412,7 @@ class Unfit:
         state = detector.state()
         state['layers.0.weight'][0, 0] = np.inf
         detector.load_state(state, WIDTH)
-        save_detector(path, detector, SPEC, **options)
+        save_detector(path, calibrated(detector), **options)
 
 
 UNFIT = [name for name in vars(Unfit) if not name.startswith('_')]
@@ -470,9 +481,15 @@ def test_a_place_that_cannot_be_written_says_so_and_keeps_everything(folder, tmp
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_when_the_new_folder_cannot_be_moved_in_the_old_one_comes_back(folder, tmp_path):
-    before = contents(folder)
-    with pytest.raises(FileNotFoundError):
-        _exchange(tmp_path / 'nothing', folder, tmp_path / 'old')
+def test_when_the_new_folder_cannot_be_moved_in_the_old_one_comes_back(
+    folder, tmp_path, monkeypatch
+):
+    def fail(source, target):
+        raise OSError('no more room')
+
+    before, renames = contents(folder), iter([os.rename, fail, os.rename])
+    monkeypatch.setattr(os, 'rename', lambda *paths: next(renames)(*paths))
+    with pytest.raises(OSError, match='no more room'):
+        save(folder, seed=1, overwrite=True)
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]

@@ -13,41 +13,41 @@ from safe_monitor_node.bands.band import Band, BandShape
 from safe_training.calibration.curves import (
     ALPHAS,
     Quantile,
+    Successes,
     checked_alphas,
     checked_curves,
     infinite_note,
 )
-from safe_training.calibration.split_conformal import conformal_quantile
+from safe_training.calibration.quantile import conformal_quantile
 
 KIND = 'split_conformal'
 
 
 def constant_band(
-    scores: Sequence[ArrayLike],
+    scores: Sequence[ArrayLike] | Successes,
     alphas: Sequence[float] = ALPHAS,
     *,
     max_steps: int,
     quantile: Quantile = 'finite_sample',
-    rollouts: Sequence[str] | None = None,
-    calibrated_on: str = '',
 ) -> Band:
-    """Calibrate one threshold for all steps on the largest score of each successful rollout.
+    """Return a band with one threshold, calibrated on the largest score of each success.
 
     No rollout is spent on the shape of the band, so that nine successes suffice for alpha 0.1; a
-    functional band of :func:`safe_training.calibration.functional.calibrate` needs twelve. It cannot follow
-    scores that rise or fall with time.
+    functional band (:func:`safe_training.calibration.functional.calibrate`) needs twelve. One
+    threshold cannot follow scores that rise or fall with time.
 
     The promise is the same: a new success raises an alarm at any of its steps if and only if its
     largest score lies above the threshold, which has probability at most alpha.
 
     Parameters
     ----------
-    scores, alphas, max_steps, rollouts, calibrated_on
+    scores, alphas, max_steps
         As in :func:`safe_training.calibration.functional.calibrate`.
     quantile
-        As in :func:`conformal_quantile`; the promise is that of 'finite_sample'.
+        As in :func:`conformal_quantile`; the promise holds for 'finite_sample'.
     """
-    curves = checked_curves(scores, max_steps)
+    successes = scores if isinstance(scores, Successes) else Successes(scores)
+    curves = checked_curves(successes.scores, max_steps)
     levels = checked_alphas(alphas)
     peaks = np.sort([float(curve.max()) for curve in curves])
     thresholds = [conformal_quantile(peaks, alpha, quantile) for alpha in levels]
@@ -58,11 +58,11 @@ def constant_band(
         'max_steps': max_steps,
         'n_center': 0,
         'n_calibration': len(curves),
-        'calibrated_on': calibrated_on,
+        'calibrated_on': successes.described,
         'n_successes': len(curves),
     }
-    if rollouts is not None:
-        provenance['calibration_rollouts'] = [str(name) for name in rollouts]
+    if successes.episodes:
+        provenance['calibration_rollouts'] = list(successes.episodes)
     note = infinite_note(levels, upper, len(curves))
     if note:
         provenance['note'] = note

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks what is calibrated on: promised rates and score curves."""
+"""What a band is calibrated on: promised rates, and score curves of successes; both are checked."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -22,8 +23,46 @@ class CalibrationError(SafeError):
     """Scores cannot be calibrated on, or what was asked for does not exist."""
 
 
+@dataclass(frozen=True, eq=False)
+class Successes:
+    """Score curves of successful rollouts, and which rollouts they are.
+
+    Attributes
+    ----------
+    scores : sequence of N arrays (T_i,)
+        Over the true length of each rollout.
+    episodes, tasks : sequences of N str
+        Episode id and task of each rollout; empty if they are not known.
+    described : str
+        What the rollouts are, for people ("successes of val_seen, split 0").
+    """
+
+    scores: Sequence[ArrayLike]
+    episodes: Sequence[str] = ()
+    tasks: Sequence[str] = ()
+    described: str = ''
+
+    def __post_init__(self) -> None:
+        for name, values in (('episodes', self.episodes), ('tasks', self.tasks)):
+            if values and len(values) != len(self.scores):
+                raise CalibrationError(
+                    where='calibration',
+                    expected=f'{len(self.scores)} {name} for as many score curves',
+                    found=str(len(values)),
+                )
+
+    def take(self, members: Sequence[int], described: str) -> Successes:
+        """Return some of the successes by their indices."""
+        return Successes(
+            [self.scores[i] for i in members],
+            [self.episodes[i] for i in members] if self.episodes else (),
+            [self.tasks[i] for i in members] if self.tasks else (),
+            described,
+        )
+
+
 def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
-    """Say for which alphas no alarm can be raised, and what would help; empty if for none."""
+    """Return for which alphas no alarm can be raised, and what helps; empty if there are none."""
     infinite = [alpha for alpha, row in zip(alphas, upper, strict=True) if np.isinf(row).all()]
     if not infinite:
         return ''
@@ -60,8 +99,9 @@ def checked_curves(scores: Sequence[ArrayLike], max_steps: int) -> list[NDArray[
     """Return score curves as float64; raises CalibrationError for none, empty, NaN or too long."""
     if len(scores) == 0:
         raise CalibrationError(
-            'calibration: there are no successful rollouts to calibrate on; label successes, '
-            'record more of them, or hold out more of the seen tasks (a lower seen_train_ratio)'
+            'calibration: expected at least one successful rollout to calibrate on, found none; '
+            'label successes, record more, or hold out more of the seen tasks (a lower '
+            'seen_train_ratio)'
         )
     if max_steps < 1:
         raise CalibrationError(f'calibration: max_steps must be at least 1 step, found {max_steps}')
@@ -89,6 +129,7 @@ def checked_curves(scores: Sequence[ArrayLike], max_steps: int) -> list[NDArray[
 
 
 def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDArray[np.float64]:
+    """Return curves of one length as a finite float64 array (n, T); raises CalibrationError."""
     matrix = np.asarray(curves, dtype=np.float64)
     if matrix.ndim != 2 or (steps is not None and matrix.shape[1] != steps):
         wanted = '(n, T)' if steps is None else f'(n, {steps})'
@@ -105,4 +146,5 @@ def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDAr
 
 
 def edge_extended(curve: NDArray[np.float64], max_steps: int) -> NDArray[np.float64]:
+    """Return a curve extended to `max_steps` with its last value."""
     return np.pad(curve, (0, max_steps - curve.size), mode='edge')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calibrates the alarm band: a threshold over the steps with a promised false-alarm rate.
+"""The functional conformal band: a threshold for each step, with a promised false-alarm rate.
 
 The band is the one-sided functional conformal band of the SAFE paper (after Diquigiovanni,
 Fontana and Vantini, "The importance of being a band", Statistica Sinica 35, 2025). Successes are
@@ -10,13 +10,14 @@ ceil((n + 1)(1 - alpha))-th smallest of the n nonconformities.
 
 Why the promise holds for rollouts of unequal length: extending a curve with its last value to the
 common length looks at that curve alone, so it maps exchangeable rollouts (scores together with
-length) to exchangeable curves; mu and M come from a part that neither the calibration curves nor
-the judged rollout belong to. Hence the rank of a new success's s among the calibration ones is
+length) to exchangeable curves; mu and M come from a part to which neither the calibration curves
+nor the new rollout belong. Hence the rank of a new success's s among the calibration ones is
 uniform and P(s > w) <= alpha. The monitor sees that rollout only up to its true length, and the
 maximum over fewer steps is not larger: P(any alarm while it runs) <= P(s > w) <= alpha. The
 extension therefore never causes an alarm after an episode has ended; it only makes the promise
 cautious. What is promised is marginal: over the draw of the calibration rollouts and of one new
-*successful* rollout exchangeable with them. It says nothing of a task or scene drawn otherwise.
+*successful* rollout exchangeable with them. It says nothing about a task or scene that was drawn
+in another way.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from safe_training.calibration.curves import (
     ALPHAS,
     CalibrationError,
     Quantile,
+    Successes,
     checked_alphas,
     checked_curves,
     curve_matrix,
@@ -52,7 +54,7 @@ _NO_SPREAD = 1e-6
 
 
 def calibrate(
-    scores: Sequence[ArrayLike],
+    scores: Sequence[ArrayLike] | Successes,
     alphas: Sequence[float] = ALPHAS,
     *,
     max_steps: int,
@@ -60,19 +62,18 @@ def calibrate(
     center_fraction: float = 0.3,
     modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
-    rollouts: Sequence[str] | None = None,
-    calibrated_on: str = '',
 ) -> Band:
-    """Calibrate a band on the scores of successful rollouts that the detector was not fitted on.
+    """Return a band calibrated on scores of successes that the detector was not fitted on.
 
     Parameters
     ----------
-    scores : sequence of N arrays (T_i,)
-        Score curve of each successful rollout, over its true length.
+    scores : sequence of N arrays (T_i,), or Successes
+        Score curve of each successful rollout, over its true length. The provenance of the band
+        keeps which rollouts they are, if `Successes` say so.
     alphas : sequence of float
         Promised false-alarm rates per successful episode, each in (0, 1).
     max_steps : int
-        Number of steps of the band: at least the longest rollout that will ever be judged,
+        Number of steps of the band: at least the longest rollout that will ever be scored,
         normally the time limit of an episode. Curves are extended to it with their last value.
     generator : numpy.random.Generator
         Draws which rollouts form the center part. Pass one with the same seed for every detector
@@ -82,11 +83,6 @@ def calibrate(
         in (0, 1). The rest is ranked. One rollout alone becomes the center and nothing is ranked.
     modulation, quantile
         See `functional_band`.
-    rollouts : sequence of N str, optional
-        Episode ids of the rollouts; kept in the provenance, by part.
-    calibrated_on : str
-        What the rollouts are, for people ("successes of val_seen, seed 0"); kept in the
-        provenance.
 
     Returns
     -------
@@ -102,11 +98,8 @@ def calibrate(
         parameter out of range.
 
     """
-    curves = checked_curves(scores, max_steps)
-    if rollouts is not None and len(rollouts) != len(curves):
-        raise CalibrationError(
-            f'calibration: {len(rollouts)} rollout names for {len(curves)} score curves'
-        )
+    successes = scores if isinstance(scores, Successes) else Successes(scores)
+    curves = checked_curves(successes.scores, max_steps)
     if not 0.0 < center_fraction < 1.0:
         raise CalibrationError(
             f'calibration: center_fraction must lie inside (0, 1), found {center_fraction}'
@@ -114,19 +107,19 @@ def calibrate(
     extended = np.stack([edge_extended(curve, max_steps) for curve in curves])
     order = generator.permutation(len(curves))
     n_center = max(1, math.floor(exact_fraction(center_fraction) * len(curves)))
-    center, ranked = order[:n_center], order[n_center:]
+    center, ranked = order[:n_center].tolist(), order[n_center:].tolist()
     band = functional_band(extended[center], extended[ranked], alphas, modulation, quantile)
     provenance = {
         **band.provenance,
-        'calibrated_on': calibrated_on,
+        'calibrated_on': successes.described,
         'n_successes': len(curves),
         'center_fraction': float(center_fraction),
-        'center': center.tolist(),
-        'calibration': ranked.tolist(),
+        'center': center,
+        'calibration': ranked,
     }
-    if rollouts is not None:
-        provenance['center_rollouts'] = [str(rollouts[index]) for index in center]
-        provenance['calibration_rollouts'] = [str(rollouts[index]) for index in ranked]
+    if successes.episodes:
+        provenance['center_rollouts'] = [successes.episodes[index] for index in center]
+        provenance['calibration_rollouts'] = [successes.episodes[index] for index in ranked]
     return replace(band, provenance=provenance)
 
 
@@ -137,7 +130,7 @@ def functional_band(
     modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
 ) -> Band:
-    """Build the one-sided functional conformal band from curves of equal length.
+    """Return the one-sided functional conformal band of curves of equal length.
 
     Parameters
     ----------
@@ -169,7 +162,7 @@ def functional_band(
         only) nothing to interpolate or a standard deviation of one curve.
 
     """
-    center, calibration = _checked_parts(center_curves, calibration_curves, modulation, quantile)
+    center, calibration = checked_parts(center_curves, calibration_curves, modulation, quantile)
     sorted_alphas = checked_alphas(alphas)
     shape = None
     if quantile == 'finite_sample':
@@ -201,51 +194,7 @@ def functional_band(
     )
 
 
-def two_sided_band(
-    center_curves: ArrayLike,
-    calibration_curves: ArrayLike,
-    alphas: Sequence[float] = ALPHAS,
-    modulation: Modulation = 'max_deviation',
-    quantile: Quantile = 'finite_sample',
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the lower and upper edges (K, T) between which a new curve stays, for each alpha.
-
-    A new curve leaves the band on either side, at any step, with probability at most alpha
-    (Diquigiovanni, Fontana and Vantini, 2025): mu(t) -+ w M(t), w the finite-sample quantile of
-    max_t |x(t) - mu(t)| / M(t). Where there are too few calibration curves the edges are -inf and
-    +inf. Alarms need the upper edge only, of :func:`functional_band`, which is lower than this one.
-
-    Parameters
-    ----------
-    center_curves, calibration_curves, alphas, modulation
-        As in :func:`functional_band`; the rows follow the alphas in ascending order.
-    quantile : {'finite_sample', 'published'}
-        'published' differs in the modulation only, to which it adds 1e-8 instead of a floor.
-    """
-    center, calibration = _checked_parts(center_curves, calibration_curves, modulation, quantile)
-    mu = center.mean(axis=0)
-    n2 = calibration.shape[0]
-    edges = []
-    for alpha in checked_alphas(alphas):
-        rank = conformal_rank(n2, alpha)
-        if rank > n2:
-            edges.append((np.full(mu.size, -np.inf), np.full(mu.size, np.inf)))
-            continue
-        if quantile == 'published':
-            n1 = center.shape[0]
-            width = _modulation(center, mu, int(np.ceil((n1 + 1) * (1 - alpha))), modulation)
-            width = width + (0.0 if modulation == 'constant' else 1e-8)
-        else:
-            width = _floored_modulation(center, mu, alpha, modulation)
-        nonconformity = (np.abs(calibration - mu) / width).max(axis=1)
-        scaled = float(np.partition(nonconformity, rank - 1)[rank - 1]) * width
-        # A curve that ties with the k-th is not outside.
-        rounding = 8 * np.finfo(np.float64).eps * (np.abs(mu) + scaled)
-        edges.append((mu - scaled - rounding, mu + scaled + rounding))
-    return np.stack([low for low, _ in edges]), np.stack([high for _, high in edges])
-
-
-def _checked_parts(
+def checked_parts(
     center_curves: ArrayLike, calibration_curves: ArrayLike, modulation: str, quantile: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return both parts as curves of one length, and refuse options that do not exist."""
@@ -266,11 +215,11 @@ def _checked_parts(
     return center, calibration
 
 
-def _floored_modulation(
+def floored_modulation(
     center: NDArray[np.float64], mu: NDArray[np.float64], alpha: float, modulation: Modulation
 ) -> NDArray[np.float64]:
     """Return M(t), shape (T,), never far below its mean, and constant where nothing varies."""
-    width = _modulation(center, mu, conformal_rank(center.shape[0], alpha), modulation)
+    width = modulation_of(center, mu, conformal_rank(center.shape[0], alpha), modulation)
     if width.max() <= _NO_SPREAD * np.abs(center).max():
         width = np.ones_like(width)
     return np.maximum(width, _MODULATION_FLOOR * width.mean())
@@ -287,7 +236,7 @@ def _finite_sample_rows(
     mu = center.mean(axis=0)
     rows, widths, ranked = [], [], []
     for alpha in alphas:
-        width = _floored_modulation(center, mu, alpha, modulation)
+        width = floored_modulation(center, mu, alpha, modulation)
         nonconformity = np.sort(((calibration - mu) / width).max(axis=1))
         rank = conformal_rank(n2, alpha)
         scaled = nonconformity[rank - 1] * width if rank <= n2 else np.full(mu.size, np.inf)
@@ -316,14 +265,14 @@ def _published_band(
         )
     mu = center.mean(axis=0)
     rank = int(np.ceil((n1 + 1) * (1 - alpha)))
-    width = _modulation(center, mu, rank, modulation)
+    width = modulation_of(center, mu, rank, modulation)
     if modulation != 'constant':
         width = width + 1e-8
     nonconformity = ((calibration - mu) / width).max(axis=1)
     return mu + np.quantile(nonconformity, 1 - alpha) * width
 
 
-def _modulation(
+def modulation_of(
     center: NDArray[np.float64], mu: NDArray[np.float64], rank: int, modulation: Modulation
 ) -> NDArray[np.float64]:
     """Return the unfloored M(t), shape (T,); `rank` trims outliers of max_deviation."""

@@ -1,7 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: argparse and printing, one module a verb. Nothing imports this room.
+"""The command line: argparse and printing, one module for each verb.
 
-main              the verbs
-options           options that verbs share
+main              the table of verbs; runs one of them
+parsing           the parser of a verb, and the error of wrong usage
+renamed           words of version 0.1 that have a new name
+options           options that several verbs share
+params            parameters of detectors, as ``--param`` gives them
 progress          progress of long work
+messages          messages about single episodes
+
+The other modules are the verbs: ``info``, ``convert``, ``label``, ``fit``, ``evaluate``, ``judge``,
+``compare_bands``, ``figures``, ``overlay``, ``report``, ``sweep`` and ``table``. The module of a
+verb holds ``DESCRIPTION``, ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args)``. It imports the
+rooms that compute inside ``run``, so that ``--help`` answers without PyTorch. No other room imports
+this room.
 """

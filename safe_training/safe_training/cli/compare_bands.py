@@ -1,89 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``calibration``: what bands promise, on which rollouts, and what they keep on others."""
+"""The verb ``compare-bands``: what each kind of band promises, and what it keeps on others."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from rich.table import Table
-from rich.text import Text
-from scipy.stats import binomtest
-
-from safe_monitor_node.bands.band import Band
-from safe_monitor_node.bands.threshold import BandError
-from safe_monitor_node.detectors import DETECTORS
-from safe_monitor_node.storage.detector_folder import DetectorFolderError, load_detector
+from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.cli.options import (
-    UsageError,
+    add_param_option,
     add_source_options,
     check_alpha,
-    detector_params,
-    pooling_of,
-    refuse_options,
+    check_splits,
+    rollouts_of,
 )
+from safe_training.cli.params import detector_params
+from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.band_comparison import DRAWS, KINDS, Kept, Tally, calibration_of
-from safe_training.evaluation.evaluate import Summary, score_part, summary_of
-from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.judge import band_for, parts_of
-from safe_training.evaluation.protocol import (
-    ROBUST_SPLITS,
-    EvaluationError,
-    Protocol,
-    choose_splits,
-)
-from safe_training.evaluation.saved_splits import read_splits
-from safe_training.metrics.alarms import band_alarms
-from safe_training.recordings.sources import load_rollouts
-from safe_training.reporting.numbers import as_number, percent, plain_json
-from safe_training.reporting.tables.evaluation import (
-    empty_table,
-    print_table,
-    shortened,
-    wide_console,
-)
-from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
+from safe_training.evaluation.compared_bands import COMPARED
+from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol
+from safe_training.reporting.numbers import as_number, plain_json
 
+if TYPE_CHECKING:
+    import argparse
+
+    from safe_training.evaluation.band_comparison import BandResult
+    from safe_training.metrics.binomial import Tally
+
+DESCRIPTION = """Fit a detector on many task splits, calibrate each kind of band, and compare the
+false-alarm rate that it promises with the rate on rollouts that did not make it."""
 EXAMPLE = """examples:
   python -m safe_training compare-bands my_set --detector linear_probe
   python -m safe_training compare-bands my_set --detector safe_lstm --band none --band per-task
-  python -m safe_training compare-bands my_set --folder my_detector
 """
 ALPHAS = (0.05, 0.1, 0.2, 0.3)
-LEGEND = (
-    'Percent. Promised: of the successes at most so many raise an alarm. Like: held-out successes\n'
-    'of the seen tasks, half of which calibrated (drawn {draws} times a split). New: successes of\n'
-    'tasks never seen. Worst: the task with the highest rate, of those with {fewest} successes or\n'
-    'more. No alarm: splits with too few successes for this promise, where the band is infinite.\n'
-    '"!" where the lower end of the 95 % interval (bootstrap over splits) exceeds the promise.\n'
-    'Left-out scores: of the training successes, each by a detector that did not know its task.\n'
-    'Moved by labels: told of every success at once; its promise is on the long run.'
-)
-# A rate of fewer successes says nothing of a task.
-_FEWEST = 10
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'compare-bands',
-        help='compare promised and realised false-alarm rates of every kind of band',
-        description=(
-            'Say what bands promise, on which rollouts, and what was realised on others: for each '
-            'kind of band of a detector over task splits, or for a detector folder.'
-        ),
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: VerbParser) -> None:
+    """Add the options of the verb."""
     add_source_options(parser)
-    which = parser.add_mutually_exclusive_group(required=True)
-    which.add_argument('--detector', choices=sorted(DETECTORS), help='detector to fit')
-    which.add_argument('--folder', type=Path, help='detector folder to judge')
+    parser.add_argument(
+        '--detector', required=True, choices=sorted(DETECTORS), help='detector to fit'
+    )
     parser.add_argument(
         '--alpha',
         type=float,
@@ -93,150 +52,80 @@ def add_command(verbs: Any) -> None:
     parser.add_argument(
         '--band',
         action='append',
-        choices=tuple(KINDS),
+        choices=tuple(COMPARED),
         help='kind of band, repeatable (default: all)',
     )
-    parser.add_argument('--splits', type=int, help=f'task splits (default {ROBUST_SPLITS})')
-    parser.add_argument('--splits-from', type=Path, metavar='FILE', help='saved splits to take')
     parser.add_argument(
-        '--rate',
+        '--adaptation-step',
         type=float,
+        metavar='STEP',
         help='step size of the moving threshold (default: a tenth of alpha)',
     )
-    parser.add_argument(
-        '--param',
-        action='append',
-        default=[],
-        dest='params',
-        metavar='NAME=VALUE',
-        help='detector parameter',
-    )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
-    parser.set_defaults(run=run)
+    group = parser.add_argument_group('task splits')
+    group.add_argument(
+        '--splits', type=int, metavar='COUNT', help=f'how many (default {ROBUST_SPLITS})'
+    )
+    group.add_argument(
+        '--first-split', type=int, metavar='N', help='number of the first split (default 0)'
+    )
+    group.add_argument(
+        '--splits-from',
+        type=Path,
+        metavar='FILE',
+        help='take the splits that `evaluate --save-splits` or `sweep` wrote',
+    )
+    parser.exclude(
+        ('--splits', '--first-split'),
+        beside='--splits-from',
+        why='holds splits that are drawn already',
+    )
+    add_param_option(parser.add_argument_group('training'))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Calibrate, judge and print."""
+    """Fit, calibrate, compare and print."""
+    from safe_training.evaluation.band_comparison import Comparison, compare_bands
+    from safe_training.evaluation.protocol import choose_splits
+    from safe_training.evaluation.saved_splits import read_splits
+    from safe_training.reporting.tables.bands import comparison_tables
+    from safe_training.reporting.tables.terminal import print_table, wide_console
+
     for alpha in args.alpha or ():
         check_alpha(alpha)
-    if args.folder is not None:
-        refuse_options(args, '--folder', ('band', 'splits', 'splits_from', 'params', 'rate'))
-    if args.splits is not None and (args.splits < 1 or args.splits_from is not None):
-        raise UsageError('--splits must be at least 1, and is not for splits that were saved')
-    if args.rate is not None and not 0 < args.rate <= 1:
-        raise UsageError(f'--rate must lie in (0, 1], found {args.rate}')
-    rollouts, feature = load_rollouts(
-        args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
-    )
-    rollouts = labelled(rollouts)
-    if args.folder is not None:
-        return _folder(args, rollouts, feature)
-    return _detector(args, rollouts)
-
-
-# -- kinds of bands over splits
-
-
-def _detector(args: argparse.Namespace, rollouts: list[Rollout]) -> int:
+    check_splits(args.splits)
+    if args.adaptation_step is not None and not 0 < args.adaptation_step <= 1:
+        raise UsageError(f'--adaptation-step must lie in (0, 1], found {args.adaptation_step}')
+    rollouts = rollouts_of(args)
     alphas = sorted(set(args.alpha or ALPHAS))
     protocol = Protocol(alpha=alphas[0])
     if args.splits_from is not None:
         splits = list(read_splits(args.splits_from, rollouts).splits.values())
     else:
-        splits = choose_splits(rollouts, protocol, range(args.splits or ROBUST_SPLITS))
+        first = args.first_split or 0
+        numbers = range(first, first + (args.splits or ROBUST_SPLITS))
+        splits = choose_splits(rollouts, protocol, numbers)
     params = detector_params([args.detector], args.params)[args.detector]
     with progress_bar(f'calibrate {args.detector}', quiet=args.json) as progress:
-        found = calibration_of(
+        found = compare_bands(
             args.detector,
             rollouts,
-            protocol,
             splits,
-            alphas,
-            tuple(dict.fromkeys(args.band or KINDS)),
-            params,
-            gamma=args.rate,
+            Comparison(alphas, tuple(dict.fromkeys(args.band or COMPARED)), args.adaptation_step),
+            params=params,
+            protocol=protocol,
             progress=progress,
         )
     if args.json:
         print(plain_json({'detector': args.detector, 'bands': [_plain(kept) for kept in found]}))
         return 0
     console = wide_console()
-    for alpha in alphas:
-        title = (
-            f'{args.detector}, {len(splits)} task splits: promised false-alarm rate '
-            f'{percent(alpha)} %'
-        )
-        print_table(console, _table([kept for kept in found if kept.alpha == alpha], title))
-    console.print(LEGEND.format(draws=DRAWS, fewest=_FEWEST), style='dim')
+    for table in comparison_tables(found, args.detector, alphas, len(splits)):
+        print_table(console, table)
     return 0
 
 
-def _table(found: Sequence[Kept], title: str) -> Table:
-    columns = (
-        'ranked\non', 'no\nalarm', 'like', 'like,\nworst', 'new', 'new,\nworst',
-        'new,\ndetected', 'T_det',
-    )  # fmt: skip
-    table = empty_table(title, ['band'], columns)
-    for kind in dict.fromkeys(kept.kind for kept in found):
-        of_kind = [kept for kept in found if kept.kind == kind]
-        alpha = of_kind[0].alpha
-        counts = [kept.n_calibration for kept in of_kind]
-        times = [
-            float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in of_kind
-        ]
-        table.add_row(
-            KINDS[kind],
-            f'{np.median(counts):.0f}',
-            f'{sum(not k.finite for k in of_kind)}/{len(of_kind)}',
-            _rate([k.like.rate for k in of_kind], alpha),
-            _worst([k.like for k in of_kind]),
-            _rate([k.new.rate for k in of_kind], alpha),
-            _worst([k.new for k in of_kind]),
-            _mean([k.detected.rate for k in of_kind]),
-            _mean(times),
-        )
-    return table
-
-
-def _rate(rates: Sequence[float], alpha: float) -> str:
-    summary = summary_of(rates)
-    return _shown(summary) + ('!' if summary.low > alpha else '')
-
-
-def _mean(rates: Sequence[float]) -> str:
-    return _shown(summary_of(rates))
-
-
-def _shown(summary: Summary) -> str:
-    spread = f'±{percent(summary.std)}' if summary.splits > 1 else ''
-    return f'{percent(summary.mean)}{spread}'
-
-
-def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
-    """Return the task with the highest rate over all splits, None if none has enough rollouts."""
-    alarms: dict[str, int] = {}
-    counts: dict[str, int] = {}
-    enough: set[str] = set()
-    for tally in tallies:
-        for task, count in tally.rollouts.items():
-            alarms[task] = alarms.get(task, 0) + tally.alarms[task]
-            counts[task] = counts.get(task, 0) + count
-            # Of one draw: what is drawn again is no further rollout.
-            if count >= _FEWEST * tally.repeats:
-                enough.add(task)
-    rates = {task: alarms[task] / counts[task] for task in sorted(enough)}
-    if not rates:
-        return None
-    worst = max(rates, key=rates.__getitem__)
-    return worst, rates[worst]
-
-
-def _worst(tallies: Sequence[Tally]) -> str:
-    found = worst_task(tallies)
-    return '-' if found is None else percent(found[1])
-
-
-def _plain(kept: Kept) -> dict[str, Any]:
+def _plain(kept: BandResult) -> dict[str, Any]:
     def tally(counted: Tally) -> dict[str, Any]:
         return {
             'rate': as_number(counted.rate),
@@ -248,118 +137,13 @@ def _plain(kept: Kept) -> dict[str, Any]:
         }
 
     return {
-        'kind': kept.kind,
+        'kind': kept.band,
         'alpha': kept.alpha,
-        'split': kept.seed,
+        'split': kept.split,
         'n_calibration': kept.n_calibration,
         'finite': kept.finite,
         'like': tally(kept.like),
         'new': tally(kept.new),
         'detected': tally(kept.detected),
-        'detection_time': (float(np.mean(kept.detection_times)) if kept.detection_times else None),
+        'detection_time': fmean(kept.detection_times) if kept.detection_times else None,
     }
-
-
-# -- a detector folder
-
-
-def _folder(args: argparse.Namespace, rollouts: list[Rollout], feature: FeatureSpec) -> int:
-    loaded = load_detector(args.folder)
-    try:
-        band = band_for(loaded, feature)
-        alphas = sorted(set(args.alpha or band.alphas.tolist()))
-        rows = [
-            row
-            for part, members in parts_of(loaded, rollouts).items()
-            for row in _part_rows(
-                part, members, score_part(loaded.detector, members, part), band, alphas
-            )
-        ]
-    except (EvaluationError, BandError) as error:
-        raise DetectorFolderError(f'{args.folder}: {error}') from error
-    if args.json:
-        print(plain_json({'folder': str(args.folder), 'band': band.meta(), 'rows': rows}))
-        return 0
-    console = wide_console()
-    console.print(Text(_promise(band, loaded.alpha)), soft_wrap=True)
-    table = empty_table(
-        f'{loaded.detector.name} from {args.folder}',
-        ['rollouts'],
-        ('successes', 'promised', 'realised', '95 % interval', 'worst task', 'no alarm\npossible'),
-    )
-    for row in rows:
-        table.add_row(
-            row['rollouts'],
-            str(row['successes']),
-            percent(row['promised']),
-            percent(row['realised']) + ('!' if row['above'] else ''),
-            '-' if row['low'] is None else f'{percent(row["low"])} to {percent(row["high"])}',
-            '-' if row['worst_task'] is None
-            else Text(f'{percent(row["worst_rate"])} {shortened(row["worst_task"])}'),
-            'yes' if row['infinite'] else '',
-        )  # fmt: skip
-    print_table(console, table)
-    console.print(
-        'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
-        'the band was made from are shown for completeness and are no evidence. "!": even the\n'
-        'lower end of the interval exceeds the promise. Worst task: of those with '
-        f'{_FEWEST} successes\nor more.',
-        style='dim',
-    )
-    return 0
-
-
-def _promise(band: Band, alpha: float) -> str:
-    made = band.provenance
-    text = (
-        f'Band {band.kind} of {band.length} steps, ranked on {band.n_calibration} rollouts'
-        + (f' (shape from {band.n_center} others)' if band.n_center else '')
-        + (f': {made["calibrated_on"]}' if made.get('calibrated_on') else '')
-        + '.'
-    )
-    own = [t for t in band.tasks if band.at(alpha, t).task]
-    if own:
-        text += f' Bands of their tasks at alpha {alpha:g}: {", ".join(own)}.'
-    if made.get('scores') == 'loto':
-        text += ' Scores without their task: a guide to new tasks, no finite-sample promise.'
-    if made.get('note'):
-        text += f' {made["note"]}'
-    return text
-
-
-def _part_rows(
-    part: str,
-    members: Sequence[Rollout],
-    scored: Sequence[Any],
-    band: Band,
-    alphas: Sequence[float],
-) -> Iterator[dict[str, Any]]:
-    made = band.provenance
-    used = {*made.get('calibration_rollouts', ()), *made.get('center_rollouts', ())}
-    groups = {
-        f'{part}, calibrated on': [i for i, r in enumerate(members) if r.episode_id in used],
-        part: [i for i, r in enumerate(members) if r.episode_id not in used],
-    }
-    for name, indices in groups.items():
-        successes = [scored[i] for i in indices if not scored[i].failed]
-        if not successes:
-            continue
-        for alpha in alphas:
-            tally = Tally()
-            for rollout, alarm in zip(successes, band_alarms(successes, band, alpha), strict=True):
-                tally.add(str(rollout.task), alarm is not None)
-            alarms, count = sum(tally.alarms.values()), len(successes)
-            interval = binomtest(alarms, count).proportion_ci(0.95)
-            worst = worst_task([tally])
-            yield {
-                'rollouts': name,
-                'successes': count,
-                'promised': alpha,
-                'realised': tally.rate,
-                'low': float(interval.low),
-                'high': float(interval.high),
-                'above': bool(interval.low > alpha),
-                'worst_task': None if worst is None else worst[0],
-                'worst_rate': None if worst is None else worst[1],
-                'infinite': not band.at(alpha).can_alarm,
-            }

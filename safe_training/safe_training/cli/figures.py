@@ -3,22 +3,25 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_monitor_node.storage.detector_folder import load_detector
-from safe_training.cli.options import add_source_options, check_alpha, pooling_of
-from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.judge import Judged, judge
-from safe_training.evaluation.protocol import EvaluationError
-from safe_training.recordings.sources import load_rollouts
-from safe_training.reporting.figures.catalogue import figures_of
-from safe_training.reporting.figures.feature_map import PROJECTORS
-from safe_training.reporting.figures.style import save
+from safe_training.cli.options import (
+    add_folder_alpha,
+    add_folder_option,
+    add_source_options,
+    check_alpha,
+    rollouts_of,
+)
+from safe_training.reporting.figures.projectors import PROJECTORS
 from safe_training.reporting.numbers import plain_json
 
+if TYPE_CHECKING:
+    import argparse
+
+    from safe_training.evaluation.judge import JudgedSet
+
+DESCRIPTION = 'Draw what a detector folder does on a set of labelled rollouts.'
 EXAMPLE = """examples:
   python -m safe_training figures my_set --folder my_detector --out figures
   python -m safe_training figures my_set --folder my_detector --out figures --projector tsne
@@ -26,22 +29,18 @@ EXAMPLE = """examples:
 FORMATS = ('png', 'pdf', 'svg')
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'figures',
-        help='draw feature maps, score curves, operating points, detections',
-        description='Draw what a detector folder does on a set of labelled rollouts.',
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
     add_source_options(parser)
-    add_folder_options(parser)
-    parser.add_argument('--out', type=Path, required=True, help='folder to write the files to')
+    add_folder_option(parser)
+    add_folder_alpha(parser)
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder to write the files to'
+    )
     parser.add_argument(
         '--projector',
         action='append',
-        choices=PROJECTORS,
+        choices=tuple(PROJECTORS),
         help='projection of the feature map, repeatable (default pca); '
         'umap needs the package umap-learn',
     )
@@ -53,50 +52,34 @@ def add_command(verbs: Any) -> None:
     )
     parser.add_argument('--seed', type=int, default=0, help='seed of the projection (default 0)')
     parser.add_argument('--json', action='store_true', help='print the files as JSON')
-    parser.set_defaults(run=run)
 
 
-def add_folder_options(parser: argparse.ArgumentParser) -> None:
-    """Add the detector folder and the promised rate."""
-    parser.add_argument(
-        '--folder', type=Path, required=True, help='detector folder that `fit` wrote'
-    )
-    parser.add_argument(
-        '--alpha', type=float, help="promised false-alarm rate (default: the folder's own)"
-    )
+def judged_rollouts(args: argparse.Namespace, *, need_outcomes: bool = True) -> JudgedSet:
+    """Return the rollouts of SET with the scores and alarms of the detector in --folder."""
+    from safe_monitor_node.storage.detector_folder import load_detector
+    from safe_training.evaluation.judge import judge
+    from safe_training.evaluation.protocol import EvaluationError
 
-
-def judged_rollouts(
-    args: argparse.Namespace, *, need_outcomes: bool = True
-) -> tuple[CalibratedDetector, list[Judged]]:
-    """Load the detector and the rollouts that the options name, and judge them."""
     check_alpha(args.alpha)
-    loaded = load_detector(args.folder)
-    rollouts, feature = load_rollouts(
-        args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
-    )
-    if need_outcomes:
-        rollouts = labelled(rollouts)
+    detector = load_detector(args.folder)
+    rollouts = rollouts_of(args, need_outcomes=need_outcomes)
     try:
-        return loaded, judge(loaded, rollouts, feature, args.alpha)
+        return judge(detector, rollouts, args.alpha)
     except EvaluationError as error:
         raise EvaluationError(f'{args.folder}: {error}') from error
 
 
 def run(args: argparse.Namespace) -> int:
     """Draw and write."""
-    loaded, judged = judged_rollouts(args)
-    assert loaded.band is not None  # judge() refuses a folder without one
+    from safe_training.reporting.figures.catalogue import FigureData, figures_of
+    from safe_training.reporting.figures.style import save
+
+    judged = judged_rollouts(args)
     args.out.mkdir(parents=True, exist_ok=True)
     written = []
-    for name, _, figure in figures_of(
-        judged,
-        loaded.band,
-        loaded.detector.name,
-        args.projector or ('pca',),
-        args.seed,
-        probability=loaded.detector.gives_probability,
-    ):
+    detector = judged.detector.detector.name
+    data = FigureData(judged, detector, args.projector or ('pca',), args.seed)
+    for name, _, figure in figures_of(data):
         for suffix in dict.fromkeys(args.format or ('png', 'pdf')):
             path = args.out / f'{name}.{suffix}'
             save(figure, path)

@@ -3,46 +3,38 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from safe_monitor_node.detectors import DETECTORS, make_detector
-from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe, save_detector
+from safe_monitor_node.detectors.registry import DETECTORS, make_detector
 from safe_training.cli.options import (
-    add_protocol_options,
+    add_band_options,
     add_source_options,
-    detector_params,
-    pooling_of,
+    add_split_options,
+    add_training_options,
     protocol_of,
+    rollouts_of,
 )
+from safe_training.cli.params import detector_params
+from safe_training.cli.parsing import VerbParser
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
-from safe_training.evaluation.protocol import choose_split
-from safe_training.evaluation.provenance import of_tasks, provenance_of
-from safe_training.evaluation.saved_splits import saved_split
-from safe_training.recordings.sources import load_rollouts
 from safe_training.reporting.numbers import plain_json
 
+if TYPE_CHECKING:
+    import argparse
+
+    from safe_monitor_node.calibrated_detector import CalibratedDetector
+    from safe_training.evaluation.splits import Split
+
+DESCRIPTION = """Fit a detector on the seen tasks of a rollout set, calibrate its band on their
+held-out successes, and write a detector folder."""
 EXAMPLE = """example:
   python -m safe_training fit my_set --detector safe_lstm --out my_detector --param epochs=200
 """
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'fit',
-        help='fit a detector and calibrate its band',
-        description=(
-            'Fit a detector on the seen tasks of a rollout set, calibrate its band on their '
-            'held-out successes, and write a detector folder.'
-        ),
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: VerbParser) -> None:
+    """Add the options of the verb."""
     add_source_options(parser)
     parser.add_argument(
         '--detector', required=True, choices=sorted(DETECTORS), help='which detector'
@@ -54,55 +46,62 @@ def add_command(verbs: Any) -> None:
         '--overwrite', action='store_true', help='replace an existing detector folder'
     )
     parser.add_argument('--json', action='store_true', help='print what was made as JSON')
-    add_protocol_options(parser)
-    parser.set_defaults(run=run)
+    parser.add_argument(
+        '--split', type=int, default=0, metavar='N', help='number of the task split (default 0)'
+    )
+    add_split_options(parser)
+    add_band_options(parser)
+    add_training_options(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, write."""
+    from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe
+    from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
+    from safe_training.evaluation.protocol import choose_split
+    from safe_training.evaluation.saved_splits import saved_split
+
     if args.out.exists() and not args.overwrite:
         raise DetectorFolderError(f'{args.out}: exists already; give another --out, or --overwrite')
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args)
-    rollouts, feature = load_rollouts(
-        args.set, pooling=pooling_of(args), feature=args.feature, skip_bad=args.skip_bad
-    )
-    rollouts = labelled(rollouts)
-    seed = args.seed or 0
+    rollouts = rollouts_of(args)
     if args.splits_from is not None:
-        split = saved_split(args.splits_from, rollouts, seed)
+        split = saved_split(args.splits_from, rollouts, args.split)
     else:
-        split = choose_split(rollouts, protocol, seed)
+        split = choose_split(rollouts, args.split, protocol)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
-    save_detector(
-        args.out,
-        detector,
-        feature,
-        band=fitted.band,
-        alpha=protocol.alpha,
-        provenance=provenance_of(str(args.set), rollouts, fitted),
-        overwrite=args.overwrite,
-    )
+    fitted.save(args.out, overwrite=args.overwrite)
     if args.json:
         print(plain_json(describe(args.out)))
-        return 0
+    else:
+        _print_fitted(args, fitted, split, per_task=protocol.per_task)
+    return 0
+
+
+def _print_fitted(
+    args: argparse.Namespace, fitted: CalibratedDetector, split: Split, *, per_task: bool
+) -> None:
+    from rich.console import Console
+
+    from safe_training.evaluation.provenance import describe_task_bands
+
+    band, alpha = fitted.band, fitted.alpha
     # Plain: a feature such as hidden_states[token=last] is no markup, and a path is never broken.
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
         f'{args.detector} fitted on {len(split.train)} rollouts of {len(split.seen_tasks)} tasks '
-        f'({feature}, width {feature.dim})'
+        f'({fitted.feature}, width {fitted.feature.dim})'
     )
     console.print(
-        f'band of {fitted.band.length} steps from '
-        f'{fitted.band.n_center + fitted.band.n_calibration} '
-        f'{fitted.band.provenance["calibrated_on"]}; alpha {protocol.alpha:g}'
+        f'band of {band.length} steps from {band.n_center + band.n_calibration} '
+        f'{band.provenance["calibrated_on"]}; alpha {alpha:g}'
     )
-    if not fitted.band.at(protocol.alpha).can_alarm:
-        console.print(f'note: {fitted.band.provenance["note"]}')
-    if protocol.per_task:
-        console.print(of_tasks(fitted, protocol.alpha))
+    if not band.at(alpha).can_alarm:
+        console.print(f'note: {band.provenance["note"]}')
+    if per_task:
+        console.print(describe_task_bands(band, list(map(str, split.seen_tasks)), alpha))
     console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
     console.print(f'written to {args.out}')
-    return 0

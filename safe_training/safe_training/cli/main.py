@@ -1,62 +1,127 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line: ``python -m safe_training info|convert|label|fit|evaluate``.
+"""The command line: ``python -m safe_training VERB``.
 
 Exit status 0: done; 1: failed, the reason on standard error; 2: wrong usage.
+
+Only the module of the verb that is asked for is imported, and what takes long to import (PyTorch,
+scikit-learn, matplotlib) only when the verb runs: ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from collections.abc import Sequence
+from typing import NamedTuple, Protocol, cast
 
-from safe_training.cli import compare_bands as calibration_command
-from safe_training.cli import convert as conversion
-from safe_training.cli import evaluate as evaluate_command
-from safe_training.cli import figures as figures_command
-from safe_training.cli import fit as fit_command
-from safe_training.cli import label as label_command
-from safe_training.cli import overlay
-from safe_training.cli import report as report_command
-from safe_training.cli import sweep as sweep_command
-from safe_training.cli import table as table_command
-from safe_training.cli.options import UsageError
+from safe_training.cli.parsing import UsageError, VerbParser
+from safe_training.cli.renamed import renamed_option, renamed_verb
 from vla_feature_bridge.errors import SafeError
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(
-        prog='safe_training', description='Build and judge failure detectors for robot policies.'
-    )
-    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-    conversion.add_commands(verbs)
-    label_command.add_command(verbs)
-    fit_command.add_command(verbs)
-    evaluate_command.add_command(verbs)
-    calibration_command.add_command(verbs)
-    figures_command.add_command(verbs)
-    overlay.add_command(verbs)
-    report_command.add_command(verbs)
-    sweep_command.add_command(verbs)
-    table_command.add_command(verbs)
-    return parser
+class Verb(NamedTuple):
+    """Where a verb is defined, as a module of this package, and what it does in one line."""
+
+    module: str
+    summary: str
+
+
+class VerbModule(Protocol):
+    """What the module of a verb holds."""
+
+    DESCRIPTION: str
+    EXAMPLE: str
+
+    def add_arguments(self, parser: VerbParser) -> None:
+        """Add the options of the verb; imports nothing that takes long."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it; returns the exit status."""
+
+
+VERBS = {
+    'info': Verb('info', 'say what a dump, archive, rollout set or detector folder holds'),
+    'convert': Verb('convert', 'turn any source into a rollout set or a rosbag2 recording'),
+    'label': Verb('label', 'say how episodes of a recording or a rollout set went'),
+    'fit': Verb('fit', 'fit a detector and calibrate its band'),
+    'evaluate': Verb('evaluate', 'fit and evaluate detectors over many task splits'),
+    'judge': Verb('judge', 'evaluate a detector folder on a set'),
+    'compare-bands': Verb(
+        'compare_bands', 'compare promised and realised false-alarm rates of each kind of band'
+    ),
+    'figures': Verb('figures', 'draw feature maps, score curves, operating points, detections'),
+    'overlay': Verb('overlay', "draw score, band and alarm into the rollouts' videos"),
+    'report': Verb('report', 'write one self-contained HTML page about a detector on a set'),
+    'sweep': Verb('sweep', 'fit and evaluate a grid of configurations'),
+    'table': Verb('table', "make the paper's Table 1 and the robust table"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit status."""
-    args = make_parser().parse_args(arguments)
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    verb = words[0] if words and words[0] in VERBS else ''
+    program = f'safe_training {verb}'.strip()
     try:
-        return int(args.run(args))
+        return _run(verb, words[1:]) if verb else _run_without_verb(words)
     except UsageError as error:
-        print(f'safe_training {args.verb}: {error}', file=sys.stderr)
-        return 2
+        return _failed(program, error, 2)
+    except SystemExit as leaving:  # argparse has printed the help, or what is wrong
+        return int(leaving.code or 0)
     except (SafeError, OSError) as error:
-        print(f'safe_training {args.verb}: {error}', file=sys.stderr)
-        return 1
+        return _failed(program, error, 1)
     except KeyboardInterrupt:
-        print(f'safe_training {args.verb}: interrupted', file=sys.stderr)
-        return 1
+        return _failed(program, 'interrupted', 1)
+
+
+def _run(verb: str, words: Sequence[str]) -> int:
+    if (message := renamed_option(verb, words)) is not None:
+        raise UsageError(message)
+    return verb_module(verb).run(parser_of(verb).parse(words))
+
+
+def _run_without_verb(words: Sequence[str]) -> int:
+    if words and (message := renamed_verb(words[0])) is not None:
+        raise UsageError(message)
+    parser_of_verbs().parse_args(words)
+    return 0
+
+
+def verb_module(verb: str) -> VerbModule:
+    """Import the module of a verb."""
+    return cast(VerbModule, importlib.import_module(f'safe_training.cli.{VERBS[verb].module}'))
+
+
+def parser_of(verb: str) -> VerbParser:
+    """Return the parser of one verb."""
+    module = verb_module(verb)
+    parser = VerbParser(
+        prog=f'safe_training {verb}', description=module.DESCRIPTION, epilog=module.EXAMPLE
+    )
+    module.add_arguments(parser)
+    return parser
+
+
+def parser_of_verbs() -> argparse.ArgumentParser:
+    """Return the parser that knows the names of the verbs and nothing of their options."""
+    parser = argparse.ArgumentParser(
+        prog='safe_training',
+        description='Build and judge failure detectors for robot policies.',
+        epilog='`python -m safe_training VERB --help` explains a verb.',
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
+        allow_abbrev=False,
+    )
+    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
+    for name, verb in VERBS.items():
+        verbs.add_parser(name, help=verb.summary)
+    return parser
+
+
+def _failed(program: str, reason: object, status: int) -> int:
+    """Print why a command failed on standard error; returns the exit status."""
+    print(f'{program}: {reason}', file=sys.stderr)
+    return status
 
 
 if __name__ == '__main__':

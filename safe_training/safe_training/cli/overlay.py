@@ -1,93 +1,123 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``overlay``."""
+"""The verb ``overlay``: videos of rollouts with their scores, bands and alarms."""
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
-from safe_training.cli.figures import add_folder_options, judged_rollouts
-from safe_training.cli.options import add_source_options
+from safe_training.cli.figures import judged_rollouts
+from safe_training.cli.options import add_folder_alpha, add_folder_option, add_source_options
 from safe_training.reporting.numbers import plain_json
-from safe_training.reporting.video.frames import VideoError, find_video, opencv
-from safe_training.reporting.video.overlay import file_name, write_overlay
 
+if TYPE_CHECKING:
+    import argparse
+
+    from safe_training.metrics.scored import ScoredRollout
+
+DESCRIPTION = 'Write the video of each rollout with its score, band and alarm under it.'
 EXAMPLE = """examples:
-  python -m safe_training overlay my_set --folder my_detector --videos recordings --out judged
-  python -m safe_training overlay my_set --folder my_detector --videos recordings --out judged \\
+  python -m safe_training overlay my_set --folder my_detector --videos recordings --out overlays
+  python -m safe_training overlay my_set --folder my_detector --videos recordings --out overlays \\
       --episode "open the drawer/3"
 """
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'overlay',
-        help="burn score, band and alarm into the rollouts' videos",
-        description='Write the video of each rollout with its score, band and alarm under it.',
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
     add_source_options(parser)
-    add_folder_options(parser)
-    parser.add_argument('--videos', type=Path, required=True, help='folder that holds the videos')
-    parser.add_argument('--out', type=Path, required=True, help='folder to write mp4 files to')
+    add_folder_option(parser)
+    add_folder_alpha(parser)
+    parser.add_argument(
+        '--videos', type=Path, required=True, metavar='DIR', help='folder that holds the videos'
+    )
+    parser.add_argument(
+        '--out', type=Path, required=True, metavar='DIR', help='folder to write mp4 files to'
+    )
     parser.add_argument(
         '--episode', action='append', metavar='ID', help='only this episode, repeatable'
     )
     parser.add_argument('--json', action='store_true', help='print the files as JSON')
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write every video; one that cannot be read is reported, the others are written."""
-    opencv()
+    """Write the videos; returns 1 if a video cannot be read, after writing the others."""
+    from safe_training.reporting.video.frames import VideoError, opencv
+
+    opencv()  # says how to install OpenCV before anything is scored
     if not args.videos.is_dir():
-        raise VideoError(f'{args.videos}: expected a folder of videos, found none')
-    _, judged = judged_rollouts(args, need_outcomes=False)
-    if args.episode:
-        known = {j.rollout.episode_id for j in judged}
-        unknown = [name for name in args.episode if name not in known]
-        if unknown:
-            raise VideoError(
-                f'{args.set}: no episode {unknown[0]!r}; `info` and `label --list` list them'
-            )
-        judged = [j for j in judged if j.rollout.episode_id in args.episode]
-    found = [(j, find_video(j.rollout, args.videos)) for j in judged]
-    videos = [(j, path) for j, path in found if path is not None]
-    if not videos:
-        example = judged[0].rollout
-        raise VideoError(
-            f'{args.videos}: holds no video of the {len(judged)} rollouts; looked for '
-            f'{example.video or example.episode_id + ".mp4"!r} and the like'
-        )
+        raise VideoError(f'{args.videos}: expected a folder of videos, found none; check --videos')
+    judged = judged_rollouts(args, need_outcomes=False)
+    chosen = _chosen(args, judged.rollouts)
+    videos = _videos(args, chosen)
     args.out.mkdir(parents=True, exist_ok=True)
     written, failed = [], []
-    for entry, source in videos:
-        target = args.out / f'{file_name(entry.rollout.episode_id)}.mp4'
+    for rollout, source in videos:
         try:
-            if target.resolve() == source:
-                raise VideoError(f'{source}: is the video itself; give --out another folder')
-            frames = write_overlay(entry, source, target)
+            target = _write(args, rollout, source)
         except VideoError as error:
             failed.append(str(error))
             print(f'safe_training overlay: {error}', file=sys.stderr)
             continue
-        written.append({'episode': entry.rollout.episode_id, 'file': str(target)})
+        written.append({'episode': rollout.episode_id, 'file': str(target)})
         if not args.json:
             print(target)
-        if frames.rule == 'stretched':
-            print(
-                f'safe_training overlay: {source}: {len(frames.steps)} frames fit neither '
-                f'{len(entry.rollout)} steps of {entry.rollout.exec_horizon} actions nor the '
-                'stamps; the steps are spread evenly over it',
-                file=sys.stderr,
-            )
-    without = len(judged) - len(videos)
+    without = len(chosen) - len(videos)
     if args.json:
         print(plain_json({'files': written, 'failed': failed, 'without_video': without}))
     elif without:
-        print(f'{without} of {len(judged)} rollouts have no video below {args.videos}')
+        print(f'{without} of {len(chosen)} rollouts have no video in {args.videos}')
     return 1 if failed else 0
+
+
+def _chosen(args: argparse.Namespace, judged: list[ScoredRollout]) -> list[ScoredRollout]:
+    """Return the rollouts of --episode; all of them without it."""
+    from safe_training.reporting.video.frames import VideoError
+
+    if not args.episode:
+        return judged
+    known = {rollout.episode_id for rollout in judged}
+    for name in args.episode:
+        if name not in known:
+            raise VideoError(
+                f'{args.set}: expected an episode {name!r}, found none of this name; '
+                '`label --list --all` prints all names'
+            )
+    return [rollout for rollout in judged if rollout.episode_id in args.episode]
+
+
+def _videos(
+    args: argparse.Namespace, rollouts: list[ScoredRollout]
+) -> list[tuple[ScoredRollout, Path]]:
+    """Return the rollouts that have a video, each with its file."""
+    from safe_training.reporting.video.frames import VideoError, find_video
+
+    found = [(rollout, find_video(rollout.required_rollout, args.videos)) for rollout in rollouts]
+    videos = [(rollout, path) for rollout, path in found if path is not None]
+    if not videos:
+        example = rollouts[0].required_rollout
+        raise VideoError(
+            f'{args.videos}: expected videos of the {len(rollouts)} rollouts, such as '
+            f'{example.video or example.episode_id + ".mp4"!r}, found none'
+        )
+    return videos
+
+
+def _write(args: argparse.Namespace, rollout: ScoredRollout, source: Path) -> Path:
+    """Write the video of one rollout; returns its file."""
+    from safe_training.reporting.video.frames import VideoError
+    from safe_training.reporting.video.overlay import file_name, write_overlay
+
+    target: Path = args.out / f'{file_name(rollout.episode_id)}.mp4'
+    if target.resolve() == source:
+        raise VideoError(f'{source}: is the video itself; give another folder with --out')
+    frames = write_overlay(rollout, source, target)
+    if frames.rule == 'stretched':
+        print(
+            f'safe_training overlay: {source}: the {len(frames.steps)} frames match neither '
+            f'{len(rollout)} steps of {rollout.required_rollout.exec_horizon} actions nor the time '
+            'stamps; the steps are spread evenly over the video',
+            file=sys.stderr,
+        )
+    return target

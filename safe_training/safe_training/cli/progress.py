@@ -6,15 +6,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-from safe_training.evaluation.fit_and_calibrate import Progress as ProgressFunction
+from vla_feature_bridge.progress import Progress as ProgressFunction
 
 
 @contextmanager
 def progress_bar(description: str, *, quiet: bool = False) -> Iterator[ProgressFunction]:
-    """Show progress on standard error while the block runs; yields (done, total, note) -> None."""
+    """Show a bar on standard error while the block runs; yields the function that moves it."""
+    if quiet:
+        yield lambda done, total, note: None
+        return
+    # Imported here: rich takes as long to import as a small archive takes to read.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
     bar = Progress(
         TextColumn('{task.description}'),
         BarColumn(),
@@ -23,7 +33,6 @@ def progress_bar(description: str, *, quiet: bool = False) -> Iterator[ProgressF
         TextColumn('{task.fields[note]}'),
         console=Console(stderr=True),
         transient=True,
-        disable=quiet,
     )
     with bar:
         task = bar.add_task(description, total=None, note='')

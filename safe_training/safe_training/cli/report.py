@@ -3,22 +3,20 @@
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from safe_training.cli.figures import add_folder_options, judged_rollouts
-from safe_training.cli.options import UsageError, add_source_options
-from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.cli.figures import judged_rollouts
+from safe_training.cli.options import add_folder_alpha, add_folder_option, add_source_options
+from safe_training.cli.parsing import UsageError
 from safe_training.reporting.numbers import plain_json
-from safe_training.reporting.page.page import page, page_videos
-from safe_training.reporting.video.frames import VideoError
-from vla_feature_bridge.atomic import write_whole
 
 if TYPE_CHECKING:
-    from safe_training.reporting.tables.model import Table
+    import argparse
 
+    from safe_training.reporting.tables.model import ResultTable
 
+DESCRIPTION = 'Write tables, figures and every rollout of a set as one HTML page.'
 EXAMPLE = """examples:
   python -m safe_training report my_set --folder my_detector --out report.html
   python -m safe_training report my_set --folder my_detector --videos recordings --out report.html
@@ -26,82 +24,77 @@ EXAMPLE = """examples:
 _MEBI = 1 << 20
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'report',
-        help='write one self-contained HTML page about a detector on a set',
-        description='Write tables, figures and every rollout of a set as one HTML page.',
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
     add_source_options(parser)
-    add_folder_options(parser)
-    parser.add_argument('--out', type=Path, required=True, help='HTML file to write')
+    add_folder_option(parser)
+    add_folder_alpha(parser)
     parser.add_argument(
-        '--results', type=Path, nargs='+', default=[], help='results folders of sweeps to tabulate'
+        '--out', type=Path, required=True, metavar='PAGE', help='HTML file to write'
     )
-    parser.add_argument('--videos', type=Path, help="folder that holds the rollouts' videos")
+    parser.add_argument(
+        '--results',
+        type=Path,
+        nargs='+',
+        default=[],
+        metavar='RESULTS',
+        help='folders of results of sweeps, to add their tables',
+    )
+    parser.add_argument(
+        '--videos', type=Path, metavar='DIR', help="folder that holds the rollouts' videos"
+    )
     parser.add_argument(
         '--embed-videos',
         type=float,
         default=50.0,
         metavar='MIB',
-        help='how many MiB of videos the page may hold; the others are read from their files '
+        help='how many MiB of videos the page may hold; the page reads the others from their files '
         '(default %(default)g; 0 for none)',
     )
     parser.add_argument('--title', help='title of the page')
     parser.add_argument('--json', action='store_true', help='print what was written as JSON')
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Judge, draw and write."""
+    from safe_training.reporting.figures.catalogue import FigureData, figures_of
+    from safe_training.reporting.page.page import page
+    from safe_training.reporting.page.videos import page_videos
+    from safe_training.reporting.video.frames import VideoError
+    from vla_feature_bridge.atomic import replace_files
+
     if not 0 <= args.embed_videos < float('inf'):
         raise UsageError(f'--embed-videos must be 0 or more MiB, found {args.embed_videos}')
     if args.videos is not None and not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none')
     tables = _tables(args.results) if args.results else []
-    loaded, judged = judged_rollouts(args)
-    assert loaded.band is not None  # judge() refuses a folder without one
+    judged = judged_rollouts(args)
+    rollouts, name = judged.rollouts, judged.detector.detector.name
     videos = (
         {}
         if args.videos is None
-        else page_videos(judged, args.videos, args.out, int(args.embed_videos * _MEBI))
+        else page_videos(rollouts, args.videos, args.out, int(args.embed_videos * _MEBI))
     )
-    title = args.title or f'{loaded.detector.name} on {Path(args.set).name}'
-    drawn = list(
-        figures_of(
-            judged,
-            loaded.band,
-            loaded.detector.name,
-            probability=loaded.detector.gives_probability,
-        )
-    )
-    write_whole({args.out: page(title, loaded, judged, drawn, videos, tables)})
-    embedded = sum(v.content is not None for v in videos.values())
-    size = args.out.stat().st_size
+    title = args.title or f'{name} on {Path(args.set).name}'
+    drawn = list(figures_of(FigureData(judged, name)))
+    replace_files({args.out: page(title, judged, drawn, videos, tables)})
+    written = {
+        'file': str(args.out),
+        'bytes': args.out.stat().st_size,
+        'rollouts': len(rollouts),
+        'videos': len(videos),
+        'embedded_videos': sum(video.content is not None for video in videos.values()),
+    }
     if args.json:
-        print(
-            plain_json(
-                {
-                    'file': str(args.out),
-                    'bytes': size,
-                    'rollouts': len(judged),
-                    'videos': len(videos),
-                    'embedded_videos': embedded,
-                }
-            )
-        )
+        print(plain_json(written))
         return 0
-    print(f'{args.out}: {len(judged)} rollouts, {size / _MEBI:.1f} MiB')
+    print(f'{args.out}: {len(rollouts)} rollouts, {written["bytes"] / _MEBI:.1f} MiB')
     if args.videos is not None:
-        print(f'{len(videos)} videos, {embedded} of them in the page')
+        print(f'{len(videos)} videos, of which the page holds {written["embedded_videos"]}')
     return 0
 
 
-def _tables(folders: list[Path]) -> list[Table]:
-    # Only here: reading results is no business of a page without them.
+def _tables(folders: list[Path]) -> list[ResultTable]:
     from safe_training.reporting.tables.aggregated import robust_tables
     from safe_training.sweep.results import read_results
 

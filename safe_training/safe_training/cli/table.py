@@ -1,32 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``table``: the paper's Table 1 from results folders, and the robust table beside it."""
+"""The verb ``table``: the paper's Table 1 from results folders, and the robust tables."""
 
 from __future__ import annotations
 
-import argparse
 import sys
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, get_args
 
-from safe_training.evaluation.protocol import PROTOCOLS
-from safe_training.evaluation.saved_splits import split_numbers
-from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
-from safe_training.reporting.tables.csv import to_csv
-from safe_training.reporting.tables.entries import (
-    SelectOn,
-    TableError,
-    entries,
-    paper_entries,
-    robust_entry,
-)
-from safe_training.reporting.tables.latex import to_latex
-from safe_training.reporting.tables.markdown import to_markdown
-from safe_training.reporting.tables.model import Table
-from safe_training.sweep.results import Result, read_results
-from vla_feature_bridge.atomic import write_whole
+from safe_training.evaluation.protocol import PROTOCOLS, SelectOn
+from safe_training.reporting.numbers import plain_json
 
+if TYPE_CHECKING:
+    import argparse
+
+DESCRIPTION = """Make tables of all methods and benchmarks in folders of results, which `sweep` and
+`evaluate --out` write."""
 EXAMPLE = """examples:
   python -m safe_training table my_results
   python -m safe_training table my_results more_results --protocol paper --out tables
@@ -35,46 +24,45 @@ FORMATS = ('markdown', 'latex', 'csv')
 _SUFFIX = {'markdown': 'md', 'latex': 'tex', 'csv': 'csv'}
 
 
-def add_command(verbs: Any) -> None:
-    """Add the verb to the command line."""
-    parser = verbs.add_parser(
-        'table',
-        help="make the paper's Table 1 and the robust table",
-        description=(
-            'Make tables of all methods and benchmarks in results folders, which `sweep` writes.'
-        ),
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
     parser.add_argument(
         'results', nargs='+', type=Path, metavar='RESULTS', help='folders of results'
     )
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help='paper: Table 1 as published, the other tables after it; robust: that of random task '
-        'splits alone; loto: that of leaving one task out alone (default: what there are results '
-        'of)',
+        help='paper: Table 1 as published, then the other tables; robust: only the table of random '
+        'task splits; loto: only the table of leaving one task out (default: each table that '
+        'there are results for)',
     )
     parser.add_argument(
         '--select-on',
         choices=get_args(SelectOn),
         default='seen',
-        help='what combinations are chosen by: held-out rollouts of seen tasks, or the unseen '
-        'tasks that are reported, which flatters and is for comparison with papers that did so '
-        'only (default %(default)s)',
+        help='choose the combination of parameters by its numbers on held-out rollouts of seen '
+        'tasks, or on the reported unseen tasks; unseen flatters, and is only for comparison with '
+        'papers that chose so (default %(default)s)',
     )
-    parser.add_argument(
+    shown = parser.add_mutually_exclusive_group()
+    shown.add_argument(
         '--format', choices=FORMATS, default='markdown', help='what to print (default %(default)s)'
+    )
+    shown.add_argument(
+        '--json', action='store_true', help='print every number of every row as JSON'
     )
     parser.add_argument(
         '--out', type=Path, metavar='DIR', help='also write every table there, in all formats'
     )
-    parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Make, write and print the tables."""
+    from safe_training.reporting.tables.model import TableError
+    from safe_training.reporting.tables.results import tables_of_results
+    from safe_training.sweep.results import read_results
+    from safe_training.sweep.unfinished import unfinished
+
     results = read_results(*args.results)
     if args.protocol in ('robust', 'loto'):
         results = [r for r in results if r.protocol == args.protocol]
@@ -86,67 +74,26 @@ def run(args: argparse.Namespace) -> int:
     for line in unfinished(args.results, results):
         print(f'safe_training table: {line}', file=sys.stderr)
     with_paper = args.protocol == 'paper' or any(r.protocol == 'paper' for r in results)
-    made = tables_of(results, with_paper=with_paper, select_on=args.select_on)
+    made = tables_of_results(results, with_paper=with_paper, select_on=args.select_on)
+    texts = {name: tables.texts() for name, tables in made.items()}
     if args.out is not None:
-        # Under names of their own, so that flattering tables never replace the others.
-        chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
-        write_whole(
-            {
-                args.out / f'table1_{name}{chosen}.{_SUFFIX[kind]}': text
-                for name, texts in made.items()
-                for kind, text in texts.items()
-            }
-        )
-    print('\n'.join(texts[args.format] for texts in made.values()), end='')
+        _write(args, texts)
+    if args.json:
+        print(plain_json({name: tables.rows() for name, tables in made.items()}))
+    else:
+        print('\n'.join(text[args.format] for text in texts.values()), end='')
     return 0
 
 
-def unfinished(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
-    """Say which detectors lack splits that a sweep of these folders has begun with."""
-    lines = []
-    for folder in folders:
-        for path in sorted(folder.glob('splits*.json')):
-            planned = set(split_numbers(path))
-            subset = path.stem.removeprefix('splits').removeprefix('-')
-            done: dict[str, set[int]] = {}
-            for result in results:
-                if (result.subset or '') == subset and result.seed in planned:
-                    done.setdefault(result.detector, set()).add(result.seed)
-            lacking = [name for name, seeds in done.items() if seeds != planned]
-            if lacking:
-                lines.append(
-                    f'{folder}{f" ({subset})" if subset else ""}: not all of the {len(planned)} '
-                    f'splits are there for {", ".join(sorted(lacking))}; the tables are of those '
-                    'that are. Run the sweep again to go on, if it was interrupted'
-                )
-    return lines
+def _write(args: argparse.Namespace, texts: Mapping[str, Mapping[str, str]]) -> None:
+    from vla_feature_bridge.atomic import replace_files
 
-
-def tables_of(
-    results: Sequence[Result], *, with_paper: bool, select_on: SelectOn = 'seen'
-) -> dict[str, dict[str, str]]:
-    """Return the text of each table in each format, as ``[protocol][format]``.
-
-    Raises
-    ------
-    TableError
-        There are no results, or none of the published protocol where they are wanted.
-    """
-    made: dict[str, dict[str, str]] = {}
-    if with_paper:
-        found, _ = paper_entries(results, select_on)
-        made['paper'] = _texts([paper_table(results, select_on)], to_csv(found))
-    for kind, there in judged_by(results).items():
-        found = entries(there, partial(robust_entry, select_on=select_on))
-        made[kind] = _texts(robust_tables(there, select_on), to_csv(found))
-    if not made:
-        raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
-    return made
-
-
-def _texts(tables: Sequence[Table], as_csv: str) -> dict[str, str]:
-    return {
-        'markdown': '\n'.join(to_markdown(table) for table in tables),
-        'latex': '\n'.join(to_latex(table) for table in tables),
-        'csv': as_csv,
-    }
+    # Under other names, so that flattering tables never replace the others.
+    chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
+    replace_files(
+        {
+            args.out / f'table1_{name}{chosen}.{_SUFFIX[kind]}': text
+            for name, formats in texts.items()
+            for kind, text in formats.items()
+        }
+    )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit, calibrate and evaluate detectors by the protocol.
+"""Fits, calibrates and evaluates detectors over task splits.
 
-Seen tasks are there to learn from, unseen ones to judge by.
+Seen tasks train and calibrate a detector; unseen tasks test it.
 """
 
 from __future__ import annotations
@@ -17,51 +17,22 @@ import numpy as np
 from safe_monitor_node.detectors import Detector, DetectorError
 from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import (
-    Fitted,
-    Progress,
-    fit_and_calibrate,
+    calibrated_detector,
+    fit_on,
+    held_out_successes,
+    left_out_successes,
     make_seeded,
 )
+from safe_training.evaluation.judge import JudgedSet, score_part, with_alarms
 from safe_training.evaluation.protocol import Protocol
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.bootstrap import bootstrap_interval
-from safe_training.metrics.part_report import (
-    PartReport,
-    flatten_report,
-    per_task,
-    report_part,
-    scored_rollouts,
-)
-from safe_training.metrics.scored import ScoredRollout, min_lengths
-from vla_feature_bridge.rollout import Rollout
+from safe_training.metrics.part_report import flatten_report, per_task
+from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.progress import Progress
 
 CLOCK = 'clock'
 PARTS = ('train', 'seen', 'unseen')
-
-
-def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[ScoredRollout]:
-    """Score labelled rollouts of one part; in 'train' no step may recognise itself."""
-    score = detector.score_training if part == 'train' else detector.score_all
-    scores = score(rollouts)
-    return scored_rollouts(scores, rollouts)
-
-
-def report_parts(
-    fitted: Fitted, rollouts: Sequence[Rollout], alpha: float
-) -> dict[str, PartReport]:
-    """Evaluate a fitted detector on every part of its split that is not empty."""
-    stops = min_lengths([r.task for r in rollouts], [len(r) for r in rollouts])
-    return {
-        name: report_part(
-            score_part(fitted.detector, [rollouts[i] for i in indices], name),
-            stops,
-            fitted.band,
-            alpha,
-            probability=fitted.detector.gives_probability,
-        )
-        for name, indices in fitted.split.parts.items()
-        if indices
-    }
 
 
 @dataclass(frozen=True)
@@ -69,38 +40,43 @@ class Row:
     """One detector on one part of one split: numbers by name, and those of each task."""
 
     detector: str
-    seed: int
+    split: int
     part: str
     values: dict[str, float]
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
-def evaluate_splits(
+def evaluate(
     names: Sequence[str],
-    rollouts: Sequence[Rollout],
-    protocol: Protocol,
+    rollouts: Rollouts,
     splits: Sequence[Split],
-    params: Mapping[str, Mapping[str, Any]] | None = None,
     *,
+    params: Mapping[str, Mapping[str, Any]] | None = None,
+    protocol: Protocol | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Fit, calibrate and evaluate each detector on each split.
+    """Return what each detector achieves on each part of each split.
 
     Parameters
     ----------
     names : sequence of str
         Registered detectors.
-    rollouts : sequence of Rollout
+    rollouts : Rollouts
         Labelled rollouts of several tasks.
     splits : sequence of Split
-        The seed of each is also that of detectors that draw.
-    params : dict of detector to parameters
+        The number of each is also the seed of detectors that draw.
+    params : mapping of detector to parameters, optional
+    protocol : Protocol, optional
+        How bands are calibrated.
+    progress : callable, optional
+        Called with (evaluations done, evaluations, note).
     """
     rows = []
+    chosen = protocol or Protocol()
     total = len(splits) * len(names)
     for number, (split, name) in enumerate(itertools.product(splits, names)):
-        detector = make_seeded(name, (params or {}).get(name, {}), split.seed)
-        note = f'{name}, split {split.seed}'
+        detector = make_seeded(name, (params or {}).get(name, {}), split.number)
+        note = f'{name}, split {split.number}'
 
         def report(
             done: int, epochs: int, detail: str, number: int = number, note: str = note
@@ -112,14 +88,43 @@ def evaluate_splits(
             progress(number, total, note)
         started = time.perf_counter()
         try:
-            fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=report)
+            judged = fit_and_judge(detector, rollouts, split, chosen, progress=report)
         except (CalibrationError, DetectorError) as error:
             raise type(error)(f'{note}: {error}') from error
         seconds = time.perf_counter() - started
-        for part, result in report_parts(fitted, rollouts, protocol.alpha).items():
+        for part, result in judged.report().items():
             values = {**flatten_report(result), 'fit_seconds': seconds}
-            rows.append(Row(name, split.seed, part, values, per_task(result)))
+            rows.append(Row(name, split.number, part, values, per_task(result)))
     return rows
+
+
+def fit_and_judge(
+    detector: Detector,
+    rollouts: Rollouts,
+    split: Split,
+    protocol: Protocol,
+    *,
+    progress: Progress | None = None,
+) -> JudgedSet:
+    """Return all rollouts of a split as a detector judges them that is fitted on it now.
+
+    Every rollout is scored once: the band is calibrated on the scores that are reported.
+    """
+    fit_on(detector, rollouts, split, protocol, progress)
+    parts = {
+        name: score_part(detector, [rollouts[i] for i in indices], name)
+        for name, indices in split.parts.items()
+        if indices
+    }
+    if protocol.calibrate_on == 'loto':
+        successes = left_out_successes(detector, rollouts, split, progress)
+    else:
+        successes = held_out_successes(parts.get('seen', []), split)
+    calibrated = calibrated_detector(detector, successes, rollouts, split, protocol)
+    judged = {
+        name: with_alarms(scored, calibrated.band, protocol.alpha) for name, scored in parts.items()
+    }
+    return JudgedSet(calibrated, protocol.alpha, judged)
 
 
 @dataclass(frozen=True)

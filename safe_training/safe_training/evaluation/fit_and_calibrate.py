@@ -3,44 +3,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector, make_detector
-from safe_training.calibration.constant import constant_band
-from safe_training.calibration.curves import ALPHAS, CalibrationError
-from safe_training.calibration.functional import calibrate
+from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
+from safe_training.calibration.kinds import KINDS, BandRequest
+from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.left_out import leave_one_task_out_scores
 from safe_training.evaluation.protocol import EvaluationError, Protocol
+from safe_training.evaluation.provenance import provenance_of
 from safe_training.evaluation.splits import Split
+from safe_training.metrics.part_report import scored_rollouts
+from safe_training.metrics.scored import ScoredRollout
+from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
-Progress = Callable[[int, int, str], None]
 HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
+LEFT_OUT = (
+    'successes among the training rollouts of the seen tasks, each scored without its task '
+    '(leave-one-task-out)'
+)
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """A detector fitted on one split, and its band."""
-
-    detector: Detector
-    band: Band
-    split: Split
-
-
-def labelled(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """Return the rollouts with an outcome; raises if there are none."""
+def labelled(rollouts: Rollouts) -> Rollouts:
+    """Return the rollouts that have a label (success or failure); raises if there are none."""
     kept = [r for r in rollouts if r.success is not None]
     if not kept:
         raise EvaluationError(
             f'none of the {len(rollouts)} rollouts has an outcome (success or failure); '
             'label them first'
         )
-    return kept
+    return rollouts.take(kept)
 
 
 def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
@@ -54,153 +52,169 @@ def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
     return protocol.max_steps or needed
 
 
+def fit(
+    name: str,
+    rollouts: Rollouts,
+    split: Split,
+    *,
+    params: Mapping[str, Any] | None = None,
+    protocol: Protocol | None = None,
+    progress: Progress | None = None,
+) -> CalibratedDetector:
+    """Return a detector fitted on the training part of a split, with its band.
+
+    Parameters
+    ----------
+    name : str
+        Registered detector, such as 'linear_probe'.
+    rollouts : Rollouts
+        Those that were split, all labelled.
+    split : Split
+        From :func:`safe_training.choose_split`.
+    params : mapping of parameter to value, optional
+        Parameters of the detector; its defaults if not given.
+    protocol : Protocol, optional
+        How the band is calibrated; the default promises a false-alarm rate of 0.1.
+    progress : callable, optional
+        Called with (done, total, note) while the detector is fitted.
+
+    Raises
+    ------
+    DetectorError
+        There is no such detector, or it cannot be fitted on the rollouts.
+    SplitError
+        The split is of other rollouts.
+    CalibrationError
+        The held-out rollouts of the seen tasks hold no success.
+    """
+    split.check_against([r.task for r in rollouts])
+    return fit_and_calibrate(
+        make_detector(name, **(params or {})),
+        rollouts,
+        split,
+        protocol or Protocol(),
+        progress=progress,
+    )
+
+
 def fit_and_calibrate(
     detector: Detector,
-    rollouts: Sequence[Rollout],
+    rollouts: Rollouts,
     split: Split,
     protocol: Protocol,
     *,
     progress: Progress | None = None,
-) -> Fitted:
+) -> CalibratedDetector:
     """Fit on the training part and calibrate on successes of the seen tasks.
 
-    The band is drawn with the split's seed, so that every detector is calibrated on the same
-    rollouts.
+    The number of the split seeds the draw of the band, so that every detector is calibrated on the
+    same rollouts.
     """
+    fit_on(detector, rollouts, split, protocol, progress)
+    if protocol.calibrate_on == 'loto':
+        successes = left_out_successes(detector, rollouts, split, progress)
+    else:
+        kept = [rollouts[i] for i in split.seen if not rollouts[i].failed]
+        successes = held_out_successes(score_part(detector, kept, 'seen'), split)
+    return calibrated_detector(detector, successes, rollouts, split, protocol)
+
+
+def fit_on(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    protocol: Protocol,
+    progress: Progress | None = None,
+) -> None:
+    """Fit a detector on the training part of a split."""
     validation = [rollouts[i] for i in split.seen] if protocol.stop_early else None
     detector.fit([rollouts[i] for i in split.train], validation=validation, progress=progress)
-    calibrate_on = left_out_scores if protocol.calibrate_on == 'loto' else _held_out_scores
-    scores, successes, what = calibrate_on(detector, rollouts, split, progress)
-    return Fitted(
-        detector, calibrated_band(scores, successes, what, rollouts, split, protocol), split
+
+
+def calibrated_detector(
+    detector: Detector,
+    successes: Successes,
+    rollouts: Rollouts,
+    split: Split,
+    protocol: Protocol,
+) -> CalibratedDetector:
+    """Return a fitted detector with its band, features and provenance."""
+    return CalibratedDetector(
+        detector=detector,
+        feature=rollouts.feature,
+        band=calibrated_band(successes, rollouts, split, protocol),
+        alpha=protocol.alpha,
+        provenance=provenance_of(rollouts, split),
     )
 
 
 def calibrated_band(
-    scores: Sequence[np.ndarray],
-    successes: Sequence[Rollout],
-    what: str,
+    successes: Successes,
     rollouts: Sequence[Rollout],
     split: Split,
     protocol: Protocol,
     *,
     alphas: Sequence[float] | None = None,
 ) -> Band:
-    """Calibrate the band of a split on scores of successes; ``what`` says which those are.
+    """Return the band of a split.
 
-    It holds ``alphas``; by default the usual ones and the protocol's own.
+    Parameters
+    ----------
+    rollouts : sequence of Rollout
+        All of the split; the band covers the longest.
+    alphas : sequence of float, optional
+        Promised rates that the band holds; by default the usual ones and that of the protocol.
     """
-    alphas = sorted({*ALPHAS, protocol.alpha}) if alphas is None else sorted(alphas)
-    max_steps = longest(rollouts, protocol)
-    described = f'{what}, split seed {split.seed}'
+    request = BandRequest(
+        max_steps=longest(rollouts, protocol),
+        alpha=protocol.alpha,
+        alphas=sorted({*ALPHAS, protocol.alpha}) if alphas is None else sorted(alphas),
+        seed=split.number,
+        quantile=protocol.quantile,
+        per_task=protocol.per_task,
+    )
+    described = replace(successes, described=f'{successes.described}, split {split.number}')
+    band = KINDS[protocol.modulation].calibrate(described, request)
+    return replace(band, provenance={**band.provenance, 'scores': protocol.calibrate_on})
 
-    def band_of(members: Sequence[int], of_what: str) -> Band:
-        curves = [scores[i] for i in members]
-        names = [successes[i].episode_id for i in members]
-        if protocol.modulation == 'none':
-            return constant_band(
-                curves,
-                alphas,
-                max_steps=max_steps,
-                quantile=protocol.quantile,
-                rollouts=names,
-                calibrated_on=of_what,
-            )
-        return calibrate(
-            curves,
-            alphas,
-            max_steps=max_steps,
-            generator=np.random.default_rng(split.seed),
-            modulation=protocol.modulation,  # type: ignore[arg-type]
-            quantile=protocol.quantile,
-            rollouts=names,
-            calibrated_on=of_what,
-        )
 
-    band = band_of(range(len(scores)), described)
-    tasks: dict[str, Band] = {}
-    if protocol.per_task:
-        tasks = _task_bands(successes, protocol.alpha, described, band_of)
-    return replace(
-        band, provenance={**band.provenance, 'scores': protocol.calibrate_on}, tasks=tasks
+def successes_of(scored: Sequence[ScoredRollout], described: str = HELD_OUT) -> Successes:
+    """Return scored successes as what a band is calibrated on."""
+    return Successes(
+        [r.scores for r in scored],
+        [r.episode_id for r in scored],
+        [str(r.task) for r in scored],
+        described,
     )
 
 
-def _task_bands(
-    successes: Sequence[Rollout],
-    alpha: float,
-    described: str,
-    band_of: Callable[[Sequence[int], str], Band],
-) -> dict[str, Band]:
-    """Return a band for each task, and one for all tasks together that have too few successes.
-
-    Which those are follows from the counts alone, so the promise holds within each task with a band
-    of its own and within the group of the others. Were these left to the band of all tasks, which
-    the tasks with many successes rule, theirs could be kept nowhere.
-    """
-    members: dict[str, list[int]] = {}
-    for index, rollout in enumerate(successes):
-        members.setdefault(rollout.task, []).append(index)
-    bands: dict[str, Band] = {}
-    few: list[str] = []
-    # A task without a name cannot be told from the others while a robot works.
-    for task in sorted(filter(None, members)):
-        band = _finite_band(band_of, members[task], f'{described}, task {task!r} alone', alpha)
-        if band is not None:
-            bands[task] = band
-        else:
-            few.append(task)
-    if few:
-        of_few = [index for task in few for index in members[task]]
-        what = f'{described}, the tasks {", ".join(map(repr, few))} together'
-        shared = _finite_band(band_of, of_few, what, alpha)
-        if shared is not None:
-            shared = replace(shared, provenance={**shared.provenance, 'tasks': few})
-            bands |= dict.fromkeys(few, shared)
-    return bands
-
-
-def _finite_band(
-    band_of: Callable[[Sequence[int], str], Band], members: Sequence[int], what: str, alpha: float
-) -> Band | None:
-    """Return the band of some successes; None where they are too few for a finite threshold."""
-    try:
-        band = band_of(members, what)
-    except CalibrationError:  # the published quantile of none
-        return None
-    return band if band.at(alpha).can_alarm else None
-
-
-def _held_out_scores(
-    detector: Detector, rollouts: Sequence[Rollout], split: Split, progress: Progress | None
-) -> tuple[list[np.ndarray], list[Rollout], str]:
-    """Return scores of the held-out successes of the seen tasks, these, and what they are."""
-    successes = [rollouts[i] for i in split.seen if not rollouts[i].failed]
-    if not successes:
+def held_out_successes(seen: Sequence[ScoredRollout], split: Split) -> Successes:
+    """Return the successes among the scored held-out rollouts of the seen tasks."""
+    kept = [rollout for rollout in seen if not rollout.failed]
+    if not kept:
         raise CalibrationError(
             f'calibration: the {len(split.seen)} held-out rollouts of the '
             f'{len(split.seen_tasks)} seen tasks hold no success; '
-            'lower --train-ratio, add rollouts, or choose another --seed'
+            'lower --train-ratio, add rollouts, or choose another --split'
         )
-    return detector.score_all(successes), successes, HELD_OUT
+    return successes_of(kept)
 
 
-def left_out_scores(
-    detector: Detector, rollouts: Sequence[Rollout], split: Split, progress: Progress | None
-) -> tuple[list[np.ndarray], list[Rollout], str]:
-    """Return leave-one-task-out scores of the training successes, these, and what they are."""
+def left_out_successes(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    progress: Progress | None = None,
+) -> Successes:
+    """Return the training successes, each scored by a detector that does not know its task."""
     training = [rollouts[i] for i in split.train]
     scores = leave_one_task_out_scores(detector, training, progress=progress)
-    kept = [i for i, rollout in enumerate(training) if not rollout.failed]
-    what = (
-        'successes among the training rollouts of the seen tasks, each scored without its task '
-        '(leave-one-task-out)'
-    )
-    return [scores[i] for i in kept], [training[i] for i in kept], what
+    scored = scored_rollouts(scores, training, 'train')
+    return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
 
 
 def make_seeded(name: str, params: Mapping[str, Any], seed: int) -> Detector:
-    """Make a detector that draws with the seed of its split, unless the parameters name one."""
+    """Return a detector that draws with the number of its split, unless ``params`` say a seed."""
     detector = make_detector(name, **params)
     if 'seed' in detector.get_params() and 'seed' not in params:
         return make_detector(name, **params, seed=seed)

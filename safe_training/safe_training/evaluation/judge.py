@@ -1,133 +1,297 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every rollout of a set as a detector judges it: score, threshold and alarm at each step."""
+"""What a calibrated detector says about rollouts: score, threshold and alarm of each.
+
+Whoever judges a detector (tables, figures, the page, videos) starts from :class:`JudgedSet`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from safe_monitor_node.bands.band import Band
-from safe_monitor_node.bands.threshold import BandError, Threshold
+from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors import Detector
 from safe_training.evaluation.protocol import EvaluationError
-from safe_training.metrics.part_report import scored_rollouts
-from safe_training.metrics.scored import ScoredRollout
+from safe_training.metrics.alarms import band_alarms
+from safe_training.metrics.binomial import Tally, clopper_pearson, worst_task
+from safe_training.metrics.bootstrap import bootstrap_auc_interval
+from safe_training.metrics.part_report import PartReport, report_part, scored_rollouts
+from safe_training.metrics.scored import (
+    ScoredRollout,
+    Task,
+    labels,
+    max_scores_until_min_length,
+    min_lengths,
+)
+from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
-# What became of a rollout, in the order in which people look for trouble.
-VERDICTS = ('miss', 'false alarm', 'detection', 'quiet')
+PARTS = ('train', 'seen', 'unseen', 'new')
+"""The parts that a detector knows by its provenance; 'new' rollouts are in none of the others."""
+
+Intervals = dict[str, tuple[float, float]]
 
 
-@dataclass(frozen=True, eq=False)
-class Judged:
-    """One rollout with what the detector says about it.
+@dataclass(frozen=True)
+class RealisedRate:
+    """The false-alarm rate of a group of successes beside the rate that was promised.
 
     Attributes
     ----------
-    rollout : Rollout
-    part : {'train', 'seen', 'unseen', 'new'}
-        What the detector's provenance calls it; 'new' if it does not name it.
-    scores : ndarray of float64, shape (T,)
-    threshold : Threshold
-        An alarm is a score above it; covers the T steps.
-    alarm_step : int or None
-        The first step above the threshold.
+    rollouts : str
+        The part; 'PART, calibrated on' for rollouts that the band was made of, which are no
+        evidence.
+    successes : int
+    promised, realised : float
+    low, high : float
+        95 % interval of the realised rate (Clopper-Pearson).
+    above : bool
+        Even the lower end exceeds the promise.
+    worst_task : str or None
+        The task with the highest rate; None if no task has enough successes.
+    worst_rate : float or None
+    infinite : bool
+        No alarm can be raised at this rate.
     """
 
-    rollout: Rollout
-    part: str
-    scores: np.ndarray
-    threshold: Threshold
-    alarm_step: int | None
+    rollouts: str
+    successes: int
+    promised: float
+    realised: float
+    low: float
+    high: float
+    above: bool
+    worst_task: str | None
+    worst_rate: float | None
+    infinite: bool
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedSet:
+    """Rollouts that a calibrated detector has scored and judged, by part.
+
+    Attributes
+    ----------
+    detector : CalibratedDetector
+    alpha : float
+        The promised false-alarm rate of the alarms.
+    parts : dict of str to list of ScoredRollout
+        The parts of :data:`PARTS` that are not empty, in this order. Each rollout has its
+        threshold, its alarm step and its recording.
+    """
+
+    detector: CalibratedDetector
+    alpha: float
+    parts: Mapping[str, Sequence[ScoredRollout]]
 
     @property
-    def verdict(self) -> str:
-        """One of :data:`VERDICTS`; for a rollout without outcome 'unlabelled'."""
-        if self.rollout.success is None:
-            return 'unlabelled'
-        if self.alarm_step is None:
-            return 'miss' if self.rollout.failed else 'quiet'
-        return 'detection' if self.rollout.failed else 'false alarm'
+    def rollouts(self) -> list[ScoredRollout]:
+        """All rollouts, part by part."""
+        return [rollout for members in self.parts.values() for rollout in members]
 
     @property
-    def scored(self) -> ScoredRollout:
-        """As the metrics take it; raises without an outcome."""
-        return scored_rollouts([self.scores], [self.rollout])[0]
+    def band(self) -> Band:
+        """The band of the detector."""
+        return self.detector.band
+
+    @cached_property
+    def shortest(self) -> dict[Task, int]:
+        """Length of the shortest rollout of each task."""
+        everything = self.rollouts
+        return min_lengths([r.task for r in everything], [len(r) for r in everything])
+
+    def report(self, alpha: float | None = None) -> dict[str, PartReport]:
+        """Return what the detector achieves on each part.
+
+        Parameters
+        ----------
+        alpha : float, optional
+            Promised false-alarm rate; that of the alarms if not given.
+
+        Raises
+        ------
+        MetricError
+            A rollout has no label.
+        BandError
+            The band was not calibrated for this rate.
+        """
+        return {
+            part: report_part(
+                members,
+                self.shortest,
+                self.band,
+                self.alpha if alpha is None else alpha,
+                probability=self.detector.detector.gives_probability,
+            )
+            for part, members in self.parts.items()
+        }
+
+    def intervals(self) -> dict[str, Intervals]:
+        """Return 95 % intervals over the rollouts of each part, by the name of the number.
+
+        The AUC has a bootstrap interval, the rates have Clopper-Pearson intervals; NaN for a
+        number that does not exist.
+        """
+        return {
+            part: rollout_intervals(self.parts[part], report, self.shortest)
+            for part, report in self.report().items()
+        }
+
+    def realised_rates(self, alphas: Sequence[float] | None = None) -> list[RealisedRate]:
+        """Return realised beside promised false-alarm rates, for each part and promised rate.
+
+        Parameters
+        ----------
+        alphas : sequence of float, optional
+            Promised rates; all of the band if not given.
+        """
+        asked = self.band.alphas.tolist() if alphas is None else list(alphas)
+        made = self.band.provenance
+        used = {*made.get('calibration_rollouts', ()), *made.get('center_rollouts', ())}
+        return [
+            _realised(name, successes, self.band, alpha)
+            for part, members in self.parts.items()
+            for name, successes in (
+                (f'{part}, calibrated on', _successes(members, used, inside=True)),
+                (part, _successes(members, used, inside=False)),
+            )
+            if successes
+            for alpha in asked
+        ]
 
 
 def judge(
-    loaded: CalibratedDetector,
-    rollouts: Sequence[Rollout],
-    feature: FeatureSpec,
-    alpha: float | None = None,
-) -> list[Judged]:
-    """Score rollouts and find their alarms, part by part.
+    detector: CalibratedDetector, rollouts: Rollouts, alpha: float | None = None
+) -> JudgedSet:
+    """Return the rollouts with their scores, thresholds and alarms.
 
     Parameters
     ----------
-    alpha : float or None
-        Promised false-alarm rate; None takes the folder's own.
+    detector : CalibratedDetector
+    rollouts : Rollouts
+        With or without labels.
+    alpha : float, optional
+        Promised false-alarm rate; that of the detector if not given.
 
     Raises
     ------
     EvaluationError
-        The features are not what the detector was fitted on, there is no band, or the band is not
-        for this alpha or ends before a rollout does.
+        The features are not what the detector was fitted on, or the band is not for this rate or
+        ends before a rollout does.
     """
-    band = band_for(loaded, feature)
+    check_features(detector, rollouts.feature)
+    asked = detector.alpha if alpha is None else alpha
+    parts = {
+        part: with_alarms(score_part(detector.detector, members, part), detector.band, asked)
+        for part, members in parts_of(detector, rollouts).items()
+    }
+    return JudgedSet(detector, asked, parts)
+
+
+def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[ScoredRollout]:
+    """Return the scored rollouts of one part; in 'train' no step may recognise itself."""
+    score = detector.score_training if part == 'train' else detector.score_all
+    return scored_rollouts(score(rollouts), rollouts, part)
+
+
+def with_alarms(scored: Sequence[ScoredRollout], band: Band, alpha: float) -> list[ScoredRollout]:
+    """Return the rollouts with the threshold of their task and their first alarm."""
     judged = []
-    for part, members in parts_of(loaded, rollouts).items():
-        detector = loaded.detector
-        score = detector.score_training if part == 'train' else detector.score_all
-        for rollout, scores in zip(members, score(members), strict=True):
-            values = np.asarray(scores, dtype=np.float64)
-            try:
-                threshold = band.at(loaded.alpha if alpha is None else alpha, rollout.task)
-                alarm = threshold.first_crossing(values)
-            except BandError as error:
-                raise EvaluationError(f'rollout {rollout.episode_id!r}: {error}') from error
-            judged.append(Judged(rollout, part, values, threshold, alarm))
+    for rollout in scored:
+        try:
+            threshold = band.at(alpha, str(rollout.task))
+            alarm = threshold.first_crossing(rollout.scores)
+        except BandError as error:
+            raise EvaluationError(f'rollout {rollout.episode_id!r}: {error}') from error
+        judged.append(replace(rollout, threshold=threshold, alarm_step=alarm))
     return judged
 
 
-def by_part(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """Group by part, in the order of their first member."""
-    parts: dict[str, list[Judged]] = {}
-    for entry in judged:
-        parts.setdefault(entry.part, []).append(entry)
+def rollout_intervals(
+    scored: Sequence[ScoredRollout], report: PartReport, shortest: Mapping[Task, int]
+) -> Intervals:
+    """Return 95 % intervals over the rollouts of a part; NaN for a number that does not exist."""
+    auc = bootstrap_auc_interval(
+        max_scores_until_min_length(scored, shortest),
+        labels(scored),
+        generator=np.random.default_rng(0),
+    )
+    pooled = report.alarms.pooled
+    intervals = {'roc_auc_max_score_until_min_length': (auc.low, auc.high)}
+    for name, count in (
+        ('false_alarm_rate', pooled.n_successes),
+        ('detection_rate', pooled.n_failures),
+    ):
+        alarms = round(getattr(pooled, name) * count) if count else 0
+        intervals[name] = clopper_pearson(alarms, count)
+    return intervals
+
+
+def by_part(scored: Sequence[ScoredRollout]) -> dict[str, list[ScoredRollout]]:
+    """Return rollouts by their part, in the order of the first rollout of each."""
+    parts: dict[str, list[ScoredRollout]] = {}
+    for rollout in scored:
+        parts.setdefault(rollout.part, []).append(rollout)
     return parts
 
 
-def parts_of(loaded: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
-    """Sort rollouts into the parts that a detector's provenance names; the others are 'new'."""
+def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
+    """Return rollouts by the parts that the provenance of a detector names; others are 'new'."""
     part_of = {
         episode: part
-        for part, episodes in loaded.provenance.get('episodes', {}).items()
+        for part, episodes in detector.provenance.get('episodes', {}).items()
         for episode in episodes
     }
-    parts: dict[str, list[Rollout]] = {name: [] for name in ('train', 'seen', 'unseen', 'new')}
+    parts: dict[str, list[Rollout]] = {name: [] for name in PARTS}
     for rollout in rollouts:
         parts[part_of.get(rollout.episode_id, 'new')].append(rollout)
     return {name: members for name, members in parts.items() if members}
 
 
-def band_for(loaded: CalibratedDetector, feature: FeatureSpec) -> Band:
-    """Return the detector's band if it can judge rollouts with these features.
-
-    Raises
-    ------
-    EvaluationError
-        The features are not what the detector was fitted on, or there is no band.
-    """
-    if feature != loaded.feature:
+def check_features(detector: CalibratedDetector, feature: FeatureSpec) -> None:
+    """Raise `EvaluationError` unless the features are what the detector was fitted on."""
+    if feature != detector.feature:
         raise EvaluationError(
             f'the rollouts hold features {feature} of width {feature.dim}, '
-            f'the detector was fitted on {loaded.feature} of width {loaded.feature.dim}; '
+            f'the detector was fitted on {detector.feature} of width {detector.feature.dim}; '
             'convert with the same feature and pooling'
         )
-    if loaded.band is None:
-        raise EvaluationError('the detector folder has no band; fit it again')
-    return loaded.band
+
+
+def _successes(
+    members: Sequence[ScoredRollout], used: set[str], *, inside: bool
+) -> list[ScoredRollout]:
+    failed = labels(members)
+    return [
+        rollout
+        for rollout, label in zip(members, failed, strict=True)
+        if not label and (rollout.episode_id in used) == inside
+    ]
+
+
+def _realised(
+    name: str, successes: Sequence[ScoredRollout], band: Band, alpha: float
+) -> RealisedRate:
+    tally = Tally()
+    for rollout, alarm in zip(successes, band_alarms(successes, band, alpha), strict=True):
+        tally.add(str(rollout.task), alarm is not None)
+    low, high = clopper_pearson(sum(tally.alarms.values()), len(successes))
+    worst = worst_task([tally])
+    return RealisedRate(
+        rollouts=name,
+        successes=len(successes),
+        promised=alpha,
+        realised=tally.rate,
+        low=low,
+        high=high,
+        above=low > alpha,
+        worst_task=None if worst is None else worst[0],
+        worst_rate=None if worst is None else worst[1],
+        infinite=not band.at(alpha).can_alarm,
+    )

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_monitor_node.detectors import Detector, DetectorError, LinearProbe, make_detector
-from safe_training.fitting.probe import Progress
+from safe_monitor_node.detectors import Detector, DetectorError, make_detector
+from safe_monitor_node.detectors.probe import LinearProbe
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol: how rollouts are split, what the band is calibrated on, and splits kept on disk.
+"""The protocol: how rollouts are split, and what the band is calibrated on.
 
-Three ways to split. ``robust``: many random task splits. ``paper``: the published seeds, draw for
-draw, of the tasks in the order of their numbers. ``loto``: leave one task out, once for every task.
-None of them chooses anything by the rollouts that are reported on.
+There are three ways to split. ``robust``: many random task splits. ``paper``: the published splits,
+draw for draw, of the tasks in the order of their numbers. ``loto``: leave one task out, once for
+every task. No protocol chooses anything by the rollouts that it reports on.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from safe_training.calibration.curves import Quantile
+from safe_training.calibration.kinds import KINDS
 from safe_training.evaluation.splits import Split, divide, leave_one_task_out, split_tasks
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
@@ -20,7 +21,10 @@ from vla_feature_bridge.rollout import Rollout
 ProtocolName = Literal['robust', 'paper', 'loto']
 PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
 ROBUST_SPLITS = 10
-PAPER_SEEDS = (0, 1, 2)
+PAPER_SPLITS = (0, 1, 2)
+
+# The part of each split by whose numbers a combination of parameters is chosen.
+SelectOn = Literal['seen', 'unseen']
 
 
 class EvaluationError(SafeError):
@@ -33,25 +37,27 @@ class Protocol:
 
     Attributes
     ----------
-    unseen_ratio, seen_train_ratio : float
-        Share of the tasks that is never trained on (not for ``loto``: one task); share of a seen
-        task's rollouts that trains.
+    unseen_ratio : float
+        Share of the tasks that is never trained on; ``loto`` leaves out one task instead.
+    seen_train_ratio : float
+        Share of the rollouts of a seen task that trains.
     alpha : float
         Promised false-alarm rate.
     modulation : {'max_deviation', 'std', 'constant', 'none'}
-        Shape of the band; 'none': one threshold for all steps, which needs the fewest successes.
+        Kind of band: see :data:`safe_training.calibration.kinds.KINDS`.
     max_steps : int
-        Steps of the band; 0 takes the longest rollout there is.
+        Steps of the band; 0 takes the length of the longest rollout.
     quantile : {'finite_sample', 'published'}
-        The rank that keeps the promise for any number of rollouts, or the interpolated quantile of
-        the published code, which promises too much for few; for comparison.
+        'finite_sample': the rank that keeps the promise for any number of rollouts. 'published':
+        the interpolated quantile of the published code, which promises too much for few rollouts;
+        for comparison only.
     calibrate_on : {'heldout', 'loto'}
-        What the band is calibrated on: held-out successes of the seen tasks, or the training
-        successes, each scored by a detector fitted on the other tasks (leave-one-task-out). The
-        first promises for tasks like the seen ones, the second is the better guide to new tasks.
+        What the band is calibrated on. 'heldout': held-out successes of the seen tasks, which makes
+        a promise for tasks like them. 'loto': the training successes, each scored by a detector
+        fitted on the other tasks (leave-one-task-out), a better guide to new tasks.
     per_task : bool
         Calibrate a band for every seen task as well (Mondrian): the promise then holds within each
-        of them. Tasks with too few successes, and new ones, have the band of all tasks.
+        task. Tasks with too few successes share a band; new tasks have the band of all tasks.
     stop_early : bool
         Stop training where the loss on the held-out rollouts of the seen tasks is lowest. The band
         is then calibrated on rollouts that training has looked at, which weakens its promise.
@@ -71,6 +77,12 @@ class Protocol:
     name: ProtocolName = 'robust'
 
     def __post_init__(self) -> None:
+        if self.modulation not in KINDS:
+            raise EvaluationError(
+                where='protocol',
+                expected=f'a modulation of {", ".join(KINDS)}',
+                found=repr(self.modulation),
+            )
         if self.per_task and self.calibrate_on == 'loto':
             raise EvaluationError(
                 'bands of single tasks are calibrated on held-out rollouts of these tasks; '
@@ -78,22 +90,33 @@ class Protocol:
             )
 
 
-def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> Split:
-    """Split labelled rollouts by task.
+def choose_split(
+    rollouts: Sequence[Rollout], split: int = 0, protocol: Protocol = Protocol()
+) -> Split:
+    """Return a split of labelled rollouts by task.
 
-    Rollouts that their source sets aside (``Rollout.unseen``) are the unseen part, and nothing else
-    is: no detector may train or be calibrated on their tasks.
+    If the source sets rollouts aside (``Rollout.unseen``), they alone are the unseen part: no
+    detector may train or be calibrated on their tasks.
 
     Parameters
     ----------
-    seed : int
-        Of a random split; for ``loto`` the number of the task that is left out, in sorted order.
+    split : int
+        Number of the split: it seeds a random one; for ``loto`` it is the number of the task that
+        is left out, in sorted order.
 
     Raises
     ------
     EvaluationError, SplitError
-        There is nothing to train on or to leave out.
+        A rollout has no label, or there is nothing to train on or to leave out.
     """
+    for rollout in rollouts:
+        if rollout.success is None:
+            raise EvaluationError(
+                where=f'episode {rollout.episode_id!r}',
+                expected='a label (success or failure)',
+                found='none',
+                advice='label the rollout, or split the labelled rollouts only',
+            )
     aside = {r.task for r in rollouts if r.unseen}
     known = [i for i, r in enumerate(rollouts) if r.task not in aside]
     if not known:
@@ -108,33 +131,33 @@ def choose_split(rollouts: Sequence[Rollout], protocol: Protocol, seed: int) -> 
                 'tasks cannot be left out in turn; use --protocol robust'
             )
         return leave_one_task_out(
-            [r.task for r in rollouts], fold=seed, seen_train_ratio=protocol.seen_train_ratio
+            [r.task for r in rollouts], fold=split, seen_train_ratio=protocol.seen_train_ratio
         )
     order = numbered_tasks([rollouts[i] for i in known]) if protocol.name == 'paper' else None
     labels = [rollouts[i].task for i in known]
     if not aside:
         return split_tasks(
             labels,
-            seed=seed,
+            number=split,
             unseen_ratio=protocol.unseen_ratio,
             seen_train_ratio=protocol.seen_train_ratio,
             order=order,
         )
-    seen_tasks = order or split_tasks(labels, seed=seed, unseen_ratio=0.0).seen_tasks
+    seen_tasks = order or split_tasks(labels, number=split, unseen_ratio=0.0).seen_tasks
     return divide(
         [r.task for r in rollouts],
         seen_tasks=seen_tasks,
         unseen_tasks=sorted(aside),
-        seed=seed,
+        number=split,
         unseen_ratio=0.0,
         seen_train_ratio=protocol.seen_train_ratio,
     )
 
 
 def numbered_tasks(rollouts: Sequence[Rollout]) -> list[str] | None:
-    """Return the tasks in the order of their numbers; None where these do not tell them apart.
+    """Return the tasks in the order of their numbers; None if the numbers are not unique.
 
-    The published splits are of task numbers; names sort otherwise.
+    The published splits go by task numbers, and names sort in another order.
     """
     numbers = {r.task: r.task_id for r in rollouts}
     pairs = {(r.task, r.task_id) for r in rollouts}
@@ -144,10 +167,10 @@ def numbered_tasks(rollouts: Sequence[Rollout]) -> list[str] | None:
 
 
 def choose_splits(
-    rollouts: Sequence[Rollout], protocol: Protocol, seeds: Iterable[int]
+    rollouts: Sequence[Rollout], protocol: Protocol, numbers: Iterable[int]
 ) -> list[Split]:
-    """Return the split of each seed; see :func:`choose_split`."""
-    return [choose_split(rollouts, protocol, seed) for seed in seeds]
+    """Return the split of each number; see :func:`choose_split`."""
+    return [choose_split(rollouts, number, protocol) for number in numbers]
 
 
 def fold_count(rollouts: Sequence[Rollout]) -> int:

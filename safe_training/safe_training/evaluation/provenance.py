@@ -3,20 +3,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from safe_training.evaluation.fit_and_calibrate import Fitted
-from vla_feature_bridge.rollout import Rollout
+from safe_monitor_node.bands.band import Band
+from safe_training.evaluation.splits import Split
+from safe_training.recordings.rollouts import Rollouts
 
 
-def provenance_of(source: str, rollouts: list[Rollout], fitted: Fitted) -> dict[str, Any]:
-    """Say what a detector was made of: source, and episodes trained on, calibrated on and left."""
-    split = fitted.split
+def provenance_of(rollouts: Rollouts, split: Split) -> dict[str, Any]:
+    """Return what a detector is made of: the source, and the episodes of each part of the split."""
     return {
-        'source': source,
+        'source': rollouts.source,
         'policy': rollouts[0].policy,
         'rollouts': len(rollouts),
-        'seed': split.seed,
+        'split': split.number,
         'unseen_ratio': split.unseen_ratio,
         'seen_train_ratio': split.seen_train_ratio,
         'seen_tasks': list(split.seen_tasks),
@@ -27,11 +28,10 @@ def provenance_of(source: str, rollouts: list[Rollout], fitted: Fitted) -> dict[
     }
 
 
-def of_tasks(fitted: Fitted, alpha: float) -> str:
-    """Say which tasks have a band of their own, share one, or have none."""
-    tasks = [str(task) for task in fitted.split.seen_tasks]
-    own = [t for t in tasks if fitted.band.at(alpha, t).task]
-    shared = [t for t in own if 'tasks' in fitted.band.tasks[t].provenance]
+def describe_task_bands(band: Band, tasks: Sequence[str], alpha: float) -> str:
+    """Return which tasks have a band of their own, which share one and which have none."""
+    own = [t for t in tasks if band.at(alpha, t).task]
+    shared = [t for t in own if 'tasks' in band.tasks[t].provenance]
     text = f'{len(own) - len(shared)} of {len(tasks)} seen tasks have a band of their own'
     if shared:
         text += f'; one band for those of few successes: {", ".join(shared)}'

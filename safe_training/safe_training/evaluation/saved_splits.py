@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits on disk: written whole, read with checks, matched to rollouts by episode."""
+"""Splits on disk: written completely or not at all, and matched to rollouts by episode."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from safe_training.evaluation.protocol import PROTOCOLS, ProtocolName
 from safe_training.evaluation.splits import Split, SplitError
-from vla_feature_bridge.atomic import write_whole
+from vla_feature_bridge.atomic import replace_files
 from vla_feature_bridge.rollout import Rollout
 
 _FORMAT = 'safe_splits'
@@ -21,7 +21,7 @@ _LARGEST_FILE = 256 << 20
 
 @dataclass(frozen=True)
 class SavedSplits:
-    """Splits from a file: how they were drawn, and each by its number."""
+    """Splits of a file: how they were drawn, and each split by its number."""
 
     protocol: ProtocolName
     splits: dict[int, Split]
@@ -30,7 +30,7 @@ class SavedSplits:
 def write_splits(
     path: Path, rollouts: Sequence[Rollout], splits: Sequence[Split], protocol: ProtocolName
 ) -> None:
-    """Write splits with the episodes that they are of; the file is whole or absent."""
+    """Write splits with their episodes, completely or not at all."""
     content = {
         'format': _FORMAT,
         'version': _VERSION,
@@ -39,23 +39,25 @@ def write_splits(
         'tasks': [r.task for r in rollouts],
         'splits': [split.to_dict() for split in splits],
     }
-    write_whole({path: json.dumps(content) + '\n'})
+    replace_files({path: json.dumps(content) + '\n'})
 
 
 def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
-    """Read what :func:`write_splits` wrote, for rollouts in whatever order they come now.
+    """Return what :func:`write_splits` wrote; the rollouts may come in another order now.
 
     Raises
     ------
     SplitError
-        The file is damaged or of something else, or it is of other rollouts: a split used on
-        others would report training rollouts as unseen.
+        The file is damaged, holds something else, or is of other rollouts: a split used on other
+        rollouts would report training rollouts as unseen.
     """
     content = _content(path)
     episodes, tasks = _texts(path, content, 'episodes'), _texts(path, content, 'tasks')
     entries = content.get('splits')
     if len(tasks) != len(episodes) or not isinstance(entries, list) or not entries:
-        raise SplitError(f'{path}: episodes, tasks and splits do not belong together; save again')
+        raise SplitError(
+            f'{path}: expected episodes, tasks and splits of one set, found others; save again'
+        )
     place = _places(path, episodes, rollouts)
     for episode, task, index in zip(episodes, tasks, place, strict=True):
         if rollouts[index].task != task:
@@ -71,7 +73,7 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
         except (SplitError, TypeError) as error:
             raise SplitError(f'{path}: {error}') from error
         if not split.train:
-            raise SplitError(f'{path}: split {split.seed} trains on no rollout; save again')
+            raise SplitError(f'{path}: split {split.number} trains on no rollout; save again')
         splits.append(
             replace(
                 split,
@@ -80,10 +82,12 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
                 unseen=tuple(place[i] for i in split.unseen),
             )
         )
-    seeds = [split.seed for split in splits]
-    if len(set(seeds)) != len(seeds):
-        raise SplitError(f'{path}: two splits have the same number among {seeds}; save again')
-    return SavedSplits(saved_protocol(path), {split.seed: split for split in splits})
+    numbers = [split.number for split in splits]
+    if len(set(numbers)) != len(numbers):
+        raise SplitError(
+            f'{path}: expected splits of different numbers, found {numbers}; save again'
+        )
+    return SavedSplits(saved_protocol(path), {split.number: split for split in splits})
 
 
 def saved_protocol(path: Path) -> ProtocolName:
@@ -102,17 +106,19 @@ def split_numbers(path: Path) -> tuple[int, ...]:
     """Return the numbers of the splits that a file holds; :class:`SplitError` as when reading."""
     entries: Any = _content(path).get('splits')
     try:
-        return tuple(Split.from_dict(entry).seed for entry in entries)
+        return tuple(Split.from_dict(entry).number for entry in entries)
     except (SplitError, TypeError) as error:
         raise SplitError(f'{path}: holds no splits ({error}); save them again') from error
 
 
-def saved_split(path: Path, rollouts: Sequence[Rollout], seed: int) -> Split:
-    """Read one split by its number."""
+def saved_split(path: Path, rollouts: Sequence[Rollout], number: int) -> Split:
+    """Return one split of a file by its number."""
     splits = read_splits(path, rollouts).splits
-    if seed not in splits:
-        raise SplitError(f'{path}: holds the splits {sorted(splits)}, not {seed}; give one of them')
-    return splits[seed]
+    if number not in splits:
+        raise SplitError(
+            f'{path}: expected a split among {sorted(splits)}, found {number}; give one of these'
+        )
+    return splits[number]
 
 
 def _content(path: Path) -> Mapping[str, Any]:
@@ -149,15 +155,15 @@ def _places(path: Path, episodes: Sequence[str], rollouts: Sequence[Rollout]) ->
     there = {r.episode_id: i for i, r in enumerate(rollouts)}
     if len(there) != len(rollouts) or len(set(episodes)) != len(episodes):
         raise SplitError(
-            f'{path}: splits can be kept only for rollouts whose episode ids differ; '
-            'convert the recordings with names of their own'
+            f'{path}: expected rollouts whose episode ids differ, found some twice; '
+            'convert the recordings with a different name for each episode'
         )
     missing = [e for e in episodes if e not in there]
     added = sorted(there.keys() - set(episodes))
     if missing or added:
         found = ' and '.join(
             f'{len(names)} that {what} (such as {names[0]!r})'
-            for names, what in ((missing, 'are not there any more'), (added, 'are new'))
+            for names, what in ((missing, 'are missing'), (added, 'are new'))
             if names
         )
         raise SplitError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits rollouts into training, seen validation and unseen tasks, as the paper does."""
+"""Splits of rollouts: training, held-out rollouts of the same tasks, and unseen tasks."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 
 from vla_feature_bridge.errors import SafeError
 
@@ -21,18 +20,19 @@ class SplitError(SafeError):
 
 @dataclass(frozen=True)
 class Split:
-    """Which rollouts train, which validate on seen tasks, which belong to unseen tasks.
+    """Which rollouts train, which are held out on the same tasks, and which are of unseen tasks.
 
     Attributes
     ----------
     train, seen, unseen : tuple of int
-        Indices into the rollouts that were split. Together they hold every rollout once.
-        `seen` ("val_seen" in the paper) are the rollouts of training tasks that were held out;
-        the conformal band is calibrated on their successes.
+        Indices into the rollouts that were split; each rollout is in one of the three. `seen`
+        ("val_seen" in the paper) are held-out rollouts of the training tasks; the conformal band is
+        calibrated on their successes.
     seen_tasks, unseen_tasks : tuple of int or str
-        Task labels in the order the shuffle left them in; `train` and `seen` follow that order.
-    seed : int
-        Seed of the shuffle of the tasks and of the permutation inside each seen task.
+        Task labels in shuffled order; `train` and `seen` follow it.
+    number : int
+        Number of the split: it seeds the shuffle of the tasks and the permutation inside each
+        seen task.
     unseen_ratio, seen_train_ratio : float
         Share of the tasks that is unseen; share of a seen task's rollouts that trains.
 
@@ -43,7 +43,7 @@ class Split:
     unseen: tuple[int, ...]
     seen_tasks: tuple[Task, ...]
     unseen_tasks: tuple[Task, ...]
-    seed: int
+    number: int
     unseen_ratio: float
     seen_train_ratio: float
 
@@ -52,7 +52,7 @@ class Split:
         if indices != list(range(len(indices))):
             raise SplitError(
                 'split: train, seen and unseen must hold each of the rollouts '
-                f'0..{len(indices) - 1} exactly once; some are missing or twice in it'
+                f'0..{len(indices) - 1} exactly once, found some missing or twice'
             )
         tasks = (*self.seen_tasks, *self.unseen_tasks)
         if len(set(tasks)) != len(tasks):
@@ -70,13 +70,12 @@ class Split:
     def check_against(self, tasks: Sequence[Task]) -> None:
         """Raise `SplitError` unless this split was made of rollouts with these tasks.
 
-        A split saved with a detector means nothing on another set of rollouts; used there it
-        would report training rollouts as held out.
+        A split means nothing on other rollouts: training rollouts would count as held out.
 
         Parameters
         ----------
         tasks : sequence of int or str, length N
-            Task of each rollout of the set at hand.
+            Task of each rollout of this set.
 
         """
         if len(tasks) != len(self):
@@ -103,7 +102,7 @@ class Split:
             'unseen': list(self.unseen),
             'seen_tasks': list(self.seen_tasks),
             'unseen_tasks': list(self.unseen_tasks),
-            'seed': self.seed,
+            'split': self.number,
             'unseen_ratio': self.unseen_ratio,
             'seen_train_ratio': self.seen_train_ratio,
         }
@@ -117,7 +116,7 @@ class Split:
             unseen=_index_tuple(values, 'unseen'),
             seen_tasks=_task_tuple(values, 'seen_tasks'),
             unseen_tasks=_task_tuple(values, 'unseen_tasks'),
-            seed=_seed(values),
+            number=_split_number(values),
             unseen_ratio=float(_number(values, 'unseen_ratio')),
             seen_train_ratio=float(_number(values, 'seen_train_ratio')),
         )
@@ -126,35 +125,35 @@ class Split:
 def split_tasks(
     tasks: Sequence[Task],
     *,
-    seed: int,
+    number: int,
     unseen_ratio: float = 0.3,
     seen_train_ratio: float = 0.6,
     order: Sequence[Task] | None = None,
 ) -> Split:
-    """Split rollouts by task as the published protocol does, draw for draw.
+    """Return a split of rollouts by task, as the published protocol draws it.
 
     The distinct tasks, sorted or as in `order`, are shuffled by the legacy NumPy generator; the
     last `round(unseen_ratio * n_tasks)` of them are unseen. Then each seen task, in shuffled order,
     draws one torch permutation of its rollouts; the first `int(seen_train_ratio * n)` train, the
-    others validate. Unseen rollouts keep their order. Both generators are local ones, which give
-    the numbers that the globally seeded generators of the published code give.
+    others are held out. Unseen rollouts keep their order. Both generators are local; they give the
+    same numbers as the globally seeded generators of the published code.
 
     Parameters
     ----------
     tasks : sequence of int or str, length N
-        Task of each rollout, in the order the rollouts are stored in. Integers are shuffled in
-        ascending order and strings in sorted order, so that the split depends on the tasks there
-        are and not on which comes first in a file. The published splits come out when the labels
-        are the task numbers 0..n-1 (or sort as those do).
-    seed : int
-        0 to 2**32 - 1. For 10 tasks: 0 makes {3, 0, 5} unseen, 1 {7, 8, 5}, 2 {6, 9, 8}.
+        Task of each rollout, in stored order. Tasks are sorted before the shuffle, so the split
+        does not depend on their order in a file. It is the published split if the labels are the
+        task numbers 0..n-1 (or sort in the same order).
+    number : int
+        Number of the split, 0 to 2**32 - 1. For 10 tasks: 0 makes {3, 0, 5} unseen, 1 {7, 8, 5},
+        2 {6, 9, 8}.
     unseen_ratio : float
         In [0, 1). 0 keeps every task seen.
     seen_train_ratio : float
         In (0, 1]. 1 leaves no rollout of a seen task to calibrate on.
     order : sequence of int or str, optional
-        Every task once, in the order in which they are shuffled: that of the published task
-        numbers, where labels are names.
+        Every task once, in the order before the shuffle; for labels that are names, the order of
+        the published task numbers.
 
     Raises
     ------
@@ -171,18 +170,18 @@ def split_tasks(
         )
     if not 0.0 <= unseen_ratio < 1.0:
         raise SplitError(f'split: unseen_ratio must lie in [0, 1), found {unseen_ratio}')
-    if not 0 <= seed < 2**32:
-        raise SplitError(f'split: seed must lie in 0..{2**32 - 1}, found {seed}')
+    if not 0 <= number < 2**32:
+        raise SplitError(f'split: the number of a split must lie in 0..{2**32 - 1}, found {number}')
     n_unseen = _number_of_unseen_tasks(len(ordered), unseen_ratio)
     positions = np.arange(len(ordered))
-    np.random.RandomState(seed).shuffle(positions)
+    np.random.RandomState(number).shuffle(positions)
     shuffled = [ordered[position] for position in positions]
     n_seen = len(shuffled) - n_unseen
     return divide(
         tasks,
         seen_tasks=shuffled[:n_seen],
         unseen_tasks=shuffled[n_seen:],
-        seed=seed,
+        number=number,
         unseen_ratio=unseen_ratio,
         seen_train_ratio=seen_train_ratio,
     )
@@ -193,20 +192,24 @@ def divide(
     *,
     seen_tasks: Sequence[Task],
     unseen_tasks: Sequence[Task],
-    seed: int,
+    number: int,
     unseen_ratio: float,
     seen_train_ratio: float,
 ) -> Split:
-    """Split rollouts of tasks that are known to be seen or unseen.
+    """Return a split of rollouts whose tasks are known to be seen or unseen.
 
-    Each seen task, in the order given, draws one torch permutation of its rollouts, of which the
-    first `int(seen_train_ratio * n)` train. `unseen_ratio` is only noted.
+    Each seen task, in this order, draws one torch permutation of its rollouts; the first
+    `int(seen_train_ratio * n)` train. `unseen_ratio` is only recorded.
     """
+    # Only here: reading a split or a protocol needs no PyTorch.
+    import torch
+
     labels = [_task(task) for task in tasks]
     members: dict[Task, list[int]] = {}
     for index, label in enumerate(labels):
         members.setdefault(label, []).append(index)
-    generator = torch.Generator().manual_seed(seed)
+
+    generator = torch.Generator().manual_seed(number)
     train: list[int] = []
     seen: list[int] = []
     for task in seen_tasks:
@@ -228,16 +231,16 @@ def divide(
         unseen=tuple(index for index, label in enumerate(labels) if label in unseen),
         seen_tasks=tuple(seen_tasks),
         unseen_tasks=tuple(unseen_tasks),
-        seed=seed,
+        number=number,
         unseen_ratio=float(unseen_ratio),
         seen_train_ratio=float(seen_train_ratio),
     )
 
 
 def leave_one_task_out(tasks: Sequence[Task], *, fold: int, seen_train_ratio: float = 0.6) -> Split:
-    """Split rollouts so that one task alone is unseen: the `fold`-th in sorted order.
+    """Return a split with one unseen task: the `fold`-th in sorted order.
 
-    The rollouts of the other tasks are divided as in :func:`split_tasks`, with `fold` as the seed.
+    The rollouts of the other tasks are divided as in :func:`split_tasks`; `fold` is the number.
 
     Parameters
     ----------
@@ -270,20 +273,20 @@ def leave_one_task_out(tasks: Sequence[Task], *, fold: int, seen_train_ratio: fl
         tasks,
         seen_tasks=[task for task in ordered if task != left_out],
         unseen_tasks=[left_out],
-        seed=fold,
+        number=fold,
         unseen_ratio=1 / len(ordered),
         seen_train_ratio=seen_train_ratio,
     )
 
 
 def _labels(tasks: Sequence[Task], seen_train_ratio: float) -> set[Task]:
-    """Return the tasks there are, all of one kind."""
+    """Return the set of tasks, all of one kind."""
     labels = {_task(task) for task in tasks}
     if not labels:
         raise SplitError('split: there are no rollouts to split; check what the set was read from')
     if len({isinstance(label, str) for label in labels}) > 1:
         raise SplitError(
-            'split: some task labels are strings and some are numbers; use one kind for all'
+            'split: expected task labels of one kind, found strings and numbers; use one for all'
         )
     if not 0.0 < seen_train_ratio <= 1.0:
         raise SplitError(f'split: seen_train_ratio must lie in (0, 1], found {seen_train_ratio}')
@@ -333,13 +336,14 @@ def _number(values: Mapping[str, Any], name: str) -> int | float:
     return value
 
 
-def _seed(values: Mapping[str, Any]) -> int:
-    seed = _number(values, 'seed')
-    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+def _split_number(values: Mapping[str, Any]) -> int:
+    name = 'seed' if 'seed' in values else 'split'  # 0.1 wrote 'seed'
+    number = _number(values, name)
+    if not isinstance(number, int) or not 0 <= number < 2**32:
         raise SplitError(
-            f"split: field 'seed' must be an integer in 0..{2**32 - 1}, found {seed!r}"
+            f'split: field {name!r} must be an integer in 0..{2**32 - 1}, found {number!r}'
         )
-    return seed
+    return number
 
 
 def _index_tuple(values: Mapping[str, Any], name: str) -> tuple[int, ...]:

@@ -1,38 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Trains many SAFE-MLPs or SAFE-LSTMs on the same rollouts at once.
+"""Train many SAFE-MLPs or SAFE-LSTMs on the same rollouts at once.
 
 Models that differ in their learning rate, regularisation or class weights read the same features.
-Stacked, they need one pass over these per epoch: the input maps of all models are products with one
-matrix that stays in cache, the recurrence steps through time once for all of them, and no padded
-step is ever computed. The result is what :func:`safe_training.fitting.learned.fit_learned` gives for each
-model alone, up to rounding (a test holds the two together).
+Stacked, they need one pass over the features per epoch: the input maps of all models are products
+with one matrix that stays in cache, the recurrence steps through time once for all models, and no
+padded step is computed. Up to rounding, each model ends as
+:func:`safe_training.fitting.learned.fit_learned` would leave it; a test compares the two.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import nn
 
-from safe_monitor_node.detectors import DetectorError, SafeLstm, SafeMlp
+from safe_monitor_node.detectors.base import DetectorError
+from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
 from safe_monitor_node.detectors.networks import ACTIVATIONS, MlpNetwork, pad_steps, time_major
-from safe_training.fitting.data import TrainingData
 from safe_training.fitting.learned import (
-    check_parameters,
+    Learned,
+    TrainingData,
     fresh_network,
     make_optimizer,
     make_schedule,
     score_loss,
 )
 from safe_training.fitting.losses import ClassWeights
-from safe_training.fitting.lstm_kernel import FirstLayer, LstmLayer, Workspace
-
-Progress = Callable[[int, int, str], None]
-Learned = SafeMlp | SafeLstm
-Precision = Literal['float32', 'bfloat16']
+from safe_training.fitting.lstm_kernel import FirstLayer, LayerRun, LstmLayer, Workspace
+from safe_training.fitting.precision import Precision
+from vla_feature_bridge.progress import Progress
 
 #: Parameters in which models trained together may differ.
 FREE = frozenset(
@@ -54,7 +53,7 @@ MEMORY = 2 << 30
 
 
 def can_be_stacked(detector: Any) -> bool:
-    """Tell whether a detector is one whose training can be batched.
+    """Return whether a detector can be trained together with others.
 
     A windowed LSTM, dropout and a randomly drawn step per rollout are trained one at a time.
     """
@@ -64,15 +63,15 @@ def can_be_stacked(detector: Any) -> bool:
 
 
 def _bound(detector: Learned) -> tuple[Any, ...]:
-    """Return what models must share to be trained together."""
+    """Return the parameters that models must share to be trained together."""
     params = detector.get_params().items()
     return (detector.name, *sorted((k, v) for k, v in params if k not in FREE))
 
 
 def stacks(detectors: Sequence[Learned], data: TrainingData) -> list[list[int]]:
-    """Divide detectors into groups that can be trained together within :data:`MEMORY`.
+    """Return groups of detectors (indices) that can be trained together within :data:`MEMORY`.
 
-    Returns the indices of each group, in the order of their first members.
+    The groups are in the order of their first members.
     """
     groups: dict[tuple[Any, ...], list[int]] = {}
     for index, detector in enumerate(detectors):
@@ -89,9 +88,9 @@ def stacks(detectors: Sequence[Learned], data: TrainingData) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Batch:
-    """Rollouts as a stack of models reads them: valid steps only, in the order of time.
+    """Rollouts in the form that a stack of models reads: valid steps only, in the order of time.
 
-    ``place`` (B, T) says where each step stands in ``x`` (N, D); N where there is none.
+    ``place`` (B, T) holds the position of each step in ``x`` (N, D), and N for padding.
     """
 
     x: torch.Tensor
@@ -116,7 +115,7 @@ class _Batch:
         )
 
     def padded(self, p: torch.Tensor) -> torch.Tensor:
-        """Spread p_t (K, N) over rollouts and steps: (K, B, T), zero-padded."""
+        """Return p_t (K, N) by rollout and step: (K, B, T), zero-padded."""
         wide = torch.cat([p, p.new_zeros(len(p), 1)], dim=1)
         return wide.index_select(1, self.place.flatten()).view(len(p), *self.place.shape)
 
@@ -131,7 +130,7 @@ def _lstm_probabilities(
             for name in ('weight_ih', 'weight_hh', 'bias_ih', 'bias_hh')
         )
         states = LstmLayer.apply(
-            states, w_ih, w_hh, b_ih + b_hh, batch.batch_sizes, f'lstm{layer}', space
+            states, w_ih, w_hh, b_ih + b_hh, LayerRun(f'lstm{layer}', batch.batch_sizes, space)
         )
     logits = torch.bmm(states, stack['head.weight'].transpose(1, 2)).squeeze(2)
     return torch.sigmoid(logits + stack['head.bias'])
@@ -165,26 +164,26 @@ def train_together(
     Parameters
     ----------
     detectors : sequence of K SafeMlp or SafeLstm
-        They may differ in :data:`FREE` only. Each ends as its own ``fit`` would have left it.
+        They may differ in :data:`FREE` only. Each ends as its own ``fit`` would leave it.
     data : TrainingData
-        From :func:`safe_training.fitting.data.stack_rollouts`; both outcomes.
+        Rollouts of both outcomes.
     device : torch.device or str
         Where to train; the trained networks are on the CPU.
     precision : {'float32', 'bfloat16'}
-        Of the matrix products. The parameters, their updates, the activations of an LSTM and the
-        losses are float32 in any case.
+        Precision of the matrix products. The parameters, their updates, the activations of an LSTM
+        and the losses are float32 in any case.
     progress : callable, optional
         Called with (epochs done, epochs, note).
 
     Returns
     -------
     list of K str
-        Empty for a detector that was trained; otherwise why it was not (its loss diverged). Such a
-        detector stays unfitted; the others are not touched by it.
+        Empty for a detector that was trained; otherwise the reason why not (its loss diverged).
+        Such a detector stays unfitted and does not affect the others.
     """
     first = detectors[0]
     for detector in detectors:
-        check_parameters(detector)
+        detector.check_params()
     if len({_bound(detector) for detector in detectors}) != 1:
         raise DetectorError(
             f'{first.name}: models trained together may differ in {", ".join(sorted(FREE))} only'
@@ -230,7 +229,7 @@ class _Stack:
             name: torch.stack([state[name] for state in states]).to(device).requires_grad_()
             for name in states[0]
         }
-        # Each model's share of the stack, as the parameters of its own optimiser.
+        # The part of each model in the stack, as the parameters of its own optimiser.
         self._views = [
             {name: nn.Parameter(tensor.detach()[k]) for name, tensor in self._stacked.items()}
             for k in range(len(detectors))
@@ -252,7 +251,7 @@ class _Stack:
         )
 
     def train(self, data: TrainingData, progress: Progress | None) -> list[int | None]:
-        """Run all epochs; returns for each model the epoch in which its loss diverged."""
+        """Run all epochs; return for each model the epoch in which its loss diverged."""
         first = self._detectors[0]
         diverged: list[int | None] = [None] * len(self._detectors)
         rollouts = len(data.lengths)
@@ -281,7 +280,7 @@ class _Stack:
         return diverged
 
     def _descend(self, batch: _Batch) -> torch.Tensor:
-        """Take one step of every model; returns their losses (K,), without regularisation."""
+        """Take one step of every model; return their losses (K,), without regularisation."""
         first = self._detectors[0]
 
         def loss_of_one(p: torch.Tensor, fail: torch.Tensor, success: torch.Tensor) -> torch.Tensor:
@@ -289,14 +288,14 @@ class _Stack:
             return score_loss(first, self._accumulated(p), batch.valid, batch.failed, weights)
 
         p = batch.padded(self._probabilities(first, self._stacked, batch, self._space))
-        # A diverged model must not raise an error for all: its loss is set to NaN below.
+        # A diverged model must not raise an error for all models: its loss is set to NaN below.
         finite = torch.isfinite(p)
         losses = torch.vmap(loss_of_one)(
             torch.where(finite, p, 0.5), self._fail, self._success
         ).where(finite.flatten(1).all(dim=1), torch.nan)
         for tensor in self._stacked.values():
             tensor.grad = None
-        # No model's loss depends on another's parameters, so the sum has each one's own gradient.
+        # The loss of a model depends on its own parameters only, so the sum has the same gradients.
         losses.sum().backward()
         for k, (detector, views) in enumerate(zip(self._detectors, self._views, strict=True)):
             for name, view in views.items():

@@ -3,68 +3,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
-from safe_monitor_node.detectors import DetectorError, SafeLstm, SafeMlp
-from safe_monitor_node.detectors.networks import pad_steps
-from safe_training.fitting.losses import ClassWeights, class_weights
+from safe_monitor_node.detectors.base import DetectorError, require_rollouts
 from vla_feature_bridge.rollout import Rollout
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class TrainingData:
-    """Rollouts as tensors: the valid steps of all of them, concatenated; nothing is padded.
+class StackedRollouts:
+    """The steps of all rollouts, concatenated; nothing is padded.
 
     Attributes
     ----------
-    flat : Tensor of float32, shape (N, D)
-    lengths : Tensor of int64, shape (B,)
-    failed : Tensor of float32, shape (B,)
-        1 for failures.
+    flat : ndarray of float32, shape (N, D)
+        Features of all steps.
+    lengths : ndarray of int64, shape (B,)
+        Steps of each rollout.
+    failed : ndarray of bool, shape (B,)
+        True for failures.
     """
 
-    flat: torch.Tensor
-    lengths: torch.Tensor
-    failed: torch.Tensor
-
-    def take(self, rollouts: torch.Tensor) -> TrainingData:
-        """Return the rollouts with these indices, in their order."""
-        parts = torch.split(self.flat, self.lengths.tolist())
-        return TrainingData(
-            torch.cat([parts[i] for i in rollouts.tolist()]),
-            self.lengths[rollouts],
-            self.failed[rollouts],
-        )
-
-    def valid(self) -> torch.Tensor:
-        """Return the mask (B, T) of real steps."""
-        return pad_steps(torch.ones(len(self.flat)), self.lengths)
-
-    def weights(self, detector: SafeMlp | SafeLstm) -> ClassWeights:
-        """Return the class weights of these rollouts."""
-        n_fail = int(self.failed.sum())
-        return class_weights(
-            n_fail, len(self.failed) - n_fail, detector.lambda_fail, detector.lambda_success
-        )
+    flat: np.ndarray
+    lengths: np.ndarray
+    failed: np.ndarray
 
 
-def stack_rollouts(rollouts: Sequence[Rollout]) -> TrainingData:
-    """Read labelled rollouts into memory as float32.
+def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
+    """Return labelled rollouts, read into memory as float32.
 
     Raises
     ------
     DetectorError
-        No rollouts, features that are absent, raw, of different widths or not finite, or
-        unlabelled rollouts.
+        There are no rollouts; or a rollout has no features, raw features, features of another
+        width than the first rollout, or NaN or infinity among them.
+    RolloutError
+        A rollout has no label.
     """
-    if not rollouts:
-        raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
+    require_rollouts(rollouts)
     width = rollouts[0].features.shape[-1]
     for rollout in rollouts:
         if rollout.features.shape[-1] == 0:
@@ -76,17 +54,17 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> TrainingData:
             raise DetectorError(
                 f'rollout {rollout.episode_id!r}: expected pooled features '
                 f'(T, {width}) as in the first rollout, found {rollout.features.shape}; '
-                'convert with one pooling for all'
+                'convert all rollouts with the same pooling'
             )
         if not np.isfinite(np.asarray(rollout.features, dtype=np.float32)).all():
             raise DetectorError(
-                f'rollout {rollout.episode_id!r}: the features hold NaN or infinity'
+                f'rollout {rollout.episode_id!r}: the features hold NaN or infinity; '
+                'leave the rollout out'
             )
-    flat = np.concatenate([np.asarray(r.features, dtype=np.float32) for r in rollouts])
-    return TrainingData(
-        torch.from_numpy(flat),
-        torch.tensor([len(r) for r in rollouts]),
-        torch.tensor([float(r.failed) for r in rollouts]),
+    return StackedRollouts(
+        np.concatenate([np.asarray(r.features, dtype=np.float32) for r in rollouts]),
+        np.array([len(r) for r in rollouts]),
+        np.array([r.failed for r in rollouts]),
     )
 
 
@@ -99,4 +77,13 @@ def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
             f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts are '
             f'{found}; add rollouts of the other outcome, '
             'give more of them to training (--train-ratio), or another --seed'
+        )
+
+
+def require_successes(rollouts: Sequence[Rollout], detector: str) -> None:
+    """Raise :class:`DetectorError` unless there are successes to learn from."""
+    if all(r.failed for r in rollouts):
+        raise DetectorError(
+            f'{detector} learns from successes, but all {len(rollouts)} training rollouts are '
+            'failures; add successes, or choose other training tasks (another --seed)'
         )

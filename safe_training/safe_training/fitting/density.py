@@ -3,24 +3,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import nn
 
-from safe_monitor_node.detectors import DetectorError
-from safe_monitor_node.detectors.density import DensityDetector
-from safe_monitor_node.detectors.logpzo import LogpZO, executed_chunks
-from safe_monitor_node.detectors.rnd import Rnd
-from safe_training.fitting.data import require_both_outcomes, stack_rollouts
+from safe_monitor_node.detectors.base import DetectorError
+from safe_monitor_node.detectors.density import DensityDetector, Inputs
+from safe_monitor_node.detectors.logpzo import LogpZO
+from safe_monitor_node.detectors.rnd import Rnd, executed_chunks
+from safe_training.fitting.data import require_both_outcomes, require_successes, stack_rollouts
 from safe_training.fitting.losses import sum_of_squares
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
-Progress = Callable[[int, int, str], None]
-Inputs = tuple[torch.Tensor, ...]
 TIME_STEPS = 100
-"""The network's time is the flow's, from 0 to 1, in so many whole steps."""
+"""Whole steps from time 0 to time 1 of the flow, in the time that the network reads."""
 
 
 def flow_matching_loss(
@@ -30,7 +30,7 @@ def flow_matching_loss(
     time: torch.Tensor,
     counted: torch.Tensor,
 ) -> torch.Tensor:
-    """Return the mean squared error of the velocity from data to noise (methods.md 3.6).
+    """Return the mean squared error of the velocity from data to noise.
 
     Parameters
     ----------
@@ -38,8 +38,8 @@ def flow_matching_loss(
     time : Tensor, shape (n,)
         From 0 (data) to 1 (noise).
     counted : Tensor of bool, shape (rows, width)
-        Entries that are no padding; the others are zero in data and stay so on the way to noise,
-        because zero is what the network will see there when it scores.
+        Entries that are no padding. Padding is zero in data and stays zero on the way to noise,
+        because the network reads zeros there when it scores.
     """
     noise = noise * counted
     velocity = noise - data
@@ -56,7 +56,7 @@ def outcome_loss(
     inputs: Inputs,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Return the loss of one outcome's network on steps of that outcome, a mean over them."""
+    """Return the mean loss of one outcome's network over steps of that outcome."""
     if isinstance(detector, Rnd):
         return detector.errors(networks['target'], networks[outcome], inputs).mean()
     assert isinstance(detector, LogpZO)
@@ -65,7 +65,7 @@ def outcome_loss(
         drawn = torch.randperm(len(features), generator=generator)[: detector.chunk]
         features = features[drawn.to(features.device)]
     data = detector.sequence(features)
-    # Drawn on the CPU: the same numbers whatever the device.
+    # Drawn on the CPU: the same numbers on every device.
     noise = torch.randn(data.shape, generator=generator).to(data.device)
     time = torch.rand(len(data), generator=generator).to(data.device)
     counted = detector.counted(features.shape[1]).to(data.device)
@@ -79,10 +79,10 @@ def batch_loss(
     failed: torch.Tensor,
     generator: torch.Generator,
 ) -> torch.Tensor | None:
-    """Return the training loss of one batch of valid steps; ``failed`` (n,) is each step's outcome.
+    """Return the training loss of a batch of valid steps; ``failed`` (n,) is their outcome.
 
-    A batch may hold one outcome only, which then is the loss; None where there is nothing to learn
-    from (failures with ``success_only``).
+    The loss is the sum over the outcomes in the batch; None if no network learns from the batch
+    (failures with ``success_only``).
     """
     losses = []
     for outcome in detector.trained_outcomes():
@@ -99,8 +99,8 @@ def batch_loss(
 
 
 def training_inputs(detector: DensityDetector, rollouts: Sequence[Rollout]) -> Inputs:
-    """Return what the networks read of all steps of all rollouts, concatenated and checked."""
-    features = stack_rollouts(rollouts).flat
+    """Return the inputs of the networks from all steps of all rollouts, checked."""
+    features = torch.from_numpy(stack_rollouts(rollouts).flat)
     if not isinstance(detector, Rnd):
         return (features,)
     chunks = [executed_chunks(rollouts[0], detector.name)]
@@ -109,12 +109,29 @@ def training_inputs(detector: DensityDetector, rollouts: Sequence[Rollout]) -> I
     return features, torch.from_numpy(np.concatenate(chunks))
 
 
+@dataclass(frozen=True)
+class DensityData:
+    """The inputs of the networks from all training rollouts.
+
+    Attributes
+    ----------
+    inputs : tuple of Tensor
+        Of all steps, concatenated.
+    lengths : sequence of int
+        Steps of each rollout.
+    failed : sequence of bool
+        Outcome of each rollout.
+    """
+
+    inputs: Inputs
+    lengths: Sequence[int]
+    failed: Sequence[bool]
+
+
 def train(
     detector: DensityDetector,
     networks: nn.ModuleDict,
-    inputs: Inputs,
-    lengths: Sequence[int],
-    failed: Sequence[bool],
+    data: DensityData,
     generator: torch.Generator,
     progress: Progress | None,
 ) -> None:
@@ -123,15 +140,15 @@ def train(
     parameters = [p for network in trained for p in network.parameters()]
     device = parameters[0].device
     optimizer = torch.optim.Adam(parameters, lr=detector.learning_rate)
-    steps = torch.arange(sum(lengths)).split(list(lengths))
-    fails = torch.tensor(failed)
+    steps = torch.arange(sum(data.lengths)).split(list(data.lengths))
+    fails = torch.tensor(data.failed)
     networks.train()
     for epoch in range(detector.epochs):
         total, batches = 0.0, 0
         for batch in torch.randperm(len(steps), generator=generator).split(detector.batch_size):
             index = torch.cat([steps[i] for i in batch.tolist()])
             of_step = fails[batch].repeat_interleave(torch.tensor([len(steps[i]) for i in batch]))
-            on_device = tuple(tensor[index].to(device) for tensor in inputs)
+            on_device = tuple(tensor[index].to(device) for tensor in data.inputs)
             loss = batch_loss(detector, networks, on_device, of_step.to(device), generator)
             if loss is None:
                 continue
@@ -158,12 +175,14 @@ def fit_density(
 ) -> None:
     """Train the networks of RND or LogpZO.
 
-    Batches are of rollouts, as published; the loss is a mean over their valid steps, of each
-    outcome for its own network. (Published, padded steps count as zeros and a batch of one outcome
-    gives NaN, methods.md D3.)
+    Batches are of rollouts, as published. The loss of a network is a mean over the valid steps of
+    its outcome. (In the published code padded steps count as zeros, and a batch of one outcome
+    gives NaN: departures.md D3.)
 
     Parameters
     ----------
+    detector : Rnd or LogpZO
+        Fitted in place.
     rollouts : sequence of Rollout
         Labelled training rollouts with pooled features (and action chunks for RND); both outcomes
         unless ``success_only``.
@@ -173,17 +192,16 @@ def fit_density(
         Where to train; a GPU where there is one. The fitted detector is on the CPU.
     progress : callable, optional
         Called with (epochs done, epochs, note).
+
+    Raises
+    ------
+    DetectorError
+        The rollouts cannot be fitted on, or training diverged.
     """
     detector.check_params()
     inputs = training_inputs(detector, rollouts)
-    failed = [r.failed for r in rollouts]
-    if not detector.success_only:
-        require_both_outcomes(rollouts, detector.name)
-    elif all(failed):
-        raise DetectorError(
-            f'{detector.name} learns from successes, but all {len(rollouts)} training rollouts are '
-            'failures; add successes, or choose other training tasks (another --seed)'
-        )
+    data = DensityData(inputs, [len(r) for r in rollouts], [r.failed for r in rollouts])
+    (require_successes if detector.success_only else require_both_outcomes)(rollouts, detector.name)
     dim = inputs[0].shape[1]
     if isinstance(detector, Rnd):
         detector.action_shape_ = (inputs[1].shape[1], inputs[1].shape[2])
@@ -194,6 +212,5 @@ def fit_density(
         networks = detector.build(dim).to(where)
     networks.requires_grad_(True)
     generator = torch.Generator().manual_seed(detector.seed)
-    lengths = [len(r) for r in rollouts]
-    train(detector, networks, inputs, lengths, failed, generator, progress)
+    train(detector, networks, data, generator, progress)
     detector.set_networks(networks.to('cpu'), dim)

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from sklearn.cluster import KMeans
 from sklearn.decomposition import PCA
 from sklearn.exceptions import ConvergenceWarning
 
-from safe_monitor_node.detectors import DetectorError
+from safe_monitor_node.detectors.base import DetectorError
 from safe_monitor_node.detectors.clusters import PcaKmeans
 from safe_monitor_node.detectors.embedding import EmbeddingDetector
 from safe_monitor_node.detectors.gaussian import Mahalanobis
@@ -23,21 +23,20 @@ from safe_monitor_node.detectors.neighbours import (
     fingerprint,
     unit_vectors,
 )
-from safe_training.fitting.data import require_both_outcomes, stack_rollouts
+from safe_training.fitting.data import require_both_outcomes, require_successes, stack_rollouts
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
-class ClassSteps:
+class OutcomeSteps:
     """All training steps of one outcome.
 
     Attributes
     ----------
     features : ndarray of float32, shape (N, D)
     rollouts : ndarray of int64, shape (N,)
-        Fingerprint of the rollout that a step belongs to.
+        Fingerprint of the rollout of each step.
     plural : str
         'successes' or 'failures', for messages.
     """
@@ -49,7 +48,7 @@ class ClassSteps:
 
 def steps_by_outcome(
     detector: EmbeddingDetector, rollouts: Sequence[Rollout]
-) -> dict[str, ClassSteps]:
+) -> dict[str, OutcomeSteps]:
     """Return the steps of successes and, unless the detector leaves them out, of failures.
 
     Raises
@@ -58,23 +57,14 @@ def steps_by_outcome(
         No rollouts, features that do not fit together, unlabelled rollouts, a missing outcome.
     """
     data = stack_rollouts(rollouts)
-    lengths = data.lengths.tolist()
-    features = np.split(data.flat.numpy(), np.cumsum(lengths)[:-1])
-    failed = [r.failed for r in rollouts]
-    if not detector.success_only:
-        require_both_outcomes(rollouts, detector.name)
-    elif all(failed):
-        raise DetectorError(
-            f'{detector.name} learns from successes, but all {len(rollouts)} training rollouts are '
-            'failures; add successes, or choose other training tasks (another --seed)'
-        )
-    classes = {'success': (False, 'successes'), 'failure': (True, 'failures')}
-    if detector.success_only:
-        del classes['failure']
+    (require_successes if detector.success_only else require_both_outcomes)(rollouts, detector.name)
+    features = np.split(data.flat, np.cumsum(data.lengths)[:-1])
+    outcomes = {'success': (False, 'successes'), 'failure': (True, 'failures')}
     steps = {}
-    for outcome, (is_failure, plural) in classes.items():
-        members = [f for f, fails in zip(features, failed, strict=True) if fails == is_failure]
-        steps[outcome] = ClassSteps(
+    for outcome in detector.outcomes():
+        is_failure, plural = outcomes[outcome]
+        members = [f for f, fails in zip(features, data.failed, strict=True) if fails == is_failure]
+        steps[outcome] = OutcomeSteps(
             np.concatenate(members),
             np.repeat(np.array([fingerprint(f) for f in members]), [len(f) for f in members]),
             plural,
@@ -82,7 +72,7 @@ def steps_by_outcome(
     return steps
 
 
-def gaussian(detector: Mahalanobis, steps: ClassSteps) -> dict[str, np.ndarray]:
+def gaussian(detector: Mahalanobis, steps: OutcomeSteps) -> dict[str, np.ndarray]:
     """Return mean and L with L^T L = (covariance + ridge I)^-1, computed in float64."""
     count, dim = steps.features.shape
     if count < 2:
@@ -107,11 +97,11 @@ def gaussian(detector: Mahalanobis, steps: ClassSteps) -> dict[str, np.ndarray]:
     return {'mean': mean, 'factor': np.tril(factor).astype(np.float32)}
 
 
-def neighbours(detector: NeighbourDetector, steps: ClassSteps) -> dict[str, np.ndarray]:
-    """Return the bank of one class: its steps, centred, and which rollout each belongs to."""
+def neighbours(detector: NeighbourDetector, steps: OutcomeSteps) -> dict[str, np.ndarray]:
+    """Return the steps of one outcome, centred, and the rollout that each belongs to."""
     count = len(steps.features)
     longest = int(np.unique(steps.rollouts, return_counts=True)[1].max())
-    # As many again as any one rollout could hold itself: else a rollout alone would be a class.
+    # Each rollout must find its neighbours among the others, or it would be its own outcome.
     if count - longest < detector.neighbours:
         raise DetectorError(
             f'{detector.name}: neighbours={detector.neighbours}, but the {steps.plural} have only '
@@ -126,8 +116,8 @@ def neighbours(detector: NeighbourDetector, steps: ClassSteps) -> dict[str, np.n
     return {'centre': centre, 'rows': wide.astype(np.float32), 'rollouts': steps.rollouts}
 
 
-def clusters(detector: PcaKmeans, steps: ClassSteps) -> dict[str, np.ndarray]:
-    """Return the principal subspace of one class and the centroids of its steps in it."""
+def clusters(detector: PcaKmeans, steps: OutcomeSteps) -> dict[str, np.ndarray]:
+    """Return the principal subspace of one outcome and the centroids of its steps in it."""
     count, dim = steps.features.shape
     if detector.pca_dim > min(count, dim):
         raise DetectorError(
@@ -143,7 +133,7 @@ def clusters(detector: PcaKmeans, steps: ClassSteps) -> dict[str, np.ndarray]:
     pca = PCA(detector.pca_dim, random_state=detector.seed)
     projected = pca.fit_transform(wide)
     with warnings.catch_warnings():
-        # Fewer distinct steps than clusters: the same centroid twice changes no distance.
+        # With fewer distinct steps than clusters, two equal centroids change no distance.
         warnings.simplefilter('ignore', ConvergenceWarning)
         means = KMeans(
             detector.clusters, init='k-means++', n_init='auto', random_state=detector.seed
@@ -166,12 +156,19 @@ def fit_embedding(
 
     Parameters
     ----------
+    detector : EmbeddingDetector
+        Fitted in place.
     rollouts : sequence of Rollout
         Labelled training rollouts with pooled features; both outcomes unless ``success_only``.
     validation : sequence of Rollout, optional
         Not used: nothing is trained by gradients here.
     progress : callable, optional
-        Called with (classes done, classes, note).
+        Called with (outcomes done, outcomes, note).
+
+    Raises
+    ------
+    DetectorError
+        The rollouts cannot be fitted on, or not with these parameters.
     """
     detector.check_params()
     by_outcome = steps_by_outcome(detector, rollouts)
@@ -189,4 +186,4 @@ def fit_embedding(
         state |= {f'{outcome}.{name}': array for name, array in arrays.items()}
         if progress is not None:
             progress(done, len(by_outcome), f'{len(steps.features)} steps of {steps.plural}')
-    detector.adopt(state, next(iter(by_outcome.values())).features.shape[1])
+    detector.load_state(state, by_outcome['success'].features.shape[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit detectors on rollouts. Importing this module makes ``Detector.fit`` work."""
+"""Fit SAFE-MLP and SAFE-LSTM, one detector at a time."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from safe_monitor_node.detectors import DetectorError, SafeLstm, SafeMlp
-from safe_training.fitting.data import Progress, TrainingData, require_both_outcomes, stack_rollouts
+from safe_monitor_node.detectors.base import DetectorError
+from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
+from safe_monitor_node.detectors.networks import pad_steps
+from safe_training.fitting.data import require_both_outcomes, stack_rollouts
 from safe_training.fitting.losses import (
     ClassWeights,
+    class_weights,
     cross_entropy_steps,
     hard_negative,
     hinge_steps,
@@ -23,69 +26,87 @@ from safe_training.fitting.losses import (
     time_weights,
     weighted_total,
 )
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
+
+Learned = SafeMlp | SafeLstm
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Rollouts as tensors: the steps of all of them, concatenated; nothing is padded.
+
+    Attributes
+    ----------
+    flat : Tensor of float32, shape (N, D)
+        Features of all steps.
+    lengths : Tensor of int64, shape (B,)
+        Steps of each rollout.
+    failed : Tensor of float32, shape (B,)
+        1 for failures.
+    """
+
+    flat: torch.Tensor
+    lengths: torch.Tensor
+    failed: torch.Tensor
+
+    @classmethod
+    def of(cls, rollouts: Sequence[Rollout]) -> TrainingData:
+        """Return checked and labelled rollouts; see :func:`~.data.stack_rollouts`."""
+        stacked = stack_rollouts(rollouts)
+        return cls(
+            torch.from_numpy(stacked.flat),
+            torch.from_numpy(stacked.lengths),
+            torch.from_numpy(stacked.failed).float(),
+        )
+
+    def take(self, rollouts: torch.Tensor) -> TrainingData:
+        """Return the rollouts with these indices, in their order."""
+        parts = torch.split(self.flat, self.lengths.tolist())
+        return TrainingData(
+            torch.cat([parts[i] for i in rollouts.tolist()]),
+            self.lengths[rollouts],
+            self.failed[rollouts],
+        )
+
+    def valid(self) -> torch.Tensor:
+        """Return the mask (B, T) of real steps."""
+        return pad_steps(torch.ones(len(self.flat)), self.lengths)
+
+    def weights(self, detector: Learned) -> ClassWeights:
+        """Return the class weights of these rollouts."""
+        n_fail = int(self.failed.sum())
+        return class_weights(
+            n_fail, len(self.failed) - n_fail, detector.lambda_fail, detector.lambda_success
+        )
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """One epoch: its mean training loss with regularisation, and the learning rate after it."""
+    """An epoch, its mean training loss with regularisation, and the learning rate after it."""
 
     index: int
     loss: float
     learning_rate: float
 
 
-# Lowest value of each number that steers training; the highest is that of float32.
-_LOWEST = {
-    'epochs': 1,
-    'batch_size': 1,
-    'learning_rate': 0,
-    'weight_decay': 0,
-    'schedule_every': 1,
-    'schedule_gamma': 0,
-    'warmup': 0,
-    'max_grad_norm': 0,
-    'lambda_fail': 0,
-    'lambda_success': 0,
-    'lambda_reg': 0,
-    'init_weight_scale': 0,
-    'hard_negative': 0,
-    'seed': 0,
-}
-_HIGHEST = float(np.finfo(np.float32).max)
-
-
-def check_parameters(detector: SafeMlp | SafeLstm) -> None:
-    """Raise :class:`DetectorError` for a parameter with which nothing could be trained."""
-    params = detector.get_params()
-    for name, lowest in _LOWEST.items():
-        value = params.get(name)
-        if value is not None and not lowest <= value <= _HIGHEST:
-            raise DetectorError(
-                f'{detector.name}: {name} must be a number from {lowest} to {_HIGHEST:.1e}, '
-                f'found {value}'
-            )
-    if detector.seed >= 2**63:
-        raise DetectorError(f'{detector.name}: seed must be below 2**63, found {detector.seed}')
-
-
 def batch_loss(
-    detector: SafeMlp | SafeLstm,
+    detector: Learned,
     network: nn.Module,
     batch: TrainingData,
     weights: ClassWeights,
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
-    """Return the training loss of a mini-batch, without regularisation (methods.md 3.1 to 3.3)."""
+    """Return the training loss of a mini-batch, without regularisation."""
     scores = network(batch.flat, batch.lengths)
     if not torch.isfinite(scores).all():
-        # Diverged. PyTorch's cross-entropy would raise an error of its own, which says nothing.
+        # Diverged. PyTorch's cross-entropy would raise an error without the reason.
         return scores.sum() * torch.nan
     return score_loss(detector, scores, batch.valid(), batch.failed, weights, generator)
 
 
 def score_loss(
-    detector: SafeMlp | SafeLstm,
+    detector: Learned,
     scores: torch.Tensor,
     valid: torch.Tensor,
     failed: torch.Tensor,
@@ -110,9 +131,7 @@ def score_loss(
     return loss
 
 
-def make_optimizer(
-    detector: SafeMlp | SafeLstm, parameters: Iterable[nn.Parameter]
-) -> torch.optim.Optimizer:
+def make_optimizer(detector: Learned, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Return the optimiser that the detector's parameters ask for."""
     parameters, rate = list(parameters), detector.learning_rate
     match detector.optimizer:
@@ -126,16 +145,13 @@ def make_optimizer(
             return torch.optim.SGD(parameters, lr=rate)
         case 'sgdm':
             return torch.optim.SGD(parameters, lr=rate, momentum=0.9)
-    raise DetectorError(
-        f'{detector.name}: optimizer must be one of adam, adamw, sgd, sgdm, '
-        f'found {detector.optimizer!r}'
-    )
+    raise AssertionError('check_params allows no other optimizer')
 
 
 def make_schedule(
-    detector: SafeMlp | SafeLstm, optimizer: torch.optim.Optimizer
+    detector: Learned, optimizer: torch.optim.Optimizer
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """Return the learning rate's course: a linear rise over ``warmup`` epochs, then steps."""
+    """Return the learning-rate schedule: a linear rise over ``warmup`` epochs, then steps."""
     steps = torch.optim.lr_scheduler.StepLR(
         optimizer, detector.schedule_every, detector.schedule_gamma
     )
@@ -148,9 +164,9 @@ def make_schedule(
 
 
 def training_epochs(
-    detector: SafeMlp | SafeLstm, network: nn.Module, data: TrainingData, generator: torch.Generator
+    detector: Learned, network: nn.Module, data: TrainingData, generator: torch.Generator
 ) -> Iterator[Epoch]:
-    """Train ``network`` in place, one epoch each time the iterator is advanced."""
+    """Train ``network`` in place; yields after every epoch."""
     optimizer = make_optimizer(detector, network.parameters())
     schedule = make_schedule(detector, optimizer)
     weights = data.weights(detector)
@@ -158,7 +174,7 @@ def training_epochs(
     for index in range(detector.epochs):
         total = 0.0
         network.train()
-        # One batch of everything needs no order, so it is not gathered again every epoch.
+        # A single batch needs no order, so it is not gathered again every epoch.
         batches = (
             [data]
             if rollouts <= detector.batch_size
@@ -184,8 +200,8 @@ def training_epochs(
         yield Epoch(index, total, float(schedule.get_last_lr()[0]))
 
 
-def fresh_network(detector: SafeMlp | SafeLstm, dim: int) -> nn.Module:
-    """Return the untrained network, drawn with PyTorch's current random state."""
+def fresh_network(detector: Learned, dim: int) -> nn.Module:
+    """Return the untrained network, by PyTorch's present random state."""
     network = detector.build(dim)
     scale_weights(network, detector.init_weight_scale)
     return network
@@ -201,16 +217,16 @@ def scale_weights(network: nn.Module, scale: float) -> None:
 
 @dataclass
 class _EarlyStopping:
-    """Keeps the weights of lowest validation loss; done ``patience`` epochs after them."""
+    """Keeps the weights of lowest validation loss; stops ``patience`` epochs after them."""
 
-    detector: SafeMlp | SafeLstm
+    detector: Learned
     data: TrainingData
     patience: int
     best_loss: float = float('inf')
     best_epoch: int = 0
     best_weights: dict[str, torch.Tensor] | None = None
 
-    def look(self, network: nn.Module, epoch: int) -> bool:
+    def should_stop(self, network: nn.Module, epoch: int) -> bool:
         network.eval()
         with torch.inference_mode():
             loss = float(
@@ -223,7 +239,7 @@ class _EarlyStopping:
 
 
 def fit_learned(
-    detector: SafeMlp | SafeLstm,
+    detector: Learned,
     rollouts: Sequence[Rollout],
     *,
     validation: Sequence[Rollout] | None = None,
@@ -234,22 +250,31 @@ def fit_learned(
 
     Parameters
     ----------
+    detector : SafeMlp or SafeLstm
+        Fitted in place.
     rollouts : sequence of Rollout
         Labelled training rollouts with pooled features, both outcomes.
     validation : sequence of Rollout, optional
         Without it the weights of the last epoch are taken, as published. With it, training stops
-        ``patience`` epochs after its loss was lowest, and those weights are taken; rollouts used
-        here must not be used to calibrate a band.
+        ``patience`` epochs after its loss was lowest, and the weights with the lowest loss are
+        taken; these rollouts must not be used to calibrate a band.
+    patience : int
+        Epochs without a lower validation loss after which training stops.
     progress : callable, optional
         Called with (epochs done, epochs, note).
+
+    Raises
+    ------
+    DetectorError
+        The rollouts cannot be fitted on, or training diverged.
     """
-    check_parameters(detector)
-    data = stack_rollouts(rollouts)
+    detector.check_params()
+    data = TrainingData.of(rollouts)
     require_both_outcomes(rollouts, detector.name)
     dim = data.flat.shape[1]
     stopping = None
     if validation is not None:
-        stopping = _EarlyStopping(detector, stack_rollouts(validation), patience)
+        stopping = _EarlyStopping(detector, TrainingData.of(validation), patience)
         require_both_outcomes(validation, f'{detector.name} (validation)')
     # PyTorch initialises layers and draws dropout from its global generator; fork it to stay local.
     with torch.random.fork_rng(devices=[]):
@@ -259,11 +284,11 @@ def fit_learned(
         for epoch in training_epochs(detector, network, data, generator):
             if progress is not None:
                 progress(epoch.index + 1, detector.epochs, f'loss {epoch.loss:.4f}')
-            if stopping is not None and stopping.look(network, epoch.index):
+            if stopping is not None and stopping.should_stop(network, epoch.index):
                 break
     if stopping is not None and stopping.best_weights is not None:
         network.load_state_dict(stopping.best_weights)
-    # The last step of all is followed by no loss that would show it.
+    # No loss is computed after the last step, so look at the weights themselves.
     if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
         raise DetectorError(
             f'{detector.name}: training ended with weights that are NaN or infinite; '

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Training losses of SAFE-MLP and SAFE-LSTM (arXiv 2506.09937, 4.2; formulas: methods.md 3).
+"""Training losses of SAFE-MLP and SAFE-LSTM (Gu et al., arXiv 2506.09937, 4.2).
 
 B rollouts, T padded steps. ``valid`` (B, T) is 1 on real steps; ``failed`` (B,) is 1 for failures,
 the positive class. Weights are ordered (fail, success).
@@ -43,7 +43,7 @@ def hinge_steps(
     weights: torch.Tensor,
     threshold: float | None = None,
 ) -> torch.Tensor:
-    """Per-step loss (B, T) of accumulated scores: pull successes down to 0, push failures up.
+    """Return the loss (B, T) of accumulated scores: successes are pulled to 0, failures pushed up.
 
     Successes ``relu(S)``; failures ``-w S``, or ``w relu(threshold - S)`` with a threshold.
     """
@@ -54,7 +54,7 @@ def hinge_steps(
 def cross_entropy_steps(
     scores: torch.Tensor, failed: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Per-step binary cross-entropy (B, T) of probabilities, weighted on failures."""
+    """Return the binary cross-entropy (B, T) of probabilities, weighted on failures."""
     target = failed[:, None].expand_as(scores)
     loss = torch.nn.functional.binary_cross_entropy(scores, target, reduction='none')
     return torch.where(target > 0, weights * loss, loss)
@@ -63,7 +63,7 @@ def cross_entropy_steps(
 def rollout_losses(
     steps: torch.Tensor, valid: torch.Tensor, generator: torch.Generator | None = None
 ) -> torch.Tensor:
-    """Reduce per-step losses to one a rollout (B,): the mean over valid steps.
+    """Return the loss of each rollout (B,): the mean of the losses (B, T) over valid steps.
 
     With a ``generator``, the loss of one valid step drawn uniformly instead.
     """
@@ -76,7 +76,7 @@ def rollout_losses(
 def weighted_total(
     losses: torch.Tensor, failed: torch.Tensor, weights: ClassWeights
 ) -> torch.Tensor:
-    """Weigh rollout losses (B,) by class and divide by B."""
+    """Return the sum of rollout losses (B,), weighted by class and divided by B."""
     class_weight = torch.where(failed > 0, weights.fail, weights.success).to(losses.dtype)
     return (class_weight * losses).sum() / losses.shape[0]
 
@@ -84,10 +84,10 @@ def weighted_total(
 def hard_negative(
     scores: torch.Tensor, failed: torch.Tensor, valid: torch.Tensor, margin: float, beta: float
 ) -> torch.Tensor:
-    """Squared hinge around 0.5 on each rollout's largest score, averaged over the batch.
+    """Return the squared hinge around 0.5 on each rollout's largest score, averaged over the batch.
 
     ``beta > 0`` takes the soft maximum ``logsumexp(beta s) / beta``, which lies up to
-    ``log(T) / beta`` above the true one; ``beta <= 0`` takes the true maximum.
+    ``log(T) / beta`` above the true maximum; ``beta <= 0`` takes the true maximum.
     """
     masked = scores.masked_fill(valid == 0, -torch.inf)
     peak = masked.amax(dim=1) if beta <= 0 else torch.logsumexp(beta * masked, dim=1) / beta
@@ -96,6 +96,6 @@ def hard_negative(
 
 
 def sum_of_squares(module: torch.nn.Module) -> torch.Tensor:
-    """Sum of squared parameters, biases left out."""
+    """Return the sum of the squared parameters, without biases."""
     squares = [p.square().sum() for name, p in module.named_parameters() if 'bias' not in name]
     return torch.stack(squares).sum()

@@ -4,16 +4,17 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 
 class Workspace:
-    """Large intermediate results, kept from epoch to epoch.
+    """Memory of large intermediate results, kept from epoch to epoch.
 
-    Fresh memory of this size comes from the operating system page by page, which takes as long as
-    the arithmetic on it.
+    The operating system gives new memory of this size page by page, which takes as long as the
+    arithmetic on it.
     """
 
     def __init__(self, device: torch.device, precision: torch.dtype) -> None:
@@ -24,7 +25,7 @@ class Workspace:
     def take(
         self, name: str, shape: tuple[int, ...], dtype: torch.dtype = torch.float32
     ) -> torch.Tensor:
-        """Return uninitialised memory; what was taken under this name before is overwritten."""
+        """Return uninitialised memory; an earlier result of this name is overwritten."""
         size = math.prod(shape)
         kept = self._kept.get(name)
         if kept is None or kept.numel() < size or kept.dtype != dtype:
@@ -90,12 +91,31 @@ def _tanh_(x: torch.Tensor) -> torch.Tensor:
     return x.mul_(2).sigmoid_().mul_(2).sub_(1)
 
 
+@dataclass(frozen=True)
+class LayerRun:
+    """How a layer runs over packed steps.
+
+    Attributes
+    ----------
+    name : str
+        Name of the layer in the workspace.
+    batch_sizes : list of int
+        Number of rollouts that have not ended at each time step.
+    space : Workspace
+        Memory for intermediate results.
+    """
+
+    name: str
+    batch_sizes: list[int]
+    space: Workspace
+
+
 class LstmLayer(torch.autograd.Function):
     """One LSTM layer of K models over packed steps, with its own backward pass.
 
-    Stepping back through time yields the gradients of the gates only; those of the weights are then
-    one matrix product per model over all steps, where automatic differentiation would do one a
-    step.
+    The pass back through time computes the gradients of the gates only. The gradients of the
+    weights are then one matrix product per model over all steps; automatic differentiation would
+    compute one product per step.
     """
 
     @staticmethod
@@ -105,15 +125,14 @@ class LstmLayer(torch.autograd.Function):
         w_ih: torch.Tensor,
         w_hh: torch.Tensor,
         bias: torch.Tensor,
-        batch_sizes: list[int],
-        name: str,
-        space: Workspace,
+        run: LayerRun,
     ) -> torch.Tensor:
         """Return the states (K, N, H) of inputs (N, D), or (K, N, D) from a layer below.
 
         ``w_ih`` (K, 4 H, D), ``w_hh`` (K, 4 H, H), ``bias`` (K, 4 H); PyTorch's gate order: input,
         forget, cell, output.
         """
+        name, batch_sizes, space = run.name, run.batch_sizes, run.space
         models, hidden, steps = len(w_ih), w_hh.shape[2], x.shape[-2]
         x = space.rounded(f'{name}.x', x)
         gates = space.take(f'{name}.gates', (models, steps, 4 * hidden))
@@ -146,15 +165,15 @@ class LstmLayer(torch.autograd.Function):
             fed_back[:, now].copy_(state)
             before, start = start, start + size
         ctx.save_for_backward(x, w_ih, w_hh, gates, fed_back, cells, squashed)
-        ctx.batch_sizes, ctx.name, ctx.space = batch_sizes, name, space
+        ctx.run = run
         return states
 
     @staticmethod
     def backward(ctx: Any, d_states: torch.Tensor) -> Any:
         """Return the gradients of x (from a layer below), the weights and the bias."""
         x, w_ih, w_hh, gates, fed_back, cells, squashed = ctx.saved_tensors
-        sizes: list[int] = ctx.batch_sizes
-        space, name = ctx.space, ctx.name
+        run: LayerRun = ctx.run
+        name, sizes, space = run.name, run.batch_sizes, run.space
         models, steps, _ = cells.shape
         d_gates = space.take(f'{name}.d_gates', tuple(gates.shape), space.precision)
         previous = torch.empty(steps - sizes[0], dtype=torch.int64, device=x.device)
@@ -198,4 +217,4 @@ class LstmLayer(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             d_x = torch.bmm(d_gates, w_ih.to(space.precision)).float()
         d_bias = d_gates.sum(dim=1, dtype=torch.float32)
-        return d_x, d_w_ih, d_w_hh, d_bias, None, None, None
+        return d_x, d_w_ih, d_w_hh, d_bias, None

@@ -1,22 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fits the linear probe, and scores training rollouts by models that never saw their task.
+"""Fit the linear probe.
 
-Everything about a probe is chosen by leave-one-task-out: each training task is scored by a probe
-fitted on the other ones, and the choice that ranks failures above successes best inside the tasks
-wins. Components, scales and signals are those of all training rollouts: they know no outcome.
+Open parameters are chosen by leave-one-task-out: each training task is scored by a probe fitted on
+the other tasks, and the choice that best ranks failures above successes inside the tasks wins.
+Components, scales and signals come from all training rollouts, because they use no outcome.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from safe_monitor_node.detectors import DetectorError, LinearProbe
-from safe_monitor_node.detectors.probe import HISTORY, signal_history, stacked_signals
+from safe_monitor_node.detectors.base import DetectorError
+from safe_monitor_node.detectors.probe import (
+    HISTORY,
+    LinearProbe,
+    signal_history,
+    stacked_signals,
+)
 from safe_training.fitting.data import require_both_outcomes, stack_rollouts
 from safe_training.fitting.probe_regression import (
     FALLBACK_MARGIN,
@@ -34,16 +39,16 @@ from safe_training.fitting.probe_regression import (
     task_balanced_weights,
     whitening_matrix,
 )
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SIGNAL_NAMES
 
-Progress = Callable[[int, int, str], None]
 DEFAULT_L2 = 0.3
 DEFAULT_SMOOTHING = 0.7
 
 
 class _Choice:
-    """Leave-one-task-out AUC of candidates, each raw score made once."""
+    """Leave-one-task-out AUC of candidates; raw scores are computed once and kept."""
 
     def __init__(self, data: ProbeData) -> None:
         self._data = data
@@ -68,7 +73,7 @@ class _Choice:
         return self._start[candidate.inputs]
 
     def best(self, candidates: Sequence[Candidate], margin: float) -> Candidate:
-        """Return the first candidate, or the best one if it is better by the margin."""
+        """Return the first candidate, or the best candidate if it is better by the margin."""
         if len(candidates) == 1:
             return candidates[0]
         aucs = np.array([self.auc(candidate) for candidate in candidates])
@@ -144,7 +149,7 @@ def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
 
 @dataclass(frozen=True)
 class _Maps:
-    """From raw inputs to the columns of :class:`ProbeData`."""
+    """The maps from raw inputs to the columns of :class:`ProbeData`."""
 
     projection: Array
     offset: Array
@@ -173,13 +178,13 @@ def _prepare(
         lengths=lengths,
         failed=np.array([r.failed for r in rollouts]),
         task=task,
-        stops=shortest[task],
+        min_lengths=shortest[task],
     )
     return data, _Maps(projection, offset, scale, history_mean, history_scale)
 
 
 def _signal_scale(values: Array) -> Array:
-    """Return the typical size (S,) of each signal: the median of what is not 0."""
+    """Return the typical size (S,) of each signal: the median of the absolute values above 0."""
     sizes = [np.abs(column[column != 0]) for column in values.T]
     return np.array([float(np.median(size)) if size.size else 1.0 for size in sizes])
 
@@ -191,14 +196,16 @@ def fit_probe(
     validation: Sequence[Rollout] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Fit a linear probe; what its parameters leave open is chosen by leave-one-task-out.
+    """Fit a linear probe; open parameters are chosen by leave-one-task-out.
 
     Parameters
     ----------
+    probe : LinearProbe
+        Fitted in place.
     rollouts : sequence of Rollout
         Labelled training rollouts of both outcomes with features, signals, or both, of at least
         two tasks if anything is to be chosen.
-    validation
+    validation : sequence of Rollout, optional
         Not used: leave-one-task-out needs no further rollouts.
     progress : callable, optional
         Called with (done, total, note).
@@ -206,9 +213,9 @@ def fit_probe(
     Raises
     ------
     DetectorError
-        A parameter without meaning, rollouts of one outcome, or one without its inputs.
+        The rollouts have one outcome only, or a rollout lacks features or signals.
     """
-    probe.check_parameters()
+    probe.check_params()
     if not rollouts or rollouts[0].features.shape[-1] > 0:
         stack_rollouts(rollouts)
     require_both_outcomes(rollouts, probe.name)

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from scipy.stats import rankdata
 from sklearn.utils.extmath import randomized_svd
 
-from safe_monitor_node.detectors import LinearProbe
-from safe_monitor_node.detectors.probe import smoothed
+from safe_monitor_node.detectors.probe import LinearProbe, smoothed
 from safe_training.fitting.data import stack_rollouts
 from vla_feature_bridge.rollout import Rollout
 
@@ -21,8 +20,8 @@ Array = NDArray[np.float64]
 L2_CHOICES = (0.1, 0.3, 1.0, 3.0)
 SMOOTHING_CHOICES = (0.0, 0.7)
 
-# Leave-one-task-out over few failures is a noisy judge: another choice than the first listed must
-# be better by this much AUC, and so must the fallback.
+# Leave-one-task-out over few failures is noisy: another choice than the first must be better by
+# this much AUC, and the fallback by more.
 MARGIN = 0.02
 FALLBACK_MARGIN = 0.05
 _DISTANCE_COMPONENTS = 32
@@ -54,7 +53,7 @@ class ProbeData:
         First step of each rollout.
     lengths, failed, task : ndarray, shape (B,)
         Task as a number from 0.
-    stops : ndarray, shape (B,)
+    min_lengths : ndarray, shape (B,)
         Length of the shortest rollout of the task.
     """
 
@@ -64,7 +63,7 @@ class ProbeData:
     lengths: NDArray[np.int64]
     failed: NDArray[np.bool_]
     task: NDArray[np.int64]
-    stops: NDArray[np.int64]
+    min_lengths: NDArray[np.int64]
 
     def inputs(self, which: str) -> Array:
         """Return the columns that a candidate's inputs name."""
@@ -78,10 +77,10 @@ class ProbeData:
 
 
 def task_balanced_weights(task: NDArray[np.int64], failed: NDArray[np.bool_]) -> Array:
-    """Return the weight of each rollout: inside each task failures weigh what successes weigh.
+    """Return the weight of each rollout: inside each task both outcomes have the same weight.
 
-    A task weighs as many as it has rollouts. One that has a single outcome cannot be balanced and
-    would only teach which task tends to fail: it weighs nothing, unless no task has both.
+    The weight of a task is its number of rollouts. A task with a single outcome cannot be balanced
+    and would only show which task tends to fail: its weight is 0, unless no task has both outcomes.
     """
     weights: Array = np.zeros(len(task))
     for number in np.unique(task):
@@ -139,10 +138,10 @@ def _logistic_loss(x: Array, target: Array, share: Array, penalty: Array, beta: 
 
 
 def within_task_auc(values: Array, failed: NDArray[np.bool_], task: NDArray[np.int64]) -> float:
-    """Return the mean ROC-AUC of the tasks with both outcomes and values; NaN if there is none.
+    """Return the mean ROC-AUC of the tasks with both outcomes and values; NaN without any.
 
-    Each task counts by ``f s / (f + s)`` for f failures and s successes, the inverse of the
-    variance that its AUC has by chance, so that a task with one failure does not decide.
+    The weight of a task is ``f s / (f + s)`` for f failures and s successes: about the inverse of
+    the variance that its AUC has by chance, so that a task with one failure does not decide.
     """
     total = weight = 0.0
     for number in np.unique(task):
@@ -206,11 +205,11 @@ def distance_left_out(data: ProbeData) -> Array:
 
 
 def ranking(data: ProbeData, raw: Array, smoothing: float) -> float:
-    """Return the within-task AUC of the largest score by the earliest stop."""
+    """Return the within-task AUC of the largest score until the minimum length of the task."""
     largest = np.array(
         [
-            smoothed(raw[start : start + stop], smoothing).max()
-            for start, stop in zip(data.starts, data.stops, strict=True)
+            smoothed(raw[start : start + length], smoothing).max()
+            for start, length in zip(data.starts, data.min_lengths, strict=True)
         ]
     )
     return within_task_auc(largest, data.failed, data.task)
@@ -222,7 +221,7 @@ def principal(probe: LinearProbe, rollouts: Sequence[Rollout]) -> tuple[Array, A
     if width == 0 or probe.inputs == 'signals':
         steps = sum(len(r) for r in rollouts)
         return np.zeros((steps, 0)), np.zeros((0, width)), np.zeros(0)
-    flat = stack_rollouts(rollouts).flat.numpy()
+    flat = stack_rollouts(rollouts).flat
     mean = flat.mean(axis=0, dtype=np.float64)
     deviation = flat.std(axis=0, dtype=np.float64)
     deviation[deviation < 1e-6 * (np.abs(mean) + 1e-6)] = np.inf

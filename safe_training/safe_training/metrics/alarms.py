@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import f1_score
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.ranking import rank
@@ -16,9 +15,10 @@ from safe_training.metrics.scored import (
     MetricError,
     ScoredRollout,
     Task,
+    labels,
     mean_or_nan,
     mean_where_it_exists,
-    stop_of,
+    min_length_of,
     task_members,
     values_and_outcomes,
 )
@@ -31,9 +31,10 @@ class AlarmRates:
     Attributes
     ----------
     detection_rate : float
-        Share of the failures with an alarm (TPR); NaN without failures.
+        Share of the failures with an alarm (true-positive rate); NaN without failures.
     false_alarm_rate : float
-        Share of the successes with an alarm while they ran (FPR); NaN without successes.
+        Share of the successes with an alarm while they ran (false-positive rate); NaN without
+        successes.
     balanced_accuracy : float
         Mean of the detection rate and 1 - the false-alarm rate; NaN unless both exist.
     detection_time : float
@@ -93,7 +94,7 @@ class ClassificationReport:
 def classification_report(
     values: ArrayLike, failed: ArrayLike, threshold: float
 ) -> ClassificationReport:
-    """Judge one value per rollout by a threshold: above it the rollout is taken for a failure.
+    """Return how a threshold classifies: a rollout with a value above it counts as a failure.
 
     Parameters
     ----------
@@ -105,7 +106,7 @@ def classification_report(
     """
     scores, positive = values_and_outcomes(values, failed)
     if np.isnan(threshold):
-        raise MetricError('metrics: the threshold is NaN and nothing can be judged by it')
+        raise MetricError('metrics: expected a threshold, found NaN')
     above = scores > threshold
     tpr, fpr = mean_or_nan(above[positive]), mean_or_nan(above[~positive])
     share = mean_or_nan(positive)
@@ -118,10 +119,17 @@ def classification_report(
         accuracy=mean_or_nan(above == positive),
         balanced_accuracy=(tpr + 1.0 - fpr) / 2,
         weighted_accuracy=tpr * (1.0 - share) + (1.0 - fpr) * share,
-        f1=float(f1_score(positive, above, zero_division=0.0)) if positive.any() else np.nan,
+        f1=f1_of_failures(positive, above),
         roc_auc=ranking.roc_auc,
         average_precision=ranking.average_precision,
     )
+
+
+def f1_of_failures(failed: NDArray[np.bool_], found: NDArray[np.bool_]) -> float:
+    """Return the F1 score of the failures: 2 TP / (2 TP + FP + FN); NaN without failures."""
+    if not failed.any():
+        return np.nan
+    return float(2 * (failed & found).sum() / (failed.sum() + found.sum()))
 
 
 def band_alarms(scored: Sequence[ScoredRollout], band: Band, alpha: float) -> list[int | None]:
@@ -134,14 +142,14 @@ def band_alarms(scored: Sequence[ScoredRollout], band: Band, alpha: float) -> li
 
 
 def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) -> AlarmReport:
-    """Report alarms at any step of a rollout: what an operator sees.
+    """Return rates of alarms at any step of a rollout: what an operator sees.
 
     Parameters
     ----------
     scored : sequence of N ScoredRollout
         The rollouts.
     alarms : sequence of N int or None
-        First alarm step of each, from `band_alarms` or from an alarm policy.
+        First alarm step of each, from `band_alarms` or from an alarm state machine.
 
     """
     for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True):
@@ -151,7 +159,7 @@ def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
                 f'{len(rollout)} steps; an alarm belongs inside its rollout'
             )
     tasks = [rollout.task for rollout in scored]
-    failed = np.array([rollout.failed for rollout in scored], dtype=bool)
+    failed = labels(scored)
     alarmed = np.array([step is not None for step in alarms], dtype=bool)
     relative = np.array(
         [
@@ -175,15 +183,15 @@ def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
 
 
 def alarm_report_until_min_length(
-    scored: Sequence[ScoredRollout], alarms: Sequence[int | None], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], alarms: Sequence[int | None], shortest: Mapping[Task, int]
 ) -> AlarmReport:
-    """Report alarms raised before the task's earliest stop only; later ones count as none.
+    """Return rates of alarms within the shortest length of the task only; later ones do not count.
 
-    The detection time stays relative to the rollout's own length, so a failure not detected by
-    the earliest stop counts 1.0 even if an alarm came later.
+    The detection time stays relative to the length of the rollout itself, so a failure not detected
+    within that length counts 1.0 even if an alarm came later.
     """
     in_time = [
-        step if step is not None and step < stop_of(rollout, stops) else None
+        step if step is not None and step < min_length_of(rollout, shortest) else None
         for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True)
     ]
     return alarm_report(scored, in_time)
@@ -207,6 +215,7 @@ def _alarm_rates(
 def checked_alarms(
     scored: Sequence[ScoredRollout], alarms: Sequence[int | None]
 ) -> Sequence[int | None]:
+    """Return the alarms; raises `MetricError` unless each rollout has one entry."""
     if len(scored) != len(alarms):
         raise MetricError(f'metrics: {len(alarms)} alarms for {len(scored)} rollouts')
     return alarms

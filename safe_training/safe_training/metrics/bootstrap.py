@@ -20,7 +20,7 @@ class Interval:
     """An estimate with a percentile bootstrap interval.
 
     `given` values (or resamples, for an AUC) were at hand and `used` of them existed; the others
-    were NaN. A reader who sees used < given knows that something is missing from the mean.
+    were NaN. If used < given, the mean leaves something out.
     """
 
     value: float
@@ -40,8 +40,8 @@ def bootstrap_interval(
     """Return the mean of some values, such as one AUC per split, with its bootstrap interval.
 
     NaN values are left out of the mean and counted: see `Interval`. The values are resampled as
-    if independent; splits of one set of rollouts overlap, so the interval speaks of the draw of
-    the split and not of new rollouts.
+    if independent; splits of one set of rollouts overlap, so the interval is about the draw of
+    the split and not about new rollouts.
 
     Parameters
     ----------

@@ -10,12 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_training.metrics.alarms import checked_alarms
-from safe_training.metrics.scored import MetricError, ScoredRollout, mean_or_nan
+from safe_training.metrics.scored import MetricError, ScoredRollout, labels, mean_or_nan
 
 
 @dataclass(frozen=True, eq=False)
 class LeadTimes:
-    """How long before the annotated moment of failure the alarm came.
+    """How many steps before the annotated failure the alarm came.
 
     Attributes
     ----------
@@ -27,9 +27,9 @@ class LeadTimes:
     annotated : int
         Failures with an annotated step.
     alarmed : int
-        Those with an alarm at any time: M.
+        Annotated failures with an alarm at any time: M.
     in_time : int
-        Those with an alarm at the annotated step or before it.
+        Annotated failures with an alarm at the annotated step or before it.
 
     """
 
@@ -46,7 +46,7 @@ def lead_times(
     alarms: Sequence[int | None],
     failure_steps: Sequence[int | None],
 ) -> LeadTimes:
-    """Measure by how many steps alarms precede the annotated failure.
+    """Return by how many steps alarms precede the annotated failure.
 
     Parameters
     ----------
@@ -55,8 +55,8 @@ def lead_times(
     alarms : sequence of N int or None
         First alarm step of each.
     failure_steps : sequence of N int or None
-        Step (0-based) at which the rollout can be seen to fail, None where nobody said; a success
-        cannot have one.
+        Step (0-based) at which the rollout can be seen to fail, None if nobody annotated it; a
+        success cannot have one.
 
     """
     if len(failure_steps) != len(scored):
@@ -64,12 +64,12 @@ def lead_times(
             f'metrics: {len(failure_steps)} annotated steps for {len(scored)} rollouts'
         )
     leads, annotated = [], 0
-    for rollout, alarm, step in zip(
-        scored, checked_alarms(scored, alarms), failure_steps, strict=True
+    for rollout, failed, alarm, step in zip(
+        scored, labels(scored), checked_alarms(scored, alarms), failure_steps, strict=True
     ):
         if step is None:
             continue
-        if not rollout.failed:
+        if not failed:
             raise MetricError(
                 f'metrics: a success of task {rollout.task!r} is annotated to fail at step {step}'
             )

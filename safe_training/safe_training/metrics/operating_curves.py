@@ -1,25 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Traces alarm rates over thresholds and over promised rates: what each costs in time.
+"""Alarm rates over thresholds and over promised rates, and what each costs in time.
 
 A rollout raises an alarm at its first step with `score > threshold`, within its true length. The
-published curves differ in three ways (`published_operating_curve`): scores are first squeezed
-into [0, 1], an alarm needs `score >= threshold`, and the threshold they name is not the inverse
-of the squeezing.
+published curves differ in three ways: scores are first scaled into [0, 1], an alarm needs
+`score >= threshold`, and the threshold that they name is not the inverse of the scaling.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.alarms import alarm_report, band_alarms
-from safe_training.metrics.scored import MetricError, ScoredRollout
+from safe_training.metrics.scored import MetricError, ScoredRollout, labels
 
-_PERCENTILES = np.linspace(0, 100, 101)
+PERCENTILES = np.linspace(0, 100, 101)
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +32,8 @@ class OperatingCurve:
     detection_rate, false_alarm_rate, balanced_accuracy : (K,) float64 arrays
         As in `AlarmRates`: NaN where a class is absent.
     accuracy, f1 : (K,) float64 arrays
-        Share of rollouts judged rightly; F1 of the failures, 0 where no failure is detected, NaN
-        without failures.
+        Share of rollouts classified correctly; F1 of the failures, 0 if no failure is detected,
+        NaN without failures.
     detection_time : (K,) float64 array
         Mean over failures of first alarm step / length, 1.0 for a missed one; NaN without failures.
 
@@ -70,12 +69,12 @@ def default_thresholds(scored: Sequence[ScoredRollout]) -> NDArray[np.float64]:
     The percentiles of all scores, the largest score of each rollout (above it the rollout has no
     alarm), and one value below all scores (every rollout has an alarm at once).
     """
-    everything = np.concatenate([rollout.scores for rollout in _some(scored)])
+    everything = np.concatenate([rollout.scores for rollout in some(scored)])
     return np.unique(
         np.concatenate(
             [
                 [np.nextafter(everything.min(), -np.inf)],
-                np.percentile(everything, _PERCENTILES),
+                np.percentile(everything, PERCENTILES),
                 [rollout.scores.max() for rollout in scored],
             ]
         )
@@ -101,8 +100,8 @@ def operating_curve(
             f'metrics: thresholds must have shape (K,) with K >= 1 and no NaN, found {chosen.shape}'
         )
     chosen = np.sort(chosen)
-    lengths = np.array([len(rollout) for rollout in _some(scored)])
-    failed = np.array([rollout.failed for rollout in scored])
+    lengths = np.array([len(rollout) for rollout in some(scored)])
+    failed = labels(scored)
     # The first step above a threshold is the first at which the running maximum is.
     first = np.stack(
         [
@@ -127,50 +126,12 @@ def operating_curve(
     )
 
 
-def published_operating_curve(
-    scored: Sequence[ScoredRollout], dtype: DTypeLike = np.float64
-) -> OperatingCurve:
-    """Return the curve that the published code logs, threshold for threshold.
-
-    Scores s become (s - min) / (max - min + 1e-5) over all steps of all rollouts. Thresholds are
-    the 101 percentiles of these, -0.01, 1.01 and the middle of each rollout's range; an alarm is a
-    value >= threshold. `thresholds` are reported as t (max - min) + min, which is off the inverse
-    by the 1e-5: take `operating_curve` for thresholds that can be used.
-
-    Parameters
-    ----------
-    scored : sequence of ScoredRollout
-        At least one rollout.
-    dtype : float32 or float64
-        Precision of the scores, in which they are squeezed.
-
-    """
-    curves = [rollout.scores.astype(dtype) for rollout in _some(scored)]
-    everything = np.concatenate(curves)
-    low, high = everything.min(), everything.max()
-    squeezed = [(curve - low) / (high - low + 1e-5) for curve in curves]
-    thresholds = np.unique(
-        np.concatenate(
-            [
-                np.percentile(np.concatenate(squeezed), _PERCENTILES),
-                [-0.01, 1.01],
-                [(curve.max() + curve.min()) / 2 for curve in squeezed],
-            ]
-        )
-    )
-    plain = operating_curve(
-        [replace(rollout, scores=curve) for rollout, curve in zip(scored, squeezed, strict=True)],
-        np.nextafter(thresholds, -np.inf),
-    )
-    return replace(plain, thresholds=thresholds * (high - low) + low)
-
-
 def alpha_curve(scored: Sequence[ScoredRollout], band: Band) -> AlphaCurve:
     """Return alarm rates and detection time of a band at each of its promised rates.
 
-    Alarms count until the true end of each rollout, never after it; each rollout is judged by the
-    band of its task where there is one. `BandError` for a rollout
-    longer than the band.
+    Alarms count until the true end of each rollout, never after it; a rollout is
+    compared with the band of its task if there is one. `BandError` for a rollout longer than the
+    band.
     """
     rates = [alarm_report(scored, band_alarms(scored, band, alpha)).pooled for alpha in band.alphas]
     return AlphaCurve(
@@ -182,7 +143,8 @@ def alpha_curve(scored: Sequence[ScoredRollout], band: Band) -> AlphaCurve:
     )
 
 
-def _some(scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
+def some(scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
+    """Return the rollouts; raises `MetricError` if there are none."""
     if not scored:
         raise MetricError('metrics: there are no rollouts to draw a curve of')
     return scored

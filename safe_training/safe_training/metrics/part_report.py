@@ -21,10 +21,10 @@ from safe_training.metrics.alarms import (
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.ranking import RankingReport, all_rankings
 from safe_training.metrics.reliability import Reliability, reliability
-from safe_training.metrics.scored import ScoredRollout, clock_scores, scores_at_min_length
+from safe_training.metrics.scored import ScoredRollout, clock_scores, labels, scores_at_min_length
 from vla_feature_bridge.rollout import Rollout
 
-# The moments of :func:`safe_training.metrics.ranking.all_rankings` as people read them, early ones first.
+# The evaluation times of `all_rankings` as people read them, early ones first.
 MOMENTS = {
     'at_25_percent': 'at 25 % of the earliest stop',
     'at_50_percent': 'at 50 % of it',
@@ -39,7 +39,7 @@ MOMENTS = {
 }
 # Alarm rates of a report under the names that tables and files have for them.
 _RATES = ('detection_rate', 'false_alarm_rate', 'balanced_accuracy', 'detection_time')
-_JUDGED = ('accuracy', 'weighted_accuracy', 'f1')
+_CLASSIFIED = ('accuracy', 'weighted_accuracy', 'f1')
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,22 +49,22 @@ class PartReport:
     Attributes
     ----------
     ranking, clock : dict of str to RankingReport
-        At every moment of :func:`safe_training.metrics.ranking.all_rankings`; of the detector, and of a
-        score that is the step number.
+        At every evaluation time of :func:`safe_training.metrics.ranking.all_rankings`: of the
+        detector, and of a score that is the step number.
     alarms, alarms_until_min_length : AlarmReport
-        At any step, as an operator sees them; and before the earliest stop of the task.
+        Alarms at any step, as an operator sees them; alarms within the shortest length of the task.
     classification : ClassificationReport
-        Of "an alarm was raised" as the verdict on each rollout.
+        Of "an alarm was raised" as the class of each rollout.
     lead : LeadTimes or None
         None unless a failure of the part is annotated with the step at which it began.
     reliability : Reliability or None
-        Of the score at the earliest stop of the task; None unless it claims to be a probability.
+        Of the score at the shortest length of the task; None unless it claims to be a probability.
     alpha : float
         Promised false-alarm rate.
     own_bands : int
-        How many of the rollouts were judged by a band of their task.
+        Number of rollouts that were compared with a band of their task.
     finite_band : bool
-        False where the band of all tasks can raise no alarm, for too few calibration rollouts.
+        False if the band of all tasks can raise no alarm, for too few calibration rollouts.
     """
 
     ranking: dict[str, RankingReport]
@@ -80,50 +80,58 @@ class PartReport:
 
 
 def scored_rollouts(
-    scores: Sequence[np.ndarray], rollouts: Sequence[Rollout]
+    scores: Sequence[np.ndarray], rollouts: Sequence[Rollout], part: str = ''
 ) -> list[ScoredRollout]:
-    """Return score curves with what the metrics need to know of their rollouts."""
+    """Return score curves with the labels and names of their rollouts."""
     return [
-        ScoredRollout(s, r.failed, r.task, r.failure_step)
-        for s, r in zip(scores, rollouts, strict=True)
+        ScoredRollout(
+            curve,
+            None if rollout.success is None else rollout.failed,
+            rollout.task,
+            rollout.failure_step,
+            rollout.episode_id,
+            part,
+            rollout=rollout,
+        )
+        for curve, rollout in zip(scores, rollouts, strict=True)
     ]
 
 
 def report_part(
     scored: Sequence[ScoredRollout],
-    stops: Mapping[Any, int],
+    shortest: Mapping[Any, int],
     band: Band,
     alpha: float,
     *,
     probability: bool = False,
 ) -> PartReport:
-    """Evaluate scored rollouts.
+    """Return what scored rollouts achieve.
 
     Parameters
     ----------
     scored : sequence of ScoredRollout
         At least one.
-    stops : mapping of task to int
-        Earliest stops of all rollouts there are.
+    shortest : mapping of task to int
+        Length of the shortest rollout of each task: see `min_lengths`.
     band : Band
-        Each rollout is judged by the band of its task, where there is one.
+        Each rollout is compared with the band of its task, if there is one.
     alpha : float
         Promised false-alarm rate.
     probability : bool
         Whether the score claims to be the probability of failure.
     """
     alarms = band_alarms(scored, band, alpha)
-    failed = [r.failed for r in scored]
+    failed = labels(scored)
     annotated = [r.failure_step for r in scored]
     return PartReport(
-        ranking=all_rankings(scored, stops),
-        clock=all_rankings(clock_scores(scored), stops),
+        ranking=all_rankings(scored, shortest),
+        clock=all_rankings(clock_scores(scored), shortest),
         alarms=alarm_report(scored, alarms),
-        alarms_until_min_length=alarm_report_until_min_length(scored, alarms, stops),
+        alarms_until_min_length=alarm_report_until_min_length(scored, alarms, shortest),
         classification=classification_report([float(a is not None) for a in alarms], failed, 0.5),
         lead=None if set(annotated) == {None} else lead_times(scored, alarms, annotated),
         reliability=(
-            reliability(scores_at_min_length(scored, stops), failed) if probability else None
+            reliability(scores_at_min_length(scored, shortest), failed) if probability else None
         ),
         alpha=alpha,
         own_bands=sum(bool(band.at(alpha, str(r.task)).task) for r in scored),
@@ -153,7 +161,7 @@ def flatten_report(report: PartReport) -> dict[str, float]:
         **{name: getattr(pooled, name) for name in _RATES},
         **{f'macro_{name}': getattr(report.alarms, f'macro_{name}') for name in _RATES},
         **{f'{name}_until_min_length': getattr(early, name) for name in _RATES},
-        **{name: getattr(report.classification, name) for name in _JUDGED},
+        **{name: getattr(report.classification, name) for name in _CLASSIFIED},
     }
     lead, brier, error = np.nan, np.nan, np.nan
     in_time, annotated = np.nan, 0

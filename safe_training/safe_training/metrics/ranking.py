@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures how well scores rank failures and how well alarms detect them, pooled and per task.
+"""How well scores rank failures above successes, pooled and per task.
 
-Failure is the positive class and a higher score means more likely failing. Where only one class
-is present a ranking does not exist and the value is NaN, never 0.5 or 1.0.
+Failure is the positive class, and a higher score means that failure is more likely. If only one
+class is present a ranking does not exist and its value is NaN, never 0.5 or 1.0.
 
 Failures run to the time limit and successes stop early, so any score that grows with time finds
-failures in hindsight. Three evaluation times are therefore kept apart: *at* a task's earliest
-stop (the score of that one step), *by* it (the largest score up to then) and *by the end* (the
-largest score of the whole rollout, which leaks the outcome through the length). `clock_scores`
-is the control that shows how much of a number is length alone. The earliest stop itself is
-knowledge that a running monitor does not have: see `min_lengths`.
+failures in hindsight. Three values of a score are therefore kept apart: ``score_at_min_length``
+(at the last step that all rollouts of the task have), ``max_score_until_min_length`` (the largest
+score up to that step) and ``max_score`` (the largest score of the whole rollout, which leaks the
+label through the length). `clock_scores` is the control that shows how much of a number is length
+alone. A running monitor does not know the shortest length: see `min_lengths`.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from safe_training.metrics.scored import (
     MetricError,
     ScoredRollout,
     Task,
+    labels,
     max_scores,
     max_scores_until_min_length,
     mean_where_it_exists,
@@ -65,7 +66,7 @@ class RankingReport:
 
 
 def rank(values: ArrayLike, failed: ArrayLike) -> Ranking:
-    """Rank failures above successes by one finite value per rollout.
+    """Return how well one finite value per rollout ranks failures above successes.
 
     Parameters
     ----------
@@ -81,7 +82,7 @@ def rank(values: ArrayLike, failed: ArrayLike) -> Ranking:
     if n_failures == 0 or n_successes == 0:
         return Ranking(np.nan, np.nan, n_failures, n_successes)
     # As sklearn.metrics.roc_auc_score and average_precision_score, which a test compares with; they
-    # take 2 ms a call, and a sweep ranks each task of each configuration at ten moments.
+    # take 2 ms a call, and a sweep ranks each task of each configuration at ten evaluation times.
     order = np.argsort(-scores, kind='stable')
     # Rollouts with the same value are found together.
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0.0, True])
@@ -98,9 +99,9 @@ def rank(values: ArrayLike, failed: ArrayLike) -> Ranking:
 
 
 def rank_by_task(values: ArrayLike, failed: ArrayLike, tasks: Sequence[Task]) -> RankingReport:
-    """Rank failures pooled, within each task, and averaged over the tasks with both classes.
+    """Return the ranking of all rollouts, of each task, and the mean over tasks with both classes.
 
-    Tasks are reported in the order they first appear in.
+    Tasks come in the order of their first rollout.
     """
     scores, positive = values_and_outcomes(values, failed)
     per_task = {
@@ -119,33 +120,34 @@ def rank_by_task(values: ArrayLike, failed: ArrayLike, tasks: Sequence[Task]) ->
 
 
 def rankings(
-    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> dict[str, RankingReport]:
-    """Rank at each evaluation time: 'score_at_min_length', 'max_score_until_min_length' and 'max_score'."""
-    failed = [rollout.failed for rollout in scored]
+    """Return rankings by `score_at_min_length`, `max_score_until_min_length` and `max_score`."""
+    failed = labels(scored)
     tasks = [rollout.task for rollout in scored]
     return {
-        'score_at_min_length': rank_by_task(scores_at_min_length(scored, stops), failed, tasks),
+        'score_at_min_length': rank_by_task(scores_at_min_length(scored, shortest), failed, tasks),
         'max_score_until_min_length': rank_by_task(
-            max_scores_until_min_length(scored, stops), failed, tasks
+            max_scores_until_min_length(scored, shortest), failed, tasks
         ),
         'max_score': rank_by_task(max_scores(scored), failed, tasks),
     }
 
 
 def all_rankings(
-    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> dict[str, RankingReport]:
-    """Rank at every moment that is reported, by name.
+    """Return the rankings at every evaluation time that is reported, by name.
 
-    Those of :func:`rankings`; ``at_25_percent``, ``at_50_percent``, ``at_75_percent`` of the
-    earliest stop (:func:`rankings_at_quantiles`); ``running_25_percent`` and so on up to 100: what
-    still runs at that share of how long a success takes (:func:`running_rankings`).
+    The names are those of :func:`rankings`; ``at_25_percent``, ``at_50_percent``, ``at_75_percent``
+    of the shortest length (:func:`rankings_at_quantiles`); ``running_25_percent`` and so on up to
+    100: the rollouts that still run at that share of the length of a success
+    (:func:`running_rankings`).
     """
-    quantiles = rankings_at_quantiles(scored, stops, (0.25, 0.5, 0.75))
+    quantiles = rankings_at_quantiles(scored, shortest, (0.25, 0.5, 0.75))
     running = running_rankings(scored)
     return {
-        **rankings(scored, stops),
+        **rankings(scored, shortest),
         **{f'at_{100 * q:g}_percent': report for q, report in quantiles.items()},
         **{f'running_{100 * f:g}_percent': report for f, report in running.items()},
     }
@@ -153,14 +155,14 @@ def all_rankings(
 
 def rankings_at_quantiles(
     scored: Sequence[ScoredRollout],
-    stops: Mapping[Task, int],
+    shortest: Mapping[Task, int],
     quantiles: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
 ) -> dict[float, RankingReport]:
-    """Rank by the score at each time quantile of the earliest stop: see `scores_at_quantile`."""
-    failed = [rollout.failed for rollout in scored]
+    """Return rankings by the score at quantiles of the shortest length (`scores_at_quantile`)."""
+    failed = labels(scored)
     tasks = [rollout.task for rollout in scored]
     return {
-        quantile: rank_by_task(scores_at_quantile(scored, stops, quantile), failed, tasks)
+        quantile: rank_by_task(scores_at_quantile(scored, shortest, quantile), failed, tasks)
         for quantile in quantiles
     }
 
@@ -168,18 +170,18 @@ def rankings_at_quantiles(
 def running_rankings(
     scored: Sequence[ScoredRollout], fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
 ) -> dict[float, RankingReport]:
-    """Rank the rollouts still running at fractions of how long a success of their task takes.
+    """Return rankings of the rollouts that still run at fractions of the length of a success.
 
-    At a fraction f the moment of a task is step ceil(f m) - 1 (0-based, at least 0), m the median
-    length of its successes here. Rollouts that ended before it are left out, the others are ranked
-    by their largest score so far. Unlike the earliest stop this is a moment that an operator can
-    know; and since every rollout of a task is judged at the same step, a clock has 0.5 within each
-    task. Keeping the last score of rollouts that have ended would give it 0.7. Tasks without a
-    success have no such moment and are left out.
+    At a fraction f the evaluation time of a task is step ceil(f m) - 1 (0-based, at least 0), m the
+    median length of its successes here. Rollouts that ended before this step are left out, and the
+    others are ranked by their largest score so far. An operator can know this step, unlike the
+    shortest length. All rollouts of a task are ranked at the same step, so a clock has 0.5 within
+    each task; it would have 0.7 if rollouts that have ended kept their last score. Tasks without a
+    success have no such step and are left out.
     """
     lengths: dict[Task, list[int]] = {}
-    for rollout in scored:
-        if not rollout.failed:
+    for rollout, failed in zip(scored, labels(scored), strict=True):
+        if not failed:
             lengths.setdefault(rollout.task, []).append(len(rollout))
     medians = {task: float(np.median(values)) for task, values in lengths.items()}
     reports = {}
@@ -193,7 +195,7 @@ def running_rankings(
         running = [r for r in scored if r.task in steps and len(r) >= steps[r.task]]
         reports[fraction] = rank_by_task(
             [r.scores[: steps[r.task]].max() for r in running],
-            [r.failed for r in running],
+            labels(running),
             [r.task for r in running],
         )
     return reports

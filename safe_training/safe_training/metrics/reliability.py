@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measures how far scores that claim to be probabilities of failure can be taken at their word."""
+"""How well scores that claim to be probabilities of failure agree with the failures."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.metrics import brier_score_loss
 
 from safe_training.metrics.scored import MetricError, values_and_outcomes
 
@@ -39,10 +38,10 @@ class Reliability:
 
 
 def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> Reliability:
-    """Compare one probability of failure per rollout with the outcomes.
+    """Return how one probability of failure per rollout agrees with the labels.
 
-    Only for detectors whose score is a probability. Which step it is taken from is for the caller
-    to say: the last step of a rollout knows its length.
+    This is for detectors whose score is a probability. The caller chooses the step of the score;
+    the last step of a rollout reveals its length.
 
     Parameters
     ----------
@@ -77,7 +76,7 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
         frequency = np.bincount(which, weights=positive, minlength=bins) / count
     gap = np.where(count > 0, np.abs(confidence - frequency), 0.0)
     return Reliability(
-        brier=float(brier_score_loss(positive, values, pos_label=True)),
+        brier=float(np.mean((values - positive) ** 2)),
         calibration_error=float((gap * count).sum() / values.size),
         bin_confidence=confidence,
         bin_frequency=frequency,

@@ -1,78 +1,162 @@
 # SPDX-License-Identifier: Apache-2.0
-"""ScoredRollout rollouts, and the moments at which their scores are looked at."""
+"""A scored rollout, and the time steps at which its score is looked at."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from safe_monitor_node.bands.threshold import Threshold
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.rollout import Rollout
 
 Task = int | str
 
+OUTCOMES = ('miss', 'false alarm', 'detection', 'quiet')
+"""What can become of a labelled rollout, in the order in which people look for trouble."""
+
 
 class MetricError(SafeError):
-    """ScoredRollout rollouts cannot be evaluated as asked."""
+    """Scored rollouts cannot be evaluated as asked."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScoredRollout:
-    """The score curve of one rollout with its outcome.
+    """The score curve of one rollout, with its label and, if it was judged, its alarm.
 
     Attributes
     ----------
     scores : (T,) float64 array
-        One score per step over the rollout's true length; finite.
-    failed : bool
-        True for a failure, the positive class.
+        One finite score per step over the true length of the rollout.
+    failed : bool or None
+        True for a failure, the positive class; None for a rollout without a label.
     task : int or str
         Task label.
     failure_step : int or None
-        Step (0-based) at which a person saw the failure begin; None where nobody said.
-
+        Step (0-based) at which a person saw the failure begin; None if nobody annotated it.
+    episode_id : str
+        Empty if the rollout has no name.
+    part : str
+        'train', 'seen', 'unseen' or 'new', as the provenance of the detector says; empty if the
+        rollout belongs to no part.
+    threshold : Threshold or None
+        An alarm is a score above it; covers the T steps. None if no band was applied.
+    alarm_step : int or None
+        First step (0-based) with an alarm; None without an alarm.
+    rollout : Rollout or None
+        The recording that the scores are of, if it is needed later (features, video).
     """
 
     scores: NDArray[np.float64]
-    failed: bool
+    failed: bool | None
     task: Task
     failure_step: int | None = None
+    episode_id: str = ''
+    part: str = ''
+    threshold: Threshold | None = None
+    alarm_step: int | None = None
+    rollout: Rollout | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float64)
         object.__setattr__(self, 'scores', scores)
-        if not isinstance(self.failed, (bool, np.bool_)):
+        if not (self.failed is None or isinstance(self.failed, (bool, np.bool_))):
             raise MetricError(
-                f'metrics: the outcome of a rollout of task {self.task!r} is {self.failed!r}; '
-                'leave out rollouts without a label'
+                where=f'metrics: {self.name}',
+                expected='failed to be True, False or None (no label)',
+                found=repr(self.failed),
             )
         if scores.ndim != 1 or scores.size == 0:
             raise MetricError(
-                f'metrics: scores of a rollout of task {self.task!r} must have shape (T,) with '
-                f'T >= 1, found {scores.shape}'
+                where=f'metrics: {self.name}',
+                expected='scores of shape (T,) with T >= 1',
+                found=str(scores.shape),
             )
         if not np.isfinite(scores).all():
             step = int(np.flatnonzero(~np.isfinite(scores))[0])
             raise MetricError(
-                f'metrics: the score of a rollout of task {self.task!r} at step {step} is '
-                f'{scores[step]}; scores must be finite'
+                where=f'metrics: {self.name}, step {step}',
+                expected='a finite score',
+                found=str(scores[step]),
             )
 
     def __len__(self) -> int:
         """Return the number of steps."""
         return int(self.scores.size)
 
+    @property
+    def name(self) -> str:
+        """The rollout as messages name it: its episode if it has one, else its task."""
+        return (
+            f'episode {self.episode_id!r}'
+            if self.episode_id
+            else f'a rollout of task {self.task!r}'
+        )
+
+    @property
+    def required_threshold(self) -> Threshold:
+        """The threshold; :class:`MetricError` if no band was applied."""
+        if self.threshold is None:
+            raise MetricError(
+                where=f'metrics: {self.name}',
+                expected='a threshold for its alarms',
+                found='none',
+                advice='judge the rollout with a calibrated detector first',
+            )
+        return self.threshold
+
+    @property
+    def required_rollout(self) -> Rollout:
+        """The recording; :class:`MetricError` if it was not kept."""
+        if self.rollout is None:
+            raise MetricError(
+                where=f'metrics: {self.name}',
+                expected='the rollout that was scored',
+                found='its scores alone',
+                advice='judge the rollout with a calibrated detector, which keeps it',
+            )
+        return self.rollout
+
+    @property
+    def outcome(self) -> str:
+        """One of :data:`OUTCOMES`; 'unlabelled' for a rollout without a label."""
+        if self.failed is None:
+            return 'unlabelled'
+        if self.alarm_step is None:
+            return 'miss' if self.failed else 'quiet'
+        return 'detection' if self.failed else 'false alarm'
+
+
+def labels(scored: Sequence[ScoredRollout]) -> NDArray[np.bool_]:
+    """Return whether each rollout failed, shape (N,).
+
+    Raises
+    ------
+    MetricError
+        A rollout has no label.
+    """
+    for rollout in scored:
+        if rollout.failed is None:
+            raise MetricError(
+                where=f'metrics: {rollout.name}',
+                expected='a label (success or failure)',
+                found='none',
+                advice='label the rollout, or leave out rollouts without a label',
+            )
+    return np.array([rollout.failed for rollout in scored], dtype=bool)
+
 
 def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
     """Return the length of the shortest rollout of each task.
 
-    The protocol takes it over *all* rollouts there are, of every split and both outcomes. It is
-    oracle knowledge: the shortest rollout of a task is usually a success that a running monitor
-    has not seen, so numbers up to the earliest stop compare detectors and do not describe
-    operation (the realised false-alarm rate and the detection time by the end do).
+    The protocol takes it over *all* rollouts, of every split and both labels. It is oracle
+    knowledge: the shortest rollout of a task is usually a success that a running monitor has not
+    seen. Numbers up to this length compare detectors and do not describe operation (the realised
+    false-alarm rate and the detection time over the true length do).
 
     Parameters
     ----------
@@ -87,47 +171,45 @@ def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
         raise MetricError(
             f'metrics: {len(tasks)} tasks need as many lengths, found shape {counts.shape}'
         )
-    stops: dict[Task, int] = {}
+    shortest: dict[Task, int] = {}
     for task, length in zip(tasks, counts.tolist(), strict=True):
         if length < 1:
             raise MetricError(f'metrics: a rollout of task {task!r} has {length} steps')
-        stops[task] = min(int(length), stops.get(task, int(length)))
-    return stops
+        shortest[task] = min(int(length), shortest.get(task, int(length)))
+    return shortest
 
 
 def scores_at_quantile(
-    scored: Sequence[ScoredRollout], stops: Mapping[Task, int], quantile: float
+    scored: Sequence[ScoredRollout], shortest: Mapping[Task, int], quantile: float
 ) -> NDArray[np.float64]:
-    """Return each rollout's score at step round((m - 1) * quantile), m its task's earliest stop.
+    """Return the score of each rollout at step round((m - 1) * quantile), shape (N,).
 
-    Shape (N,). Halves round to even, as Python and the published code do.
+    m is the shortest length of the task. Halves round to even, as Python and the published code do.
     """
     if not 0.0 <= quantile <= 1.0:
         raise MetricError(f'metrics: a time quantile must lie in [0, 1], found {quantile}')
-    return np.array(
-        [rollout.scores[round((stop_of(rollout, stops) - 1) * quantile)] for rollout in scored]
-    )
+    return np.array([r.scores[round((min_length_of(r, shortest) - 1) * quantile)] for r in scored])
 
 
 def scores_at_min_length(
-    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> NDArray[np.float64]:
-    """Return each rollout's score at the last step before its task's earliest stop, shape (N,)."""
-    return scores_at_quantile(scored, stops, 1.0)
+    """Return the score of each rollout at the last step that its whole task has, shape (N,)."""
+    return scores_at_quantile(scored, shortest, 1.0)
 
 
 def max_scores_until_min_length(
-    scored: Sequence[ScoredRollout], stops: Mapping[Task, int]
+    scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> NDArray[np.float64]:
-    """Return each rollout's largest score up to its task's earliest stop, shape (N,).
+    """Return the largest score of each rollout within the shortest length of its task, (N,).
 
     The ROC-AUC of these values, pooled over tasks, is the number of the paper's Table 1.
     """
-    return np.array([rollout.scores[: stop_of(rollout, stops)].max() for rollout in scored])
+    return np.array([r.scores[: min_length_of(r, shortest)].max() for r in scored])
 
 
 def max_scores(scored: Sequence[ScoredRollout]) -> NDArray[np.float64]:
-    """Return each rollout's largest score over its true length, shape (N,)."""
+    """Return the largest score of each rollout over its true length, shape (N,)."""
     return np.array([rollout.scores.max() for rollout in scored])
 
 
@@ -139,19 +221,21 @@ def clock_scores(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
     ]
 
 
-def stop_of(rollout: ScoredRollout, stops: Mapping[Task, int]) -> int:
-    if rollout.task not in stops:
+def min_length_of(rollout: ScoredRollout, shortest: Mapping[Task, int]) -> int:
+    """Return the shortest length of the task of a rollout."""
+    if rollout.task not in shortest:
         raise MetricError(
-            f'metrics: no earliest stop for task {rollout.task!r}; compute the stops over all '
+            f'metrics: no shortest length for task {rollout.task!r}; compute the lengths over all '
             'rollouts with min_lengths'
         )
-    stop = stops[rollout.task]
-    if not 1 <= stop <= len(rollout):
+    length = shortest[rollout.task]
+    if not 1 <= length <= len(rollout):
         raise MetricError(
-            f'metrics: the earliest stop of task {rollout.task!r} is {stop}, but a rollout of it '
-            f'has {len(rollout)} steps; compute the stops over all rollouts with min_lengths'
+            f'metrics: the shortest length of task {rollout.task!r} is {length}, but '
+            f'{rollout.name} has {len(rollout)} steps; compute the lengths over all rollouts with '
+            'min_lengths'
         )
-    return stop
+    return length
 
 
 def values_and_outcomes(
@@ -175,6 +259,7 @@ def values_and_outcomes(
 
 
 def task_members(tasks: Sequence[Task], size: int) -> dict[Task, NDArray[np.int64]]:
+    """Return the indices of the rollouts of each task, in the order of their first rollout."""
     if len(tasks) != size:
         raise MetricError(f'metrics: {len(tasks)} tasks for {size} rollouts')
     members: dict[Task, list[int]] = {}
@@ -184,9 +269,11 @@ def task_members(tasks: Sequence[Task], size: int) -> dict[Task, NDArray[np.int6
 
 
 def mean_or_nan(values: NDArray[Any]) -> float:
+    """Return the mean; NaN of no values."""
     return float(values.mean()) if values.size else np.nan
 
 
 def mean_where_it_exists(values: Sequence[float]) -> float:
+    """Return the mean of the values that are not NaN; NaN if all are."""
     array = np.asarray(values, dtype=np.float64)
     return mean_or_nan(array[~np.isnan(array)])

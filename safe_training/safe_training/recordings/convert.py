@@ -4,71 +4,97 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from safe_training.recordings.convert_workers import add_episodes, useful_jobs, work_of
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.base import EpisodeSource, Progress, Source
+from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, Source
 from safe_training.recordings.sources import no_rollouts, open_source
 from safe_training.recordings.write_bag import convert_to_bag, is_bag_destination
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
-Pooling = tuple[tuple[str, str], ...]
+
+@dataclass(frozen=True)
+class BagOptions:
+    """How to write a recording.
+
+    Attributes
+    ----------
+    frequency : float
+        Inferences per second, where the rollouts have no time stamps [Hz].
+    compression : 'none' or 'zstd'
+    """
+
+    frequency: float = 10.0
+    compression: Literal['none', 'zstd'] = 'none'
 
 
 def convert(
     source_path: str | os.PathLike[str],
     destination: str | os.PathLike[str],
-    pooling: Pooling | None = None,
-    feature: str | None = None,
-    skip_bad: bool = False,
-    overwrite: bool = False,
-    progress: Progress | None = None,
-    keep: Literal['pooled', 'raw'] = 'pooled',
-    all_episodes: bool = False,
-    unseen_root: str | os.PathLike[str] | None = None,
-    jobs: int | None = None,
+    *,
     to: Literal['set', 'bag'] | None = None,
-    rate: float = 10.0,
-    compression: Literal['none', 'zstd'] = 'none',
+    overwrite: bool = False,
+    jobs: int | None = None,
+    bag: BagOptions | None = None,
+    progress: EpisodeProgress | None = None,
+    **reading: Any,
 ) -> dict[str, Any]:
-    """Turn any source of rollouts into a rollout set, one episode in memory at a time.
+    """Turn any source of rollouts into a rollout set or a recording.
 
-    An interruption (Ctrl-C, a signal) leaves what is done in ``partial_folder(destination)``; the
-    same call continues there. An error leaves nothing.
+    One episode is in memory at a time. An interruption (Ctrl-C, a signal) leaves the finished
+    episodes in ``partial_folder(destination)``; the same call continues there. An error leaves
+    nothing.
 
     Parameters
     ----------
-    pooling, feature, skip_bad, keep, all_episodes, unseen_root
-        As in :func:`safe_training.recordings.sources.open_source`.
-    overwrite : bool
-        Replace a rollout set that is there already.
-    jobs : int, optional
-        How many processes read episodes at the same time; None uses as many as are worth it.
     to : 'set' or 'bag', optional
-        What to make; without it a recording where the destination is named ``*.mcap`` or
-        ``*.bag``, otherwise a set.
-    rate, compression
-        Of a recording, as in :func:`safe_training.recordings.write_bag.write_bag`.
+        What to write. None writes a recording if the destination is named ``*.mcap`` or
+        ``*.bag``, and a rollout set otherwise.
+    overwrite : bool
+        Replace a rollout set or a recording that exists already.
+    jobs : int, optional
+        Number of processes that read episodes at the same time; None chooses it by the size of
+        the source and the number of cores.
+    bag : BagOptions, optional
+        How to write a recording.
+    progress : callable, optional
+        Called with ``(done, total)`` episodes.
+    **reading
+        How to read the source: the options of
+        :func:`safe_training.recordings.sources.open_source`.
 
     Returns
     -------
     dict
-        Source, destination, kind, why, notes, feature, numbers of rollouts and steps, how many
-        episodes an interrupted conversion had done, and what was skipped.
+        Source, destination, kind, why, notes, feature, number of rollouts and of steps, number of
+        episodes that an interrupted conversion had finished, and the episodes left out.
 
     Raises
     ------
     DumpError, RolloutSetError
-        The source cannot be read or the set cannot be written; nothing is left behind.
+        The source cannot be read or the destination cannot be written; nothing is left behind.
     """
-    source = open_source(source_path, pooling, feature, skip_bad, keep, all_episodes, unseen_root)
+    source = open_source(source_path, **reading)
     if to == 'bag' or (to is None and is_bag_destination(destination)):
+        options = bag or BagOptions()
         rollouts, total = convert_to_bag(
-            source, destination, rate, compression, overwrite, progress
+            source, destination, options.frequency, options.compression, overwrite, progress
         )
         return _report(source, source_path, destination, rollouts, total)
+    return _convert_to_set(source, source_path, destination, overwrite, jobs, progress)
+
+
+def _convert_to_set(
+    source: Source,
+    source_path: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    overwrite: bool,
+    jobs: int | None,
+    progress: EpisodeProgress | None,
+) -> dict[str, Any]:
     work = ''
     if isinstance(source, EpisodeSource):
         source.refuse_early()

@@ -24,7 +24,7 @@ from queue import SimpleQueue
 from typing import IO, Any
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.base import EpisodeSource, Progress, WholeDumpError
+from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, WholeDumpError
 from safe_training.recordings.sources import open_source
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import RolloutError
@@ -40,7 +40,10 @@ _WORTH_A_PROCESS = 1 << 30
 
 
 def add_episodes(
-    source: EpisodeSource, writer: RolloutSetWriter, jobs: int, progress: Progress | None = None
+    source: EpisodeSource,
+    writer: RolloutSetWriter,
+    jobs: int,
+    progress: EpisodeProgress | None = None,
 ) -> None:
     """Write every episode that ``writer`` does not have yet.
 
@@ -56,7 +59,7 @@ def add_episodes(
     RolloutSetError
         A rollout does not fit the set.
     """
-    before = len(source.strays)
+    before = len(source.unmatched)
     total = len(source)
     for row, message in _results(source, writer, jobs):
         if row is not None:
@@ -67,7 +70,7 @@ def add_episodes(
             raise DumpError(message)
         if progress:
             progress(before + writer.entries, total)
-    source.skipped = [*source.strays, *writer.left_out]
+    source.skipped = [*source.unmatched, *writer.left_out]
 
 
 def useful_jobs(source: EpisodeSource) -> int:
@@ -97,7 +100,7 @@ def work_of(source: EpisodeSource) -> str:
         'paths': [os.path.abspath(root) for root in source.roots],
         'options': asdict(source.options),
         'feature': source.feature.to_dict(),
-        'strays': source.strays,
+        'unmatched': source.unmatched,
         'files': listing.hexdigest(),
         'software': _version(),
     }

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.base import Progress
+from safe_training.recordings.readers.base import EpisodeProgress
 from safe_training.recordings.sources import no_rollouts, open_source
 from vla_feature_bridge.rollout import Rollout
 
 
-def info(path: str | os.PathLike[str], progress: Progress | None = None) -> dict[str, Any]:
+def info(path: str | os.PathLike[str], progress: EpisodeProgress | None = None) -> dict[str, Any]:
     """Say what is in a dump, archive, rollout set or detector folder, as JSON values.
 
     Reads every episode, so that bad ones are found; they are listed under ``bad``.

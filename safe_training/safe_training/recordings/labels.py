@@ -17,13 +17,13 @@ from __future__ import annotations
 import csv
 import io
 import os
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safe_training.recordings.errors import DumpError
+from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.rollout_set.layout import INDEX
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
@@ -112,7 +112,7 @@ def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
     writer = csv.DictWriter(text, columns, restval='', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows.values())
-    _replace(file, text.getvalue().encode())
+    replace_file(file, text.getvalue().encode())
 
 
 def _read_rows(file: Path) -> list[dict[str, str]]:
@@ -177,7 +177,7 @@ def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
         table = table.set_column(place, form, pyarrow.array(values, form.type))
     data = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, data)
-    _replace(folder / INDEX, data.getvalue().to_pybytes())
+    replace_file(folder / INDEX, data.getvalue().to_pybytes())
 
 
 def set_labels(folder: Path) -> dict[str, Label]:
@@ -197,16 +197,3 @@ def set_labels(folder: Path) -> dict[str, Label]:
 def _set_lengths(folder: Path) -> dict[str, int]:
     rollouts = RolloutSet.open(folder)
     return dict(zip(rollouts.episode_ids, map(int, rollouts.lengths), strict=True))
-
-
-def _replace(file: Path, data: bytes) -> None:
-    """Put a file in place of another: whoever reads sees the old one or the new one, whole."""
-    aside = file.with_name(f'.{file.name}.{uuid.uuid4().hex[:12]}.partial')
-    try:
-        with aside.open('wb') as stream:
-            stream.write(data)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)

@@ -12,7 +12,12 @@ from pathlib import Path
 from typing import Literal
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.base import EpisodeSource, Progress, ReadOptions, Source
+from safe_training.recordings.readers.base import (
+    EpisodeProgress,
+    EpisodeSource,
+    ReadOptions,
+    Source,
+)
 from safe_training.recordings.readers.open_pi_zero import OpenPiZeroSource
 from safe_training.recordings.readers.openvla import OpenVlaSource
 from safe_training.recordings.readers.pi0 import Pi0Source
@@ -22,14 +27,13 @@ from safe_training.recordings.readers.pooled_npz import PooledNpzSource
 from safe_training.recordings.readers.rollout_set import RolloutSetSource
 from safe_training.recordings.readers.rosbag2 import RosbagSource
 from safe_training.recordings.readers.unseen_root import WithUnseenRoot
-from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
+from safe_training.recordings.rollouts import Rollouts
 
 __all__ = [
     'READERS',
     'DumpError',
+    'EpisodeProgress',
     'EpisodeSource',
-    'Progress',
     'ReadOptions',
     'Source',
     'load_rollouts',
@@ -122,11 +126,11 @@ def load_rollouts(
     pooling: tuple[tuple[str, str], ...] | None = None,
     feature: str | None = None,
     skip_bad: bool = False,
-    progress: Progress | None = None,
+    progress: EpisodeProgress | None = None,
     keep: Literal['pooled', 'raw'] = 'pooled',
     all_episodes: bool = False,
     unseen_root: str | os.PathLike[str] | None = None,
-) -> tuple[list[Rollout], FeatureSpec]:
+) -> Rollouts:
     """Read all rollouts of any source that :func:`open_source` opens.
 
     Parameters
@@ -138,9 +142,8 @@ def load_rollouts(
 
     Returns
     -------
-    rollouts : list of Rollout
-        At least one; from a rollout set their arrays are memory-mapped.
-    feature : FeatureSpec
+    Rollouts
+        At least one, with what their features are; arrays of a rollout set are memory-mapped.
 
     Raises
     ------
@@ -154,7 +157,7 @@ def load_rollouts(
         raise DumpError(no_rollouts(source))
     for message in source.skipped:
         _log.warning('left out: %s', message)
-    return rollouts, source.feature
+    return Rollouts(rollouts, source.feature, os.fspath(path))
 
 
 def no_rollouts(source: Source) -> str:

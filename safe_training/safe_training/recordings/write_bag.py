@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes rollouts as a rosbag2 recording (mcap) that ``ros2 bag play`` plays and ``convert`` reads.
 
-Steps keep their stamps to the nanosecond; they are recorded at these times too, unless episodes
-overlap or run backwards: then an episode is moved behind the one before it, as a whole. What no
-message can carry (numbers of task and episode, failure step, video, how features were pooled) goes
+Steps keep their stamps to the nanosecond. They are recorded at these times too, unless an episode
+begins before the previous one has ended: then the whole episode is recorded later. Facts that no
+message can carry (numbers of task and episode, failure step, video, how features were pooled) go
 into the ``custom_data`` of the metadata.
 """
 
@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
-import uuid
+import tempfile
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -22,8 +22,8 @@ import numpy as np
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import labels_file
-from safe_training.recordings.readers.base import EpisodeSource, Progress, Source
-from safe_training.recordings.readers.rosbag2 import CUSTOM_KEY, CUSTOM_VERSION
+from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, Source
+from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, CUSTOM_VERSION
 from safe_training.recordings.sources import no_rollouts
 from safe_training.recordings.untrusted.bag import METADATA, detect_bag
 from safe_training.recordings.untrusted.bag_budget import MCAP_MAGIC
@@ -39,8 +39,10 @@ from safe_training.recordings.untrusted.cdr import (
     step_to_cdr,
     type_hash,
 )
+from vla_feature_bridge.atomic import replaced_file, replaced_folder
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.step import STEP_FIELDS
 
 if TYPE_CHECKING:
     from rosbags.interfaces import Connection, Qos
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 STEP_TOPIC = '/vla/policy_step'
 EVENT_TOPIC = '/vla/episode'
 
-#: As the nodes offer them (vla_feature_bridge.ros.qos): depth, and whether late joiners get them.
+#: Depths of the topics, as the nodes offer them (vla_feature_bridge.ros.qos).
 STEP_DEPTH, EVENT_DEPTH = 100, 10
 
 _SECOND = 1_000_000_000
@@ -58,33 +60,38 @@ _SECOND = 1_000_000_000
 _FIRST_TIME = _SECOND
 _BETWEEN_EPISODES = _SECOND
 _BEFORE_FIRST_STEP = 1_000_000
-#: The same that rosbag2 records for a duration that was not set.
+#: As rosbag2 records a duration that was not set.
 _FOREVER = (9223372036, 854775807)
 
 
 class NothingToWrite(DumpError):
-    """There was no rollout to write."""
+    """No rollout was given."""
 
 
 def is_bag_destination(path: str | os.PathLike[str]) -> bool:
-    """Tell whether a name asks for a recording: ``*.mcap`` for one file, ``*.bag`` for a folder."""
+    """Return True for names of recordings: ``*.mcap`` (a file) and ``*.bag`` (a folder)."""
     return Path(path).suffix in ('.mcap', '.bag')
 
 
 def convert_to_bag(
     source: Source,
     destination: str | os.PathLike[str],
-    rate: float,
+    frequency: float,
     compression: Literal['none', 'zstd'],
     overwrite: bool,
-    progress: Progress | None,
+    progress: EpisodeProgress | None,
 ) -> tuple[int, int]:
-    """Write all rollouts of a source as a recording; as :func:`write_bag`."""
+    """Write all rollouts of a source as :func:`write_bag` does; returns its result."""
     if isinstance(source, EpisodeSource):
         source.refuse_early()
     try:
         return write_bag(
-            destination, source.rollouts(progress), source.feature, rate, compression, overwrite
+            destination,
+            source.rollouts(progress),
+            source.feature,
+            frequency,
+            compression,
+            overwrite,
         )
     except NothingToWrite as error:
         raise DumpError(no_rollouts(source)) from error
@@ -94,7 +101,7 @@ def write_bag(
     destination: str | os.PathLike[str],
     rollouts: Iterable[Rollout],
     feature: FeatureSpec,
-    rate: float = 10.0,
+    frequency: float = 10.0,
     compression: Literal['none', 'zstd'] = 'none',
     overwrite: bool = False,
 ) -> tuple[int, int]:
@@ -104,69 +111,56 @@ def write_bag(
     ----------
     destination : path
         One file if it ends in ``.mcap``, otherwise a folder with ``metadata.yaml``.
-    rate : float
-        Inferences per second where a rollout has no stamps [Hz].
+    frequency : float
+        Inferences per second of rollouts without stamps [Hz].
     compression : 'none' or 'zstd'
-        Of the chunks.
+        Compression of the chunks of the file.
     overwrite : bool
         Replace a recording (never anything else) of this name.
 
     Returns
     -------
     rollouts, steps : int
-        How many were written.
+        Numbers of rollouts and of steps written.
 
     Raises
     ------
     DumpError
-        The name is taken, there is no rollout, or one cannot be put into messages. Nothing is left
-        behind.
+        The name is taken, there is no rollout, or one does not fit into messages. Nothing stays on
+        disk.
     """
-    if not (math.isfinite(rate) and 1e-3 <= rate <= 1e6):
-        raise DumpError(f'{destination}: expected a rate from 0.001 to 1000000 Hz, found {rate:g}')
+    if not (math.isfinite(frequency) and 1e-3 <= frequency <= 1e6):
+        raise DumpError(
+            f'{destination}: expected a frequency from 0.001 to 1000000 Hz, found {frequency:g}'
+        )
     place = Path(destination)
     _check_destination(place, overwrite)
-    made = [parent for parent in place.absolute().parents if not parent.exists()]
-    place.parent.mkdir(parents=True, exist_ok=True)
-    aside = place.absolute().with_name(f'.{place.name}.{uuid.uuid4().hex[:12]}.partial')
-    try:
-        counts = _write(aside / place.stem, rollouts, feature, rate, compression)
+    is_file = place.suffix == '.mcap'
+    with ExitStack() as stack:
+        aside = stack.enter_context(
+            replaced_file(place) if is_file else replaced_folder(place, overwrite=overwrite)
+        )
+        # rosbags names the file by its folder, so that the folder needs the name of the recording.
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix='.', dir=aside.parent))
+        whole = Path(scratch) / place.stem
+        counts = _write(whole, rollouts, feature, frequency, compression)
         if counts[0] == 0:
             raise NothingToWrite(f'{place}: expected at least one rollout to write, found none')
-        whole = aside / place.stem
-        if place.suffix == '.mcap':
-            whole /= f'{place.stem}.mcap'
         _check_destination(place, overwrite)
-        _put(whole, place, aside / 'old')
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        if not place.exists():
-            for parent in made:
-                try:
-                    parent.rmdir()
-                except OSError:  # someone else uses it by now
-                    break
+        for file in whole.iterdir():
+            if not is_file:
+                file.rename(aside / file.name)
+            elif file.suffix == '.mcap':
+                file.rename(aside)
     return counts
-
-
-def _put(whole: Path, place: Path, old: Path) -> None:
-    if not place.exists():
-        os.rename(whole, place)
-        return
-    os.rename(place, old)
-    try:
-        os.rename(whole, place)
-    except OSError:
-        os.rename(old, place)
-        raise
 
 
 def _check_destination(place: Path, overwrite: bool) -> None:
     labels = labels_file(place)
     if labels.exists():
         raise DumpError(
-            f'{labels}: expected no labels yet beside {place.name}, found some of an earlier '
-            'recording, which would be taken for those of the new one; move them away'
+            f'{labels}: expected no labels yet beside {place.name}, found labels of an earlier '
+            'recording, which would count for the new one; move them away'
         )
     if not place.exists() and not place.is_symlink():
         return
@@ -183,7 +177,7 @@ def _check_destination(place: Path, overwrite: bool) -> None:
             ours = stream.read(8) == MCAP_MAGIC
     if not ours:
         raise DumpError(
-            f'{place}: expected a recording to overwrite, found something else; '
+            f'{place}: expected a recording to overwrite, found another file or folder; '
             'remove it yourself or choose another name'
         )
 
@@ -192,7 +186,7 @@ def _write(
     folder: Path,
     rollouts: Iterable[Rollout],
     feature: FeatureSpec,
-    rate: float,
+    frequency: float,
     compression: str,
 ) -> tuple[int, int]:
     from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
@@ -211,7 +205,7 @@ def _write(
                     f'{rollout.episode_id!r} twice'
                 )
             try:
-                free = _write_rollout(writer, topics, rollout, feature, rate, free)
+                free = _write_rollout(writer, topics, rollout, feature, frequency, free)
             except BagMessageError as error:
                 raise DumpError(f'episode {rollout.episode_id!r}: {error}') from error
             extras[rollout.episode_id] = _extra(rollout)
@@ -268,13 +262,13 @@ def _write_rollout(
     topics: tuple[Connection, Connection],
     rollout: Rollout,
     feature: FeatureSpec,
-    rate: float,
+    frequency: float,
     free: int,
 ) -> int:
     """Write one episode at or after the time ``free``; returns when the next one may begin [ns]."""
-    stamps, times = recorded_times(rollout.stamps, len(rollout), rate, free)
+    stamps, times = recorded_times(rollout.stamps, len(rollout), frequency, free)
     shift = int(times[0]) - int(stamps[0])
-    period = int(np.median(np.diff(times))) if len(times) > 1 else int(_SECOND / rate)
+    period = int(np.median(np.diff(times))) if len(times) > 1 else int(_SECOND / frequency)
     begin, end = int(times[0]) - _BEFORE_FIRST_STEP, int(times[-1]) + max(period, 1)
     event = Event(
         episode_id=rollout.episode_id,
@@ -284,14 +278,19 @@ def _write_rollout(
         reason='converted from a rollout set',
         stamp=begin - shift,
     )
+    unmeasured = [
+        field.name
+        for field in STEP_FIELDS
+        if field.kind == 'number' and getattr(rollout, field.stacked) is None
+    ]
     steps, events = topics
     writer.write(events, begin, event_to_cdr(event))
     for t, (stamp, time) in enumerate(zip(stamps, times, strict=True)):
         step = rollout.step(t)
         step.stamp = int(stamp)
         step.feature_name = str(feature)
-        if rollout.inference_time is None:
-            step.inference_time = math.nan
+        for name in unmeasured:
+            setattr(step, name, math.nan)
         writer.write(steps, int(time), step_to_cdr(step))
     ended = Event(
         episode_id=rollout.episode_id,
@@ -307,26 +306,26 @@ def _write_rollout(
 
 
 def recorded_times(
-    stamps: np.ndarray | None, count: int, rate: float, free: int
+    stamps: np.ndarray | None, count: int, frequency: float, free: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Say when steps are stamped and when they are recorded.
+    """Return the stamps of the steps and the times at which they are recorded.
 
     Parameters
     ----------
     stamps : ndarray of int64, shape (count,), or None
         [ns]
-    rate : float
+    frequency : float
         Steps per second without stamps [Hz].
     free : int
-        Earliest time that may be used for recording [ns].
+        Earliest time for recording [ns].
 
     Returns
     -------
     stamps, times : ndarray of int64, shape (count,)
-        Times never fall; they are the stamps themselves where these come late enough.
+        [ns]; times never fall, and equal the stamps that rise and begin after ``free``.
     """
     if stamps is None or not stamps.any():
-        times = free + np.round(np.arange(count) * (_SECOND / rate)).astype(np.int64)
+        times = free + np.round(np.arange(count) * (_SECOND / frequency)).astype(np.int64)
         return times, times
     times = np.maximum.accumulate(stamps)
     return stamps, times + max(0, free - int(times[0]))

@@ -7,17 +7,20 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+MISSING = '-'
+"""What stands in a table where a number does not exist."""
+
+
+def percent(value: float | None, decimals: int = 1) -> str:
+    """Return a rate (a share of 1) in percent, `MISSING` for None and NaN."""
+    return MISSING if value is None or value != value else f'{100 * value:.{decimals}f}'
+
 
 def as_number(value: float) -> float | None:
-    """Return a float for JSON; None where it does not exist."""
+    """Return a number for JSON, None for NaN, which JSON does not have."""
     return None if value != value else float(value)
 
 
-def percent(value: float | None) -> str:
-    """Format a rate for a table; '-' where it does not exist."""
-    return '-' if value is None or value != value else f'{100 * value:.1f}'
-
-
 def plain_json(value: Mapping[str, Any]) -> str:
-    """Return JSON for machines."""
+    """Return indented JSON for programs; a NaN in it is a ValueError, see `as_number`."""
     return json.dumps(value, indent=2, allow_nan=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +14,12 @@ import torch
 
 from safe_training.sweep.grid import Family, Grid, SweepError
 from safe_training.sweep.plan import Settings
+from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.rollout import Rollout
 
 MANIFEST = 'sweep.json'
+# Fields of a protocol in manifests of version 0.1, and their names of today.
+_RENAMED = {'horizon': 'max_steps', 'calibration': 'calibrate_on', 'scheme': 'name'}
 
 
 def _grid_digest(grid: Grid, family: Family) -> str:
@@ -27,6 +29,18 @@ def _grid_digest(grid: Grid, family: Family) -> str:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _with_new_names(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest with the words of today; version 0.1 had others for its protocol."""
+    settings = manifest.get('settings')
+    if not isinstance(settings, dict) or not isinstance(settings.get('protocol'), dict):
+        return manifest
+    protocol = settings['protocol']
+    protocol = {_RENAMED.get(name, name): value for name, value in protocol.items()}
+    if protocol.get('modulation') == 'adaptive':
+        protocol['modulation'] = 'max_deviation'
+    return {**manifest, 'settings': {**settings, 'protocol': protocol}}
 
 
 class Manifest:
@@ -67,7 +81,7 @@ class Manifest:
             return
         try:
             absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}}
-            self._before = {**absent, **json.loads(path.read_text('utf-8'))}
+            self._before = _with_new_names({**absent, **json.loads(path.read_text('utf-8'))})
             self.tasks = [str(task) for task in self._before['tasks']]
         except (ValueError, TypeError, OSError) as error:
             raise self._unreadable(error) from error
@@ -96,9 +110,7 @@ class Manifest:
             self._before = {**self._before, 'grids': grids}
         else:
             self._before = {**self._asked, **found, 'tasks': self.tasks}
-        aside = self._path.with_name(f'.{MANIFEST}.{os.getpid()}')
-        aside.write_text(json.dumps(self._before, indent=2) + '\n')
-        aside.replace(self._path)
+        replace_file(self._path, json.dumps(self._before, indent=2) + '\n')
 
     def _compare(self, found: Mapping[str, Any], names: Sequence[str]) -> None:
         assert self._before is not None

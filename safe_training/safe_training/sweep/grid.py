@@ -64,7 +64,7 @@ class Grid:
     """
 
     benchmark: str
-    seeds: tuple[int, ...]
+    splits: tuple[int, ...]
     unseen_ratio: float
     seen_train_ratio: float
     variants: tuple[Variant, ...]
@@ -108,7 +108,7 @@ def read_grid(name_or_path: str) -> Grid:
 
 _FIELDS: dict[str, Any] = {
     'benchmark': str,
-    'seeds': list,
+    'splits': list,
     'unseen_ratio': float,
     'seen_train_ratio': float,
     'poolings': list,
@@ -120,23 +120,30 @@ _SUBSET_NAME = re.compile(r'[A-Za-z0-9_-]+')
 
 
 def _grid(path: str, values: Any) -> Grid:
-    fields = _mapping(path, 'a grid', values, _FIELDS)
+    fields = _mapping(path, 'a grid', _with_new_names(values), _FIELDS)
     for name in ('benchmark', 'detectors'):
         if name not in fields:
             raise SweepError(f'{path}: {name!r} is missing; a grid has {", ".join(_FIELDS)}')
     default = Protocol()
-    seeds = tuple(fields.get('seeds', [0, 1, 2]))
-    if not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
-        raise SweepError(f"{path}: 'seeds' must be a list of split numbers, found {list(seeds)}")
+    splits = tuple(fields.get('splits', [0, 1, 2]))
+    if not splits or any(type(split) is not int or split < 0 for split in splits):
+        raise SweepError(f"{path}: 'splits' must be a list of split numbers, found {list(splits)}")
     return Grid(
         benchmark=fields['benchmark'],
-        seeds=seeds,
+        splits=splits,
         unseen_ratio=fields.get('unseen_ratio', default.unseen_ratio),
         seen_train_ratio=fields.get('seen_train_ratio', default.seen_train_ratio),
         variants=tuple(_variant(path, v) for v in fields.get('poolings', [{}])),
         families=tuple(_family(path, v) for v in fields['detectors']),
         subsets=tuple(_subset(path, *item) for item in fields.get('subsets', {}).items()),
     )
+
+
+def _with_new_names(values: Any) -> Any:
+    """Return a grid with its splits under the name of today; version 0.1 called them ``seeds``."""
+    if isinstance(values, dict) and 'seeds' in values and 'splits' not in values:
+        return {('splits' if name == 'seeds' else name): value for name, value in values.items()}
+    return values
 
 
 def _mapping(path: str, what: str, values: Any, fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,41 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sweep computes: its units, its seeds, the tasks of its subsets."""
+"""What a sweep computes: its units, its splits, the tasks of its subsets."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol, ProtocolName
-from safe_training.fitting.batched import Precision
+from safe_training.fitting.precision import Precision
 from safe_training.recordings.sources import open_source
 from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
+from safe_training.sweep.results import SUBSET_MARK
+from vla_feature_bridge.rollout import Rollout
 
-Progress = Callable[[int, int, str], None]
+
+@dataclass(frozen=True)
+class Settings:
+    """How a sweep runs; which configurations there are, the grid says.
+
+    Attributes
+    ----------
+    protocol : Protocol
+    benchmark : str
+        Name of the rollouts in results.
+    precision : {'float32', 'bfloat16'}
+        Of the matrix products of models that are trained together.
+    device : str
+        Where models are trained together, as PyTorch names it.
+    """
+
+    protocol: Protocol
+    benchmark: str
+    precision: Precision
+    device: str = 'cpu'
 
 
 @dataclass(frozen=True)
@@ -23,32 +44,39 @@ class Unit:
 
     Attributes
     ----------
+    variant : Variant
+        The pooling.
+    family : Family
+        The detector and its configurations.
+    split : int
+        Number of the split.
     subset : Subset or None
-        None: all tasks.
+        None for all tasks.
     """
 
     variant: Variant
     family: Family
-    seed: int
+    split: int
     subset: Subset | None = None
 
     def name(self) -> str:
         """Return the name of the unit's file: what it is, and a digest of all of it."""
         parts = asdict(self)
+        # The digest is that of version 0.1: what a sweep has finished must be found again.
+        parts['seed'] = parts.pop('split')
         if self.subset is None:
-            # Files of sweeps without subsets keep the names that they always had.
             del parts['subset']
         text = json.dumps(parts, sort_keys=True, default=dict)
         digest = hashlib.sha256(text.encode()).hexdigest()[:16]
         subset = f'{self.subset.name}-' if self.subset else ''
-        return f'{self.family.detector}-{subset}split{self.seed}-{digest}.parquet'
+        return f'{self.family.detector}-{subset}split{self.split}-{digest}.parquet'
 
     def where(self) -> str:
         """Return the split, and the subset if there is one, for people."""
-        return f'{self.subset.name}, split {self.seed}' if self.subset else f'split {self.seed}'
+        return f'{self.subset.name}, split {self.split}' if self.subset else f'split {self.split}'
 
 
-def seeds_of(
+def planned_splits(
     protocol: ProtocolName, grid: Grid, splits: int | None, n_tasks: int
 ) -> tuple[int, ...]:
     """Return the numbers of the splits that a protocol takes.
@@ -59,7 +87,7 @@ def seeds_of(
     grid : Grid
         Names the published splits.
     splits : int, optional
-        As many, from 0 on, instead of the protocol's own; means nothing to 'loto'.
+        As many splits from number 0 on, instead of the protocol's own; 'loto' ignores it.
     n_tasks : int
         Tasks of the source or subset; 'loto' has one split for each.
     """
@@ -67,16 +95,16 @@ def seeds_of(
         return tuple(range(n_tasks))
     if splits is not None:
         return tuple(range(splits))
-    return grid.seeds if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
+    return grid.splits if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
 
 
 def tasks_of_subsets(
     grid: Grid, tasks: Sequence[str]
 ) -> tuple[dict[Subset | None, list[str]], list[str]]:
-    """Return the tasks of each subset that a source has, and what is left out, for people.
+    """Return the tasks of each subset that a source has, and messages about what is left out.
 
-    Without subsets in the grid all tasks belong to None. A task in no subset is left out, which a
-    grid may mean: its subsets then are what it asks for.
+    Without subsets in the grid all tasks belong to None. A task in no subset is left out: a grid
+    may ask for some tasks only.
 
     Raises
     ------
@@ -85,21 +113,21 @@ def tasks_of_subsets(
     """
     if not grid.subsets:
         return {None: list(tasks)}, []
-    of: dict[Subset, list[str]] = {subset: [] for subset in grid.subsets}
-    homeless: list[str] = []
+    members: dict[Subset, list[str]] = {subset: [] for subset in grid.subsets}
+    unmatched: list[str] = []
     for task in tasks:
-        homes = [subset for subset in grid.subsets if subset.has(task)]
-        if len(homes) > 1:
+        matches = [subset for subset in grid.subsets if subset.has(task)]
+        if len(matches) > 1:
             raise SweepError(
                 f'grid {grid.benchmark}: expected each task in one subset, found {task!r} in '
-                f'{" and ".join(subset.name for subset in homes)}; narrow their patterns'
+                f'{" and ".join(subset.name for subset in matches)}; narrow their patterns'
             )
-        for subset in homes:
-            of[subset].append(task)
-        if not homes:
-            homeless.append(task)
+        for subset in matches:
+            members[subset].append(task)
+        if not matches:
+            unmatched.append(task)
     described = ', '.join(f'{s.name} ({", ".join(s.patterns)})' for s in grid.subsets)
-    if len(homeless) == len(tasks):
+    if len(unmatched) == len(tasks):
         raise SweepError(
             f'grid {grid.benchmark}: expected tasks of the subsets {described}, found '
             f'{", ".join(tasks)}; correct the patterns, or take the subsets out of the grid'
@@ -107,26 +135,26 @@ def tasks_of_subsets(
     notes = [
         f'left out: subset {subset.name}, none of its tasks ({", ".join(subset.patterns)}) is there'
         for subset in grid.subsets
-        if not of[subset]
+        if not members[subset]
     ]
-    if homeless:
-        notes.append(f'left out: {", ".join(homeless)}, in none of the subsets {described}')
-    return {subset: there for subset, there in of.items() if there}, notes
+    if unmatched:
+        notes.append(f'left out: {", ".join(unmatched)}, in none of the subsets {described}')
+    return {subset: found for subset, found in members.items() if found}, notes
 
 
 def plan(
-    grid: Grid, variants: Sequence[Variant], seeds: Mapping[Subset | None, Sequence[int]]
+    grid: Grid, variants: Sequence[Variant], splits: Mapping[Subset | None, Sequence[int]]
 ) -> list[Unit]:
-    """Return the units of a sweep, those of one pooling together; ``seeds`` by subset.
+    """Return the units of a sweep, those of one pooling together; ``splits`` by subset.
 
-    A detector that reads no features is tried on the first pooling alone: on each it would give the
-    same numbers, and a choice among copies is none.
+    A detector that reads no features is tried on the first pooling alone: every pooling would give
+    the same numbers, and there would be copies to choose among.
     """
     return [
-        Unit(variant, family, seed, subset)
+        Unit(variant, family, split, subset)
         for variant in variants
-        for subset in seeds
-        for seed in seeds[subset]
+        for subset in splits
+        for split in splits[subset]
         for family in grid.families
         if variant == variants[0] or 'features' in DETECTORS[family.detector].needs
     ]
@@ -145,11 +173,11 @@ def existing_variants(source: str, grid: Grid) -> tuple[list[Variant], list[str]
     return [Variant()], [f'{source} is pooled already ({found.feature}) and is taken as it is']
 
 
-@dataclass(frozen=True)
-class Settings:
-    """How a sweep runs: nothing here changes which configurations there are."""
+def members_of(rollouts: Sequence[Rollout], subset: Subset | None) -> list[Rollout]:
+    """Return the rollouts of a subset, all of them for None."""
+    return [r for r in rollouts if subset is None or subset.has(r.task)]
 
-    protocol: Protocol
-    benchmark: str
-    precision: Precision
-    device: str = 'cpu'
+
+def benchmark_of(subset: Subset | None, settings: Settings) -> str:
+    """Return the name of the benchmark in results: ``NAME`` or ``NAME/SUBSET``."""
+    return settings.benchmark + (f'{SUBSET_MARK}{subset.name}' if subset else '')

@@ -7,9 +7,9 @@ thing done, and what a table or a figure needs is read from all of them. Columns
     benchmark  string   what the rollouts are of; 'NAME/SUBSET' where a grid divides NAME's tasks
     protocol   string   'paper', 'robust' or 'loto'
     detector   string   registered name
-    params     string   its parameters as JSON with sorted keys, without the seed
+    params     string   its parameters as JSON with sorted keys, without the detector's seed
     feature    string   which features were given, and how they were pooled
-    seed       int64    number of the split; of 'loto', of the task that is unseen
+    split      int64    number of the split; of 'loto', of the task that is unseen
     part       string   'train', 'seen' or 'unseen'
     ...        float64  the names of `evaluation.flatten_report`; NaN where a number does not exist
 """
@@ -17,7 +17,6 @@ thing done, and what a table or a figure needs is read from all of them. Columns
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,13 +25,38 @@ from typing import Any
 import numpy as np
 
 from safe_training.evaluation.protocol import PROTOCOLS
+from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
 PARTS = ('train', 'seen', 'unseen')
 # Stands between a benchmark's name and that of a subset of its tasks.
 SUBSET_MARK = '/'
 _TEXT = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'part')
-KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'seed', 'part')
+# Names in files of version 0.1, and the names of today.
+_RENAMED = {
+    'seed': 'split',
+    **{
+        f'{rate}_by_earliest_stop': f'{rate}_until_min_length'
+        for rate in ('detection_rate', 'false_alarm_rate', 'balanced_accuracy', 'detection_time')
+    },
+    **{
+        f'{value}_{old}': f'{value}_{new}'
+        for value in (
+            f'{control}{average}{area}'
+            for control in ('', 'clock_')
+            for average in ('', 'macro_')
+            for area in ('roc_auc', 'average_precision')
+        )
+        for old, new in (
+            ('at_earliest_stop', 'score_at_min_length'),
+            ('by_earliest_stop', 'max_score_until_min_length'),
+            ('by_end', 'max_score'),
+        )
+    },
+    'brier_at_earliest_stop': 'brier_score_at_min_length',
+    'calibration_error_at_earliest_stop': 'calibration_error_score_at_min_length',
+}
+KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'split', 'part')
 
 # Far above any sweep; what a damaged or forged file may claim to hold is refused before it is read.
 _MOST_ROWS = 5_000_000
@@ -59,7 +83,7 @@ class Result:
         From `canonical`.
     feature : str
         ``str(FeatureSpec)``.
-    seed : int
+    split : int
         Number of the split; of 'loto', of the unseen task in sorted order.
     part : {'train', 'seen', 'unseen'}
     values : dict of str to float
@@ -71,7 +95,7 @@ class Result:
     detector: str
     params: str
     feature: str
-    seed: int
+    split: int
     part: str
     values: dict[str, float]
 
@@ -138,19 +162,15 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     columns: dict[str, Any] = {
         name: pyarrow.array(
             [getattr(result, name) for result in results],
-            type=pyarrow.int64() if name == 'seed' else pyarrow.string(),
+            type=pyarrow.int64() if name == 'split' else pyarrow.string(),
         )
         for name in KEY
     }
     for name in names:
         values = [float(result.values.get(name, np.nan)) for result in results]
         columns[name] = pyarrow.array(np.array(values, dtype=np.float64))
-    aside = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
+    with replaced_file(path) as aside:
         parquet.write_table(pyarrow.table(columns), aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_results(*folders: Path) -> list[Result]:
@@ -196,7 +216,7 @@ def _read(path: Path) -> list[Result]:
         table.validate(full=True)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise ResultsError(f'{path}: expected a Parquet file of results, found: {error}') from error
-    names = table.column_names
+    names = [_RENAMED.get(name, name) for name in table.column_names]
     missing = [name for name in KEY if name not in names]
     if missing or len(set(names)) != len(names):
         what = f'without {", ".join(missing)}' if missing else 'of which some are there twice'
@@ -204,6 +224,7 @@ def _read(path: Path) -> list[Result]:
             f'{path}: expected the columns {", ".join(KEY)} and numbers, found columns {what}; '
             'this is no results file'
         )
+    table = table.rename_columns(names)
     columns = {name: _column(path, name, table.column(name)) for name in names}
     values = [name for name in names if name not in KEY]
     results = []
@@ -237,7 +258,7 @@ def _column(path: Path, name: str, column: Any) -> list[Any]:
     kind = column.type
     if name in _TEXT:
         fits, wanted = types.is_string(kind) or types.is_large_string(kind), 'text'
-    elif name == 'seed':
+    elif name == 'split':
         fits, wanted = types.is_int64(kind), 'int64'
     else:
         fits, wanted = types.is_floating(kind) or types.is_integer(kind), 'numbers'
@@ -251,7 +272,7 @@ def _column(path: Path, name: str, column: Any) -> list[Any]:
 
 def _check(path: Path, result: Result) -> None:
     for name in KEY:
-        kind = int if name == 'seed' else str
+        kind = int if name == 'split' else str
         if type(getattr(result, name)) is not kind:
             raise ResultsError(
                 f'{path}: {name} must be of type {kind.__name__}, found {getattr(result, name)!r}'
@@ -277,7 +298,7 @@ def _add_key(seen: dict[tuple[Any, ...], Path], path: Path, result: Result) -> N
     if result.key in seen:
         raise ResultsError(
             f'{path}: {result.detector} {result.params} ({result.feature}) on {result.benchmark}, '
-            f'{result.protocol}, split {result.seed}, part {result.part}, is twice in the results '
+            f'{result.protocol}, split {result.split}, part {result.part}, is twice in the results '
             f'(also in {seen[result.key]}) and would count as two splits; remove one of them'
         )
     seen[result.key] = path

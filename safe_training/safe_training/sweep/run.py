@@ -1,66 +1,282 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a grid of detector configurations over task splits; all that can be is trained together.
+"""Runs a grid of detector configurations over task splits, and goes on after an interruption.
 
-The configurations, poolings, subsets and splits of a grid (see `sweep_grid`) are divided into
-units: one detector with all its configurations, on one pooling, one subset of the tasks and one
-split. Each unit writes its results as one parquet file when it is done, so that an interrupted
-sweep goes on where it stopped, and units can run on other machines.
+The configurations, poolings, subsets and splits of a grid (see `grid`) are divided into units (see
+`plan`). Each unit writes its results as one parquet file when it has finished, so that an
+interrupted sweep goes on where it stopped, and units can run on other machines (see `runners`).
 """
 
 from __future__ import annotations
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import get_args
 
-import numpy as np
 import torch
 
-from safe_monitor_node.bands.band import Band
-from safe_monitor_node.detectors import Detector, DetectorError
-from safe_training.calibration.curves import CalibrationError
-from safe_training.evaluation.evaluate import score_part
-from safe_training.evaluation.fit_and_calibrate import (
-    HELD_OUT,
-    calibrated_band,
-    labelled,
-    make_seeded,
-)
-from safe_training.evaluation.protocol import (
-    EvaluationError,
-    Protocol,
-    choose_splits,
-    numbered_tasks,
-)
+from safe_training.evaluation.fit_and_calibrate import labelled
+from safe_training.evaluation.protocol import EvaluationError, choose_splits, numbered_tasks
 from safe_training.evaluation.saved_splits import read_splits, split_numbers, write_splits
 from safe_training.evaluation.splits import Split, SplitError
-from safe_training.fitting.batched import Learned, Precision, can_be_stacked, stacks, train_together
-from safe_training.fitting.data import require_both_outcomes, stack_rollouts
-from safe_training.metrics.part_report import flatten_report, report_part
-from safe_training.metrics.scored import ScoredRollout, min_lengths
+from safe_training.fitting.precision import Precision
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
 from safe_training.sweep.plan import (
-    Progress,
     Settings,
     Unit,
+    benchmark_of,
     existing_variants,
+    members_of,
     plan,
-    seeds_of,
+    planned_splits,
     tasks_of_subsets,
 )
-from safe_training.sweep.results import SUBSET_MARK, Result, canonical, write_results
-from vla_feature_bridge.pooling import FeatureSpec, parse_pooling
+from safe_training.sweep.results import SUBSET_MARK, Result, write_results
+from safe_training.sweep.runners import Runner, runner
+from vla_feature_bridge.pooling import parse_pooling
+from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
+
+#: The splits of each subset, by number.
+_Splits = Mapping[Subset | None, Mapping[int, Split]]
+
+
+@dataclass(frozen=True)
+class SplitChoice:
+    """Which task splits a sweep takes; without a choice those of its protocol.
+
+    Attributes
+    ----------
+    count : int or None
+        As many splits, see `planned_splits`.
+    saved : Path or None
+        The splits of this file, instead of drawing any.
+    """
+
+    count: int | None = None
+    saved: Path | None = None
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of a sweep while it runs.
+
+    Attributes
+    ----------
+    progress : callable or None
+        Called with (units done, units, note).
+    say : callable
+        Called with each message for people.
+    """
+
+    progress: Progress | None = None
+    say: Callable[[str], None] = lambda message: None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a sweep did: units run now, units finished before, and what could not be fitted."""
+
+    done: int
+    kept: int
+    failures: tuple[str, ...]
+
+
+def run_sweep(
+    source: str,
+    grid: Grid,
+    out: Path,
+    settings: Settings,
+    splits: SplitChoice | None = None,
+    *,
+    ray_address: str | None = None,
+    listener: Listener | None = None,
+) -> Outcome:
+    """Run all units of a sweep that have not finished yet.
+
+    Parameters
+    ----------
+    source : str
+        Whatever ``convert`` reads. Each pooling of it is read once.
+    out : Path
+        Folder of the results, one parquet file a unit; made if absent, gone on with otherwise.
+    ray_address : str, optional
+        Run the units as tasks of this Ray cluster (``'local'`` starts one here). ``source`` is read
+        here only.
+
+    Raises
+    ------
+    SweepError
+        ``out`` holds results of another sweep, the subsets do not fit the tasks, the rollouts
+        cannot be split, or Ray is asked for and absent.
+    """
+    splits, listener = splits or SplitChoice(), listener or Listener()
+    _check(grid, settings, splits)
+    variants, notes = existing_variants(source, grid)
+    out.mkdir(parents=True, exist_ok=True)
+    manifest = Manifest(out / MANIFEST, source, grid, settings, splits.saved)
+    reader = _Reader(source, manifest)
+    # Which units there are depends on the tasks; a folder that is gone on with knows them.
+    if not manifest.tasks:
+        reader.read(variants[0])
+    subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
+    for note in (*notes, *left_out):
+        listener.say(note)
+    numbers = _numbers(subsets, grid, settings, splits)
+    units = plan(grid, variants, numbers)
+    missing = [unit for unit in units if not (out / unit.name()).exists()]
+    record = _Record(out, len(units), len(units) - len(missing), listener)
+    if missing:
+        rollouts = reader.read(variants[0])
+        if settings.protocol.name == 'paper' and numbered_tasks(rollouts) is None:
+            listener.say(
+                f'{source} has no number of its own for each task: splits go by their names'
+            )
+        # The same rollouts come in every pooling.
+        drawn = {
+            subset: _splits(members_of(rollouts, subset), subset, of_subset, settings, splits, out)
+            for subset, of_subset in numbers.items()
+        }
+        with runner(ray_address) as run:
+            for variant in dict.fromkeys(unit.variant for unit in missing):
+                of_variant = [unit for unit in missing if unit.variant == variant]
+                _run_units(run, of_variant, drawn, reader.take(variant), settings, record)
+    return record.outcome()
+
+
+def _check(grid: Grid, settings: Settings, splits: SplitChoice) -> None:
+    if SUBSET_MARK in settings.benchmark:
+        raise SweepError(
+            f'sweep: expected a benchmark name without {SUBSET_MARK!r}, which stands before the '
+            f'name of a subset, found {settings.benchmark!r}; choose another (--benchmark)'
+        )
+    if splits.saved is not None and grid.subsets:
+        raise SweepError(
+            f'{splits.saved}: saved splits are of one set of tasks, the grid {grid.benchmark} has '
+            'subsets; leave --splits-from out'
+        )
+
+
+def _numbers(
+    subsets: Mapping[Subset | None, Sequence[str]],
+    grid: Grid,
+    settings: Settings,
+    splits: SplitChoice,
+) -> dict[Subset | None, tuple[int, ...]]:
+    """Return the numbers of the splits of each subset."""
+    if splits.saved is not None:
+        return {subset: tuple(split_numbers(splits.saved)) for subset in subsets}
+    name = settings.protocol.name
+    return {
+        subset: planned_splits(name, grid, splits.count, len(tasks))
+        for subset, tasks in subsets.items()
+    }
+
+
+class _Reader:
+    """Reads a source in each of its poolings, and holds all of them to the manifest."""
+
+    def __init__(self, source: str, manifest: Manifest) -> None:
+        self._source, self._manifest = source, manifest
+        self._held: dict[Variant, Rollouts] = {}
+
+    def read(self, variant: Variant) -> Rollouts:
+        """Return the labelled rollouts in a pooling, and keep them until they are taken."""
+        if variant not in self._held:
+            pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
+            rollouts = load_rollouts(self._source, pooling=pooling, feature=variant.feature)
+            self._held[variant] = labelled(rollouts)
+            self._manifest.tie(self._held[variant])
+        return self._held[variant]
+
+    def take(self, variant: Variant) -> Rollouts:
+        """Return the labelled rollouts in a pooling, and let go of them."""
+        self.read(variant)
+        return self._held.pop(variant)
+
+
+@dataclass
+class _Record:
+    """Keeps the results of finished units, and says how far the sweep is."""
+
+    out: Path
+    total: int
+    kept: int
+    listener: Listener
+    done: int = 0
+    failures: list[str] = field(default_factory=list)
+    reported: set[tuple[str, Subset | None]] = field(default_factory=set)
+
+    def add(self, unit: Unit, results: Sequence[Result], reasons: Sequence[str]) -> None:
+        """Write the results of a unit; say once for each detector and subset what failed."""
+        detector = unit.family.detector
+        self.failures += [f'{detector}, {reason}' for reason in reasons]
+        if reasons and (detector, unit.subset) not in self.reported:
+            self.reported.add((detector, unit.subset))
+            self.listener.say(f'left out: {detector}, {reasons[0]}')
+        write_results(self.out / unit.name(), results)
+        self.done += 1
+        self.progress(f'{detector}, {unit.where()}')
+
+    def progress(self, note: str) -> None:
+        """Tell the listener how many units are done."""
+        if self.listener.progress is not None:
+            self.listener.progress(self.kept + self.done, self.total, note)
+
+    def outcome(self) -> Outcome:
+        """Return what was done."""
+        return Outcome(self.done, self.kept, tuple(self.failures))
+
+
+def _run_units(
+    run: Runner,
+    units: Sequence[Unit],
+    splits: _Splits,
+    rollouts: Rollouts,
+    settings: Settings,
+    record: _Record,
+) -> None:
+    """Run units on rollouts in the pooling that they share."""
+
+    def inner(part: int, parts: int, note: str) -> None:
+        record.progress(f'{part}/{parts} {note}')
+
+    work = [(unit, splits[unit.subset][unit.split]) for unit in units]
+    for unit, (results, reasons) in run(work, rollouts, rollouts.feature, settings, inner):
+        record.add(unit, results, reasons)
+
+
+def _splits(
+    rollouts: Sequence[Rollout],
+    subset: Subset | None,
+    numbers: Sequence[int],
+    settings: Settings,
+    choice: SplitChoice,
+    out: Path,
+) -> dict[int, Split]:
+    """Return the splits by number, and keep them in the results folder to be used again."""
+    path = out / (f'splits-{subset.name}.json' if subset else 'splits.json')
+    try:
+        if choice.saved is not None:
+            splits = read_splits(choice.saved, rollouts).splits
+        else:
+            drawn = choose_splits(rollouts, settings.protocol, numbers)
+            splits = {split.number: split for split in drawn}
+        # Results of an earlier call with more splits stay, and so do their splits.
+        before = read_splits(path, rollouts).splits if path.exists() else {}
+    except (SplitError, EvaluationError) as error:
+        raise SweepError(f'{benchmark_of(subset, settings)}: {error}') from error
+    every = {**before, **splits}
+    write_splits(path, rollouts, [every[k] for k in sorted(every)], settings.protocol.name)
+    return splits
 
 
 def fastest_precision(device: str) -> Precision:
-    """Measure in which precision this device multiplies matrices faster.
+    """Return the precision in which this device multiplies matrices faster, by measuring it.
 
     Processors with bfloat16 arithmetic take less than half the time; others emulate it slowly.
     """
@@ -75,373 +291,3 @@ def fastest_precision(device: str) -> Precision:
             times.append(time.perf_counter() - started)
         taken[name] = min(times)
     return min(taken, key=lambda name: taken[name])
-
-
-@dataclass(frozen=True)
-class _Divided:
-    """What all configurations of a unit share: its rollouts, and what follows from the split.
-
-    Attributes
-    ----------
-    parts : dict of str to list of Rollout
-        Those of the split that are not empty, by name.
-    successes : tuple of int
-        Which rollouts of the part 'seen' the band is calibrated on.
-    stops : dict of task to int
-        Earliest stop of each task.
-    """
-
-    rollouts: list[Rollout]
-    split: Split
-    parts: dict[str, list[Rollout]]
-    successes: tuple[int, ...]
-    stops: Mapping[Any, int]
-
-
-def _members(rollouts: Sequence[Rollout], subset: Subset | None) -> list[Rollout]:
-    return [r for r in rollouts if subset is None or subset.has(r.task)]
-
-
-def _divide(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _Divided:
-    mine = _members(rollouts, unit.subset)
-    parts = {name: [mine[i] for i in indices] for name, indices in split.parts.items() if indices}
-    return _Divided(
-        rollouts=mine,
-        split=split,
-        parts=parts,
-        successes=tuple(i for i, r in enumerate(parts.get('seen', ())) if not r.failed),
-        stops=min_lengths([r.task for r in mine], [len(r) for r in mine]),
-    )
-
-
-def _benchmark(subset: Subset | None, settings: Settings) -> str:
-    return settings.benchmark + (f'{SUBSET_MARK}{subset.name}' if subset else '')
-
-
-def run_unit(
-    unit: Unit,
-    split: Split,
-    rollouts: Sequence[Rollout],
-    feature: FeatureSpec,
-    settings: Settings,
-    progress: Progress | None = None,
-) -> tuple[list[Result], list[str]]:
-    """Fit, calibrate and evaluate every configuration of a unit on its subset and split.
-
-    Parameters
-    ----------
-    split : Split
-        Of the rollouts of the unit's subset.
-    rollouts : sequence of Rollout
-        Labelled ones of all subsets.
-
-    Returns
-    -------
-    results : list of Result
-        One per configuration and part.
-    failures : list of str
-        Why a configuration gave none: training diverged, rollouts lack what it needs, or there is
-        nothing to calibrate on.
-    """
-    divided = _divide(unit, split, rollouts)
-    benchmark = _benchmark(unit.subset, settings)
-    family = unit.family
-    detectors = [make_seeded(family.detector, p, unit.seed) for p in family.configurations]
-    results: list[Result] = []
-    failures: list[str] = []
-    for index, detector, seconds, reason in _fitted(detectors, divided, settings, progress):
-        chosen = unit.family.configurations[index]
-        described = canonical({k: v for k, v in chosen.items() if k != 'seed'})
-        if reason:
-            failures.append(f'{unit.where()}, {described}: {reason}')
-            continue
-        try:
-            parts = {name: score_part(detector, r, name) for name, r in divided.parts.items()}
-            band = _band(parts, divided, settings.protocol)
-        except (CalibrationError, DetectorError, EvaluationError) as error:
-            failures.append(f'{unit.where()}, {described}: {error}')
-            continue
-        for part, scored in parts.items():
-            report = report_part(
-                scored,
-                divided.stops,
-                band,
-                settings.protocol.alpha,
-                probability=detector.gives_probability,
-            )
-            results.append(
-                Result(
-                    benchmark,
-                    settings.protocol.name,
-                    detector.name,
-                    described,
-                    str(feature),
-                    unit.seed,
-                    part,
-                    {**flatten_report(report), 'fit_seconds': seconds},
-                )
-            )
-    return results, failures
-
-
-def _fitted(
-    detectors: Sequence[Detector],
-    divided: _Divided,
-    settings: Settings,
-    progress: Progress | None,
-) -> Iterator[tuple[int, Detector, float, str]]:
-    """Fit detectors; yields (index, detector, seconds, reason why it could not be fitted)."""
-    training = divided.parts['train']
-    if all(can_be_stacked(d) for d in detectors) and not settings.protocol.stop_early:
-        learned = cast('Sequence[Learned]', detectors)
-        try:
-            require_both_outcomes(training, learned[0].name)
-        except DetectorError as error:
-            yield from ((i, detector, 0.0, str(error)) for i, detector in enumerate(detectors))
-            return
-        data = stack_rollouts(training)
-        for members in stacks(learned, data):
-            started = time.perf_counter()
-            group = [learned[i] for i in members]
-            reasons = train_together(
-                group, data, device=settings.device, precision=settings.precision, progress=progress
-            )
-            seconds = (time.perf_counter() - started) / len(members)
-            yield from zip(members, group, itertools.repeat(seconds), reasons)
-        return
-    validation = divided.parts.get('seen', []) if settings.protocol.stop_early else None
-    for index, detector in enumerate(detectors):
-        started = time.perf_counter()
-        reason = ''
-        try:
-            detector.fit(training, validation=validation)
-        except DetectorError as error:
-            reason = str(error)
-        yield index, detector, time.perf_counter() - started, reason
-        if progress is not None:
-            progress(index + 1, len(detectors), '')
-
-
-def _band(
-    parts: Mapping[str, Sequence[ScoredRollout]], divided: _Divided, protocol: Protocol
-) -> Band:
-    return calibrated_band(
-        [parts['seen'][i].scores for i in divided.successes],
-        [divided.parts['seen'][i] for i in divided.successes],
-        HELD_OUT,
-        divided.rollouts,
-        divided.split,
-        protocol,
-    )
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a sweep did: units run now, units that were there, and what could not be fitted."""
-
-    done: int
-    kept: int
-    failures: tuple[str, ...]
-
-
-def run_sweep(
-    source: str,
-    grid: Grid,
-    out: Path,
-    settings: Settings,
-    splits: int | None = None,
-    *,
-    splits_from: Path | None = None,
-    ray_address: str | None = None,
-    progress: Progress | None = None,
-    say: Callable[[str], None] = lambda message: None,
-) -> Outcome:
-    """Run all units of a sweep that are not there yet.
-
-    Parameters
-    ----------
-    source : str
-        Whatever ``convert`` reads. Each pooling of it is read once.
-    out : Path
-        Folder of the results, one parquet file a unit; made if absent, gone on with otherwise.
-    splits : int, optional
-        As many task splits instead of the protocol's own, see `seeds_of`.
-    splits_from : Path, optional
-        Splits that were saved, instead of drawing any.
-    ray_address : str, optional
-        Run the units as tasks of this Ray cluster (``'local'`` starts one here). ``source`` is read
-        here only.
-    progress : callable, optional
-        Called with (units done, units, note).
-    say : callable, optional
-        Told what a person should know.
-
-    Raises
-    ------
-    SweepError
-        ``out`` holds results of another sweep, the subsets do not fit the tasks, the rollouts
-        cannot be split, or Ray is asked for and absent.
-    """
-    if SUBSET_MARK in settings.benchmark:
-        raise SweepError(
-            f'sweep: expected a benchmark name without {SUBSET_MARK!r}, which stands before the '
-            f'name of a subset, found {settings.benchmark!r}; choose another (--benchmark)'
-        )
-    variants, notes = existing_variants(source, grid)
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(out / MANIFEST, source, grid, settings, splits_from)
-
-    def read(variant: Variant) -> tuple[list[Rollout], FeatureSpec]:
-        pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
-        rollouts, feature = load_rollouts(source, pooling=pooling, feature=variant.feature)
-        rollouts = labelled(rollouts)
-        manifest.tie(rollouts)
-        return rollouts, feature
-
-    if splits_from is not None and grid.subsets:
-        raise SweepError(
-            f'{splits_from}: saved splits are of one set of tasks, the grid {grid.benchmark} has '
-            'subsets; leave --splits-from out'
-        )
-    # Which units there are depends on the tasks; a folder that is gone on with knows them.
-    held: dict[Variant, tuple[list[Rollout], FeatureSpec]] = {}
-    if not manifest.tasks:
-        held[variants[0]] = read(variants[0])
-    subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
-    for note in (*notes, *left_out):
-        say(note)
-    if splits_from is not None:
-        seeds = {subset: split_numbers(splits_from) for subset in subsets}
-    else:
-        name = settings.protocol.name
-        seeds = {s: seeds_of(name, grid, splits, len(tasks)) for s, tasks in subsets.items()}
-    units = plan(grid, variants, seeds)
-    kept = sum((out / unit.name()).exists() for unit in units)
-    if kept == len(units):
-        return Outcome(0, kept, ())
-    if not held:
-        held[variants[0]] = read(variants[0])
-    rollouts, feature = held[variants[0]]
-    if settings.protocol.name == 'paper' and numbered_tasks(rollouts) is None:
-        say(f'{source} has no number of its own for each task: splits go by their names')
-    # The same rollouts come in every pooling.
-    divided = {
-        subset: _splits(
-            _members(rollouts, subset), subset, seeds[subset], settings, splits_from, out
-        )
-        for subset in subsets
-    }
-    failures: list[str] = []
-    told: set[tuple[str, Subset | None]] = set()
-    finished: list[Unit] = []
-    with _runner(ray_address) as run:
-        for variant in variants:
-            missing = [u for u in units if u.variant == variant and not (out / u.name()).exists()]
-            if not missing:
-                continue
-            rollouts, feature = held.pop(variant) if variant in held else read(variant)
-
-            def inner(part: int, parts: int, note: str) -> None:
-                if progress is not None:
-                    progress(kept + len(finished), len(units), f'{part}/{parts} {note}')
-
-            work = [(unit, divided[unit.subset][unit.seed]) for unit in missing]
-            for unit, (results, reasons) in run(work, rollouts, feature, settings, inner):
-                failures += [f'{unit.family.detector}, {reason}' for reason in reasons]
-                if reasons and (unit.family.detector, unit.subset) not in told:
-                    told.add((unit.family.detector, unit.subset))
-                    say(f'left out: {unit.family.detector}, {reasons[0]}')
-                write_results(out / unit.name(), results)
-                finished.append(unit)
-                if progress is not None:
-                    note = f'{unit.family.detector}, {unit.where()}'
-                    progress(kept + len(finished), len(units), note)
-    return Outcome(len(finished), kept, tuple(failures))
-
-
-def _splits(
-    rollouts: Sequence[Rollout],
-    subset: Subset | None,
-    seeds: Sequence[int],
-    settings: Settings,
-    splits_from: Path | None,
-    out: Path,
-) -> dict[int, Split]:
-    """Return the splits by number, and keep them in the results folder to be used again."""
-    path = out / (f'splits-{subset.name}.json' if subset else 'splits.json')
-    try:
-        if splits_from is not None:
-            splits = read_splits(splits_from, rollouts).splits
-        else:
-            drawn = choose_splits(rollouts, settings.protocol, seeds)
-            splits = {split.seed: split for split in drawn}
-        # Results of an earlier call with more splits stay, and so do their splits.
-        before = read_splits(path, rollouts).splits if path.exists() else {}
-    except (SplitError, EvaluationError) as error:
-        raise SweepError(f'{_benchmark(subset, settings)}: {error}') from error
-    every = {**before, **splits}
-    write_splits(path, rollouts, [every[k] for k in sorted(every)], settings.protocol.name)
-    return splits
-
-
-Work = Sequence[tuple[Unit, Split]]
-Finished = tuple[Unit, tuple[list[Result], list[str]]]
-Runner = Callable[..., Iterator[Finished]]
-
-
-def _run_here(
-    work: Work,
-    rollouts: Sequence[Rollout],
-    feature: FeatureSpec,
-    settings: Settings,
-    progress: Progress | None,
-) -> Iterator[Finished]:
-    for unit, split in work:
-        yield unit, run_unit(unit, split, rollouts, feature, settings, progress)
-
-
-@contextmanager
-def _runner(ray_address: str | None) -> Iterator[Runner]:
-    """Give what runs units: this process, or a Ray cluster for as long as the block lasts."""
-    if ray_address is None:
-        yield _run_here
-        return
-    try:
-        import ray
-    except ImportError as error:
-        raise SweepError(
-            'sweep: Ray is not installed; install it (pip install "ray>=2.40"), or leave --ray out'
-        ) from error
-    ray.init(
-        address=None if ray_address == 'local' else ray_address,
-        include_dashboard=False,
-        log_to_driver=False,
-    )
-
-    def run(
-        work: Work,
-        rollouts: Sequence[Rollout],
-        feature: FeatureSpec,
-        settings: Settings,
-        progress: Progress | None,
-    ) -> Iterator[Finished]:
-        # Memory maps do not travel.
-        held = ray.put([_in_memory(rollout) for rollout in rollouts])
-        remote = ray.remote(run_unit)
-        if settings.device != 'cpu':
-            remote = remote.options(num_gpus=1)
-        waiting = {
-            remote.remote(unit, split, held, feature, settings): unit for unit, split in work
-        }
-        while waiting:
-            ready, _ = ray.wait(list(waiting), num_returns=1)
-            yield waiting.pop(ready[0]), ray.get(ready[0])
-
-    try:
-        yield run
-    finally:
-        ray.shutdown()
-
-
-def _in_memory(rollout: Rollout) -> Rollout:
-    return replace(rollout, features=np.array(rollout.features))

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from scipy.stats import binom
+from two_sided import two_sided_band
 
 from safe_monitor_node.bands.adaptive_threshold import conformal_rank
 from safe_training.calibration.constant import constant_band
-from safe_training.calibration.curves import ALPHAS, CalibrationError
-from safe_training.calibration.functional import calibrate, functional_band, two_sided_band
-from safe_training.calibration.split_conformal import conformal_quantile
+from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
+from safe_training.calibration.functional import calibrate, functional_band
+from safe_training.calibration.quantile import conformal_quantile
 
 GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 MODULATIONS = {'max_deviation': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}
@@ -313,14 +314,17 @@ def test_the_same_simulation_convicts_the_published_quantile():
     assert alarms > binom.ppf(1 - 1e-4, resamplings, alpha)
 
 
-def calibrate_some(n, **options):
+def calibrate_some(n, *, episodes=(), described='', **options):
     scores = [np.linspace(0, 0.1 * (index + 1), 3 + index % 4) for index in range(n)]
     defaults = {'max_steps': 8, 'generator': np.random.default_rng(0)}
-    return calibrate(scores, **{**defaults, **options})
+    successes = Successes(scores, episodes, described=described)
+    return calibrate(successes, **{**defaults, **options})
 
 
 def test_no_success_is_an_error_that_says_what_to_do():
-    with pytest.raises(CalibrationError, match=r'no successful rollouts.*seen_train_ratio'):
+    with pytest.raises(
+        CalibrationError, match=r'successful rollout .* found none.*seen_train_ratio'
+    ):
         calibrate_some(0)
 
 
@@ -350,10 +354,10 @@ def test_enough_successes_need_no_note():
 
 def test_provenance_says_what_was_promised_on_which_rollouts():
     names = [f'pour/{index}' for index in range(10)]
-    band = calibrate_some(10, rollouts=names, calibrated_on='successes of val_seen, seed 0')
+    band = calibrate_some(10, episodes=names, described='successes of val_seen, split 0')
     facts = band.provenance
     assert facts['alphas'] == list(ALPHAS)
-    assert facts['calibrated_on'] == 'successes of val_seen, seed 0'
+    assert facts['calibrated_on'] == 'successes of val_seen, split 0'
     assert (facts['n_center'], facts['n_calibration'], facts['n_successes']) == (3, 7, 10)
     assert sorted(facts['center'] + facts['calibration']) == list(range(10))
     assert facts['center_rollouts'] == [names[index] for index in facts['center']]
@@ -402,7 +406,6 @@ def test_curves_are_extended_with_their_last_value():
         ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise max_steps'),
         ([[0.0]], {'max_steps': 0}, 'at least 1 step'),
         ([[0.0]], {'center_fraction': 1.0}, 'center_fraction'),
-        ([[0.0]], {'rollouts': ['a', 'b']}, '2 rollout names for 1'),
         ([[0.0]], {'alphas': []}, 'no alpha'),
         ([[0.0]], {'alphas': [0.0]}, r'inside \(0, 1\)'),
         ([[0.0]], {'alphas': [np.nan]}, r'inside \(0, 1\)'),
@@ -418,6 +421,13 @@ def test_what_cannot_be_calibrated_is_refused(scores, options, message):
     defaults = {'max_steps': 8, 'generator': np.random.default_rng(0)}
     with pytest.raises(CalibrationError, match=message):
         calibrate(scores, **{**defaults, **options})
+
+
+def test_every_success_has_its_name_and_task():
+    with pytest.raises(CalibrationError, match=r'expected 1 episodes .*, found 2'):
+        Successes([[0.0]], episodes=['a', 'b'])
+    with pytest.raises(CalibrationError, match=r'expected 2 tasks .*, found 1'):
+        Successes([[0.0], [1.0]], tasks=['a'])
 
 
 @pytest.mark.parametrize(

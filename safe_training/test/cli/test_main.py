@@ -11,7 +11,8 @@ import pytest
 
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.main import main
-from safe_training.cli.options import UsageError, detector_params
+from safe_training.cli.params import detector_params
+from safe_training.cli.parsing import UsageError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
@@ -60,10 +61,7 @@ def run(capsys):
 
     def ran(*arguments):
         capsys.readouterr()
-        try:
-            status = main([str(argument) for argument in arguments])
-        except SystemExit as leaving:  # argparse
-            status = leaving.code
+        status = main([str(argument) for argument in arguments])
         said = capsys.readouterr()
         assert 'Traceback' not in said.err
         return status, said.out, said.err
@@ -103,14 +101,14 @@ def test_fit_writes_a_folder_that_knows_what_it_was_made_of(run, rollouts, tmp_p
     assert all(name.startswith(f'{unseen}/') for name in episodes['unseen'])
     calibrated = loaded.band.provenance
     assert loaded.band.n_center + loaded.band.n_calibration <= 12
-    assert 'split seed 0' in calibrated['calibrated_on']
+    assert 'split 0' in calibrated['calibrated_on']
 
 
 def test_a_folder_with_brackets_in_its_name_is_printed_as_it_is(run, rollouts, tmp_path):
     out = tmp_path / ('x' * 60) / 'detector[red]'
     arguments = ('--detector', 'clock', '--alpha', 0.3)
     assert f'written to {out}\n' in run('fit', rollouts, *arguments, '--out', out)[1]
-    assert 'detector[red]' in run('evaluate', rollouts, '--folder', out)[1]
+    assert 'detector[red]' in run('judge', rollouts, out)[1]
 
 
 def test_fit_says_the_same_to_machines(run, rollouts, tmp_path):
@@ -139,7 +137,7 @@ def test_the_same_seed_makes_the_same_folder(run, rollouts, folder, tmp_path):
     arguments = ('--detector', 'safe_mlp', '--out', out, '--alpha', 0.3)
     assert run('fit', rollouts, *arguments, *TINY)[0] == 0
     assert contents(out) == contents(folder)
-    again = (*arguments, '--overwrite', '--seed', 1)
+    again = (*arguments, '--overwrite', '--split', 1)
     assert run('fit', rollouts, *again, *TINY)[0] == 0
     assert contents(out) != contents(folder)
 
@@ -162,12 +160,12 @@ BAD_OPTIONS = [
     (('--unseen-ratio', 'nan'), 'unseen_ratio must lie in'),
     (('--max-steps', '3'), 'the longest rollout has 8; give --max-steps 8'),
     (('--max-steps', '-1'), '--max-steps'),
-    (('--seed', '-1'), 'seed must lie in'),
+    (('--split', '-1'), 'number of a split must lie in'),
     (('--param', 'learning_rate=1e30'), 'lower learning_rate'),
     (('--param', 'learning_rate=-1'), 'learning_rate must be'),
     (('--param', 'schedule_every=0'), 'schedule_every must be'),
     (('--param', 'epochs=0'), 'epochs must be'),
-    (('--param', 'hidden=0'), 'hidden and layers must be at least 1'),
+    (('--param', 'hidden=0'), 'hidden must be an integer of at least 1, found 0'),
     (('--param', 'accumulate=max'), 'one of none, sum, mean'),
     (('--param', 'optimizer=lion'), 'one of adam'),
     (('--pooling', 'token=mean'), 'this set holds hidden_states[token=last]'),
@@ -271,7 +269,7 @@ def test_an_existing_folder_is_kept_when_not_asked_or_when_fitting_fails(run, ro
     assert status == 1
     assert contents(out) == before
     assert list(tmp_path.iterdir()) == [out]
-    assert run(*arguments, '--overwrite', '--seed', 3)[0] == 0
+    assert run(*arguments, '--overwrite', '--split', 3)[0] == 0
     assert contents(out) != before
 
 
@@ -310,7 +308,7 @@ RATES = (
 
 
 def test_a_folder_is_evaluated_on_what_trained_calibrated_and_was_left(run, rollouts, folder):
-    status, said, errors = run('evaluate', rollouts, '--folder', folder, '--json')
+    status, said, errors = run('judge', rollouts, folder, '--json')
     assert (status, errors) == (0, '')
     found = json.loads(said)
     assert found['alpha'] == 0.3
@@ -332,13 +330,13 @@ def test_a_folder_is_evaluated_on_what_trained_calibrated_and_was_left(run, roll
 
 def test_rollouts_that_a_folder_does_not_know_are_new(run, folder, tmp_path):
     others = make_set(tmp_path / 'set', tasks=5, per_task=12)
-    _, said, _ = run('evaluate', others, '--folder', folder, '--json')
+    _, said, _ = run('judge', others, folder, '--json')
     sizes = {row['part']: row['successes'] + row['failures'] for row in json.loads(said)['parts']}
     assert sizes == {'train': 18, 'seen': 12, 'unseen': 10, 'new': 20}
 
 
 def test_a_folder_and_a_fit_of_the_same_seed_are_judged_alike(run, rollouts, folder):
-    by_folder = json.loads(run('evaluate', rollouts, '--folder', folder, '--json')[1])['parts']
+    by_folder = json.loads(run('judge', rollouts, folder, '--json')[1])['parts']
     arguments = ('--detector', 'safe_mlp', '--splits', 1, '--alpha', 0.3, *TINY, '--json')
     by_fit = json.loads(run('evaluate', rollouts, *arguments)[1])['rows']
     for row in by_fit:
@@ -356,11 +354,11 @@ def test_a_folder_and_a_fit_of_the_same_seed_are_judged_alike(run, rollouts, fol
 def test_several_detectors_and_splits_are_summarised(run, rollouts):
     detectors = ('--detector', 'safe_mlp', '--detector', 'clock', '--alpha', 0.3)
     status, said, _ = run(
-        'evaluate', rollouts, *detectors, '--splits', 3, '--seed', 5, '--json', *TINY
+        'evaluate', rollouts, *detectors, '--splits', 3, '--first-split', 5, '--json', *TINY
     )
     assert status == 0
     found = json.loads(said)
-    assert found['seeds'] == [5, 6, 7]
+    assert found['splits'] == [5, 6, 7]
     assert found['params'] == {'safe_mlp': {'hidden': 4, 'epochs': 3}, 'clock': {}}
     assert len(found['rows']) == 2 * 3 * 3
     for detector in ('safe_mlp', 'clock'):
@@ -381,8 +379,9 @@ def test_several_detectors_and_splits_are_summarised(run, rollouts):
 
 
 def test_the_table_has_the_clock_beside_every_number(run, rollouts, folder):
-    for which in (('--folder', folder), ('--detector', 'clock', '--alpha', 0.3)):
-        status, said, _ = run('evaluate', rollouts, *which)
+    evaluate = ('evaluate', rollouts, '--detector', 'clock', '--alpha', 0.3)
+    for words in (('judge', rollouts, folder), evaluate):
+        status, said, _ = run(*words)
         assert status == 0
         for word in ('AUC', 'macro', 'clock', 'false', 'T_det', 'train', 'seen', 'unseen'):
             assert word in said
@@ -392,7 +391,7 @@ def test_a_set_of_other_features_is_refused(run, folder, tmp_path):
     other = FeatureSpec('hidden_states', 4, ('token',), (('token', 'mean'),))
     with RolloutSetWriter(tmp_path / 'set', feature=other) as writer:
         writer.add(Rollout(np.zeros((3, 4), np.float32), task='t', success=True))
-    status, _, errors = run('evaluate', tmp_path / 'set', '--folder', folder)
+    status, _, errors = run('judge', tmp_path / 'set', folder)
     assert status == 1
     assert 'hidden_states[token=mean]' in errors
     assert 'hidden_states[token=last]' in errors
@@ -400,7 +399,7 @@ def test_a_set_of_other_features_is_refused(run, folder, tmp_path):
 
 def test_rollouts_longer_than_the_band_are_refused(run, folder, tmp_path):
     longer = make_set(tmp_path / 'set', length=20)
-    status, _, errors = run('evaluate', longer, '--folder', folder)
+    status, _, errors = run('judge', longer, folder)
     assert status == 1
     assert 'band of 8 steps' in errors
     assert 'calibrate again with a larger max_steps' in errors
@@ -413,7 +412,7 @@ def test_a_damaged_folder_is_refused_by_its_name(run, rollouts, folder, tmp_path
         (damaged / name).write_bytes(data)
     weights = damaged / 'weights.safetensors'
     weights.write_bytes(weights.read_bytes()[:-1] + b'?')
-    for arguments in (('evaluate', rollouts, '--folder', damaged), ('info', damaged)):
+    for arguments in (('judge', rollouts, damaged), ('info', damaged)):
         status, said, errors = run(*arguments)
         assert (status, said) == (1, '')
         assert str(weights) in errors
@@ -435,7 +434,9 @@ def test_a_damaged_folder_is_refused_by_its_name(run, rollouts, folder, tmp_path
             ('fit', 'set', '--detector', 'clock', '--out', 'x', '--modulation', 'flat'),
             'max_deviation',
         ),
-        (('evaluate', 'set', '--folder', 'x', '--detector', 'clock'), 'not allowed with'),
+        (('judge', 'set'), 'FOLDER'),
+        (('judge', 'set', 'x', '--bands', '--details'), 'not allowed with'),
+        (('judge', 'set', 'x', '--detector', 'clock'), '--detector'),
         (('evaluate', 'set', '--bogus'), '--bogus'),
     ],
     ids=str,
@@ -452,7 +453,7 @@ def test_wrong_usage_is_status_2_and_says_what_is_right(run, arguments, message)
     [
         ('hidden', 'expected NAME=VALUE'),
         ('=3', "has a parameter ''"),
-        ('hiden=3', "none of safe_mlp has a parameter 'hiden'; safe_mlp has hidden"),
+        ('hiden=3', "none of safe_mlp has a parameter 'hiden'; safe_mlp has accumulate, hidden"),
         ('safe_lstm.hidden=3', 'none of safe_mlp'),
         ('sage_mlp.hidden=3', "unknown detector 'sage_mlp'"),
         ('hidden=many', "expected a value of type int, such as 256, found 'many'"),
@@ -577,23 +578,23 @@ def evaluated(run, rollouts, *arguments):
 
 def test_many_random_splits_are_the_default(run, rollouts):
     found = evaluated(run, rollouts)
-    assert found['seeds'] == list(range(10))
+    assert found['splits'] == list(range(10))
     assert found['protocol']['name'] == 'robust'
 
 
 def test_published_splits_and_one_task_left_out(run, rollouts):
-    assert evaluated(run, rollouts, '--protocol', 'paper')['seeds'] == [0, 1, 2]
+    assert evaluated(run, rollouts, '--protocol', 'paper')['splits'] == [0, 1, 2]
     found = evaluated(run, rollouts, '--protocol', 'loto')
-    assert found['seeds'] == [0, 1, 2, 3]
+    assert found['splits'] == [0, 1, 2, 3]
     left_out = [row['per_task'] for row in found['rows'] if row['part'] == 'unseen']
     assert [list(tasks) for tasks in left_out] == [[f'task_{k}'] for k in range(4)]
 
 
 def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     kept = tmp_path / 'splits.json'
-    first = evaluated(run, rollouts, '--splits', 2, '--seed', 3, '--save-splits', kept)
+    first = evaluated(run, rollouts, '--splits', 2, '--first-split', 3, '--save-splits', kept)
     again = evaluated(run, rollouts, '--splits-from', kept)
-    assert again['seeds'] == [3, 4]
+    assert again['splits'] == [3, 4]
     folds = tmp_path / 'folds.json'
     evaluated(run, rollouts, '--protocol', 'loto', '--save-splits', folds)
     assert evaluated(run, rollouts, '--splits-from', folds)['protocol']['name'] == 'loto'
@@ -601,13 +602,13 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
         one.pop('fit_seconds'), other.pop('fit_seconds')
         assert one == other
     fit = ('fit', rollouts, *CHEAP, '--out', tmp_path / 'detector', '--splits-from', kept)
-    status, said, _ = run(*fit, '--seed', 4, '--json')
+    status, said, _ = run(*fit, '--split', 4, '--json')
     assert status == 0
     made = json.loads(said)['provenance']
-    split = next(s for s in json.loads(kept.read_text())['splits'] if s['seed'] == 4)
+    split = next(s for s in json.loads(kept.read_text())['splits'] if s['split'] == 4)
     assert made['unseen_tasks'] == split['unseen_tasks']
-    status, _, errors = run(*fit, '--seed', 9, '--overwrite')
-    assert status == 1 and 'holds the splits [3, 4], not 9' in errors
+    status, _, errors = run(*fit, '--split', 9, '--overwrite')
+    assert status == 1 and 'expected a split among [3, 4], found 9' in errors
 
 
 @pytest.mark.parametrize(
@@ -615,7 +616,10 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     [
         (('--protocol', 'loto', '--splits', 2), '--splits has no meaning with --protocol loto'),
         (('--protocol', 'loto', '--unseen-ratio', 0.5), '--unseen-ratio has no meaning'),
-        (('--protocol', 'paper', '--seed', 2), '--seed has no meaning with --protocol paper'),
+        (
+            ('--protocol', 'paper', '--first-split', 2),
+            '--first-split has no meaning with --protocol paper',
+        ),
         (('--splits-from', 'x', '--protocol', 'loto'), 'no meaning'),
         (('--per-task', '--calibrate-on', 'loto'), 'choose one of the two'),
         (('--benchmark', 'mine'), 'give --out as well'),
@@ -628,26 +632,28 @@ def test_options_without_a_meaning_are_refused_and_not_ignored(run, rollouts, ar
 
 
 @pytest.mark.parametrize(
-    'option', [('--seed', 3), ('--seed', 0), ('--splits', 2), ('--modulation', 'none')]
+    'option',
+    [('--split', 3), ('--first-split', 0), ('--splits', 2), ('--modulation', 'none')],
 )
 def test_a_folder_takes_no_options_of_fitting(run, rollouts, folder, option):
-    status, _, errors = run('evaluate', rollouts, '--folder', folder, *option)
+    status, _, errors = run('judge', rollouts, folder, *option)
     assert status == 2
-    assert f'{option[0]} has no meaning with --folder' in errors
+    assert f'unrecognized arguments: {option[0]}' in errors
 
 
 def test_a_folder_is_judged_at_the_alpha_that_is_asked_for(run, rollouts, folder):
-    found = json.loads(run('evaluate', rollouts, '--folder', folder, '--alpha', 0.5, '--json')[1])
+    found = json.loads(run('judge', rollouts, folder, '--alpha', 0.5, '--json')[1])
     assert found['alpha'] == 0.5
     assert {row['alpha'] for row in found['parts']} == {0.5}
-    status, _, errors = run('evaluate', rollouts, '--folder', folder, '--alpha', 0.123)
+    status, _, errors = run('judge', rollouts, folder, '--alpha', 0.123)
     assert status == 1
     assert str(folder) in errors and 'not calibrated for alpha 0.123' in errors
 
 
 def test_details_show_every_moment_and_task(run, rollouts, folder):
-    for which in (('--folder', folder), ('--detector', 'clock', '--splits', 2)):
-        status, said, _ = run('evaluate', rollouts, *which, '--details')
+    evaluate = ('evaluate', rollouts, '--detector', 'clock', '--splits', 2)
+    for words in (('judge', rollouts, folder), evaluate):
+        status, said, _ = run(*words, '--details')
         assert status == 0
         for words in ('running at 50 %', 'by the end (leaks', 'F1 of failures', 'by task'):
             assert words in said
@@ -675,7 +681,7 @@ def test_bands_of_single_tasks_are_fitted_kept_and_used(run, tmp_path):
     assert len(loaded.band.tasks) == 2
     for task in loaded.band.tasks:
         assert loaded.band.at(0.1, task).task == task
-    rows = json.loads(run('evaluate', many, '--folder', out, '--json')[1])['parts']
+    rows = json.loads(run('judge', many, out, '--json')[1])['parts']
     own = {row['part']: row['own_bands'] / (row['successes'] + row['failures']) for row in rows}
     assert own == {'train': 1.0, 'seen': 1.0, 'unseen': 0.0}
 
@@ -711,16 +717,14 @@ def test_numbers_that_some_splits_lack_are_counted(run, tmp_path):
 
 def test_nothing_is_cut_off_in_a_narrow_terminal(tmp_path):
     from rich.console import Console
-    from rich.table import Table
 
-    from safe_training.reporting.tables.evaluation import print_table
+    from safe_training.reporting.tables.model import Cell, Column, ResultTable, TableRow
+    from safe_training.reporting.tables.terminal import print_table
 
     with (tmp_path / 'out').open('w') as file:
-        table = Table('task', *[f'column {k}' for k in range(12)])
-        for column in table.columns:
-            column.no_wrap = True
-        table.add_row('a task', *[f'12.{k}\u00b13.4' for k in range(12)])
-        print_table(Console(width=40, file=file), table)
+        columns = (Column('task', align='left'), *(Column(f'column {k}') for k in range(12)))
+        row = TableRow((Cell('a task'), *(Cell(f'12.{k}', spread='3.4') for k in range(12))))
+        print_table(Console(width=40, file=file), ResultTable('title', columns, (row,)))
     said = (tmp_path / 'out').read_text()
     assert all(f'12.{k}\u00b13.4' in said for k in range(12))
     assert '\u2026' not in said

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
+from safe_training.calibration.curves import Successes
 from safe_training.cli import main as cli
-from safe_training.cli.compare_bands import _rate, worst_task
-from safe_training.evaluation.band_comparison import KINDS, Tally, calibration_of
+from safe_training.evaluation.band_comparison import COMPARED, Comparison, compare_bands
 from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
+from safe_training.metrics.binomial import Tally, worst_task
+from safe_training.reporting.tables.bands import promised_cell
 from vla_feature_bridge.rollout import Rollout
 
 TASKS = ('easy', 'hard')
@@ -34,10 +36,17 @@ def curve(generator, task):
 
 
 def band_of(successes, curves, seed, alpha=0.1, modulation='none'):
-    split = choose_split(successes, Protocol(unseen_ratio=0.0), 0)
+    split = choose_split(successes, 0, Protocol(unseen_ratio=0.0))
     protocol = Protocol(per_task=True, max_steps=8, alpha=alpha, modulation=modulation)
+    scored = Successes(
+        curves, [r.episode_id for r in successes], [r.task for r in successes], HELD_OUT
+    )
     return calibrated_band(
-        curves, successes, HELD_OUT, successes, replace(split, seed=seed), protocol, alphas=[alpha]
+        scored,
+        successes,
+        replace(split, number=seed),
+        protocol,
+        alphas=[alpha],
     )
 
 
@@ -124,26 +133,26 @@ def make_rollouts(tasks=5, per_task=24):
 def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
     rollouts = make_rollouts()
     splits = choose_splits(rollouts, Protocol(), range(3))
-    found = calibration_of('signal', rollouts, Protocol(), splits, [0.1, 0.3], draws=5)
-    assert [kept.kind for kept in found[:16:2]] == list(KINDS)
-    assert len(found) == 3 * 2 * len(KINDS)
+    found = compare_bands('signal', rollouts, splits, Comparison([0.1, 0.3], draws=5))
+    assert [kept.band for kept in found[:16:2]] == list(COMPARED)
+    assert len(found) == 3 * 2 * len(COMPARED)
     for kept in found:
-        split = splits[kept.seed]
+        split = splits[kept.split]
         new = [rollouts[i] for i in split.unseen if not rollouts[i].failed]
         held_out = [rollouts[i] for i in split.seen if not rollouts[i].failed]
         assert set(kept.new.rollouts) == {r.task for r in new}
-        draws = 5 if kept.kind == 'moving' else 1
+        draws = 5 if kept.band == 'moving' else 1
         assert sum(kept.new.rollouts.values()) == draws * len(new)
         half = len(held_out) - len(held_out) // 2
-        expected = len(held_out) if kept.kind == 'loto' else 5 * half
+        expected = len(held_out) if kept.band == 'loto' else 5 * half
         judged = sum(kept.like.rollouts.values())
         assert judged == expected or (judged == 0 and kept.alpha == 0.1)
-        assert kept.like.repeats == (1 if kept.kind == 'loto' else 5)
+        assert kept.like.repeats == (1 if kept.band == 'loto' else 5)
         assert all(0 <= time <= 1 for time in kept.detection_times)
 
     def rate(kind, alpha, which):
         return np.mean(
-            [getattr(k, which).rate for k in found if (k.kind, k.alpha) == (kind, alpha)]
+            [getattr(k, which).rate for k in found if (k.band, k.alpha) == (kind, alpha)]
         )
 
     for kind in ('none', 'max-deviation', 'std', 'constant', 'moving'):
@@ -158,8 +167,8 @@ def test_a_split_that_cannot_judge_is_refused():
     for options in ({'unseen_ratio': 0.0}, {'seen_train_ratio': 1.0}):
         protocol = Protocol(**options)
         splits = choose_splits(rollouts, protocol, [0])
-        with pytest.raises(EvaluationError, match='judged by rollouts that did not make it'):
-            calibration_of('signal', rollouts, protocol, splits, [0.1])
+        with pytest.raises(EvaluationError, match='tested on rollouts that did not make it'):
+            compare_bands('signal', rollouts, splits, Comparison([0.1]), protocol=protocol)
 
 
 def test_rollouts_that_are_drawn_again_are_no_further_rollouts():
@@ -176,16 +185,16 @@ def test_rollouts_that_are_drawn_again_are_no_further_rollouts():
 def test_bands_that_cannot_alarm_say_nothing_of_the_promise():
     rollouts = make_rollouts(per_task=8)
     splits = choose_splits(rollouts, Protocol(), [0])
-    (kept,) = calibration_of('signal', rollouts, Protocol(), splits, [0.1], ['none'])
+    (kept,) = compare_bands('signal', rollouts, splits, Comparison([0.1], ['none']))
     assert kept.n_calibration < 18 and kept.finite, 'a half has fewer than nine'
     assert np.isnan(kept.like.rate) and not np.isnan(kept.new.rate)
-    (never,) = calibration_of('signal', rollouts, Protocol(), splits, [0.01], ['none'])
+    (never,) = compare_bands('signal', rollouts, splits, Comparison([0.01], ['none']))
     assert not never.finite and np.isnan(never.new.rate)
 
 
 def test_a_rate_is_marked_only_where_its_whole_interval_is_above():
-    assert _rate([0.08, 0.09, 0.2, 0.3], 0.1).endswith('!') is False
-    assert _rate([0.2, 0.21, 0.22, 0.23], 0.1).endswith('!')
+    assert not promised_cell([0.08, 0.09, 0.2, 0.3], 0.1).flag
+    assert promised_cell([0.2, 0.21, 0.22, 0.23], 0.1).flag == 'above'
 
 
 def test_a_tally_adds_up_by_task():
@@ -220,8 +229,8 @@ def archive(tmp_path_factory):
     return path
 
 
-def verb(capsys, *arguments):
-    status = cli.main(['compare-bands', *map(str, arguments)])
+def verb(capsys, *arguments, name='compare-bands'):
+    status = cli.main([name, *map(str, arguments)])
     out, err = capsys.readouterr()
     return status, out, err
 
@@ -230,8 +239,8 @@ def test_the_verb_prints_a_table_for_each_promise(archive, capsys):
     status, out, _ = verb(capsys, archive, '--detector', 'signal', '--splits', 2, '--alpha', 0.2)
     assert status == 0
     assert 'signal, 2 task splits: promised false-alarm rate 20.0 %' in out
-    for name in KINDS.values():
-        assert name in out
+    for band in COMPARED.values():
+        assert band.title in out
     status, out, _ = verb(
         capsys, archive, '--detector', 'signal', '--splits', 2, '--band', 'none', '--json'
     )
@@ -244,7 +253,8 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     fit = ['fit', str(archive), '--detector', 'signal', '--out', str(out), '--modulation', 'none']
     assert cli.main([*fit, '--per-task']) == 0
     capsys.readouterr()
-    status, said, _ = verb(capsys, archive, '--folder', out, '--alpha', 0.2)
+    judge = (archive, out, '--bands', '--alpha', 0.2)
+    status, said, _ = verb(capsys, *judge, name='judge')
     assert status == 0
     for words in (
         'ranked on',
@@ -254,7 +264,7 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         '95 % interval',
     ):
         assert words in said
-    rows = json.loads(verb(capsys, archive, '--folder', out, '--alpha', 0.2, '--json')[1])['rows']
+    rows = json.loads(verb(capsys, *judge, '--json', name='judge')[1])['rows']
     by_name = {row['rollouts']: row for row in rows}
     assert by_name['seen, calibrated on']['realised'] <= 0.2
     unseen = by_name['unseen']
@@ -266,8 +276,12 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     [
         (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
         (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
-        (('--detector', 'signal', '--rate', 0), '--rate must lie in'),
-        (('--folder', 'x', '--band', 'none'), '--band has no meaning with --folder'),
+        (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
+        (('--detector', 'signal', '--splits', 2, '--splits-from', 'x'), '--splits has no meaning'),
+        (
+            ('--detector', 'signal', '--first-split', 2, '--splits-from', 'x'),
+            'leave one of them out',
+        ),
     ],
 )
 def test_wrong_usage_is_refused(archive, capsys, arguments, match):

@@ -45,31 +45,31 @@ def unseen_numbers(rollouts, split):
 @pytest.mark.parametrize(('seed', 'unseen'), [(0, {3, 0, 5}), (1, {7, 8, 5}), (2, {6, 9, 8})])
 def test_published_splits_go_by_the_numbers_of_the_tasks(seed, unseen):
     rollouts = make_rollouts()
-    split = choose_split(rollouts, Protocol(name='paper'), seed)
+    split = choose_split(rollouts, seed, Protocol(name='paper'))
     assert unseen_numbers(rollouts, split) == unseen
     assert set(split.unseen_tasks) == {NAMES[number] for number in unseen}
     # And whatever order they are stored in.
     shuffled = [rollouts[i] for i in np.random.default_rng(0).permutation(len(rollouts))]
-    assert unseen_numbers(shuffled, choose_split(shuffled, Protocol(name='paper'), seed)) == unseen
+    assert unseen_numbers(shuffled, choose_split(shuffled, seed, Protocol(name='paper'))) == unseen
 
 
 def test_random_splits_do_not_depend_on_numbers():
     rollouts = make_rollouts()
     renumbered = [replace(r, task_id=9 - r.task_id) for r in rollouts]
     for seed in range(5):
-        one, other = (choose_split(r, Protocol(), seed) for r in (rollouts, renumbered))
+        one, other = (choose_split(r, seed, Protocol()) for r in (rollouts, renumbered))
         assert one == other
 
 
 def test_numbers_that_do_not_tell_tasks_apart_are_not_used():
     same = [replace(r, task_id=0) for r in make_rollouts()]
-    published = choose_split(same, Protocol(name='paper'), 0)
-    assert published == choose_split(same, Protocol(), 0)
+    published = choose_split(same, 0, Protocol(name='paper'))
+    assert published == choose_split(same, 0, Protocol())
 
 
 def test_a_second_root_of_unseen_tasks_is_not_shuffled():
     rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
-    split = choose_split(rollouts, Protocol(name='paper'), 7)
+    split = choose_split(rollouts, 7, Protocol(name='paper'))
     assert split.seen_tasks == NAMES[:4]
     assert {rollouts[i].task for i in split.unseen} == set(NAMES[4:6])
 
@@ -103,7 +103,7 @@ def test_what_cannot_be_left_out_is_refused(tasks, fold, match):
 def test_tasks_that_the_source_sets_aside_are_not_left_out_in_turn():
     rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
     with pytest.raises(EvaluationError, match='use --protocol robust'):
-        choose_split(rollouts, Protocol(name='loto'), 0)
+        choose_split(rollouts, 0, Protocol(name='loto'))
 
 
 def test_bands_of_tasks_and_scores_without_tasks_exclude_each_other():
@@ -129,7 +129,7 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
     for before, after in zip(splits, found.splits.values(), strict=True):
         assert parts_by_name(others, after) == parts_by_name(rollouts, before)
     assert saved_split(tmp_path / 'kept' / 'splits.json', others, 2) == found.splits[2]
-    with pytest.raises(SplitError, match=r'holds the splits \[2, 4\], not 0'):
+    with pytest.raises(SplitError, match=r'expected a split among \[2, 4\], found 0'):
         saved_split(tmp_path / 'kept' / 'splits.json', others, 0)
     assert [p.name for p in (tmp_path / 'kept').iterdir()] == ['splits.json']
 
@@ -137,7 +137,7 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
-        (lambda rollouts: rollouts[1:], "1 that are not there any more .*'turn/0'"),
+        (lambda rollouts: rollouts[1:], "1 that are missing .*'turn/0'"),
         (
             lambda rollouts: [*rollouts, replace(rollouts[0], episode_id='new')],
             "1 that are new .*'new'",
@@ -187,17 +187,17 @@ def train_on_nothing(content):
         (put('format', 'other'), "found 'other'"),
         (put('version', 2), 'expected version 1, found 2'),
         (put('episodes', 3), 'episodes must be a list of names'),
-        (put('tasks', ['a']), 'do not belong together'),
-        (put('splits', []), 'do not belong together'),
+        (put('tasks', ['a']), 'of one set, found others'),
+        (put('splits', []), 'of one set, found others'),
         (put('protocol', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
-        (put_in_split('seed', -5), 'integer in 0'),
-        (put_in_split('seed', 2**70), 'integer in 0'),
+        (put_in_split('split', -5), 'integer in 0'),
+        (put_in_split('split', 2**70), 'integer in 0'),
         (train_on_nothing, 'trains on no rollout'),
         (put('splits', [3]), 'splits.json'),
         (put_in_split('train', 'all'), 'must be a list of indices'),
         (put_in_split('unseen', []), 'exactly once'),
         (put_in_split('seen_tasks', ['nobody']), 'should be of one of the tasks'),
-        (lambda content: content['splits'].append(content['splits'][0]), 'same number'),
+        (lambda content: content['splits'].append(content['splits'][0]), 'different numbers'),
     ],
 )
 def test_damaged_splits_are_refused_by_their_name(tmp_path, change, match):
@@ -218,3 +218,19 @@ def test_what_is_no_json_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(SplitError, match=r'splits\.json'):
         read_splits(path, make_rollouts())
+
+
+def test_a_rollout_without_a_label_belongs_to_no_split():
+    rollouts = [
+        Rollout(np.zeros((2, 1), np.float32), task=f't{i % 3}', success=i != 4 or None)
+        for i in range(6)
+    ]
+    with pytest.raises(EvaluationError, match=r'expected a label .*, found none; label the'):
+        choose_split(rollouts)
+
+
+def test_a_protocol_refuses_a_band_that_it_does_not_know():
+    with pytest.raises(
+        EvaluationError, match="max_deviation, std, constant, none, found 'adaptive'"
+    ):
+        Protocol(modulation='adaptive')

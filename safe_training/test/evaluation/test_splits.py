@@ -25,7 +25,7 @@ def test_published_splits_come_out_in_order(case):
     ]
     split = split_tasks(
         [task for task, _ in pairs],
-        seed=case['seed'],
+        number=case['seed'],
         unseen_ratio=case['unseen_task_ratio'],
         seen_train_ratio=case['seen_train_ratio'],
     )
@@ -38,14 +38,14 @@ def test_published_splits_come_out_in_order(case):
 
 @pytest.mark.parametrize(('seed', 'unseen'), [(0, (3, 0, 5)), (1, (7, 8, 5)), (2, (6, 9, 8))])
 def test_unseen_tasks_of_the_published_seeds(seed, unseen):
-    assert split_tasks(list(range(10)) * 2, seed=seed).unseen_tasks == unseen
+    assert split_tasks(list(range(10)) * 2, number=seed).unseen_tasks == unseen
 
 
 def test_which_tasks_are_unseen_does_not_depend_on_the_order_of_the_rollouts():
     tasks = [7, 2, 9, 0, 4, 1, 8, 3, 6, 5] * 2
-    assert split_tasks(tasks, seed=0).unseen_tasks == (3, 0, 5)
+    assert split_tasks(tasks, number=0).unseen_tasks == (3, 0, 5)
     names = [f'task {task}' for task in tasks]
-    assert split_tasks(names, seed=0).unseen_tasks == ('task 3', 'task 0', 'task 5')
+    assert split_tasks(names, number=0).unseen_tasks == ('task 3', 'task 0', 'task 5')
 
 
 def global_generator_states():
@@ -55,19 +55,19 @@ def global_generator_states():
 
 def test_global_generators_are_neither_read_nor_moved():
     tasks = list(range(10)) * 5
-    expected = split_tasks(tasks, seed=3)
+    expected = split_tasks(tasks, number=3)
     np.random.random_sample(5)  # noqa: NPY002 - moves the global generator
     torch.rand(5)
     before = global_generator_states()
-    assert split_tasks(tasks, seed=3) == expected
+    assert split_tasks(tasks, number=3) == expected
     assert global_generator_states() == before
 
 
 def test_string_tasks_split_as_their_sorted_positions():
     numbers = [3, 1, 0, 2] * 6
     names = ['close', 'open', 'press', 'turn']
-    by_number = split_tasks(numbers, seed=5)
-    by_name = split_tasks([names[number] for number in numbers], seed=5)
+    by_number = split_tasks(numbers, number=5)
+    by_name = split_tasks([names[number] for number in numbers], number=5)
     assert by_name.train == by_number.train
     assert by_name.seen == by_number.seen
     assert by_name.unseen == by_number.unseen
@@ -84,7 +84,7 @@ def test_string_tasks_split_as_their_sorted_positions():
 def test_parts_divide_the_rollouts_and_the_tasks(tasks, seed, unseen_ratio, seen_train_ratio):
     try:
         split = split_tasks(
-            tasks, seed=seed, unseen_ratio=unseen_ratio, seen_train_ratio=seen_train_ratio
+            tasks, number=seed, unseen_ratio=unseen_ratio, seen_train_ratio=seen_train_ratio
         )
     except SplitError:
         return
@@ -102,7 +102,7 @@ def test_parts_divide_the_rollouts_and_the_tasks(tasks, seed, unseen_ratio, seen
 
 
 def test_numpy_labels_survive_json():
-    split = split_tasks(np.array([0, 1, 2, 0, 1, 2]), seed=0, seen_train_ratio=0.5)
+    split = split_tasks(np.array([0, 1, 2, 0, 1, 2]), number=0, seen_train_ratio=0.5)
     assert Split.from_dict(json.loads(json.dumps(split.to_dict()))) == split
 
 
@@ -118,22 +118,22 @@ def test_numpy_labels_survive_json():
         ([0, 0, 1, 1], {'seen_train_ratio': 0.0}, 'seen_train_ratio must lie'),
         ([0, 0, 'open', 'open'], {}, 'one kind'),
         ([0.5, 1.5], {}, 'integer or a string'),
-        ([0, 0, 1, 1], {'seed': -1}, 'seed must lie'),
+        ([0, 0, 1, 1], {'number': -1}, 'number of a split must lie'),
     ],
 )
 def test_what_cannot_be_split_is_refused(tasks, options, message):
     with pytest.raises(SplitError, match=message):
-        split_tasks(tasks, **{'seed': 0, **options})
+        split_tasks(tasks, **{'number': 0, **options})
 
 
 def test_one_task_alone_splits_without_unseen_tasks():
-    split = split_tasks(['pour'] * 10, seed=0, unseen_ratio=0)
+    split = split_tasks(['pour'] * 10, number=0, unseen_ratio=0)
     assert (len(split.train), len(split.seen), split.unseen) == (6, 4, ())
 
 
 def test_a_split_of_other_rollouts_is_noticed():
     tasks = [0, 1, 2, 3] * 5
-    split = split_tasks(tasks, seed=0)
+    split = split_tasks(tasks, number=0)
     with pytest.raises(SplitError, match='made of 20 rollouts, the set has 19'):
         split.check_against(tasks[:-1])
     index, other = split.train[0], split.unseen_tasks[0]
@@ -149,19 +149,19 @@ def test_a_split_of_other_rollouts_is_noticed():
         ({'train': [0, 99]}, 'exactly once'),
         ({'train': ['0']}, 'must hold integers'),
         ({'train': 3}, 'list of indices'),
-        ({'seed': 0.5}, 'must be an integer'),
+        ({'split': 0.5}, 'must be an integer'),
         ({'unseen_ratio': None}, 'must be a number'),
         ({'unseen_tasks': [0, 1, 2]}, 'listed twice'),
     ],
 )
 def test_a_damaged_saved_split_is_refused(change, message):
-    values = split_tasks([0, 1, 2] * 4, seed=0).to_dict()
+    values = split_tasks([0, 1, 2] * 4, number=0).to_dict()
     with pytest.raises(SplitError, match=message):
         Split.from_dict({**values, **change})
 
 
 def test_a_saved_split_without_a_field_is_refused():
-    values = split_tasks([0, 1, 2] * 4, seed=0).to_dict()
+    values = split_tasks([0, 1, 2] * 4, number=0).to_dict()
     for name in values:
         rest = {key: value for key, value in values.items() if key != name}
         with pytest.raises(SplitError, match=f"'{name}' is missing"):

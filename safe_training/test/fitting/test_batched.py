@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import safe_training  # noqa: F401
-from safe_monitor_node.detectors import DetectorError, SafeLstm, SafeMlp
+from safe_monitor_node.detectors import DetectorError
+from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
 from safe_training.fitting.batched import MEMORY, can_be_stacked, stacks, train_together
-from safe_training.fitting.data import stack_rollouts
+from safe_training.fitting.learned import TrainingData
 from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 12
@@ -52,7 +53,7 @@ def test_models_trained_together_end_as_each_would_alone(kind, bound):
     data = rollouts()
     params = [{'hidden': 7, 'epochs': 12, 'seed': 5, **bound, **free} for free in FREE]
     together = [kind(**p) for p in params]
-    assert train_together(together, stack_rollouts(data)) == [''] * len(params)
+    assert train_together(together, TrainingData.of(data)) == [''] * len(params)
     for detector, chosen in zip(together, params, strict=True):
         alone = kind(**chosen).fit(data)
         for name, array in alone.state().items():
@@ -67,8 +68,8 @@ def test_bfloat16_products_change_scores_by_rounding_only(kind):
     data = rollouts()
     params = {'hidden': 16, 'epochs': 30, 'learning_rate': 1e-2}
     exact, rounded = kind(**params), kind(**params)
-    train_together([exact], stack_rollouts(data))
-    train_together([rounded], stack_rollouts(data), precision='bfloat16')
+    train_together([exact], TrainingData.of(data))
+    train_together([rounded], TrainingData.of(data), precision='bfloat16')
     gap = [
         np.abs(a - b).max()
         for a, b in zip(exact.score_all(data), rounded.score_all(data), strict=True)
@@ -80,7 +81,7 @@ def test_a_model_that_diverges_leaves_the_others_alone():
     data = rollouts()
     good = SafeLstm(hidden=5, epochs=6)
     bad = SafeLstm(hidden=5, epochs=6, optimizer='sgd', learning_rate=1e30, lambda_reg=1e5)
-    reasons = train_together([good, bad], stack_rollouts(data))
+    reasons = train_together([good, bad], TrainingData.of(data))
     assert reasons[0] == '' and 'diverged in epoch' in reasons[1]
     assert not bad.fitted
     with pytest.raises(DetectorError, match='training loss became'):
@@ -90,7 +91,7 @@ def test_a_model_that_diverges_leaves_the_others_alone():
 
 
 def test_models_are_grouped_by_what_they_must_share_and_by_memory():
-    data = stack_rollouts(rollouts())
+    data = TrainingData.of(rollouts())
     detectors = [
         SafeMlp(learning_rate=1e-3),
         SafeLstm(),

@@ -141,7 +141,7 @@ def test_golden_rnd_scores():
 def test_golden_rnd_errors_of_each_imitator():
     detector = golden_rnd(reference_compatible=True)
     for outcome, name in (('success', 'err_succ'), ('failure', 'err_fail')):
-        errors = detector.strangeness(outcome, RND_INPUTS)
+        errors = detector.nonconformity(outcome, RND_INPUTS)
         close(errors.reshape(3, 4), GOLDEN[f'rnd/out/{name}'])
 
 
@@ -149,7 +149,7 @@ def test_golden_rnd_loss_counts_padded_steps_as_zeros_and_ours_leaves_them_out()
     detector = golden_rnd(reference_compatible=True)
     valid, failed = golden('rnd/in/valid_masks') > 0, golden('rnd/in/success_labels') == 0
     of_step = failed[:, None].expand(valid.shape)
-    errors = [detector.strangeness(o, RND_INPUTS).reshape(3, 4) for o in ('success', 'failure')]
+    errors = [detector.nonconformity(o, RND_INPUTS).reshape(3, 4) for o in ('success', 'failure')]
     ours, published = 0.0, 0.0
     for error, members, name in zip(
         errors, (~of_step, of_step), ('success_loss', 'fail_loss'), strict=True
@@ -197,8 +197,8 @@ def test_padding_of_the_features_neither_scores_nor_trains():
     x = detector.sequence(features)
     latent = x + detector.networks_['success'](x, torch.zeros(4))
     expected = latent.square()[:, real].sum(dim=1) / 6
-    close(detector.strangeness('success', (features,)), expected.detach().numpy())
-    assert (published.strangeness('success', (features,)) > 6 * expected).all()
+    close(detector.nonconformity('success', (features,)), expected.detach().numpy())
+    assert (published.nonconformity('success', (features,)) > 6 * expected).all()
 
     generator = torch.Generator().manual_seed(0)
     noise, time = torch.randn(x.shape, generator=generator), torch.rand(4, generator=generator)
@@ -216,9 +216,9 @@ def test_padding_of_a_chunk_does_not_score():
     difference = networks['success'](x, time, features) - networks['target'](x, time, features)
     distances = torch.linalg.vector_norm(difference + 1e-6, dim=-1)
     close(
-        detector.strangeness('success', RND_INPUTS), distances[:, :3].mean(dim=1).detach().numpy()
+        detector.nonconformity('success', RND_INPUTS), distances[:, :3].mean(dim=1).detach().numpy()
     )
-    close(published.strangeness('success', RND_INPUTS), distances.mean(dim=1).detach().numpy())
+    close(published.nonconformity('success', RND_INPUTS), distances.mean(dim=1).detach().numpy())
 
 
 def make_rollouts(count=8, dim=6, horizon=5, seed=0):

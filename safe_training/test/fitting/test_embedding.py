@@ -12,9 +12,10 @@ from sklearn.metrics import roc_auc_score
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.neighbours import _CosineNeighbours, _Neighbours
-from safe_training.evaluation.evaluate import report_parts
-from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
+from safe_training.evaluation.evaluate import fit_and_judge
 from safe_training.evaluation.protocol import Protocol, choose_split
+from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'embed.npz')
@@ -274,9 +275,11 @@ def test_steps_of_the_same_episode_are_no_neighbours_either():
 def test_evaluation_reports_the_training_part_of_noise_as_noise():
     rollouts = rollouts_from(np.random.default_rng(7), 120, 16)
     detector = make_detector('euclidean_knn', neighbours=1)
-    protocol = Protocol()
-    fitted = fit_and_calibrate(detector, rollouts, choose_split(rollouts, protocol, 0), protocol)
-    train = report_parts(fitted, rollouts, protocol.alpha)['train']
+    split = choose_split(rollouts)
+    judged = fit_and_judge(
+        detector, Rollouts(rollouts, FeatureSpec('features', 16)), split, Protocol()
+    )
+    train = judged.report()['train']
     assert train.ranking['max_score_until_min_length'].pooled.roc_auc < 0.8
 
 
@@ -342,7 +345,7 @@ def test_impossible_parameters_are_refused(name, params, message):
 
 @pytest.mark.parametrize('ridge', [0, -1.0, float('inf'), 'a'])
 def test_an_impossible_ridge_is_refused(ridge):
-    with pytest.raises(DetectorError, match='ridge must be above 0'):
+    with pytest.raises(DetectorError, match='ridge must be a number above 0'):
         make_detector('mahalanobis', ridge=ridge).fit(TRAIN)
 
 
@@ -379,11 +382,11 @@ def test_arrays_with_nan_or_of_another_kind_are_refused(name):
             with pytest.raises(DetectorError, match='NaN'):
                 make_detector(name, **params).load_state({**state, key: broken}, 8)
         other = np.float32 if array.dtype == np.float64 else np.float64
-        with pytest.raises(DetectorError, match=f'{key}.*should be'):
+        with pytest.raises(DetectorError, match=f'{key}.*expected {array.dtype} .*found'):
             make_detector(name, **params).load_state({**state, key: array.astype(other)}, 8)
-    with pytest.raises(DetectorError, match='unexpected'):
+    with pytest.raises(DetectorError, match=r'failure\..*expected no such array'):
         make_detector(name, success_only=True, **params).load_state(state, 8)
-    with pytest.raises(DetectorError, match='should have shape'):
+    with pytest.raises(DetectorError, match=r'expected .*of shape \(.*9.*found .*of shape \(.*8'):
         make_detector(name, **params).load_state(state, 9)
 
 

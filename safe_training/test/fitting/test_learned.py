@@ -2,21 +2,21 @@
 """Fitting the learned detectors: they learn, they stop where they should, and they say when not."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 from safe_monitor_node.detectors import DetectorError, make_detector
-from safe_monitor_node.detectors.networks import pad_steps
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split
-from safe_training.fitting.data import stack_rollouts
-from safe_training.fitting.density import training_inputs
-from safe_training.fitting.learned import batch_loss, scale_weights, training_epochs
+from safe_training.fitting.learned import (
+    TrainingData,
+    batch_loss,
+    scale_weights,
+    training_epochs,
+)
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 WIDTH = 6
 LEARNED = ('safe_mlp', 'safe_lstm')
 TINY = {'hidden': 8, 'epochs': 5}
@@ -107,7 +107,9 @@ def test_the_training_loss_falls(name):
 
 
 def test_class_weights_balance_the_classes():
-    data = stack_rollouts([r for r in make_rollouts(20) if not r.failed][:9] + make_rollouts(2)[1:])
+    data = TrainingData.of(
+        [r for r in make_rollouts(20) if not r.failed][:9] + make_rollouts(2)[1:]
+    )
     weights = data.weights(make_detector('safe_mlp', lambda_fail=2.0))
     assert weights.fail == pytest.approx(2.0 * 10 / (1 + 1))
     assert weights.success == pytest.approx(10 / (9 + 1))
@@ -152,7 +154,7 @@ def test_early_stopping_takes_the_weights_of_the_best_epoch(name):
     assert_same_weights(stopped, best)
     losses = []
     for detector in (best, make_detector(name, epochs=epochs, **params).fit(train)):
-        data = stack_rollouts(validation)
+        data = TrainingData.of(validation)
         losses.append(batch_loss(detector, detector.network_, data, data.weights(detector)))
     assert losses[0] < losses[1]
 
@@ -170,7 +172,7 @@ def test_without_validation_the_last_epoch_is_taken(name):
     train = make_rollouts()
     detector = make_detector(name, **TINY)
     assert fit_counting(detector, train) == 5
-    data = stack_rollouts(train)
+    data = TrainingData.of(train)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = detector.build(WIDTH)
@@ -214,7 +216,7 @@ def test_validation_rollouts_that_do_not_do_are_refused(name, validation, messag
 
 def epochs_of(**params):
     detector = make_detector('safe_mlp', **{**TINY, **params})
-    data = stack_rollouts(make_rollouts())
+    data = TrainingData.of(make_rollouts())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = detector.build(WIDTH)
@@ -272,33 +274,7 @@ def test_the_scale_of_the_first_weights_leaves_the_biases():
         torch.testing.assert_close(scaled[name], factor * parameter)
 
 
-def test_rollouts_of_any_float_dtype_are_read_as_float32_without_padding():
-    rollouts = make_rollouts(5)
-    rollouts[1] = dataclasses.replace(rollouts[1], features=rollouts[1].features.astype(np.float64))
-    data = stack_rollouts(rollouts)
-    assert data.flat.dtype == torch.float32
-    assert data.flat.shape == (sum(map(len, rollouts)), WIDTH)
-    assert data.lengths.tolist() == [len(r) for r in rollouts]
-    assert data.failed.tolist() == [0.0, 1.0, 0.0, 1.0, 0.0]
-    np.testing.assert_array_equal(data.valid().sum(dim=1), data.lengths)
-    taken = data.take(torch.tensor([3, 0]))
-    assert taken.lengths.tolist() == [len(rollouts[3]), len(rollouts[0])]
-    np.testing.assert_array_equal(
-        taken.flat, np.concatenate([rollouts[3].features, rollouts[0].features])
-    )
-
-
 # --- and when they do not learn
-
-
-@pytest.mark.parametrize('empty', [slice(None), slice(3, 4)], ids=['all', 'one'])
-def test_rollouts_without_features_are_refused_with_what_to_do(empty):
-    rollouts = make_rollouts(5)
-    rollouts[empty] = [dataclasses.replace(r, features=r.features[:, :0]) for r in rollouts[empty]]
-    first = rollouts[empty][0].episode_id
-    with pytest.raises(DetectorError, match=r'no features \(signals only\).*--feature') as error:
-        stack_rollouts(rollouts)
-    assert repr(first) in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -389,35 +365,10 @@ def test_rollouts_that_their_source_sets_aside_are_the_unseen_part_and_nothing_e
         )
         for index in range(60)
     ]
-    split = choose_split(rollouts, Protocol(), seed=0)
+    split = choose_split(rollouts, 0, Protocol())
     assert set(split.unseen) == {i for i, r in enumerate(rollouts) if r.unseen}
     assert split.unseen_tasks == ('task2', 'task5')
     assert not {rollouts[i].task for i in split.train + split.seen} & {'task2', 'task5'}
     split.check_against([r.task for r in rollouts])
     with pytest.raises(EvaluationError, match='nothing to fit on'):
-        choose_split([r for r in rollouts if r.unseen], Protocol(), seed=0)
-
-
-def test_rollouts_of_unequal_length_are_padded_as_published():
-    arrays = np.load(GOLDEN / 'padding.npz')
-    rollouts = [
-        Rollout(
-            arrays[f'pad/in/hidden{k}'].astype(np.float32),
-            task='t',
-            success=bool(arrays['pad/out/success'][k]),
-            episode_index=k,
-            actions=arrays[f'pad/in/action{k}'].astype(np.float32)[:, None, None],
-        )
-        for k in range(3)
-    ]
-    data = stack_rollouts(rollouts)
-    padded = pad_steps(data.flat, data.lengths)
-    np.testing.assert_allclose(padded, arrays['pad/out/features'], rtol=1e-6, atol=1e-6)
-    np.testing.assert_array_equal(data.valid(), arrays['pad/out/valid_masks'])
-    np.testing.assert_array_equal(1 - data.failed, arrays['pad/out/success'])
-    # The published code pads actions wrongly; these are what it means to give to RND.
-    _, chunks = training_inputs(make_detector('rnd'), rollouts)
-    padded = pad_steps(chunks.flatten(1), data.lengths)
-    wanted = arrays['pad/out/action_vectors_intended']
-    np.testing.assert_allclose(padded, wanted, rtol=1e-6, atol=1e-6)
-    assert not np.allclose(wanted, arrays['pad/out/action_vectors_reference_buggy'])
+        choose_split([r for r in rollouts if r.unseen], 0, Protocol())

@@ -11,8 +11,7 @@ import torch
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.detectors.networks import stop_gradient_cumsum
 from safe_training.fitting import losses
-from safe_training.fitting.data import TrainingData
-from safe_training.fitting.learned import batch_loss, training_epochs
+from safe_training.fitting.learned import TrainingData, batch_loss, training_epochs
 
 FOLDER = Path(__file__).parents[3] / 'test' / 'golden'
 LOSSES, MLP, LSTM, TRAINING = (

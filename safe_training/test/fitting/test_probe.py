@@ -19,6 +19,8 @@ from safe_training.fitting.probe_regression import (
     within_task_auc,
 )
 from safe_training.metrics.ranking import rank
+from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 12
@@ -284,7 +286,7 @@ def test_a_missing_or_broken_signal_is_refused_live_and_forgotten():
         ({'inputs': 'pixels'}, 'inputs must be one of'),
         ({'method': 'magic'}, 'method must be one of'),
         ({'components': 0}, 'components must be'),
-        ({'l2': 0.0}, 'l2 must be positive'),
+        ({'l2': 0.0}, 'l2 must be a number above 0'),
         ({'smoothing': 1.0}, r'smoothing must lie in \[0, 1\)'),
         ({'signals': 'chunk_mse'}, 'signals must be a list'),
         ({'signals': ['speed']}, "'task_0/0'.*'speed', it has chunk_mse, height"),
@@ -331,11 +333,12 @@ def test_leaving_a_task_out_needs_another_one_with_both_outcomes():
 
 
 def test_a_band_is_calibrated_on_successes_scored_without_their_task():
-    rollouts = make_rollouts(in_features=3.0, tasks=6, each=20)
+    made = make_rollouts(in_features=3.0, tasks=6, each=20)
+    rollouts = Rollouts(made, FeatureSpec('features', WIDTH))
     bands = {}
     for calibration in ('heldout', 'loto'):
         protocol = Protocol(calibrate_on=calibration)
-        split = choose_split(rollouts, protocol, 0)
+        split = choose_split(rollouts, 0, protocol)
         fitted = fit_and_calibrate(make_detector('linear_probe'), rollouts, split, protocol)
         bands[calibration] = fitted.band
         assert fitted.band.provenance['scores'] == calibration

@@ -294,16 +294,16 @@ def test_samples_are_preferred_to_a_recorded_quantity():
 @pytest.mark.parametrize(
     ('name', 'params', 'message'),
     [
-        ('action_general_var', {'floor': 0.0}, 'floor must be positive'),
-        ('action_cluster_entropy', {'threshold': -1.0}, 'threshold must not be negative'),
+        ('action_general_var', {'floor': 0.0}, 'floor must be a number above 0'),
+        ('action_cluster_entropy', {'threshold': -1.0}, 'threshold must be a number of at least 0'),
         ('action_gripper_var', {'dimensions': []}, 'list of action dimensions'),
         (
             'action_gripper_var',
             {'dimensions': [6], 'reference_compatible': True},
             'leave out dimensions or reference_compatible',
         ),
-        ('stac', {'beta': 0.0}, 'beta must be positive'),
-        ('stac_single', {'exec_horizon': 0}, 'exec_horizon must be at least 1'),
+        ('stac', {'beta': 0.0}, 'beta must be a number above 0'),
+        ('stac_single', {'exec_horizon': 0}, 'exec_horizon must be an integer of at least 1'),
         ('signal', {'accumulate': 'median'}, 'accumulate must be one of'),
     ],
 )

@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from sklearn.metrics import (
     auc,
     average_precision_score,
+    brier_score_loss,
+    f1_score,
     precision_recall_curve,
     roc_auc_score,
 )
@@ -26,9 +28,11 @@ from safe_training.metrics.alarms import (
     alarm_report,
     alarm_report_until_min_length,
     classification_report,
+    f1_of_failures,
 )
 from safe_training.metrics.bootstrap import bootstrap_auc_interval, bootstrap_interval
 from safe_training.metrics.lead_time import lead_times
+from safe_training.metrics.operating_curves import operating_curve
 from safe_training.metrics.ranking import (
     rank,
     rank_by_task,
@@ -36,7 +40,9 @@ from safe_training.metrics.ranking import (
     rankings_at_quantiles,
     running_rankings,
 )
+from safe_training.metrics.reliability import reliability
 from safe_training.metrics.scored import (
+    OUTCOMES,
     MetricError,
     ScoredRollout,
     Task,
@@ -485,17 +491,31 @@ def test_the_size_of_the_chunks_does_not_matter(monkeypatch):
     assert bootstrap_auc_interval(values, failed, generator=np.random.default_rng(0)) == whole
 
 
+@given(seed=st.integers(0, 10**6), size=st.integers(1, 20))
+def test_f1_and_brier_score_are_those_of_scikit_learn(seed, size):
+    generator = np.random.default_rng(seed)
+    failed, found = generator.random(size) < 0.5, generator.random(size) < 0.5
+    values = generator.random(size)
+    brier = brier_score_loss(failed, values, pos_label=True)
+    assert reliability(values, failed).brier == pytest.approx(brier, rel=1e-14)
+    f1 = f1_of_failures(failed, found)
+    if failed.any():
+        assert f1 == f1_score(failed, found, zero_division=0.0)
+    else:
+        assert np.isnan(f1)
+
+
 # --- what is refused ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ('scores', 'failed', 'message'),
     [
-        ([], True, r'shape \(T,\)'),
+        ([], True, r"task 'pour': expected scores of shape \(T,\) with T >= 1, found \(0,\)"),
         ([[0.1]], True, r'shape \(T,\)'),
-        ([0.1, np.nan], True, "task 'pour' at step 1 is nan"),
-        ([np.inf], True, 'at step 0 is inf'),
-        ([0.1], None, 'is None; leave out rollouts without a label'),
+        ([0.1, np.nan], True, "task 'pour', step 1: expected a finite score, found nan"),
+        ([np.inf], True, 'step 0: expected a finite score, found inf'),
+        ([0.1], 'yes', "expected failed to be True, False or None .no label., found 'yes'"),
     ],
 )
 def test_a_rollout_that_cannot_be_evaluated_is_refused(scores, failed, message):
@@ -503,12 +523,56 @@ def test_a_rollout_that_cannot_be_evaluated_is_refused(scores, failed, message):
         ScoredRollout(scores, failed, 'pour')
 
 
+@pytest.mark.parametrize(
+    'measure',
+    [
+        lambda scored: rankings(scored, {'pour': 2}),
+        lambda scored: rankings_at_quantiles(scored, {'pour': 2}),
+        running_rankings,
+        lambda scored: alarm_report(scored, [None, None]),
+        lambda scored: lead_times(scored, [None, None], [None, None]),
+        operating_curve,
+    ],
+)
+def test_no_number_is_of_a_rollout_without_a_label(measure):
+    scored = [ScoredRollout([0.1, 0.2], True, 'pour'), ScoredRollout([0.1, 0.2], None, 'pour')]
+    with pytest.raises(MetricError, match=r"task 'pour': expected a label .*, found none; label"):
+        measure(scored)
+
+
+@pytest.mark.parametrize(
+    ('failed', 'alarm', 'outcome'),
+    [
+        (True, None, 'miss'),
+        (False, 1, 'false alarm'),
+        (True, 1, 'detection'),
+        (False, None, 'quiet'),
+        (None, 1, 'unlabelled'),
+        (None, None, 'unlabelled'),
+    ],
+)
+def test_the_outcome_is_of_label_and_alarm(failed, alarm, outcome):
+    scored = ScoredRollout([0.1, 0.2], failed, 'pour', alarm_step=alarm)
+    assert scored.outcome == outcome
+    assert outcome in (*OUTCOMES, 'unlabelled')
+
+
+def test_what_was_not_judged_or_not_kept_is_refused_by_name():
+    scored = ScoredRollout([0.1], True, 'pour', episode_id='pour/3')
+    with pytest.raises(MetricError, match="episode 'pour/3': expected a threshold"):
+        _ = scored.required_threshold
+    with pytest.raises(MetricError, match="episode 'pour/3': expected the rollout"):
+        _ = scored.required_rollout
+
+
 def test_what_does_not_fit_together_is_refused():
     scored = [ScoredRollout([0.1, 0.2], True, 'a')]
     generator = np.random.default_rng(0)
-    with pytest.raises(MetricError, match="no earliest stop for task 'a'"):
+    with pytest.raises(MetricError, match="no shortest length for task 'a'"):
         max_scores_until_min_length(scored, {'b': 1})
-    with pytest.raises(MetricError, match="stop of task 'a' is 3, but a rollout of it has 2"):
+    with pytest.raises(
+        MetricError, match="shortest length of task 'a' is 3, but a rollout of task 'a' has"
+    ):
         max_scores_until_min_length(scored, {'a': 3})
     with pytest.raises(MetricError, match='quantile'):
         scores_at_quantile(scored, {'a': 2}, 1.5)
@@ -596,7 +660,7 @@ def test_classification_with_one_class_and_at_the_threshold():
         assert math.isnan(getattr(report, name)), name
     nothing_found = classification_report([0.1, 0.2], [True, False], 0.5)
     assert (nothing_found.tpr, nothing_found.f1) == (0.0, 0.0)
-    with pytest.raises(MetricError, match='threshold is NaN'):
+    with pytest.raises(MetricError, match='expected a threshold, found NaN'):
         classification_report([0.1], [True], np.nan)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from published_curve import published_operating_curve
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.alarms import alarm_report
@@ -13,7 +14,6 @@ from safe_training.metrics.operating_curves import (
     alpha_curve,
     default_thresholds,
     operating_curve,
-    published_operating_curve,
 )
 from safe_training.metrics.scored import MetricError, ScoredRollout
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from report_pages import ALPHA, HORIZON, judged
+from report_pages import ALPHA, HORIZON, judged, judged_set
 
 from safe_monitor_node.bands.band import Band
-from safe_training.evaluation.judge import Judged
 from safe_training.metrics.lead_time import LeadTimes
-from safe_training.reporting.figures.catalogue import figures_of
+from safe_training.metrics.scored import ScoredRollout
+from safe_training.reporting.figures.catalogue import FIGURES, FigureData, figures_of
 from safe_training.reporting.figures.detections import lead_times
 from safe_training.reporting.figures.feature_map import project
 from safe_training.reporting.figures.score_curves import band_range
@@ -24,8 +24,9 @@ from safe_training.reporting.figures.style import BAND, FigureError
 ONE_BAND = Band(np.array([ALPHA]), np.full((1, HORIZON), 0.5), 'functional_constant', 30)
 
 
-def drawn(entries: list[Judged]) -> dict[str, Figure]:
-    return {name: figure for name, _, figure in figures_of(entries, ONE_BAND, 'title', ())}
+def drawn(entries: list[ScoredRollout]) -> dict[str, Figure]:
+    data = FigureData(judged_set(entries, ONE_BAND), 'title', ())
+    return {d.name: d.figure for d in figures_of(data)}
 
 
 def words(figure: Figure) -> str:
@@ -137,3 +138,22 @@ def test_the_conformal_figure_has_a_panel_for_each_part_and_no_empty_one(count):
     ]
     figure = drawn(entries)['conformal']
     assert sum(axis.get_visible() for axis in figure.axes) == count + 1
+
+
+def test_every_entry_of_the_catalogue_is_drawn_if_there_are_data_for_it():
+    rising = np.linspace(0, 1, 4)
+    entries = [
+        judged(f'{part}{k}', rising, failed=bool(k), part=part, failure_step=2 if k else None)
+        for part in ('seen', 'unseen')
+        for k in range(2)
+    ]
+    data = FigureData(judged_set(entries, ONE_BAND, 'safe_lstm'), 'title')
+    names = [figure.name for figure in figures_of(data)]
+    assert len(set(names)) == len(names)
+    for entry in FIGURES:
+        variants = [v for v in entry.variants(data) if v]
+        assert ({f'{entry.name}_{v}' for v in variants} or {entry.name}) <= set(names)
+    assert {'reliability_seen', 'reliability_unseen', 'features_pca'} <= set(names)
+    titles = {figure.name: figure.title for figure in figures_of(data)}
+    assert 'part unseen fail' in titles['reliability_unseen']
+    assert '(PCA)' in titles['features_pca']

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 
 from safe_training.cli.main import main
-from safe_training.reporting.tables.aggregated import judged_by, paper_table, robust_tables
+from safe_training.reporting.tables.aggregated import paper_table, results_by_kind, robust_tables
 from safe_training.reporting.tables.csv import to_csv
 from safe_training.reporting.tables.entries import (
-    GROUPS,
     HEADLINE,
     MACRO,
     TableError,
@@ -22,7 +21,9 @@ from safe_training.reporting.tables.entries import (
     paper_entries,
     paper_entry,
     robust_entry,
+    rows_of,
 )
+from safe_training.reporting.tables.exact import exact_table
 from safe_training.reporting.tables.latex import to_latex
 from safe_training.reporting.tables.markdown import to_markdown
 from safe_training.sweep.results import Result, canonical, write_results
@@ -239,7 +240,9 @@ def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold()
 def test_every_registered_detector_has_its_row():
     from safe_monitor_node.detectors import DETECTORS
 
-    assert {name for methods in GROUPS.values() for name in methods} == set(DETECTORS)
+    rows = {detector: (group, title) for group, detector, title in rows_of(set(DETECTORS))}
+    assert set(rows) == set(DETECTORS)
+    assert rows['safe_lstm'] == ('SAFE', 'SAFE-LSTM')
 
 
 def test_a_detector_of_someone_else_has_a_row_too():
@@ -256,7 +259,7 @@ def test_robust_table_shows_interval_clock_and_promise():
     }
     results = runs('safe_mlp', [0.7] * 4, [0.5, 0.6, 0.7, 0.8])
     results = [
-        Result(r.benchmark, r.protocol, r.detector, r.params, r.feature, r.seed, r.part,
+        Result(r.benchmark, r.protocol, r.detector, r.params, r.feature, r.split, r.part,
                {**r.values, **values})
         for r in results
     ]  # fmt: skip
@@ -325,17 +328,17 @@ def test_leaving_one_task_out_has_a_table_of_its_own_that_random_splits_are_not_
     ]
     robust, folds = robust_tables(results)
     assert robust.title == 'toy, 2 task splits, unseen tasks'
-    assert robust.rows[0].cells[0].text == '20.0'
+    assert robust.rows[0].cells[1].text == '20.0'
     assert folds.title == 'toy, leave one task out, 4 folds, the unseen task of each'
-    headings = [column.heading for column in folds.columns]
+    headings = [column.title for column in folds.columns[1:]]
     assert headings[0] == 'macro AUC' and headings[-2:] == ['folds', 'of']
     assert 'AUC' not in headings, 'there is nothing to pool'
-    cells = folds.rows[0].cells
+    cells = folds.rows[0].cells[1:]
     assert (cells[0].text, cells[0].spread) == ('60.0', '10.0'), 'chosen on each fold by seen tasks'
     assert [cell.text for cell in cells[-2:]] == ['3/4', '2']
     assert 'Each task is unseen once' in folds.notes[0]
     assert 'only 3 of 4 folds have the number for safe_mlp, clock' in folds.notes[-1]
-    assert {kind: len(there) for kind, there in judged_by(results).items()} == {
+    assert {kind: len(there) for kind, there in results_by_kind(results).items()} == {
         'robust': 4,
         'loto': 24,
     }
@@ -358,8 +361,8 @@ def test_subsets_share_a_column_averaged_within_each_split_before_it_is_summaris
         *paper_runs('other', 'safe_mlp', [0.5] * 3, [0.5] * 3),
     ]
     table = paper_table(results)
-    assert [c.over for c in table.columns] == ['other'] * 3 + ['simpler'] * 3
-    cells = table.rows[0].cells[3:]
+    assert [c.over for c in table.columns[1:]] == ['other'] * 3 + ['simpler'] * 3
+    cells = table.rows[0].cells[4:]
     # Unseen means of the splits: 0.7, 0.6, 0.8. On fractal alone a = 2 is best, on both a = 1.
     assert [(c.text, c.spread) for c in cells] == [('70.00', '0.00'), ('70.00', '10.00'), ('2', '')]
     assert any('simpler: mean over its subsets bridge, fractal' in note for note in table.notes)
@@ -430,13 +433,13 @@ def test_names_cannot_break_a_format():
     assert 'a|b\\_\\{\\%\\} \\# \\textless{}script\\textgreater{}' in latex
     body = [x for x in latex.splitlines() if ' & ' in x and '\\multicolumn' not in x]
     assert {line.count(' & ') for line in body} == {4}
-    rows = list(csv.reader(io.StringIO(to_csv(entries(results, paper_entry)))))
+    rows = list(csv.reader(io.StringIO(to_csv(exact_table(entries(results, paper_entry))))))
     assert rows[1][0] == 'a|b_{%}\n# <script>'
 
 
 def test_csv_holds_exact_numbers():
     results = runs('safe_mlp', [0.7, 0.8], [1 / 3, 2 / 3], params={'a': 1})
-    row = next(csv.DictReader(io.StringIO(to_csv(entries(results, robust_entry)))))
+    row = next(csv.DictReader(io.StringIO(to_csv(exact_table(entries(results, robust_entry))))))
     assert row['group'] == 'SAFE' and row['chosen'] == '{"a": 1} f[mean]'
     assert float(row[f'unseen/{MACRO}:mean']) == pytest.approx(0.5, abs=1e-15)
     assert row[f'unseen/{MACRO}:splits'] == '2'

@@ -13,8 +13,8 @@ import pytest
 from safe_training.sweep.results import Result, ResultsError, canonical, read_results, write_results
 
 
-def result(seed=0, part='seen', detector='clock', params='{}', **values):
-    return Result('toy', 'robust', detector, params, 'f[mean]', seed, part, values)
+def result(split=0, part='seen', detector='clock', params='{}', **values):
+    return Result('toy', 'robust', detector, params, 'f[mean]', split, part, values)
 
 
 def test_what_is_written_is_read_back(tmp_path):
@@ -29,7 +29,7 @@ def test_what_is_written_is_read_back(tmp_path):
     assert math.isnan(read[1].values['roc_auc']), 'lacking in its row'
     assert read[1].values['other'] == -math.inf
     schema = pyarrow.parquet.read_schema(tmp_path / 'b.parquet')
-    assert schema.field('seed').type == pyarrow.int64()
+    assert schema.field('split').type == pyarrow.int64()
     assert schema.field('roc_auc').type == pyarrow.float64()
 
 
@@ -44,10 +44,10 @@ def test_a_benchmark_may_be_of_a_subset_of_tasks(tmp_path):
 
 
 def test_several_folders_are_read_together(tmp_path):
-    for seed in (0, 1):
-        (tmp_path / str(seed)).mkdir()
-        write_results(tmp_path / str(seed) / 'x.parquet', [result(seed)])
-    assert [r.seed for r in read_results(tmp_path / '0', tmp_path / '1')] == [0, 1]
+    for split in (0, 1):
+        (tmp_path / str(split)).mkdir()
+        write_results(tmp_path / str(split) / 'x.parquet', [result(split)])
+    assert [r.split for r in read_results(tmp_path / '0', tmp_path / '1')] == [0, 1]
 
 
 def test_work_that_gave_nothing_is_a_file_without_rows(tmp_path):
@@ -61,6 +61,36 @@ def test_parameters_are_equal_where_their_text_is():
     for value in (object(), math.nan, {1, 2}):
         with pytest.raises(ResultsError, match='parameters must be'):
             canonical({'a': value})
+
+
+def test_results_of_version_0_1_have_the_names_of_today(tmp_path):
+    write_results(
+        tmp_path / 'x.parquet',
+        [
+            result(
+                3,
+                roc_auc_by_earliest_stop=0.1,
+                clock_macro_average_precision_at_earliest_stop=0.2,
+                macro_roc_auc_by_end=0.3,
+                false_alarm_rate_by_earliest_stop=0.4,
+                brier_at_earliest_stop=0.5,
+                roc_auc_at_25_percent=0.6,
+            )
+        ],
+    )
+    table = pyarrow.parquet.read_table(tmp_path / 'x.parquet')
+    names = ['seed' if name == 'split' else name for name in table.column_names]
+    pyarrow.parquet.write_table(table.rename_columns(names), tmp_path / 'x.parquet')
+    [read] = read_results(tmp_path)
+    assert read.split == 3
+    assert read.values == {
+        'roc_auc_max_score_until_min_length': 0.1,
+        'clock_macro_average_precision_score_at_min_length': 0.2,
+        'macro_roc_auc_max_score': 0.3,
+        'false_alarm_rate_until_min_length': 0.4,
+        'brier_score_at_min_length': 0.5,
+        'roc_auc_at_25_percent': 0.6,
+    }
 
 
 def test_the_same_split_is_never_counted_twice(tmp_path):
@@ -83,14 +113,14 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='disk full'):
         write_results(path, [result(1)])
     assert [p.name for p in tmp_path.iterdir()] == ['x.parquet']
-    assert read_results(tmp_path)[0].seed == 0
+    assert read_results(tmp_path)[0].split == 0
 
 
 @pytest.mark.parametrize(
     ('bad', 'message'),
     [
         (result(part='test'), 'part must be one of'),
-        (result(seed=1.5), 'seed must be of type int'),
+        (result(split=1.5), 'split must be of type int'),
         (result(params='[]'), 'must be a JSON object'),
         (result(params='{'), 'must be a JSON object'),
         (result(detector=None), 'detector must be of type str'),
@@ -127,8 +157,8 @@ def edited(path, **columns):
         (lambda p: p.write_bytes(p.read_bytes()[:-20]), 'expected a Parquet file'),
         (lambda p: p.write_bytes(p.read_bytes()[:30] + p.read_bytes()[60:]), 'expected a Parquet'),
         (lambda p: edited(p, params=None), 'without params'),
-        (lambda p: edited(p, seed=[0.5]), "column 'seed' must hold int64"),
-        (lambda p: edited(p, seed=pyarrow.array([None], pyarrow.int64())), 'empty cells'),
+        (lambda p: edited(p, split=[0.5]), "column 'split' must hold int64"),
+        (lambda p: edited(p, split=pyarrow.array([None], pyarrow.int64())), 'empty cells'),
         (lambda p: edited(p, roc_auc=['high']), "column 'roc_auc' must hold numbers"),
         (lambda p: edited(p, part=['val']), 'part must be one of'),
         (lambda p: edited(p, params=['[' * 100_000]), 'must be a JSON object'),

@@ -15,14 +15,15 @@ import pytest
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.cli.main import main
-from safe_training.evaluation.evaluate import evaluate_splits
+from safe_training.evaluation.evaluate import evaluate
 from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.protocol import Protocol, choose_split, choose_splits, numbered_tasks
 from safe_training.recordings.readers.open_pi_zero import TASKS as SIMPLER_TASKS
+from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep import run as sweep_module
 from safe_training.sweep.grid import Family, Subset, SweepError, Variant, read_grid, shipped_grids
-from safe_training.sweep.plan import Unit, plan, seeds_of, tasks_of_subsets
+from safe_training.sweep.plan import Unit, plan, planned_splits, tasks_of_subsets
 from safe_training.sweep.results import read_results
 from vla_feature_bridge.rollout import Rollout
 
@@ -30,7 +31,7 @@ DATA = Path(__file__).parents[3] / 'test' / 'data'
 SET = DATA / 'miniature_flow.npz'
 GRID = """
 benchmark: flow
-seeds: [0, 1]
+splits: [0, 1]
 detectors:
   - name: safe_lstm
     fixed: {epochs: 3, hidden: 8}
@@ -63,9 +64,9 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     assert said['units_run'] == 8 and said['units_kept'] == 0
     assert len(said['left_out']) == 2 and 'token' in said['left_out'][0]
     found = {
-        (r.detector, r.params, r.seed, r.part): r.values for r in read_results(tmp_path / 'out')
+        (r.detector, r.params, r.split, r.part): r.values for r in read_results(tmp_path / 'out')
     }
-    rollouts = labelled(load_rollouts(SET)[0])
+    rollouts = labelled(load_rollouts(SET))
     alone = [
         ('safe_lstm', {'epochs': 3, 'hidden': 8, 'learning_rate': rate, 'lambda_reg': reg})
         for rate in (1e-3, 1e-2)
@@ -77,8 +78,8 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     splits = choose_splits(rollouts, Protocol(), [0, 1])
     for name, params in alone:
         text = json.dumps(params, sort_keys=True)
-        for row in evaluate_splits([name], rollouts, Protocol(), splits, {name: params}):
-            values = found[name, text, row.seed, row.part]
+        for row in evaluate([name], rollouts, splits, params={name: params}):
+            values = found[name, text, row.split, row.part]
             for metric, value in row.values.items():
                 if metric != 'fit_seconds':
                     same = math.isclose(values[metric], value, abs_tol=2e-3)
@@ -108,7 +109,7 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys,
 
     def numbers(folder):
         return [
-            (r.detector, r.params, r.seed, r.part, r.values['roc_auc_max_score'])
+            (r.detector, r.params, r.split, r.part, r.values['roc_auc_max_score'])
             for r in read_results(folder)
         ]
 
@@ -120,8 +121,8 @@ def test_a_sweep_on_ray_gives_the_same(grid, tmp_path):
     assert sweep(grid, tmp_path / 'here') == 0
     assert sweep(grid, tmp_path / 'ray', '--ray') == 0
     here, there = read_results(tmp_path / 'here'), read_results(tmp_path / 'ray')
-    assert [(r.detector, r.params, r.seed, r.part) for r in here] == [
-        (r.detector, r.params, r.seed, r.part) for r in there
+    assert [(r.detector, r.params, r.split, r.part) for r in here] == [
+        (r.detector, r.params, r.split, r.part) for r in there
     ]
     for a, b in zip(here, there, strict=True):
         assert b.values['roc_auc_max_score'] == pytest.approx(
@@ -166,9 +167,10 @@ def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
 def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
     grid, tmp_path, capsys, monkeypatch
 ):
-    rollouts, feature = load_rollouts(SET)
+    rollouts = load_rollouts(SET)
+    feature = rollouts.feature
     alike = [r for r in rollouts if r.success]
-    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (alike, feature))
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: Rollouts(alike, feature))
     assert sweep(grid, tmp_path / 'out') == 0
     said = json.loads(capsys.readouterr().out)
     assert sum(x.startswith('safe_lstm') and 'successes' in x for x in said['left_out']) == 8
@@ -184,7 +186,7 @@ def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
         ('benchmark: x\ndetectors: [{name: klock}]', "unknown detector 'klock'"),
         ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {width: [1]}}]', "no parameter 'width'"),
         ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {hidden: 1}}]', 'list of values'),
-        ('benchmark: x\nseeds: [a]\ndetectors: [{name: clock}]', 'list of split numbers'),
+        ('benchmark: x\nsplits: [a]\ndetectors: [{name: clock}]', 'list of split numbers'),
         ('benchmark: 3\ndetectors: [{name: clock}]', 'must be a str'),
         ('benchmark: x\nsubsets: [a]\ndetectors: [{name: clock}]', 'must be a dict'),
         ('benchmark: x\nsubsets: {a/b: [x]}\ndetectors: [{name: clock}]', 'of letters, digits'),
@@ -239,11 +241,14 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
         ('flow/doors', 'flow', 'doors'),
         ('flow/pucks', 'flow', 'pucks'),
     }
-    doors = [r for r in labelled(load(SET)[0]) if r.task.startswith(('door-', 'drawer-', 'window'))]
+    everything = labelled(load(SET))
+    doors = everything.take(
+        r for r in everything if r.task.startswith(('door-', 'drawer-', 'window'))
+    )
     splits = choose_splits(doors, Protocol(), [0, 1])
-    alone = evaluate_splits(['mahalanobis'], doors, Protocol(), splits)
+    alone = evaluate(['mahalanobis'], doors, splits)
     values = {
-        (r.seed, r.part): r.values
+        (r.split, r.part): r.values
         for r in found
         if (r.benchmark, r.detector) == ('flow/doors', 'mahalanobis')
     }
@@ -251,7 +256,7 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
     for row in alone:
         for metric, value in row.values.items():
             if metric != 'fit_seconds':
-                there = values[row.seed, row.part][metric]
+                there = values[row.split, row.part][metric]
                 assert there == pytest.approx(value, nan_ok=True), metric
 
     next(out.glob('clock-pucks-split1-*.parquet')).unlink()
@@ -306,9 +311,9 @@ def test_published_splits_of_simpler_leave_one_of_four_tasks_unseen(both):
     for subset in subsets:
         numbered = [task for task in dump if subset.has(task)]
         assert len(numbered) == 4
-        for seed, unseen in zip(grid.seeds, (0, 1, 0), strict=True):
+        for seed, unseen in zip(grid.splits, (0, 1, 0), strict=True):
             mine = [r for r in rollouts if subset.has(r.task)]
-            split = choose_split(mine, protocol_of(grid, 'paper'), seed)
+            split = choose_split(mine, seed, protocol_of(grid, 'paper'))
             assert split.unseen_tasks == (numbered[unseen],)
             assert {mine[i].task for i in split.unseen} == {numbered[unseen]}
             assert set(split.seen_tasks) == set(numbered) - {numbered[unseen]}
@@ -320,19 +325,19 @@ def test_published_splits_go_by_the_numbers_of_tasks_and_others_by_names(grid):
     described = ['stack', 'open', 'pour', 'close', 'lift', 'turn', 'push', 'wipe', 'fold', 'drop']
     rollouts = recorded(described)
     for seed, unseen in enumerate(([3, 0, 5], [7, 8, 5], [6, 9, 8])):
-        split = choose_split(rollouts, protocol_of(read_grid('pi0_libero'), 'paper'), seed)
+        split = choose_split(rollouts, seed, protocol_of(read_grid('pi0_libero'), 'paper'))
         assert split.unseen_tasks == tuple(described[number] for number in unseen)
-    by_name = choose_split(rollouts, protocol_of(read_grid(str(grid)), 'robust'), 0)
+    by_name = choose_split(rollouts, 0, protocol_of(read_grid(str(grid)), 'robust'))
     assert by_name.unseen_tasks == tuple(sorted(described)[number] for number in (3, 0, 5))
 
 
 def test_tasks_without_numbers_of_their_own_are_split_by_name_and_that_is_said(
     grid, tmp_path, capsys, monkeypatch
 ):
-    same = [replace(r, task_id=0) for r in load_rollouts(SET)[0]]
+    same = [replace(r, task_id=0) for r in load_rollouts(SET)]
     assert numbered_tasks(same) is None
-    feature = load_rollouts(SET)[1]
-    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: (same, feature))
+    feature = load_rollouts(SET).feature
+    monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: Rollouts(same, feature))
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
     assert sweep(grid, tmp_path / 'out', '--protocol', 'paper') == 0
     assert 'splits go by their names' in capsys.readouterr().err
@@ -350,7 +355,7 @@ def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
     assert main(arguments) == 0
     found = read_results(out)
     assert {r.protocol for r in found} == {'loto'}
-    folds = {(r.subset, r.seed) for r in found}
+    folds = {(r.subset, r.split) for r in found}
     assert folds == {('open', k) for k in range(4)} | {('push', k) for k in range(3)}
     assert {r.values['tasks'] for r in found if r.part == 'unseen'} == {1}
     capsys.readouterr()
@@ -366,13 +371,13 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
         arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(tmp_path / 'two')]
         assert main([*arguments, '--splits-from', kept]) == 0
     one, two = (
-        {(r.seed, r.part): r.values['roc_auc_max_score'] for r in read_results(tmp_path / name)}
+        {(r.split, r.part): r.values['roc_auc_max_score'] for r in read_results(tmp_path / name)}
         for name in ('one', 'two')
     )
     assert one == pytest.approx(two, nan_ok=True)
     detector = str(tmp_path / 'detector')
     assert main(['fit', str(SET), '--detector', 'signal', '--out', detector, '--splits-from', kept,
-                 '--seed', '1']) == 0  # fmt: skip
+                 '--split', '1']) == 0  # fmt: skip
     capsys.readouterr()
     assert main([*arguments, '--splits-from', kept, '--splits', '2']) == 2
     grid.write_text('benchmark: flow\ndetectors: [{name: signal}]')
@@ -381,7 +386,7 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
     # Other splits may not be mixed with those of a folder.
     other = tmp_path / 'other.json'
     text = Path(kept).read_text()
-    evaluate = ['evaluate', str(SET), '--detector', 'clock', '--splits', '2', '--seed', '5']
+    evaluate = ['evaluate', str(SET), '--detector', 'clock', '--splits', '2', '--first-split', '5']
     assert main([*evaluate, '--save-splits', str(other)]) == 0
     assert main([*arguments, '--splits-from', str(other)]) == 1
     assert 'results of another sweep (splits differ)' in capsys.readouterr().err
@@ -407,6 +412,31 @@ def test_two_grids_of_a_detector_are_not_pooled_and_further_detectors_may_join(
     assert 'another grid of safe_lstm' in capsys.readouterr().err
 
 
+def test_a_sweep_of_version_0_1_is_continued(grid, tmp_path, capsys):
+    out = tmp_path / 'out'
+    text = 'benchmark: flow\n{}: [0, 1]\ndetectors: [{{name: clock}}]'
+    grid.write_text(text.format('splits'))
+    assert sweep(grid, out) == 0
+    manifest = json.loads((out / 'sweep.json').read_text())
+    protocol = manifest['settings']['protocol']
+    for old, new in (('horizon', 'max_steps'), ('calibration', 'calibrate_on'), ('scheme', 'name')):
+        protocol[old] = protocol.pop(new)
+    assert protocol['modulation'] == 'max_deviation'
+    protocol['modulation'] = 'adaptive'
+    (out / 'sweep.json').write_text(json.dumps(manifest))
+    splits = json.loads((out / 'splits.json').read_text())
+    splits['scheme'] = splits.pop('protocol')
+    for split in splits['splits']:
+        split['seed'] = split.pop('split')
+    (out / 'splits.json').write_text(json.dumps(splits))
+    next(out.glob('clock-split1-*.parquet')).unlink()
+    grid.write_text(text.format('seeds'))
+    capsys.readouterr()
+    assert sweep(grid, out) == 0
+    done = json.loads(capsys.readouterr().out)
+    assert (done['units_run'], done['units_kept']) == (1, 1)
+
+
 def test_a_table_of_an_unfinished_sweep_says_so(grid, tmp_path, capsys):
     out = tmp_path / 'out'
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}, {name: signal}]')
@@ -417,15 +447,16 @@ def test_a_table_of_an_unfinished_sweep_says_so(grid, tmp_path, capsys):
     next(out.glob('clock-split1-*.parquet')).unlink()
     assert main(['table', str(out)]) == 0
     said = capsys.readouterr().err
-    assert 'not all of the 2 splits are there for clock;' in said and str(out) in said
+    assert 'expected results of 2 splits, found fewer for clock;' in said and str(out) in said
 
 
-def test_the_seeds_of_each_protocol(grid):
+def test_the_planned_splits_of_each_protocol(grid):
     known = read_grid(str(grid))
-    assert seeds_of('paper', known, None, 5) == (0, 1)
-    assert seeds_of('robust', known, None, 5) == tuple(range(10))
-    assert seeds_of('paper', known, 3, 5) == seeds_of('robust', known, 3, 5) == (0, 1, 2)
-    assert seeds_of('loto', known, None, 5) == (0, 1, 2, 3, 4)
+    assert planned_splits('paper', known, None, 5) == (0, 1)
+    assert planned_splits('robust', known, None, 5) == tuple(range(10))
+    assert planned_splits('paper', known, 3, 5) == (0, 1, 2)
+    assert planned_splits('robust', known, 3, 5) == (0, 1, 2)
+    assert planned_splits('loto', known, None, 5) == (0, 1, 2, 3, 4)
 
 
 def test_names_of_files_tell_units_apart_and_last():
@@ -452,7 +483,7 @@ def test_the_published_grids_have_their_published_size():
         counts[name] = [len(f.configurations) * len(grid.variants) for f in learned]
         seeds = 5 if name == 'pi0_fast_franka' else 3
         reading = sum('features' in DETECTORS[f.detector].needs for f in grid.families)
-        assert len(plan(grid, grid.variants, {None: grid.seeds})) == seeds * (
+        assert len(plan(grid, grid.variants, {None: grid.splits})) == seeds * (
             reading * len(grid.variants) + len(grid.families) - reading
         )
     assert counts['openvla_libero10'] == [36, 36]

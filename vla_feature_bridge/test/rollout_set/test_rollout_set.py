@@ -238,7 +238,7 @@ def with_nan(array, step):
         (make_rollout(1, dim=5), r"'task 1/1': expected .*\(steps, 4\), found \(3, 5\)"),
         (Rollout(np.zeros((3, 2, 4), np.float32), task='raw'), r'found \(3, 2, 4\)'),
         (Rollout(np.zeros((3, 4), np.int32), task='x'), 'dtype float64, float32, .* found int32'),
-        (make_rollout(0), "'task 0/0' is in the set already"),
+        (make_rollout(0), "expected each episode_id once, found 'task 0/0' twice"),
         (make_rollout(1, feature_name='hidden_states[token=mean]'), 'pool all rollouts of a set'),
         (
             Rollout(with_nan(np.zeros((3, 4), np.float32), 2), task='x'),
@@ -252,7 +252,10 @@ def with_nan(array, step):
             make_rollout(1, actions=with_nan(np.zeros((3, 1, 2, 7)), 1)),
             'expected finite actions, found NaN or infinity at step 1',
         ),
-        (make_rollout(1, stamps=np.zeros(3, 'M8[ns]')), "array 'stamps' has dtype datetime64"),
+        (
+            make_rollout(1, stamps=np.zeros(3, 'M8[ns]')),
+            "array 'stamps': expected a dtype of .*, found datetime64",
+        ),
     ],
 )
 def test_rollouts_that_do_not_belong(tmp_path, rollout, message):
@@ -322,7 +325,10 @@ BREAKAGES = {
     'another-format': (lambda p: edit_manifest(p, format='x'), "expected 'format'"),
     'a-list': (lambda p: (p / 'rollout_set.json').write_text('[]'), "expected 'format'"),
     'another-version': (lambda p: edit_manifest(p, version=2), 'expected version 1, found 2'),
-    'no-feature': (lambda p: edit_manifest(p, feature={}), 'json: not a feature specification'),
+    'no-feature': (
+        lambda p: edit_manifest(p, feature={}),
+        'json: expected a feature specification',
+    ),
     'no-policy': (lambda p: edit_manifest(p, policy=None), "expected 'policy' as str"),
     'another-count': (lambda p: edit_manifest(p, rollouts=5), 'parquet: expected 5 rollouts'),
     'no-index': (lambda p: (p / 'rollouts.parquet').unlink(), 'rollouts.parquet: expected the ind'),
@@ -349,7 +355,7 @@ BREAKAGES = {
     ),
     'file-elsewhere': (
         lambda p: edit_index(p, 'arrays', ['../../x.safetensors'] * 4),
-        'is no name of an array file',
+        'expected names of array files',
     ),
     'another-length': (
         lambda p: edit_index(p, 'length', [1, 3, 3, 4]),
@@ -400,24 +406,28 @@ def forge(path, described, data):
 
 GOOD = {'dtype': 'F32', 'shape': [2, 4], 'data_offsets': [0, 32]}
 FORGERIES = {
-    'overlap': ({'features': GOOD, 'actions': GOOD}, bytes(32), 'must follow byte 32'),
+    'overlap': ({'features': GOOD, 'actions': GOOD}, bytes(32), 'from byte 32'),
     'hole': (
         {'features': GOOD | {'data_offsets': [4, 36]}},
         bytes(36),
-        'must follow byte 0, found bytes 4 to 36',
+        'from byte 0, found bytes 4 to 36',
     ),
-    'rest': ({'features': GOOD}, bytes(40), '8 bytes belong to no array'),
-    'beyond': ({'features': GOOD}, bytes(16), 'ends after the file'),
-    'backwards': ({'features': GOOD | {'data_offsets': [32, 0]}}, bytes(32), 'must follow'),
-    'shape-lies': ({'features': GOOD | {'shape': [2**40, 4]}}, bytes(32), 'must follow'),
-    'shape-negative': ({'features': GOOD | {'shape': [-2, -4]}}, bytes(32), 'has dtype'),
+    'rest': ({'features': GOOD}, bytes(40), 'found 8 bytes in none'),
+    'beyond': ({'features': GOOD}, bytes(16), 'expected its end in the file'),
+    'backwards': ({'features': GOOD | {'data_offsets': [32, 0]}}, bytes(32), 'expected its bytes'),
+    'shape-lies': ({'features': GOOD | {'shape': [2**40, 4]}}, bytes(32), 'expected its bytes'),
+    'shape-negative': ({'features': GOOD | {'shape': [-2, -4]}}, bytes(32), 'expected a dtype of'),
     'shape-absurd': (
         {'features': GOOD | {'shape': [0, 2**70], 'data_offsets': [0, 0]}},
         b'',
-        "array 'features' of shape",
+        "array 'features': expected the shape",
     ),
-    'dtype-unknown': ({'features': GOOD | {'dtype': 'O'}}, bytes(32), "has dtype 'O'"),
-    'dtype-not-text': ({'features': GOOD | {'dtype': []}}, bytes(32), 'has dtype'),
+    'dtype-unknown': (
+        {'features': GOOD | {'dtype': 'O'}},
+        bytes(32),
+        "expected a dtype of .*found 'O'",
+    ),
+    'dtype-not-text': ({'features': GOOD | {'dtype': []}}, bytes(32), 'expected a dtype of'),
     'integers': (
         {'features': GOOD | {'dtype': 'I32'}},
         bytes(32),
@@ -437,7 +447,7 @@ FORGERIES = {
     'actions-of-two-axes': (
         {'features': GOOD, 'actions': GOOD | {'data_offsets': [32, 64]}},
         bytes(64),
-        'actions must have 4 axes',
+        'expected actions of shape',
     ),
     'not-json': (b'{', b'', 'expected a safetensors header'),
     'a-list': (b'[]', b'', 'expected a safetensors header'),

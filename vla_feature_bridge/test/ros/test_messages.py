@@ -14,7 +14,6 @@ from rclpy.serialization import deserialize_message, serialize_message
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
 from vla_feature_bridge.ros.messages import (
-    DTYPES,
     MessageError,
     step_from_message,
     step_to_message,
@@ -23,7 +22,8 @@ from vla_feature_bridge.ros.messages import (
     time_from_message,
     time_to_message,
 )
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
+from vla_feature_bridge.tensors import DTYPES
 
 every_dtype = pytest.mark.parametrize('name', sorted(DTYPES))
 
@@ -141,7 +141,7 @@ def test_reading_copies_nothing_and_sending_copies_once():
 @pytest.mark.parametrize('dtype', ['complex64', 'bool', 'uint32', 'object', 'U3', 'M8[ns]', 'V4'])
 def test_a_dtype_that_has_no_name_on_the_wire_is_refused(dtype):
     array = np.zeros(3, dtype)
-    with pytest.raises(MessageError, match=r"tensor 'hidden': dtype .* cannot be sent; use one"):
+    with pytest.raises(MessageError, match=r"tensor 'hidden' cannot be sent: .*, found"):
         tensor_to_message(array, 'hidden')
 
 
@@ -150,7 +150,7 @@ def test_a_dtype_that_has_no_name_on_the_wire_is_refused(dtype):
 )
 def test_an_unknown_dtype_is_refused(dtype):
     message = TensorMessage(name='hidden', dtype=dtype, shape=[1], data=bytes(4))
-    with pytest.raises(MessageError, match=r"tensor 'hidden': unknown dtype .*expected one of"):
+    with pytest.raises(MessageError, match=r"tensor 'hidden': expected a dtype of .*unknown"):
         tensor_from_message(message)
 
 
@@ -172,7 +172,7 @@ def test_an_unknown_dtype_is_refused(dtype):
 )
 def test_a_shape_that_does_not_fit_its_bytes_is_refused(shape, size):
     message = TensorMessage(name='hidden', dtype='float32', shape=shape, data=bytes(size))
-    with pytest.raises(MessageError, match=rf"tensor 'hidden': .* bytes, found {size}"):
+    with pytest.raises(MessageError, match=rf"tensor 'hidden': .*, found {size} bytes"):
         tensor_from_message(message)
 
 
@@ -181,12 +181,14 @@ def test_a_shape_that_does_not_fit_its_bytes_is_refused(shape, size):
 )
 def test_a_shape_that_no_array_has_is_refused(shape, size):
     message = TensorMessage(name='hidden', dtype='float32', shape=shape, data=bytes(size))
-    with pytest.raises(MessageError, match="tensor 'hidden': no array has"):
+    with pytest.raises(
+        MessageError, match=r"tensor 'hidden': expected (at most 32|the shape of an array)"
+    ):
         tensor_from_message(message)
 
 
 def test_bytes_without_a_dtype_are_refused():
-    with pytest.raises(MessageError, match="tensor 'hidden': 3 bytes but no dtype"):
+    with pytest.raises(MessageError, match="tensor 'hidden': expected a dtype for 3 bytes"):
         tensor_from_message(TensorMessage(name='hidden', data=bytes(3)))
 
 
@@ -240,6 +242,14 @@ def assert_same_step(found, expected):
     np.testing.assert_array_equal(list(found.signals.values()), list(expected.signals.values()))
 
 
+def test_every_field_of_the_message_is_converted():
+    own = {'header', 'episode_id', 'step', 'policy', 'instruction', 'exec_horizon'}
+    special = {'features', 'signal_names', 'signals'}
+    table = {field.name for field in STEP_FIELDS if field.kind != 'stamp'}
+    fields = set(PolicyStepMessage.get_fields_and_field_types())
+    assert own | special | table == fields
+
+
 def test_a_whole_step_comes_back():
     assert_same_step(step_from_message(step_to_message(full_step())), full_step())
     assert_same_step(step_from_message(over_the_wire(step_to_message(full_step()))), full_step())
@@ -266,14 +276,14 @@ def test_tokens_of_double_precision_are_sent_as_single():
 
 def test_a_step_without_features_is_refused():
     message = PolicyStepMessage(step=4, episode_id='a')
-    with pytest.raises(MessageError, match="step 4 of episode 'a' carries no features"):
+    with pytest.raises(MessageError, match="step 4 of episode 'a': expected features, found none"):
         step_from_message(message)
 
 
 def test_names_and_signals_must_pair_up():
     message = step_to_message(full_step())
     message.signals.append(1.0)
-    with pytest.raises(MessageError, match='2 signal names for 3 signals'):
+    with pytest.raises(MessageError, match='2 names for 3 signals'):
         step_from_message(message)
 
 
@@ -281,7 +291,7 @@ def test_names_and_signals_must_pair_up():
 def test_a_tensor_that_lies_makes_the_step_unreadable(field):
     message = step_to_message(full_step())
     getattr(message, field).data.pop()
-    with pytest.raises(MessageError, match='bytes, found'):
+    with pytest.raises(MessageError, match=r'found \d+ bytes'):
         step_from_message(message)
 
 

@@ -187,6 +187,17 @@ def test_one_sided_ranges_are_declared_too(declare):
         declare(table, share=1.5)
 
 
+def test_a_value_for_an_old_name_is_refused_and_the_new_name_is_said(declare):
+    table = (Parameter('frequency', 10.0, 'Steps [Hz].', old_name='rate'),)
+    node, values = declare(table)
+    assert values.frequency == 10.0
+    assert not node.has_parameter('rate')
+    with pytest.raises(
+        ParameterError, match=r"/somebody: expected 'frequency', found 'rate'.*frequency:=20.0"
+    ):
+        declare(table, rate=20.0)
+
+
 # --- documentation
 
 

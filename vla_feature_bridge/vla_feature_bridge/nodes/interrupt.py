@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""End a node's process cleanly on an interrupt, even when it comes twice."""
+"""Ends a node's process cleanly on an interrupt, also if the interrupt comes twice."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from vla_feature_bridge.ros.parameters import ParameterError
 
 
 class Main(Protocol):
-    """The entry point of a node: command-line arguments in, exit status out."""
+    """The entry point of a node: takes command-line arguments, returns the exit status."""
 
-    def __call__(self, args: list[str] | None = None) -> int: ...
+    def __call__(self, args: list[str] | None = None) -> int:
+        """Run the node."""
 
 
 def ends_on_interrupt(main: Main) -> Main:
-    """Make a node's ``main`` return 0 on SIGINT, of which only the first raises KeyboardInterrupt.
+    """Return ``main`` such that SIGINT makes it return 0; only the first SIGINT has an effect.
 
     The terminal and ``ros2 launch`` may both interrupt a process, a few milliseconds apart. The
-    second must not fall into the teardown that the first began.
+    second interrupt must not break the teardown that the first began.
     """
 
     @wraps(main)
@@ -39,7 +40,7 @@ def ends_on_interrupt(main: Main) -> Main:
                 ending = True
                 raise KeyboardInterrupt
 
-        # Before rclpy.init, whose own handler calls the one that it finds.
+        # Before rclpy.init: its handler calls the handler that was there before.
         previous = signal.signal(signal.SIGINT, first_only)
         try:
             return main(args)
@@ -47,17 +48,17 @@ def ends_on_interrupt(main: Main) -> Main:
             return 0
         finally:
             interrupted, ending = ending, True
-            # The interpreter's own end takes a while with torch loaded, and must not be cut either.
+            # With torch loaded, the interpreter takes a while to end and must not be interrupted.
             signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else previous)
 
     return run
 
 
 def run_node(name: str, work: Callable[[], int], args: list[str] | None) -> int:
-    """Do a node's work between ``rclpy.init`` and shutdown; returns the exit status.
+    """Run the work of a node between ``rclpy.init`` and shutdown; returns the exit status.
 
-    A signal ends it with 0, whatever call of rclpy it falls into; a refused parameter with 1 and
-    the reason on standard error.
+    The status is 0 after a signal, whatever call of rclpy it interrupts, and 1 if a parameter is
+    refused, with the reason on standard error.
     """
     try:
         rclpy.init(args=args)
@@ -65,7 +66,7 @@ def run_node(name: str, work: Callable[[], int], args: list[str] | None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     except (ParameterError, RuntimeError) as error:
-        # A signal shuts the context down under the call of rclpy that is under way: it fails.
+        # A signal shuts the context down, so that the running call of rclpy fails.
         if not rclpy.ok():
             return 0
         if not isinstance(error, ParameterError):

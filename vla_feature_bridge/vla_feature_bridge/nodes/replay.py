@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Play a recorded rollout set as if its policy were running.
-
-``ros2 run vla_feature_bridge replay``
-"""
+"""Plays a rollout set as if its policy were running: ``ros2 run vla_feature_bridge replay``."""
 
 from __future__ import annotations
 
@@ -28,14 +25,15 @@ from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 PARAMETERS = (
     Parameter('rollout_set', '', 'Folder of the rollout set to play.'),
     Parameter(
-        'rate',
+        'frequency',
         10.0,
         'Policy inferences per second where the recording has no stamps [Hz].',
         0.01,
         1e4,
+        old_name='rate',
     ),
     Parameter(
-        'speed', 1.0, 'How many times faster than recorded (or than rate) to play.', 0.001, 1e4
+        'speed', 1.0, 'How many times faster than recorded (or than frequency) to play.', 0.001, 1e4
     ),
     Parameter('tasks', [''], 'Names of the tasks to play; empty plays all.'),
     Parameter('episodes', [''], 'Ids of the episodes to play, in this order; empty plays all.'),
@@ -51,13 +49,13 @@ PARAMETERS = (
 
 
 class ReplayError(SafeError):
-    """The replay cannot play what was asked for; the message says what there is."""
+    """The replay cannot play what its parameters ask for; the message lists the choice."""
 
 
 def chosen_rollouts(
     rollouts: RolloutSet, tasks: list[str], episodes: list[str], limit: int
 ) -> list[int]:
-    """Return the indices to play, in order.
+    """Return the indices of the rollouts to play, in order.
 
     Raises
     ------
@@ -69,28 +67,30 @@ def chosen_rollouts(
     for name in episodes:
         if name not in known:
             raise ReplayError(
-                f'{rollouts.path}: no episode {name!r}; `safe_training info` lists what there is'
+                f'{rollouts.path}: expected an episode of the set, found {name!r}; '
+                '`safe_training info` lists the episodes'
             )
     for name in tasks:
         if name not in rollouts.tasks:
             raise ReplayError(
-                f'{rollouts.path}: no task {name!r}; there are: '
-                f'{", ".join(sorted(set(rollouts.tasks)))}'
+                f'{rollouts.path}: expected a task among {", ".join(sorted(set(rollouts.tasks)))}, '
+                f'found {name!r}'
             )
     indices = [known[name] for name in episodes] if episodes else list(range(len(rollouts)))
     if tasks:
         indices = [i for i in indices if rollouts.tasks[i] in tasks]
     if not indices:
         raise ReplayError(
-            f'{rollouts.path}: no episode is left to play after choosing tasks and episodes'
+            f'{rollouts.path}: expected episodes to play, found none that is in both tasks and '
+            'episodes'
         )
     return indices[:limit] if limit else indices
 
 
-def step_offsets(rollout: Rollout, rate: float) -> list[float]:
-    """Return when each step is due, in seconds after the first: as recorded, or at ``rate``."""
+def step_offsets(rollout: Rollout, frequency: float) -> list[float]:
+    """Return the times of the steps [s] after the first one: as recorded, or at a frequency."""
     if rollout.stamps is None or not rollout.stamps.any():
-        return [t / rate for t in range(len(rollout))]
+        return [t / frequency for t in range(len(rollout))]
     return [float(stamp - rollout.stamps[0]) * 1e-9 for stamp in rollout.stamps]
 
 
@@ -109,7 +109,7 @@ class ReplayNode(Node):
         )
 
     def wait_for_subscribers(self) -> None:
-        """Return once both topics have the wanted number of subscribers.
+        """Return when both topics have the wanted number of subscribers.
 
         Raises
         ------
@@ -123,23 +123,25 @@ class ReplayNode(Node):
             if time.monotonic() > deadline:
                 found = min(p.get_subscription_count() for p in publishers)
                 raise ReplayError(
-                    f'{found} of {wanted} subscribers of {self._steps.topic_name} came within '
-                    f'{self._parameters_now.subscribers_timeout:g} s; is the monitor running and '
-                    'active, with the same ROS_DOMAIN_ID and namespace?'
+                    f'{self._steps.topic_name}: expected {wanted} subscribers within '
+                    f'{self._parameters_now.subscribers_timeout:g} s, found {found}; start the '
+                    'monitor with the same ROS_DOMAIN_ID and namespace, and see that it is active'
                 )
             rclpy.spin_once(self, timeout_sec=0.02)
 
     def play(self) -> int:
-        """Play everything that the parameters ask for; returns the number of episodes played.
+        """Play the episodes that the parameters choose; returns their number.
 
         Raises
         ------
         RolloutSetError, ReplayError
-            The set cannot be read, or does not hold what was asked for.
+            The set cannot be read, or lacks what the parameters choose.
         """
         p = self._parameters_now
         if not p.rollout_set:
-            raise ReplayError('parameter rollout_set is empty; give the folder of a rollout set')
+            raise ReplayError(
+                'parameter rollout_set: expected the folder of a rollout set, found none'
+            )
         rollouts = RolloutSet.open(p.rollout_set)
         indices = chosen_rollouts(rollouts, p.tasks, p.episodes, p.limit)
         self.wait_for_subscribers()
@@ -147,22 +149,22 @@ class ReplayNode(Node):
             self._play_episode(rollouts[index])
             self.get_logger().info(f'played episode {count} of {len(indices)}')
             self._pause_until(time.monotonic() + p.gap)
-        # Everything is reliable: leave only when the subscribers have it.
+        # Both topics are reliable: leave only when the subscribers have all messages.
         for publisher in (self._steps, self._events):
             publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=5))
         return len(indices)
 
     def _play_episode(self, rollout: Rollout) -> None:
         self._event(rollout, EpisodeEvent.KIND_START, EpisodeEvent.OUTCOME_UNKNOWN)
-        offsets = step_offsets(rollout, self._parameters_now.rate)
+        offsets = step_offsets(rollout, self._parameters_now.frequency)
         speed, start = self._parameters_now.speed, time.monotonic()
         for t, offset in enumerate(offsets):
             self._pause_until(start + offset / speed)
             step = rollout.step(t)
             step.stamp = self.get_clock().now().nanoseconds
             self._steps.publish(step_to_message(step))
-        # The last chunk is executed before the episode ends.
-        self._pause_until(start + (offsets[-1] + 1.0 / self._parameters_now.rate) / speed)
+        # The robot executes the last chunk before the episode ends.
+        self._pause_until(start + (offsets[-1] + 1.0 / self._parameters_now.frequency) / speed)
         outcome = EpisodeEvent.OUTCOME_UNKNOWN
         if rollout.success is not None:
             outcome = (
@@ -182,9 +184,9 @@ class ReplayNode(Node):
         event.header.stamp = self.get_clock().now().to_msg()
         self._events.publish(event)
 
-    def _pause_until(self, moment: float) -> None:
-        # Answer services and shutdown while waiting; without any wait left, do not fall behind.
-        while (left := moment - time.monotonic()) > 0 and rclpy.ok():
+    def _pause_until(self, deadline: float) -> None:
+        # Waiting answers services and shutdown; a step that is late already must not wait for them.
+        while (left := deadline - time.monotonic()) > 0 and rclpy.ok():
             if left > 0.05:
                 rclpy.spin_once(self, timeout_sec=left - 0.02)
             else:
@@ -195,7 +197,7 @@ class ReplayNode(Node):
 
 @ends_on_interrupt
 def main(args: list[str] | None = None) -> int:
-    """Run the node; returns 0 when everything was played, 1 otherwise."""
+    """Run the node; returns 0 if all episodes were played, otherwise 1."""
 
     def work() -> int:
         node = ReplayNode()

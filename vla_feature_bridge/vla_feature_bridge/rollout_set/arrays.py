@@ -16,15 +16,16 @@ import numpy as np
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, RolloutSetError
+from vla_feature_bridge.step import STEP_FIELDS
+from vla_feature_bridge.tensors import first_not_finite
 
-#: A header describes some dozen arrays; anything longer is not one of ours.
+#: Our headers describe some dozen arrays; a longer one is not ours.
 _MAX_HEADER_BYTES = 1 << 20
-#: Elements that are looked at together when NaN is searched.
-_PORTION = 1 << 18
-#: What a ragged feature may take in memory: so much, or so many times its stored size.
+#: Memory for padded raw features: this much anyway, and this multiple of their stored size.
 _MAX_PADDED_BYTES = 1 << 30
 _MAX_PADDING = 16
-OPTIONAL_ARRAYS = ('actions', 'token_probability', 'token_entropy', 'stamps', 'inference_time')
+OPTIONAL_ARRAYS = tuple(field.stacked for field in STEP_FIELDS)
+_FINITE_ARRAYS = tuple(field.stacked for field in STEP_FIELDS if field.kind == 'tensor')
 SIGNAL = 'signals.'
 _OFFSETS = 'feature_offsets'
 
@@ -54,17 +55,17 @@ def write_rollout(
     folder : Path
         ``RolloutSetWriter.folder``.
     number : int
-        Which entry of the source it is; names the file.
+        Number of the entry in the source; names the file.
 
     Returns
     -------
     dict
-        Its row of the index, plain values, for :meth:`RolloutSetWriter.add_row`.
+        The row of the index, plain values, for :meth:`RolloutSetWriter.add_row`.
 
     Raises
     ------
     RolloutSetError
-        The features are not what the set holds, or are NaN or infinite.
+        The features do not fit the set, or features or actions are NaN or infinite.
     """
     name = rollout.episode_id
     if problem := misfit(rollout, feature):
@@ -74,7 +75,8 @@ def write_rollout(
             f'rollout {name!r}: expected features {str(feature)!r}, '
             f'found {rollout.feature_name!r}; pool all rollouts of a set alike'
         )
-    for what, array in (('features', rollout.features), ('actions', rollout.actions)):
+    for what in ('features', *_FINITE_ARRAYS):
+        array = getattr(rollout, what)
         step = None if array is None else first_not_finite(array)
         if step is not None:
             raise RolloutSetError(
@@ -102,26 +104,8 @@ def write_rollout(
     }
 
 
-def first_not_finite(array: np.ndarray) -> int | None:
-    """Return the first index of the first axis that holds NaN or infinity, None without any.
-
-    Works in small portions, so that it needs no memory to speak of.
-    """
-    portion = max(1, _PORTION * len(array) // max(1, array.size))
-    for start in range(0, len(array), portion):
-        part = array[start : start + portion]
-        if part.dtype == ml_dtypes.bfloat16 and part.ndim:
-            # Its own isfinite goes through float32, element by element.
-            finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
-        else:
-            finite = np.isfinite(part)
-        if not finite.all():
-            return start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
-    return None
-
-
 def misfit(rollout: Rollout, feature: FeatureSpec) -> str:
-    """Say how the features differ from the specification; empty if they do not."""
+    """Return how the features differ from the specification; empty if they do not."""
     axes = () if feature.pooled else feature.axes
     shape = rollout.features.shape
     if rollout.features.ndim != 2 + len(axes) or shape[-1] != feature.dim:
@@ -156,7 +140,17 @@ def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Take the features out of the arrays of one file, and the lengths of ragged ones."""
+    """Remove the features from the arrays of a file; returns them and their lengths.
+
+    The lengths are those of the first raw axis at each step; None if all steps have the same.
+
+    Raises
+    ------
+    KeyError
+        The file has no features.
+    RolloutSetError
+        The features cannot be divided into steps.
+    """
     flat = arrays.pop('features')
     if _OFFSETS not in arrays:
         return flat, None
@@ -172,7 +166,7 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
     ):
         raise RolloutSetError(
             f'{file}: expected {_OFFSETS} that rise from 0 to {len(flat)}, the length of the '
-            f'features, found other ones; copy or convert the set again'
+            f'features, found others; copy or convert the set again'
         )
     lengths = np.diff(offsets)
     padded = len(lengths) * int(lengths.max()) * (flat.nbytes // len(flat))
@@ -192,12 +186,12 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
 
 
 def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tuple[int, int]:
-    """Write one file; returns its size and the CRC-32 of its header."""
+    """Write one file; returns its size [bytes] and the CRC-32 of its header."""
     for name, array in arrays.items():
         if array.dtype not in _DTYPE_NAMES:
             raise RolloutSetError(
-                f'{file.parent.parent.name}: rollout {episode!r}: array {name!r} has dtype '
-                f'{array.dtype}, expected one of {", ".join(str(d) for d in _DTYPE_NAMES)}'
+                f'rollout {episode!r}: array {name!r}: expected a dtype of '
+                f'{", ".join(str(d) for d in _DTYPE_NAMES)}, found {array.dtype}'
             )
     # Widest numbers first keeps every array aligned in the mapped file.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
@@ -222,7 +216,18 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tu
 
 
 def map_arrays(file: Path, size: int, crc: int) -> dict[str, np.ndarray]:
-    """Map the arrays of one file, read-only, after checking every word of its header."""
+    """Return the arrays of one file, mapped into memory and read-only; checks the whole header.
+
+    Parameters
+    ----------
+    size, crc : int
+        Size of the file [bytes] and CRC-32 of its header, as the index states.
+
+    Raises
+    ------
+    RolloutSetError
+        The file is missing, damaged or of another format.
+    """
     try:
         mapped = np.memmap(file, dtype=np.uint8, mode='r')
     except (OSError, ValueError) as error:
@@ -263,19 +268,29 @@ def _slice_arrays(file: Path, header: bytes, data: np.ndarray) -> dict[str, np.n
     for (start, stop), name, code, shape in parts:
         dtype = _DTYPES.get(code)
         if dtype is None or any(type(n) is not int or n < 0 for n in shape):
-            raise RolloutSetError(f'{file}: array {name!r} has dtype {code!r} and shape {shape}')
+            raise RolloutSetError(
+                f'{file}: array {name!r}: expected a dtype of {", ".join(_DTYPES)} and a shape of '
+                f'numbers, found {code[:40]!r} and {shape}'
+            )
         if start != position or stop - start != math.prod(shape) * dtype.itemsize:
             raise RolloutSetError(
-                f'{file}: array {name!r} of shape {shape} and dtype {code} must follow byte '
-                f'{position}, found bytes {start} to {stop}'
+                f'{file}: array {name!r}: expected its bytes, of shape {shape} and dtype {code}, '
+                f'from byte {position}, found bytes {start} to {stop}'
             )
         if stop > len(data):
-            raise RolloutSetError(f'{file}: array {name!r} ends after the file')
+            raise RolloutSetError(
+                f'{file}: array {name!r}: expected its end in the file, found byte {stop} of '
+                f'{len(data)}'
+            )
         try:
             arrays[name] = data[start:stop].view(dtype).reshape(shape)
         except (ValueError, OverflowError) as error:  # an empty array of absurd lengths
-            raise RolloutSetError(f'{file}: array {name!r} of shape {shape}: {error}') from error
+            raise RolloutSetError(
+                f'{file}: array {name!r}: expected the shape of an array, found {shape}: {error}'
+            ) from error
         position = stop
     if position != len(data):
-        raise RolloutSetError(f'{file}: {len(data) - position} bytes belong to no array')
+        raise RolloutSetError(
+            f'{file}: expected all bytes in arrays, found {len(data) - position} bytes in none'
+        )
     return arrays

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The index of a rollout set: one row a rollout, and the manifest beside it."""
+"""The index of a rollout set, with one row for each rollout, and the manifest."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from vla_feature_bridge.rollout_set.layout import (
     RolloutSetError,
 )
 
-#: Column of the index -> the type that its values must have when read, None where it may be null.
+#: Columns of the index, and the types that their values may have when read.
 COLUMNS: dict[str, tuple[type, ...]] = {
     'episode_id': (str,),
     'task': (str,),
@@ -39,14 +39,18 @@ COLUMNS: dict[str, tuple[type, ...]] = {
     'arrays_header_crc32': (int,),
     'unseen': (bool,),
 }
-#: Columns that older sets lack, and what their rollouts have instead.
+#: Columns that older sets lack, and the value of their rollouts.
 _LATER_COLUMNS = {'unseen': False}
 
 
-# -- manifest and index
-
-
 def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return the manifest of a set; its ``feature`` is a :class:`FeatureSpec`.
+
+    Raises
+    ------
+    RolloutSetError
+        The file is missing, damaged, of another format or of another version.
+    """
     file = folder / MANIFEST
     try:
         manifest = json.loads(file.read_text(encoding='utf-8'))
@@ -75,6 +79,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def read_index(file: Path) -> dict[str, list[Any]]:
+    """Return the columns of the index, each with one plain value for each rollout.
+
+    Raises
+    ------
+    RolloutSetError
+        The file is missing or damaged, or a column is missing or of another type.
+    """
     import pyarrow
     import pyarrow.parquet
 
@@ -101,6 +112,7 @@ def read_index(file: Path) -> dict[str, list[Any]]:
 
 
 def write_index(file: Path, rows: dict[str, list[Any]]) -> None:
+    """Write the columns of the index."""
     import pyarrow
     import pyarrow.parquet
 
@@ -110,6 +122,13 @@ def write_index(file: Path, rows: dict[str, list[Any]]) -> None:
 
 
 def check_array_files(folder: Path, columns: dict[str, list[Any]]) -> None:
+    """Check that the folder holds the file of every rollout, in its full size.
+
+    Raises
+    ------
+    RolloutSetError
+        A file is missing or has another size.
+    """
     try:
         with os.scandir(folder) as entries:
             sizes = {entry.name: entry.stat().st_size for entry in entries}
@@ -120,7 +139,10 @@ def check_array_files(folder: Path, columns: dict[str, list[Any]]) -> None:
         ) from error
     for name, size in zip(columns['arrays'], columns['arrays_bytes'], strict=True):
         if not ARRAY_FILE.fullmatch(name):
-            raise RolloutSetError(f'{folder.parent / INDEX}: {name!r} is no name of an array file')
+            raise RolloutSetError(
+                f'{folder.parent / INDEX}: expected names of array files such as '
+                f'000000.safetensors, found {name[:80]!r}'
+            )
         if sizes.get(name) != size:
             found = f'{sizes[name]} bytes' if name in sizes else 'none'
             raise RolloutSetError(
@@ -130,11 +152,12 @@ def check_array_files(folder: Path, columns: dict[str, list[Any]]) -> None:
 
 
 def software() -> dict[str, str]:
+    """Return the versions of the software that writes a set."""
     from importlib.metadata import PackageNotFoundError, version
 
     found = {'python': platform.python_version(), 'numpy': np.__version__}
     try:
         found['vla_feature_bridge'] = version('vla_feature_bridge')
-    except PackageNotFoundError:  # used from a source tree that is not installed
+    except PackageNotFoundError:  # the source tree is used without installation
         found['vla_feature_bridge'] = 'source tree'
     return found

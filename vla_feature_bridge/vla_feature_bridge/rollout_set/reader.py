@@ -1,20 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many rollouts on disk in one folder, opened without reading an array; never pickle.
-
-::
-
-    SET/rollout_set.json           what the set is: format, version, feature, policy, source
-    SET/rollouts.parquet           one row per rollout: every scalar, its length, its arrays' file
-    SET/arrays/000000.safetensors  the arrays of the first rollout, read by memory map
-
-A set is written into a hidden folder beside its destination and renamed when it is complete, so
-that a folder of this name is always a whole set. Work that has a name of its own survives an
-interruption in that folder, with a journal of what is done, and is continued by the next writer.
-
-Raw features whose first axis differs from step to step (the tokens of pi0-FAST) are stored without
-padding: all steps' entries one after the other in ``features``, step t from ``feature_offsets[t]``
-to ``feature_offsets[t + 1]``.
-"""
+"""Opens a rollout set without reading an array; arrays are mapped into memory on use."""
 
 from __future__ import annotations
 
@@ -39,16 +24,19 @@ from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, MANIFEST, Rollo
 
 
 class RolloutSet(Sequence[Rollout]):
-    """The rollouts of one folder, or a selection of them; arrays are mapped when asked for.
+    """The rollouts of one folder, or a selection; an array is mapped when its rollout is read.
+
+    A sequence of :class:`~vla_feature_bridge.rollout.Rollout`: ``rollouts[0]``,
+    ``rollouts[10:20]``, ``for rollout in rollouts``.
 
     Attributes
     ----------
     path : Path
         The folder.
     feature : FeatureSpec
-        What the features of every rollout are.
+        Specification of the features of every rollout.
     policy, source : str
-        As given when the set was written.
+        Name of the recorded policy, and what the set was made from.
     """
 
     def __init__(
@@ -72,7 +60,7 @@ class RolloutSet(Sequence[Rollout]):
         Raises
         ------
         RolloutSetError
-            The folder is not a rollout set, a file is missing, truncated or of another version.
+            The folder is no rollout set, or a file is missing, truncated or of another version.
         """
         folder = Path(path)
         manifest = read_manifest(folder)
@@ -88,7 +76,7 @@ class RolloutSet(Sequence[Rollout]):
         check_array_files(folder / ARRAYS, columns)
         return cls(folder, manifest['feature'], manifest['policy'], manifest['source'], columns)
 
-    # -- columns, without touching an array
+    # -- columns of the index
 
     @property
     def episode_ids(self) -> list[str]:
@@ -107,12 +95,12 @@ class RolloutSet(Sequence[Rollout]):
 
     @property
     def success(self) -> list[bool | None]:
-        """Return the outcome of each rollout, None where it is unlabelled."""
+        """Return the outcome of each rollout; None while it is unlabelled."""
         return list(self._columns['success'])
 
     @property
     def unseen(self) -> list[bool]:
-        """Return for each rollout whether its source sets the task aside as unseen."""
+        """Return for each rollout True if its source sets the task aside as unseen."""
         return list(self._columns['unseen'])
 
     @property
@@ -122,7 +110,7 @@ class RolloutSet(Sequence[Rollout]):
 
     @property
     def lengths(self) -> np.ndarray:
-        """Return the number of steps of each rollout, int64 (rollouts,)."""
+        """Return the number of steps of each rollout, int64, shape (rollouts,)."""
         return np.array(self._columns['length'], dtype=np.int64)
 
     # -- rollouts

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes a rollout set; an interrupted one can be resumed."""
+"""Writes a rollout set; work that was interrupted can continue.
+
+A set grows in a hidden folder beside its destination and is renamed when it is complete, so that a
+folder with the name of the destination is always a whole set.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +12,14 @@ import os
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
 
+from vla_feature_bridge.atomic import make_folders, move_folder, path_aside, remove_empty
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.arrays import write_rollout
 from vla_feature_bridge.rollout_set.index import COLUMNS, software, write_index
+from vla_feature_bridge.rollout_set.journal import Journal
 from vla_feature_bridge.rollout_set.layout import (
     ARRAYS,
     FORMAT,
@@ -22,14 +28,13 @@ from vla_feature_bridge.rollout_set.layout import (
     MANIFEST,
     VERSION,
     RolloutSetError,
-    hidden,
 )
 
 
 class RolloutSetWriter:
-    """Writes a rollout set, rollout by rollout; nothing is left behind when it does not finish.
+    """Writes a rollout set, rollout by rollout; leaves nothing behind unless it finishes.
 
-    Use as a context manager::
+    Use it as a context manager::
 
         with RolloutSetWriter('sets/libero10', feature=spec, policy='openvla') as writer:
             for rollout in rollouts:
@@ -40,24 +45,25 @@ class RolloutSetWriter:
     path : path
         The folder to make.
     feature : FeatureSpec
-        What the features of every rollout are.
+        Specification of the features of every rollout.
     policy, source : str
-        Which policy was recorded, and what the set was made from.
+        Name of the recorded policy, and what the set was made from.
     overwrite : bool
         Replace an existing rollout set of this name (never any other folder).
     work : str
-        Names the work exactly, source and options. When it is not empty, what is written when the
-        process is interrupted (KeyboardInterrupt, a signal, a power cut) stays in the hidden
-        folder ``.NAME.partial``, and the next writer of the same work begins with it.
+        Exact name of the work: source and options. With a name, finished rollouts stay in the
+        hidden folder ``.NAME.partial`` if the process is interrupted (KeyboardInterrupt, a signal,
+        a power cut), and the next writer of the same work continues from them.
 
     Attributes
     ----------
     folder : Path
-        Where the set grows, for :func:`write_rollout` in another process.
+        The hidden folder in which the set grows; :func:`write_rollout` may write into it from
+        other processes.
     continued : int
-        How many entries an interrupted writer of the same work had finished.
+        Number of entries that an interrupted writer of the same work had finished.
     left_out : list of str
-        What :meth:`leave_out` was told, earlier writers of the same work included.
+        All messages of :meth:`leave_out`, also those of an interrupted writer of the same work.
     """
 
     def __init__(
@@ -82,18 +88,23 @@ class RolloutSetWriter:
         self._known: set[str] = set()
         self._unseen: dict[str, bool] = {}
         self.left_out: list[str] = []
-        self._journal: IO[str] | None = None
-        self._made_parents = _make_parents(self.path.parent)
-        self.folder = partial_folder(self.path) if self.work else hidden(self.path, 'partial')
+        self._journal: Journal | None = None
+        self._made_parents = make_folders(self.path.parent)
+        self.folder = partial_folder(self.path) if self.work else path_aside(_absolute(self.path))
         (self.folder / ARRAYS).mkdir(parents=True, exist_ok=bool(self.work))
         if self.work:
-            self._open_journal()
+            self._journal = Journal(self.folder, self.work)
+            for entry in self._journal.entries:
+                if 'left_out' in entry:
+                    self.left_out.append(str(entry['left_out']))
+                else:
+                    self._take(entry['row'])
         self.continued = self.entries
         return self
 
     @property
     def entries(self) -> int:
-        """Return how many rollouts were added or left out; the number of the next one."""
+        """Return the number of rollouts added or left out, which numbers the next one."""
         return len(self._known) + len(self.left_out)
 
     @property
@@ -107,8 +118,8 @@ class RolloutSetWriter:
         Raises
         ------
         RolloutSetError
-            Its features are not what the set holds (width, axes, dtype), are NaN or infinite, or
-            its ``episode_id`` is already in the set.
+            The features do not fit the set (width, axes, dtype) or are NaN or infinite, or the
+            ``episode_id`` is already in the set.
         """
         self._check_new(rollout.episode_id)
         try:
@@ -118,12 +129,12 @@ class RolloutSetWriter:
         self.add_row(row)
 
     def add_row(self, row: dict[str, Any]) -> None:
-        """Take over a rollout that :func:`write_rollout` wrote into ``folder``.
+        """Add a rollout whose arrays :func:`write_rollout` already wrote into ``folder``.
 
         Raises
         ------
         RolloutSetError
-            Its ``episode_id`` is already in the set.
+            The ``episode_id`` is already in the set, or the task has seen and unseen rollouts.
         """
         self._check_new(row['episode_id'])
         if self._unseen.setdefault(row['task'], row['unseen']) != row['unseen']:
@@ -135,7 +146,7 @@ class RolloutSetWriter:
         self._take(row)
 
     def leave_out(self, message: str) -> None:
-        """Count an entry of the source that is not in the set, and remember why."""
+        """Count an entry of the source that does not go into the set; the message says why."""
         self._note({'left_out': message})
         self.left_out.append(message)
 
@@ -152,60 +163,16 @@ class RolloutSetWriter:
                 self._finish()
         finally:
             if not kept:
-                # After success there is nothing of that name any more.
+                # After success no folder has this name any more.
                 shutil.rmtree(self.folder, ignore_errors=True)
             if self._journal:
                 self._journal.close()
             if not kept and not self.path.exists():
-                _remove_empty(self._made_parents)
-
-    # -- the journal of named work: one line of JSON for each entry, after its arrays are written
-
-    def _open_journal(self) -> None:
-        self._journal = journal = (self.folder / JOURNAL).open('a+', encoding='utf-8')
-        if not _lock(journal):
-            journal.close()
-            raise RolloutSetError(
-                f'{self.folder}: expected nobody else to write this set, found another process '
-                'at work; wait for it or choose another name'
-            )
-        journal.seek(0)
-        good = 0
-        for number, line in enumerate(iter(journal.readline, '')):
-            if not self._replay(number, line):
-                break
-            good = journal.tell()
-        journal.seek(good)
-        journal.truncate()
-        if not good:
-            shutil.rmtree(self.folder / ARRAYS)
-            (self.folder / ARRAYS).mkdir()
-            self._note({'work': self.work})
-
-    def _replay(self, number: int, line: str) -> bool:
-        """Take over one line of an interrupted writer; False where it cannot be trusted."""
-        try:
-            entry = json.loads(line)
-            if not line.endswith('\n') or type(entry) is not dict:
-                return False
-            if number == 0:
-                return bool(entry == {'work': self.work})
-            if 'left_out' in entry:
-                self.left_out.append(str(entry['left_out']))
-                return True
-            row = entry['row']
-            size = (self.folder / ARRAYS / row['arrays']).stat().st_size
-            if set(row) != set(COLUMNS) or size != row['arrays_bytes']:
-                return False
-            self._take(row)
-        except (ValueError, KeyError, TypeError, OSError, RecursionError):
-            return False
-        return True
+                remove_empty(self._made_parents)
 
     def _note(self, entry: dict[str, Any]) -> None:
         if self._journal:
-            self._journal.write(json.dumps(entry) + '\n')
-            self._journal.flush()
+            self._journal.note(entry)
 
     def _take(self, row: dict[str, Any]) -> None:
         self._known.add(row['episode_id'])
@@ -216,7 +183,8 @@ class RolloutSetWriter:
     def _check_new(self, name: str) -> None:
         if name in self._known:
             raise RolloutSetError(
-                f'{self.path}: rollout {name!r} is in the set already; give each its own episode_id'
+                f'{self.path}: expected each episode_id once, found {name!r} twice; '
+                'give each rollout its own'
             )
 
     def _check_destination(self) -> None:
@@ -229,7 +197,7 @@ class RolloutSetWriter:
             )
         if not (self.path / MANIFEST).is_file() or self.path.is_symlink():
             raise RolloutSetError(
-                f'{self.path}: expected a rollout set to overwrite, found something else; '
+                f'{self.path}: expected a rollout set to overwrite, found another file or folder; '
                 'remove it yourself or choose another name'
             )
 
@@ -253,49 +221,14 @@ class RolloutSetWriter:
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + '\n'
         (self.folder / MANIFEST).write_text(text, encoding='utf-8')
         self._check_destination()
-        if not self.path.exists():
-            os.rename(self.folder, self.path)
-            return
-        old = hidden(self.path, 'old')
-        os.rename(self.path, old)
-        try:
-            os.rename(self.folder, self.path)
-        except OSError:
-            os.rename(old, self.path)
-            raise
-        shutil.rmtree(old)
+        move_folder(self.folder, self.path, overwrite=self.overwrite)
 
 
 def partial_folder(path: str | os.PathLike[str]) -> Path:
-    """Return where a writer of named work keeps what an interruption leaves unfinished."""
-    whole = Path(os.path.abspath(path))
+    """Return the folder in which an interrupted writer of named work leaves what it finished."""
+    whole = _absolute(path)
     return whole.with_name(f'.{whole.name}.partial')
 
 
-# -- folders
-
-
-def _lock(file: IO[str]) -> bool:
-    """Take an open file for this process, until it is closed or the process ends."""
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
-
-
-def _make_parents(folder: Path) -> list[Path]:
-    """Make missing folders; returns those that were made, innermost first."""
-    missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
-def _remove_empty(folders: list[Path]) -> None:
-    for folder in folders:
-        try:
-            folder.rmdir()
-        except OSError:  # someone else uses it by now
-            return
+def _absolute(path: str | os.PathLike[str]) -> Path:
+    return Path(os.path.abspath(path))

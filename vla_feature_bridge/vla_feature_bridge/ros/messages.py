@@ -1,32 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Between plain steps and ``safe_msgs``: one copy out, none in, no work per element, no pickle."""
+"""Converts steps to ``safe_msgs`` and back: one copy out, none in, no work per element."""
 
 from __future__ import annotations
 
-import math
-import sys
 from array import array as typed_array
+from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from builtin_interfaces.msg import Time
 
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
+from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
 
 NANOSECONDS = 1_000_000_000
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name).newbyteorder('<')
-    for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
-} | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
-
 
 class MessageError(SafeError):
-    """A message does not describe what it carries; the message says which field."""
+    """A ROS message contradicts itself, or cannot hold an array; the text names the field."""
 
 
 def time_to_message(stamp: int) -> Time:
@@ -40,106 +34,110 @@ def time_from_message(stamp: Time) -> int:
 
 
 def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage:
-    """Pack an array; None becomes the empty tensor.
+    """Return the message of an array; None becomes the empty tensor.
 
     Raises
     ------
     MessageError
-        The dtype is not one of :data:`DTYPES`.
+        The dtype is not one of :data:`vla_feature_bridge.tensors.DTYPES`.
     """
     message = TensorMessage(name=name)
     if array is None:
         return message
-    if array.dtype.name not in DTYPES:
-        raise MessageError(
-            f'tensor {name!r}: dtype {array.dtype} cannot be sent; use one of {", ".join(DTYPES)}'
-        )
-    contiguous = np.ascontiguousarray(array, dtype=DTYPES[array.dtype.name])
+    try:
+        contiguous = little_endian(array)
+    except TensorError as error:
+        raise MessageError(f'tensor {name!r} cannot be sent: {error}') from None
     message.dtype = array.dtype.name
     message.shape = typed_array('I', array.shape)
-    # Filling uint8[] from the array's own bytes is the one fast way into an rclpy message.
+    # Only filling uint8[] from the bytes of the array is fast in rclpy.
     message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
     return message
 
 
 def tensor_from_message(message: TensorMessage) -> np.ndarray | None:
-    """Return a view of the message's bytes; None for the empty tensor.
+    """Return the array as a view of the bytes of the message; None for the empty tensor.
 
     Raises
     ------
     MessageError
-        Unknown dtype, an impossible shape, or the number of bytes is not what shape and dtype say.
+        The dtype is unknown, or the bytes do not fit shape and dtype.
     """
     if not message.dtype:
         if len(message.data):
-            raise MessageError(f'tensor {message.name!r}: {len(message.data)} bytes but no dtype')
+            raise MessageError(
+                f'tensor {message.name!r}: expected a dtype for {len(message.data)} bytes, '
+                'found none'
+            )
         return None
-    dtype = DTYPES.get(message.dtype)
-    if dtype is None:
-        raise MessageError(
-            f'tensor {message.name!r}: unknown dtype {message.dtype!r}; '
-            f'expected one of {", ".join(DTYPES)}'
-        )
-    shape = tuple(message.shape)
-    expected = math.prod(shape) * dtype.itemsize
-    if len(message.data) != expected:
-        raise MessageError(
-            f'tensor {message.name!r}: shape {shape} of {message.dtype} needs {expected} bytes, '
-            f'found {len(message.data)}'
-        )
     try:
-        if expected == 0:
-            return np.zeros(shape, dtype)
-        view = np.frombuffer(message.data, dtype=dtype).reshape(shape)
-    except ValueError as error:  # more axes, or an empty tensor of longer ones, than NumPy has
-        raise MessageError(f'tensor {message.name!r}: no array has this shape: {error}') from error
-    return view if sys.byteorder == 'little' else view.astype(dtype.newbyteorder('='))
+        return array_of_bytes(message.dtype, message.shape, message.data)
+    except TensorError as error:
+        raise MessageError(f'tensor {message.name!r}: {error}') from None
 
 
-def _floats(values: np.ndarray | None) -> typed_array[float]:
+def _values_to_message(values: np.ndarray | None, name: str) -> typed_array[float]:
     return typed_array(
         'f', b'' if values is None else np.asarray(values, dtype=np.float32).tobytes()
     )
 
 
+def _values_from_message(values: typed_array[float]) -> np.ndarray | None:
+    return np.frombuffer(values, dtype=np.float32) if len(values) else None
+
+
+#: Two functions for each kind of field: to its form in a message, and back. The stamp lies in the
+#: header and needs none.
+_CONVERT: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any], Any]]] = {
+    'tensor': (tensor_to_message, tensor_from_message),
+    'values': (_values_to_message, _values_from_message),
+    'number': (lambda number, name: float(number), float),
+}
+_PACK = [(f.name, _CONVERT[f.kind][0]) for f in STEP_FIELDS if f.kind in _CONVERT]
+_UNPACK = [(f.name, _CONVERT[f.kind][1]) for f in STEP_FIELDS if f.kind in _CONVERT]
+
+
 def step_to_message(step: PolicyStep) -> PolicyStepMessage:
-    """Pack a step for ``vla/policy_step``."""
+    """Return the message of a step, for ``vla/policy_step``.
+
+    Raises
+    ------
+    MessageError
+        An array has a dtype that a message cannot hold.
+    """
     message = PolicyStepMessage(
         episode_id=step.episode_id,
         step=step.step,
         policy=step.policy,
         instruction=step.instruction,
         features=tensor_to_message(step.features, step.feature_name),
-        actions=tensor_to_message(step.actions, 'actions'),
         exec_horizon=step.exec_horizon,
-        token_probability=_floats(step.token_probability),
-        token_entropy=_floats(step.token_entropy),
         signal_names=list(step.signals),
         signals=typed_array('f', step.signals.values()),
-        inference_time=step.inference_time,
+        **{name: pack(getattr(step, name), name) for name, pack in _PACK},
     )
     message.header.stamp = time_to_message(step.stamp)
     return message
 
 
 def step_from_message(message: PolicyStepMessage) -> PolicyStep:
-    """Unpack a step; its arrays are views of the message's memory.
+    """Return the step of a message; its arrays are views of the memory of the message.
 
     Raises
     ------
     MessageError
-        A tensor does not describe its bytes, there are no features, or names and signals do not
-        pair up.
+        A tensor does not fit its bytes, there are no features, or signals and their names differ in
+        number.
     """
     features = tensor_from_message(message.features)
     if features is None:
         raise MessageError(
-            f'step {message.step} of episode {message.episode_id!r} carries no features'
+            f'step {message.step} of episode {message.episode_id!r}: expected features, found none'
         )
     if len(message.signal_names) != len(message.signals):
         raise MessageError(
-            f'step {message.step} of episode {message.episode_id!r}: {len(message.signal_names)} '
-            f'signal names for {len(message.signals)} signals'
+            f'step {message.step} of episode {message.episode_id!r}: expected one name for each '
+            f'signal, found {len(message.signal_names)} names for {len(message.signals)} signals'
         )
     return PolicyStep(
         features=features,
@@ -149,14 +147,7 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         step=message.step,
         policy=message.policy,
         instruction=message.instruction,
-        actions=tensor_from_message(message.actions),
         exec_horizon=message.exec_horizon,
-        token_probability=_tokens(message.token_probability),
-        token_entropy=_tokens(message.token_entropy),
         signals=dict(zip(message.signal_names, message.signals, strict=True)),
-        inference_time=message.inference_time,
+        **{name: unpack(getattr(message, name)) for name, unpack in _UNPACK},
     )
-
-
-def _tokens(values: typed_array[float]) -> np.ndarray | None:
-    return np.frombuffer(values, dtype=np.float32) if len(values) else None

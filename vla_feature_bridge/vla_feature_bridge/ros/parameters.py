@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Node parameters declared in one place: type, default, range, and a sentence each.
+"""Parameters of nodes, declared in one place: type, default, range and a sentence.
 
-The same table declares them in the node, refuses wrong values at start-up, and makes
+One table declares the parameters in the node, refuses wrong values at start-up, and makes
 ``docs/reference/parameters.md``.
 """
 
@@ -24,7 +24,7 @@ _LARGEST_INTEGER = 2**31 - 1
 
 
 class ParameterError(SafeError):
-    """A parameter's value is refused by the node; the message names it and says what is allowed."""
+    """A node refuses the value of a parameter; the message says what it allows."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,8 @@ class Parameter:
         Inclusive range of a number.
     choices : tuple of str
         Allowed values of a string; empty for any.
+    old_name : str
+        Name that it had in an earlier version. Whoever sets it learns the new name.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    old_name: str = ''
 
     @property
     def type_name(self) -> str:
@@ -60,7 +63,7 @@ class Parameter:
 
     @property
     def allowed(self) -> str:
-        """Say in words what values are allowed."""
+        """Return the allowed values in words; empty if all are."""
         if self.choices:
             return ', '.join(f"'{choice}'" for choice in self.choices)
         if self.low is None and self.high is None:
@@ -96,10 +99,12 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
     Raises
     ------
     ParameterError
-        A value of another type, outside its range, or not one of the choices.
+        A value of another type, outside its range, or not one of the choices; or a value was given
+        to the old name of a parameter.
     """
     values: dict[str, Any] = {}
     for parameter in parameters:
+        _refuse_old_name(node, parameter)
         try:
             value = node.declare_parameter(
                 parameter.name, parameter.default, parameter.descriptor()
@@ -113,7 +118,25 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
         if parameter.choices and value not in parameter.choices:
             raise ParameterError(
                 f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: '
-                f'must be one of {parameter.allowed}, found {value!r}'
+                f'expected one of {parameter.allowed}, found {value!r}'
             )
         values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
     return SimpleNamespace(**values)
+
+
+def _refuse_old_name(node: Node, parameter: Parameter) -> None:
+    """Raise :class:`ParameterError` if a value was given to the old name of a parameter."""
+    old = parameter.old_name
+    if not old:
+        return
+    # rclpy ignores values of unknown parameters; to see one, the parameter must be declared.
+    dynamic = ParameterDescriptor(dynamic_typing=True)
+    value = node.declare_parameter(old, None, dynamic).value
+    node.undeclare_parameter(old)
+    if value is not None:
+        raise ParameterError(
+            where=f'parameters of {node.get_fully_qualified_name()}',
+            expected=repr(parameter.name),
+            found=f'{old!r}, its name in an earlier version',
+            advice=f'give {parameter.name}:={value}',
+        )

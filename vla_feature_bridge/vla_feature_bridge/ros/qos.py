@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Quality of service of every topic, in one place. ``qos_overrides`` parameters can change it."""
+"""Quality of service of every topic; ``qos_overrides`` parameters of a node change it."""
 
 from __future__ import annotations
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
-# A detector that lacks one step cannot judge the rest of the episode. 100 steps bridge a pause of
-# either process of 10 s at 10 Hz; 10 would lose steps whenever a fast replay meets a busy machine.
+# A detector that lacks one step cannot score the rest of the episode. At 10 Hz, 100 steps bridge a
+# pause of 10 s of either process; with 10, a fast replay loses steps on a busy machine.
 STEP_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 EPISODE_QOS = QoSProfile(
     depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL

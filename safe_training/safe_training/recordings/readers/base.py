@@ -15,7 +15,7 @@ from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
 
 #: Told how many episodes are done and how many there are.
-Progress = Callable[[int, int], None]
+EpisodeProgress = Callable[[int, int], None]
 Pooling = tuple[tuple[str, str], ...]
 
 #: The feature of a source without features: enough for detectors that read signals, actions or
@@ -111,7 +111,7 @@ class Source(ABC):
         """What the features are; may read the first episode to learn their width."""
 
     @abstractmethod
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+    def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield one rollout after the other, in a fixed order; ``skipped`` starts anew.
 
         Raises
@@ -126,13 +126,13 @@ class EpisodeSource(Source):
 
     Attributes
     ----------
-    strays : list of str
+    unmatched : list of str
         What was found while listing and cannot be an episode, as messages.
     """
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
-        self.strays: list[str] = []
+        self.unmatched: list[str] = []
 
     @property
     @abstractmethod
@@ -171,11 +171,11 @@ class EpisodeSource(Source):
         """Raise DumpError where names alone show that an episode is bad; reads no episode."""
 
     def __len__(self) -> int:
-        return self.episode_count + len(self.strays)
+        return self.episode_count + len(self.unmatched)
 
     @cached_property
     def feature(self) -> FeatureSpec:
-        first = self.strays[0] if self.strays else ''
+        first = self.unmatched[0] if self.unmatched else ''
         for index in range(self.episode_count):
             try:
                 return self.find_feature(index)
@@ -198,17 +198,17 @@ class EpisodeSource(Source):
         """
         if self.options.skip_bad:
             return
-        if self.strays:
-            raise DumpError(self.strays[0])
+        if self.unmatched:
+            raise DumpError(self.unmatched[0])
         self.check_listing()
 
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+    def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         self.refuse_early()
-        self.skipped = list(self.strays)
+        self.skipped = list(self.unmatched)
         assert self.feature is not None  # found now, so that every rollout is held to it
         for index in range(self.episode_count):
             if progress:
-                progress(index + len(self.strays), len(self))
+                progress(index + len(self.unmatched), len(self))
             try:
                 rollout = self.read(index)
             except DumpError as error:

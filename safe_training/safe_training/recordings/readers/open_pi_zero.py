@@ -29,8 +29,8 @@ from safe_training.recordings.readers.step_features import FLOATS, StepFeatures,
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set.arrays import first_not_finite
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.tensors import first_not_finite
 
 #: Task folder -> actions executed before the next inference; in the order that numbers the tasks.
 TASKS = {
@@ -76,7 +76,7 @@ class OpenPiZeroSource(EpisodeSource):
         if not self._featureless:
             self.raw_axes = ('denoise', 'horizon')
             self._wanted = wanted_feature(path, FEATURE, self.raw_axes, options)
-        self._episodes, self.strays = _list_episodes(path)
+        self._episodes, self.unmatched = _list_episodes(path)
         ignored = sorted(place.name for place in path.iterdir() if place.name not in TASKS)
         if ignored:
             self.notes.append(f'not a task of this format and left alone: {", ".join(ignored[:8])}')
@@ -178,7 +178,7 @@ def _holds_records(folder: Path) -> bool:
 def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
     present = [task for task in TASKS if _holds_records(path / task)]
     episodes: list[_Episode] = []
-    strays: list[str] = []
+    unmatched: list[str] = []
     for task_id, task in enumerate(present):
         files: dict[str, list[str]] = {}
         for ending in (_META, '.pkl', '.mp4'):
@@ -195,11 +195,11 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
             if len(group) == 1:
                 episodes += group
                 continue
-            strays.append(
+            unmatched.append(
                 f'{path / task / group[1].name}: expected one outcome of episode {number}, '
                 f'found files of {group[0].name} too; move the wrong ones away'
             )
-    return episodes, strays
+    return episodes, unmatched
 
 
 def _read_meta(file: Path) -> dict[str, Any]:

@@ -37,8 +37,8 @@ from safe_training.recordings.readers.openpi_episodes import (
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set.arrays import first_not_finite
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.tensors import first_not_finite
 from vla_feature_bridge.tokens import pad_tokens, token_statistics
 
 #: Only pi0-FAST emits tokens, and only its records hold these.
@@ -96,11 +96,11 @@ class OpenpiSource(EpisodeSource):
                 f'found {options.feature!r}'
             )
         self._wanted: FeatureSpec | None = None
-        self.episodes, self.strays = self._list()
+        self.episodes, self.unmatched = self._list()
 
     def _list(self) -> tuple[list[OpenpiEpisode], list[str]]:
-        episodes, strays = list_root(self.path)
-        return [replace(e, name='task{}--ep{}'.format(*e.recorded)) for e in episodes], strays
+        episodes, unmatched = list_root(self.path)
+        return [replace(e, name='task{}--ep{}'.format(*e.recorded)) for e in episodes], unmatched
 
     @property
     def episode_count(self) -> int:

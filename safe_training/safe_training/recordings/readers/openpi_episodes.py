@@ -198,7 +198,7 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
     -------
     episodes : list of OpenpiEpisode
         In natural order of their env records.
-    strays : list of str
+    unmatched : list of str
         What is wrong with the others, as messages.
 
     Raises
@@ -207,14 +207,14 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
         The records cannot be tied at all: then no episode of the root can be trusted.
     """
     episodes: list[OpenpiEpisode] = []
-    strays: list[str] = []
+    unmatched: list[str] = []
     for name in list_names(root / ENV_RECORDS, '.pkl'):
         try:
             episodes.append(read_env_record(root, name))
         except DumpError as error:
-            strays.append(str(error))
+            unmatched.append(str(error))
     names = list_names(root / POLICY_RECORDS, '.pkl')
-    strays += [
+    unmatched += [
         f'{root / POLICY_RECORDS / name}: expected a name that ends in meta.pkl, found another; '
         'give it its name back or move it away'
         for name in names
@@ -225,7 +225,7 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
     if names and all(matches):
         episodes, more = _tie_by_name(root, episodes, [m for m in matches if m])
     elif not any(matches):
-        episodes, more = _tie_by_order(root, episodes, names, strays), []
+        episodes, more = _tie_by_order(root, episodes, names, unmatched), []
     else:
         plain = next(name for name, match in zip(names, matches, strict=True) if not match)
         raise DumpError(
@@ -234,15 +234,15 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
         )
     episodes, twice = _without_duplicates(episodes)
     videos = set(list_names(root / ENV_RECORDS, '.mp4'))
-    return [replace(e, video=_video(e, videos)) for e in episodes], strays + more + twice
+    return [replace(e, video=_video(e, videos)) for e in episodes], unmatched + more + twice
 
 
 def _tie_by_order(
-    root: Path, episodes: list[OpenpiEpisode], names: list[str], strays: list[str]
+    root: Path, episodes: list[OpenpiEpisode], names: list[str], unmatched: list[str]
 ) -> list[OpenpiEpisode]:
-    if strays:
+    if unmatched:
         raise DumpError(
-            f'{strays[0]} (the names of the policy records do not tell to which episode they '
+            f'{unmatched[0]} (the names of the policy records do not tell to which episode they '
             'belong, so that none can be read without this file)'
         )
     total = sum(episode.inferences for episode in episodes)

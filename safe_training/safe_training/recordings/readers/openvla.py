@@ -34,8 +34,8 @@ from safe_training.recordings.readers.step_features import FLOATS, StepFeatures,
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set.arrays import first_not_finite
 from vla_feature_bridge.signals import rollout_signals
+from vla_feature_bridge.tensors import first_not_finite
 
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
 _ACTIONS = tuple(
@@ -84,7 +84,7 @@ class OpenVlaSource(EpisodeSource):
         if not self._featureless:
             self.raw_axes = ('token',)
             self._wanted = wanted_feature(path, 'hidden_states', self.raw_axes, options)
-        self._episodes, self.strays = _list_episodes(path)
+        self._episodes, self.unmatched = _list_episodes(path)
         self._descriptions: dict[tuple[Path, int], str] = {}
         folders = {episode.stem.parent for episode in self._episodes}
         if len(folders) > 1:
@@ -205,7 +205,7 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
         elif file.suffix == '.pkl':
             others.append(file)
     folders = {folder for folder, *_ in found}
-    strays = [
+    unmatched = [
         f'{file}: expected a name like task0--ep0--succ1.pkl, found another; '
         'give it its name back or move it away'
         for file in others
@@ -218,13 +218,13 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
         if not {'csv', 'pkl'} & set(files):
             continue  # a video on its own is no episode
         if (folder, task_id, index, not success) in found:
-            strays.append(
+            unmatched.append(
                 f'{stem}: expected one outcome of this episode, found files of both; '
                 'move the wrong ones away'
             )
             continue
         episodes.append(_Episode(name, stem, task_id, index, success, files))
-    return episodes, strays
+    return episodes, unmatched
 
 
 def _order(item: tuple[tuple[Path, int, int, bool], dict[str, Path]]) -> tuple[str, int, int, bool]:

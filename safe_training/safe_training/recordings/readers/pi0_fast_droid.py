@@ -50,7 +50,7 @@ class Pi0FastDroidSource(Pi0FastSource):
 
     def _list(self) -> tuple[list[OpenpiEpisode], list[str]]:
         episodes: list[OpenpiEpisode] = []
-        strays: list[str] = []
+        unmatched: list[str] = []
         for root in find_roots(self.path):
             try:
                 found, wrong = list_root(root)
@@ -63,11 +63,11 @@ class Pi0FastDroidSource(Pi0FastSource):
             episodes += [
                 replace(e, name=f'{prefix}task{e.task_id}--ep{e.episode_index}') for e in found
             ]
-            strays += wrong
+            unmatched += wrong
         episodes = _renumber_tasks(episodes)
         if not self.options.all_episodes:
             episodes = self._filter(episodes)
-        return _renumber_episodes(episodes), strays
+        return _renumber_episodes(episodes), unmatched
 
     def _filter(self, episodes: list[OpenpiEpisode]) -> list[OpenpiEpisode]:
         standard = [e for e in episodes if e.inferences == _standard_length(e, episodes)]

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.base import NO_FEATURE, Progress, ReadOptions, Source
+from safe_training.recordings.readers.base import NO_FEATURE, EpisodeProgress, ReadOptions, Source
 from safe_training.recordings.untrusted.npz_file import read_array, shapes
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -81,7 +81,7 @@ class PooledNpzSource(Source):
             )
         return FeatureSpec(name, dim=choices[name])
 
-    def rollouts(self, progress: Progress | None = None) -> Iterator[Rollout]:
+    def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         self.skipped = []
         columns = self._episode_columns()
         steps = self._step_arrays()

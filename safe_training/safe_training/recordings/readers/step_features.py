@@ -11,7 +11,7 @@ import numpy as np
 
 from safe_training.recordings.errors import DumpError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
-from vla_feature_bridge.rollout_set.arrays import first_not_finite
+from vla_feature_bridge.tensors import first_not_finite
 
 FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 

@@ -32,7 +32,7 @@ class WithUnseenRoot(EpisodeSource):
         self.seen, self.unseen = seen, unseen
         self.kind = seen.kind  # type: ignore[misc]
         self.policy = seen.policy
-        self.strays = [*seen.strays, *unseen.strays]
+        self.unmatched = [*seen.unmatched, *unseen.unmatched]
         self.notes = [*seen.notes, *unseen.notes]
         self._shift = max(seen.task_ids, default=-1) + 1
 

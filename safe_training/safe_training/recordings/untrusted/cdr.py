@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy steps and episode events as the bytes of a bag (CDR), without ROS 2 installed.
 
-The definitions lie beside this module, as in ``safe_msgs/msg``. Code is only ever generated from
-these: a definition found in a bag is compared with ours and then forgotten.
+The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``). Code is
+generated from these alone: a definition found in a bag is compared with ours and then discarded.
 """
 
 from __future__ import annotations
 
-import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
+from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
 
 STEP = 'safe_msgs/msg/PolicyStep'
 EVENT = 'safe_msgs/msg/EpisodeEvent'
@@ -27,19 +27,14 @@ KIND_START, KIND_END, KIND_LABEL = 0, 1, 2
 OUTCOMES: Mapping[int, bool | None] = {0: None, 1: True, 2: False}
 OUTCOME_NUMBERS = {success: number for number, success in OUTCOMES.items()}
 
-DTYPES: dict[str, np.dtype[Any]] = {
-    name: np.dtype(name).newbyteorder('<')
-    for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
-} | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
-
 _TENSOR = 'safe_msgs/msg/Tensor'
 _HEADER = 'std_msgs/msg/Header'
 _TIME = 'builtin_interfaces/msg/Time'
 _NANOSECONDS = 1_000_000_000
-#: Ours are 3 kB with all comments.
+#: Our own definitions have 3000 characters, comments included.
 _MAX_DEFINITION_CHARACTERS = 1 << 16
 
-#: Definitions of other packages that ours are made of.
+#: Definitions of other packages that ours use.
 _STANDARD = {
     _HEADER: (
         '# Standard metadata for higher-level stamped data types.\n\n'
@@ -55,21 +50,21 @@ _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
 class BagMessageError(SafeError):
-    """The bytes of a message, or its definition in the bag, are not what they should be."""
+    """A message in a bag cannot be read or written, or its definition in the bag is another one."""
 
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened to an episode; the plain twin of ``safe_msgs/EpisodeEvent``.
+    """Start, end or label of an episode; the plain twin of ``safe_msgs/EpisodeEvent``.
 
     Attributes
     ----------
     kind : int
         One of ``KIND_START``, ``KIND_END``, ``KIND_LABEL``.
     success : bool or None
-        The outcome; None where nobody has said.
+        The outcome; None if unknown.
     stamp : int
-        [ns]
+        Time of the event [ns].
     """
 
     episode_id: str
@@ -85,15 +80,32 @@ class Event:
 
 
 def own_definition(name: str) -> str:
-    """Return the text of one message definition, such as ``safe_msgs/msg/Tensor``."""
+    """Return the text of one message definition, such as ``safe_msgs/msg/Tensor``.
+
+    Raises
+    ------
+    BagMessageError
+        The installation lacks the definition.
+    """
     if name in _STANDARD:
         return _STANDARD[name]
-    file = files('safe_training') / 'definitions' / f'{name.rpartition("/")[2]}.msg'
-    return file.read_text(encoding='utf-8')
+    file = f'{name.rpartition("/")[2]}.msg'
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    folders = [Path(__file__).parents[2] / 'definitions'] + [
+        Path(prefix, 'share', 'safe_msgs', 'msg') for prefix in prefixes
+    ]
+    for folder in folders:
+        if (folder / file).is_file():
+            return (folder / file).read_text(encoding='utf-8')
+    raise BagMessageError(
+        f'{folders[0] / file}: expected the copy of this definition that the installation makes, '
+        'found none, and no installed package safe_msgs; install safe_training again from a '
+        'checkout (pip install ./safe_training), or source the workspace'
+    )
 
 
 def full_definition(name: str) -> str:
-    """Return the definition with all that it is made of, in the form that a recorder embeds."""
+    """Return the definition and those that it uses, in the form that a recorder embeds."""
     parts = [own_definition(name)]
     for part in _PARTS[name]:
         package, _, short = part.replace('/msg/', '/').partition('/')
@@ -107,12 +119,12 @@ def type_hash(name: str) -> str:
 
 
 def check_definition(name: str, encoding: str, text: str) -> None:
-    """Compare a definition found in a bag with ours, field by field; comments do not matter.
+    """Compare the definition in a bag with ours, field by field; ignores comments.
 
     Raises
     ------
     BagMessageError
-        It is another one: the bag was recorded with other messages under the same name.
+        They differ: the bag was recorded with other messages of the same name.
     """
     from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
 
@@ -129,15 +141,15 @@ def check_definition(name: str, encoding: str, text: str) -> None:
             for part in text.split('=' * 80 + '\n'):
                 idl = part.partition('\n')[2] if part.startswith('IDL: ') else part
                 found |= get_types_from_idl(idl) if idl.strip() else {}
-    # What a parser meets in a forged text is not limited to its own error.
+    # A forged text makes the parser raise more than its own error.
     except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
         raise BagMessageError(f'{problem} one that cannot be read ({_short(error)})') from None
     ours = _typestore().fielddefs
     for part in (name, *_PARTS[name]):
         if part not in found or found[part][1] != ours[part][1]:
             raise BagMessageError(
-                f'{problem} another one of {part}; the bag was recorded with another version: '
-                'convert it with that version'
+                f'{problem} another definition of {part}; the bag was recorded with another '
+                'version of this software: convert it with that version'
             )
 
 
@@ -157,12 +169,12 @@ def _typestore() -> Any:
 
 
 def step_to_cdr(step: PolicyStep) -> memoryview:
-    """Pack a step, to the same bytes as ROS 2 does.
+    """Return the bytes of a step, the same as in ROS 2.
 
     Raises
     ------
     BagMessageError
-        A tensor has a dtype, or the stamp a year, that a message cannot hold.
+        A message cannot hold the dtype of an array, or the year of the stamp.
     """
     types = _typestore().types
     message = types[STEP](
@@ -172,37 +184,28 @@ def step_to_cdr(step: PolicyStep) -> memoryview:
         policy=step.policy,
         instruction=step.instruction,
         features=_tensor(step.features, step.feature_name),
-        actions=_tensor(step.actions, 'actions'),
         exec_horizon=step.exec_horizon,
-        token_probability=_floats(step.token_probability),
-        token_entropy=_floats(step.token_entropy),
         signal_names=list(step.signals),
         signals=np.array(list(step.signals.values()), np.float32),
-        inference_time=step.inference_time,
+        **{f.name: _packed(f, getattr(step, f.name)) for f in STEP_FIELDS if f.kind != 'stamp'},
     )
     packed: memoryview = _typestore().serialize_cdr(message, STEP, little_endian=True)
     return packed
 
 
 def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
-    """Unpack a step; its arrays are views of ``data``.
+    """Return the step of these bytes; its arrays are views of ``data``.
 
     Raises
     ------
     BagMessageError
-        These are not the bytes of a step, or its parts do not fit together.
+        The bytes are no step, or the parts of the step do not fit together.
     """
     message = _unpack(data, STEP)
     where = f'step {message.step} of episode {message.episode_id[:200]!r}'
     features = _array(message.features, f'{where}: features')
     if features is None or features.ndim == 0:
         raise BagMessageError(f'{where}: expected features, found none')
-    actions = _array(message.actions, f'{where}: actions')
-    if actions is not None and actions.ndim != 3:
-        raise BagMessageError(
-            f'{where}: expected actions of shape (samples, horizon, action_dim), '
-            f'found {actions.shape}'
-        )
     names = message.signal_names
     if len(names) != len(message.signals) or len(set(names)) != len(names):
         raise BagMessageError(
@@ -219,17 +222,40 @@ def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
         step=message.step,
         policy=message.policy,
         instruction=message.instruction,
-        actions=actions,
         exec_horizon=message.exec_horizon,
-        token_probability=message.token_probability if len(message.token_probability) else None,
-        token_entropy=message.token_entropy if len(message.token_entropy) else None,
         signals=dict(zip(names, map(float, message.signals), strict=True)),
-        inference_time=message.inference_time,
+        **{
+            f.name: _unpacked(f, getattr(message, f.name), where)
+            for f in STEP_FIELDS
+            if f.kind != 'stamp'
+        },
     )
 
 
+def _packed(field: StepField, value: Any) -> Any:
+    if field.kind == 'tensor':
+        return _tensor(value, field.name)
+    if field.kind == 'values':
+        return np.zeros(0, np.float32) if value is None else np.asarray(value, np.float32)
+    return value
+
+
+def _unpacked(field: StepField, value: Any, where: str) -> Any:
+    if field.kind == 'values':
+        return value if len(value) else None
+    if field.kind != 'tensor':
+        return value
+    array = _array(value, f'{where}: {field.name}')
+    if array is not None and array.ndim != len(field.axes):
+        raise BagMessageError(
+            f'{where}: expected {field.name} of shape ({", ".join(field.axes)}), '
+            f'found {array.shape}'
+        )
+    return array
+
+
 def event_to_cdr(event: Event) -> memoryview:
-    """Pack an event."""
+    """Return the bytes of an event, the same as in ROS 2."""
     message = _typestore().types[EVENT](
         header=_header(event.stamp),
         episode_id=event.episode_id,
@@ -244,12 +270,12 @@ def event_to_cdr(event: Event) -> memoryview:
 
 
 def event_from_cdr(data: bytes | memoryview) -> Event:
-    """Unpack an event.
+    """Return the event of these bytes.
 
     Raises
     ------
     BagMessageError
-        These are not the bytes of an event, or kind or outcome is none that there is.
+        The bytes are no event, or its kind or outcome is unknown.
     """
     message = _unpack(data, EVENT)
     where = f'event of episode {message.episode_id[:200]!r}'
@@ -294,11 +320,10 @@ def _tensor(array: np.ndarray | None, name: str) -> Any:
     make = _typestore().types[_TENSOR]
     if array is None:
         return make(name=name, dtype='', shape=np.zeros(0, np.uint32), data=np.zeros(0, np.uint8))
-    if array.dtype.name not in DTYPES:
-        raise BagMessageError(
-            f'tensor {name!r}: expected a dtype of {", ".join(DTYPES)}, found {array.dtype}'
-        )
-    contiguous = np.ascontiguousarray(array, DTYPES[array.dtype.name])
+    try:
+        contiguous = little_endian(array)
+    except TensorError as error:
+        raise BagMessageError(f'tensor {name!r}: {error}') from None
     return make(
         name=name,
         dtype=array.dtype.name,
@@ -310,30 +335,14 @@ def _tensor(array: np.ndarray | None, name: str) -> Any:
 def _array(tensor: Any, where: str) -> np.ndarray | None:
     if not tensor.dtype:
         if len(tensor.data):
-            raise BagMessageError(f'{where}: {len(tensor.data)} bytes, but no dtype')
+            raise BagMessageError(
+                f'{where}: expected a dtype for {len(tensor.data)} bytes, found none'
+            )
         return None
-    dtype = DTYPES.get(tensor.dtype)
-    if dtype is None:
-        raise BagMessageError(
-            f'{where}: expected a dtype of {", ".join(DTYPES)}, found {tensor.dtype[:40]!r}'
-        )
-    shape = tuple(int(n) for n in tensor.shape)
-    expected = math.prod(shape) * dtype.itemsize
-    if len(tensor.data) != expected or len(shape) > 32:
-        raise BagMessageError(
-            f'{where}: expected {expected} bytes for shape {shape[:8]} of {tensor.dtype}, '
-            f'found {len(tensor.data)}'
-        )
     try:
-        if expected == 0:
-            return np.zeros(shape, dtype)
-        return np.frombuffer(tensor.data, dtype).reshape(shape)
-    except ValueError as error:  # an empty tensor of absurd lengths
-        raise BagMessageError(f'{where}: shape {shape[:8]}: {error}') from None
-
-
-def _floats(values: np.ndarray | None) -> np.ndarray:
-    return np.zeros(0, np.float32) if values is None else np.asarray(values, np.float32)
+        return array_of_bytes(tensor.dtype, tensor.shape.tolist(), tensor.data)
+    except TensorError as error:
+        raise BagMessageError(f'{where}: {error}') from None
 
 
 def _short(error: BaseException) -> str:

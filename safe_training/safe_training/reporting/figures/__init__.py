@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures.
 
-style             colours, markers, legends, saving
-score_curves      scores over time
+catalogue         every figure that a set of scored rollouts gives; a new figure is one entry
+style             what all figures share: colours, markers, legends, saving
+score_curves      scores over the policy steps
+promises          promised and realised false-alarm rates
+detections        when alarms come
+probabilities     scores that claim to be probabilities
 feature_map       the feature space on two axes
-detections        alarms, promises, lead times
-catalogue         every figure of a judged set
+projectors        names of its projections
 """

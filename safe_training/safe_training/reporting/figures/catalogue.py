@@ -1,161 +1,280 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which figures a detector and a set of rollouts give, drawn by name."""
+"""The catalogue of figures. A new figure is one entry of :data:`FIGURES`.
+
+The command ``figures`` and the report page draw every entry that there are data for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from safe_monitor_node.bands.band import Band
-from safe_training.evaluation.judge import Judged, by_part
+from safe_training.evaluation.judge import JudgedSet
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.operating_curves import alpha_curve
 from safe_training.metrics.reliability import reliability
-from safe_training.metrics.scored import min_lengths, scores_at_min_length
-from safe_training.reporting.figures import detections, feature_map, score_curves, style
+from safe_training.metrics.scored import ScoredRollout, scores_at_min_length
+from safe_training.reporting.figures import (
+    detections,
+    feature_map,
+    probabilities,
+    promises,
+    score_curves,
+)
+from safe_training.reporting.figures.projectors import PROJECTORS
 
-# As many steps as a projection shows; more are thinned evenly, over all rollouts.
+# A projection shows at most so many steps; more are thinned evenly, over all rollouts.
 MOST_POINTS = 6000
 
 
-def figures_of(
-    judged: Sequence[Judged],
-    band: Band,
-    title: str,
-    projectors: Sequence[str] = ('pca',),
-    seed: int = 0,
-    *,
-    probability: bool = False,
-) -> Iterator[tuple[str, str, Figure]]:
-    """Draw every figure that there are data for.
+@dataclass(frozen=True, eq=False)
+class FigureData:
+    """What figures are drawn from.
 
-    Parameters
+    Attributes
     ----------
-    probability : bool
-        Whether the score claims to be the probability of failure.
-
-    Yields
-    ------
-    name, what it shows, figure
+    judged : JudgedSet
+        At least one rollout; each has a label.
+    title : str
+    projectors : sequence of str
+        Of `projectors.PROJECTORS`.
+    seed : int
+        Seed of the projections.
     """
-    parts = by_part(judged)
-    alpha = judged[0].threshold.alpha
-    yield (
-        'score_curves',
-        'Scores over the policy steps: every rollout, and mean with standard deviation, by part',
-        score_curves.score_curves(
-            {p: [style.OutcomeCurve(j.scores, j.rollout.failed) for j in m]
-             for p, m in parts.items()},
-            title,
-            {p: [j.threshold.upper for j in m] for p, m in parts.items()},
-        ),
-    )  # fmt: skip
+
+    judged: JudgedSet
+    title: str
+    projectors: Sequence[str] = ('pca',)
+    seed: int = 0
+
+    @property
+    def parts(self) -> Mapping[str, Sequence[ScoredRollout]]:
+        """The rollouts by part."""
+        return self.judged.parts
+
+    @cached_property
+    def scored(self) -> list[ScoredRollout]:
+        """All rollouts, part by part."""
+        return self.judged.rollouts
+
+    @cached_property
+    def annotated(self) -> list[ScoredRollout]:
+        """The failures whose first failed step a person has annotated."""
+        return [r for r in self.scored if r.failed and r.failure_step is not None]
+
+
+class DrawnFigure(NamedTuple):
+    """A figure with its name in files and pages, and what it shows."""
+
+    name: str
+    title: str
+    figure: Figure
+
+
+def _always(data: FigureData) -> bool:
+    return True
+
+
+def _single(data: FigureData) -> Mapping[str, str]:
+    return {'': ''}
+
+
+@dataclass(frozen=True)
+class FigureEntry:
+    """One figure of the catalogue, or one for each of several variants.
+
+    Attributes
+    ----------
+    name : str
+        Name of its files; ``NAME_VARIANT`` if it has variants.
+    title : str
+        What it shows; ``{variant}`` stands for the variant as people call it.
+    draw : callable (data, variant) -> Figure
+    needs : callable data -> bool
+        Whether there are data for it.
+    variants : callable data -> mapping of variant to what people call it
+    """
+
+    name: str
+    title: str
+    draw: Callable[[FigureData, str], Figure]
+    needs: Callable[[FigureData], bool] = _always
+    variants: Callable[[FigureData], Mapping[str, str]] = _single
+
+
+def figures_of(data: FigureData) -> Iterator[DrawnFigure]:
+    """Draw every figure of the catalogue that there are data for, one after the other."""
+    for entry in FIGURES:
+        if not entry.needs(data):
+            continue
+        for variant, shown in entry.variants(data).items():
+            yield DrawnFigure(
+                f'{entry.name}_{variant}' if variant else entry.name,
+                entry.title.format(variant=shown),
+                entry.draw(data, variant),
+            )
+
+
+# -- what figures need, and their variants
+
+
+def _has_successes(data: FigureData) -> bool:
+    return not all(rollout.failed for rollout in data.scored)
+
+
+def _has_annotations(data: FigureData) -> bool:
+    return bool(data.annotated)
+
+
+def _gives_probability(data: FigureData) -> bool:
+    return data.judged.detector.detector.gives_probability
+
+
+def _every_part(data: FigureData) -> Mapping[str, str]:
+    return {part: part for part in data.parts}
+
+
+def _every_projector(data: FigureData) -> Mapping[str, str]:
+    return {name: PROJECTORS[name] for name in data.projectors}
+
+
+# -- how each is drawn
+
+
+def _score_curves(data: FigureData, variant: str) -> Figure:
+    return score_curves.score_curves(data.parts, data.title)
+
+
+def _false_alarms(data: FigureData, variant: str) -> Figure:
     counts = {
         part: (
-            sum(j.verdict == 'false alarm' for j in members),
-            sum(not j.rollout.failed for j in members),
+            sum(r.outcome == 'false alarm' for r in members),
+            sum(not r.failed for r in members),
         )
-        for part, members in parts.items()
+        for part, members in data.parts.items()
     }
-    if any(n for _, n in counts.values()):
-        yield (
-            'false_alarms',
-            'Realised false-alarm rate of each part, with its 95 % interval, and the promised one',
-            detections.promise_bars(counts, alpha, title),
-        )
-    points = {part: alpha_curve([j.scored for j in m], band) for part, m in parts.items()}
-    yield (
-        'conformal',
-        'Balanced accuracy against detection time, and rates against the promised rate',
-        detections.conformal(points, title, alpha),
-    )
-    yield (
-        'cumulative_detections',
-        'Share of the rollouts with an alarm by each relative time',
-        detections.cumulative_detections(
-            {part: _alarm_times(members, failed=True) for part, members in parts.items()},
-            title,
-            {part: _alarm_times(members, failed=False) for part, members in parts.items()},
-        ),
-    )
-    annotated = [j for j in judged if j.rollout.failed and j.rollout.failure_step is not None]
-    if annotated:
-        yield (
-            'detected_against_annotated',
-            'First alarm against the step at which a person saw the failure begin',
-            detections.detected_against_annotated(
-                [_relative(j, j.rollout.failure_step) for j in annotated],
-                [_relative(j, j.alarm_step) for j in annotated],
-                [j.part for j in annotated],
-                title,
-            ),
-        )
-        yield (
-            'lead_times',
-            'By how many steps the first alarm preceded the step at which a person saw the failure',
-            detections.lead_times({part: _lead_times(m) for part, m in parts.items()}, title),
-        )
-    if probability:
-        stops = min_lengths([j.rollout.task for j in judged], [len(j.rollout) for j in judged])
-        for part, members in parts.items():
-            # The last step of a rollout would know its length.
-            given = scores_at_min_length([j.scored for j in members], stops)
-            found = reliability(given, np.array([j.rollout.failed for j in members]))
-            yield (
-                f'reliability_{part}',
-                f'How often rollouts of the part {part} fail against the probability given at the '
-                'earliest stop of their task',
-                detections.reliability_diagram(
-                    found.bin_confidence,
-                    found.bin_frequency,
-                    found.bin_count,
-                    f'{title}, {part}',
-                    f'Brier score {found.brier:.3f}, calibration error '
-                    f'{found.calibration_error:.3f}',
-                ),
-            )
-    for projector in projectors:
-        yield (
-            f'features_{projector}',
-            f'Features of the policy steps ({_NAMES[projector]}) by outcome over time and by task',
-            _feature_map(judged, projector, seed),
-        )
+    return promises.promise_bars(counts, data.judged.alpha, data.title)
 
 
-_NAMES = {'pca': 'PCA', 'tsne': 't-SNE', 'umap': 'UMAP'}
+def _conformal(data: FigureData, variant: str) -> Figure:
+    points = {part: alpha_curve(members, data.judged.band) for part, members in data.parts.items()}
+    return promises.conformal(points, data.title, data.judged.alpha)
 
 
-def _relative(entry: Judged, step: int | None) -> float:
-    return float('nan') if step is None else step / len(entry.rollout)
-
-
-def _lead_times(members: Sequence[Judged]) -> LeadTimes:
-    failures = [j for j in members if j.rollout.failed]
-    return lead_times(
-        [j.scored for j in failures],
-        [j.alarm_step for j in failures],
-        [j.rollout.failure_step for j in failures],
+def _cumulative_detections(data: FigureData, variant: str) -> Figure:
+    return detections.cumulative_detections(
+        {part: _alarm_times(members, failed=True) for part, members in data.parts.items()},
+        data.title,
+        {part: _alarm_times(members, failed=False) for part, members in data.parts.items()},
     )
 
 
-def _alarm_times(members: Sequence[Judged], *, failed: bool) -> np.ndarray:
-    return np.array([_relative(j, j.alarm_step) for j in members if j.rollout.failed == failed])
+def _detected_against_annotated(data: FigureData, variant: str) -> Figure:
+    return detections.detected_against_annotated(
+        [_relative(r, r.failure_step) for r in data.annotated],
+        [_relative(r, r.alarm_step) for r in data.annotated],
+        [r.part for r in data.annotated],
+        data.title,
+    )
 
 
-def _feature_map(judged: Sequence[Judged], projector: str, seed: int) -> Figure:
-    features = np.concatenate([j.rollout.features.astype(np.float64) for j in judged])
-    lengths = [len(j.rollout) for j in judged]
-    outcome = score_curves.outcome_values(lengths, [j.rollout.failed for j in judged])
-    tasks = np.repeat([j.rollout.task for j in judged], lengths)
+def _leads(data: FigureData, variant: str) -> Figure:
+    return detections.lead_times({p: _lead_times(m) for p, m in data.parts.items()}, data.title)
+
+
+def _reliability(data: FigureData, variant: str) -> Figure:
+    members = data.parts[variant]
+    # The last step of a rollout would know its length.
+    given = scores_at_min_length(members, data.judged.shortest)
+    found = reliability(given, np.array([r.failed for r in members]))
+    return probabilities.reliability_diagram(found, f'{data.title}, {variant}')
+
+
+def _feature_map(data: FigureData, variant: str) -> Figure:
+    scored = data.scored
+    features = np.concatenate([r.required_rollout.features.astype(np.float64) for r in scored])
+    lengths = [len(r) for r in scored]
+    outcome = feature_map.outcome_values(lengths, [bool(r.failed) for r in scored])
+    tasks = np.repeat([r.task for r in scored], lengths)
     every = -(-len(features) // MOST_POINTS)
-    points = feature_map.project(features[::every], projector, seed)
-    shown = 'every step' if every == 1 else f'one step in {every}'
+    points = feature_map.project(features[::every], variant, data.seed)
+    steps = 'every step' if every == 1 else f'one step in {every}'
     return feature_map.feature_map(
         points,
         outcome[::every],
         tasks[::every].tolist(),
-        f'features of the policy, {shown}',
-        _NAMES[projector],
+        f'features of the policy, {steps}',
+        PROJECTORS[variant],
     )
+
+
+def _lead_times(members: Sequence[ScoredRollout]) -> LeadTimes:
+    failures = [r for r in members if r.failed]
+    return lead_times(
+        failures, [r.alarm_step for r in failures], [r.failure_step for r in failures]
+    )
+
+
+def _alarm_times(members: Sequence[ScoredRollout], *, failed: bool) -> np.ndarray:
+    return np.array([_relative(r, r.alarm_step) for r in members if r.failed == failed])
+
+
+def _relative(rollout: ScoredRollout, step: int | None) -> float:
+    return float('nan') if step is None else step / len(rollout)
+
+
+FIGURES: tuple[FigureEntry, ...] = (
+    FigureEntry(
+        'score_curves',
+        'Scores over the policy steps: every rollout, and mean with standard deviation, by part',
+        _score_curves,
+    ),
+    FigureEntry(
+        'false_alarms',
+        'Realised false-alarm rate of each part, with its 95 % interval, and the promised one',
+        _false_alarms,
+        needs=_has_successes,
+    ),
+    FigureEntry(
+        'conformal',
+        'Balanced accuracy against detection time, and rates against the promised rate',
+        _conformal,
+    ),
+    FigureEntry(
+        'cumulative_detections',
+        'Share of the rollouts with an alarm by each relative time',
+        _cumulative_detections,
+    ),
+    FigureEntry(
+        'detected_against_annotated',
+        'First alarm against the step at which a person saw the failure begin',
+        _detected_against_annotated,
+        needs=_has_annotations,
+    ),
+    FigureEntry(
+        'lead_times',
+        'By how many steps the first alarm preceded the step at which a person saw the failure',
+        _leads,
+        needs=_has_annotations,
+    ),
+    FigureEntry(
+        'reliability',
+        'How often rollouts of the part {variant} fail against the probability given at the '
+        'earliest stop of their task',
+        _reliability,
+        needs=_gives_probability,
+        variants=_every_part,
+    ),
+    FigureEntry(
+        'features',
+        'Features of the policy steps ({variant}) by outcome over time and by task',
+        _feature_map,
+        variants=_every_projector,
+    ),
+)
+"""All figures, in the order in which they are drawn."""

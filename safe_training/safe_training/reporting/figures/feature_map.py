@@ -9,16 +9,17 @@ import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import ArrayLike
 
+from safe_training.reporting.figures.projectors import PROJECTORS
 from safe_training.reporting.figures.style import (
     MARKERS,
     OKABE_ITO,
     VECTOR_POINTS,
     FigureError,
+    legend_name,
     open_axis,
-    shortened,
 )
 
-PROJECTORS = ('pca', 'tsne', 'umap')
+# The legend names at most so many tasks.
 _LEGEND_TASKS = 24
 
 
@@ -41,7 +42,8 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
     points = np.asarray(features, dtype=np.float64)
     if points.ndim != 2 or points.shape[0] < 3 or points.shape[1] < 2:
         raise FigureError(
-            f'a feature map needs features of shape (N >= 3, D >= 2), found {points.shape}'
+            f'feature map: expected features of shape (N >= 3, D >= 2), found {points.shape}; '
+            'record more steps, or features of more than one number'
         )
     if projector == 'pca':
         return np.asarray(PCA(2, random_state=seed).fit_transform(points))
@@ -60,10 +62,25 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
                 'the projector umap needs the package umap-learn, which is not installed; '
                 'pip install "umap-learn>=0.5", or take --projector pca or tsne'
             ) from error
-        # A seeded chart is made by one thread; asked for, it does not warn about that.
+        # UMAP with a seed runs in one thread, and warns about that unless one is asked for.
         chart = UMAP(random_state=seed, n_jobs=1)
         return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
-    raise FigureError(f'unknown projector {projector!r}; choose one of {", ".join(PROJECTORS)}')
+    raise FigureError(f'projector: expected one of {", ".join(PROJECTORS)}, found {projector!r}')
+
+
+def outcome_values(lengths: Sequence[int], failed: Sequence[bool]) -> np.ndarray:
+    """Return how far each step of each rollout is on the way to failure.
+
+    Returns
+    -------
+    ndarray of float64, shape (sum of lengths,)
+        0 at every step of a success; from 0 at the first to 1 at the last step of a failure.
+    """
+    values = [
+        np.linspace(0.0, 1.0, length) if f else np.zeros(length)
+        for length, f in zip(lengths, failed, strict=True)
+    ]
+    return np.concatenate(values) if values else np.zeros(0)
 
 
 def feature_map(
@@ -100,7 +117,7 @@ def feature_map(
             at[here, 0], at[here, 1], s=size, linewidths=0, rasterized=picture,
             color=OKABE_ITO[index % len(OKABE_ITO)],
             marker=MARKERS[(index // len(OKABE_ITO) + index) % len(MARKERS)],
-            label=shortened(task) if index < _LEGEND_TASKS else None,
+            label=legend_name(task) if index < _LEGEND_TASKS else None,
         )  # fmt: skip
     more = len(present) - _LEGEND_TASKS
     right.set_title(f'by task ({len(present)})')

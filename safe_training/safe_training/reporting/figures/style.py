@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import matplotlib
@@ -13,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
 # Okabe-Ito: told apart with every kind of colour vision.
@@ -31,51 +31,11 @@ class FigureError(SafeError):
     """A figure cannot be drawn from this data; the message says what it needs."""
 
 
-@dataclass(frozen=True, eq=False)
-class EpisodeCurve:
-    """The score of one episode against its band.
-
-    Attributes
-    ----------
-    title : str
-    scores : ndarray, shape (T,)
-    threshold : ndarray, shape (>= T,)
-        Upper edge of the band; +inf where there is none.
-    failed : bool
-    alarm_step : int or None
-    """
-
-    title: str
-    scores: np.ndarray
-    threshold: np.ndarray
-    failed: bool
-    alarm_step: int | None
-
-
-@dataclass(frozen=True, eq=False)
-class OutcomeCurve:
-    """The score of one rollout and how it went.
-
-    Attributes
-    ----------
-    scores : ndarray, shape (T,)
-    failed : bool
-    """
-
-    scores: np.ndarray
-    failed: bool
-
-
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure in the format of the path's suffix; the file is whole or absent."""
-    aside = path.with_name(f'.{path.stem}.partial{path.suffix}')
+    """Write a figure in the format of the path's suffix, completely or not at all."""
     undated = {'.svg': {'Date': None}, '.pdf': {'CreationDate': None}}.get(path.suffix)
-    try:
-        with matplotlib.rc_context({'svg.hashsalt': path.stem}):
-            figure.savefig(aside, dpi=130, metadata=undated)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with replaced_file(path) as aside, matplotlib.rc_context({'svg.hashsalt': path.stem}):
+        figure.savefig(aside, dpi=130, metadata=undated)
 
 
 def svg(figure: Figure) -> str:
@@ -87,14 +47,17 @@ def svg(figure: Figure) -> str:
 
 
 def finite(threshold: np.ndarray) -> np.ndarray:
+    """Return a threshold with NaN, which is not drawn, where it is infinite."""
     return np.where(np.isfinite(threshold), threshold, np.nan)
 
 
 def open_axis(axis: Axes) -> None:
+    """Take the lines at the top and on the right away."""
     axis.spines[['top', 'right']].set_visible(False)
 
 
-def shortened(name: str, length: int = 34) -> str:
+def legend_name(name: str, length: int = 34) -> str:
+    """Return a name of at most ``length`` characters as a legend shows it literally."""
     # A dollar sign would start mathematics, a leading underscore would hide the entry.
     shown = name if len(name) <= length else name[: length - 1] + '…'
     shown = shown.replace('$', r'\$')
@@ -104,6 +67,7 @@ def shortened(name: str, length: int = 34) -> str:
 def shared_legend(
     figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5, fontsize: float = 10
 ) -> None:
+    """Put one legend below all axes, each label of theirs once."""
     handles = {
         label: handle
         for axis in axes

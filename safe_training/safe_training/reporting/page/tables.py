@@ -1,46 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of the report page as HTML; whatever comes from data is escaped here."""
+"""Makes the tables of the report page."""
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
-from scipy.stats import binomtest
-
-from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.bands.band import Band
+from safe_training.metrics.binomial import clopper_pearson
 from safe_training.metrics.part_report import MOMENTS, PartReport, flatten_report
-from safe_training.reporting.numbers import percent
-
-if TYPE_CHECKING:
-    from safe_training.reporting.tables.model import Table
-
-
-_COLUMNS = (
-    ('failures', 'failures', False),
-    ('successes', 'successes', False),
-    ('AUC', 'roc_auc_max_score_until_min_length', True),
-    ('macro AUC', 'macro_roc_auc_max_score_until_min_length', True),
-    ('clock AUC', 'clock_roc_auc_max_score_until_min_length', True),
-    ('clock macro', 'clock_macro_roc_auc_max_score_until_min_length', True),
-    ('false alarms', 'false_alarm_rate', True),
-    ('detected', 'detection_rate', True),
-    ('bal. acc.', 'balanced_accuracy', True),
-    ('T_det', 'detection_time', True),
+from safe_training.reporting.tables.measures import CLOCK, CLOCK_MACRO, HEADLINE, MACRO, MEASURES
+from safe_training.reporting.tables.model import (
+    Cell,
+    Column,
+    ResultTable,
+    TableRow,
+    count_cell,
+    interval_cell,
+    name_columns,
+    rate_cell,
 )
-_PER_TASK_COLUMNS = (
-    'task',
-    'part',
-    'failures',
-    'successes',
-    'AUC',
-    'false alarms',
-    'detected',
-    'T_det',
+
+_COUNTS = (Column('failures'), Column('successes'))
+_RATES = (
+    HEADLINE,
+    MACRO,
+    CLOCK,
+    CLOCK_MACRO,
+    'false_alarm_rate',
+    'detection_rate',
+    'balanced_accuracy',
+    'detection_time',
 )
-# More rows than this would stand between a reader and what comes after them.
-_MOST_UNFOLDED = 12
 _EVALUATION_NOTE = (
     'Percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, pooled over '
     'tasks; macro: its mean over tasks that have both outcomes. Clock: the same for a score that '
@@ -67,165 +57,89 @@ _PROMISE_NOTE = (
 )
 
 
-def evaluation_table(reports: Mapping[str, PartReport], detector: str) -> str:
-    """Return what the detector achieves on each part, with the clock beside it."""
-    head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name, _, _ in _COLUMNS)
+def evaluation_table(reports: Mapping[str, PartReport], detector: str) -> ResultTable:
+    """Return what the detector achieves on each part, and the clock in the same columns."""
     rows = []
     for part, report in reports.items():
         values = flatten_report(report)
-        cells = ''.join(
-            f'<td>{percent(values[key]) if rate else int(values[key])}</td>'
-            for _, key, rate in _COLUMNS
-        )
-        rows.append(f'<tr><th scope="row">{html.escape(part)}</th>{cells}</tr>')
-    return _table(html.escape(detector), f'<th scope="col">part</th>{head}', rows) + small_print(
-        _EVALUATION_NOTE
-    )
+        counts = [count_cell(int(values[column.title])) for column in _COUNTS]
+        rows.append(TableRow((Cell(part), *counts, *(rate_cell(values[n]) for n in _RATES))))
+    columns = (*name_columns('part'), *_COUNTS, *(MEASURES[name] for name in _RATES))
+    return ResultTable(detector, columns, tuple(rows), (_EVALUATION_NOTE,))
 
 
-def moments_table(reports: Mapping[str, PartReport]) -> str:
-    """Return how failures rank at every moment of a rollout, folded."""
+def moments_table(reports: Mapping[str, PartReport]) -> ResultTable:
+    """Return how failures rank at every evaluation time of a rollout."""
     rows = []
     for part, report in reports.items():
         for moment, shown in MOMENTS.items():
             found, clock = report.ranking[moment], report.clock[moment]
-            cells = (
-                part,
-                *(
-                    percent(value)
-                    for value in (
-                        found.pooled.roc_auc,
-                        found.macro_roc_auc,
-                        clock.pooled.roc_auc,
-                        clock.macro_roc_auc,
-                        found.pooled.average_precision,
-                        found.macro_average_precision,
-                    )
-                ),
+            rates = (
+                found.pooled.roc_auc,
+                found.macro_roc_auc,
+                clock.pooled.roc_auc,
+                clock.macro_roc_auc,
+                found.pooled.average_precision,
+                found.macro_average_precision,
             )
-            rows.append(
-                f'<tr><th scope="row">{html.escape(shown)}</th>'
-                + ''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)
-                + '</tr>'
-            )
-    head = ''.join(
-        f'<th scope="col">{name}</th>'
-        for name in ('moment', 'part', 'AUC', 'macro', 'clock', 'clock macro', 'AP', 'macro AP')
-    )
-    return (
-        '<details class="tasks"><summary>How failures rank, moment by moment</summary>'
-        + _table('Moments', head, rows)
-        + small_print(_MOMENTS_NOTE)
-        + '</details>'
-    )
+            rows.append(TableRow((Cell(shown), Cell(part), *(rate_cell(r) for r in rates))))
+    titles = ('AUC', 'macro', 'clock', 'clock macro', 'AP', 'macro AP')
+    columns = (*name_columns('moment', 'part'), *(Column(title) for title in titles))
+    return ResultTable('Moments', columns, tuple(rows), (_MOMENTS_NOTE,))
 
 
-def per_task_table(reports: Mapping[str, PartReport]) -> str:
-    """Return what the detector does on each task of each part, folded where that is long."""
+def per_task_table(reports: Mapping[str, PartReport]) -> ResultTable:
+    """Return what the detector does on each task of each part."""
     rows = []
     for part, report in reports.items():
         ranking = report.ranking['max_score_until_min_length'].per_task
         for task in sorted(report.alarms.per_task, key=str):
             rates = report.alarms.per_task[task]
             cells = (
-                part,
-                rates.n_failures,
-                rates.n_successes,
-                percent(ranking[task].roc_auc),
+                Cell(str(task)),
+                Cell(part),
+                count_cell(rates.n_failures),
+                count_cell(rates.n_successes),
+                rate_cell(ranking[task].roc_auc),
                 _counted(rates.false_alarm_rate, rates.n_successes),
                 _counted(rates.detection_rate, rates.n_failures),
-                percent(rates.detection_time),
+                rate_cell(rates.detection_time),
             )
-            rows.append(
-                f'<tr><th scope="row">{html.escape(str(task))}</th>'
-                + ''.join(f'<td>{html.escape(str(cell))}</td>' for cell in cells)
-                + '</tr>'
-            )
-    head = ''.join(f'<th scope="col">{name}</th>' for name in _PER_TASK_COLUMNS)
-    unfolded = ' open' if len(rows) <= _MOST_UNFOLDED else ''
-    return (
-        f'<details class="tasks"{unfolded}><summary>Per task ({len(rows)} rows)</summary>'
-        + _table('Per task', head, rows)
-        + small_print(_PER_TASK_NOTE)
-        + '</details>'
-    )
+            rows.append(TableRow(cells))
+    measures = (HEADLINE, 'false_alarm_rate', 'detection_rate', 'detection_time')
+    columns = (*name_columns('task', 'part'), *_COUNTS, *(MEASURES[name] for name in measures))
+    return ResultTable('Per task', columns, tuple(rows), (_PER_TASK_NOTE,))
 
 
-def _counted(rate: float, of: int) -> str:
-    return f'{percent(rate)} ({round(rate * of)} of {of})' if of else '-'
+def _counted(rate: float, total: int) -> Cell:
+    return rate_cell(rate, detail=f'{round(rate * total)} of {total}') if total else Cell()
 
 
-def promise_table(
-    reports: Mapping[str, PartReport], loaded: CalibratedDetector, alpha: float
-) -> str:
+def promise_table(reports: Mapping[str, PartReport], band: Band, alpha: float) -> ResultTable:
     """Return the promised and the realised false-alarm rate of each part."""
     rows = []
     for part, report in reports.items():
         pooled = report.alarms.pooled
-        cells = f'<td>{percent(alpha)}</td>'
+        cells = [Cell(), Cell(), Cell('0 of 0')]
         if pooled.n_successes:
             alarms = round(pooled.false_alarm_rate * pooled.n_successes)
-            interval = binomtest(alarms, pooled.n_successes).proportion_ci(0.95)
-            broken = interval.low > alpha
-            cells += (
-                f'<td{" class=broken" if broken else ""}>{percent(pooled.false_alarm_rate)}'
-                f'{" (above)" if broken else ""}</td>'
-                f'<td>{percent(interval.low)} to {percent(interval.high)}</td>'
-                f'<td>{alarms} of {pooled.n_successes}</td>'
-            )
-        else:
-            cells += '<td>-</td><td>-</td><td>0 of 0</td>'
-        rows.append(f'<tr><th scope="row">{html.escape(part)}</th>{cells}</tr>')
-    head = ''.join(
-        f'<th scope="col">{name}</th>'
-        for name in ('part', 'promised %', 'realised %', '95 % interval', 'successes with alarm')
-    )
-    assert loaded.band is not None
-    band = loaded.band
-    what = str(band.provenance.get('calibrated_on', ''))
-    caption = f'Band {band.kind}, ranked on {band.n_calibration} rollouts' + (
-        f': {what}' if what else ''
-    )
+            low, high = clopper_pearson(alarms, pooled.n_successes)
+            flag = 'above' if low > alpha else ''
+            cells = [
+                rate_cell(pooled.false_alarm_rate, flag=flag),
+                interval_cell(low, high),
+                Cell(f'{alarms} of {pooled.n_successes}'),
+            ]
+        rows.append(TableRow((Cell(part), rate_cell(alpha), *cells)))
+    titles = ('promised %', 'realised %', '95 % interval', 'successes with alarm')
+    columns = (*name_columns('part'), *(Column(title) for title in titles))
+    return ResultTable(_band_text(band, alpha), columns, tuple(rows), (_PROMISE_NOTE,))
+
+
+def _band_text(band: Band, alpha: float) -> str:
+    text = f'Band {band.kind}, ranked on {band.n_calibration} rollouts'
+    if made_from := band.provenance.get('calibrated_on', ''):
+        text += f': {made_from}'
     if own := sum(bool(band.at(alpha, task).task) for task in band.tasks):
-        caption += f'; {own} tasks have a band of their own'
-    return _table(html.escape(caption), head, rows) + small_print(_PROMISE_NOTE)
-
-
-def results_section(tables: Sequence[Table]) -> str:
-    """Return the section with the tables of sweeps; empty without one."""
-    if not tables:
-        return ''
-    parts = ['<section aria-labelledby="results-title"><h2 id="results-title">Sweeps</h2>']
-    for table in tables:
-        head = '<th scope="col">method</th>' + ''.join(
-            f'<th scope="col">{html.escape(f"{c.over} {c.heading}".strip())}</th>'
-            for c in table.columns
-        )
-        rows = []
-        for row in table.rows:
-            cells = ''.join(
-                '<td>'
-                + (f'<strong>{html.escape(c.text)}</strong>' if c.best else html.escape(c.text))
-                + (f' ± {html.escape(c.spread)}' if c.spread else '')
-                + '</td>'
-                for c in row.cells
-            )
-            name = html.escape(f'{row.group}: {row.name}' if row.group else row.name)
-            rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
-        parts.append(_table(html.escape(table.title), head, rows))
-        parts += [small_print(text) for text in table.notes]
-    return '\n'.join([*parts, '</section>'])
-
-
-def _table(caption: str, head: str, rows: Sequence[str]) -> str:
-    body = '\n'.join(rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{caption}"><table>'
-        f'<caption>{caption}</caption><thead><tr>{head}</tr></thead>'
-        f'<tbody>{body}</tbody></table></div>'
-    )
-
-
-def small_print(text: str) -> str:
-    """Return a paragraph of explanation."""
-    return f'<p class="note">{html.escape(text)}</p>'
+        text += f'; {own} tasks have a band of their own'
+    return text

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the paper's Table 1 from results, and the table that we would rather be judged by.
+"""Makes the paper's Table 1 from results of a sweep, and the robust table.
 
-What is chosen stands in `table_entries`, how a table is written in `table_formats`.
+The robust table is the one to compare detectors by: every choice in it is made without the rollouts
+that it reports. Which combination of a method is chosen, `entries` says.
 """
 
 from __future__ import annotations
@@ -11,18 +12,29 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from safe_training.evaluation.protocol import SelectOn
+from safe_training.reporting.numbers import MISSING
 from safe_training.reporting.tables.entries import (
     HEADLINE,
     MACRO,
     Entry,
-    SelectOn,
-    TableError,
     entries,
     paper_entries,
     robust_entry,
     rows_of,
 )
-from safe_training.reporting.tables.model import Cell, Column, Table, TableRow
+from safe_training.reporting.tables.measures import CLOCK_MACRO, MEASURES
+from safe_training.reporting.tables.model import (
+    Cell,
+    Column,
+    ResultTable,
+    TableError,
+    TableRow,
+    count_cell,
+    interval_cell,
+    name_columns,
+    rate_cell,
+)
 from safe_training.sweep.results import Result
 
 _PAPER_NOTE = (
@@ -66,10 +78,23 @@ _ON_UNSEEN = (
     'on the unseen tasks is shown. No choice made beforehand would do so well, and methods with '
     'more combinations gain more. For comparison with papers that chose so, and for nothing else.'
 )
+# Metric, whether the best of the column is marked, whether it varies between splits.
+_ROBUST_COLUMNS = (
+    (HEADLINE, True, True),
+    (MACRO, True, True),
+    (CLOCK_MACRO, False, False),
+    ('false_alarm_rate', False, True),
+    ('alpha', False, False),
+    ('detection_rate', False, True),
+    ('balanced_accuracy', True, True),
+    ('detection_time', False, True),
+)
+_METHOD = name_columns('Method')
+_COMBINATIONS = 'of'
 
 
-def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Table:
-    """Return Table 1 of the results of the published protocol, one pair of columns a benchmark.
+def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> ResultTable:
+    """Return Table 1 of the results of the published protocol, three columns a benchmark.
 
     Subsets of a benchmark share its columns: their mean, see `over_subsets`.
 
@@ -79,53 +104,54 @@ def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Tabl
         There are none.
     """
     found, of_subsets = paper_entries(results, select_on)
-    benchmarks = list(dict.fromkeys(entry.benchmark for entry in found))
     by_place = {(e.benchmark, e.detector): e for e in found}
     columns: list[Column] = []
     filled: list[list[Cell]] = []
     rows = rows_of({e.detector for e in found})
-    for benchmark in benchmarks:
-        there = [by_place.get((benchmark, detector)) for _, detector, _ in rows]
+    for benchmark in dict.fromkeys(entry.benchmark for entry in found):
+        of_rows = [by_place.get((benchmark, detector)) for _, detector, _ in rows]
         for part in ('seen', 'unseen'):
             columns.append(Column(part.capitalize(), benchmark))
-            filled.append(_numbers(there, f'{part}/{HEADLINE}', decimals=2, best=True))
-        columns.append(Column('of', benchmark))
-        filled.append([Cell(str(e.combinations)) if e else Cell() for e in there])
+            filled.append(_best_marked(_numbers(of_rows, f'{part}/{HEADLINE}', decimals=2)))
+        columns.append(Column(_COMBINATIONS, benchmark))
+        filled.append(_combinations(of_rows))
     choice = _PAPER_CHOICE.format(part=select_on.capitalize())
-    notes = [
+    notes = (
         _PAPER_NOTE.format(choice=choice),
         '"of": how many combinations the one shown was chosen among.',
         *of_subsets,
         *_gaps(found, ('seen', 'unseen'), HEADLINE),
-    ]
-    table = Table(
-        'Table 1, published protocol', tuple(columns), _assemble(rows, filled), tuple(notes)
+    )
+    table = ResultTable(
+        'Table 1, published protocol', (*_METHOD, *columns), _rows(rows, filled), notes
     )
     return table if select_on == 'seen' else _warned(table)
 
 
-def judged_by(results: Sequence[Result]) -> dict[str, list[Result]]:
+def results_by_kind(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Return the results that the tables with a nested choice are made of, by kind of table.
 
-    'robust' are random task splits, 'loto' leaves one task out; the two are never averaged. A
-    benchmark that has results of the published protocol only is judged on its few splits.
+    'robust' are random task splits, 'loto' leaves one task out; the two are never averaged. For a
+    benchmark that has results of the published protocol only, its few splits take the place of
+    random ones.
     """
-    judged = {r.benchmark for r in results if r.protocol != 'paper'}
+    not_only_paper = {r.benchmark for r in results if r.protocol != 'paper'}
     kinds = {
         'robust': [
             r
             for r in results
-            if r.protocol == 'robust' or (r.protocol == 'paper' and r.benchmark not in judged)
+            if r.protocol == 'robust'
+            or (r.protocol == 'paper' and r.benchmark not in not_only_paper)
         ],
         'loto': [r for r in results if r.protocol == 'loto'],
     }
-    return {kind: there for kind, there in kinds.items() if there}
+    return {kind: members for kind, members in kinds.items() if members}
 
 
-def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> list[Table]:
-    """Return one table for each benchmark and kind of split, everything chosen inside each split.
+def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> list[ResultTable]:
+    """Return one table for each benchmark and kind of split, every choice made inside each split.
 
-    Which results a table is made of, `judged_by` says.
+    Which results a table is made of, `results_by_kind` says.
 
     Raises
     ------
@@ -135,9 +161,9 @@ def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> li
     if not results:
         raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
     tables = []
-    for there in judged_by(results).values():
-        for benchmark in dict.fromkeys(r.benchmark for r in there):
-            of_it = [r for r in there if r.benchmark == benchmark]
+    for members in results_by_kind(results).values():
+        for benchmark in dict.fromkeys(r.benchmark for r in members):
+            of_it = [r for r in members if r.benchmark == benchmark]
             found = entries(of_it, partial(robust_entry, select_on=select_on))
             if found:
                 table = _robust_table(benchmark, found)
@@ -145,73 +171,65 @@ def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> li
     return tables
 
 
-def _warned(table: Table) -> Table:
-    return replace(
-        table,
-        title=table.title + _ON_UNSEEN_TITLE,
-        notes=(_ON_UNSEEN, *table.notes),
-        warning='Chosen on the unseen tasks that are reported',
-    )
-
-
-_ROBUST_COLUMNS = (
-    ('AUC', HEADLINE, True),
-    ('macro AUC', MACRO, True),
-    ('clock macro', f'clock_{MACRO}', False),
-    ('false alarms', 'false_alarm_rate', False),
-    ('promised', 'alpha', False),
-    ('detected', 'detection_rate', False),
-    ('bal. acc.', 'balanced_accuracy', True),
-    ('T_det', 'detection_time', False),
-)
-
-
-def _robust_table(benchmark: str, found: Sequence[Entry]) -> Table:
-    protocol, select_on = found[0].protocol, found[0].select_on
-    left_out = protocol == 'loto'
+def _robust_table(benchmark: str, found: Sequence[Entry]) -> ResultTable:
+    left_out = found[0].protocol == 'loto'
     rows = rows_of({e.detector for e in found})
     by_name = {e.detector: e for e in found}
-    there: list[Entry | None] = [by_name[detector] for _, detector, _ in rows]
+    of_rows: list[Entry | None] = [by_name[detector] for _, detector, _ in rows]
     columns: list[Column] = []
     filled: list[list[Cell]] = []
-    for heading, metric, best in _ROBUST_COLUMNS:
+    for metric, best, spread in _ROBUST_COLUMNS:
         if left_out and metric == HEADLINE:
-            # Of one task there is nothing to pool: it is the macro AUC.
+            # A single task has nothing to pool: this is its macro AUC.
             continue
-        columns.append(Column(heading))
-        spread = metric != 'alpha' and not metric.startswith('clock_')
-        filled.append(_numbers(there, f'unseen/{metric}', decimals=1, best=best, spread=spread))
+        columns.append(MEASURES[metric])
+        cells = _numbers(of_rows, f'unseen/{metric}', spread=spread)
+        filled.append(_best_marked(cells) if best else cells)
         if metric == MACRO:
             columns.append(Column('95 %'))
-            filled.append([_interval(entry, f'unseen/{MACRO}') for entry in there])
-    many = 'folds' if left_out else 'splits'
-    columns += [Column(many), Column('of')]
-    filled.append([Cell(_shown_of(e, f'unseen/{MACRO}')) if e else Cell() for e in there])
-    filled.append([Cell(str(e.combinations)) if e else Cell() for e in there])
-    count = max(e.splits for e in found)
-    said = (_LOTO_NOTE if left_out else _ROBUST_NOTE).format(choice=_ROBUST_CHOICE[select_on])
-    notes = [
-        said + _COLUMNS_NOTE,
-        f'"of": how many combinations were chosen among on each {many[:-1]}.',
+            filled.append([_interval(entry, f'unseen/{MACRO}') for entry in of_rows])
+    columns += [Column('folds' if left_out else 'splits'), Column(_COMBINATIONS)]
+    filled += [
+        [Cell(_used_of(e, f'unseen/{MACRO}')) if e else Cell() for e in of_rows],
+        _combinations(of_rows),
     ]
-    if protocol == 'paper':
-        notes.append(f'Made of the {count} splits of the published protocol, which are few.')
-    mute = [e.detector for e in found if _finite_share(e) < 1]
-    if mute:
-        notes.append(
-            f'No alarm can be raised in some {many}, for too few successes to calibrate on: the '
-            f'band is infinite, and the alarms of {", ".join(mute)} say nothing there.'
-        )
+    count = max(e.splits for e in found)
     title = (
         f'{benchmark}, leave one task out, {count} folds, the unseen task of each'
         if left_out
         else f'{benchmark}, {count} task split{"s" if count != 1 else ""}, unseen tasks'
     )
-    return Table(
-        title,
-        tuple(columns),
-        _assemble(rows, filled),
-        (*notes, *_gaps(found, ('unseen',), MACRO, many)),
+    return ResultTable(title, (*_METHOD, *columns), _rows(rows, filled), _robust_notes(found))
+
+
+def _robust_notes(found: Sequence[Entry]) -> tuple[str, ...]:
+    protocol, select_on = found[0].protocol, found[0].select_on
+    many = 'folds' if protocol == 'loto' else 'splits'
+    note = (_LOTO_NOTE if protocol == 'loto' else _ROBUST_NOTE).format(
+        choice=_ROBUST_CHOICE[select_on]
+    )
+    notes = [
+        note + _COLUMNS_NOTE,
+        f'"of": how many combinations were chosen among on each {many[:-1]}.',
+    ]
+    if protocol == 'paper':
+        count = max(e.splits for e in found)
+        notes.append(f'Made of the {count} splits of the published protocol, which are few.')
+    cannot_alarm = [e.detector for e in found if _finite_share(e) < 1]
+    if cannot_alarm:
+        notes.append(
+            f'No alarm can be raised in some {many}, for too few successes to calibrate on: the '
+            f'band is infinite, and the alarms of {", ".join(cannot_alarm)} say nothing there.'
+        )
+    return (*notes, *_gaps(found, ('unseen',), MACRO, many))
+
+
+def _warned(table: ResultTable) -> ResultTable:
+    return replace(
+        table,
+        title=table.title + _ON_UNSEEN_TITLE,
+        notes=(_ON_UNSEEN, *table.notes),
+        warning='Chosen on the unseen tasks that are reported',
     )
 
 
@@ -221,41 +239,48 @@ def _finite_share(entry: Entry) -> float:
 
 
 def _numbers(
-    there: Sequence[Entry | None], name: str, *, decimals: int, best: bool, spread: bool = True
+    of_rows: Sequence[Entry | None], name: str, *, decimals: int = 1, spread: bool = True
 ) -> list[Cell]:
-    shown = []
-    for entry in there:
+    cells = []
+    for entry in of_rows:
         summary = entry.values.get(name) if entry else None
-        if summary is None or math.isnan(summary.mean):
-            shown.append(Cell())
+        if summary is None:
+            cells.append(Cell())
             continue
-        std = f'{100 * summary.std:.{decimals}f}' if spread and summary.splits > 1 else ''
-        shown.append(Cell(f'{100 * summary.mean:.{decimals}f}', std))
-    numbers = [float(cell.text) for cell in shown if cell.text != '-']
-    if not best or not numbers:
-        return shown
-    highest = max(numbers)
-    return [Cell(c.text, c.spread, c.text != '-' and float(c.text) == highest) for c in shown]
+        std = summary.std if spread and summary.splits > 1 else None
+        cells.append(rate_cell(summary.mean, std, decimals=decimals))
+    return cells
+
+
+def _best_marked(cells: Sequence[Cell]) -> list[Cell]:
+    """Return the cells, those emphasised whose number as it is shown is the highest."""
+    numbers = [float(cell.text) for cell in cells if cell.text != MISSING]
+    return [
+        replace(cell, emphasis=cell.text != MISSING and float(cell.text) == max(numbers))
+        for cell in cells
+    ]
 
 
 def _interval(entry: Entry | None, name: str) -> Cell:
     summary = entry.values.get(name) if entry else None
-    if summary is None or math.isnan(summary.low):
-        return Cell()
-    return Cell(f'{100 * summary.low:.1f} to {100 * summary.high:.1f}')
+    return Cell() if summary is None else interval_cell(summary.low, summary.high)
 
 
-def _shown_of(entry: Entry, name: str) -> str:
+def _used_of(entry: Entry, name: str) -> str:
     summary = entry.values.get(name)
     used = summary.splits if summary else 0
     return str(used) if used == entry.splits else f'{used}/{entry.splits}'
 
 
-def _assemble(
+def _combinations(of_rows: Sequence[Entry | None]) -> list[Cell]:
+    return [count_cell(entry.combinations) if entry else Cell() for entry in of_rows]
+
+
+def _rows(
     rows: Sequence[tuple[str, str, str]], filled: Sequence[Sequence[Cell]]
 ) -> tuple[TableRow, ...]:
     return tuple(
-        TableRow(group, name, tuple(column[index] for column in filled))
+        TableRow((Cell(name), *(column[index] for column in filled)), group)
         for index, (group, _, name) in enumerate(rows)
     )
 
@@ -263,7 +288,7 @@ def _assemble(
 def _gaps(
     found: Sequence[Entry], parts: Sequence[str], metric: str, many: str = 'splits'
 ) -> list[str]:
-    """Say where a mean is over fewer splits than the benchmark has; it is no mean of the others."""
+    """Say where a mean is over fewer splits than the benchmark has: it compares with no other."""
     most: dict[str, int] = {}
     for entry in found:
         most[entry.benchmark] = max(most.get(entry.benchmark, 0), entry.splits)

@@ -1,48 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes table entries as CSV."""
+"""Writes a table as CSV, for programs."""
 
 from __future__ import annotations
 
 import csv
 import io
-import math
-from collections.abc import Sequence
 
-from safe_training.reporting.tables.entries import GROUPS, OTHERS, Entry
+from safe_training.reporting.numbers import MISSING
+from safe_training.reporting.tables.model import Cell, ResultTable
 
 
-def to_csv(found: Sequence[Entry]) -> str:
-    """Write entries as CSV for machines: one line each, exact numbers, empty where there is none.
+def to_csv(table: ResultTable) -> str:
+    """Return a table as CSV: one line a row, exact numbers, an empty field for a missing one.
 
-    Rates are shares of 1, not percent. Notes have no place; ``chosen_on`` is the part of the splits
-    that the choice was made on, and says so where it is the one that is reported.
+    Title, notes and warning have no place.
     """
-    names = sorted({name for entry in found for name in entry.values})
-    fields = ('mean', 'std', 'low', 'high', 'splits')
-    groups = {d: group for group, methods in GROUPS.items() for d in methods}
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')
-    writer.writerow(
-        ['benchmark', 'protocol', 'chosen_on', 'group', 'detector', 'combinations', 'splits']
-        + ['chosen']
-        + [f'{name}:{f}' for name in names for f in fields]
-    )
-    for entry in found:
-        chosen = sorted({f'{c.params} {c.feature}' for c in entry.chosen.values()})
-        row: list[object] = [
-            entry.benchmark,
-            entry.protocol,
-            entry.select_on + (' (WHICH IS REPORTED)' if entry.select_on == 'unseen' else ''),
-            groups.get(entry.detector, OTHERS),
-            entry.detector,
-            entry.combinations,
-            entry.splits,
-            '; '.join(chosen),
-        ]
-        for name in names:
-            summary = entry.values.get(name)
-            for f in fields:
-                value = getattr(summary, f) if summary else math.nan
-                row.append('' if math.isnan(value) else repr(value))
-        writer.writerow(row)
+    groups = [table.group_title] if table.has_groups else []
+    titles = (f'{column.over} {column.title}'.strip() for column in table.columns)
+    writer.writerow([*groups, *titles])
+    for row in table.rows:
+        writer.writerow([*([row.group] if groups else []), *(_field(c) for c in row.cells)])
     return text.getvalue()
+
+
+def _field(cell: Cell) -> str:
+    value = cell.value
+    if value is None:
+        return '' if cell.text == MISSING else cell.text
+    if isinstance(value, str):
+        return value
+    return '' if value != value else repr(value)

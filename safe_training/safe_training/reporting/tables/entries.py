@@ -16,59 +16,15 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
 
 import numpy as np
 
+from safe_monitor_node.detectors.registry import ENTRIES, OTHERS
 from safe_training.evaluation.evaluate import Summary, summary_of
+from safe_training.evaluation.protocol import SelectOn
+from safe_training.reporting.tables.measures import HEADLINE, MACRO
+from safe_training.reporting.tables.model import TableError
 from safe_training.sweep.results import Result
-from vla_feature_bridge.errors import SafeError
-
-#: The part of each split by whose numbers a combination is chosen.
-SelectOn = Literal['seen', 'unseen']
-
-HEADLINE = 'roc_auc_max_score_until_min_length'
-MACRO = 'macro_roc_auc_max_score_until_min_length'
-
-# The paper's groups and order, then what it does not have.
-GROUPS: dict[str, dict[str, str]] = {
-    'Token uncertainty': {
-        'token_max_neg_log_prob': 'Max prob.',
-        'token_avg_neg_log_prob': 'Avg prob.',
-        'token_max_entropy': 'Max entropy',
-        'token_avg_entropy': 'Avg entropy',
-    },
-    'Embedding distribution': {
-        'mahalanobis': 'Mahalanobis dist.',
-        'euclidean_knn': 'Euclidean k-NN',
-        'cosine_knn': 'Cosine k-NN',
-        'pca_kmeans': 'PCA-KMeans',
-        'rnd': 'RND',
-        'logpzo': 'LogpZO',
-    },
-    'Sample consistency': {
-        'action_total_var': 'Action total var.',
-        'action_general_var': 'General var.',
-        'action_translation_var': 'Trans. var.',
-        'action_rotation_var': 'Rot. var.',
-        'action_gripper_var': 'Gripper var.',
-        'action_cluster_entropy': 'Cluster entropy',
-    },
-    'Action consistency': {'stac': 'STAC', 'stac_single': 'STAC-Single'},
-    'SAFE': {'safe_lstm': 'SAFE-LSTM', 'safe_mlp': 'SAFE-MLP'},
-    'Ours': {'linear_probe': 'Linear probe', 'signal': 'Action signal'},
-    'Controls': {
-        'clock': 'Clock',
-        'action_norm': 'Action norm',
-        'random': 'Random',
-        'constant': 'Constant',
-    },
-}
-OTHERS = 'Others'
-
-
-class TableError(SafeError):
-    """A table cannot be made of these results; the message says what was found."""
 
 
 @dataclass(frozen=True)
@@ -252,7 +208,7 @@ def _means(
     # [detector, params, feature, split][part][subset]
     runs: dict[tuple[str, str, str, int], dict[str, dict[str, Result]]] = {}
     for r in results:
-        parts = runs.setdefault((r.detector, r.params, r.feature, r.seed), {})
+        parts = runs.setdefault((r.detector, r.params, r.feature, r.split), {})
         parts.setdefault(r.part, {})[r.subset] = r
     means: list[Result] = []
     lacking: dict[str, int] = {}
@@ -299,10 +255,10 @@ def _runs(results: Sequence[Result]) -> _Runs:
     runs: _Runs = {}
     for result in results:
         combination = Combination(result.params, result.feature)
-        split = runs.setdefault(combination, {}).setdefault(result.seed, {})
+        split = runs.setdefault(combination, {}).setdefault(result.split, {})
         if result.part in split:
             raise TableError(
-                f'{result.detector} {result.params} on {result.benchmark}, split {result.seed}, '
+                f'{result.detector} {result.params} on {result.benchmark}, split {result.split}, '
                 f'part {result.part} is there twice; leave one of the two results out'
             )
         split[result.part] = result.values
@@ -327,12 +283,18 @@ def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summa
 
 
 def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
-    """Return group, detector and name of the rows; methods that are on no benchmark have none."""
+    """Return group, detector and title of the rows of a table.
+
+    Rows are in the order of the registry; detectors that it does not have come last.
+    """
     known = [
-        (group, detector, name)
-        for group, methods in GROUPS.items()
-        for detector, name in methods.items()
+        (entry.group, detector, entry.title)
+        for detector, entry in ENTRIES.items()
+        if detector in present
     ]
-    others = present - {detector for _, detector, _ in known}
-    rows = [row for row in known if row[1] in present]
-    return rows + [(OTHERS, detector, detector) for detector in sorted(others)]
+    return known + [(OTHERS, detector, detector) for detector in sorted(present - set(ENTRIES))]
+
+
+def group_of(detector: str) -> str:
+    """Return the group that a detector is shown in."""
+    return ENTRIES[detector].group if detector in ENTRIES else OTHERS

@@ -1,29 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of evaluations for a terminal: the main one, and all moments, rates and tasks."""
+"""Makes the tables of an evaluation: the main one, and the details of one part.
+
+Details are every evaluation time, every rate and every task.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterator, Mapping, Sequence
 
 from safe_training.evaluation.evaluate import Row, Summary, summarise, summary_of
 from safe_training.metrics.part_report import MOMENTS
 from safe_training.reporting.numbers import percent
-
-COLUMNS = (
-    ('AUC', 'roc_auc_max_score_until_min_length'),
-    ('macro', 'macro_roc_auc_max_score_until_min_length'),
-    ('clock', 'clock_roc_auc_max_score_until_min_length'),
-    ('clock\nmacro', 'clock_macro_roc_auc_max_score_until_min_length'),
-    ('false\nalarms', 'false_alarm_rate'),
-    ('de-\ntected', 'detection_rate'),
-    ('bal.\nacc.', 'balanced_accuracy'),
-    ('T_det', 'detection_time'),
+from safe_training.reporting.tables.measures import CLOCK, CLOCK_MACRO, HEADLINE, MACRO, MEASURES
+from safe_training.reporting.tables.model import (
+    Cell,
+    Column,
+    ResultTable,
+    TableRow,
+    count_cell,
+    name_columns,
+    rate_cell,
 )
+from safe_training.reporting.tables.terminal import shortened
+
 LEGEND = (
     'Percent, but for the time to fit and calibrate. AUC: ROC-AUC of the largest score up to the\n'
     'earliest stop of the task, pooled over tasks; macro: its mean over tasks that have both\n'
@@ -33,15 +32,25 @@ LEGEND = (
     'time limit, so it detects them all, late. A detector is worth what it does better than that.\n'
     'A number in brackets: only so many splits have the number.'
 )
-_RANKINGS = (
-    ('AUC', 'roc_auc_'),
-    ('macro', 'macro_roc_auc_'),
-    ('AP', 'average_precision_'),
-    ('macro\nAP', 'macro_average_precision_'),
-    ('clock', 'clock_roc_auc_'),
-    ('clock\nmacro', 'clock_macro_roc_auc_'),
+_MAIN = (
+    HEADLINE,
+    MACRO,
+    CLOCK,
+    CLOCK_MACRO,
+    'false_alarm_rate',
+    'detection_rate',
+    'balanced_accuracy',
+    'detection_time',
 )
-_MOMENTS_LEGEND = (
+_RANKINGS = (
+    (Column('AUC'), 'roc_auc_'),
+    (Column('macro'), 'macro_roc_auc_'),
+    (Column('AP'), 'average_precision_'),
+    (Column('macro AP', narrow='macro\nAP'), 'macro_average_precision_'),
+    (Column('clock'), 'clock_roc_auc_'),
+    (Column('clock macro', narrow='clock\nmacro'), 'clock_macro_roc_auc_'),
+)
+_RANKINGS_LEGEND = (
     'AP: average precision, whose chance level is the share of failures. "Running": only rollouts\n'
     'that still run at that share of the median success of their task, by their largest score yet.'
 )
@@ -62,45 +71,29 @@ _RATES = (
     ('Brier score at the earliest stop', 'brier_score_at_min_length'),
     ('calibration error at it', 'calibration_error_score_at_min_length'),
 )
+_TASK_RATES = (HEADLINE, 'false_alarm_rate', 'detection_rate', 'detection_time')
 
 
-def wide_console() -> Console:
-    """Return a console for tables: as wide as the terminal, never too narrow for one in a file."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=140)
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Print a table as wide as it is: a narrow terminal wraps its lines, and no number is cut."""
-    needed = console.measure(table, options=console.options.update(max_width=10_000)).maximum
-    if needed > console.width:
-        console = Console(highlight=False, width=needed, file=console.file)
-    console.print(table)
-
-
-def shortened(name: str, length: int = 40) -> str:
-    """Return a name that leaves room for the numbers beside it."""
-    return name if len(name) <= length else f'{name[: length - 1]}…'
-
-
-def report_table(rows: Sequence[Row], title: str) -> Table:
-    """Return the table of detectors by part, mean and std over splits where there are several."""
-    table = empty_table(title, ['detector', 'part'], [heading for heading, _ in COLUMNS])
+def report_table(rows: Sequence[Row], title: str) -> ResultTable:
+    """Return the table of detectors by part: mean, and deviation over several splits."""
+    columns = [*name_columns('part'), *(MEASURES[name] for name in _MAIN)]
     timed = any('fit_seconds' in row.values for row in rows)
     if timed:
-        table.add_column('fit\n(s)', justify='right', no_wrap=True)
+        columns.append(Column('fit (s)', narrow='fit\n(s)'))
+    shown = []
     for detector, parts in summarise(rows).items():
         for part, values in parts.items():
             splits = values['alpha'].splits
-            cells = [_cell(values[name], splits) for _, name in COLUMNS]
+            cells = [Cell(part), *(_summary_cell(values[name], splits) for name in _MAIN)]
             if timed:
-                cells.append(f'{values["fit_seconds"].mean:.2f}')
-            table.add_row(detector, part, *cells, end_section=part == list(parts)[-1])
-    return table
+                seconds = values['fit_seconds'].mean
+                cells.append(Cell(f'{seconds:.2f}', value=seconds))
+            shown.append(TableRow(tuple(cells), detector))
+    return ResultTable(title, tuple(columns), tuple(shown), (LEGEND,), group_title='detector')
 
 
 def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Say for each detector what was promised and what was realised on tasks never seen."""
+    """Say for each detector what was promised and what was realised on unseen tasks."""
     for detector, parts in summarise(rows).items():
         values = parts.get('unseen')
         if values is None:
@@ -112,7 +105,7 @@ def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
         )
         if found.splits > 1:
             line += f' (95 % interval over splits {percent(found.low)} to {percent(found.high)})'
-        auc = values['macro_roc_auc_max_score_until_min_length']
+        auc = values[MACRO]
         if auc.splits > 1:
             line += f'; macro AUC {percent(auc.low)} to {percent(auc.high)}'
         if finite.mean < 1:
@@ -124,76 +117,85 @@ def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
         yield line
 
 
-def detail_tables(rows: Sequence[Row], part: str) -> Iterator[Table | str]:
+def detail_tables(rows: Sequence[Row], part: str) -> Iterator[ResultTable]:
     """Return what the main table leaves out, for one part of each detector."""
     for detector, parts in summarise(rows).items():
-        if part not in parts:
-            continue
-        values = parts[part]
-        splits = values['alpha'].splits
-        table = empty_table(
-            f'{detector}, {part}: how failures rank', ['moment'], [c for c, _ in _RANKINGS]
-        )
-        for moment, shown in MOMENTS.items():
-            table.add_row(
-                shown, *[_cell(values[f'{name}{moment}'], splits) for _, name in _RANKINGS]
+        if part in parts:
+            title = f'{detector}, {part}'
+            yield _rankings_table(title, parts[part])
+            yield _rates_table(title, parts[part])
+            own = [row for row in rows if (row.detector, row.part) == (detector, part)]
+            yield _task_table(title, own)
+
+
+def _rankings_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
+    splits = values['alpha'].splits
+    rows = tuple(
+        TableRow(
+            (
+                Cell(shown),
+                *(_summary_cell(values[f'{name}{moment}'], splits) for _, name in _RANKINGS),
             )
-        yield table
-        yield _MOMENTS_LEGEND
-        table = empty_table(f'{detector}, {part}: alarms', ['rate'], ['%'])
-        for shown, name in _RATES:
-            if values[name].splits:
-                table.add_row(shown, _cell(values[name], splits))
-        lead = values['median_lead_steps']
-        if lead.splits:
-            table.add_row('median lead before the annotated failure [steps]', f'{lead.mean:.1f}')
-        yield table
-        yield _task_table(detector, part, rows)
-
-
-def _task_table(detector: str, part: str, rows: Sequence[Row]) -> Table:
-    found: dict[str, list[Mapping[str, float]]] = {}
-    for row in rows:
-        if (row.detector, row.part) == (detector, part):
-            for task, values in row.tasks.items():
-                found.setdefault(task, []).append(values)
-    columns = ('splits', 'failures', 'successes', 'AUC', 'false\nalarms', 'detected', 'T_det')
-    table = empty_table(f'{detector}, {part}: by task', ['task'], columns)
-    for task in sorted(found):
-
-        def mean(name: str, of: Callable[[Summary], str], task: str = task) -> str:
-            return of(summary_of([values[name] for values in found[task]]))
-
-        def count(summary: Summary) -> str:
-            return f'{summary.mean:.4g}'
-
-        table.add_row(
-            Text(shortened(task)),
-            str(len(found[task])),
-            mean('n_failures', count),
-            mean('n_successes', count),
-            mean('roc_auc_max_score_until_min_length', _cell),
-            mean('false_alarm_rate', _cell),
-            mean('detection_rate', _cell),
-            mean('detection_time', _cell),
         )
-    return table
+        for moment, shown in MOMENTS.items()
+    )
+    columns = (*name_columns('moment'), *(column for column, _ in _RANKINGS))
+    return ResultTable(f'{title}: how failures rank', columns, rows, (_RANKINGS_LEGEND,))
 
 
-def empty_table(title: str, names: Sequence[str], numbers: Sequence[str]) -> Table:
-    """Return a table with columns of names and of numbers."""
-    # As text: a folder's name may hold what looks like markup.
-    table = Table(title=Text(title), title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1))
-    for name in names:
-        table.add_column(name, no_wrap=True)
-    for heading in numbers:
-        table.add_column(heading, justify='right', no_wrap=True)
-    return table
+def _rates_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
+    splits = values['alpha'].splits
+    rows = [
+        TableRow((Cell(shown), _summary_cell(values[name], splits)))
+        for shown, name in _RATES
+        if values[name].splits
+    ]
+    lead = values['median_lead_steps']
+    if lead.splits:
+        steps = Cell(f'{lead.mean:.1f}', value=lead.mean)
+        rows.append(TableRow((Cell('median lead before the annotated failure [steps]'), steps)))
+    columns = (*name_columns('rate'), Column('%'))
+    return ResultTable(f'{title}: alarms', columns, tuple(rows))
 
 
-def _cell(summary: Summary, splits: int = 0) -> str:
-    """Show a mean with its deviation, and of how many splits where some of them have no number."""
-    shown = percent(summary.mean)
-    if summary.splits > 1:
-        shown += f'±{percent(summary.std)}'
-    return f'{shown} ({summary.splits})' if 0 < summary.splits < splits else shown
+def _task_table(title: str, rows: Sequence[Row]) -> ResultTable:
+    by_task: dict[str, list[Mapping[str, float]]] = {}
+    for row in rows:
+        for task, values in row.tasks.items():
+            by_task.setdefault(task, []).append(values)
+    columns = (
+        *name_columns('task'),
+        Column('splits'),
+        Column('failures'),
+        Column('successes'),
+        MEASURES[HEADLINE],
+        MEASURES['false_alarm_rate'],
+        Column('detected'),
+        MEASURES['detection_time'],
+    )
+    shown = tuple(_task_row(task, by_task[task]) for task in sorted(by_task))
+    return ResultTable(f'{title}: by task', columns, shown)
+
+
+def _task_row(task: str, splits: Sequence[Mapping[str, float]]) -> TableRow:
+    def summary(name: str) -> Summary:
+        return summary_of([values[name] for values in splits])
+
+    counts = [summary(name).mean for name in ('n_failures', 'n_successes')]
+    return TableRow(
+        (
+            Cell(shortened(task), value=task),
+            count_cell(len(splits)),
+            *(Cell(f'{count:.4g}', value=count) for count in counts),
+            *(_summary_cell(summary(name)) for name in _TASK_RATES),
+        )
+    )
+
+
+def _summary_cell(summary: Summary, splits: int = 0) -> Cell:
+    """Return a mean with its deviation, and its number of splits if that is below ``splits``."""
+    return rate_cell(
+        summary.mean,
+        summary.std if summary.splits > 1 else None,
+        detail=str(summary.splits) if 0 < summary.splits < splits else '',
+    )

@@ -3,39 +3,48 @@
 
 from __future__ import annotations
 
-from safe_training.reporting.tables.model import Cell, Table
+from safe_training.reporting.tables.model import Cell, Column, ResultTable, group_starts
 
 
-def to_markdown(table: Table) -> str:
-    """Write a table as Markdown; the best of a column is bold."""
-    over = any(column.over for column in table.columns)
-    headings = [
-        f'{_escape_markdown(c.over)} {c.heading}' if over else c.heading for c in table.columns
-    ]
+def to_markdown(table: ResultTable) -> str:
+    """Return a table as Markdown; the best of a column is bold, a flagged number has a '!'."""
+    grouped = table.has_groups
+    titles = [_title(column) for column in table.columns]
+    rules = ['---:' if column.align == 'right' else '---' for column in table.columns]
+    if grouped:
+        titles.insert(0, _escaped(table.group_title))
+        rules.insert(0, '---')
     lines = [
-        f'### {_escape_markdown(table.title)}',
+        f'### {_escaped(table.title)}',
         '',
-        *([f'**{_escape_markdown(table.warning)}**', ''] if table.warning else []),
-        '| | Method | ' + ' | '.join(headings) + ' |',
-        '|---|---|' + '---:|' * len(headings),
+        *([f'**{_escaped(table.warning)}**', ''] if table.warning else []),
+        '|' + ''.join(f' {title} |' if title else ' |' for title in titles),
+        '|' + ''.join(f'{rule}|' for rule in rules),
     ]
-    group = ''
-    for row in table.rows:
-        cells = [_markdown_cell(cell) for cell in row.cells]
-        shown = row.group if row.group != group else ''
-        group = row.group
-        lines.append(f'| {shown} | {_escape_markdown(row.name)} | ' + ' | '.join(cells) + ' |')
+    for row, starts in zip(table.rows, group_starts(table.rows), strict=True):
+        cells = [_cell(cell) for cell in row.cells]
+        if grouped:
+            cells.insert(0, _escaped(row.group) if starts else '')
+        lines.append('| ' + ' | '.join(cells) + ' |')
     for note in table.notes:
-        lines += ['', _escape_markdown(note)]
+        lines += ['', _escaped(note)]
     return '\n'.join(lines) + '\n'
 
 
-def _markdown_cell(cell: Cell) -> str:
-    text = f'**{cell.text}**' if cell.best else cell.text
-    return f'{text} ± {cell.spread}' if cell.spread else text
+def _title(column: Column) -> str:
+    # Our own titles need no escape: an underscore within a word is plain text.
+    return f'{_escaped(column.over)} {column.title}'.strip()
 
 
-def _escape_markdown(text: str) -> str:
+def _cell(cell: Cell) -> str:
+    text = _escaped(cell.text)
+    text = f'**{text}**' if cell.emphasis else text
+    text += f' ± {cell.spread}' if cell.spread else ''
+    text += f' ({_escaped(cell.detail)})' if cell.detail else ''
+    return text + ('!' if cell.flag else '')
+
+
+def _escaped(text: str) -> str:
     for character in '\\`*_[]<>|':
         text = text.replace(character, f'\\{character}')
     return ' '.join(text.split())

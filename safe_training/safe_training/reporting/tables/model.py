@@ -1,42 +1,109 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The model of a table; writers turn it into text."""
+"""A table of results as data; one writer for each format turns it into text.
+
+Builders (`aggregated`, `exact`, `evaluation`, `bands`, `page.tables`) know results and no format;
+writers (`terminal`, `markdown`, `latex`, `csv`, `html`) know formats and no results. Text in a
+table may come from anywhere: each writer escapes it for its format.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+from safe_training.reporting.numbers import MISSING, percent
+from vla_feature_bridge.errors import SafeError
+
+
+class TableError(SafeError):
+    """A table cannot be made of these results; the message says what was found."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What one cell shows: a number in percent with its spread, or text."""
+    """One cell.
 
-    text: str = '-'
+    Attributes
+    ----------
+    text : str
+        What people read: a name, a number, or `MISSING`.
+    spread : str
+        Standard deviation of the number; empty without one.
+    detail : str
+        What stands in brackets behind the number, such as '1 of 2'.
+    emphasis : bool
+        Whether the cell is the best of its column.
+    flag : str
+        Why a reader must not overlook the cell, in a word such as 'above'; empty otherwise.
+    value : float or str or None
+        What programs read, exact and not rounded; None takes the text.
+    """
+
+    text: str = MISSING
     spread: str = ''
-    best: bool = False
+    detail: str = ''
+    emphasis: bool = False
+    flag: str = ''
+    value: float | str | None = None
 
 
 @dataclass(frozen=True)
 class Column:
-    """A heading, and the heading above it that it shares with its neighbours."""
+    """One column.
 
-    heading: str
+    Attributes
+    ----------
+    title : str
+    over : str
+        Title above this one that neighbouring columns share; empty without one.
+    narrow : str
+        Title for a terminal, broken into short lines; empty takes ``title``.
+    align : {'left', 'right'}
+        'left' for names, 'right' for numbers.
+    explanation : str
+        What the numbers are, for formats that can show it beside the title.
+    """
+
+    title: str
     over: str = ''
+    narrow: str = ''
+    align: Literal['left', 'right'] = 'right'
+    explanation: str = ''
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """One method."""
+    """One row; rows of one group follow each other.
 
-    group: str
-    name: str
+    Attributes
+    ----------
+    cells : tuple of Cell
+        One for each column of the table.
+    group : str
+        Empty in tables without groups.
+    """
+
     cells: tuple[Cell, ...]
+    group: str = ''
 
 
 @dataclass(frozen=True)
-class Table:
-    """A table of methods in groups.
+class ResultTable:
+    """A table of results.
 
-    ``warning`` is what nobody must overlook: where notes may go unseen it stands in the table.
+    Attributes
+    ----------
+    title : str
+    columns : tuple of Column
+        The first one names the rows.
+    rows : tuple of TableRow
+    notes : tuple of str
+        What the numbers mean and what is missing. Line breaks count in a terminal only.
+    warning : str
+        What nobody must overlook: it stands in the table, where notes may go unread.
+    group_title : str
+        Title of the column of groups, if rows have groups.
     """
 
     title: str
@@ -44,3 +111,43 @@ class Table:
     rows: tuple[TableRow, ...]
     notes: tuple[str, ...] = ()
     warning: str = ''
+    group_title: str = ''
+
+    @property
+    def has_groups(self) -> bool:
+        """Whether rows belong to groups."""
+        return any(row.group for row in self.rows)
+
+
+def name_columns(*titles: str) -> tuple[Column, ...]:
+    """Return columns of names."""
+    return tuple(Column(title, align='left') for title in titles)
+
+
+def rate_cell(
+    rate: float | None,
+    std: float | None = None,
+    *,
+    decimals: int = 1,
+    detail: str = '',
+    flag: str = '',
+) -> Cell:
+    """Return a cell that shows a rate in percent, with its standard deviation if it has one."""
+    spread = '' if std is None else percent(std, decimals)
+    return Cell(percent(rate, decimals), spread, detail, flag=flag, value=rate)
+
+
+def count_cell(count: int) -> Cell:
+    """Return a cell that shows a count."""
+    return Cell(str(count), value=count)
+
+
+def interval_cell(low: float | None, high: float | None) -> Cell:
+    """Return a cell that shows the interval of a rate in percent."""
+    shown = f'{percent(low)} to {percent(high)}'
+    return Cell() if percent(low) == MISSING else Cell(shown)
+
+
+def group_starts(rows: Sequence[TableRow]) -> list[bool]:
+    """Return for each row whether it is the first one of its group, the first row included."""
+    return [index == 0 or row.group != rows[index - 1].group for index, row in enumerate(rows)]

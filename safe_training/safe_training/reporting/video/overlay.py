@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from safe_training.evaluation.judge import Judged
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.figures import style as figures
 from safe_training.reporting.video.frames import (
     FrameSteps,
@@ -38,7 +38,7 @@ def file_name(episode_id: str) -> str:
     return re.sub(r'[^\w.-]+', '_', episode_id).strip('._')[:150] or 'episode'
 
 
-def write_overlay(entry: Judged, source: Path, target: Path) -> FrameSteps:
+def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameSteps:
     """Write ``source`` with the panel of ``entry`` under it; ``target`` is whole or absent.
 
     Returns
@@ -53,7 +53,7 @@ def write_overlay(entry: Judged, source: Path, target: Path) -> FrameSteps:
     """
     cv2 = opencv()
     facts = video_facts(source)
-    rollout = entry.rollout
+    rollout = entry.required_rollout
     frames = frame_steps(
         facts.frames, len(rollout), rollout.exec_horizon, rollout.stamps, facts.rate
     )
@@ -94,10 +94,10 @@ def _writer(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Any:
 class Panel:
     """Draws the score of a rollout up to a step, against its band, as an image."""
 
-    def __init__(self, entry: Judged, width: int, height: int) -> None:
+    def __init__(self, entry: ScoredRollout, width: int, height: int) -> None:
         self.entry, self.width, self.height = entry, width, height
         self.cv2 = opencv()
-        edge = entry.threshold.upper[: len(entry.scores)]
+        edge = entry.required_threshold.upper[: len(entry.scores)]
         values = np.concatenate([entry.scores, edge[np.isfinite(edge)], [0.0]])
         low, high = float(values.min()), float(values.max())
         room = 0.08 * (high - low) or 1.0
@@ -120,7 +120,7 @@ class Panel:
                 image, (int(at[0]), int(at[1])), _INK, cv2.MARKER_TRIANGLE_DOWN, 12, 2, cv2.LINE_AA
             )
         words = f'step {step}  score {entry.scores[step]:.3g}'
-        threshold = entry.threshold.upper[step]
+        threshold = entry.required_threshold.upper[step]
         words += f'  band {threshold:.3g}' if math.isfinite(threshold) else '  no band'
         self._write(image, words, (_MARGIN_LEFT, 17), _INK)
         if alarmed:

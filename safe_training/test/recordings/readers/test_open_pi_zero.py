@@ -66,7 +66,9 @@ def test_both_robots(tmp_path):
 def test_horizon_is_pooled_before_denoising(tmp_path):
     file = write_episode(tmp_path)
     pooling = (('horizon', 'concat'), ('denoise', 'last'))
-    (rollout,), feature = load_rollouts(tmp_path, pooling=pooling)
+    found = load_rollouts(tmp_path, pooling=pooling)
+    (rollout,) = found
+    feature = found.feature
     assert (str(feature), feature.dim) == (
         'sampled_action_embeds[horizon=concat,denoise=last]',
         24,
@@ -77,11 +79,15 @@ def test_horizon_is_pooled_before_denoising(tmp_path):
 
 def test_raw_and_no_features(tmp_path):
     file = write_episode(tmp_path, sampled_action_embeds=torch.rand(3, 2, 4, 6))
-    (raw,), feature = load_rollouts(tmp_path, keep='raw')
+    found = load_rollouts(tmp_path, keep='raw')
+    (raw,) = found
+    feature = found.feature
     assert (feature.axes, feature.dim) == (('denoise', 'horizon'), 6)
     step = pickle.loads(file.read_bytes())[1]['sampled_action_embeds'][-1]
     np.testing.assert_array_equal(raw.step(1).features, step.numpy())
-    (none,), feature = load_rollouts(tmp_path, feature='none')
+    found = load_rollouts(tmp_path, feature='none')
+    (none,) = found
+    feature = found.feature
     assert (str(feature), none.features.shape) == ('none', (3, 0))
     with pytest.raises(DumpError, match='either raw features or a pooling'):
         open_source(tmp_path, keep='raw', pooling=(('horizon', 'mean'), ('denoise', 'mean')))
@@ -144,7 +150,7 @@ def test_an_episode_with_both_outcomes(tmp_path):
     write_episode(tmp_path, episode=2)
     with pytest.raises(DumpError, match='expected one outcome of episode 1'):
         load_rollouts(tmp_path)
-    rollouts, _ = load_rollouts(tmp_path, skip_bad=True)
+    rollouts = load_rollouts(tmp_path, skip_bad=True)
     assert [r.episode_index for r in rollouts] == [2]
 
 

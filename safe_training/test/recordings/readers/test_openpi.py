@@ -122,7 +122,7 @@ def test_natural_order_of_many_records(tmp_path):
     recorder = Recorder(tmp_path, style='plain')
     for episode in range(12):
         recorder.episode(0, episode, steps=3)
-    rollouts, _ = load_rollouts(tmp_path)
+    rollouts = load_rollouts(tmp_path)
     assert [r.episode_index for r in rollouts] == list(range(12))
     for rollout in rollouts:
         first = np.random.default_rng([0, rollout.episode_index, 0]).normal(size=(5, 7))
@@ -132,8 +132,9 @@ def test_natural_order_of_many_records(tmp_path):
 @pytest.mark.parametrize('feature', ['pre_logits', 'encoded'])
 def test_pi0_fast_with_another_number_of_tokens_in_every_step(tmp_path, feature):
     recorder = record_three(tmp_path, policy='pi0_fast')
-    raw, spec = load_rollouts(tmp_path, feature=feature, keep='raw')
-    pooled, _ = load_rollouts(tmp_path, feature=feature)
+    raw = load_rollouts(tmp_path, feature=feature, keep='raw')
+    spec = raw.feature
+    pooled = load_rollouts(tmp_path, feature=feature)
     assert (spec.axes, spec.pooling, spec.dim, spec.pooled) == (('token',), (), 6, False)
     assert raw[1].feature_lengths.tolist() == [3, 4, 5, 2, 3, 4]
     assert raw[1].features.shape == (6, 5, 6)
@@ -199,7 +200,8 @@ def test_several_samples_without_features(tmp_path, policy):
 
 def test_features_can_be_left_away(tmp_path):
     record_three(tmp_path, policy='pi0_fast')
-    rollouts, feature = load_rollouts(tmp_path, feature='none')
+    rollouts = load_rollouts(tmp_path, feature='none')
+    feature = rollouts.feature
     assert (str(feature), rollouts[0].features.shape) == ('none', (3, 0))
     assert rollouts[0].token_entropy.shape == (3, 4)
     with pytest.raises(DumpError, match='one of the features pre_logits, encoded, none, found'):
@@ -260,7 +262,11 @@ DAMAGES = {
         WITHOUT_0_1,
     ),
     'more': (add_record, 'expected 6 policy records .* found 7', WITHOUT_0_1),
-    'stray': (stray_records, 'expected an env record of task 1, episode 9.* these 1 policy', ALL),
+    'unmatched': (
+        stray_records,
+        'expected an env record of task 1, episode 9.* these 1 policy',
+        ALL,
+    ),
     'twice': (env_again, 'expected every episode once, found task 1, episode 0 also', WITHOUT_1_0),
     'runs': (mixed_runs, 'records whose time t_ rises .* two runs may be mixed', WITHOUT_0_0),
     'outcome': (
@@ -362,7 +368,7 @@ def test_a_shift_that_counts_do_not_show_is_found_by_the_prompt(tmp_path):
 def test_both_spellings_of_the_episode_index(tmp_path):
     recorder = record_three(tmp_path)
     change(first_env(recorder), eposide_idx=None, episode_idx=0)
-    rollouts, _ = load_rollouts(tmp_path)
+    rollouts = load_rollouts(tmp_path)
     assert names(rollouts) == ALL
 
 
@@ -394,7 +400,7 @@ def test_franka_roots(tmp_path):
         numbers = sorted(r.episode_index for r in rollouts if r.task == task)
         assert numbers == list(range(len(numbers)))
     assert '1 of 11 episodes that are not of standard length and 4 to balance' in source.notes[0]
-    everything, _ = load_rollouts(tmp_path, all_episodes=True)
+    everything = load_rollouts(tmp_path, all_episodes=True)
     assert len(everything) == 11
     assert {r.episode_id.split('/')[0] for r in everything} == {'run0', 'run1'}
 
@@ -403,7 +409,7 @@ def test_a_task_with_a_standard_length_of_its_own(tmp_path):
     recorder = Recorder(tmp_path, 'pi0_fast', droid=True)
     for episode, steps in enumerate((25, 25, 30, 24)):
         recorder.episode(0, episode, episode % 2 == 0, steps, 'close the drawer')
-    assert [len(r) for r in load_rollouts(tmp_path)[0]] == [25, 25]
+    assert [len(r) for r in load_rollouts(tmp_path)] == [25, 25]
 
 
 def test_franka_records_that_number_the_task_differently(tmp_path):
@@ -412,7 +418,7 @@ def test_franka_records_that_number_the_task_differently(tmp_path):
     recorder.episode(0, 1, False, 3, 'x')
     for file in list(tmp_path.glob('policy_records/*--ep_1--*')):
         file.rename(file.with_name(file.name.replace('--task_0--', '--task_7--')))
-    assert [len(r) for r in load_rollouts(tmp_path)[0]] == [3, 3]
+    assert [len(r) for r in load_rollouts(tmp_path)] == [3, 3]
 
 
 def test_two_tasks_in_one_root_are_not_mixed(tmp_path):
@@ -420,7 +426,7 @@ def test_two_tasks_in_one_root_are_not_mixed(tmp_path):
     for task in (0, 1):
         for episode in (0, 1):
             recorder.episode(task, episode, episode == 0, 3)
-    rollouts, _ = load_rollouts(tmp_path, all_episodes=True)
+    rollouts = load_rollouts(tmp_path, all_episodes=True)
     assert [len(r) for r in rollouts] == [3, 3, 3, 3]
     by_task = {r.task: r for r in rollouts if r.success}
     for number, task in enumerate(TASKS):

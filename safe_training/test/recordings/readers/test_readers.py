@@ -66,7 +66,8 @@ POOLINGS = {
 def test_the_shipped_dump_equals_an_independent_reading(command):
     expected = read_directly(DUMP)
     pooling = None if command is None else (('token', command),)
-    rollouts, feature = load_rollouts(DUMP, pooling=pooling)
+    rollouts = load_rollouts(DUMP, pooling=pooling)
+    feature = rollouts.feature
     assert str(feature) == f'hidden_states[token={command or "last"}]'
     assert len(rollouts) == len(expected) == 24
     for rollout in rollouts:
@@ -123,8 +124,8 @@ def test_reading_keeps_one_episode_at_a_time():
 @pytest.mark.skipif('SAFE_SHARED' not in os.environ, reason='SAFE_SHARED is not set')
 def test_the_full_dump_agrees_with_the_pooled_recording():
     shared = Path(os.environ['SAFE_SHARED']) / 'rollouts' / 'miniature'
-    raw, _ = load_rollouts(shared / 'raw' / 'openvla', pooling=(('token', 'mean'),))
-    pooled, _ = load_rollouts(shared / 'token_pooled.npz')
+    raw = load_rollouts(shared / 'raw' / 'openvla', pooling=(('token', 'mean'),))
+    pooled = load_rollouts(shared / 'token_pooled.npz')
     by_name = {(rollout.task_id, rollout.episode_index): rollout for rollout in pooled}
     assert (len(raw), len(pooled)) == (96, 800)
     for one in raw:
@@ -179,7 +180,7 @@ def edit_csv(stem, edit):
 
 def test_variances_over_samples_stay_under_their_names(tmp_path):
     write_episode(tmp_path, samples=True, steps=3)
-    (rollout,), _ = load_rollouts(tmp_path)
+    (rollout,) = load_rollouts(tmp_path)
     assert rollout.token_probability is None
     assert rollout.token_entropy is None
     assert set(rollout.signals) == {*SAMPLES, *SIGNAL_NAMES}
@@ -194,7 +195,7 @@ def test_folders_of_any_depth_as_on_widowx(tmp_path):
     write_episode(tmp_path / 'a', task=1, episode=9, success=False)
     (tmp_path / 'a' / 'task1--ep9--succ0.mp4').write_bytes(b'')
     (tmp_path / 'a' / 'task1--ep8--succ0.mp4').write_bytes(b'')
-    rollouts, _ = load_rollouts(tmp_path)
+    rollouts = load_rollouts(tmp_path)
     names = [rollout.episode_id for rollout in rollouts]
     assert names == ['a/task1--ep9', 'b/night/task1--ep9', 'b/night/task1--ep10']
     assert [rollout.video for rollout in rollouts] == ['a/task1--ep9--succ0.mp4', '', '']
@@ -207,7 +208,7 @@ def test_the_ways_in_which_hidden_states_are_stored(tmp_path, spelling, dtype, s
     states = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(0)).to(dtype)
     changes = {'eposide_idx': None, spelling: 0}
     write_episode(tmp_path, hidden_states=states if stacked else list(states), **changes)
-    (rollout,), _ = load_rollouts(tmp_path, pooling=(('token', 'concat'),))
+    (rollout,) = load_rollouts(tmp_path, pooling=(('token', 'concat'),))
     np.testing.assert_array_equal(rollout.features, states.float().flatten(1).numpy())
 
 
@@ -216,13 +217,13 @@ def test_numpy_hidden_states_and_numpy_scalars(tmp_path):
     write_episode(
         tmp_path, hidden_states=states, task_id=np.int64(0), episode_success=np.bool_(True)
     )
-    (rollout,), _ = load_rollouts(tmp_path)
+    (rollout,) = load_rollouts(tmp_path)
     np.testing.assert_array_equal(rollout.features, states[:, 6].astype(np.float32))
 
 
 def test_bfloat16_is_averaged_in_float32(tmp_path):
     write_episode(tmp_path, hidden_states=torch.linspace(4.9, 5.1, 168).reshape(4, 7, 6).bfloat16())
-    (rollout,), _ = load_rollouts(tmp_path, pooling=(('token', 'mean'),))
+    (rollout,) = load_rollouts(tmp_path, pooling=(('token', 'mean'),))
     states = pickle.loads((tmp_path / 'task0--ep0--succ1.pkl').read_bytes())['hidden_states']
     np.testing.assert_allclose(rollout.features, states.double().mean(1).numpy(), rtol=1e-6)
 
@@ -414,7 +415,7 @@ def test_an_episode_with_both_outcomes(tmp_path):
     write_episode(tmp_path, episode=0, success=False)
     with pytest.raises(DumpError, match='expected one outcome of this episode'):
         load_rollouts(tmp_path)
-    rollouts, _ = load_rollouts(tmp_path, skip_bad=True)
+    rollouts = load_rollouts(tmp_path, skip_bad=True)
     assert [rollout.episode_id for rollout in rollouts] == ['task0--ep1', 'task0--ep2']
 
 
@@ -444,7 +445,8 @@ def test_options_that_do_not_fit_a_dump(tmp_path):
 
 
 def test_the_shipped_archive_equals_its_arrays():
-    rollouts, feature = load_rollouts(FLOW)
+    rollouts = load_rollouts(FLOW)
+    feature = rollouts.feature
     archive = np.load(FLOW, allow_pickle=False)
     offsets = archive['offsets']
     features, actions = archive['feat_mean'], archive['sampled_actions']
@@ -511,7 +513,8 @@ def save(path, arrays):
 
 def test_the_named_layout(tmp_path):
     arrays = named()
-    rollouts, feature = load_rollouts(save(tmp_path / 'x.npz', arrays))
+    rollouts = load_rollouts(save(tmp_path / 'x.npz', arrays))
+    feature = rollouts.feature
     assert str(feature) == 'features'
     assert [rollout.episode_id for rollout in rollouts] == ['open/0', 'close/0', 'open/7']
     assert [rollout.task_id for rollout in rollouts] == [1, 0, 1]
@@ -525,19 +528,22 @@ def test_the_named_layout(tmp_path):
 
 def test_an_archive_of_signals_alone(tmp_path):
     path = save(tmp_path / 'x.npz', named(features=None, instruction=None))
-    rollouts, feature = load_rollouts(path)
+    rollouts = load_rollouts(path)
+    feature = rollouts.feature
     assert (str(feature), feature.dim) == ('none', 0)
     assert [rollout.features.shape for rollout in rollouts] == [(2, 0), (1, 0), (3, 0)]
     assert rollouts[1].signals['eef_z'].shape == (1,)
     assert rollouts[0].instruction == ''
-    rollouts, feature = load_rollouts(path, feature='action_signals')
+    rollouts = load_rollouts(path, feature='action_signals')
+    feature = rollouts.feature
     assert feature.dim == 2
     np.testing.assert_array_equal(rollouts[1].features[0], named()['action_signals'][2])
 
 
 def test_the_numbered_layout_with_tokens(tmp_path):
     arrays = numbered()
-    rollouts, feature = load_rollouts(save(tmp_path / 'x.npz', arrays), feature='feat_first')
+    rollouts = load_rollouts(save(tmp_path / 'x.npz', arrays), feature='feat_first')
+    feature = rollouts.feature
     assert (str(feature), feature.dim) == ('feat_first', 3)
     last = rollouts[2]
     assert (last.task, last.instruction, last.policy) == ('open', 'open it', 'token')
@@ -551,14 +557,14 @@ def test_the_numbered_layout_with_tokens(tmp_path):
 
 def test_chunks_without_samples(tmp_path):
     chunks = np.random.default_rng(0).normal(size=(6, 8, 4)).astype(np.float32)
-    (first, *_), _ = load_rollouts(save(tmp_path / 'x.npz', numbered(action=chunks)))
+    (first, *_) = load_rollouts(save(tmp_path / 'x.npz', numbered(action=chunks)))
     assert (first.actions.shape, first.exec_horizon) == ((2, 1, 8, 4), 4)
     np.testing.assert_array_equal(first.actions[:, 0], chunks[:2])
 
 
 def test_signals_of_the_archive_win_over_derived_ones(tmp_path):
     arrays = named(action=np.ones((6, 7), np.float32))
-    (first, *_), _ = load_rollouts(save(tmp_path / 'x.npz', arrays))
+    (first, *_) = load_rollouts(save(tmp_path / 'x.npz', arrays))
     assert set(first.signals) == {*SIGNAL_NAMES, 'eef_z'}
     np.testing.assert_array_equal(first.signals['action_norm'], arrays['action_signals'][:2, 0])
 
@@ -656,13 +662,14 @@ def test_an_archive_cannot_claim_more_than_it_holds(tmp_path):
 
 
 def test_a_rollout_set_is_a_source(tmp_path):
-    rollouts, feature = load_rollouts(DUMP)
+    rollouts = load_rollouts(DUMP)
+    feature = rollouts.feature
     with RolloutSetWriter(tmp_path / 'set', feature=feature, policy='openvla') as writer:
         for rollout in rollouts[:5]:
             writer.add(rollout)
     source = open_source(tmp_path / 'set')
     assert (source.kind, source.policy, source.feature) == ('rollout_set', 'openvla', feature)
-    found, _ = load_rollouts(tmp_path / 'set')
+    found = load_rollouts(tmp_path / 'set')
     for one, other in zip(found, rollouts, strict=False):
         assert isinstance(one, Rollout)
         np.testing.assert_array_equal(one.features, other.features)
@@ -675,7 +682,8 @@ def test_a_rollout_set_is_a_source(tmp_path):
 
 
 def test_a_set_with_a_lost_file(tmp_path):
-    rollouts, feature = load_rollouts(DUMP)
+    rollouts = load_rollouts(DUMP)
+    feature = rollouts.feature
     with RolloutSetWriter(tmp_path / 'set', feature=feature) as writer:
         for rollout in rollouts[:3]:
             writer.add(rollout)
@@ -683,7 +691,7 @@ def test_a_set_with_a_lost_file(tmp_path):
     data = bytearray(file.read_bytes())
     data[30] ^= 1
     file.write_bytes(data)
-    found, _ = load_rollouts(tmp_path / 'set', skip_bad=True)
+    found = load_rollouts(tmp_path / 'set', skip_bad=True)
     assert [rollout.episode_id for rollout in found] == ['task0--ep0', 'task0--ep3']
 
 
@@ -720,5 +728,5 @@ def test_other_pickles_beside_a_dump_do_not_matter(tmp_path):
     write_episode(tmp_path / 'libero')
     (tmp_path / 'notes').mkdir()
     shutil.copy(tmp_path / 'libero' / 'task0--ep0--succ1.pkl', tmp_path / 'notes' / 'x.pkl')
-    rollouts, _ = load_rollouts(tmp_path)
+    rollouts = load_rollouts(tmp_path)
     assert len(rollouts) == 1

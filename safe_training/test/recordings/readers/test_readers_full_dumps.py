@@ -150,21 +150,23 @@ def test_a_raw_set_holds_the_dump_to_the_bit(tmp_path, dump):
 @pytest.mark.parametrize('dump', DUMPS)
 def test_the_default_pooling_of_a_dump_and_of_its_raw_set(tmp_path, dump):
     pool = DUMPS[dump][2]
-    rollouts, feature = load_rollouts(RAW / dump, all_episodes=True)
+    rollouts = load_rollouts(RAW / dump, all_episodes=True)
+    feature = rollouts.feature
     exact = dump in ('openvla', 'open_pizero')
     for rollout, episode in check(rollouts, dump):
         expected = np.stack([pool(as_float(step)) for step in episode['steps']])
         tolerance = 0 if exact else 2e-6
         np.testing.assert_allclose(rollout.features, expected, rtol=tolerance, atol=tolerance)
     convert(RAW / dump, tmp_path / 'raw', keep='raw', all_episodes=True)
-    again, of_raw = load_rollouts(tmp_path / 'raw')
+    again = load_rollouts(tmp_path / 'raw')
+    of_raw = again.feature
     assert of_raw == feature
     for one, other in zip(rollouts, again, strict=True):
         assert bits(one.features) == bits(other.features)
 
 
 def test_the_franka_protocol_balances_every_task():
-    rollouts, _ = load_rollouts(RAW / 'pizero_fast_droid')
+    rollouts = load_rollouts(RAW / 'pizero_fast_droid')
     counts = Counter((r.task_id, r.success) for r in rollouts)
     assert {counts[task, True] for task in range(8)} == {2}
     assert {counts[task, False] for task in range(8)} == {2}

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from outcome_sets import split_conformal
 from scipy.stats import binom
 
 from safe_training.calibration.constant import constant_band
 from safe_training.calibration.curves import CalibrationError
-from safe_training.calibration.split_conformal import conformal_quantile, split_conformal
+from safe_training.calibration.quantile import conformal_quantile
 from safe_training.cli.main import main
 
 TEST = Path(__file__).parents[3] / 'test'

@@ -1,50 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Split conformal prediction on one value per rollout: by class, and as a constant alarm band.
-
-After Vovk, Gammerman and Shafer, "Algorithmic Learning in a Random World" (2005), and the split
-conformal table of SAFE (arXiv 2506.09937, 5). The value of a rollout is normally its largest score.
-"""
+"""Split conformal thresholds for each class, which tests compare with the published ones."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from safe_monitor_node.bands.adaptive_threshold import conformal_rank
-from safe_training.calibration.curves import CalibrationError, Quantile
-
-
-def conformal_quantile(
-    nonconformity: ArrayLike, alpha: float, quantile: Quantile = 'finite_sample'
-) -> float:
-    """Return what the next exchangeable nonconformity exceeds with probability at most alpha.
-
-    Parameters
-    ----------
-    nonconformity : (N,) array
-        Values of the calibration rollouts.
-    alpha : float
-        In (0, 1).
-    quantile : {'finite_sample', 'published'}
-        'finite_sample': the ceil((N + 1)(1 - alpha))-th smallest, +inf where there are fewer.
-        'published': that rank in float32, clipped to 1..N, which covers too little for small N
-        (0.825 instead of 0.98 at N = 5); +inf only without any value.
-    """
-    values = np.sort(np.asarray(nonconformity).ravel())
-    if np.isnan(values).any():
-        raise CalibrationError('calibration: a nonconformity is NaN')
-    if not 0.0 < alpha < 1.0:
-        raise CalibrationError(f'calibration: an alpha must lie inside (0, 1), found {alpha}')
-    if values.size == 0:
-        return math.inf
-    if quantile == 'finite_sample':
-        rank = conformal_rank(values.size, alpha)
-        return float(values[rank - 1]) if rank <= values.size else math.inf
-    product = np.float32(values.size + 1) * np.float32(1 - alpha)
-    return float(values[int(np.clip(np.ceil(product), 1, values.size)) - 1])
+from safe_training.calibration.curves import CalibrationError
+from safe_training.calibration.quantile import conformal_quantile
 
 
 @dataclass(frozen=True)

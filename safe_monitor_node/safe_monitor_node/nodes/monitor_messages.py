@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The messages of the monitor node, made from a session; labels, read from messages."""
+
+from __future__ import annotations
+
+from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
+
+from safe_monitor_node.monitor.alarm import AlarmState, Verdict
+from safe_monitor_node.monitor.episode_monitor import StepResult
+from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.thresholds import MonitorError
+from safe_monitor_node.nodes.diagnosis import diagnose, facts_of
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep
+from vla_feature_bridge.ros.messages import time_from_message
+
+OUTCOMES = {
+    EpisodeEvent.OUTCOME_UNKNOWN: None,
+    EpisodeEvent.OUTCOME_SUCCESS: True,
+    EpisodeEvent.OUTCOME_FAILURE: False,
+}
+"""Whether an episode succeeded, by the outcome of a message; None is unknown."""
+
+_OUTCOME_NAMES = {None: 'unknown', True: 'a success', False: 'a failure'}
+
+
+def score_message(session: MonitorSession, step: PolicyStep, result: StepResult) -> FailureScore:
+    """Return the score of a step, with the latency still to be filled in."""
+    message = FailureScore(
+        episode_id=step.episode_id,
+        step=step.step,
+        detector=session.monitor.calibrated.detector.name,
+        score=result.score,
+        threshold=result.threshold,
+        margin=result.score - result.threshold,
+        probability=result.probability,
+        alarm=result.verdict.state == AlarmState.ALARM,
+        state=int(result.verdict.state),
+    )
+    message.header = step.header
+    return message
+
+
+def alarm_message(session: MonitorSession, verdict: Verdict, advice: int) -> FailureAlarm:
+    """Return the state of the alarm, with the header still to be filled in."""
+    return FailureAlarm(
+        episode_id=session.monitor.episode_id,
+        step=verdict.step,
+        detector=session.monitor.calibrated.detector.name,
+        state=int(verdict.state),
+        reason=verdict.reason,
+        score=verdict.score,
+        threshold=verdict.threshold,
+        advice=advice,
+    )
+
+
+def diagnostic_status(
+    node: str, folder: str, session: MonitorSession | None, active: bool, failure: str
+) -> DiagnosticStatus:
+    """Return the diagnosis of a monitor node.
+
+    Parameters
+    ----------
+    node : str
+        Full name of the node.
+    folder : str
+        Detector folder that was loaded last, or is to be loaded.
+    session, active, failure
+        As in :func:`~safe_monitor_node.nodes.diagnosis.diagnose`.
+    """
+    level, message = diagnose(session, active, failure)
+    facts: dict[str, object] = {'detector_folder': folder}
+    if session is not None:
+        facts |= facts_of(session)
+    return DiagnosticStatus(
+        level=bytes([level]),
+        name=f'{node.lstrip("/")}: failure monitor',
+        message=message,
+        hardware_id='' if session is None else session.monitor.calibrated.detector.name,
+        values=[KeyValue(key=key, value=str(value)) for key, value in facts.items()],
+    )
+
+
+def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
+    """Return a label as the node's service publishes it, with the stamp still to be filled in.
+
+    Raises
+    ------
+    MonitorError
+        There is no such outcome, or no episode to label.
+    """
+    if outcome not in OUTCOMES:
+        raise MonitorError(
+            f'outcome: expected one of {sorted(OUTCOMES)} (unknown, success, failure), found '
+            f'{outcome}; nothing was labelled'
+        )
+    if not episode_id:
+        raise MonitorError(
+            'no episode runs or has run here, so nothing was labelled; give its episode_id'
+        )
+    return EpisodeEvent(
+        episode_id=episode_id,
+        kind=EpisodeEvent.KIND_LABEL,
+        outcome=outcome,
+        reason=f'labelled through {node}/label_episode',
+    )
+
+
+def label_of(event: EpisodeEvent) -> EpisodeLabel:
+    """Return what an event says about the outcome of its episode.
+
+    Raises
+    ------
+    MonitorError
+        There is no such outcome.
+    """
+    if event.outcome not in OUTCOMES:
+        raise MonitorError(
+            f'vla/episode: expected an outcome of {sorted(OUTCOMES)} for episode '
+            f'{event.episode_id!r}, found {event.outcome}; ignored'
+        )
+    stamp = time_from_message(event.header.stamp)
+    return EpisodeLabel(event.episode_id, OUTCOMES[event.outcome], stamp, event.reason)
+
+
+def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
+    """Return what a label did, for a person; an effect of None: it was published only."""
+    done = 'published only' if effect is None else effect.value
+    return f'episode {label.episode_id!r}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

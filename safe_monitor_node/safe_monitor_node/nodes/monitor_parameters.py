@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parameters of the monitor node: name, default, description and range."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from safe_monitor_node.monitor.alarm import AlarmConfig
+from safe_monitor_node.monitor.session import MonitorSettings
+from safe_msgs.msg import FailureAlarm
+from vla_feature_bridge.ros.parameters import Parameter
+
+ADVICE = {
+    'none': FailureAlarm.ADVICE_NONE,
+    'slow': FailureAlarm.ADVICE_SLOW,
+    'stop': FailureAlarm.ADVICE_STOP,
+    'backtrack': FailureAlarm.ADVICE_BACKTRACK,
+    'ask': FailureAlarm.ADVICE_ASK,
+}
+"""Values of the parameter ``alarm_advice``."""
+
+PARAMETERS = (
+    Parameter('detector_folder', '', 'Folder of the fitted detector.'),
+    Parameter(
+        'alpha',
+        0.0,
+        'Promised false-alarm rate; 0 takes the one that the folder was made with.',
+        0.0,
+        0.99,
+    ),
+    Parameter(
+        'warning_alpha',
+        0.0,
+        'False-alarm rate of the warnings; 0 takes twice alpha if the band has it, otherwise no '
+        'warnings.',
+        0.0,
+        0.99,
+    ),
+    Parameter(
+        'adaptation_step',
+        0.0,
+        'Step size with which labelled successes move the thresholds, for example a tenth of '
+        'alpha; 0 leaves them as calibrated.',
+        0.0,
+        1.0,
+        old_name='adaptation_rate',
+    ),
+    Parameter(
+        'adaptation_file',
+        '',
+        'File that keeps the updates of the thresholds; empty keeps them in memory only.',
+    ),
+    Parameter('alarm_k', 1, 'Alarm if k of the last n steps are above the band: k.', 1, 1000),
+    Parameter('alarm_n', 1, 'Alarm if k of the last n steps are above the band: n.', 1, 1000),
+    Parameter(
+        'stale_after',
+        2.0,
+        'STALE after this time without a step while an episode runs; 0 never [s].',
+        0.0,
+        3600.0,
+    ),
+    Parameter(
+        'max_missing_steps',
+        0,
+        'Steps of an episode that may be missing or unreadable before the rest of it is INVALID.',
+        0,
+        100000,
+    ),
+    Parameter('alarm_advice', 'stop', 'Advice published with an alarm.', choices=tuple(ADVICE)),
+    Parameter('stop_when_blind', True, 'Whether safe/stop is also true while STALE or INVALID.'),
+    Parameter('stop_period', 0.1, 'Period of safe/stop [s].', 0.005, 10.0),
+    Parameter('diagnostics_period', 1.0, 'Period of /diagnostics [s].', 0.05, 60.0),
+    Parameter(
+        'end_grace',
+        0.1,
+        'Time in which steps may arrive after the END of their episode [s].',
+        0.0,
+        10.0,
+    ),
+    Parameter(
+        'threads',
+        1,
+        "CPU threads of the detector's matrix products: of NumPy, and of PyTorch if the detector "
+        'needs it.',
+        1,
+        256,
+    ),
+    Parameter(
+        'autostart', True, 'Configure and activate at start-up, without a lifecycle manager.'
+    ),
+)
+
+
+def settings_of(values: Any) -> MonitorSettings:
+    """Return the settings of a session.
+
+    Parameters
+    ----------
+    values
+        The parameters' values as attributes, as ``declare_parameters`` returns them.
+
+    Raises
+    ------
+    AlarmError
+        ``alarm_k`` is larger than ``alarm_n``.
+    """
+    return MonitorSettings(
+        alpha=values.alpha,
+        warning_alpha=values.warning_alpha,
+        adaptation_step=values.adaptation_step,
+        adaptation_file=values.adaptation_file,
+        alarm=AlarmConfig(
+            values.alarm_k, values.alarm_n, values.stale_after, values.max_missing_steps
+        ),
+    )

@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A session: what happens when, between END and the next episode, to detector, file and labels."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from band_factory import constant_band
+
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors import make_detector
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
+from safe_monitor_node.monitor.episode_monitor import StepId
+from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
+from safe_monitor_node.monitor.thresholds import MonitorError
+from safe_monitor_node.storage.adaptation_file import AdaptationFileError
+from safe_monitor_node.storage.detector_folder import DetectorFolderError
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.step import PolicyStep
+
+WIDTH = 4
+SPEC = FeatureSpec('hidden_states', WIDTH)
+LOW, HIGH = 0.2, 1.2
+ADAPTING = MonitorSettings(adaptation_step=0.05)
+
+
+def save(folder, name='action_norm', scale=1.0):
+    detector = make_detector(name)
+    detector.load_state({}, WIDTH)
+    band = constant_band(scale * (np.arange(39) + 1) / 39, (0.1, 0.2), 20)
+    return str(CalibratedDetector(detector, SPEC, band, 0.1).save(folder))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return save(tmp_path / 'detector')
+
+
+@pytest.fixture
+def other_folder(tmp_path):
+    return save(tmp_path / 'other', scale=2.0)
+
+
+def make_step(episode, index, score=LOW, stamp=0):
+    return PolicyStep(
+        features=np.zeros(WIDTH, np.float32),
+        episode_id=episode,
+        step=index,
+        stamp=stamp,
+        signals={'action_norm': score},
+    )
+
+
+class Live:
+    """A session, and what was the state whenever an episode had ended."""
+
+    def __init__(self, folder, settings=ADAPTING):
+        self.at_end = []
+        self.session = MonitorSession(folder, settings, self._on_end)
+
+    def _on_end(self):
+        monitor = self.session.monitor
+        self.at_end.append((monitor.verdict.state, monitor.latest_id, self.session.running_id))
+
+    def step(self, episode, index, score=LOW, stamp=0):
+        return self.session.step(make_step(episode, index, score, stamp), 0.0)
+
+    def play(self, episode, *scores):
+        for index, score in enumerate(scores):
+            self.step(episode, index, score)
+        assert self.session.end(episode)
+        self.session.finish_episode()
+
+
+# --- END and the steps after it
+
+
+def test_steps_after_end_are_scored_until_the_grace_is_over(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    assert live.session.end('a')
+    assert live.step('a', 1, HIGH).verdict.state == AlarmState.ALARM
+    assert live.session.running_id == 'a'
+    assert live.at_end == []
+    live.session.finish_episode()
+    assert live.at_end == [(AlarmState.UNKNOWN, 'a', None)]
+    assert live.step('a', 2) is None, 'the grace is over'
+    live.session.finish_episode()
+    assert len(live.at_end) == 1, 'the timer of the grace may fire once more'
+
+
+def test_the_end_of_another_episode_begins_no_grace(folder):
+    live = Live(folder)
+    assert not live.session.end('a')
+    live.step('a', 0)
+    assert not live.session.end('b')
+    assert live.session.running_id == 'a'
+
+
+@pytest.mark.parametrize('how', ['step', 'unreadable step', 'start'])
+def test_the_next_episode_ends_the_grace_of_the_last_one(folder, how):
+    live = Live(folder)
+    live.step('a', 0, HIGH)
+    live.session.end('a')
+    if how == 'step':
+        live.step('b', 0)
+    elif how == 'start':
+        live.session.start('b', 0.0, 'pour')
+    else:
+        live.session.refuse(StepId('b', 0, 0), 'unreadable', 0.0)
+    assert live.at_end == [(AlarmState.UNKNOWN, 'a', None)], 'said before the next one begins'
+    assert live.session.running_id == 'b'
+    assert live.session.monitor.counts.episodes == 2
+
+
+def test_a_start_after_the_end_begins_the_episode_anew(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.end('a')
+    live.session.start('a', 0.0, '')
+    assert (len(live.at_end), live.session.running_id) == (1, 'a')
+    assert live.session.monitor.counts.episodes == 2
+
+
+def test_silence_after_end_is_not_stale(folder):
+    live = Live(folder, MonitorSettings(alarm=AlarmConfig(stale_after=1.0)))
+    live.step('a', 0)
+    live.session.end('a')
+    live.session.tick(10.0)
+    assert live.session.verdict.state == AlarmState.NOMINAL
+    live.step('b', 0)
+    live.session.tick(10.0)
+    assert live.session.verdict.state == AlarmState.STALE
+
+
+def test_an_abandoned_episode_is_not_ended_later(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.end('a')
+    live.session.abandon()
+    live.session.finish_episode()
+    assert live.at_end == []
+    assert live.session.monitor.latest_id == ''
+
+
+def test_whether_a_step_begins_an_episode_is_asked_once(folder, monkeypatch):
+    live, asked = Live(folder), []
+    begins = type(live.session.monitor).begins
+
+    def count(monitor, step_id):
+        asked.append(step_id)
+        return begins(monitor, step_id)
+
+    monkeypatch.setattr(type(live.session.monitor), 'begins', count)
+    live.step('a', 0, stamp=3)
+    live.session.refuse(StepId('a', 1, 4), 'unreadable', 0.0)
+    live.step('b', 0, stamp=5)
+    live.session.monitor.step(make_step('b', 1, stamp=6), 0.0)
+    assert asked == [StepId('a', 0, 3), StepId('a', 1, 4), StepId('b', 0, 5), StepId('b', 1, 6)]
+
+
+def test_the_last_problem_is_kept_until_a_step_has_none(folder):
+    live = Live(folder, MonitorSettings(alarm=AlarmConfig(max_missing_steps=1)))
+    live.session.refuse(StepId('a', 0, 0), 'unreadable', 0.0)
+    assert live.session.problem == 'unreadable'
+    assert live.session.refuse(StepId('a', 0, 0), 'a repetition', 0.0) is None
+    assert live.session.problem == 'unreadable'
+    live.step('a', 1)
+    assert live.session.problem == ''
+
+
+# --- another detector
+
+
+def test_another_detector_waits_for_the_next_episode(folder, other_folder):
+    live = Live(folder)
+    live.step('a', 0)
+    other = ADAPTING.monitor_of(other_folder)
+    answer = live.session.replace(other, other_folder)
+    assert answer == (
+        'action_norm on hidden_states is used from the next episode on; its thresholds adapt anew'
+    )
+    assert live.session.folder == other_folder
+    assert live.step('a', 1).threshold == pytest.approx(36 / 39)
+    assert live.step('b', 0).threshold == pytest.approx(72 / 39)
+    assert live.session.monitor is other
+    assert other.counts.episodes == 2, 'the counts go on'
+    assert live.step('a', 2) is not None, 'without END it may be an episode of its own'
+
+
+def test_another_detector_is_in_use_at_once_while_no_episode_runs(folder, other_folder):
+    live = Live(folder)
+    live.play('a', LOW)
+    other = ADAPTING.monitor_of(other_folder)
+    assert 'is in use' in live.session.replace(other, other_folder)
+    assert live.session.monitor is other
+    assert live.step('a', 1) is None, 'the late step of an ended episode'
+
+
+def test_another_detector_takes_over_when_the_grace_is_over(folder, other_folder):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.end('a')
+    other = ADAPTING.monitor_of(other_folder)
+    assert 'next episode' in live.session.replace(other, other_folder)
+    live.session.finish_episode()
+    assert live.session.monitor is other
+
+
+def test_a_start_of_the_running_episode_brings_no_other_detector(folder, other_folder):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.replace(ADAPTING.monitor_of(other_folder), other_folder)
+    live.session.start('a', 0.0, 'pour')
+    assert live.step('a', 1).threshold == pytest.approx(36 / 39)
+    live.session.start('b', 0.0, 'pour')
+    assert live.step('b', 0).threshold == pytest.approx(72 / 39)
+
+
+def test_a_folder_that_cannot_be_used_is_refused(folder, tmp_path):
+    with pytest.raises(MonitorError, match=r'detector_folder is empty; give a folder made by'):
+        MonitorSession('', MonitorSettings())
+    with pytest.raises(DetectorFolderError, match='no such folder'):
+        MonitorSession(str(tmp_path / 'absent'), MonitorSettings())
+    with pytest.raises(MonitorError, match=r'not calibrated for alpha 0\.3'):
+        MonitorSession(folder, MonitorSettings(alpha=0.3))
+
+
+# --- labels
+
+
+def label(episode='a', success=True, stamp=0):
+    return EpisodeLabel(episode, success, stamp, 'by hand')
+
+
+def test_an_own_label_is_known_once(folder):
+    session = Live(folder).session
+    session.expect_own(label(stamp=1))
+    session.expect_own(label(stamp=2))
+    assert not session.is_own(label(stamp=3))
+    assert not session.is_own(label(success=False, stamp=1))
+    assert session.is_own(label(stamp=2))
+    assert session.is_own(label(stamp=1))
+    assert not session.is_own(label(stamp=1)), 'played from a bag it is a label like any other'
+
+
+def test_a_label_has_its_effect_from_the_next_episode_on(folder):
+    live = Live(folder)
+    live.play('a', HIGH)
+    assert live.session.label(label()) is LabelEffect.UPDATED
+    assert live.step('b', 0).threshold > 36 / 39
+    assert live.session.label(label(success=None)) is LabelEffect.UNDONE
+
+
+# --- the adaptation file
+
+
+def in_file(path):
+    (band,) = json.loads(path.read_text())['bands']
+    return band['successes']
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return MonitorSettings(adaptation_step=0.05, adaptation_file=str(tmp_path / 'updates.json'))
+
+
+def test_updates_are_on_disk_at_once_and_survive_the_session(folder, settings, tmp_path):
+    live = Live(folder, settings)
+    assert live.session.adaptation_kept_in == settings.adaptation_file
+    live.play('a', HIGH)
+    live.session.label(label())
+    assert in_file(tmp_path / 'updates.json') == 1
+    live.step('b', 0)
+    live.session.label(label('b'))
+    live.session.end('b')
+    live.session.finish_episode()
+    assert in_file(tmp_path / 'updates.json') == 2, 'a label before END has its effect at END'
+    again = Live(folder, settings).session
+    assert again.monitor.adaptation.of('').false_alarms == 1
+
+
+def test_a_file_that_cannot_be_written_is_said_until_it_can(folder, settings, tmp_path):
+    live, path = Live(folder, settings), tmp_path / 'updates.json'
+    live.play('a', HIGH)
+    path.unlink()
+    path.mkdir()
+    assert live.session.label(label()) is LabelEffect.UPDATED
+    assert str(path) in live.session.file_problem
+    assert 'cannot be written' in live.session.file_problem
+    path.rmdir()
+    live.session.tick(0.0)
+    assert live.session.file_problem == ''
+    assert in_file(path) == 1
+
+
+def test_a_file_without_adaptation_is_refused(folder, tmp_path):
+    with pytest.raises(MonitorError, match=r'adaptation_step is 0.*leave adaptation_file empty'):
+        MonitorSession(folder, MonitorSettings(adaptation_file=str(tmp_path / 'updates.json')))
+    assert not (tmp_path / 'updates.json').exists()
+
+
+def test_a_damaged_file_is_refused_and_not_touched(folder, settings, tmp_path):
+    (tmp_path / 'updates.json').write_text('damaged')
+    with pytest.raises(AdaptationFileError, match=r'updates\.json: .*move the file away'):
+        MonitorSession(folder, settings)
+    assert (tmp_path / 'updates.json').read_text() == 'damaged'
+
+
+def test_another_detector_leaves_the_file_alone(folder, other_folder, settings, tmp_path):
+    live, path = Live(folder, settings), tmp_path / 'updates.json'
+    live.play('a', HIGH)
+    live.session.label(label())
+    answer = live.session.replace(settings.monitor_of(other_folder), other_folder)
+    assert f'only in memory: {path} stays with the detector before it' in answer
+    assert live.session.adaptation_kept_in == ''
+    live.play('b', HIGH)
+    assert live.session.label(label('b')) is LabelEffect.UPDATED
+    assert in_file(path) == 1
+    answer = live.session.replace(settings.monitor_of(folder), folder)
+    assert answer.endswith('is in use; its thresholds adapt anew')
+    live.session.tick(0.0)
+    assert in_file(path) == 0, 'the same detector starts its file anew'
+
+
+def test_a_detector_without_adaptation_says_nothing_of_it(folder, other_folder):
+    live = Live(folder, MonitorSettings())
+    answer = live.session.replace(MonitorSettings().monitor_of(other_folder), other_folder)
+    assert answer == 'action_norm on hidden_states is in use'
+    live.play('a', HIGH)
+    assert live.session.label(label()) is LabelEffect.OFF
+
+
+# --- probabilities
+
+
+def test_the_probability_is_the_score_if_the_detector_gives_one(tmp_path):
+    for accumulate, gives in (('none', True), ('mean', False)):
+        detector = make_detector('safe_lstm', hidden=2, accumulate=accumulate)
+        detector.set_network(detector.build(WIDTH), WIDTH)
+        band = Band(np.array([0.1]), np.ones((1, 2)), 'any', 9)
+        folder = CalibratedDetector(detector, SPEC, band, 0.1).save(tmp_path / accumulate)
+        live = Live(str(folder), MonitorSettings(alarm=AlarmConfig(max_missing_steps=9)))
+        for index in (0, 1, 2):
+            result = live.step('a', index)
+            assert 0.0 < result.score < 1.0
+            assert (result.probability == result.score) == gives
+            assert np.isnan(result.probability) != gives
+        assert 'past the calibrated band' in result.problem, 'a probability needs no threshold'
+        refused = live.session.refuse(StepId('a', 3, 0), 'unreadable', 0.0)
+        assert np.isnan(refused.probability)

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb ``info``: what a dump, archive, rollout set or detector folder holds."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from safe_training.cli.messages import print_messages
+from safe_training.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rich.console import Console
+
+DESCRIPTION = """Say what a dump, archive, rollout set or detector folder holds, and how its format
+was recognised. Every episode is read; the exit status is 1 if some cannot be read."""
+EXAMPLE = """example:
+  python -m safe_training info test/data/openvla_dump
+"""
+
+#: Longer lists are printed as their length; --json has all entries.
+_LONG_LIST = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    parser.add_argument('source', metavar='SOURCE', help='folder or file')
+    parser.add_argument('--json', action='store_true', help='print JSON for machines')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read and print; returns the exit status, 1 if some episodes cannot be read."""
+    from safe_training.recordings.describe import info
+
+    with progress_bar('reading', quiet=args.json) as bar:
+        found = info(args.source, lambda done, total: bar(done, total, ''))
+    if args.json:
+        print(json.dumps(found, indent=2, ensure_ascii=False))
+    else:
+        _print_info(found)
+    print_messages('bad', found.get('bad', []))
+    return 1 if found.get('bad') else 0
+
+
+def _print_info(found: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    if 'tasks' not in found:
+        _print_pairs(console, found)
+        return
+    why = {'kind': f'{found["kind"]} ({found["why"]})', 'policy': found['policy'] or 'not stated'}
+    length = found['length']
+    outcomes = f'{found["successes"]} successes, {found["failures"]} failures'
+    if found['unlabelled']:
+        outcomes += f', {found["unlabelled"]} unlabelled'
+    if found['notes']:
+        why['note'] = '; '.join(found['notes'])
+    _print_pairs(
+        console,
+        {
+            'path': found['path'],
+            **why,
+            'episodes': f'{found["episodes"]} ({outcomes}) of {len(found["tasks"])} tasks',
+            'steps': f'{found["steps"]} ({length["shortest"]} to {length["longest"]} an episode, '
+            f'median {length["median"]:g})',
+            'feature': _feature_text(found),
+            'actions': _actions_text(found),
+            'tokens': ', '.join(found['tokens']),
+            'signals': ', '.join(found['signals']) or 'none',
+        },
+    )
+    _print_tasks(console, found['tasks'])
+
+
+def _feature_text(found: dict[str, Any]) -> str:
+    feature = found['feature']
+    text = f'{feature["text"]}, {feature["dim"]} wide, {", ".join(found["dtype"])}'
+    return text + (f'; raw axes: {", ".join(found["raw_axes"])}' if found['raw_axes'] else '')
+
+
+def _actions_text(found: dict[str, Any]) -> str:
+    if found['actions'] == ['none']:
+        return 'none'
+    executed = ', '.join(map(str, found['exec_horizon']))
+    return f'{", ".join(found["actions"])} (samples x horizon x dimension), {executed} executed'
+
+
+def _print_pairs(console: Console, pairs: dict[str, Any]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    grid = Table.grid(padding=(0, 2))
+    for key, value in pairs.items():
+        text = value if isinstance(value, str) else json.dumps(_short(value), ensure_ascii=False)
+        grid.add_row(Text(key, style='bold'), Text(text))
+    console.print(grid)
+
+
+def _short(value: Any) -> Any:
+    """Return the value with long lists replaced by their length."""
+    if isinstance(value, dict):
+        return {key: _short(part) for key, part in value.items()}
+    if isinstance(value, list) and len(value) > _LONG_LIST:
+        return f'({len(value)} entries)'
+    return value
+
+
+def _print_tasks(console: Console, tasks: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column('id', justify='right')
+    table.add_column('task')
+    for name in ('episodes', 'successes', 'failures', 'steps'):
+        table.add_column(name, justify='right', no_wrap=True)
+    for row in tasks:
+        numbers = [str(row[key]) for key in ('episodes', 'successes', 'failures')]
+        steps = f'{row["shortest"]} to {row["longest"]}'
+        task = Text(row['task'] + (' (unseen)' if row['unseen'] else ''))
+        table.add_row(str(row['task_id']), task, *numbers, steps)
+    console.print(table)

@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb ``judge``: how well a detector folder does on the rollouts of a set."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safe_training.cli.evaluate import plain_rows
+from safe_training.cli.options import (
+    add_folder_alpha,
+    add_source_options,
+    check_alpha,
+    rollouts_of,
+)
+from safe_training.reporting.numbers import as_number, percent, plain_json
+
+if TYPE_CHECKING:
+    import argparse
+
+    from safe_training.evaluation.evaluate import Row
+    from safe_training.evaluation.judge import JudgedSet
+
+DESCRIPTION = """Evaluate a detector folder on a set, part by part: the rollouts of training
+("train"), the held-out rollouts of the same tasks ("seen"), the rollouts of tasks that were left
+out ("unseen"), and rollouts that the folder does not know ("new")."""
+EXAMPLE = """examples:
+  python -m safe_training judge my_set my_detector
+  python -m safe_training judge my_set my_detector --alpha 0.2 --details
+  python -m safe_training judge my_set my_detector --bands
+"""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the verb."""
+    add_source_options(parser)
+    parser.add_argument(
+        'folder', type=Path, metavar='FOLDER', help='detector folder that `fit` wrote'
+    )
+    add_folder_alpha(parser)
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument(
+        '--details',
+        action='store_true',
+        help='all evaluation times, rates and tasks of each part as well',
+    )
+    what.add_argument(
+        '--bands',
+        action='store_true',
+        help='instead: the promised and the realised false-alarm rate at every alpha of the band, '
+        'or at --alpha',
+    )
+    parser.add_argument('--json', action='store_true', help='print everything as JSON')
+
+
+def run(args: argparse.Namespace) -> int:
+    """Score, evaluate and print."""
+    from safe_monitor_node.bands.threshold import BandError
+    from safe_monitor_node.storage.detector_folder import DetectorFolderError, load_detector
+    from safe_training.evaluation.judge import judge
+    from safe_training.evaluation.protocol import EvaluationError
+
+    check_alpha(args.alpha)
+    rollouts = rollouts_of(args)
+    loaded = load_detector(args.folder)
+    try:
+        judged = judge(loaded, rollouts, args.alpha)
+        if args.bands:
+            _print_bands(args, judged)
+        else:
+            _print_parts(args, judged)
+    except (EvaluationError, BandError) as error:
+        raise DetectorFolderError(f'{args.folder}: {error}') from error
+    return 0
+
+
+def _print_parts(args: argparse.Namespace, judged: JudgedSet) -> None:
+    from safe_training.evaluation.evaluate import Row
+    from safe_training.metrics.part_report import flatten_report, per_task
+
+    name = judged.detector.detector.name
+    rows = [
+        Row(name, 0, part, flatten_report(report), per_task(report))
+        for part, report in judged.report().items()
+    ]
+    if args.json:
+        parts = [_plain_part(row, judged) for row in plain_rows(rows)]
+        print(plain_json({'folder': str(args.folder), 'alpha': judged.alpha, 'parts': parts}))
+    else:
+        _print_tables(args, judged, rows)
+
+
+def _plain_part(row: dict[str, Any], judged: JudgedSet) -> dict[str, Any]:
+    from safe_training.metrics.operating_curves import alpha_curve, operating_curve
+
+    scored, intervals = judged.parts[row['part']], judged.intervals()[row['part']]
+    return {
+        **row,
+        'intervals': {name: [as_number(end) for end in ends] for name, ends in intervals.items()},
+        'alpha_curve': _plain_curve(alpha_curve(scored, judged.band)),
+        'operating_curve': _plain_curve(operating_curve(scored)),
+    }
+
+
+def _plain_curve(curve: object) -> dict[str, list[float | None]]:
+    return {
+        name: [as_number(value) for value in values.tolist()]
+        for name, values in vars(curve).items()
+    }
+
+
+def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Row]) -> None:
+    from safe_training.reporting.tables.evaluation import detail_tables, report_table
+    from safe_training.reporting.tables.terminal import print_table, wide_console
+
+    console = wide_console()
+    name, alpha, band = judged.detector.detector.name, judged.alpha, judged.band
+    title = f'{name} from {args.folder}, promised false-alarm rate {percent(alpha)} %'
+    print_table(console, report_table(rows, title))
+    for part, found in judged.intervals().items():
+        auc, rate = found['roc_auc_max_score_until_min_length'], found['false_alarm_rate']
+        console.print(
+            f'{part}: 95 % intervals over rollouts: AUC {percent(auc[0])} to {percent(auc[1])} '
+            f'(bootstrap), false alarms {percent(rate[0])} to {percent(rate[1])} (Clopper-Pearson)',
+            style='dim',
+            soft_wrap=True,
+        )
+    if not band.at(alpha).can_alarm:
+        console.print(f'No alarm can be raised at this alpha: {band.provenance.get("note", "")}')
+    for part in judged.parts if args.details else ():
+        for table in detail_tables(rows, part):
+            print_table(console, table)
+
+
+def _print_bands(args: argparse.Namespace, judged: JudgedSet) -> None:
+    from rich.text import Text
+
+    from safe_training.reporting.tables.bands import folder_table, promise_text
+    from safe_training.reporting.tables.terminal import print_table, wide_console
+
+    rates = judged.realised_rates([args.alpha] if args.alpha else None)
+    if args.json:
+        rows = [asdict(rate) for rate in rates]
+        print(plain_json({'folder': str(args.folder), 'band': judged.band.meta(), 'rows': rows}))
+        return
+    detector = judged.detector
+    console = wide_console()
+    console.print(Text(promise_text(judged.band, detector.alpha)), soft_wrap=True)
+    print_table(console, folder_table(rates, f'{detector.detector.name} from {args.folder}'))

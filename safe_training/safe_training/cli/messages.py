@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Messages about single episodes on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+#: How many messages are printed; --json has all.
+_SHOWN = 10
+
+
+def print_messages(what: str, messages: Sequence[str]) -> None:
+    """Print the first messages, and how many more there are."""
+    for message in messages[:_SHOWN]:
+        print(f'{what}: {message}', file=sys.stderr)
+    if len(messages) > _SHOWN:
+        print(f'{what}: {len(messages) - _SHOWN} more (--json lists all)', file=sys.stderr)

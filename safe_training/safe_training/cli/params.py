@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the parameters of detectors, as ``--param`` gives them."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from safe_monitor_node.detectors.registry import DETECTORS
+from safe_training.cli.parsing import UsageError
+
+# Types of parameters whose default is None; annotations are text in our modules.
+_OPTIONAL: dict[str, type] = {
+    'float | None': float,
+    'int | None': int,
+    'str | None': str,
+    'list[int] | None': list,
+}
+
+
+def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the parameters of each detector.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Registered detectors.
+    settings : sequence of str
+        ``NAME=VALUE`` sets a parameter of each of these detectors that has it,
+        ``DETECTOR.NAME=VALUE`` of one detector.
+
+    Raises
+    ------
+    UsageError
+        A setting has another form, the value has another type than the parameter, or none of the
+        detectors has the parameter.
+    """
+    known = {name: inspect.signature(DETECTORS[name]).parameters for name in names}
+    params: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for setting in settings:
+        key, equals, text = setting.partition('=')
+        if not equals:
+            raise UsageError(f'--param {setting!r}: expected NAME=VALUE, such as epochs=100')
+        detector, _, parameter = key.rpartition('.')
+        if detector and detector not in DETECTORS:
+            raise UsageError(
+                f'--param {setting!r}: unknown detector {detector!r}; expected one of '
+                f'{", ".join(names)}'
+            )
+        takers = [n for n in names if parameter in known[n] and detector in ('', n)]
+        if not takers:
+            raise UsageError(
+                f'--param {setting!r}: none of {", ".join(names)} has a parameter {parameter!r}; '
+                + '; '.join(f'{n} has {", ".join(p) or "none"}' for n, p in known.items())
+            )
+        for name in takers:
+            params[name][parameter] = _value(setting, text, known[name][parameter])
+    return params
+
+
+def _value(setting: str, text: str, parameter: inspect.Parameter) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        value = text
+    default = parameter.default
+    kind = _OPTIONAL.get(str(parameter.annotation), object) if default is None else type(default)
+    if value is None and default is None:
+        return None
+    # An integer may stand for a float, but true stands for no number.
+    if kind is float and type(value) is int:
+        value = float(text)
+    fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    if not fits or (isinstance(value, float) and not math.isfinite(value)):
+        raise UsageError(
+            f'--param {setting!r}: expected a value of type {kind.__name__}, such as {default!r}, '
+            f'found {value!r}'
+        )
+    return value

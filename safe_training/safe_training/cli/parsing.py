@@ -1,0 +1,88 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The parser of a verb, and the error of wrong usage."""
+
+from __future__ import annotations
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+
+class UsageError(ValueError):
+    """An option has a value that it does not take; the message says what it takes."""
+
+
+class _Exclusion(NamedTuple):
+    """Options that have no meaning beside another option, or beside one value of it."""
+
+    others: tuple[str, ...]
+    beside: str
+    value: str | None
+    why: str
+
+    @property
+    def because(self) -> str:
+        value = '' if self.value is None else f' {self.value}'
+        return f'{self.beside}{value}, which {self.why}'
+
+
+class VerbParser(argparse.ArgumentParser):
+    """A parser whose options are written in full, and of which some exclude others."""
+
+    def __init__(self, prog: str, description: str = '', epilog: str = '') -> None:
+        super().__init__(
+            prog=prog,
+            description=textwrap.fill(' '.join(description.split()), width=88),
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self._exclusions: list[_Exclusion] = []
+
+    def exclude(
+        self, others: Sequence[str], *, beside: str, value: str | None = None, why: str
+    ) -> None:
+        """Declare options that have no meaning beside another option, or beside one value of it.
+
+        The others may be given together, which a mutually exclusive group of argparse does not
+        allow.
+
+        Parameters
+        ----------
+        others : sequence of str
+            Options as on the command line, such as ``--splits``.
+        beside : str
+            The option that excludes them.
+        value : str, optional
+            The value of that option which excludes them; every value by default.
+        why : str
+            The rest of a sentence: "--protocol loto, which ...".
+        """
+        self._exclusions.append(_Exclusion(tuple(others), beside, value, why))
+
+    def parse(self, words: Sequence[str]) -> argparse.Namespace:
+        """Return the options of a command line without the verb.
+
+        Raises
+        ------
+        UsageError
+            Options that exclude each other are given together.
+        """
+        parsed = self.parse_args(words)
+        for rule in self._exclusions:
+            found = self._given(parsed, rule.beside)
+            if found is None or rule.value not in (None, found):
+                continue
+            for other in rule.others:
+                if self._given(parsed, other) is not None:
+                    raise UsageError(
+                        f'{other} has no meaning with {rule.because}; leave one of them out'
+                    )
+        return parsed
+
+    def _given(self, parsed: argparse.Namespace, option: str) -> Any:
+        """Return the value of an option; None if it was not given."""
+        action = self._option_string_actions[option]
+        value = getattr(parsed, action.dest)
+        return None if value == action.default else value

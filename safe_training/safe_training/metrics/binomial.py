@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The interval of a share that was counted, and counts of alarms by task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+FEWEST = 10
+"""A rate of fewer rollouts says nothing about a task."""
+
+
+def clopper_pearson(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the exact interval of a probability, after `count` events in `total` trials.
+
+    Clopper and Pearson (1934); it covers the probability at least as often as `level` says.
+    (NaN, NaN) without a trial.
+    """
+    if total == 0:
+        return np.nan, np.nan
+    from scipy.stats import binomtest
+
+    interval = binomtest(count, total).proportion_ci(level)
+    return float(interval.low), float(interval.high)
+
+
+@dataclass
+class Tally:
+    """Alarms among rollouts with one label, by task.
+
+    Attributes
+    ----------
+    repeats : int
+        How often rollouts were drawn; all draws are added up.
+    """
+
+    repeats: int = 1
+    alarms: dict[str, int] = field(default_factory=dict)
+    rollouts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, task: str, alarmed: bool) -> None:
+        """Count one rollout."""
+        self.alarms[task] = self.alarms.get(task, 0) + alarmed
+        self.rollouts[task] = self.rollouts.get(task, 0) + 1
+
+    @property
+    def rate(self) -> float:
+        """Share with an alarm; NaN without a rollout."""
+        total = sum(self.rollouts.values())
+        return sum(self.alarms.values()) / total if total else np.nan
+
+
+def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
+    """Return the task with the highest rate over all tallies; None if none has enough rollouts."""
+    alarms: dict[str, int] = {}
+    counts: dict[str, int] = {}
+    enough: set[str] = set()
+    for tally in tallies:
+        for task, count in tally.rollouts.items():
+            alarms[task] = alarms.get(task, 0) + tally.alarms[task]
+            counts[task] = counts.get(task, 0) + count
+            # A rollout that was drawn again is no further rollout.
+            if count >= FEWEST * tally.repeats:
+                enough.add(task)
+    rates = {task: alarms[task] / counts[task] for task in sorted(enough)}
+    if not rates:
+        return None
+    worst = max(rates, key=rates.__getitem__)
+    return worst, rates[worst]

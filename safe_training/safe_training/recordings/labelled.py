@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Episodes with their labels: of a rollout set in its index, of a recording in a csv file.
+
+A recording is never changed; its labels lie in a csv file with a similar name.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.labels import (
+    Label,
+    check_step,
+    labels_file,
+    set_labels,
+    write_labels,
+    write_set_labels,
+)
+from safe_training.recordings.readers.base import ReadOptions
+from safe_training.recordings.readers.rosbag2 import RosbagSource
+from safe_training.recordings.untrusted.bag import detect_bag
+from vla_feature_bridge.rollout_set.layout import MANIFEST
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+
+
+class Labelled(ABC):
+    """Episodes that can be labelled.
+
+    Attributes
+    ----------
+    path : Path
+        The rollout set or the recording.
+    labels : dict of str to Label
+        The label of each episode, by its identifier.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.labels: dict[str, Label] = {}
+
+    @abstractmethod
+    def describe(self, episode: str) -> dict[str, Any]:
+        """Return the facts that a person recognises an episode by; ``steps`` is its length."""
+
+    @abstractmethod
+    def _write(self, labels: dict[str, Label]) -> None: ...
+
+    @property
+    def unlabelled(self) -> list[str]:
+        """Episodes without an outcome."""
+        return [name for name, label in self.labels.items() if label.success is None]
+
+    def set(self, labels: dict[str, Label]) -> None:
+        """Check all labels, then write all of them."""
+        for name, label in labels.items():
+            where = f'{self.path}: episode {name!r}'
+            if name not in self.labels:
+                raise DumpError(
+                    f'{where}: expected one of its {len(self.labels)} episodes, found none of '
+                    'that name; --list --all names them'
+                )
+            check_step(label, int(self.describe(name)['steps']), where)
+        self._write(labels)
+        self.labels |= labels
+
+
+class _LabelledSet(Labelled):
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.labels = set_labels(path)
+        self._rollouts = RolloutSet.open(path)
+        self._positions = {name: n for n, name in enumerate(self._rollouts.episode_ids)}
+
+    def describe(self, episode: str) -> dict[str, Any]:
+        position = self._positions[episode]
+        return {
+            'task': self._rollouts.tasks[position],
+            'steps': int(self._rollouts.lengths[position]),
+        }
+
+    def _write(self, labels: dict[str, Label]) -> None:
+        write_set_labels(self.path, labels)
+
+
+class _LabelledRecording(Labelled):
+    def __init__(self, path: Path, why: str) -> None:
+        super().__init__(path)
+        # An episode that cannot be read needs no label, and must not keep others from one.
+        self._source = RosbagSource(path, why, ReadOptions(skip_bad=True))
+        self.labels = self._source.labels
+
+    def describe(self, episode: str) -> dict[str, Any]:
+        return self._source.describe(episode)
+
+    def _write(self, labels: dict[str, Label]) -> None:
+        write_labels(labels_file(self.path), labels)
+
+
+def open_labelled(path: Path) -> Labelled:
+    """Return the episodes of a rollout set or of a recording, with their labels.
+
+    Raises
+    ------
+    DumpError
+        The path is neither of them.
+    RolloutSetError
+        The rollout set is damaged.
+    """
+    if not path.exists():
+        raise DumpError(
+            f'{path}: expected a rollout set or a recording, found none; check the path'
+        )
+    if (path / MANIFEST).is_file():
+        return _LabelledSet(path)
+    why = detect_bag(path)
+    if why is None:
+        raise DumpError(
+            f'{path}: expected a rollout set ({MANIFEST}) or a rosbag2 recording, found something '
+            'else; a dump holds its own outcomes: convert it and label the rollout set'
+        )
+    return _LabelledRecording(path, why)

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stacks the steps of one recorded episode to the arrays of a rollout."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from safe_training.recordings.errors import DumpError
+from vla_feature_bridge.pooling import FeatureSpec, PoolingError
+from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
+from vla_feature_bridge.tensors import FLOATS, first_not_finite
+
+#: Largest table of one episode: this many entries anyway, and this multiple of the given ones.
+_FREE_PADDING = 1 << 20
+_MAX_PADDING = 16
+
+
+def pooled(where: str, spec: FeatureSpec, raw: np.ndarray) -> np.ndarray:
+    """Return the pooled features of one step, float32 ``(spec.dim,)``.
+
+    Raises
+    ------
+    DumpError
+        The tensor does not fit the specification; the message begins with ``where``.
+    """
+    try:
+        return spec.apply(raw)
+    except PoolingError as error:
+        raise DumpError(f'{where}: {error}') from error
+
+
+def stacked_features(
+    where: str, steps: list[PolicyStep], spec: FeatureSpec | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the features of all steps, pooled by ``spec`` if given.
+
+    Returns
+    -------
+    features : ndarray, shape (T, ..., D)
+    lengths : ndarray of int64, shape (T,), or None
+        Length of the first raw axis of each step where it changes from step to step.
+
+    Raises
+    ------
+    DumpError
+        Steps differ in dtype or shape, or hold NaN or infinity.
+    """
+    rows = [step.features for step in steps]
+    for step, row in enumerate(rows):
+        if row.dtype != rows[0].dtype or row.dtype.name not in FLOATS:
+            raise DumpError(
+                f'{where}: expected features of one float dtype, found {row.dtype} at step {step}'
+            )
+        if not np.isfinite(row).all():
+            raise DumpError(
+                f'{where}: expected finite features, found NaN or infinity at step {step}'
+            )
+    if spec is not None:
+        return np.stack([pooled(where, spec, row) for row in rows]), None
+    if rows[0].ndim == 1 or len({row.shape for row in rows}) == 1:
+        return np.stack(rows), None
+    if len({row.shape[1:] for row in rows}) > 1:
+        raise DumpError(
+            f'{where}: expected raw features of which only the first axis changes its length, '
+            f'found shapes {rows[0].shape} and '
+            f'{next(row.shape for row in rows if row.shape[1:] != rows[0].shape[1:])}'
+        )
+    lengths = np.array([len(row) for row in rows], np.int64)
+    check_padding(where, len(rows) * int(lengths.max()), int(lengths.sum()))
+    padded = np.zeros((len(rows), int(lengths.max()), *rows[0].shape[1:]), rows[0].dtype)
+    for step, row in enumerate(rows):
+        padded[step, : len(row)] = row
+    return padded, lengths
+
+
+def stacked_fields(where: str, steps: list[PolicyStep]) -> dict[str, np.ndarray | None]:
+    """Return the arrays of all fields of :data:`STEP_FIELDS`; None where no step has a value.
+
+    Raises
+    ------
+    DumpError
+        The values of the steps do not fit together.
+    """
+    return {
+        field.stacked: _STACK[field.kind](
+            where, field, [getattr(step, field.name) for step in steps]
+        )
+        for field in STEP_FIELDS
+    }
+
+
+def stacked_signals(where: str, steps: list[PolicyStep]) -> dict[str, np.ndarray]:
+    """Return each signal of the steps, float32 ``(T,)``; NaN where a step lacks it."""
+    names = dict.fromkeys(name for step in steps for name in step.signals)
+    check_padding(where, len(names) * len(steps), sum(len(step.signals) for step in steps))
+    return {
+        name: np.array([step.signals.get(name, np.nan) for step in steps], np.float32)
+        for name in names
+    }
+
+
+def check_padding(where: str, padded: int, given: int) -> None:
+    """Refuse steps so different that a table of them is mostly empty and very large."""
+    if padded > _FREE_PADDING + _MAX_PADDING * given:
+        raise DumpError(
+            f'{where}: expected steps with a similar number of tokens and signals, found {given} '
+            f'values that need a table of {padded}'
+        )
+
+
+def _tensors(where: str, field: StepField, rows: list[np.ndarray | None]) -> np.ndarray | None:
+    given = [row for row in rows if row is not None]
+    if not given:
+        return None
+    if len({(row.shape, row.dtype) for row in given}) > 1 or len(given) != len(rows):
+        raise DumpError(
+            f'{where}: expected {field.name} of one shape and dtype at every step, found '
+            + ' and '.join(
+                sorted({'none' if r is None else f'{r.dtype} {r.shape}' for r in rows})[:4]
+            )
+        )
+    stacked = np.stack(given)
+    if stacked.dtype.kind not in 'iu' and (step := first_not_finite(stacked)) is not None:
+        raise DumpError(
+            f'{where}: expected finite {field.name}, found NaN or infinity at step {step}'
+        )
+    return stacked
+
+
+def _values(where: str, field: StepField, rows: list[np.ndarray | None]) -> np.ndarray | None:
+    widths = [0 if row is None else len(row) for row in rows]
+    if max(widths) == 0:
+        return None
+    check_padding(where, len(rows) * max(widths), sum(widths))
+    padded = np.full((len(rows), max(widths)), np.nan, np.float32)
+    for step, row in enumerate(rows):
+        if row is not None:
+            padded[step, : len(row)] = row
+    return padded
+
+
+def _numbers(where: str, field: StepField, rows: list[float]) -> np.ndarray | None:
+    numbers = np.array(rows, np.float32)
+    return None if np.isnan(numbers).all() else numbers
+
+
+def _stamps(where: str, field: StepField, rows: list[int]) -> np.ndarray | None:
+    stamps = np.array(rows, np.int64)
+    return stamps if stamps.any() else None
+
+
+_STACK: dict[str, Any] = {
+    'tensor': _tensors,
+    'values': _values,
+    'number': _numbers,
+    'stamp': _stamps,
+}

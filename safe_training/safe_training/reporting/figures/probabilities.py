@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Figures of scores that claim to be the probability of failure."""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from safe_training.metrics.reliability import Reliability
+from safe_training.reporting.figures.style import FAILURE, SUCCESS, open_axis
+
+
+def reliability_diagram(found: Reliability, title: str) -> Figure:
+    """Draw how often rollouts fail against the probability that the detector gave them.
+
+    Parameters
+    ----------
+    found : Reliability
+        Of the scores at the earliest stop of each rollout's task.
+    """
+    given, size = np.asarray(found.bin_confidence), np.asarray(found.bin_count)
+    frequency = np.asarray(found.bin_frequency)
+    figure = Figure(figsize=(5.0, 5.6), layout='constrained')
+    axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
+    axis.plot([0, 1], [0, 1], color='0.4', linestyle=':', label='as often as said')
+    used = size > 0
+    axis.vlines(given[used], given[used], frequency[used], color=FAILURE, linewidth=1.2, alpha=0.5)
+    axis.plot(given[used], frequency[used], color=SUCCESS, marker='o', label='this detector')
+    axis.set_ylabel('share that failed')
+    axis.set_xlim(-0.02, 1.02)
+    axis.set_ylim(-0.02, 1.02)
+    errors = f'Brier score {found.brier:.3f}, calibration error {found.calibration_error:.3f}'
+    axis.set_title(f'{title}\n{errors}', fontsize=10)
+    axis.legend(frameon=False, fontsize=8)
+    edges = np.linspace(0, 1, len(size) + 1)
+    below.bar(edges[:-1], size, width=np.diff(edges), align='edge', color='0.75', edgecolor='white')
+    below.set_xlabel('probability of failure given at the earliest stop')
+    below.set_ylabel('rollouts')
+    open_axis(axis)
+    open_axis(below)
+    return figure

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the videos of the rollouts of a report page, and says when each policy step begins."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from safe_training.metrics.scored import ScoredRollout
+from safe_training.reporting.video.frames import VideoError, find_video, frame_steps, video_facts
+from vla_feature_bridge.rollout import Rollout
+
+_MEDIA_TYPES = {'.mp4': 'video/mp4', '.webm': 'video/webm'}
+
+
+@dataclass(frozen=True)
+class PageVideo:
+    """The video of one rollout as the page holds it.
+
+    Attributes
+    ----------
+    path : str
+        Where the file is, as a URL relative to the page.
+    media_type : str
+    content : bytes or None
+        The file itself if the page holds it.
+    times : tuple of float or None
+        When each policy step begins [s]; None spreads the steps evenly.
+    note : str
+        What a reader must know about the video; empty if nothing.
+    """
+
+    path: str
+    media_type: str
+    content: bytes | None
+    times: tuple[float, ...] | None
+    note: str = ''
+
+
+def page_videos(
+    scored: Sequence[ScoredRollout], folder: Path, page: Path, embed_bytes: int
+) -> dict[str, PageVideo]:
+    """Return the rollouts' videos by episode id; rollouts without one are left out.
+
+    The first ones are read, as many as fit into ``embed_bytes``.
+
+    Parameters
+    ----------
+    folder : Path
+        Holds the videos.
+    page : Path
+        Where the page will be.
+    """
+    videos = {}
+    left = embed_bytes
+    for entry in scored:
+        found = find_video(entry.required_rollout, folder)
+        if found is None:
+            continue
+        size = found.stat().st_size
+        content = found.read_bytes() if size <= left else None
+        left -= 0 if content is None else size
+        times, note = _step_times(entry.required_rollout, found)
+        videos[entry.episode_id] = PageVideo(
+            path=quote(Path(os.path.relpath(found, page.resolve().parent)).as_posix()),
+            media_type=_MEDIA_TYPES[found.suffix.lower()],
+            content=content,
+            times=times,
+            note=note,
+        )
+    return videos
+
+
+def _step_times(rollout: Rollout, path: Path) -> tuple[tuple[float, ...] | None, str]:
+    """Return when each step begins in the video [s], and what a reader must know about it.
+
+    None where that cannot be known: the page spreads the steps evenly.
+    """
+    try:
+        facts = video_facts(path)
+        frames = frame_steps(
+            facts.frames, len(rollout), rollout.exec_horizon, rollout.stamps, facts.rate
+        )
+    except VideoError as error:
+        return None, f'Steps are spread evenly over the video: {error}.'
+    first = frames.first_frames(len(rollout)) / facts.rate
+    note = ''
+    if frames.rule == 'stretched':
+        note = (
+            f'{facts.frames} frames fit neither the steps nor the stamps: '
+            'steps are spread evenly over the video.'
+        )
+    return tuple(round(float(t), 4) for t in first), note

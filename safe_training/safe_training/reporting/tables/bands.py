@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Makes the tables of bands: what each kind promises, and what was realised."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from safe_monitor_node.bands.band import Band
+from safe_training.evaluation.band_comparison import COMPARED, DRAWS, BandResult
+from safe_training.evaluation.evaluate import summary_of
+from safe_training.evaluation.judge import RealisedRate
+from safe_training.metrics.binomial import FEWEST, Tally, worst_task
+from safe_training.reporting.numbers import percent
+from safe_training.reporting.tables.measures import MEASURES
+from safe_training.reporting.tables.model import (
+    Cell,
+    Column,
+    ResultTable,
+    TableRow,
+    count_cell,
+    interval_cell,
+    name_columns,
+    rate_cell,
+)
+from safe_training.reporting.tables.terminal import shortened
+
+COMPARISON_LEGEND = (
+    'Percent. Promised: of the successes at most so many raise an alarm. Like: held-out successes\n'
+    f'of the seen tasks, half of which calibrated (drawn {DRAWS} times a split). New: successes '
+    f'of\ntasks never seen. Worst: the task with the highest rate, of those with {FEWEST} '
+    'successes or\nmore. No alarm: splits with too few successes for this promise, where the band '
+    'is infinite.\n'
+    '"!" where the lower end of the 95 % interval (bootstrap over splits) exceeds the promise.\n'
+    'Left-out scores: of the training successes, each by a detector that did not know its task.\n'
+    'Moved by labels: told of every success at once; its promise is on the long run.'
+)
+FOLDER_LEGEND = (
+    'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
+    'the band was made from are shown for completeness and are no evidence. "!": even the\n'
+    'lower end of the interval exceeds the promise. Worst task: of those with '
+    f'{FEWEST} successes\nor more.'
+)
+_COMPARISON_COLUMNS = (
+    *name_columns('band'),
+    Column('ranked on', narrow='ranked\non'),
+    Column('no alarm', narrow='no\nalarm'),
+    Column('like'),
+    Column('like, worst', narrow='like,\nworst'),
+    Column('new'),
+    Column('new, worst', narrow='new,\nworst'),
+    Column('new, detected', narrow='new,\ndetected'),
+    MEASURES['detection_time'],
+)
+_FOLDER_COLUMNS = (
+    *name_columns('rollouts'),
+    Column('successes'),
+    Column('promised'),
+    Column('realised'),
+    Column('95 % interval'),
+    Column('worst task'),
+    Column('no alarm possible', narrow='no alarm\npossible'),
+)
+
+
+# -- bands compared over splits
+
+
+def comparison_tables(
+    found: Sequence[BandResult], detector: str, alphas: Sequence[float], splits: int
+) -> list[ResultTable]:
+    """Return one table for each promised rate; the last one explains all."""
+    return [
+        _comparison_table(
+            [result for result in found if result.alpha == alpha],
+            f'{detector}, {splits} task splits: promised false-alarm rate {percent(alpha)} %',
+            (COMPARISON_LEGEND,) if alpha == alphas[-1] else (),
+        )
+        for alpha in alphas
+    ]
+
+
+def _comparison_table(
+    found: Sequence[BandResult], title: str, notes: tuple[str, ...]
+) -> ResultTable:
+    rows = tuple(
+        _band_row([result for result in found if result.band == band])
+        for band in dict.fromkeys(result.band for result in found)
+    )
+    return ResultTable(title, _COMPARISON_COLUMNS, rows, notes)
+
+
+def _band_row(splits: Sequence[BandResult]) -> TableRow:
+    """Return the row of one band, which has one result a split."""
+    name, alpha = splits[0].band, splits[0].alpha
+    ranked_on = float(np.median([result.n_calibration for result in splits]))
+    times = [float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in splits]
+    return TableRow(
+        (
+            Cell(COMPARED[name].title),
+            Cell(f'{ranked_on:.0f}', value=ranked_on),
+            Cell(f'{sum(not result.finite for result in splits)}/{len(splits)}'),
+            promised_cell([result.like.rate for result in splits], alpha),
+            _worst_cell([result.like for result in splits]),
+            promised_cell([result.new.rate for result in splits], alpha),
+            _worst_cell([result.new for result in splits]),
+            _mean_cell([result.detected.rate for result in splits]),
+            _mean_cell(times),
+        )
+    )
+
+
+def promised_cell(rates: Sequence[float], alpha: float) -> Cell:
+    """Return the mean of a rate over splits, flagged if even its interval lies above ``alpha``."""
+    return _mean_cell(rates, flag='above' if summary_of(rates).low > alpha else '')
+
+
+def _mean_cell(rates: Sequence[float], flag: str = '') -> Cell:
+    summary = summary_of(rates)
+    return rate_cell(summary.mean, summary.std if summary.splits > 1 else None, flag=flag)
+
+
+def _worst_cell(tallies: Sequence[Tally]) -> Cell:
+    found = worst_task(tallies)
+    return Cell() if found is None else rate_cell(found[1])
+
+
+# -- the band of a detector folder
+
+
+def folder_table(rates: Sequence[RealisedRate], title: str) -> ResultTable:
+    """Return the table of realised beside promised rates, a row for each group of successes."""
+    return ResultTable(
+        title, _FOLDER_COLUMNS, tuple(_folder_row(rate) for rate in rates), (FOLDER_LEGEND,)
+    )
+
+
+def _folder_row(rate: RealisedRate) -> TableRow:
+    worst = Cell()
+    if rate.worst_task is not None:
+        worst = Cell(f'{percent(rate.worst_rate)} {shortened(rate.worst_task)}')
+    return TableRow(
+        (
+            Cell(rate.rollouts),
+            count_cell(rate.successes),
+            rate_cell(rate.promised),
+            rate_cell(rate.realised, flag='above' if rate.above else ''),
+            interval_cell(rate.low, rate.high),
+            worst,
+            Cell('yes' if rate.infinite else ''),
+        )
+    )
+
+
+def promise_text(band: Band, alpha: float) -> str:
+    """Return in words what a band was made from and what it promises."""
+    made = band.provenance
+    text = (
+        f'Band {band.kind} of {band.length} steps, ranked on {band.n_calibration} rollouts'
+        + (f' (shape from {band.n_center} others)' if band.n_center else '')
+        + (f': {made["calibrated_on"]}' if made.get('calibrated_on') else '')
+        + '.'
+    )
+    own = [t for t in band.tasks if band.at(alpha, t).task]
+    if own:
+        text += f' Bands of their tasks at alpha {alpha:g}: {", ".join(own)}.'
+    if made.get('scores') == 'loto':
+        text += ' Scores without their task: a guide to new tasks, no finite-sample promise.'
+    if made.get('note'):
+        text += f' {made["note"]}'
+    return text

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Says which results of a sweep are missing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from safe_training.evaluation.saved_splits import split_numbers
+from safe_training.sweep.results import Result
+
+
+def unfinished(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
+    """Return one line for each sweep that lacks results of splits which it has begun with."""
+    lines = []
+    for folder in folders:
+        for path in sorted(folder.glob('splits*.json')):
+            planned = set(split_numbers(path))
+            subset = path.stem.removeprefix('splits').removeprefix('-')
+            done: dict[str, set[int]] = {}
+            for result in results:
+                if (result.subset or '') == subset and result.split in planned:
+                    done.setdefault(result.detector, set()).add(result.split)
+            lacking = [name for name, numbers in done.items() if numbers != planned]
+            if lacking:
+                lines.append(
+                    f'{folder}{f" ({subset})" if subset else ""}: expected results of '
+                    f'{len(planned)} splits, found fewer for {", ".join(sorted(lacking))}; the '
+                    'tables show the splits with results. If the sweep was interrupted, run the '
+                    'same command again'
+                )
+    return lines

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A policy publishes its steps: over DDS, what a reader gets, and what is refused before."""
+
+import json
+import math
+import subprocess
+import sys
+import time
+
+import ml_dtypes
+import numpy as np
+import pytest
+import rclpy
+import torch
+from builtin_interfaces.msg import Time
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.qos import DurabilityPolicy
+
+from safe_msgs.msg import EpisodeEvent
+from safe_msgs.msg import PolicyStep as PolicyStepMessage
+from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.ros import StepPublisher
+from vla_feature_bridge.ros.messages import step_from_message
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
+from vla_feature_bridge.signals import rollout_signals
+
+NAME = 'hidden_states[token=last]'
+
+
+class Reader:
+    """Another node, which collects the messages of both topics."""
+
+    def __init__(self, context):
+        self.steps, self.events = [], []
+        self.node = rclpy.create_node('reader', context=context)
+        self.node.create_subscription(
+            PolicyStepMessage, 'vla/policy_step', self.steps.append, STEP_QOS
+        )
+        self.node.create_subscription(EpisodeEvent, 'vla/episode', self.events.append, EPISODE_QOS)
+        self._executor = SingleThreadedExecutor(context=context)
+        self._executor.add_node(self.node)
+
+    def wait(self, until, timeout=20.0):
+        deadline = time.monotonic() + timeout
+        while not until(self):
+            assert time.monotonic() < deadline, (len(self.steps), len(self.events))
+            self._executor.spin_once(timeout_sec=0.05)
+
+
+@pytest.fixture
+def context():
+    context = rclpy.Context()
+    rclpy.init(context=context)
+    yield context
+    rclpy.try_shutdown(context=context)
+
+
+@pytest.fixture
+def node(context):
+    node = rclpy.create_node('policy', context=context)
+    yield node
+    node.destroy_node()
+
+
+@pytest.fixture
+def publisher(node):
+    return StepPublisher(node, NAME, exec_horizon=2, policy='openvla')
+
+
+@pytest.fixture
+def reader(context, publisher):
+    reader = Reader(context)
+    reader.wait(lambda _: publisher._steps.get_subscription_count() > 0)
+    reader.wait(lambda r: r.node.count_publishers('vla/episode') > 0)
+    yield reader
+    reader.node.destroy_node()
+
+
+def chunks(steps=1, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(steps, 3, 4, 7)).astype(np.float32)
+
+
+def test_two_episodes_over_dds(publisher, reader):
+    actions = chunks(6)
+    hidden = np.random.default_rng(1).normal(size=(6, 16)).astype(np.float32)
+    first = publisher.start(task='mug', instruction='pick up the mug')
+    for t in range(3):
+        publisher.publish(hidden[t], actions[t], inference_time=np.float32(0.25))
+    publisher.end(success=np.True_, reason='done')
+    publisher.start(task='cup', episode_id='mine')
+    for t in range(3, 6):
+        publisher.publish(hidden[t], actions[t])
+    publisher.end(success=False)
+    reader.wait(lambda r: len(r.steps) == 6 and len(r.events) == 4)
+
+    found = [step_from_message(message) for message in reader.steps]
+    assert [step.episode_id for step in found] == [first] * 3 + ['mine'] * 3
+    assert [step.step for step in found] == [0, 1, 2] * 2
+    for t, step in enumerate(found):
+        np.testing.assert_array_equal(step.features, hidden[t])
+        np.testing.assert_array_equal(step.actions, actions[t])
+        assert (step.feature_name, step.policy, step.exec_horizon) == (NAME, 'openvla', 2)
+    for part in (slice(0, 3), slice(3, 6)):
+        for name, values in rollout_signals(actions[part], 2).items():
+            assert [np.float32(step.signals[name]) for step in found[part]] == list(values)
+    assert [step.instruction for step in found] == ['pick up the mug'] * 3 + [''] * 3
+    assert [step.inference_time for step in found[:3]] == [0.25] * 3
+    assert all(math.isnan(step.inference_time) for step in found[3:])
+    assert all(step.stamp > 0 for step in found)
+    assert [(e.kind, e.outcome, e.episode_id, e.task, e.reason) for e in reader.events] == [
+        (EpisodeEvent.KIND_START, EpisodeEvent.OUTCOME_UNKNOWN, first, 'mug', ''),
+        (EpisodeEvent.KIND_END, EpisodeEvent.OUTCOME_SUCCESS, first, 'mug', 'done'),
+        (EpisodeEvent.KIND_START, EpisodeEvent.OUTCOME_UNKNOWN, 'mine', 'cup', ''),
+        (EpisodeEvent.KIND_END, EpisodeEvent.OUTCOME_FAILURE, 'mine', 'cup', ''),
+    ]
+
+
+@pytest.mark.parametrize('dtype', [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_tensors_arrive_bit_for_bit(publisher, reader, dtype):
+    wide = torch.linspace(-3, 3, 32, requires_grad=True).to(dtype)
+    hidden = wide[::2]  # part of a graph, and not contiguous
+    publisher.start()
+    publisher.publish(hidden, torch.from_numpy(chunks()[0]), token_probability=torch.ones(3) / 2)
+    reader.wait(lambda r: r.steps)
+    found = step_from_message(reader.steps[0])
+    expected = {torch.bfloat16: ml_dtypes.bfloat16}.get(dtype, str(dtype).removeprefix('torch.'))
+    assert found.features.dtype == expected
+    np.testing.assert_array_equal(
+        found.features.astype(np.float64), hidden.detach().to(torch.float64).numpy()
+    )
+    np.testing.assert_array_equal(found.actions, chunks()[0])
+    np.testing.assert_array_equal(found.token_probability, [0.5] * 3)
+    assert found.token_entropy is None
+
+
+def test_numpy_integers_are_integers(node, context):
+    publisher = StepPublisher(node, NAME, exec_horizon=np.int64(2))
+    publisher.start()
+    step = publisher.publish(np.ones(4), chunks()[0], stamp=np.int64(5))
+    assert (step.exec_horizon, step.stamp) == (2, 5)
+    assert (
+        publisher.publish(np.ones(4), chunks()[0], stamp=Time(sec=1, nanosec=7)).stamp == 10**9 + 7
+    )
+
+
+def test_publishing_waits_for_nobody(publisher):
+    publisher.start()
+    begin = time.monotonic()
+    for _ in range(300):  # three times as many as are kept for a reader
+        publisher.publish(np.zeros(4096, np.float32))
+    assert time.monotonic() - begin < 5
+
+
+def test_a_new_episode_ends_the_one_that_runs(publisher, reader):
+    publisher.start(episode_id='a')
+    publisher.start(episode_id='b')
+    reader.wait(lambda r: len(r.events) == 3)
+    ended = reader.events[1]
+    assert (ended.kind, ended.episode_id) == (EpisodeEvent.KIND_END, 'a')
+    assert ended.outcome == EpisodeEvent.OUTCOME_UNKNOWN
+    assert ended.reason == 'the next episode began'
+    assert publisher.episode_id == 'b'
+
+
+def test_names_of_episodes_differ(publisher):
+    assert len({publisher.start() for _ in range(20)}) == 20
+
+
+@pytest.mark.parametrize('name', ['', None])
+def test_an_empty_feature_name_is_refused(node, name):
+    with pytest.raises(SafeError, match=r'expected a feature_name, found .*safe_training info'):
+        StepPublisher(node, name, exec_horizon=2)
+
+
+@pytest.mark.parametrize('number', [0, -1, 2.0, '2', None])
+def test_an_exec_horizon_that_is_no_positive_integer_is_refused(node, number):
+    with pytest.raises(SafeError, match='expected exec_horizon from 1, found'):
+        StepPublisher(node, NAME, exec_horizon=number)
+
+
+@pytest.mark.parametrize('method', ['end', 'publish'])
+def test_nothing_is_published_without_an_episode(publisher, method):
+    with pytest.raises(SafeError, match=rf'{method}: expected a running episode.*start'):
+        getattr(publisher, method)(np.zeros(4))
+    publisher.start()
+    publisher.end()
+    with pytest.raises(SafeError, match='expected a running episode'):
+        getattr(publisher, method)(np.zeros(4))
+
+
+GOOD = chunks()[0]
+
+
+@pytest.mark.parametrize(
+    ('features', 'more', 'message'),
+    [
+        (np.float32(1), {}, r'features of shape \(D,\).*found shape \(\)'),
+        (np.zeros(0, np.float32), {}, r'found shape \(0,\)'),
+        (np.zeros(4, np.int64), {}, 'found shape .* of int64'),
+        (np.array([0, np.nan, 0, 0]), {}, 'expected finite features'),
+        (torch.tensor([0, math.inf, 0, 0], dtype=torch.bfloat16), {}, 'expected finite features'),
+        (np.zeros(5), {}, 'features of width 4 as before, found width 5'),
+        (np.zeros(4), {'actions': None}, 'at every step of an episode or at none'),
+        (np.zeros(4), {'actions': GOOD[0]}, r'found shape \(4, 7\); add the axis of samples'),
+        (np.zeros(4), {'actions': GOOD[:0]}, r'found shape \(0, 4, 7\)'),
+        (np.zeros(4), {'actions': GOOD[:, :1]}, 'at least exec_horizon = 2 actions'),
+        (np.zeros(4), {'actions': GOOD * np.inf}, 'expected finite actions'),
+        (np.zeros(4), {'actions': GOOD > 0}, 'found shape .* of bool'),
+        (np.zeros(4), {'token_entropy': np.zeros((2, 3))}, r'token_entropy of shape \(tokens\)'),
+        (np.zeros(4), {'token_entropy': [math.nan]}, 'expected finite token_entropy'),
+        (np.zeros(4), {'inference_time': [1.0]}, r'inference_time of shape \(\)'),
+        (np.zeros(4), {'logits': [1.0]}, 'expected fields among token_probability, .*logits'),
+    ],
+)
+def test_a_bad_step_is_refused_and_leaves_no_gap(publisher, reader, features, more, message):
+    publisher.start(episode_id='a')
+    publisher.publish(np.zeros(4), GOOD)
+    with pytest.raises(SafeError, match=rf"step 1 of episode 'a': .*{message}"):
+        publisher.publish(features, **{'actions': GOOD, **more})
+    publisher.publish(np.ones(4), GOOD)
+    reader.wait(lambda r: len(r.steps) == 2)
+    assert [message.step for message in reader.steps] == [0, 1]
+
+
+def test_late_readers_get_the_start(publisher, context):
+    publisher.start(task='mug')
+    late = Reader(context)
+    late.wait(lambda r: r.events)
+    assert late.events[0].task == 'mug'
+    assert EPISODE_QOS.durability == DurabilityPolicy.TRANSIENT_LOCAL
+    late.node.destroy_node()
+
+
+def test_publishing_arrays_does_not_load_torch():
+    script = (
+        'import json, sys, rclpy, numpy as np\n'
+        'from vla_feature_bridge.ros import StepPublisher\n'
+        'rclpy.init()\n'
+        "publisher = StepPublisher(rclpy.create_node('policy'), 'x', 1)\n"
+        'publisher.start()\n'
+        'publisher.publish(np.zeros(4))\n'
+        "print(json.dumps('torch' in sys.modules))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert json.loads(done.stdout) is False

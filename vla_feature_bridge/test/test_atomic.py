@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files and folders are written completely or not at all."""
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from vla_feature_bridge.atomic import (
+    replace_file,
+    replace_files,
+    replaced_file,
+    replaced_folder,
+)
+
+
+class Stop(BaseException):
+    """An interruption, which is no Exception."""
+
+
+def test_a_file_is_written_with_its_folders(tmp_path):
+    replace_file(tmp_path / 'new' / 'deep' / 'a.txt', 'é')
+    assert (tmp_path / 'new' / 'deep' / 'a.txt').read_bytes() == 'é'.encode()
+    replace_file(tmp_path / 'new' / 'deep' / 'a.txt', b'\x00')
+    assert (tmp_path / 'new' / 'deep' / 'a.txt').read_bytes() == b'\x00'
+    assert os.listdir(tmp_path / 'new' / 'deep') == ['a.txt']
+
+
+@pytest.mark.parametrize('error', [RuntimeError, Stop])
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with pytest.raises(error), replaced_file(path) as aside:
+        aside.write_text('half')
+        assert path.read_text() == 'old'
+        raise error
+    assert path.read_text() == 'old'
+    assert os.listdir(tmp_path) == ['a.txt']
+
+
+def test_an_error_leaves_no_new_folders(tmp_path):
+    with pytest.raises(Stop), replaced_file(tmp_path / 'new' / 'a.txt') as aside:
+        aside.write_text('half')
+        raise Stop
+    with pytest.raises(Stop), replaced_folder(tmp_path / 'new' / 'folder') as aside:
+        (aside / 'file').write_text('half')
+        raise Stop
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_writer_that_writes_nothing_is_an_error(tmp_path):
+    (tmp_path / 'a.txt').write_text('old')
+    with pytest.raises(FileNotFoundError), replaced_file(tmp_path / 'a.txt'):
+        pass
+    assert (tmp_path / 'a.txt').read_text() == 'old'
+
+
+def test_the_path_aside_keeps_the_suffix(tmp_path):
+    with replaced_file(tmp_path / 'a.tar.gz') as aside:
+        assert aside.suffix == '.gz'
+        assert aside.parent == tmp_path
+        aside.write_text('')
+
+
+def test_long_names_can_be_written(tmp_path):
+    name = 'ä' * 125 + '.json'
+    replace_file(tmp_path / name, 'x')
+    assert os.listdir(tmp_path) == [name]
+
+
+def test_permission_bits_stay(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    path.chmod(0o640)
+    replace_file(path, 'new')
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    folder = tmp_path / 'folder'
+    folder.mkdir(mode=0o750)
+    folder.chmod(0o750)
+    with replaced_folder(folder, overwrite=True):
+        pass
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o750
+
+
+def test_a_new_file_has_the_usual_permission_bits(tmp_path):
+    (tmp_path / 'usual').write_text('')
+    replace_file(tmp_path / 'new', '')
+    assert (tmp_path / 'new').stat().st_mode == (tmp_path / 'usual').stat().st_mode
+
+
+def test_a_symbolic_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / 'elsewhere').mkdir()
+    (tmp_path / 'elsewhere' / 'real.txt').write_text('old')
+    link = tmp_path / 'link.txt'
+    link.symlink_to(Path('elsewhere') / 'real.txt')
+    replace_file(link, 'new')
+    assert link.is_symlink()
+    assert (tmp_path / 'elsewhere' / 'real.txt').read_text() == 'new'
+    assert sorted(os.listdir(tmp_path)) == ['elsewhere', 'link.txt']
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path):
+    pipe = tmp_path / 'pipe'
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        replace_file(pipe, 'text')
+        assert os.read(reader, 100) == b'text'
+    finally:
+        os.close(reader)
+    assert stat.S_ISFIFO(pipe.stat().st_mode)
+
+
+def test_a_folder_is_no_file(tmp_path):
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(IsADirectoryError, match='folder'):
+        replace_file(tmp_path / 'folder', 'x')
+
+
+def test_several_files_are_written_or_none(tmp_path):
+    (tmp_path / 'a').write_text('old')
+    (tmp_path / 'folder').mkdir()
+    with pytest.raises(IsADirectoryError):
+        replace_files({tmp_path / 'a': 'new', tmp_path / 'folder': 'new', tmp_path / 'c': 'new'})
+    assert (tmp_path / 'a').read_text() == 'old'
+    assert sorted(os.listdir(tmp_path)) == ['a', 'folder']
+    replace_files({tmp_path / 'a': 'new', tmp_path / 'more' / 'b': b'new'})
+    assert (tmp_path / 'a').read_text() == 'new'
+    assert (tmp_path / 'more' / 'b').read_text() == 'new'
+
+
+def test_several_files_are_renamed_in_order(tmp_path, monkeypatch):
+    renamed = []
+    replace = Path.replace
+
+    def spy(self, target):
+        renamed.append(Path(target).name)
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, 'replace', spy)
+    replace_files({tmp_path / name: name for name in 'bac'})
+    assert renamed == list('bac')
+
+
+@pytest.mark.parametrize('error', [RuntimeError, Stop])
+def test_an_error_leaves_the_old_folder_and_nothing_else(tmp_path, error):
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    (folder / 'old').write_text('')
+    with pytest.raises(error), replaced_folder(folder, overwrite=True) as aside:
+        (aside / 'new').write_text('')
+        raise error
+    assert os.listdir(tmp_path) == ['folder']
+    assert os.listdir(folder) == ['old']
+
+
+def test_a_folder_is_replaced_with_all_that_it_holds(tmp_path):
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    (folder / 'old').write_text('')
+    with replaced_folder(folder, overwrite=True) as aside:
+        (aside / 'deep').mkdir()
+        (aside / 'deep' / 'new').write_text('x')
+    assert (folder / 'deep' / 'new').read_text() == 'x'
+    assert os.listdir(folder) == ['deep']
+    assert os.listdir(tmp_path) == ['folder']
+
+
+@pytest.mark.parametrize('kind', ['file', 'folder', 'link'])
+def test_a_taken_name_is_refused_before_any_work(tmp_path, kind):
+    path = tmp_path / 'taken'
+    if kind == 'file':
+        path.write_text('old')
+    elif kind == 'folder':
+        path.mkdir()
+    else:
+        path.symlink_to('nowhere')
+    with pytest.raises(FileExistsError, match='a name that is free'), replaced_folder(path):
+        raise AssertionError('the block must not run')
+    assert os.listdir(tmp_path) == ['taken']
+
+
+def test_a_name_taken_meanwhile_is_refused(tmp_path):
+    with pytest.raises(FileExistsError), replaced_folder(tmp_path / 'folder') as aside:
+        (aside / 'new').write_text('')
+        (tmp_path / 'folder').write_text('theirs')
+    assert (tmp_path / 'folder').read_text() == 'theirs'
+    assert os.listdir(tmp_path) == ['folder']
+
+
+def test_a_file_is_not_overwritten_by_a_folder(tmp_path):
+    (tmp_path / 'file').write_text('old')
+    with (
+        pytest.raises(FileExistsError, match='expected a folder'),
+        replaced_folder(tmp_path / 'file', overwrite=True),
+    ):
+        raise AssertionError('the block must not run')
+
+
+def test_a_link_to_a_folder_stays(tmp_path):
+    (tmp_path / 'real').mkdir()
+    (tmp_path / 'link').symlink_to('real')
+    with replaced_folder(tmp_path / 'link', overwrite=True) as aside:
+        (aside / 'new').write_text('x')
+    assert (tmp_path / 'link').is_symlink()
+    assert (tmp_path / 'real' / 'new').read_text() == 'x'
+
+
+def test_the_old_folder_comes_back_when_the_rename_fails(tmp_path, monkeypatch):
+    folder = tmp_path / 'folder'
+    folder.mkdir()
+    (folder / 'old').write_text('')
+    rename = os.rename
+
+    def failing(source, target):
+        if Path(target) == folder and os.listdir(source) == ['new']:
+            raise OSError('disk')
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', failing)
+    with (
+        pytest.raises(OSError, match='disk'),
+        replaced_folder(folder, overwrite=True) as aside,
+    ):
+        (aside / 'new').write_text('')
+    assert os.listdir(folder) == ['old']
+    assert os.listdir(tmp_path) == ['folder']

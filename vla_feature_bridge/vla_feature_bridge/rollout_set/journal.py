@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The journal of a rollout set that grows: which entries are finished, so that work can continue.
+
+The first line names the work; every further line is one entry, written after the arrays of the
+entry. An entry is ``{'row': ...}``, a row of the index, or ``{'left_out': ...}``, a message.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from vla_feature_bridge.rollout_set.index import COLUMNS
+from vla_feature_bridge.rollout_set.layout import ARRAY_FILE, ARRAYS, JOURNAL, RolloutSetError
+
+
+class Journal:
+    """The open journal of one folder; no other process can open it until it is closed.
+
+    Parameters
+    ----------
+    folder : Path
+        Where the set grows; its arrays are deleted if the journal is of other work.
+    work : str
+        Exact name of the work: source and options.
+
+    Attributes
+    ----------
+    entries : list of dict
+        Finished entries of an interrupted writer of the same work, in order.
+
+    Raises
+    ------
+    RolloutSetError
+        Another process has it open.
+    """
+
+    def __init__(self, folder: Path, work: str) -> None:
+        self._folder = folder
+        self._file = (folder / JOURNAL).open('a+', encoding='utf-8')
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise RolloutSetError(
+                f'{folder}: expected no other writer of this set, found another process at work; '
+                'wait for it or choose another name'
+            ) from None
+        self.entries: list[dict[str, Any]] = []
+        if not self._read(work):
+            shutil.rmtree(folder / ARRAYS)
+            (folder / ARRAYS).mkdir()
+            self.note({'work': work})
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Add one entry."""
+        self._file.write(json.dumps(entry) + '\n')
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file; other processes can open it."""
+        self._file.close()
+
+    def _read(self, work: str) -> bool:
+        """Read the good lines and cut off the rest; False if the journal is not of this work."""
+        self._file.seek(0)
+        good = 0
+        for line in iter(self._file.readline, ''):
+            entry = _parsed(line)
+            if entry is None:
+                break
+            if not good:
+                if entry != {'work': work}:
+                    break
+            elif 'left_out' in entry or self._is_complete(entry.get('row')):
+                self.entries.append(entry)
+            else:
+                break
+            good = self._file.tell()
+        self._file.seek(good)
+        self._file.truncate()
+        return good > 0
+
+    def _is_complete(self, row: Any) -> bool:
+        """Tell whether this is a row of the index whose arrays are on disk in full length."""
+        if type(row) is not dict or set(row) != set(COLUMNS):
+            return False
+        if not all(type(row[name]) in kinds for name, kinds in COLUMNS.items()):
+            return False
+        if not ARRAY_FILE.fullmatch(row['arrays']):
+            return False
+        try:
+            size = (self._folder / ARRAYS / row['arrays']).stat().st_size
+        except OSError:
+            return False
+        return bool(size == row['arrays_bytes'])
+
+
+def _parsed(line: str) -> dict[str, Any] | None:
+    """Return the entry of a line; None if the line was cut off or is something else."""
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return entry if line.endswith('\n') and type(entry) is dict else None

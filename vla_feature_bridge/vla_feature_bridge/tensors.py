@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Arrays as messages, recordings and policies give them: dtypes, bytes, values that are not finite.
+
+bfloat16 is the dtype of ``ml_dtypes``: NumPy has none, and PyTorch cannot hand its own to NumPy.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from vla_feature_bridge.errors import SafeError
+
+#: dtypes of a ``safe_msgs/Tensor`` by their names in messages.
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(name).newbyteorder('<')
+    for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
+} | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+
+#: Names of the dtypes that features may have.
+FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
+
+#: NumPy before 2 has no array of more axes.
+_MAX_AXES = 32
+#: Elements that are looked at together when NaN is searched.
+_PORTION = 1 << 18
+
+
+class TensorError(SafeError):
+    """An array cannot be sent, or bytes are not the array that they are said to be."""
+
+
+def little_endian(array: np.ndarray) -> np.ndarray:
+    """Return the array as a message holds it: contiguous, row-major, little-endian.
+
+    Raises
+    ------
+    TensorError
+        The dtype is not one of :data:`DTYPES`.
+    """
+    dtype = DTYPES.get(array.dtype.name)
+    if dtype is None:
+        raise TensorError(f'expected a dtype of {", ".join(DTYPES)}, found {array.dtype}')
+    return np.ascontiguousarray(array, dtype)
+
+
+def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarray:
+    """Return the array that bytes of a message hold, as a view of them.
+
+    Parameters
+    ----------
+    dtype_name : str
+        One of :data:`DTYPES`.
+    shape : sequence of int
+        Python's own integers, of any size.
+    data : bytes-like
+        The elements, little-endian and row-major.
+
+    Raises
+    ------
+    TensorError
+        The dtype is unknown, or the bytes do not fit the shape.
+    """
+    dtype = DTYPES.get(dtype_name)
+    if dtype is None:
+        raise TensorError(
+            f'expected a dtype of {", ".join(DTYPES)}, found the unknown {dtype_name[:40]!r}'
+        )
+    shape = tuple(shape)
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise TensorError(
+            f'expected {expected} bytes for shape {_shown(shape)} of {dtype_name}, '
+            f'found {len(data)} bytes'
+        )
+    if len(shape) > _MAX_AXES:
+        raise TensorError(f'expected at most {_MAX_AXES} axes, found {len(shape)}')
+    try:
+        if expected == 0:
+            return np.zeros(shape, dtype)
+        view = np.frombuffer(data, dtype).reshape(shape)
+    except ValueError as error:  # an empty array whose other axes are longer than NumPy allows
+        raise TensorError(
+            f'expected the shape of an array, found {_shown(shape)}: {error}'
+        ) from None
+    return view if sys.byteorder == 'little' else view.astype(dtype.newbyteorder('='))
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return a NumPy array of the same values; copies only if it must.
+
+    Parameters
+    ----------
+    values : ndarray, torch.Tensor, or what ``np.asarray`` takes
+        A tensor may need gradients, be on any device and be bfloat16.
+    """
+    if isinstance(values, np.ndarray) or not hasattr(values, 'detach'):
+        return np.asarray(values)
+    tensor = values.detach().cpu()
+    torch = sys.modules['torch']  # a tensor exists, so that somebody imported it
+    if tensor.dtype == torch.bfloat16:
+        bits: np.ndarray = tensor.contiguous().view(torch.int16).numpy()
+        return bits.view(ml_dtypes.bfloat16)
+    found: np.ndarray = tensor.numpy()
+    return found
+
+
+def first_not_finite(array: np.ndarray) -> int | None:
+    """Return the first index of the first axis that holds NaN or infinity; None if all is finite.
+
+    Works in portions of about a million bytes and needs no other memory.
+    """
+    portion = max(1, _PORTION * len(array) // max(1, array.size))
+    for start in range(0, len(array), portion):
+        part = array[start : start + portion]
+        if part.dtype == ml_dtypes.bfloat16 and part.ndim:
+            # Its own isfinite goes through float32, element by element.
+            finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
+        else:
+            finite = np.isfinite(part)
+        if not finite.all():
+            return start + int(np.argmin(finite.reshape(len(part), -1).all(axis=1)))
+    return None
+
+
+def _shown(shape: tuple[int, ...]) -> str:
+    """Return a shape for an error text; a forged one may be long."""
+    return str(shape) if len(shape) <= 8 else f'{shape[:8]} and {len(shape) - 8} more'
