@@ -36,6 +36,7 @@ def not_run(results: Path) -> list[str]:
 
 
 def main() -> None:
+    """Print the lines for the JUnit file that the command line names."""
     if len(sys.argv) != 2:
         sys.exit('usage: not_run.py JUNIT_XML')
     try:
