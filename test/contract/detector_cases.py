@@ -220,10 +220,5 @@ def without(rollout, need):
     }[need]()
 
 
-def streamed(detector, rollout):
-    stream = detector.stream()
-    return np.array([stream.step(rollout.step(t)) for t in range(len(rollout))])
-
-
 def assert_close(found, expected, tolerance=1e-5):
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)

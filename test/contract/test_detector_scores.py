@@ -17,8 +17,8 @@ from detector_cases import (
     make_rollout,
     make_rollouts,
     mapped,
-    streamed,
 )
+from live_scores import streamed
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DetectorError

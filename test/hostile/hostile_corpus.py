@@ -25,8 +25,8 @@ from typing import NamedTuple
 import lz4.frame
 import numpy as np
 from backports import zstd
+from shared_files import DATA
 
-DATA = Path(__file__).parents[1] / 'data'
 #: Touched by every program that a hostile file holds; never there unless one was executed.
 CANARY = Path(os.environ.get('TMPDIR', '/tmp')) / f'safe_training_was_executed_{os.getpid()}'
 COMMAND = f'touch {CANARY}'

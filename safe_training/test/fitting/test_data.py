@@ -2,11 +2,11 @@
 """Training rollouts become arrays: read as float32, checked, and never padded."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared_files import golden_arrays
 
 from safe_monitor_node.detectors import DetectorError, make_detector
 from safe_monitor_node.detectors.networks import pad_steps
@@ -15,7 +15,6 @@ from safe_training.fitting.density import training_inputs
 from safe_training.fitting.learned import TrainingData
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 WIDTH = 6
 
 
@@ -59,7 +58,7 @@ def test_rollouts_without_features_are_refused_with_what_to_do(empty):
 
 
 def test_rollouts_of_unequal_length_are_padded_as_published():
-    arrays = np.load(GOLDEN / 'padding.npz')
+    arrays = golden_arrays('padding')
     rollouts = [
         Rollout(
             arrays[f'pad/in/hidden{k}'].astype(np.float32),

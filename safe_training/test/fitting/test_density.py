@@ -3,11 +3,13 @@
 
 import dataclasses
 import json
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from live_scores import streamed
+from shared_files import assert_golden, golden_arrays
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
@@ -17,7 +19,7 @@ from safe_training.fitting.density import batch_loss, flow_matching_loss
 from safe_training.fitting.losses import sum_of_squares
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'rnd_logpzo.npz')
+GOLDEN = golden_arrays('rnd_logpzo')
 TOLERANCE = 1e-4
 CONFIG = json.loads(str(GOLDEN['rnd/in/unet_config']))
 UNET = {
@@ -46,13 +48,7 @@ OUR_NAMES = {
 }
 
 
-def close(found, expected, tolerance=TOLERANCE):
-    """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
-    found = found.detach().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
-    assert found.shape == np.shape(expected)
-    np.testing.assert_array_less(
-        np.abs(found - expected), tolerance * (1 + np.abs(expected)) + 1e-30
-    )
+close = partial(assert_golden, tolerance=TOLERANCE)
 
 
 def golden(key):
@@ -93,11 +89,6 @@ def rollouts_of(features, chunks=None):
         Rollout(f, task='t', episode_index=i, actions=None if chunks is None else chunks[i])
         for i, f in enumerate(features)
     ]
-
-
-def streamed(detector, rollout):
-    stream = detector.stream()
-    return np.array([stream.step(rollout.step(t)) for t in range(len(rollout))])
 
 
 RND_ROLLOUTS = rollouts_of(

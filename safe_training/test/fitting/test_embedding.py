@@ -3,10 +3,12 @@
 
 import dataclasses
 import re
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
+from live_scores import streamed
+from shared_files import assert_golden, golden_arrays
 from sklearn.metrics import roc_auc_score
 
 import safe_training  # noqa: F401  (registers the fitters)
@@ -18,7 +20,7 @@ from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'embed.npz')
+GOLDEN = golden_arrays('embed')
 TOLERANCE = 3e-4
 NAMES = {'mahala': 'mahalanobis', 'euclid': 'euclidean_knn', 'cosine': 'cosine_knn'}
 CASES = sorted({key.split('/')[0] for key in GOLDEN if key.endswith('out/scores')})
@@ -26,13 +28,7 @@ EMBEDDINGS = ('mahalanobis', 'euclidean_knn', 'cosine_knn', 'pca_kmeans')
 SMALL_PCA = {'pca_dim': 3, 'clusters': 4}
 
 
-def close(found, expected, tolerance=TOLERANCE):
-    """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
-    found = np.asarray(found)
-    assert found.shape == expected.shape
-    np.testing.assert_array_less(
-        np.abs(found - expected), tolerance * (1 + np.abs(expected)) + 1e-30
-    )
+close = partial(assert_golden, tolerance=TOLERANCE)
 
 
 def golden_rollouts(part):
@@ -47,12 +43,10 @@ def golden_rollouts(part):
 TRAIN, TEST = golden_rollouts('train'), golden_rollouts('test')
 
 
-def close_where_valid(detector, expected, tolerance=TOLERANCE):
+def close_where_valid(detector, expected):
     for rollout, row in zip(TEST, expected, strict=True):
-        close(detector.score(rollout), row[: len(rollout)], tolerance)
-        stream = detector.stream()
-        live = np.array([stream.step(rollout.step(t)) for t in range(len(rollout))])
-        close(live, row[: len(rollout)], tolerance)
+        close(detector.score(rollout), row[: len(rollout)])
+        close(streamed(detector, rollout), row[: len(rollout)])
 
 
 def params_of(case):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_files import DATA
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.cli.main import main
@@ -30,7 +31,6 @@ from safe_training.sweep.results import read_results
 from safe_training.sweep.unit import run_unit
 from vla_feature_bridge.rollout import Rollout
 
-DATA = Path(__file__).parents[3] / 'test' / 'data'
 SET = DATA / 'miniature_flow.npz'
 # Models trained together and alone differ by rounding, about 1e-7 in a score. With these learning
 # rates no score is as close as 1e-6 to its threshold, so that rounding decides no alarm.
