@@ -18,13 +18,13 @@ from vla_feature_bridge.rollout import Rollout
 def make_rollout(
     index: int = 0,
     *,
-    steps: int = 6,
+    steps: int = 3,
     dim: int = 4,
     dtype: DTypeLike = np.float32,
     rng: np.random.Generator | None = None,
     **fields: Any,
 ) -> Rollout:
-    """Return the rollout of a number: of task 't', a success if the number is even.
+    """Return the rollout of a number: a success of 'task 0' or, odd, a failure of 'task 1'.
 
     Parameters
     ----------
@@ -40,7 +40,8 @@ def make_rollout(
     if 'features' not in fields:
         generator = np.random.default_rng(index) if rng is None else rng
         fields['features'] = generator.normal(size=(steps, dim)).astype(dtype)
-    return Rollout(**{'task': 't', 'success': index % 2 == 0, 'episode_index': index, **fields})
+    default = {'task': f'task {index % 2}', 'success': index % 2 == 0, 'episode_index': index}
+    return Rollout(**{**default, **fields})
 
 
 def make_rollouts(

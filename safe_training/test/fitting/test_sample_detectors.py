@@ -5,13 +5,13 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 from shared_files import assert_golden, golden_arrays
 from sklearn.cluster import AgglomerativeClustering
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.clustering import squared_distances, ward_cluster_sizes
-from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = golden_arrays('sample_metrics')
 CASES = ('c0', 'c1', 'c2')
@@ -22,10 +22,9 @@ every_case = pytest.mark.parametrize('case', CASES)
 
 
 def rollout_of(actions, exec_horizon=1, signals=None):
-    return Rollout(
-        features=np.zeros((len(actions), 1), np.float32),
+    return make_rollout(
+        steps=len(actions),
         task='stack',
-        success=True,
         actions=actions,
         exec_horizon=exec_horizon,
         signals=signals or {},

@@ -6,11 +6,11 @@ import json
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 from shared_files import assert_golden, golden_arrays
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
-from vla_feature_bridge.rollout import Rollout
 
 GOLDEN = golden_arrays('token_metrics')
 CASES = sorted({key.split('/')[0] for key in GOLDEN if key.startswith('c')})
@@ -37,10 +37,9 @@ def rollout_of(probability=None, entropy=None, signals=None):
     length = len(
         next(a for a in (probability, entropy, *(signals or {}).values()) if a is not None)
     )
-    return Rollout(
-        features=np.zeros((length, 1), np.float32),
+    return make_rollout(
+        steps=length,
         task='stack',
-        success=True,
         token_probability=probability,
         token_entropy=entropy,
         signals=signals or {},
