@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,6 +21,7 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import (
     NO_FEATURE,
     EpisodeSource,
+    Pooling,
     ReadOptions,
     wanted_feature,
 )
@@ -64,6 +65,9 @@ class OpenPiZeroSource(EpisodeSource):
     kind = 'open_pi_zero'
     looks_for = f'{next(iter(TASKS))}/*{_META} and .pkl (open-pi-zero in SimplerEnv)'
     policy = 'open_pi_zero'
+    default_pooling: ClassVar[dict[str, Pooling]] = {
+        FEATURE: (('horizon', 'first'), ('denoise', 'first'))
+    }
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
@@ -75,7 +79,9 @@ class OpenPiZeroSource(EpisodeSource):
         self._featureless = options.feature == NO_FEATURE
         if not self._featureless:
             self.raw_axes = ('denoise', 'horizon')
-            self._wanted = wanted_feature(path, FEATURE, self.raw_axes, options)
+            self._wanted = wanted_feature(
+                path, FEATURE, self.raw_axes, options, self.default_pooling[FEATURE]
+            )
         self._episodes, self.unmatched = _list_episodes(path)
         ignored = sorted(place.name for place in path.iterdir() if place.name not in TASKS)
         if ignored:

@@ -19,7 +19,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import (
     NO_FEATURE,
     EpisodeSource,
+    Pooling,
     ReadOptions,
     wanted_feature,
 )
@@ -37,6 +38,7 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 from vla_feature_bridge.tensors import first_not_finite
 
+_FEATURE = 'hidden_states'
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
 _ACTIONS = tuple(
     f'action/{name}' for name in ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')
@@ -72,18 +74,21 @@ class OpenVlaSource(EpisodeSource):
     kind = 'openvla'
     looks_for = 'task{t}--ep{e}--succ{0|1}.csv and .pkl (OpenVLA dump)'
     policy = 'openvla'
+    default_pooling: ClassVar[dict[str, Pooling]] = {_FEATURE: (('token', 'last'),)}
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
-        if options.feature not in (None, 'hidden_states', NO_FEATURE):
+        if options.feature not in (None, _FEATURE, NO_FEATURE):
             raise DumpError(
-                f'{path}: expected feature hidden_states, the only one of an OpenVLA dump, '
+                f'{path}: expected feature {_FEATURE}, the only one of an OpenVLA dump, '
                 f'or {NO_FEATURE}, found {options.feature!r}'
             )
         self._featureless = options.feature == NO_FEATURE
         if not self._featureless:
             self.raw_axes = ('token',)
-            self._wanted = wanted_feature(path, 'hidden_states', self.raw_axes, options)
+            self._wanted = wanted_feature(
+                path, _FEATURE, self.raw_axes, options, self.default_pooling[_FEATURE]
+            )
         self._episodes, self.unmatched = _list_episodes(path)
         self._descriptions: dict[tuple[Path, int], str] = {}
         folders = {episode.stem.parent for episode in self._episodes}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.openpi import peek_policy
+from safe_training.recordings.readers.openpi import find_policy
 from safe_training.recordings.readers.openpi_episodes import (
     OpenpiEpisode,
     find_roots,
@@ -44,7 +44,7 @@ class Pi0FastDroidSource(Pi0FastSource):
         roots = find_roots(path)
         if not roots or (is_root(path) and not has_env_names_of_droid(path)):
             return None
-        if peek_policy(roots[0]) != 'pi0_fast':
+        if find_policy(roots[0]) != 'pi0_fast':
             return None
         return f'holds {len(roots)} root{"s" * (len(roots) > 1)} of env_records and policy_records'
 
