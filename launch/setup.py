@@ -9,7 +9,7 @@ PACKAGE = 'safe_bringup'
 
 setup(
     name=PACKAGE,
-    version='0.1.0',
+    version='0.2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={PACKAGE: ['py.typed']},
     data_files=[
@@ -24,7 +24,7 @@ setup(
         'rich>=13',
         'setuptools',
     ],
-    tests_require=['pytest'],
+    extras_require={'test': ['pytest']},  # colcon test looks here
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',

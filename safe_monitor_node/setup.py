@@ -7,7 +7,7 @@ PACKAGE = 'safe_monitor_node'
 
 setup(
     name=PACKAGE,
-    version='0.1.0',
+    version='0.2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={PACKAGE: ['py.typed']},
     data_files=[
@@ -21,7 +21,7 @@ setup(
         'setuptools',
         'torch>=2.6',
     ],
-    tests_require=['pytest'],
+    extras_require={'test': ['hypothesis', 'pytest']},  # colcon test looks here
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',

@@ -46,7 +46,7 @@ FITTERS = {
 
 setup(
     name=PACKAGE,
-    version='0.1.0',
+    version='0.2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
     package_data={
         PACKAGE: [
@@ -80,10 +80,10 @@ setup(
     ],
     extras_require={
         'ray': ['ray>=2.40'],
+        'test': ['hypothesis', 'pytest'],  # colcon test looks here
         'umap': ['umap-learn>=0.5'],
         'vision': ['opencv-python-headless>=4.5,<5'],
     },
-    tests_require=['pytest'],
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',

@@ -32,7 +32,6 @@ from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.progress import Progress
 
 CLOCK = 'clock'
-PARTS = ('train', 'seen', 'unseen')
 
 
 @dataclass(frozen=True)
