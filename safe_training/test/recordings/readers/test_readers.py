@@ -602,7 +602,7 @@ ARCHIVES = {
     ),
     'object-array': (
         named(features=np.array([[{}]] * 6, dtype=object)),
-        'array features.npy of Python objects, which is a pickle and is not read',
+        'array features.npy of Python objects, which would execute code',
     ),
 }
 
