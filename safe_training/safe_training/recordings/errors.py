@@ -7,4 +7,4 @@ from vla_feature_bridge.errors import SafeError
 
 
 class DumpError(SafeError):
-    """A file cannot be read; the message says which, what was expected and found, and what to do."""
+    """A file cannot be read; says which file, what was expected and found, and what to do."""

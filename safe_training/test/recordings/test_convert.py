@@ -221,11 +221,11 @@ DAMAGES = {
     ),
     'csv-missing': (
         lambda dump: (dump / 'task1--ep0--succ1.csv').unlink(),
-        r'task1--ep0--succ1.csv: expected this file .* beside task1--ep0--succ1.pkl, found none',
+        r'task1--ep0--succ1.csv: expected this file .* next to task1--ep0--succ1.pkl, found none',
     ),
     'pickle-missing': (
         lambda dump: (dump / PICKLE).unlink(),
-        f'{PICKLE}: expected this file .* beside task1--ep0--succ1.csv, found none',
+        f'{PICKLE}: expected this file .* next to task1--ep0--succ1.csv, found none',
     ),
     'nan': (
         lambda dump: _rewrite(dump, _first_state_is_nan),

@@ -98,7 +98,7 @@ class Source(ABC):
     @staticmethod
     @abstractmethod
     def detect(path: Path) -> str | None:
-        """Return why ``path`` has this format, or None if it has not; reads names and headers only."""
+        """Return why ``path`` has this format, None if it has not; reads only names and headers."""
 
     @abstractmethod
     def __len__(self) -> int:

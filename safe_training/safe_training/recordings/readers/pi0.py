@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads openpi's recordings of pi0, as on LIBERO: one root of env and policy records.
 
-The feature is ``pre_velocity`` ``(denoising steps, horizon, width)``: the state of the action expert
-before its projection to a velocity, averaged over the horizon, then over the denoising steps.
+The feature is ``pre_velocity`` ``(denoising steps, horizon, width)``: the state of the action
+expert before its projection to a velocity, averaged over the horizon, then over the denoising
+steps.
 """
 
 from __future__ import annotations
@@ -30,4 +31,4 @@ class Pi0Source(OpenpiSource):
     def detect(path: Path) -> str | None:
         if not is_root(path) or find_policy(path) != 'pi0':
             return None
-        return 'holds env_records and policy_records, without anything of a token policy'
+        return 'holds env_records and policy_records without tokens'

@@ -371,7 +371,7 @@ def test_a_bad_episode_is_refused_or_left_out(tmp_path, name):
 SHIFTS = {
     'lost': (lambda r: r.policy_files[0].unlink(), 'expected 11 policy records, the sum of'),
     'more': (lambda r: r.inference(0, 0, 0, TASKS[0]), 'expected 11 .* found 12; their names'),
-    'env': (lambda r: r.env.write_bytes(b''), 'none can be read without this file'),
+    'env': (lambda r: r.env.write_bytes(b''), 'no record can be used without this file'),
     'mixed': (
         lambda r: r.policy_files[0].rename(
             r.root / 'policy_records' / 'step_9--run--task_1--ep_0--t_0--meta.pkl'
@@ -497,5 +497,5 @@ def test_a_second_root_of_unseen_tasks(tmp_path):
     assert (last.task_id, last.task) == (2, 'wipe the table')
     assert last.episode_id == 'unseen/task0--ep0'
     Recorder(tmp_path / 'other', 'pi0_fast').episode(0, 0, True, 3, 'x')
-    with pytest.raises(DumpError, match=r'unseen tasks as pi0 like .*, found pi0_fast'):
+    with pytest.raises(DumpError, match=r'unseen tasks in the format of .*, pi0, found pi0_fast'):
         open_source(tmp_path / 'seen', unseen_root=tmp_path / 'other')
