@@ -157,6 +157,9 @@ def test_an_episode_with_both_outcomes(tmp_path):
 def test_another_width(tmp_path):
     write_episode(tmp_path, episode=0)
     write_episode(tmp_path, episode=1, sampled_action_embeds=torch.zeros(3, 2, 4, 8))
-    for keep, message in (('pooled', 'pooled width of 6, found 8'), ('raw', 'width 6 .* found width 8')):
+    for keep, message in (
+        ('pooled', 'pooled width of 6, found 8'),
+        ('raw', 'width 6 .* found width 8'),
+    ):
         with pytest.raises(DumpError, match=message):
             load_rollouts(tmp_path, keep=keep)
