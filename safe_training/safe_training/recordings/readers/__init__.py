@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module a format; each turns a dump or a recording into rollouts.
+"""One module for each format; each turns a dump or a recording into rollouts.
 
-base              what a source is
+base              the interface of a source
 step_features     the features of one step, raw or pooled
 unseen_root       a second folder whose tasks no detector may train on
 openvla           OpenVLA
@@ -15,6 +15,8 @@ pooled_npz        pooled features in one .npz archive
 rollout_set       our own rollout sets
 rosbag2           rosbag2 recordings
 
-A reader imports ``base``, ``step_features`` and ``recordings.untrusted``, and no other reader but
-those that it extends.
+A reader imports ``base``, ``step_features`` and ``recordings.untrusted``, and no reader except the
+one that it extends. A new reader needs five changes: its module, which states its default pooling;
+its line in ``recordings/sources.py``; its line in the table above; its test; and its lines in
+``docs/reference/dump_formats.md``.
 """
