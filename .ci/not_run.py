@@ -36,6 +36,7 @@ def not_run(results: Path) -> list[str]:
 
 
 def main() -> None:
+    """Print the lines for the JUnit file that the command line names."""
     if len(sys.argv) != 2:
         sys.exit('usage: not_run.py JUNIT_XML')
     try:
@@ -44,7 +45,7 @@ def main() -> None:
         sys.exit(f'not_run.py: pytest left no results that can be read: {error}')
     python, distribution = sys.version_info[:2], os.environ.get('SAFE_ROS_DISTRO', 'this one')
     print(
-        *(lines or ['not run: nothing; every test that was collected ran']),
+        *(lines or ['no test was skipped']),
         f'not run: any Python but {python[0]}.{python[1]}, any ROS 2 but {distribution}: '
         '.github/workflows/ci.yml runs them',
         sep='\n',

@@ -40,7 +40,7 @@ def is_whole(dist_info: Path) -> bool:
 
 
 def forget_broken() -> list[str]:
-    """Removes the metadata of every distribution that is not whole, so that pip installs it again.
+    """Remove the metadata of every distribution that is not whole, so that pip installs it again.
 
     Returns the names of the metadata folders that were removed.
     """
@@ -53,7 +53,7 @@ def forget_broken() -> list[str]:
 
 
 def repair_paths() -> int:
-    """Replaces the include folders of the wheel builders' machine by ours below ``share``.
+    """Replace the include folders of the wheel builders' machine by ours below ``share``.
 
     Without this CMake refuses the imported targets of every message package. Returns the number of
     files changed.

@@ -9,12 +9,11 @@ and ``monitor``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from rich.console import Console
 from safe_bringup.live import LiveEpisode, play_live
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
@@ -35,9 +33,10 @@ from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.convert import convert
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.figures.score_curves import plot_episodes
-from safe_training.reporting.numbers import as_number
+from safe_training.reporting.numbers import as_number, plain_json
 from safe_training.reporting.tables.evaluation import report_table
 from safe_training.reporting.tables.terminal import print_table, wide_console
+from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -183,73 +182,95 @@ def choose_episodes(rollouts: RolloutSet, tasks: Sequence[str], count: int) -> l
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """One line of the demo: what an episode was and what the monitor said."""
+class LiveRollout:
+    """A rollout with the alarm that the monitor raised, and how the scores compare with offline.
 
-    episode: str
-    task: str
-    success: bool
-    steps: int
-    alarm_step: int | None
-    verdict: str
+    Attributes
+    ----------
+    scored : ScoredRollout
+        Offline scores, and the alarm as it was received.
+    received : int
+        How many scores were received.
+    largest_difference : float
+        Of a received score from the offline score; NaN if one is missing.
+    offline_alarm_step : int or None
+        Step at which offline scoring raises the alarm.
+    """
+
+    scored: ScoredRollout
     received: int
     largest_difference: float
     offline_alarm_step: int | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the facts for the summary, as JSON values."""
+        return {
+            'episode': self.scored.episode_id,
+            'task': self.scored.task,
+            'success': not self.scored.failed,
+            'steps': len(self.scored),
+            'alarm_step': self.scored.alarm_step,
+            'outcome': self.scored.outcome,
+            'received': self.received,
+            'largest_difference': self.largest_difference,
+            'offline_alarm_step': self.offline_alarm_step,
+        }
 
-def judge(live: LiveEpisode, rollout: Rollout, loaded: CalibratedDetector, alpha: float) -> Outcome:
-    """Compare what came over the wire with the truth and with offline scoring."""
-    offline = loaded.detector.score(rollout)
+
+def compare(
+    live: LiveEpisode, rollout: Rollout, calibrated: CalibratedDetector, alpha: float
+) -> LiveRollout:
+    """Compare what was received with the label and with offline scoring."""
+    offline, threshold = calibrated.detector.score(rollout), calibrated.band.at(alpha)
     received = np.full(len(rollout), np.nan)
     received[live.steps] = live.scores
-    difference = np.abs(received - offline)
-    alarmed = live.alarm_step is not None
-    if rollout.failed:
-        verdict = 'detection' if alarmed else 'missed'
-    else:
-        verdict = 'false alarm' if alarmed else 'quiet'
-    return Outcome(
-        episode=rollout.episode_id,
-        task=rollout.task,
-        success=not rollout.failed,
-        steps=len(rollout),
+    scored = ScoredRollout(
+        offline,
+        rollout.failed,
+        rollout.task,
+        episode_id=rollout.episode_id,
+        threshold=threshold,
         alarm_step=live.alarm_step,
-        verdict=verdict,
+    )
+    return LiveRollout(
+        scored,
         received=len(live.steps),
-        largest_difference=float(difference.max()),
-        offline_alarm_step=loaded.band.at(alpha).first_crossing(offline),
+        largest_difference=float(np.abs(received - offline).max()),
+        offline_alarm_step=threshold.first_crossing(offline),
     )
 
 
-def episode_line(outcome: Outcome) -> str:
-    """Return the live line of one episode."""
-    styles = {'detection': 'green', 'quiet': 'green', 'false alarm': 'yellow', 'missed': 'red'}
-    style = styles[outcome.verdict]
-    truth = 'success' if outcome.success else 'failure'
+def episode_line(scored: ScoredRollout) -> str:
+    """Return the line that is printed when an episode has ended."""
+    styles = {'detection': 'green', 'quiet': 'green', 'false alarm': 'yellow', 'miss': 'red'}
+    style = styles[scored.outcome]
+    truth = 'failure' if scored.failed else 'success'
     alarm = (
         'no alarm'
-        if outcome.alarm_step is None
-        else f'alarm at step {outcome.alarm_step} of {outcome.steps}'
+        if scored.alarm_step is None
+        else f'alarm at step {scored.alarm_step} of {len(scored)}'
     )
-    return f'{outcome.task:24} {truth:8} {alarm:22} [{style}]{outcome.verdict}[/{style}]'
+    return f'{scored.task:24} {truth:8} {alarm:22} [{style}]{scored.outcome}[/{style}]'
 
 
-def stream(args: argparse.Namespace, console: Console) -> tuple[list[Outcome], list[LiveEpisode]]:
+def stream(
+    args: argparse.Namespace, calibrated: CalibratedDetector, console: Console
+) -> tuple[list[LiveRollout], list[LiveEpisode]]:
     """Play unseen rollouts to the monitor, printing a line for each as it ends."""
     rollouts = RolloutSet.open(args.out / 'rollouts')
-    loaded = load_detector(args.out / 'detector')
-    indices = choose_episodes(rollouts, loaded.provenance['unseen_tasks'], args.episodes)
+    unseen_tasks = calibrated.provenance['unseen_tasks']
+    indices = choose_episodes(rollouts, unseen_tasks, args.episodes)
     chosen = {rollouts.episode_ids[i]: rollouts[i] for i in indices}
     console.print(
-        f'\nstreaming {len(chosen)} rollouts of {len(loaded.provenance["unseen_tasks"])} tasks '
+        f'\nstreaming {len(chosen)} rollouts of {len(unseen_tasks)} tasks '
         'never trained on: replay -> /vla/policy_step -> monitor -> /safe/score'
     )
-    outcomes: dict[str, Outcome] = {}
+    printed: set[str] = set()
 
     def ended(episode: LiveEpisode) -> None:
-        outcome = judge(episode, chosen[episode.episode_id], loaded, args.alpha)
-        outcomes[episode.episode_id] = outcome
-        console.print(f'{len(outcomes):3}  {episode_line(outcome)}')
+        live = compare(episode, chosen[episode.episode_id], calibrated, args.alpha)
+        printed.add(episode.episode_id)
+        console.print(f'{len(printed):3}  {episode_line(live.scored)}')
 
     episodes = play_live(
         args.out / 'rollouts',
@@ -259,67 +280,47 @@ def stream(args: argparse.Namespace, console: Console) -> tuple[list[Outcome], l
         frequency=args.frequency,
         on_ended=ended,
     )
-    # Judged again once everything has arrived; the lines above may have been a message short.
-    return [judge(e, chosen[e.episode_id], loaded, args.alpha) for e in episodes], episodes
+    # Compared again now that everything has arrived; a line above may have been a message short.
+    compared = [compare(e, chosen[e.episode_id], calibrated, args.alpha) for e in episodes]
+    return compared, episodes
 
 
 def summarise_stream(
-    outcomes: Sequence[Outcome], episodes: Sequence[LiveEpisode]
+    lives: Sequence[LiveRollout], episodes: Sequence[LiveEpisode]
 ) -> dict[str, Any]:
     """Return the live part of the summary."""
-    verdicts = [o.verdict for o in outcomes]
+    outcomes = [live.scored.outcome for live in lives]
     latencies = np.concatenate([e.latencies for e in episodes]) * 1e3
+    steps = sum(len(live.scored) for live in lives)
     return {
-        'episodes': len(outcomes),
-        'detections': verdicts.count('detection'),
-        'missed': verdicts.count('missed'),
-        'false_alarms': verdicts.count('false alarm'),
-        'quiet': verdicts.count('quiet'),
-        'steps': sum(o.steps for o in outcomes),
-        'scores_missing': sum(o.steps - o.received for o in outcomes),
-        'largest_difference_to_offline': max(o.largest_difference for o in outcomes),
-        'alarm_steps_equal_offline': all(o.alarm_step == o.offline_alarm_step for o in outcomes),
+        'episodes': len(lives),
+        'detections': outcomes.count('detection'),
+        'missed': outcomes.count('miss'),
+        'false_alarms': outcomes.count('false alarm'),
+        'quiet': outcomes.count('quiet'),
+        'steps': steps,
+        'scores_missing': steps - sum(live.received for live in lives),
+        'largest_difference_to_offline': max(live.largest_difference for live in lives),
+        'alarm_steps_equal_offline': all(
+            live.scored.alarm_step == live.offline_alarm_step for live in lives
+        ),
         'latency_ms': {
             'p50': round(float(np.percentile(latencies, 50)), 3),
             'p99': round(float(np.percentile(latencies, 99)), 3),
         },
-        'per_episode': [asdict(o) for o in outcomes],
+        'per_episode': [live.to_dict() for live in lives],
     }
 
 
-def curves(
-    outcomes: Sequence[Outcome],
-    episodes: Sequence[LiveEpisode],
-    loaded: CalibratedDetector,
-    alpha: float,
-) -> list[ScoredRollout]:
-    """Return what to draw: up to three episodes of each verdict, as they came over the wire."""
-    threshold = loaded.band.at(alpha)
+def curves(lives: Sequence[LiveRollout], episodes: Sequence[LiveEpisode]) -> list[ScoredRollout]:
+    """Return what to draw: up to three episodes of each outcome, with the scores received."""
     taken: dict[str, list[ScoredRollout]] = {
-        'detection': [],
-        'missed': [],
-        'quiet': [],
-        'false alarm': [],
+        outcome: [] for outcome in ('detection', 'miss', 'quiet', 'false alarm')
     }
-    for outcome, episode in zip(outcomes, episodes, strict=True):
-        taken[outcome.verdict].append(
-            ScoredRollout(
-                np.array(episode.scores),
-                failed=not outcome.success,
-                task=outcome.task,
-                episode_id=outcome.episode,
-                threshold=threshold,
-                alarm_step=outcome.alarm_step,
-            )
-        )
-    return [curve for verdict in taken.values() for curve in verdict[:3]]
-
-
-def write_summary(path: Path, summary: dict[str, Any]) -> None:
-    """Write aside and rename."""
-    aside = path.with_suffix('.json.partial')
-    aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + '\n', encoding='utf-8')
-    aside.replace(path)
+    for live, episode in zip(lives, episodes, strict=True):
+        received = replace(live.scored, scores=np.array(episode.scores))
+        taken[received.outcome].append(received)
+    return [scored for members in taken.values() for scored in members[:3]]
 
 
 def run(args: argparse.Namespace) -> int:
@@ -330,19 +331,19 @@ def run(args: argparse.Namespace) -> int:
     summary = prepare(args, console)
     if args.prepare:
         return 0
-    outcomes, episodes = stream(args, console)
-    summary['live'] = summarise_stream(outcomes, episodes)
-    loaded = load_detector(args.out / 'detector')
+    calibrated = CalibratedDetector.load(args.out / 'detector')
+    lives, episodes = stream(args, calibrated, console)
+    summary['live'] = summarise_stream(lives, episodes)
     plot_episodes(
         args.out / 'scores.png',
-        curves(outcomes, episodes, loaded, args.alpha),
+        curves(lives, episodes),
         title=(
             f'{DETECTOR} on tasks never trained on, streamed over ROS 2 '
             f'(band at alpha {args.alpha:g})'
         ),
     )
     summary['seconds'] = round(time.monotonic() - started, 1)
-    write_summary(args.out / 'summary.json', summary)
+    replace_file(args.out / 'summary.json', plain_json(summary) + '\n')
     live = summary['live']
     failures = live['detections'] + live['missed']
     console.print(

@@ -57,9 +57,9 @@ def test_one_line_for_each_reason(tmp_path):
     assert f'any Python but {sys.version_info.major}.{sys.version_info.minor}' in other
 
 
-def test_a_full_run_says_so(tmp_path):
+def test_a_run_that_skips_nothing_says_so(tmp_path):
     (tmp_path / 'test_some.py').write_text('def test_passes():\n    pass\n')
-    assert 'not run: nothing;' in not_run(results_of(tmp_path)).stdout
+    assert 'no test was skipped' in not_run(results_of(tmp_path)).stdout
 
 
 def test_results_that_cannot_be_read_are_an_error(tmp_path):

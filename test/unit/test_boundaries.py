@@ -129,11 +129,13 @@ def test_runtime_packages_need_nothing_of_training_installed(package):
 ROOMS = {
     'vla_feature_bridge': ('', 'rollout_set', 'taps', 'ros', 'nodes'),
     'safe_monitor_node': (
+        'threads',
         'detectors',
         'bands',
         'calibrated_detector',
         'storage',
         'monitor',
+        'threads',
         'nodes',
     ),
     'safe_training': (

@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.cli.options import (
+    add_detector_option,
     add_param_option,
     add_source_options,
     check_alpha,
@@ -40,13 +40,12 @@ ALPHAS = (0.05, 0.1, 0.2, 0.3)
 def add_arguments(parser: VerbParser) -> None:
     """Add the options of the verb."""
     add_source_options(parser)
-    parser.add_argument(
-        '--detector', required=True, choices=sorted(DETECTORS), help='detector to fit'
-    )
+    add_detector_option(parser, 'detector to fit', required=True)
     parser.add_argument(
         '--alpha',
         type=float,
         action='append',
+        metavar='RATE',
         help=f'promised rate, repeatable (default {", ".join(f"{a:g}" for a in ALPHAS)})',
     )
     parser.add_argument(
@@ -77,7 +76,7 @@ def add_arguments(parser: VerbParser) -> None:
     )
     parser.exclude(
         ('--splits', '--first-split'),
-        beside='--splits-from',
+        by='--splits-from',
         why='holds splits that are drawn already',
     )
     add_param_option(parser.add_argument_group('training'))

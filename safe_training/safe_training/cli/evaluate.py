@@ -12,9 +12,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.cli.options import (
     add_band_options,
+    add_detector_option,
     add_source_options,
     add_split_options,
     add_training_options,
@@ -53,12 +53,8 @@ DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
 def add_arguments(parser: VerbParser) -> None:
     """Add the options of the verb."""
     add_source_options(parser)
-    parser.add_argument(
-        '--detector',
-        action='append',
-        choices=sorted(DETECTORS),
-        help=f'detector to fit and evaluate, repeatable (default: {", ".join(DEFAULT_DETECTORS)})',
-    )
+    what = f'detector to evaluate, repeatable (default: {", ".join(DEFAULT_DETECTORS)})'
+    add_detector_option(parser, what, repeated=True)
     parser.add_argument(
         '--details',
         action='store_true',
@@ -91,17 +87,15 @@ def add_arguments(parser: VerbParser) -> None:
     add_training_options(parser)
     numbers = ('--splits', '--first-split')
     parser.exclude(
-        ('--protocol', *numbers), beside='--splits-from', why='holds splits that are drawn already'
+        ('--protocol', *numbers), by='--splits-from', why='holds splits that are drawn already'
     )
     parser.exclude(
         (*numbers, '--unseen-ratio'),
-        beside='--protocol',
+        by='--protocol',
         value='loto',
         why='has one split for each task',
     )
-    parser.exclude(
-        ('--first-split',), beside='--protocol', value='paper', why='begins with split 0'
-    )
+    parser.exclude(('--first-split',), by='--protocol', value='paper', why='begins with split 0')
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,9 +6,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from safe_monitor_node.detectors.registry import DETECTORS, make_detector
+from safe_monitor_node.detectors.registry import make_detector
 from safe_training.cli.options import (
     add_band_options,
+    add_detector_option,
     add_source_options,
     add_split_options,
     add_training_options,
@@ -36,9 +37,7 @@ EXAMPLE = """example:
 def add_arguments(parser: VerbParser) -> None:
     """Add the options of the verb."""
     add_source_options(parser)
-    parser.add_argument(
-        '--detector', required=True, choices=sorted(DETECTORS), help='which detector'
-    )
+    add_detector_option(parser, 'detector to fit', required=True)
     parser.add_argument(
         '--out', required=True, type=Path, metavar='FOLDER', help='detector folder to write'
     )

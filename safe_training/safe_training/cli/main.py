@@ -105,16 +105,16 @@ def parser_of(verb: str) -> VerbParser:
 
 def parser_of_verbs() -> argparse.ArgumentParser:
     """Return the parser that knows the names of the verbs and nothing of their options."""
+    verbs = '\n'.join(f'  {name:<15}{verb.summary}' for name, verb in VERBS.items())
     parser = argparse.ArgumentParser(
         prog='safe_training',
-        description='Build and judge failure detectors for robot policies.',
+        usage='safe_training VERB ...',
+        description=f'Build and judge failure detectors for robot policies.\n\nverbs:\n{verbs}',
         epilog='`python -m safe_training VERB --help` explains a verb.',
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=28),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    verbs = parser.add_subparsers(dest='verb', required=True, metavar='VERB')
-    for name, verb in VERBS.items():
-        verbs.add_parser(name, help=verb.summary)
+    parser.add_argument('verb', metavar='VERB', choices=tuple(VERBS), help=argparse.SUPPRESS)
     return parser
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
+from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.calibration.curves import Quantile
 from safe_training.calibration.kinds import KINDS
 from safe_training.cli.parsing import UsageError, VerbParser
@@ -42,6 +43,20 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_detector_option(
+    parser: argparse.ArgumentParser, what: str, *, required: bool = False, repeated: bool = False
+) -> None:
+    """Add the name of a detector, or a list of names."""
+    parser.add_argument(
+        '--detector',
+        required=required,
+        action='append' if repeated else 'store',
+        choices=sorted(DETECTORS),
+        metavar='NAME',
+        help=f'{what}; one of {", ".join(sorted(DETECTORS))}',
+    )
+
+
 def add_folder_option(parser: argparse.ArgumentParser) -> None:
     """Add the detector folder."""
     parser.add_argument(
@@ -54,6 +69,7 @@ def add_folder_alpha(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--alpha',
         type=float,
+        metavar='RATE',
         help="promised false-alarm rate (default: the detector folder's own)",
     )
 
@@ -84,7 +100,7 @@ def add_split_options(parser: VerbParser) -> None:
     )
     parser.exclude(
         ('--unseen-ratio', '--train-ratio'),
-        beside='--splits-from',
+        by='--splits-from',
         why='holds splits that are drawn already',
     )
 
@@ -93,7 +109,10 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
     """Add how the band is calibrated."""
     group = parser.add_argument_group('band')
     group.add_argument(
-        '--alpha', type=float, help=f'promised false-alarm rate (default {_DEFAULT.alpha})'
+        '--alpha',
+        type=float,
+        metavar='RATE',
+        help=f'promised false-alarm rate (default {_DEFAULT.alpha})',
     )
     group.add_argument(
         '--modulation',

@@ -14,26 +14,27 @@ class UsageError(ValueError):
 
 
 class _Exclusion(NamedTuple):
-    """Options that have no meaning beside another option, or beside one value of it."""
+    """Options that have no meaning with another option, or with one value of it."""
 
     others: tuple[str, ...]
-    beside: str
+    by: str
     value: str | None
     why: str
 
     @property
     def because(self) -> str:
         value = '' if self.value is None else f' {self.value}'
-        return f'{self.beside}{value}, which {self.why}'
+        return f'{self.by}{value}, which {self.why}'
 
 
 class VerbParser(argparse.ArgumentParser):
     """A parser whose options are written in full, and of which some exclude others."""
 
     def __init__(self, prog: str, description: str = '', epilog: str = '') -> None:
+        text = ' '.join(description.split())
         super().__init__(
             prog=prog,
-            description=textwrap.fill(' '.join(description.split()), width=88),
+            description=textwrap.fill(text, width=88, break_on_hyphens=False),
             epilog=epilog,
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
@@ -41,9 +42,9 @@ class VerbParser(argparse.ArgumentParser):
         self._exclusions: list[_Exclusion] = []
 
     def exclude(
-        self, others: Sequence[str], *, beside: str, value: str | None = None, why: str
+        self, others: Sequence[str], *, by: str, value: str | None = None, why: str
     ) -> None:
-        """Declare options that have no meaning beside another option, or beside one value of it.
+        """Declare options that have no meaning with another option, or with one value of it.
 
         The others may be given together, which a mutually exclusive group of argparse does not
         allow.
@@ -52,14 +53,14 @@ class VerbParser(argparse.ArgumentParser):
         ----------
         others : sequence of str
             Options as on the command line, such as ``--splits``.
-        beside : str
+        by : str
             The option that excludes them.
         value : str, optional
             The value of that option which excludes them; every value by default.
         why : str
             The rest of a sentence: "--protocol loto, which ...".
         """
-        self._exclusions.append(_Exclusion(tuple(others), beside, value, why))
+        self._exclusions.append(_Exclusion(tuple(others), by, value, why))
 
     def parse(self, words: Sequence[str]) -> argparse.Namespace:
         """Return the options of a command line without the verb.
@@ -71,7 +72,7 @@ class VerbParser(argparse.ArgumentParser):
         """
         parsed = self.parse_args(words)
         for rule in self._exclusions:
-            found = self._given(parsed, rule.beside)
+            found = self._given(parsed, rule.by)
             if found is None or rule.value not in (None, found):
                 continue
             for other in rule.others:

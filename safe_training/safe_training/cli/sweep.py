@@ -49,6 +49,7 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--alpha',
         type=float,
+        metavar='RATE',
         default=Protocol().alpha,
         help='promised false-alarm rate (default %(default)s)',
     )
@@ -74,12 +75,10 @@ def _add_split_options(parser: VerbParser) -> None:
     )
     parser.exclude(
         ('--splits', '--protocol'),
-        beside='--splits-from',
+        by='--splits-from',
         why='holds splits that are drawn already',
     )
-    parser.exclude(
-        ('--splits',), beside='--protocol', value='loto', why='has one split for each task'
-    )
+    parser.exclude(('--splits',), by='--protocol', value='loto', why='has one split for each task')
 
 
 def _add_training_options(parser: VerbParser) -> None:

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers in, something to look at out.
+"""From numbers to tables, figures, pages and videos.
 
 numbers           numbers as people and JSON read them
-tables/           tables and their formats
-figures/          figures
+tables/           tables, and the formats that they are written in
+figures/          figures; a new figure is one entry of the catalogue
 page/             the report page
 video/            scores drawn onto videos
 
-This room imports every other room but ``cli``.
+This room may import every other room but ``cli``.
 """

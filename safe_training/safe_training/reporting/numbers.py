@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = '-'
-"""What stands in a table where a number does not exist."""
+"""What a table shows for a number that does not exist."""
 
 
 def percent(value: float | None, decimals: int = 1) -> str:

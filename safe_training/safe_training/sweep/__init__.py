@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many configurations, resumed after an interruption; results on disk.
+"""Many configurations over task splits, resumed after an interruption; results on disk.
 
 grid              the configurations to try
-plan              what is to be computed
-folder            what has been computed
-unit              computes one unit: all configurations of a detector on a split
-runners           where units run: here, or on a Ray cluster
-run               the sweep: what is missing is run and kept
+plan              the units of a sweep: what is computed and written as one
+folder            which sweep a results folder belongs to
+unit              computes one unit
+runners           where units run: in this process, or on a Ray cluster
+run               the sweep: runs the units that are missing and keeps their results
 results           the results on disk
-unfinished        which results are missing
-grids/            grids that we ship
+unfinished        which results of a sweep are missing
+grids/            grids that come with this package
 
 This room imports ``evaluation`` and the rooms below it.
 """

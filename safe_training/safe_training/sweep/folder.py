@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of a sweep: its manifest, what is finished, what may be resumed."""
+"""The manifest of a results folder, which says what sweep its results belong to."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _with_new_names(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 class Manifest:
-    """Ties a folder to the rollouts, the subsets and the settings whose results it holds.
+    """Ties a results folder to the rollouts, the subsets and the settings of one sweep.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class Manifest:
     Raises
     ------
     SweepError
-        The folder holds results of another sweep, or no manifest where one should be.
+        The folder holds results of another sweep, or its manifest cannot be read.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Manifest:
             'source': source,
             'settings': asdict(settings),
             'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
-            # Of splits that are drawn the rollouts and the settings say all.
+            # Drawn splits follow from the rollouts and the settings.
             'splits': '' if splits_from is None else _digest(splits_from),
             'grids': {f.detector: _grid_digest(grid, f) for f in grid.families},
             'torch': torch.__version__,
@@ -86,17 +86,18 @@ class Manifest:
         except (ValueError, TypeError, OSError) as error:
             raise self._unreadable(error) from error
         self._compare(self._asked, ('settings', 'subsets', 'splits'))
-        # Further detectors may join; results of two grids of one detector would be pooled.
+        # Further detectors may join. Two grids of one detector may not: a table would pool them.
         grids = self._before['grids']
         for detector, digest in self._asked['grids'].items():
             if grids.get(detector, digest) != digest:
                 raise SweepError(
-                    f'{path}: this folder holds results of another grid of {detector} (its '
-                    'parameters or poolings differ); give another --out, or the grid as it was'
+                    f'{path}: expected the grid of {detector} whose results this folder holds, '
+                    f'found another grid of {detector} (parameters or poolings differ); give '
+                    'another --out, or the grid as it was'
                 )
 
     def tie(self, rollouts: Sequence[Rollout]) -> None:
-        """Write the manifest with the first rollouts that are read, and hold others to it."""
+        """Write the manifest with the first rollouts that are read; refuse other rollouts later."""
         digest = hashlib.sha256()
         for rollout in rollouts:
             digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
@@ -120,10 +121,12 @@ class Manifest:
             raise self._unreadable(error) from error
         if differ:
             raise SweepError(
-                f'{self._path}: this folder holds results of another sweep '
-                f'({", ".join(differ)} differ); '
-                'give another --out, or the same source and options to go on'
+                f'{self._path}: expected the sweep whose results this folder holds, found another '
+                f'sweep ({", ".join(differ)} differ); give another --out, or the same source and '
+                'options to go on'
             )
 
     def _unreadable(self, error: Exception) -> SweepError:
-        return SweepError(f'{self._path}: expected what a sweep wrote, found {error!r}')
+        return SweepError(
+            f'{self._path}: expected what a sweep wrote, found {error!r}; give another --out'
+        )

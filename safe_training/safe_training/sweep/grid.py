@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Grids: which detectors, parameters, poolings, task splits and subsets of tasks a sweep tries.
 
-A grid is a YAML file; those of the folder ``grids`` are known by their names.
+A grid is a YAML file. Grids in the folder ``grids`` of this package are found by their names.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from vla_feature_bridge.pooling import parse_pooling
 
 
 class SweepError(SafeError):
-    """A grid or a sweep's folder is not what it should be; the message names the file."""
+    """A sweep cannot run as asked; the message names the grid, the file or the option."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to pool a raw source; neither set: the source as it is."""
+    """One way to pool a raw source; without feature and pooling the source as it is."""
 
     feature: str | None = None
     pooling: tuple[str, ...] = ()
@@ -46,13 +46,13 @@ class Family:
 
 @dataclass(frozen=True)
 class Subset:
-    """Tasks that are a benchmark of their own: split, trained on and judged by themselves."""
+    """Tasks that are a benchmark of their own: split, trained on and evaluated by themselves."""
 
     name: str
     patterns: tuple[str, ...]
 
     def has(self, task: str) -> bool:
-        """Say whether a task is in it; patterns are those of a shell, capitals count."""
+        """Return whether a task matches a pattern (as in a shell; upper and lower case differ)."""
         return any(fnmatchcase(task, pattern) for pattern in self.patterns)
 
 
@@ -79,12 +79,13 @@ def shipped_grids() -> list[str]:
 
 
 def read_grid(name_or_path: str) -> Grid:
-    """Read a grid file, or one that is shipped by its name.
+    """Return the grid of a file, or a grid of this package by its name.
 
     Raises
     ------
     SweepError
-        There is none, it is not YAML, or a field is missing, unknown or of another kind.
+        There is no such file or name, the file is not YAML, or a field is missing, unknown or of
+        another type.
     """
     path = Path(name_or_path)
     if not path.exists() and name_or_path in shipped_grids():
@@ -96,13 +97,13 @@ def read_grid(name_or_path: str) -> Grid:
             text = path.read_text(encoding='utf-8')
         except (OSError, UnicodeDecodeError) as error:
             raise SweepError(
-                f'{path}: expected a grid file, found {error}; '
-                f'shipped are: {", ".join(shipped_grids())}'
+                f'{path}: expected a grid file or the name of a grid, found {error}; the grids of '
+                f'this package are {", ".join(shipped_grids())}'
             ) from error
     try:
         values = YAML(typ='safe', pure=True).load(text)
     except YAMLError as error:
-        raise SweepError(f'{path}: expected YAML, found {error}') from error
+        raise SweepError(f'{path}: expected YAML, found {error}; correct the file') from error
     return _grid(str(path), values)
 
 
@@ -115,7 +116,7 @@ _FIELDS: dict[str, Any] = {
     'detectors': list,
     'subsets': dict,
 }
-# A subset's name becomes part of file names and stands after the mark in a benchmark's name.
+# The name of a subset becomes part of file names and of the benchmark's name.
 _SUBSET_NAME = re.compile(r'[A-Za-z0-9_-]+')
 
 
@@ -123,11 +124,16 @@ def _grid(path: str, values: Any) -> Grid:
     fields = _mapping(path, 'a grid', _with_new_names(values), _FIELDS)
     for name in ('benchmark', 'detectors'):
         if name not in fields:
-            raise SweepError(f'{path}: {name!r} is missing; a grid has {", ".join(_FIELDS)}')
+            raise SweepError(
+                f'{path}: expected the field {name!r}, found {", ".join(fields) or "none"}; '
+                f'a grid has the fields {", ".join(_FIELDS)}'
+            )
     default = Protocol()
     splits = tuple(fields.get('splits', [0, 1, 2]))
     if not splits or any(type(split) is not int or split < 0 for split in splits):
-        raise SweepError(f"{path}: 'splits' must be a list of split numbers, found {list(splits)}")
+        raise SweepError(
+            f"{path}, 'splits': expected a list of split numbers, found {list(splits)}"
+        )
     return Grid(
         benchmark=fields['benchmark'],
         splits=splits,
@@ -149,17 +155,17 @@ def _with_new_names(values: Any) -> Any:
 def _mapping(path: str, what: str, values: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise SweepError(
-            f'{path}: {what} must be a mapping of {", ".join(fields)}, found {values!r}'
+            f'{path}: expected {what} as a mapping of {", ".join(fields)}, found {values!r}'
         )
     for name, value in values.items():
         if name not in fields:
-            raise SweepError(f'{path}: {what} has {", ".join(fields)}; {name!r} is none of them')
+            raise SweepError(f'{path}, {what}: expected {", ".join(fields)}, found {name!r}')
         kind = fields[name]
         if kind is float and type(value) is int:
             values[name] = value = float(value)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise SweepError(
-                f'{path}: {name!r} of {what} must be a {kind.__name__}, found {value!r}'
+                f'{path}, {name!r} of {what}: expected the type {kind.__name__}, found {value!r}'
             )
     return dict(values)
 
@@ -174,7 +180,7 @@ def _variant(path: str, values: Any) -> Variant:
 def _subset(path: str, name: Any, patterns: Any) -> Subset:
     if not isinstance(name, str) or not _SUBSET_NAME.fullmatch(name):
         raise SweepError(
-            f'{path}: a name in \'subsets\' must be of letters, digits, "_" and "-", found {name!r}'
+            f'{path}, a name in \'subsets\': expected letters, digits, "_" and "-", found {name!r}'
         )
     if (
         not isinstance(patterns, list)
@@ -182,7 +188,7 @@ def _subset(path: str, name: Any, patterns: Any) -> Subset:
         or not all(isinstance(pattern, str) and pattern for pattern in patterns)
     ):
         raise SweepError(
-            f'{path}: subset {name!r} must be a list of task names or patterns such as '
+            f'{path}, subset {name!r}: expected a list of task names or patterns such as '
             f"'widowx_*', found {patterns!r}"
         )
     return Subset(name, tuple(patterns))
@@ -191,18 +197,19 @@ def _subset(path: str, name: Any, patterns: Any) -> Subset:
 def _family(path: str, values: Any) -> Family:
     fields = _mapping(path, 'a detector', values, {'name': str, 'fixed': dict, 'grid': dict})
     if 'name' not in fields:
-        raise SweepError(f"{path}: a detector lacks its 'name', found {values!r}")
+        raise SweepError(f"{path}, a detector: expected its 'name', found {values!r}")
     grid = fields.get('grid', {})
     for name, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise SweepError(
-                f'{path}: {fields["name"]}: {name!r} must be a list of values, found {choices!r}'
+                f'{path}, {name!r} of {fields["name"]}: expected a list of values, '
+                f'found {choices!r}'
             )
     found = []
     for chosen in itertools.product(*grid.values()):
         params = {**fields.get('fixed', {}), **dict(zip(grid, chosen, strict=True))}
         try:
-            # Unknown names are found here, not after an hour.
+            # Found here, an unknown name costs no hour of training.
             make_detector(fields['name'], **params)
         except DetectorError as error:
             raise SweepError(f'{path}: {error}') from error

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of evaluations on disk: Parquet files with one row per configuration, split and part.
 
-A results folder is any folder of ``*.parquet`` files; whoever evaluates adds one file for each
-thing done, and what a table or a figure needs is read from all of them. Columns::
+A results folder is any folder of ``*.parquet`` files. Each evaluation and each unit of a sweep adds
+one file; tables read all files of a folder. Columns::
 
-    benchmark  string   what the rollouts are of; 'NAME/SUBSET' where a grid divides NAME's tasks
+    benchmark  string   name of the rollouts; 'NAME/SUBSET' if a grid divides the tasks of NAME
     protocol   string   'paper', 'robust' or 'loto'
     detector   string   registered name
     params     string   its parameters as JSON with sorted keys, without the detector's seed
     feature    string   which features were given, and how they were pooled
     split      int64    number of the split; of 'loto', of the task that is unseen
     part       string   'train', 'seen' or 'unseen'
-    ...        float64  the names of `evaluation.flatten_report`; NaN where a number does not exist
+    ...        float64  named as in `flatten_report`; NaN for a number that does not exist
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
 PARTS = ('train', 'seen', 'unseen')
-# Stands between a benchmark's name and that of a subset of its tasks.
+# Stands between the name of a benchmark and the name of a subset of its tasks.
 SUBSET_MARK = '/'
 _TEXT = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'part')
 # Names in files of version 0.1, and the names of today.
@@ -58,7 +58,7 @@ _RENAMED = {
 }
 KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'split', 'part')
 
-# Far above any sweep; what a damaged or forged file may claim to hold is refused before it is read.
+# Far above any sweep. A damaged or forged file that claims more is refused before it is read.
 _MOST_ROWS = 5_000_000
 _MOST_COLUMNS = 1_000
 _MOST_BYTES = 4 << 30
@@ -75,7 +75,7 @@ class Result:
     Attributes
     ----------
     benchmark : str
-        ``NAME/SUBSET`` for a subset of the tasks of NAME that was split and judged by itself.
+        ``NAME/SUBSET`` for a subset of the tasks of NAME that was split and evaluated by itself.
     protocol : {'paper', 'robust', 'loto'}
         Published task splits; random ones; leave one task out, each task unseen once.
     detector : str
@@ -87,7 +87,7 @@ class Result:
         Number of the split; of 'loto', of the unseen task in sorted order.
     part : {'train', 'seen', 'unseen'}
     values : dict of str to float
-        NaN where a number does not exist.
+        Numbers by name; NaN for a number that does not exist.
     """
 
     benchmark: str
@@ -106,12 +106,12 @@ class Result:
 
     @property
     def subset(self) -> str:
-        """The subset of the benchmark's tasks, empty where the results are of all of them."""
+        """The subset of the benchmark's tasks; empty for results of all tasks."""
         return self.benchmark.partition(SUBSET_MARK)[2]
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What the numbers are of; no two results of a table share it."""
+        """What the numbers belong to; no two results of a table share it."""
         return tuple(getattr(self, name) for name in KEY)
 
 
@@ -128,22 +128,22 @@ def canonical(params: Mapping[str, Any]) -> str:
         return json.dumps(kept, sort_keys=True, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise ResultsError(
-            'results: parameters must be numbers, text, lists or mappings, '
+            'results: expected parameters of numbers, text, lists and mappings, '
             f'found {kept!r} ({error})'
         ) from error
 
 
 def write_results(path: Path, results: Sequence[Result]) -> None:
-    """Write one Parquet file; it is whole or absent.
+    """Write one Parquet file, completely or not at all.
 
-    A name that some results lack is NaN in their rows. No results make a file without rows, which
+    A number that some results lack is NaN in their rows. Without results the file has no rows, and
     says that the work was done and gave none.
 
     Raises
     ------
     ResultsError
-        The name does not end in ``.parquet`` (it would not be found again), a result is not what
-        `Result` says, or two are of the same thing.
+        The name does not end in ``.parquet`` (the file would not be found again), a field of a
+        result has another type than `Result` says, or two results belong to the same thing.
     OSError
         The file cannot be written.
     """
@@ -151,14 +151,20 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     from pyarrow import parquet
 
     if path.suffix != '.parquet':
-        raise ResultsError(f'{path}: results are read from *.parquet; choose such a name')
+        raise ResultsError(
+            f'{path}: expected a name that ends in .parquet, because results are read from '
+            '*.parquet; choose another name'
+        )
     seen: dict[tuple[Any, ...], Path] = {}
     for result in results:
         _check(path, result)
         _add_key(seen, path, result)
     names = list(dict.fromkeys(name for result in results for name in result.values))
     for name in set(names) & set(KEY):
-        raise ResultsError(f'{path}: {name!r} says what a result is of and cannot be a value')
+        raise ResultsError(
+            f'{path}: expected numbers under names of their own, found the name {name!r}, which '
+            'says what a result belongs to and cannot be a value; rename it'
+        )
     columns: dict[str, Any] = {
         name: pyarrow.array(
             [getattr(result, name) for result in results],
@@ -179,8 +185,8 @@ def read_results(*folders: Path) -> list[Result]:
     Raises
     ------
     ResultsError
-        There is no folder or no such file, a file is not Parquet or not of this layout, or two
-        rows are of the same thing (they would be counted as two splits).
+        There is no folder or no such file, a file is not Parquet or has other columns, or two rows
+        belong to the same thing (they would count as two splits).
     """
     results: list[Result] = []
     seen: dict[tuple[Any, ...], Path] = {}
@@ -196,11 +202,12 @@ def _files(folder: Path) -> list[Path]:
     if folder.is_file():
         raise ResultsError(f'{folder}: expected a results folder, found a file; give its folder')
     if not folder.is_dir():
-        raise ResultsError(f'{folder}: there is no such results folder; check the path')
+        raise ResultsError(f'{folder}: expected a results folder, found nothing; check the path')
     files = sorted(p for p in folder.glob('*.parquet') if not p.name.startswith('.'))
     if not files:
         raise ResultsError(
-            f'{folder}: holds no *.parquet; give a folder that an evaluation wrote its results to'
+            f'{folder}: expected *.parquet files, found none; give a folder '
+            'that `sweep` or `evaluate` wrote to with --out'
         )
     return files
 
@@ -219,10 +226,10 @@ def _read(path: Path) -> list[Result]:
     names = [_RENAMED.get(name, name) for name in table.column_names]
     missing = [name for name in KEY if name not in names]
     if missing or len(set(names)) != len(names):
-        what = f'without {", ".join(missing)}' if missing else 'of which some are there twice'
+        what = f'without {", ".join(missing)}' if missing else 'with the same name twice'
         raise ResultsError(
             f'{path}: expected the columns {", ".join(KEY)} and numbers, found columns {what}; '
-            'this is no results file'
+            'this is no results file, so keep it in another folder'
         )
     table = table.rename_columns(names)
     columns = {name: _column(path, name, table.column(name)) for name in names}
@@ -246,9 +253,9 @@ def _check_size(path: Path, file: Any) -> None:
     )
     if rows > _MOST_ROWS or columns > _MOST_COLUMNS or size > _MOST_BYTES:
         raise ResultsError(
-            f'{path}: says that it holds {rows} rows of {columns} columns, {size} bytes; '
-            f'results have at most {_MOST_ROWS} rows, {_MOST_COLUMNS} columns and '
-            f'{_MOST_BYTES} bytes a file'
+            f'{path}: expected at most {_MOST_ROWS} rows, {_MOST_COLUMNS} columns and '
+            f'{_MOST_BYTES} bytes, found a file that claims {rows} rows, {columns} columns and '
+            f'{size} bytes; write the results again'
         )
 
 
@@ -264,7 +271,7 @@ def _column(path: Path, name: str, column: Any) -> list[Any]:
         fits, wanted = types.is_floating(kind) or types.is_integer(kind), 'numbers'
     if not fits or (column.null_count and name in KEY):
         found = 'empty cells' if fits else str(kind)
-        raise ResultsError(f'{path}: column {name!r} must hold {wanted}, found {found}')
+        raise ResultsError(f'{path}, column {name!r}: expected {wanted}, found {found}')
     if name in KEY:
         return list(column.to_pylist())
     return [np.nan if value is None else float(value) for value in column.to_pylist()]
@@ -275,13 +282,14 @@ def _check(path: Path, result: Result) -> None:
         kind = int if name == 'split' else str
         if type(getattr(result, name)) is not kind:
             raise ResultsError(
-                f'{path}: {name} must be of type {kind.__name__}, found {getattr(result, name)!r}'
+                f'{path}, {name}: expected the type {kind.__name__}, '
+                f'found {getattr(result, name)!r}'
             )
     for name, allowed in (('protocol', PROTOCOLS), ('part', PARTS)):
         found = getattr(result, name)
         if found not in allowed:
             raise ResultsError(
-                f'{path}: {name} must be one of {", ".join(allowed)}, found {found!r}'
+                f'{path}, {name}: expected one of {", ".join(allowed)}, found {found!r}'
             )
     try:
         params = json.loads(result.params)
@@ -289,7 +297,7 @@ def _check(path: Path, result: Result) -> None:
         params = None
     if not isinstance(params, dict):
         raise ResultsError(
-            f'{path}: params of {result.detector!r} must be a JSON object such as '
+            f'{path}, params of {result.detector!r}: expected a JSON object such as '
             f'{{"epochs": 100}}, found {result.params!r:.200}'
         )
 
@@ -297,9 +305,10 @@ def _check(path: Path, result: Result) -> None:
 def _add_key(seen: dict[tuple[Any, ...], Path], path: Path, result: Result) -> None:
     if result.key in seen:
         raise ResultsError(
-            f'{path}: {result.detector} {result.params} ({result.feature}) on {result.benchmark}, '
-            f'{result.protocol}, split {result.split}, part {result.part}, is twice in the results '
-            f'(also in {seen[result.key]}) and would count as two splits; remove one of them'
+            f'{path}: expected each result once, found {result.detector} {result.params} '
+            f'({result.feature}) on {result.benchmark}, {result.protocol}, split {result.split}, '
+            f'part {result.part}, twice (also in {seen[result.key]}); the two would count as two '
+            'splits, so remove one of them'
         )
     seen[result.key] = path
 

@@ -67,7 +67,7 @@ def test_the_help_of_the_command_names_every_verb(capsys):
     assert main(['--help']) == 0
     said = capsys.readouterr().out
     for verb, (_, summary) in VERBS.items():
-        assert f'    {verb} ' in said
+        assert f'  {verb} ' in said
         assert ' '.join(summary.split()[:3]) in said
 
 

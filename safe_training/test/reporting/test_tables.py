@@ -420,7 +420,7 @@ def test_one_subset_alone_is_said_and_a_whole_beside_subsets_is_refused():
         *simpler('clock', ([0.5], [0.5]), ([], [])),
         *simpler('random', ([], []), ([0.5], [0.5])),
     ]
-    with pytest.raises(TableError, match=r'no method has .* clock \(1 of 1 runs\)'):
+    with pytest.raises(TableError, match=r'found no method with one; .* clock \(1 of 1 runs\)'):
         paper_table(apart)
 
 
@@ -483,7 +483,7 @@ def test_a_protocol_alone(folder, tmp_path, capsys):
         assert f'no results of the {other} protocol' in capsys.readouterr().err
     write_results(folder / 'p.parquet', runs('safe_mlp', [0.7], [0.6]))
     assert main(['table', str(folder), '--protocol', 'paper']) == 1
-    assert 'no results of the published protocol' in capsys.readouterr().err
+    assert 'expected results of the published protocol' in capsys.readouterr().err
 
 
 def test_tables_that_cannot_be_written_change_nothing(folder, tmp_path, capsys):
@@ -498,10 +498,10 @@ def test_tables_that_cannot_be_written_change_nothing(folder, tmp_path, capsys):
 
 def test_wrong_folders_are_refused(tmp_path, capsys):
     assert main(['table', str(tmp_path / 'absent')]) == 1
-    assert 'no such results folder' in capsys.readouterr().err
+    assert 'expected a results folder, found nothing' in capsys.readouterr().err
     write_results(tmp_path / 'none.parquet', [])
     assert main(['table', str(tmp_path)]) == 1
-    assert 'hold no rows' in capsys.readouterr().err
+    assert 'found no rows' in capsys.readouterr().err
 
 
 def test_the_same_thing_twice_is_refused():

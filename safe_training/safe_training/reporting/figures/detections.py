@@ -42,7 +42,7 @@ def cumulative_detections(
     Parameters
     ----------
     detected : mapping of part to array_like, shape (failures,)
-        Relative time (0 to 1) of the first alarm; NaN where none came.
+        Relative time (0 to 1) of the first alarm; NaN without an alarm.
     false_alarms : the same over successes, or None
     """
     figure = Figure(figsize=(8.4, 4.4), layout='constrained')
@@ -84,7 +84,7 @@ def detected_against_annotated(
     annotated : array_like, shape (N,)
         Relative time of the annotation, 0 to 1 of the episode.
     detected : array_like, shape (N,)
-        Relative time of the first alarm; NaN where none came (drawn above 1, as missed).
+        Relative time of the first alarm; NaN without an alarm (drawn above 1, as missed).
     parts : sequence of str, length N
     """
     begun = np.asarray(annotated, dtype=np.float64)
@@ -180,7 +180,7 @@ def _draw_leads(axis: Axes, part: str, found: LeadTimes, edges: Sequence[float])
         fontsize=9,
     )
     axis.set_ylabel('failures')
-    # Also where no bar stands.
+    # Without a bar the axis would have no scale.
     axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     open_axis(axis)

@@ -100,7 +100,7 @@ def _draw_bands(axis: Axes, low: np.ndarray, high: np.ndarray) -> None:
 def band_range(edges: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the lowest and the highest of several bands at each step, both of shape (length,).
 
-    NaN past the end of all bands; +inf where a band is infinite.
+    NaN past the end of all bands, +inf at steps with an infinite band.
     """
     table = np.full((len(edges), length), np.nan)
     for row, edge in zip(table, edges, strict=True):

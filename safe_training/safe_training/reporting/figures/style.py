@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
-# Okabe-Ito: told apart with every kind of colour vision.
+# Okabe-Ito: people with any kind of colour vision can tell these colours apart.
 FAILURE = '#D55E00'
 SUCCESS = '#0072B2'
 BAND = '#009E73'
@@ -23,7 +23,7 @@ OKABE_ITO = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 LINE_STYLES = ('-', '--', ':', '-.')
 
-# Above this many points a vector file draws them as a picture, the axes stay vectors.
+# Vector files hold more points than this as a picture; the axes stay vectors.
 VECTOR_POINTS = 4000
 
 
@@ -47,7 +47,7 @@ def svg(figure: Figure) -> str:
 
 
 def finite(threshold: np.ndarray) -> np.ndarray:
-    """Return a threshold with NaN, which is not drawn, where it is infinite."""
+    """Return a threshold with NaN, which is not drawn, instead of infinity."""
     return np.where(np.isfinite(threshold), threshold, np.nan)
 
 

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The report: one page with tables, figures and every rollout.
+"""The report: one HTML page with tables, figures and every rollout.
 
 page              the page
 tables            its tables
+data              its rollouts, as JSON that its script draws
+videos            its videos
 template/         its HTML, style and script
 """

@@ -84,5 +84,5 @@ def _video(video: PageVideo | None, element: str | None) -> dict[str, Any] | Non
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """Return numbers for JSON to 6 digits, None where infinite: a curve shows no more."""
+    """Return numbers for JSON to 6 digits, which is all a curve shows; None for infinite ones."""
     return [float(f'{v:.6g}') if math.isfinite(v) else None for v in values.tolist()]

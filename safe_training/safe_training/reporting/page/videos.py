@@ -77,7 +77,7 @@ def page_videos(
 def _step_times(rollout: Rollout, path: Path) -> tuple[tuple[float, ...] | None, str]:
     """Return when each step begins in the video [s], and what a reader must know about it.
 
-    None where that cannot be known: the page spreads the steps evenly.
+    None if that cannot be known: the page then spreads the steps evenly.
     """
     try:
         facts = video_facts(path)

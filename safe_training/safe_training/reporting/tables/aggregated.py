@@ -37,6 +37,8 @@ from safe_training.reporting.tables.model import (
 )
 from safe_training.sweep.results import Result
 
+NO_RESULTS = 'expected results in the folders, found no rows; run a sweep or an evaluation first'
+
 _PAPER_NOTE = (
     'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score up to the '
     "task's earliest stop, pooled over tasks; mean and sample standard deviation over splits. "
@@ -159,7 +161,7 @@ def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> li
         There are no results.
     """
     if not results:
-        raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
+        raise TableError(NO_RESULTS)
     tables = []
     for members in results_by_kind(results).values():
         for benchmark in dict.fromkeys(r.benchmark for r in members):
@@ -288,7 +290,7 @@ def _rows(
 def _gaps(
     found: Sequence[Entry], parts: Sequence[str], metric: str, many: str = 'splits'
 ) -> list[str]:
-    """Say where a mean is over fewer splits than the benchmark has: it compares with no other."""
+    """Return notes about means over fewer splits than others, which do not compare with them."""
     most: dict[str, int] = {}
     for entry in found:
         most[entry.benchmark] = max(most.get(entry.benchmark, 0), entry.splits)

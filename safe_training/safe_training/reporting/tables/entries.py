@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What tables hold: of each method the combination that is chosen, and its numbers.
+"""The entries of tables: of each method the combination that is chosen, and its numbers.
 
-`paper_entry` chooses and averages as the paper does: of a method's combinations of parameters and
-features the one with the highest mean ROC-AUC on the held-out rollouts of the seen tasks, and these
-are reported. `robust_entry` chooses on each split by what that split's seen tasks say and reports
-what the chosen one does on that split's unseen tasks, which had no part in the choice.
+A method is a detector; a combination is the parameters and features that it was run with.
+`paper_entry` chooses as the paper does: the combination with the highest mean ROC-AUC on the
+held-out rollouts of the seen tasks, and it reports these numbers. `robust_entry` chooses on each
+split by the seen tasks of the split, and reports the numbers of the chosen combination on the
+unseen tasks, which had no part in the choice.
 
-Both can choose on the unseen tasks instead, as some papers did. What they report is then what was
-chosen on, and whoever shows it has to say so.
+Both can choose on the unseen tasks instead, as some papers did. They then report the numbers that
+they chose by, and each table that shows them has to say so.
 """
 
 from __future__ import annotations
@@ -43,17 +44,18 @@ class Entry:
     ----------
     benchmark, detector : str
     protocol : str
-        Of the results; see `results.Result`.
+        Protocol of the results, see `results.Result`.
     select_on : {'seen', 'unseen'}
         Part that the choice was made on.
     combinations : int
-        How many the choice was among.
+        Number of combinations to choose among.
     chosen : dict of split to Combination
-        What is reported: one for all splits (paper) or one for each (robust).
+        The reported combination: one for all splits (paper) or one for each split (robust).
     splits : int
-        How many there are; the numbers may exist on fewer.
+        Number of splits with results; a number may exist on fewer.
     values : dict of str to Summary
-        Over splits; named ``part/metric`` such as ``unseen/roc_auc_max_score_until_min_length``.
+        Numbers over splits, named ``part/metric`` such as
+        ``unseen/roc_auc_max_score_until_min_length``.
     """
 
     benchmark: str
@@ -73,8 +75,8 @@ _Runs = dict[Combination, dict[int, dict[str, dict[str, float]]]]
 def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
     """Return a method's entry as the paper chooses it, from all its results on one benchmark.
 
-    The combination with the highest mean of val_seen over splits, the first of equals. One that
-    lacks splits which others have is not compared with them: its mean would be of other splits.
+    Chosen is the combination with the highest mean over splits on the part ``select_on``, the first
+    one of equals. A combination that lacks splits is not compared: its mean is over other splits.
     None if no combination has a number on the part to choose on.
     """
     runs = _runs(results)
@@ -105,8 +107,8 @@ def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entr
 def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
     """Return a method's entry with the choice nested in each split, from all its results.
 
-    A split where several combinations are there and none has a number on the part to choose on
-    allows no choice and is left out. None if that leaves no split.
+    A split is left out if it has several combinations and none of them has a number on the part to
+    choose on. None if no split is left.
     """
     runs = _runs(results)
     chosen: dict[int, Combination] = {}
@@ -139,7 +141,7 @@ def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Ent
 def paper_entries(
     results: Sequence[Result], select_on: SelectOn = 'seen'
 ) -> tuple[list[Entry], list[str]]:
-    """Return the entries of the published protocol, and what a reader should know of them.
+    """Return the entries of the published protocol, and notes about them for the reader.
 
     Raises
     ------
@@ -149,13 +151,14 @@ def paper_entries(
     published = [result for result in results if result.protocol == 'paper']
     if not published:
         raise TableError(
-            "there are no results of the published protocol; run 'sweep --protocol paper' first"
+            'expected results of the published protocol, found none; run '
+            '`sweep --protocol paper` first'
         )
     averaged, notes = over_subsets(published)
     found = entries(averaged, partial(paper_entry, select_on=select_on))
     if not found:
         raise TableError(
-            f'no method has a ROC-AUC on {select_on} tasks to choose by; '
+            f'expected a ROC-AUC on {select_on} tasks to choose by, found no method with one; '
             + ' '.join(notes or ['record tasks with both outcomes.'])
         )
     return found, notes
@@ -164,22 +167,22 @@ def paper_entries(
 def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     """Average results of one protocol over the subsets of a benchmark, within each split.
 
-    The published SimplerEnv column is such a mean, of two robots' tasks that were each split,
-    trained on and evaluated by themselves. A combination is averaged on the splits where it has
-    results on all subsets that the benchmark has; elsewhere it is left out, for a mean over fewer
-    would be of other tasks. A number that one of them lacks is NaN.
+    The published SimplerEnv column is such a mean: the tasks of each of two robots were split,
+    trained on and evaluated by themselves. A combination is averaged on the splits that have its
+    results on all subsets of the benchmark, and left out on the others, because that mean would be
+    over other tasks. A number that one subset lacks is NaN.
 
     Returns
     -------
     results : list of Result
-        Those of benchmarks without subsets as they were, then the means.
+        Results of benchmarks without subsets as they were, then the means.
     notes : list of str
         Which subsets a mean is over, and what was left out.
 
     Raises
     ------
     TableError
-        A benchmark is there both undivided and in subsets.
+        A benchmark has results both undivided and in subsets.
     """
     subsets: dict[str, list[str]] = {}
     for result in results:
@@ -193,8 +196,9 @@ def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
             continue
         if '' in names:
             raise TableError(
-                f'{whole} is there undivided and in subsets ({", ".join(n for n in names if n)}); '
-                'make the table of the one or of the other results'
+                f'{whole}: expected results of all its tasks or of subsets, found it undivided and '
+                f'in subsets ({", ".join(n for n in names if n)}); make a table of the one or of '
+                'the other results'
             )
         means, note = _means(whole, sorted(names), [r for r in results if r.whole == whole])
         kept += means
@@ -258,8 +262,9 @@ def _runs(results: Sequence[Result]) -> _Runs:
         split = runs.setdefault(combination, {}).setdefault(result.split, {})
         if result.part in split:
             raise TableError(
-                f'{result.detector} {result.params} on {result.benchmark}, split {result.split}, '
-                f'part {result.part} is there twice; leave one of the two results out'
+                f'expected each result once, found {result.detector} {result.params} on '
+                f'{result.benchmark}, split {result.split}, part {result.part}, twice; leave one '
+                'of the two results out'
             )
         split[result.part] = result.values
     return runs

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the tables of a results folder: those of each protocol, in each format."""
+"""Makes the tables of results folders, in each format."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from functools import partial
 from typing import Any
 
 from safe_training.evaluation.protocol import SelectOn
-from safe_training.reporting.tables.aggregated import paper_table, results_by_kind, robust_tables
+from safe_training.reporting.tables.aggregated import (
+    NO_RESULTS,
+    paper_table,
+    results_by_kind,
+    robust_tables,
+)
 from safe_training.reporting.tables.csv import to_csv
 from safe_training.reporting.tables.entries import entries, paper_entries, robust_entry
 from safe_training.reporting.tables.exact import exact_table
@@ -69,5 +74,5 @@ def tables_of_results(
         found = entries(members, partial(robust_entry, select_on=select_on))
         made[kind] = ProtocolTables(tuple(robust_tables(members, select_on)), exact_table(found))
     if not made:
-        raise TableError('the results folders hold no rows; run a sweep or an evaluation first')
+        raise TableError(NO_RESULTS)
     return made

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores drawn onto videos.
 
-frames            which frame shows which step
-overlay           draws and writes
+frames            finds a rollout's video, and which policy step each frame shows
+overlay           writes a video with the score, the band and the alarm
 """

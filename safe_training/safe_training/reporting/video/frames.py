@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the video of a rollout, and tells which policy step each of its frames belongs to."""
+"""Finds the video of a rollout, and which policy step each of its frames shows."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from vla_feature_bridge.rollout import Rollout
 
 SUFFIXES = ('.mp4', '.webm')
 
-# Frames a second where a file does not say.
+# Frames a second of a file that does not say.
 _USUAL_RATE = 20.0
 
 
 class VideoError(SafeError):
-    """A video cannot be read, written or tied to its rollout; the message names the file."""
+    """A video cannot be read, written or matched to its rollout; the message names the file."""
 
 
 @dataclass(frozen=True, eq=False)
 class FrameSteps:
-    """Which policy step each frame belongs to.
+    """The policy step that each frame shows.
 
     Attributes
     ----------
@@ -43,7 +43,7 @@ class FrameSteps:
     rule: str
 
     def first_frames(self, length: int) -> NDArray[np.int64]:
-        """Return the first frame of each of ``length`` steps (of the next one, if it has none)."""
+        """Return the first frame of each of ``length`` steps, or of the next step with a frame."""
         return np.searchsorted(self.steps, np.arange(length)).astype(np.int64)
 
 
@@ -54,7 +54,7 @@ def frame_steps(
     stamps: NDArray[np.int64] | None = None,
     rate: float = 0.0,
 ) -> FrameSteps:
-    """Tell which policy step each frame of a video belongs to.
+    """Return which policy step each frame of a video shows.
 
     Parameters
     ----------
@@ -71,7 +71,10 @@ def frame_steps(
         Frames a second; 0 if unknown.
     """
     if frames < 1 or length < 1:
-        raise VideoError(f'{frames} frames cannot be tied to {length} policy steps')
+        raise VideoError(
+            f'video: expected at least one frame and one policy step, found {frames} frames and '
+            f'{length} steps'
+        )
     frame = np.arange(frames, dtype=np.int64)
     horizon = max(1, exec_horizon)
     if (length - 1) * horizon < frames <= length * horizon + 1:
@@ -90,9 +93,9 @@ def frame_steps(
 def find_video(rollout: Rollout, folder: Path) -> Path | None:
     """Return the video of a rollout below a folder, None if there is none.
 
-    Looked for in turn: the path that the recording names, that file's name, the episode's id with
-    ``/`` kept and replaced by ``_``, as .mp4 and .webm. A path that leads out of the folder is
-    no video of it.
+    Tried in turn: the path that the recording names, the name of that file, the episode's id with
+    ``/`` kept, and with ``_`` instead, as .mp4 and .webm. A path that leads out of the folder is
+    not taken.
     """
     names = [rollout.video, Path(rollout.video).name] if rollout.video else []
     for stem in (rollout.episode_id, rollout.episode_id.replace('/', '_')):
@@ -109,7 +112,7 @@ def find_video(rollout: Rollout, folder: Path) -> Path | None:
 
 @dataclass(frozen=True)
 class VideoFacts:
-    """What a video says about itself: frames that can be read, frames a second, size [px]."""
+    """Frames of a video that can be read, frames a second, and size [px]."""
 
     frames: int
     rate: float
@@ -118,12 +121,12 @@ class VideoFacts:
 
 
 def opencv() -> Any:
-    """Return OpenCV; :class:`VideoError` says how to get it."""
+    """Return the module cv2; :class:`VideoError` says how to install it."""
     try:
         import cv2
     except ImportError as error:
         raise VideoError(
-            'videos are read with OpenCV, which is not installed; '
+            'videos: expected the package opencv-python-headless, found none; '
             'pip install -r requirements/vision.txt'
         ) from error
     return cv2
@@ -131,13 +134,13 @@ def opencv() -> Any:
 
 @contextmanager
 def open_video(path: Path) -> Iterator[Any]:
-    """Open a video for reading with OpenCV while the block runs."""
+    """Yield the open video, an OpenCV capture, and close it after the block."""
     capture = opencv().VideoCapture(str(path))
     try:
         if not capture.isOpened():
             raise VideoError(
-                f'{path}: cannot be read as a video; it is damaged, cut short or of a kind that '
-                'this OpenCV does not know; convert it to mp4 or leave it out'
+                f'{path}: expected a video that OpenCV can read, found a file that is damaged, cut '
+                'short or of an unknown format; convert it to mp4 or leave it out'
             )
         yield capture
     finally:
@@ -145,7 +148,7 @@ def open_video(path: Path) -> Iterator[Any]:
 
 
 def video_facts(path: Path) -> VideoFacts:
-    """Count the frames of a video by reading them: what its header says may be wrong or absent."""
+    """Return the facts of a video; frames are counted, because a header may be wrong or absent."""
     cv2 = opencv()
     with open_video(path) as capture:
         frames = 0
@@ -156,7 +159,7 @@ def video_facts(path: Path) -> VideoFacts:
         height = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
     if frames == 0 or width < 1 or height < 1:
         raise VideoError(
-            f'{path}: holds no frame that can be read; record it again or leave it out'
+            f'{path}: expected frames that can be read, found none; record it again or leave it out'
         )
     # Absent rates come as 0, NaN or the time base of the container.
     known = 0.1 <= rate <= 1000

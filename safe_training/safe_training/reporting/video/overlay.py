@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Burns the score, the band and the alarm of a rollout into its video, and the verb ``overlay``."""
+"""Draws the score, the band and the alarm of a rollout under its video."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from safe_training.reporting.video.frames import (
     opencv,
     video_facts,
 )
+from vla_feature_bridge.atomic import replaced_file
 
 Image = NDArray[np.uint8]
 
@@ -34,12 +35,19 @@ _INK, _GRID, _PAPER = (40, 40, 40), (225, 225, 225), (255, 255, 255)
 
 
 def file_name(episode_id: str) -> str:
-    """Return an episode's id as a name that every file system takes."""
+    """Return the id of an episode as a name that every file system accepts."""
     return re.sub(r'[^\w.-]+', '_', episode_id).strip('._')[:150] or 'episode'
 
 
 def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameSteps:
-    """Write ``source`` with the panel of ``entry`` under it; ``target`` is whole or absent.
+    """Write a video with a panel of the rollout's score under it, completely or not at all.
+
+    Parameters
+    ----------
+    entry : ScoredRollout
+        With its threshold and its recording.
+    source, target : Path
+        The recorded video, and the file to write.
 
     Returns
     -------
@@ -61,23 +69,23 @@ def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameStep
     width, height = _even(facts.width * scale), _even(facts.height * scale)
     panel = Panel(entry, width, _even(max(150, int(width * _PANEL_SHARE * 0.75))))
     size = (width, height + panel.height)
-    aside = target.with_name(f'.{target.stem}.partial{target.suffix}')
-    writer = _writer(cv2, aside, facts.rate, size)
-    try:
-        with open_video(source) as capture:
-            for step in frames.steps:
-                good, picture = capture.read()
-                if not good:
-                    raise VideoError(f'{source}: changed while it was read')
-                picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
-                if entry.alarm_step is not None and step >= entry.alarm_step:
-                    _draw_border(cv2, picture)
-                writer.write(np.vstack([picture, panel.at(int(step))]))
-        writer.release()
-        aside.replace(target)
-    finally:
-        writer.release()
-        aside.unlink(missing_ok=True)
+    with replaced_file(target) as aside:
+        writer = _writer(cv2, aside, facts.rate, size)
+        try:
+            with open_video(source) as capture:
+                for step in frames.steps:
+                    good, picture = capture.read()
+                    if not good:
+                        raise VideoError(
+                            f'{source}: expected {len(frames.steps)} frames, found fewer; it '
+                            'changed while it was read, so try again'
+                        )
+                    picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
+                    if entry.alarm_step is not None and step >= entry.alarm_step:
+                        _draw_border(cv2, picture)
+                    writer.write(np.vstack([picture, panel.at(int(step))]))
+        finally:
+            writer.release()
     return frames
 
 
@@ -87,8 +95,10 @@ def _writer(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Any:
         if writer.isOpened():
             return writer
         writer.release()
-    path.unlink(missing_ok=True)
-    raise VideoError(f'{path}: this OpenCV writes no mp4 video (tried {", ".join(_CODECS)})')
+    raise VideoError(
+        f'{path.parent}: expected an OpenCV that writes mp4 videos, found none of the codecs '
+        f'{", ".join(_CODECS)}; pip install -r requirements/vision.txt'
+    )
 
 
 class Panel:

@@ -1,0 +1,38 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Small rollout sets on which the tests of the verbs fit detectors."""
+
+import numpy as np
+
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
+
+SPEC = FeatureSpec('hidden_states', 4, ('token',), (('token', 'last'),))
+TINY = ('--param', 'hidden=4', '--param', 'epochs=3')
+"""Parameters with which a learned detector is fitted in no time."""
+
+
+def make_set(path, tasks=4, per_task=10, outcome=lambda index: index % 2 == 0, length=8):
+    """Write a rollout set; by default every second rollout of a task fails, and can be seen to."""
+    rng = np.random.default_rng(0)
+    with RolloutSetWriter(path, feature=SPEC, policy='synthetic') as writer:
+        for task in range(tasks):
+            for index in range(per_task):
+                success = outcome(index)
+                steps = int(rng.integers(length - 3, length + 1))
+                features = rng.normal(size=(steps, 4)) + (success is False)
+                writer.add(
+                    Rollout(
+                        features.astype(np.float32),
+                        task=f'task_{task}',
+                        task_id=task,
+                        success=success,
+                        episode_index=index,
+                    )
+                )
+    return path
+
+
+def contents(folder):
+    """Return the bytes of each file of a folder."""
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}

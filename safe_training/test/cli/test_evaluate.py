@@ -1,0 +1,185 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verb evaluate: protocols, saved splits, tables and results."""
+
+import json
+
+import numpy as np
+import pytest
+from small_sets import SPEC, TINY
+
+from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
+
+CHEAP = ('--detector', 'clock', '--alpha', 0.3)
+
+
+def evaluated(run, rollouts, *arguments):
+    status, said, errors = run('evaluate', rollouts, *CHEAP, *arguments, '--json')
+    assert (status, errors) == (0, ''), errors
+    return json.loads(said)
+
+
+def test_several_detectors_and_splits_are_summarised(run, rollouts):
+    detectors = ('--detector', 'safe_mlp', '--detector', 'clock', '--alpha', 0.3)
+    status, said, _ = run(
+        'evaluate', rollouts, *detectors, '--splits', 3, '--first-split', 5, '--json', *TINY
+    )
+    assert status == 0
+    found = json.loads(said)
+    assert found['splits'] == [5, 6, 7]
+    assert found['params'] == {'safe_mlp': {'hidden': 4, 'epochs': 3}, 'clock': {}}
+    assert len(found['rows']) == 2 * 3 * 3
+    for detector in ('safe_mlp', 'clock'):
+        summary = found['summary'][detector]['unseen']
+        rows = [
+            row['roc_auc_max_score_until_min_length']
+            for row in found['rows']
+            if (row['detector'], row['part']) == (detector, 'unseen')
+        ]
+        auc = summary['roc_auc_max_score_until_min_length']
+        assert auc['splits'] == 3
+        assert auc['mean'] == pytest.approx(np.mean(rows))
+        assert auc['std'] == pytest.approx(np.std(rows, ddof=1))
+        assert auc['low'] <= auc['mean'] <= auc['high']
+    clock = found['summary']['clock']['unseen']
+    for name in ('roc_auc_max_score_until_min_length', 'macro_roc_auc_max_score_until_min_length'):
+        assert clock[name]['mean'] == clock[f'clock_{name}']['mean'] == 0.5, 'no length leak'
+
+
+def test_the_table_has_the_clock_beside_every_number(run, rollouts, folder):
+    evaluate = ('evaluate', rollouts, '--detector', 'clock', '--alpha', 0.3)
+    for words in (('judge', rollouts, folder), evaluate):
+        status, said, _ = run(*words)
+        assert status == 0
+        for word in ('AUC', 'macro', 'clock', 'false', 'T_det', 'train', 'seen', 'unseen'):
+            assert word in said
+
+
+def test_many_random_splits_are_the_default(run, rollouts):
+    found = evaluated(run, rollouts)
+    assert found['splits'] == list(range(10))
+    assert found['protocol']['name'] == 'robust'
+
+
+def test_published_splits_and_one_task_left_out(run, rollouts):
+    assert evaluated(run, rollouts, '--protocol', 'paper')['splits'] == [0, 1, 2]
+    found = evaluated(run, rollouts, '--protocol', 'loto')
+    assert found['splits'] == [0, 1, 2, 3]
+    left_out = [row['per_task'] for row in found['rows'] if row['part'] == 'unseen']
+    assert [list(tasks) for tasks in left_out] == [[f'task_{k}'] for k in range(4)]
+
+
+def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
+    kept = tmp_path / 'splits.json'
+    first = evaluated(run, rollouts, '--splits', 2, '--first-split', 3, '--save-splits', kept)
+    again = evaluated(run, rollouts, '--splits-from', kept)
+    assert again['splits'] == [3, 4]
+    folds = tmp_path / 'folds.json'
+    evaluated(run, rollouts, '--protocol', 'loto', '--save-splits', folds)
+    assert evaluated(run, rollouts, '--splits-from', folds)['protocol']['name'] == 'loto'
+    for one, other in zip(first['rows'], again['rows'], strict=True):
+        one.pop('fit_seconds'), other.pop('fit_seconds')
+        assert one == other
+    fit = ('fit', rollouts, *CHEAP, '--out', tmp_path / 'detector', '--splits-from', kept)
+    status, said, _ = run(*fit, '--split', 4, '--json')
+    assert status == 0
+    made = json.loads(said)['provenance']
+    split = next(s for s in json.loads(kept.read_text())['splits'] if s['split'] == 4)
+    assert made['unseen_tasks'] == split['unseen_tasks']
+    status, _, errors = run(*fit, '--split', 9, '--overwrite')
+    assert status == 1 and 'expected a split among [3, 4], found 9' in errors
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'match'),
+    [
+        (('--protocol', 'loto', '--splits', 2), '--splits has no meaning with --protocol loto'),
+        (('--protocol', 'loto', '--unseen-ratio', 0.5), '--unseen-ratio has no meaning'),
+        (
+            ('--protocol', 'paper', '--first-split', 2),
+            '--first-split has no meaning with --protocol paper',
+        ),
+        (('--splits-from', 'x', '--protocol', 'loto'), 'no meaning'),
+        (('--per-task', '--calibrate-on', 'loto'), 'choose one of the two'),
+        (('--benchmark', 'mine'), 'give --out as well'),
+    ],
+)
+def test_options_without_a_meaning_are_refused_and_not_ignored(run, rollouts, arguments, match):
+    status, _, errors = run('evaluate', rollouts, *CHEAP, *arguments)
+    assert status == 2
+    assert match in errors
+
+
+def test_details_show_every_moment_and_task(run, rollouts, folder):
+    evaluate = ('evaluate', rollouts, '--detector', 'clock', '--splits', 2)
+    for words in (('judge', rollouts, folder), evaluate):
+        status, said, _ = run(*words, '--details')
+        assert status == 0
+        for words in ('running at 50 %', 'by the end (leaks', 'F1 of failures', 'by task'):
+            assert words in said
+
+
+def test_results_of_an_evaluation_make_a_table(run, rollouts, tmp_path):
+    for _ in range(2):  # the second replaces the first
+        evaluated(
+            run, rollouts, '--splits', 2, '--out', tmp_path / 'results', '--benchmark', 'mine'
+        )
+    assert len(list((tmp_path / 'results').iterdir())) == 1
+    status, said, _ = run('table', tmp_path / 'results')
+    assert status == 0
+    assert 'mine, 2 task splits' in said and 'Clock' in said
+    status, said, _ = run('table', tmp_path / 'results', '--json')
+    assert status == 0
+    (row,) = json.loads(said)['robust']
+    assert (row['benchmark'], row['detector'], row['splits']) == ('mine', 'clock', 2)
+    assert row['unseen/roc_auc_max_score_until_min_length:mean'] == 0.5
+
+
+def test_a_band_that_cannot_alarm_is_said_beside_its_rates(run, rollouts):
+    status, said, _ = run(
+        'evaluate', rollouts, '--detector', 'clock', '--splits', 2, '--alpha', 0.01
+    )
+    assert status == 0
+    assert 'In 2 of 2 splits the band is infinite' in said
+
+
+def test_numbers_that_some_splits_lack_are_counted(run, tmp_path):
+    place = tmp_path / 'set'
+    with RolloutSetWriter(place, feature=SPEC, policy='synthetic') as writer:
+        for task in range(4):
+            for index in range(10):
+                writer.add(
+                    Rollout(
+                        np.full((4, 4), index, np.float32),
+                        task=f'task_{task}',
+                        task_id=task,
+                        success=task == 0 or index % 2 == 0,
+                        episode_index=index,
+                    )
+                )
+    status, said, _ = run(
+        'evaluate', place, '--detector', 'random', '--protocol', 'loto', '--alpha', 0.5
+    )
+    assert status == 0
+    assert '(3)' in said and 'only so many splits' in said
+
+
+def test_nothing_is_cut_off_in_a_narrow_terminal(tmp_path):
+    from rich.console import Console
+
+    from safe_training.reporting.tables.model import Cell, Column, ResultTable, TableRow
+    from safe_training.reporting.tables.terminal import print_table
+
+    with (tmp_path / 'out').open('w') as file:
+        columns = (Column('task', align='left'), *(Column(f'column {k}') for k in range(12)))
+        row = TableRow((Cell('a task'), *(Cell(f'12.{k}', spread='3.4') for k in range(12))))
+        print_table(Console(width=40, file=file), ResultTable('title', columns, (row,)))
+    said = (tmp_path / 'out').read_text()
+    assert all(f'12.{k}\u00b13.4' in said for k in range(12))
+    assert '\u2026' not in said
+
+
+def test_no_split_is_wrong_usage(run, rollouts):
+    status, _, errors = run('evaluate', rollouts, '--splits', 0)
+    assert status == 2
+    assert '--splits must be at least 1' in errors
