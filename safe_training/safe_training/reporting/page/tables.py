@@ -32,22 +32,22 @@ _RATES = (
     'detection_time',
 )
 _EVALUATION_NOTE = (
-    'Percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, pooled over '
-    'tasks; macro: its mean over tasks that have both outcomes. Clock: the same for a score that '
-    'is just the step number: a detector is worth what it does better than that. T_det: first '
-    'alarm as a share of the failure, 100 if none came.'
+    'Percent. AUC: ROC-AUC of the largest score until the minimum length of the task (that of its '
+    'shortest rollout), pooled over tasks; macro: its mean over tasks that have both outcomes. '
+    'Clock: the same for a score that is just the step number: a detector is worth what it does '
+    'better than that. T_det: first alarm as a share of the failure, 100 if none came.'
 )
 _PER_TASK_NOTE = (
     'Percent. A single task has few rollouts: its rates are coarse, and some will look good or bad '
-    'by chance. AUC: failures against successes of the same task, each by its largest score up to '
-    'the earliest stop; - where the task has only one of them. Detected and T_det: over its '
-    'failures, missed ones count as 100.'
+    'by chance. AUC: failures against successes of the same task, each by its largest score until '
+    'the minimum length of the task; - if the task has only one of them. Detected and T_det: over '
+    'its failures, missed ones count as 100.'
 )
 _MOMENTS_NOTE = (
-    'Percent. "At" a share of the earliest stop: the score of that one step. "Running": only '
+    'Percent. "At" a share of the minimum length: the score of that one step. "Running": only '
     'rollouts that still run at that share of the median success of their task, by their largest '
-    'score yet; a clock cannot use that moment. AP: average precision, whose '
-    'chance level is the share of failures.'
+    'score yet; a clock has 50 there. AP: average precision, whose chance level is the share of '
+    'failures.'
 )
 _PROMISE_NOTE = (
     'The promise holds for rollouts like those that the band was calibrated on, usually successes '
