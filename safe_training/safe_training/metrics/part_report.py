@@ -25,7 +25,7 @@ from safe_training.metrics.scored import ScoredRollout, clock_scores, labels, sc
 from vla_feature_bridge.rollout import Rollout
 
 # The evaluation times of `all_rankings` as people read them, early ones first.
-MOMENTS = {
+EVALUATION_TIMES = {
     'at_25_percent': 'at 25 % of the minimum length',
     'at_50_percent': 'at 50 % of it',
     'at_75_percent': 'at 75 % of it',

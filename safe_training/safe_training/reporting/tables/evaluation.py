@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from safe_training.evaluation.evaluate import Row, Summary, summarise, summary_of
-from safe_training.metrics.part_report import MOMENTS
+from safe_training.metrics.part_report import EVALUATION_TIMES
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.tables.measures import CLOCK, CLOCK_MACRO, HEADLINE, MACRO, MEASURES
 from safe_training.reporting.tables.model import (
@@ -135,12 +135,12 @@ def _rankings_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
         TableRow(
             (
                 Cell(shown),
-                *(_summary_cell(values[f'{name}{moment}'], splits) for _, name in _RANKINGS),
+                *(_summary_cell(values[f'{name}{time}'], splits) for _, name in _RANKINGS),
             )
         )
-        for moment, shown in MOMENTS.items()
+        for time, shown in EVALUATION_TIMES.items()
     )
-    columns = (*name_columns('moment'), *(column for column, _ in _RANKINGS))
+    columns = (*name_columns('evaluation time'), *(column for column, _ in _RANKINGS))
     return ResultTable(f'{title}: how failures rank', columns, rows, (_RANKINGS_LEGEND,))
 
 
