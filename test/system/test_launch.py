@@ -20,11 +20,8 @@ import pytest
 import yaml
 from probe import Probe
 
-from safe_monitor_node.nodes.monitor import PARAMETERS as MONITOR_PARAMETERS
 from safe_monitor_node.storage.detector_folder import load_detector
-from vla_feature_bridge.nodes.replay import PARAMETERS as REPLAY_PARAMETERS
 from vla_feature_bridge.rollout_set.reader import RolloutSet
-from vla_feature_bridge.ros.parameters import Parameter
 
 LAUNCH = Path(__file__).parents[2] / 'launch'
 DATA = Path(__file__).parents[1] / 'data'
@@ -130,30 +127,6 @@ def assert_ended_cleanly(launched: Launched, *processes: str) -> None:
         assert f'{process}]: process has finished cleanly' in launched.output
     assert 'Traceback' not in launched.output
     assert 'escalating' not in launched.output
-
-
-# --- parameter files
-
-
-@pytest.mark.parametrize(
-    ('node', 'parameters', 'left_away', 'changed'),
-    [
-        ('monitor', MONITOR_PARAMETERS, set(), {}),
-        ('replay', REPLAY_PARAMETERS, {'tasks'}, {'frequency': 20.0, 'limit': 12}),
-    ],
-)
-def test_parameter_file_holds_every_parameter_with_its_default_and_its_sentence(
-    node: str, parameters: tuple[Parameter, ...], left_away: set[str], changed: dict[str, object]
-) -> None:
-    text = (LAUNCH / 'params' / f'{node}.yaml').read_text()
-    found = yaml.safe_load(text)[f'/**/{node}']['ros__parameters']
-    expected = {p.name: p.default for p in parameters if p.name not in left_away}
-    assert found == {**expected, **changed}
-    assert {name: type(value) for name, value in found.items()} == {
-        name: type(value) for name, value in expected.items()
-    }
-    comments = ' '.join(re.sub(r'\s*#\s*', ' ', text).split())
-    assert [p.name for p in parameters if p.description not in comments] == []
 
 
 # --- the demo

@@ -200,7 +200,7 @@ def test_looking_at_validation_does_not_change_how_it_is_learnt(name, params):
     [
         ([], 'no rollouts'),
         ([r for r in make_rollouts() if r.failed], r'\(validation\).* failures'),
-        ([dataclasses.replace(make_rollouts()[0], success=None)], "'t0/0' has no outcome"),
+        ([dataclasses.replace(make_rollouts()[0], success=None)], "'t0/0': expected an outcome"),
     ],
     ids=['none', 'one class', 'unlabelled'],
 )

@@ -9,13 +9,13 @@ import pytest
 from safe_bringup import detector_docs
 from safe_monitor_node.detectors import DETECTORS, ENTRIES
 
-ROOT = Path(__file__).resolve().parents[2]
+PAGE = Path(__file__).parents[2] / 'docs' / 'reference' / 'detectors.md'
 every_detector = pytest.mark.parametrize('name', sorted(DETECTORS))
 
 
 def test_the_page_of_detectors_is_not_stale(capsys):
     assert detector_docs.main() == 0
-    written = (ROOT / 'docs' / 'reference' / 'detectors.md').read_text()
+    written = PAGE.read_text()
     assert written == capsys.readouterr().out, (
         'make it again: python -m safe_bringup.detector_docs > docs/reference/detectors.md'
     )
