@@ -5,6 +5,7 @@ base              the interface of a source
 step_features     the features of one step, raw or pooled
 unseen_root       a second folder whose tasks no detector may train on
 openvla           OpenVLA
+openvla_table     the csv of an OpenVLA episode
 openpi            what pi0 and pi0-FAST share
 openpi_episodes   the episodes of an openpi dump
 pi0               pi0 (openpi)

@@ -12,8 +12,6 @@ token statistics, action variances and signals.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator
@@ -31,6 +29,12 @@ from safe_training.recordings.readers.base import (
     ReadOptions,
     wanted_feature,
 )
+from safe_training.recordings.readers.openvla_table import (
+    executed_actions,
+    read_table,
+    sample_signals,
+    token_quantity,
+)
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
@@ -40,18 +44,6 @@ from vla_feature_bridge.tensors import first_not_finite
 
 _FEATURE = 'hidden_states'
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
-_ACTIONS = tuple(
-    f'action/{name}' for name in ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')
-)
-_SAMPLE_SIGNALS = (
-    'total_var',
-    'general_var',
-    'pos_var',
-    'rot_var',
-    'gripper_var',
-    'entropy_linkage.01',
-    'entropy_linkage.05',
-)
 #: openpi gives its episode records names of the same form, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
 
@@ -137,7 +129,7 @@ class OpenVlaSource(EpisodeSource):
         if self._featureless:
             record = None if 'pkl' not in episode.files else _read_record(episode, ())
             instruction = record['task_description'] if record else self._description_of(episode)
-            table = _read_table(episode.files['csv'], None)
+            table = read_table(episode.files['csv'], None)
             steps = len(next(iter(table.values())))
             features, lengths = np.zeros((steps, 0), np.float32), None
         else:
@@ -145,14 +137,9 @@ class OpenVlaSource(EpisodeSource):
             instruction = record['task_description']
             states = _hidden_states(episode.files['pkl'], record['hidden_states'])
             features, lengths, spec = _features(episode.files['pkl'], states, spec)
-            table = _read_table(episode.files['csv'], len(features))
+            table = read_table(episode.files['csv'], len(features))
         suite = record['task_suite_name'] if record else ''
-        actions = _actions(episode.files['csv'], table)
-        own = {
-            name: table[f'action/{name}'].astype(np.float32)
-            for name in _SAMPLE_SIGNALS
-            if f'action/{name}' in table
-        }
+        actions = executed_actions(episode.files['csv'], table)
         video = episode.files.get('mp4')
         rollout = Rollout(
             features=features,
@@ -167,9 +154,9 @@ class OpenVlaSource(EpisodeSource):
             policy=self.policy,
             actions=actions,
             exec_horizon=1,
-            token_probability=_token_columns(table, 'prob'),
-            token_entropy=_token_columns(table, 'entropy'),
-            signals=rollout_signals(actions, 1) | own,
+            token_probability=token_quantity(table, 'prob'),
+            token_entropy=token_quantity(table, 'entropy'),
+            signals=rollout_signals(actions, 1) | sample_signals(table),
             video=str(video.relative_to(self.path)) if video else '',
         )
         return rollout, spec
@@ -332,78 +319,3 @@ def _features(
         steps.add(file, step, state)
     features, lengths = steps.stack()
     return features, lengths, steps.spec
-
-
-# -- csv
-
-
-def _read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
-    """Return the used columns, each float64 (steps,); ``steps`` None allows any number."""
-    try:
-        rows = list(csv.reader(io.StringIO(file.read_text(encoding='utf-8')), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DumpError(
-            f'{file}: expected a readable csv file, found {error}; copy it again'
-        ) from error
-    rows = [row for row in rows if row]
-    header = rows[0] if rows else []
-    missing = [name for name in _ACTIONS if name not in header]
-    if missing:
-        raise DumpError(
-            f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; '
-            'this is no table of an OpenVLA episode'
-        )
-    if steps is None and len(rows) == 1:
-        raise DumpError(
-            f'{file}: expected a row for each step, found only the header; copy it again'
-        )
-    if steps is not None and len(rows) - 1 != steps:
-        raise DumpError(
-            f'{file}: expected {steps} rows, one for each hidden state of the pickle, '
-            f'found {len(rows) - 1}; the files belong to different episodes or one is cut short'
-        )
-    used = [name for name in header if name in _ACTIONS or _is_quantity(name)]
-    if len(set(used)) != len(used):
-        raise DumpError(f'{file}: expected every column once, found one repeated; copy it again')
-    return {name: _column(file, rows, header.index(name)) for name in used}
-
-
-def _is_quantity(name: str) -> bool:
-    return name.removeprefix('action/') in _SAMPLE_SIGNALS or bool(_TOKEN.fullmatch(name))
-
-
-_TOKEN = re.compile(r'action/token_(\d{1,3})_(prob|entropy)')
-
-
-def _column(file: Path, rows: list[list[str]], column: int) -> np.ndarray:
-    values = np.empty(len(rows) - 1)
-    for line, row in enumerate(rows[1:]):
-        try:
-            values[line] = float(row[column])
-        except (ValueError, IndexError):
-            found = repr(row[column][:40]) if column < len(row) else 'a shorter row'
-            raise DumpError(
-                f'{file}: expected a number in row {line + 1}, column {rows[0][column]!r}, '
-                f'found {found}'
-            ) from None
-    return values
-
-
-def _actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the executed actions as (steps, 1 sample, 1 action, 7), float32."""
-    actions = np.stack([table[name] for name in _ACTIONS], axis=1).astype(np.float32)
-    finite = np.isfinite(actions).all(axis=1)
-    if not finite.all():
-        raise DumpError(
-            f'{file}: expected finite actions, found NaN or infinity at step '
-            f'{int(np.argmin(finite))}'
-        )
-    return actions[:, None, None, :]
-
-
-def _token_columns(table: dict[str, np.ndarray], what: str) -> np.ndarray | None:
-    """Return one quantity of every token, float32 (steps, tokens); None if the csv has none."""
-    columns: list[np.ndarray] = []
-    while (name := f'action/token_{len(columns)}_{what}') in table:
-        columns.append(table[name])
-    return np.stack(columns, axis=1).astype(np.float32) if columns else None
