@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.cli.main import main
+from safe_training.evaluation import fit_and_calibrate
 from safe_training.evaluation.evaluate import evaluate
 from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.protocol import Protocol, choose_split, choose_splits, numbered_tasks
@@ -23,19 +25,22 @@ from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
 from safe_training.sweep import run as sweep_module
 from safe_training.sweep.grid import Family, Subset, SweepError, Variant, read_grid, shipped_grids
-from safe_training.sweep.plan import Unit, plan, planned_splits, tasks_of_subsets
+from safe_training.sweep.plan import Settings, Unit, plan, planned_splits, tasks_of_subsets
 from safe_training.sweep.results import read_results
+from safe_training.sweep.unit import run_unit
 from vla_feature_bridge.rollout import Rollout
 
 DATA = Path(__file__).parents[3] / 'test' / 'data'
 SET = DATA / 'miniature_flow.npz'
+# Models trained together and alone differ by rounding, about 1e-7 in a score. With these learning
+# rates no score is as close as 1e-6 to its threshold, so that rounding decides no alarm.
 GRID = """
 benchmark: flow
 splits: [0, 1]
 detectors:
   - name: safe_lstm
     fixed: {epochs: 3, hidden: 8}
-    grid: {learning_rate: [1.0e-3, 1.0e-2], lambda_reg: [0, 1.0e-2]}
+    grid: {learning_rate: [2.0e-3, 1.5e-2], lambda_reg: [0, 1.0e-2]}
   - name: mahalanobis
     grid: {accumulate: [none, mean]}
   - name: token_max_entropy
@@ -69,7 +74,7 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     rollouts = labelled(load_rollouts(SET))
     alone = [
         ('safe_lstm', {'epochs': 3, 'hidden': 8, 'learning_rate': rate, 'lambda_reg': reg})
-        for rate in (1e-3, 1e-2)
+        for rate in (2e-3, 1.5e-2)
         for reg in (0, 1e-2)
     ]
     alone += [('mahalanobis', {'accumulate': 'none'}), ('mahalanobis', {'accumulate': 'mean'})]
@@ -84,6 +89,29 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
                 if metric != 'fit_seconds':
                     same = math.isclose(values[metric], value, abs_tol=2e-3)
                     assert same or (math.isnan(value) and math.isnan(values[metric])), metric
+
+
+def test_the_scores_that_calibrate_are_the_scores_that_are_judged(monkeypatch):
+    """Scored twice, in batches of another size, a success may cross its own threshold."""
+    scored = []
+
+    class Recorded(DETECTORS['clock']):
+        def score_all(self, rollouts):
+            scored.extend(r.episode_id for r in rollouts)
+            return super().score_all(rollouts)
+
+    monkeypatch.setattr(fit_and_calibrate, 'make_detector', lambda _, **params: Recorded(**params))
+    rollouts = labelled(load_rollouts(SET))
+    (split,) = choose_splits(rollouts, Protocol(), [0])
+    everything = sorted(r.episode_id for r in rollouts)
+    evaluate(['clock'], rollouts, [split])
+    assert sorted(scored) == everything
+    scored.clear()
+    settings = Settings(Protocol(), 'flow', 'float32')
+    unit = Unit(Variant(), Family('clock', ({},)), 0)
+    results, failures = run_unit(unit, split, rollouts, rollouts.feature, settings)
+    assert results and not failures
+    assert sorted(scored) == everything
 
 
 def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys, monkeypatch):
@@ -130,8 +158,8 @@ def test_a_sweep_on_ray_gives_the_same(grid, tmp_path):
         )
 
 
-@pytest.mark.skipif(find_spec('ray') is not None, reason='Ray is installed')
-def test_without_ray_its_option_says_how_to_get_it(grid, tmp_path, capsys):
+def test_without_ray_its_option_says_how_to_get_it(grid, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'ray', None)
     assert sweep(grid, tmp_path / 'out', '--ray') == 1
     assert 'pip install "ray>=2.40"' in capsys.readouterr().err
 
