@@ -3,6 +3,7 @@
 
 base              the interface of a source
 step_features     the features of one step, raw or pooled
+listing           the files of a folder, in a fixed order
 unseen_root       a second folder whose tasks no detector may train on
 openvla           OpenVLA
 openvla_table     the csv of an OpenVLA episode
@@ -16,8 +17,6 @@ pooled_npz        pooled features in one .npz archive
 rollout_set       our own rollout sets
 rosbag2           rosbag2 recordings
 
-A reader imports ``base``, ``step_features`` and ``recordings.untrusted``, and no reader except the
-one that it extends. A new reader needs five changes: its module, which states its default pooling;
-its line in ``recordings/sources.py``; its line in the table above; its test; and its lines in
-``docs/reference/dump_formats.md``.
+A reader imports ``base``, ``step_features``, ``listing`` and ``recordings.untrusted``, and no
+reader except the one that it extends. CONTRIBUTING.md has the recipe for a new reader.
 """

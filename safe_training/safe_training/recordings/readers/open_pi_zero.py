@@ -25,7 +25,7 @@ from safe_training.recordings.readers.base import (
     ReadOptions,
     wanted_feature,
 )
-from safe_training.recordings.readers.openpi_episodes import list_names
+from safe_training.recordings.readers.listing import list_names
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec

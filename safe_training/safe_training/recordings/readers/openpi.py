@@ -27,10 +27,10 @@ from safe_training.recordings.readers.base import (
     WholeDumpError,
     wanted_feature,
 )
+from safe_training.recordings.readers.listing import list_names
 from safe_training.recordings.readers.openpi_episodes import (
     POLICY_RECORDS,
     OpenpiEpisode,
-    list_names,
     list_root,
     no_inference,
     plain_text,

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.listing import list_names, natural_key
 from safe_training.recordings.readers.step_features import shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 
@@ -82,29 +83,10 @@ def _folders(path: Path) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Return a sort key in which ``step_2`` comes before ``step_10``."""
-    parts = re.split(r'(\d+)', name)
-    return [(0, int(part), '') if part.isdecimal() else (1, 0, part) for part in parts if part]
-
-
 def has_env_names_of_droid(root: Path) -> bool:
     """Tell whether the env records of a root have the names of Franka/DROID recordings."""
     names = list_names(root / ENV_RECORDS, '.pkl')
     return bool(names) and all(name.endswith('--meta.pkl') for name in names)
-
-
-def list_names(folder: Path, ending: str) -> list[str]:
-    """Return the names in a folder that have this ending, in natural order."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.name.endswith(ending)]
-    except OSError as error:
-        raise DumpError(
-            f'{folder}: expected a readable folder, found {error.strerror}; '
-            'check the path and its permissions'
-        ) from error
-    return sorted((name for name in names if not name.startswith('.')), key=natural_key)
 
 
 def read_dict(file: Path) -> dict[Any, Any]:

@@ -7,14 +7,13 @@ and cluster entropies over the samples.
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from pathlib import Path
 
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.csv_file import number_column, read_rows
 
 _ACTIONS = tuple(
     f'action/{name}' for name in ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')
@@ -46,51 +45,30 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
         The file is no csv, lacks a column of the actions, has other than ``steps`` rows, or a cell
         is no number.
     """
-    try:
-        rows = list(csv.reader(io.StringIO(file.read_text(encoding='utf-8')), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DumpError(
-            f'{file}: expected a readable csv file, found {error}; copy it again'
-        ) from error
-    rows = [row for row in rows if row]
-    header = rows[0] if rows else []
+    header, rows = read_rows(file)
     missing = [name for name in _ACTIONS if name not in header]
     if missing:
         raise DumpError(
             f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; '
             'this is no table of an OpenVLA episode'
         )
-    if steps is None and len(rows) == 1:
+    if steps is None and not rows:
         raise DumpError(
             f'{file}: expected a row for each step, found only the header; copy it again'
         )
-    if steps is not None and len(rows) - 1 != steps:
+    if steps is not None and len(rows) != steps:
         raise DumpError(
             f'{file}: expected {steps} rows, one for each hidden state of the pickle, '
-            f'found {len(rows) - 1}; the files belong to different episodes or one is cut short'
+            f'found {len(rows)}; the files belong to different episodes or one is cut short'
         )
     used = [name for name in header if name in _ACTIONS or _is_quantity(name)]
     if len(set(used)) != len(used):
         raise DumpError(f'{file}: expected every column once, found one repeated; copy it again')
-    return {name: _column(file, rows, header.index(name)) for name in used}
+    return {name: number_column(file, header, rows, name) for name in used}
 
 
 def _is_quantity(name: str) -> bool:
     return name.removeprefix('action/') in _SAMPLE_SIGNALS or bool(_TOKEN.fullmatch(name))
-
-
-def _column(file: Path, rows: list[list[str]], column: int) -> np.ndarray:
-    values = np.empty(len(rows) - 1)
-    for line, row in enumerate(rows[1:]):
-        try:
-            values[line] = float(row[column])
-        except (ValueError, IndexError):
-            found = repr(row[column][:40]) if column < len(row) else 'a shorter row'
-            raise DumpError(
-                f'{file}: expected a number in row {line + 1}, column {rows[0][column]!r}, '
-                f'found {found}; copy it again, or leave the episode out (--skip-bad)'
-            ) from None
-    return values
 
 
 def executed_actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:
