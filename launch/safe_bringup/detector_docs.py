@@ -1,21 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes ``docs/reference/detectors.md`` from the registry and the docstrings of the detectors.
 
-``python -m safe_bringup.detector_docs > docs/reference/detectors.md``
+``python -m safe_bringup.detector_docs docs/reference/detectors.md``
 """
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 from safe_monitor_node.detectors import DETECTORS, ENTRIES, Detector
+from vla_feature_bridge.atomic import replace_file
 
 INTRODUCTION = """\
-<!-- Made by: python -m safe_bringup.detector_docs > docs/reference/detectors.md -->
+<!-- Made by: python -m safe_bringup.detector_docs docs/reference/detectors.md -->
 
 # Detectors
 
@@ -121,9 +124,15 @@ def table(rows: Sequence[Sequence[str]]) -> str:
     return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
 
 
-def main() -> int:
-    """Print the page."""
-    sys.stdout.write(page())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page to the file that is given, or print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('file', type=Path, nargs='?', help='file to write (default: print)')
+    file = parser.parse_args(arguments).file
+    if file is None:
+        sys.stdout.write(page())
+    else:
+        replace_file(file, page())
     return 0
 
 

@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes ``docs/reference/parameters.md`` from the tables in which nodes declare parameters.
 
-``python -m safe_bringup.parameter_docs > docs/reference/parameters.md``
+``python -m safe_bringup.parameter_docs docs/reference/parameters.md``
 """
 
 from __future__ import annotations
 
+import argparse
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import ModuleType
 
 from safe_monitor_node.nodes import monitor
+from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.nodes import replay
 from vla_feature_bridge.ros.parameters import Parameter
 
@@ -20,7 +23,7 @@ NODES = (
 )
 
 INTRODUCTION = """\
-<!-- Made by: python -m safe_bringup.parameter_docs > docs/reference/parameters.md -->
+<!-- Made by: python -m safe_bringup.parameter_docs docs/reference/parameters.md -->
 
 # Parameters
 
@@ -65,9 +68,15 @@ def yaml_value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
-def main() -> int:
-    """Print the page."""
-    sys.stdout.write(page())
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the page to the file that is given, or print it."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument('file', type=Path, nargs='?', help='file to write (default: print)')
+    file = parser.parse_args(arguments).file
+    if file is None:
+        sys.stdout.write(page())
+    else:
+        replace_file(file, page())
     return 0
 
 

@@ -13,10 +13,10 @@ TOP = Path(__file__).parents[2]
 
 
 def test_the_page_of_parameters_is_not_stale(capsys):
-    assert parameter_docs.main() == 0
+    assert parameter_docs.main([]) == 0
     written = (TOP / 'docs' / 'reference' / 'parameters.md').read_text()
     assert written == capsys.readouterr().out, (
-        'make it again: python -m safe_bringup.parameter_docs > docs/reference/parameters.md'
+        'make it again: python -m safe_bringup.parameter_docs docs/reference/parameters.md'
     )
 
 

@@ -61,6 +61,12 @@ NEW_WORDS: dict[str, str] = {
     'brier_at_earliest_stop': 'brier_score_at_min_length',
     'calibration_error_at_earliest_stop': 'calibration_error_score_at_min_length',
 }
+# The words under a table that have others today.
+NEW_NOTES = {
+    "up to the task's earliest stop": 'until the minimum length of the task',
+    'the earliest stop is taken': 'the minimum length is taken',
+    'where features are normalised': 'if features are normalised',
+}
 DETECTORS: dict[str, Any] = EXPECTED['detectors']
 UNCALIBRATED = 'uncalibrated'
 CALIBRATED = [name for name in DETECTORS if name != UNCALIBRATED]
@@ -376,7 +382,10 @@ def test_results_and_their_table_are_those_of_0_1(
             assert set(result.values) == {*values, 'fit_seconds'}
             for name, value in values.items():
                 close(result.values[name], value)
-    assert said(capsys, 'table', path) == expected['table']
+    table = expected['table']
+    for old, new in NEW_NOTES.items():
+        table = table.replace(old, new)
+    assert said(capsys, 'table', path) == table
 
 
 def unfinished_sweep(folder: Path) -> Path:

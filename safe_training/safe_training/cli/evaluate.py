@@ -44,8 +44,8 @@ EXAMPLE = """examples:
 """
 PAPER_NOTE = (
     'For comparison with published numbers, which are of splits by task number (by name where\n'
-    'tasks have no number of their own): three are few, and the earliest stop is taken over all\n'
-    'rollouts, those tested on included. Judge by --protocol robust.'
+    'tasks have no number of their own): three are few, and the minimum length is taken over\n'
+    'all rollouts, those tested on included. Judge by --protocol robust.'
 )
 DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
 

@@ -32,10 +32,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read and print; returns the exit status, 1 if some episodes cannot be read."""
+    from safe_monitor_node.storage.detector_folder import describe, is_detector_folder
     from safe_training.recordings.describe import info
 
-    with progress_bar('reading', quiet=args.json) as bar:
-        found = info(args.source, lambda done, total: bar(done, total, ''))
+    if is_detector_folder(args.source):
+        found = {'path': args.source, **describe(args.source)}
+    else:
+        with progress_bar('reading', quiet=args.json) as bar:
+            found = info(args.source, lambda done, total: bar(done, total, ''))
     if args.json:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:

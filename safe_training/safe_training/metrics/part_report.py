@@ -25,12 +25,12 @@ from safe_training.metrics.scored import ScoredRollout, clock_scores, labels, sc
 from vla_feature_bridge.rollout import Rollout
 
 # The evaluation times of `all_rankings` as people read them, early ones first.
-MOMENTS = {
-    'at_25_percent': 'at 25 % of the earliest stop',
+EVALUATION_TIMES = {
+    'at_25_percent': 'at 25 % of the minimum length',
     'at_50_percent': 'at 50 % of it',
     'at_75_percent': 'at 75 % of it',
     'score_at_min_length': 'at it',
-    'max_score_until_min_length': 'by it (largest so far)',
+    'max_score_until_min_length': 'until it (largest so far)',
     'running_25_percent': 'running at 25 % of a success',
     'running_50_percent': 'running at 50 %',
     'running_75_percent': 'running at 75 %',

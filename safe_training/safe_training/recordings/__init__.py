@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other people's files in, rollout sets out.
+"""Reads the files of others and writes rollout sets.
 
 errors            the one error of this room
 sources           recognises a source and opens it; ``load_rollouts``
-describe          what is in a source
+describe          what a source holds
 convert           any source to a rollout set or a recording
 convert_workers   the episodes of a source on several cores
-labels            outcomes that people gave, beside a recording or a set
-labelled          the episodes of a recording or a set with their labels
+labels            outcomes that people gave: of a rollout set in its index, of a recording in a csv
+labelled          the episodes of a rollout set or a recording, with their labels
 write_bag         rollouts to a rosbag2 recording
-readers/          one module a format
-untrusted/        bytes to plain arrays: executes nothing, believes no length
+rollouts          the rollouts of one source, with their feature
+readers/          one module for each format
+untrusted/        bytes to plain arrays: executes nothing, trusts no length
 
-This room imports ``vla_feature_bridge`` only, and neither torch nor scikit-learn.
+This room imports only ``vla_feature_bridge``, and neither PyTorch, scikit-learn, SciPy nor
+matplotlib. It imports pyarrow only when a rollout set is read or written.
 """

@@ -44,9 +44,9 @@ def convert(
 ) -> dict[str, Any]:
     """Turn any source of rollouts into a rollout set or a recording.
 
-    One episode is in memory at a time. An interruption (Ctrl-C, a signal) leaves the finished
-    episodes in ``partial_folder(destination)``; the same call continues there. An error leaves
-    nothing.
+    One episode is in memory at a time. After an interruption (Ctrl-C, a signal) the finished
+    episodes stay in ``partial_folder(destination)``, and the same call continues with them. After
+    an error nothing stays.
 
     Parameters
     ----------

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Moves the episodes of a source into a growing rollout set, on several cores, in their order.
+"""Writes the episodes of a source to a rollout set, in several processes, in their order.
 
-Every process holds one episode at a time: it reads it, writes its arrays and sends back its row.
-This module imports neither torch nor a detector, so that a process starts quickly.
+Every process holds one episode at a time: it reads the episode, writes its arrays and sends its row
+of the index back. This module imports neither PyTorch nor a detector, so a process starts quickly.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from vla_feature_bridge.rollout_set.arrays import write_rollout
 from vla_feature_bridge.rollout_set.layout import RolloutSetError
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
-#: A row of the index, or why there is none.
+#: A row of the index, or None and the reason.
 Result = tuple[dict[str, Any] | None, str]
 
-#: Starting a process takes about as long as converting this much.
+#: Starting a process takes about as long as converting this many bytes.
 _WORTH_A_PROCESS = 1 << 30
 
 
@@ -50,12 +50,12 @@ def add_episodes(
     Parameters
     ----------
     jobs : int
-        How many processes may work at the same time; with 1 all happens in this one.
+        Number of processes that may work at the same time; 1 works in this process.
 
     Raises
     ------
     DumpError
-        An episode cannot be read and the source does not skip bad ones, or a process died.
+        An episode cannot be read and the source does not skip bad episodes, or a process died.
     RolloutSetError
         A rollout does not fit the set.
     """
@@ -74,7 +74,7 @@ def add_episodes(
 
 
 def useful_jobs(source: EpisodeSource) -> int:
-    """Return how many processes are worth starting for a source: by its size and the cores."""
+    """Return the number of processes worth starting, by the size of the source and the cores."""
     size = 0
     wanted = 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -87,7 +87,7 @@ def useful_jobs(source: EpisodeSource) -> int:
 
 
 def work_of(source: EpisodeSource) -> str:
-    """Name the work exactly: the same only for the same files, options and software."""
+    """Return the name of a conversion: equal only for the same files, options and software."""
     listing = hashlib.sha256()
     for index in range(source.episode_count):
         for file in source.files(index):
@@ -156,7 +156,7 @@ def _in_processes(
             idle.put(workers[-1])
         waiting: deque[Future[Result]] = deque()
         left = iter(numbers)
-        # A few ahead, so that no process waits while the rows come out in order.
+        # More episodes than processes, so that no process waits while the rows keep their order.
         waiting.extend(pool.submit(work, number) for number in itertools.islice(left, 2 * jobs))
         while waiting:
             yield waiting.popleft().result()
@@ -170,9 +170,9 @@ def _in_processes(
 class _Worker:
     """Another process that converts one episode after the other.
 
-    It runs this module rather than what ``multiprocessing`` would, the caller's script: that may
-    take long to import, and may have no guard against being run twice. It is out of reach of Ctrl-C
-    and ends when this process does, because its standard input does.
+    The process runs this module. ``multiprocessing`` would run the script of the caller, which may
+    take long to import and may have no guard against a second run. Ctrl-C does not reach the
+    process; it ends together with this process, because its standard input ends.
     """
 
     def __init__(self, source: EpisodeSource, folder: Path, feature: FeatureSpec) -> None:
@@ -197,7 +197,7 @@ class _Worker:
         )
 
     def convert(self, number: int) -> Result:
-        """Convert one episode there; raises what that raised."""
+        """Convert one episode in that process; raises the error that it raised."""
         assert self._process.stdout is not None
         self._send({'number': number})
         line = self._process.stdout.readline()
@@ -209,7 +209,7 @@ class _Worker:
         return answer['row'], answer['message']
 
     def close(self) -> None:
-        """Let it end and wait for it."""
+        """End the process and wait for it."""
         with contextlib.suppress(OSError):
             self._process.communicate()
 
@@ -223,19 +223,19 @@ class _Worker:
 
     def _died(self) -> DumpError:
         return DumpError(
-            f'{self._path}: expected a process to read its episodes, found that it died (exit '
-            f'status {self._process.wait()}), perhaps for want of memory; try --jobs 1'
+            f'{self._path}: expected a process that reads its episodes, found that it died (exit '
+            f'status {self._process.wait()}), perhaps because memory was short; try --jobs 1'
         )
 
 
-#: What a worker may raise, by the name under which it says so.
+#: The errors that a worker may send, by name.
 _RAISED: dict[str, type[Exception]] = {
     kind.__name__: kind for kind in (WholeDumpError, DumpError, RolloutSetError, RolloutError)
 }
 
 
 def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
-    """Be a worker: open the source again, convert the episodes whose numbers come in."""
+    """Work in the other process: open the source again and convert the requested episodes."""
     source: EpisodeSource | None = None
     task = json.loads(requests.readline())
     feature = FeatureSpec.from_dict(task['feature'])
@@ -264,17 +264,17 @@ def _open_again(task: dict[str, Any], feature: FeatureSpec) -> EpisodeSource:
     if not isinstance(source, EpisodeSource) or source.episode_count != task['episodes']:
         raise WholeDumpError(
             f'{source.path}: expected {task["episodes"]} episodes, found another number; '
-            'somebody changes this dump: wait until it is complete'
+            'the dump changed during the conversion: wait until it is complete'
         )
-    source.__dict__['feature'] = feature  # known already, the first episode need not be read again
+    source.__dict__['feature'] = feature  # known, so the first episode is not read again
     return source
 
 
 def _main() -> None:
-    # Whatever prints must not get between the answers.
+    # Nothing that prints may get between the answers.
     answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)
-    # Run as a script this module is another one than the one that others import.
+    # As a script, this module is not the module that others import.
     from safe_training.recordings import convert_workers
 
     convert_workers._serve(sys.stdin.buffer, answers)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what is in a dump, a recording, a rollout set or a detector folder."""
+"""Summarises what a dump, a recording, an archive or a rollout set holds."""
 
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,17 +15,15 @@ from vla_feature_bridge.rollout import Rollout
 
 
 def info(path: str | os.PathLike[str], progress: EpisodeProgress | None = None) -> dict[str, Any]:
-    """Say what is in a dump, archive, rollout set or detector folder, as JSON values.
+    """Return what a dump, recording, archive or rollout set holds, as JSON values.
 
-    Reads every episode, so that bad ones are found; they are listed under ``bad``.
+    Every episode is read. Messages of the episodes that cannot be read are under ``bad``.
 
     Raises
     ------
     DumpError, RolloutSetError
-        It is none of these, it is broken as a whole, or not one episode is readable.
+        The path has another format, is damaged as a whole, or has no readable episode.
     """
-    if (Path(path) / 'detector.json').is_file():
-        return {'path': str(path), **_describe_detector(path)}
     source = open_source(path, skip_bad=True)
     summary = _Summary()
     for rollout in source.rollouts(progress):
@@ -46,18 +43,8 @@ def info(path: str | os.PathLike[str], progress: EpisodeProgress | None = None) 
     }
 
 
-def _describe_detector(path: str | os.PathLike[str]) -> dict[str, Any]:
-    # Imported here because it brings torch, which looking into a dump does not need.
-    from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe
-
-    try:
-        return describe(path)
-    except DetectorFolderError as error:
-        raise DumpError(str(error)) from error
-
-
 class _Summary:
-    """Counts over rollouts, kept without keeping the rollouts."""
+    """Counts over rollouts; the rollouts themselves are not kept."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong with a recording, in the words of one error."""
+"""The error of everything that reads recordings."""
 
 from __future__ import annotations
 
@@ -7,4 +7,4 @@ from vla_feature_bridge.errors import SafeError
 
 
 class DumpError(SafeError):
-    """A dump cannot be read; says which file, what was expected, what was found, what to do."""
+    """A file cannot be read; says which file, what was expected and found, and what to do."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Episodes with their labels: of a rollout set in its index, of a recording in a csv file.
 
-A recording is never changed; its labels lie in a csv file with a similar name.
+A recording is never changed; its labels are in a csv file named after it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Labelled(ABC):
 
     @abstractmethod
     def describe(self, episode: str) -> dict[str, Any]:
-        """Return the facts that a person recognises an episode by; ``steps`` is its length."""
+        """Return facts by which a person recognises an episode; ``steps`` is its length."""
 
     @abstractmethod
     def _write(self, labels: dict[str, Label]) -> None: ...
@@ -54,7 +54,14 @@ class Labelled(ABC):
         return [name for name, label in self.labels.items() if label.success is None]
 
     def set(self, labels: dict[str, Label]) -> None:
-        """Check all labels, then write all of them."""
+        """Check all labels, then write all labels.
+
+        Raises
+        ------
+        DumpError
+            There is no such episode, or a failure step lies outside its episode; nothing is
+            written.
+        """
         for name, label in labels.items():
             where = f'{self.path}: episode {name!r}'
             if name not in self.labels:
@@ -88,7 +95,7 @@ class _LabelledSet(Labelled):
 class _LabelledRecording(Labelled):
     def __init__(self, path: Path, why: str) -> None:
         super().__init__(path)
-        # An episode that cannot be read needs no label, and must not keep others from one.
+        # An episode that cannot be read needs no label, and the others can still be labelled.
         self._source = RosbagSource(path, why, ReadOptions(skip_bad=True))
         self.labels = self._source.labels
 
@@ -105,7 +112,7 @@ def open_labelled(path: Path) -> Labelled:
     Raises
     ------
     DumpError
-        The path is neither of them.
+        The path is neither a rollout set nor a recording.
     RolloutSetError
         The rollout set is damaged.
     """
@@ -118,7 +125,7 @@ def open_labelled(path: Path) -> Labelled:
     why = detect_bag(path)
     if why is None:
         raise DumpError(
-            f'{path}: expected a rollout set ({MANIFEST}) or a rosbag2 recording, found something '
-            'else; a dump holds its own outcomes: convert it and label the rollout set'
+            f'{path}: expected a rollout set ({MANIFEST}) or a rosbag2 recording, found another '
+            'format; a dump holds its own outcomes: convert it and label the rollout set'
         )
     return _LabelledRecording(path, why)

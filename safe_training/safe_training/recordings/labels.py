@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes that people give to episodes: in the index of a rollout set, or in a recording's csv.
+"""Outcomes that people gave: of a rollout set in its index, of a recording in a csv file.
 
-The csv has a heading and a row for each labelled episode::
+The csv has a header and a row for each labelled episode::
 
     episode_id,outcome,failure_step
     pick_up_the_mug/0,success,
     pick_up_the_mug/1,failure,17
 
-``outcome`` is ``success``, ``failure`` or ``unknown`` (nobody knows, whatever the recording says);
-``failure_step``, where a person saw the failure begin, may be empty, and so may its column be
-missing. Other columns are left alone.
+``outcome`` is ``success``, ``failure`` or ``unknown`` (nobody knows, even if the recording has an
+outcome). ``failure_step`` is the step at which a person saw the failure begin; it may be empty, and
+its column may be missing. Other columns stay as they are.
 """
 
 from __future__ import annotations
@@ -36,35 +36,40 @@ _MAX_STEP = 2**32
 
 @dataclass(frozen=True)
 class Label:
-    """What somebody said about an episode; None where it is not known."""
+    """The outcome of an episode and the step of its failure; None if unknown."""
 
     success: bool | None
     failure_step: int | None = None
 
     @property
     def outcome(self) -> str:
-        """The outcome as it is written in files."""
+        """The outcome in the words of the files."""
         return next(name for name, success in OUTCOMES.items() if success is self.success)
 
 
 def make_label(outcome: str, failure_step: str | int | None, where: str) -> Label:
-    """Check what was written or typed; raises :class:`DumpError` that begins with ``where``."""
+    """Return a checked label; raises :class:`DumpError` that begins with ``where``."""
     if outcome not in OUTCOMES:
         raise DumpError(
-            f'{where}: expected an outcome of {", ".join(OUTCOMES)}, found {outcome[:40]!r}'
+            f'{where}: expected an outcome, one of {", ".join(OUTCOMES)}, found {outcome[:40]!r}'
         )
     if failure_step in (None, ''):
         return Label(OUTCOMES[outcome])
     text = str(failure_step)
     if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) >= _MAX_STEP:
-        raise DumpError(f'{where}: expected a failure_step from 0, found {text[:40]!r}')
+        raise DumpError(
+            f'{where}: expected a failure_step, a whole number from 0, found {text[:40]!r}'
+        )
     if outcome != 'failure':
-        raise DumpError(f'{where}: expected no failure_step beside {outcome!r}, found {text}')
+        raise DumpError(
+            f'{where}: expected no failure_step, because the outcome is {outcome!r}, found {text}; '
+            'leave it out, or set the outcome to failure'
+        )
     return Label(False, int(text))
 
 
 def check_step(label: Label, length: int, where: str) -> None:
-    """Raise :class:`DumpError` when the failure step is none of ``length`` steps."""
+    """Raise :class:`DumpError` if the failure step is not one of ``length`` steps."""
     if label.failure_step is not None and label.failure_step >= length:
         raise DumpError(
             f'{where}: expected a failure_step from 0 to {length - 1}, found {label.failure_step}'
@@ -75,13 +80,13 @@ def check_step(label: Label, length: int, where: str) -> None:
 
 
 def labels_file(recording: Path) -> Path:
-    """Return where the labels of a recording lie: beside it, with ``.labels.csv`` added."""
+    """Return the csv of the labels of a recording: its path with ``.labels.csv`` added."""
     whole = Path(os.path.abspath(recording))
     return whole.with_name(f'{whole.name}.labels.csv')
 
 
 def read_labels(file: Path) -> dict[str, Label]:
-    """Read a csv of labels.
+    """Return the label of each episode in a csv.
 
     Raises
     ------
@@ -93,15 +98,19 @@ def read_labels(file: Path) -> dict[str, Label]:
         where = f'{file}, line {number}'
         episode = row['episode_id']
         if not episode:
-            raise DumpError(f'{where}: expected an episode_id, found none')
+            raise DumpError(
+                f'{where}: expected an episode_id, found none; add it or remove the row'
+            )
         if episode in labels:
-            raise DumpError(f'{where}: expected one row for episode {episode!r}, found two')
+            raise DumpError(
+                f'{where}: expected one row for episode {episode!r}, found two; remove one of them'
+            )
         labels[episode] = make_label(row['outcome'], row.get('failure_step'), where)
     return labels
 
 
 def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
-    """Add labels to a csv, replacing those of the same episodes; all or nothing."""
+    """Add labels to a csv, or replace them; the file is written completely or not at all."""
     rows = {row['episode_id']: row for row in _read_rows(file)} if file.exists() else {}
     for episode, label in labels.items():
         step = '' if label.failure_step is None else str(label.failure_step)
@@ -118,26 +127,37 @@ def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
 def _read_rows(file: Path) -> list[dict[str, str]]:
     try:
         if file.stat().st_size > _MAX_BYTES:
-            raise DumpError(f'{file}: expected at most {_MAX_BYTES} bytes of labels')
+            raise DumpError(
+                f'{file}: expected at most {_MAX_BYTES} bytes of labels, found '
+                f'{file.stat().st_size}; give a csv of labels'
+            )
         text = file.read_text(encoding='utf-8-sig')
         reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
         rows = [dict(row) for row in reader]
     except OSError as error:
-        raise DumpError(f'{file}: expected a csv of labels, found {error.strerror}') from error
+        raise DumpError(
+            f'{file}: expected a csv of labels, found {error.strerror}; '
+            'check the path and its permissions'
+        ) from error
     except (ValueError, csv.Error) as error:
         if isinstance(error, DumpError):
             raise
-        raise DumpError(f'{file}: expected a csv of labels, found {error}') from error
+        raise DumpError(
+            f'{file}: expected a csv of labels, found {error}; save it as csv in UTF-8'
+        ) from error
     names = list(reader.fieldnames or ())
     missing = [name for name in COLUMNS[:2] if name not in names]
     if missing or len(set(names)) != len(names):
         raise DumpError(
-            f'{file}: expected a heading with {", ".join(COLUMNS)}, found '
-            f'{", ".join(names)[:200] or "an empty file"}'
+            f'{file}: expected a header with the columns {", ".join(COLUMNS)}, found '
+            f'{", ".join(names)[:200] or "an empty file"}; add the header as the first line'
         )
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
-            raise DumpError(f'{file}, line {number}: expected {len(names)} values, as the heading')
+            raise DumpError(
+                f'{file}, line {number}: expected {len(names)} values as in the header, found '
+                'another number; correct the row'
+            )
     return rows
 
 
@@ -145,14 +165,14 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
 
 
 def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
-    """Set outcome and failure step of some rollouts of a set; replaces its index in one move.
+    """Set outcome and failure step of some rollouts of a set; replaces its index at once.
 
     Raises
     ------
     RolloutSetError
-        The set is broken.
+        The set is damaged.
     DumpError
-        It has no such episode, or a failure step lies outside of its episode.
+        The set has no such episode, or a failure step lies outside its episode.
     """
     import pyarrow
     import pyarrow.parquet
@@ -161,7 +181,10 @@ def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
     for episode, label in labels.items():
         where = f'{folder}: episode {episode!r}'
         if episode not in lengths:
-            raise DumpError(f'{where}: expected an episode of this set, found none of that name')
+            raise DumpError(
+                f'{where}: expected an episode of this set, found none of that name; '
+                'check the name (label --list --all)'
+            )
         check_step(label, lengths[episode], where)
     table = pyarrow.parquet.read_table(folder / INDEX)
     columns: dict[str, list[Any]] = {
@@ -181,7 +204,7 @@ def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
 
 
 def set_labels(folder: Path) -> dict[str, Label]:
-    """Return outcome and failure step of every rollout of a set, from its index alone."""
+    """Return the label of every rollout of a set; reads only its index."""
     import pyarrow.parquet
 
     RolloutSet.open(folder)

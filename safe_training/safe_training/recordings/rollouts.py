@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rollouts of one source, with what their features are."""
+"""The rollouts of one source, with their feature."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from vla_feature_bridge.rollout import Rollout
 
 
 class Rollouts(Sequence[Rollout]):
-    """A sequence of rollouts that all have the same kind of features.
+    """A sequence of rollouts that all have the same feature.
 
     Parameters
     ----------
     rollouts : iterable of Rollout
         Arrays of a rollout set stay memory-mapped: a step is read when it is used.
     feature : FeatureSpec
-        What the features are and how they were pooled.
+        Name, axes, width and pooling of the features.
     source : str
-        Where the rollouts come from; empty if they were made in memory.
+        Path of the rollouts; empty if they were made in memory.
     """
 
     def __init__(self, rollouts: Iterable[Rollout], feature: FeatureSpec, source: str = '') -> None:
@@ -43,7 +43,7 @@ class Rollouts(Sequence[Rollout]):
         return self._rollouts[index]
 
     def take(self, rollouts: Iterable[Rollout]) -> Rollouts:
-        """Return some of the rollouts as what they are: of this source, with these features."""
+        """Return some of the rollouts as rollouts of the same source with the same feature."""
         return Rollouts(rollouts, self.feature, self.source)
 
     def __repr__(self) -> str:

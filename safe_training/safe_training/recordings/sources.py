@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens any source of recorded rollouts; the format is found from the folder or file itself.
+"""Opens any source of recorded rollouts; the folder or file itself shows its format.
 
-A new format is a module with a subclass of :class:`Source` and its line in :data:`READERS`.
+A new format is a module in ``readers/`` with a subclass of :class:`Source`, and one line in
+:data:`READERS`.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import (
@@ -42,7 +43,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-#: Asked in this order; the first that recognises a path reads it.
+#: Asked in this order; the first reader that recognises a path reads it.
 READERS: tuple[type[Source], ...] = (
     RolloutSetSource,
     RosbagSource,
@@ -64,32 +65,32 @@ def open_source(
     all_episodes: bool = False,
     unseen_root: str | os.PathLike[str] | None = None,
 ) -> Source:
-    """Find the format of a dump, archive or rollout set and open it.
+    """Return the source at a path, read by the first reader that recognises its format.
 
     Parameters
     ----------
     path : path
-        Folder or file.
+        Folder or file: a dump, an archive, a recording or a rollout set.
     pooling : tuple of (axis, command), optional
-        How to reduce raw features; the format's default when not given.
+        How to reduce raw features; None takes the default of the format.
     feature : str, optional
-        Which feature array to take where the source holds several; ``none`` reads a dump without
-        its features, for detectors of actions, tokens and signals.
+        Which feature array to take if the source holds several; ``none`` reads a dump without its
+        features, for detectors of actions, tokens and signals.
     skip_bad : bool
         Leave out unreadable episodes and list them in ``Source.skipped``.
     keep : 'pooled' or 'raw'
-        Whether rollouts carry one vector a step or the whole tensor.
+        Whether rollouts hold one vector a step or the complete tensor.
     all_episodes : bool
-        Keep also the episodes that the format's published protocol leaves out.
+        Keep also the episodes that the published protocol of the format leaves out.
     unseen_root : path, optional
-        A second root of the same format with tasks that no detector may train on.
+        A second root of the same format, with tasks that no detector may train on.
 
     Raises
     ------
     DumpError
-        Nothing is there, no reader recognises it, or an option does not fit the format.
+        The path does not exist, no reader recognises it, or an option does not fit the format.
     RolloutSetError
-        It is a rollout set, and a broken one.
+        The path is a damaged rollout set.
     """
     options = ReadOptions(pooling, feature, skip_bad, keep, all_episodes)
     source = _open(Path(path), options)
@@ -99,8 +100,8 @@ def open_source(
     for one in (source, unseen):
         if not isinstance(one, EpisodeSource):
             raise DumpError(
-                f'{one.path}: expected a dump or a rollout set where two roots are joined, '
-                f'found {one.kind}; convert it first'
+                f'{one.path}: expected a dump or a rollout set, because two roots are joined, '
+                f'found {one.kind}; convert it to a rollout set first'
             )
     assert isinstance(source, EpisodeSource)
     assert isinstance(unseen, EpisodeSource)
@@ -117,41 +118,37 @@ def _open(place: Path, options: ReadOptions) -> Source:
     looked_for = '; '.join(dict.fromkeys(reader.looks_for for reader in READERS))
     raise DumpError(
         f'{place}: expected one of: {looked_for}. Found {_content(place)}; '
-        'check the path, or point to the folder that holds the episodes'
+        'check the path, or give the folder that holds the episodes'
     )
 
 
 def load_rollouts(
-    path: str | os.PathLike[str],
-    pooling: tuple[tuple[str, str], ...] | None = None,
-    feature: str | None = None,
-    skip_bad: bool = False,
-    progress: EpisodeProgress | None = None,
-    keep: Literal['pooled', 'raw'] = 'pooled',
-    all_episodes: bool = False,
-    unseen_root: str | os.PathLike[str] | None = None,
+    path: str | os.PathLike[str], *, progress: EpisodeProgress | None = None, **reading: Any
 ) -> Rollouts:
-    """Read all rollouts of any source that :func:`open_source` opens.
+    """Return all rollouts of any source that :func:`open_source` opens.
 
     Parameters
     ----------
-    pooling, feature, skip_bad, keep, all_episodes, unseen_root
-        As in :func:`open_source`; what is left out is logged as warnings.
+    path : path
+        Folder or file: a dump, an archive, a recording or a rollout set.
     progress : callable, optional
-        Told ``(done, total)`` before every episode and at the end.
+        Called with ``(done, total)`` episodes before every episode and at the end.
+    **reading
+        How to read the source: the options of :func:`open_source`. With ``skip_bad``, each episode
+        left out is logged as a warning.
 
     Returns
     -------
     Rollouts
-        At least one, with what their features are; arrays of a rollout set are memory-mapped.
+        At least one rollout, with the feature of all; arrays of a rollout set are memory-mapped.
 
     Raises
     ------
     DumpError, RolloutSetError
-        As :func:`open_source`; also when an episode is unreadable and ``skip_bad`` is off, or
-        when none is readable.
+        As :func:`open_source`; or an episode is unreadable and ``skip_bad`` is off; or no episode
+        is readable.
     """
-    source = open_source(path, pooling, feature, skip_bad, keep, all_episodes, unseen_root)
+    source = open_source(path, **reading)
     rollouts = list(source.rollouts(progress))
     if not rollouts:
         raise DumpError(no_rollouts(source))
@@ -161,7 +158,7 @@ def load_rollouts(
 
 
 def no_rollouts(source: Source) -> str:
-    """Say that a source gave no rollout at all, and the first reason."""
+    """Return the message that a source gave no rollout, with the first reason."""
     reason = f'; the first: {source.skipped[0]}' if source.skipped else ''
     return (
         f'{source.path}: expected at least one readable episode, '

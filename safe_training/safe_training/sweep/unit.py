@@ -46,7 +46,7 @@ class _UnitData:
     parts : dict of str to list of Rollout
         The parts of the split that are not empty, by name.
     shortest : dict of task to int
-        Earliest stop of each task.
+        Minimum length of each task [steps].
     """
 
     rollouts: list[Rollout]

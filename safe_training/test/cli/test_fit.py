@@ -101,7 +101,7 @@ BAD_OPTIONS = [
     (('--param', 'hidden=0'), 'hidden must be an integer of at least 1, found 0'),
     (('--param', 'accumulate=max'), 'one of none, sum, mean'),
     (('--param', 'optimizer=lion'), 'one of adam'),
-    (('--pooling', 'token=mean'), 'this set holds hidden_states[token=last]'),
+    (('--pooling', 'token=mean'), 'the pooling of this set, hidden_states[token=last]'),
     (('--pooling', 'token'), 'expected AXIS=COMMAND'),
     (('--feature', 'logits'), "expected feature 'hidden_states'"),
 ]

@@ -102,7 +102,10 @@ def test_list(place, capsys):
     [
         (['--episode', 'ep/9', '--outcome', 'success'], "episode 'ep/9'"),
         (['--episode', 'ep/1', '--outcome', 'failure', '--failure-step', '6'], 'from 0 to 5'),
-        (['--csv', 'CSV'], "line 3: expected an outcome of success, failure, unknown, found 'so'"),
+        (
+            ['--csv', 'CSV'],
+            "line 3: expected an outcome, one of success, failure, unknown, found 'so'",
+        ),
         ([], 'a terminal to ask on'),
     ],
 )

@@ -631,14 +631,17 @@ def test_definition_is_compared_and_never_made_into_code(tmp_path, monkeypatch):
     ('text', 'match'),
     [
         ('', 'an empty file'),
-        ('episode_id\nlauf/ü0\n', 'expected a heading'),
+        ('episode_id\nlauf/ü0\n', 'expected a header with the columns'),
         ('episode_id,outcome\nlauf/ü0\n', 'line 2: expected 2 values'),
         ('episode_id,outcome\nlauf/ü0,good\n', "line 2.*found 'good'"),
         ('episode_id,outcome\nlauf/ü0,success\nlauf/ü0,failure\n', 'line 3.*two'),
         ('episode_id,outcome\nanother,success\n', "found 'another'"),
         ('episode_id,outcome,failure_step\nlauf/ü0,failure,5\n', 'from 0 to 4, found 5'),
         ('episode_id,outcome,failure_step\nlauf/ü0,failure,-1\n', "found '-1'"),
-        ('episode_id,outcome,failure_step\nlauf/ü0,success,1\n', 'no failure_step beside'),
+        (
+            'episode_id,outcome,failure_step\nlauf/ü0,success,1\n',
+            "no failure_step, because the outcome is 'success', found 1",
+        ),
         ('episode_id,outcome\n"lauf/ü0,success\n', 'expected a csv'),
     ],
 )

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module a format; each turns a dump or a recording into rollouts.
+"""One module for each format; each turns a dump or a recording into rollouts.
 
-base              what a source is
+base              the interface of a source
 step_features     the features of one step, raw or pooled
+listing           the files of a folder, in a fixed order
 unseen_root       a second folder whose tasks no detector may train on
 openvla           OpenVLA
+openvla_table     the csv of an OpenVLA episode
 openpi            what pi0 and pi0-FAST share
 openpi_episodes   the episodes of an openpi dump
 pi0               pi0 (openpi)
@@ -15,6 +17,6 @@ pooled_npz        pooled features in one .npz archive
 rollout_set       our own rollout sets
 rosbag2           rosbag2 recordings
 
-A reader imports ``base``, ``step_features`` and ``recordings.untrusted``, and no other reader but
-those that it extends.
+A reader imports ``base``, ``step_features``, ``listing`` and ``recordings.untrusted``, and no
+reader except the one that it extends. CONTRIBUTING.md has the recipe for a new reader.
 """

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every reader offers: a source of rollouts that streams one episode at a time."""
+"""The interface of every reader: a source that gives one rollout after the other."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,26 +14,17 @@ from safe_training.recordings.errors import DumpError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
 
-#: Told how many episodes are done and how many there are.
+#: Called with the number of episodes that are done and the number of all episodes.
 EpisodeProgress = Callable[[int, int], None]
 Pooling = tuple[tuple[str, str], ...]
 
-#: The feature of a source without features: enough for detectors that read signals, actions or
-#: token statistics alone.
+#: Name of the feature of a source without features. Detectors that read only signals, actions or
+#: token statistics need no more.
 NO_FEATURE = 'none'
-
-#: How a feature is pooled unless something else is asked for; each as its publication does.
-DEFAULT_POOLING: dict[str, Pooling] = {
-    'hidden_states': (('token', 'last'),),
-    'pre_velocity': (('horizon', 'mean'), ('denoise', 'mean')),
-    'pre_logits': (('token', 'mean'),),
-    'encoded': (('token', 'mean'),),
-    'sampled_action_embeds': (('horizon', 'first'), ('denoise', 'first')),
-}
 
 
 class WholeDumpError(DumpError):
-    """A dump cannot be trusted as a whole, so that leaving out one episode does not help."""
+    """No episode of a dump can be trusted, so leaving out one episode does not help."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +34,17 @@ class ReadOptions:
     Attributes
     ----------
     pooling : tuple of (axis, command), or None
-        How to reduce the raw feature tensor; None takes the format's default.
+        How to reduce the raw feature tensor; None takes the default of the format.
     feature : str or None
-        Which feature array to take where a source holds several; None takes the default. ``none``
-        reads a dump without its features, for detectors that need none.
+        Which feature array to take if the source holds several; None takes the default. ``none``
+        reads a dump without its features, for detectors that need no features.
     skip_bad : bool
-        Leave out episodes that cannot be read, and list them, instead of refusing the source.
+        Leave out the episodes that cannot be read, and list them. Otherwise the first such episode
+        is an error.
     keep : 'pooled' or 'raw'
-        Whether rollouts carry one vector a step or the whole tensor.
+        Whether rollouts hold one vector a step or the complete tensor.
     all_episodes : bool
-        Keep also the episodes that the format's published protocol leaves out.
+        Keep also the episodes that the published protocol of the format leaves out.
     """
 
     pooling: Pooling | None = None
@@ -65,27 +57,34 @@ class ReadOptions:
 class Source(ABC):
     """Rollouts in one place and one format.
 
-    Subclasses are registered in ``readers.READERS``, tried in that order.
+    A subclass is a reader. It has one line in ``sources.READERS``.
 
     Attributes
     ----------
     kind : str
         Name of the format.
+    looks_for : str
+        The files by which the format is recognised, for messages.
+    default_pooling : mapping of str to pooling
+        How each raw feature of the format is pooled unless the options say otherwise: as its
+        publication does.
     policy : str
-        Name of the recorded policy, empty if the source does not say.
+        Name of the recorded policy; empty if the source does not say.
     path : Path
     why : str
         What in ``path`` showed that it has this format.
+    options : ReadOptions
     skipped : list of str
-        Messages of the episodes left out so far, with ``skip_bad``.
+        One message for each episode left out so far, with ``skip_bad``.
     notes : list of str
-        What a person should know about this source, such as what its protocol leaves out.
+        Facts about this source for a person, for example which episodes its protocol leaves out.
     raw_axes : tuple of str
-        Names of the axes of the raw feature, outermost first; empty where it is pooled.
+        Names of the axes of the raw feature, outermost first; empty if the feature is pooled.
     """
 
     kind: ClassVar[str]
     looks_for: ClassVar[str]
+    default_pooling: ClassVar[Mapping[str, Pooling]] = {}
     policy: str = ''
     raw_axes: tuple[str, ...] = ()
 
@@ -99,35 +98,35 @@ class Source(ABC):
     @staticmethod
     @abstractmethod
     def detect(path: Path) -> str | None:
-        """Say why ``path`` has this format, None if it has not; reads names and headers only."""
+        """Return why ``path`` has this format, None if it has not; reads only names and headers."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return how many episodes there are, unreadable ones included."""
+        """Return the number of episodes, unreadable ones included."""
 
     @property
     @abstractmethod
     def feature(self) -> FeatureSpec:
-        """What the features are; may read the first episode to learn their width."""
+        """The feature of all rollouts; may read the first episode to find its width."""
 
     @abstractmethod
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
-        """Yield one rollout after the other, in a fixed order; ``skipped`` starts anew.
+        """Yield one rollout after the other, in a fixed order; empties ``skipped`` first.
 
         Raises
         ------
         DumpError
-            An episode cannot be read and ``skip_bad`` is off, or none could be read.
+            An episode cannot be read and ``skip_bad`` is off, or no episode can be read.
         """
 
 
 class EpisodeSource(Source):
-    """A source whose episodes can be read each on its own, in any order and in any process.
+    """A source in which each episode can be read alone, in any order and in any process.
 
     Attributes
     ----------
     unmatched : list of str
-        What was found while listing and cannot be an episode, as messages.
+        One message for each finding of the listing that belongs to no readable episode.
     """
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
@@ -137,44 +136,46 @@ class EpisodeSource(Source):
     @property
     @abstractmethod
     def episode_count(self) -> int:
-        """Return how many episodes can be asked for."""
+        """The number of episodes that :meth:`read` knows."""
 
     @property
     @abstractmethod
     def task_ids(self) -> list[int]:
-        """Return the task number of each episode."""
+        """The task number of each episode."""
 
     @property
     def roots(self) -> list[Path]:
-        """Return the place, or the two places, that ``open_source`` was given."""
+        """The path, or the two paths, given to ``open_source``."""
         return [self.path]
 
     @abstractmethod
     def read(self, index: int) -> Rollout:
-        """Read one episode; its features are what ``feature`` says.
+        """Return one episode as a rollout with the features that ``feature`` describes.
 
         Raises
         ------
         DumpError
-            It cannot be read.
+            The episode cannot be read.
         """
 
     @abstractmethod
     def find_feature(self, index: int) -> FeatureSpec:
-        """Say what the features of one episode are; raises DumpError as :meth:`read`."""
+        """Return the feature of one episode; raises DumpError as :meth:`read` does."""
 
     @abstractmethod
     def files(self, index: int) -> list[Path]:
-        """Return the files that hold one episode, those that are there."""
+        """Return the existing files of one episode."""
 
     def check_listing(self) -> None:
-        """Raise DumpError where names alone show that an episode is bad; reads no episode."""
+        """Raise DumpError if names alone show that an episode is bad; reads no episode."""
 
     def __len__(self) -> int:
+        """Return the number of episodes, those that cannot be read included."""
         return self.episode_count + len(self.unmatched)
 
     @cached_property
     def feature(self) -> FeatureSpec:
+        """The feature of the first readable episode; every other episode must have the same."""
         first = self.unmatched[0] if self.unmatched else ''
         for index in range(self.episode_count):
             try:
@@ -189,12 +190,12 @@ class EpisodeSource(Source):
         )
 
     def refuse_early(self) -> None:
-        """Report what the listing alone shows to be wrong, before anything long begins.
+        """Refuse the source before any long work if its listing alone shows a bad episode.
 
         Raises
         ------
         DumpError
-            Something is, and ``skip_bad`` is off.
+            The listing shows a bad episode, and ``skip_bad`` is off.
         """
         if self.options.skip_bad:
             return
@@ -203,9 +204,10 @@ class EpisodeSource(Source):
         self.check_listing()
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
+        """Yield one rollout after the other, in the order of the episodes."""
         self.refuse_early()
         self.skipped = list(self.unmatched)
-        assert self.feature is not None  # found now, so that every rollout is held to it
+        assert self.feature is not None  # found first, because every rollout must have it
         for index in range(self.episode_count):
             if progress:
                 progress(index + len(self.unmatched), len(self))
@@ -222,9 +224,26 @@ class EpisodeSource(Source):
 
 
 def wanted_feature(
-    path: Path, name: str, axes: tuple[str, ...], options: ReadOptions
+    path: Path,
+    name: str,
+    axes: tuple[str, ...],
+    options: ReadOptions,
+    default: Pooling | None = None,
 ) -> FeatureSpec:
-    """Return what is wanted of a raw feature, its width still open (0).
+    """Return the feature that the options ask for; its width is still unknown (0).
+
+    Parameters
+    ----------
+    path : Path
+        The source, for messages.
+    name : str
+        Name of the raw feature.
+    axes : tuple of str
+        Names of its axes, outermost first, without the width.
+    options : ReadOptions
+    default : pooling, optional
+        The pooling if the options name none. None takes the default of the reader whose format has
+        this feature: a rollout set or a recording can hold the feature of any dump.
 
     Raises
     ------
@@ -234,17 +253,26 @@ def wanted_feature(
     if options.keep == 'raw':
         if options.pooling:
             raise DumpError(
-                f'{path}: expected either raw features or a pooling, found both; leave one away'
+                f'{path}: expected either raw features or a pooling, found both; '
+                'leave out --keep raw or --pooling'
             )
         return FeatureSpec(name, 0, axes)
-    pooling = options.pooling or DEFAULT_POOLING.get(name)
+    pooling = options.pooling or default or _default_of_its_reader(name)
     if pooling is None:
-        wanted = ' '.join(f'--pooling {axis}=mean' for axis in axes)
+        advice = ' '.join(f'--pooling {axis}=mean' for axis in axes)
         raise DumpError(
-            f'{path}: expected to be told how to pool {name} (axes {", ".join(axes)}), '
-            f'found nothing; say so, for example {wanted}'
+            f'{path}: expected a pooling of the feature {name} (axes {", ".join(axes)}), '
+            f'found none; name one, for example {advice}'
         )
     try:
         return FeatureSpec(name, 0, axes, pooling)
     except PoolingError as error:
         raise DumpError(f'{path}: {error}') from error
+
+
+def _default_of_its_reader(feature: str) -> Pooling | None:
+    # Imported here, because that module imports this one.
+    from safe_training.recordings.sources import READERS
+
+    defaults = (reader.default_pooling.get(feature) for reader in READERS)
+    return next((pooling for pooling in defaults if pooling), None)

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads open-pi-zero's rollouts in SimplerEnv: bridge (WidowX) and fractal (Google Robot).
 
-``ROOT/{task}/{name}_meta.json`` says task, episode and outcome, ``{name}.pkl`` holds a list over
+``ROOT/{task}/{name}_meta.json`` says task, episode and outcome. ``{name}.pkl`` holds a list over
 the inferences with ``sampled_action_embeds`` ``(samples, denoising steps, horizon, width)`` and
-``sampled_actions`` ``(samples, horizon, action_dim)``. The last sample is the executed one: its
-embedding is the feature, and it comes first in the rollout's actions.
+``sampled_actions`` ``(samples, horizon, action_dim)``. The last sample is the executed sample: its
+embedding is the feature, and it comes first in the actions of the rollout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import (
     NO_FEATURE,
     EpisodeSource,
+    Pooling,
     ReadOptions,
     wanted_feature,
 )
-from safe_training.recordings.readers.openpi_episodes import list_names
+from safe_training.recordings.readers.listing import list_names
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
@@ -32,7 +33,7 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
 from vla_feature_bridge.tensors import first_not_finite
 
-#: Task folder -> actions executed before the next inference; in the order that numbers the tasks.
+#: Task folder -> actions executed before the next inference; the order numbers the tasks.
 TASKS = {
     'widowx_carrot_on_plate': 4,
     'widowx_put_eggplant_in_basket': 4,
@@ -64,6 +65,9 @@ class OpenPiZeroSource(EpisodeSource):
     kind = 'open_pi_zero'
     looks_for = f'{next(iter(TASKS))}/*{_META} and .pkl (open-pi-zero in SimplerEnv)'
     policy = 'open_pi_zero'
+    default_pooling: ClassVar[dict[str, Pooling]] = {
+        FEATURE: (('horizon', 'first'), ('denoise', 'first'))
+    }
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
@@ -75,11 +79,13 @@ class OpenPiZeroSource(EpisodeSource):
         self._featureless = options.feature == NO_FEATURE
         if not self._featureless:
             self.raw_axes = ('denoise', 'horizon')
-            self._wanted = wanted_feature(path, FEATURE, self.raw_axes, options)
+            self._wanted = wanted_feature(
+                path, FEATURE, self.raw_axes, options, self.default_pooling[FEATURE]
+            )
         self._episodes, self.unmatched = _list_episodes(path)
         ignored = sorted(place.name for place in path.iterdir() if place.name not in TASKS)
         if ignored:
-            self.notes.append(f'not a task of this format and left alone: {", ".join(ignored[:8])}')
+            self.notes.append(f'ignored, no tasks of this format: {", ".join(ignored[:8])}')
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -126,8 +132,8 @@ class OpenPiZeroSource(EpisodeSource):
             if ending not in episode.files:
                 raise DumpError(
                     f'{self.path / episode.task / episode.name}{ending}: expected this file with '
-                    f'{holds} beside {episode.name}{episode.files[0]}, found none; copy it from '
-                    'the source, or leave the episode out (--skip-bad)'
+                    f'{holds} next to {episode.name}{episode.files[0]}, found none; copy it from '
+                    'its source, or leave the episode out (--skip-bad)'
                 )
 
     def _read(self, episode: _Episode, spec: FeatureSpec) -> tuple[Rollout, FeatureSpec]:
@@ -197,7 +203,7 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
                 continue
             unmatched.append(
                 f'{path / task / group[1].name}: expected one outcome of episode {number}, '
-                f'found files of {group[0].name} too; move the wrong ones away'
+                f'found also files of {group[0].name}; move the wrong files away'
             )
     return episodes, unmatched
 
@@ -208,7 +214,9 @@ def _read_meta(file: Path) -> dict[str, Any]:
             raise ValueError(f'{file.stat().st_size} bytes')
         meta = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
-        raise DumpError(f'{file}: expected JSON of an episode, found {error}') from error
+        raise DumpError(
+            f'{file}: expected JSON of an episode, found {error}; copy it again'
+        ) from error
     kinds = {'task': str, 'episode_id': int, 'success': bool}
     if type(meta) is dict and type(meta.get('success')) is int and meta['success'] in (0, 1):
         meta['success'] = bool(meta['success'])
@@ -232,7 +240,10 @@ def _read_meta(file: Path) -> dict[str, Any]:
 def _read_steps(file: Path) -> list[dict[Any, Any]]:
     steps = load_pickle(file)
     if type(steps) is not list or not steps:
-        raise DumpError(f'{file}: expected a list over the inferences, found {shape_text(steps)}')
+        raise DumpError(
+            f'{file}: expected a list over the inferences, found {shape_text(steps)}; '
+            'this is no episode of open-pi-zero'
+        )
     for number, step in enumerate(steps):
         if type(step) is not dict or 'sampled_actions' not in step:
             raise DumpError(
@@ -243,7 +254,7 @@ def _read_steps(file: Path) -> list[dict[Any, Any]]:
 
 
 def _executed(file: Path, step: int, record: dict[Any, Any], samples: int) -> np.ndarray:
-    """Return the embedding of the executed sample (denoise, horizon, width): the last one."""
+    """Return the embedding of the executed sample, the last one: (denoise, horizon, width)."""
     embeds = record.get(FEATURE)
     if not isinstance(embeds, np.ndarray) or embeds.ndim != 4 or len(embeds) != samples:
         raise DumpError(
@@ -255,7 +266,7 @@ def _executed(file: Path, step: int, record: dict[Any, Any], samples: int) -> np
 
 
 def _chunk(file: Path, step: int, record: dict[Any, Any], before: list[np.ndarray]) -> np.ndarray:
-    """Return the action chunks of one step (samples, horizon, action_dim), the executed first."""
+    """Return the action chunks of one step, the executed first: (samples, horizon, action_dim)."""
     chunk = record['sampled_actions']
     if not isinstance(chunk, np.ndarray) or chunk.ndim != 3 or 0 in chunk.shape:
         raise DumpError(

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what openpi records while a policy runs: what its pi0 and pi0-FAST dumps have in common.
+"""Reads dumps of openpi: the part that pi0 and pi0-FAST have in common.
 
 A root holds ``env_records/*.pkl``, one per episode, and ``policy_records/*meta.pkl``, one per
-inference. Newer recordings name the latter ``step_{n}--{note}--task_{t}--ep_{e}--t_{step}``: then a
-record belongs to the episode that its name says. Plain ones are ``step_{n}``: then each episode
-takes as many of them as its ``model_infer_times`` says, in natural order, and one lost file would
-shift all later episodes, so that nothing is read unless the counts add up.
+inference. There are two ways to name a policy record:
+
+* ``step_{n}--{note}--task_{t}--ep_{e}--t_{step}`` (newer recordings): the record belongs to the
+  episode in its name.
+* ``step_{n}``: each episode takes the next ``model_infer_times`` records in natural order. One
+  lost file would shift all later episodes, so nothing is read unless the counts add up.
 """
 
 from __future__ import annotations
@@ -25,10 +27,10 @@ from safe_training.recordings.readers.base import (
     WholeDumpError,
     wanted_feature,
 )
+from safe_training.recordings.readers.listing import list_names
 from safe_training.recordings.readers.openpi_episodes import (
     POLICY_RECORDS,
     OpenpiEpisode,
-    list_names,
     list_root,
     no_inference,
     plain_text,
@@ -41,19 +43,56 @@ from vla_feature_bridge.signals import SignalError, rollout_signals
 from vla_feature_bridge.tensors import first_not_finite
 from vla_feature_bridge.tokens import pad_tokens, token_statistics
 
-#: Only pi0-FAST emits tokens, and only its records hold these.
+#: Only pi0-FAST emits tokens, so only its records hold one of these keys.
 _FAST_KEYS = {'pre_logits', 'encoded', 'logits', 'decode_step', 'action_start_index_in_vocab'}
-#: How many records may be unreadable before the policy is given up.
-_PEEKS = 8
+#: How many records are tried before the policy is unknown.
+_MAX_TRIES = 8
 
 
-def peek_policy(root: Path) -> str:
-    """Say which policy was recorded, ``pi0`` or ``pi0_fast``, from the first readable record.
+class _KeptRecords:
+    """Policy records that were read to recognise a dump, kept until their episode is read.
+
+    The readers of openpi look at the first record of a root to recognise its policy, and at the
+    first record of an episode to find the feature. The reading of the episode needs it once more.
+    """
+
+    _MOST = 4
+
+    def __init__(self) -> None:
+        self._records: dict[tuple[Path, int, int], dict[Any, Any]] = {}
+
+    def read(self, file: Path) -> dict[Any, Any]:
+        """Return a record and keep it; a file that has changed is read again."""
+        record = self.take(file)
+        self._records[self._key(file)] = record
+        while len(self._records) > self._MOST:
+            del self._records[next(iter(self._records))]
+        return record
+
+    def take(self, file: Path) -> dict[Any, Any]:
+        """Return a record, read now unless it is kept; keep it no longer."""
+        kept = self._records.pop(self._key(file), None) if self._records else None
+        return read_dict(file) if kept is None else kept
+
+    @staticmethod
+    def _key(file: Path) -> tuple[Path, int, int]:
+        try:
+            status = file.stat()
+        except OSError:
+            return file, -1, -1  # reading it gives the reason
+        return file, status.st_size, status.st_mtime_ns
+
+
+_kept = _KeptRecords()
+
+
+def find_policy(root: Path) -> str:
+    """Return the policy of a root, ``pi0`` or ``pi0_fast``, from its first readable record.
 
     Raises
     ------
     DumpError
-        There is no policy record, or none of the first ones can be read.
+        The root has no policy record, or none of the first records can be read.
     """
     names = list_names(root / POLICY_RECORDS, 'meta.pkl')
     if not names:
@@ -62,9 +101,9 @@ def peek_policy(root: Path) -> str:
             'copy the folder from its source again'
         )
     first: DumpError | None = None
-    for name in names[:_PEEKS]:
+    for name in names[:_MAX_TRIES]:
         try:
-            record = read_dict(root / POLICY_RECORDS / name)
+            record = _kept.read(root / POLICY_RECORDS / name)
         except DumpError as error:
             first = first or error
             continue
@@ -77,12 +116,14 @@ def peek_policy(root: Path) -> str:
 
 
 class OpenpiSource(EpisodeSource):
-    """One or several recordings of openpi. Sample 0 is the executed one.
+    """One or several roots of openpi. Sample 0 is the executed sample.
 
     Attributes
     ----------
     features : dict of str to tuple of str
         The arrays that can be the feature, the default first, with the names of their axes.
+    episodes : list of OpenpiEpisode
+        The episodes whose records are complete.
     """
 
     features: ClassVar[dict[str, tuple[str, ...]]]
@@ -95,7 +136,6 @@ class OpenpiSource(EpisodeSource):
                 f'{path}: expected one of the features {", ".join(choices)}, '
                 f'found {options.feature!r}'
             )
-        self._wanted: FeatureSpec | None = None
         self.episodes, self.unmatched = self._list()
 
     def _list(self) -> tuple[list[OpenpiEpisode], list[str]]:
@@ -120,17 +160,21 @@ class OpenpiSource(EpisodeSource):
         if not episode.records:
             raise no_inference(episode)
         file = episode.root / POLICY_RECORDS / episode.records[0]
-        record = self._read_record(episode, file)
+        record = self._checked(_kept.read(file), episode, file)
         name = self.options.feature or next((f for f in self.features if f in record), NO_FEATURE)
         if name == NO_FEATURE:
             if self.options.keep == 'raw' or self.options.pooling:
                 raise DumpError(
-                    f'{file}: expected one of {", ".join(self.features)} to pool or to keep raw, '
-                    'found none: this dump holds sampled actions alone'
+                    f'{file}: expected one of the features {", ".join(self.features)} to pool or '
+                    'to keep raw, found none: this dump holds only sampled actions; leave out '
+                    '--pooling and --keep raw'
                 )
             return FeatureSpec(NO_FEATURE, 0)
         self.raw_axes = self.features[name]
-        steps = StepFeatures(wanted_feature(self.path, name, self.raw_axes, self.options), name, 1)
+        wanted = wanted_feature(
+            self.path, name, self.raw_axes, self.options, self.default_pooling.get(name)
+        )
+        steps = StepFeatures(wanted, name, 1)
         steps.add(file, 0, self._raw(record, name, file))
         return steps.spec
 
@@ -144,13 +188,14 @@ class OpenpiSource(EpisodeSource):
         tokens: list[tuple[np.ndarray, np.ndarray] | None] = []
         for step, name in enumerate(episode.records):
             file = episode.root / POLICY_RECORDS / name
-            record = self._read_record(episode, file)
+            record = self._checked(_kept.take(file), episode, file)
             if spec.name != NO_FEATURE:
                 features.add(file, step, self._raw(record, spec.name, file))
             elif self.options.feature is None and set(self.features) & set(record):
                 raise DumpError(
-                    f'{file}: expected no features as in the first record of this dump, found '
-                    'some; the records of two recordings may be mixed'
+                    f'{file}: expected no feature, because the first record of this dump has '
+                    f'none, found {", ".join(sorted(set(self.features) & set(record)))}; '
+                    'the records of two recordings may be mixed: separate them'
                 )
             chunks.append(_chunk(file, step, record, chunks))
             tokens.append(_tokens(file, record))
@@ -166,7 +211,8 @@ class OpenpiSource(EpisodeSource):
         if episode.exec_horizon > actions.shape[2]:
             raise DumpError(
                 f'{episode.env_file}: expected replan_steps of at most {actions.shape[2]}, the '
-                f'actions of a chunk, found {episode.exec_horizon}'
+                f'number of actions in a chunk, found {episode.exec_horizon}; '
+                'the file is damaged or belongs to another recording'
             )
         try:
             signals = rollout_signals(actions, episode.exec_horizon)
@@ -207,13 +253,14 @@ class OpenpiSource(EpisodeSource):
             step = tokens.index(None)
             raise DumpError(
                 f'{episode.root / POLICY_RECORDS / episode.records[step]}: expected logits as in '
-                'the other records of this episode, found none'
+                'the other records of this episode, found none; copy the file from its source '
+                'again, or leave the episode out (--skip-bad)'
             )
         return pad_tokens([p for p, _ in present]), pad_tokens([e for _, e in present])
 
-    def _read_record(self, episode: OpenpiEpisode, file: Path) -> dict[Any, Any]:
-        """Read one policy record and hold what it says about itself against its episode."""
-        record = read_dict(file)
+    @staticmethod
+    def _checked(record: dict[Any, Any], episode: OpenpiEpisode, file: Path) -> dict[Any, Any]:
+        """Return a policy record after comparing its content with its episode."""
         if 'actions' not in record:
             raise DumpError(
                 f'{file}: expected actions, found only '
@@ -225,14 +272,16 @@ class OpenpiSource(EpisodeSource):
             if type(prompt) is str and plain_text(prompt) != plain_text(episode.description):
                 raise WholeDumpError(
                     f'{file}: expected a record of the task {episode.description!r}, found the '
-                    f'prompt {prompt[:80]!r}; a policy record is lost or from elsewhere, and the '
-                    'names do not tell which'
+                    f'prompt {prompt[:80]!r}; a policy record is lost or comes from another '
+                    'recording, and the file names do not say which: copy the folder from its '
+                    'source again'
                 )
             number = record.get('run/episode_idx')
             if type(number) is int and number != episode.episode_index:
                 raise WholeDumpError(
-                    f'{file}: expected a record of episode {episode.episode_index}, found one of '
-                    f'{number}; a policy record is lost or from elsewhere'
+                    f'{file}: expected a record of episode {episode.episode_index}, found a record '
+                    f'of episode {number}; a policy record is lost or comes from another '
+                    'recording: copy the folder from its source again'
                 )
         return record
 
@@ -241,7 +290,7 @@ class OpenpiSource(EpisodeSource):
             raise DumpError(
                 f'{file}: expected {name}, found only '
                 f'{", ".join(str(key)[:40] for key in list(record)[:16])}; choose another feature '
-                f'(--feature), {NO_FEATURE} for none'
+                f'(--feature), or read without features (--feature {NO_FEATURE})'
             )
         return record[name]
 
@@ -268,7 +317,7 @@ def _chunk(
 
 
 def _tokens(file: Path, record: Mapping[Any, Any]) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return probability and entropy of the emitted tokens; None where no logits are kept."""
+    """Return probability and entropy of the emitted tokens; None if the record has no logits."""
     logits = record.get('logits')
     if logits is None:
         return None

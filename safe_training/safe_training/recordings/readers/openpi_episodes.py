@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the episodes of an openpi dump: which record belongs to which."""
+"""Finds the episodes of an openpi dump, and the policy records of each episode."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.listing import list_names, natural_key
 from safe_training.recordings.readers.step_features import shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 
@@ -29,7 +30,7 @@ _MAX_INFERENCES = 1_000_000
 
 @dataclass(frozen=True)
 class OpenpiEpisode:
-    """One episode: what its env record says, and the policy records that belong to it.
+    """One episode: the content of its env record, and its policy records.
 
     Attributes
     ----------
@@ -37,7 +38,7 @@ class OpenpiEpisode:
     records : tuple of str
         Names of the policy records, in order.
     ordered_only : bool
-        The names did not tell to which episode the records belong, only their order.
+        The names do not say to which episode the records belong; only their order does.
     """
 
     root: Path
@@ -57,17 +58,17 @@ class OpenpiEpisode:
 
     @property
     def recorded(self) -> tuple[int, int]:
-        """Task and episode as the recorder numbered them."""
+        """The numbers of task and episode that the recorder gave."""
         return self.task_id, self.episode_index
 
 
 def is_root(path: Path) -> bool:
-    """Say whether a folder is one recording of openpi."""
+    """Tell whether a folder is one root of openpi."""
     return (path / ENV_RECORDS).is_dir() and (path / POLICY_RECORDS).is_dir()
 
 
 def find_roots(path: Path) -> list[Path]:
-    """Return the recordings in a folder: itself, or those up to two levels below it."""
+    """Return the roots in a folder: the folder itself, or roots up to two levels below it."""
     if not path.is_dir():
         return []
     if is_root(path):
@@ -82,34 +83,18 @@ def _folders(path: Path) -> list[Path]:
         return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
-def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Return a sort key in which ``step_2`` comes before ``step_10``."""
-    parts = re.split(r'(\d+)', name)
-    return [(0, int(part), '') if part.isdecimal() else (1, 0, part) for part in parts if part]
-
-
 def has_env_names_of_droid(root: Path) -> bool:
-    """Say whether the env records of a root are named as the Franka/DROID recordings are."""
+    """Tell whether the env records of a root have the names of Franka/DROID recordings."""
     names = list_names(root / ENV_RECORDS, '.pkl')
     return bool(names) and all(name.endswith('--meta.pkl') for name in names)
 
 
-def list_names(folder: Path, ending: str) -> list[str]:
-    """Return the files of a folder whose name ends so, in natural order."""
-    try:
-        with os.scandir(folder) as entries:
-            names = [entry.name for entry in entries if entry.name.endswith(ending)]
-    except OSError as error:
-        raise DumpError(f'{folder}: expected a readable folder, found {error.strerror}') from error
-    return sorted((name for name in names if not name.startswith('.')), key=natural_key)
-
-
 def read_dict(file: Path) -> dict[Any, Any]:
-    """Read a pickle that must be a dict; raises DumpError on anything else."""
+    """Return a pickle that must be a dict; raises DumpError if it is anything else."""
     record = load_pickle(file)
     if type(record) is not dict:
         raise DumpError(
-            f'{file}: expected a dict as openpi records, found {shape_text(record)}; '
+            f'{file}: expected a dict as openpi writes it, found {shape_text(record)}; '
             'this is no record of openpi'
         )
     return record
@@ -119,12 +104,12 @@ def read_dict(file: Path) -> dict[Any, Any]:
 
 
 def read_env_record(root: Path, name: str) -> OpenpiEpisode:
-    """Read the env record of one episode, without its policy records.
+    """Return one episode from its env record, without its policy records.
 
     Raises
     ------
     DumpError
-        A field is missing or of another kind, or the file name says something else.
+        A field is missing or of another kind, or contradicts the file name.
     """
     file = root / ENV_RECORDS / name
     record = read_dict(file)
@@ -177,14 +162,20 @@ def _integer(file: Path, record: Mapping[Any, Any], key: str, low: int, high: in
         value = value[()]
     if not isinstance(value, (bool, int, np.integer, np.bool_)) or not low <= int(value) <= high:
         shown = int(value) if isinstance(value, (int, np.integer)) else shape_text(value)
-        raise DumpError(f'{file}: expected {key} from {low} to {high}, found {shown}')
+        raise DumpError(
+            f'{file}: expected {key} from {low} to {high}, found {shown}; '
+            'this is no env record of openpi'
+        )
     return int(value)
 
 
 def _text(file: Path, record: Mapping[Any, Any], key: str) -> str:
     value = record.get(key, '')
     if type(value) is not str:
-        raise DumpError(f'{file}: expected {key} as text, found {shape_text(value)}')
+        raise DumpError(
+            f'{file}: expected {key} as text, found {shape_text(value)}; '
+            'this is no env record of openpi'
+        )
     return value
 
 
@@ -192,19 +183,19 @@ def _text(file: Path, record: Mapping[Any, Any], key: str) -> str:
 
 
 def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
-    """Tie the records of one root together.
+    """Return the episodes of one root with their policy records.
 
     Returns
     -------
     episodes : list of OpenpiEpisode
         In natural order of their env records.
     unmatched : list of str
-        What is wrong with the others, as messages.
+        One message for each record that belongs to no complete episode.
 
     Raises
     ------
     DumpError
-        The records cannot be tied at all: then no episode of the root can be trusted.
+        The records cannot be matched at all, so no episode of the root can be trusted.
     """
     episodes: list[OpenpiEpisode] = []
     unmatched: list[str] = []
@@ -223,53 +214,53 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
     names = [name for name in names if name.endswith('meta.pkl')]
     matches = [_POLICY_NAME.fullmatch(name) for name in names]
     if names and all(matches):
-        episodes, more = _tie_by_name(root, episodes, [m for m in matches if m])
+        episodes, more = _match_by_name(root, episodes, [m for m in matches if m])
     elif not any(matches):
-        episodes, more = _tie_by_order(root, episodes, names, unmatched), []
+        episodes, more = _match_by_order(root, episodes, names, unmatched), []
     else:
         plain = next(name for name, match in zip(names, matches, strict=True) if not match)
         raise DumpError(
             f'{root / POLICY_RECORDS / plain}: expected a name with task, episode and step as the '
-            'other records have, found none; records of two recordings may be mixed'
+            'other records have, found none; records of two recordings may be mixed: separate them'
         )
     episodes, twice = _without_duplicates(episodes)
     videos = set(list_names(root / ENV_RECORDS, '.mp4'))
     return [replace(e, video=_video(e, videos)) for e in episodes], unmatched + more + twice
 
 
-def _tie_by_order(
+def _match_by_order(
     root: Path, episodes: list[OpenpiEpisode], names: list[str], unmatched: list[str]
 ) -> list[OpenpiEpisode]:
     if unmatched:
         raise DumpError(
-            f'{unmatched[0]} (the names of the policy records do not tell to which episode they '
-            'belong, so that none can be read without this file)'
+            f'{unmatched[0]} (the names of the policy records do not say to which episode they '
+            'belong, so no record can be used without this file)'
         )
     total = sum(episode.inferences for episode in episodes)
     if total != len(names):
         raise DumpError(
             f'{root / POLICY_RECORDS}: expected {total} policy records, the sum of '
             f'model_infer_times of {len(episodes)} episodes, found {len(names)}; their names do '
-            'not tell to which episode they belong, so that none can be read: copy the folder '
+            'not say to which episode they belong, so no record can be used: copy the folder '
             'from its source again'
         )
-    tied = []
+    matched = []
     start = 0
     for episode in episodes:
         stop = start + episode.inferences
-        tied.append(replace(episode, records=tuple(names[start:stop]), ordered_only=True))
+        matched.append(replace(episode, records=tuple(names[start:stop]), ordered_only=True))
         start = stop
-    return tied
+    return matched
 
 
-def _tie_by_name(
+def _match_by_name(
     root: Path, episodes: list[OpenpiEpisode], matches: list[re.Match[str]]
 ) -> tuple[list[OpenpiEpisode], list[str]]:
     groups: dict[tuple[int, int], list[tuple[int, int, str]]] = {}
     for match in matches:
         step, task, index, time = map(int, match.groups())
         groups.setdefault((task, index), []).append((step, time, match.string))
-    tied = []
+    matched = []
     problems = []
     used = set()
     for episode in episodes:
@@ -286,11 +277,11 @@ def _tie_by_name(
         elif any(later <= earlier for earlier, later in itertools.pairwise(times)):
             problems.append(
                 f'{episode.env_file}: expected policy records whose time t_ rises with their step_ '
-                f'number, found another order in {records[0][2]} and the following; records of '
-                'two runs may be mixed'
+                f'number, found another order in {records[0][2]} and the next ones; records of '
+                'two runs may be mixed: separate them or leave the episode out'
             )
         else:
-            tied.append(replace(episode, records=tuple(name for _, _, name in records)))
+            matched.append(replace(episode, records=tuple(name for _, _, name in records)))
     problems += [
         f'{root / POLICY_RECORDS / min(records)[2]}: expected an env record of task {key[0]}, '
         f'episode {key[1]}, in {ENV_RECORDS}, found none for these {len(records)} policy records; '
@@ -298,15 +289,16 @@ def _tie_by_name(
         for key, records in sorted(groups.items())
         if key not in used
     ]
-    return tied, problems
+    return matched, problems
 
 
 def _group_of(
     episode: OpenpiEpisode, episodes: Iterable[OpenpiEpisode], groups: Iterable[tuple[int, int]]
 ) -> tuple[int, int]:
-    """Find the records of an episode: by task and number, or by its number where that is unique.
+    """Return the numbers under which the policy records of an episode are named.
 
-    Franka/DROID recordings of one task a root may number the task differently in both places.
+    They are task and episode, or the episode alone if its number is unique: in a Franka/DROID
+    recording with one task in each root, env and policy records may number the task differently.
     """
     if episode.recorded in groups:
         return episode.recorded
@@ -320,7 +312,7 @@ def _group_of(
 def _without_duplicates(
     episodes: list[OpenpiEpisode],
 ) -> tuple[list[OpenpiEpisode], list[str]]:
-    """Leave out every episode that is there twice: nothing tells which one is meant."""
+    """Leave out every episode that exists twice, because nothing says which one is right."""
     by_number: dict[tuple[int, int], list[OpenpiEpisode]] = {}
     for episode in episodes:
         by_number.setdefault(episode.recorded, []).append(episode)
@@ -334,7 +326,7 @@ def _without_duplicates(
 
 
 def _video(episode: OpenpiEpisode, videos: set[str]) -> str:
-    """Return the recording beside the env record, relative to the root; empty where none is."""
+    """Return the video of an episode, relative to the root; empty if there is none."""
     stem = episode.env_file.name.removesuffix('.pkl').removesuffix('--meta')
     candidates = [f'{stem}.mp4', episode.mp4_path.replace('\\', '/').rsplit('/', 1)[-1]]
     candidates += sorted(v for v in videos if v.startswith(stem) and 'external_left' in v)
@@ -343,8 +335,13 @@ def _video(episode: OpenpiEpisode, videos: set[str]) -> str:
 
 
 def no_inference(episode: OpenpiEpisode) -> DumpError:
-    return DumpError(f'{episode.env_file}: expected at least one inference, found none')
+    """Return the error of an episode without a policy record."""
+    return DumpError(
+        f'{episode.env_file}: expected at least one inference, found none; '
+        'leave the episode out (--skip-bad)'
+    )
 
 
 def plain_text(text: str) -> str:
+    """Return the words of a text in lower case, to compare prompts with task descriptions."""
     return ' '.join(re.findall(r'\w+', text.replace('_', ' ').casefold()))

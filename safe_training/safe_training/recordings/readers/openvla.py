@@ -2,24 +2,22 @@
 """Reads OpenVLA rollout dumps: LIBERO and WidowX, one or several samples a step.
 
 One episode is ``task{t}--ep{e}--succ{0|1}.csv`` and ``.pkl`` (and ``.mp4``), in one folder or in
-folders of any depth. The pickle holds the hidden states of the action tokens, the csv one row per
-step: the executed action and either each token's probability and entropy (one sample a step) or
-variances and cluster entropies over the samples.
+folders of any depth. The pickle holds the hidden states of the action tokens. The csv has one row
+for each step: the executed action, and either the probability and entropy of each token (one sample
+a step) or variances and cluster entropies over the samples.
 
-With ``feature='none'`` an episode may lack its pickle: the csv alone holds what the detectors of
-token statistics, action variances and signals need.
+With ``feature='none'`` an episode needs no pickle: the csv has everything for the detectors of
+token statistics, action variances and signals.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -27,8 +25,15 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import (
     NO_FEATURE,
     EpisodeSource,
+    Pooling,
     ReadOptions,
     wanted_feature,
+)
+from safe_training.recordings.readers.openvla_table import (
+    executed_actions,
+    read_table,
+    sample_signals,
+    token_quantity,
 )
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
@@ -37,26 +42,15 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 from vla_feature_bridge.tensors import first_not_finite
 
+_FEATURE = 'hidden_states'
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
-_ACTIONS = tuple(
-    f'action/{name}' for name in ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')
-)
-_SAMPLE_SIGNALS = (
-    'total_var',
-    'general_var',
-    'pos_var',
-    'rot_var',
-    'gripper_var',
-    'entropy_linkage.01',
-    'entropy_linkage.05',
-)
-#: openpi keeps its episode records under names of this form too, in a folder of this name.
+#: openpi gives its episode records names of the same form, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
 
 
 @dataclass(frozen=True)
 class _Episode:
-    """The files of one episode and what their name says; a file that is missing is None."""
+    """The files of one episode by their ending, and the content of their name."""
 
     name: str
     stem: Path
@@ -72,18 +66,21 @@ class OpenVlaSource(EpisodeSource):
     kind = 'openvla'
     looks_for = 'task{t}--ep{e}--succ{0|1}.csv and .pkl (OpenVLA dump)'
     policy = 'openvla'
+    default_pooling: ClassVar[dict[str, Pooling]] = {_FEATURE: (('token', 'last'),)}
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
-        if options.feature not in (None, 'hidden_states', NO_FEATURE):
+        if options.feature not in (None, _FEATURE, NO_FEATURE):
             raise DumpError(
-                f'{path}: expected feature hidden_states, the only one of an OpenVLA dump, '
+                f'{path}: expected feature {_FEATURE}, the only one of an OpenVLA dump, '
                 f'or {NO_FEATURE}, found {options.feature!r}'
             )
         self._featureless = options.feature == NO_FEATURE
         if not self._featureless:
             self.raw_axes = ('token',)
-            self._wanted = wanted_feature(path, 'hidden_states', self.raw_axes, options)
+            self._wanted = wanted_feature(
+                path, _FEATURE, self.raw_axes, options, self.default_pooling[_FEATURE]
+            )
         self._episodes, self.unmatched = _list_episodes(path)
         self._descriptions: dict[tuple[Path, int], str] = {}
         folders = {episode.stem.parent for episode in self._episodes}
@@ -132,7 +129,7 @@ class OpenVlaSource(EpisodeSource):
         if self._featureless:
             record = None if 'pkl' not in episode.files else _read_record(episode, ())
             instruction = record['task_description'] if record else self._description_of(episode)
-            table = _read_table(episode.files['csv'], None)
+            table = read_table(episode.files['csv'], None)
             steps = len(next(iter(table.values())))
             features, lengths = np.zeros((steps, 0), np.float32), None
         else:
@@ -140,14 +137,9 @@ class OpenVlaSource(EpisodeSource):
             instruction = record['task_description']
             states = _hidden_states(episode.files['pkl'], record['hidden_states'])
             features, lengths, spec = _features(episode.files['pkl'], states, spec)
-            table = _read_table(episode.files['csv'], len(features))
+            table = read_table(episode.files['csv'], len(features))
         suite = record['task_suite_name'] if record else ''
-        actions = _actions(episode.files['csv'], table)
-        own = {
-            name: table[f'action/{name}'].astype(np.float32)
-            for name in _SAMPLE_SIGNALS
-            if f'action/{name}' in table
-        }
+        actions = executed_actions(episode.files['csv'], table)
         video = episode.files.get('mp4')
         rollout = Rollout(
             features=features,
@@ -162,15 +154,15 @@ class OpenVlaSource(EpisodeSource):
             policy=self.policy,
             actions=actions,
             exec_horizon=1,
-            token_probability=_token_columns(table, 'prob'),
-            token_entropy=_token_columns(table, 'entropy'),
-            signals=rollout_signals(actions, 1) | own,
+            token_probability=token_quantity(table, 'prob'),
+            token_entropy=token_quantity(table, 'entropy'),
+            signals=rollout_signals(actions, 1) | sample_signals(table),
             video=str(video.relative_to(self.path)) if video else '',
         )
         return rollout, spec
 
     def _description_of(self, episode: _Episode) -> str:
-        """Take the instruction of an episode without pickle from another one of its task."""
+        """Return the instruction of an episode without pickle: that of an episode of its task."""
         key = (episode.stem.parent, episode.task_id)
         if key not in self._descriptions:
             self._descriptions[key] = ''
@@ -193,7 +185,7 @@ def _walk(path: Path) -> Iterator[Path]:
 
 
 def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
-    """Pair the files by their names; returns the episodes and what cannot be one, as messages."""
+    """Return the episodes, paired by file names, and a message for each file of no episode."""
     found: dict[tuple[Path, int, int, bool], dict[str, Path]] = {}
     others = []
     for file in _walk(path):
@@ -206,8 +198,8 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
             others.append(file)
     folders = {folder for folder, *_ in found}
     unmatched = [
-        f'{file}: expected a name like task0--ep0--succ1.pkl, found another; '
-        'give it its name back or move it away'
+        f'{file}: expected a name like task0--ep0--succ1.pkl, found another name; '
+        'give the file its old name or move it away'
         for file in others
         if file.parent in folders
     ]
@@ -216,11 +208,11 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
         name = (folder.relative_to(path) / f'task{task_id}--ep{index}').as_posix()
         stem = folder / f'task{task_id}--ep{index}--succ{int(success)}'
         if not {'csv', 'pkl'} & set(files):
-            continue  # a video on its own is no episode
+            continue  # a video alone is no episode
         if (folder, task_id, index, not success) in found:
             unmatched.append(
                 f'{stem}: expected one outcome of this episode, found files of both; '
-                'move the wrong ones away'
+                'move the wrong files away'
             )
             continue
         episodes.append(_Episode(name, stem, task_id, index, success, files))
@@ -237,8 +229,8 @@ def _check_files(episode: _Episode, needed: tuple[str, ...]) -> None:
         if suffix in needed and suffix not in episode.files:
             present = ' and '.join(sorted(file.name for file in episode.files.values()))
             raise DumpError(
-                f'{episode.stem}.{suffix}: expected this file with {holds} beside {present}, '
-                'found none; copy it from the source, or leave the episode out (--skip-bad)'
+                f'{episode.stem}.{suffix}: expected this file with {holds} next to {present}, '
+                'found none; copy it from its source, or leave the episode out (--skip-bad)'
                 + ('' if suffix == 'csv' else ', or read without features (--feature none)')
             )
 
@@ -264,7 +256,10 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
         )
     for key in ('task_description', 'task_suite_name'):
         if type(record.setdefault(key, '')) is not str:
-            raise DumpError(f'{file}: expected {key} as text, found {shape_text(record[key])}')
+            raise DumpError(
+                f'{file}: expected {key} as text, found {shape_text(record[key])}; '
+                'this is no OpenVLA episode'
+            )
     for key, named in (
         ('task_id', episode.task_id),
         (index_key, episode.episode_index),
@@ -283,7 +278,7 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
-    """Check the hidden states, however they were stored; returns one (tokens, width) per step."""
+    """Return the hidden states, (tokens, width) for each step, from any of their stored forms."""
     if type(value) is list and value:
         for step, part in enumerate(value):
             if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != value[0].shape:
@@ -312,7 +307,7 @@ def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
 def _features(
     file: Path, states: list[np.ndarray] | np.ndarray, spec: FeatureSpec
 ) -> tuple[np.ndarray, np.ndarray | None, FeatureSpec]:
-    """Pool step by step, so that no second copy of the whole episode is made."""
+    """Return features, lengths and feature; pools step by step, without a copy of the episode."""
     if not spec.pooled and isinstance(states, np.ndarray):
         StepFeatures(spec, 'hidden states', 1).add(file, 0, states[0])
         bad = first_not_finite(states)
@@ -324,74 +319,3 @@ def _features(
         steps.add(file, step, state)
     features, lengths = steps.stack()
     return features, lengths, steps.spec
-
-
-# -- csv
-
-
-def _read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
-    """Read the columns that are used, each as float64 (steps,); None takes any number of steps."""
-    try:
-        rows = list(csv.reader(io.StringIO(file.read_text(encoding='utf-8')), strict=True))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DumpError(f'{file}: expected a readable csv file, found {error}') from error
-    rows = [row for row in rows if row]
-    header = rows[0] if rows else []
-    missing = [name for name in _ACTIONS if name not in header]
-    if missing:
-        raise DumpError(
-            f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; '
-            'this is no table of an OpenVLA episode'
-        )
-    if steps is None and len(rows) == 1:
-        raise DumpError(f'{file}: expected a row for each step, found the header alone')
-    if steps is not None and len(rows) - 1 != steps:
-        raise DumpError(
-            f'{file}: expected {steps} rows, one for each hidden state of the pickle, '
-            f'found {len(rows) - 1}; the files belong to different episodes or one is cut short'
-        )
-    used = [name for name in header if name in _ACTIONS or _is_quantity(name)]
-    if len(set(used)) != len(used):
-        raise DumpError(f'{file}: expected every column once, found one repeated')
-    return {name: _column(file, rows, header.index(name)) for name in used}
-
-
-def _is_quantity(name: str) -> bool:
-    return name.removeprefix('action/') in _SAMPLE_SIGNALS or bool(_TOKEN.fullmatch(name))
-
-
-_TOKEN = re.compile(r'action/token_(\d{1,3})_(prob|entropy)')
-
-
-def _column(file: Path, rows: list[list[str]], column: int) -> np.ndarray:
-    values = np.empty(len(rows) - 1)
-    for line, row in enumerate(rows[1:]):
-        try:
-            values[line] = float(row[column])
-        except (ValueError, IndexError):
-            found = repr(row[column][:40]) if column < len(row) else 'a row that ends before it'
-            raise DumpError(
-                f'{file}: expected a number in row {line + 1}, column {rows[0][column]!r}, '
-                f'found {found}'
-            ) from None
-    return values
-
-
-def _actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:
-    """Return the executed actions as (steps, 1 sample, 1 action, 7), float32."""
-    actions = np.stack([table[name] for name in _ACTIONS], axis=1).astype(np.float32)
-    finite = np.isfinite(actions).all(axis=1)
-    if not finite.all():
-        raise DumpError(
-            f'{file}: expected finite actions, found NaN or infinity at step '
-            f'{int(np.argmin(finite))}'
-        )
-    return actions[:, None, None, :]
-
-
-def _token_columns(table: dict[str, np.ndarray], what: str) -> np.ndarray | None:
-    """Return one quantity of every token, float32 (steps, tokens); None where it is not kept."""
-    columns: list[np.ndarray] = []
-    while (name := f'action/token_{len(columns)}_{what}') in table:
-        columns.append(table[name])
-    return np.stack(columns, axis=1).astype(np.float32) if columns else None

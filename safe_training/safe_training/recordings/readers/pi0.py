@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads openpi's recordings of pi0, as on LIBERO: one root of env and policy records.
 
-The feature is ``pre_velocity`` ``(denoising steps, horizon, width)``, the action expert's state
-before the projection to a velocity, averaged over the horizon, then over the denoising steps.
+The feature is ``pre_velocity`` ``(denoising steps, horizon, width)``: the state of the action
+expert before its projection to a velocity, averaged over the horizon, then over the denoising
+steps.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from safe_training.recordings.readers.openpi import OpenpiSource, peek_policy
+from safe_training.recordings.readers.base import Pooling
+from safe_training.recordings.readers.openpi import OpenpiSource, find_policy
 from safe_training.recordings.readers.openpi_episodes import is_root
 
 
@@ -20,10 +22,13 @@ class Pi0Source(OpenpiSource):
     kind = 'pi0'
     looks_for = 'env_records/*.pkl and policy_records/*meta.pkl (openpi)'
     policy = 'pi0'
+    default_pooling: ClassVar[dict[str, Pooling]] = {
+        'pre_velocity': (('horizon', 'mean'), ('denoise', 'mean'))
+    }
     features: ClassVar[dict[str, tuple[str, ...]]] = {'pre_velocity': ('denoise', 'horizon')}
 
     @staticmethod
     def detect(path: Path) -> str | None:
-        if not is_root(path) or peek_policy(path) != 'pi0':
+        if not is_root(path) or find_policy(path) != 'pi0':
             return None
-        return 'holds env_records and policy_records, without anything of a token policy'
+        return 'holds env_records and policy_records without tokens'

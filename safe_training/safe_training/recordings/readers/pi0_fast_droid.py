@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads openpi's recordings of pi0-FAST on the Franka (DROID): several roots, one protocol.
 
-As published (Gu et al., SAFE, arXiv 2506.09937): tasks are numbered by their sorted descriptions
-over all roots; only episodes of a task's standard length stay; each task's success rate is
-balanced, and its number of rollouts limited, by drawing what to leave out.
+The protocol is as published (Gu et al., SAFE, arXiv 2506.09937). Tasks are numbered by their sorted
+descriptions over all roots. Only episodes of the standard length of their task stay. For each task
+random episodes are left out, which balances the success rate and limits the number of rollouts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.openpi import peek_policy
+from safe_training.recordings.readers.openpi import find_policy
 from safe_training.recordings.readers.openpi_episodes import (
     OpenpiEpisode,
     find_roots,
@@ -26,7 +26,7 @@ from safe_training.recordings.readers.openpi_episodes import (
 )
 from safe_training.recordings.readers.pi0_fast import Pi0FastSource
 
-#: Inferences of a task whose standard is not its longest episode.
+#: Inferences of a task whose standard length is not that of its longest episode.
 STANDARD_LENGTH = {'close the drawer': 25}
 SUCCESS_RATE = (0.5, 0.5)
 MAX_ROLLOUTS = 60
@@ -34,7 +34,7 @@ _SEED = 0
 
 
 class Pi0FastDroidSource(Pi0FastSource):
-    """Roots of pi0-FAST on the Franka; ``all_episodes`` keeps what the protocol leaves out."""
+    """Roots of pi0-FAST on the Franka; ``all_episodes`` keeps every episode."""
 
     kind = 'pi0_fast_droid'
     looks_for = 'folders with env_records/*--meta.pkl and policy_records/*meta.pkl (openpi, DROID)'
@@ -44,7 +44,7 @@ class Pi0FastDroidSource(Pi0FastSource):
         roots = find_roots(path)
         if not roots or (is_root(path) and not has_env_names_of_droid(path)):
             return None
-        if peek_policy(roots[0]) != 'pi0_fast':
+        if find_policy(roots[0]) != 'pi0_fast':
             return None
         return f'holds {len(roots)} root{"s" * (len(roots) > 1)} of env_records and policy_records'
 
@@ -96,7 +96,7 @@ def _renumber_tasks(episodes: list[OpenpiEpisode]) -> list[OpenpiEpisode]:
 
 
 def _renumber_episodes(episodes: list[OpenpiEpisode]) -> list[OpenpiEpisode]:
-    """Number the episodes of each task by the path of their video, as the publication does."""
+    """Return the episodes numbered in each task by the path of their video, as published."""
     by_task: dict[int, list[tuple[str, str]]] = {}
     for episode in episodes:
         by_task.setdefault(episode.task_id, []).append((episode.mp4_path, episode.name))
@@ -122,7 +122,7 @@ def balanced(
     most: int | None,
     random: np.random.RandomState,
 ) -> list[int]:
-    """Choose rollouts so that the success rate of every task lies in [lowest, highest].
+    """Return the rollouts that stay so that each task's success rate is in [lowest, highest].
 
     Parameters
     ----------
@@ -130,9 +130,9 @@ def balanced(
     lowest, highest : float
         The smallest and largest success rate of a task.
     most : int or None
-        How many rollouts of a task may stay.
+        The largest number of rollouts of a task; None is no limit.
     random : RandomState
-        Draws what is left out; the legacy generator, because the published subset is its result.
+        Draws the rollouts to leave out: the legacy generator, because it drew the published subset.
 
     Returns
     -------

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads pooled rollouts from one NumPy archive: every episode's steps in one long array.
+"""Reads pooled rollouts from one NumPy archive: the steps of all episodes in one long array.
 
 Rollout i is rows ``offsets[i]:offsets[i + 1]`` of every array with one row per step. Two layouts:
 
 * *named*: ``offsets``, ``success``, ``task`` (names), and ``features`` or ``action_signals`` with
   ``action_signal_names`` or both;
 * *numbered*: ``offsets``, ``success``, ``task_id`` into ``task_names``, features ``feat_*``, and
-  ``sampled_actions``, ``action``, ``token_prob``, ``token_entropy``, ``meta_json`` where kept.
+  optionally ``sampled_actions``, ``action``, ``token_prob``, ``token_entropy``, ``meta_json``.
 
-An archive without features gives rollouts whose feature is empty, shape (T, 0): enough for the
-detectors that read signals, actions or the step number alone.
+An archive without features gives rollouts with an empty feature, shape (T, 0). Detectors that read
+only signals, actions or the step number need no more.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DEFAULT_FEATURES = ('features', 'feat_mean')
 
 
 class PooledNpzSource(Source):
-    """One ``.npz`` archive of pooled rollouts; nothing in it is ever unpickled."""
+    """One ``.npz`` archive of pooled rollouts; it is read without unpickling."""
 
     kind = 'pooled_npz'
     looks_for = 'a .npz with offsets, success, and task or task_id (pooled rollouts)'
@@ -42,13 +42,14 @@ class PooledNpzSource(Source):
         super().__init__(path, why, options)
         if options.pooling:
             raise DumpError(
-                f'{path}: expected no pooling, the features of this archive are pooled already, '
-                f'found {", ".join("=".join(pair) for pair in options.pooling)}; choose among its '
-                'features instead (--feature)'
+                f'{path}: expected no pooling, because the features of this archive are pooled '
+                f'already, found {", ".join("=".join(pair) for pair in options.pooling)}; '
+                'choose one of its features instead (--feature)'
             )
         if options.keep == 'raw':
             raise DumpError(
-                f'{path}: expected no wish for raw features, this archive holds pooled ones alone'
+                f'{path}: expected pooled features, the only kind in this archive, found '
+                '--keep raw; leave it out'
             )
         self._shapes = shapes(path)
         self._offsets = self._read_offsets()
@@ -120,7 +121,7 @@ class PooledNpzSource(Source):
         exec_horizon = 1
         own = {key: np.ascontiguousarray(values[rows]) for key, values in steps['signals'].items()}
         if actions is not None:
-            # A chunk cannot execute more than it holds: token policies emit one action.
+            # A robot cannot execute more actions than a chunk holds; token policies emit one.
             exec_horizon = min(int(self._meta.get('exec_horizon', 1)), actions.shape[2])
             try:
                 own = rollout_signals(actions, exec_horizon) | own
@@ -167,7 +168,10 @@ class PooledNpzSource(Source):
             )
         offsets = offsets.astype(np.int64)
         if offsets[0] != 0 or (np.diff(offsets) < 0).any():
-            raise DumpError(f'{self.path}: expected offsets that start at 0 and never fall')
+            raise DumpError(
+                f'{self.path}: expected offsets that start at 0 and never fall, found others; '
+                'the archive is damaged'
+            )
         return offsets
 
     def _read_meta(self) -> dict[str, Any]:
@@ -185,7 +189,7 @@ class PooledNpzSource(Source):
         return arguments
 
     def _feature_choices(self) -> dict[str, int]:
-        """Return the arrays that can be the feature, with their width."""
+        """Return the names of the arrays that can be the feature, with their width."""
         steps = int(self._offsets[-1])
         choices = {
             name: shape[1]

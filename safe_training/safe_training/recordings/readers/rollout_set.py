@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a rollout set as a source, so that it can stand wherever a dump can.
+"""Reads a rollout set as a source, so that it can be used wherever a dump can.
 
-A raw set is pooled while it is read: the pooling can be changed without going back to the dump.
+A raw set is pooled while it is read, so another pooling does not need the dump again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 
 class RolloutSetSource(EpisodeSource):
-    """A folder written by :class:`RolloutSetWriter`; arrays stay on disk until they are read."""
+    """A folder of :class:`RolloutSetWriter`; arrays stay on disk until they are used."""
 
     kind = 'rollout_set'
     looks_for = f'{MANIFEST} (rollout set)'
@@ -31,8 +31,8 @@ class RolloutSetSource(EpisodeSource):
         self.stored = stored = self.set.feature
         if options.feature not in (None, stored.name):
             raise DumpError(
-                f'{path}: expected feature {stored.name!r}, the one of this set, '
-                f'found {options.feature!r}; convert the dump again'
+                f'{path}: expected feature {stored.name!r}, the only one of this set, '
+                f'found {options.feature!r}; convert the dump again with another --feature'
             )
         if not stored.pooled:
             self.raw_axes = stored.axes
@@ -45,13 +45,13 @@ class RolloutSetSource(EpisodeSource):
         self._wanted = stored
         if options.keep == 'raw' and stored.axes:
             raise DumpError(
-                f'{path}: expected a raw set, this one holds {stored}; '
+                f'{path}: expected a raw set, found pooled features, {stored}; '
                 'convert the dump again with --keep raw'
             )
         if options.pooling not in (None, stored.pooling):
             raise DumpError(
-                f'{path}: expected no other pooling, this set holds {stored}; convert the dump '
-                'again, or keep a raw set (--keep raw), which can be pooled in any way'
+                f'{path}: expected the pooling of this set, {stored}, found another one in the '
+                'options; convert the dump again, with --keep raw to allow any pooling later'
             )
 
     @staticmethod
@@ -87,7 +87,7 @@ class RolloutSetSource(EpisodeSource):
             raise DumpError(str(error)) from error
 
     def _pool(self, rollout: Rollout, spec: FeatureSpec | None = None) -> Rollout:
-        """Reduce raw features step by step, as a reader of the dump would have."""
+        """Return a rollout with pooled features; pools step by step, as a reader of a dump does."""
         file = self.path / ARRAYS / rollout.episode_id
         steps = StepFeatures(spec or self._wanted, f'raw {self.stored.name}', len(rollout))
         for step in range(len(rollout)):

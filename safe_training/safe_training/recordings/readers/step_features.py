@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the features of an episode from the raw tensors of its steps, pooled or as they are."""
+"""Turns the raw tensors of the steps of an episode into its features, pooled or raw."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 
 
 class StepFeatures:
-    """Takes one raw tensor after the other and keeps no more of it than is wanted.
+    """The features of one episode; takes the raw tensor of one step after the other.
 
     Parameters
     ----------
     spec : FeatureSpec
-        What is wanted; a width of 0 is learnt from the first step.
+        The expected feature; a width of 0 is set by the first step.
     what : str
-        Name of the tensor in messages, such as ``hidden states``.
+        Name of the tensor in messages, for example ``hidden states``.
     steps : int
-        How many steps will come, so that raw ones of one shape are gathered without a second copy.
+        Number of steps of the episode, so that raw tensors of one shape are not copied twice.
     """
 
     def __init__(self, spec: FeatureSpec, what: str, steps: int) -> None:
@@ -37,13 +37,13 @@ class StepFeatures:
         self._block: np.ndarray | None = None
 
     def add(self, file: Path, step: int, raw: Any) -> None:
-        """Take the tensor ``(*axes, width)`` of one step.
+        """Add the tensor ``(*axes, width)`` of one step.
 
         Raises
         ------
         DumpError
-            It is no tensor of floats with these axes, is empty, has NaN or infinity, another width
-            than expected, or (raw) another shape or dtype than the step before.
+            The tensor is not of floats, has other axes, is empty, has NaN or infinity, has another
+            width than expected, or (raw) has another shape or dtype than the step before.
         """
         axes = ', '.join([*self.spec.axes, 'width'])
         if not isinstance(raw, np.ndarray) or raw.ndim != len(self.spec.axes) + 1:
@@ -62,7 +62,7 @@ class StepFeatures:
                 'leave the episode out (--skip-bad) or record it again'
             )
         try:
-            # Averages are taken in float32 whatever the stored dtype, selections are exact.
+            # Averages are computed in float32 for every stored dtype; selections are exact.
             row = self.spec.apply(raw) if self.spec.pooled else raw
         except PoolingError as error:
             raise DumpError(f'{file}: {error}') from error
@@ -73,7 +73,7 @@ class StepFeatures:
         self._keep(row)
 
     def _keep(self, row: np.ndarray) -> None:
-        """Copy one row: a view would keep the whole file of its step in memory."""
+        """Copy one row, because a view would keep the complete file of its step in memory."""
         if self._block is None:
             self._block = np.empty((self._steps, *row.shape), row.dtype)
         taken = len(self._rows)
@@ -86,8 +86,8 @@ class StepFeatures:
     def _check_raw(self, file: Path, step: int, raw: np.ndarray) -> None:
         if self.spec.dim not in (0, raw.shape[-1]):
             raise DumpError(
-                f'{file}: expected {self.what} that are {self.spec.dim} wide as in the other '
-                f'episodes, found {raw.shape[-1]} at step {step}'
+                f'{file}: expected {self.what} of width {self.spec.dim} as in the other episodes, '
+                f'found width {raw.shape[-1]} at step {step}; leave the episode out (--skip-bad)'
             )
         first = self._rows[0] if self._rows else raw
         if raw.dtype != first.dtype or raw.shape[1:] != first.shape[1:]:
@@ -97,8 +97,14 @@ class StepFeatures:
             )
 
     def stack(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Return the features ``(T, ...)`` and, where the first raw axis differs from step to
-        step, its lengths ``(T,)``; the features are padded with zeros then.
+        """Return the features and the lengths of their first raw axis.
+
+        Returns
+        -------
+        features : ndarray, shape (T, ...)
+            Padded with zeros if the first raw axis differs from step to step.
+        lengths : ndarray, shape (T,), or None
+            None if the first raw axis is equally long in every step.
         """
         rows, self._rows = self._rows, []
         block, self._block = self._block, None
@@ -115,7 +121,7 @@ class StepFeatures:
 
 
 def shape_text(value: Any) -> str:
-    """Say what a value from a dump is, for a message."""
+    """Return the kind or shape of a value from a dump, for a message."""
     if isinstance(value, np.ndarray):
         return f'an array of shape {value.shape}'
     if type(value) in (list, dict) and not value:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Puts a second root, of tasks that no detector may train on, behind a first one."""
+"""Joins two roots; the tasks of the second root are unseen: no detector may train on them."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from vla_feature_bridge.rollout import Rollout
 
 
 class WithUnseenRoot(EpisodeSource):
-    """The episodes of ``seen``, then those of ``unseen``.
+    """The episodes of ``seen``, then the episodes of ``unseen``.
 
-    The latter have ``Rollout.unseen`` set, their task numbers follow those of ``seen``, and the
-    names of their episodes begin with ``unseen/``.
+    The episodes of ``unseen`` have ``Rollout.unseen`` set. Their task numbers follow the task
+    numbers of ``seen``, and their names begin with ``unseen/``.
     """
 
     kind = ''
@@ -26,8 +26,8 @@ class WithUnseenRoot(EpisodeSource):
         super().__init__(seen.path, f'{seen.why}; unseen: {unseen.why}', seen.options)
         if seen.kind != unseen.kind:
             raise DumpError(
-                f'{unseen.path}: expected unseen tasks as {seen.kind} like {seen.path}, '
-                f'found {unseen.kind}'
+                f'{unseen.path}: expected unseen tasks in the format of {seen.path}, '
+                f'{seen.kind}, found {unseen.kind}; convert both to rollout sets first'
             )
         self.seen, self.unseen = seen, unseen
         self.kind = seen.kind  # type: ignore[misc]
@@ -64,8 +64,9 @@ class WithUnseenRoot(EpisodeSource):
         feature, other = self.seen.feature, self.unseen.feature
         if feature != other:
             raise DumpError(
-                f'{self.unseen.path}: expected {feature}, {feature.dim} wide, as in '
-                f'{self.seen.path}, found {other}, {other.dim} wide'
+                f'{self.unseen.path}: expected {feature} of width {feature.dim} as in '
+                f'{self.seen.path}, found {other} of width {other.dim}; '
+                'give two roots of the same policy'
             )
         self.raw_axes = self.seen.raw_axes
         return feature

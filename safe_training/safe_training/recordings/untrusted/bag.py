@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of a rosbag2 recording, from mcap or sqlite3 files, whole or refused.
+"""Reads the messages of a rosbag2 recording from mcap or sqlite3 files, completely or not at all.
 
-A recording may come from anywhere, so nothing here believes a length before it has been held
-against the file: no record reaches past the end, nothing unpacks to more than a bounded multiple of
-the file, and no message definition found in a bag becomes code. That is why the storage is read
-here, while the rosbags library, which believes lengths, is given single messages (bag_messages) and
-what we write ourselves (bags).
+A recording may come from anywhere. Every length is therefore compared with the file before it is
+used: no record reaches past the end, nothing unpacks to more than a bounded multiple of the file,
+and no message definition in a recording becomes code. The rosbags library trusts lengths, so the
+storage is read here, and that library gets only single messages (``cdr``) and our own recordings
+(``write_bag``).
 """
 
 from __future__ import annotations
@@ -50,17 +50,18 @@ class Bag:
     path : Path
         The folder or file.
     why : str
-        What showed that it is a recording.
+        The fact that showed that it is a recording.
     files : list of Path
         Its storage files, in order.
     compression : str
-        ``file``, ``message`` or empty, of the whole recording; chunks of mcap have their own.
+        Compression of the whole recording: ``file``, ``message`` or empty. Chunks of mcap have
+        their own.
     stated : dict of str to int
-        Number of messages of each type, as the metadata says; empty where there is none.
+        Number of messages of each type according to the metadata; empty if there is none.
     custom : dict of str to str
         ``custom_data`` of the metadata.
     topics : list of Topic
-        All topics, also those without a message; known once the messages have been read.
+        All topics, also those without a message; known after the messages have been read.
     """
 
     path: Path
@@ -72,12 +73,12 @@ class Bag:
     topics: list[Topic] = field(default_factory=list)
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
-        """Yield the messages of some types; time may run back by a little, as it was recorded.
+        """Yield the messages of some types in recorded order; their times may run back a little.
 
         Raises
         ------
         DumpError
-            A file is cut, damaged, or unpacks to more than a recording would.
+            A file is cut, damaged, or unpacks to more than a recording can hold.
         """
         counts: Counter[str] = Counter()
         for file in self.files:
@@ -131,7 +132,7 @@ def _unpack_file(file: Path, plain: Path) -> None:
 
 
 def detect_bag(path: Path) -> str | None:
-    """Say why ``path`` is a recording; None if it is not. Reads names and first bytes only."""
+    """Return why ``path`` is a recording, None if it is not; reads only names and first bytes."""
     if path.is_dir():
         metadata = path / METADATA
         if metadata.is_file():
@@ -142,7 +143,7 @@ def detect_bag(path: Path) -> str | None:
         storage = [name for name in names if name.removesuffix('.zstd').endswith(SUFFIXES)]
         return f'holds {storage[0]}' if storage else None
     if not path.is_file():
-        return None  # a pipe would be waited for
+        return None  # opening a pipe would wait for its writer
     if path.name.removesuffix('.zstd').endswith(SUFFIXES):
         return f'is named *{path.suffix}'
     with path.open('rb') as stream:
@@ -158,24 +159,27 @@ def open_bag(path: Path) -> Bag:
     Raises
     ------
     DumpError
-        Metadata or a storage file is missing or broken, or uses what is not supported.
+        Metadata or a storage file is missing, damaged, or of a kind that is not supported.
     """
     why = detect_bag(path)
     if why is None:
-        raise DumpError(f'{path}: expected a rosbag2 recording, found none')
+        raise DumpError(f'{path}: expected a rosbag2 recording, found none; check the path')
     if not path.is_dir():
         return _open_file(path, why)
     if not (path / METADATA).is_file():
         raise DumpError(
             f'{path / METADATA}: expected the metadata of a recording ({why}), found none; make '
-            'it with: ros2 bag reindex, or give the storage file itself'
+            'it with: ros2 bag reindex, or give the path of the storage file'
         )
     if (path / METADATA).stat().st_size > MAX_METADATA_BYTES:
-        raise DumpError(f'{path / METADATA}: expected at most {MAX_METADATA_BYTES} bytes')
+        raise DumpError(
+            f'{path / METADATA}: expected at most {MAX_METADATA_BYTES} bytes, found '
+            f'{(path / METADATA).stat().st_size}; {COPY_AGAIN}'
+        )
     try:
         text = (path / METADATA).read_text(encoding='utf-8')
     except ValueError as error:
-        raise DumpError(f'{path / METADATA}: expected text, found {error}') from None
+        raise DumpError(f'{path / METADATA}: expected text, found {error}; {COPY_AGAIN}') from None
     bag = Bag(path, why, [])
     _read_metadata(bag, path / METADATA, text)
     return bag
@@ -187,7 +191,7 @@ def _open_file(path: Path, why: str) -> Bag:
     with bag._opened(path) as storage:
         if isinstance(storage, McapFile) and (text := storage.metadata()):
             _read_metadata(bag, path, text)
-    # The metadata is that of the whole recording, of which this may be one of several files.
+    # The metadata describes the whole recording; this file may be one of several.
     bag.files, bag.stated = [path], {}
     if compression or bag.compression == 'file':
         bag.compression = compression
@@ -200,7 +204,7 @@ def _read_metadata(bag: Bag, file: Path, text: str) -> None:
 
     try:
         content = YAML(typ='safe').load(text)
-    # A parser of forged text may fail in more ways than it documents.
+    # A parser of forged text may raise more than it documents.
     except (YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise DumpError(f'{file}: expected YAML of rosbag2, found {reason}; {COPY_AGAIN}') from None
@@ -220,14 +224,17 @@ def _read_metadata(bag: Bag, file: Path, text: str) -> None:
 def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
     storage = information['storage_identifier']
     if storage not in _STORAGES:
-        raise DumpError(f'{file}: expected storage mcap or sqlite3, found {str(storage)[:40]!r}')
+        raise DumpError(
+            f'{file}: expected storage mcap or sqlite3, found {str(storage)[:40]!r}; '
+            'convert the recording with: ros2 bag convert'
+        )
     mode = str(information.get('compression_mode') or '').lower()
     form = str(information.get('compression_format') or '').lower()
     packed = mode in ('file', 'message')
     if mode not in ('', 'none') and (not packed or form != 'zstd'):
         raise DumpError(
             f'{file}: expected zstd compression of files or messages, found {form[:40]!r} of '
-            f'{mode[:40]!r}'
+            f'{mode[:40]!r}; convert the recording with: ros2 bag convert'
         )
     bag.compression = mode if packed else ''
     for entry in information['topics_with_message_count']:
@@ -241,7 +248,7 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
     if type(names) is not list or not names:
         raise TypeError('no relative_file_paths')
     for name in names:
-        # Only the last part counts, as for ros2 bag: a recording holds its own files.
+        # Only the last part counts, as in ros2 bag: a recording holds its own files.
         place = bag.path / PurePosixPath(str(name)).name
         if bag.path.is_dir() and not place.is_file():
             raise DumpError(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What unpacking a compressed recording may cost."""
+"""Limits on the cost of unpacking a compressed recording."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from safe_training.recordings.errors import DumpError
 MCAP_MAGIC = b'\x89MCAP0\r\n'
 SQLITE_MAGIC = b'SQLite format 3\x00'
 
-#: A metadata file names topics and files; ours also holds some 100 bytes for each episode.
+#: A metadata file names topics and files; our files also hold about 100 bytes for each episode.
 MAX_METADATA_BYTES = 16 << 20
 #: A chunk holds about 1 MB, or one message if that is larger.
 _MAX_CHUNK_BYTES = 64 << 20
-#: All that is unpacked from a file: this much anyway, and this multiple of its size.
+#: A file may unpack to this many bytes plus this multiple of its size.
 _FREE_BYTES = 64 << 20
 _MAX_RATIO = 256
 COPY_BYTES = 1 << 20
 
-COPY_AGAIN = 'copy the file again, or mend the recording with: ros2 bag reindex'
+COPY_AGAIN = 'copy the file again, or repair the recording with: ros2 bag reindex'
 
 
 class Topic(NamedTuple):
-    """A topic; ``encoding`` is that of its embedded definition, empty where there is none."""
+    """A topic; ``encoding`` is that of its embedded definition, empty if there is none."""
 
     name: str
     type: str
@@ -36,7 +36,7 @@ class Topic(NamedTuple):
 
 
 class Message(NamedTuple):
-    """One recorded message; ``time`` is when it was recorded [ns]."""
+    """One recorded message; ``time`` is the time of recording [ns]."""
 
     topic: Topic
     time: int
@@ -44,28 +44,30 @@ class Message(NamedTuple):
 
 
 class Budget:
-    """How much may still be unpacked from one file."""
+    """The number of bytes that one file may still unpack to."""
 
     def __init__(self, name: Path, size: int) -> None:
         self.name = name
         self.left = _FREE_BYTES + _MAX_RATIO * size
 
     def spend(self, amount: int) -> None:
+        """Count unpacked bytes; raises DumpError if the file unpacks to too many."""
         self.left -= amount
         if amount > _MAX_CHUNK_BYTES or self.left < 0:
             raise DumpError(
-                f'{self.name}: expected a recording, found a file that unpacks to far more than '
-                'recordings do; it was made to fill the memory'
+                f'{self.name}: expected a recording, found a file that unpacks to far more bytes '
+                'than a recording does; it was made to fill the memory: do not use it'
             )
 
     def unpack_zstd(self, data: bytes | memoryview) -> bytes:
+        """Return the content of one zstd frame; raises DumpError if it is damaged or too large."""
         limit = min(self.left, _MAX_CHUNK_BYTES)
         try:
             unpacker = zstd.ZstdDecompressor()
             out = unpacker.decompress(data, limit + 1)
             self.spend(len(out))
             if not unpacker.eof or unpacker.unused_data:
-                raise zstd.ZstdError('the compressed data does not end where it should')
+                raise zstd.ZstdError('compressed data that does not end where it should')
         except zstd.ZstdError as error:
             raise DumpError(
                 f'{self.name}: expected zstd data, found {error}; {COPY_AGAIN}'
@@ -73,13 +75,14 @@ class Budget:
         return out
 
     def unpack_lz4(self, data: bytes | memoryview) -> bytes:
+        """Return the content of one lz4 frame; raises DumpError if it is damaged or too large."""
         limit = min(self.left, _MAX_CHUNK_BYTES)
         try:
             unpacker = lz4.frame.LZ4FrameDecompressor()
             out: bytes = unpacker.decompress(data, max_length=limit + 1)
             self.spend(len(out))
             if not unpacker.eof or unpacker.unused_data:
-                raise RuntimeError('the compressed data does not end where it should')
+                raise RuntimeError('compressed data that does not end where it should')
         except (RuntimeError, EOFError) as error:
             raise DumpError(
                 f'{self.name}: expected lz4 data, found {error}; {COPY_AGAIN}'

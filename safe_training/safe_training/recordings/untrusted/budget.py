@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file may cost: its size, its values, its copies. Reading costs no more than that."""
+"""Limits on the cost of reading a pickle: its size, its values, its copies."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ import numpy as np
 MAX_FILE_BYTES = 4 << 30
 MAX_OPCODES = 5_000_000
 MAX_DEPTH = 64
-#: How many times the size of its file the arrays of a tree may take, repeats counted.
+#: The arrays of a tree, repeats included, take at most this multiple of the file's size.
 MAX_EXPANSION = 4
 SLACK_BYTES = 1 << 20
 
 GET_AGAIN = 'copy the file from its source again'
-_DISTRUST = 'nothing was executed; do not use this file unless you know why it says that'
+_DISTRUST = 'nothing was executed; do not use this file unless you know why it holds that'
 
 
 class Refused(Exception):
-    """A refusal inside the machine; becomes a DumpError once the file's name is known."""
+    """A refusal by the pickle machine; ``load_bytes`` turns it into a DumpError with the file."""
 
     def __init__(self, expected: str, found: str, advice: str = _DISTRUST) -> None:
         super().__init__(f'expected {expected}, found {found}; {advice}')
 
 
 class Budget:
-    """What a file of a given size may cost, shared by a pickle and the pickles inside it."""
+    """The remaining cost of a file of a given size; a pickle shares it with pickles inside it."""
 
     def __init__(self, file_bytes: int) -> None:
         self.bytes = MAX_EXPANSION * file_bytes + SLACK_BYTES
@@ -35,19 +35,20 @@ class Budget:
         self._copied = 0
 
     def spend_opcode(self) -> None:
+        """Count one opcode; raises Refused if there are too many."""
         self.opcodes -= 1
         if self.opcodes < 0:
             raise Refused(f'at most {MAX_OPCODES} pickle opcodes', 'more')
 
     def spend_copy(self, count: int) -> None:
-        """Ask before bytes are copied rather than viewed."""
+        """Count bytes before they are copied; raises Refused if there are too many."""
         self._copied += count
         if self._copied > self.bytes:
             raise Refused(f'arrays of at most {self.bytes} bytes for a file of this size', 'more')
 
 
 class Global:
-    """A name found in the table: what the file may apply to arguments, never a Python object."""
+    """A name of the table, with the function that builds its value; never a Python object."""
 
     def __init__(self, name: str, build: Callable[[Any, Budget], Any] | None) -> None:
         self.name = name
@@ -55,7 +56,7 @@ class Global:
 
 
 class Pending:
-    """An array or dtype between its REDUCE and its BUILD, and where the memo already has it."""
+    """An array or dtype between its REDUCE and its BUILD, with its memo slots."""
 
     def __init__(self, finish: Callable[[Any, Budget], Any]) -> None:
         self.finish = finish
@@ -71,6 +72,7 @@ class Storage:
 
 
 def decode(text: bytes) -> str:
+    """Return text from UTF-8; raises Refused if it is not UTF-8."""
     try:
         return text.decode('utf-8')
     except UnicodeDecodeError:
@@ -78,15 +80,18 @@ def decode(text: bytes) -> str:
 
 
 def kind_of(value: Any) -> str:
+    """Return the kind of a value of the pickle machine, for a message."""
     names = {Pending: 'an unfinished array', Storage: 'a torch storage'}
     return value.name if type(value) is Global else names.get(type(value), type(value).__name__)
 
 
 def shown(text: str) -> str:
+    """Return text in quotes, shortened, for a message."""
     return repr(text if len(text) <= 80 else text[:77] + '...')
 
 
 def lengths(value: Any, what: str) -> tuple[int, ...]:
+    """Return a tuple of lengths from 0, at most 32; raises Refused, which names ``what``."""
     if type(value) is not tuple or len(value) > 32:
         raise Refused(f'{what} as a tuple of at most 32 lengths', kind_of(value))
     for length in value:
@@ -98,4 +103,5 @@ def lengths(value: Any, what: str) -> tuple[int, ...]:
 def name_entry(
     module: str, name: str, build: Callable[[Any, Budget], Any] | None
 ) -> tuple[tuple[str, str], Global]:
+    """Return an entry of the table of names: (module, name) and its Global."""
     return (module, name), Global(f'{module}.{name}', build)

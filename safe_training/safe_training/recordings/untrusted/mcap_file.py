@@ -18,11 +18,9 @@ from safe_training.recordings.untrusted.bag_budget import (
     Topic,
 )
 
-# -- mcap
-
 
 class McapFile:
-    """One mcap file, mapped and read from its first record to its last; the index is not needed."""
+    """One mcap file, mapped and read from its first to its last record, without its index."""
 
     def __init__(self, file: Path, name: Path) -> None:
         self.name = name
@@ -33,17 +31,19 @@ class McapFile:
         self._channels: dict[int, Topic] = {}
         end = len(self._data) - len(MCAP_MAGIC)
         if end < 8 + 9 + 9 + 20 or bytes(self._data[end:]) != MCAP_MAGIC:
-            raise self._cut('the end of an mcap file', 'none: the file is cut or was never closed')
+            raise self._cut(
+                'the end of an mcap file', 'none, because the file is cut or was never closed'
+            )
 
     def _cut(self, expected: str, found: str) -> DumpError:
         return DumpError(f'{self.name}: expected {expected}, found {found}; {COPY_AGAIN}')
 
     def topics(self) -> list[Topic]:
-        """Return the topics that were met so far."""
+        """Return the topics found so far."""
         return list(self._channels.values())
 
     def metadata(self) -> str:
-        """Return the YAML that rosbag2 keeps inside the file; empty if there is none."""
+        """Return the YAML that rosbag2 stores in the file; empty if there is none."""
         for code, record in self._records(self._data[8 : len(self._data) - 8]):
             if code == 0x0C:
                 name, at = self._text(record, 0)
@@ -57,6 +57,7 @@ class McapFile:
         return ''
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
+        """Yield the messages of some types; raises DumpError if the file is cut or damaged."""
         seen, stated, last = 0, None, 0
         for code, record in self._records(self._data[8 : len(self._data) - 8]):
             last = code
@@ -101,7 +102,7 @@ class McapFile:
             raise self._cut(f'a schema {schema} of topic {topic[:200]!r}', 'none')
         found = Topic(topic, *self._schemas[schema])
         if encoding != 'cdr':
-            # Another program's topic in the same file; none of ours.
+            # A topic of another program in the same file.
             found = found._replace(type=f'{found.type} in {encoding[:40]!r}')
         if self._channels.setdefault(number, found) != found:
             raise self._cut(f'one channel {number}', 'two')
@@ -134,7 +135,7 @@ class McapFile:
             head = data[at : at + 9]
             length = int.from_bytes(head[1:], 'little') if len(head) == 9 else 0
             at += 9
-            # Code 0 stands for nothing: a run of zeros is no run of records.
+            # Code 0 is no record: zeros at the end of a cut file must not count as records.
             if len(head) != 9 or at + length > len(data) or head[0] == 0:
                 raise self._cut(f'a record of {length} bytes', f'{max(0, len(data) - at)} bytes')
             yield head[0], data[at : at + length]
@@ -143,7 +144,7 @@ class McapFile:
     def _number(self, record: memoryview, at: int, size: int) -> tuple[int, int]:
         part = record[at : at + size]
         if len(part) != size:
-            raise self._cut('a whole record', 'a short one')
+            raise self._cut('a complete record', 'a shorter one')
         return int.from_bytes(part, 'little'), at + size
 
     def _text(self, record: memoryview, at: int) -> tuple[str, int]:

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads arrays of an .npz archive; the headers are checked before anything is allocated."""
+"""Reads arrays of an .npz archive; checks headers before it allocates memory.
+
+``numpy.load`` would allocate whatever a header claims.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +19,14 @@ from safe_training.recordings.errors import DumpError
 _MAX_ARRAY_BYTES = 16 << 30
 
 
-# -- the archive itself: numpy.load would allocate what a header claims before reading it
-
-
 def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
-    """Read the header of every array in an archive."""
+    """Return shape and dtype of every array in an archive; reads only headers.
+
+    Raises
+    ------
+    DumpError
+        The file is no archive, is damaged, or holds Python objects.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return {
@@ -35,7 +41,13 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """Read one array; its claimed size is checked against the archive's directory first."""
+    """Return one array, after comparing its claimed size with the directory of the archive.
+
+    Raises
+    ------
+    DumpError
+        The archive has no such array, is damaged, or the sizes differ.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             shape, dtype, fortran, start = _read_header(archive, f'{name}.npy')
@@ -78,5 +90,7 @@ def _read_header(
         shape, fortran, dtype = read(member)
         start = member.tell()
     if dtype.hasobject:
-        raise ValueError(f'array {name} of Python objects, which is a pickle and is not read')
+        raise ValueError(
+            f'array {name} of Python objects, which would execute code when they are read'
+        )
     return shape, dtype, fortran, start

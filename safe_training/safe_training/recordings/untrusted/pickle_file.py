@@ -1,19 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the pickles of published rollout dumps without executing anything that they contain.
+"""Reads the pickles of published rollout dumps without executing anything in them.
 
-A pickle is a program. This module does not hand it to ``pickle``: it interprets the small part
-of the language that the dumps use, on a machine of its own. A name in the file (``os.system``)
-is only looked up in a short table, and what stands in the table are our own builder
-functions that make numpy arrays from bytes: nothing in the file ever becomes a Python callable,
-class or attribute access. Every other name and every other opcode is refused.
+A pickle is a program. This module never gives it to ``pickle``: a small machine interprets the part
+of the language that the dumps use. A name in the file (``os.system``) is only looked up in a short
+table of our own functions, which build numpy arrays from bytes. Nothing in the file becomes a
+Python callable, class or attribute access. Every other name and every other opcode is refused.
 
-What comes out is a tree of dict, list, tuple, str, int, float, bool, None, ``memoryview`` (byte
-strings, not copied), numpy scalars and read-only numpy arrays; torch tensors come out as numpy
-arrays, bfloat16 as ``ml_dtypes.bfloat16``.
+The result is a tree of dict, list, tuple, str, int, float, bool, None, ``memoryview`` (byte
+strings, not copied), numpy scalars and read-only numpy arrays. A torch tensor becomes a numpy
+array, bfloat16 becomes ``ml_dtypes.bfloat16``.
 
-Memory is bounded by the size of the file: lengths are checked before anything is taken, arrays
-are views of the file's own bytes and must use exactly the bytes they bring, and values that
-repeat each other (the "billion laughs") are counted as often as they would be visited.
+The size of the file bounds the memory. Lengths are checked before anything is read. Arrays are
+views of the bytes of the file and must use all bytes that belong to them. Values that refer to each
+other many times (the "billion laughs" attack) are counted each time.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ from safe_training.recordings.untrusted.pickle_torch import (
 
 
 def load_pickle(path: str | Path) -> Any:
-    """Read one pickle (or one ``torch.save`` zip archive) as a tree of plain values and arrays.
+    """Return one pickle, or one ``torch.save`` zip archive, as a tree of plain values and arrays.
 
     Returns
     -------
@@ -56,7 +55,7 @@ def load_pickle(path: str | Path) -> Any:
     Raises
     ------
     DumpError
-        The file is missing, too large, truncated, or holds anything else.
+        The file is missing, too large, truncated, or holds anything other than these values.
     """
     file = Path(path)
     try:
@@ -64,7 +63,7 @@ def load_pickle(path: str | Path) -> Any:
         if size > MAX_FILE_BYTES:
             raise DumpError(
                 f'{file}: expected a file of at most {MAX_FILE_BYTES} bytes, found {size}; '
-                'one episode does not need that much: check what this file is'
+                'an episode is never that large: check what this file is'
             )
         data = file.read_bytes()
     except OSError as error:
@@ -76,14 +75,14 @@ def load_pickle(path: str | Path) -> Any:
 
 
 def load_bytes(data: bytes, name: str) -> Any:
-    """Read one pickle from memory, as :func:`load_pickle` does from a file.
+    """Return one pickle in memory as :func:`load_pickle` does for a file.
 
     Parameters
     ----------
     data : bytes
         The whole pickle.
     name : str
-        What to call it in error messages.
+        Its name in error messages.
 
     Raises
     ------

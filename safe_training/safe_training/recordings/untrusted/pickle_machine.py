@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs one pickle program without executing anything that it names."""
+"""Interprets one pickle program without executing anything that it names."""
 
 from __future__ import annotations
 
@@ -26,7 +26,20 @@ _MARK = object()
 
 
 class PickleMachine:
-    """Runs one pickle program; knows only the opcodes that the dumps use."""
+    """Interprets one pickle program; knows only the opcodes that the dumps use.
+
+    Parameters
+    ----------
+    data : memoryview
+        The bytes that hold the program.
+    names : mapping of (module, name) to Global
+        The names that the program may use.
+    budget : Budget
+    position : int
+        Where the program begins; afterwards, where it ended.
+    persistent : callable, optional
+        Returns the value of a persistent id; without it such ids are refused.
+    """
 
     def __init__(
         self,
@@ -45,7 +58,7 @@ class PickleMachine:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        """Run to STOP and return the one value that is left."""
+        """Run until STOP and return the one value on the stack."""
         data, end, stack = self._data, len(self._data), self._stack
         while self.position < end:
             opcode = data[self.position]
@@ -83,7 +96,7 @@ class PickleMachine:
 
     def _line(self) -> str:
         start = self.position
-        # A name is short; looking further would make many long searches of one long file.
+        # A name is short; a longer search, repeated, would make a large file slow to refuse.
         text = bytes(self._data[start : start + 256])
         length = text.find(b'\n')
         if length < 0:
@@ -110,7 +123,7 @@ class PickleMachine:
     def _top(self, kind: type) -> Any:
         if not self._stack or type(self._stack[-1]) is not kind:
             expected = 'unfinished array' if kind is Pending else kind.__name__
-            raise Refused(f'a {expected} before byte {self.position}', 'something else')
+            raise Refused(f'a {expected} before byte {self.position}', 'another value')
         return self._stack[-1]
 
     def _remember(self, slot: int) -> None:
@@ -294,10 +307,9 @@ _OPERATIONS: dict[int, Callable[[PickleMachine], None]] = {
 
 
 def check_tree(root: Any, budget: Budget) -> None:
-    """
-    Refuse what is not a finite tree of plain values, and what repeats itself too often.
+    """Refuse a value that is not a finite tree of plain values, or that repeats itself too often.
 
-    Walks every shared part once and still counts it as often as a reader would meet it.
+    Every shared part is visited once and counted as often as a reader would meet it.
     """
     done: dict[int, tuple[int, int, int]] = {}
     open_nodes: set[int] = set()

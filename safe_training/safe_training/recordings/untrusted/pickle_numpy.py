@@ -23,10 +23,8 @@ from safe_training.recordings.untrusted.budget import (
 _NUMPY_DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
 
 
-# -- numpy
-
-
 def build_dtype(arguments: Any, budget: Budget) -> Pending:
+    """Return a dtype of numbers that waits for its byte order."""
     code = arguments[0] if arguments else None
     if type(code) is Global and code.name == 'ml_dtypes.bfloat16':
         dtype = np.dtype(ml_dtypes.bfloat16)
@@ -50,6 +48,7 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
 
 
 def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
+    """Return an array that waits for its shape, dtype and bytes."""
     if not arguments or kind_of(arguments[0]) != 'numpy.ndarray':
         raise Refused('a numpy.ndarray', 'another array class')
 
@@ -63,6 +62,7 @@ def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
 
 
 def build_from_buffer(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    """Return an array from its bytes, dtype, shape and order (pickle protocol 5)."""
     if len(arguments) != 4 or type(arguments[3]) is not str or arguments[3] not in ('C', 'F'):
         raise Refused('bytes, dtype, shape and order of an array', 'something else')
     data, dtype, shape, order = arguments
@@ -70,6 +70,7 @@ def build_from_buffer(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
 
 
 def build_scalar(arguments: Any, budget: Budget) -> Any:
+    """Return a numpy scalar from its dtype and bytes."""
     if len(arguments) != 2:
         raise Refused('dtype and bytes of a numpy scalar', 'something else')
     dtype, data = arguments
@@ -90,12 +91,15 @@ def _array(data: Any, dtype: Any, shape: Any, order: str, budget: Budget) -> np.
         )
     try:
         return flat(data, dtype, budget).reshape(shape, order='F' if order == 'F' else 'C')
-    except ValueError as error:  # an empty array may still claim more axes than numpy can count
+    except ValueError as error:  # an empty array may claim more axes than numpy supports
         raise Refused('a shape that numpy can hold', str(error)) from None
 
 
 def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[Any, Any]:
-    """View bytes as numbers; copies only where a view could not be trusted or is not native."""
+    """Return bytes as a read-only array (N,); copies only booleans and big-endian numbers.
+
+    A byte of a boolean may hold more than 0 and 1, so a view of it cannot be trusted.
+    """
     if dtype == np.dtype(bool):
         budget.spend_copy(len(data))
         values = np.frombuffer(data, np.uint8) != 0

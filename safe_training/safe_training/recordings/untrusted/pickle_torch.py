@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads tensors and storages of PyTorch: inside a pickle, in the legacy format, in a zip archive."""
+"""Reads tensors and storages of PyTorch: in a pickle, in the legacy format, in a zip archive."""
 
 from __future__ import annotations
 
@@ -43,15 +43,13 @@ _TORCH_STORAGES: dict[str, np.dtype[Any]] = {
 }
 
 
-# -- torch
-
-
 def build_storage(arguments: Any, budget: Budget) -> Storage:
+    """Return a storage that a pickle holds as the bytes of a file of ``torch.save``."""
     if len(arguments) != 1 or type(arguments[0]) is not memoryview:
         raise Refused('the bytes of a torch storage', 'something else')
     data = arguments[0]
     if bytes(data[:4]) == b'PK\x03\x04':
-        # Only storage classes are known in there, so that archives cannot nest.
+        # Inside it only storage classes are known, so archives cannot nest.
         found = read_torch_zip(data, STORAGE_NAMES, budget)
     else:
         found = _read_torch_legacy(data, budget)
@@ -61,6 +59,7 @@ def build_storage(arguments: Any, budget: Budget) -> Storage:
 
 
 def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    """Return a tensor as an array: a view of its storage."""
     if len(arguments) not in (6, 7) or type(arguments[0]) is not Storage:
         raise Refused('storage, offset, size and stride of a torch tensor', 'something else')
     storage, offset = arguments[0], arguments[1]
@@ -71,7 +70,7 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
     values = flat(storage.data, storage.dtype, budget)
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-    # A stride of 0 could repeat one element without end: a tensor is no larger than its storage.
+    # A stride of 0 would repeat one element: a tensor must not be larger than its storage.
     if count and (last >= len(values) or count > len(values)):
         raise Refused(
             f'a tensor inside its storage of {len(values)} elements',
@@ -91,11 +90,10 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
 
 
 def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
-    """
-    Read what ``torch.save`` wrote before its zip format, as storages still pickle themselves.
+    """Return what ``torch.save`` wrote in its legacy format, which pickled storages still have.
 
-    Five small pickles (magic number, version, machine, the storage's description, its keys),
-    then for each key the number of elements as int64 and the raw elements.
+    The format is five small pickles (magic number, version, machine, description of the storage,
+    its keys), then for each key the number of elements as int64 and the raw elements.
     """
     waiting: dict[str, tuple[np.dtype[Any], int]] = {}
     storage_of: dict[str, Storage] = {}
@@ -160,7 +158,7 @@ def _storage_identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
 def read_torch_zip(
     data: memoryview, names: Mapping[tuple[str, str], Global], budget: Budget
 ) -> Any:
-    """Read a ``torch.save`` zip archive (stored, never compressed) without copying its members."""
+    """Return what a ``torch.save`` zip archive holds; its members are stored and are not copied."""
     budget.spend_copy(len(data))
     members = _zip_members(data)
     programs = [name for name in members if name.endswith('/data.pkl') and name.count('/') == 1]
@@ -188,7 +186,7 @@ def read_torch_zip(
 
 def _zip_members(data: memoryview) -> dict[str, memoryview]:
     try:
-        # The archive's directory is parsed by zipfile; its members are sliced here, not read.
+        # zipfile parses the directory of the archive; the members are views of its bytes.
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:

@@ -13,11 +13,9 @@ from urllib.parse import quote
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.untrusted.bag_budget import COPY_AGAIN, Budget, Message, Topic
 
-# -- sqlite3
-
 
 class SqliteFile:
-    """One sqlite3 file, of any version of rosbag2's tables; opened read-only."""
+    """One sqlite3 file with the tables of any version of rosbag2, opened read-only."""
 
     def __init__(self, file: Path, name: Path) -> None:
         self.name = name
@@ -35,8 +33,8 @@ class SqliteFile:
         log = file.with_name(f'{file.name}-wal')
         if log.is_file() and log.stat().st_size:
             raise DumpError(
-                f'{log}: expected no log beside a finished recording, found one; the recorder was '
-                f'stopped hard: open {name.name} with sqlite3 once, to put its messages in place'
+                f'{log}: expected no log next to a finished recording, found one; the recorder was '
+                f'killed: open {name.name} with sqlite3 once, which adds the messages of the log'
             )
 
     @contextmanager
@@ -49,11 +47,12 @@ class SqliteFile:
                 yield connection
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise DumpError(
-                f'{self.name}: expected the tables of rosbag2, found {str(error)[:160]}; {COPY_AGAIN}'
+                f'{self.name}: expected the tables of rosbag2, found {str(error)[:160]}; '
+                f'{COPY_AGAIN}'
             ) from None
 
     def _check_tables(self, connection: sqlite3.Connection) -> None:
-        # Views and computed columns would be programs of whoever made the file.
+        # A view or a computed column is a program of whoever made the file.
         for table in ('topics', 'messages', 'message_definitions'):
             kinds = connection.execute(
                 'SELECT type, sql FROM sqlite_master WHERE name = ?', (table,)
@@ -94,6 +93,7 @@ class SqliteFile:
         }
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
+        """Yield the messages of some types; raises DumpError if the file is damaged."""
         with self._connected() as connection:
             topics = self._topics(connection)
             wanted = [number for number, topic in topics.items() if topic.type in types]

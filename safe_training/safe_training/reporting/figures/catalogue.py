@@ -265,7 +265,7 @@ FIGURES: tuple[FigureEntry, ...] = (
     FigureEntry(
         'reliability',
         'How often rollouts of the part {variant} fail against the probability given at the '
-        'earliest stop of their task',
+        'minimum length of their task',
         _reliability,
         needs=_gives_probability,
         variants=_every_part,

@@ -16,7 +16,7 @@ def reliability_diagram(found: Reliability, title: str) -> Figure:
     Parameters
     ----------
     found : Reliability
-        Of the scores at the earliest stop of each rollout's task.
+        Of the scores at the minimum length of each rollout's task.
     """
     given, size = np.asarray(found.bin_confidence), np.asarray(found.bin_count)
     frequency = np.asarray(found.bin_frequency)
@@ -34,7 +34,7 @@ def reliability_diagram(found: Reliability, title: str) -> Figure:
     axis.legend(frameon=False, fontsize=8)
     edges = np.linspace(0, 1, len(size) + 1)
     below.bar(edges[:-1], size, width=np.diff(edges), align='edge', color='0.75', edgecolor='white')
-    below.set_xlabel('probability of failure given at the earliest stop')
+    below.set_xlabel('probability of failure given at the minimum length')
     below.set_ylabel('rollouts')
     open_axis(axis)
     open_axis(below)

@@ -24,7 +24,7 @@ from safe_training.reporting.numbers import percent
 from safe_training.reporting.page.data import rollout_data, script_json
 from safe_training.reporting.page.tables import (
     evaluation_table,
-    moments_table,
+    evaluation_times_table,
     per_task_table,
     promise_table,
 )
@@ -113,7 +113,7 @@ def _tables(judged: JudgedSet) -> dict[str, Any]:
     per_task = per_task_table(reports)
     return {
         'evaluation': to_html(evaluation_table(reports, judged.detector.detector.name)),
-        'moments': to_html(moments_table(reports)),
+        'evaluation_times': to_html(evaluation_times_table(reports)),
         'per_task': to_html(per_task),
         'n_task_rows': len(per_task.rows),
         'fold_tasks': len(per_task.rows) > _MOST_UNFOLDED,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.binomial import clopper_pearson
-from safe_training.metrics.part_report import MOMENTS, PartReport, flatten_report
+from safe_training.metrics.part_report import EVALUATION_TIMES, PartReport, flatten_report
 from safe_training.reporting.tables.measures import CLOCK, CLOCK_MACRO, HEADLINE, MACRO, MEASURES
 from safe_training.reporting.tables.model import (
     Cell,
@@ -32,22 +32,22 @@ _RATES = (
     'detection_time',
 )
 _EVALUATION_NOTE = (
-    'Percent. AUC: ROC-AUC of the largest score up to the earliest stop of the task, pooled over '
-    'tasks; macro: its mean over tasks that have both outcomes. Clock: the same for a score that '
-    'is just the step number: a detector is worth what it does better than that. T_det: first '
-    'alarm as a share of the failure, 100 if none came.'
+    'Percent. AUC: ROC-AUC of the largest score until the minimum length of the task (that of its '
+    'shortest rollout), pooled over tasks; macro: its mean over tasks that have both outcomes. '
+    'Clock: the same for a score that is just the step number: a detector is worth what it does '
+    'better than that. T_det: first alarm as a share of the failure, 100 if none came.'
 )
 _PER_TASK_NOTE = (
     'Percent. A single task has few rollouts: its rates are coarse, and some will look good or bad '
-    'by chance. AUC: failures against successes of the same task, each by its largest score up to '
-    'the earliest stop; - where the task has only one of them. Detected and T_det: over its '
-    'failures, missed ones count as 100.'
+    'by chance. AUC: failures against successes of the same task, each by its largest score until '
+    'the minimum length of the task; - if the task has only one of them. Detected and T_det: over '
+    'its failures, missed ones count as 100.'
 )
-_MOMENTS_NOTE = (
-    'Percent. "At" a share of the earliest stop: the score of that one step. "Running": only '
+_EVALUATION_TIMES_NOTE = (
+    'Percent. "At" a share of the minimum length: the score of that one step. "Running": only '
     'rollouts that still run at that share of the median success of their task, by their largest '
-    'score yet; a clock cannot use that moment. AP: average precision, whose '
-    'chance level is the share of failures.'
+    'score yet; a clock has 50 there. AP: average precision, whose chance level is the share of '
+    'failures.'
 )
 _PROMISE_NOTE = (
     'The promise holds for rollouts like those that the band was calibrated on, usually successes '
@@ -68,12 +68,12 @@ def evaluation_table(reports: Mapping[str, PartReport], detector: str) -> Result
     return ResultTable(detector, columns, tuple(rows), (_EVALUATION_NOTE,))
 
 
-def moments_table(reports: Mapping[str, PartReport]) -> ResultTable:
+def evaluation_times_table(reports: Mapping[str, PartReport]) -> ResultTable:
     """Return how failures rank at every evaluation time of a rollout."""
     rows = []
     for part, report in reports.items():
-        for moment, shown in MOMENTS.items():
-            found, clock = report.ranking[moment], report.clock[moment]
+        for time, shown in EVALUATION_TIMES.items():
+            found, clock = report.ranking[time], report.clock[time]
             rates = (
                 found.pooled.roc_auc,
                 found.macro_roc_auc,
@@ -84,8 +84,8 @@ def moments_table(reports: Mapping[str, PartReport]) -> ResultTable:
             )
             rows.append(TableRow((Cell(shown), Cell(part), *(rate_cell(r) for r in rates))))
     titles = ('AUC', 'macro', 'clock', 'clock macro', 'AP', 'macro AP')
-    columns = (*name_columns('moment', 'part'), *(Column(title) for title in titles))
-    return ResultTable('Moments', columns, tuple(rows), (_MOMENTS_NOTE,))
+    columns = (*name_columns('evaluation time', 'part'), *(Column(title) for title in titles))
+    return ResultTable('Evaluation times', columns, tuple(rows), (_EVALUATION_TIMES_NOTE,))
 
 
 def per_task_table(reports: Mapping[str, PartReport]) -> ResultTable:

@@ -40,13 +40,13 @@ from safe_training.sweep.results import Result
 NO_RESULTS = 'expected results in the folders, found no rows; run a sweep or an evaluation first'
 
 _PAPER_NOTE = (
-    'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score up to the '
-    "task's earliest stop, pooled over tasks; mean and sample standard deviation over splits. "
-    'What is wrong with it: {choice} (methods with more combinations gain more); the alarm band is '
-    'calibrated on Seen too; the earliest stop is taken over all rollouts, those tested on '
-    'included, which no running monitor knows; where features are normalised, it is over all '
-    'rollouts; pooling over tasks rewards telling tasks apart; three splits are few. Judge by the '
-    'robust table.'
+    'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score until the '
+    'minimum length of the task, pooled over tasks; mean and sample standard deviation over '
+    'splits. What is wrong with it: {choice} (methods with more combinations gain more); the '
+    'alarm band is calibrated on Seen too; the minimum length is taken over all rollouts, those '
+    'tested on included, which no running monitor knows; if features are normalised, it is over '
+    'all rollouts; pooling over tasks rewards telling tasks apart; three splits are few. Judge by '
+    'the robust table.'
 )
 _PAPER_CHOICE = (
     'of each method the combination with the best mean on {part} is kept, and the same {part} is '

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from safe_training.evaluation.evaluate import Row, Summary, summarise, summary_of
-from safe_training.metrics.part_report import MOMENTS
+from safe_training.metrics.part_report import EVALUATION_TIMES
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.tables.measures import CLOCK, CLOCK_MACRO, HEADLINE, MACRO, MEASURES
 from safe_training.reporting.tables.model import (
@@ -24,13 +24,14 @@ from safe_training.reporting.tables.model import (
 from safe_training.reporting.tables.terminal import shortened
 
 LEGEND = (
-    'Percent, but for the time to fit and calibrate. AUC: ROC-AUC of the largest score up to the\n'
-    'earliest stop of the task, pooled over tasks; macro: its mean over tasks that have both\n'
-    'outcomes; clock: the same for a score that is just the step number. False alarms: successes\n'
-    'with an alarm while they ran; detected: failures with one; T_det: first alarm as a share of\n'
-    'the failure, 100 if none came. The detector "clock" only counts steps: failures run to the\n'
-    'time limit, so it detects them all, late. A detector is worth what it does better than that.\n'
-    'A number in brackets: only so many splits have the number.'
+    'Percent, but for the time to fit and calibrate. AUC: ROC-AUC of the largest score until the\n'
+    'minimum length of the task (that of its shortest rollout), pooled over tasks; macro: its\n'
+    'mean over tasks that have both outcomes; clock: the same for a score that is just the step\n'
+    'number. False alarms: successes with an alarm while they ran; detected: failures with one;\n'
+    'T_det: first alarm as a share of the failure, 100 if none came. The detector "clock" only\n'
+    'counts steps: failures run to the time limit, so it detects them all, late. A detector is\n'
+    'worth what it does better than that. A number in brackets: only so many splits have the\n'
+    'number.'
 )
 _MAIN = (
     HEADLINE,
@@ -64,11 +65,11 @@ _RATES = (
     ('T_det', 'detection_time'),
     ('detected, mean over tasks', 'macro_detection_rate'),
     ('false alarms, mean over tasks', 'macro_false_alarm_rate'),
-    ('detected before the earliest stop', 'detection_rate_until_min_length'),
-    ('false alarms before it', 'false_alarm_rate_until_min_length'),
-    ('balanced accuracy before it', 'balanced_accuracy_until_min_length'),
+    ('detected until the minimum length', 'detection_rate_until_min_length'),
+    ('false alarms until it', 'false_alarm_rate_until_min_length'),
+    ('balanced accuracy until it', 'balanced_accuracy_until_min_length'),
     ('alarms before the annotated failure', 'alarms_before_annotated_failure'),
-    ('Brier score at the earliest stop', 'brier_score_at_min_length'),
+    ('Brier score at the minimum length', 'brier_score_at_min_length'),
     ('calibration error at it', 'calibration_error_score_at_min_length'),
 )
 _TASK_RATES = (HEADLINE, 'false_alarm_rate', 'detection_rate', 'detection_time')
@@ -134,12 +135,12 @@ def _rankings_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
         TableRow(
             (
                 Cell(shown),
-                *(_summary_cell(values[f'{name}{moment}'], splits) for _, name in _RANKINGS),
+                *(_summary_cell(values[f'{name}{time}'], splits) for _, name in _RANKINGS),
             )
         )
-        for moment, shown in MOMENTS.items()
+        for time, shown in EVALUATION_TIMES.items()
     )
-    columns = (*name_columns('moment'), *(column for column, _ in _RANKINGS))
+    columns = (*name_columns('evaluation time'), *(column for column, _ in _RANKINGS))
     return ResultTable(f'{title}: how failures rank', columns, rows, (_RANKINGS_LEGEND,))
 
 

@@ -43,7 +43,7 @@ def test_both_robots(tmp_path):
     rollouts = list(source.rollouts())
     assert source.kind == 'open_pi_zero'
     assert source.why == f'holds 1 bridge, 1 fractal task folders of SimplerEnv, such as {BRIDGE}'
-    assert source.notes == ['not a task of this format and left alone: logs']
+    assert source.notes == ['ignored, no tasks of this format: logs']
     assert [(r.task, r.task_id, r.episode_index) for r in rollouts] == [
         (BRIDGE, 0, 9),
         (BRIDGE, 0, 10),
@@ -157,6 +157,9 @@ def test_an_episode_with_both_outcomes(tmp_path):
 def test_another_width(tmp_path):
     write_episode(tmp_path, episode=0)
     write_episode(tmp_path, episode=1, sampled_action_embeds=torch.zeros(3, 2, 4, 8))
-    for keep, message in (('pooled', 'pooled width of 6, found 8'), ('raw', '6 wide .* found 8')):
+    for keep, message in (
+        ('pooled', 'pooled width of 6, found 8'),
+        ('raw', 'width 6 .* found width 8'),
+    ):
         with pytest.raises(DumpError, match=message):
             load_rollouts(tmp_path, keep=keep)

@@ -129,6 +129,43 @@ def test_natural_order_of_many_records(tmp_path):
         np.testing.assert_array_equal(rollout.actions[0, 0], first)
 
 
+@pytest.mark.parametrize('policy', ['pi0', 'pi0_fast', 'droid'])
+@pytest.mark.parametrize('style', ['named', 'plain'])
+def test_every_record_is_read_once(tmp_path, monkeypatch, policy, style):
+    """The first record shows the policy and the feature too, and is kept until it is read."""
+    if policy == 'droid':
+        record_franka(tmp_path)
+    else:
+        record_three(tmp_path, policy=policy, style=style)
+    opened = Counter()
+    read_bytes = Path.read_bytes
+
+    def counting(file):
+        opened[file.relative_to(tmp_path)] += 1
+        return read_bytes(file)
+
+    monkeypatch.setattr(Path, 'read_bytes', counting)
+    source = open_source(tmp_path, all_episodes=True)
+    for _ in source.rollouts():
+        pass
+    assert opened == Counter(file.relative_to(tmp_path) for file in tmp_path.rglob('*.pkl'))
+    # A record is kept no longer than until then.
+    opened.clear()
+    for _ in source.rollouts():
+        pass
+    records = tmp_path.rglob('policy_records/*.pkl')
+    assert opened == Counter(file.relative_to(tmp_path) for file in records)
+
+
+def test_a_first_record_that_has_changed_is_read_again(tmp_path):
+    recorder = record_three(tmp_path)
+    source = open_source(tmp_path)
+    changed = np.ones((5, 7))
+    change(first_record(recorder), actions=changed)
+    first = next(source.rollouts())
+    np.testing.assert_array_equal(first.actions[0, 0], changed)
+
+
 @pytest.mark.parametrize('feature', ['pre_logits', 'encoded'])
 def test_pi0_fast_with_another_number_of_tokens_in_every_step(tmp_path, feature):
     recorder = record_three(tmp_path, policy='pi0_fast')
@@ -334,7 +371,7 @@ def test_a_bad_episode_is_refused_or_left_out(tmp_path, name):
 SHIFTS = {
     'lost': (lambda r: r.policy_files[0].unlink(), 'expected 11 policy records, the sum of'),
     'more': (lambda r: r.inference(0, 0, 0, TASKS[0]), 'expected 11 .* found 12; their names'),
-    'env': (lambda r: r.env.write_bytes(b''), 'none can be read without this file'),
+    'env': (lambda r: r.env.write_bytes(b''), 'no record can be used without this file'),
     'mixed': (
         lambda r: r.policy_files[0].rename(
             r.root / 'policy_records' / 'step_9--run--task_1--ep_0--t_0--meta.pkl'
@@ -357,7 +394,7 @@ def test_a_shift_that_counts_do_not_show_is_found_by_the_prompt(tmp_path):
     recorder = record_three(tmp_path, style='plain')
     for file, count in ((first_env(recorder), 2), (recorder.env, 3)):
         change(file, model_infer_times=count)
-    with pytest.raises(DumpError, match='episode 1, found one of 0; a policy record is lost'):
+    with pytest.raises(DumpError, match='episode 1, found a record of episode 0; a policy'):
         load_rollouts(tmp_path, skip_bad=True)
     for file in recorder.root.glob('policy_records/*'):
         change(file, **{'run/episode_idx': None})
@@ -460,5 +497,5 @@ def test_a_second_root_of_unseen_tasks(tmp_path):
     assert (last.task_id, last.task) == (2, 'wipe the table')
     assert last.episode_id == 'unseen/task0--ep0'
     Recorder(tmp_path / 'other', 'pi0_fast').episode(0, 0, True, 3, 'x')
-    with pytest.raises(DumpError, match=r'unseen tasks as pi0 like .*, found pi0_fast'):
+    with pytest.raises(DumpError, match=r'unseen tasks in the format of .*, pi0, found pi0_fast'):
         open_source(tmp_path / 'seen', unseen_root=tmp_path / 'other')

@@ -349,7 +349,7 @@ TABLES = {
     ),
     'cell-missing': (
         lambda text: text.replace(text.splitlines()[2], '1,1.0,2'),
-        "row 2, column 'action/dz', found a row that ends before it",
+        "row 2, column 'action/dz', found a shorter row",
     ),
     'nan': (
         lambda text: text.replace('\n1,1.0,', '\n1,nan,'),
@@ -377,7 +377,7 @@ def test_a_missing_file_is_named_before_anything_is_read(tmp_path, monkeypatch, 
     source = open_source(tmp_path)
     stream = source.rollouts()
     monkeypatch.setattr(type(source), 'feature', None)
-    with pytest.raises(DumpError, match=rf'beside task0--ep2--succ1\.{other}, found none; copy'):
+    with pytest.raises(DumpError, match=rf'next to task0--ep2--succ1\.{other}, found none; copy'):
         next(stream)
     monkeypatch.undo()
     check_refused(
@@ -602,7 +602,7 @@ ARCHIVES = {
     ),
     'object-array': (
         named(features=np.array([[{}]] * 6, dtype=object)),
-        'array features.npy of Python objects, which is a pickle and is not read',
+        'array features.npy of Python objects, which would execute code',
     ),
 }
 
@@ -675,7 +675,7 @@ def test_a_rollout_set_is_a_source(tmp_path):
         np.testing.assert_array_equal(one.features, other.features)
         np.testing.assert_array_equal(one.actions, other.actions)
     open_source(tmp_path / 'set', pooling=(('token', 'last'),), feature='hidden_states')
-    with pytest.raises(DumpError, match='expected no other pooling'):
+    with pytest.raises(DumpError, match='expected the pooling of this set'):
         open_source(tmp_path / 'set', pooling=(('token', 'mean'),))
     with pytest.raises(DumpError, match="expected feature 'hidden_states'"):
         open_source(tmp_path / 'set', feature='feat_mean')

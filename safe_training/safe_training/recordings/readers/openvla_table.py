@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads the csv of an OpenVLA episode: one row for each step.
+
+A row holds the executed action, and either the probability and entropy of each token or variances
+and cluster entropies over the samples.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.csv_file import number_column, read_rows
+
+_ACTIONS = tuple(
+    f'action/{name}' for name in ('dx', 'dy', 'dz', 'droll', 'dpitch', 'dyaw', 'dgripper')
+)
+_SAMPLE_SIGNALS = (
+    'total_var',
+    'general_var',
+    'pos_var',
+    'rot_var',
+    'gripper_var',
+    'entropy_linkage.01',
+    'entropy_linkage.05',
+)
+_TOKEN = re.compile(r'action/token_(\d{1,3})_(prob|entropy)')
+
+
+def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
+    """Return the columns that are used, each float64 (steps,).
+
+    Parameters
+    ----------
+    file : Path
+    steps : int or None
+        The expected number of rows; None allows any number.
+
+    Raises
+    ------
+    DumpError
+        The file is no csv, lacks a column of the actions, has other than ``steps`` rows, or a cell
+        is no number.
+    """
+    header, rows = read_rows(file)
+    missing = [name for name in _ACTIONS if name not in header]
+    if missing:
+        raise DumpError(
+            f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; '
+            'this is no table of an OpenVLA episode'
+        )
+    if steps is None and not rows:
+        raise DumpError(
+            f'{file}: expected a row for each step, found only the header; copy it again'
+        )
+    if steps is not None and len(rows) != steps:
+        raise DumpError(
+            f'{file}: expected {steps} rows, one for each hidden state of the pickle, '
+            f'found {len(rows)}; the files belong to different episodes or one is cut short'
+        )
+    used = [name for name in header if name in _ACTIONS or _is_quantity(name)]
+    if len(set(used)) != len(used):
+        raise DumpError(f'{file}: expected every column once, found one repeated; copy it again')
+    return {name: number_column(file, header, rows, name) for name in used}
+
+
+def _is_quantity(name: str) -> bool:
+    return name.removeprefix('action/') in _SAMPLE_SIGNALS or bool(_TOKEN.fullmatch(name))
+
+
+def executed_actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:
+    """Return the executed actions as (steps, 1 sample, 1 action, 7), float32."""
+    actions = np.stack([table[name] for name in _ACTIONS], axis=1).astype(np.float32)
+    finite = np.isfinite(actions).all(axis=1)
+    if not finite.all():
+        raise DumpError(
+            f'{file}: expected finite actions, found NaN or infinity at step '
+            f'{int(np.argmin(finite))}; leave the episode out (--skip-bad) or record it again'
+        )
+    return actions[:, None, None, :]
+
+
+def sample_signals(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Return the variances and entropies over the samples that the csv has, float32 (steps,)."""
+    return {
+        name: table[f'action/{name}'].astype(np.float32)
+        for name in _SAMPLE_SIGNALS
+        if f'action/{name}' in table
+    }
+
+
+def token_quantity(table: dict[str, np.ndarray], what: str) -> np.ndarray | None:
+    """Return one quantity of every token, float32 (steps, tokens); None if the csv has none."""
+    columns: list[np.ndarray] = []
+    while (name := f'action/token_{len(columns)}_{what}') in table:
+        columns.append(table[name])
+    return np.stack(columns, axis=1).astype(np.float32) if columns else None
