@@ -307,6 +307,7 @@ print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))
 """
 
 
+@pytest.mark.ros
 def test_a_robot_loads_no_training_code():
     modules = [module_name(source) for package in RUNTIME for source in sources(package)]
     assert 'safe_monitor_node.nodes.monitor' in modules
