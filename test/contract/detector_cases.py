@@ -6,11 +6,11 @@ import functools
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import DETECTORS, make_detector
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
 
 WIDTH = 16
@@ -152,19 +152,18 @@ def may_read(needs, data):
     return data in needs or (data in from_actions and bool(needs & from_actions))
 
 
-def make_rollout(rng, index, length, dtype=np.float32):
+def full_rollout(rng, index, length, dtype=np.float32):
     """Return a rollout that carries everything a detector may ask for; every second one fails."""
     failed = index % 2 == 1
     drift = np.linspace(0.0, 2.0, length)[:, None] if failed else 0.0
     features = rng.normal(size=(length, WIDTH)) + drift
     actions = rng.normal(size=(length, 1, 5, 7)) + 0.1 * rng.normal(size=(length, 4, 5, 7))
     probability = rng.uniform(0.2, 1.0, size=(length, 7))
-    return Rollout(
+    return make_rollout(
+        index,
         features=features.astype(dtype),
         task=f'task_{index % 3}',
-        success=not failed,
         task_id=index % 3,
-        episode_index=index,
         instruction='put the mug on the plate',
         policy='synthetic',
         feature_name=str(SPEC),
@@ -176,15 +175,15 @@ def make_rollout(rng, index, length, dtype=np.float32):
     )
 
 
-def make_rollouts(count, seed=0, shortest=6, longest=11, dtype=np.float32):
+def full_rollouts(count, seed=0, shortest=6, longest=11, dtype=np.float32):
     rng = np.random.default_rng(seed)
     lengths = rng.integers(shortest, longest + 1, count)
-    return [make_rollout(rng, index, int(length), dtype) for index, length in enumerate(lengths)]
+    return [full_rollout(rng, index, int(length), dtype) for index, length in enumerate(lengths)]
 
 
 # 24 rollouts: every task has four successes and four failures.
-TRAINING = make_rollouts(24)
-HELD_OUT = make_rollouts(6, seed=1)
+TRAINING = full_rollouts(24)
+HELD_OUT = full_rollouts(6, seed=1)
 
 
 @functools.cache
@@ -218,11 +217,6 @@ def without(rollout, need):
         'tokens': lambda: dataclasses.replace(rollout, token_probability=None, token_entropy=None),
         'signals': lambda: dataclasses.replace(rollout, signals={}),
     }[need]()
-
-
-def streamed(detector, rollout):
-    stream = detector.stream()
-    return np.array([stream.step(rollout.step(t)) for t in range(len(rollout))])
 
 
 def assert_close(found, expected, tolerance=1e-5):

@@ -25,9 +25,9 @@ from detector_cases import (
     fitted,
     mapped,
     may_read,
-    streamed,
     without,
 )
+from live_scores import streamed
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DETECTORS, DetectorError, make_detector

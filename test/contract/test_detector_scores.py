@@ -14,11 +14,11 @@ from detector_cases import (
     cases_where,
     every_case,
     fitted,
-    make_rollout,
-    make_rollouts,
+    full_rollout,
+    full_rollouts,
     mapped,
-    streamed,
 )
+from live_scores import streamed
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DetectorError
@@ -31,7 +31,7 @@ DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 
 @every_case
 def test_the_stream_gives_the_score_of_the_whole_rollout(case):
-    for rollout in [r for dtype in DTYPES for r in make_rollouts(3, seed=2, dtype=dtype)]:
+    for rollout in [r for dtype in DTYPES for r in full_rollouts(3, seed=2, dtype=dtype)]:
         score = fitted(case).score(rollout)
         assert score.shape == (len(rollout),)
         assert score.dtype == np.float32
@@ -41,13 +41,13 @@ def test_the_stream_gives_the_score_of_the_whole_rollout(case):
 
 @every_case
 def test_the_stream_gives_the_score_of_a_long_rollout(case):
-    rollout = make_rollout(np.random.default_rng(3), 1, 200)
+    rollout = full_rollout(np.random.default_rng(3), 1, 200)
     assert_close(streamed(fitted(case), rollout), fitted(case).score(rollout))
 
 
 @every_case
 def test_one_step_is_a_rollout_too(case):
-    rollout = make_rollout(np.random.default_rng(4), 1, 1)
+    rollout = full_rollout(np.random.default_rng(4), 1, 1)
     assert_close(streamed(fitted(case), rollout), fitted(case).score(rollout))
 
 
@@ -67,7 +67,7 @@ def test_strided_arrays_score_as_contiguous_ones(case):
 @every_case
 def test_scoring_many_rollouts_is_scoring_each(case):
     # More than a detector may take at once, in no order of length.
-    rollouts = make_rollouts(70, seed=5, shortest=1, longest=6)
+    rollouts = full_rollouts(70, seed=5, shortest=1, longest=6)
     together = fitted(case).score_all(rollouts)
     assert len(together) == len(rollouts)
     for scores, rollout in zip(together, rollouts, strict=True):
@@ -81,7 +81,7 @@ def test_scoring_many_rollouts_is_scoring_each(case):
 
 @every_case
 def test_the_score_of_a_step_does_not_know_the_future(case):
-    rollout = make_rollout(np.random.default_rng(6), 1, 12)
+    rollout = full_rollout(np.random.default_rng(6), 1, 12)
     score = fitted(case).score(rollout)
     for now in (1, 5, 11):
 

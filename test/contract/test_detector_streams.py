@@ -13,9 +13,9 @@ from detector_cases import (
     WIDTH,
     every_case,
     fitted,
-    make_rollout,
-    streamed,
+    full_rollout,
 )
+from live_scores import streamed
 
 from safe_monitor_node.detectors import StepError
 
@@ -64,7 +64,7 @@ def held_bytes(thing):
 
 @every_case
 def test_the_memory_of_a_stream_does_not_grow(case):
-    rollout = make_rollout(np.random.default_rng(7), 0, 60)
+    rollout = full_rollout(np.random.default_rng(7), 0, 60)
     stream = fitted(case).stream()
     held = []
     for t in range(len(rollout)):

@@ -25,8 +25,9 @@ from typing import NamedTuple
 import lz4.frame
 import numpy as np
 from backports import zstd
+from rollout_factory import make_rollout
+from shared_files import DATA
 
-DATA = Path(__file__).parents[1] / 'data'
 #: Touched by every program that a hostile file holds; never there unless one was executed.
 CANARY = Path(os.environ.get('TMPDIR', '/tmp')) / f'safe_training_was_executed_{os.getpid()}'
 COMMAND = f'touch {CANARY}'
@@ -604,7 +605,6 @@ def make_good(folder: Path) -> Good:
     from safe_training.recordings.untrusted.cdr import STEP, full_definition, step_to_cdr, type_hash
     from safe_training.recordings.write_bag import write_bag
     from vla_feature_bridge.pooling import FeatureSpec
-    from vla_feature_bridge.rollout import Rollout
     from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
     dump = folder / 'dump'
@@ -615,12 +615,12 @@ def make_good(folder: Path) -> Good:
     spec = FeatureSpec('fea', 8)
     rng = np.random.default_rng(0)
     rollouts = [
-        Rollout(
-            rng.normal(size=(2, 8)).astype(np.float32),
-            'task',
-            bool(n % 2),
-            f'e{n}',
-            episode_index=n,
+        make_rollout(
+            n,
+            features=rng.normal(size=(2, 8)).astype(np.float32),
+            task='task',
+            success=bool(n % 2),
+            episode_id=f'e{n}',
             feature_name='fea',
             actions=rng.normal(size=(2, 1, 2, 3)).astype(np.float32),
             stamps=np.arange(2) * 10**8 + 10**18 + n * 10**10,

@@ -12,14 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 from probe import Probe
+from shared_files import DATA
 
 from safe_bringup.live import Process
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_training.cli.main import main as safe_training
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.step import PolicyStep
-
-DATA = Path(__file__).parents[1] / 'data'
 
 _domains = itertools.count(1)
 

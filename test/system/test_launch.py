@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 import yaml
 from probe import Probe
+from shared_files import DATA
 
 from safe_monitor_node.storage.detector_folder import load_detector
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 LAUNCH = Path(__file__).parents[2] / 'launch'
-DATA = Path(__file__).parents[1] / 'data'
 TIMEOUT = 60.0
 """Longest time for what takes a few seconds on an idle machine [s]."""
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from chromium import Chromium, find_chromium
 from report_pages import judged, write_report
+from rollout_factory import make_rollout
 
 from safe_training.cli.main import main
 from vla_feature_bridge.pooling import FeatureSpec
@@ -34,12 +35,12 @@ def rollouts() -> list[Rollout]:
         features = generator.normal(size=(steps, WIDTH)).astype(np.float32)
         features[:, 0] += failed * np.linspace(1, 5, steps)
         made.append(
-            Rollout(
-                features,
+            make_rollout(
+                index,
+                features=features,
                 task=('lift', 'open & close', HOSTILE)[index % 3],
                 success=not failed,
                 episode_id=f'episode {index} {HOSTILE if index == 5 else ""}',
-                episode_index=index,
                 feature_name=str(FeatureSpec('state', WIDTH)),
                 failure_step=6 if failed else None,
                 video='lift.mp4' if index == 0 else '',

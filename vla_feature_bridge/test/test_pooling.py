@@ -2,15 +2,15 @@
 """Pooling commands against the published vectors, and what they refuse."""
 
 import json
-from pathlib import Path
 
 import ml_dtypes
 import numpy as np
 import pytest
+from shared_files import golden_arrays
 
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError, check_command, parse_pooling, pool
 
-GOLDEN = np.load(Path(__file__).parents[2] / 'test' / 'golden' / 'pooling.npz')
+GOLDEN = golden_arrays('pooling')
 
 
 @pytest.mark.parametrize('case', ['c0', 'c1'])

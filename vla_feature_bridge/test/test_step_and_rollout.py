@@ -6,33 +6,35 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 
 from vla_feature_bridge.rollout import Rollout, RolloutError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
 
+MUG = {
+    'features': np.arange(12, dtype=np.float32).reshape(3, 4),
+    'task': 'mug',
+    'success': True,
+    'episode_index': 7,
+    'instruction': 'put the mug on the plate',
+    'policy': 'openvla',
+    'feature_name': 'hidden_states[token=last]',
+    'actions': np.arange(3 * 2 * 5 * 7, dtype=np.float64).reshape(3, 2, 5, 7),
+    'exec_horizon': 2,
+    'token_probability': np.array([[0.5, 0.6], [0.7, np.nan], [np.nan, np.nan]], np.float32),
+    'token_entropy': np.array([[1.5, 1.6], [1.7, np.nan], [np.nan, np.nan]], np.float32),
+    'signals': {'chunk_mse': np.array([0.0, 0.1, 0.2], np.float32)},
+    'stamps': np.array([10, 20, 30], np.int64),
+    'inference_time': np.array([0.1, 0.2, 0.3], np.float32),
+}
 
-def make_rollout(**changes):
-    values = {
-        'features': np.arange(12, dtype=np.float32).reshape(3, 4),
-        'task': 'mug',
-        'success': True,
-        'episode_index': 7,
-        'instruction': 'put the mug on the plate',
-        'policy': 'openvla',
-        'feature_name': 'hidden_states[token=last]',
-        'actions': np.arange(3 * 2 * 5 * 7, dtype=np.float64).reshape(3, 2, 5, 7),
-        'exec_horizon': 2,
-        'token_probability': np.array([[0.5, 0.6], [0.7, np.nan], [np.nan, np.nan]], np.float32),
-        'token_entropy': np.array([[1.5, 1.6], [1.7, np.nan], [np.nan, np.nan]], np.float32),
-        'signals': {'chunk_mse': np.array([0.0, 0.1, 0.2], np.float32)},
-        'stamps': np.array([10, 20, 30], np.int64),
-        'inference_time': np.array([0.1, 0.2, 0.3], np.float32),
-    }
-    return Rollout(**{**values, **changes})
+
+def mug_rollout(**changes):
+    return make_rollout(**{**MUG, **changes})
 
 
 def test_a_step_carries_all_that_the_rollout_knows_of_it():
-    rollout = make_rollout()
+    rollout = mug_rollout()
     assert len(rollout) == 3
     step = rollout.step(1)
     np.testing.assert_array_equal(step.features, [4, 5, 6, 7])
@@ -67,14 +69,14 @@ def test_the_table_of_fields_names_attributes_of_steps_and_rollouts():
 
 
 def test_a_step_copies_neither_features_nor_actions():
-    rollout = make_rollout()
+    rollout = mug_rollout()
     step = rollout.step(2)
     assert np.shares_memory(step.features, rollout.features)
     assert np.shares_memory(step.actions, rollout.actions)
 
 
 def test_tokens_that_were_not_emitted_are_left_out():
-    rollout = make_rollout()
+    rollout = mug_rollout()
     assert rollout.step(0).token_probability.shape == (2,)
     assert rollout.step(2).token_probability.shape == (0,)
 
@@ -82,19 +84,19 @@ def test_tokens_that_were_not_emitted_are_left_out():
 @pytest.mark.parametrize('t', [-1, 3, 100])
 def test_a_step_that_is_not_there_is_an_index_error(t):
     with pytest.raises(IndexError, match=rf"'mug/7': expected a step from 0 to 2, found {t}"):
-        make_rollout().step(t)
+        mug_rollout().step(t)
 
 
 def test_an_episode_is_named_for_its_task_unless_it_has_a_name():
-    assert make_rollout().episode_id == 'mug/7'
-    assert make_rollout(episode_id='run-3').episode_id == 'run-3'
+    assert mug_rollout().episode_id == 'mug/7'
+    assert mug_rollout(episode_id='run-3').episode_id == 'run-3'
 
 
 def test_failure_is_the_positive_class_and_no_outcome_is_neither():
-    assert make_rollout(success=False).failed is True
-    assert make_rollout(success=True).failed is False
+    assert mug_rollout(success=False).failed is True
+    assert mug_rollout(success=True).failed is False
     with pytest.raises(RolloutError, match="'mug/7': expected an outcome, found none; label it"):
-        _ = make_rollout(success=None).failed
+        _ = mug_rollout(success=None).failed
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float64, ml_dtypes.bfloat16])
@@ -107,7 +109,7 @@ def test_features_keep_their_dtype_and_may_be_raw(dtype):
 @pytest.mark.parametrize('shape', [(), (4,), (0, 4), (0,)], ids=str)
 def test_features_without_steps_are_refused(shape):
     with pytest.raises(RolloutError, match=r"'mug/7': expected features of shape \(T, \.\.\., D\)"):
-        make_rollout(features=np.zeros(shape, np.float32))
+        mug_rollout(features=np.zeros(shape, np.float32))
 
 
 @pytest.mark.parametrize(
@@ -126,9 +128,9 @@ def test_features_without_steps_are_refused(shape):
 )
 def test_arrays_that_do_not_belong_to_the_steps_are_refused(name, shape):
     with pytest.raises(RolloutError, match=rf"'mug/7': expected {name} of shape \(3[,)].*found"):
-        make_rollout(**{name: np.zeros(shape)})
+        mug_rollout(**{name: np.zeros(shape)})
 
 
 def test_a_signal_of_another_length_is_refused_by_name():
     with pytest.raises(RolloutError, match=r"expected signal 'chunk_mse' of shape \(3\)"):
-        make_rollout(signals={'chunk_mse': np.zeros(2)})
+        mug_rollout(signals={'chunk_mse': np.zeros(2)})

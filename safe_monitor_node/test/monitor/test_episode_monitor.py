@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 from scripted_episodes import (
     ALARM,
     HIGH,
@@ -29,7 +30,6 @@ from scripted_episodes import (
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, StepId
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds
-from vla_feature_bridge.rollout import Rollout
 
 # --- one episode
 
@@ -57,12 +57,7 @@ def test_an_episode_is_scored_as_its_whole_rollout_would_be(seed):
     loaded = recurrent()
     live = Live(loaded)
     for episode in range(3):
-        rollout = Rollout(
-            rng.normal(size=(12, WIDTH)).astype(np.float32),
-            task='t',
-            episode_index=episode,
-            feature_name=str(SPEC),
-        )
+        rollout = make_rollout(episode, steps=12, dim=WIDTH, rng=rng, feature_name=str(SPEC))
         score = loaded.detector.score(rollout)
         upper = np.full((1, 12), np.sort(score)[9])
         loaded = dataclasses.replace(loaded, band=Band(np.array([0.1]), upper, 'any', 19))

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from rollout_factory import make_rollout
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
@@ -25,7 +26,6 @@ from safe_monitor_node.storage.detector_folder import (
     save_detector,
 )
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 3
 SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
@@ -125,7 +125,7 @@ def test_a_detector_without_arrays_is_saved_too(tmp_path):
     clock = make_detector('clock')
     clock.load_state({}, WIDTH)
     loaded = load_detector(save_detector(tmp_path / 'clock', calibrated(clock)))
-    rollout = Rollout(np.zeros((4, WIDTH), np.float32), task='t')
+    rollout = make_rollout(steps=4, dim=WIDTH)
     np.testing.assert_array_equal(loaded.detector.score(rollout), np.arange(4))
 
 

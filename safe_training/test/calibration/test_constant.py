@@ -5,20 +5,19 @@ from __future__ import annotations
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 from outcome_sets import split_conformal
 from scipy.stats import binom
+from shared_files import DATA, golden_json
 
 from safe_training.calibration.constant import constant_band
 from safe_training.calibration.curves import CalibrationError
 from safe_training.calibration.quantile import conformal_quantile
 from safe_training.cli.main import main
 
-TEST = Path(__file__).parents[3] / 'test'
-CASES = json.loads((TEST / 'golden' / 'split_cp.json').read_text())
+CASES = golden_json('split_cp')
 
 
 def number(value: float | str | None) -> float:
@@ -102,7 +101,7 @@ def test_one_threshold_needs_fewer_successes_and_says_where_it_has_none(tmp_path
     assert np.isinf(band.at(0.05).upper).all()
     assert band.at(0.1).upper.tolist() == [0.9] * 4
     assert 'too few for alpha 0.05' in band.provenance['note']
-    fit = ['fit', str(TEST / 'data' / 'miniature_flow.npz'), '--detector', 'clock', '--json']
+    fit = ['fit', str(DATA / 'miniature_flow.npz'), '--detector', 'clock', '--json']
     assert main([*fit, '--modulation', 'none', '--out', str(tmp_path / 'detector')]) == 0
     assert json.loads(capsys.readouterr().out)['band']['kind'] == 'split_conformal'
 

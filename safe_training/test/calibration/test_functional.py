@@ -2,7 +2,6 @@
 """The conformal band: the published numbers, the finite-sample promise, and small sets."""
 
 from fractions import Fraction
-from pathlib import Path
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from scipy.stats import binom
+from shared_files import golden_arrays
 from two_sided import two_sided_band
 
 from safe_monitor_node.bands.adaptive_threshold import conformal_rank
@@ -18,13 +18,11 @@ from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
 from safe_training.calibration.functional import calibrate, functional_band
 from safe_training.calibration.quantile import conformal_quantile
 
-GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 MODULATIONS = {'max_deviation': 'Tfunc', 'std': 'Stdev', 'constant': 'Const'}
 
 
 def golden_cases():
-    with np.load(GOLDEN / 'functional_cp.npz', allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
+    arrays = golden_arrays('functional_cp')
     cases = []
     for case in sorted({key.split('/')[0] for key in arrays}):
         for modulation, name in MODULATIONS.items():
@@ -54,8 +52,7 @@ def test_published_bands(center, calibration, alphas, upper, modulation):
 
 
 def golden_two_sided():
-    with np.load(GOLDEN / 'functional_cp.npz', allow_pickle=False) as archive:
-        arrays = {key: archive[key] for key in archive.files}
+    arrays = golden_arrays('functional_cp')
     return [
         pytest.param(arrays, case, name, modulation, id=f'{case}-{name}')
         for case in sorted({key.split('/')[0] for key in arrays})

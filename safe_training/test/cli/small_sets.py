@@ -2,9 +2,9 @@
 """Small rollout sets on which the tests of the verbs fit detectors."""
 
 import numpy as np
+from rollout_factory import make_rollouts
 
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 SPEC = FeatureSpec('hidden_states', 4, ('token',), (('token', 'last'),))
@@ -17,19 +17,16 @@ def make_set(path, tasks=4, per_task=10, outcome=lambda index: index % 2 == 0, l
     rng = np.random.default_rng(0)
     with RolloutSetWriter(path, feature=SPEC, policy='synthetic') as writer:
         for task in range(tasks):
-            for index in range(per_task):
-                success = outcome(index)
-                steps = int(rng.integers(length - 3, length + 1))
-                features = rng.normal(size=(steps, 4)) + (success is False)
-                writer.add(
-                    Rollout(
-                        features.astype(np.float32),
-                        task=f'task_{task}',
-                        task_id=task,
-                        success=success,
-                        episode_index=index,
-                    )
-                )
+            for rollout in make_rollouts(
+                per_task,
+                steps=(length - 3, length + 1),
+                rng=rng,
+                looks=lambda noise, failed: noise + failed,
+                task=f'task_{task}',
+                task_id=task,
+                success=outcome,
+            ):
+                writer.add(rollout)
     return path
 
 

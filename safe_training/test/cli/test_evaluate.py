@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 from small_sets import SPEC, TINY
 
-from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 CHEAP = ('--detector', 'clock', '--alpha', 0.3)
@@ -149,12 +149,12 @@ def test_numbers_that_some_splits_lack_are_counted(run, tmp_path):
         for task in range(4):
             for index in range(10):
                 writer.add(
-                    Rollout(
-                        np.full((4, 4), index, np.float32),
+                    make_rollout(
+                        index,
+                        features=np.full((4, 4), index, np.float32),
                         task=f'task_{task}',
                         task_id=task,
                         success=task == 0 or index % 2 == 0,
-                        episode_index=index,
                     )
                 )
     status, said, _ = run(

@@ -4,13 +4,12 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from shared_files import DATA
 
 from safe_training.cli.main import VERBS, main, parser_of, verb_module
 
-DATA = Path(__file__).resolve().parents[3] / 'test' / 'data'
 SLOW = {'cv2', 'jinja2', 'matplotlib', 'pandas', 'ray', 'scipy', 'sklearn', 'torch'}
 ONLY_TO_PRINT_OR_READ = {'pyarrow', 'rich'}
 

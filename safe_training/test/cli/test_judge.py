@@ -3,12 +3,11 @@
 
 import json
 
-import numpy as np
 import pytest
+from rollout_factory import make_rollout
 from small_sets import TINY, contents, make_set
 
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 RATES = (
@@ -69,7 +68,7 @@ def test_a_folder_and_a_fit_of_the_same_seed_are_judged_alike(run, rollouts, fol
 def test_a_set_of_other_features_is_refused(run, folder, tmp_path):
     other = FeatureSpec('hidden_states', 4, ('token',), (('token', 'mean'),))
     with RolloutSetWriter(tmp_path / 'set', feature=other) as writer:
-        writer.add(Rollout(np.zeros((3, 4), np.float32), task='t', success=True))
+        writer.add(make_rollout())
     status, _, errors = run('judge', tmp_path / 'set', folder)
     assert status == 1
     assert 'hidden_states[token=mean]' in errors

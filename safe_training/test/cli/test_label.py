@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 
 from safe_training.cli.main import main
 from safe_training.recordings.labels import labels_file
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.write_bag import write_bag
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
@@ -24,11 +24,12 @@ SPEC = FeatureSpec('f', 4)
 def rollouts():
     outcomes = [True, None, None, False, None]
     return [
-        Rollout(
-            np.ones((6, 4), np.float32),
-            f'task {n % 2}',
-            success,
-            f'ep/{n}',
+        make_rollout(
+            n,
+            steps=6,
+            task=f'task {n % 2}',
+            success=success,
+            episode_id=f'ep/{n}',
             feature_name='f',
             instruction='lift [bold]it[/bold]\x1b[2J',
             stamps=10**18 + np.arange(6) * 10**8 + n * 10**10,

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 from scipy.stats import binom
 
 from safe_training.calibration.curves import Successes
@@ -15,7 +16,6 @@ from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
 from safe_training.metrics.binomial import Tally, worst_task
 from safe_training.reporting.tables.bands import promised_cell
-from vla_feature_bridge.rollout import Rollout
 
 TASKS = ('easy', 'hard')
 
@@ -23,7 +23,7 @@ TASKS = ('easy', 'hard')
 def successes_of(counts):
     """Return so many successes of each task."""
     return [
-        Rollout(np.zeros((8, 1), np.float32), task=task, episode_index=index, success=True)
+        make_rollout(index, steps=8, task=task, success=True)
         for task, count in counts.items()
         for index in range(count)
     ]
@@ -109,7 +109,7 @@ def test_too_few_successes_even_together_leave_the_band_of_all_tasks():
     assert len(band.tasks['easy'].provenance['calibration_rollouts']) == 20
 
 
-def make_rollouts(tasks=5, per_task=24):
+def rollouts_with_signal(tasks=5, per_task=24):
     """Return rollouts whose signal tells failures apart, and tasks from each other."""
     generator = np.random.default_rng(0)
     rollouts = []
@@ -119,11 +119,11 @@ def make_rollouts(tasks=5, per_task=24):
             failed = index % 4 == 3
             level = generator.normal() + 2.0 * task + 3.0 * failed
             rollouts.append(
-                Rollout(
-                    np.zeros((length, 1), np.float32),
+                make_rollout(
+                    index,
+                    steps=length,
                     task=f'task_{task}',
                     success=not failed,
-                    episode_index=index,
                     signals={'chunk_mse': level + 0.3 * generator.normal(size=length)},
                 )
             )
@@ -131,7 +131,7 @@ def make_rollouts(tasks=5, per_task=24):
 
 
 def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
-    rollouts = make_rollouts()
+    rollouts = rollouts_with_signal()
     splits = choose_splits(rollouts, Protocol(), range(3))
     found = compare_bands('signal', rollouts, splits, Comparison([0.1, 0.3], draws=5))
     assert [kept.band for kept in found[:16:2]] == list(COMPARED)
@@ -163,7 +163,7 @@ def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
 
 
 def test_a_split_that_cannot_judge_is_refused():
-    rollouts = make_rollouts()
+    rollouts = rollouts_with_signal()
     for options in ({'unseen_ratio': 0.0}, {'seen_train_ratio': 1.0}):
         protocol = Protocol(**options)
         splits = choose_splits(rollouts, protocol, [0])
@@ -183,7 +183,7 @@ def test_rollouts_that_are_drawn_again_are_no_further_rollouts():
 
 
 def test_bands_that_cannot_alarm_say_nothing_of_the_promise():
-    rollouts = make_rollouts(per_task=8)
+    rollouts = rollouts_with_signal(per_task=8)
     splits = choose_splits(rollouts, Protocol(), [0])
     (kept,) = compare_bands('signal', rollouts, splits, Comparison([0.1], ['none']))
     assert kept.n_calibration < 18 and kept.finite, 'a half has fewer than nine'
@@ -213,7 +213,7 @@ def test_a_tally_adds_up_by_task():
 def archive(tmp_path_factory):
     """Write rollouts with one feature that tells failures apart."""
     path = tmp_path_factory.mktemp('set') / 'rollouts.npz'
-    rollouts = make_rollouts()
+    rollouts = rollouts_with_signal()
     lengths = [len(r) for r in rollouts]
     np.savez(
         path,

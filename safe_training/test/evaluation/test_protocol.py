@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout, make_rollouts
 
 from safe_training.evaluation.protocol import (
     EvaluationError,
@@ -17,22 +18,14 @@ from safe_training.evaluation.protocol import (
 )
 from safe_training.evaluation.saved_splits import read_splits, saved_split, write_splits
 from safe_training.evaluation.splits import SplitError, leave_one_task_out
-from vla_feature_bridge.rollout import Rollout
 
 # Names sort otherwise than the numbers of the tasks, as instructions do.
 NAMES = ('turn', 'push', 'open', 'stack', 'pour', 'lift', 'place', 'wipe', 'close', 'fold')
 
 
-def make_rollouts(per_task=5, names=NAMES, **changes):
+def numbered_rollouts(per_task=5, names=NAMES, **changes):
     return [
-        Rollout(
-            np.zeros((2, 1), np.float32),
-            task=name,
-            task_id=number,
-            episode_index=episode,
-            success=episode % 2 == 0,
-            **changes,
-        )
+        make_rollout(episode, task=name, task_id=number, **changes)
         for number, name in enumerate(names)
         for episode in range(per_task)
     ]
@@ -44,7 +37,7 @@ def unseen_numbers(rollouts, split):
 
 @pytest.mark.parametrize(('seed', 'unseen'), [(0, {3, 0, 5}), (1, {7, 8, 5}), (2, {6, 9, 8})])
 def test_published_splits_go_by_the_numbers_of_the_tasks(seed, unseen):
-    rollouts = make_rollouts()
+    rollouts = numbered_rollouts()
     split = choose_split(rollouts, seed, Protocol(name='paper'))
     assert unseen_numbers(rollouts, split) == unseen
     assert set(split.unseen_tasks) == {NAMES[number] for number in unseen}
@@ -54,7 +47,7 @@ def test_published_splits_go_by_the_numbers_of_the_tasks(seed, unseen):
 
 
 def test_random_splits_do_not_depend_on_numbers():
-    rollouts = make_rollouts()
+    rollouts = numbered_rollouts()
     renumbered = [replace(r, task_id=9 - r.task_id) for r in rollouts]
     for seed in range(5):
         one, other = (choose_split(r, seed, Protocol()) for r in (rollouts, renumbered))
@@ -62,20 +55,20 @@ def test_random_splits_do_not_depend_on_numbers():
 
 
 def test_numbers_that_do_not_tell_tasks_apart_are_not_used():
-    same = [replace(r, task_id=0) for r in make_rollouts()]
+    same = [replace(r, task_id=0) for r in numbered_rollouts()]
     published = choose_split(same, 0, Protocol(name='paper'))
     assert published == choose_split(same, 0, Protocol())
 
 
 def test_a_second_root_of_unseen_tasks_is_not_shuffled():
-    rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
+    rollouts = numbered_rollouts(names=NAMES[:4]) + numbered_rollouts(names=NAMES[4:6], unseen=True)
     split = choose_split(rollouts, 7, Protocol(name='paper'))
     assert split.seen_tasks == NAMES[:4]
     assert {rollouts[i].task for i in split.unseen} == set(NAMES[4:6])
 
 
 def test_each_task_is_left_out_once():
-    rollouts = make_rollouts()
+    rollouts = numbered_rollouts()
     protocol = Protocol(name='loto')
     splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
     assert [split.unseen_tasks for split in splits] == [(name,) for name in sorted(NAMES)]
@@ -101,7 +94,7 @@ def test_what_cannot_be_left_out_is_refused(tasks, fold, match):
 
 
 def test_tasks_that_the_source_sets_aside_are_not_left_out_in_turn():
-    rollouts = make_rollouts(names=NAMES[:4]) + make_rollouts(names=NAMES[4:6], unseen=True)
+    rollouts = numbered_rollouts(names=NAMES[:4]) + numbered_rollouts(names=NAMES[4:6], unseen=True)
     with pytest.raises(EvaluationError, match='use --protocol robust'):
         choose_split(rollouts, 0, Protocol(name='loto'))
 
@@ -119,7 +112,7 @@ def parts_by_name(rollouts, split):
 
 
 def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
-    rollouts = make_rollouts()
+    rollouts = numbered_rollouts()
     splits = choose_splits(rollouts, Protocol(), [4, 2])
     write_splits(tmp_path / 'kept' / 'splits.json', rollouts, splits, 'robust')
     others = [rollouts[i] for i in np.random.default_rng(1).permutation(len(rollouts))]
@@ -154,7 +147,7 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
 )
 def test_splits_of_other_rollouts_are_refused(tmp_path, change, match):
     path = tmp_path / 'splits.json'
-    rollouts = make_rollouts()
+    rollouts = numbered_rollouts()
     write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]), 'robust')
     with pytest.raises(SplitError, match=match) as caught:
         read_splits(path, change(rollouts))
@@ -202,7 +195,7 @@ def train_on_nothing(content):
 )
 def test_damaged_splits_are_refused_by_their_name(tmp_path, change, match):
     path = tmp_path / 'splits.json'
-    rollouts = make_rollouts()
+    rollouts = numbered_rollouts()
     write_splits(path, rollouts, choose_splits(rollouts, Protocol(), [0]), 'robust')
     content = json.loads(path.read_text())
     change(content)
@@ -217,14 +210,11 @@ def test_what_is_no_json_is_refused(tmp_path, text):
     path = tmp_path / 'splits.json'
     path.write_text(text)
     with pytest.raises(SplitError, match=r'splits\.json'):
-        read_splits(path, make_rollouts())
+        read_splits(path, numbered_rollouts())
 
 
 def test_a_rollout_without_a_label_belongs_to_no_split():
-    rollouts = [
-        Rollout(np.zeros((2, 1), np.float32), task=f't{i % 3}', success=i != 4 or None)
-        for i in range(6)
-    ]
+    rollouts = make_rollouts(6, task=lambda i: f't{i % 3}', success=lambda i: i != 4 or None)
     with pytest.raises(EvaluationError, match=r'expected a label .*, found none; label the'):
         choose_split(rollouts)
 

@@ -2,18 +2,17 @@
 """The split of rollouts by task: published splits draw for draw, and what it refuses."""
 
 import json
-from pathlib import Path
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from shared_files import golden_json
 
 from safe_training.evaluation.splits import Split, SplitError, split_tasks
 
-GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
-CASES = json.loads((GOLDEN / 'split_protocol.json').read_text())
+CASES = golden_json('split_protocol')
 
 
 @pytest.mark.parametrize('case', CASES, ids=lambda case: f'{case["n_tasks"]}-{case["seed"]}')

@@ -6,6 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from rollout_factory import make_rollouts
 
 import safe_training  # noqa: F401
 from safe_monitor_node.detectors import DetectorError
@@ -19,14 +20,14 @@ WIDTH = 12
 
 def rollouts(count: int = 14) -> list[Rollout]:
     """Return rollouts of unequal length; failures drift."""
-    generator = np.random.default_rng(3)
-    made = []
-    for i in range(count):
-        steps, failed = int(generator.integers(1, 9)), i % 3 == 0
-        features = generator.normal(size=(steps, WIDTH)).astype(np.float32)
-        features[:, 0] += failed * np.arange(steps)
-        made.append(Rollout(features, task='t', success=not failed, episode_index=i))
-    return made
+
+    def drifting(noise: np.ndarray, failed: bool) -> np.ndarray:
+        noise[:, 0] += failed * np.arange(len(noise))
+        return noise
+
+    return make_rollouts(
+        count, steps=(1, 9), dim=WIDTH, rng=3, looks=drifting, success=lambda i: i % 3 > 0
+    )
 
 
 FREE = [

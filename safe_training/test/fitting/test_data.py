@@ -2,38 +2,24 @@
 """Training rollouts become arrays: read as float32, checked, and never padded."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from rollout_factory import make_rollout, make_rollouts
+from shared_files import golden_arrays
 
 from safe_monitor_node.detectors import DetectorError, make_detector
 from safe_monitor_node.detectors.networks import pad_steps
 from safe_training.fitting.data import stack_rollouts
 from safe_training.fitting.density import training_inputs
 from safe_training.fitting.learned import TrainingData
-from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 WIDTH = 6
 
 
-def make_rollouts(count):
-    rng = np.random.default_rng(0)
-    return [
-        Rollout(
-            rng.normal(size=(rng.integers(5, 9), WIDTH)).astype(np.float32),
-            task=f't{index % 2}',
-            success=index % 2 == 0,
-            episode_index=index,
-        )
-        for index in range(count)
-    ]
-
-
 def test_rollouts_of_any_float_dtype_are_read_as_float32_without_padding():
-    rollouts = make_rollouts(5)
+    rollouts = make_rollouts(5, dim=WIDTH)
     rollouts[1] = dataclasses.replace(rollouts[1], features=rollouts[1].features.astype(np.float64))
     data = TrainingData.of(rollouts)
     assert data.flat.dtype == torch.float32
@@ -50,7 +36,7 @@ def test_rollouts_of_any_float_dtype_are_read_as_float32_without_padding():
 
 @pytest.mark.parametrize('empty', [slice(None), slice(3, 4)], ids=['all', 'one'])
 def test_rollouts_without_features_are_refused_with_what_to_do(empty):
-    rollouts = make_rollouts(5)
+    rollouts = make_rollouts(5, dim=WIDTH)
     rollouts[empty] = [dataclasses.replace(r, features=r.features[:, :0]) for r in rollouts[empty]]
     first = rollouts[empty][0].episode_id
     with pytest.raises(DetectorError, match=r'no features \(signals only\).*--feature') as error:
@@ -59,13 +45,12 @@ def test_rollouts_without_features_are_refused_with_what_to_do(empty):
 
 
 def test_rollouts_of_unequal_length_are_padded_as_published():
-    arrays = np.load(GOLDEN / 'padding.npz')
+    arrays = golden_arrays('padding')
     rollouts = [
-        Rollout(
-            arrays[f'pad/in/hidden{k}'].astype(np.float32),
-            task='t',
+        make_rollout(
+            k,
+            features=arrays[f'pad/in/hidden{k}'].astype(np.float32),
             success=bool(arrays['pad/out/success'][k]),
-            episode_index=k,
             actions=arrays[f'pad/in/action{k}'].astype(np.float32)[:, None, None],
         )
         for k in range(3)

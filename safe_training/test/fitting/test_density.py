@@ -3,11 +3,14 @@
 
 import dataclasses
 import json
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from live_scores import streamed
+from rollout_factory import make_rollout
+from shared_files import assert_golden, golden_arrays
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
@@ -15,9 +18,8 @@ from safe_monitor_node.detectors.density import as_sequence, real_entries
 from safe_monitor_node.detectors.unet import sinusoidal_embedding
 from safe_training.fitting.density import batch_loss, flow_matching_loss
 from safe_training.fitting.losses import sum_of_squares
-from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'rnd_logpzo.npz')
+GOLDEN = golden_arrays('rnd_logpzo')
 TOLERANCE = 1e-4
 CONFIG = json.loads(str(GOLDEN['rnd/in/unet_config']))
 UNET = {
@@ -46,13 +48,7 @@ OUR_NAMES = {
 }
 
 
-def close(found, expected, tolerance=TOLERANCE):
-    """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
-    found = found.detach().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
-    assert found.shape == np.shape(expected)
-    np.testing.assert_array_less(
-        np.abs(found - expected), tolerance * (1 + np.abs(expected)) + 1e-30
-    )
+close = partial(assert_golden, tolerance=TOLERANCE)
 
 
 def golden(key):
@@ -90,14 +86,9 @@ def golden_logpzo(**params):
 
 def rollouts_of(features, chunks=None):
     return [
-        Rollout(f, task='t', episode_index=i, actions=None if chunks is None else chunks[i])
+        make_rollout(i, features=f, actions=None if chunks is None else chunks[i])
         for i, f in enumerate(features)
     ]
-
-
-def streamed(detector, rollout):
-    stream = detector.stream()
-    return np.array([stream.step(rollout.step(t)) for t in range(len(rollout))])
 
 
 RND_ROLLOUTS = rollouts_of(
@@ -221,14 +212,12 @@ def test_padding_of_a_chunk_does_not_score():
     close(published.nonconformity('success', RND_INPUTS), distances.mean(dim=1).detach().numpy())
 
 
-def make_rollouts(count=8, dim=6, horizon=5, seed=0):
+def rollouts_with_actions(count=8, dim=6, horizon=5, seed=0):
     rng = np.random.default_rng(seed)
     return [
-        Rollout(
-            rng.normal(size=(length, dim)).astype(np.float32),
-            task=f't{i % 2}',
-            success=i % 2 == 0,
-            episode_index=i,
+        make_rollout(
+            i,
+            features=rng.normal(size=(length, dim)).astype(np.float32),
             actions=rng.normal(size=(length, 2, horizon, 7)).astype(np.float32),
         )
         for i, length in enumerate(rng.integers(3, 7, count).tolist())
@@ -237,7 +226,7 @@ def make_rollouts(count=8, dim=6, horizon=5, seed=0):
 
 def test_the_actions_of_every_rollout_reach_the_network():
     # Published, all rollouts but the last were trained and scored on zeros (D1).
-    rollouts = make_rollouts()
+    rollouts = rollouts_with_actions()
     detector = make_detector('rnd', **TINY).fit(rollouts)
     for rollout in rollouts:
         still = dataclasses.replace(rollout, actions=np.zeros_like(rollout.actions))
@@ -249,8 +238,8 @@ def test_the_actions_of_every_rollout_reach_the_network():
 
 
 def test_only_the_executed_chunk_counts():
-    rollout = make_rollouts()[0]
-    detector = make_detector('rnd', **TINY).fit(make_rollouts())
+    rollout = rollouts_with_actions()[0]
+    detector = make_detector('rnd', **TINY).fit(rollouts_with_actions())
     alone = dataclasses.replace(rollout, actions=rollout.actions[:, :1])
     np.testing.assert_array_equal(detector.score(alone), detector.score(rollout))
 
@@ -258,7 +247,7 @@ def test_only_the_executed_chunk_counts():
 @pytest.mark.parametrize('name', ['rnd', 'logpzo'])
 def test_batches_of_one_outcome_train_its_network_alone(name):
     # Published: NaN for RND, an exception for LogpZO (D3, D4).
-    rollouts = make_rollouts()
+    rollouts = rollouts_with_actions()
     losses = []
     detector = make_detector(name, **TINY, batch_size=1)
     detector.fit(rollouts, progress=lambda done, total, note: losses.append(float(note.split()[1])))
@@ -273,7 +262,7 @@ def test_neither_training_nor_the_penalty_changes_the_target():
     targets, penalties = [], []
     for params in ({'lambda_reg': 0.0, 'epochs': 1}, {'lambda_reg': 100.0, 'epochs': 30}):
         params = {**TINY, **params, 'learning_rate': 1e-2}
-        detector = make_detector('rnd', **params).fit(make_rollouts())
+        detector = make_detector('rnd', **params).fit(rollouts_with_actions())
         targets.append({k: v for k, v in detector.state().items() if k.startswith('target')})
         penalties.append(float(sum_of_squares(detector.networks_['success'])))
     for name in targets[0]:
@@ -284,7 +273,7 @@ def test_neither_training_nor_the_penalty_changes_the_target():
 @pytest.mark.parametrize(('name', 'rate'), [('rnd', 1e-2), ('logpzo', 1e-2)])
 def test_training_makes_successes_familiar(name, rate):
     rng = np.random.default_rng(1)
-    rollouts = make_rollouts(16, seed=1)
+    rollouts = rollouts_with_actions(16, seed=1)
     places = {False: rng.normal(size=6), True: rng.normal(size=6)}
     for rollout in rollouts:
         rollout.features = (places[rollout.failed] + 0.1 * rollout.features).astype(np.float32)
@@ -315,23 +304,23 @@ def test_training_makes_successes_familiar(name, rate):
 )
 def test_impossible_parameters_are_refused(name, params, message):
     with pytest.raises(DetectorError, match=message):
-        make_detector(name, **{**TINY, **params}).fit(make_rollouts())
+        make_detector(name, **{**TINY, **params}).fit(rollouts_with_actions())
 
 
 def test_chunks_of_another_shape_are_refused():
-    rollouts = make_rollouts()
+    rollouts = rollouts_with_actions()
     detector = make_detector('rnd', **TINY).fit(rollouts)
     short = dataclasses.replace(rollouts[1], actions=rollouts[1].actions[:, :, :4])
-    with pytest.raises(StepError, match=r"rollout 't1/1'.*\(5, 7\).*\(4, 7\)"):
+    with pytest.raises(StepError, match=r"rollout 'task 1/1'.*\(5, 7\).*\(4, 7\)"):
         detector.score(short)
     with pytest.raises(StepError, match=r'step 0.*\(5, 7\).*\(4, 7\)'):
         detector.stream().step(short.step(0))
-    with pytest.raises(DetectorError, match=r"rollout 't1/1'"):
+    with pytest.raises(DetectorError, match=r"rollout 'task 1/1'"):
         make_detector('rnd', **TINY).fit([rollouts[0], short])
 
 
 def test_a_loss_that_explodes_is_no_detector():
-    rollouts = make_rollouts()
+    rollouts = rollouts_with_actions()
     for rollout in rollouts:
         rollout.features = rollout.features * np.float32(1e30)
     detector = make_detector('logpzo', **TINY)
@@ -342,7 +331,7 @@ def test_a_loss_that_explodes_is_no_detector():
 
 @pytest.mark.parametrize('shape', [[0, 7], [5], [5.0, 7.0]])
 def test_an_impossible_action_shape_is_refused(shape):
-    state = make_detector('rnd', **TINY).fit(make_rollouts()).state()
+    state = make_detector('rnd', **TINY).fit(rollouts_with_actions()).state()
     with pytest.raises(DetectorError, match='action_shape'):
         make_detector('rnd', **TINY).load_state({**state, 'action_shape': np.array(shape)}, 6)
 

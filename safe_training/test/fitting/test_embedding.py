@@ -3,10 +3,13 @@
 
 import dataclasses
 import re
-from pathlib import Path
+from functools import partial
 
 import numpy as np
 import pytest
+from live_scores import streamed
+from rollout_factory import make_rollout, make_rollouts
+from shared_files import assert_golden, golden_arrays
 from sklearn.metrics import roc_auc_score
 
 import safe_training  # noqa: F401  (registers the fitters)
@@ -16,9 +19,8 @@ from safe_training.evaluation.evaluate import fit_and_judge
 from safe_training.evaluation.protocol import Protocol, choose_split
 from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'embed.npz')
+GOLDEN = golden_arrays('embed')
 TOLERANCE = 3e-4
 NAMES = {'mahala': 'mahalanobis', 'euclid': 'euclidean_knn', 'cosine': 'cosine_knn'}
 CASES = sorted({key.split('/')[0] for key in GOLDEN if key.endswith('out/scores')})
@@ -26,20 +28,14 @@ EMBEDDINGS = ('mahalanobis', 'euclidean_knn', 'cosine_knn', 'pca_kmeans')
 SMALL_PCA = {'pca_dim': 3, 'clusters': 4}
 
 
-def close(found, expected, tolerance=TOLERANCE):
-    """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
-    found = np.asarray(found)
-    assert found.shape == expected.shape
-    np.testing.assert_array_less(
-        np.abs(found - expected), tolerance * (1 + np.abs(expected)) + 1e-30
-    )
+close = partial(assert_golden, tolerance=TOLERANCE)
 
 
 def golden_rollouts(part):
     features, masks = (GOLDEN[f'common/in/{part}_{what}'] for what in ('features', 'masks'))
     success = GOLDEN['common/in/train_success'] if part == 'train' else np.ones(len(features))
     return [
-        Rollout(f[m > 0], task='t', success=bool(s), episode_index=i)
+        make_rollout(i, features=f[m > 0], task='t', success=bool(s))
         for i, (f, m, s) in enumerate(zip(features, masks, success, strict=True))
     ]
 
@@ -47,12 +43,10 @@ def golden_rollouts(part):
 TRAIN, TEST = golden_rollouts('train'), golden_rollouts('test')
 
 
-def close_where_valid(detector, expected, tolerance=TOLERANCE):
+def close_where_valid(detector, expected):
     for rollout, row in zip(TEST, expected, strict=True):
-        close(detector.score(rollout), row[: len(rollout)], tolerance)
-        stream = detector.stream()
-        live = np.array([stream.step(rollout.step(t)) for t in range(len(rollout))])
-        close(live, row[: len(rollout)], tolerance)
+        close(detector.score(rollout), row[: len(rollout)])
+        close(streamed(detector, rollout), row[: len(rollout)])
 
 
 def params_of(case):
@@ -133,17 +127,14 @@ def test_golden_pairwise_distances(model, name):
 
 
 def rollouts_from(rng, count, dim, *, length=20, scale=1.0, centre=0.0, shift=0.0):
-    return [
-        Rollout(
-            (centre + scale * (rng.normal(size=(length, dim)) + (shift if i % 2 else 0.0))).astype(
-                np.float32
-            ),
-            task=f't{i % 4}',
-            success=i % 2 == 0,
-            episode_index=i,
-        )
-        for i in range(count)
-    ]
+    return make_rollouts(
+        count,
+        steps=length,
+        dim=dim,
+        rng=rng,
+        looks=lambda noise, failed: centre + scale * (noise + (shift if failed else 0.0)),
+        task=lambda i: f't{i % 4}',
+    )
 
 
 def test_a_step_seen_in_training_is_at_distance_zero_however_far_from_the_origin():
@@ -259,12 +250,7 @@ def test_steps_of_the_same_episode_are_no_neighbours_either():
     rng = np.random.default_rng(6)
     places = rng.normal(size=(80, 16))
     rollouts = [
-        Rollout(
-            (place + 0.01 * rng.normal(size=(10, 16))).astype(np.float32),
-            task='t',
-            success=i % 2 == 0,
-            episode_index=i,
-        )
+        make_rollout(i, features=(place + 0.01 * rng.normal(size=(10, 16))).astype(np.float32))
         for i, place in enumerate(places)
     ]
     detector = make_detector('euclidean_knn', neighbours=3, accumulate='none').fit(rollouts)

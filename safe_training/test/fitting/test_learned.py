@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from rollout_factory import make_rollouts
 
 from safe_monitor_node.detectors import DetectorError, make_detector
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split
@@ -15,7 +16,6 @@ from safe_training.fitting.learned import (
     scale_weights,
     training_epochs,
 )
-from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 6
 LEARNED = ('safe_mlp', 'safe_lstm')
@@ -24,19 +24,15 @@ TINY = {'hidden': 8, 'epochs': 5}
 every_learned = pytest.mark.parametrize('name', LEARNED)
 
 
-def make_rollout(rng, index, cue, lengths=(5, 9), cue_steps=slice(None)):
-    """Return noise, with the outcome readable from feature 0 in some of its steps."""
-    failed = index % 2 == 1
-    features = 0.3 * rng.normal(size=(rng.integers(*lengths), WIDTH))
-    features[cue_steps, 0] += cue if failed else -cue
-    return Rollout(
-        features.astype(np.float32), task=f't{index % 2}', success=not failed, episode_index=index
-    )
+def cued_rollouts(count=20, seed=0, cue=1.0, lengths=(5, 9), cue_steps=slice(None)):
+    """Return noise, with the outcome readable from feature 0 in some steps of a rollout."""
 
+    def cued(noise, failed):
+        features = 0.3 * noise
+        features[cue_steps, 0] += cue if failed else -cue
+        return features
 
-def make_rollouts(count=20, seed=0, cue=1.0, **options):
-    rng = np.random.default_rng(seed)
-    return [make_rollout(rng, index, cue, **options) for index in range(count)]
+    return make_rollouts(count, steps=lengths, dim=WIDTH, rng=seed, looks=cued)
 
 
 def flipped(rollouts):
@@ -76,14 +72,14 @@ def assert_same_weights(first, second):
 )
 def test_a_separable_problem_is_learnt(name, params):
     defaults = {'hidden': 8, 'epochs': 80, 'learning_rate': 0.02, 'lambda_reg': 1e-3}
-    detector = make_detector(name, **{**defaults, **params}).fit(make_rollouts())
-    failures, successes = final_scores(detector, make_rollouts(seed=1))
+    detector = make_detector(name, **{**defaults, **params}).fit(cued_rollouts())
+    failures, successes = final_scores(detector, cued_rollouts(seed=1))
     assert min(failures) > max(successes), 'failure is the positive class'
 
 
 def test_the_lstm_remembers_the_first_step_and_the_mlp_cannot():
     options = {'lengths': (6, 7), 'cue_steps': slice(0, 1), 'cue': 2.0}
-    train, test = make_rollouts(40, **options), make_rollouts(20, seed=1, **options)
+    train, test = cued_rollouts(40, **options), cued_rollouts(20, seed=1, **options)
     defaults = {'hidden': 8, 'epochs': 150, 'learning_rate': 0.02, 'lambda_reg': 1e-4}
     lstm = make_detector('safe_lstm', **defaults).fit(train)
     failures, successes = final_scores(lstm, test)
@@ -97,7 +93,7 @@ def test_the_lstm_remembers_the_first_step_and_the_mlp_cannot():
 def test_the_training_loss_falls(name):
     notes = []
     detector = make_detector(name, hidden=8, epochs=30, learning_rate=0.02, lambda_reg=1e-3)
-    detector.fit(make_rollouts(), progress=lambda done, total, note: notes.append(note))
+    detector.fit(cued_rollouts(), progress=lambda done, total, note: notes.append(note))
     losses = [float(note.removeprefix('loss ')) for note in notes]
     assert len(losses) == 30
     assert losses[-1] < losses[0] - 0.1
@@ -108,7 +104,7 @@ def test_the_training_loss_falls(name):
 
 def test_class_weights_balance_the_classes():
     data = TrainingData.of(
-        [r for r in make_rollouts(20) if not r.failed][:9] + make_rollouts(2)[1:]
+        [r for r in cued_rollouts(20) if not r.failed][:9] + cued_rollouts(2)[1:]
     )
     weights = data.weights(make_detector('safe_mlp', lambda_fail=2.0))
     assert weights.fail == pytest.approx(2.0 * 10 / (1 + 1))
@@ -117,7 +113,7 @@ def test_class_weights_balance_the_classes():
 
 @every_learned
 def test_a_larger_weight_of_failures_raises_the_scores(name):
-    rollouts = make_rollouts(cue=0.1)
+    rollouts = cued_rollouts(cue=0.1)
     means = [
         np.mean(
             np.concatenate(
@@ -144,7 +140,7 @@ def fit_counting(detector, rollouts, **options):
 @every_learned
 def test_early_stopping_takes_the_weights_of_the_best_epoch(name):
     # Few noisy rollouts to learn by heart, and others to see that it does not carry over.
-    train, validation = make_rollouts(8, cue=0.15), make_rollouts(30, seed=1, cue=0.15)
+    train, validation = cued_rollouts(8, cue=0.15), cued_rollouts(30, seed=1, cue=0.15)
     params = {'hidden': 8, 'learning_rate': 0.02, 'lambda_reg': 1e-4}
     stopped = make_detector(name, epochs=400, **params)
     epochs = fit_counting(stopped, train, validation=validation, patience=20)
@@ -161,7 +157,7 @@ def test_early_stopping_takes_the_weights_of_the_best_epoch(name):
 
 @every_learned
 def test_the_best_weights_are_taken_when_training_ends_before_patience_does(name):
-    train = make_rollouts()
+    train = cued_rollouts()
     detector = make_detector(name, **TINY)
     assert fit_counting(detector, train, validation=flipped(train), patience=100) == 5
     assert_same_weights(detector, make_detector(name, **{**TINY, 'epochs': 1}).fit(train))
@@ -169,7 +165,7 @@ def test_the_best_weights_are_taken_when_training_ends_before_patience_does(name
 
 @every_learned
 def test_without_validation_the_last_epoch_is_taken(name):
-    train = make_rollouts()
+    train = cued_rollouts()
     detector = make_detector(name, **TINY)
     assert fit_counting(detector, train) == 5
     data = TrainingData.of(train)
@@ -189,7 +185,7 @@ def test_without_validation_the_last_epoch_is_taken(name):
     ids=str,
 )
 def test_looking_at_validation_does_not_change_how_it_is_learnt(name, params):
-    train = make_rollouts()
+    train = cued_rollouts()
     with_it = make_detector(name, **TINY, **params).fit(train, validation=train, patience=100)
     assert_same_weights(with_it, make_detector(name, **TINY, **params).fit(train))
 
@@ -199,15 +195,18 @@ def test_looking_at_validation_does_not_change_how_it_is_learnt(name, params):
     ('validation', 'message'),
     [
         ([], 'no rollouts'),
-        ([r for r in make_rollouts() if r.failed], r'\(validation\).* failures'),
-        ([dataclasses.replace(make_rollouts()[0], success=None)], "'t0/0': expected an outcome"),
+        ([r for r in cued_rollouts() if r.failed], r'\(validation\).* failures'),
+        (
+            [dataclasses.replace(cued_rollouts()[0], success=None)],
+            "'task 0/0': expected an outcome",
+        ),
     ],
     ids=['none', 'one class', 'unlabelled'],
 )
 def test_validation_rollouts_that_do_not_do_are_refused(name, validation, message):
     detector = make_detector(name, **TINY)
     with pytest.raises(DetectorError, match=message):
-        detector.fit(make_rollouts(), validation=validation)
+        detector.fit(cued_rollouts(), validation=validation)
     assert not detector.fitted
 
 
@@ -216,7 +215,7 @@ def test_validation_rollouts_that_do_not_do_are_refused(name, validation, messag
 
 def epochs_of(**params):
     detector = make_detector('safe_mlp', **{**TINY, **params})
-    data = TrainingData.of(make_rollouts())
+    data = TrainingData.of(cued_rollouts())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = detector.build(WIDTH)
@@ -251,7 +250,7 @@ def test_the_loss_of_an_epoch_weighs_every_rollout_the_same():
 
 
 def test_regularisation_draws_the_weights_in_and_leaves_the_biases():
-    train = make_rollouts()
+    train = cued_rollouts()
     free = make_detector('safe_mlp', hidden=8, epochs=60, learning_rate=0.02, lambda_reg=0.0)
     tight = make_detector('safe_mlp', hidden=8, epochs=60, learning_rate=0.02, lambda_reg=1.0)
     weights = [
@@ -293,14 +292,14 @@ def test_the_scale_of_the_first_weights_leaves_the_biases():
 def test_a_loss_that_is_no_number_is_reported_with_what_to_do(name, params, message):
     detector = make_detector(name, **{**TINY, **params})
     with pytest.raises(DetectorError, match=message) as caught:
-        detector.fit(make_rollouts())
+        detector.fit(cued_rollouts())
     assert 'lower learning_rate' in str(caught.value)
     assert not detector.fitted
 
 
 @every_learned
 def test_a_fit_that_fails_leaves_the_last_one(name):
-    rollouts = make_rollouts()
+    rollouts = cued_rollouts()
     detector = make_detector(name, **TINY).fit(rollouts)
     before = detector.score(rollouts[0])
     detector.learning_rate = 1e30
@@ -333,7 +332,7 @@ IMPOSSIBLE = [
 def test_a_parameter_with_which_nothing_can_be_trained_is_refused(name, parameter, value):
     detector = make_detector(name, **{**TINY, parameter: value})
     with pytest.raises(DetectorError, match=f'{name}: .*{parameter}'):
-        detector.fit(make_rollouts())
+        detector.fit(cued_rollouts())
     assert not detector.fitted
 
 
@@ -350,21 +349,16 @@ def test_a_parameter_with_which_nothing_can_be_trained_is_refused(name, paramete
 )
 def test_a_parameter_of_one_detector_is_checked_too(name, parameter, value):
     with pytest.raises(DetectorError, match=f'{name}: .*{parameter}'):
-        make_detector(name, **{**TINY, parameter: value}).fit(make_rollouts())
+        make_detector(name, **{**TINY, parameter: value}).fit(cued_rollouts())
 
 
 def test_rollouts_that_their_source_sets_aside_are_the_unseen_part_and_nothing_else():
-    generator = np.random.default_rng(0)
-    rollouts = [
-        Rollout(
-            generator.normal(size=(5, 4)).astype(np.float32),
-            task=f'task{index % 10}',
-            success=index % 3 > 0,
-            episode_index=index,
-            unseen=index % 10 in (2, 5),
-        )
-        for index in range(60)
-    ]
+    rollouts = make_rollouts(
+        60,
+        task=lambda i: f'task{i % 10}',
+        success=lambda i: i % 3 > 0,
+        unseen=lambda i: i % 10 in (2, 5),
+    )
     split = choose_split(rollouts, 0, Protocol())
     assert set(split.unseen) == {i for i, r in enumerate(rollouts) if r.unseen}
     assert split.unseen_tasks == ('task2', 'task5')

@@ -2,34 +2,24 @@
 """Losses and training steps of SAFE-MLP and SAFE-LSTM against the published vectors."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared_files import assert_golden, golden_arrays
 
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.detectors.networks import stop_gradient_cumsum
 from safe_training.fitting import losses
 from safe_training.fitting.learned import TrainingData, batch_loss, training_epochs
 
-FOLDER = Path(__file__).parents[3] / 'test' / 'golden'
 LOSSES, MLP, LSTM, TRAINING = (
-    np.load(FOLDER / f'{name}.npz')
-    for name in ('losses', 'safe_mlp', 'safe_lstm', 'training_steps')
+    golden_arrays(name) for name in ('losses', 'safe_mlp', 'safe_lstm', 'training_steps')
 )
 FORWARD_CASES = [
     (name, sorted({key.split('/')[0] for key in archive} - {'common'}))
     for name, archive in (('safe_mlp', MLP), ('safe_lstm', LSTM))
 ]
-
-
-def close(found, expected, tolerance):
-    """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
-    found = found.detach().numpy() if isinstance(found, torch.Tensor) else np.asarray(found)
-    np.testing.assert_array_less(
-        np.abs(found - expected), tolerance * (1 + np.abs(expected)) + 1e-30
-    )
 
 
 def golden(archive, key):
@@ -96,7 +86,7 @@ def test_golden_scores_loss_and_gradients(kind, case):
     network = network_for(detector, archive, f'{case}/weights', data.flat.shape[1])
     scores = network(data.flat, data.lengths)
     mask = valid.numpy() > 0
-    close(
+    assert_golden(
         scores.detach().numpy()[mask[:, : scores.shape[1]]],
         archive[f'{case}/out/scores'][mask],
         1e-5,
@@ -104,12 +94,14 @@ def test_golden_scores_loss_and_gradients(kind, case):
 
     weights = losses.ClassWeights(*archive['common/in/class_weights'].tolist())
     loss = batch_loss(detector, network, data, weights)
-    close(loss, archive[f'{case}/out/loss'], 1e-5)
+    assert_golden(loss, archive[f'{case}/out/loss'], 1e-5)
     loss.backward()
     expected = weights_of(archive, f'{case}/grad')
     for name, parameter in network.named_parameters():
-        close(parameter.grad, expected[name], 1e-5)
-    close(0.1 * losses.sum_of_squares(network), archive[f'{case}/out/reg_loss_lambda0p1'], 1e-5)
+        assert_golden(parameter.grad, expected[name], 1e-5)
+    assert_golden(
+        0.1 * losses.sum_of_squares(network), archive[f'{case}/out/reg_loss_lambda0p1'], 1e-5
+    )
 
 
 @pytest.mark.parametrize(('case', 'kind'), [('mlp_adam', 'safe_mlp'), ('lstm_adam', 'safe_lstm')])
@@ -117,29 +109,33 @@ def test_golden_training_steps(case, kind):
     data, valid = training_data(TRAINING, case)
     detector = detector_for(json.loads(str(TRAINING[f'{case}/in/config'])), kind)
     network = network_for(detector, TRAINING, f'{case}/weights0', data.flat.shape[1])
-    close(np.array(data.weights(detector)), TRAINING[f'{case}/out/class_weights'], 1e-6)
+    assert_golden(np.array(data.weights(detector)), TRAINING[f'{case}/out/class_weights'], 1e-6)
     epochs = list(training_epochs(detector, network, data, torch.Generator()))
-    close(np.array([e.loss for e in epochs]), TRAINING[f'{case}/out/epoch_losses'], 1e-4)
-    close(np.array([e.learning_rate for e in epochs]), TRAINING[f'{case}/out/lr_after_epoch'], 1e-6)
+    assert_golden(np.array([e.loss for e in epochs]), TRAINING[f'{case}/out/epoch_losses'], 1e-4)
+    assert_golden(
+        np.array([e.learning_rate for e in epochs]), TRAINING[f'{case}/out/lr_after_epoch'], 1e-6
+    )
     expected = weights_of(TRAINING, f'{case}/weights6')
     for name, parameter in network.named_parameters():
-        close(parameter, expected[name], 1e-4)
+        assert_golden(parameter, expected[name], 1e-4)
     mask = valid.numpy() > 0
     scores = network(data.flat, data.lengths).detach().numpy()
-    close(scores[mask[:, : scores.shape[1]]], TRAINING[f'{case}/out/scores_after'][mask], 1e-4)
+    assert_golden(
+        scores[mask[:, : scores.shape[1]]], TRAINING[f'{case}/out/scores_after'][mask], 1e-4
+    )
 
 
 def test_golden_time_weights_and_class_weights():
     valid = golden(LOSSES, 'timew/in/valid_masks')
-    close(losses.time_weights(valid), LOSSES['timew/out/on'], 1e-6)
-    close(valid, LOSSES['timew/out/off'], 1e-6)
+    assert_golden(losses.time_weights(valid), LOSSES['timew/out/on'], 1e-6)
+    assert_golden(valid, LOSSES['timew/out/off'], 1e-6)
     for row, expected in zip(
         LOSSES['classw/in/nsucc_nfail_lambdafail_lambdasucc'],
         LOSSES['classw/out/weights_fail_succ'],
         strict=True,
     ):
         n_success, n_fail, lambda_fail, lambda_success = row
-        close(
+        assert_golden(
             losses.class_weights(int(n_fail), int(n_success), lambda_fail, lambda_success),
             expected,
             1e-6,
@@ -156,9 +152,9 @@ def test_golden_aggregation():
     per_rollout = losses.rollout_losses(steps, valid)
     total = losses.weighted_total(per_rollout, failed, weights)
     means = [total, per_rollout[failed == 0].mean(), per_rollout[failed == 1].mean()]
-    close(torch.stack(means), LOSSES['agg/out/monitor_success_fail'], 1e-6)
+    assert_golden(torch.stack(means), LOSSES['agg/out/monitor_success_fail'], 1e-6)
     total.backward()
-    close(steps.grad, LOSSES['agg/out/grad_monitor_wrt_losses'], 1e-6)
+    assert_golden(steps.grad, LOSSES['agg/out/grad_monitor_wrt_losses'], 1e-6)
 
 
 @pytest.mark.parametrize('case', ['hn_hard', 'hn_soft50'])
@@ -171,17 +167,17 @@ def test_golden_hard_negatives(case):
         float(LOSSES[f'{case}/in/alpha']),
         float(LOSSES[f'{case}/in/beta']),
     )
-    close(loss, LOSSES[f'{case}/out/loss'], 1e-6)
+    assert_golden(loss, LOSSES[f'{case}/out/loss'], 1e-6)
     loss.backward()
-    close(preds.grad, LOSSES[f'{case}/out/grad'], 1e-6)
+    assert_golden(preds.grad, LOSSES[f'{case}/out/grad'], 1e-6)
 
 
 def test_golden_stop_gradient_cumsum():
     x = golden(LOSSES, 'csg/in/x').requires_grad_()
     y = stop_gradient_cumsum(x)
-    close(y, LOSSES['csg/out/y'], 1e-6)
+    assert_golden(y, LOSSES['csg/out/y'], 1e-6)
     y.backward(golden(LOSSES, 'csg/in/cotangent'))
-    close(x.grad, LOSSES['csg/out/vjp'], 1e-6)
+    assert_golden(x.grad, LOSSES['csg/out/vjp'], 1e-6)
 
 
 @pytest.mark.parametrize('case', ['lstm_bce_from_scores', 'mlp_hinge_from_scores'])
@@ -193,9 +189,9 @@ def test_golden_losses_from_scores(case):
     step_loss = losses.cross_entropy_steps if case.startswith('lstm') else losses.hinge_steps
     steps = step_loss(scores, failed, losses.time_weights(valid))
     loss = losses.weighted_total(losses.rollout_losses(steps, valid), failed, weights)
-    close(loss, LOSSES[f'{case}/out/loss'], 1e-6)
+    assert_golden(loss, LOSSES[f'{case}/out/loss'], 1e-6)
     loss.backward()
-    close(scores.grad, LOSSES[f'{case}/out/grad_scores'], 1e-6)
+    assert_golden(scores.grad, LOSSES[f'{case}/out/grad_scores'], 1e-6)
 
 
 def test_one_loss_per_rollout_draws_a_valid_step():

@@ -5,6 +5,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 from sklearn.linear_model import LogisticRegression
 
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
@@ -21,12 +22,11 @@ from safe_training.fitting.probe_regression import (
 from safe_training.metrics.ranking import rank
 from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 12
 
 
-def make_rollouts(in_features=0.0, in_signals=0.0, tasks=5, each=12, seed=0, signals=True):
+def marked_rollouts(in_features=0.0, in_signals=0.0, tasks=5, each=12, seed=0, signals=True):
     """Return rollouts whose failures show in the features, in chunk_mse, in both or in neither."""
     rng = np.random.default_rng(seed)
     direction = rng.normal(size=WIDTH) / np.sqrt(WIDTH)
@@ -43,11 +43,11 @@ def make_rollouts(in_features=0.0, in_signals=0.0, tasks=5, each=12, seed=0, sig
                 features += in_features * direction
                 mse *= np.exp(in_signals)
             rollouts.append(
-                Rollout(
+                make_rollout(
+                    index,
                     features=features.astype(np.float32),
                     task=f'task_{task}',
                     success=not failed,
-                    episode_index=index,
                     signals={'chunk_mse': mse, 'height': rng.normal(size=length)}
                     if signals
                     else {},
@@ -135,7 +135,7 @@ def test_smoothing_starts_at_the_first_value():
     ids=['features', 'signals'],
 )
 def test_it_finds_failures_of_new_tasks_where_they_show(where, rest):
-    rollouts = make_rollouts(**where, tasks=8)
+    rollouts = marked_rollouts(**where, tasks=8)
     seen = [r for r in rollouts if r.task < 'task_5']
     unseen = [r for r in rollouts if r.task >= 'task_5']
     probe = make_detector('linear_probe').fit(seen)
@@ -147,7 +147,7 @@ def test_it_finds_failures_of_new_tasks_where_they_show(where, rest):
 
 
 def test_it_falls_back_to_the_distance_where_failures_go_elsewhere_in_every_task():
-    rollouts = make_rollouts(tasks=6, each=16)
+    rollouts = marked_rollouts(tasks=6, each=16)
     rng = np.random.default_rng(1)
     strange = []
     for rollout in rollouts:
@@ -163,7 +163,7 @@ def test_it_falls_back_to_the_distance_where_failures_go_elsewhere_in_every_task
 
 
 def test_the_distance_is_the_mahalanobis_distance_to_the_successes():
-    rollouts = make_rollouts(tasks=2)
+    rollouts = marked_rollouts(tasks=2)
     probe = make_detector('linear_probe', method='distance', smoothing=0.0).fit(rollouts)
     steps = np.concatenate([r.features for r in rollouts if r.success]).astype(np.float64)
     covariance = np.linalg.inv(np.cov(steps, rowvar=False))
@@ -174,7 +174,7 @@ def test_the_distance_is_the_mahalanobis_distance_to_the_successes():
 
 
 def test_the_collapsed_probe_is_the_long_way_round():
-    rollouts = make_rollouts(in_features=1.0, in_signals=1.0)
+    rollouts = marked_rollouts(in_features=1.0, in_signals=1.0)
     probe = make_detector('linear_probe', inputs='both', l2=0.3, smoothing=0.0, method='linear')
     probe.fit(rollouts)
     flat = np.concatenate([r.features for r in rollouts]).astype(np.float64)
@@ -197,7 +197,7 @@ def test_the_collapsed_probe_is_the_long_way_round():
 
 
 def test_without_anything_to_choose_nothing_is_chosen():
-    rollouts = make_rollouts(in_features=1.0)
+    rollouts = marked_rollouts(in_features=1.0)
     params = {'inputs': 'features', 'l2': 1.0, 'smoothing': 0.3, 'method': 'linear'}
     probe = make_detector('linear_probe', **params).fit(rollouts)
     assert {name: probe.choice_[name] for name in params} == params
@@ -205,21 +205,21 @@ def test_without_anything_to_choose_nothing_is_chosen():
 
 
 def test_what_it_chose_makes_the_same_probe_again():
-    rollouts = make_rollouts(in_features=2.0, in_signals=0.5)
+    rollouts = marked_rollouts(in_features=2.0, in_signals=0.5)
     probe = make_detector('linear_probe').fit(rollouts)
     again = make_detector('linear_probe', **probe.chosen()).fit(rollouts)
     np.testing.assert_allclose(again.score(rollouts[0]), probe.score(rollouts[0]), atol=1e-4)
 
 
 def test_one_task_leaves_nothing_out_and_is_fitted_by_default_choices():
-    rollouts = [r for r in make_rollouts(in_features=3.0) if r.task == 'task_4']
+    rollouts = [r for r in marked_rollouts(in_features=3.0) if r.task == 'task_4']
     probe = make_detector('linear_probe').fit(rollouts)
     assert auc(probe, rollouts) > 0.8
     assert probe.choice_['leave_one_task_out_auc'] is None
 
 
 def test_the_signals_that_a_bridge_computes_are_preferred_to_what_a_recording_adds():
-    rollouts = make_rollouts()
+    rollouts = marked_rollouts()
     assert make_detector('linear_probe').fit(rollouts).choice_['signals'] == ['chunk_mse']
     both = make_detector('linear_probe', signals=['height', 'chunk_mse']).fit(rollouts)
     assert both.choice_['signals'] == ['height', 'chunk_mse']
@@ -231,7 +231,7 @@ def test_the_signals_that_a_bridge_computes_are_preferred_to_what_a_recording_ad
 
 
 def test_features_alone_need_no_signals():
-    rollouts = make_rollouts(in_features=6.0, signals=False)
+    rollouts = marked_rollouts(in_features=6.0, signals=False)
     with pytest.raises(DetectorError, match=r"'task_0/0'.*needs action signals.*inputs=features"):
         make_detector('linear_probe').fit(rollouts)
     probe = make_detector('linear_probe', inputs='features').fit(rollouts)
@@ -244,7 +244,7 @@ def test_features_alone_need_no_signals():
 def test_signals_alone_need_no_features():
     rollouts = [
         dataclasses.replace(r, features=np.zeros((len(r), 0), np.float32))
-        for r in make_rollouts(in_signals=2.0)
+        for r in marked_rollouts(in_signals=2.0)
     ]
     probe = make_detector('linear_probe').fit(rollouts)
     assert probe.choice_['inputs'] == 'signals'
@@ -254,7 +254,7 @@ def test_signals_alone_need_no_features():
 
 
 def test_constant_features_and_signals_are_no_trouble():
-    rollouts = make_rollouts(in_features=6.0)
+    rollouts = marked_rollouts(in_features=6.0)
     flat = []
     for rollout in rollouts:
         features = np.concatenate([rollout.features, np.full((len(rollout), 3), 7.1)], axis=1)
@@ -268,7 +268,7 @@ def test_constant_features_and_signals_are_no_trouble():
 
 
 def test_a_missing_or_broken_signal_is_refused_live_and_forgotten():
-    rollouts = make_rollouts(in_features=2.0)
+    rollouts = marked_rollouts(in_features=2.0)
     probe = make_detector('linear_probe').fit(rollouts)
     expected = probe.score(rollouts[0])
     stream = probe.stream()
@@ -295,7 +295,7 @@ def test_a_missing_or_broken_signal_is_refused_live_and_forgotten():
 )
 def test_parameters_without_meaning_are_refused(params, message):
     with pytest.raises(DetectorError, match=message):
-        make_detector('linear_probe', **params).fit(make_rollouts(tasks=2))
+        make_detector('linear_probe', **params).fit(marked_rollouts(tasks=2))
 
 
 # --- leave one task out
@@ -303,7 +303,7 @@ def test_parameters_without_meaning_are_refused(params, message):
 
 @pytest.mark.parametrize('name', ['linear_probe', 'action_norm', 'mahalanobis'])
 def test_each_task_is_scored_by_a_detector_that_never_saw_it(name):
-    rollouts = make_rollouts(in_features=3.0, tasks=3)
+    rollouts = marked_rollouts(in_features=3.0, tasks=3)
     if name == 'action_norm':
         rollouts = [dataclasses.replace(r, actions=np.ones((len(r), 1, 2, 7))) for r in rollouts]
     # In no order of tasks.
@@ -323,7 +323,7 @@ def test_each_task_is_scored_by_a_detector_that_never_saw_it(name):
 
 
 def test_leaving_a_task_out_needs_another_one_with_both_outcomes():
-    rollouts = make_rollouts(tasks=2)
+    rollouts = marked_rollouts(tasks=2)
     one = [r for r in rollouts if r.task == 'task_0']
     with pytest.raises(DetectorError, match='at least 2 tasks, found 1'):
         leave_one_task_out_scores(make_detector('linear_probe'), one)
@@ -333,7 +333,7 @@ def test_leaving_a_task_out_needs_another_one_with_both_outcomes():
 
 
 def test_a_band_is_calibrated_on_successes_scored_without_their_task():
-    made = make_rollouts(in_features=3.0, tasks=6, each=20)
+    made = marked_rollouts(in_features=3.0, tasks=6, each=20)
     rollouts = Rollouts(made, FeatureSpec('features', WIDTH))
     bands = {}
     for calibration in ('heldout', 'loto'):

@@ -2,18 +2,18 @@
 """Disagreement of samples against the published vectors, scikit-learn, and by hand."""
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
+from shared_files import assert_golden, golden_arrays
 from sklearn.cluster import AgglomerativeClustering
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.clustering import squared_distances, ward_cluster_sizes
-from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'sample_metrics.npz')
+GOLDEN = golden_arrays('sample_metrics')
 CASES = ('c0', 'c1', 'c2')
 PARTS = ('action_translation_var', 'action_rotation_var', 'action_gripper_var')
 SPREADS = (*PARTS, 'action_total_var', 'action_general_var', 'action_cluster_entropy')
@@ -21,17 +21,10 @@ SPREADS = (*PARTS, 'action_total_var', 'action_general_var', 'action_cluster_ent
 every_case = pytest.mark.parametrize('case', CASES)
 
 
-def close(found, expected, tolerance=1e-5):
-    """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
-    assert np.shape(found) == expected.shape
-    assert (np.abs(found - expected) <= tolerance * (1 + np.abs(expected))).all()
-
-
 def rollout_of(actions, exec_horizon=1, signals=None):
-    return Rollout(
-        features=np.zeros((len(actions), 1), np.float32),
+    return make_rollout(
+        steps=len(actions),
         task='stack',
-        success=True,
         actions=actions,
         exec_horizon=exec_horizon,
         signals=signals or {},
@@ -67,7 +60,7 @@ def outputs(case, prefix):
 )
 def test_the_published_variances(case, name, published):
     params = {'reference_compatible': True} if name in PARTS else {}
-    close(score(name, samples_of(case), **params), GOLDEN[f'{case}/out/{published}'])
+    assert_golden(score(name, samples_of(case), **params), GOLDEN[f'{case}/out/{published}'])
 
 
 @every_case
@@ -82,7 +75,7 @@ def test_the_published_generalised_variance(case):
 def test_the_published_cluster_entropies(case, output):
     threshold = float(output.removeprefix('entropy_linkage'))
     found = score('action_cluster_entropy', samples_of(case), threshold=threshold)
-    close(found, GOLDEN[f'{case}/out/{output}'])
+    assert_golden(found, GOLDEN[f'{case}/out/{output}'])
 
 
 @pytest.mark.parametrize(
@@ -92,7 +85,7 @@ def test_the_published_stac(case, output):
     executed, beta = output.removeprefix('stac_mmd_exec').split('_beta')
     found = score('stac', samples_of(case), int(executed), beta=float(beta))
     assert found[0] == 0
-    close(found, GOLDEN[f'{case}/out/{output}'])
+    assert_golden(found, GOLDEN[f'{case}/out/{output}'])
     # The parameter stands in for recordings that do not say how many actions were executed.
     again = score('stac', samples_of(case), 99, beta=float(beta), exec_horizon=int(executed))
     np.testing.assert_array_equal(again, found)
@@ -108,7 +101,7 @@ def test_the_published_stac_single(case, output):
     executed_sample = actions[:, -1:] if which == 'last' else actions[:, :1]
     found = score('stac_single', executed_sample, int(executed))
     assert found[0] == 0
-    close(found, GOLDEN[f'{case}/out/{output}'])
+    assert_golden(found, GOLDEN[f'{case}/out/{output}'])
 
 
 @every_case
@@ -120,7 +113,7 @@ def test_the_published_discrepancy_of_whole_chunks(case):
     now = np.concatenate([actions, padding], axis=2)
     expected = GOLDEN[f'{case}/out/mmd_consecutive_beta1']
     found = [score('stac', np.stack([before[t], now[t + 1]]))[1] for t in range(len(expected))]
-    close(found, expected)
+    assert_golden(found, expected)
 
 
 @pytest.mark.parametrize('name', [*SPREADS, 'stac', 'stac_single'])

@@ -3,16 +3,16 @@
 
 import dataclasses
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
+from shared_files import assert_golden, golden_arrays
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
-from vla_feature_bridge.rollout import Rollout
 
-GOLDEN = np.load(Path(__file__).parents[3] / 'test' / 'golden' / 'token_metrics.npz')
+GOLDEN = golden_arrays('token_metrics')
 CASES = sorted({key.split('/')[0] for key in GOLDEN if key.startswith('c')})
 PUBLISHED = {
     'token_max_neg_log_prob': 'max_token_prob',
@@ -33,21 +33,13 @@ SAMPLED = {
 every_detector = pytest.mark.parametrize('name', PUBLISHED)
 
 
-def close(found, expected, tolerance=1e-5):
-    """The vectors' own criterion: |a - b| <= tol (1 + |b|)."""
-    expected = np.asarray(expected)
-    assert np.shape(found) == expected.shape
-    assert (np.abs(found - expected) <= tolerance * (1 + np.abs(expected))).all()
-
-
 def rollout_of(probability=None, entropy=None, signals=None):
     length = len(
         next(a for a in (probability, entropy, *(signals or {}).values()) if a is not None)
     )
-    return Rollout(
-        features=np.zeros((length, 1), np.float32),
+    return make_rollout(
+        steps=length,
         task='stack',
-        success=True,
         token_probability=probability,
         token_entropy=entropy,
         signals=signals or {},
@@ -79,9 +71,9 @@ def test_the_published_value_of_logits(case, name):
     logits = GOLDEN[f'{case}/in/logits'].astype(np.float64)
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     entropy = -(np.exp(log_p) * log_p).sum(axis=1)
-    close(entropy, GOLDEN[f'{case}/out/entropy'])
+    assert_golden(entropy, GOLDEN[f'{case}/out/entropy'])
     rollout = rollout_of(np.exp(log_p.max(axis=1))[None], entropy[None])
-    close(fitted(name, rollout).score(rollout)[0], GOLDEN[f'{case}/out/{PUBLISHED[name]}'])
+    assert_golden(fitted(name, rollout).score(rollout)[0], GOLDEN[f'{case}/out/{PUBLISHED[name]}'])
 
 
 @every_detector
@@ -89,7 +81,7 @@ def test_the_published_value_of_logits(case, name):
 def test_the_published_value_of_an_openvla_table(name, accumulate, suffix):
     rollout = recorded()
     score = fitted(name, rollout, accumulate=accumulate).score(rollout)
-    close(score, table('out')[PUBLISHED[name] + suffix])
+    assert_golden(score, table('out')[PUBLISHED[name] + suffix])
 
 
 @pytest.mark.parametrize('name', SAMPLED)
@@ -98,7 +90,7 @@ def test_the_recorded_spread_of_samples_that_were_not_kept(name, accumulate, suf
     signal, params = SAMPLED[name]
     rollout = recorded()
     score = fitted(name, rollout, accumulate=accumulate, **params).score(rollout)
-    close(score, table('out')[signal + suffix])
+    assert_golden(score, table('out')[signal + suffix])
 
 
 @pytest.mark.parametrize('name', ['token_max_neg_log_prob', 'token_avg_neg_log_prob'])

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rankings and alarm rates against the published numbers, and where ours differ on purpose."""
 
-import json
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from shared_files import golden_json
 from sklearn.metrics import (
     auc,
     average_precision_score,
@@ -54,8 +53,6 @@ from safe_training.metrics.scored import (
     scores_at_quantile,
 )
 
-GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
-
 
 def alarm_steps(scored, threshold):
     return [threshold.first_crossing(rollout.scores) for rollout in scored]
@@ -80,7 +77,7 @@ class World:
 
 @pytest.fixture(params=[0, 1, 2], ids=lambda number: f'world{number}')
 def world(request):
-    published = json.loads((GOLDEN / f'eval_world{request.param}.json').read_text())
+    published = golden_json(f'eval_world{request.param}')
     scored, stops = {}, {}
     for split, rollouts in published['rollouts'].items():
         scored[split] = [

@@ -1,12 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curves over thresholds and promised rates: as published, by hand, and against the slow way."""
 
-import json
-from pathlib import Path
-
 import numpy as np
 import pytest
 from published_curve import published_operating_curve
+from shared_files import golden_json
 
 from safe_monitor_node.bands.band import Band
 from safe_training.metrics.alarms import alarm_report
@@ -16,8 +14,6 @@ from safe_training.metrics.operating_curves import (
     operating_curve,
 )
 from safe_training.metrics.scored import MetricError, ScoredRollout
-
-GOLDEN = Path(__file__).parents[3] / 'test' / 'golden'
 
 
 def alarm_steps(scored, threshold):
@@ -37,7 +33,7 @@ def golden_rollouts(world, split):
 @pytest.mark.parametrize('split', ['train', 'val_seen', 'val_unseen'])
 @pytest.mark.parametrize('number', [0, 1, 2])
 def test_the_published_curve(number, split):
-    world = json.loads((GOLDEN / f'eval_world{number}.json').read_text())
+    world = golden_json(f'eval_world{number}')
     published = world['det_time_curves'][split]
     curve = published_operating_curve(golden_rollouts(world, split), world['score_dtype'])
     found = {

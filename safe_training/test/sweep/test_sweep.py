@@ -11,8 +11,9 @@ from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import numpy as np
 import pytest
+from rollout_factory import make_rollout
+from shared_files import DATA
 
 from safe_monitor_node.detectors import DETECTORS
 from safe_training.cli.main import main
@@ -28,9 +29,7 @@ from safe_training.sweep.grid import Family, Subset, SweepError, Variant, read_g
 from safe_training.sweep.plan import Settings, Unit, plan, planned_splits, tasks_of_subsets
 from safe_training.sweep.results import read_results
 from safe_training.sweep.unit import run_unit
-from vla_feature_bridge.rollout import Rollout
 
-DATA = Path(__file__).parents[3] / 'test' / 'data'
 SET = DATA / 'miniature_flow.npz'
 # Models trained together and alone differ by rounding, about 1e-7 in a score. With these learning
 # rates no score is as close as 1e-6 to its threshold, so that rounding decides no alarm.
@@ -320,7 +319,7 @@ def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, tmp_path, capsys
 def recorded(tasks):
     """Return five rollouts of each task, numbered in the order given."""
     return [
-        Rollout(np.zeros((2, 1), np.float32), task, index % 2 == 0, '', number, index)
+        make_rollout(index, task=task, task_id=number)
         for number, task in enumerate(tasks)
         for index in range(5)
     ]

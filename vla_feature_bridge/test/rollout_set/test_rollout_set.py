@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import safetensors.numpy
 from hypothesis import given, settings
+from rollout_factory import make_full_rollout, make_rollout
 
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -24,42 +25,6 @@ from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 SPEC = FeatureSpec('hidden_states', 4, ('token',), (('token', 'last'),))
-
-
-def make_rollout(index=0, steps=3, dim=4, dtype=np.float32, **fields):
-    rng = np.random.default_rng(index)
-    fields.setdefault('task', f'task {index % 2}')
-    return Rollout(
-        features=rng.normal(size=(steps, dim)).astype(dtype), episode_index=index, **fields
-    )
-
-
-def make_full_rollout(index=0, steps=5):
-    rng = np.random.default_rng(100 + index)
-    tokens = rng.random((steps, 7)).astype(np.float32)
-    tokens[-1, 5:] = np.nan
-    return make_rollout(
-        index,
-        steps,
-        task='pick up',
-        success=False,
-        episode_id=f'odd/name {index}',
-        task_id=7,
-        instruction='pick up the “red” cube',
-        policy='pi0',
-        actions=rng.normal(size=(steps, 2, 8, 4)).astype(np.float16),
-        exec_horizon=4,
-        token_probability=tokens,
-        token_entropy=tokens * 2,
-        signals={
-            'chunk_mse': np.arange(steps, dtype=np.float32),
-            'entropy_linkage.01': np.ones(steps, np.float32),
-        },
-        stamps=np.arange(steps, dtype=np.int64) * 10**17,
-        inference_time=np.full(steps, 0.125, np.float32),
-        failure_step=3,
-        video='task7.mp4',
-    )
 
 
 def write(path, rollouts, feature=SPEC, **options):
@@ -89,7 +54,7 @@ def assert_equal(found, expected):
 
 @pytest.fixture
 def small(tmp_path):
-    return write(tmp_path / 'set', [make_rollout(i, i + 1, success=i > 0) for i in range(4)])
+    return write(tmp_path / 'set', [make_rollout(i, steps=i + 1, success=i > 0) for i in range(4)])
 
 
 # -- what goes in comes out

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from rollout_factory import make_rollout
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import Threshold
@@ -18,7 +19,6 @@ from safe_training.reporting.page.page import page
 from safe_training.reporting.page.videos import PageVideo
 from vla_feature_bridge.atomic import replace_files
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 
 ALPHA = 0.2
 HORIZON = 40
@@ -38,8 +38,8 @@ def judged(
 ) -> ScoredRollout:
     """Return a rollout with these scores under this band; ``stamps`` are seconds."""
     values = np.asarray(scores, dtype=np.float64)
-    rollout = Rollout(
-        np.arange(2 * len(values), dtype=np.float32).reshape(-1, 2),
+    rollout = make_rollout(
+        features=np.arange(2 * len(values), dtype=np.float32).reshape(-1, 2),
         task=task,
         success=not failed,
         episode_id=name,
