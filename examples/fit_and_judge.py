@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fit a failure detector on some tasks, save it, and judge it on the tasks that it never saw.
+"""Fit a failure detector on some tasks, save it, and evaluate it on the unseen tasks.
 
     python examples/fit_and_judge.py my_set my_detector
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Play recorded rollouts to a monitor: ``ros2 launch safe_bringup demo.launch.py``.
 
-Without ``detector_folder`` and ``rollout_set`` it takes those of the demo's folder ``out``. Where
-there are none it makes them first: converts the recordings that ship with the sources, fits and
-calibrates. It ends when everything was played.
+Without the arguments ``detector_folder`` and ``rollout_set``, the launch file uses the detector
+folder and the rollout set in the demo folder ``out``. If they do not exist, it makes them first: it
+converts the recordings in the source checkout, then fits and calibrates a detector. It ends after
+the last episode.
 """
 
 from __future__ import annotations
@@ -60,32 +61,33 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'detector_folder',
         default_value='',
-        description='Folder of the fitted detector; empty: the one in out.',
+        description='Folder of the fitted detector; empty: the detector folder in `out`.',
     ),
     DeclareLaunchArgument(
         'rollout_set',
         default_value='',
-        description='Folder of the rollout set to play; empty: the one in out.',
+        description='Folder of the rollout set to play; empty: the rollout set in `out`.',
     ),
     DeclareLaunchArgument(
         'out',
         default_value='demo_out',
-        description='Folder of the demo, made where it is missing and needed.',
+        description='Folder of the demo; it is created if it is needed and does not exist.',
     ),
     DeclareLaunchArgument(
         'alpha',
         default_value='',
         description=(
-            'Promised false-alarm rate; 0: the one the detector folder was made with; '
-            'empty: as in monitor_params.'
+            'Promised false-alarm rate; 0: the rate stored in the detector folder; empty: the '
+            'value in monitor_params.'
         ),
     ),
     DeclareLaunchArgument(
         'tasks',
         default_value='',
         description=(
-            'Names of the tasks to play, separated by commas; empty: as in replay_params or, where '
-            'that says nothing and the rollout set is the one in out, the tasks never trained on.'
+            'Names of the tasks to play, separated by commas; empty: the value in '
+            'replay_params. If replay_params has no value and the rollout set is the one in '
+            '`out`: the tasks that the detector was not trained on.'
         ),
     ),
     DeclareLaunchArgument(
@@ -105,8 +107,8 @@ ARGUMENTS = (
         'frequency',
         default_value='',
         description=(
-            'Policy inferences per second where the recording has no stamps [Hz]; '
-            'empty: as in replay_params.'
+            'Policy inferences per second if the recording has no time stamps [Hz]; empty: the '
+            'value in replay_params.'
         ),
     ),
     DeclareLaunchArgument(
@@ -143,7 +145,10 @@ class ProcessError(RuntimeError):
 
 
 class Demo(NamedTuple):
-    """What the arguments ask for, read once: event handlers may run when others have been set."""
+    """Values of the launch arguments, read once at the start.
+
+    An event handler can run after another launch file has changed them.
+    """
 
     out: Path
     detector: Path
@@ -157,12 +162,13 @@ class Demo(NamedTuple):
 
 
 def read_arguments(context: LaunchContext) -> Demo:
-    """Return what to bring up.
+    """Return the launch actions to start.
 
     Raises
     ------
     LaunchArgumentError
-        An argument names something that is not there, or is of another type.
+        A file or folder that an argument names does not exist, or the value of an argument has the
+        wrong type.
     """
     out = Path(argument(context, 'out')).expanduser().resolve()
     detector = _existing(context, 'detector_folder', DETECTOR_FILE) or out / 'detector'
@@ -196,14 +202,17 @@ def _existing(context: LaunchContext, name: str, file: str) -> Path | None:
 
 
 def bring_up(context: LaunchContext) -> Entities:
-    """Return the graph or, where something is missing, what makes it and then the graph."""
+    """Return the actions that start the nodes.
+
+    If a file is missing, return the actions that make the file first and then start the nodes.
+    """
     demo = read_arguments(context)
     needed = (demo.detector / DETECTOR_FILE, demo.rollouts / ROLLOUT_SET_FILE)
     if all(file.is_file() for file in needed):
         return graph(demo)
     prepare = ExecuteProcess(
         name='prepare',
-        # The installed script knows the Python that has all the packages; that of `ros2` may not.
+        # Run the installed script: its Python has all packages. The Python of `ros2` may lack some.
         cmd=[ExecutableInPackage('demo', 'safe_bringup'), '--prepare', '--out', str(demo.out)],
         additional_env={'PYTHONUNBUFFERED': '1'},
         output='screen',
@@ -218,7 +227,7 @@ def bring_up(context: LaunchContext) -> Entities:
 
 
 def when_prepared(demo: Demo, event: ProcessExited, context: LaunchContext) -> Entities:
-    """Bring up the graph once everything is made."""
+    """Start the nodes after all files are made."""
     if context.is_shutdown:
         return []
     if event.returncode != 0:
@@ -230,7 +239,7 @@ def when_prepared(demo: Demo, event: ProcessExited, context: LaunchContext) -> E
 
 
 def graph(demo: Demo) -> Entities:
-    """Return monitor and replay, and what ends them."""
+    """Return the monitor node, the replay node and the handlers that stop them."""
     replay = Node(
         package='vla_feature_bridge',
         executable='replay',
@@ -243,7 +252,7 @@ def graph(demo: Demo) -> Entities:
                 **demo.replay_given,
             },
         ],
-        # On the command line, files come later and win.
+        # On the command line, parameter files come later and override earlier values.
         ros_arguments=[
             '--log-level',
             demo.log_level,
@@ -266,7 +275,7 @@ def graph(demo: Demo) -> Entities:
 
 
 def default_tasks(demo: Demo) -> list[str]:
-    """Return the tasks that the detector was never trained on, or [''], which is all of them."""
+    """Return the tasks that the detector was not trained on; [''] stands for all tasks."""
     if not demo.unseen_only:
         return ['']
     path = demo.detector / DETECTOR_FILE
@@ -275,12 +284,15 @@ def default_tasks(demo: Demo) -> list[str]:
         return list(provenance.get('unseen_tasks') or [''])
     except (ValueError, KeyError) as error:
         raise LaunchArgumentError(
-            f'{path}: is not the description of a detector: {error!r}'
+            f'{path}: expected the description of a detector (detector.json), found: {error!r}'
         ) from error
 
 
 def when_ended(replay: Node, event: ProcessExited, context: LaunchContext) -> Entities:
-    """End the graph with its replay; any other end is a failure."""
+    """Stop all nodes when the replay ends normally.
+
+    If another node ends first, report a failure.
+    """
     if context.is_shutdown:
         return []
     if event.action is replay and event.returncode == 0:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start the monitor: ``ros2 launch safe_bringup monitor.launch.py detector_folder:=FOLDER``.
 
-The parameters come from ``params_file``. An argument that is given wins over the file; one that is
-left empty changes nothing.
+The parameters come from ``params_file``. A non-empty argument overrides the value in the file. An
+empty argument changes nothing.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ ARGUMENTS = (
         default_value='',
         choices=['', 'true', 'false'],
         description=(
-            'Configure and activate at start-up; false: wait for a lifecycle manager; '
-            'empty: as in params_file.'
+            'Configure and activate at start-up; false: wait for a lifecycle manager; empty: '
+            'the value in params_file.'
         ),
     ),
     DeclareLaunchArgument(
@@ -71,7 +71,7 @@ ARGUMENTS = (
 
 
 def start_monitor(context: LaunchContext) -> list[Node]:
-    """Return the node, with the arguments that were given laid over its parameter file."""
+    """Return the node with its parameter file; the given arguments override values of the file."""
     return [
         Node(
             package='safe_monitor_node',

@@ -18,11 +18,12 @@ SHARE = Path(sys.prefix) / 'share'
 
 
 def is_whole(dist_info: Path) -> bool:
-    """Whether every file that a distribution recorded is still there and not cut off.
+    """Return True if every file in the RECORD of a distribution exists with its full size.
 
     pip writes RECORD last, so a distribution without one was interrupted while it was being
-    unpacked. A file longer than recorded is somebody's edit (a company's certificates, say) and
-    stays. Files below ``share`` may have any size: :func:`repair_paths` edits them.
+    unpacked. A file that is longer than recorded was edited by a user (for example company
+    certificates) and is kept. Files below ``share`` may have any size: :func:`repair_paths` edits
+    them.
     """
     record = dist_info / 'RECORD'
     if not (record.is_file() and (dist_info / 'METADATA').is_file()):
@@ -40,7 +41,9 @@ def is_whole(dist_info: Path) -> bool:
 
 
 def forget_broken() -> list[str]:
-    """Remove the metadata of every distribution that is not whole, so that pip installs it again.
+    """Remove the metadata of every incomplete distribution.
+
+    pip then installs the distribution again.
 
     Returns the names of the metadata folders that were removed.
     """
@@ -53,7 +56,9 @@ def forget_broken() -> list[str]:
 
 
 def repair_paths() -> int:
-    """Replace the include folders of the wheel builders' machine by ours below ``share``.
+    """Replace the include folders of the build machine by those folders of this machine.
+
+    This changes the files below ``share``.
 
     Without this CMake refuses the imported targets of every message package. Returns the number of
     files changed.

@@ -6,5 +6,5 @@ live               replay and monitor as processes, and what they publish
 launch_arguments   arguments of the launch files
 parameter_docs     makes docs/reference/parameters.md
 
-This package imports all others; none imports it.
+This package imports all other packages. No other package imports this package.
 """

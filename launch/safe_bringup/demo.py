@@ -2,8 +2,7 @@
 """The demo: from recorded rollouts to a live alarm (`./dev demo`).
 
 Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates
-its band, evaluates it, then streams held-out rollouts of tasks never trained on through ``replay``
-and ``monitor``.
+its band, evaluates it, then streams rollouts of unseen tasks through ``replay`` and ``monitor``.
 """
 
 from __future__ import annotations
@@ -42,7 +41,8 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 DETECTOR = 'safe_lstm'
-# Chosen on the held-out rollouts of the seen tasks; the shipped policy is small, so are its needs.
+# These values were chosen on the held-out rollouts of the seen tasks. The recorded policy is small,
+# so a small network is enough.
 PARAMETERS = {'hidden': 64, 'learning_rate': 1e-3}
 DUMP = 'openvla_dump'
 POOLED = 'miniature_flow.npz'
@@ -53,7 +53,10 @@ class DemoError(SafeError):
 
 
 def data_folder() -> Path:
-    """Return the folder of recorded rollouts: ``SAFE_DEMO_DATA``, or the source checkout's."""
+    """Return the folder of recorded rollouts.
+
+    ``SAFE_DEMO_DATA`` if it is set, otherwise the folder in the source checkout.
+    """
     named = os.environ.get('SAFE_DEMO_DATA')
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / 'test' / 'data'
     if not (folder / POOLED).is_file():
@@ -76,7 +79,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--out', type=Path, default=Path('demo_out'), help='folder to write (default demo_out)'
     )
     parser.add_argument(
-        '--seed', type=int, default=0, help='which tasks are never trained on (default 0)'
+        '--seed', type=int, default=0, help='task split, which defines the unseen tasks (default 0)'
     )
     parser.add_argument(
         '--epochs', type=int, default=60, help='training epochs (default %(default)s)'
@@ -125,9 +128,9 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     split = choose_split(rollouts, args.seed, protocol)
     failures = sum(r.failed for r in rollouts)
     console.print(
-        f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, '
-        f'{failures} of them failures; '
-        f'{len(split.unseen_tasks)} tasks are kept back and never trained on'
+        f'{len(rollouts)} rollouts of {len({r.task for r in rollouts})} tasks, {failures} of '
+        f'them failures; {len(split.unseen_tasks)} tasks are unseen: they are not used for '
+        'training'
     )
     fitted: dict[str, CalibratedDetector] = {}
     started = time.monotonic()
@@ -183,7 +186,7 @@ def choose_episodes(rollouts: RolloutSet, tasks: Sequence[str], count: int) -> l
 
 @dataclass(frozen=True)
 class LiveRollout:
-    """A rollout with the alarm that the monitor raised, and how the scores compare with offline.
+    """A rollout with the alarm of the monitor, and the difference between live and offline scores.
 
     Attributes
     ----------
@@ -192,7 +195,8 @@ class LiveRollout:
     received : int
         How many scores were received.
     largest_difference : float
-        Of a received score from the offline score; NaN if one is missing.
+        Largest difference between a received score and the offline score; NaN if a score is
+        missing.
     offline_alarm_step : int or None
         Step at which offline scoring raises the alarm.
     """
@@ -262,8 +266,8 @@ def stream(
     indices = choose_episodes(rollouts, unseen_tasks, args.episodes)
     chosen = {rollouts.episode_ids[i]: rollouts[i] for i in indices}
     console.print(
-        f'\nstreaming {len(chosen)} rollouts of {len(unseen_tasks)} tasks '
-        'never trained on: replay -> /vla/policy_step -> monitor -> /safe/score'
+        f'\nstreaming {len(chosen)} rollouts of {len(unseen_tasks)} unseen tasks: replay -> '
+        '/vla/policy_step -> monitor -> /safe/score'
     )
     printed: set[str] = set()
 
@@ -280,7 +284,7 @@ def stream(
         frequency=args.frequency,
         on_ended=ended,
     )
-    # Compared again now that everything has arrived; a line above may have been a message short.
+    # Compare again after all messages have arrived. An earlier line may lack one message.
     compared = [compare(e, chosen[e.episode_id], calibrated, args.alpha) for e in episodes]
     return compared, episodes
 
@@ -337,10 +341,7 @@ def run(args: argparse.Namespace) -> int:
     plot_episodes(
         args.out / 'scores.png',
         curves(lives, episodes),
-        title=(
-            f'{DETECTOR} on tasks never trained on, streamed over ROS 2 '
-            f'(band at alpha {args.alpha:g})'
-        ),
+        title=(f'{DETECTOR} on unseen tasks, streamed over ROS 2 (band at alpha {args.alpha:g})'),
     )
     summary['seconds'] = round(time.monotonic() - started, 1)
     replace_file(args.out / 'summary.json', plain_json(summary) + '\n')

@@ -37,7 +37,7 @@ A live step takes less than 5 ms (p99) on one core at 1024 and 4096 features, ex
 `logpzo`, which read their 0.5 to 1.5 GB of weights at each step. `./dev bench detectors` prints the
 time of each, the matrix products that it cannot avoid, and its memory."""
 
-# What the groups of Table 1 are, and where they come from.
+# Descriptions and origins of the groups in Table 1.
 GROUPS = {
     'Token uncertainty': 'Baselines of SAFE: how unsure the policy was of the tokens it emitted.',
     'Embedding distribution': 'Baselines of SAFE: how far a hidden state is from the training '
@@ -48,7 +48,10 @@ GROUPS = {
     'contradict each other.',
     'SAFE': 'The detectors of SAFE, section 4.2.',
     'Ours': 'Not in the paper.',
-    'Controls': 'What knowing nothing achieves; every other detector must beat them.',
+    'Controls': (
+        'Baselines that use no information about the policy. A useful detector must be better '
+        'than all of them.'
+    ),
 }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the launch files share: arguments that, where given, win over a node's parameter file."""
+"""Arguments of all launch files. A given argument overrides the parameter file of a node."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ def parameter_file(context: LaunchContext, name: str) -> Path:
     Raises
     ------
     LaunchArgumentError
-        There is no such file; launch_ros would warn and start the node on its defaults.
+        The file does not exist. (launch_ros would only print a warning and use the default
+        parameters.)
     """
     path = Path(argument(context, name)).expanduser()
     if not path.is_file():
@@ -42,7 +43,7 @@ def parameter_file(context: LaunchContext, name: str) -> Path:
 def given_parameters(
     context: LaunchContext, kinds: Mapping[str, Kind]
 ) -> dict[str, ParameterValue]:
-    """Return those parameters whose arguments were given.
+    """Return the parameters for which an argument was given.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def given_parameters(
     Raises
     ------
     LaunchArgumentError
-        A value is not of the parameter's type.
+        A value has a type that differs from the type of the parameter.
     """
     given = {name: argument(context, name) for name in kinds}
     return {name: _typed(name, text, kinds[name]) for name, text in given.items() if text}

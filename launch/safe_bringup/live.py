@@ -34,18 +34,21 @@ LONGEST_PLAY = 600.0
 
 
 class LiveError(SafeError):
-    """A process of the graph did not come up, died, or did not end; the message names it."""
+    """A process did not start, stopped with an error, or did not end.
+
+    The message contains the name of the process.
+    """
 
 
 @dataclass
 class LiveEpisode:
-    """What was received of one episode.
+    """The messages received for one episode.
 
     Attributes
     ----------
     episode_id, task : str
     success : bool or None
-        The outcome that END carried.
+        Outcome in the END event.
     steps : list of int
         Step index of each score received, in order of arrival.
     scores, thresholds, latencies : list of float
@@ -88,7 +91,7 @@ class Process:
         )
 
     def __enter__(self) -> Process:
-        """Return the process, which runs already."""
+        """Start the process and return it."""
         return self
 
     def __exit__(
@@ -133,7 +136,7 @@ class Process:
 
 
 class Observer:
-    """Subscribes to scores, alarms and episode events, as a supervisor on the robot would."""
+    """Subscribes to scores, alarms and episode events, like a supervisor on the robot."""
 
     def __init__(self, on_ended: Callable[[LiveEpisode], None] | None = None) -> None:
         self.context = Context()
@@ -174,7 +177,7 @@ class Observer:
         self._report_ended(settle=0.15)
 
     def monitor_is_up(self) -> bool:
-        """Tell whether scores would reach this observer."""
+        """Return True if a publisher of scores is connected to this observer."""
         return (
             self.node.count_publishers('safe/score') > 0
             and self.node.count_subscribers('vla/policy_step') > 0
@@ -210,7 +213,7 @@ class Observer:
             self._waiting[message.episode_id] = time.monotonic()
 
     def _report_ended(self, settle: float) -> None:
-        # The END may overtake the last scores, which come by another topic.
+        # END can arrive before the last scores, because they use a different topic.
         now = time.monotonic()
         for episode_id in [e for e, ended in self._waiting.items() if now - ended >= settle]:
             del self._waiting[episode_id]
@@ -260,7 +263,7 @@ def play_live(
                 raise monitor.fail(f'ended with status {monitor.exit_status}')
             if time.monotonic() > deadline or 'cannot configure' in monitor.log():
                 raise monitor.fail('did not become active')
-        # Discovery is pairwise: the publisher seen in the graph may need a moment to be matched.
+        # A publisher can be visible in the ROS graph before it is connected to this subscriber.
         observer.spin(0.3)
         replayed = {
             'rollout_set': rollout_set.resolve(),

@@ -64,7 +64,7 @@ def table(parameters: Iterable[Parameter]) -> str:
 
 
 def yaml_value(value: object) -> str:
-    """Return a default as one would write it in a parameter file."""
+    """Return a default value in the syntax of a parameter file."""
     return str(value).lower() if isinstance(value, bool) else repr(value)
 
 

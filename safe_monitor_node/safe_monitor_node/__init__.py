@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores policy steps as they come, compares them with a calibrated band and raises alarms.
+"""Scores policy steps as they arrive, compares the scores with a calibrated band and raises alarms.
 
 detectors             all failure detectors, by name
 bands                 thresholds with a promised false-alarm rate
@@ -9,8 +9,8 @@ monitor               the alarm, one episode after another; no ROS
 threads               limits the CPU threads of NumPy and PyTorch
 nodes                 the ROS 2 node
 
-Each room imports rooms above it only; the package imports nothing of ``safe_training``. The names
-below are loaded when they are first used::
+Each subpackage imports only subpackages that are listed above it. The package does not import
+``safe_training``. The names below are loaded when they are first used::
 
     from safe_monitor_node import AlarmConfig, EpisodeMonitor, load_detector
 

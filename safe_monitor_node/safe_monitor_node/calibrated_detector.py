@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A fitted detector with its band: all that a monitor needs."""
+"""A fitted detector with its band. A monitor needs nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from vla_feature_bridge.pooling import FeatureSpec
 
 @dataclass(frozen=True)
 class CalibratedDetector:
-    """A fitted detector, its band and the origin of both; a detector folder holds one.
+    """A fitted detector, its band and their provenance.
+
+    A detector folder stores one calibrated detector.
 
     Attributes
     ----------
@@ -26,11 +28,13 @@ class CalibratedDetector:
     band : Band
         Thresholds at each step, for each promised false-alarm rate.
     alpha : float
-        The false-alarm rate used unless another one is asked for; the band must have it.
+        Default false-alarm rate. The band must contain this alpha.
     provenance : dict
-        Which rollouts and versions it was fitted and calibrated with, as JSON values.
+        Rollouts and software versions that were used to fit and calibrate the detector, as JSON
+        values.
     weights_sha256 : str
-        SHA-256 of the folder's file of arrays, in hexadecimal; empty if it comes from no folder.
+        SHA-256 of the weights file in the detector folder, in hexadecimal; empty if the detector
+        was not loaded from a folder.
     """
 
     detector: Detector
@@ -46,12 +50,14 @@ class CalibratedDetector:
         Parameters
         ----------
         folder : path
-            Must not exist, unless ``overwrite`` and it is empty or a detector folder.
+            The folder must not exist. With ``overwrite``, it may also be an empty folder or a
+            detector folder.
 
         Raises
         ------
         DetectorFolderError
-            The folder exists, or the parts do not fit together; nothing is written then.
+            The folder exists, or detector, band and features do not match. Nothing is written in
+            this case.
         """
         from safe_monitor_node.storage.detector_folder import save_detector
 
@@ -64,8 +70,8 @@ class CalibratedDetector:
         Raises
         ------
         DetectorFolderError
-            A part is missing or damaged, or the parts do not fit together; the message names the
-            file.
+            A file or entry is missing or damaged, or detector, band and features do not match. The
+            message contains the file name.
         """
         from safe_monitor_node.storage.detector_folder import load_detector
 

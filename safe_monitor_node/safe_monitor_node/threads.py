@@ -17,13 +17,13 @@ _OTHERS = ('MKL_Set_Num_Threads', 'bli_thread_set_num_threads')
 
 
 def limit_threads(count: int) -> int:
-    """Limit the matrix products of NumPy, and of PyTorch if it is loaded, to so many threads.
+    """Limit the number of threads for matrix products of NumPy, and of PyTorch if it is loaded.
 
     Returns
     -------
     int
-        Number of BLAS libraries whose threads were limited; 0 if NumPy uses an unknown one, which
-        then keeps its own number (see ``OMP_NUM_THREADS``).
+        Number of BLAS libraries whose threads were limited; 0 if NumPy uses an unknown BLAS
+        library, which is not limited (see ``OMP_NUM_THREADS``).
     """
     if 'torch' in sys.modules:
         sys.modules['torch'].set_num_threads(count)

@@ -5,27 +5,27 @@ The Python API, loaded on first use::
 
     load_rollouts   recordings of any known format -> Rollouts
     labelled        the rollouts that have a label
-    choose_split    which rollouts train, calibrate and test
-    fit             -> CalibratedDetector, which has its band and can be saved
-    judge           -> scores, alarms and tables of a calibrated detector on rollouts
+    choose_split    assigns rollouts to training, calibration and test
+    fit             a fitted CalibratedDetector with its band
+    judge           scores, alarms and tables of a calibrated detector on given rollouts
     evaluate        many detectors on many splits
     Protocol        how rollouts are split and bands calibrated
     Split           a split, from ``choose_split``
 
-The rooms. Each imports only rooms above it::
+Subpackages. Each subpackage imports only subpackages that are listed above it::
 
-    recordings    files of others in, rollouts out
+    recordings    reads files of other projects and returns rollouts
     fitting       rollouts -> fitted detector
     calibration   scores of successes -> band
-    metrics       scores and labels -> numbers; knows no detector
-    evaluation    which rollouts train, calibrate and test; fit, calibrate and measure
-    sweep         many configurations, resumed; results on disk
+    metrics       scores and labels -> numbers; does not depend on detectors
+    evaluation    splits rollouts; fits, calibrates and evaluates detectors
+    sweep         many configurations; continues after an interruption; stores results on disk
     reporting     numbers -> tables, figures, a page, videos
-    api           the functions above that need two rooms
+    api           the functions above that need two subpackages
     cli           the command line, one module for each verb; nothing imports it
 
-This package imports ``safe_monitor_node`` and ``vla_feature_bridge``, never the reverse, and knows
-no ROS.
+This package imports ``safe_monitor_node`` and ``vla_feature_bridge``. These packages do not import
+this package. It does not use ROS.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Functions of the Python API that need two rooms: what ``safe_training`` offers by name."""
+"""Functions of the Python API that need two subpackages. ``safe_training`` exports them."""
 
 from __future__ import annotations
 
@@ -18,15 +18,18 @@ from safe_training.reporting.tables.terminal import print_table
 
 
 class JudgedSet(judging.JudgedSet):
-    """Rollouts that a calibrated detector has scored and judged, with their table as text."""
+    """Rollouts with scores and alarms of a calibrated detector.
+
+    The results can be printed as a table.
+    """
 
     def table(self) -> str:
-        """Return what the detector achieves on each part, in percent, as the verb ``judge`` does.
+        """Return the table of the verb ``judge``: the results on each part, in percent.
 
         Raises
         ------
         MetricError
-            A rollout has no label; take :func:`safe_training.labelled` rollouts.
+            A rollout has no label. Use :func:`safe_training.labelled` first.
         """
         name = self.detector.detector.name
         rows = [
@@ -53,13 +56,13 @@ def judge(
     rollouts : Rollouts
         With or without labels; tables need labels.
     alpha : float, optional
-        Promised false-alarm rate; that of the detector if not given.
+        Promised false-alarm rate; the default is the rate of the detector.
 
     Raises
     ------
     EvaluationError
-        The features are not what the detector was fitted on, or the band is not for this rate or
-        ends before a rollout does.
+        The features differ from the features that the detector was fitted on, the band was not
+        calibrated for this rate, or a rollout is longer than the band.
     """
     judged = judging.judge(detector, rollouts, alpha)
     return JudgedSet(judged.detector, judged.alpha, judged.parts)

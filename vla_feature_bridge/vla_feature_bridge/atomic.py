@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders on disk that are written completely or not at all.
 
-New content is written aside, under a hidden name in the destination's own folder, brought to disk
-(``fsync``) and renamed. Until the rename the old content stays as it is, whatever interrupts the
-writing; after an error nothing half-written stays. This is the only such code in the suite.
+New content is first written to a hidden file in the folder of the destination, then flushed to disk
+(``fsync``) and renamed. Until the rename, the old content does not change, even if the writing is
+interrupted. After an error, incomplete files are removed. All packages of the suite use this
+module.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-#: Keeps the hidden name below the 255 bytes of a file system, also where a character has 4.
+#: Limits the length of the hidden name: a file system allows 255 bytes, and a character can have 4
+#: bytes.
 _MAX_STEM = 40
 
 
@@ -42,10 +44,10 @@ def replace_file(path: Path, data: bytes | str) -> None:
 
 
 def replace_files(files: Mapping[Path, bytes | str]) -> None:
-    """Write several files, or none when one of them cannot be written.
+    """Write several files. If one file cannot be written, no file is changed.
 
-    All files are written aside first and then renamed in the order given, so that only an error
-    between two renames (a power cut, say) can leave some files new and some old.
+    All files are written aside first and then renamed in the order given, Only an interruption
+    between two renames (for example a power failure) can result in a mixture of new and old files.
 
     Raises
     ------
@@ -53,12 +55,14 @@ def replace_files(files: Mapping[Path, bytes | str]) -> None:
         A file cannot be written.
     """
     with ExitStack() as stack:
-        # The stack renames all files when it closes, the last one that it entered first.
+        # The stack renames all files when it closes, in the reverse order of entering.
         for path, data in reversed(list(files.items())):
             aside = stack.enter_context(replaced_file(path))
             aside.write_bytes(data.encode() if isinstance(data, str) else data)
             if aside.is_file():
-                _sync(aside)  # a full disk may show only here, and must show before any rename
+                # A full disk may only be detected here; it must be detected before the first
+                # rename.
+                _sync(aside)
 
 
 @contextmanager
@@ -66,18 +70,19 @@ def replaced_file(path: Path) -> Iterator[Path]:
     """Yield the path to write a file to; the file gets its name when the block ends without error.
 
     For writers that open the file themselves. The yielded path ends as ``path`` does, because some
-    writers choose their format by it. Otherwise as :func:`replace_file`.
+    writers choose their format by it. In all other respects like :func:`replace_file`.
 
     Raises
     ------
     OSError
-        The file cannot be written, or the block wrote none; an existing file is unchanged.
+        The file cannot be written, or the block did not write a file. An existing file is
+        unchanged.
     """
     target = Path(os.path.realpath(path))
     if target.is_dir():
         raise IsADirectoryError(f'{path}: expected the name of a file, found a folder')
     if target.exists() and not target.is_file():
-        # A device or a pipe, such as /dev/stdout: nothing to replace.
+        # A device or a pipe, such as /dev/stdout, cannot be replaced; write to it directly.
         yield path
         return
     made = make_folders(target.parent)
@@ -111,7 +116,7 @@ def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     Raises
     ------
     FileExistsError
-        The name is taken, and ``overwrite`` is false or it is not a folder that has the name.
+        The path exists, and ``overwrite`` is false or the path is not a folder.
     OSError
         The folder cannot be written; an existing one is unchanged.
     """
@@ -129,7 +134,7 @@ def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
-    """Bring a folder and all that it holds to disk, then give it its name, as its last step.
+    """Flush a folder and its content to disk, then rename it.
 
     Parameters
     ----------
@@ -165,14 +170,14 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
 
 
 def make_folders(folder: Path) -> list[Path]:
-    """Make a folder and its parents; returns those that were missing, innermost first."""
+    """Make a folder and its parents; return the created folders, innermost first."""
     missing = [parent for parent in (folder, *folder.parents) if not parent.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     return missing
 
 
 def remove_empty(folders: list[Path]) -> None:
-    """Remove folders that :func:`make_folders` made, up to the first that somebody else uses."""
+    """Remove folders that :func:`make_folders` made; stop at the first folder that is not empty."""
     for folder in folders:
         try:
             folder.rmdir()
@@ -181,7 +186,7 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def path_aside(target: Path) -> Path:
-    """Return a hidden name that nobody has, in the folder of ``target`` and with its suffix."""
+    """Return an unused hidden path in the folder of ``target``, with the same suffix."""
     name = f'.{target.stem[:_MAX_STEM]}.{secrets.token_hex(4)}.partial{target.suffix}'
     return target.with_name(name)
 
@@ -201,12 +206,12 @@ def _folder_target(path: Path, overwrite: bool) -> Path:
 
 
 def _sync(path: Path) -> None:
-    """Bring a file's content, or a folder's list of names, to disk."""
+    """Flush the content of a file, or the directory entries of a folder, to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some file systems cannot do it for a folder.
+        # Some file systems do not support fsync for folders.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

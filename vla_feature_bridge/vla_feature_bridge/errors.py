@@ -5,9 +5,10 @@ from __future__ import annotations
 
 
 class SafeError(ValueError):
-    """Input that does not fit. Every package has subclasses of its own.
+    """Base class of errors about invalid input. Every package has its own subclasses.
 
-    The text is ``message``, or made of the parts: ``where: expected X, found Y; advice``.
+    The text is ``message``, or it is composed of the other arguments: ``where: expected X, found Y;
+    advice``.
 
     Parameters
     ----------
@@ -16,7 +17,7 @@ class SafeError(ValueError):
     where : str
         File, topic, rollout or option.
     expected, found : str
-        What must be there, and what is.
+        What was expected, and what was found.
     advice : str
         What to do.
     """

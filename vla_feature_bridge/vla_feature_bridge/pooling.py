@@ -2,9 +2,10 @@
 """Reduces a policy's raw hidden-state tensor to the one feature vector that a detector reads.
 
 A raw tensor has named axes in front of the feature axis, for example ``(token, D)`` for OpenVLA or
-``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after another, in the stated order.
-Each reduction is a short command (Gu et al., SAFE, arXiv 2506.09937, section 4.1: first, last,
-mean, first & last). No other module pools: live features and recorded features cannot differ.
+``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after another, in the stated order. Each
+reduction is a short command (Gu et al., SAFE, arXiv 2506.09937, section 4.1: first, last, mean,
+first & last). All pooling in the suite uses this module. Therefore live features and recorded
+features are pooled in the same way.
 """
 
 from __future__ import annotations
@@ -27,7 +28,10 @@ _COUNT = re.compile(r'^concat-(\d+)$')
 
 
 class PoolingError(SafeError):
-    """A pooling command, an axis or a tensor does not fit; the message says what was expected."""
+    """A pooling command, an axis or a tensor is not valid.
+
+    The message contains what was expected.
+    """
 
 
 def _relative_index(n: int, q: float) -> int:
@@ -95,7 +99,8 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
     Returns
     -------
     ndarray
-        Has one axis fewer. The concat commands lengthen the last axis, position by position.
+        Has one axis fewer. The concat commands concatenate the selected positions along the last
+        axis.
 
     Raises
     ------
@@ -133,7 +138,7 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
 
 @dataclass(frozen=True)
 class FeatureSpec:
-    """What a feature vector is: name of the tensor, its raw axes, their pooling, and the width.
+    """Specification of a feature vector: name of the tensor, raw axes, pooling and width.
 
     Attributes
     ----------
@@ -143,8 +148,8 @@ class FeatureSpec:
         Names of the raw axes in front of the feature axis, outermost first; empty if the source
         holds pooled vectors.
     pooling : tuple of (axis, command)
-        The reductions in the order of their application. It names every axis once; raw features
-        have none.
+        The reductions in the order of their application. Every axis occurs once. Raw features have
+        an empty pooling.
     dim : int
         Width D of the pooled vector; of raw features, the length of the last axis.
     """
@@ -228,7 +233,7 @@ class FeatureSpec:
         Raises
         ------
         PoolingError
-            The data are something else.
+            The data do not have the form of a feature specification.
         """
         try:
             return cls(

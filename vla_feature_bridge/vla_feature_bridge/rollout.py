@@ -13,7 +13,10 @@ from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
 
 
 class RolloutError(SafeError):
-    """The arrays of a rollout do not fit together; the message names the rollout and the array."""
+    """The arrays of a rollout do not match each other.
+
+    The message contains the rollout and the array.
+    """
 
 
 @dataclass(eq=False)
@@ -53,7 +56,7 @@ class Rollout:
     video : str
         Path of the video, relative to the source; empty if none.
     unseen : bool
-        The source sets this task aside: no detector may train on it.
+        True if the source marks this task as unseen: no detector is trained on it.
     """
 
     features: np.ndarray

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scalars of one step from the emitted action chunks alone, for policies that show nothing else.
+"""Scalars computed only from the action chunks of a step.
 
-No other module computes them: live signals and those of recordings cannot differ. The last action
-dimension is the gripper, as in every policy that the readers know. All signals are computed in
-float64 from the executed sample (sample 0).
+They serve policies that do not expose hidden states.
+
+All signals in the suite are computed by this module. Therefore live signals and signals of
+recordings are equal. The last action dimension is the gripper, as in every policy that the readers
+know. All signals are computed in float64 from the executed sample (sample 0).
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(slots=True, eq=False)
 class PolicyStep:
-    """One inference of the policy; the plain twin of ``safe_msgs/PolicyStep``.
+    """One inference of the policy; the plain Python form of ``safe_msgs/PolicyStep``.
 
     Attributes
     ----------
@@ -59,7 +59,7 @@ class PolicyStep:
 
 @dataclass(frozen=True)
 class StepField:
-    """One optional field that every step of an episode has a value of its own for.
+    """One optional field with a separate value for every step of an episode.
 
     Attributes
     ----------
@@ -74,11 +74,11 @@ class StepField:
         * ``'number'``: one float; a message that does not know it holds NaN.
         * ``'stamp'``: the time of the step, int64 [ns]; ``header.stamp`` in messages.
     axes : tuple of str
-        Names of the axes of one step. A rollout has an axis of steps in front of these.
+        Names of the axes of one step. In a rollout, the axis of steps comes before these axes.
     doc : str
         One phrase, with the unit in brackets.
     default : None, float or int
-        Value in a :class:`PolicyStep` where the rollout has none.
+        Value in a :class:`PolicyStep` if the rollout does not have this field.
     stacked : str
         Attribute of ``Rollout``, and array in a rollout set; ``name`` if empty.
     """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays as messages, recordings and policies give them: dtypes, bytes, values that are not finite.
+"""Conversion of arrays from messages, recordings and policies.
+
+Dtypes, bytes, and search for non-finite values.
 
 bfloat16 is the dtype of ``ml_dtypes``: NumPy has none, and PyTorch cannot hand its own to NumPy.
 """
@@ -27,12 +29,12 @@ FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 
 #: NumPy before 2 has no array of more axes.
 _MAX_AXES = 32
-#: Elements that are looked at together when NaN is searched.
+#: Number of elements that are checked together in the search for NaN.
 _PORTION = 1 << 18
 
 
 class TensorError(SafeError):
-    """An array cannot be sent, or bytes are not the array that they are said to be."""
+    """An array cannot be sent, or bytes do not match the stated dtype and shape."""
 
 
 def little_endian(array: np.ndarray) -> np.ndarray:
@@ -92,7 +94,7 @@ def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarr
 
 
 def as_array(values: Any) -> np.ndarray:
-    """Return a NumPy array of the same values; copies only if it must.
+    """Return a NumPy array of the same values; copies only if necessary.
 
     Parameters
     ----------
@@ -102,7 +104,7 @@ def as_array(values: Any) -> np.ndarray:
     if isinstance(values, np.ndarray) or not hasattr(values, 'detach'):
         return np.asarray(values)
     tensor = values.detach().cpu()
-    torch = sys.modules['torch']  # a tensor exists, so that somebody imported it
+    torch = sys.modules['torch']  # A tensor exists, so torch is already imported.
     if tensor.dtype == torch.bfloat16:
         bits: np.ndarray = tensor.contiguous().view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
@@ -119,7 +121,7 @@ def first_not_finite(array: np.ndarray) -> int | None:
     for start in range(0, len(array), portion):
         part = array[start : start + portion]
         if part.dtype == ml_dtypes.bfloat16 and part.ndim:
-            # Its own isfinite goes through float32, element by element.
+            # The isfinite function of ml_dtypes converts each element to float32 and is slow.
             finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
         else:
             finite = np.isfinite(part)
@@ -129,5 +131,5 @@ def first_not_finite(array: np.ndarray) -> int | None:
 
 
 def _shown(shape: tuple[int, ...]) -> str:
-    """Return a shape for an error text; a forged one may be long."""
+    """Return a shape as text for an error message; a manipulated shape can be long."""
     return str(shape) if len(shape) <= 8 else f'{shape[:8]} and {len(shape) - 8} more'

@@ -25,7 +25,7 @@ def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
     Parameters
     ----------
     logits : ndarray, shape (tokens, vocabulary), any float dtype
-        -inf where the policy cannot emit the token.
+        -inf for tokens that the policy cannot emit.
 
     Returns
     -------
@@ -35,7 +35,7 @@ def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
     Raises
     ------
     TokenError
-        The logits are no such array, or a token has no finite logit.
+        The logits do not have this shape or dtype, or a token has no finite logit.
     """
     if not isinstance(logits, np.ndarray) or logits.ndim != 2 or 0 in logits.shape:
         shape = logits.shape if isinstance(logits, np.ndarray) else type(logits).__name__

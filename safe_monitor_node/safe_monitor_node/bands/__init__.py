@@ -3,8 +3,8 @@
 
 threshold            the threshold of one promised rate
 band                 thresholds of all promised rates, for all tasks and for single tasks
-adaptive_threshold   a threshold that labels move
-adaptive_band        a band that labels move
+adaptive_threshold   a threshold that is updated by labels
+adaptive_band        a band that is updated by labels
 
-This room imports NumPy only.
+This subpackage imports only NumPy.
 """

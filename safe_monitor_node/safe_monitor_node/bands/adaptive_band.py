@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A band whose thresholds are moved by labels of episodes."""
+"""A band with thresholds that are updated by the labels of episodes."""
 
 from __future__ import annotations
 
@@ -21,34 +21,33 @@ from safe_monitor_node.bands.threshold import Threshold
 
 
 class AdaptiveBand:
-    """Moves the thresholds of a band: ``upper(t) = center(t) + w width(t)``, w adaptive.
+    """Updates the thresholds of a band: ``upper(t) = center(t) + w width(t)`` with an adaptive w.
 
     The band of all tasks has one
     :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`, and each task with a
-    finite band of its own has another one. Each is updated by the episodes that its band was used
-    for. Before the first update the thresholds are those of the band.
+    finite band of its own has another one. Each adaptive threshold is updated only by the episodes
+    for which its band was used. Before the first update the thresholds are those of the band.
 
-    The warning threshold is the quantile of the same values at a higher level: higher by as much as
-    the warning's alpha is above alpha. So it never lies above the threshold of the alarm. Nothing
-    is promised of it.
+    The warning threshold is the quantile of the same values at level + (warning_alpha - alpha).
+    Therefore it is never above the alarm threshold. No false-alarm rate is promised for warnings.
 
     Parameters
     ----------
     band : Band
-        With its shape, as `fit` stores it.
+        The band with its shape, as `fit` stores both.
     alpha : float
-        Wanted false-alarm rate; the band must have it.
+        Target false-alarm rate; the band must contain this alpha.
     adaptation_step : float
         Step size gamma, positive.
     warning_alpha : float
-        False-alarm rate of the warnings, not below alpha; alpha itself means no warnings.
+        False-alarm rate of the warnings, at least alpha; a value equal to alpha disables warnings.
     window : int
-        How many of the observed values are ranked, for each threshold.
+        Number of observed values that are ranked for each threshold.
 
     Attributes
     ----------
     revision : int
-        Counts the updates of the thresholds, and their undoing.
+        Number of updates of the thresholds, including updates that undo an earlier update.
 
     Raises
     ------
@@ -77,9 +76,10 @@ class AdaptiveBand:
             shape = (band.tasks[task] if task else band).shape
             if shape is None:
                 raise AdaptationError(
-                    f'{name_of(task)}: expected center, width and nonconformities, from which its '
-                    'thresholds can be moved, found thresholds only; fit again with this release, '
-                    'with the finite-sample quantile, or set adaptation_step to 0'
+                    f'{name_of(task)}: expected center, width and nonconformities, from which '
+                    'its thresholds can be moved, found only thresholds; fit the detector '
+                    'again with this version and --quantile finite_sample, or set '
+                    'adaptation_step to 0'
                 )
             self._shapes[task] = shape
             self._moving[task] = AdaptiveThreshold(
@@ -88,15 +88,18 @@ class AdaptiveBand:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The tasks with a moving band of their own; the empty name stands for all other tasks."""
+        """Tasks that have their own adaptive band. The empty name stands for all other tasks."""
         return tuple(self._moving)
 
     def task_of(self, task: str) -> str:
-        """Return the task whose band is used for episodes of ``task``; empty: that of all tasks."""
+        """Return the name of the band that is used for episodes of ``task``.
+
+        The name is the task, or '' for the band of all tasks.
+        """
         return task if task in self._moving else ''
 
     def of(self, task: str) -> AdaptiveThreshold:
-        """Return the moving threshold that is used for episodes of a task."""
+        """Return the adaptive threshold that is used for episodes of a task."""
         return self._moving[self.task_of(task)]
 
     def thresholds(self, task: str = '') -> tuple[Threshold, Threshold]:
@@ -117,7 +120,8 @@ class AdaptiveBand:
         if not math.isfinite(w):
             return np.full(shape.center.size, w)
         scaled = w * shape.width[self._row]
-        # A score that ties with the score that w comes from is not above it, as at calibration.
+        # A score that is equal to the score which determines w is not above the threshold, as in
+        # calibration.
         rounding = 8 * np.finfo(np.float64).eps * (np.abs(shape.center) + np.abs(scaled))
         return shape.center + scaled + rounding
 
@@ -129,7 +133,7 @@ class AdaptiveBand:
         task : str
             The task of the episode.
         scores : (t,) array
-            From step 0 on, at least one; finite.
+            Scores from step 0 on; at least one score; all finite.
 
         Returns
         -------
@@ -143,7 +147,10 @@ class AdaptiveBand:
             return float(((values - center) / width).max())
 
     def observe(self, task: str, nonconformity: float, alarmed: bool) -> Observation:
-        """Update by an episode labelled a success; see ``AdaptiveThreshold.observe``."""
+        """Update the threshold with an episode that is labelled as a success.
+
+        See ``AdaptiveThreshold.observe``.
+        """
         self.revision += 1
         return self.of(task).observe(nonconformity, alarmed)
 
@@ -166,12 +173,12 @@ class AdaptiveBand:
         ]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Go on from what `state` returned, in a band without any update yet.
+        """Continue from a state that `state` returned. The band must not have been updated before.
 
         Raises
         ------
         AdaptationError
-            It is not the state of these bands; this object must then not be used any further.
+            The state does not belong to these bands. Do not use this object after this error.
         """
         found = [entry['task'] for entry in state]
         if found != list(self._moving):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Conformal ranks, and a threshold that moves while episodes are labelled."""
+"""Conformal ranks, and a threshold that is updated while episodes are labelled."""
 
 from __future__ import annotations
 
@@ -22,21 +22,24 @@ KEPT_BEYOND_WINDOW = 100
 
 
 class AdaptationError(SafeError):
-    """An adaptive threshold was set up or fed wrongly."""
+    """An adaptive threshold received an invalid parameter or value."""
 
 
 def exact_fraction(value: float) -> Fraction:
-    """Return the short fraction that a float stands for: 0.15000000000000002 is 3/20."""
+    """Return the fraction with a small denominator that is nearest to a float.
+
+    3/20 for 0.15000000000000002.
+    """
     return Fraction(value).limit_denominator(10**9)
 
 
 def conformal_rank(n: int, alpha: float) -> int:
     """Return ceil((n + 1)(1 - alpha)), the rank of the finite-sample conformal quantile.
 
-    The k-th smallest of n exchangeable values is exceeded by the next one with probability at
-    most alpha; a result of n + 1 means that no finite value has this property. Exact: alpha is
-    read as the nearby decimal that it stands for, because in floating point (9 + 1)(1 - 0.7) lies
-    above 3 and gives rank 4.
+    The next exchangeable value exceeds the k-th smallest of n values with probability at most
+    alpha. A result of n + 1 means that no finite value has this property. The computation is exact:
+    alpha is converted to a fraction first, because in floating point (9 + 1)(1 - 0.7) is above 3
+    and gives rank 4.
     """
     return n + 1 - math.floor((n + 1) * exact_fraction(alpha))
 
@@ -62,38 +65,38 @@ class Observation:
 class AdaptiveThreshold:
     """Adaptive conformal inference (Gibbs and Candes, NeurIPS 2021), label by label.
 
-    Before each episode `threshold` is the conformal quantile at the present level alpha_t. After an
-    episode that a person labelled a success, `observe` moves the level,
-    ``alpha_{t+1} = alpha_t + gamma (alpha - err_t)`` with err_t = 1 for a false alarm (eq. 2; gamma
-    is the adaptation step): false alarms raise the threshold, quiet successes lower it. The
-    episode's nonconformity joins the ranked values. So the quantile follows a drift, and a level
-    that asks for more than the largest value, and has no finite threshold, becomes rare.
+    Before each episode, `threshold` is the conformal quantile at the current level alpha_t. After
+    an episode that is labelled as a success, `observe` changes the level: ``alpha_{t+1} = alpha_t +
+    gamma (alpha - err_t)`` with err_t = 1 for a false alarm (eq. 2; gamma is the adaptation step).
+    A false alarm raises the threshold. A success without an alarm lowers the threshold. The
+    nonconformity of the episode is added to the ranked values. Therefore the quantile follows a
+    drift, and a level without a finite threshold becomes rare.
 
     The promise, for *any* sequence of successes, exchangeable or drifting: after T successes the
-    share of false alarms differs from alpha by at most
-    ``(max(alpha, 1 - alpha) + gamma) / (T gamma)`` (proposition 4.1). It is a promise on the long
-    run, not on any one episode, and failures have no part in it. The promise asks nothing of the
-    ranked values. It needs only that no alarm is raised at a level of 0 or below, and always one
-    at 1 or above. If at most d other labels and undone labels come between the start of an episode
-    and its own label, and u labels were undone, the level can go ``(d + u) gamma`` further astray,
-    and the difference is at most ``(d + u) / T`` larger.
+    share of false alarms differs from alpha by at most ``(max(alpha, 1 - alpha) + gamma) / (T
+    gamma)`` (proposition 4.1). The promise is about the long-run average and not about a single
+    episode. Failures do not count. The ranked values may be any values. The promise only needs two
+    rules: no alarm at a level of 0 or below, and always an alarm at a level of 1 or above. Let d be
+    the largest number of other labels (or undone labels) between the start of an episode and its
+    own label, and u the number of undone labels. Then the level can deviate by an additional ``(d +
+    u) gamma``, and the bound on the difference grows by at most ``(d + u) / T``.
 
     Parameters
     ----------
     nonconformity : (N,) array
-        Values of the successes calibrated on, such as largest scores; finite. They always stay
-        ranked.
+        Finite values of the calibration successes, such as their largest scores. They always stay
+        among the ranked values.
     alpha : float
-        Wanted false-alarm rate, in (0, 1).
+        Promised false-alarm rate, in (0, 1).
     adaptation_step : float
         Step size gamma, positive: a large one follows drift quickly, a small one is steady.
     window : int
-        How many of the observed values, the latest ones, are ranked; 0 ranks none.
+        Number of the latest observed values that are ranked; with 0, no observed value is ranked.
 
     Attributes
     ----------
     successes, false_alarms : int
-        Observed so far, without those undone.
+        Number of observed successes and of observed false alarms, without undone observations.
     """
 
     def __init__(
@@ -107,7 +110,7 @@ class AdaptiveThreshold:
         values = np.sort(np.asarray(nonconformity, dtype=np.float64).ravel())
         if values.size == 0 or not np.isfinite(values).all():
             raise AdaptationError(
-                'adaptive threshold: expected finite nonconformities, at least one, found '
+                'adaptive threshold: expected one or more finite nonconformities, found '
                 f'{values.size} values, {int(np.isfinite(values).sum())} of them finite'
             )
         if not 0.0 < alpha < 1.0:
@@ -132,7 +135,7 @@ class AdaptiveThreshold:
     @property
     def level(self) -> float:
         """alpha_t; may leave [0, 1]."""
-        # Eq. 2 summed up: made from counts alone, the level is after an undo exactly what it was.
+        # Sum of eq. 2. The level is computed only from counts, so that an undo restores it exactly.
         return self._first_level + self._moved_by()
 
     def _moved_by(self) -> float:
@@ -140,12 +143,18 @@ class AdaptiveThreshold:
 
     @property
     def observed(self) -> tuple[float, ...]:
-        """The latest observed values, oldest first: the ranked ones, and some ranked before."""
+        """The latest observed values, oldest first.
+
+        The values that are ranked now, and some that were ranked earlier.
+        """
         return tuple(self._observed)
 
     @property
     def threshold(self) -> float:
-        """An alarm is a nonconformity above this; +inf and -inf where the level leaves (0, 1)."""
+        """A nonconformity above this threshold is an alarm.
+
+        The threshold is +inf if the level is 0 or below, and -inf if the level is 1 or above.
+        """
         return self.quantile(self.level)
 
     def quantile(self, level: float) -> float:
@@ -165,10 +174,11 @@ class AdaptiveThreshold:
         Parameters
         ----------
         nonconformity : float
-            Of the whole episode; finite.
+            Nonconformity of the whole episode; finite.
         alarmed : bool, optional
-            Whether it lay above the threshold in force while the episode ran. A label may come
-            late, and the threshold may have moved since; by default it has not.
+            True if the nonconformity was above the threshold that was used while the episode ran.
+            Give it if the threshold may have changed before the label arrived. The default compares
+            with the current threshold.
         """
         if not math.isfinite(nonconformity):
             raise AdaptationError(
@@ -191,14 +201,18 @@ class AdaptiveThreshold:
         return observation
 
     def undo(self, observation: Observation) -> None:
-        """Undo an observation, as if it had never been made, because its label was withdrawn."""
+        """Undo an observation because its label was withdrawn.
+
+        The state is then the same as without the observation.
+        """
         index = bisect_left(self._numbers, observation.number)
         kept = index < len(self._numbers) and self._numbers[index] == observation.number
-        # An observation older than all kept ones has left the window for good: only uncount it.
+        # An observation that is older than all stored observations is no longer in the window. Only
+        # correct the counts.
         older = index == 0 and self.successes > len(self._numbers)
         if not (kept or older) or self.false_alarms < observation.alarmed:
             raise AdaptationError(
-                f'adaptive threshold: {observation} is not among the observations to undo'
+                f'adaptive threshold: {observation} cannot be undone, because it is not stored'
             )
         self.successes -= 1
         self.false_alarms -= observation.alarmed
@@ -208,7 +222,7 @@ class AdaptiveThreshold:
         if index >= first_ranked:
             self._unrank(self._observed[index])
             if first_ranked > 0:
-                # The value that this one had pushed out of the window.
+                # Restore the value that left the window because of this observation.
                 insort(self._ranked, self._observed[first_ranked - 1])
         del self._observed[index]
         del self._numbers[index]
@@ -219,15 +233,18 @@ class AdaptiveThreshold:
     def restore(
         self, level: float, successes: int, false_alarms: int, observed: Sequence[float]
     ) -> None:
-        """Go on from an earlier state; the adaptation step may be another one.
+        """Continue from an earlier state. The adaptation step may differ from the earlier step.
 
         Raises
         ------
         AdaptationError
-            No adaptive threshold has these values, or this one has observed episodes already.
+            The values are not a valid state, or this threshold has already observed episodes.
         """
         if self.successes or self._observed:
-            raise AdaptationError('adaptive threshold: only a new one can be restored')
+            raise AdaptationError(
+                'adaptive threshold: expected a threshold without observations, found one that '
+                'has observed episodes; restore into a new threshold'
+            )
         if not 0 <= false_alarms <= successes or len(observed) > successes:
             raise AdaptationError(
                 f'adaptive threshold: {successes} successes cannot have {false_alarms} false '

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Bands: the alarm thresholds of a detector, by step and by promised false-alarm rate alpha.
 
-A band may hold bands of single tasks (Mondrian calibration: the promise then holds within each of
-these tasks). It may also hold its shape, from which the thresholds can be moved while a robot
-works.
+A band can contain bands of single tasks (Mondrian calibration). The promise then holds within each
+of these tasks. A band can also contain its shape, which is needed to update the thresholds while a
+robot works.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from safe_monitor_node.bands.threshold import (
     frozen,
 )
 
-# How close an alpha must be to a calibrated one: 3 * 0.05 is 0.15000000000000002.
+# Tolerance when an alpha is compared with the calibrated alphas: 3 * 0.05 is 0.15000000000000002.
 _ALPHA_TOLERANCE = 1e-9
 
 
 @dataclass(frozen=True, eq=False)
 class BandShape:
-    """The parts of the thresholds: ``upper(t) = center(t) + w width(t)``.
+    """The components of the thresholds: ``upper(t) = center(t) + w width(t)``.
 
     w is one of the nonconformities ``max_t (x(t) - center(t)) / width(t)`` of the calibration
-    rollouts, chosen by its rank. A threshold that moves while a robot works moves w.
+    rollouts, chosen by its rank. An adaptive threshold changes w while a robot works.
 
     Attributes
     ----------
@@ -42,8 +42,7 @@ class BandShape:
     width : (K, T) float64 array
         Positive; one row per alpha of the band.
     nonconformity : (K, n) float64 array
-        Of the n calibration rollouts, each row ascending.
-
+        Nonconformities of the n calibration rollouts; each row ascends.
     """
 
     center: NDArray[np.float64]
@@ -62,7 +61,10 @@ class BandShape:
         if not (self.width > 0.0).all():
             raise BandError('band: width must be positive everywhere')
         if (np.diff(self.nonconformity, axis=1) < 0.0).any():
-            raise BandError('band: the nonconformities of an alpha must ascend')
+            raise BandError(
+                'band: expected ascending nonconformities for each alpha, found another order; '
+                'calibrate again'
+            )
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,20 +78,20 @@ class Band:
     upper : (K, T) float64 array
         Threshold of each alpha at each step; finite or +inf.
     kind : str
-        How it was made: 'functional_max_deviation' (in folders of release 0.1
+        How it was made: 'functional_max_deviation' (in folders of version 0.1
         'functional_adaptive'), 'functional_std', 'functional_constant', 'split_conformal', ...
     n_calibration : int
-        Number of rollouts that the thresholds were ranked on. No finite threshold keeps an alpha
-        below 1/(n_calibration + 1).
+        Number of rollouts that determined the ranks of the thresholds. For an alpha below
+        1/(n_calibration + 1), no finite threshold keeps the promise.
     n_center : int
-        Number of rollouts that center and width were taken from.
+        Number of rollouts from which center and width were computed.
     provenance : dict
-        What was promised, and on which rollouts, as JSON values; may hold a 'note' for people.
+        What was promised and which rollouts were used, as JSON values. It can contain a 'note' for
+        users.
     shape : BandShape or None
-        The parts of the thresholds; None if they were not kept.
+        The components of the thresholds; None if they were not stored.
     tasks : dict of str to Band
-        Bands of single tasks, with the same alphas and length; they hold no further bands.
-
+        Bands of single tasks, with the same alphas and length. They contain no bands of tasks.
     """
 
     alphas: NDArray[np.float64]
@@ -128,7 +130,7 @@ class Band:
         alphas = self.alphas
         if alphas.ndim != 1 or alphas.size == 0:
             raise BandError(f'band: alphas must have shape (K,) with K >= 1, found {alphas.shape}')
-        # Written so that a NaN fails it.
+        # This form of the comparison also rejects NaN.
         if not (np.all(alphas > 0.0) and np.all(alphas < 1.0) and np.all(np.diff(alphas) > 0.0)):
             raise BandError(
                 f'band: alphas must increase and lie inside (0, 1), found {alphas.tolist()}'
@@ -164,7 +166,10 @@ class Band:
         if not isinstance(task, str) or not task:
             raise BandError(f'band: the task of a band must be a name, found {task!r}')
         if band.tasks:
-            raise BandError(f'band: the band of task {task!r} holds bands of tasks itself')
+            raise BandError(
+                f'band: the band of task {task!r} contains bands of tasks; a band of a task '
+                'must not contain other bands'
+            )
         if not np.array_equal(band.alphas, self.alphas) or band.length != self.length:
             raise BandError(
                 f'band: the band of task {task!r} has {band.alphas.size} alphas and '
@@ -179,21 +184,25 @@ class Band:
 
     @property
     def smallest_finite_alpha(self) -> float | None:
-        """The smallest alpha of the band at which an alarm can be raised; None without one."""
+        """The smallest alpha of the band for which an alarm is possible.
+
+        None if no alarm is possible.
+        """
         finite = np.isfinite(self.upper).any(axis=1)
         return float(self.alphas[np.argmax(finite)]) if finite.any() else None
 
     def covers(self, length: int) -> bool:
-        """Tell whether an episode of `length` steps lies within the calibrated steps."""
+        """Return True if the band covers an episode of `length` steps."""
         return length <= self.length
 
     def at(self, alpha: float, task: str = '') -> Threshold:
         """Return the threshold for a calibrated alpha (to 1e-9).
 
-        For a task it is the threshold of the task's band (its own, or one that it shares with other
-        tasks of few successes), if that band is finite at this alpha. Other tasks use the band of
-        all tasks. Nothing is promised for such a task, because the band of all tasks promises for
-        all tasks together; but a threshold that can never raise an alarm would be no better.
+        If the task has a band and the band is finite at this alpha, this is the threshold of the
+        task's band. The task can share its band with other tasks that have few successes. All other
+        tasks use the band of all tasks. For a single one of the other tasks nothing is promised,
+        because that band only makes a promise for all tasks together. It is still better than an
+        infinite threshold, which can never raise an alarm.
 
         Raises
         ------
@@ -208,9 +217,12 @@ class Band:
         return Threshold(float(self.alphas[row]), self.upper[row])
 
     def row(self, alpha: float) -> int:
-        """Return the row of a calibrated alpha (to 1e-9); else `BandError` lists the alphas."""
+        """Return the row of a calibrated alpha (tolerance 1e-9).
+
+        If alpha was not calibrated, raise `BandError` with the list of alphas.
+        """
         row = int(np.argmin(np.abs(self.alphas - alpha)))
-        # Written so that a NaN fails it.
+        # This form of the comparison also rejects NaN.
         if not abs(self.alphas[row] - alpha) <= _ALPHA_TOLERANCE:
             listed = ', '.join(f'{value:g}' for value in self.alphas)
             raise BandError(
@@ -248,8 +260,7 @@ class Band:
         Raises
         ------
         BandError
-            A field is missing or of another type, or the fields make no valid band.
-
+            A field is missing or has the wrong type, or the fields do not form a valid band.
         """
         has_shape = any(name in arrays for name in SHAPE)
         for name in ('alphas', 'upper', *(SHAPE if has_shape else ())):
@@ -277,7 +288,7 @@ class Band:
 
 
 def _task_bands(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> dict[str, Band]:
-    """Rebuild the bands of single tasks; a band stored by an early release has none."""
+    """Restore the bands of single tasks. A band that an early version stored has no such bands."""
     entries = meta.get('tasks', [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise BandError(f'band: tasks must be a list of objects, found {entries!r:.80}')

@@ -10,8 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_feature_bridge.errors import SafeError
 
-# Kinds whose band at a smaller alpha lies nowhere below the band at a larger one. The modulation
-# max_deviation reshapes the band with alpha, so two of its bands may cross.
+# Kinds of bands for which a smaller alpha never has a lower threshold. The kind max_deviation is
+# not in this list: its shape depends on alpha, so that thresholds of two alphas can cross.
 ORDERED_KINDS = ('functional_constant', 'functional_std')
 
 SHAPE = ('center', 'width', 'nonconformity')
@@ -19,7 +19,7 @@ SHAPE = ('center', 'width', 'nonconformity')
 
 
 class BandError(SafeError):
-    """A band is malformed, or is asked for an alpha or a step that it was not calibrated for."""
+    """A band is not valid, or it was not calibrated for the requested alpha or step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +43,12 @@ class Threshold:
 
     @property
     def length(self) -> int:
-        """Number of steps that the threshold is known for."""
+        """Number of steps for which the threshold is defined."""
         return int(self.upper.shape[0])
 
     @property
     def can_alarm(self) -> bool:
-        """False if no score is above it at any step, because of too few calibration rollouts."""
+        """False if all thresholds are infinite, because there were too few calibration rollouts."""
         return bool(np.isfinite(self.upper).any())
 
     def covers(self, length: int) -> bool:
@@ -56,13 +56,18 @@ class Threshold:
         return length <= self.length
 
     def at(self, step: int) -> float:
-        """Return the threshold at a step (0-based); `BandError` past the calibrated steps."""
+        """Return the threshold at a step (0-based).
+
+        Raise `BandError` if the step is after the last calibrated step.
+        """
         if not 0 <= step < self.length:
             self._refuse(step)
         return float(self.upper[step])
 
     def first_crossing(self, scores: ArrayLike) -> int | None:
-        """Return the first step whose score is strictly above the threshold, None without one.
+        """Return the first step with a score strictly above the threshold.
+
+        None if no score is above it.
 
         Parameters
         ----------
@@ -72,8 +77,8 @@ class Threshold:
         Raises
         ------
         BandError
-            The rollout is longer than the band, or a score is NaN: neither may count as "no alarm".
-
+            The rollout is longer than the band, or a score is NaN. Both cases must not be reported
+            as "no alarm".
         """
         values = np.asarray(scores, dtype=np.float64)
         if values.ndim != 1:
@@ -83,8 +88,8 @@ class Threshold:
         if np.isnan(values).any():
             step = int(np.flatnonzero(np.isnan(values))[0])
             raise BandError(
-                f'band: expected a score at step {step}, found NaN, which is neither above nor '
-                'below the threshold; find out why the detector gives it'
+                f'band: expected a score at step {step}, found NaN; find out why the detector '
+                'returns NaN'
             )
         crossings = np.flatnonzero(values > self.upper[: values.shape[0]])
         return int(crossings[0]) if crossings.size else None
@@ -120,7 +125,7 @@ def check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind:
         Kind of the band, for the message.
     """
     lower_alpha, higher_alpha = upper[:-1], upper[1:]
-    # Last-place rounding is no disorder.
+    # Ignore differences in the last digits (rounding).
     finite = np.isfinite(lower_alpha)
     slack = 1e-12 * np.abs(np.where(finite, lower_alpha, 0.0))
     disorder = higher_alpha > lower_alpha + slack
@@ -128,6 +133,6 @@ def check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind:
         row, step = np.argwhere(disorder)[0]
         raise BandError(
             f'band: at step {step} the threshold for alpha {alphas[row + 1]:g} is above the '
-            f'threshold for alpha {alphas[row]:g}, which a band of kind {kind!r} never is, so this '
-            'band is corrupt; fit again'
+            f'threshold for alpha {alphas[row]:g}, but the threshold of a band of kind {kind!r} '
+            'must not increase with alpha; the band is damaged: fit the detector again'
         )

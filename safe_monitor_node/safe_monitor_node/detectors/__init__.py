@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All failure detectors. A score is defined here only, for whole rollouts and for live steps.
+"""All failure detectors.
+
+This subpackage is the only definition of the scores, for whole rollouts and for live steps.
 
 base              what a detector is
 registry          detectors by name, and the functions that fit them
@@ -13,10 +15,10 @@ clustering        clusters of sampled action chunks
 consistency       contradictions between consecutive action chunks
 probe             the linear probe
 embedding         base class of distances in the feature space
-gaussian, neighbours, clusters   these distances
+gaussian, neighbours, clusters   the distances: Mahalanobis, nearest neighbours, k-means
 learned, networks SAFE-MLP and SAFE-LSTM (PyTorch)
 density, unet     base class of density estimates (PyTorch)
-rnd, logpzo       these estimates (PyTorch)
+rnd, logpzo       the density estimates RND and LogpZO (PyTorch)
 
 :data:`DETECTORS` imports a detector on first use, so that PyTorch is loaded only for the detectors
 that need it.

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores so far from the values of single steps: the value itself, the sum or the running mean."""
+"""Accumulated scores, computed from the values of single steps.
+
+The value itself, the sum or the running mean.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ class AccumulatingDetector(Detector):
     Parameters
     ----------
     accumulate : {'none', 'sum', 'mean'}
-        The value of the step alone, or the sum or running mean over the episode so far.
+        'none': value of the current step. 'sum' or 'mean': sum or mean of the values from step 0 to
+        the current step.
     """
 
     accumulate: Accumulate = 'none'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector is: the contract that training, evaluation and the live monitor rely on."""
+"""Interface of a detector. Training, evaluation and the live monitor use this interface."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LARGEST_NUMBER = float(np.finfo(np.float32).max)
 
 
 class DetectorError(SafeError):
-    """A detector has a wrong parameter, or cannot be fitted, loaded or used for scoring."""
+    """A detector has an invalid parameter, or it cannot be fitted, loaded or used for scoring."""
 
 
 class StepError(DetectorError):
@@ -30,7 +30,7 @@ class StepError(DetectorError):
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """Shape and type of a fitted array; None in the shape stands for any positive length."""
+    """Shape and dtype of a fitted array. None in the shape stands for any positive length."""
 
     shape: tuple[int | None, ...]
     dtype: type[np.generic]
@@ -71,13 +71,13 @@ class Stream(ABC):
         Raises
         ------
         StepError
-            The step lacks data that the detector needs, or holds NaN, or has another width. The
-            memory of the stream is unchanged: the step counts as not seen.
+            The step lacks data that the detector needs, contains NaN, or has the wrong width. The
+            state of the stream does not change, as if the step had not arrived.
         """
 
 
 class Detector(ABC):
-    """Base class of all failure detectors, after the estimators of scikit-learn.
+    """Base class of all failure detectors. The interface is similar to scikit-learn estimators.
 
     A detector is a keyword-only dataclass; its fields are its parameters. The constructor stores
     the parameters and does nothing else. :meth:`fit` and :meth:`load_state` call
@@ -104,7 +104,7 @@ class Detector(ABC):
 
     @property
     def gives_probability(self) -> bool:
-        """True if the score is meant as the probability that the rollout fails."""
+        """True if the score is a probability that the rollout fails."""
         return False
 
     @property
@@ -127,7 +127,7 @@ class Detector(ABC):
         rollouts : sequence of Rollout
             Training rollouts, usually of both outcomes.
         validation : sequence of Rollout, optional
-            Rollouts on which to stop training early; most fitters do not use them.
+            Rollouts for early stopping; most fitters ignore them.
         progress : callable, optional
             Called with (done, total, note).
         **options
@@ -136,7 +136,8 @@ class Detector(ABC):
         Raises
         ------
         DetectorError
-            A parameter is impossible, no fitter is installed, or the rollouts cannot be fitted on.
+            A parameter is invalid, no fitter is installed, or the rollouts are not suitable for
+            fitting.
         """
         self.check_params()
         require_rollouts(rollouts)
@@ -147,7 +148,10 @@ class Detector(ABC):
         return self
 
     def _fitter(self) -> Callable[..., None]:
-        """Return the function that fits this detector; detectors that learn nothing override it."""
+        """Return the function that fits this detector.
+
+        Detectors without training override this method.
+        """
         from safe_monitor_node.detectors.registry import fitter_of
 
         return fitter_of(self.name)
@@ -188,7 +192,7 @@ class Detector(ABC):
         Raises
         ------
         DetectorError
-            A parameter is impossible, or an array is missing or has another shape, type or name.
+            A parameter is invalid, or an array is missing or has the wrong shape, dtype or name.
         """
         self.check_params()
         self.checked_state(state, {})
@@ -197,12 +201,12 @@ class Detector(ABC):
     def checked_state(
         self, state: Mapping[str, np.ndarray], expected: Mapping[str, ArraySpec]
     ) -> dict[str, np.ndarray]:
-        """Return copies of loaded arrays, once names, shapes, types and values are checked.
+        """Check names, shapes, dtypes and values of loaded arrays; return copies of the arrays.
 
         Raises
         ------
         DetectorError
-            An array is missing, or not expected, or has another shape or type, or is not finite.
+            An array is missing or unexpected, has the wrong shape or dtype, or is not finite.
         """
         for key in sorted(expected.keys() | state.keys()):
             spec, array = expected.get(key), state.get(key)
@@ -249,7 +253,7 @@ class Detector(ABC):
     def _check_number(
         self, *parameters: str, least: float = -LARGEST_NUMBER, above: float = -np.inf
     ) -> None:
-        """Check for finite numbers; ``least`` is allowed and ``above`` is not."""
+        """Check that a parameter is a finite number of at least ``least`` or above ``above``."""
         for parameter in parameters:
             value = getattr(self, parameter)
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
@@ -267,7 +271,8 @@ class Detector(ABC):
     def _checked_features(self, rollout: Rollout) -> np.ndarray:
         """Return the features of a rollout as finite float32, shape (T, dim_)."""
         self._require_fitted()
-        # A copy: the arrays of a rollout set are read-only memory maps, which torch must not alias.
+        # Copy the array: the arrays of a rollout set are read-only memory maps, and torch must not
+        # share their memory.
         features = np.array(rollout.features, dtype=np.float32, order='C')
         if features.ndim != 2 or features.shape[1] != self.dim_:
             raise StepError(
@@ -278,8 +283,9 @@ class Detector(ABC):
         if not np.isfinite(features).all():
             bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
             raise StepError(
-                f'rollout {rollout.episode_id!r}: the features of step {bad} hold NaN or infinity; '
-                'find out why the policy or the recorder wrote them, or leave the rollout out'
+                f'rollout {rollout.episode_id!r}: the features of step {bad} hold NaN or '
+                'infinity; find the cause in the policy or the recorder, or remove the rollout '
+                'from the set'
             )
         return features
 
@@ -287,7 +293,10 @@ class Detector(ABC):
 def require_rollouts(rollouts: Sequence[Rollout]) -> None:
     """Raise :class:`DetectorError` if there is nothing to fit on."""
     if not rollouts:
-        raise DetectorError('there are no rollouts to fit on; is the split or the set empty?')
+        raise DetectorError(
+            'expected one or more training rollouts, found none; check the split and the '
+            'rollout set'
+        )
 
 
 def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
@@ -296,7 +305,7 @@ def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
     Raises
     ------
     StepError
-        The features have another shape, or hold NaN or infinity.
+        The features have the wrong shape, or contain NaN or infinity.
     """
     if step.features.shape != (dim,):
         raise StepError(
@@ -317,11 +326,12 @@ def checked_chunk(step: PolicyStep, detector: str) -> np.ndarray:
     Raises
     ------
     StepError
-        The step has no actions, or actions of another shape, or NaN or infinity among them.
+        The step has no actions, or the actions have the wrong shape or contain NaN or infinity.
     """
     if step.actions is None:
         raise StepError(
-            f'step {step.step}: detector {detector} needs action chunks, this step has none'
+            f'step {step.step}: detector {detector} expected action chunks, found none; publish '
+            'the actions with each step'
         )
     if step.actions.ndim != 3 or 0 in step.actions.shape:
         raise StepError(

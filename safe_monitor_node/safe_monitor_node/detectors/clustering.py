@@ -16,7 +16,8 @@ from safe_monitor_node.detectors.samples import SpreadDetector
 
 def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the squared Euclidean distances (n, m) between the rows of (n, d) and (m, d)."""
-    # Centred first: the rounding error of |a|^2 + |b|^2 - 2ab grows with the distance from 0.
+    # Subtract the mean first, because the rounding error of |a|^2 + |b|^2 - 2ab grows with the
+    # distance from 0.
     center = a.mean(axis=0)
     a, b = a - center, b - center
     squares = (a * a).sum(axis=1)[:, None] + (b * b).sum(axis=1)[None] - 2.0 * (a @ b.T)
@@ -60,14 +61,14 @@ def ward_cluster_sizes(points: np.ndarray, threshold: float) -> list[int]:
 
 
 def _nearest_pair(distance: np.ndarray, chain: list[int]) -> tuple[int, int]:
-    """Follow nearest neighbours from the end of the chain to two clusters that are each other's.
+    """Follow the nearest neighbours to two clusters that are each other's nearest neighbours.
 
     The pair is removed from the chain and returned in ascending order.
     """
     while True:
         x = chain[-1]
         y = int(np.argmin(distance[x]))
-        # Prefer the previous element among equals: the chain could go round in circles.
+        # If distances are equal, choose the previous element. Otherwise the chain could loop.
         if len(chain) > 1 and distance[x, chain[-2]] <= distance[x, y]:
             y = chain[-2]
             del chain[-2:]
@@ -95,13 +96,14 @@ def _ward_distances(
 class ActionClusterEntropy(SpreadDetector):
     """Entropy [nats] of the sizes of the clusters that the sampled chunks fall into.
 
-    Ward clustering of the flattened chunks, cut at ``threshold``: 0 if all samples agree,
-    ``log(samples)`` if no two samples do.
+    The flattened chunks are clustered by Ward's method up to the distance ``threshold``. The
+    entropy is 0 if all samples are in one cluster, and ``log(samples)`` if each sample is its own
+    cluster.
 
     Parameters
     ----------
     threshold : float
-        Ward distance from which on clusters stay apart, in action units.
+        Clusters are merged if their Ward distance is below this value, in action units.
     """
 
     name = 'action_cluster_entropy'

@@ -18,7 +18,10 @@ from safe_monitor_node.detectors.embedding import (
 
 
 class _Clusters(OutcomeModel):
-    """A principal subspace and centroids in it; the distance is that to the nearest centroid."""
+    """A principal subspace with centroids.
+
+    The distance of a vector is its distance to the nearest centroid.
+    """
 
     def __init__(self, mean: np.ndarray, components: np.ndarray, centroids: np.ndarray) -> None:
         self.mean = mean
@@ -40,7 +43,7 @@ class _Clusters(OutcomeModel):
 
 @dataclass(kw_only=True, eq=False)
 class PcaKmeans(EmbeddingDetector):
-    """Distance to the nearest k-means centroid of successful steps, minus that of failed ones.
+    """Distance to the nearest centroid (k-means) of successes, minus the distance for failures.
 
     The steps of each outcome are clustered in their own principal subspace, and a step is compared
     with each outcome in that subspace. The published code looks for the failures' centroids in the
@@ -85,7 +88,10 @@ class PcaKmeans(EmbeddingDetector):
         return _Clusters(arrays['mean'], arrays['components'], arrays['centroids'])
 
     def compared(self) -> tuple[OutcomeModel, OutcomeModel | None]:
-        """Return the models of successes and failures whose distances make the score."""
+        """Return the model of successes and the model of failures.
+
+        The score is the difference of their distances.
+        """
         success, failure = self.success_, self.failure_
         if failure is None or not self.reference_compatible:
             return success, failure

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Contradictions between consecutive action chunks: STAC and STAC-Single.
 
-After Agia et al. ("Unpacking Failure Modes of Generative Policies", CoRL 2024), as used for
-baselines by Gu et al. (arXiv 2506.09937, section 5); in float64.
+Source: Agia et al. ("Unpacking Failure Modes of Generative Policies", CoRL 2024). Gu et al. (arXiv
+2506.09937, section 5) use these detectors as baselines. Computed in float64.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class _ConsistencyDetector(StepwiseDetector):
     Parameters
     ----------
     exec_horizon : int or None
-        Actions executed between steps; None takes the number that each step carries.
+        Number of actions executed between two steps; None uses the ``exec_horizon`` of each step.
     negate : bool
-        Change the sign of the score (the published evaluation also considers that).
+        Change the sign of the score. (The published evaluation tests both signs.)
     """
 
     exec_horizon: int | None = None
@@ -50,7 +50,7 @@ class _ConsistencyDetector(StepwiseDetector):
             self._check_integer('exec_horizon')
 
     def plan(self, step: PolicyStep) -> Plan:
-        """Return what the next step is compared with."""
+        """Return the action chunks of this step that the next step is compared with."""
         return Plan(self.chunks(step).copy(), self._executed(step))
 
     def _executed(self, step: PolicyStep) -> int:
@@ -63,8 +63,9 @@ class _ConsistencyDetector(StepwiseDetector):
         if executed >= horizon:
             raise StepError(
                 f'step {step.step}: detector {self.name} compares consecutive chunks where they '
-                f'overlap, but all {horizon} actions of a chunk are executed ({executed}) before '
-                'the next one; execute fewer, or take another detector'
+                f'overlap, but all {horizon} actions of a chunk are executed ({executed}) '
+                'before the next chunk; execute fewer actions per chunk, or choose another '
+                'detector'
             )
         if before.plan is None:
             return 0.0
@@ -83,9 +84,10 @@ class _ConsistencyDetector(StepwiseDetector):
 class Stac(_ConsistencyDetector):
     """STAC: maximum mean discrepancy between the plans sampled at consecutive steps.
 
-    The biased estimate of MMD^2 (V-statistic) with the kernel ``exp(-|x - y|^2 / beta)``, between
-    the actions that the previous chunks planned beyond their executed part and the actions that the
-    new chunks plan for the same time. 0 at the first step; an error if nothing overlaps.
+    The biased estimate of MMD^2 (V-statistic) with the kernel ``exp(-|x - y|^2 / beta)``. It
+    compares the actions of the previous chunks that were not executed with the actions of the new
+    chunks for the same time. The score is 0 at the first step. It is an error if the chunks do not
+    overlap.
 
     Parameters
     ----------
@@ -119,8 +121,8 @@ class Stac(_ConsistencyDetector):
 class StacSingle(_ConsistencyDetector):
     """STAC-Single: mean Euclidean distance between the executed plans of consecutive steps.
 
-    The mean is over the positions where the two chunks overlap. 0 at the first step; an error if
-    nothing overlaps.
+    The mean is taken over the positions where the two chunks overlap. The score is 0 at the first
+    step. It is an error if the chunks do not overlap.
     """
 
     name = 'stac_single'

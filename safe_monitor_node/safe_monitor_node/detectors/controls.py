@@ -21,7 +21,8 @@ from vla_feature_bridge.step import PolicyStep
 class Clock(UntrainedDetector):
     """Number of steps so far.
 
-    Failures run to the time limit, so a clock separates outcomes perfectly at the end.
+    Failures run until the time limit. Therefore the number of steps separates the outcomes
+    perfectly at the end of an episode.
     """
 
     name = 'clock'
@@ -34,7 +35,7 @@ class Clock(UntrainedDetector):
 
 @dataclass(kw_only=True, eq=False)
 class Constant(UntrainedDetector):
-    """Zero at every step: the score of a monitor that never looks."""
+    """Zero at every step: the score of a monitor that ignores its input."""
 
     name = 'constant'
     needs = frozenset()
@@ -46,7 +47,9 @@ class Constant(UntrainedDetector):
 
 @dataclass(kw_only=True, eq=False)
 class Random(UntrainedDetector):
-    """Uniform noise in [0, 1), drawn from seed, episode and step: the same live as offline.
+    """Uniform noise in [0, 1).
+
+    It depends only on seed, episode id and step, so that live and offline scores are equal.
 
     Parameters
     ----------
@@ -71,7 +74,7 @@ class Random(UntrainedDetector):
 
 @dataclass(kw_only=True, eq=False)
 class ActionNorm(UntrainedDetector):
-    """Euclidean norm of the executed action chunk: how much the robot is asked to move."""
+    """Euclidean norm of the executed action chunk: the size of the commanded motion."""
 
     name = 'action_norm'
     needs = frozenset({'actions'})

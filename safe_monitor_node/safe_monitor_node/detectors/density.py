@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of RND and LogpZO: how unfamiliar a step is to networks trained on one outcome.
+"""Base class of RND and LogpZO.
 
-Both are out-of-distribution detectors of FAIL-Detect (Xu et al., arXiv 2503.08558), as used for
-baselines by Gu et al. (arXiv 2506.09937): nonconformity with successes minus that with failures.
+They measure how much a step differs from the training steps of one outcome.
+
+Both are out-of-distribution detectors of FAIL-Detect (Xu et al., arXiv 2503.08558), used as
+baselines by Gu et al. (arXiv 2506.09937). Score: nonconformity with successes minus nonconformity
+with failures.
 """
 
 from __future__ import annotations
@@ -29,12 +32,13 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
 PUBLISHED_DOWN_DIMS = (256, 512, 1024)
-# Groups of the last normalisation, whatever the groups of the others are.
+# Number of groups of the last normalisation. It does not depend on the parameter ``groups``.
 FINAL_GROUPS = 8
-# Steps in one pass of the networks when whole rollouts are scored. Always this number, filled up
-# with zeros: the kernel of a convolution, and so its rounding, depends on the size of the batch.
+# Steps in one pass of the networks when whole rollouts are scored. The batch is always padded to
+# this size, because the convolution algorithm, and therefore the rounding, depends on the batch
+# size.
 _STEPS_PER_PASS = 16
-# As torch.nn.PairwiseDistance.
+# Same value as in torch.nn.PairwiseDistance.
 EPS = 1e-6
 
 Inputs = tuple[torch.Tensor, ...]
@@ -54,7 +58,7 @@ def as_sequence(vectors: torch.Tensor, width: int, multiple: int) -> torch.Tenso
 
 
 def real_entries(entries: int, width: int, multiple: int) -> torch.Tensor:
-    """Return the mask (rows, width) of the entries of such a sequence that are no padding."""
+    """Return the mask (rows, width): True for entries of the sequence that are not padding."""
     rows = sequence_rows(entries, width, multiple)
     return (torch.arange(rows * width) < entries).reshape(rows, width)
 
@@ -84,7 +88,7 @@ def _shapes(channels: int, condition: int, sizes: _Sizes) -> dict[str, tuple[int
 class DensityDetector(AccumulatingDetector):
     """A difference of two nonconformities, each computed by a U-Net trained on one outcome.
 
-    The parameters ``epochs``, ``batch_size``, ``learning_rate`` and ``lambda_reg`` steer the
+    The parameters ``epochs``, ``batch_size``, ``learning_rate`` and ``lambda_reg`` control the
     training (:mod:`safe_training.fitting.density`); they do not change how a step is scored.
 
     Parameters
@@ -109,7 +113,7 @@ class DensityDetector(AccumulatingDetector):
     lambda_reg : float
         Weight of the squared parameters in the loss.
     reference_compatible : bool
-        Count the zeros that pad the input to the U-Net's length in loss and score, as published.
+        Include the zero padding of the input in loss and score, as in the published code.
     seed : int
         Seed of initial weights and batches.
     """
@@ -149,8 +153,9 @@ class DensityDetector(AccumulatingDetector):
         )
         if not fits or widths[0] % FINAL_GROUPS:
             raise DetectorError(
-                f'{self.name}: down_dims must be at least two multiples of groups ({self.groups}), '
-                f'the first also one of {FINAL_GROUPS}, found {self.down_dims!r}'
+                f'{self.name}: down_dims must have two or more entries; each entry must be a '
+                f'multiple of groups ({self.groups}), the first entry also a multiple of '
+                f'{FINAL_GROUPS}; found {self.down_dims!r}'
             )
 
     def widths(self) -> list[int]:
@@ -238,7 +243,10 @@ class DensityDetector(AccumulatingDetector):
         return _Sizes(tuple(self.widths()), self.time_dim, self.kernel_size, self.groups)
 
     def build(self, dim: int) -> nn.ModuleDict:
-        """Return the untrained networks for ``dim`` features, by PyTorch's present random state."""
+        """Return the untrained networks for ``dim`` features.
+
+        Initial weights come from PyTorch's global random generator.
+        """
         names, channels, condition = self.layout(dim)
         return nn.ModuleDict({name: _unet(channels, condition, self._sizes()) for name in names})
 
@@ -266,7 +274,7 @@ class DensityDetector(AccumulatingDetector):
 
 
 class _DensityStream(Stream):
-    """Each step passes through the networks alone; the only memory is the running sum."""
+    """Each step is scored independently. The only state is the running sum."""
 
     def __init__(self, detector: DensityDetector) -> None:
         self._detector = detector

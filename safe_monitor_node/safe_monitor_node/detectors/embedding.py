@@ -31,7 +31,7 @@ STEPS_PER_PRODUCT = 512
 
 def centred(features: np.ndarray, mean: np.ndarray) -> np.ndarray:
     """Return ``features - mean`` as float32."""
-    # The difference in float64: float32 features far from zero would lose what tells them apart.
+    # Compute the difference in float64: float32 loses precision if the features are far from zero.
     return (features.astype(np.float64) - mean).astype(np.float32)
 
 
@@ -112,7 +112,7 @@ class EmbeddingDetector(AccumulatingDetector):
         self.dim_ = dim
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return copies of the arrays of both models."""
+        """Return copies of the arrays of all models."""
         self._require_fitted()
         models = {'success': self.success_, 'failure': self.failure_}
         return {
@@ -152,7 +152,10 @@ class EmbeddingDetector(AccumulatingDetector):
 
 
 def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
-    """Put rollouts together until a group has :data:`STEPS_PER_PRODUCT` steps."""
+    """Yield groups of rollouts.
+
+    A group is complete when it has :data:`STEPS_PER_PRODUCT` steps or more.
+    """
     groups: list[list[Rollout]] = []
     steps = STEPS_PER_PRODUCT
     for rollout in rollouts:

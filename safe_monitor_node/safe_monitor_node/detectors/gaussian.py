@@ -31,7 +31,8 @@ class _Gaussian(OutcomeModel):
 
     def distance(self, x: np.ndarray) -> float:
         z = centred(x, self._mean)
-        # By blocks of rows, without most zeros above the diagonal: half the memory to read.
+        # Multiply block by block and skip most zeros above the diagonal. This halves the memory
+        # that is read.
         return float(norm(np.concatenate([b @ z[: b.shape[1]] for b in self._blocks])))
 
     def distances(self, x: np.ndarray) -> np.ndarray:
@@ -51,7 +52,8 @@ class Mahalanobis(EmbeddingDetector):
     Parameters
     ----------
     ridge : float
-        Added to the variances; with fewer steps than features it alone makes S invertible.
+        Value added to the variances. If there are fewer steps than features, S is only invertible
+        because of this value.
     """
 
     name = 'mahalanobis'

@@ -44,8 +44,8 @@ OPTIMIZERS = ('adam', 'adamw', 'sgd', 'sgdm')
 class LearnedDetector(AccumulatingDetector):
     """A network over hidden states, trained by the losses of the paper.
 
-    The parameters from ``epochs`` on steer the training (:mod:`safe_training.fitting.learned`);
-    they do not change how a step is scored.
+    ``epochs`` and the parameters after it control the training
+    (:mod:`safe_training.fitting.learned`); they do not change how a step is scored.
 
     Parameters
     ----------
@@ -127,7 +127,10 @@ class LearnedDetector(AccumulatingDetector):
 
     @abstractmethod
     def build(self, dim: int) -> nn.Module:
-        """Return the untrained network for ``dim`` features, by PyTorch's present random state."""
+        """Return the untrained network for ``dim`` features.
+
+        Initial weights come from PyTorch's global random generator.
+        """
 
     def score(self, rollout: Rollout) -> np.ndarray:
         """Return the scores of a whole rollout, float32 of shape (T,)."""
@@ -157,7 +160,8 @@ class LearnedDetector(AccumulatingDetector):
             raise DetectorError(
                 f'{self.name}: {self.layers} layers cannot have {len(state)} arrays'
             )
-        # Without memory and random numbers, until the arrays are known to be the right ones.
+        # Build the network on the meta device first: it uses no memory and no random numbers until
+        # the arrays are checked.
         with torch.device('meta'):
             network = self.build(dim)
         specs = {k: ArraySpec(tuple(p.shape), np.float32) for k, p in network.state_dict().items()}
@@ -176,8 +180,8 @@ class LearnedDetector(AccumulatingDetector):
 class SafeMlp(LearnedDetector):
     """SAFE-MLP: a small MLP scores each step alone, and the scores are accumulated over time.
 
-    The paper sums the scores; the sum grows with the length of a task, so that scores of different
-    tasks cannot be compared (departures.md D39b). The default here is the running mean.
+    The paper sums the scores. The sum grows with the length of a task. Therefore scores of
+    different tasks cannot be compared (departures.md D39b). The default here is the running mean.
 
     Parameters
     ----------
@@ -186,7 +190,8 @@ class SafeMlp(LearnedDetector):
     activation : {'sigmoid', 'relu', 'none'}
         Final activation.
     threshold : float or None
-        With a number, failures are pushed up to it and no further (``relu(threshold - S_t)``).
+        If it is a number, the loss of failures is ``relu(threshold - S_t)``: it is 0 when the score
+        reaches the threshold.
     """
 
     name = 'safe_mlp'
@@ -204,7 +209,10 @@ class SafeMlp(LearnedDetector):
             self._check_number('threshold')
 
     def build(self, dim: int) -> MlpNetwork:
-        """Return the untrained network for ``dim`` features, by PyTorch's present random state."""
+        """Return the untrained network for ``dim`` features.
+
+        Initial weights come from PyTorch's global random generator.
+        """
         return MlpNetwork(dim, self.hidden, self.layers, self.activation, self.accumulate)
 
     def stream(self) -> Stream:
@@ -243,8 +251,8 @@ class SafeLstm(LearnedDetector):
     Parameters
     ----------
     history : int
-        -1 for the whole episode so far. n >= 1 runs the LSTM anew at each step, over the n steps
-        before it (without the step itself, as published).
+        -1: the LSTM reads the whole episode so far. n >= 1: at each step the LSTM starts again and
+        reads the previous n steps, without the current step (as in the published code).
     dropout : float
         Dropout before the linear head, in training only.
     hard_negative : float
@@ -279,11 +287,17 @@ class SafeLstm(LearnedDetector):
 
     @property
     def gives_probability(self) -> bool:
-        """True unless scores are accumulated: cross-entropy trains each step's probability."""
+        """True if ``accumulate`` is 'none'.
+
+        Only then is the score of a step a probability trained by cross-entropy.
+        """
         return self.accumulate == 'none'
 
     def build(self, dim: int) -> LstmNetwork:
-        """Return the untrained network for ``dim`` features, by PyTorch's present random state."""
+        """Return the untrained network for ``dim`` features.
+
+        Initial weights come from PyTorch's global random generator.
+        """
         return LstmNetwork(
             dim, self.hidden, self.layers, self.history, self.dropout, self.accumulate
         )
@@ -302,7 +316,10 @@ def _sigmoid(x: float) -> float:
 
 
 class _LstmStream(Stream):
-    """Full history in constant time: one matrix-vector product a layer, on preallocated memory."""
+    """Uses the full history in constant time per step.
+
+    One matrix-vector product per layer, in preallocated memory.
+    """
 
     def __init__(self, network: LstmNetwork, dim: int) -> None:
         lstm, self._dim, hidden = network.lstm, dim, network.lstm.hidden_size
@@ -336,7 +353,7 @@ class _LstmStream(Stream):
 
 
 class _LstmWindowStream(Stream):
-    """A new LSTM run at each step, over the ``history`` steps before it."""
+    """Runs the LSTM again at each step, over the previous ``history`` steps."""
 
     def __init__(self, network: LstmNetwork, dim: int) -> None:
         self._network = network

@@ -19,20 +19,21 @@ from safe_monitor_node.detectors.density import (
 class LogpZO(DensityDetector):
     """Distance of a hidden state from noise after one step of a learned flow.
 
-    One U-Net learns by flow matching the velocity from successful hidden states to noise, another
-    the velocity from failed ones. The first velocity leads a hidden state like the successful ones
-    to about standard normal noise, and others elsewhere. Score =
-    (|x + v_success(x, 0)|^2 - |x + v_failure(x, 0)|^2) / D; the paper does not divide by the number
-    of features D.
+    Two U-Nets are trained by flow matching. The first U-Net learns the velocity from hidden states
+    of successes to noise. The second U-Net learns the velocity from hidden states of failures to
+    noise. The first velocity moves a hidden state that is similar to successes to approximately
+    standard normal noise. It moves other hidden states to other values. Score = (|x + v_success(x,
+    0)|^2 - |x + v_failure(x, 0)|^2) / D; the paper does not divide by the number of features D.
 
     Parameters
     ----------
     in_dim : int
         Width of the rows that the features are cut into: the U-Net's channels.
     chunk : int
-        Steps of each outcome that are drawn from a batch of rollouts for training; 0 takes all.
+        Number of steps of each outcome that are drawn from a batch of rollouts for training (not an
+        action chunk); 0 uses all steps.
     reference_compatible : bool
-        As published, count the zeros that pad the features to the U-Net's shape in loss and score,
+        Compute loss and score as in the published code: include the zero padding of the features,
         and do not divide the score by the number of features.
     """
 

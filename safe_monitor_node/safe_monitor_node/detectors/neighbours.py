@@ -21,9 +21,9 @@ from safe_monitor_node.detectors.embedding import (
 )
 from vla_feature_bridge.rollout import Rollout
 
-# Steps whose candidates are gathered at once: few enough to bound memory.
+# Number of steps that are processed together. The number is small to limit memory.
 _STEPS_REFINED_AT_ONCE = 32
-# Candidates beyond the wanted neighbours; the exact distances decide among all of them.
+# Number of additional candidates. The exact distances select the neighbours among all candidates.
 _SPARE_CANDIDATES = 8
 
 
@@ -56,7 +56,10 @@ class _Neighbours(OutcomeModel):
         return centred(x, self._centre)
 
     def _from_squares(self, squares: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
-        """Return the distances of the method from squared Euclidean ones (..., candidates)."""
+        """Return the distances of this detector.
+
+        They are computed from squared Euclidean distances (..., candidates).
+        """
         return np.sqrt(squares)
 
     def distance(self, x: np.ndarray) -> float:
@@ -66,7 +69,10 @@ class _Neighbours(OutcomeModel):
         return float(self._mean_distance(z, chosen))
 
     def distances(self, x: np.ndarray, without: int | None = None) -> np.ndarray:
-        """Return distances (n,); ``without`` leaves out the rollout with this fingerprint."""
+        """Return distances (n,).
+
+        Steps of the rollout with the fingerprint ``without`` are excluded.
+        """
         out = np.empty(len(x))
         excluded = None if without is None else self._rollouts == without
         for start in range(0, len(x), STEPS_PER_PRODUCT):
@@ -125,7 +131,7 @@ class _CosineNeighbours(_Neighbours):
 
 
 def unit_vectors(x: np.ndarray) -> np.ndarray:
-    """Return vectors (..., D) scaled to length 1, in float64; shorter ones than 1e-8 become 0."""
+    """Return vectors (..., D) scaled to length 1, float64; vectors shorter than 1e-8 become 0."""
     norms = norm(x)[..., None]
     return np.where(norms < 1e-8, 0.0, x / np.maximum(norms, 1e-8))
 
@@ -169,17 +175,18 @@ class NeighbourDetector(EmbeddingDetector):
             )
         if count < self.neighbours:
             raise DetectorError(
-                f'{self.name}: {self.neighbours} neighbours among {count} steps of {outcome}; '
-                'give fewer neighbours, or fit the detector again'
+                f'{self.name}: expected at most {count} neighbours (stored steps of {outcome}), '
+                f'found {self.neighbours}; give fewer neighbours, or fit the detector again'
             )
         return self.model(arrays['centre'], arrays['rows'], arrays['rollouts'], self.neighbours)
 
     def score_training(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """Return the scores of training rollouts, each without its own steps as neighbours.
 
-        The nearest neighbour of a training step is the step itself, at distance 0: scored like any
-        other rollout, the training part would look perfect on pure noise (departures.md D45). The
-        other steps of the rollout are left out too, because consecutive steps are nearly equal.
+        The nearest neighbour of a training step is the step itself, at distance 0. Without this
+        method, the scores of the training part would be perfect even for pure noise (departures.md
+        D45). The other steps of the rollout are left out too, because consecutive steps are nearly
+        equal.
         """
         self._require_fitted()
         scores = []
@@ -197,7 +204,7 @@ class NeighbourDetector(EmbeddingDetector):
 
 @dataclass(kw_only=True, eq=False)
 class EuclideanKnn(NeighbourDetector):
-    """Mean Euclidean distance to the nearest successful steps, minus that to failed ones."""
+    """Mean Euclidean distance to the nearest successful steps, minus that distance for failures."""
 
     name = 'euclidean_knn'
     model = _Neighbours
@@ -205,7 +212,7 @@ class EuclideanKnn(NeighbourDetector):
 
 @dataclass(kw_only=True, eq=False)
 class CosineKnn(NeighbourDetector):
-    """Mean cosine distance (1 - cos) to the nearest successful steps, minus that to failed ones."""
+    """Mean cosine distance to the nearest successful steps, minus that distance for failures."""
 
     name = 'cosine_knn'
     model = _CosineNeighbours

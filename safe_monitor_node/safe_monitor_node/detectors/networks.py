@@ -48,7 +48,8 @@ def time_major(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
 def stop_gradient_cumsum(values: torch.Tensor) -> torch.Tensor:
     """Return the cumulative sum over time, with the derivative d S_t / d p_k = [k == t].
 
-    ``values`` has shape (B, T, ...). For SAFE-LSTM, whose recurrence already carries the past.
+    ``values`` has shape (B, T, ...). SAFE-LSTM uses this sum, because its recurrence already
+    contains the past steps.
     """
     total = torch.cumsum(values, dim=1)
     return values + (total - values).detach()
@@ -69,7 +70,10 @@ def accumulated_steps(
 
 
 class MlpNetwork(nn.Module):
-    """``layers`` linear maps D -> hidden -> ... -> 1 with ReLU between; one score per step."""
+    """MLP with ``layers`` linear layers D -> hidden -> ... -> 1 and ReLU between the layers.
+
+    It returns one score per step.
+    """
 
     def __init__(
         self, dim: int, hidden: int, layers: int, activation: Activation, accumulate: Accumulate
@@ -162,8 +166,8 @@ class LstmNetwork(nn.Module):
         return torch.cat(states)
 
     def _windowed(self, flat: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-        # For each t a new run over the `history` steps before it, zeros before the start; the
-        # current step is not among them, as published.
+        # For each t, run the LSTM again over the previous `history` steps. Steps before the start
+        # are zeros. The current step is not included (as in the published code).
         padded = pad_steps(flat, lengths)
         batch, steps, dim = padded.shape
         before = nn.functional.pad(padded, (0, 0, self.history, 0))[:, : steps + self.history - 1]

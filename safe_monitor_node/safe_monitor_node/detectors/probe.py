@@ -37,9 +37,9 @@ _LARGEST = 1e30
 
 
 class SignalHistory:
-    """Squashed values of S signals and their summaries, one step at a time.
+    """Computes the history of S signals step by step: the compressed value and three summaries.
 
-    A signal v is squashed to ``sign(v) log(1 + |v| / scale)``, with its own scale.
+    A signal v is compressed to ``sign(v) log(1 + |v| / scale)``. Each signal has its own scale.
     """
 
     def __init__(self, scale: np.ndarray) -> None:
@@ -83,21 +83,22 @@ class LinearProbe(Detector):
     """A regularised linear probe of hidden state and signal history, smoothed over time.
 
     Fitting standardises the features, reduces them to principal components, appends the history of
-    the action signals, and trains a logistic regression in which every task has as much failure as
-    success. Parameters that are left open below (None, 'auto') are chosen by leave-one-task-out
-    among the training tasks. All linear maps collapse into one vector. The score is the log-odds of
-    failure.
+    the action signals, and trains a logistic regression in which failures and successes of each
+    task have the same total weight. Parameters with the value None or 'auto' are chosen by
+    leave-one-task-out cross-validation on the training tasks. All linear maps are combined into one
+    vector. The score is the log-odds of failure.
 
-    If leave-one-task-out prefers the Mahalanobis distance to successful steps (32 principal
-    components) to every probe, that distance is the score (method 'distance').
+    If the Mahalanobis distance to successful steps (32 principal components) has a better
+    leave-one-task-out AUC than every probe, the score is this distance (method 'distance').
 
     Parameters
     ----------
     inputs : {'auto', 'both', 'features', 'signals'}
         The inputs. With 'features' a rollout needs no signals; otherwise it must have both.
     signals : list of str or None
-        Signals by name; None takes those of :mod:`vla_feature_bridge.signals`, which a bridge
-        computes live. If a recording has none of these, None takes all signals that it has.
+        Signals by name; None uses the signals of :mod:`vla_feature_bridge.signals`, which the
+        bridge computes live. If a recording contains none of the signals of this module, None uses
+        all signals in the recording.
     components : int
         Principal components of the features.
     l2 : float or None
@@ -121,9 +122,11 @@ class LinearProbe(Detector):
     choice_: dict[str, Any] = field(init=False, repr=False)
     """What fitting chose: inputs, l2, method, smoothing, signals, leave-one-task-out AUC."""
     projection_: np.ndarray = field(init=False, repr=False)
-    """Of the features, (k, D): one row for method 'linear', whitened axes for 'distance'."""
+    """Projection of the features, (k, D): one row for method 'linear', whitened axes for method
+    'distance'.
+    """
     offset_: np.ndarray = field(init=False, repr=False)
-    """Of the projection, (k,)."""
+    """Offset of the projection, (k,)."""
     signal_scale_: np.ndarray = field(init=False, repr=False)
     """Typical size of each signal, (S,)."""
     signal_weights_: np.ndarray = field(init=False, repr=False)

@@ -93,7 +93,10 @@ ENTRIES: dict[str, DetectorEntry] = {
 
 
 class DetectorTable(Mapping[str, type[Detector]]):
-    """Detector classes by name. Listing the names imports nothing; looking one up imports it."""
+    """Detector classes by name.
+
+    Listing the names imports nothing. Getting a class imports its module.
+    """
 
     def __init__(self, entries: Mapping[str, DetectorEntry]) -> None:
         self._entries = dict(entries)
@@ -165,7 +168,9 @@ def make_detector(name: str, **params: Any) -> Detector:
         The name or a parameter is unknown; the message lists the known ones.
     """
     if name not in DETECTORS:
-        raise DetectorError(f'unknown detector {name!r}; there are: {", ".join(sorted(DETECTORS))}')
+        raise DetectorError(
+            f'unknown detector {name!r}; expected one of: {", ".join(sorted(DETECTORS))}'
+        )
     cls = DETECTORS[name]
     known = inspect.signature(cls).parameters
     unknown = sorted(set(params) - set(known))

@@ -24,11 +24,13 @@ def executed_chunks(
     Raises
     ------
     StepError
-        The rollout has no chunks, or chunks of another shape than ``expected``, or no finite ones.
+        The rollout has no chunks, or the chunks do not have the shape ``expected`` or are not
+        finite.
     """
     if rollout.actions is None or 0 in rollout.actions.shape:
         raise StepError(
-            f'rollout {rollout.episode_id!r}: detector {detector} needs action chunks, it has none'
+            f'rollout {rollout.episode_id!r}: detector {detector} expected action chunks, found '
+            'none; record the actions, or choose another detector'
         )
     chunks = np.array(rollout.actions[:, 0], dtype=np.float32)
     if expected is not None and chunks.shape[1:] != expected:
@@ -46,17 +48,19 @@ def executed_chunks(
 
 @dataclass(kw_only=True, eq=False)
 class Rnd(DensityDetector):
-    """Random network distillation: how badly networks imitate a random one at this step.
+    """Random network distillation.
 
-    A fixed random U-Net reads the executed action chunk under the condition of the hidden state.
-    Two more learn to imitate it, one on successful steps, one on failed ones; an imitator is bad on
-    steps unlike its training steps. Score = error of the successes' imitator - error of the
-    failures'.
+    The error of trained networks that imitate a fixed random network.
+
+    A fixed random U-Net reads the executed action chunk, conditioned on the hidden state. Two other
+    U-Nets learn to imitate it: one on steps of successes, one on steps of failures. The error of an
+    imitator is large if a step differs from its training steps. Score = error of the imitator of
+    successes - error of the imitator of failures.
 
     Parameters
     ----------
     reference_compatible : bool
-        Count the zeros that pad a chunk to the U-Net's length among the errors, as published.
+        Include the zero padding of a chunk in the error, as in the published code.
     """
 
     name = 'rnd'

@@ -26,12 +26,12 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
     Parameters
     ----------
     instead : str
-        Name of a signal that the detector takes if there are no samples, for the error text.
+        Name of the signal that the detector uses if there are no samples; used in the error text.
 
     Raises
     ------
     StepError
-        The step has fewer than two samples, or actions of another shape, or no finite ones.
+        The step has fewer than two samples, or the actions have the wrong shape or are not finite.
     """
     checked_chunk(step, detector)
     assert step.actions is not None
@@ -40,7 +40,7 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
         alternative = f', or the signal {instead!r}' if instead else ''
         raise StepError(
             f'step {step.step}: detector {detector} compares sampled action chunks and needs at '
-            f'least 2 a step{alternative}, found 1; let the policy draw more'
+            f'least 2 a step{alternative}, found 1; let the policy draw more samples'
         )
     # NaN fails this comparison too. The squares of larger actions would overflow.
     if not (np.abs(samples) < _LARGEST_ACTION).all():
@@ -53,17 +53,17 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
 
 @dataclass(kw_only=True, eq=False)
 class SpreadDetector(StepwiseDetector):
-    """A measure of how far the sampled chunks of one step lie apart.
+    """Base class of detectors that measure the spread of the sampled chunks of one step.
 
-    OpenVLA's multi-sample recordings hold these quantities but not the samples. For a step without
-    samples, the recorded signal is the score.
+    OpenVLA dumps with several samples contain these quantities but not the samples. For a step
+    without samples, the recorded signal is the score.
     """
 
     needs = frozenset({'sampled_actions'})
 
     @abstractmethod
     def recorded_as(self) -> str:
-        """Return the name of the signal that holds the quantity in recordings without samples."""
+        """Return the name of the signal that contains the quantity in rollouts without samples."""
 
     @abstractmethod
     def spread(self, samples: np.ndarray) -> float:
@@ -103,15 +103,16 @@ class ActionTotalVar(SpreadDetector):
 class ActionGeneralVar(SpreadDetector):
     """Generalised variance: the volume that the samples spread over, in all directions at once.
 
-    The published determinant of the covariance is 0 if there are no more samples than numbers in a
-    chunk, which is always the case for chunks (departures.md D30). The default is
-    ``log det(I + covariance / floor)``: 0 for equal samples, finite for any number of samples, and
-    for many samples a monotone function of the determinant as the floor goes to 0.
+    The published score is the determinant of the covariance. It is 0 if the number of samples is
+    not larger than the number of values in a chunk. This is always the case for action chunks
+    (departures.md D30). The default is ``log det(I + covariance / floor)``: it is 0 for equal
+    samples and finite for any number of samples. For many samples and a floor near 0, it is a
+    monotone function of the determinant.
 
     Parameters
     ----------
     floor : float
-        Variance below which a direction counts as not spread, in squared action units.
+        Variances below this value count as zero, in squared action units.
     reference_compatible : bool
         Return the published determinant.
     """
@@ -152,9 +153,9 @@ class _PartVariance(SpreadDetector):
     Parameters
     ----------
     dimensions : list of int or None
-        Action dimensions that are summed; None for the usual ones.
+        Action dimensions that are summed; None uses the default dimensions of this detector.
     reference_compatible : bool
-        Return the published quantity, which takes other numbers of a chunk (departures.md D29).
+        Compute the published quantity, which uses different values of a chunk (departures.md D29).
     """
 
     signal: ClassVar[str]
@@ -196,8 +197,8 @@ class _PartVariance(SpreadDetector):
         chosen = self.dimensions or [d % action_dim if d < 0 else d for d in self.usual]
         if min(chosen) < 0 or max(chosen) >= action_dim:
             raise DetectorError(
-                f'{self.name} takes the action dimensions {chosen}, but an action has '
-                f'{action_dim}; give other ones (dimensions=[...])'
+                f'{self.name} : expected action dimensions from 0 and below {action_dim}, found '
+                f'{chosen}; give other dimensions (dimensions=[...])'
             )
         return float(variance[:, chosen].sum())
 
@@ -206,7 +207,7 @@ class _PartVariance(SpreadDetector):
 class ActionTranslationVar(_PartVariance):
     """Variance of the translation: action dimensions 0 to 2, summed over the horizon.
 
-    The published quantity takes these dimensions of the first action of a chunk only.
+    The published quantity uses only these dimensions of the first action of a chunk.
     """
 
     name = 'action_translation_var'
@@ -219,7 +220,7 @@ class ActionTranslationVar(_PartVariance):
 class ActionRotationVar(_PartVariance):
     """Variance of the rotation: action dimensions 3 to 5, summed over the horizon.
 
-    The published quantity takes these dimensions of the first action of a chunk only.
+    The published quantity uses only these dimensions of the first action of a chunk.
     """
 
     name = 'action_rotation_var'

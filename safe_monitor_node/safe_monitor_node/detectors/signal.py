@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One named scalar signal as a failure score: all that a closed policy allows, and hard to beat."""
+"""One named scalar signal as the failure score.
+
+It also works for a policy that does not expose its hidden states, and it is a strong baseline.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ class Signal(StepwiseDetector):
     signal : str
         Name of the signal.
     negate : bool
-        Change the sign, for a signal that falls before failures.
+        Change the sign of the score. Use it for a signal that decreases before failures.
     """
 
     name = 'signal'
@@ -47,7 +50,7 @@ class Signal(StepwiseDetector):
             found = ', '.join(sorted(step.signals)) or 'none'
             raise StepError(
                 f'step {step.step}: detector {self.name} needs the signal {self.signal!r}, this '
-                f'step has {found}; choose another (signal=NAME), or record the actions'
+                f'step has {found}; choose another signal (signal=NAME), or record the actions'
             )
         if not math.isfinite(value):
             raise StepError(f'step {step.step}: the signal {self.signal!r} is {value}')

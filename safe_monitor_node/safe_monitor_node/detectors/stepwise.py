@@ -20,7 +20,8 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-# A quantity depends on the previous step at most, so two steps show whether a rollout has the data.
+# A quantity depends only on the current and the previous step. Therefore the first two steps show
+# if a rollout contains the data.
 _STEPS_CHECKED_AT_FIT = 2
 # Scores are float32; a larger quantity would overflow the sum over an episode.
 _LARGEST = 1e30
@@ -34,7 +35,7 @@ class Plan(NamedTuple):
 
 
 class Before(NamedTuple):
-    """What is known of the steps before: their number, and the plan of the previous one."""
+    """State of a stream: the number of previous steps, and the plan of the last step."""
 
     steps: int = 0
     plan: Plan | None = None
@@ -44,7 +45,7 @@ class UntrainedDetector(Detector):
     """A detector of one quantity per step, which may depend on the previous step.
 
     Nothing is learned, so a subclass needs no fitter: :meth:`fit` checks that the rollouts hold the
-    data that the quantity needs, so that a wrong data set is refused offline and not on the robot.
+    data that the quantity needs, so that unsuitable data is refused offline and not on the robot.
     """
 
     accumulate: Accumulate = 'none'
@@ -114,8 +115,8 @@ class _StepwiseStream(Stream):
         value = self._detector.quantity(step, self._before)
         if not abs(value) < _LARGEST:
             raise StepError(
-                f'step {step.step}: the quantity of detector {self._detector.name} is {value:g}, '
-                'too large to be real; look at the actions and signals of the policy'
+                f'step {step.step}: the quantity of detector {self._detector.name} is '
+                f'{value:g}, which is too large; check the actions and signals of the policy'
             )
         self._before = Before(self._before.steps + 1, self._detector.plan(step))
         return float(np.float32(self._accumulator.add(value)))

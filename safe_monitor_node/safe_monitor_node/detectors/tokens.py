@@ -19,7 +19,8 @@ from vla_feature_bridge.step import PolicyStep
 # smallest normal float32 replaces it: 87.3 nats.
 _LEAST_PROBABILITY = float(np.finfo(np.float32).tiny)
 
-# Rounding in half precision may carry a probability this far above 1, or an entropy below 0.
+# Tolerance: rounding in half precision can make a probability larger than 1 or an entropy smaller
+# than 0 by this amount.
 _ROUNDING = 1e-2
 
 
@@ -31,8 +32,8 @@ class _TokenDetector(StepwiseDetector):
         """Return one finite float64 number for each token, or raise :class:`StepError`."""
         if values is None or values.size == 0:
             raise StepError(
-                f'step {step.step}: detector {self.name} needs the {what} of the emitted tokens, '
-                'this step has none; take a policy that emits tokens, or another detector'
+                f'step {step.step}: detector {self.name} needs the {what} of the emitted '
+                'tokens, found none; use a policy that emits tokens, or choose another detector'
             )
         if values.ndim != 1:
             raise StepError(
@@ -49,8 +50,8 @@ class _TokenDetector(StepwiseDetector):
         if probability.min() < 0.0 or probability.max() > 1.0 + _ROUNDING:
             raise StepError(
                 f'step {step.step}: a token probability must lie in [0, 1], found '
-                f'{probability.min():g} to {probability.max():g}; '
-                'are these logits, or log-probabilities?'
+                f'{probability.min():g} to {probability.max():g}; check that the policy does '
+                'not publish logits or log-probabilities'
             )
         return -np.log(np.clip(probability, _LEAST_PROBABILITY, 1.0))
 
@@ -65,7 +66,10 @@ class _TokenDetector(StepwiseDetector):
 
 @dataclass(kw_only=True, eq=False)
 class TokenMaxNegLogProb(_TokenDetector):
-    """Largest negative log-probability [nats] among the tokens of a step: its least sure token."""
+    """Largest negative log-probability [nats] among the tokens of a step.
+
+    It belongs to the least probable token.
+    """
 
     name = 'token_max_neg_log_prob'
 

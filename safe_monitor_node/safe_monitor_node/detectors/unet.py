@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A conditional 1-D U-Net, after the one of Diffusion Policy (Chi et al., arXiv 2303.04137).
+"""A conditional 1-D U-Net, based on the U-Net of Diffusion Policy (Chi et al., arXiv 2303.04137).
 
 It reads a sequence and a time; the time and a condition scale and shift the channels of each block.
 """
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-# Up to here a matrix product beats the convolution, for weights of any size.
+# Up to this length a matrix product is faster than the convolution, for weights of any size.
 _FEW_ROWS = 16
 
 
@@ -29,8 +29,8 @@ def sinusoidal_embedding(time: torch.Tensor, width: int) -> torch.Tensor:
 class Convolution(nn.Conv1d):
     """A 1-D convolution that is fast for a live step.
 
-    The deeper levels of one step are a few positions long. A convolution of them takes many times
-    as long as reading the weights once; a matrix product of a few rows does not.
+    The deeper levels of one step are a few positions long. For such short inputs, a convolution
+    takes much longer than reading the weights once. A matrix product with a few rows is faster.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -81,7 +81,8 @@ class ResidualBlock(nn.Module):
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
         """Map ``(B, channels_in, L)`` under ``(B, condition)`` to ``(B, channels_out, L)``.
 
-        The condition has been through Mish already, which is the same for all blocks.
+        The Mish activation has already been applied to the condition, because it is the same for
+        all blocks.
         """
         out = self.first(x)
         film = self.condition(condition)[:, :, None]
@@ -101,7 +102,8 @@ class UNet(nn.Module):
     channels : int
         Channels of the input and the output.
     condition : int
-        Width of the condition that joins the time; 0 for none, which also leaves out the scaling.
+        Width of the condition that is concatenated with the embedded time. With 0 there is no
+        condition and no scaling.
     widths : sequence of int
         Channels of each level, at half the length of the level above.
     time_width : int
@@ -171,7 +173,8 @@ class UNet(nn.Module):
             x = halve(x)
         for block in self.middle:
             x = block(x, embedded)
-        # The output of the uppermost level is not used again: there is one level up fewer.
+        # The output of the uppermost level is not used again: therefore the decoder has one level
+        # fewer than the encoder.
         for level in self.up:
             first, second, double = level.children()
             x = torch.cat([x, kept.pop()], dim=1)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps in, alarms out. No ROS in it.
+"""Converts steps to alarms, without ROS.
 
 alarm              the alarm state machine of one episode after another
-thresholds         which thresholds an episode is held against: calibrated or adaptive
+thresholds         thresholds that an episode is compared with: calibrated or adaptive
 label_feedback     the updates that labels of episodes make to adaptive thresholds
 episode_monitor    detector, thresholds and alarm state machine, step by step
 session            the monitor in use, the next one, and the adaptation file
 
-This room imports ``detectors``, ``bands`` and ``storage``.
+This subpackage imports ``detectors``, ``bands`` and ``storage``.
 """

@@ -9,7 +9,7 @@ There is no ROS in it.
        ^                              |            |                              |
        +------- episode ends ---------+------------+------- episode ends, reset --+
 
-    STALE    the episode runs but no step came for a while; the next step leads out of it
+    STALE    the episode runs but no step came for a while; the next step ends this state
     INVALID  a step could not be scored, or steps are missing: the score's history is broken. It
              lasts until the episode ends, unless the episode may lack that many steps.
 
@@ -40,7 +40,7 @@ class AlarmState(IntEnum):
 
 
 class AlarmError(SafeError):
-    """The alarm was configured with values that make no sense."""
+    """The parameters of the alarm are not valid."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,14 @@ class AlarmConfig:
     Attributes
     ----------
     k, n : int
-        Raise the alarm when ``k`` of the last ``n`` scored steps were above the threshold; 1 of 1
-        keeps the band's promise as it is, larger values only lower the false-alarm rate.
+        Raise the alarm when ``k`` of the last ``n`` scored steps were above the threshold; k = n =
+        1 keeps the promise of the band. Other values only lower the false-alarm rate.
     stale_after : float
-        Time without a step, while an episode runs, until STALE [s]; 0 never.
+        If no step arrives for this time while an episode runs, the state is STALE [s]. 0 disables
+        STALE.
     max_missing_steps : int
-        How many steps of an episode may be missing or invalid before the rest of it is INVALID.
+        Number of missing or invalid steps that are allowed in an episode. With more, the rest of
+        the episode is INVALID.
     """
 
     k: int = 1
@@ -75,7 +77,7 @@ class AlarmConfig:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the alarm says now: the state, one sentence for a person, and the step that it is about.
+    """Result of the alarm: the state, one sentence for users, and the step that caused the state.
 
     Attributes
     ----------
@@ -83,7 +85,7 @@ class Verdict:
     reason : str
     step : int
     score, threshold : float
-        At that step; NaN if there is none.
+        Score and threshold at this step; NaN if there is no score or threshold.
     """
 
     state: AlarmState
@@ -99,7 +101,8 @@ NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math
 class AlarmStateMachine:
     """Debounced, latched alarm over the steps of one episode after another.
 
-    Every method returns the :class:`Verdict` after the event. Times are seconds of one clock.
+    Every method returns the :class:`Verdict` after the event. All times are in seconds of the same
+    time source.
     """
 
     def __init__(self, config: AlarmConfig | None = None) -> None:
@@ -138,7 +141,7 @@ class AlarmStateMachine:
     def reset(self) -> Verdict:
         """Release a latched alarm; the next scored step may raise it again.
 
-        A broken history stays broken.
+        The reset does not repair an episode with missing steps: it stays INVALID.
         """
         self._alarm = None
         self._above.clear()
@@ -162,7 +165,7 @@ class AlarmStateMachine:
             return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
         self._last_time = now
         if self._alarm is None and self._broken():
-            # The band was calibrated for scores without a hole in their history.
+            # The band was calibrated with scores of complete episodes.
             reason = f'{self._missing} steps of the episode are missing'
             self.verdict = self._broken_verdict(reason, step)
             return self.verdict
@@ -170,7 +173,7 @@ class AlarmStateMachine:
         self._above.append(above)
         count = sum(self._above)
         if self._alarm is None and count >= self.config.k:
-            reason = f'score {score:.4g} is above the band {threshold:.4g} at step {step}'
+            reason = f'score {score:.4g} is above the threshold {threshold:.4g} at step {step}'
             if self.config.n > 1:
                 reason += f' ({count} of the last {len(self._above)} steps)'
             self._alarm = Verdict(AlarmState.ALARM, reason, step, score, threshold)
@@ -178,22 +181,25 @@ class AlarmStateMachine:
             self.verdict = Verdict(AlarmState.ALARM, self._alarm.reason, step, score, threshold)
         elif above or score > warning_threshold:
             reason = (
-                f'score {score:.4g} is above the warning band '
+                f'score {score:.4g} is above the warning threshold '
                 f'{min(threshold, warning_threshold):.4g}'
             )
             self.verdict = Verdict(AlarmState.WARNING, reason, step, score, threshold)
         else:
             self.verdict = Verdict(
-                AlarmState.NOMINAL, 'score below the band', step, score, threshold
+                AlarmState.NOMINAL, 'score not above the threshold', step, score, threshold
             )
         return self.verdict
 
     def missing(self, count: int) -> None:
-        """Take note that ``count`` steps of the episode never came."""
+        """Record that ``count`` steps of the episode are missing."""
         self._missing += count
 
     def not_scored(self, step: int, reason: str, now: float) -> Verdict:
-        """Take a step that cannot be scored: INVALID, unless an alarm is latched."""
+        """Process a step that cannot be scored.
+
+        The state becomes INVALID, except if an alarm is latched.
+        """
         self._last_time = now
         self._missing += 1
         if self._alarm is None:
@@ -201,7 +207,10 @@ class AlarmStateMachine:
         return self.verdict
 
     def tick(self, now: float) -> Verdict:
-        """Look at the clock: STALE if an episode runs and no step has come for too long."""
+        """Check the time.
+
+        The state becomes STALE if an episode runs and no step has arrived for ``stale_after``.
+        """
         if (
             self._running
             and self._alarm is None

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Scores one episode after another, step by step: detector, thresholds, alarm. No ROS in it.
 
-The node feeds it messages. An evaluation may feed it recorded rollouts, and gets what the robot
-would have got.
+The node passes messages to the monitor. An evaluation can pass recorded rollouts and gets the same
+results as on the robot.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = ['Counts', 'EpisodeMonitor', 'MonitorError', 'StepId', 'StepResult']
 
 @dataclass(frozen=True, slots=True)
 class StepId:
-    """Which step of which episode.
+    """Identity of a step: episode and index.
 
     Attributes
     ----------
@@ -53,18 +53,19 @@ class StepId:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gave.
+    """Result of one step.
 
     Attributes
     ----------
     score : float
         The detector's score; NaN if the step could not be scored.
     threshold : float
-        The threshold at this step; NaN if there is none, +inf if labels left no finite one.
+        Threshold at this step. NaN if there is no threshold; +inf if the adaptive threshold is not
+        finite.
     verdict : Verdict
         State of the alarm after the step.
     problem : str
-        Why the step could not be scored or compared; empty if it was.
+        Reason why the step could not be scored or compared; empty if there was no problem.
     probability : float
         Probability that the episode fails, in [0, 1]; NaN if the detector gives none.
     """
@@ -90,20 +91,21 @@ class Counts:
 class EpisodeMonitor:
     """A detector, its thresholds and the alarm, over a sequence of episodes. Times are seconds.
 
-    The thresholds of an episode are those of its task, which its start or its first step names.
-    They stay the same until it ends, unless its start comes late and names another task.
+    An episode uses the thresholds of its task. The START event or the first step contains the task.
+    The thresholds do not change during the episode, except if START arrives late with a different
+    task.
 
     Parameters
     ----------
     calibrated : CalibratedDetector
     alpha : float
-        Promised false-alarm rate; 0 takes the detector's own.
+        Promised false-alarm rate; 0 uses the rate of the detector folder.
     warning_alpha : float
-        False-alarm rate of the warnings; 0 takes twice ``alpha`` if the band has it, otherwise no
-        warnings.
+        False-alarm rate of the warnings. 0 uses twice ``alpha`` if the band contains this rate;
+        otherwise there are no warnings.
     config : AlarmConfig, optional
     adaptation_step : float
-        Step size with which labelled successes move the thresholds; 0 leaves them as calibrated.
+        Step size of the threshold updates by labelled successes; 0 disables the updates.
 
     Attributes
     ----------
@@ -118,7 +120,7 @@ class EpisodeMonitor:
     Raises
     ------
     MonitorError
-        The band has no thresholds for these rates, or none that can be moved.
+        The band has no thresholds for these rates, or its thresholds cannot be adapted.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class EpisodeMonitor:
 
     @property
     def running(self) -> bool:
-        """True while an episode runs, its last steps after END included."""
+        """True while an episode runs. Steps that arrive shortly after END belong to the episode."""
         return self.alarms.running
 
     @property
@@ -173,7 +175,7 @@ class EpisodeMonitor:
 
     @property
     def adaptation(self) -> AdaptiveBand | None:
-        """The moving thresholds; None if labels move nothing."""
+        """The adaptive thresholds; None if labels do not change the thresholds."""
         return self.thresholds.adaptation
 
     @property
@@ -186,10 +188,10 @@ class EpisodeMonitor:
     def start(self, episode_id: str, now: float, task: str = '') -> Verdict:
         """Take the START of an episode of a task; the task is empty if unknown.
 
-        A START of the running episode begins nothing: steps and events are two topics, and START
-        may arrive after the first steps. If it names another task than was known, the thresholds
-        are those of that task from the next step on. An episode that begins anew under its old
-        name shows it by a step 0 with a later stamp.
+        A START of the running episode does not begin a new episode, because START and steps use two
+        topics and START can arrive after the first steps. If START has a different task, the
+        monitor uses the thresholds of that task from the next step on. A second episode with the
+        same id is recognised by a step 0 with a later stamp.
         """
         self.finish()
         if not self.running or episode_id != self.episode_id:
@@ -200,12 +202,12 @@ class EpisodeMonitor:
         return self.verdict
 
     def begins(self, step_id: StepId) -> bool:
-        """Tell whether a step begins an episode.
+        """Return True if a step begins an episode.
 
-        It does under a new name. Under the name of the running or the last episode it does as a
-        step 0 that is later than all steps before; any other step 0 is a repetition, and must not
-        release an alarm. The last steps of an episode may be delivered after its end, or after the
-        next start.
+        A step with a new episode id begins an episode. A step with the id of the running or the
+        last episode begins an episode if it is step 0 and later than all previous steps. Every
+        other step 0 is a repetition and must not release an alarm. The last steps of an episode can
+        arrive after END, or after the START of the next episode.
         """
         again = step_id.index == 0 and step_id.stamp > self._last_stamp
         if self.running and step_id.episode_id == self.episode_id:
@@ -213,7 +215,10 @@ class EpisodeMonitor:
         return again or step_id.episode_id != self._ended_id
 
     def begin(self, episode_id: str, now: float, task: str = '') -> None:
-        """Begin an episode, whatever ran before; `start` and `step` do it where needed."""
+        """Begin an episode, even if another episode runs.
+
+        `start` and `step` call this method if needed.
+        """
         self.finish()
         self.thresholds.finish(self.task)
         self.thresholds.begin(episode_id)
@@ -232,7 +237,7 @@ class EpisodeMonitor:
         self.thresholds.use(task)
 
     def end(self, episode_id: str) -> Verdict:
-        """End the running episode, if it is this one; its label counts from the next one on."""
+        """End the episode if it is the running episode. Its label affects the next episodes."""
         if self.running and episode_id == self.episode_id:
             self._ending = False
             self._ended_id = episode_id
@@ -244,8 +249,8 @@ class EpisodeMonitor:
         """Take the END of the running episode whose last steps may still arrive.
 
         Steps and events are two topics, so steps may be delivered after END. They are scored until
-        `finish` is called, when the grace is over; the next episode calls it too. Silence is not
-        STALE in between.
+        `finish` is called at the end of the grace period, or until the next episode begins. During
+        the grace period the state does not become STALE.
 
         Returns
         -------
@@ -258,7 +263,7 @@ class EpisodeMonitor:
         return True
 
     def finish(self) -> bool:
-        """End the episode whose END came before; False if there is none."""
+        """End the episode for which END has arrived. Return False if there is no such episode."""
         if not self._ending:
             return False
         self.end(self.episode_id)
@@ -284,13 +289,13 @@ class EpisodeMonitor:
     # --- while an episode runs
 
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:
-        """Take the outcome of an episode, running or over, from a person or a checker.
+        """Process the outcome of a running or finished episode, given by a person or a program.
 
         Parameters
         ----------
         episode_id : str
         success : bool or None
-            None withdraws an earlier label; the latest label counts.
+            True, False, or None to withdraw an earlier label. The latest label counts.
         """
         return self.thresholds.label(episode_id, success)
 
@@ -299,11 +304,18 @@ class EpisodeMonitor:
         return self.alarms.reset()
 
     def tick(self, now: float) -> Verdict:
-        """Look at the clock: no step for too long is STALE, except after END."""
+        """Check the time.
+
+        The state becomes STALE if no step has arrived for too long, except after END.
+        """
         return self.verdict if self._ending else self.alarms.tick(now)
 
     def step(self, step: PolicyStep, now: float) -> StepResult | None:
-        """Score the next step; None if it is ignored (a repetition, or of an ended episode)."""
+        """Score the next step.
+
+        Return None if the step is ignored, because it is a repetition or belongs to an ended
+        episode.
+        """
         step_id = StepId.of(step)
         if self.begins(step_id):
             self.begin(step_id.episode_id, now)
@@ -329,7 +341,10 @@ class EpisodeMonitor:
         return self._not_scored(step_id.index, problem, now)
 
     def _admit(self, step_id: StepId, instruction: str = '') -> bool:
-        """Take note of steps that never came before this one; False if it is to be ignored."""
+        """Record the steps that are missing before this step.
+
+        Return False if this step must be ignored.
+        """
         index = step_id.index
         if not self.running or step_id.episode_id != self.episode_id or index < self._next_index:
             self.counts.out_of_order += 1
@@ -360,7 +375,8 @@ class EpisodeMonitor:
             return self._not_scored(index, str(error), now, score)
         self.thresholds.scored(index, score)
         if problem := self.thresholds.no_threshold:
-            # No score is above it, but that says nothing of the episode.
+            # No score can be above an infinite threshold, but this does not mean that the episode
+            # is nominal.
             self.counts.invalid += 1
             verdict = self.alarms.not_scored(index, problem, now)
             return StepResult(score, threshold, verdict, problem, self._probability(score))
@@ -368,7 +384,7 @@ class EpisodeMonitor:
         return StepResult(score, threshold, verdict, probability=self._probability(score))
 
     def _pooled(self, step: PolicyStep) -> PolicyStep:
-        """Check the features' name against the detector's, and pool them if they come raw."""
+        """Check that the feature name matches the detector; pool raw features."""
         spec = self.calibrated.feature
         if step.feature_name and step.feature_name != str(spec):
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Label feedback: the updates that labelled episodes make to adaptive thresholds, once each."""
+"""Label feedback: each labelled episode updates the adaptive thresholds once."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ KEPT_EPISODES = KEPT_BEYOND_WINDOW
 
 
 class LabelEffect(Enum):
-    """What a label did; the value says it to a person."""
+    """Effect of a label. The value is a text for users."""
 
     UPDATED = 'the thresholds are updated from the next episode on'
-    UNDONE = 'the update by its earlier label is undone from the next episode on'
+    UNDONE = 'the update by the earlier label of this episode is undone from the next episode on'
     PENDING = 'the thresholds are updated when the episode ends'
-    FAILURE = 'the thresholds stay: failures do not move them'
-    UNKNOWN_OUTCOME = 'the thresholds stay: it had moved none'
-    UNCHANGED = 'the thresholds stay: the episode had this label already'
+    FAILURE = 'the thresholds do not change: a failure does not change them'
+    UNKNOWN_OUTCOME = 'the thresholds do not change: this episode had not changed them'
+    UNCHANGED = 'the thresholds do not change: the episode already had this label'
     UNUSABLE = (
         'the thresholds stay: steps of the episode are missing, could not be scored, or were not '
         'monitored to the end'
     )
     UNKNOWN_EPISODE = (
-        f'the thresholds stay: it is none of the last {KEPT_EPISODES} episodes that this detector '
-        'scored'
+        f'the thresholds do not change: the episode is not among the last {KEPT_EPISODES} '
+        'episodes that this detector scored'
     )
     OFF = 'the thresholds stay: adaptation_step is 0'
 
@@ -55,14 +55,14 @@ class _Episode:
 
 
 class LabelFeedback:
-    """Keeps the last episodes and updates an adaptive band when they are labelled.
+    """Stores the last episodes and updates an adaptive band when they are labelled.
 
-    A false alarm is a success with a score above the threshold of the band that is updated, as the
-    threshold stood while the episode ran; with k of n debouncing not each of them raises the alarm.
-    If the START of an episode came late, the band of its task is updated as if it had been used for
-    the first steps too: alarms of another band would break the promise for its own sequence. A
-    label that comes while its episode runs updates the band when the episode ends: only then is it
-    known whether there was an alarm.
+    A false alarm is a success with a score above the threshold that was used while the episode ran.
+    With k of n debouncing, not every false alarm in this sense raises the alarm of the monitor. If
+    the START of an episode arrives late, the band of its task is updated as if it had been used
+    from the first step. Otherwise alarms of a different band would count, and the promise of this
+    band would not hold. A label that arrives while its episode runs updates the band when the
+    episode ends, because only then all alarms are known.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ class LabelFeedback:
 
     def __init__(self, adaptation: AdaptiveBand, steps: int) -> None:
         self._adaptation = adaptation
-        # One array for all episodes: a step must not allocate. It keeps the scores and not their
-        # running maximum, because a late START may say that they belong to another band.
+        # One array for all episodes, so that a step does not allocate memory. It stores the scores
+        # and not their maximum, because a late START can change the band.
         self._scores = np.empty(steps)
         self._running: _Episode | None = None
         self._in_force = math.inf
@@ -85,7 +85,7 @@ class LabelFeedback:
         self._running = _Episode(episode_id)
 
     def use(self, task: str) -> None:
-        """Take note of the band in use: its present threshold stays in force until the end."""
+        """Record the band in use. Its current threshold is used until the end of the episode."""
         self._in_force = self._adaptation.of(task).threshold
 
     def scored(self, index: int, score: float) -> None:
@@ -106,7 +106,8 @@ class LabelFeedback:
         self._running = None
         if episode.scored and not episode.invalid:
             episode.task = self._adaptation.task_of(task)
-            # Nothing is missing, so the scores of this episode fill the array from step 0 on.
+            # No step is missing. Therefore the array contains the scores of this episode from step
+            # 0 on.
             value = self._adaptation.nonconformity(task, self._scores[: episode.scored])
             episode.nonconformity = value if math.isfinite(value) else None
             episode.alarmed = value > self._in_force

@@ -24,15 +24,15 @@ _KEPT_OWN_LABELS = 100
 
 @dataclass(frozen=True)
 class MonitorSettings:
-    """How to make a monitor from a detector folder.
+    """Settings for making a monitor from a detector folder.
 
     Attributes
     ----------
     alpha, warning_alpha, adaptation_step : float
-        As of :class:`EpisodeMonitor`.
+        Same meaning as in :class:`EpisodeMonitor`.
     alarm : AlarmConfig
     adaptation_file : str
-        File that keeps the updates of the thresholds; empty keeps them in memory only.
+        File that stores the updates of the thresholds; if empty, the updates are only in memory.
     """
 
     alpha: float = 0.0
@@ -92,20 +92,21 @@ class MonitorSession:
         Detector folder.
     settings : MonitorSettings
     on_end : callable, optional
-        Called after an episode whose END came has ended, and before the next one begins.
+        Function that is called after an episode has ended by END and before the next episode
+        begins.
 
     Attributes
     ----------
     monitor : EpisodeMonitor
-        In use now.
+        The current monitor.
     folder : str
-        Of the detector that was loaded last.
+        Folder of the detector that was loaded last.
     problem : str
-        Why the last step could not be scored; empty if it was.
+        Reason why the last step could not be scored; empty if it was scored.
     file_problem : str
-        Why the adaptation file could not be written; empty if it was.
+        Reason why the adaptation file could not be written; empty if it was written.
     latencies : deque of float
-        Of the last steps, from receiving the step to publishing its score [s].
+        Latencies of the last steps: time from receiving the step to publishing its score [s].
 
     Raises
     ------
@@ -134,9 +135,9 @@ class MonitorSession:
             return None
         if self.monitor.adaptation is None:
             raise MonitorError(
-                f'parameter adaptation_file is {path!r}, but adaptation_step is 0, so labels move '
-                'no threshold; set adaptation_step, for example to a tenth of alpha, or leave '
-                'adaptation_file empty'
+                f'parameter adaptation_file is {path!r}, but adaptation_step is 0, so labels do '
+                'not change the thresholds; set adaptation_step (for example to alpha / 10), '
+                'or leave adaptation_file empty'
             )
         return AdaptationFile(path, self.monitor.calibrated, self.monitor.adaptation)
 
@@ -203,7 +204,10 @@ class MonitorSession:
     # --- another detector
 
     def replace(self, monitor: EpisodeMonitor, folder: str) -> str:
-        """Use another monitor, now or from the next episode on; returns what happens, in words."""
+        """Replace the monitor, now or at the next episode.
+
+        Return a sentence that describes what happens.
+        """
         self.folder = folder
         adaptation = self._adaptation_after(monitor)
         name = name_of_detector(monitor)
@@ -214,14 +218,17 @@ class MonitorSession:
         return f'{name} is in use{adaptation}'
 
     def _adaptation_after(self, monitor: EpisodeMonitor) -> str:
-        """Say what becomes of the adaptation with another monitor; empty without adaptation."""
+        """Return a text that describes the effect on the adaptation.
+
+        Empty if there is no adaptation.
+        """
         if monitor.adaptation is None:
             return ''
         if self._file is None or self._file.belongs_to(monitor.calibrated, monitor.adaptation):
-            return '; its thresholds adapt anew'
+            return '; its adaptation starts from the calibrated thresholds'
         return (
-            f'; its thresholds adapt anew, and only in memory: {self._file.path} stays with the '
-            'detector before it'
+            '; its adaptation starts from the calibrated thresholds and is only in memory: '
+            f'{self._file.path} belongs to the previous detector'
         )
 
     def _take_next(self) -> None:
@@ -242,20 +249,22 @@ class MonitorSession:
     # --- labels
 
     def label(self, label: EpisodeLabel) -> LabelEffect:
-        """Take a label, and keep its update on disk."""
+        """Process a label and store its update on disk."""
         effect = self.monitor.label(label.episode_id, label.success)
         self.keep_adaptation()
         return effect
 
     def expect_own(self, label: EpisodeLabel) -> None:
-        """Take note that the node publishes this label itself, and will receive it."""
+        """Record that the node itself published this label and will receive it."""
         self._own_labels.append(label)
 
     def is_own(self, label: EpisodeLabel) -> bool:
-        """Tell whether a received label is one that the node published; True once for each.
+        """Return True if the node itself published this received label.
 
-        Such a label took effect when it was published. Received later, perhaps after somebody
-        else's label of the same episode, it must not count once more.
+        True only once for each label.
+
+        The effect of such a label happened when it was published. It must not count a second time
+        when the node receives it, possibly after a label from another node.
         """
         if label not in self._own_labels:
             return False
@@ -263,7 +272,7 @@ class MonitorSession:
         return True
 
     def keep_adaptation(self) -> None:
-        """Write the adaptation file if there is one and the thresholds moved."""
+        """Write the adaptation file if a file is set and the thresholds have changed."""
         if self._file is None:
             return
         try:

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thresholds that an episode is held against: those of the folder, or those that labels move.
+"""The thresholds that an episode is compared with.
 
-An episode monitor has one :class:`Thresholds`, and tells it what happens to the episode.
+The calibrated thresholds of the detector folder, or adaptive thresholds.
+
+An episode monitor has one :class:`Thresholds` object and calls it for each event of the episode.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from vla_feature_bridge.errors import SafeError
 
 
 class MonitorError(SafeError):
-    """The monitor was asked for something that its detector folder cannot give."""
+    """The detector folder does not support the requested settings."""
 
 
 def choose_thresholds(
@@ -26,7 +28,8 @@ def choose_thresholds(
 ) -> tuple[Threshold, Threshold]:
     """Return the alarm threshold and the warning threshold of a calibrated detector.
 
-    Both are of one band: that of the task, or of all tasks if the task has no finite one.
+    Both thresholds come from the same band: the band of the task, or the band of all tasks if the
+    task has no finite band.
 
     Parameters
     ----------
@@ -54,14 +57,14 @@ def choose_thresholds(
         smallest = band.smallest_finite_alpha
         advice = '' if smallest is None else f'choose alpha >= {smallest:g} or '
         raise MonitorError(
-            f'detector {name}: with {band.n_calibration} calibration rollouts '
-            f'no finite threshold keeps a false-alarm rate of {alpha:g}, '
-            f'so no alarm could ever be raised; {advice}calibrate on more rollouts'
+            f'detector {name}: a false-alarm rate of {alpha:g} needs more than '
+            f'{band.n_calibration} calibration rollouts; with so few, the monitor could not '
+            f'raise any alarm; {advice}calibrate on more rollouts'
         )
     if warning_alpha and warning_alpha < alpha:
         raise MonitorError(
-            f'warning_alpha ({warning_alpha:g}) must not be below alpha ({alpha:g}): '
-            'a warning comes first'
+            f'warning_alpha ({warning_alpha:g}) must not be below alpha ({alpha:g}), because '
+            'warnings must come before alarms'
         )
     if not warning_alpha:
         try:
@@ -77,10 +80,10 @@ class Thresholds(ABC):
     Attributes
     ----------
     alarm, warning : Threshold
-        In force now. They stay the same until the episode ends, unless its task turns out to be
-        another one.
+        Thresholds in use. They change during an episode only if its task changes because START
+        arrived late.
     no_threshold : str
-        Why no score could raise an alarm now, and what to do; empty if one could.
+        Reason why no alarm is possible now, and what to do; empty if alarms are possible.
     adaptation : AdaptiveBand or None
         The moving thresholds; None if labels move nothing.
     """
@@ -92,11 +95,11 @@ class Thresholds(ABC):
 
     @abstractmethod
     def use(self, task: str) -> None:
-        """Put the present thresholds of a task in force."""
+        """Use the current thresholds of a task."""
 
     @abstractmethod
     def change_task(self, task: str) -> None:
-        """Take note that the running episode is of another task than was known."""
+        """Record that the task of the running episode differs from the earlier task."""
 
     @abstractmethod
     def begin(self, episode_id: str) -> None:
@@ -120,12 +123,12 @@ class Thresholds(ABC):
 
 
 class CalibratedThresholds(Thresholds):
-    """The thresholds of the detector's band; labels do not move them.
+    """Fixed thresholds: the band of the detector, without updates by labels.
 
     Parameters
     ----------
     calibrated, alpha, warning_alpha
-        As in :func:`choose_thresholds`, which also says what is refused.
+        See :func:`choose_thresholds`, also for the errors.
     """
 
     def __init__(
@@ -139,28 +142,30 @@ class CalibratedThresholds(Thresholds):
         self.alarm, self.warning = choose_thresholds(self._calibrated, *self._alphas, task)
 
     def change_task(self, task: str) -> None:
-        """Put the thresholds of the new task in force."""
+        """Use the thresholds of the new task."""
         self.use(task)
 
     def begin(self, episode_id: str) -> None:
-        """Do nothing: no label will need the episode."""
+        """Do nothing: without adaptation, episodes are not stored."""
 
     def scored(self, index: int, score: float) -> None:
-        """Do nothing: no label will need the score."""
+        """Do nothing: without adaptation, scores are not stored."""
 
     def invalidate(self) -> None:
-        """Do nothing: no label will need the episode."""
+        """Do nothing: without adaptation, episodes are not stored."""
 
     def finish(self, task: str) -> None:
-        """Do nothing: no label will need the episode."""
+        """Do nothing: without adaptation, episodes are not stored."""
 
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:
-        """Return that labels move nothing."""
+        """Return the effect "labels do not change the thresholds"."""
         return LabelEffect.OFF
 
 
 class AdaptiveThresholds(Thresholds):
-    """Thresholds that start at the detector's band and are moved by labelled successes.
+    """Adaptive thresholds.
+
+    They start with the band of the detector and are updated by labelled successes.
 
     Parameters
     ----------
@@ -196,7 +201,7 @@ class AdaptiveThresholds(Thresholds):
         self._feedback = LabelFeedback(self._band, calibrated.band.length)
 
     def use(self, task: str) -> None:
-        """Put the present thresholds of a task in force."""
+        """Use the current thresholds of a task."""
         self.alarm, self.warning = self._band.thresholds(task)
         self._feedback.use(task)
         moving = self._band.of(task)
@@ -204,14 +209,16 @@ class AdaptiveThresholds(Thresholds):
         if moving.threshold == math.inf:
             self.no_threshold = (
                 f'{name_of(self.alarm.task)} has no finite threshold any more: '
-                f'{moving.false_alarms} of {moving.successes} labelled successes were false alarms '
-                f'(wanted {moving.alpha:g}), the level is {moving.level:.3g}; go on labelling, '
-                'because successes lower the threshold, or calibrate again on such episodes'
+                f'{moving.false_alarms} of {moving.successes} labelled successes were false '
+                f'alarms (promised {moving.alpha:g}), the level is {moving.level:.3g}; continue '
+                'to label episodes, because successes without alarms lower the threshold, or '
+                'calibrate again with recent episodes'
             )
 
     def change_task(self, task: str) -> None:
         """Put the present thresholds of the new task in force, if it has another band."""
-        # The same band may have moved since the episode began; its threshold then stays in force.
+        # The same band may have been updated since the episode began. The episode keeps the earlier
+        # threshold.
         if self._band.task_of(task) != self.alarm.task:
             self.use(task)
 
@@ -224,11 +231,11 @@ class AdaptiveThresholds(Thresholds):
         self._feedback.scored(index, score)
 
     def invalidate(self) -> None:
-        """Let the running episode make no update."""
+        """Exclude the running episode from updates."""
         self._feedback.invalidate()
 
     def finish(self, task: str) -> None:
-        """Keep the episode for its label, or update by a label that came before."""
+        """Store the episode until its label arrives, or update now if the label is known."""
         self._feedback.finish(task)
 
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Executables. Only this room knows ROS.
+"""Executables. Only this subpackage uses ROS.
 
 lifecycle             a lifecycle node with one set-up and one teardown
 monitor_parameters    the parameters of the monitor node
@@ -7,5 +7,5 @@ monitor               topics, services and timers of the monitor node
 monitor_messages      the messages of the monitor node, made from a session
 diagnosis             level and facts of a session for ``/diagnostics``; no ROS in it
 
-This room imports everything else in the package.
+This subpackage imports all other subpackages.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Level and facts of a monitor session for ``/diagnostics``. No ROS in it."""
+"""Severity and facts of a monitor session for ``/diagnostics``, without ROS."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
 
 
 class Level(IntEnum):
-    """How bad it is; the values are those of ``diagnostic_msgs/DiagnosticStatus``."""
+    """Severity; the values are equal to ``diagnostic_msgs/DiagnosticStatus``."""
 
     OK = 0
     WARN = 1
@@ -41,7 +41,7 @@ def diagnose(session: MonitorSession | None, active: bool, failure: str) -> tupl
     active : bool
         Whether the node is active.
     failure : str
-        Why the last configure failed; empty if it did not.
+        Reason why the last configure failed; empty if it succeeded.
     """
     if session is None:
         return (Level.ERROR, failure) if failure else (Level.STALE, 'not configured')
@@ -64,15 +64,18 @@ def introduce(session: MonitorSession) -> list[str]:
     if (adaptation := monitor.adaptation) is not None:
         moving, kept_in = adaptation.of(''), session.adaptation_kept_in
         sentences.append(
-            'labelled episodes move the thresholds with adaptation_step '
-            f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after '
-            f'{moving.successes} successes' + (f', kept in {kept_in}' if kept_in else '')
+            'labelled episodes update the thresholds with adaptation_step '
+            f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after {moving.successes} '
+            'successes' + (f', kept in {kept_in}' if kept_in else '')
         )
     return sentences
 
 
 def facts_of(session: MonitorSession) -> dict[str, object]:
-    """Return what a person wants to know of a session, by name; times are in the names' units."""
+    """Return facts about a session for users, as a mapping from name to text.
+
+    The name of a time contains its unit.
+    """
     monitor = session.monitor
     calibrated, counts = monitor.calibrated, monitor.counts
     facts: dict[str, object] = {
@@ -105,7 +108,7 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
 
 
 def _adaptation_facts(adaptation: AdaptiveBand, task_in_use: str) -> dict[str, object]:
-    """Return how far the thresholds have moved: of the band in use, and of each moved band."""
+    """Return the state of the adaptation of the band in use and of each updated band."""
     facts: dict[str, object] = {'adaptation step': f'{adaptation.adaptation_step:g}'}
     for task in adaptation.tasks:
         moving = adaptation.of(task)
@@ -114,6 +117,6 @@ def _adaptation_facts(adaptation: AdaptiveBand, task_in_use: str) -> dict[str, o
         share = f'{moving.false_alarms / moving.successes:.3g}' if moving.successes else 'none yet'
         facts[f'adaptation of {name_of(task)}'] = (
             f'level {moving.level:.4g}; false alarms {moving.false_alarms} of '
-            f'{moving.successes} labelled successes, realised {share}, wanted {moving.alpha:g}'
+            f'{moving.successes} labelled successes, realised {share}, promised {moving.alpha:g}'
         )
     return facts

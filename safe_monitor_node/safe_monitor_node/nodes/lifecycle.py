@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lifecycle node with one way in and one way out.
+"""A lifecycle node with one set-up function and one teardown function.
 
 ``_setup`` at configure, ``_teardown`` at cleanup, shutdown, error and after a failed configure.
 """
@@ -14,7 +14,7 @@ from rclpy.lifecycle import LifecycleNode, LifecycleState, TransitionCallbackRet
 class ManagedNode(LifecycleNode):
     """Base of our lifecycle nodes.
 
-    A configure that fails says why, leaves nothing behind, and the node lives on.
+    If configure fails, the node logs the reason, cleans up and keeps running.
 
     Attributes
     ----------
@@ -33,14 +33,14 @@ class ManagedNode(LifecycleNode):
         raise AssertionError('each managed node has its set-up')
 
     def _teardown(self) -> None:
-        """Destroy what ``_setup`` made, also after a part of it only."""
+        """Destroy everything that ``_setup`` made, also if ``_setup`` failed before its end."""
         raise AssertionError('each managed node has its teardown')
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Set the node up."""
         try:
             self._setup()
-        except Exception as error:  # whatever it is, the node must say it and live on
+        except Exception as error:  # Report every error; the node must keep running.
             self.failure = str(error) or repr(error)
             self.get_logger().error(f'cannot configure: {self.failure}')
             self._teardown()

@@ -57,9 +57,10 @@ class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
 
     Services: ``~/reset`` (std_srvs/Trigger) releases a latched alarm; ``~/load_detector`` replaces
-    the detector; ``~/label_episode`` publishes an outcome on ``vla/episode``. Outcomes from there
-    move the thresholds of later episodes, if ``adaptation_step`` is not 0. A message that cannot be
-    scored gives an INVALID score and a diagnosis; the node lives on.
+    the detector; ``~/label_episode`` publishes an outcome on ``vla/episode``. Outcomes on
+    ``vla/episode`` update the thresholds of later episodes if ``adaptation_step`` is not 0. For a
+    message that cannot be scored, the node publishes an INVALID score and a diagnosis, and keeps
+    running.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -78,7 +79,7 @@ class MonitorNode(ManagedNode):
         self.create_timer(self._p.diagnostics_period, self._publish_diagnostics)
         self.create_service(Trigger, '~/reset', self._on_reset)
         self.create_service(LoadDetector, '~/load_detector', self._on_load_detector)
-        # Made now, so that subscribers know it long before the first label.
+        # Create the publisher now, so that subscribers are connected before the first label.
         self._label_publisher = self.create_publisher(
             EpisodeEvent,
             'vla/episode',
@@ -149,7 +150,8 @@ class MonitorNode(ManagedNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to score and to publish."""
         result = super().on_activate(state)
-        # The detector's weights are permanent: keep the collector from walking them during a step.
+        # The weights stay in memory. Exclude them from garbage collection, so that a collection
+        # during a step is short.
         gc.collect()
         gc.freeze()
         self._announce()
@@ -160,7 +162,7 @@ class MonitorNode(ManagedNode):
         self._cancel_grace()
         if self._session is not None:
             self._session.abandon()
-            # The latched message must not go on saying NOMINAL while nobody monitors.
+            # The latched message must not stay NOMINAL while the monitor is inactive.
             self._announce()
         return super().on_deactivate(state)
 
@@ -184,8 +186,8 @@ class MonitorNode(ManagedNode):
             result = session.step(step, self._now())
         if result is None:
             self.get_logger().warning(
-                f'step {message.step} of episode {message.episode_id!r} came again, '
-                'or after the end; ignored',
+                f'step {message.step} of episode {message.episode_id!r} is a repetition or '
+                'arrived after the end of its episode; ignored',
                 throttle_duration_sec=5.0,
             )
             return
@@ -202,7 +204,8 @@ class MonitorNode(ManagedNode):
         if session is None:
             return
         if event.kind == EpisodeEvent.KIND_LABEL or (
-            # An END that says nothing withdraws no earlier label, a LABEL does.
+            # An END without outcome does not withdraw an earlier label. A LABEL without outcome
+            # does.
             event.kind == EpisodeEvent.KIND_END and event.outcome != EpisodeEvent.OUTCOME_UNKNOWN
         ):
             self._take_label(session, event)
@@ -298,7 +301,7 @@ class MonitorNode(ManagedNode):
     ) -> LoadDetector.Response:
         try:
             monitor = settings_of(self._p).monitor_of(request.folder)
-        except Exception as error:  # whatever it is, the caller must hear it and the node live on
+        except Exception as error:  # Report every error to the caller; the node must keep running.
             self.get_logger().error(f'cannot load a detector: {error}')
             response.success, response.message = False, str(error)
             return response
@@ -313,7 +316,7 @@ class MonitorNode(ManagedNode):
         return response
 
     def _configure_with(self, name: str) -> tuple[bool, str]:
-        """Start with a folder that was just checked, if the node starts by itself."""
+        """Configure and activate with a folder that was just checked, if ``autostart`` is true."""
         self.failure = ''
         if not self._p.autostart:
             return True, f'{name} will be used when the monitor is configured'
@@ -329,7 +332,7 @@ class MonitorNode(ManagedNode):
         try:
             response.message = self._label_episode(request.episode_id, request.outcome)
             response.success = True
-        except Exception as error:  # whatever it is, the caller must hear it and the node live on
+        except Exception as error:  # Report every error to the caller; the node must keep running.
             self.get_logger().error(f'cannot label an episode: {error}')
             response.success, response.message = False, str(error)
         return response

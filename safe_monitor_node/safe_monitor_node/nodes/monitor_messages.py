@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The messages of the monitor node, made from a session; labels, read from messages."""
+"""Makes the messages of the monitor node from a session, and reads labels from messages."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OUTCOME_NAMES = {None: 'unknown', True: 'a success', False: 'a failure'}
 
 
 def score_message(session: MonitorSession, step: PolicyStep, result: StepResult) -> FailureScore:
-    """Return the score of a step, with the latency still to be filled in."""
+    """Return the score message of a step. The caller must set the latency."""
     message = FailureScore(
         episode_id=step.episode_id,
         step=step.step,
@@ -42,7 +42,7 @@ def score_message(session: MonitorSession, step: PolicyStep, result: StepResult)
 
 
 def alarm_message(session: MonitorSession, verdict: Verdict, advice: int) -> FailureAlarm:
-    """Return the state of the alarm, with the header still to be filled in."""
+    """Return the alarm message. The caller must set the header."""
     return FailureAlarm(
         episode_id=session.monitor.episode_id,
         step=verdict.step,
@@ -88,7 +88,7 @@ def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
     Raises
     ------
     MonitorError
-        There is no such outcome, or no episode to label.
+        The outcome is unknown, or there is no episode to label.
     """
     if outcome not in OUTCOMES:
         raise MonitorError(
@@ -97,7 +97,8 @@ def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
         )
     if not episode_id:
         raise MonitorError(
-            'no episode runs or has run here, so nothing was labelled; give its episode_id'
+            'expected an episode_id, because no episode has run since the node started; found '
+            'an empty one. Nothing was labelled'
         )
     return EpisodeEvent(
         episode_id=episode_id,
@@ -125,6 +126,9 @@ def label_of(event: EpisodeEvent) -> EpisodeLabel:
 
 
 def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
-    """Return what a label did, for a person; an effect of None: it was published only."""
+    """Return a sentence about the effect of a label.
+
+    The effect None means that the label was only published.
+    """
     done = 'published only' if effect is None else effect.value
     return f'episode {label.episode_id!r}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

@@ -24,23 +24,23 @@ PARAMETERS = (
     Parameter(
         'alpha',
         0.0,
-        'Promised false-alarm rate; 0 takes the one that the folder was made with.',
+        'Promised false-alarm rate; 0 uses the rate stored in the detector folder.',
         0.0,
         0.99,
     ),
     Parameter(
         'warning_alpha',
         0.0,
-        'False-alarm rate of the warnings; 0 takes twice alpha if the band has it, otherwise no '
-        'warnings.',
+        'False-alarm rate of the warnings; 0 uses twice alpha if the band contains this rate, '
+        'otherwise there are no warnings.',
         0.0,
         0.99,
     ),
     Parameter(
         'adaptation_step',
         0.0,
-        'Step size with which labelled successes move the thresholds, for example a tenth of '
-        'alpha; 0 leaves them as calibrated.',
+        'Step size of the threshold updates by labelled successes, for example alpha / 10; 0 '
+        'disables the updates.',
         0.0,
         1.0,
         old_name='adaptation_rate',
@@ -50,24 +50,39 @@ PARAMETERS = (
         '',
         'File that keeps the updates of the thresholds; empty keeps them in memory only.',
     ),
-    Parameter('alarm_k', 1, 'Alarm if k of the last n steps are above the band: k.', 1, 1000),
+    Parameter(
+        'alarm_k',
+        1,
+        (
+            'An alarm is raised if the scores of k of the last n steps are above the band: value '
+            'of k.'
+        ),
+        1,
+        1000,
+    ),
     Parameter('alarm_n', 1, 'Alarm if k of the last n steps are above the band: n.', 1, 1000),
     Parameter(
         'stale_after',
         2.0,
-        'STALE after this time without a step while an episode runs; 0 never [s].',
+        'Time without a step, while an episode runs, after which the state is STALE [s]; 0 '
+        'disables STALE.',
         0.0,
         3600.0,
     ),
     Parameter(
         'max_missing_steps',
         0,
-        'Steps of an episode that may be missing or unreadable before the rest of it is INVALID.',
+        'Number of missing or unreadable steps that are allowed in an episode; with more, the '
+        'rest of the episode is INVALID.',
         0,
         100000,
     ),
     Parameter('alarm_advice', 'stop', 'Advice published with an alarm.', choices=tuple(ADVICE)),
-    Parameter('stop_when_blind', True, 'Whether safe/stop is also true while STALE or INVALID.'),
+    Parameter(
+        'stop_when_blind',
+        True,
+        ('If true, safe/stop is also true while the state is STALE or INVALID.'),
+    ),
     Parameter('stop_period', 0.1, 'Period of safe/stop [s].', 0.005, 10.0),
     Parameter('diagnostics_period', 1.0, 'Period of /diagnostics [s].', 0.05, 60.0),
     Parameter(

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of the monitor: checked whole when read, written completely or not at all.
+"""Files of the monitor.
+
+A file is checked completely when it is read. A file is written completely or not at all.
 
 checksum          JSON files that hold their own checksum
 detector_folder   a fitted detector with its band
 adaptation_file   the updates that labels made to the thresholds
 
-This room imports ``detectors`` and ``bands``, and no PyTorch.
+This subpackage imports ``detectors`` and ``bands``. It does not import PyTorch.
 """

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that keeps the updates of adaptive thresholds, so that they outlive the process.
+"""The file that stores the updates of adaptive thresholds.
+
+The updates are available after a restart.
 
 One JSON file with its own checksum. It belongs to one detector folder and one alpha, and is
 written completely or not at all.
@@ -43,12 +45,13 @@ class AdaptationFile:
     calibrated : CalibratedDetector
         As it was read from its folder.
     adaptation : AdaptiveBand
-        Its band without any update yet; the updates in the file are applied to it.
+        Adaptive band of this detector, not updated before. The updates in the file are applied to
+        this band.
 
     Raises
     ------
     AdaptationFileError
-        As :func:`read_adaptation`; or there is no file and none can be written.
+        See :func:`read_adaptation`. Also raised if the file does not exist and cannot be written.
     """
 
     def __init__(
@@ -66,7 +69,7 @@ class AdaptationFile:
             write_adaptation(self.path, calibrated, adaptation)
 
     def belongs_to(self, calibrated: CalibratedDetector, adaptation: AdaptiveBand) -> bool:
-        """Tell whether another monitor has the detector folder and the alpha of this file."""
+        """Return True if a monitor uses the detector folder and the alpha of this file."""
         same_alpha = adaptation.alpha == self._adaptation.alpha
         return calibrated.weights_sha256 == self._calibrated.weights_sha256 and same_alpha
 
@@ -75,11 +78,11 @@ class AdaptationFile:
         return adaptation is self._adaptation
 
     def start_anew(self, adaptation: AdaptiveBand) -> None:
-        """Keep the updates of another band of the same detector from now on."""
+        """From now on, store the updates of this other band of the same detector."""
         self._adaptation, self._written_revision = adaptation, -1
 
     def keep(self) -> None:
-        """Write the file if the band changed since the last time; otherwise this costs nothing.
+        """Write the file if the band has changed since the last write; otherwise do nothing.
 
         Raises
         ------
@@ -115,7 +118,7 @@ def write_adaptation(
         }
     )
     try:
-        # A mistyped path must not make folders.
+        # Do not create folders: the path can contain a typing error.
         path.parent.resolve(strict=True)
         replace_file(path, text)
     except OSError as error:
@@ -151,7 +154,8 @@ def read_adaptation(
         if content.get(entry) != value:
             raise AdaptationFileError(
                 f'{path}: expected the {entry} {owner}, {value}, found {content.get(entry)}; '
-                f'updates made for another {entry} are of no use here, so {_REMEDY}'
+                f'the updates in this file were made for a different {entry} and cannot be '
+                f'used; {_REMEDY}'
             )
     try:
         adaptation.restore(content['bands'])
@@ -159,5 +163,5 @@ def read_adaptation(
         raise AdaptationFileError(f'{path}: {error}; {_REMEDY}') from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AdaptationFileError(
-            f'{path}: an entry is missing or of another type ({error!r}); {_REMEDY}'
+            f'{path}: an entry is missing or has the wrong type ({error!r}); {_REMEDY}'
         ) from error

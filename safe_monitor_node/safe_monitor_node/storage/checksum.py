@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""JSON files that hold their own checksum, so that one changed byte is found.
+"""JSON files that contain their own checksum, so that every change is detected.
 
-The checksum is the SHA-256 of the file's text without the entry ``sha256``. The text has one
-formatting only: two spaces of indentation, sorted keys.
+The checksum is the SHA-256 of the file's text without the entry ``sha256``. The text always has the
+same format: two spaces of indentation and sorted keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ENTRY = 'sha256'
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A kind of file, and what its reader tells a person.
+    """A kind of file, and the texts for its error messages.
 
     Attributes
     ----------
@@ -68,8 +68,8 @@ def read_with_checksum(path: Path, file_format: FileFormat) -> dict[str, Any]:
     Raises
     ------
     SafeError
-        Of the class that ``file_format`` names: the file is too large, is not JSON, is of another
-        format or version, or its checksum does not match.
+        The file is too large or is not JSON, or its format, version or checksum is wrong.
+        ``file_format.error`` is the class of the error.
     OSError
         The file cannot be read.
     """
@@ -90,8 +90,8 @@ def read_with_checksum(path: Path, file_format: FileFormat) -> dict[str, Any]:
         )
     if content.get('version') != file_format.version:
         raise error(
-            f'{path}: expected version {file_format.version}, found '
-            f'{content.get("version")!r}; {file_format.renew}, or use the release that wrote it'
+            f'{path}: expected version {file_format.version}, found {content.get("version")!r}; '
+            f'{file_format.renew}, or use the software version that wrote it'
         )
     content.pop(_ENTRY, None)
     if not _is_text_of(content, text):
@@ -109,5 +109,6 @@ def _text(content: Mapping[str, Any]) -> str:
 def _is_text_of(content: Mapping[str, Any], text: str) -> bool:
     try:
         return with_checksum(content) == text
-    except (ValueError, RecursionError):  # NaN, or nested too deeply: we wrote neither
+    # The file contains NaN or is nested too deeply. This software writes neither.
+    except (ValueError, RecursionError):
         return False

@@ -6,8 +6,8 @@
     FOLDER/detector.json         method, parameters, feature, band, provenance, checksum
     FOLDER/weights.safetensors   all arrays, named detector.* and band.*
 
-Reading a folder executes nothing and checks everything: one changed byte in either file is found.
-A folder is written completely or not at all.
+Reading a folder executes no code and checks all data: a changed byte in one of the two files is
+detected. A folder is written completely or not at all.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ def save_detector(
     Raises
     ------
     DetectorFolderError
-        The folder exists, or the parts do not fit together; nothing is written then.
+        The folder exists, or detector, band and features do not match. Nothing is written in this
+        case.
     OSError
         The folder cannot be written; an existing one is unchanged.
     """
@@ -80,7 +81,8 @@ def save_detector(
             )
         if not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise DetectorFolderError(
-                f'{folder}: is not a detector folder, so it will not be overwritten'
+                f'{folder}: expected a detector folder to overwrite, found another folder; '
+                'choose another name or remove the folder'
             )
     weights, description = _contents(folder, calibrated)
     with replaced_folder(folder, overwrite=overwrite) as new:
@@ -99,8 +101,8 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
         raise DetectorFolderError(f'{folder}: {error}') from error
     if feature.dim != detector.dim_:
         raise DetectorFolderError(
-            f'{folder}: the detector was fitted on {detector.dim_} features, the feature '
-            f'specification {feature} says {feature.dim}'
+            f'{folder}: the detector was fitted on {detector.dim_} features, but the feature '
+            f'specification {feature} has {feature.dim}; fit the detector again'
         )
     arrays = {f'detector.{name}': np.ascontiguousarray(a) for name, a in state.items()}
     _check_finite(folder, arrays)
@@ -167,8 +169,8 @@ def _load(folder: Path) -> CalibratedDetector:
     _check_finite(folder / WEIGHTS, arrays)
     if content.get('band') is None:
         raise DetectorFolderError(
-            f'{path}: expected a band, found none, so nothing says which scores are alarms; '
-            'fit again with `fit`, which calibrates the band'
+            f'{path}: expected a band, found none; fit the detector again with `fit`, which '
+            'also calibrates a band'
         )
     try:
         feature = FeatureSpec.from_dict(content['feature'])
@@ -187,8 +189,9 @@ def _load(folder: Path) -> CalibratedDetector:
     known = {f'band.{name}' for name in band.state()}
     if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
         raise DetectorFolderError(
-            f'{folder / WEIGHTS}: nothing belongs to the array {surplus[0]!r}; '
-            'fit again, or use the release that wrote the folder'
+            f'{folder / WEIGHTS}: expected only arrays of the detector and its band, found also '
+            f'{surplus[0]!r}; fit the detector again, or use the software version that wrote '
+            'the folder'
         )
     sha256 = str(content['weights_sha256'])
     return CalibratedDetector(detector, feature, band, alpha, provenance, sha256)
@@ -212,7 +215,7 @@ def _read_arrays(folder: Path, content: Mapping[str, Any]) -> dict[str, np.ndarr
     path = folder / WEIGHTS
     if not path.is_file():
         raise DetectorFolderError(f'{path}: missing; copy the whole detector folder')
-    # The size first: a file of another size is not even read.
+    # Check the size first: a file of the wrong size is not read.
     size, expected_size = path.stat().st_size, content.get('weights_bytes')
     if size != expected_size:
         raise DetectorFolderError(
@@ -255,5 +258,5 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def is_detector_folder(path: str | os.PathLike[str]) -> bool:
-    """Tell whether ``path`` looks like a detector folder, without checking it."""
+    """Return True if ``path`` looks like a detector folder. The content is not checked."""
     return (Path(path) / DESCRIPTION).is_file()

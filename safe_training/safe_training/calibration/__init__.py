@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores of successes in, a band out.
+"""Calibrates a band on scores of successes.
 
 curves       promised rates and score curves, checked
 quantile     the conformal quantile
@@ -7,5 +7,5 @@ functional   a threshold for each step
 constant     one threshold for all steps
 kinds        one class for each kind of band: name, promise, ``calibrate``
 
-This room knows no detector: it imports ``safe_monitor_node.bands`` only.
+This subpackage does not depend on detectors: it imports only ``safe_monitor_node.bands``.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a band is calibrated on: promised rates, and score curves of successes; both are checked."""
+"""Input of a calibration: promised rates and score curves of successes. Both are checked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Quantile = Literal['finite_sample', 'published']
 
 
 class CalibrationError(SafeError):
-    """Scores cannot be calibrated on, or what was asked for does not exist."""
+    """The scores are not suitable for calibration, or an option does not exist."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Successes:
     episodes, tasks : sequences of N str
         Episode id and task of each rollout; empty if they are not known.
     described : str
-        What the rollouts are, for people ("successes of val_seen, split 0").
+        Description of the rollouts for users ("successes of val_seen, split 0").
     """
 
     scores: Sequence[ArrayLike]
@@ -62,7 +62,10 @@ class Successes:
 
 
 def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibration: int) -> str:
-    """Return for which alphas no alarm can be raised, and what helps; empty if there are none."""
+    """Return a text that lists the alphas without possible alarms, and what to do.
+
+    Empty if alarms are possible at all alphas.
+    """
     infinite = [alpha for alpha, row in zip(alphas, upper, strict=True) if np.isinf(row).all()]
     if not infinite:
         return ''
@@ -76,8 +79,9 @@ def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibra
         )
     needed = math.ceil(1 / exact_fraction(infinite[0])) - 1
     return (
-        f'{n_calibration} calibration rollouts are too few for alpha {listed}: no alarm will '
-        f'ever be raised there; {reach}. Alpha {infinite[0]:g} needs {needed} of them.'
+        f'{n_calibration} calibration rollouts are too few for alpha {listed}: at this alpha '
+        f'the threshold is infinite and no alarm is possible; {reach}. Alpha {infinite[0]:g} '
+        f'needs {needed} of them.'
     )
 
 
@@ -85,9 +89,9 @@ def checked_alphas(alphas: Sequence[float]) -> list[float]:
     """Return alphas ascending; raises CalibrationError unless all lie inside (0, 1), each once."""
     values = sorted(float(alpha) for alpha in alphas)
     if not values:
-        raise CalibrationError('calibration: no alpha was given')
+        raise CalibrationError('calibration: expected one or more alphas, found none')
     for value in values:
-        # The second test is for alphas that are 0 or 1 but for rounding.
+        # The second test detects alphas that differ from 0 or 1 only by rounding.
         if not (0.0 < value < 1.0 and 0 < exact_fraction(value) < 1):
             raise CalibrationError(f'calibration: an alpha must lie inside (0, 1), found {value}')
     if len(set(values)) != len(values):
@@ -96,7 +100,11 @@ def checked_alphas(alphas: Sequence[float]) -> list[float]:
 
 
 def checked_curves(scores: Sequence[ArrayLike], max_steps: int) -> list[NDArray[np.float64]]:
-    """Return score curves as float64; raises CalibrationError for none, empty, NaN or too long."""
+    """Return score curves as float64.
+
+    Raise CalibrationError if there is no curve, or if a curve is empty, contains NaN or is too
+    long.
+    """
     if len(scores) == 0:
         raise CalibrationError(
             'calibration: expected at least one successful rollout to calibrate on, found none; '

@@ -1,23 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """The functional conformal band: a threshold for each step, with a promised false-alarm rate.
 
-The band is the one-sided functional conformal band of the SAFE paper (after Diquigiovanni,
-Fontana and Vantini, "The importance of being a band", Statistica Sinica 35, 2025). Successes are
-divided at random into a center part and a calibration part. The center part gives a mean curve
-mu(t) and a modulation M(t) > 0; every calibration curve x gets the nonconformity
-s = max_t (x(t) - mu(t)) / M(t); the band is upper(t) = mu(t) + w M(t) with w the
-ceil((n + 1)(1 - alpha))-th smallest of the n nonconformities.
+The band is the one-sided functional conformal band of the SAFE paper (after Diquigiovanni, Fontana
+and Vantini, "The importance of being a band", Statistica Sinica 35, 2025). Successes are divided at
+random into center rollouts and calibration rollouts. The center rollouts give a mean curve mu(t)
+and a modulation M(t) > 0; every calibration curve x gets the nonconformity s = max_t (x(t) - mu(t))
+/ M(t); the band is upper(t) = mu(t) + w M(t) with w the ceil((n + 1)(1 - alpha))-th smallest of the
+n nonconformities.
 
-Why the promise holds for rollouts of unequal length: extending a curve with its last value to the
-common length looks at that curve alone, so it maps exchangeable rollouts (scores together with
-length) to exchangeable curves; mu and M come from a part to which neither the calibration curves
-nor the new rollout belong. Hence the rank of a new success's s among the calibration ones is
-uniform and P(s > w) <= alpha. The monitor sees that rollout only up to its true length, and the
-maximum over fewer steps is not larger: P(any alarm while it runs) <= P(s > w) <= alpha. The
-extension therefore never causes an alarm after an episode has ended; it only makes the promise
-cautious. What is promised is marginal: over the draw of the calibration rollouts and of one new
-*successful* rollout exchangeable with them. It says nothing about a task or scene that was drawn
-in another way.
+Why the promise holds for rollouts of unequal length: Each curve is extended with its last value to
+the common length. This uses only the curve itself, so that exchangeable rollouts give exchangeable
+curves. mu and M come from the center part, which contains neither the calibration curves nor the
+new rollout. Therefore the rank of the nonconformity s of a new success among the calibration values
+is uniform, and P(s > w) <= alpha. The monitor sees the new rollout only up to its true length. The
+maximum over fewer steps is not larger, so P(any alarm while it runs) <= P(s > w) <= alpha. The
+extension never causes an alarm after the end of an episode; it only makes the band conservative.
+The promise is marginal: it is an average over the draw of the calibration rollouts and of one new
+*successful* rollout that is exchangeable with them. It does not hold for a task or scene from a
+different distribution.
 """
 
 from __future__ import annotations
@@ -46,10 +46,11 @@ from safe_training.calibration.curves import (
 
 Modulation = Literal['max_deviation', 'std', 'constant']
 
-# A step where the center curves (nearly) agree may be this much narrower than the average step.
-# Without a floor one such step sets w for the whole band: the published 1e-8 gave bands of 1.5e7.
+# Lower limit of the width of a step, relative to the average width. Without a lower limit, a step
+# at which the center curves are nearly equal determines w for the whole band: the published limit
+# of 1e-8 gave bands with values of 1.5e7.
 _MODULATION_FLOOR = 0.1
-# Scores are float32: a spread this small against their size is rounding, not spread.
+# Scores are float32. A spread that is smaller than this fraction of the score is only rounding.
 _NO_SPREAD = 1e-6
 
 
@@ -63,40 +64,42 @@ def calibrate(
     modulation: Modulation = 'max_deviation',
     quantile: Quantile = 'finite_sample',
 ) -> Band:
-    """Return a band calibrated on scores of successes that the detector was not fitted on.
+    """Return a band calibrated on scores of successes.
+
+    The detector must not have been fitted on these rollouts.
 
     Parameters
     ----------
     scores : sequence of N arrays (T_i,), or Successes
-        Score curve of each successful rollout, over its true length. The provenance of the band
-        keeps which rollouts they are, if `Successes` say so.
+        Score curve of each successful rollout, over its true length. If `Successes` contain names
+        of episodes, the provenance of the band stores these names.
     alphas : sequence of float
         Promised false-alarm rates per successful episode, each in (0, 1).
     max_steps : int
         Number of steps of the band: at least the longest rollout that will ever be scored,
         normally the time limit of an episode. Curves are extended to it with their last value.
     generator : numpy.random.Generator
-        Draws which rollouts form the center part. Pass one with the same seed for every detector
-        that is compared, so that all are calibrated on the same rollouts.
+        Selects the rollouts of the center part at random. When detectors are compared, use the same
+        seed for all detectors, so that all are calibrated on the same rollouts.
     center_fraction : float
-        Share of the rollouts, rounded down but at least one, that gives the shape of the band;
-        in (0, 1). The rest is ranked. One rollout alone becomes the center and nothing is ranked.
+        Share of the rollouts that determine the shape of the band, in (0, 1); rounded down, at
+        least one rollout. The other rollouts are ranked. If there is only one rollout, it is the
+        center and no rollout is ranked.
     modulation, quantile
         See `functional_band`.
 
     Returns
     -------
     Band
-        Kind 'functional_<modulation>'. Where the calibration part is too small for an alpha its
-        thresholds are +inf and `provenance['note']` says so, with the smallest alpha that has a
-        finite one.
+        Kind 'functional_<modulation>'. If the calibration part is too small for an alpha, the
+        thresholds of this alpha are +inf. `provenance['note']` then contains the smallest alpha
+        with finite thresholds.
 
     Raises
     ------
     CalibrationError
-        No rollouts; empty, non-finite or misshapen scores; a rollout longer than max_steps; a
-        parameter out of range.
-
+        There are no rollouts; scores are empty, not finite or have the wrong shape; a rollout is
+        longer than max_steps; or a parameter is out of range.
     """
     successes = scores if isinstance(scores, Successes) else Successes(scores)
     curves = checked_curves(successes.scores, max_steps)
@@ -143,24 +146,23 @@ def functional_band(
         Promised false-alarm rates, in any order; the band holds them ascending.
     modulation : {'max_deviation', 'std', 'constant'}
         'max_deviation' ("Tfunc" in the paper's code): M(t) = max |x(t) - mu(t)| over the center
-        curves, leaving out the ceil((n1 + 1)(1 - alpha))-rank outliers by their largest
-        deviation. 'std': the standard deviation (ddof 1). 'constant': 1/T.
+        curves; curves whose largest deviation has a rank above ceil((n1 + 1)(1 - alpha)) are
+        excluded as outliers. 'std': the standard deviation (ddof 1). 'constant': 1/T.
     quantile : {'finite_sample', 'published'}
-        'finite_sample': w is the k-th smallest nonconformity with k = ceil((n2 + 1)(1 - alpha))
-        in exact arithmetic, +inf where k > n2. The modulation never falls below a tenth of its
-        mean over the steps, and is constant where the center curves show no spread at all; the
-        floor looks at the center part only, so the promise is untouched. Thresholds are rounded
-        up in the last places so that a curve that ties with the k-th is not above its own
-        threshold.
-        'published': what the paper's code computes, for comparison. w is NumPy's interpolated
-        quantile, which covers too little for small n2; M has only 1e-8 added.
+        'finite_sample': w is the k-th smallest nonconformity with k = ceil((n2 + 1)(1 - alpha)) in
+        exact arithmetic, or +inf if k > n2. The modulation has a lower limit of a tenth of its mean
+        over the steps. It is constant if the center curves have no spread. The lower limit uses
+        only the center part, so the promise still holds. Thresholds are rounded up in the last
+        digits, so that a curve equal to the k-th curve is not above the threshold. 'published':
+        what the paper's code computes, for comparison. w is NumPy's interpolated quantile, for
+        which the coverage is too low if n2 is small. The only lower limit of M is an added 1e-8.
 
     Raises
     ------
     CalibrationError
-        Shapes or values that do not fit, no center curve, an alpha outside (0, 1), or (published
-        only) nothing to interpolate or a standard deviation of one curve.
-
+        Shapes or values do not match, there is no center curve, or an alpha is outside (0, 1). For
+        'published' also: there is no calibration curve, or the standard deviation of one center
+        curve is needed.
     """
     center, calibration = checked_parts(center_curves, calibration_curves, modulation, quantile)
     sorted_alphas = checked_alphas(alphas)
@@ -197,7 +199,7 @@ def functional_band(
 def checked_parts(
     center_curves: ArrayLike, calibration_curves: ArrayLike, modulation: str, quantile: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return both parts as curves of one length, and refuse options that do not exist."""
+    """Check the options; return both parts as curves of equal length."""
     center = curve_matrix(center_curves, 'center_curves')
     calibration = curve_matrix(calibration_curves, 'calibration_curves', steps=center.shape[1])
     if center.shape[0] == 0 or center.shape[1] == 0:
@@ -218,7 +220,7 @@ def checked_parts(
 def floored_modulation(
     center: NDArray[np.float64], mu: NDArray[np.float64], alpha: float, modulation: Modulation
 ) -> NDArray[np.float64]:
-    """Return M(t), shape (T,), never far below its mean, and constant where nothing varies."""
+    """Return M(t), shape (T,), with its lower limit; constant if the curves have no spread."""
     width = modulation_of(center, mu, conformal_rank(center.shape[0], alpha), modulation)
     if width.max() <= _NO_SPREAD * np.abs(center).max():
         width = np.ones_like(width)
@@ -231,7 +233,7 @@ def _finite_sample_rows(
     alphas: Sequence[float],
     modulation: Modulation,
 ) -> tuple[NDArray[np.float64], BandShape]:
-    """Return the thresholds (K, T), a row per alpha, and what they are made of."""
+    """Return the thresholds (K, T), one row per alpha, and the shape of the band."""
     n2 = calibration.shape[0]
     mu = center.mean(axis=0)
     rows, widths, ranked = [], [], []
@@ -260,7 +262,7 @@ def _published_band(
         )
     if modulation == 'std' and n1 == 1:
         raise CalibrationError(
-            'calibration: the published standard deviation of one center curve does not exist; '
+            'calibration: the standard deviation needs two or more center curves, found one; '
             "use modulation 'max_deviation' or 'constant', or quantile 'finite_sample'"
         )
     mu = center.mean(axis=0)
@@ -275,7 +277,10 @@ def _published_band(
 def modulation_of(
     center: NDArray[np.float64], mu: NDArray[np.float64], rank: int, modulation: Modulation
 ) -> NDArray[np.float64]:
-    """Return the unfloored M(t), shape (T,); `rank` trims outliers of max_deviation."""
+    """Return M(t) without lower limit, shape (T,).
+
+    For max_deviation, `rank` determines which outliers are excluded.
+    """
     n, steps = center.shape
     if modulation == 'constant':
         return np.full(steps, 1.0 / steps)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The kinds of bands, one class each: name, promise, and how the band is calibrated.
 
-The command line, the protocol and the comparison of bands iterate over :data:`KINDS`. A new kind of
-band is a subclass of :class:`BandKind` and its line there.
+The command line, the protocol and the comparison of bands iterate over :data:`KINDS`. To add a kind
+of band, write a subclass of :class:`BandKind` and add it to :data:`KINDS`.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from safe_training.calibration.functional import Modulation, calibrate
 
 @dataclass(frozen=True)
 class BandRequest:
-    """What a band has to promise and to cover, whatever its kind.
+    """Requirements for a band of any kind: promised rates, length and options.
 
     Attributes
     ----------
     max_steps : int
         Steps of the band.
     alpha : float
-        The promised false-alarm rate that counts: a task has a band of its own if this band can
-        raise an alarm at this rate.
+        Main promised false-alarm rate. A task gets its own band if that band is finite at this
+        rate.
     alphas : sequence of float
         All promised rates that the band holds.
     seed : int
-        Seeds the draw of the rollouts that give the shape. With the same seed all detectors are
-        calibrated on the same rollouts.
+        Seed for selecting the rollouts that determine the shape. With the same seed, all detectors
+        are calibrated on the same rollouts.
     quantile : {'finite_sample', 'published'}
         See :func:`safe_training.calibration.quantile.conformal_quantile`.
     per_task : bool
@@ -56,11 +56,11 @@ class BandKind(ABC):
     Attributes
     ----------
     name : str
-        As people choose it, in options and in :class:`safe_training.evaluation.protocol.Protocol`.
+        Name in command-line options and in :class:`safe_training.evaluation.protocol.Protocol`.
     title : str
-        As tables show it.
+        Name in tables.
     promise : str
-        What the band promises, in one sentence.
+        One sentence that describes the promise of the band.
     """
 
     name: ClassVar[str]
@@ -68,12 +68,12 @@ class BandKind(ABC):
     promise: ClassVar[str]
 
     def calibrate(self, successes: Successes, request: BandRequest) -> Band:
-        """Return the band of all tasks, with those of single tasks if they are requested.
+        """Return the band of all tasks; if requested, it contains the bands of single tasks.
 
         Raises
         ------
         CalibrationError
-            There is nothing to calibrate on, or the scores do not fit.
+            There are no scores to calibrate on, or the scores are not valid.
         """
         band = self.pooled(successes, request)
         if not request.per_task:
@@ -87,16 +87,17 @@ class BandKind(ABC):
     def _task_bands(self, successes: Successes, request: BandRequest) -> dict[str, Band]:
         """Return a band for each task, and a shared one for all tasks with too few successes.
 
-        The counts alone decide which tasks share a band. The promise therefore holds within each
-        task that has its own band, and within the group of the others. The band of all tasks would
-        promise the group nothing, because tasks with many successes rule it.
+        Only the numbers of successes decide which tasks share a band. Therefore the promise holds
+        within each task that has its own band, and within the group of the other tasks. The band of
+        all tasks would make no promise for this group, because tasks with many successes dominate
+        it.
         """
         members: dict[str, list[int]] = {}
         for index, task in enumerate(successes.tasks):
             members.setdefault(task, []).append(index)
         bands: dict[str, Band] = {}
         few: list[str] = []
-        # A task without a name cannot be told from the others while a robot works.
+        # A task without a name cannot be identified while a robot works.
         for task in sorted(filter(None, members)):
             described = f'{successes.described}, task {task!r} alone'
             band = self._finite(successes.take(members[task], described), request)
@@ -114,10 +115,10 @@ class BandKind(ABC):
         return bands
 
     def _finite(self, successes: Successes, request: BandRequest) -> Band | None:
-        """Return the band; None if there are too few successes for a finite threshold."""
+        """Return the band, or None if there are too few successes for a finite threshold."""
         try:
             band = self.pooled(successes, request)
-        except CalibrationError:  # the published quantile of none
+        except CalibrationError:  # the published quantile needs at least one value
             return None
         return band if band.at(request.alpha).can_alarm else None
 
@@ -145,8 +146,8 @@ class MaxDeviation(FunctionalKind):
     name = 'max_deviation'
     title = 'functional, largest deviation'
     promise = (
-        'At most alpha of new successes alarm at any step; the band is as wide at each step as the '
-        'successes spread there.'
+        'At most a share alpha of new successes raises an alarm. The width of the band at each '
+        'step is the largest deviation of the successes from their mean.'
     )
     modulation = 'max_deviation'
 
@@ -157,20 +158,20 @@ class Std(FunctionalKind):
     name = 'std'
     title = 'functional, std'
     promise = (
-        'At most alpha of new successes alarm at any step; the width at each step is the standard '
-        'deviation of the successes there.'
+        'At most a share alpha of new successes raises an alarm. The width of the band at each '
+        'step is the standard deviation of the successes at this step.'
     )
     modulation = 'std'
 
 
 class Constant(FunctionalKind):
-    """Width: the same at each step, around the mean curve."""
+    """Width: constant over the steps, around the mean curve."""
 
     name = 'constant'
     title = 'functional, constant'
     promise = (
-        'At most alpha of new successes alarm at any step; the band follows the mean score of the '
-        'successes at a constant distance.'
+        'At most a share alpha of new successes raises an alarm. The band has a constant '
+        'distance from the mean score of the successes.'
     )
     modulation = 'constant'
 
@@ -181,8 +182,8 @@ class OneThreshold(BandKind):
     name = 'none'
     title = 'one threshold'
     promise = (
-        'At most alpha of new successes alarm at any step; there is one threshold for all steps, '
-        'which needs the fewest successes.'
+        'At most a share alpha of new successes raises an alarm. All steps have the same '
+        'threshold. This kind needs the fewest successes.'
     )
 
     def pooled(self, successes: Successes, request: BandRequest) -> Band:

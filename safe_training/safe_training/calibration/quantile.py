@@ -19,7 +19,9 @@ from safe_training.calibration.curves import CalibrationError, Quantile
 def conformal_quantile(
     nonconformity: ArrayLike, alpha: float, quantile: Quantile = 'finite_sample'
 ) -> float:
-    """Return the value that the next exchangeable nonconformity exceeds with probability <= alpha.
+    """Return the conformal quantile.
+
+    The next exchangeable nonconformity exceeds it with probability at most alpha.
 
     Parameters
     ----------
@@ -28,9 +30,9 @@ def conformal_quantile(
     alpha : float
         In (0, 1).
     quantile : {'finite_sample', 'published'}
-        'finite_sample': the ceil((N + 1)(1 - alpha))-th smallest, +inf where there are fewer.
-        'published': that rank in float32, clipped to 1..N, which covers too little for small N
-        (0.825 instead of 0.98 at N = 5); +inf only without any value.
+        'finite_sample': the ceil((N + 1)(1 - alpha))-th smallest value, or +inf if there are fewer
+        values. 'published': the same rank in float32, limited to 1..N. Its coverage is too low for
+        small N (0.825 instead of 0.98 at N = 5). It is +inf only if there are no values.
     """
     values = np.sort(np.asarray(nonconformity).ravel())
     if np.isnan(values).any():

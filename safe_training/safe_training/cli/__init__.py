@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: argparse and printing, one module for each verb.
 
-main              the table of verbs; runs one of them
+main              the table of verbs; runs one verb
 parsing           the parser of a verb, and the error of wrong usage
-renamed           words of version 0.1 that have a new name
+renamed           names of version 0.1 that have changed
 options           options that several verbs share
 params            parameters of detectors, as ``--param`` gives them
 progress          progress of long work
@@ -12,6 +12,6 @@ messages          messages about single episodes
 The other modules are the verbs: ``info``, ``convert``, ``label``, ``fit``, ``evaluate``, ``judge``,
 ``compare_bands``, ``figures``, ``overlay``, ``report``, ``sweep`` and ``table``. The module of a
 verb holds ``DESCRIPTION``, ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args)``. It imports the
-rooms that compute inside ``run``, so that ``--help`` answers without PyTorch. No other room imports
-this room.
+other subpackages inside ``run``, so that ``--help`` does not load PyTorch. No other subpackage
+imports ``cli``.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``compare-bands``: what each kind of band promises, and what it keeps on others."""
+"""The verb ``compare-bands``: promised and realised false-alarm rates of each kind of band."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def add_arguments(parser: VerbParser) -> None:
         '--band',
         action='append',
         choices=tuple(COMPARED),
-        help='kind of band, repeatable (default: all)',
+        help='kind of band, repeatable, as in `fit --modulation` (default: all)',
     )
     parser.add_argument(
         '--adaptation-step',
         type=float,
         metavar='STEP',
-        help='step size of the moving threshold (default: a tenth of alpha)',
+        help='step size of the adaptive threshold (default: alpha / 10)',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
     group = parser.add_argument_group('task splits')
@@ -77,7 +77,7 @@ def add_arguments(parser: VerbParser) -> None:
     parser.exclude(
         ('--splits', '--first-split'),
         by='--splits-from',
-        why='holds splits that are drawn already',
+        why='reads existing splits',
     )
     add_param_option(parser.add_argument_group('training'))
 

@@ -29,16 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'destination',
         metavar='DEST',
-        help='rollout set to make; or a recording, if the name ends in .mcap (one file) or .bag '
-        '(folder)',
+        help='output: a rollout set, or a recording if the name ends in .mcap (one file) or '
+        '.bag (folder)',
     )
     parser.add_argument(
-        '--to', choices=('set', 'bag'), help='what to make, whatever the name of DEST is'
+        '--to', choices=('set', 'bag'), help='type of the output; overrides the name of DEST'
     )
     _add_source_options(parser)
     _add_set_options(parser)
     _add_bag_options(parser)
-    parser.add_argument('--overwrite', action='store_true', help='replace what is at DEST')
+    parser.add_argument('--overwrite', action='store_true', help='replace DEST if it exists')
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
 
 
@@ -50,36 +50,41 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         default=[],
         type=_pooling_argument,
         metavar='AXIS=COMMAND',
-        help='how to reduce one axis of raw features, such as token=mean; repeat in the order '
-        'wanted (default: what the format states)',
+        help='reduction of one axis of raw features, such as token=mean; repeat for each axis, '
+        'in the order of the reductions (default: the pooling of the format)',
     )
     group.add_argument(
         '--feature',
         metavar='NAME',
-        help='which feature array, if the source holds several; none: only sampled actions, '
-        'tokens and signals',
+        help='name of the feature array, if the source has several; none: read only sampled '
+        'actions, tokens and signals',
     )
     group.add_argument(
         '--unseen-root',
         metavar='SOURCE2',
-        help='a second source of the same format; no detector may train on its tasks',
+        help=(
+            'second source of the same format; its tasks are unseen: no detector is trained on them'
+        ),
     )
     group.add_argument(
         '--all-episodes',
         action='store_true',
-        help='keep also the episodes that the published protocol of the format leaves out '
-        '(Franka/DROID: episodes of other lengths, and those drawn to balance success rates)',
+        help='also keep episodes that the published protocol removes (Franka/DROID: episodes of '
+        'non-standard length, and episodes removed to balance the success rates)',
     )
     group.add_argument(
         '--skip-bad',
         action='store_true',
-        help='leave out and report episodes that cannot be read, instead of stopping',
+        help='skip and report episodes that cannot be read, instead of stopping',
     )
     group.add_argument(
         '--jobs',
         type=_jobs_argument,
         metavar='N',
-        help='how many processes read at the same time (default: as many as are worth it)',
+        help=(
+            'number of reading processes (default: chosen from the size of the source and the '
+            'number of cores)'
+        ),
     )
 
 
@@ -89,8 +94,8 @@ def _add_set_options(parser: argparse.ArgumentParser) -> None:
         '--keep',
         choices=('pooled', 'raw'),
         default='pooled',
-        help='store one vector a step, or the whole tensor, which can be pooled in any way later '
-        '(default: %(default)s)',
+        help='store one vector per step (pooled), or the whole tensor (raw), which can be '
+        'pooled later (default: %(default)s)',
     )
 
 
@@ -101,7 +106,7 @@ def _add_bag_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=10.0,
         metavar='HZ',
-        help='inferences per second, if the rollouts have no stamps (default: %(default)s)',
+        help='inferences per second, if the rollouts have no time stamps (default: %(default)s)',
     )
     group.add_argument(
         '--compression',
@@ -150,8 +155,8 @@ def run(args: argparse.Namespace) -> int:
         partial = partial_folder(args.destination)
         if partial.is_dir():
             print(
-                f'{partial}: keeps what is done; give the same command again to continue, or '
-                'remove this folder',
+                f'{partial}: contains the finished episodes; run the same command again to '
+                'continue, or delete this folder',
                 file=sys.stderr,
             )
         raise

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``evaluate``: how well detectors do on tasks that they were never trained on.
+"""The verb ``evaluate``: measures detectors on tasks that they were not trained on.
 
 The detector ``clock`` is evaluated with them.
 """
@@ -43,9 +43,9 @@ EXAMPLE = """examples:
   python -m safe_training evaluate my_set --detector linear_probe --protocol loto
 """
 PAPER_NOTE = (
-    'For comparison with published numbers, which are of splits by task number (by name where\n'
-    'tasks have no number of their own): three are few, and the minimum length is taken over\n'
-    'all rollouts, those tested on included. Judge by --protocol robust.'
+    'Only for comparison with published numbers. The splits are drawn by task number (by task '
+    'name if\ntasks have no number). Three splits are few. The minimum length is taken over '
+    'all rollouts, including\ntest rollouts. Use --protocol robust to choose a detector.'
 )
 DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
 
@@ -58,7 +58,7 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--details',
         action='store_true',
-        help='all evaluation times, rates and tasks of the unseen part',
+        help='also print all evaluation times, all rates and each task of the unseen part',
     )
     parser.add_argument(
         '--out', type=Path, metavar='RESULTS', help='also write results that `table` reads'
@@ -66,16 +66,17 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--benchmark',
         metavar='NAME',
-        help='name of the rollouts in these results (default: the name of SET)',
+        help='name of the rollouts in the results (default: the name of SET)',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
         help=f'robust (default): {ROBUST_SPLITS} random task splits; paper: the published splits '
-        f'{", ".join(map(str, PAPER_SPLITS))}; loto: leave one task out, each task once',
+        f'{", ".join(map(str, PAPER_SPLITS))}; loto: leave-one-task-out, one split for each '
+        'task',
     )
-    parser.add_argument('--splits', type=int, metavar='COUNT', help='how many task splits')
+    parser.add_argument('--splits', type=int, metavar='COUNT', help='number of task splits')
     parser.add_argument(
         '--first-split', type=int, metavar='N', help='number of the first split (default 0)'
     )

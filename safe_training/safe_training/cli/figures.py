@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``figures``: every figure that a detector and a set give, as PNG and vector files."""
+"""The verb ``figures``: draws all figures of a detector on a set, as PNG and vector files."""
 
 from __future__ import annotations
 

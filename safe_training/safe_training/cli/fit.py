@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``fit``: rollouts in, a detector folder with a calibrated band out."""
+"""The verb ``fit``: fits and calibrates a detector and writes its detector folder."""
 
 from __future__ import annotations
 
@@ -88,7 +88,8 @@ def _print_fitted(
     from safe_training.evaluation.provenance import describe_task_bands
 
     band, alpha = fitted.band, fitted.alpha
-    # Plain: a feature such as hidden_states[token=last] is no markup, and a path is never broken.
+    # Print without rich markup: a name such as hidden_states[token=last] must not be read as
+    # markup, and a path must not be wrapped.
     console = Console(highlight=False, markup=False, soft_wrap=True)
     console.print(
         f'{args.detector} fitted on {len(split.train)} rollouts of {len(split.seen_tasks)} tasks '

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``info``: what a dump, archive, rollout set or detector folder holds."""
+"""The verb ``info``: describes the content of a dump, archive, rollout set or detector folder."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``judge``: how well a detector folder does on the rollouts of a set."""
+"""The verb ``judge``: evaluates a detector folder on the rollouts of a set."""
 
 from __future__ import annotations
 
@@ -44,13 +44,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         '--details',
         action='store_true',
-        help='all evaluation times, rates and tasks of each part as well',
+        help='also print all evaluation times, all rates and each task of each part',
     )
     what.add_argument(
         '--bands',
         action='store_true',
-        help='instead: the promised and the realised false-alarm rate at every alpha of the band, '
-        'or at --alpha',
+        help='print only the promised and the realised false-alarm rates, at every alpha of the '
+        'band or at --alpha',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
 

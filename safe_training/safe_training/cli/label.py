@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``label``: say how episodes of a recording or a rollout set went."""
+"""The verb ``label``: sets the outcomes of episodes of a recording or a rollout set."""
 
 from __future__ import annotations
 
@@ -42,20 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('source', metavar='SOURCE', help='recording or rollout set')
     what = parser.add_mutually_exclusive_group()
     what.add_argument('--episode', metavar='ID', help='label this episode')
-    what.add_argument('--csv', metavar='FILE', help='label all episodes that a csv file names')
+    what.add_argument('--csv', metavar='FILE', help='label all episodes in a csv file')
     what.add_argument(
-        '--list', action='store_true', help='list unlabelled episodes and change none'
+        '--list', action='store_true', help='list unlabelled episodes without changing labels'
     )
-    parser.add_argument('--outcome', choices=tuple(OUTCOMES), help='how the episode went')
+    parser.add_argument('--outcome', choices=tuple(OUTCOMES), help='outcome of the episode')
     parser.add_argument(
         '--failure-step', metavar='N', type=int, help='step at which the failure began, from 0'
     )
-    parser.add_argument('--all', action='store_true', help='labelled episodes too')
+    parser.add_argument('--all', action='store_true', help='include labelled episodes')
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label, then say what is labelled; returns the exit status."""
+    """Label episodes and print the counts of labels; returns the exit status."""
     from safe_training.recordings.labelled import open_labelled
 
     _check_usage(args)
@@ -79,11 +79,11 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_usage(args: argparse.Namespace) -> None:
     if (args.episode is None) != (args.outcome is None):
-        raise UsageError('--episode and --outcome belong together')
+        raise UsageError('expected --episode together with --outcome, found only one of them')
     if args.failure_step is not None and args.outcome != 'failure':
-        raise UsageError('--failure-step belongs to --outcome failure')
+        raise UsageError('--failure-step needs --outcome failure')
     if args.failure_step is not None and args.failure_step < 0:
-        raise UsageError('--failure-step counts from 0')
+        raise UsageError('--failure-step: expected a step of 0 or more, found a negative number')
 
 
 def _report(episodes: Labelled, args: argparse.Namespace) -> None:

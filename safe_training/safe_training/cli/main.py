@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line: ``python -m safe_training VERB``.
 
-Exit status 0: done; 1: failed, the reason on standard error; 2: wrong usage.
+Exit status: 0 on success; 1 on failure, with the reason on standard error; 2 on wrong usage.
 
-Only the module of the verb that is asked for is imported, and what takes long to import (PyTorch,
-scikit-learn, matplotlib) only when the verb runs: ``--help`` answers at once.
+Only the module of the requested verb is imported. Slow imports (PyTorch, scikit-learn, matplotlib)
+happen only when the verb runs, so that ``--help`` is fast.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from vla_feature_bridge.errors import SafeError
 
 
 class Verb(NamedTuple):
-    """Where a verb is defined, as a module of this package, and what it does in one line."""
+    """Module of a verb, and a one-line description."""
 
     module: str
     summary: str
 
 
 class VerbModule(Protocol):
-    """What the module of a verb holds."""
+    """Interface of the module of a verb."""
 
     DESCRIPTION: str
     EXAMPLE: str
 
     def add_arguments(self, parser: VerbParser) -> None:
-        """Add the options of the verb; imports nothing that takes long."""
+        """Add the options of the verb, without slow imports."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it; returns the exit status."""
+        """Run the verb; returns the exit status."""
 
 
 VERBS = {
-    'info': Verb('info', 'say what a dump, archive, rollout set or detector folder holds'),
+    'info': Verb('info', 'describe a dump, archive, rollout set or detector folder'),
     'convert': Verb('convert', 'turn any source into a rollout set or a rosbag2 recording'),
-    'label': Verb('label', 'say how episodes of a recording or a rollout set went'),
+    'label': Verb('label', 'set the outcomes of episodes of a recording or a rollout set'),
     'fit': Verb('fit', 'fit a detector and calibrate its band'),
-    'evaluate': Verb('evaluate', 'fit and evaluate detectors over many task splits'),
-    'judge': Verb('judge', 'evaluate a detector folder on a set'),
+    'evaluate': Verb('evaluate', 'fit, calibrate and judge detectors over many task splits'),
+    'judge': Verb('judge', 'judge a detector folder on a set: scores, alarms and tables'),
     'compare-bands': Verb(
         'compare_bands', 'compare promised and realised false-alarm rates of each kind of band'
     ),
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(verb, words[1:]) if verb else _run_without_verb(words)
     except UsageError as error:
         return _failed(program, error, 2)
-    except SystemExit as leaving:  # argparse has printed the help, or what is wrong
+    except SystemExit as leaving:  # argparse has already printed the help or the error
         return int(leaving.code or 0)
     except (SafeError, OSError) as error:
         return _failed(program, error, 1)
@@ -104,7 +104,7 @@ def parser_of(verb: str) -> VerbParser:
 
 
 def parser_of_verbs() -> argparse.ArgumentParser:
-    """Return the parser that knows the names of the verbs and nothing of their options."""
+    """Return the parser for the names of the verbs. It does not parse their options."""
     verbs = '\n'.join(f'  {name:<15}{verb.summary}' for name, verb in VERBS.items())
     parser = argparse.ArgumentParser(
         prog='safe_training',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options that several verbs share, and what they mean: rollouts, splits, bands, parameters."""
+"""Options of several verbs: rollouts, splits, bands and detector parameters."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         action='append',
         default=[],
         metavar='AXIS=COMMAND',
-        help='how to reduce one axis of raw features, such as token=mean; repeat in the order '
-        'wanted',
+        help='reduction of one axis of raw features, such as token=mean; repeat for each axis, '
+        'in the order of the reductions',
     )
     group.add_argument(
-        '--feature', metavar='NAME', help='which feature array, if SET holds several'
+        '--feature', metavar='NAME', help='name of the feature array, if SET has several'
     )
     group.add_argument(
-        '--skip-bad', action='store_true', help='leave out unreadable episodes and list them'
+        '--skip-bad', action='store_true', help='skip episodes that cannot be read, and list them'
     )
 
 
@@ -70,7 +70,7 @@ def add_folder_alpha(parser: argparse.ArgumentParser) -> None:
         '--alpha',
         type=float,
         metavar='RATE',
-        help="promised false-alarm rate (default: the detector folder's own)",
+        help='promised false-alarm rate (default: the rate stored in the detector folder)',
     )
 
 
@@ -81,21 +81,24 @@ def add_split_options(parser: VerbParser) -> None:
         '--splits-from',
         type=Path,
         metavar='FILE',
-        help='take the splits that `evaluate --save-splits` or `sweep` wrote',
+        help='use the splits in a file that `evaluate --save-splits` or `sweep` wrote',
     )
     group.add_argument(
         '--unseen-ratio',
         type=float,
         metavar='SHARE',
-        help=f'share of the tasks that is never trained on (default {_DEFAULT.unseen_ratio})',
+        help=(
+            'share of the tasks that are unseen, which means not used for training (default '
+            f'{_DEFAULT.unseen_ratio})'
+        ),
     )
     group.add_argument(
         '--train-ratio',
         type=float,
         metavar='SHARE',
         help=(
-            "share of a seen task's rollouts that trains; the others calibrate "
-            f'(default {_DEFAULT.seen_train_ratio})'
+            'share of the rollouts of each seen task used for training; the others are held '
+            f'out for calibration (default {_DEFAULT.seen_train_ratio})'
         ),
     )
     parser.exclude(
@@ -117,8 +120,8 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--modulation',
         choices=tuple(KINDS),
-        help='shape of the band over time; none: one threshold, for few successes '
-        f'(default {_DEFAULT.modulation})',
+        help='shape of the band over time; none: the same threshold for all steps, useful if '
+        f'there are few successes (default {_DEFAULT.modulation})',
     )
     group.add_argument(
         '--max-steps',
@@ -129,20 +132,20 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--quantile',
         choices=get_args(Quantile),
-        help='finite_sample keeps the promise for any number of rollouts; published is the '
-        f"paper's, for comparison (default {_DEFAULT.quantile})",
+        help='finite_sample: the promise holds for any number of rollouts; published: the '
+        f'quantile of the paper, only for comparison (default {_DEFAULT.quantile})',
     )
     group.add_argument(
         '--calibrate-on',
         choices=('heldout', 'loto'),
-        help='calibrate on held-out rollouts of the seen tasks, or on training rollouts that are '
-        'scored by a detector that does not know their task, a better guide to new tasks '
-        f'(default {_DEFAULT.calibrate_on})',
+        help='heldout: calibrate on held-out rollouts of the seen tasks; loto: calibrate on '
+        'training rollouts, each scored by a detector that was fitted without its task, '
+        f'which is closer to new tasks (default {_DEFAULT.calibrate_on})',
     )
     group.add_argument(
         '--per-task',
         action='store_true',
-        help='calibrate a band for each seen task as well, so that the promise holds within it',
+        help='also calibrate a band for each seen task; the promise then holds within each task',
     )
 
 
@@ -152,8 +155,9 @@ def add_training_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--stop-early',
         action='store_true',
-        help='stop training where the loss on the held-out seen rollouts is lowest '
-        "(weakens the band's promise, which is calibrated on them)",
+        help='stop training at the lowest loss on the held-out rollouts of seen tasks (this '
+        'weakens the promise of the band, because the band is calibrated on the same '
+        'rollouts)',
     )
     add_param_option(group)
 
@@ -171,13 +175,13 @@ def add_param_option(parser: argparse._ActionsContainer) -> None:
 
 
 def check_alpha(alpha: float | None) -> None:
-    """Raise :class:`UsageError` unless this is a rate, or was not given."""
+    """Raise :class:`UsageError` if the value is given and is not a rate between 0 and 1."""
     if alpha is not None and not 0 < alpha < 1:
         raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {alpha}')
 
 
 def check_splits(splits: int | None) -> None:
-    """Raise :class:`UsageError` unless this is a number of splits, or was not given."""
+    """Raise :class:`UsageError` if the value is given and is not a positive number of splits."""
     if splits is not None and splits < 1:
         raise UsageError(f'--splits must be at least 1, found {splits}')
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the videos; returns 1 if a video cannot be read, after writing the others."""
     from safe_training.reporting.video.frames import VideoError, opencv
 
-    opencv()  # says how to install OpenCV before anything is scored
+    opencv()  # If OpenCV is missing, raise the error before the rollouts are scored.
     if not args.videos.is_dir():
         raise VideoError(f'{args.videos}: expected a folder of videos, found none; check --videos')
     judged = judged_rollouts(args, need_outcomes=False)
@@ -81,7 +81,7 @@ def _chosen(args: argparse.Namespace, judged: list[ScoredRollout]) -> list[Score
     for name in args.episode:
         if name not in known:
             raise VideoError(
-                f'{args.set}: expected an episode {name!r}, found none of this name; '
+                f'{args.set}: expected an episode {name!r}, found no episode with this name; '
                 '`label --list --all` prints all names'
             )
     return [rollout for rollout in judged if rollout.episode_id in args.episode]
@@ -111,7 +111,10 @@ def _write(args: argparse.Namespace, rollout: ScoredRollout, source: Path) -> Pa
 
     target: Path = args.out / f'{file_name(rollout.episode_id)}.mp4'
     if target.resolve() == source:
-        raise VideoError(f'{source}: is the video itself; give another folder with --out')
+        raise VideoError(
+            f'{source}: expected an output file that differs from the source video, found the '
+            'same file; give a different folder with --out'
+        )
     frames = write_overlay(rollout, source, target)
     if frames.rule == 'stretched':
         print(

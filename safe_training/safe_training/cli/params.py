@@ -12,7 +12,7 @@ from typing import Any
 from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.cli.parsing import UsageError
 
-# Types of parameters whose default is None; annotations are text in our modules.
+# Types of parameters with the default None. In our modules, annotations are strings.
 _OPTIONAL: dict[str, type] = {
     'float | None': float,
     'int | None': int,
@@ -35,8 +35,8 @@ def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     Raises
     ------
     UsageError
-        A setting has another form, the value has another type than the parameter, or none of the
-        detectors has the parameter.
+        A setting does not have the form NAME=VALUE, the value has the wrong type, or no detector
+        has this parameter.
     """
     known = {name: inspect.signature(DETECTORS[name]).parameters for name in names}
     params: dict[str, dict[str, Any]] = {name: {} for name in names}
@@ -70,7 +70,7 @@ def _value(setting: str, text: str, parameter: inspect.Parameter) -> Any:
     kind = _OPTIONAL.get(str(parameter.annotation), object) if default is None else type(default)
     if value is None and default is None:
         return None
-    # An integer may stand for a float, but true stands for no number.
+    # An integer is accepted as a float. A boolean is not accepted as a number.
     if kind is float and type(value) is int:
         value = float(text)
     fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)

@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 
 class UsageError(ValueError):
-    """An option has a value that it does not take; the message says what it takes."""
+    """The value of an option is not allowed. The message lists the allowed values."""
 
 
 class _Exclusion(NamedTuple):
-    """Options that have no meaning with another option, or with one value of it."""
+    """Options that cannot be used together with another option or one value of it."""
 
     others: tuple[str, ...]
     by: str
@@ -28,7 +28,7 @@ class _Exclusion(NamedTuple):
 
 
 class VerbParser(argparse.ArgumentParser):
-    """A parser whose options are written in full, and of which some exclude others."""
+    """A parser without abbreviated options, with rules for options that exclude each other."""
 
     def __init__(self, prog: str, description: str = '', epilog: str = '') -> None:
         text = ' '.join(description.split())
@@ -46,8 +46,8 @@ class VerbParser(argparse.ArgumentParser):
     ) -> None:
         """Declare options that have no meaning with another option, or with one value of it.
 
-        The others may be given together, which a mutually exclusive group of argparse does not
-        allow.
+        The options in `others` can still be used together. A mutually exclusive group of argparse
+        does not allow this.
 
         Parameters
         ----------
@@ -78,7 +78,7 @@ class VerbParser(argparse.ArgumentParser):
             for other in rule.others:
                 if self._given(parsed, other) is not None:
                     raise UsageError(
-                        f'{other} has no meaning with {rule.because}; leave one of them out'
+                        f'{other} cannot be used with {rule.because}; remove one of the two options'
                     )
         return parsed
 

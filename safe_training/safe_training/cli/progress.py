@@ -15,7 +15,7 @@ def progress_bar(description: str, *, quiet: bool = False) -> Iterator[ProgressF
     if quiet:
         yield lambda done, total, note: None
         return
-    # Imported here: rich takes as long to import as a small archive takes to read.
+    # Import rich only here, because importing it takes as long as reading a small archive.
     from rich.console import Console
     from rich.progress import (
         BarColumn,

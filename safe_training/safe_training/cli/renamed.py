@@ -33,12 +33,15 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
 
 
 def renamed_verb(word: str) -> str | None:
-    """Return what to say about a verb of version 0.1; None if it is none."""
+    """Return the error text for a verb of version 0.1; None if the word is not such a verb."""
     return _message(f'the verb {word}', VERBS[word]) if word in VERBS else None
 
 
 def renamed_option(verb: str, words: Sequence[str]) -> str | None:
-    """Return what to say about the first option or value of version 0.1; None without one."""
+    """Return the error text for the first option or value of version 0.1.
+
+    None if there is no such option.
+    """
     options = takewhile(lambda word: word != '--', words)
     given = [part for word in options for part in _option_and_value(word)]
     pairs = [' '.join(pair) for pair in pairwise(given)]
@@ -53,4 +56,4 @@ def _option_and_value(word: str) -> list[str]:
 
 
 def _message(old: str, new: str) -> str:
-    return f'{old} has another name since version 0.2; use {new}'
+    return f'{old} was renamed in version 0.2; use {new}'

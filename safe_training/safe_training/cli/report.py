@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``report``: one HTML page with tables, figures and every rollout's curve and video."""
+"""The verb ``report``: one HTML page with tables, figures, curves and videos."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=50.0,
         metavar='MIB',
-        help='how many MiB of videos the page may hold; the page reads the others from their files '
-        '(default %(default)g; 0 for none)',
+        help='maximum size [MiB] of the videos embedded in the page; the page reads the other '
+        'videos from their files (default %(default)g; 0 embeds no video)',
     )
     parser.add_argument('--title', help='title of the page')
     parser.add_argument('--json', action='store_true', help='print what was written as JSON')
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(f'{args.out}: {len(rollouts)} rollouts, {written["bytes"] / _MEBI:.1f} MiB')
     if args.videos is not None:
-        print(f'{len(videos)} videos, of which the page holds {written["embedded_videos"]}')
+        print(f'{len(videos)} videos, {written["embedded_videos"]} embedded in the page')
     return 0
 
 

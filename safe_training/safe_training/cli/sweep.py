@@ -93,7 +93,10 @@ def _add_training_options(parser: VerbParser) -> None:
         '--precision',
         choices=('auto', *get_args(Precision)),
         default='auto',
-        help='of the matrix products of models trained together (default: the faster one here)',
+        help=(
+            'number format of matrix products when models are trained together (default: the '
+            'faster format on this machine)'
+        ),
     )
     group.add_argument(
         '--device', default='cpu', help='where models are trained together (default %(default)s)'
@@ -103,12 +106,12 @@ def _add_training_options(parser: VerbParser) -> None:
         nargs='?',
         const='local',
         metavar='ADDRESS',
-        help='run on a Ray cluster; without an address, on a cluster that is started here',
+        help='run on a Ray cluster; without an address, a local cluster is started',
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Sweep, go on with a sweep, and say what was done."""
+    """Run or continue a sweep, and print a summary."""
     from rich.console import Console
 
     from safe_training.evaluation.saved_splits import saved_protocol
@@ -144,7 +147,9 @@ def run(args: argparse.Namespace) -> int:
                 listener=Listener(progress, console.print),
             )
     except KeyboardInterrupt:
-        console.print(f'{args.out} keeps what is done; to go on, give the same command again')
+        console.print(
+            f'{args.out} contains the finished results; run the same command again to continue'
+        )
         raise
     done = {
         'out': str(args.out),
@@ -157,7 +162,7 @@ def run(args: argparse.Namespace) -> int:
         print(plain_json(done))
     else:
         print(
-            f'{outcome.done} units run, {outcome.kept} kept from before, '
+            f'{outcome.done} units run, {outcome.kept} units finished earlier, '
             f'{len(outcome.failures)} configurations left out; written to {args.out}'
         )
     return 0

@@ -32,17 +32,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help='paper: Table 1 as published, then the other tables; robust: only the table of random '
-        'task splits; loto: only the table of leaving one task out (default: each table that '
-        'there are results for)',
+        help='paper: Table 1 as published, then the other tables; robust: only the table of '
+        'random task splits; loto: only the table of leaving one task out (default: all '
+        'tables for which there are results)',
     )
     parser.add_argument(
         '--select-on',
         choices=get_args(SelectOn),
         default='seen',
         help='choose the combination of parameters by its numbers on held-out rollouts of seen '
-        'tasks, or on the reported unseen tasks; unseen flatters, and is only for comparison with '
-        'papers that chose so (default %(default)s)',
+        'tasks, or on the reported unseen tasks; the numbers with `unseen` are too '
+        'optimistic; use it only for comparison with papers that did the same (default '
+        '%(default)s)',
     )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
@@ -52,7 +53,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--json', action='store_true', help='print every number of every row as JSON'
     )
     parser.add_argument(
-        '--out', type=Path, metavar='DIR', help='also write every table there, in all formats'
+        '--out',
+        type=Path,
+        metavar='DIR',
+        help=('folder: also write every table to this folder, in all formats'),
     )
 
 
@@ -88,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def _write(args: argparse.Namespace, texts: Mapping[str, Mapping[str, str]]) -> None:
     from vla_feature_bridge.atomic import replace_files
 
-    # Under other names, so that flattering tables never replace the others.
+    # Use different file names, so that the optimistic tables never overwrite the other tables.
     chosen = '' if args.select_on == 'seen' else '_chosen_on_unseen'
     replace_files(
         {

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which rollouts train, calibrate and test; fit, calibrate and measure.
+"""Splits rollouts into training, calibration and test; fits, calibrates and evaluates detectors.
 
 splits            task splits
 protocol          how rollouts are split and bands calibrated
 saved_splits      splits on disk
 fit_and_calibrate one detector on one split
 left_out          leave-one-task-out scores
-judge             a calibrated detector on any rollouts; the only judge of a detector folder
+judge             evaluates a calibrated detector on any rollouts
 evaluate          many detectors on many splits
-band_comparison   what kinds of bands promise and realise
-provenance        where a detector comes from
+band_comparison   promised and realised false-alarm rates of the kinds of bands
+provenance        the origin of a detector
 
-This room imports ``recordings``, ``fitting``, ``calibration`` and ``metrics``.
+This subpackage imports ``recordings``, ``fitting``, ``calibration`` and ``metrics``.
 """

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each kind of band promises, and which false-alarm rates it realises.
+"""Comparison of the promised and the realised false-alarm rates of each kind of band.
 
-A band is never tested on the rollouts that made it. For rollouts *like* them the held-out successes
-of the seen tasks are cut into two halves at random, again and again: one half calibrates, the other
-half tests. For *new* tasks all held-out successes calibrate, and the unseen tasks test.
+A band is never tested on its own calibration rollouts. For rollouts of *seen* tasks ("like"), the
+held-out successes of the seen tasks are divided at random into two halves, many times: one half is
+used for calibration and the other half for the test. For *new* tasks, all held-out successes are
+used for calibration, and rollouts of the unseen tasks are used for the test.
 """
 
 from __future__ import annotations
@@ -35,12 +36,12 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 DRAWS = 20
-"""How often the held-out successes are cut in two, and an order of episodes is drawn."""
+"""Number of random divisions of the held-out successes, and of random orders of episodes."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is compared, and how often.
+    """Settings of the comparison.
 
     Attributes
     ----------
@@ -49,9 +50,9 @@ class Comparison:
     bands : sequence of str
         Names of :data:`COMPARED`.
     adaptation_step : float, optional
-        Step size of the threshold that moves; a tenth of each alpha if not given.
+        Step size of the adaptive threshold; the default is alpha / 10 for each alpha.
     draws : int
-        Halves and orders drawn for each split.
+        Number of random halves and random orders for each split.
     """
 
     alphas: Sequence[float]
@@ -62,7 +63,7 @@ class Comparison:
 
 @dataclass
 class BandResult:
-    """What one band at one promised rate did on one split.
+    """Results of one band at one promised rate on one split.
 
     Attributes
     ----------
@@ -73,16 +74,16 @@ class BandResult:
     split : int
         Number of the split.
     n_calibration : int
-        Rollouts that the band for new tasks was ranked on.
+        Number of calibration rollouts of the band for new tasks.
     finite : bool
-        Whether this band can raise an alarm at all.
+        True if this band is finite, so that alarms are possible.
     like, new : Tally
-        Successes of the seen and of the unseen tasks. Empty if the bands can raise no alarm: such
-        a band keeps every promise and says nothing.
+        Successes of the seen and of the unseen tasks. Empty if the bands are infinite: an infinite
+        band trivially keeps every promise.
     detected : Tally
         Failures of the unseen tasks.
     detection_times : list of float
-        First alarm step / length of these failures, 1.0 without an alarm.
+        First alarm step / length for each of these failures; 1.0 if there was no alarm.
     """
 
     band: str
@@ -119,12 +120,13 @@ def compare_bands(
     name : str
         Registered detector.
     protocol : Protocol, optional
-        The compared bands replace its alpha, modulation, quantile and calibration.
+        Its alpha, modulation, quantile and calibration are replaced by the values of each compared
+        band.
 
     Raises
     ------
     EvaluationError
-        A split has no unseen tasks, or too few held-out successes to cut in two.
+        A split has no unseen tasks, or too few held-out successes to divide into two halves.
     """
     found: list[BandResult] = []
     for number, split in enumerate(splits):
@@ -169,10 +171,10 @@ class _OneSplit:
         unseen = [rollouts[i] for i in split.unseen]
         if len(held_out) < 2 or not unseen:
             raise EvaluationError(
-                f'split {split.number}: expected two or more held-out successes of seen tasks and '
-                f'one or more rollouts of unseen tasks, found {len(held_out)} and {len(unseen)}; '
-                'a band is tested on rollouts that did not make it, so record more of them, or '
-                'more tasks'
+                f'split {split.number}: expected two or more held-out successes of seen tasks '
+                f'and one or more rollouts of unseen tasks, found {len(held_out)} and '
+                f'{len(unseen)}; record more rollouts or more tasks, because a band must be '
+                'tested on rollouts that were not used to calibrate it'
             )
         return cls(
             detector,
@@ -185,7 +187,7 @@ class _OneSplit:
         )
 
     def fixed(self, name: str, progress: Progress) -> Iterator[BandResult]:
-        """Yield what a band does at each promised rate that is calibrated once."""
+        """Yield the results of a fixed band at each promised rate."""
         changes = {'calibrate_on': 'heldout', 'per_task': False, **COMPARED[name].changes}
         left_out = None
         if changes['calibrate_on'] == 'loto':
@@ -195,7 +197,7 @@ class _OneSplit:
             protocol = replace(self.protocol, alpha=alpha, **changes)
             if left_out is not None:
                 band = self._band(left_out, protocol)
-                # None of the held-out successes made this band.
+                # This band was not calibrated on held-out successes.
                 tested = [(band, list(everything))]
             else:
                 band = self._band(self._taken(everything), protocol)
@@ -215,7 +217,10 @@ class _OneSplit:
             yield result
 
     def moving(self) -> Iterator[BandResult]:
-        """Let episodes come in random orders, each success labelled before the next one begins."""
+        """Simulate episodes in random order.
+
+        Each success is labelled before the next episode begins.
+        """
         peaks = np.array([rollout.scores.max() for rollout in self.seen])
         draws = self.comparison.draws
         for alpha in self.comparison.alphas:
@@ -242,7 +247,10 @@ class _OneSplit:
         return successes_of([self.seen[i] for i in members])
 
     def _band(self, successes: Successes, protocol: Protocol) -> Band | None:
-        """Return a band for the protocol's alpha alone; None if there are too few for its kind."""
+        """Return a band for only the alpha of the protocol.
+
+        None if there are too few successes for this kind of band.
+        """
         try:
             return calibrated_band(
                 successes, self.rollouts, self.split, protocol, alphas=[protocol.alpha]
@@ -265,6 +273,6 @@ def _can_alarm(band: Band | None, alpha: float) -> bool:
 def _alarms(
     scored: Sequence[ScoredRollout], band: Band | None, alpha: float
 ) -> Iterator[tuple[ScoredRollout, int | None]]:
-    """Yield rollouts with their alarms; none if no alarm could ever be raised."""
+    """Yield rollouts with their alarms; yield nothing if the band is infinite."""
     if band is not None and _can_alarm(band, alpha):
         yield from zip(scored, band_alarms(scored, band, alpha), strict=True)

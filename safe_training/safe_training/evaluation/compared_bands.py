@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bands that ``compare-bands`` compares: the kinds of bands, and what else can differ."""
+"""The bands that ``compare-bands`` compares: the kinds of bands, and variants of the protocol."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from safe_training.calibration.kinds import KINDS
 
 @dataclass(frozen=True)
 class ComparedBand:
-    """One row of the comparison: a kind of band, and what else differs from the default protocol.
+    """One row of the comparison: a kind of band and other changes of the default protocol.
 
     Attributes
     ----------
     title, promise : str
-        As tables show it, and what it promises in one sentence.
+        Name in tables, and one sentence that describes the promise.
     changes : mapping
         Fields of :class:`Protocol` that make this band.
     moves : bool
-        The threshold moves with the label of every episode.
+        True if the threshold is updated by the label of every episode.
     """
 
     title: str
@@ -39,24 +39,28 @@ COMPARED: dict[str, ComparedBand] = {
     'max-deviation': _of_kind('max_deviation'),
     'published': ComparedBand(
         'functional, published quantile',
-        'Promises too much for few successes; for comparison with published numbers.',
+        'The false-alarm rate is higher than promised if there are few successes. Only for '
+        'comparison with published numbers.',
         {'modulation': 'max_deviation', 'quantile': 'published'},
     ),
     **{name: _of_kind(name) for name in KINDS if name != 'max_deviation'},
     'per-task': ComparedBand(
         'one for each task',
-        'At most alpha of new successes of each task alarm, if the task has a band of its own.',
+        'For each task with its own band: at most a share alpha of its new successes raises an '
+        'alarm.',
         {'modulation': 'none', 'per_task': True},
     ),
     'loto': ComparedBand(
         'one, left-out scores',
-        'A guide to new tasks, calibrated on scores without the task; no finite-sample promise.',
+        'An estimate for new tasks: calibrated on scores of detectors that were fitted without '
+        'the task. There is no finite-sample promise.',
         {'modulation': 'none', 'calibrate_on': 'loto'},
     ),
     'moving': ComparedBand(
         'one, moved by labels',
-        'In the long run a share alpha of the successes alarms, if every success is labelled.',
+        'In the long run, a share alpha of the successes raises an alarm, if every success is '
+        'labelled.',
         moves=True,
     ),
 }
-"""What is compared, by the name that options have for it."""
+"""Compared bands, by their name in options."""

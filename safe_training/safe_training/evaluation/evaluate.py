@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits, calibrates and evaluates detectors over task splits.
 
-Seen tasks train and calibrate a detector; unseen tasks test it.
+Rollouts of seen tasks are used to train and calibrate a detector. Rollouts of unseen tasks are used
+to test it.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ CLOCK = 'clock'
 
 @dataclass(frozen=True)
 class Row:
-    """One detector on one part of one split: numbers by name, and those of each task."""
+    """Results of one detector on one part of one split.
+
+    A mapping from metric name to value, and the same for each task.
+    """
 
     detector: str
     split: int
@@ -63,7 +67,7 @@ def evaluate(
     rollouts : Rollouts
         Labelled rollouts of several tasks.
     splits : sequence of Split
-        The number of each is also the seed of detectors that draw.
+        The number of a split is also the seed of detectors that use random numbers.
     params : mapping of detector to parameters, optional
     protocol : Protocol, optional
         How bands are calibrated.
@@ -138,7 +142,10 @@ class Summary:
 
 
 def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Summary]]]:
-    """Summarise rows over splits as ``[detector][part][value]``; splits without it are left out."""
+    """Return rows summarised over splits as ``[detector][part][value]``.
+
+    Splits without a value are excluded.
+    """
     grouped: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in rows:
         part = grouped.setdefault(row.detector, {}).setdefault(row.part, {})
@@ -154,7 +161,7 @@ def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Summary]]]:
 
 
 def summary_of(values: Sequence[float]) -> Summary:
-    """Summarise one number over splits; NaN where a split has none."""
+    """Summarise one number over splits. A split without the number has the value NaN."""
     array = np.array(values, dtype=np.float64)
     used = array[np.isfinite(array)]
     interval = bootstrap_interval(array, generator=np.random.default_rng(0))

@@ -31,7 +31,10 @@ LEFT_OUT = (
 
 
 def labelled(rollouts: Rollouts) -> Rollouts:
-    """Return the rollouts that have a label (success or failure); raises if there are none."""
+    """Return the rollouts that have a label (success or failure).
+
+    Raise an error if no rollout has a label.
+    """
     kept = [r for r in rollouts if r.success is not None]
     if not kept:
         raise EvaluationError(
@@ -68,7 +71,7 @@ def fit(
     name : str
         Registered detector, such as 'linear_probe'.
     rollouts : Rollouts
-        Those that were split, all labelled.
+        The rollouts from which the split was made; all must have a label.
     split : Split
         From :func:`safe_training.choose_split`.
     params : mapping of parameter to value, optional
@@ -83,7 +86,7 @@ def fit(
     DetectorError
         There is no such detector, or it cannot be fitted on the rollouts.
     SplitError
-        The split is of other rollouts.
+        The split was made from different rollouts.
     CalibrationError
         The held-out rollouts of the seen tasks hold no success.
     """
@@ -161,9 +164,9 @@ def calibrated_band(
     Parameters
     ----------
     rollouts : sequence of Rollout
-        All of the split; the band covers the longest.
+        All rollouts of the split. The band is as long as the longest rollout.
     alphas : sequence of float, optional
-        Promised rates that the band holds; by default the usual ones and that of the protocol.
+        Promised rates of the band; the default is a fixed list and the rate of the protocol.
     """
     request = BandRequest(
         max_steps=longest(rollouts, protocol),
@@ -179,7 +182,7 @@ def calibrated_band(
 
 
 def successes_of(scored: Sequence[ScoredRollout], described: str = HELD_OUT) -> Successes:
-    """Return scored successes as what a band is calibrated on."""
+    """Return the scored successes as input for the calibration of a band."""
     return Successes(
         [r.scores for r in scored],
         [r.episode_id for r in scored],
@@ -206,7 +209,10 @@ def left_out_successes(
     split: Split,
     progress: Progress | None = None,
 ) -> Successes:
-    """Return the training successes, each scored by a detector that does not know its task."""
+    """Return the training successes.
+
+    Each is scored by a detector that was fitted without its task.
+    """
     training = [rollouts[i] for i in split.train]
     scores = leave_one_task_out_scores(detector, training, progress=progress)
     scored = scored_rollouts(scores, training, 'train')
@@ -214,7 +220,10 @@ def left_out_successes(
 
 
 def make_seeded(name: str, params: Mapping[str, Any], seed: int) -> Detector:
-    """Return a detector that draws with the number of its split, unless ``params`` say a seed."""
+    """Return a detector.
+
+    Its seed is the number of the split, except if ``params`` contain a seed.
+    """
     detector = make_detector(name, **params)
     if 'seed' in detector.get_params() and 'seed' not in params:
         return make_detector(name, **params, seed=seed)

@@ -33,31 +33,31 @@ from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 PARTS = ('train', 'seen', 'unseen', 'new')
-"""The parts that a detector knows by its provenance; 'new' rollouts are in none of the others."""
+"""Parts in the provenance of a detector. 'new' contains rollouts that are in no other part."""
 
 Intervals = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
 class RealisedRate:
-    """The false-alarm rate of a group of successes beside the rate that was promised.
+    """The realised and the promised false-alarm rate of a group of successes.
 
     Attributes
     ----------
     rollouts : str
-        The part; 'PART, calibrated on' for rollouts that the band was made of, which are no
-        evidence.
+        Name of the part. 'PART, calibrated on' for rollouts that were used to calibrate the band;
+        their rate is not evidence for the promise.
     successes : int
     promised, realised : float
     low, high : float
         95 % interval of the realised rate (Clopper-Pearson).
     above : bool
-        Even the lower end exceeds the promise.
+        True if the lower end of the interval is above the promised rate.
     worst_task : str or None
         The task with the highest rate; None if no task has enough successes.
     worst_rate : float or None
     infinite : bool
-        No alarm can be raised at this rate.
+        True if the band is infinite at this rate.
     """
 
     rollouts: str
@@ -80,7 +80,7 @@ class JudgedSet:
     ----------
     detector : CalibratedDetector
     alpha : float
-        The promised false-alarm rate of the alarms.
+        The promised false-alarm rate for which alarms were computed.
     parts : dict of str to list of ScoredRollout
         The parts of :data:`PARTS` that are not empty, in this order. Each rollout has its
         threshold, its alarm step and its recording.
@@ -102,7 +102,7 @@ class JudgedSet:
 
     @cached_property
     def shortest(self) -> dict[Task, int]:
-        """Length of the shortest rollout of each task."""
+        """Minimum length of each task."""
         everything = self.rollouts
         return min_lengths([r.task for r in everything], [len(r) for r in everything])
 
@@ -112,7 +112,7 @@ class JudgedSet:
         Parameters
         ----------
         alpha : float, optional
-            Promised false-alarm rate; that of the alarms if not given.
+            Promised false-alarm rate; the default is the rate of the alarms.
 
         Raises
         ------
@@ -144,12 +144,12 @@ class JudgedSet:
         }
 
     def realised_rates(self, alphas: Sequence[float] | None = None) -> list[RealisedRate]:
-        """Return realised beside promised false-alarm rates, for each part and promised rate.
+        """Return the realised and the promised false-alarm rates of each part.
 
         Parameters
         ----------
         alphas : sequence of float, optional
-            Promised rates; all of the band if not given.
+            Promised rates; the default is all rates of the band.
         """
         asked = self.band.alphas.tolist() if alphas is None else list(alphas)
         made = self.band.provenance
@@ -177,13 +177,13 @@ def judge(
     rollouts : Rollouts
         With or without labels.
     alpha : float, optional
-        Promised false-alarm rate; that of the detector if not given.
+        Promised false-alarm rate; the default is the rate of the detector.
 
     Raises
     ------
     EvaluationError
-        The features are not what the detector was fitted on, or the band is not for this rate or
-        ends before a rollout does.
+        The features differ from the features that the detector was fitted on, the band was not
+        calibrated for this rate, or a rollout is longer than the band.
     """
     check_features(detector, rollouts.feature)
     asked = detector.alpha if alpha is None else alpha
@@ -195,7 +195,10 @@ def judge(
 
 
 def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[ScoredRollout]:
-    """Return the scored rollouts of one part; in 'train' no step may recognise itself."""
+    """Return the scored rollouts of one part.
+
+    For 'train', a step is not compared with steps of its own rollout.
+    """
     score = detector.score_training if part == 'train' else detector.score_all
     return scored_rollouts(score(rollouts), rollouts, part)
 
@@ -242,7 +245,10 @@ def by_part(scored: Sequence[ScoredRollout]) -> dict[str, list[ScoredRollout]]:
 
 
 def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
-    """Return rollouts by the parts that the provenance of a detector names; others are 'new'."""
+    """Return rollouts by the part that the provenance of the detector states.
+
+    Rollouts that are not in the provenance belong to the part 'new'.
+    """
     part_of = {
         episode: part
         for part, episodes in detector.provenance.get('episodes', {}).items()
@@ -255,7 +261,7 @@ def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[
 
 
 def check_features(detector: CalibratedDetector, feature: FeatureSpec) -> None:
-    """Raise `EvaluationError` unless the features are what the detector was fitted on."""
+    """Raise `EvaluationError` if the detector was fitted on different features."""
     if feature != detector.feature:
         raise EvaluationError(
             f'the rollouts hold features {feature} of width {feature.dim}, '

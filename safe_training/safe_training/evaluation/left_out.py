@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Leave-one-task-out scores: each rollout scored by a detector that never saw its task."""
+"""Leave-one-task-out scores: scores by a detector that was fitted without the task."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ def leave_one_task_out_scores(
 ) -> list[NDArray[np.float32]]:
     """Score each rollout by the same detector fitted on the rollouts of all other tasks.
 
-    What a band for tasks never seen should be calibrated on: the scores come from models that did
-    not know the task. A fitted linear probe keeps what it has chosen, other detectors are made
-    anew from their parameters.
+    Use these scores to calibrate a band for new tasks, because each score comes from a model that
+    was fitted without the task. A fitted linear probe keeps its chosen parameters. Other detectors
+    are fitted again with their parameters.
 
     Parameters
     ----------
@@ -41,7 +41,8 @@ def leave_one_task_out_scores(
     Raises
     ------
     DetectorError
-        Fewer than two tasks, or what is left without a task cannot be fitted on.
+        There are fewer than two tasks, or the rollouts of the other tasks are not suitable for
+        fitting.
     """
     params = detector.get_params()
     if isinstance(detector, LinearProbe) and detector.fitted:

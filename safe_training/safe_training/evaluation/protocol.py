@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The protocol: how rollouts are split, and what the band is calibrated on.
 
-There are three ways to split. ``robust``: many random task splits. ``paper``: the published splits,
-draw for draw, of the tasks in the order of their numbers. ``loto``: leave one task out, once for
-every task. No protocol chooses anything by the rollouts that it reports on.
+A protocol has one of three names. ``robust``: many random task splits. ``paper``: exactly the
+published splits; tasks are ordered by their numbers. ``loto``: leave-one-task-out, one split for
+every task. No protocol uses the reported rollouts to choose parameters.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
 ROBUST_SPLITS = 10
 PAPER_SPLITS = (0, 1, 2)
 
-# The part of each split by whose numbers a combination of parameters is chosen.
+# Part of each split that is used to choose a combination of parameters.
 SelectOn = Literal['seen', 'unseen']
 
 
 class EvaluationError(SafeError):
-    """Rollouts cannot be evaluated as asked; the message says what was found and what to do."""
+    """The rollouts are not suitable for the requested evaluation.
+
+    The message contains what was found and what to do.
+    """
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,10 @@ class Protocol:
     Attributes
     ----------
     unseen_ratio : float
-        Share of the tasks that is never trained on; ``loto`` leaves out one task instead.
+        Share of the tasks that are unseen (not used for training). ``loto`` ignores it and leaves
+        out one task.
     seen_train_ratio : float
-        Share of the rollouts of a seen task that trains.
+        Share of the rollouts of a seen task that are used for training.
     alpha : float
         Promised false-alarm rate.
     modulation : {'max_deviation', 'std', 'constant', 'none'}
@@ -49,12 +53,12 @@ class Protocol:
         Steps of the band; 0 takes the length of the longest rollout.
     quantile : {'finite_sample', 'published'}
         'finite_sample': the rank that keeps the promise for any number of rollouts. 'published':
-        the interpolated quantile of the published code, which promises too much for few rollouts;
-        for comparison only.
+        the interpolated quantile of the published code. With few rollouts, the realised rate is
+        higher than promised. Only for comparison.
     calibrate_on : {'heldout', 'loto'}
-        What the band is calibrated on. 'heldout': held-out successes of the seen tasks, which makes
-        a promise for tasks like them. 'loto': the training successes, each scored by a detector
-        fitted on the other tasks (leave-one-task-out), a better guide to new tasks.
+        Rollouts for calibration. 'heldout': held-out successes of the seen tasks; the promise holds
+        for similar tasks. 'loto': the training successes, each scored by a detector that was fitted
+        on the other tasks (leave-one-task-out); this is closer to new tasks.
     per_task : bool
         Calibrate a band for every seen task as well (Mondrian): the promise then holds within each
         task. Tasks with too few successes share a band; new tasks have the band of all tasks.
@@ -62,7 +66,7 @@ class Protocol:
         Stop training where the loss on the held-out rollouts of the seen tasks is lowest. The band
         is then calibrated on rollouts that training has looked at, which weakens its promise.
     name : {'robust', 'paper', 'loto'}
-        How splits are drawn: see the module.
+        Name of the protocol, see the docstring of the module.
     """
 
     unseen_ratio: float = 0.3
@@ -85,8 +89,9 @@ class Protocol:
             )
         if self.per_task and self.calibrate_on == 'loto':
             raise EvaluationError(
-                'bands of single tasks are calibrated on held-out rollouts of these tasks; '
-                'leave-one-task-out calibration is for new tasks, so choose one of the two'
+                "expected per_task or calibrate_on='loto', found both; bands of single tasks "
+                "need held-out rollouts of these tasks, but 'loto' calibrates for new tasks: "
+                'use only one of the two options'
             )
 
 
@@ -95,8 +100,8 @@ def choose_split(
 ) -> Split:
     """Return a split of labelled rollouts by task.
 
-    If the source sets rollouts aside (``Rollout.unseen``), they alone are the unseen part: no
-    detector may train or be calibrated on their tasks.
+    If the source marks rollouts as unseen (``Rollout.unseen``), the unseen part consists of exactly
+    these rollouts. No detector is trained or calibrated on their tasks.
 
     Parameters
     ----------
@@ -107,7 +112,7 @@ def choose_split(
     Raises
     ------
     EvaluationError, SplitError
-        A rollout has no label, or there is nothing to train on or to leave out.
+        A rollout has no label, or there are too few rollouts or tasks for the split.
     """
     for rollout in rollouts:
         if rollout.success is None:
@@ -121,14 +126,14 @@ def choose_split(
     known = [i for i, r in enumerate(rollouts) if r.task not in aside]
     if not known:
         raise EvaluationError(
-            'every task is set aside as unseen, so there is nothing to fit on; '
-            'give a source that also holds tasks to train on'
+            'expected tasks to train on, found only tasks that the source marks as unseen; '
+            'give a source that also contains other tasks'
         )
     if protocol.name == 'loto':
         if aside:
             raise EvaluationError(
-                f'the source sets {len(aside)} tasks aside as unseen, such as {min(aside)!r}, so '
-                'tasks cannot be left out in turn; use --protocol robust'
+                f'the source sets {len(aside)} tasks aside as unseen, such as {min(aside)!r}, '
+                'so leave-one-task-out is not possible; use --protocol robust'
             )
         return leave_one_task_out(
             [r.task for r in rollouts], fold=split, seen_train_ratio=protocol.seen_train_ratio
@@ -157,7 +162,8 @@ def choose_split(
 def numbered_tasks(rollouts: Sequence[Rollout]) -> list[str] | None:
     """Return the tasks in the order of their numbers; None if the numbers are not unique.
 
-    The published splits go by task numbers, and names sort in another order.
+    The published splits use the order of the task numbers, which differs from the order of the task
+    names.
     """
     numbers = {r.task: r.task_id for r in rollouts}
     pairs = {(r.task, r.task_id) for r in rollouts}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector folder keeps about its origin."""
+"""The provenance that a detector folder stores."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safe_training.recordings.rollouts import Rollouts
 
 
 def provenance_of(rollouts: Rollouts, split: Split) -> dict[str, Any]:
-    """Return what a detector is made of: the source, and the episodes of each part of the split."""
+    """Return the provenance of a detector: the source and the episodes of each part."""
     return {
         'source': rollouts.source,
         'policy': rollouts[0].policy,
@@ -29,7 +29,10 @@ def provenance_of(rollouts: Rollouts, split: Split) -> dict[str, Any]:
 
 
 def describe_task_bands(band: Band, tasks: Sequence[str], alpha: float) -> str:
-    """Return which tasks have a band of their own, which share one and which have none."""
+    """Return a text about the bands of the tasks.
+
+    It lists tasks with their own band, tasks that share a band, and tasks without a band.
+    """
     own = [t for t in tasks if band.at(alpha, t).task]
     shared = [t for t in own if 'tasks' in band.tasks[t].provenance]
     text = f'{len(own) - len(shared)} of {len(tasks)} seen tasks have a band of their own'
@@ -37,5 +40,5 @@ def describe_task_bands(band: Band, tasks: Sequence[str], alpha: float) -> str:
         text += f'; one band for those of few successes: {", ".join(shared)}'
     if len(own) < len(tasks):
         without = ', '.join(t for t in tasks if t not in own)
-        text += f'; nothing is promised within, for too few successes: {without}'
+        text += f'; too few successes for a promise within the task: {without}'
     return text

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits on disk: written completely or not at all, and matched to rollouts by episode."""
+"""Splits on disk.
+
+A file is written completely or not at all. Splits are matched to rollouts by episode id.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _LARGEST_FILE = 256 << 20
 
 @dataclass(frozen=True)
 class SavedSplits:
-    """Splits of a file: how they were drawn, and each split by its number."""
+    """Splits of a file: the protocol that made them, and a mapping from number to split."""
 
     protocol: ProtocolName
     splits: dict[int, Split]
@@ -43,27 +46,29 @@ def write_splits(
 
 
 def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
-    """Return what :func:`write_splits` wrote; the rollouts may come in another order now.
+    """Return what :func:`write_splits` wrote; the rollouts may now be in a different order.
 
     Raises
     ------
     SplitError
-        The file is damaged, holds something else, or is of other rollouts: a split used on other
-        rollouts would report training rollouts as unseen.
+        The file is damaged, is not a file of splits, or was made from different rollouts. With
+        different rollouts, training rollouts could be reported as unseen.
     """
     content = _content(path)
     episodes, tasks = _texts(path, content, 'episodes'), _texts(path, content, 'tasks')
     entries = content.get('splits')
     if len(tasks) != len(episodes) or not isinstance(entries, list) or not entries:
         raise SplitError(
-            f'{path}: expected episodes, tasks and splits of one set, found others; save again'
+            f'{path}: expected episodes, tasks and splits of the same length, found different '
+            'lengths; save the splits again'
         )
     place = _places(path, episodes, rollouts)
     for episode, task, index in zip(episodes, tasks, place, strict=True):
         if rollouts[index].task != task:
             raise SplitError(
                 f'{path}: episode {episode!r} was of task {task!r}, found '
-                f'{rollouts[index].task!r}; use the set it was made of, or split again'
+                f'{rollouts[index].task!r}; use the rollout set from which the splits were '
+                'made, or make new splits'
             )
     splits = []
     for entry in entries:
@@ -73,7 +78,9 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
         except (SplitError, TypeError) as error:
             raise SplitError(f'{path}: {error}') from error
         if not split.train:
-            raise SplitError(f'{path}: split {split.number} trains on no rollout; save again')
+            raise SplitError(
+                f'{path}: split {split.number} has no training rollouts; save the splits again'
+            )
         splits.append(
             replace(
                 split,
@@ -85,7 +92,8 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
     numbers = [split.number for split in splits]
     if len(set(numbers)) != len(numbers):
         raise SplitError(
-            f'{path}: expected splits of different numbers, found {numbers}; save again'
+            f'{path}: expected splits with different numbers, found {numbers}; save the splits '
+            'again'
         )
     return SavedSplits(saved_protocol(path), {split.number: split for split in splits})
 
@@ -129,7 +137,10 @@ def _content(path: Path) -> Mapping[str, Any]:
     except (ValueError, RecursionError) as error:
         if isinstance(error, SplitError):
             raise
-        raise SplitError(f'{path}: expected saved splits (JSON), found {error}') from error
+        raise SplitError(
+            f'{path}: expected saved splits (JSON), found text that is not valid JSON '
+            f'({error}); save the splits again'
+        ) from error
     found = content.get('format') if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or found != _FORMAT:
         raise SplitError(
@@ -151,12 +162,12 @@ def _texts(path: Path, content: Mapping[str, Any], name: str) -> list[str]:
 
 
 def _places(path: Path, episodes: Sequence[str], rollouts: Sequence[Rollout]) -> list[int]:
-    """Return where each saved episode is among the rollouts."""
+    """Return the index of the rollout of each saved episode."""
     there = {r.episode_id: i for i, r in enumerate(rollouts)}
     if len(there) != len(rollouts) or len(set(episodes)) != len(episodes):
         raise SplitError(
-            f'{path}: expected rollouts whose episode ids differ, found some twice; '
-            'convert the recordings with a different name for each episode'
+            f'{path}: expected a different episode id for each rollout, found repeated ids; '
+            'convert the recordings again with unique episode names'
         )
     missing = [e for e in episodes if e not in there]
     added = sorted(there.keys() - set(episodes))
@@ -167,7 +178,7 @@ def _places(path: Path, episodes: Sequence[str], rollouts: Sequence[Rollout]) ->
             if names
         )
         raise SplitError(
-            f'{path}: made of {len(episodes)} labelled rollouts, found {found}; '
-            'use the set it was made of, or split again'
+            f'{path}: made of {len(episodes)} labelled rollouts, found {found}; use the rollout '
+            'set from which the splits were made, or make new splits'
         )
     return [there[e] for e in episodes]

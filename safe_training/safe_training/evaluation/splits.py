@@ -15,12 +15,14 @@ Task = int | str
 
 
 class SplitError(SafeError):
-    """Rollouts cannot be split as asked, or a saved split does not fit."""
+    """Rollouts cannot be split as requested, or a saved split does not match the rollouts."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """Which rollouts train, which are held out on the same tasks, and which are of unseen tasks.
+    """A split of rollouts by task.
+
+    It has training rollouts, held-out rollouts of the same tasks, and rollouts of unseen tasks.
 
     Attributes
     ----------
@@ -35,7 +37,6 @@ class Split:
         seen task.
     unseen_ratio, seen_train_ratio : float
         Share of the tasks that is unseen; share of a seen task's rollouts that trains.
-
     """
 
     train: tuple[int, ...]
@@ -56,7 +57,9 @@ class Split:
             )
         tasks = (*self.seen_tasks, *self.unseen_tasks)
         if len(set(tasks)) != len(tasks):
-            raise SplitError(f'split: a task is listed twice among {list(tasks)}')
+            raise SplitError(
+                f'split: expected each task once, found a repeated task in {list(tasks)}'
+            )
 
     def __len__(self) -> int:
         """Return the number of rollouts that were split."""
@@ -70,13 +73,13 @@ class Split:
     def check_against(self, tasks: Sequence[Task]) -> None:
         """Raise `SplitError` unless this split was made of rollouts with these tasks.
 
-        A split means nothing on other rollouts: training rollouts would count as held out.
+        A split must only be used with its own rollouts. With other rollouts, training rollouts
+        could count as held out.
 
         Parameters
         ----------
         tasks : sequence of int or str, length N
             Task of each rollout of this set.
-
         """
         if len(tasks) != len(self):
             raise SplitError(
@@ -95,7 +98,7 @@ class Split:
                     )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the split as JSON-ready values; `from_dict` reads it back."""
+        """Return the split as JSON values for `from_dict`."""
         return {
             'train': list(self.train),
             'seen': list(self.seen),
@@ -130,7 +133,7 @@ def split_tasks(
     seen_train_ratio: float = 0.6,
     order: Sequence[Task] | None = None,
 ) -> Split:
-    """Return a split of rollouts by task, as the published protocol draws it.
+    """Return a split of rollouts by task, with the algorithm of the published protocol.
 
     The distinct tasks, sorted or as in `order`, are shuffled by the legacy NumPy generator; the
     last `round(unseen_ratio * n_tasks)` of them are unseen. Then each seen task, in shuffled order,
@@ -148,9 +151,10 @@ def split_tasks(
         Number of the split, 0 to 2**32 - 1. For 10 tasks: 0 makes {3, 0, 5} unseen, 1 {7, 8, 5},
         2 {6, 9, 8}.
     unseen_ratio : float
-        In [0, 1). 0 keeps every task seen.
+        Share of unseen tasks, in [0, 1). With 0, all tasks are seen.
     seen_train_ratio : float
-        In (0, 1]. 1 leaves no rollout of a seen task to calibrate on.
+        Share of training rollouts of a seen task, in (0, 1]. With 1, there are no held-out rollouts
+        for calibration.
     order : sequence of int or str, optional
         Every task once, in the order before the shuffle; for labels that are names, the order of
         the published task numbers.
@@ -158,9 +162,8 @@ def split_tasks(
     Raises
     ------
     SplitError
-        No rollouts, labels of mixed kinds, ratios out of range, nothing to hold out, or nothing
-        left to train on.
-
+        There are no rollouts, task labels have mixed types, a ratio is out of range, no task can be
+        held out, or no rollout is left for training.
     """
     labels = _labels(tasks, seen_train_ratio)
     ordered: list[Any] = sorted(labels) if order is None else [_task(task) for task in order]
@@ -201,7 +204,7 @@ def divide(
     Each seen task, in this order, draws one torch permutation of its rollouts; the first
     `int(seen_train_ratio * n)` train. `unseen_ratio` is only recorded.
     """
-    # Only here: reading a split or a protocol needs no PyTorch.
+    # Import PyTorch only here: reading a split or a protocol does not need it.
     import torch
 
     labels = [_task(task) for task in tasks]
@@ -220,9 +223,9 @@ def divide(
         seen.extend(members[task][position] for position in draw[n_train:])
     if not train:
         raise SplitError(
-            f'split: no rollout is left to train on: {len(seen)} rollouts of {len(seen_tasks)} '
-            f'seen tasks at seen_train_ratio {seen_train_ratio}; record more rollouts per task or '
-            'raise seen_train_ratio'
+            f'split: no rollout is left for training: {len(seen)} rollouts of {len(seen_tasks)} '
+            f'seen tasks at seen_train_ratio {seen_train_ratio}; record more rollouts per task '
+            'or raise seen_train_ratio'
         )
     unseen = set(unseen_tasks)
     return Split(
@@ -254,8 +257,7 @@ def leave_one_task_out(tasks: Sequence[Task], *, fold: int, seen_train_ratio: fl
     Raises
     ------
     SplitError
-        Fewer than two tasks, no such fold, or what :func:`split_tasks` refuses.
-
+        There are fewer than two tasks, or the fold does not exist. See also :func:`split_tasks`.
     """
     ordered: list[Any] = sorted(_labels(tasks, seen_train_ratio))
     if len(ordered) < 2:

@@ -14,6 +14,6 @@ probe_regression  its logistic regressions
 
 A fitter is ``fit(detector, rollouts, *, validation=None, progress=None)``; it fits the detector in
 place. ``Detector.fit`` finds it by the entry points ``safe_monitor_node.fitters`` in ``setup.py``.
-Detectors that learn nothing (:mod:`safe_monitor_node.detectors.stepwise`) need no fitter. This room
-imports ``safe_monitor_node`` and ``vla_feature_bridge`` only.
+Detectors without training (:mod:`safe_monitor_node.detectors.stepwise`) do not need a fitter. This
+subpackage imports only ``safe_monitor_node`` and ``vla_feature_bridge``.
 """

@@ -2,10 +2,10 @@
 """Train many SAFE-MLPs or SAFE-LSTMs on the same rollouts at once.
 
 Models that differ in their learning rate, regularisation or class weights read the same features.
-Stacked, they need one pass over the features per epoch: the input maps of all models are products
-with one matrix that stays in cache, the recurrence steps through time once for all models, and no
-padded step is computed. Up to rounding, each model ends as
-:func:`safe_training.fitting.learned.fit_learned` would leave it; a test compares the two.
+When the models are stacked, one pass over the features per epoch is enough. The input layers of all
+models are computed as one matrix product, the recurrence runs over time once for all models, and
+padded steps are not computed. Except for rounding, each model is equal to the result of
+:func:`safe_training.fitting.learned.fit_learned`; a test compares them.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from safe_training.fitting.lstm_kernel import FirstLayer, LayerRun, LstmLayer, W
 from safe_training.fitting.precision import Precision
 from vla_feature_bridge.progress import Progress
 
-#: Parameters in which models trained together may differ.
+#: Parameters that may differ between models that are trained together.
 FREE = frozenset(
     {
         'learning_rate',
@@ -48,14 +48,15 @@ FREE = frozenset(
     }
 )
 
-#: Activations of a group of models that are held at once [bytes], unless one model needs more.
+#: Maximum memory for the activations of a group of models [bytes]. A group with a single model may
+#: need more.
 MEMORY = 2 << 30
 
 
 def can_be_stacked(detector: Any) -> bool:
     """Return whether a detector can be trained together with others.
 
-    A windowed LSTM, dropout and a randomly drawn step per rollout are trained one at a time.
+    Models with a windowed LSTM, dropout, or one random step per rollout are trained one at a time.
     """
     if isinstance(detector, SafeLstm):
         return detector.history < 0 and detector.dropout == 0 and not detector.one_loss_per_rollout
@@ -164,7 +165,8 @@ def train_together(
     Parameters
     ----------
     detectors : sequence of K SafeMlp or SafeLstm
-        They may differ in :data:`FREE` only. Each ends as its own ``fit`` would leave it.
+        They may differ in :data:`FREE` only. The result of each detector is equal to the result of
+        its own ``fit``.
     data : TrainingData
         Rollouts of both outcomes.
     device : torch.device or str
@@ -178,8 +180,8 @@ def train_together(
     Returns
     -------
     list of K str
-        Empty for a detector that was trained; otherwise the reason why not (its loss diverged).
-        Such a detector stays unfitted and does not affect the others.
+        An empty string for a trained detector, otherwise the reason of the failure (the loss
+        diverged). A failed detector stays unfitted and does not affect the other detectors.
     """
     first = detectors[0]
     for detector in detectors:
@@ -288,7 +290,7 @@ class _Stack:
             return score_loss(first, self._accumulated(p), batch.valid, batch.failed, weights)
 
         p = batch.padded(self._probabilities(first, self._stacked, batch, self._space))
-        # A diverged model must not raise an error for all models: its loss is set to NaN below.
+        # If one model diverges, do not raise an error for all models. Its loss is set to NaN below.
         finite = torch.isfinite(p)
         losses = torch.vmap(loss_of_one)(
             torch.where(finite, p, 0.5), self._fail, self._success

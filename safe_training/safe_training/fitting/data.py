@@ -37,8 +37,8 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
     Raises
     ------
     DetectorError
-        There are no rollouts; or a rollout has no features, raw features, features of another
-        width than the first rollout, or NaN or infinity among them.
+        There are no rollouts, or a rollout has no features, has raw features, has a different width
+        than the first rollout, or contains NaN or infinity.
     RolloutError
         A rollout has no label.
     """
@@ -47,8 +47,8 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
     for rollout in rollouts:
         if rollout.features.shape[-1] == 0:
             raise DetectorError(
-                f'rollout {rollout.episode_id!r}: carries no features (signals only); '
-                'choose a detector that works on signals, or another feature with --feature'
+                f'rollout {rollout.episode_id!r}: expected features, found only signals; choose '
+                'a detector that uses signals, or choose another feature array with --feature'
             )
         if rollout.features.ndim != 2 or rollout.features.shape[1] != width:
             raise DetectorError(
@@ -69,14 +69,14 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
 
 
 def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
-    """Raise :class:`DetectorError` unless there are successes and failures to learn from."""
+    """Raise :class:`DetectorError` if the rollouts do not contain both successes and failures."""
     failures = sum(r.failed for r in rollouts)
     if failures in (0, len(rollouts)):
         found = 'failures' if failures else 'successes'
         raise DetectorError(
-            f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts are '
-            f'{found}; add rollouts of the other outcome, '
-            'give more of them to training (--train-ratio), or another --split'
+            f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts '
+            f'are {found}; add rollouts of the other outcome, increase the training share '
+            '(--train-ratio), or choose another --split'
         )
 
 

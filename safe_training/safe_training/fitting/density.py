@@ -20,7 +20,7 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 TIME_STEPS = 100
-"""Whole steps from time 0 to time 1 of the flow, in the time that the network reads."""
+"""Factor between the time of the flow (0 to 1) and the integer time that the network reads."""
 
 
 def flow_matching_loss(
@@ -38,8 +38,8 @@ def flow_matching_loss(
     time : Tensor, shape (n,)
         From 0 (data) to 1 (noise).
     counted : Tensor of bool, shape (rows, width)
-        Entries that are no padding. Padding is zero in data and stays zero on the way to noise,
-        because the network reads zeros there when it scores.
+        Entries that are not padding. Padding is zero in the data and stays zero at all times of the
+        flow, because the network also reads zeros for padding when it scores.
     """
     noise = noise * counted
     velocity = noise - data
@@ -65,7 +65,7 @@ def outcome_loss(
         drawn = torch.randperm(len(features), generator=generator)[: detector.chunk]
         features = features[drawn.to(features.device)]
     data = detector.sequence(features)
-    # Drawn on the CPU: the same numbers on every device.
+    # Draw random numbers on the CPU, so that they are equal for all devices.
     noise = torch.randn(data.shape, generator=generator).to(data.device)
     time = torch.rand(len(data), generator=generator).to(data.device)
     counted = detector.counted(features.shape[1]).to(data.device)
@@ -158,8 +158,8 @@ def train(
             total, batches = total + loss.item(), batches + 1
         if not np.isfinite(total):
             raise DetectorError(
-                f'{detector.name}: the training loss became {total} in epoch {epoch}; '
-                'lower learning_rate, or look at the scale of the features and actions'
+                f'{detector.name}: the training loss became {total} in epoch {epoch}; lower '
+                'learning_rate, or check the scale of the features and actions'
             )
         if progress is not None:
             progress(epoch + 1, detector.epochs, f'loss {total / max(batches, 1):.4f}')
@@ -187,16 +187,17 @@ def fit_density(
         Labelled training rollouts with pooled features (and action chunks for RND); both outcomes
         unless ``success_only``.
     validation : sequence of Rollout, optional
-        Not used: the last epoch's weights are taken, as published.
+        Not used: the weights of the last epoch are used, as in the published code.
     device : str, optional
-        Where to train; a GPU where there is one. The fitted detector is on the CPU.
+        Device for training; the default is a GPU if one is available. The fitted detector is on the
+        CPU.
     progress : callable, optional
         Called with (epochs done, epochs, note).
 
     Raises
     ------
     DetectorError
-        The rollouts cannot be fitted on, or training diverged.
+        The rollouts are not suitable for fitting, or training diverged.
     """
     detector.check_params()
     inputs = training_inputs(detector, rollouts)

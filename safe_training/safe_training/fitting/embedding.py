@@ -49,12 +49,13 @@ class OutcomeSteps:
 def steps_by_outcome(
     detector: EmbeddingDetector, rollouts: Sequence[Rollout]
 ) -> dict[str, OutcomeSteps]:
-    """Return the steps of successes and, unless the detector leaves them out, of failures.
+    """Return the steps of successes and, if the detector uses failures, the steps of failures.
 
     Raises
     ------
     DetectorError
-        No rollouts, features that do not fit together, unlabelled rollouts, a missing outcome.
+        There are no rollouts, features have different widths, a rollout has no label, or an outcome
+        is missing.
     """
     data = stack_rollouts(rollouts)
     (require_successes if detector.success_only else require_both_outcomes)(rollouts, detector.name)
@@ -82,7 +83,7 @@ def gaussian(detector: Mahalanobis, steps: OutcomeSteps) -> dict[str, np.ndarray
     wide = steps.features.astype(np.float64)
     mean = wide.mean(axis=0)
     wide -= mean
-    # Only the lower triangle, here and below: half the work.
+    # Compute only the lower triangle, here and below. This halves the work.
     covariance = blas.dsyrk(1 / (count - 1), wide.T, lower=True)
     covariance[np.diag_indices(dim)] += detector.ridge
     try:
@@ -101,7 +102,7 @@ def neighbours(detector: NeighbourDetector, steps: OutcomeSteps) -> dict[str, np
     """Return the steps of one outcome, centred, and the rollout that each belongs to."""
     count = len(steps.features)
     longest = int(np.unique(steps.rollouts, return_counts=True)[1].max())
-    # Each rollout must find its neighbours among the others, or it would be its own outcome.
+    # Each rollout needs enough neighbours in other rollouts, because its own steps are excluded.
     if count - longest < detector.neighbours:
         raise DetectorError(
             f'{detector.name}: neighbours={detector.neighbours}, but the {steps.plural} have only '
@@ -133,7 +134,8 @@ def clusters(detector: PcaKmeans, steps: OutcomeSteps) -> dict[str, np.ndarray]:
     pca = PCA(detector.pca_dim, random_state=detector.seed)
     projected = pca.fit_transform(wide)
     with warnings.catch_warnings():
-        # With fewer distinct steps than clusters, two equal centroids change no distance.
+        # If there are fewer distinct steps than clusters, some centroids are equal. This does not
+        # change distances.
         warnings.simplefilter('ignore', ConvergenceWarning)
         means = KMeans(
             detector.clusters, init='k-means++', n_init='auto', random_state=detector.seed
@@ -168,7 +170,7 @@ def fit_embedding(
     Raises
     ------
     DetectorError
-        The rollouts cannot be fitted on, or not with these parameters.
+        The rollouts are not suitable for fitting with these parameters.
     """
     detector.check_params()
     by_outcome = steps_by_outcome(detector, rollouts)
@@ -182,7 +184,10 @@ def fit_embedding(
             case PcaKmeans():
                 arrays = clusters(detector, steps)
             case _:
-                raise AssertionError(f'no fit for {detector.name}')
+                raise AssertionError(
+                    f'{detector.name}: expected an embedding detector with a fitting function, '
+                    'found none'
+                )
         state |= {f'{outcome}.{name}': array for name, array in arrays.items()}
         if progress is not None:
             progress(done, len(by_outcome), f'{len(steps.features)} steps of {steps.plural}')

@@ -70,7 +70,7 @@ class TrainingData:
         )
 
     def valid(self) -> torch.Tensor:
-        """Return the mask (B, T) of real steps."""
+        """Return the mask (B, T): True for valid steps, False for padding."""
         return pad_steps(torch.ones(len(self.flat)), self.lengths)
 
     def weights(self, detector: Learned) -> ClassWeights:
@@ -100,7 +100,8 @@ def batch_loss(
     """Return the training loss of a mini-batch, without regularisation."""
     scores = network(batch.flat, batch.lengths)
     if not torch.isfinite(scores).all():
-        # Diverged. PyTorch's cross-entropy would raise an error without the reason.
+        # The training has diverged. (PyTorch's cross-entropy would raise an error without this
+        # reason.)
         return scores.sum() * torch.nan
     return score_loss(detector, scores, batch.valid(), batch.failed, weights, generator)
 
@@ -174,7 +175,8 @@ def training_epochs(
     for index in range(detector.epochs):
         total = 0.0
         network.train()
-        # A single batch needs no order, so it is not gathered again every epoch.
+        # If there is only one batch, the order is not important. Therefore the batch is not copied
+        # again in every epoch.
         batches = (
             [data]
             if rollouts <= detector.batch_size
@@ -208,7 +210,7 @@ def fresh_network(detector: Learned, dim: int) -> nn.Module:
 
 
 def scale_weights(network: nn.Module, scale: float) -> None:
-    """Multiply all weights (biases left alone) of a fresh network."""
+    """Multiply all weights of a new network by a factor; biases are not changed."""
     with torch.no_grad():
         for name, parameter in network.named_parameters():
             if 'weight' in name:
@@ -217,7 +219,11 @@ def scale_weights(network: nn.Module, scale: float) -> None:
 
 @dataclass
 class _EarlyStopping:
-    """Keeps the weights of lowest validation loss; stops ``patience`` epochs after them."""
+    """Early stopping.
+
+    Stores the weights with the lowest validation loss, and stops when the loss has not improved for
+    ``patience`` epochs.
+    """
 
     detector: Learned
     data: TrainingData
@@ -255,9 +261,10 @@ def fit_learned(
     rollouts : sequence of Rollout
         Labelled training rollouts with pooled features, both outcomes.
     validation : sequence of Rollout, optional
-        Without it the weights of the last epoch are taken, as published. With it, training stops
-        ``patience`` epochs after its loss was lowest, and the weights with the lowest loss are
-        taken; these rollouts must not be used to calibrate a band.
+        If not given, the weights of the last epoch are used, as in the published code. If given,
+        training stops when the validation loss has not improved for ``patience`` epochs, and the
+        weights with the lowest validation loss are used. These rollouts must not be used to
+        calibrate a band.
     patience : int
         Epochs without a lower validation loss after which training stops.
     progress : callable, optional
@@ -288,7 +295,7 @@ def fit_learned(
                 break
     if stopping is not None and stopping.best_weights is not None:
         network.load_state_dict(stopping.best_weights)
-    # No loss is computed after the last step, so look at the weights themselves.
+    # No loss is computed after the last update. Therefore check the weights.
     if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
         raise DetectorError(
             f'{detector.name}: training ended with weights that are NaN or infinite; '

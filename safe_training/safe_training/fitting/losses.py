@@ -43,7 +43,9 @@ def hinge_steps(
     weights: torch.Tensor,
     threshold: float | None = None,
 ) -> torch.Tensor:
-    """Return the loss (B, T) of accumulated scores: successes are pulled to 0, failures pushed up.
+    """Return the loss (B, T) of accumulated scores.
+
+    It is lowest for low scores of successes and high scores of failures.
 
     Successes ``relu(S)``; failures ``-w S``, or ``w relu(threshold - S)`` with a threshold.
     """
@@ -65,7 +67,7 @@ def rollout_losses(
 ) -> torch.Tensor:
     """Return the loss of each rollout (B,): the mean of the losses (B, T) over valid steps.
 
-    With a ``generator``, the loss of one valid step drawn uniformly instead.
+    If ``generator`` is given, return the loss of one valid step that is drawn uniformly.
     """
     if generator is None:
         return (steps * valid).sum(dim=1) / valid.sum(dim=1)
@@ -86,8 +88,8 @@ def hard_negative(
 ) -> torch.Tensor:
     """Return the squared hinge around 0.5 on each rollout's largest score, averaged over the batch.
 
-    ``beta > 0`` takes the soft maximum ``logsumexp(beta s) / beta``, which lies up to
-    ``log(T) / beta`` above the true maximum; ``beta <= 0`` takes the true maximum.
+    ``beta > 0`` takes the soft maximum ``logsumexp(beta s) / beta``, which is larger than the true
+    maximum by at most ``log(T) / beta``; ``beta <= 0`` uses the true maximum.
     """
     masked = scores.masked_fill(valid == 0, -torch.inf)
     peak = masked.amax(dim=1) if beta <= 0 else torch.logsumexp(beta * masked, dim=1) / beta

@@ -11,10 +11,10 @@ import torch
 
 
 class Workspace:
-    """Memory of large intermediate results, kept from epoch to epoch.
+    """Memory for large intermediate results that is reused in every epoch.
 
-    The operating system gives new memory of this size page by page, which takes as long as the
-    arithmetic on it.
+    The operating system allocates memory of this size page by page. This takes as long as the
+    computation.
     """
 
     def __init__(self, device: torch.device, precision: torch.dtype) -> None:

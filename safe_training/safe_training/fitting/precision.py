@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Number formats of the matrix products of models that are trained together."""
+"""Number formats for matrix products when models are trained together."""
 
 from typing import Literal
 

@@ -2,8 +2,9 @@
 """Fit the linear probe.
 
 Open parameters are chosen by leave-one-task-out: each training task is scored by a probe fitted on
-the other tasks, and the choice that best ranks failures above successes inside the tasks wins.
-Components, scales and signals come from all training rollouts, because they use no outcome.
+the other tasks, and the candidate with the highest AUC within the tasks is chosen. Components,
+scales and the list of signals are computed from all training rollouts, because they do not depend
+on outcomes.
 """
 
 from __future__ import annotations
@@ -73,7 +74,10 @@ class _Choice:
         return self._start[candidate.inputs]
 
     def best(self, candidates: Sequence[Candidate], margin: float) -> Candidate:
-        """Return the first candidate, or the best candidate if it is better by the margin."""
+        """Return the best candidate, or the first one if the best is hardly better.
+
+        Better means an AUC that is higher by more than the margin.
+        """
         if len(candidates) == 1:
             return candidates[0]
         aucs = np.array([self.auc(candidate) for candidate in candidates])
@@ -95,7 +99,7 @@ def _fit_all(data: ProbeData, inputs: str, l2: float, start: Array | None = None
 
 
 def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
-    """Return the candidate that leave-one-task-out prefers, and its AUC there (NaN if unknown)."""
+    """Return the candidate that leave-one-task-out chooses, and its AUC (NaN if unknown)."""
     choice = _Choice(data)
     has_features, has_signals = data.components.shape[1] > 0, data.history.shape[1] > 0
     which = [probe.inputs] if probe.inputs != 'auto' else ['both', 'features', 'signals']
@@ -114,7 +118,8 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
     )
     if not which:
         raise DetectorError(
-            f'{probe.name}: nothing to read: inputs={probe.inputs!r}, and the rollouts have '
+            f'{probe.name}: expected features or signals to read, found none: '
+            f'inputs={probe.inputs!r}, and the rollouts have '
             f'{"features" if has_features else "no features"} and '
             f'{"signals" if has_signals else "no signals"}'
         )
@@ -141,8 +146,8 @@ def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
     names = [name for name in SIGNAL_NAMES if name in carried] or sorted(carried)
     if not names:
         raise DetectorError(
-            f'rollout {rollouts[0].episode_id!r}: {probe.name} needs action signals, it has none; '
-            'record the actions, or fit on the features alone (--param inputs=features)'
+            f'rollout {rollouts[0].episode_id!r}: {probe.name} expected action signals, found '
+            'none; record the actions, or use only the features (--param inputs=features)'
         )
     return names
 
@@ -203,8 +208,8 @@ def fit_probe(
     probe : LinearProbe
         Fitted in place.
     rollouts : sequence of Rollout
-        Labelled training rollouts of both outcomes with features, signals, or both, of at least
-        two tasks if anything is to be chosen.
+        Labelled training rollouts of both outcomes with features, signals, or both, of at least two
+        tasks if a parameter must be chosen.
     validation : sequence of Rollout, optional
         Not used: leave-one-task-out needs no further rollouts.
     progress : callable, optional
@@ -213,7 +218,7 @@ def fit_probe(
     Raises
     ------
     DetectorError
-        The rollouts have one outcome only, or a rollout lacks features or signals.
+        All rollouts have the same outcome, or a rollout lacks features or signals.
     """
     probe.check_params()
     if not rollouts or rollouts[0].features.shape[-1] > 0:

@@ -20,8 +20,8 @@ Array = NDArray[np.float64]
 L2_CHOICES = (0.1, 0.3, 1.0, 3.0)
 SMOOTHING_CHOICES = (0.0, 0.7)
 
-# Leave-one-task-out over few failures is noisy: another choice than the first must be better by
-# this much AUC, and the fallback by more.
+# With few failures, the leave-one-task-out AUC is noisy. Another candidate replaces the first
+# candidate only if its AUC is higher by this margin. The margin for the fallback is larger.
 MARGIN = 0.02
 FALLBACK_MARGIN = 0.05
 _DISTANCE_COMPONENTS = 32
@@ -54,7 +54,7 @@ class ProbeData:
     lengths, failed, task : ndarray, shape (B,)
         Task as a number from 0.
     min_lengths : ndarray, shape (B,)
-        Length of the shortest rollout of the task.
+        Minimum length of the task.
     """
 
     components: Array
@@ -72,15 +72,16 @@ class ProbeData:
         return self.history if which == 'signals' else np.hstack([self.components, self.history])
 
     def steps_of(self, rollouts: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Return the mask (N,) of the steps of some rollouts."""
+        """Return the mask (N,): True for the steps of the given rollouts."""
         return np.repeat(rollouts, self.lengths)
 
 
 def task_balanced_weights(task: NDArray[np.int64], failed: NDArray[np.bool_]) -> Array:
     """Return the weight of each rollout: inside each task both outcomes have the same weight.
 
-    The weight of a task is its number of rollouts. A task with a single outcome cannot be balanced
-    and would only show which task tends to fail: its weight is 0, unless no task has both outcomes.
+    The weight of a task is its number of rollouts. A task with a single outcome cannot be balanced.
+    It would only teach the probe which tasks fail often. Therefore its weight is 0. Exception: if
+    no task has both outcomes, all tasks have a weight.
     """
     weights: Array = np.zeros(len(task))
     for number in np.unique(task):
@@ -141,7 +142,8 @@ def within_task_auc(values: Array, failed: NDArray[np.bool_], task: NDArray[np.i
     """Return the mean ROC-AUC of the tasks with both outcomes and values; NaN without any.
 
     The weight of a task is ``f s / (f + s)`` for f failures and s successes: about the inverse of
-    the variance that its AUC has by chance, so that a task with one failure does not decide.
+    the variance that its AUC has by chance, so that a task with only one failure has little
+    influence.
     """
     total = weight = 0.0
     for number in np.unique(task):
@@ -159,7 +161,7 @@ def within_task_auc(values: Array, failed: NDArray[np.bool_], task: NDArray[np.i
 def linear_left_out(data: ProbeData, inputs: str, l2: float, start: Array | None) -> Array:
     """Return raw scores (N,) of every step by a regression on the other tasks.
 
-    NaN where the other tasks lack an outcome.
+    The scores of a task are NaN if the other tasks do not have both outcomes.
     """
     x = data.inputs(inputs)
     failed_steps = data.steps_of(data.failed)
@@ -191,7 +193,10 @@ def whitening_matrix(data: ProbeData, rollouts: NDArray[np.bool_]) -> tuple[Arra
 
 
 def distance_left_out(data: ProbeData) -> Array:
-    """Return the distance (N,) of every step to the successes of the other tasks, NaN if none."""
+    """Return the distance (N,) of every step to the successes of the other tasks.
+
+    NaN if the other tasks have no successes.
+    """
     scores = np.full(len(data.components), np.nan)
     for number in np.unique(data.task):
         others = data.task != number

@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores and labels in, numbers out.
+"""Computes numbers from scores and labels.
 
-scored            a scored rollout, and the time steps at which its score is looked at
+scored            a scored rollout, and the steps at which its score is evaluated
 ranking           how well scores rank failures
 alarms            how well alarms detect failures
-lead_time         how many steps before the failure the alarm came
+lead_time         number of steps between the alarm and the failure
 bootstrap         bootstrap intervals
 binomial          Clopper-Pearson intervals, and counts of alarms by task
-reliability       whether a score is a probability
+reliability       agreement of probabilities with outcomes
 operating_curves  detection against false alarms
 part_report       all of these for one part of a split
 
-This room knows no detector: it imports ``safe_monitor_node.bands`` only.
+This subpackage does not depend on detectors: it imports only ``safe_monitor_node.bands``.
 """

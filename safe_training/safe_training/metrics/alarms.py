@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well alarms detect failures, and how often they are false."""
+"""Detection rates and false-alarm rates of alarms."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class AlarmRates:
 class AlarmReport:
     """Alarm rates over all rollouts together, per task, and averaged over tasks.
 
-    The macro averages take the mean of each rate over the tasks where it exists.
+    A macro average is the mean of a rate over the tasks for which the rate exists.
     """
 
     pooled: AlarmRates
@@ -101,8 +101,7 @@ def classification_report(
     values, failed : (N,) arrays
         As in `rank`.
     threshold : float
-        Compared with `>`, as everywhere here; the published tables compare with `>=`.
-
+        Values are compared with `>`, as everywhere in this suite. The published tables use `>=`.
     """
     scores, positive = values_and_outcomes(values, failed)
     if np.isnan(threshold):
@@ -133,16 +132,18 @@ def f1_of_failures(failed: NDArray[np.bool_], found: NDArray[np.bool_]) -> float
 
 
 def band_alarms(scored: Sequence[ScoredRollout], band: Band, alpha: float) -> list[int | None]:
-    """Return each rollout's first step above the threshold of its task, or None.
+    """Return for each rollout the first step with a score above the threshold of its task.
 
-    Raises `BandError` for an alpha that the band was not calibrated for, or a rollout longer than
-    it.
+    None if there is no such step.
+
+    Raises `BandError` if the band was not calibrated for alpha, or if a rollout is longer than the
+    band.
     """
     return [band.at(alpha, str(r.task)).first_crossing(r.scores) for r in scored]
 
 
 def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) -> AlarmReport:
-    """Return rates of alarms at any step of a rollout: what an operator sees.
+    """Return alarm rates, counting alarms at any step of a rollout, as an operator sees them.
 
     Parameters
     ----------
@@ -150,13 +151,12 @@ def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
         The rollouts.
     alarms : sequence of N int or None
         First alarm step of each, from `band_alarms` or from an alarm state machine.
-
     """
     for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True):
         if step is not None and not 0 <= step < len(rollout):
             raise MetricError(
                 f'metrics: alarm at step {step} of a rollout of task {rollout.task!r} with '
-                f'{len(rollout)} steps; an alarm belongs inside its rollout'
+                f'{len(rollout)} steps; expected a step of the rollout'
             )
     tasks = [rollout.task for rollout in scored]
     failed = labels(scored)
@@ -185,7 +185,7 @@ def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
 def alarm_report_until_min_length(
     scored: Sequence[ScoredRollout], alarms: Sequence[int | None], shortest: Mapping[Task, int]
 ) -> AlarmReport:
-    """Return rates of alarms within the shortest length of the task only; later ones do not count.
+    """Return alarm rates, counting only alarms before the minimum length of the task.
 
     The detection time stays relative to the length of the rollout itself, so a failure not detected
     within that length counts 1.0 even if an alarm came later.

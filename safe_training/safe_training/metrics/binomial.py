@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interval of a share that was counted, and counts of alarms by task."""
+"""Confidence interval of a counted rate, and counts of alarms per task."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tally:
     Attributes
     ----------
     repeats : int
-        How often rollouts were drawn; all draws are added up.
+        Number of random draws of the rollouts; counts are summed over all draws.
     """
 
     repeats: int = 1
@@ -53,7 +53,7 @@ class Tally:
 
 
 def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
-    """Return the task with the highest rate over all tallies; None if none has enough rollouts."""
+    """Return the task with the highest rate; None if no task has enough rollouts."""
     alarms: dict[str, int] = {}
     counts: dict[str, int] = {}
     enough: set[str] = set()
@@ -61,7 +61,7 @@ def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:
         for task, count in tally.rollouts.items():
             alarms[task] = alarms.get(task, 0) + tally.alarms[task]
             counts[task] = counts.get(task, 0) + count
-            # A rollout that was drawn again is no further rollout.
+            # A rollout that was drawn several times counts as one rollout.
             if count >= FEWEST * tally.repeats:
                 enough.add(task)
     rates = {task: alarms[task] / counts[task] for task in sorted(enough)}

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from safe_training.metrics.ranking import rank
 from safe_training.metrics.scored import MetricError, values_and_outcomes
 
-# Resampled weights held at once by a bootstrap, to bound its memory.
+# Number of resampled weights that are in memory at the same time.
 _BOOTSTRAP_CHUNK = 1_000_000
 
 
@@ -19,8 +19,8 @@ _BOOTSTRAP_CHUNK = 1_000_000
 class Interval:
     """An estimate with a percentile bootstrap interval.
 
-    `given` values (or resamples, for an AUC) were at hand and `used` of them existed; the others
-    were NaN. If used < given, the mean leaves something out.
+    `given` is the number of values (or of resamples, for an AUC). `used` is the number of values
+    that are not NaN. If used < given, the mean does not include all values.
     """
 
     value: float
@@ -39,21 +39,20 @@ def bootstrap_interval(
 ) -> Interval:
     """Return the mean of some values, such as one AUC per split, with its bootstrap interval.
 
-    NaN values are left out of the mean and counted: see `Interval`. The values are resampled as
-    if independent; splits of one set of rollouts overlap, so the interval is about the draw of
-    the split and not about new rollouts.
+    NaN values are left out of the mean and counted: see `Interval`. The values are resampled as if
+    they were independent. But splits of one set of rollouts overlap. Therefore the interval
+    describes the variation between splits and not between new rollouts.
 
     Parameters
     ----------
     values : (N,) array
-        May hold NaN; fewer than two others give an interval of NaN.
+        Values, possibly with NaN. If fewer than two values are not NaN, the interval is NaN.
     generator : numpy.random.Generator
         Draws the resamples.
     level : float
-        Coverage in (0, 1).
+        Confidence level of the interval, in (0, 1).
     resamples : int
         Number of resamples.
-
     """
     _check_bootstrap(level, resamples)
     given = np.asarray(values, dtype=np.float64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long before the annotated failure the alarm came."""
+"""Time between the first alarm and the annotated failure."""
 
 from __future__ import annotations
 
@@ -15,22 +15,22 @@ from safe_training.metrics.scored import MetricError, ScoredRollout, labels, mea
 
 @dataclass(frozen=True, eq=False)
 class LeadTimes:
-    """How many steps before the annotated failure the alarm came.
+    """Number of steps between the first alarm and the annotated failure.
 
     Attributes
     ----------
     leads : (M,) float64 array
-        Annotated failure step minus first alarm step, for each annotated failure with an alarm, in
-        their order: positive if the alarm was early, negative if it came after the failure.
+        Annotated failure step minus first alarm step. One value for each annotated failure with an
+        alarm, in the order of the rollouts. A positive value means that the alarm came before the
+        annotated step.
     mean, median : float
-        Of `leads`, in steps; NaN without one.
+        Mean and median of `leads`, in steps; NaN if `leads` is empty.
     annotated : int
         Failures with an annotated step.
     alarmed : int
-        Annotated failures with an alarm at any time: M.
+        Number of annotated failures with an alarm at any step (M).
     in_time : int
-        Annotated failures with an alarm at the annotated step or before it.
-
+        Number of annotated failures with an alarm at or before the annotated step.
     """
 
     leads: NDArray[np.float64]
@@ -46,7 +46,7 @@ def lead_times(
     alarms: Sequence[int | None],
     failure_steps: Sequence[int | None],
 ) -> LeadTimes:
-    """Return by how many steps alarms precede the annotated failure.
+    """Return the lead times of the alarms.
 
     Parameters
     ----------
@@ -55,9 +55,8 @@ def lead_times(
     alarms : sequence of N int or None
         First alarm step of each.
     failure_steps : sequence of N int or None
-        Step (0-based) at which the rollout can be seen to fail, None if nobody annotated it; a
-        success cannot have one.
-
+        Annotated step (0-based) of each failure; None if it is not annotated. It must be None for a
+        success.
     """
     if len(failure_steps) != len(scored):
         raise MetricError(
@@ -71,12 +70,12 @@ def lead_times(
             continue
         if not failed:
             raise MetricError(
-                f'metrics: a success of task {rollout.task!r} is annotated to fail at step {step}'
+                f'metrics: a success of task {rollout.task!r} has the annotated failure step {step}'
             )
         if not 0 <= step < len(rollout):
             raise MetricError(
-                f'metrics: a rollout of task {rollout.task!r} with {len(rollout)} steps is '
-                f'annotated to fail at step {step}; annotate inference steps, counted from 0'
+                f'metrics: a rollout of task {rollout.task!r} with {len(rollout)} steps has the '
+                f'annotated failure step {step}; annotate inference steps, counted from 0'
             )
         annotated += 1
         if alarm is not None:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Alarm rates over thresholds and over promised rates, and what each costs in time.
+"""Alarm rates and detection times as functions of the threshold or of the promised rate.
 
 A rollout raises an alarm at its first step with `score > threshold`, within its true length. The
-published curves differ in three ways: scores are first scaled into [0, 1], an alarm needs
-`score >= threshold`, and the threshold that they name is not the inverse of the scaling.
+published curves differ in three ways: scores are first scaled into [0, 1], an alarm needs `score >=
+threshold`, and the reported threshold is not the inverse of the scaling.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PERCENTILES = np.linspace(0, 100, 101)
 
 @dataclass(frozen=True, eq=False)
 class OperatingCurve:
-    """What a constant threshold achieves, for each of K thresholds.
+    """Alarm rates and detection times of K constant thresholds.
 
     Attributes
     ----------
@@ -36,7 +36,6 @@ class OperatingCurve:
         NaN without failures.
     detection_time : (K,) float64 array
         Mean over failures of first alarm step / length, 1.0 for a missed one; NaN without failures.
-
     """
 
     thresholds: NDArray[np.float64]
@@ -50,10 +49,12 @@ class OperatingCurve:
 
 @dataclass(frozen=True, eq=False)
 class AlphaCurve:
-    """What a band achieves by the end of the rollouts, for each of its K promised rates.
+    """Alarm rates and detection times of a band, for each of its K promised rates.
 
-    Arrays have shape (K,); `alphas` ascends. A promise is kept where `false_alarm_rate` is not
-    above `alphas`, but for chance.
+    They are measured at the end of the rollouts.
+
+    Arrays have shape (K,); `alphas` ascends. The promise holds if `false_alarm_rate` is not above
+    `alphas`, except for random variation.
     """
 
     alphas: NDArray[np.float64]
@@ -66,8 +67,9 @@ class AlphaCurve:
 def default_thresholds(scored: Sequence[ScoredRollout]) -> NDArray[np.float64]:
     """Return thresholds at which a constant threshold changes what it does, shape (K,), ascending.
 
-    The percentiles of all scores, the largest score of each rollout (above it the rollout has no
-    alarm), and one value below all scores (every rollout has an alarm at once).
+    The thresholds are: the percentiles of all scores; the largest score of each rollout (with a
+    higher threshold the rollout has no alarm); and one value below all scores (every rollout has an
+    alarm at step 0).
     """
     everything = np.concatenate([rollout.scores for rollout in some(scored)])
     return np.unique(
@@ -121,7 +123,8 @@ def operating_curve(
         balanced_accuracy=(detection_rate + 1.0 - false_alarm_rate) / 2,
         accuracy=(alarmed == failed[:, None]).mean(axis=0),
         f1=2 * true_positives / positives if failed.any() else np.full(chosen.size, np.nan),
-        # `first` is the length where nothing crosses, which makes the time 1.
+        # If no score is above the threshold, `first` is the length, so that the detection time is
+        # 1.
         detection_time=_column_means((first / lengths[:, None])[failed]),
     )
 

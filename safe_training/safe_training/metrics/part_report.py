@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a detector achieves on one part of a split: rankings, alarms, lead times, calibration."""
+"""Results of a detector on one part of a split.
+
+Rankings, alarms, lead times, calibration of probabilities.
+"""
 
 from __future__ import annotations
 
@@ -24,18 +27,18 @@ from safe_training.metrics.reliability import Reliability, reliability
 from safe_training.metrics.scored import ScoredRollout, clock_scores, labels, scores_at_min_length
 from vla_feature_bridge.rollout import Rollout
 
-# The evaluation times of `all_rankings` as people read them, early ones first.
+# Display names of the evaluation times of `all_rankings`, from early to late.
 EVALUATION_TIMES = {
     'at_25_percent': 'at 25 % of the minimum length',
     'at_50_percent': 'at 50 % of it',
     'at_75_percent': 'at 75 % of it',
     'score_at_min_length': 'at it',
-    'max_score_until_min_length': 'until it (largest so far)',
+    'max_score_until_min_length': 'until it (largest score)',
     'running_25_percent': 'running at 25 % of a success',
     'running_50_percent': 'running at 50 %',
     'running_75_percent': 'running at 75 %',
     'running_100_percent': 'running at 100 %',
-    'max_score': 'by the end (leaks the length)',
+    'max_score': 'whole rollout (leaks the length)',
 }
 # Alarm rates of a report under the names that tables and files have for them.
 _RATES = ('detection_rate', 'false_alarm_rate', 'balanced_accuracy', 'detection_time')
@@ -49,22 +52,23 @@ class PartReport:
     Attributes
     ----------
     ranking, clock : dict of str to RankingReport
-        At every evaluation time of :func:`safe_training.metrics.ranking.all_rankings`: of the
-        detector, and of a score that is the step number.
+        Rankings at every evaluation time of :func:`safe_training.metrics.ranking.all_rankings`: of
+        the detector, and of the step counter (`clock`).
     alarms, alarms_until_min_length : AlarmReport
         Alarms at any step, as an operator sees them; alarms within the shortest length of the task.
     classification : ClassificationReport
-        Of "an alarm was raised" as the class of each rollout.
+        Classification report in which a rollout with an alarm is classified as a failure.
     lead : LeadTimes or None
-        None unless a failure of the part is annotated with the step at which it began.
+        Lead times; None if no failure of the part has an annotated step.
     reliability : Reliability or None
-        Of the score at the shortest length of the task; None unless it claims to be a probability.
+        Reliability of the score at the minimum length of the task; None if the score is not a
+        probability.
     alpha : float
         Promised false-alarm rate.
     own_bands : int
         Number of rollouts that were compared with a band of their task.
     finite_band : bool
-        False if the band of all tasks can raise no alarm, for too few calibration rollouts.
+        False if the band of all tasks is infinite because there are too few calibration rollouts.
     """
 
     ranking: dict[str, RankingReport]
@@ -140,7 +144,10 @@ def report_part(
 
 
 def flatten_report(report: PartReport) -> dict[str, float]:
-    """Return one part's numbers under flat names, for tables and files; NaN where there is none."""
+    """Return the numbers of one part as a flat mapping, for tables and files.
+
+    A number that does not exist is NaN.
+    """
     values: dict[str, float] = {}
     for prefix, ranking in (('', report.ranking), ('clock_', report.clock)):
         for when, entry in ranking.items():
@@ -180,7 +187,7 @@ def flatten_report(report: PartReport) -> dict[str, float]:
 
 
 def per_task(report: PartReport) -> dict[str, dict[str, float]]:
-    """Return the numbers of each task by name; NaN where there is none."""
+    """Return the numbers of each task as a mapping. A number that does not exist is NaN."""
     ranking = report.ranking['max_score_until_min_length'].per_task
     return {
         str(task): {

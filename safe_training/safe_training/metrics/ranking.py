@@ -2,14 +2,15 @@
 """How well scores rank failures above successes, pooled and per task.
 
 Failure is the positive class, and a higher score means that failure is more likely. If only one
-class is present a ranking does not exist and its value is NaN, never 0.5 or 1.0.
+class is present, there is no ranking and the value is NaN (not 0.5 or 1.0).
 
-Failures run to the time limit and successes stop early, so any score that grows with time finds
-failures in hindsight. Three values of a score are therefore kept apart: ``score_at_min_length``
-(at the last step that all rollouts of the task have), ``max_score_until_min_length`` (the largest
-score up to that step) and ``max_score`` (the largest score of the whole rollout, which leaks the
-label through the length). `clock_scores` is the control that shows how much of a number is length
-alone. A running monitor does not know the shortest length: see `min_lengths`.
+Failures run until the time limit and successes stop earlier. Therefore every score that grows with
+time ranks failures high after the end of the episodes. For this reason, three values of a score are
+reported separately: ``score_at_min_length`` (at the last step that all rollouts of the task have),
+``max_score_until_min_length`` (the largest score up to that step) and ``max_score`` (the largest
+score of the whole rollout, which leaks the label through the length). `clock_scores` is a control
+that shows how much of a result comes only from the length. A running monitor does not know the
+minimum length: see `min_lengths`.
 """
 
 from __future__ import annotations
@@ -53,9 +54,10 @@ class Ranking:
 class RankingReport:
     """A ranking over all rollouts together, per task, and averaged over tasks.
 
-    Pooling flatters: most pairs of rollouts it compares are of two different tasks, so a score
-    that merely recognises hard tasks does well. The macro averages compare within a task only.
-    They leave out tasks with one class; `tasks_used` of `len(per_task)` tasks entered them.
+    The pooled ranking is too optimistic: most pairs of rollouts belong to two different tasks, so a
+    score that only recognises difficult tasks has a high value. The macro averages only compare
+    rollouts of the same task. They exclude tasks with one class: `tasks_used` of `len(per_task)`
+    tasks are included.
     """
 
     pooled: Ranking
@@ -81,10 +83,11 @@ def rank(values: ArrayLike, failed: ArrayLike) -> Ranking:
     n_successes = int(positive.size) - n_failures
     if n_failures == 0 or n_successes == 0:
         return Ranking(np.nan, np.nan, n_failures, n_successes)
-    # As sklearn.metrics.roc_auc_score and average_precision_score, which a test compares with; they
-    # take 2 ms a call, and a sweep ranks each task of each configuration at ten evaluation times.
+    # Same values as sklearn.metrics.roc_auc_score and average_precision_score (a test compares
+    # them). The scikit-learn functions take 2 ms per call, which is too slow: a sweep ranks each
+    # task of each configuration at ten evaluation times.
     order = np.argsort(-scores, kind='stable')
-    # Rollouts with the same value are found together.
+    # Rollouts with the same value form one group.
     ends = np.flatnonzero(np.r_[np.diff(scores[order]) != 0.0, True])
     found = np.cumsum(positive[order])[ends]
     above = ends + 1
@@ -137,7 +140,7 @@ def rankings(
 def all_rankings(
     scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> dict[str, RankingReport]:
-    """Return the rankings at every evaluation time that is reported, by name.
+    """Return the rankings at all reported evaluation times, as a mapping from name to ranking.
 
     The names are those of :func:`rankings`; ``at_25_percent``, ``at_50_percent``, ``at_75_percent``
     of the shortest length (:func:`rankings_at_quantiles`); ``running_25_percent`` and so on up to
@@ -158,7 +161,7 @@ def rankings_at_quantiles(
     shortest: Mapping[Task, int],
     quantiles: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
 ) -> dict[float, RankingReport]:
-    """Return rankings by the score at quantiles of the shortest length (`scores_at_quantile`)."""
+    """Return rankings by the score at fractions of the minimum length (`scores_at_quantile`)."""
     failed = labels(scored)
     tasks = [rollout.task for rollout in scored]
     return {
@@ -172,12 +175,12 @@ def running_rankings(
 ) -> dict[float, RankingReport]:
     """Return rankings of the rollouts that still run at fractions of the length of a success.
 
-    At a fraction f the evaluation time of a task is step ceil(f m) - 1 (0-based, at least 0), m the
-    median length of its successes here. Rollouts that ended before this step are left out, and the
-    others are ranked by their largest score so far. An operator can know this step, unlike the
-    shortest length. All rollouts of a task are ranked at the same step, so a clock has 0.5 within
-    each task; it would have 0.7 if rollouts that have ended kept their last score. Tasks without a
-    success have no such step and are left out.
+    For a fraction f, the evaluation time of a task is step ceil(f m) - 1 (0-based, at least 0). m
+    is the median length of the successes of this task in the given rollouts. Rollouts that ended
+    before this step are excluded. The other rollouts are ranked by their largest score up to this
+    step. An operator can know this step, but not the minimum length of the task. All rollouts of a
+    task are ranked at the same step, so that a step counter has an AUC of 0.5 within each task. (It
+    would have 0.7 if ended rollouts kept their last score.) Tasks without a success are excluded.
     """
     lengths: dict[Task, list[int]] = {}
     for rollout, failed in zip(scored, labels(scored), strict=True):
@@ -188,7 +191,8 @@ def running_rankings(
     for fraction in fractions:
         if not fraction > 0.0:
             raise MetricError(f'metrics: a fraction of a length must be above 0, found {fraction}')
-        # A product a hair above a whole number, such as 0.07 * 100, must not round up to the next.
+        # A product slightly above an integer because of rounding, such as 0.07 * 100, must not be
+        # rounded up.
         steps = {
             task: max(1, math.ceil(round(fraction * median, 9))) for task, median in medians.items()
         }

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well scores that claim to be probabilities of failure agree with the failures."""
+"""Reliability of scores that are probabilities of failure."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from safe_training.metrics.scored import MetricError, values_and_outcomes
 
 @dataclass(frozen=True, eq=False)
 class Reliability:
-    """How well probabilities of failure agree with how often rollouts failed.
+    """Agreement between predicted probabilities of failure and the frequency of failures.
 
     Attributes
     ----------
     brier : float
-        Mean squared difference to the outcome, in [0, 1]; a constant 0.5 has 0.25.
+        Mean squared difference between probability and outcome, in [0, 1]. A constant probability
+        of 0.5 has a Brier score of 0.25.
     calibration_error : float
-        Expected calibration error: mean over bins of |confidence - frequency|, each bin weighing
-        as many rollouts as it holds (Naeini, Cooper and Hauskrecht, AAAI 2015).
+        Expected calibration error: mean over bins of |confidence - frequency|, weighted by the
+        number of rollouts in the bin (Naeini, Cooper and Hauskrecht, AAAI 2015).
     bin_confidence, bin_frequency : (B,) float64 arrays
         Mean probability and share of failures of the rollouts in each bin of equal width over
         [0, 1]; NaN in an empty bin.
     bin_count : (B,) int64 array
         Rollouts in each bin.
-
     """
 
     brier: float
@@ -55,8 +55,7 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
     Raises
     ------
     MetricError
-        No rollouts, no bins, or a value that is no probability.
-
+        There are no rollouts or no bins, or a value is not a probability.
     """
     values, positive = values_and_outcomes(probabilities, failed)
     if values.size == 0:
@@ -66,8 +65,9 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
     outside = np.flatnonzero((values < 0.0) | (values > 1.0))
     if outside.size:
         raise MetricError(
-            f'metrics: the value of rollout {outside[0]} is {values[outside[0]]}, not a '
-            'probability; this measure is for scores in [0, 1] that claim to be one'
+            f'metrics: the value of rollout {outside[0]} is {values[outside[0]]}, expected a '
+            'probability in [0, 1]; use this measure only for detectors whose score is a '
+            'probability'
         )
     which = np.minimum((values * bins).astype(np.int64), bins - 1)
     count = np.bincount(which, minlength=bins)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A scored rollout, and the time steps at which its score is looked at."""
+"""A scored rollout, and the steps at which its score is evaluated."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from vla_feature_bridge.rollout import Rollout
 Task = int | str
 
 OUTCOMES = ('miss', 'false alarm', 'detection', 'quiet')
-"""What can become of a labelled rollout, in the order in which people look for trouble."""
+"""Classes of a labelled rollout with an alarm decision, in order of importance for users."""
 
 
 class MetricError(SafeError):
-    """Scored rollouts cannot be evaluated as asked."""
+    """Scored rollouts are not suitable for the requested evaluation."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,22 +33,23 @@ class ScoredRollout:
     scores : (T,) float64 array
         One finite score per step over the true length of the rollout.
     failed : bool or None
-        True for a failure, the positive class; None for a rollout without a label.
+        True for a failure, the positive class; None if the rollout has no label.
     task : int or str
         Task label.
     failure_step : int or None
-        Step (0-based) at which a person saw the failure begin; None if nobody annotated it.
+        Annotated step (0-based) at which the failure began; None if it is not annotated.
     episode_id : str
         Empty if the rollout has no name.
     part : str
         'train', 'seen', 'unseen' or 'new', as the provenance of the detector says; empty if the
         rollout belongs to no part.
     threshold : Threshold or None
-        An alarm is a score above it; covers the T steps. None if no band was applied.
+        Threshold at each of the T steps. A score above it is an alarm. None if the rollout was not
+        compared with a band.
     alarm_step : int or None
         First step (0-based) with an alarm; None without an alarm.
     rollout : Rollout or None
-        The recording that the scores are of, if it is needed later (features, video).
+        The rollout that was scored, if it is needed later (features, video).
     """
 
     scores: NDArray[np.float64]
@@ -90,7 +91,7 @@ class ScoredRollout:
 
     @property
     def name(self) -> str:
-        """The rollout as messages name it: its episode if it has one, else its task."""
+        """Name for messages: the episode id, or the task if there is no episode id."""
         return (
             f'episode {self.episode_id!r}'
             if self.episode_id
@@ -151,12 +152,12 @@ def labels(scored: Sequence[ScoredRollout]) -> NDArray[np.bool_]:
 
 
 def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
-    """Return the length of the shortest rollout of each task.
+    """Return the minimum length of each task: the length of its shortest rollout.
 
-    The protocol takes it over *all* rollouts, of every split and both labels. It is oracle
-    knowledge: the shortest rollout of a task is usually a success that a running monitor has not
-    seen. Numbers up to this length compare detectors and do not describe operation (the realised
-    false-alarm rate and the detection time over the true length do).
+    The protocol uses *all* rollouts, of all splits and both labels. This is oracle knowledge: the
+    shortest rollout of a task is usually a success that a running monitor does not know. Numbers up
+    to this length compare detectors and do not describe operation (the realised false-alarm rate
+    and the detection time over the true length do).
 
     Parameters
     ----------
@@ -164,7 +165,6 @@ def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
         Task of each rollout.
     lengths : (N,) int array
         Number of steps of each rollout.
-
     """
     counts = np.asarray(lengths)
     if counts.shape != (len(tasks),):
@@ -184,24 +184,27 @@ def scores_at_quantile(
 ) -> NDArray[np.float64]:
     """Return the score of each rollout at step round((m - 1) * quantile), shape (N,).
 
-    m is the shortest length of the task. Halves round to even, as Python and the published code do.
+    m is the minimum length of the task. Halves are rounded to even, as in Python and in the
+    published code.
     """
     if not 0.0 <= quantile <= 1.0:
-        raise MetricError(f'metrics: a time quantile must lie in [0, 1], found {quantile}')
+        raise MetricError(
+            f'metrics: a fraction of the minimum length must lie in [0, 1], found {quantile}'
+        )
     return np.array([r.scores[round((min_length_of(r, shortest) - 1) * quantile)] for r in scored])
 
 
 def scores_at_min_length(
     scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> NDArray[np.float64]:
-    """Return the score of each rollout at the last step that its whole task has, shape (N,)."""
+    """Return the score of each rollout at the last step of the minimum length, shape (N,)."""
     return scores_at_quantile(scored, shortest, 1.0)
 
 
 def max_scores_until_min_length(
     scored: Sequence[ScoredRollout], shortest: Mapping[Task, int]
 ) -> NDArray[np.float64]:
-    """Return the largest score of each rollout within the shortest length of its task, (N,).
+    """Return the largest score of each rollout until the minimum length of its task, (N,).
 
     The ROC-AUC of these values, pooled over tasks, is the number of the paper's Table 1.
     """
@@ -222,18 +225,18 @@ def clock_scores(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
 
 
 def min_length_of(rollout: ScoredRollout, shortest: Mapping[Task, int]) -> int:
-    """Return the shortest length of the task of a rollout."""
+    """Return the minimum length of the task of a rollout."""
     if rollout.task not in shortest:
         raise MetricError(
-            f'metrics: no shortest length for task {rollout.task!r}; compute the lengths over all '
-            'rollouts with min_lengths'
+            f'metrics: expected a minimum length for task {rollout.task!r}; compute the lengths '
+            'over all rollouts with min_lengths'
         )
     length = shortest[rollout.task]
     if not 1 <= length <= len(rollout):
         raise MetricError(
-            f'metrics: the shortest length of task {rollout.task!r} is {length}, but '
-            f'{rollout.name} has {len(rollout)} steps; compute the lengths over all rollouts with '
-            'min_lengths'
+            f'metrics: the minimum length of task {rollout.task!r} is {length}, but '
+            f'{rollout.name} has {len(rollout)} steps; compute the lengths over all rollouts '
+            'with min_lengths'
         )
     return length
 
@@ -245,7 +248,7 @@ def values_and_outcomes(
     scores = np.asarray(values, dtype=np.float64)
     positive = np.asarray(failed)
     if positive.dtype != bool and positive.size:
-        raise MetricError(f'metrics: outcomes must be booleans, found {positive.dtype}')
+        raise MetricError(f'metrics: failed must be booleans, found {positive.dtype}')
     positive = positive.astype(bool)
     if scores.ndim != 1 or scores.shape != positive.shape:
         raise MetricError(
@@ -269,7 +272,7 @@ def task_members(tasks: Sequence[Task], size: int) -> dict[Task, NDArray[np.int6
 
 
 def mean_or_nan(values: NDArray[Any]) -> float:
-    """Return the mean; NaN of no values."""
+    """Return the mean; NaN if there are no values."""
     return float(values.mean()) if values.size else np.nan
 
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the files of others and writes rollout sets.
+"""Reads files of other projects and writes rollout sets.
 
-errors            the one error of this room
+errors            the error class of this subpackage
 sources           recognises a source and opens it; ``load_rollouts``
 describe          what a source holds
 convert           any source to a rollout set or a recording
 convert_workers   the episodes of a source on several cores
-labels            outcomes that people gave: of a rollout set in its index, of a recording in a csv
+labels            outcomes set by people, in a rollout set or in the csv file of a recording
 labelled          the episodes of a rollout set or a recording, with their labels
 write_bag         rollouts to a rosbag2 recording
 rollouts          the rollouts of one source, with their feature
 readers/          one module for each format
-untrusted/        bytes to plain arrays: executes nothing, trusts no length
+untrusted/        bytes to plain arrays: executes nothing, checks every length
 
-This room imports only ``vla_feature_bridge``, and neither PyTorch, scikit-learn, SciPy nor
-matplotlib. It imports pyarrow only when a rollout set is read or written.
+This subpackage imports only ``vla_feature_bridge``. It does not import PyTorch, scikit-learn, SciPy
+or matplotlib. It imports pyarrow only when a rollout set is read or written.
 """

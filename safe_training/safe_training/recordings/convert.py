@@ -23,7 +23,7 @@ class BagOptions:
     Attributes
     ----------
     frequency : float
-        Inferences per second, where the rollouts have no time stamps [Hz].
+        Inferences per second if the rollouts have no time stamps [Hz].
     compression : 'none' or 'zstd'
     """
 
@@ -46,13 +46,13 @@ def convert(
 
     One episode is in memory at a time. After an interruption (Ctrl-C, a signal) the finished
     episodes stay in ``partial_folder(destination)``, and the same call continues with them. After
-    an error nothing stays.
+    an error, all written files are removed.
 
     Parameters
     ----------
     to : 'set' or 'bag', optional
-        What to write. None writes a recording if the destination is named ``*.mcap`` or
-        ``*.bag``, and a rollout set otherwise.
+        Type of the output. None writes a recording if the name of the destination ends in ``.mcap``
+        or ``.bag``, otherwise a rollout set.
     overwrite : bool
         Replace a rollout set or a recording that exists already.
     jobs : int, optional

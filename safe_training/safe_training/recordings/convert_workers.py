@@ -74,7 +74,7 @@ def add_episodes(
 
 
 def useful_jobs(source: EpisodeSource) -> int:
-    """Return the number of processes worth starting, by the size of the source and the cores."""
+    """Return the number of processes for the size of the source and the number of cores."""
     size = 0
     wanted = 1
     cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
@@ -263,7 +263,7 @@ def _open_again(task: dict[str, Any], feature: FeatureSpec) -> EpisodeSource:
     )
     if not isinstance(source, EpisodeSource) or source.episode_count != task['episodes']:
         raise WholeDumpError(
-            f'{source.path}: expected {task["episodes"]} episodes, found another number; '
+            f'{source.path}: expected {task["episodes"]} episodes, found a different number; '
             'the dump changed during the conversion: wait until it is complete'
         )
     source.__dict__['feature'] = feature  # known, so the first episode is not read again
@@ -271,10 +271,10 @@ def _open_again(task: dict[str, Any], feature: FeatureSpec) -> EpisodeSource:
 
 
 def _main() -> None:
-    # Nothing that prints may get between the answers.
+    # Printed text must not be mixed with the answers.
     answers = os.fdopen(os.dup(1), 'wb')
     os.dup2(2, 1)
-    # As a script, this module is not the module that others import.
+    # When this file runs as a script, it is a different module object than the imported module.
     from safe_training.recordings import convert_workers
 
     convert_workers._serve(sys.stdin.buffer, answers)

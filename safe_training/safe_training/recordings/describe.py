@@ -44,7 +44,7 @@ def info(path: str | os.PathLike[str], progress: EpisodeProgress | None = None) 
 
 
 class _Summary:
-    """Counts over rollouts; the rollouts themselves are not kept."""
+    """Statistics of rollouts. The rollouts are not stored."""
 
     def __init__(self) -> None:
         self.lengths: list[int] = []

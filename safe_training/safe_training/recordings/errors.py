@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of everything that reads recordings."""
+"""The error class for reading dumps and recordings."""
 
 from __future__ import annotations
 
@@ -7,4 +7,7 @@ from vla_feature_bridge.errors import SafeError
 
 
 class DumpError(SafeError):
-    """A file cannot be read; says which file, what was expected and found, and what to do."""
+    """A file cannot be read.
+
+    The message contains the file name, what was expected, what was found, and what to do.
+    """

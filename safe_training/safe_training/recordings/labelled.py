@@ -43,7 +43,7 @@ class Labelled(ABC):
 
     @abstractmethod
     def describe(self, episode: str) -> dict[str, Any]:
-        """Return facts by which a person recognises an episode; ``steps`` is its length."""
+        """Return facts that help a person to recognise an episode; ``steps`` is its length."""
 
     @abstractmethod
     def _write(self, labels: dict[str, Label]) -> None: ...
@@ -66,8 +66,8 @@ class Labelled(ABC):
             where = f'{self.path}: episode {name!r}'
             if name not in self.labels:
                 raise DumpError(
-                    f'{where}: expected one of its {len(self.labels)} episodes, found none of '
-                    'that name; --list --all names them'
+                    f'{where}: expected one of its {len(self.labels)} episodes, found no '
+                    'episode with this name; --list --all prints all names'
                 )
             check_step(label, int(self.describe(name)['steps']), where)
         self._write(labels)
@@ -125,7 +125,8 @@ def open_labelled(path: Path) -> Labelled:
     why = detect_bag(path)
     if why is None:
         raise DumpError(
-            f'{path}: expected a rollout set ({MANIFEST}) or a rosbag2 recording, found another '
-            'format; a dump holds its own outcomes: convert it and label the rollout set'
+            f'{path}: expected a rollout set ({MANIFEST}) or a rosbag2 recording, found a '
+            'different format; the outcomes of a dump cannot be changed directly: convert the '
+            'dump to a rollout set, then label the rollout set'
         )
     return _LabelledRecording(path, why)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes that people gave: of a rollout set in its index, of a recording in a csv file.
+"""Outcomes set by people: in the index of a rollout set, or in the csv file of a recording.
 
 The csv has a header and a row for each labelled episode::
 
@@ -7,9 +7,9 @@ The csv has a header and a row for each labelled episode::
     pick_up_the_mug/0,success,
     pick_up_the_mug/1,failure,17
 
-``outcome`` is ``success``, ``failure`` or ``unknown`` (nobody knows, even if the recording has an
-outcome). ``failure_step`` is the step at which a person saw the failure begin; it may be empty, and
-its column may be missing. Other columns stay as they are.
+``outcome`` is ``success``, ``failure`` or ``unknown`` (overrides an outcome in the recording).
+``failure_step`` is the step at which a person saw the failure begin; it may be empty, and its
+column may be missing. Other columns stay as they are.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Label:
 
     @property
     def outcome(self) -> str:
-        """The outcome in the words of the files."""
+        """The outcome as text: 'success', 'failure' or 'unknown'."""
         return next(name for name, success in OUTCOMES.items() if success is self.success)
 
 
@@ -155,8 +155,8 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():
             raise DumpError(
-                f'{file}, line {number}: expected {len(names)} values as in the header, found '
-                'another number; correct the row'
+                f'{file}, line {number}: expected {len(names)} values as in the header, found a '
+                'different number; correct the row'
             )
     return rows
 
@@ -182,7 +182,7 @@ def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
         where = f'{folder}: episode {episode!r}'
         if episode not in lengths:
             raise DumpError(
-                f'{where}: expected an episode of this set, found none of that name; '
+                f'{where}: expected an episode of this set, found no episode with this name; '
                 'check the name (label --list --all)'
             )
         check_step(label, lengths[episode], where)

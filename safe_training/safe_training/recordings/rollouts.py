@@ -16,7 +16,7 @@ class Rollouts(Sequence[Rollout]):
     Parameters
     ----------
     rollouts : iterable of Rollout
-        Arrays of a rollout set stay memory-mapped: a step is read when it is used.
+        Arrays of a rollout set are memory-mapped: data is read from disk when it is used.
     feature : FeatureSpec
         Name, axes, width and pooling of the features.
     source : str

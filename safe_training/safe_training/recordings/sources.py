@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens any source of recorded rollouts; the folder or file itself shows its format.
+"""Opens any source of recorded rollouts; the format is detected from the folder or file.
 
 A new format is a module in ``readers/`` with a subclass of :class:`Source`, and one line in
 :data:`READERS`.
@@ -43,7 +43,7 @@ __all__ = [
 
 _log = logging.getLogger(__name__)
 
-#: Asked in this order; the first reader that recognises a path reads it.
+#: Readers are tried in this order. The first reader that recognises a path is used.
 READERS: tuple[type[Source], ...] = (
     RolloutSetSource,
     RosbagSource,
@@ -74,8 +74,8 @@ def open_source(
     pooling : tuple of (axis, command), optional
         How to reduce raw features; None takes the default of the format.
     feature : str, optional
-        Which feature array to take if the source holds several; ``none`` reads a dump without its
-        features, for detectors of actions, tokens and signals.
+        Name of the feature array if the source has several; ``none`` reads a dump without features,
+        for detectors that use actions, tokens or signals.
     skip_bad : bool
         Leave out unreadable episodes and list them in ``Source.skipped``.
     keep : 'pooled' or 'raw'
@@ -145,8 +145,8 @@ def load_rollouts(
     Raises
     ------
     DumpError, RolloutSetError
-        As :func:`open_source`; or an episode is unreadable and ``skip_bad`` is off; or no episode
-        is readable.
+        See :func:`open_source`. Also raised if an episode is unreadable and ``skip_bad`` is off, or
+        if no episode is readable.
     """
     source = open_source(path, **reading)
     rollouts = list(source.rollouts(progress))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes rollouts as a rosbag2 recording (mcap) that ``ros2 bag play`` plays and ``convert`` reads.
 
-Steps keep their stamps to the nanosecond. They are recorded at these times too, unless an episode
-begins before the previous one has ended: then the whole episode is recorded later. Facts that no
-message can carry (numbers of task and episode, failure step, video, how features were pooled) go
-into the ``custom_data`` of the metadata.
+Steps keep their stamps to the nanosecond. The recording time of a step is equal to its stamp.
+Exception: if an episode begins before the previous episode has ended, the recording times of the
+whole episode are shifted to later times. Data that messages cannot contain (task and episode
+numbers, failure step, video, pooling of the features) is stored in the ``custom_data`` of the
+metadata.
 """
 
 from __future__ import annotations
@@ -60,16 +61,16 @@ _SECOND = 1_000_000_000
 _FIRST_TIME = _SECOND
 _BETWEEN_EPISODES = _SECOND
 _BEFORE_FIRST_STEP = 1_000_000
-#: As rosbag2 records a duration that was not set.
+#: Value that rosbag2 writes for a duration that is not set.
 _FOREVER = (9223372036, 854775807)
 
 
 class NothingToWrite(DumpError):
-    """No rollout was given."""
+    """There is no rollout to write."""
 
 
 def is_bag_destination(path: str | os.PathLike[str]) -> bool:
-    """Return True for names of recordings: ``*.mcap`` (a file) and ``*.bag`` (a folder)."""
+    """Return True if the name ends in ``.mcap`` (file) or ``.bag`` (folder)."""
     return Path(path).suffix in ('.mcap', '.bag')
 
 
@@ -116,7 +117,7 @@ def write_bag(
     compression : 'none' or 'zstd'
         Compression of the chunks of the file.
     overwrite : bool
-        Replace a recording (never anything else) of this name.
+        Replace an existing recording with this name. Other files and folders are never replaced.
 
     Returns
     -------
@@ -126,8 +127,8 @@ def write_bag(
     Raises
     ------
     DumpError
-        The name is taken, there is no rollout, or one does not fit into messages. Nothing stays on
-        disk.
+        The destination exists, there is no rollout, or a rollout cannot be stored in messages. No
+        files remain on disk.
     """
     if not (math.isfinite(frequency) and 1e-3 <= frequency <= 1e6):
         raise DumpError(
@@ -159,8 +160,9 @@ def _check_destination(place: Path, overwrite: bool) -> None:
     labels = labels_file(place)
     if labels.exists():
         raise DumpError(
-            f'{labels}: expected no labels yet beside {place.name}, found labels of an earlier '
-            'recording, which would count for the new one; move them away'
+            f'{labels}: expected no labels yet beside {place.name}, found a label file of an '
+            'earlier recording; it would be used for the new recording: move it to another '
+            'folder'
         )
     if not place.exists() and not place.is_symlink():
         return
@@ -322,7 +324,8 @@ def recorded_times(
     Returns
     -------
     stamps, times : ndarray of int64, shape (count,)
-        [ns]; times never fall, and equal the stamps that rise and begin after ``free``.
+        [ns]; the times never decrease. They are equal to the stamps if the stamps increase and
+        begin after ``free``.
     """
     if stamps is None or not stamps.any():
         times = free + np.round(np.arange(count) * (_SECOND / frequency)).astype(np.int64)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From numbers to tables, figures, pages and videos.
+"""Makes tables, figures, pages and videos from numbers.
 
-numbers           numbers as people and JSON read them
+numbers           formats numbers for people and for JSON
 tables/           tables, and the formats that they are written in
 figures/          figures; a new figure is one entry of the catalogue
 page/             the report page
 video/            scores drawn onto videos
 
-This room may import every other room but ``cli``.
+This subpackage may import every other subpackage except ``cli``.
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers as people and JSON read them."""
+"""Formats numbers for people and for JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ MISSING = '-'
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
-    """Return a rate (a share of 1) in percent, `MISSING` for None and NaN."""
+    """Return a rate (0 to 1) as text in percent; `MISSING` for None and NaN."""
     return MISSING if value is None or value != value else f'{100 * value:.{decimals}f}'
 
 
@@ -22,5 +22,5 @@ def as_number(value: float) -> float | None:
 
 
 def plain_json(value: Mapping[str, Any]) -> str:
-    """Return indented JSON for programs; a NaN in it is a ValueError, see `as_number`."""
+    """Return indented JSON for programs; a NaN raises ValueError, see `as_number`."""
     return json.dumps(value, indent=2, allow_nan=False)

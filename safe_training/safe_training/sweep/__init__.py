@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Many configurations over task splits, resumed after an interruption; results on disk.
+"""Evaluates many configurations over task splits.
+
+A sweep continues after an interruption. Results are stored on disk.
 
 grid              the configurations to try
-plan              the units of a sweep: what is computed and written as one
-folder            which sweep a results folder belongs to
+plan              the units of a sweep; a unit is computed and written together
+folder            the manifest that connects a results folder with one sweep
 unit              computes one unit
 runners           where units run: in this process, or on a Ray cluster
 run               the sweep: runs the units that are missing and keeps their results
@@ -11,5 +13,5 @@ results           the results on disk
 unfinished        which results of a sweep are missing
 grids/            grids that come with this package
 
-This room imports ``evaluation`` and the rooms below it.
+This subpackage imports ``evaluation`` and the subpackages that ``evaluation`` imports.
 """

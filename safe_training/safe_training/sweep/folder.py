@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a results folder, which says what sweep its results belong to."""
+"""The manifest of a results folder. It identifies the sweep of the results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.rollout import Rollout
 
 MANIFEST = 'sweep.json'
-# Fields of a protocol in manifests of version 0.1, and their names of today.
+# Names of protocol fields in manifests of version 0.1, and their current names.
 _RENAMED = {'horizon': 'max_steps', 'calibration': 'calibrate_on', 'scheme': 'name'}
 
 
@@ -32,7 +32,10 @@ def _digest(path: Path) -> str:
 
 
 def _with_new_names(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Return a manifest with the words of today; version 0.1 had others for its protocol."""
+    """Return a manifest with the current field names.
+
+    Version 0.1 used different names for the protocol.
+    """
     settings = manifest.get('settings')
     if not isinstance(settings, dict) or not isinstance(settings.get('protocol'), dict):
         return manifest
@@ -44,7 +47,7 @@ def _with_new_names(manifest: dict[str, Any]) -> dict[str, Any]:
 
 
 class Manifest:
-    """Ties a results folder to the rollouts, the subsets and the settings of one sweep.
+    """Connects a results folder with the rollouts, the subsets and the settings of one sweep.
 
     Attributes
     ----------
@@ -70,7 +73,7 @@ class Manifest:
             'source': source,
             'settings': asdict(settings),
             'subsets': {subset.name: list(subset.patterns) for subset in grid.subsets},
-            # Drawn splits follow from the rollouts and the settings.
+            # Random splits are determined by the rollouts and the settings, so they are not stored.
             'splits': '' if splits_from is None else _digest(splits_from),
             'grids': {f.detector: _grid_digest(grid, f) for f in grid.families},
             'torch': torch.__version__,
@@ -86,18 +89,19 @@ class Manifest:
         except (ValueError, TypeError, OSError) as error:
             raise self._unreadable(error) from error
         self._compare(self._asked, ('settings', 'subsets', 'splits'))
-        # Further detectors may join. Two grids of one detector may not: a table would pool them.
+        # Results of further detectors can be added. Two different grids of the same detector are
+        # refused, because a table would mix their results.
         grids = self._before['grids']
         for detector, digest in self._asked['grids'].items():
             if grids.get(detector, digest) != digest:
                 raise SweepError(
                     f'{path}: expected the grid of {detector} whose results this folder holds, '
-                    f'found another grid of {detector} (parameters or poolings differ); give '
-                    'another --out, or the grid as it was'
+                    f'found another grid of {detector} (parameters or poolings differ); give a '
+                    'different --out, or use the original grid'
                 )
 
     def tie(self, rollouts: Sequence[Rollout]) -> None:
-        """Write the manifest with the first rollouts that are read; refuse other rollouts later."""
+        """Write the manifest when the first rollouts are read. Refuse different rollouts later."""
         digest = hashlib.sha256()
         for rollout in rollouts:
             digest.update(f'{rollout.episode_id}\0{len(rollout)}\0{rollout.success}\n'.encode())
@@ -121,9 +125,9 @@ class Manifest:
             raise self._unreadable(error) from error
         if differ:
             raise SweepError(
-                f'{self._path}: expected the sweep whose results this folder holds, found another '
-                f'sweep ({", ".join(differ)} differ); give another --out, or the same source and '
-                'options to go on'
+                f'{self._path}: expected the sweep whose results this folder holds, found '
+                f'another sweep ({", ".join(differ)} differ); give a different --out, or use '
+                'the same source and options to continue'
             )
 
     def _unreadable(self, error: Exception) -> SweepError:

@@ -25,12 +25,15 @@ from vla_feature_bridge.pooling import parse_pooling
 
 
 class SweepError(SafeError):
-    """A sweep cannot run as asked; the message names the grid, the file or the option."""
+    """A sweep cannot run with these settings.
+
+    The message contains the grid, the file or the option.
+    """
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to pool a raw source; without feature and pooling the source as it is."""
+    """One pooling of a raw source. Without feature and pooling, the source is used unchanged."""
 
     feature: str | None = None
     pooling: tuple[str, ...] = ()
@@ -46,7 +49,7 @@ class Family:
 
 @dataclass(frozen=True)
 class Subset:
-    """Tasks that are a benchmark of their own: split, trained on and evaluated by themselves."""
+    """Tasks that form a separate benchmark: they are split, trained on and evaluated separately."""
 
     name: str
     patterns: tuple[str, ...]
@@ -58,9 +61,11 @@ class Subset:
 
 @dataclass(frozen=True)
 class Grid:
-    """What to try: detectors and their parameters, poolings, subsets, and the published split.
+    """The configurations of a sweep.
 
-    Without subsets all tasks of a source are one benchmark.
+    Detectors and their parameters, poolings, subsets, and the published splits.
+
+    If there are no subsets, all tasks of a source form one benchmark.
     """
 
     benchmark: str
@@ -84,8 +89,8 @@ def read_grid(name_or_path: str) -> Grid:
     Raises
     ------
     SweepError
-        There is no such file or name, the file is not YAML, or a field is missing, unknown or of
-        another type.
+        The file or name does not exist, the file is not YAML, or a field is missing, unknown or has
+        the wrong type.
     """
     path = Path(name_or_path)
     if not path.exists() and name_or_path in shipped_grids():
@@ -103,7 +108,9 @@ def read_grid(name_or_path: str) -> Grid:
     try:
         values = YAML(typ='safe', pure=True).load(text)
     except YAMLError as error:
-        raise SweepError(f'{path}: expected YAML, found {error}; correct the file') from error
+        raise SweepError(
+            f'{path}: expected YAML, found text that is not valid YAML ({error}); correct the file'
+        ) from error
     return _grid(str(path), values)
 
 
@@ -146,7 +153,10 @@ def _grid(path: str, values: Any) -> Grid:
 
 
 def _with_new_names(values: Any) -> Any:
-    """Return a grid with its splits under the name of today; version 0.1 called them ``seeds``."""
+    """Return a grid with the current field name ``splits``.
+
+    In version 0.1 the name was ``seeds``.
+    """
     if isinstance(values, dict) and 'seeds' in values and 'splits' not in values:
         return {('splits' if name == 'seeds' else name): value for name, value in values.items()}
     return values
@@ -209,7 +219,7 @@ def _family(path: str, values: Any) -> Family:
     for chosen in itertools.product(*grid.values()):
         params = {**fields.get('fixed', {}), **dict(zip(grid, chosen, strict=True))}
         try:
-            # Found here, an unknown name costs no hour of training.
+            # Check the name now. Otherwise the error would only appear after a long training.
             make_detector(fields['name'], **params)
         except DetectorError as error:
             raise SweepError(f'{path}: {error}') from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sweep computes: its units, its splits, the tasks of its subsets."""
+"""The plan of a sweep: its units, its splits, and the tasks of its subsets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vla_feature_bridge.rollout import Rollout
 
 @dataclass(frozen=True)
 class Settings:
-    """How a sweep runs; which configurations there are, the grid says.
+    """Settings of a sweep. The grid defines the configurations.
 
     Attributes
     ----------
@@ -27,9 +27,9 @@ class Settings:
     benchmark : str
         Name of the rollouts in results.
     precision : {'float32', 'bfloat16'}
-        Of the matrix products of models that are trained together.
+        Number format of the matrix products of models that are trained together.
     device : str
-        Where models are trained together, as PyTorch names it.
+        PyTorch device on which models are trained together.
     """
 
     protocol: Protocol
@@ -60,9 +60,13 @@ class Unit:
     subset: Subset | None = None
 
     def name(self) -> str:
-        """Return the name of the unit's file: what it is, and a digest of all of it."""
+        """Return the file name of the unit.
+
+        Its detector, split and subset, and a digest of all its settings.
+        """
         parts = asdict(self)
-        # The digest is that of version 0.1: what a sweep has finished must be found again.
+        # The digest is the same as in version 0.1, so that finished units of older sweeps are
+        # found.
         parts['seed'] = parts.pop('split')
         if self.subset is None:
             del parts['subset']
@@ -72,7 +76,7 @@ class Unit:
         return f'{self.family.detector}-{subset}split{self.split}-{digest}.parquet'
 
     def where(self) -> str:
-        """Return the split, and the subset if there is one, for people."""
+        """Return the split and the optional subset as text for users."""
         return f'{self.subset.name}, split {self.split}' if self.subset else f'split {self.split}'
 
 
@@ -87,7 +91,8 @@ def planned_splits(
     grid : Grid
         Names the published splits.
     splits : int, optional
-        As many splits from number 0 on, instead of the protocol's own; 'loto' ignores it.
+        Number of splits, starting with split 0; replaces the splits of the protocol. 'loto' ignores
+        it.
     n_tasks : int
         Tasks of the source or subset; 'loto' has one split for each.
     """
@@ -101,15 +106,15 @@ def planned_splits(
 def tasks_of_subsets(
     grid: Grid, tasks: Sequence[str]
 ) -> tuple[dict[Subset | None, list[str]], list[str]]:
-    """Return the tasks of each subset that a source has, and messages about what is left out.
+    """Return the tasks of each subset, and messages about excluded tasks and subsets.
 
-    Without subsets in the grid all tasks belong to None. A task in no subset is left out: a grid
-    may ask for some tasks only.
+    If the grid has no subsets, the key is None for all tasks. A task that is in no subset is
+    excluded, because a grid can select only some tasks.
 
     Raises
     ------
     SweepError
-        A task is in two subsets and would count twice in their mean, or no subset has a task.
+        A task is in two subsets and would count twice in their mean, or all subsets are empty.
     """
     if not grid.subsets:
         return {None: list(tasks)}, []
@@ -133,7 +138,8 @@ def tasks_of_subsets(
             f'{", ".join(tasks)}; correct the patterns, or take the subsets out of the grid'
         )
     notes = [
-        f'left out: subset {subset.name}, none of its tasks ({", ".join(subset.patterns)}) is there'
+        f'left out: subset {subset.name}, because the source has no task that matches '
+        f'{", ".join(subset.patterns)}'
         for subset in grid.subsets
         if not members[subset]
     ]
@@ -147,8 +153,8 @@ def plan(
 ) -> list[Unit]:
     """Return the units of a sweep, those of one pooling together; ``splits`` by subset.
 
-    A detector that reads no features is tried on the first pooling alone: every pooling would give
-    the same numbers, and there would be copies to choose among.
+    A detector that does not use features is only evaluated on the first pooling, because every
+    pooling would give the same numbers.
     """
     return [
         Unit(variant, family, split, subset)
@@ -163,7 +169,7 @@ def plan(
 def existing_variants(source: str, grid: Grid) -> tuple[list[Variant], list[str]]:
     """Return the poolings of a grid that a source has, and why the others are left out.
 
-    A source that is pooled already has one: as it is.
+    A source that is already pooled has only one pooling.
     """
     found = open_source(source)
     if found.raw_axes:

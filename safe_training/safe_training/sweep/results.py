@@ -58,7 +58,8 @@ _RENAMED = {
 }
 KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'split', 'part')
 
-# Far above any sweep. A damaged or forged file that claims more is refused before it is read.
+# Limits far above the size of a real sweep. A damaged or manipulated file with larger claimed sizes
+# is refused before it is read.
 _MOST_ROWS = 5_000_000
 _MOST_COLUMNS = 1_000
 _MOST_BYTES = 4 << 30
@@ -111,12 +112,14 @@ class Result:
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What the numbers belong to; no two results of a table share it."""
+        """Key of the result. Two results of a table never have the same key."""
         return tuple(getattr(self, name) for name in KEY)
 
 
 def canonical(params: Mapping[str, Any]) -> str:
-    """Return parameters as JSON with sorted keys, without ``seed``: equal text, equal parameters.
+    """Return parameters as JSON with sorted keys, without ``seed``.
+
+    Equal parameters give equal text.
 
     Raises
     ------
@@ -136,14 +139,14 @@ def canonical(params: Mapping[str, Any]) -> str:
 def write_results(path: Path, results: Sequence[Result]) -> None:
     """Write one Parquet file, completely or not at all.
 
-    A number that some results lack is NaN in their rows. Without results the file has no rows, and
-    says that the work was done and gave none.
+    A number that is missing in a result is NaN in its row. If there are no results, a file without
+    rows is written to show that the unit has finished.
 
     Raises
     ------
     ResultsError
         The name does not end in ``.parquet`` (the file would not be found again), a field of a
-        result has another type than `Result` says, or two results belong to the same thing.
+        result has another type than `Result` says, or two results have the same key.
     OSError
         The file cannot be written.
     """
@@ -163,7 +166,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     for name in set(names) & set(KEY):
         raise ResultsError(
             f'{path}: expected numbers under names of their own, found the name {name!r}, which '
-            'says what a result belongs to and cannot be a value; rename it'
+            'is a key column and cannot be used for a number; rename it'
         )
     columns: dict[str, Any] = {
         name: pyarrow.array(
@@ -185,8 +188,8 @@ def read_results(*folders: Path) -> list[Result]:
     Raises
     ------
     ResultsError
-        There is no folder or no such file, a file is not Parquet or has other columns, or two rows
-        belong to the same thing (they would count as two splits).
+        The folder or its files do not exist, a file is not Parquet or has wrong columns, or two
+        rows have the same key (they would count as two splits).
     """
     results: list[Result] = []
     seen: dict[tuple[Any, ...], Path] = {}
@@ -222,14 +225,16 @@ def _read(path: Path) -> list[Result]:
             table = file.read()
         table.validate(full=True)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
-        raise ResultsError(f'{path}: expected a Parquet file of results, found: {error}') from error
+        raise ResultsError(
+            f'{path}: expected a Parquet file of results, found a file that cannot be read: {error}'
+        ) from error
     names = [_RENAMED.get(name, name) for name in table.column_names]
     missing = [name for name in KEY if name not in names]
     if missing or len(set(names)) != len(names):
         what = f'without {", ".join(missing)}' if missing else 'with the same name twice'
         raise ResultsError(
             f'{path}: expected the columns {", ".join(KEY)} and numbers, found columns {what}; '
-            'this is no results file, so keep it in another folder'
+            'this is not a results file: move it to another folder'
         )
     table = table.rename_columns(names)
     columns = {name: _column(path, name, table.column(name)) for name in names}
@@ -306,9 +311,9 @@ def _add_key(seen: dict[tuple[Any, ...], Path], path: Path, result: Result) -> N
     if result.key in seen:
         raise ResultsError(
             f'{path}: expected each result once, found {result.detector} {result.params} '
-            f'({result.feature}) on {result.benchmark}, {result.protocol}, split {result.split}, '
-            f'part {result.part}, twice (also in {seen[result.key]}); the two would count as two '
-            'splits, so remove one of them'
+            f'({result.feature}) on {result.benchmark}, {result.protocol}, split '
+            f'{result.split}, part {result.part}, twice (also in {seen[result.key]}); both '
+            'would count as separate splits: remove one of them'
         )
     seen[result.key] = path
 

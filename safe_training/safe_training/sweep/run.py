@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a grid of detector configurations over task splits, and goes on after an interruption.
+"""Runs a grid of detector configurations over task splits, and continues after an interruption.
 
 The configurations, poolings, subsets and splits of a grid (see `grid`) are divided into units (see
 `plan`). Each unit writes its results as one parquet file when it has finished, so that an
-interrupted sweep goes on where it stopped, and units can run on other machines (see `runners`).
+interrupted sweep can continue. Units can run on other machines (see `runners`).
 """
 
 from __future__ import annotations
@@ -47,14 +47,14 @@ _Splits = Mapping[Subset | None, Mapping[int, Split]]
 
 @dataclass(frozen=True)
 class SplitChoice:
-    """Which task splits a sweep takes; without a choice those of its protocol.
+    """Task splits of a sweep; the default is the splits of its protocol.
 
     Attributes
     ----------
     count : int or None
-        As many splits, see `planned_splits`.
+        Number of splits, see `planned_splits`.
     saved : Path or None
-        The splits of this file, instead of drawing any.
+        File with splits to use instead of random splits.
     """
 
     count: int | None = None
@@ -63,7 +63,7 @@ class SplitChoice:
 
 @dataclass(frozen=True)
 class Listener:
-    """Who hears of a sweep while it runs.
+    """Callbacks for the progress and the messages of a sweep.
 
     Attributes
     ----------
@@ -79,7 +79,10 @@ class Listener:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep did: units run now, units finished before, and what could not be fitted."""
+    """Summary of a sweep.
+
+    Units run now, units finished earlier, and configurations that could not be fitted.
+    """
 
     done: int
     kept: int
@@ -101,9 +104,10 @@ def run_sweep(
     Parameters
     ----------
     source : str
-        Whatever ``convert`` reads. Each pooling of it is read once.
+        Any source that ``convert`` reads. It is read once for each pooling.
     out : Path
-        Folder of the results, one parquet file a unit; made if absent, gone on with otherwise.
+        Folder of the results, with one parquet file per unit. If it exists, the sweep continues;
+        otherwise the folder is created.
     ray_address : str, optional
         Run the units as tasks of this Ray cluster (``'local'`` starts one here). ``source`` is read
         here only.
@@ -112,7 +116,7 @@ def run_sweep(
     ------
     SweepError
         ``out`` holds results of another sweep, the subsets do not fit the tasks, the rollouts
-        cannot be split, or Ray is asked for and absent.
+        cannot be split, or Ray is requested but not installed.
     """
     splits, listener = splits or SplitChoice(), listener or Listener()
     _check(grid, settings, splits)
@@ -120,7 +124,8 @@ def run_sweep(
     out.mkdir(parents=True, exist_ok=True)
     manifest = Manifest(out / MANIFEST, source, grid, settings, splits.saved)
     reader = _Reader(source, manifest)
-    # Which units there are depends on the tasks; a folder that is gone on with knows them.
+    # The list of units depends on the tasks. If the sweep continues, the manifest contains the
+    # tasks.
     if not manifest.tasks:
         reader.read(variants[0])
     subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
@@ -134,7 +139,7 @@ def run_sweep(
         rollouts = reader.read(variants[0])
         if settings.protocol.name == 'paper' and numbered_tasks(rollouts) is None:
             listener.say(
-                f'{source} has no number of its own for each task: splits go by their names'
+                f'{source} has no unique task numbers: splits use the order of the task names'
             )
         # The same rollouts come in every pooling.
         drawn = {
@@ -151,7 +156,7 @@ def run_sweep(
 def _check(grid: Grid, settings: Settings, splits: SplitChoice) -> None:
     if SUBSET_MARK in settings.benchmark:
         raise SweepError(
-            f'sweep: expected a benchmark name without {SUBSET_MARK!r}, which stands before the '
+            f'sweep: expected a benchmark name without {SUBSET_MARK!r}, which separates the '
             f'name of a subset, found {settings.benchmark!r}; choose another (--benchmark)'
         )
     if splits.saved is not None and grid.subsets:
@@ -178,14 +183,14 @@ def _numbers(
 
 
 class _Reader:
-    """Reads a source in each of its poolings, and holds all of them to the manifest."""
+    """Reads a source in each pooling, and checks the rollouts against the manifest."""
 
     def __init__(self, source: str, manifest: Manifest) -> None:
         self._source, self._manifest = source, manifest
         self._held: dict[Variant, Rollouts] = {}
 
     def read(self, variant: Variant) -> Rollouts:
-        """Return the labelled rollouts in a pooling, and keep them until they are taken."""
+        """Return the labelled rollouts in a pooling, and cache them until `take` is called."""
         if variant not in self._held:
             pooling = parse_pooling(list(variant.pooling)) if variant.pooling else None
             rollouts = load_rollouts(self._source, pooling=pooling, feature=variant.feature)
@@ -194,14 +199,14 @@ class _Reader:
         return self._held[variant]
 
     def take(self, variant: Variant) -> Rollouts:
-        """Return the labelled rollouts in a pooling, and let go of them."""
+        """Return the labelled rollouts in a pooling, and remove them from the cache."""
         self.read(variant)
         return self._held.pop(variant)
 
 
 @dataclass
 class _Record:
-    """Keeps the results of finished units, and says how far the sweep is."""
+    """Writes the results of finished units, and reports progress."""
 
     out: Path
     total: int
@@ -212,7 +217,7 @@ class _Record:
     reported: set[tuple[str, Subset | None]] = field(default_factory=set)
 
     def add(self, unit: Unit, results: Sequence[Result], reasons: Sequence[str]) -> None:
-        """Write the results of a unit; say once for each detector and subset what failed."""
+        """Write the results of a unit. Report failures once for each detector and subset."""
         detector = unit.family.detector
         self.failures += [f'{detector}, {reason}' for reason in reasons]
         if reasons and (detector, unit.subset) not in self.reported:
@@ -258,7 +263,7 @@ def _splits(
     choice: SplitChoice,
     out: Path,
 ) -> dict[int, Split]:
-    """Return the splits by number, and keep them in the results folder to be used again."""
+    """Return the splits by number, and save them in the results folder for later use."""
     path = out / (f'splits-{subset.name}.json' if subset else 'splits.json')
     try:
         if choice.saved is not None:
@@ -266,7 +271,7 @@ def _splits(
         else:
             drawn = choose_splits(rollouts, settings.protocol, numbers)
             splits = {split.number: split for split in drawn}
-        # Results of an earlier call with more splits stay, and so do their splits.
+        # Keep results and splits of an earlier call with more splits.
         before = read_splits(path, rollouts).splits if path.exists() else {}
     except (SplitError, EvaluationError) as error:
         raise SweepError(f'{benchmark_of(subset, settings)}: {error}') from error
@@ -276,7 +281,7 @@ def _splits(
 
 
 def fastest_precision(device: str) -> Precision:
-    """Return the precision in which this device multiplies matrices faster, by measuring it.
+    """Measure and return the number format in which this device multiplies matrices faster.
 
     Processors with bfloat16 arithmetic take less than half the time; others emulate it slowly.
     """

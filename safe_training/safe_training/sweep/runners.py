@@ -42,7 +42,7 @@ class Runner(Protocol):
 
 @contextmanager
 def runner(ray_address: str | None) -> Iterator[Runner]:
-    """Yield what runs units: this process, or a Ray cluster for as long as the block lasts.
+    """Yield a runner: this process, or a Ray cluster that is available inside the block.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ def _run_here(
 
 
 class _RunOnRay:
-    """Runs each unit as a task of a Ray cluster; they report no progress of their own."""
+    """Runs each unit as a task of a Ray cluster; progress inside a unit is not reported."""
 
     def __init__(self, ray: Any) -> None:
         self._ray = ray

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says which results of a sweep are missing."""
+"""Finds missing results of a sweep."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safe_training.sweep.results import Result
 
 
 def unfinished(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
-    """Return one line for each sweep that lacks results of splits which it has begun with."""
+    """Return one line for each sweep with missing results."""
     lines = []
     for folder in folders:
         for path in sorted(folder.glob('splits*.json')):

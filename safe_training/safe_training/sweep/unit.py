@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Computes one unit of a sweep: all configurations of a detector on one split.
 
-Configurations that can be trained together are: they then share each pass over the rollouts.
+If possible, configurations are trained together, so that each pass over the rollouts is shared.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from vla_feature_bridge.rollout import Rollout
 
 @dataclass(frozen=True)
 class _UnitData:
-    """What all configurations of a unit share: its rollouts, and what follows from the split.
+    """Data that all configurations of a unit use: its rollouts and values computed from the split.
 
     Attributes
     ----------
     rollouts : list of Rollout
-        Those of the unit's subset.
+        The rollouts of the subset of this unit.
     split : Split
     parts : dict of str to list of Rollout
-        The parts of the split that are not empty, by name.
+        Mapping from the name of each non-empty part of the split to its rollouts.
     shortest : dict of task to int
         Minimum length of each task [steps].
     """
@@ -78,7 +78,7 @@ def run_unit(
     ----------
     unit : Unit
     split : Split
-        Of the rollouts of the unit's subset.
+        Split of the rollouts of the subset of this unit.
     rollouts : sequence of Rollout
         Labelled rollouts of all subsets.
     feature : FeatureSpec
@@ -91,8 +91,8 @@ def run_unit(
     results : list of Result
         One for each configuration and part.
     failures : list of str
-        Why a configuration gave none: training diverged, rollouts lack what it needs, or there is
-        nothing to calibrate on.
+        Reasons why configurations have no results: training diverged, rollouts lack required data,
+        or there is no success to calibrate on.
     """
     data = _unit_data(unit, split, rollouts)
     family = unit.family

@@ -40,7 +40,8 @@ def ends_on_interrupt(main: Main) -> Main:
                 ending = True
                 raise KeyboardInterrupt
 
-        # Before rclpy.init: its handler calls the handler that was there before.
+        # Install the handler before rclpy.init, because the handler of rclpy calls the previously
+        # installed handler.
         previous = signal.signal(signal.SIGINT, first_only)
         try:
             return main(args)
@@ -57,8 +58,8 @@ def ends_on_interrupt(main: Main) -> Main:
 def run_node(name: str, work: Callable[[], int], args: list[str] | None) -> int:
     """Run the work of a node between ``rclpy.init`` and shutdown; returns the exit status.
 
-    The status is 0 after a signal, whatever call of rclpy it interrupts, and 1 if a parameter is
-    refused, with the reason on standard error.
+    The status is 0 after a signal. It is 1 if a parameter is refused; the reason is printed on
+    standard error.
     """
     try:
         rclpy.init(args=args)

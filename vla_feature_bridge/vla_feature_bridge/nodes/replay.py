@@ -27,13 +27,13 @@ PARAMETERS = (
     Parameter(
         'frequency',
         10.0,
-        'Policy inferences per second where the recording has no stamps [Hz].',
+        'Policy inferences per second if the recording has no time stamps [Hz].',
         0.01,
         1e4,
         old_name='rate',
     ),
     Parameter(
-        'speed', 1.0, 'How many times faster than recorded (or than frequency) to play.', 0.001, 1e4
+        'speed', 1.0, 'Speed factor relative to the recorded stamps (or to frequency).', 0.001, 1e4
     ),
     Parameter('tasks', [''], 'Names of the tasks to play; empty plays all.'),
     Parameter('episodes', [''], 'Ids of the episodes to play, in this order; empty plays all.'),
@@ -43,13 +43,13 @@ PARAMETERS = (
         'subscribers', 1, 'Wait for this many subscribers of each topic before playing.', 0, 100
     ),
     Parameter(
-        'subscribers_timeout', 30.0, 'Give up waiting for them after this long [s].', 0.0, 86400.0
+        'subscribers_timeout', 30.0, 'Time-out for waiting for subscribers [s].', 0.0, 86400.0
     ),
 )
 
 
 class ReplayError(SafeError):
-    """The replay cannot play what its parameters ask for; the message lists the choice."""
+    """The parameters select episodes that do not exist. The message lists the possible values."""
 
 
 def chosen_rollouts(
@@ -88,7 +88,10 @@ def chosen_rollouts(
 
 
 def step_offsets(rollout: Rollout, frequency: float) -> list[float]:
-    """Return the times of the steps [s] after the first one: as recorded, or at a frequency."""
+    """Return the times of the steps relative to the first step [s].
+
+    From the recorded stamps, or from a frequency.
+    """
     if rollout.stamps is None or not rollout.stamps.any():
         return [t / frequency for t in range(len(rollout))]
     return [float(stamp - rollout.stamps[0]) * 1e-9 for stamp in rollout.stamps]
@@ -109,12 +112,12 @@ class ReplayNode(Node):
         )
 
     def wait_for_subscribers(self) -> None:
-        """Return when both topics have the wanted number of subscribers.
+        """Wait until both topics have the required number of subscribers.
 
         Raises
         ------
         ReplayError
-            They did not come in time.
+            There were not enough subscribers before the time-out.
         """
         wanted = self._parameters_now.subscribers
         deadline = time.monotonic() + self._parameters_now.subscribers_timeout
@@ -125,7 +128,8 @@ class ReplayNode(Node):
                 raise ReplayError(
                     f'{self._steps.topic_name}: expected {wanted} subscribers within '
                     f'{self._parameters_now.subscribers_timeout:g} s, found {found}; start the '
-                    'monitor with the same ROS_DOMAIN_ID and namespace, and see that it is active'
+                    'monitor with the same ROS_DOMAIN_ID and namespace, and check that it is '
+                    'active'
                 )
             rclpy.spin_once(self, timeout_sec=0.02)
 
@@ -185,7 +189,8 @@ class ReplayNode(Node):
         self._events.publish(event)
 
     def _pause_until(self, deadline: float) -> None:
-        # Waiting answers services and shutdown; a step that is late already must not wait for them.
+        # While waiting, the node processes services and shutdown. If a step is already late, do not
+        # wait.
         while (left := deadline - time.monotonic()) > 0 and rclpy.ok():
             if left > 0.05:
                 rclpy.spin_once(self, timeout_sec=left - 0.02)

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rollout set on disk: an index and memory-mapped arrays. Never pickle.
+"""A rollout set on disk: an index and memory-mapped arrays. Pickle is never used.
 
 ::
 
     SET/rollout_set.json           what the set is: format, version, feature, policy, source
-    SET/rollouts.parquet           one row a rollout: every scalar, its length, its arrays' file
+    SET/rollouts.parquet           one row per rollout: scalars, length, file of its arrays
     SET/arrays/000000.safetensors  the arrays of the first rollout, read by memory map
 
 The modules; each may import only modules above it:
 
 layout             names and format of the files; ``RolloutSetError``
 arrays             the arrays of one rollout: check, write, map
-index              one row a rollout, and the manifest
-journal            which entries an interrupted writer had finished
+index              the index with one row per rollout, and the manifest
+journal            the list of entries that an interrupted writer had finished
 reader             ``RolloutSet``
 writer             ``RolloutSetWriter``
 """

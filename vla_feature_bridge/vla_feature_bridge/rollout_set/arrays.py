@@ -19,9 +19,10 @@ from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, RolloutSetError
 from vla_feature_bridge.step import STEP_FIELDS
 from vla_feature_bridge.tensors import first_not_finite
 
-#: Our headers describe some dozen arrays; a longer one is not ours.
+#: Our headers describe fewer than a hundred arrays. A longer header was not written by this
+#: software.
 _MAX_HEADER_BYTES = 1 << 20
-#: Memory for padded raw features: this much anyway, and this multiple of their stored size.
+#: Memory limit for padded raw features: a fixed size plus a multiple of their stored size.
 _MAX_PADDED_BYTES = 1 << 30
 _MAX_PADDING = 16
 OPTIONAL_ARRAYS = tuple(field.stacked for field in STEP_FIELDS)
@@ -72,8 +73,8 @@ def write_rollout(
         raise RolloutSetError(f'rollout {name!r}: {problem}')
     if rollout.feature_name not in ('', str(feature)):
         raise RolloutSetError(
-            f'rollout {name!r}: expected features {str(feature)!r}, '
-            f'found {rollout.feature_name!r}; pool all rollouts of a set alike'
+            f'rollout {name!r}: expected features {str(feature)!r}, found '
+            f'{rollout.feature_name!r}; use the same pooling for all rollouts of a set'
         )
     for what in ('features', *_FINITE_ARRAYS):
         array = getattr(rollout, what)
@@ -172,8 +173,8 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
     padded = len(lengths) * int(lengths.max()) * (flat.nbytes // len(flat))
     if padded > max(_MAX_PADDED_BYTES, _MAX_PADDING * flat.nbytes):
         raise RolloutSetError(
-            f'{file}: expected steps of a similar number of entries, found {lengths.max()} in one '
-            f'and {len(flat)} in all {len(lengths)}'
+            f'{file}: expected steps with similar numbers of entries, found a step with '
+            f'{lengths.max()} entries and {len(flat)} entries in all {len(lengths)} steps'
         )
     features = np.zeros((len(lengths), int(lengths.max()), *flat.shape[1:]), flat.dtype)
     for step, (start, stop) in enumerate(itertools.pairwise(offsets)):
@@ -193,7 +194,7 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tu
                 f'rollout {episode!r}: array {name!r}: expected a dtype of '
                 f'{", ".join(str(d) for d in _DTYPE_NAMES)}, found {array.dtype}'
             )
-    # Widest numbers first keeps every array aligned in the mapped file.
+    # Arrays with the widest dtype come first, so that every array is aligned in the mapped file.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
     described: dict[str, Any] = {}
     position = 0
@@ -284,13 +285,15 @@ def _slice_arrays(file: Path, header: bytes, data: np.ndarray) -> dict[str, np.n
             )
         try:
             arrays[name] = data[start:stop].view(dtype).reshape(shape)
-        except (ValueError, OverflowError) as error:  # an empty array of absurd lengths
+        # An empty array can have axes that are too long for NumPy.
+        except (ValueError, OverflowError) as error:
             raise RolloutSetError(
                 f'{file}: array {name!r}: expected the shape of an array, found {shape}: {error}'
             ) from error
         position = stop
     if position != len(data):
         raise RolloutSetError(
-            f'{file}: expected all bytes in arrays, found {len(data) - position} bytes in none'
+            f'{file}: expected all bytes in arrays, found {len(data) - position} bytes that '
+            'belong to no array'
         )
     return arrays

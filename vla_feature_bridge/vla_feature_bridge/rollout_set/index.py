@@ -39,7 +39,7 @@ COLUMNS: dict[str, tuple[type, ...]] = {
     'arrays_header_crc32': (int,),
     'unseen': (bool,),
 }
-#: Columns that older sets lack, and the value of their rollouts.
+#: Columns that are missing in older sets, with their default values.
 _LATER_COLUMNS = {'unseen': False}
 
 
@@ -60,9 +60,13 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             'make one with: python -m safe_training convert SOURCE DEST'
         ) from error
     except (ValueError, RecursionError) as error:
-        raise RolloutSetError(f'{file}: expected JSON, found {error}') from error
+        raise RolloutSetError(
+            f'{file}: expected JSON, found text that is not valid JSON ({error}); convert again'
+        ) from error
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
-        raise RolloutSetError(f"{file}: expected 'format': {FORMAT!r}, found another file")
+        raise RolloutSetError(
+            f"{file}: expected 'format': {FORMAT!r}, found a different format; check the path"
+        )
     if manifest.get('version') != VERSION:
         raise RolloutSetError(
             f'{file}: expected version {VERSION}, found {manifest.get("version")!r}; '
@@ -96,7 +100,10 @@ def read_index(file: Path) -> dict[str, list[Any]]:
             f'{file}: expected the index of a rollout set, found none; convert again'
         ) from None
     except (pyarrow.ArrowException, OSError) as error:
-        raise RolloutSetError(f'{file}: expected a parquet file, found {error}') from error
+        raise RolloutSetError(
+            f'{file}: expected a parquet file, found a file that cannot be read ({error}); '
+            'convert again'
+        ) from error
     columns: dict[str, list[Any]] = {}
     for name, kinds in COLUMNS.items():
         if name in _LATER_COLUMNS and name not in table.column_names:
@@ -158,6 +165,6 @@ def software() -> dict[str, str]:
     found = {'python': platform.python_version(), 'numpy': np.__version__}
     try:
         found['vla_feature_bridge'] = version('vla_feature_bridge')
-    except PackageNotFoundError:  # the source tree is used without installation
+    except PackageNotFoundError:  # The package is used from the source tree without installation.
         found['vla_feature_bridge'] = 'source tree'
     return found

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The journal of a rollout set that grows: which entries are finished, so that work can continue.
+"""The journal of an incomplete rollout set.
+
+It lists the finished entries, so that the work can continue.
 
 The first line names the work; every further line is one entry, written after the arrays of the
 entry. An entry is ``{'row': ...}``, a row of the index, or ``{'left_out': ...}``, a message.
@@ -18,14 +20,17 @@ from vla_feature_bridge.rollout_set.layout import ARRAY_FILE, ARRAYS, JOURNAL, R
 
 
 class Journal:
-    """The open journal of one folder; no other process can open it until it is closed.
+    """The open journal of one folder.
+
+    It is locked: no other process can open it until it is closed.
 
     Parameters
     ----------
     folder : Path
-        Where the set grows; its arrays are deleted if the journal is of other work.
+        Folder of the incomplete set. Its arrays are deleted if the journal belongs to different
+        work.
     work : str
-        Exact name of the work: source and options.
+        Identifier of the work: source and options.
 
     Attributes
     ----------
@@ -46,8 +51,8 @@ class Journal:
         except OSError:
             self._file.close()
             raise RolloutSetError(
-                f'{folder}: expected no other writer of this set, found another process at work; '
-                'wait for it or choose another name'
+                f'{folder}: expected no other writer of this set, found another process that '
+                'writes this set; wait until it has finished, or choose another name'
             ) from None
         self.entries: list[dict[str, Any]] = []
         if not self._read(work):
@@ -65,7 +70,10 @@ class Journal:
         self._file.close()
 
     def _read(self, work: str) -> bool:
-        """Read the good lines and cut off the rest; False if the journal is not of this work."""
+        """Read the valid lines and remove the rest.
+
+        Return False if the journal belongs to different work.
+        """
         self._file.seek(0)
         good = 0
         for line in iter(self._file.readline, ''):
@@ -85,7 +93,7 @@ class Journal:
         return good > 0
 
     def _is_complete(self, row: Any) -> bool:
-        """Tell whether this is a row of the index whose arrays are on disk in full length."""
+        """Return True if this is a valid row and its array file has its full size."""
         if type(row) is not dict or set(row) != set(COLUMNS):
             return False
         if not all(type(row[name]) in kinds for name, kinds in COLUMNS.items()):

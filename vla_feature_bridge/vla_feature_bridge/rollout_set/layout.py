@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names and format of the files of a rollout set, and the error of this room."""
+"""Names and format of the files of a rollout set, and the error class of this subpackage."""
 
 from __future__ import annotations
 

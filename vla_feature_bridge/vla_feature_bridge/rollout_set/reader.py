@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens a rollout set without reading an array; arrays are mapped into memory on use."""
+"""Opens a rollout set without reading arrays. Arrays are memory-mapped when they are used."""
 
 from __future__ import annotations
 
@@ -60,7 +60,8 @@ class RolloutSet(Sequence[Rollout]):
         Raises
         ------
         RolloutSetError
-            The folder is no rollout set, or a file is missing, truncated or of another version.
+            The folder is not a rollout set, or a file is missing, incomplete or has a different
+            version.
         """
         folder = Path(path)
         manifest = read_manifest(folder)
@@ -70,8 +71,9 @@ class RolloutSet(Sequence[Rollout]):
             raise RolloutSetError(f'{folder / INDEX}: expected at least one rollout, found none')
         if manifest['rollouts'] != count:
             raise RolloutSetError(
-                f'{folder / INDEX}: expected {manifest["rollouts"]} rollouts as {MANIFEST} says, '
-                f'found {count}; the files belong to different sets, convert again'
+                f'{folder / INDEX}: expected {manifest["rollouts"]} rollouts as {MANIFEST} '
+                f'says, found {count}; the files belong to different sets: convert the source '
+                'again'
             )
         check_array_files(folder / ARRAYS, columns)
         return cls(folder, manifest['feature'], manifest['policy'], manifest['source'], columns)
@@ -176,8 +178,8 @@ class RolloutSet(Sequence[Rollout]):
             raise RolloutSetError(f'{file}: {error}') from error
         if arrays:
             raise RolloutSetError(
-                f'{file}: expected the arrays of a rollout, found also {sorted(arrays)}; '
-                'a newer version may have written this set'
+                f'{file}: expected only the arrays of a rollout, found also {sorted(arrays)}; '
+                'the set was probably written by a newer version: use that version'
             )
         if len(rollout) != row['length']:
             raise RolloutSetError(

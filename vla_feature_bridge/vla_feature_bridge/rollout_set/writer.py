@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Writes a rollout set; work that was interrupted can continue.
 
-A set grows in a hidden folder beside its destination and is renamed when it is complete, so that a
-folder with the name of the destination is always a whole set.
+A set is written in a hidden folder beside its destination. It is renamed when it is complete.
+Therefore a folder with the name of the destination is always a complete set.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vla_feature_bridge.rollout_set.layout import (
 
 
 class RolloutSetWriter:
-    """Writes a rollout set, rollout by rollout; leaves nothing behind unless it finishes.
+    """Writes a rollout set, rollout by rollout; if it does not finish, no files remain.
 
     Use it as a context manager::
 
@@ -51,7 +51,7 @@ class RolloutSetWriter:
     overwrite : bool
         Replace an existing rollout set of this name (never any other folder).
     work : str
-        Exact name of the work: source and options. With a name, finished rollouts stay in the
+        Identifier of the work: source and options. If it is given, finished rollouts stay in the
         hidden folder ``.NAME.partial`` if the process is interrupted (KeyboardInterrupt, a signal,
         a power cut), and the next writer of the same work continues from them.
 
@@ -146,7 +146,10 @@ class RolloutSetWriter:
         self._take(row)
 
     def leave_out(self, message: str) -> None:
-        """Count an entry of the source that does not go into the set; the message says why."""
+        """Record an entry of the source that is not included in the set.
+
+        The message contains the reason.
+        """
         self._note({'left_out': message})
         self.left_out.append(message)
 
@@ -163,7 +166,7 @@ class RolloutSetWriter:
                 self._finish()
         finally:
             if not kept:
-                # After success no folder has this name any more.
+                # After success, this folder no longer exists.
                 shutil.rmtree(self.folder, ignore_errors=True)
             if self._journal:
                 self._journal.close()
@@ -225,7 +228,7 @@ class RolloutSetWriter:
 
 
 def partial_folder(path: str | os.PathLike[str]) -> Path:
-    """Return the folder in which an interrupted writer of named work leaves what it finished."""
+    """Return the folder with the finished rollouts of an interrupted writer."""
     whole = _absolute(path)
     return whole.with_name(f'.{whole.name}.partial')
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What every node needs, and the publisher for a policy's process. Needs ROS 2.
+"""Common code of all nodes, and the publisher for the process of a policy. Needs ROS 2.
 
 The modules; each may import only modules above it:
 

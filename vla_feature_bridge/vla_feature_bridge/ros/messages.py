@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts steps to ``safe_msgs`` and back: one copy out, none in, no work per element."""
+"""Converts steps to ``safe_msgs`` and back.
+
+Sending makes one copy, receiving makes no copy, and there is no computation per element.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ NANOSECONDS = 1_000_000_000
 
 
 class MessageError(SafeError):
-    """A ROS message contradicts itself, or cannot hold an array; the text names the field."""
+    """A ROS message is inconsistent, or it cannot contain an array. The text contains the field."""
 
 
 def time_to_message(stamp: int) -> Time:
@@ -50,7 +53,7 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
         raise MessageError(f'tensor {name!r} cannot be sent: {error}') from None
     message.dtype = array.dtype.name
     message.shape = typed_array('I', array.shape)
-    # Only filling uint8[] from the bytes of the array is fast in rclpy.
+    # In rclpy, only assigning bytes to a uint8[] field is fast.
     message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
     return message
 

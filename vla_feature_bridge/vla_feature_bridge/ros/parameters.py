@@ -24,7 +24,7 @@ _LARGEST_INTEGER = 2**31 - 1
 
 
 class ParameterError(SafeError):
-    """A node refuses the value of a parameter; the message says what it allows."""
+    """The value of a parameter is not allowed. The message contains the allowed values."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Parameter:
     choices : tuple of str
         Allowed values of a string; empty for any.
     old_name : str
-        Name that it had in an earlier version. Whoever sets it learns the new name.
+        Name in an earlier version. If it is set, the error contains the new name.
     """
 
     name: str
@@ -99,8 +99,8 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
     Raises
     ------
     ParameterError
-        A value of another type, outside its range, or not one of the choices; or a value was given
-        to the old name of a parameter.
+        A value has the wrong type, is out of range or is not one of the choices, or a value was
+        given to the old name of a parameter.
     """
     values: dict[str, Any] = {}
     for parameter in parameters:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Publishes the steps and the episodes of a policy, from wherever the policy runs.
+"""Publishes the steps and the episodes of a policy from the process of the policy.
 
 ::
 
@@ -50,8 +50,8 @@ class StepPublisher:
     """Publishes one message for each inference, and an event when an episode starts and ends.
 
     Steps are numbered from 0 in each episode, and the action signals are computed. Arrays may be
-    NumPy arrays or PyTorch tensors on any device, also bfloat16. Publishing copies them once and
-    never waits for a reader.
+    NumPy arrays or PyTorch tensors on any device, also bfloat16. Publishing copies the arrays once
+    and never waits for a subscriber.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ class StepPublisher:
         return self._episode_id
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Begin an episode and publish its START; an episode that still runs ends before.
+        """Begin an episode and publish its START. If another episode still runs, it is ended first.
 
         Parameters
         ----------

@@ -4,10 +4,10 @@
 base              the interface of a source
 step_features     the features of one step, raw or pooled
 listing           the files of a folder, in a fixed order
-unseen_root       a second folder whose tasks no detector may train on
+unseen_root       adds a second folder with unseen tasks
 openvla           OpenVLA
 openvla_table     the csv of an OpenVLA episode
-openpi            what pi0 and pi0-FAST share
+openpi            common code of pi0 and pi0-FAST
 openpi_episodes   the episodes of an openpi dump
 pi0               pi0 (openpi)
 pi0_fast          pi0-FAST (openpi)
@@ -17,6 +17,6 @@ pooled_npz        pooled features in one .npz archive
 rollout_set       our own rollout sets
 rosbag2           rosbag2 recordings
 
-A reader imports ``base``, ``step_features``, ``listing`` and ``recordings.untrusted``, and no
-reader except the one that it extends. CONTRIBUTING.md has the recipe for a new reader.
+A reader imports ``base``, ``step_features``, ``listing`` and ``recordings.untrusted``, and only the
+reader that it extends. CONTRIBUTING.md has the recipe for a new reader.
 """

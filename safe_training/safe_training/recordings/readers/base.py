@@ -24,7 +24,7 @@ NO_FEATURE = 'none'
 
 
 class WholeDumpError(DumpError):
-    """No episode of a dump can be trusted, so leaving out one episode does not help."""
+    """The whole dump is unreliable. Skipping single episodes is not enough."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class ReadOptions:
     pooling : tuple of (axis, command), or None
         How to reduce the raw feature tensor; None takes the default of the format.
     feature : str or None
-        Which feature array to take if the source holds several; None takes the default. ``none``
-        reads a dump without its features, for detectors that need no features.
+        Name of the feature array if the source has several; None uses the default. ``none`` reads a
+        dump without its features, for detectors that need no features.
     skip_bad : bool
         Leave out the episodes that cannot be read, and list them. Otherwise the first such episode
         is an error.
     keep : 'pooled' or 'raw'
-        Whether rollouts hold one vector a step or the complete tensor.
+        'pooled': one vector per step. 'raw': the complete tensor.
     all_episodes : bool
-        Keep also the episodes that the published protocol of the format leaves out.
+        Also keep episodes that the published protocol of the format removes.
     """
 
     pooling: Pooling | None = None
@@ -66,13 +66,12 @@ class Source(ABC):
     looks_for : str
         The files by which the format is recognised, for messages.
     default_pooling : mapping of str to pooling
-        How each raw feature of the format is pooled unless the options say otherwise: as its
-        publication does.
+        Default pooling of each raw feature of the format, as in its publication.
     policy : str
         Name of the recorded policy; empty if the source does not say.
     path : Path
     why : str
-        What in ``path`` showed that it has this format.
+        Reason why ``path`` was recognised as this format.
     options : ReadOptions
     skipped : list of str
         One message for each episode left out so far, with ``skip_bad``.
@@ -98,11 +97,14 @@ class Source(ABC):
     @staticmethod
     @abstractmethod
     def detect(path: Path) -> str | None:
-        """Return why ``path`` has this format, None if it has not; reads only names and headers."""
+        """Return the reason why ``path`` has this format, or None if it has a different format.
+
+        Only names and headers are read.
+        """
 
     @abstractmethod
     def __len__(self) -> int:
-        """Return the number of episodes, unreadable ones included."""
+        """Return the number of episodes, including unreadable episodes."""
 
     @property
     @abstractmethod
@@ -126,7 +128,7 @@ class EpisodeSource(Source):
     Attributes
     ----------
     unmatched : list of str
-        One message for each finding of the listing that belongs to no readable episode.
+        One message for each file that does not belong to a readable episode.
     """
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
@@ -190,12 +192,12 @@ class EpisodeSource(Source):
         )
 
     def refuse_early(self) -> None:
-        """Refuse the source before any long work if its listing alone shows a bad episode.
+        """Raise an error before the long work begins if the list of files shows a bad episode.
 
         Raises
         ------
         DumpError
-            The listing shows a bad episode, and ``skip_bad`` is off.
+            The list of files shows a bad episode, and ``skip_bad`` is off.
         """
         if self.options.skip_bad:
             return
@@ -207,7 +209,8 @@ class EpisodeSource(Source):
         """Yield one rollout after the other, in the order of the episodes."""
         self.refuse_early()
         self.skipped = list(self.unmatched)
-        assert self.feature is not None  # found first, because every rollout must have it
+        # Determine the feature first, because every rollout must have the same feature.
+        assert self.feature is not None
         for index in range(self.episode_count):
             if progress:
                 progress(index + len(self.unmatched), len(self))
@@ -230,7 +233,7 @@ def wanted_feature(
     options: ReadOptions,
     default: Pooling | None = None,
 ) -> FeatureSpec:
-    """Return the feature that the options ask for; its width is still unknown (0).
+    """Return the requested feature specification; its width is still unknown (0).
 
     Parameters
     ----------
@@ -261,8 +264,8 @@ def wanted_feature(
     if pooling is None:
         advice = ' '.join(f'--pooling {axis}=mean' for axis in axes)
         raise DumpError(
-            f'{path}: expected a pooling of the feature {name} (axes {", ".join(axes)}), '
-            f'found none; name one, for example {advice}'
+            f'{path}: expected a pooling of the feature {name} (axes {", ".join(axes)}), found '
+            f'none; give a pooling, for example {advice}'
         )
     try:
         return FeatureSpec(name, 0, axes, pooling)

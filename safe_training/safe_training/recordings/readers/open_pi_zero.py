@@ -33,7 +33,8 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
 from vla_feature_bridge.tensors import first_not_finite
 
-#: Task folder -> actions executed before the next inference; the order numbers the tasks.
+#: Mapping from task folder to the number of actions executed before the next inference. The order
+#: defines the task numbers.
 TASKS = {
     'widowx_carrot_on_plate': 4,
     'widowx_put_eggplant_in_basket': 4,
@@ -224,8 +225,8 @@ def _read_meta(file: Path) -> dict[str, Any]:
         if type(meta) is not dict or type(meta.get(key)) is not kind:
             found = shape_text(meta.get(key)) if type(meta) is dict else shape_text(meta)
             raise DumpError(
-                f'{file}: expected {key} as {kind.__name__}, found {found}; '
-                'this is no episode of open-pi-zero'
+                f'{file}: expected {key} as {kind.__name__}, found {found}; the file is not an '
+                'episode of open-pi-zero'
             )
     if match := _NAME.fullmatch(file.name.removesuffix(_META)):
         for key, named in (('episode_id', int(match[1])), ('success', int(match[2]))):
@@ -241,14 +242,14 @@ def _read_steps(file: Path) -> list[dict[Any, Any]]:
     steps = load_pickle(file)
     if type(steps) is not list or not steps:
         raise DumpError(
-            f'{file}: expected a list over the inferences, found {shape_text(steps)}; '
-            'this is no episode of open-pi-zero'
+            f'{file}: expected a list over the inferences, found {shape_text(steps)}; the file '
+            'is not an episode of open-pi-zero'
         )
     for number, step in enumerate(steps):
         if type(step) is not dict or 'sampled_actions' not in step:
             raise DumpError(
-                f'{file}: expected a dict with sampled_actions at step {number}, '
-                f'found {shape_text(step)}; this is no episode of open-pi-zero'
+                f'{file}: expected a dict with sampled_actions at step {number}, found '
+                f'{shape_text(step)}; the file is not an episode of open-pi-zero'
             )
     return steps
 

@@ -45,7 +45,7 @@ from vla_feature_bridge.tokens import pad_tokens, token_statistics
 
 #: Only pi0-FAST emits tokens, so only its records hold one of these keys.
 _FAST_KEYS = {'pre_logits', 'encoded', 'logits', 'decode_step', 'action_start_index_in_vocab'}
-#: How many records are tried before the policy is unknown.
+#: Number of records that are tried to find the policy.
 _MAX_TRIES = 8
 
 
@@ -53,7 +53,8 @@ class _KeptRecords:
     """Policy records that were read to recognise a dump, kept until their episode is read.
 
     The readers of openpi look at the first record of a root to recognise its policy, and at the
-    first record of an episode to find the feature. The reading of the episode needs it once more.
+    first record of an episode to find the feature. The same record is needed again when the episode
+    is read.
     """
 
     _MOST = 4
@@ -70,7 +71,7 @@ class _KeptRecords:
         return record
 
     def take(self, file: Path) -> dict[Any, Any]:
-        """Return a record, read now unless it is kept; keep it no longer."""
+        """Return a record from the cache, or read it; remove it from the cache."""
         kept = self._records.pop(self._key(file), None) if self._records else None
         return read_dict(file) if kept is None else kept
 
@@ -79,7 +80,7 @@ class _KeptRecords:
         try:
             status = file.stat()
         except OSError:
-            return file, -1, -1  # reading it gives the reason
+            return file, -1, -1  # reading the record will raise the error
         return file, status.st_size, status.st_mtime_ns
 
 
@@ -193,9 +194,9 @@ class OpenpiSource(EpisodeSource):
                 features.add(file, step, self._raw(record, spec.name, file))
             elif self.options.feature is None and set(self.features) & set(record):
                 raise DumpError(
-                    f'{file}: expected no feature, because the first record of this dump has '
-                    f'none, found {", ".join(sorted(set(self.features) & set(record)))}; '
-                    'the records of two recordings may be mixed: separate them'
+                    f'{file}: expected a record without features, like the first record of this '
+                    f'dump, found {", ".join(sorted(set(self.features) & set(record)))}; the '
+                    'records of two recordings may be mixed: separate them'
                 )
             chunks.append(_chunk(file, step, record, chunks))
             tokens.append(_tokens(file, record))
@@ -264,8 +265,8 @@ class OpenpiSource(EpisodeSource):
         if 'actions' not in record:
             raise DumpError(
                 f'{file}: expected actions, found only '
-                f'{", ".join(str(key)[:40] for key in list(record)[:12])}; '
-                'this is no policy record of openpi'
+                f'{", ".join(str(key)[:40] for key in list(record)[:12])}; the file is not a '
+                'policy record of openpi'
             )
         if episode.ordered_only:
             prompt = record.get('prompt')
@@ -273,8 +274,8 @@ class OpenpiSource(EpisodeSource):
                 raise WholeDumpError(
                     f'{file}: expected a record of the task {episode.description!r}, found the '
                     f'prompt {prompt[:80]!r}; a policy record is lost or comes from another '
-                    'recording, and the file names do not say which: copy the folder from its '
-                    'source again'
+                    'recording, and the file names do not show which record: copy the folder '
+                    'from its source again'
                 )
             number = record.get('run/episode_idx')
             if type(number) is int and number != episode.episode_index:

@@ -38,7 +38,8 @@ class OpenpiEpisode:
     records : tuple of str
         Names of the policy records, in order.
     ordered_only : bool
-        The names do not say to which episode the records belong; only their order does.
+        True if the records are assigned by their order, because their names do not contain the
+        episode.
     """
 
     root: Path
@@ -63,7 +64,7 @@ class OpenpiEpisode:
 
 
 def is_root(path: Path) -> bool:
-    """Tell whether a folder is one root of openpi."""
+    """Return True if a folder is a root of openpi."""
     return (path / ENV_RECORDS).is_dir() and (path / POLICY_RECORDS).is_dir()
 
 
@@ -84,7 +85,7 @@ def _folders(path: Path) -> list[Path]:
 
 
 def has_env_names_of_droid(root: Path) -> bool:
-    """Tell whether the env records of a root have the names of Franka/DROID recordings."""
+    """Return True if the env records of a root have the names of Franka/DROID recordings."""
     names = list_names(root / ENV_RECORDS, '.pkl')
     return bool(names) and all(name.endswith('--meta.pkl') for name in names)
 
@@ -94,8 +95,8 @@ def read_dict(file: Path) -> dict[Any, Any]:
     record = load_pickle(file)
     if type(record) is not dict:
         raise DumpError(
-            f'{file}: expected a dict as openpi writes it, found {shape_text(record)}; '
-            'this is no record of openpi'
+            f'{file}: expected a dict as openpi writes it, found {shape_text(record)}; the file '
+            'is not a record of openpi'
         )
     return record
 
@@ -109,7 +110,7 @@ def read_env_record(root: Path, name: str) -> OpenpiEpisode:
     Raises
     ------
     DumpError
-        A field is missing or of another kind, or contradicts the file name.
+        A field is missing, has the wrong type, or contradicts the file name.
     """
     file = root / ENV_RECORDS / name
     record = read_dict(file)
@@ -126,8 +127,8 @@ def read_env_record(root: Path, name: str) -> OpenpiEpisode:
     if missing:
         raise DumpError(
             f'{file}: expected {", ".join(missing)}, found only '
-            f'{", ".join(str(key)[:40] for key in list(record)[:12])}; '
-            'this is no env record of openpi'
+            f'{", ".join(str(key)[:40] for key in list(record)[:12])}; the file is not an env '
+            'record of openpi'
         )
     success = _integer(file, record, 'episode_success', 0, 1)
     episode = OpenpiEpisode(
@@ -163,8 +164,8 @@ def _integer(file: Path, record: Mapping[Any, Any], key: str, low: int, high: in
     if not isinstance(value, (bool, int, np.integer, np.bool_)) or not low <= int(value) <= high:
         shown = int(value) if isinstance(value, (int, np.integer)) else shape_text(value)
         raise DumpError(
-            f'{file}: expected {key} from {low} to {high}, found {shown}; '
-            'this is no env record of openpi'
+            f'{file}: expected {key} from {low} to {high}, found {shown}; the file is not an '
+            'env record of openpi'
         )
     return int(value)
 
@@ -173,8 +174,8 @@ def _text(file: Path, record: Mapping[Any, Any], key: str) -> str:
     value = record.get(key, '')
     if type(value) is not str:
         raise DumpError(
-            f'{file}: expected {key} as text, found {shape_text(value)}; '
-            'this is no env record of openpi'
+            f'{file}: expected {key} as text, found {shape_text(value)}; the file is not an env '
+            'record of openpi'
         )
     return value
 
@@ -190,12 +191,12 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
     episodes : list of OpenpiEpisode
         In natural order of their env records.
     unmatched : list of str
-        One message for each record that belongs to no complete episode.
+        One message for each record that does not belong to a complete episode.
 
     Raises
     ------
     DumpError
-        The records cannot be matched at all, so no episode of the root can be trusted.
+        The records cannot be assigned to episodes. Therefore no episode of the root is reliable.
     """
     episodes: list[OpenpiEpisode] = []
     unmatched: list[str] = []
@@ -207,7 +208,7 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
     names = list_names(root / POLICY_RECORDS, '.pkl')
     unmatched += [
         f'{root / POLICY_RECORDS / name}: expected a name that ends in meta.pkl, found another; '
-        'give it its name back or move it away'
+        'restore the name or move the file to another folder'
         for name in names
         if not name.endswith('meta.pkl')
     ]
@@ -233,8 +234,8 @@ def _match_by_order(
 ) -> list[OpenpiEpisode]:
     if unmatched:
         raise DumpError(
-            f'{unmatched[0]} (the names of the policy records do not say to which episode they '
-            'belong, so no record can be used without this file)'
+            f'{unmatched[0]} (the names of the policy records do not contain the episode, so no '
+            'record can be used without this file)'
         )
     total = sum(episode.inferences for episode in episodes)
     if total != len(names):
@@ -312,13 +313,13 @@ def _group_of(
 def _without_duplicates(
     episodes: list[OpenpiEpisode],
 ) -> tuple[list[OpenpiEpisode], list[str]]:
-    """Leave out every episode that exists twice, because nothing says which one is right."""
+    """Exclude every episode that exists twice, because it is not known which copy is correct."""
     by_number: dict[tuple[int, int], list[OpenpiEpisode]] = {}
     for episode in episodes:
         by_number.setdefault(episode.recorded, []).append(episode)
     messages = [
         f'{group[1].env_file}: expected every episode once, found task {key[0]}, episode '
-        f'{key[1]} also in {group[0].env_file.name}; move the wrong one away'
+        f'{key[1]} also in {group[0].env_file.name}; move the wrong file to another folder'
         for key, group in by_number.items()
         if len(group) > 1
     ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads OpenVLA rollout dumps: LIBERO and WidowX, one or several samples a step.
+"""Reads OpenVLA rollout dumps: LIBERO and WidowX, one or several samples per step.
 
 One episode is ``task{t}--ep{e}--succ{0|1}.csv`` and ``.pkl`` (and ``.mp4``), in one folder or in
 folders of any depth. The pickle holds the hidden states of the action tokens. The csv has one row
@@ -162,7 +162,10 @@ class OpenVlaSource(EpisodeSource):
         return rollout, spec
 
     def _description_of(self, episode: _Episode) -> str:
-        """Return the instruction of an episode without pickle: that of an episode of its task."""
+        """Return the instruction for an episode without pickle.
+
+        The instruction of another episode of the same task.
+        """
         key = (episode.stem.parent, episode.task_id)
         if key not in self._descriptions:
             self._descriptions[key] = ''
@@ -185,7 +188,10 @@ def _walk(path: Path) -> Iterator[Path]:
 
 
 def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
-    """Return the episodes, paired by file names, and a message for each file of no episode."""
+    """Return the episodes, and a message for each file that does not belong to an episode.
+
+    Files of an episode are paired by their names.
+    """
     found: dict[tuple[Path, int, int, bool], dict[str, Path]] = {}
     others = []
     for file in _walk(path):
@@ -208,7 +214,7 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
         name = (folder.relative_to(path) / f'task{task_id}--ep{index}').as_posix()
         stem = folder / f'task{task_id}--ep{index}--succ{int(success)}'
         if not {'csv', 'pkl'} & set(files):
-            continue  # a video alone is no episode
+            continue  # A video without csv or pickle is not an episode.
         if (folder, task_id, index, not success) in found:
             unmatched.append(
                 f'{stem}: expected one outcome of this episode, found files of both; '
@@ -243,8 +249,8 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
     record = load_pickle(file)
     if type(record) is not dict:
         raise DumpError(
-            f'{file}: expected a dict with hidden_states, found {shape_text(record)}; '
-            'this is no OpenVLA episode'
+            f'{file}: expected a dict with hidden_states, found {shape_text(record)}; the file '
+            'is not an OpenVLA episode'
         )
     index_key = 'episode_idx' if 'episode_idx' in record else 'eposide_idx'
     needed = (*arrays, 'task_description', 'task_id', index_key, 'episode_success')
@@ -252,13 +258,14 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
     if missing:
         raise DumpError(
             f'{file}: expected {", ".join(missing)}, found only '
-            f'{", ".join(str(key)[:40] for key in list(record)[:12])}; this is no OpenVLA episode'
+            f'{", ".join(str(key)[:40] for key in list(record)[:12])}; the file is not an '
+            'OpenVLA episode'
         )
     for key in ('task_description', 'task_suite_name'):
         if type(record.setdefault(key, '')) is not str:
             raise DumpError(
-                f'{file}: expected {key} as text, found {shape_text(record[key])}; '
-                'this is no OpenVLA episode'
+                f'{file}: expected {key} as text, found {shape_text(record[key])}; the file is '
+                'not an OpenVLA episode'
             )
     for key, named in (
         ('task_id', episode.task_id),

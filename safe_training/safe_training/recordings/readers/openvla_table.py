@@ -42,15 +42,15 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
     Raises
     ------
     DumpError
-        The file is no csv, lacks a column of the actions, has other than ``steps`` rows, or a cell
-        is no number.
+        The file is not a csv file, an action column is missing, the number of rows is not
+        ``steps``, or a cell is not a number.
     """
     header, rows = read_rows(file)
     missing = [name for name in _ACTIONS if name not in header]
     if missing:
         raise DumpError(
-            f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; '
-            'this is no table of an OpenVLA episode'
+            f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; the '
+            'file is not the table of an OpenVLA episode'
         )
     if steps is None and not rows:
         raise DumpError(
@@ -58,12 +58,14 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
         )
     if steps is not None and len(rows) != steps:
         raise DumpError(
-            f'{file}: expected {steps} rows, one for each hidden state of the pickle, '
-            f'found {len(rows)}; the files belong to different episodes or one is cut short'
+            f'{file}: expected {steps} rows, one for each hidden state of the pickle, found '
+            f'{len(rows)}; the files belong to different episodes, or a file is incomplete'
         )
     used = [name for name in header if name in _ACTIONS or _is_quantity(name)]
     if len(set(used)) != len(used):
-        raise DumpError(f'{file}: expected every column once, found one repeated; copy it again')
+        raise DumpError(
+            f'{file}: expected every column once, found a repeated column; copy the file again'
+        )
     return {name: number_column(file, header, rows, name) for name in used}
 
 
@@ -93,7 +95,10 @@ def sample_signals(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def token_quantity(table: dict[str, np.ndarray], what: str) -> np.ndarray | None:
-    """Return one quantity of every token, float32 (steps, tokens); None if the csv has none."""
+    """Return one quantity of every token, float32 (steps, tokens).
+
+    None if the csv does not contain it.
+    """
     columns: list[np.ndarray] = []
     while (name := f'action/token_{len(columns)}_{what}') in table:
         columns.append(table[name])

@@ -2,8 +2,9 @@
 """Reads openpi's recordings of pi0-FAST on the Franka (DROID): several roots, one protocol.
 
 The protocol is as published (Gu et al., SAFE, arXiv 2506.09937). Tasks are numbered by their sorted
-descriptions over all roots. Only episodes of the standard length of their task stay. For each task
-random episodes are left out, which balances the success rate and limits the number of rollouts.
+descriptions over all roots. Only episodes with the standard length of their task are kept. Then
+random episodes of each task are removed to balance the success rate and to limit the number of
+rollouts.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from safe_training.recordings.readers.openpi_episodes import (
 )
 from safe_training.recordings.readers.pi0_fast import Pi0FastSource
 
-#: Inferences of a task whose standard length is not that of its longest episode.
+#: Standard length [inferences] of tasks for which it is not the length of the longest episode.
 STANDARD_LENGTH = {'close the drawer': 25}
 SUCCESS_RATE = (0.5, 0.5)
 MAX_ROLLOUTS = 60
@@ -122,7 +123,7 @@ def balanced(
     most: int | None,
     random: np.random.RandomState,
 ) -> list[int]:
-    """Return the rollouts that stay so that each task's success rate is in [lowest, highest].
+    """Return the rollouts to keep, so that the success rate of each task is in [lowest, highest].
 
     Parameters
     ----------
@@ -132,12 +133,13 @@ def balanced(
     most : int or None
         The largest number of rollouts of a task; None is no limit.
     random : RandomState
-        Draws the rollouts to leave out: the legacy generator, because it drew the published subset.
+        Generator that selects the removed rollouts. It must be the legacy NumPy generator, which
+        gives the published subset.
 
     Returns
     -------
     list of int
-        Indices of the rollouts that stay, ascending.
+        Indices of the rollouts that are kept, ascending.
     """
     dropped: set[int] = set()
     for task in sorted(set(tasks)):

@@ -8,8 +8,8 @@ Rollout i is rows ``offsets[i]:offsets[i + 1]`` of every array with one row per 
 * *numbered*: ``offsets``, ``success``, ``task_id`` into ``task_names``, features ``feat_*``, and
   optionally ``sampled_actions``, ``action``, ``token_prob``, ``token_entropy``, ``meta_json``.
 
-An archive without features gives rollouts with an empty feature, shape (T, 0). Detectors that read
-only signals, actions or the step number need no more.
+An archive without features gives rollouts with an empty feature, shape (T, 0). This is enough for
+detectors that use only signals, actions or the step number.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class PooledNpzSource(Source):
             )
         if options.keep == 'raw':
             raise DumpError(
-                f'{path}: expected pooled features, the only kind in this archive, found '
-                '--keep raw; leave it out'
+                f'{path}: expected --keep pooled, found --keep raw; this archive contains only '
+                'pooled features: remove --keep raw'
             )
         self._shapes = shapes(path)
         self._offsets = self._read_offsets()
@@ -169,8 +169,8 @@ class PooledNpzSource(Source):
         offsets = offsets.astype(np.int64)
         if offsets[0] != 0 or (np.diff(offsets) < 0).any():
             raise DumpError(
-                f'{self.path}: expected offsets that start at 0 and never fall, found others; '
-                'the archive is damaged'
+                f'{self.path}: expected offsets that start at 0 and never decrease, found other '
+                'values; the archive is damaged'
             )
         return offsets
 
@@ -251,7 +251,8 @@ class PooledNpzSource(Source):
         success = self._array('success')
         if success.shape != (count,) or not np.isin(success, (0, 1)).all():
             raise DumpError(
-                f'{self.path}: expected success as {count} times 0 or 1, found another array'
+                f'{self.path}: expected success as an array of {count} values 0 or 1, found a '
+                'different array'
             )
         columns: dict[str, list[Any]] = {'success': [bool(value) for value in success]}
         if 'task' in self._shapes:
@@ -275,8 +276,8 @@ class PooledNpzSource(Source):
         instructions = self._optional_texts('task_instructions', len(names))
         if min(numbers) < 0 or max(numbers) >= len(names):
             raise DumpError(
-                f'{self.path}: expected task_id from 0 to {len(names) - 1}, the length of '
-                f'task_names, found {min(numbers)} to {max(numbers)}'
+                f'{self.path}: expected task_id from 0 to {len(names) - 1}, because task_names '
+                f'has this number of entries, found {min(numbers)} to {max(numbers)}'
             )
         return {
             'task_id': numbers,

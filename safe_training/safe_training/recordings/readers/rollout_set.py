@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a rollout set as a source, so that it can be used wherever a dump can.
+"""Reads a rollout set as a source, so that it can be used like a dump.
 
-A raw set is pooled while it is read, so another pooling does not need the dump again.
+A raw set is pooled while it is read. Therefore the dump is not needed for a different pooling.
 """
 
 from __future__ import annotations
@@ -50,8 +50,9 @@ class RolloutSetSource(EpisodeSource):
             )
         if options.pooling not in (None, stored.pooling):
             raise DumpError(
-                f'{path}: expected the pooling of this set, {stored}, found another one in the '
-                'options; convert the dump again, with --keep raw to allow any pooling later'
+                f'{path}: expected the pooling of this set, {stored}, found a different pooling '
+                'in the options; convert the dump again (with --keep raw, every pooling is '
+                'possible later)'
             )
 
     @staticmethod

@@ -3,8 +3,8 @@
 
 Topics are found by their message type, so namespaces and other topics do not matter. Every step
 carries the id of its episode. Task and outcome come from EpisodeEvents; a csv beside the recording
-(:mod:`safe_training.recordings.labels`) takes precedence, because it was written later. An episode
-without an outcome stays unlabelled.
+(:mod:`safe_training.recordings.labels`) has priority over the events, because it was written later.
+An episode without an outcome has no label.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
 _POOLED_NAME = re.compile(r'([^\[\]]*)\[([^\[\]]+)\]')
-#: Names of the axes of a raw tensor, outermost first, where the recording does not say.
+#: Names of the axes of a raw tensor, outermost first, used if the recording does not contain them.
 _RAW_AXES = {0: (), 1: ('token',), 2: ('denoise', 'horizon')}
 
 
@@ -77,7 +77,10 @@ class RosbagSource(Source):
 
     @staticmethod
     def detect(path: Path) -> str | None:
-        """Return why the path is a recording; None if it is none."""
+        """Return the reason why the path is recognised as a recording.
+
+        None if it is not a recording.
+        """
         return detect_bag(path)
 
     def __len__(self) -> int:
@@ -85,7 +88,10 @@ class RosbagSource(Source):
 
     @cached_property
     def feature(self) -> FeatureSpec:
-        """The features that the rollouts have: as recorded, or pooled as the options ask."""
+        """Specification of the features of the rollouts.
+
+        As recorded, or with the pooling in the options.
+        """
         recorded = self._recorded
         if recorded.pooled:
             if self.options.pooling not in (None, recorded.pooling) or (
@@ -140,7 +146,8 @@ class RosbagSource(Source):
             except BagMessageError as error:
                 self._leave_out(f'{self.path}: topic {message.topic.name[:200]!r}: {error}')
         self._check_topics()
-        # A recording may hold events of other episodes: a recorder gets the last ones as it starts.
+        # A recording can contain events of earlier episodes, because a recorder receives the last
+        # events when it starts.
         for name, episode in self._episodes.items():
             episode.events = sorted(events.get(name, ()), key=lambda pair: pair[0])
 
@@ -192,8 +199,9 @@ class RosbagSource(Source):
         for name, label in read_labels(file).items():
             if name not in self._episodes:
                 raise DumpError(
-                    f'{file}: expected episodes of {self.path.name}, found {name!r}; correct the '
-                    'name, or move the file away if it belongs to another recording'
+                    f'{file}: expected episodes of {self.path.name}, found {name!r}; correct '
+                    'the name, or move the file to another folder if it belongs to another '
+                    'recording'
                 )
             check_step(label, max(self._episodes[name].steps) + 1, f'{file}: episode {name!r}')
             self._episodes[name].label = label
@@ -214,7 +222,10 @@ class RosbagSource(Source):
     # -- features
 
     def _find_feature(self) -> FeatureSpec:
-        """Return the features of the first good episode; other ones are a problem of theirs."""
+        """Return the features of the first good episode.
+
+        An episode with different features is reported as bad.
+        """
         good = [episode for episode in self._episodes.values() if not episode.check()]
         if not good:
             return self._no_episode()
@@ -222,10 +233,10 @@ class RosbagSource(Source):
         for episode in good:
             if episode.feature != good[0].feature:
                 episode.problem = (
-                    f'expected features {name!r} with {ndim} axes and width {width} as in episode '
-                    f'{good[0].episode_id!r}, found {episode.feature[0]!r} with '
-                    f'{episode.feature[1]} axes and width {episode.feature[2]}; choose with '
-                    '--feature where a recording holds several'
+                    f'expected features {name!r} with {ndim} axes and width {width} as in '
+                    f'episode {good[0].episode_id!r}, found {episode.feature[0]!r} with '
+                    f'{episode.feature[1]} axes and width {episode.feature[2]}; if the '
+                    'recording contains several features, choose one with --feature'
                 )
         self.policy = good[0].policy
         recorded = self._recorded_spec(name, ndim, width)
@@ -255,7 +266,7 @@ class RosbagSource(Source):
     # -- second pass
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
-        """Yield the rollouts; in the order in which their last steps were recorded."""
+        """Yield the rollouts in the order of the recording time of their last steps."""
         self.skipped = [*self._unreadable, *self._problems()]
         if self.skipped and not self.options.skip_bad:
             raise DumpError(self.skipped[0])

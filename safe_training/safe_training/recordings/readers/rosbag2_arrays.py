@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stacks the steps of one recorded episode to the arrays of a rollout."""
+"""Combines the steps of one recorded episode into the arrays of a rollout."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
 from vla_feature_bridge.tensors import FLOATS, first_not_finite
 
-#: Largest table of one episode: this many entries anyway, and this multiple of the given ones.
+#: Limit for the table of one episode: a fixed number of entries, plus a multiple of the number of
+#: given values.
 _FREE_PADDING = 1 << 20
 _MAX_PADDING = 16
 
@@ -40,7 +41,7 @@ def stacked_features(
     -------
     features : ndarray, shape (T, ..., D)
     lengths : ndarray of int64, shape (T,), or None
-        Length of the first raw axis of each step where it changes from step to step.
+        Length of the first raw axis at each step, if this length changes between steps.
 
     Raises
     ------
@@ -63,8 +64,8 @@ def stacked_features(
         return np.stack(rows), None
     if len({row.shape[1:] for row in rows}) > 1:
         raise DumpError(
-            f'{where}: expected raw features of which only the first axis changes its length, '
-            f'found shapes {rows[0].shape} and '
+            f'{where}: expected raw features with equal shapes except for the first axis, found '
+            f'shapes {rows[0].shape} and '
             f'{next(row.shape for row in rows if row.shape[1:] != rows[0].shape[1:])}'
         )
     lengths = np.array([len(row) for row in rows], np.int64)
@@ -76,7 +77,7 @@ def stacked_features(
 
 
 def stacked_fields(where: str, steps: list[PolicyStep]) -> dict[str, np.ndarray | None]:
-    """Return the arrays of all fields of :data:`STEP_FIELDS`; None where no step has a value.
+    """Return the arrays of all fields of :data:`STEP_FIELDS`; None if no step has a value.
 
     Raises
     ------
@@ -92,7 +93,7 @@ def stacked_fields(where: str, steps: list[PolicyStep]) -> dict[str, np.ndarray 
 
 
 def stacked_signals(where: str, steps: list[PolicyStep]) -> dict[str, np.ndarray]:
-    """Return each signal of the steps, float32 ``(T,)``; NaN where a step lacks it."""
+    """Return each signal of the steps, float32 ``(T,)``; NaN if a step does not have the signal."""
     names = dict.fromkeys(name for step in steps for name in step.signals)
     check_padding(where, len(names) * len(steps), sum(len(step.signals) for step in steps))
     return {
@@ -102,7 +103,10 @@ def stacked_signals(where: str, steps: list[PolicyStep]) -> dict[str, np.ndarray
 
 
 def check_padding(where: str, padded: int, given: int) -> None:
-    """Refuse steps so different that a table of them is mostly empty and very large."""
+    """Refuse steps with very different lengths.
+
+    Reason: their table would be very large and mostly empty.
+    """
     if padded > _FREE_PADDING + _MAX_PADDING * given:
         raise DumpError(
             f'{where}: expected steps with a similar number of tokens and signals, found {given} '

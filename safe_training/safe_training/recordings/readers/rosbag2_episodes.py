@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The episodes of a recording before their arrays are read, and what messages cannot carry."""
+"""Facts about the episodes of a recording, and metadata that messages cannot contain.
+
+The facts are known before the arrays are read.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +16,11 @@ from safe_training.recordings.labels import Label
 from safe_training.recordings.untrusted.cdr import KIND_LABEL, KIND_START, Event
 from vla_feature_bridge.step import PolicyStep
 
-#: Key of ``custom_data`` under which a recording that we wrote keeps what messages cannot carry.
+#: Key in ``custom_data`` of our recordings for metadata that messages cannot contain.
 CUSTOM_KEY = 'safe_rollout_set'
 CUSTOM_VERSION = 1
 
-#: What is kept there for an episode, and its type.
+#: Fields stored for each episode, with their types.
 _EXTRAS = {
     'task_id': int,
     'episode_index': int,
@@ -30,22 +33,22 @@ _EXTRAS = {
 
 @dataclass
 class Episode:
-    """What the first pass over a recording finds of an episode: everything but its arrays.
+    """Facts about an episode from the first pass over a recording: everything except its arrays.
 
     Attributes
     ----------
     steps : set of int
         Numbers of the steps that the recording holds.
     problem : str
-        The first thing that makes it unusable; empty if nothing does.
+        The first problem that makes the episode unusable; empty if there is no problem.
     events : list of (int, Event)
         Its events in the order of the time at which they were recorded [ns].
     feature : tuple of (name, number of axes, width)
-        As in every step.
+        Feature name, number of axes and width; equal for all steps.
     first, last : int
         When its first and last step were recorded [ns].
     label : Label
-        Its outcome, None while nobody has said it.
+        Label of the episode; its outcome is None if it is unknown.
     """
 
     episode_id: str
@@ -67,12 +70,12 @@ class Episode:
         )
 
     def add(self, step: PolicyStep, time: int) -> None:
-        """Take note of a step that was recorded at ``time`` [ns]."""
+        """Record a step with its recording time ``time`` [ns]."""
         feature = _feature_of(step)
         if step.step in self.steps:
             self.problem = self.problem or (
                 f'expected each step once, found step {step.step} twice; two recordings or two '
-                'policies share this episode_id'
+                'policies use the same episode_id'
             )
         elif feature != self.feature:
             self.problem = self.problem or (
@@ -90,13 +93,14 @@ class Episode:
             missing = next(n for n in range(len(self.steps)) if n not in self.steps)
             return (
                 f'expected all steps from 0 to {max(self.steps)}, found {len(self.steps)}, '
-                f'without {missing}; the recording began late, or lost messages'
+                f'without {missing}; the recording started after the episode began, or messages '
+                'were lost'
             )
         return ''
 
     @property
     def task(self) -> str:
-        """The last task that an event names, otherwise the instruction."""
+        """The task in the last event that has a task, otherwise the instruction."""
         tasks = [event.task for _, event in self.events if event.task]
         return tasks[-1] if tasks else self.instruction
 
@@ -105,7 +109,8 @@ class Episode:
         """The outcome that the events state last."""
         success: bool | None = None
         for _, event in self.events:
-            # An END without an outcome takes no earlier label back, a LABEL without one does.
+            # An END without an outcome does not withdraw an earlier label. A LABEL without an
+            # outcome does.
             if event.kind != KIND_START and (event.success is not None or event.kind == KIND_LABEL):
                 success = event.success
         return success
@@ -121,13 +126,13 @@ def read_extras(path: Path, text: str | None) -> dict[str, Any]:
     Returns
     -------
     dict
-        ``episodes``: for an id of an episode, its values; ``feature``: as
-        ``FeatureSpec.to_dict``. Empty for recordings of others.
+        ``episodes``: for an id of an episode, its values; ``feature``: as ``FeatureSpec.to_dict``.
+        Empty for recordings that were not written by this software.
 
     Raises
     ------
     DumpError
-        It is not what ``convert`` writes.
+        The metadata does not have the form that ``convert`` writes.
     """
     if text is None:
         return {'episodes': {}}
@@ -137,14 +142,16 @@ def read_extras(path: Path, text: str | None) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise DumpError(f'{problem} {str(error)[:160]}') from None
     if type(extras) is not dict or extras.get('version') != CUSTOM_VERSION:
-        raise DumpError(f'{problem} another version')
+        raise DumpError(f'{problem} a different version')
     episodes = extras.get('episodes')
     if type(episodes) is not dict or type(extras.get('feature')) not in (dict, type(None)):
-        raise DumpError(f'{problem} another layout')
+        raise DumpError(
+            f'{problem} a different layout; convert the rollout set again with this version'
+        )
     for name, extra in episodes.items():
         if type(extra) is not dict or not all(
             type(value) is _EXTRAS.get(key) and (type(value) is not int or abs(value) < 2**62)
             for key, value in extra.items()
         ):
-            raise DumpError(f'{problem} other values for episode {name[:200]!r}')
+            raise DumpError(f'{problem} fields with a wrong type for episode {name[:200]!r}')
     return extras

@@ -42,8 +42,9 @@ class StepFeatures:
         Raises
         ------
         DumpError
-            The tensor is not of floats, has other axes, is empty, has NaN or infinity, has another
-            width than expected, or (raw) has another shape or dtype than the step before.
+            The tensor is not a float tensor, has the wrong axes, is empty, contains NaN or
+            infinity, or has the wrong width. For raw features also: shape or dtype differ from the
+            previous step.
         """
         axes = ', '.join([*self.spec.axes, 'width'])
         if not isinstance(raw, np.ndarray) or raw.ndim != len(self.spec.axes) + 1:
@@ -104,7 +105,7 @@ class StepFeatures:
         features : ndarray, shape (T, ...)
             Padded with zeros if the first raw axis differs from step to step.
         lengths : ndarray, shape (T,), or None
-            None if the first raw axis is equally long in every step.
+            None if the first raw axis has the same length in all steps.
         """
         rows, self._rows = self._rows, []
         block, self._block = self._block, None

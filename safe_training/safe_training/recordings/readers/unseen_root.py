@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Joins two roots; the tasks of the second root are unseen: no detector may train on them."""
+"""Joins two roots; the tasks of the second root are unseen: no detector is trained on them."""
 
 from __future__ import annotations
 

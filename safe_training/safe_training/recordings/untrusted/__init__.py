@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns bytes into plain arrays. Nothing is executed, and no length is trusted.
+"""Converts bytes to plain arrays. Nothing is executed, and every length is checked.
 
 budget            limits on the cost of a pickle
 pickle_file       a pickle or a ``torch.save`` file to plain values
@@ -14,5 +14,5 @@ mcap_file         .mcap storage
 sqlite_file       .db3 storage
 cdr               the messages of a recording
 
-This room imports only ``recordings.errors`` and ``vla_feature_bridge``.
+This subpackage imports only ``recordings.errors`` and ``vla_feature_bridge``.
 """

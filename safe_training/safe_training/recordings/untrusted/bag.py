@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the messages of a rosbag2 recording from mcap or sqlite3 files, completely or not at all.
 
-A recording may come from anywhere. Every length is therefore compared with the file before it is
-used: no record reaches past the end, nothing unpacks to more than a bounded multiple of the file,
-and no message definition in a recording becomes code. The rosbags library trusts lengths, so the
-storage is read here, and that library gets only single messages (``cdr``) and our own recordings
-(``write_bag``).
+A recording can come from an untrusted source. Every length is therefore compared with the file
+before it is used: no record reaches past the end, nothing unpacks to more than a bounded multiple
+of the file, and no message definition in a recording becomes code. The rosbags library trusts
+lengths, so the storage is read here, and that library gets only single messages (``cdr``) and our
+own recordings (``write_bag``).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Bag:
     path : Path
         The folder or file.
     why : str
-        The fact that showed that it is a recording.
+        Reason why the path was recognised as a recording.
     files : list of Path
         Its storage files, in order.
     compression : str
@@ -73,12 +73,14 @@ class Bag:
     topics: list[Topic] = field(default_factory=list)
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
-        """Yield the messages of some types in recorded order; their times may run back a little.
+        """Yield the messages of some types in recorded order.
+
+        Their time stamps can decrease slightly.
 
         Raises
         ------
         DumpError
-            A file is cut, damaged, or unpacks to more than a recording can hold.
+            A file is incomplete or damaged, or its unpacked size is too large.
         """
         counts: Counter[str] = Counter()
         for file in self.files:
@@ -132,7 +134,10 @@ def _unpack_file(file: Path, plain: Path) -> None:
 
 
 def detect_bag(path: Path) -> str | None:
-    """Return why ``path`` is a recording, None if it is not; reads only names and first bytes."""
+    """Return the reason why ``path`` is recognised as a recording; None if it is not a recording.
+
+    Only names and first bytes are read.
+    """
     if path.is_dir():
         metadata = path / METADATA
         if metadata.is_file():
@@ -204,7 +209,7 @@ def _read_metadata(bag: Bag, file: Path, text: str) -> None:
 
     try:
         content = YAML(typ='safe').load(text)
-    # A parser of forged text may raise more than it documents.
+    # For manipulated text, the YAML parser can raise undocumented exceptions.
     except (YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = ' '.join(str(error).split())[:160]
         raise DumpError(f'{file}: expected YAML of rosbag2, found {reason}; {COPY_AGAIN}') from None
@@ -233,8 +238,9 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
     packed = mode in ('file', 'message')
     if mode not in ('', 'none') and (not packed or form != 'zstd'):
         raise DumpError(
-            f'{file}: expected zstd compression of files or messages, found {form[:40]!r} of '
-            f'{mode[:40]!r}; convert the recording with: ros2 bag convert'
+            f'{file}: expected zstd compression of files or messages, found compression format '
+            f'{form[:40]!r} with mode {mode[:40]!r}; convert the recording with: ros2 bag '
+            'convert'
         )
     bag.compression = mode if packed else ''
     for entry in information['topics_with_message_count']:
@@ -248,7 +254,7 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
     if type(names) is not list or not names:
         raise TypeError('no relative_file_paths')
     for name in names:
-        # Only the last part counts, as in ros2 bag: a recording holds its own files.
+        # Use only the file name, like ros2 bag: the files of a recording are in its folder.
         place = bag.path / PurePosixPath(str(name)).name
         if bag.path.is_dir() and not place.is_file():
             raise DumpError(

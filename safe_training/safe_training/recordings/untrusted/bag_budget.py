@@ -27,7 +27,10 @@ COPY_AGAIN = 'copy the file again, or repair the recording with: ros2 bag reinde
 
 
 class Topic(NamedTuple):
-    """A topic; ``encoding`` is that of its embedded definition, empty if there is none."""
+    """A topic of a recording.
+
+    ``encoding`` is the encoding of its embedded definition; empty if there is no definition.
+    """
 
     name: str
     type: str
@@ -55,8 +58,9 @@ class Budget:
         self.left -= amount
         if amount > _MAX_CHUNK_BYTES or self.left < 0:
             raise DumpError(
-                f'{self.name}: expected a recording, found a file that unpacks to far more bytes '
-                'than a recording does; it was made to fill the memory: do not use it'
+                f'{self.name}: expected a recording, found a file with a much larger unpacked '
+                'size than a normal recording; it was probably made to fill the memory: do not '
+                'use it'
             )
 
     def unpack_zstd(self, data: bytes | memoryview) -> bytes:

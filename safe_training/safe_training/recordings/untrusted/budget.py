@@ -27,7 +27,10 @@ class Refused(Exception):
 
 
 class Budget:
-    """The remaining cost of a file of a given size; a pickle shares it with pickles inside it."""
+    """Remaining limits for reading a file of a given size.
+
+    A pickle shares them with the pickles inside it.
+    """
 
     def __init__(self, file_bytes: int) -> None:
         self.bytes = MAX_EXPANSION * file_bytes + SLACK_BYTES
@@ -48,7 +51,7 @@ class Budget:
 
 
 class Global:
-    """A name of the table, with the function that builds its value; never a Python object."""
+    """An allowed name with its builder function. It is never an imported Python object."""
 
     def __init__(self, name: str, build: Callable[[Any, Budget], Any] | None) -> None:
         self.name = name

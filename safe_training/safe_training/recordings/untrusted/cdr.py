@@ -2,7 +2,8 @@
 """Policy steps and episode events as the bytes of a bag (CDR), without ROS 2 installed.
 
 The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``). Code is
-generated from these alone: a definition found in a bag is compared with ours and then discarded.
+generated only from these copies. A definition in a bag is compared with our definition and is then
+ignored.
 """
 
 from __future__ import annotations
@@ -50,12 +51,15 @@ _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
 class BagMessageError(SafeError):
-    """A message in a bag cannot be read or written, or its definition in the bag is another one."""
+    """A message in a bag cannot be read or written.
+
+    This is also raised if its definition in the bag differs from our definition.
+    """
 
 
 @dataclass(frozen=True)
 class Event:
-    """Start, end or label of an episode; the plain twin of ``safe_msgs/EpisodeEvent``.
+    """Start, end or label of an episode; the plain Python form of ``safe_msgs/EpisodeEvent``.
 
     Attributes
     ----------
@@ -105,7 +109,10 @@ def own_definition(name: str) -> str:
 
 
 def full_definition(name: str) -> str:
-    """Return the definition and those that it uses, in the form that a recorder embeds."""
+    """Return the text of a definition and of all definitions that it uses.
+
+    Recorders store this format in a bag.
+    """
     parts = [own_definition(name)]
     for part in _PARTS[name]:
         package, _, short = part.replace('/msg/', '/').partition('/')
@@ -141,7 +148,7 @@ def check_definition(name: str, encoding: str, text: str) -> None:
             for part in text.split('=' * 80 + '\n'):
                 idl = part.partition('\n')[2] if part.startswith('IDL: ') else part
                 found |= get_types_from_idl(idl) if idl.strip() else {}
-    # A forged text makes the parser raise more than its own error.
+    # For manipulated text, the parser can raise other exceptions than its own error class.
     except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
         raise BagMessageError(f'{problem} one that cannot be read ({_short(error)})') from None
     ours = _typestore().fielddefs
@@ -149,7 +156,7 @@ def check_definition(name: str, encoding: str, text: str) -> None:
         if part not in found or found[part][1] != ours[part][1]:
             raise BagMessageError(
                 f'{problem} another definition of {part}; the bag was recorded with another '
-                'version of this software: convert it with that version'
+                'version of this software: convert the bag with that version'
             )
 
 
@@ -174,7 +181,7 @@ def step_to_cdr(step: PolicyStep) -> memoryview:
     Raises
     ------
     BagMessageError
-        A message cannot hold the dtype of an array, or the year of the stamp.
+        A message cannot store the dtype of an array, or the stamp is out of range.
     """
     types = _typestore().types
     message = types[STEP](
@@ -199,7 +206,7 @@ def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
     Raises
     ------
     BagMessageError
-        The bytes are no step, or the parts of the step do not fit together.
+        The bytes are not a step, or the fields of the step do not match each other.
     """
     message = _unpack(data, STEP)
     where = f'step {message.step} of episode {message.episode_id[:200]!r}'

@@ -32,7 +32,8 @@ class McapFile:
         end = len(self._data) - len(MCAP_MAGIC)
         if end < 8 + 9 + 9 + 20 or bytes(self._data[end:]) != MCAP_MAGIC:
             raise self._cut(
-                'the end of an mcap file', 'none, because the file is cut or was never closed'
+                'the end of an mcap file',
+                ('none, because the file is incomplete or was never closed'),
             )
 
     def _cut(self, expected: str, found: str) -> DumpError:
@@ -135,7 +136,8 @@ class McapFile:
             head = data[at : at + 9]
             length = int.from_bytes(head[1:], 'little') if len(head) == 9 else 0
             at += 9
-            # Code 0 is no record: zeros at the end of a cut file must not count as records.
+            # Opcode 0 is not a record: zeros at the end of an incomplete file must not count as
+            # records.
             if len(head) != 9 or at + length > len(data) or head[0] == 0:
                 raise self._cut(f'a record of {length} bytes', f'{max(0, len(data) - at)} bytes')
             yield head[0], data[at : at + length]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads arrays of an .npz archive; checks headers before it allocates memory.
 
-``numpy.load`` would allocate whatever a header claims.
+``numpy.load`` would allocate the size stated in a header without checking it.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
     Raises
     ------
     DumpError
-        The file is no archive, is damaged, or holds Python objects.
+        The file is not an archive, is damaged, or contains Python objects.
     """
     try:
         with zipfile.ZipFile(path) as archive:

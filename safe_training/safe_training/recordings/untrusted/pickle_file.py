@@ -55,15 +55,15 @@ def load_pickle(path: str | Path) -> Any:
     Raises
     ------
     DumpError
-        The file is missing, too large, truncated, or holds anything other than these values.
+        The file is missing, too large or incomplete, or contains a value that is not allowed.
     """
     file = Path(path)
     try:
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:
             raise DumpError(
-                f'{file}: expected a file of at most {MAX_FILE_BYTES} bytes, found {size}; '
-                'an episode is never that large: check what this file is'
+                f'{file}: expected a file of at most {MAX_FILE_BYTES} bytes, found {size}; this '
+                'is too large for one episode: check the file'
             )
         data = file.read_bytes()
     except OSError as error:
@@ -75,7 +75,7 @@ def load_pickle(path: str | Path) -> Any:
 
 
 def load_bytes(data: bytes, name: str) -> Any:
-    """Return one pickle in memory as :func:`load_pickle` does for a file.
+    """Read one pickle in memory; see :func:`load_pickle`.
 
     Parameters
     ----------

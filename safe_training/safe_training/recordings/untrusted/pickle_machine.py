@@ -66,7 +66,7 @@ class PickleMachine:
             self._budget.spend_opcode()
             if opcode == 0x2E:  # STOP
                 if len(stack) != 1 or stack[0] is _MARK:
-                    raise Refused('one value at the end of the pickle', 'a broken stack')
+                    raise Refused('one value at the end of the pickle', 'more or fewer values')
                 return stack[0]
             operation = _OPERATIONS.get(opcode)
             if operation is None:
@@ -96,11 +96,12 @@ class PickleMachine:
 
     def _line(self) -> str:
         start = self.position
-        # A name is short; a longer search, repeated, would make a large file slow to refuse.
+        # Limit the search: names are short, and repeated long searches would be slow in a large
+        # file.
         text = bytes(self._data[start : start + 256])
         length = text.find(b'\n')
         if length < 0:
-            raise Refused(f'a name at byte {start}', 'none that ends within 256 bytes')
+            raise Refused(f'a name at byte {start}', 'a longer name')
         self.position = start + length + 1
         return decode(text[:length])
 
@@ -336,7 +337,7 @@ def check_tree(root: Any, budget: Budget) -> None:
         if count > MAX_OPCODES or size > budget.bytes:
             raise Refused(
                 f'at most {MAX_OPCODES} values and {budget.bytes} bytes for a file of this size',
-                'a file whose values repeat each other into more than that',
+                'a file with repeated references that expand to more than this limit',
             )
         done[id(node)] = (height, count, size)
 

@@ -36,7 +36,7 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
 
     def finish(state: Any, budget: Budget) -> np.dtype[Any]:
         if type(state) is not tuple or len(state) != 8 or type(state[1]) is not str:
-            raise Refused('the state of a plain dtype', 'another state')
+            raise Refused('the state of a plain dtype', 'a different state')
         if any(part is not None for part in state[2:5]):
             raise Refused('a plain dtype', 'a structured dtype')
         order = state[1]
@@ -50,7 +50,7 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
 def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
     """Return an array that waits for its shape, dtype and bytes."""
     if not arguments or kind_of(arguments[0]) != 'numpy.ndarray':
-        raise Refused('a numpy.ndarray', 'another array class')
+        raise Refused('a numpy.ndarray', 'a different array class')
 
     def finish(state: Any, budget: Budget) -> np.ndarray[Any, Any]:
         if type(state) is not tuple or len(state) != 5:
@@ -98,7 +98,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: str, budget: Budget) -> np.
 def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[Any, Any]:
     """Return bytes as a read-only array (N,); copies only booleans and big-endian numbers.
 
-    A byte of a boolean may hold more than 0 and 1, so a view of it cannot be trusted.
+    A byte of a boolean can have values other than 0 and 1. Therefore booleans are copied.
     """
     if dtype == np.dtype(bool):
         budget.spend_copy(len(data))

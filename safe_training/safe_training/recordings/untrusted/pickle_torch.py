@@ -90,7 +90,7 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
 
 
 def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
-    """Return what ``torch.save`` wrote in its legacy format, which pickled storages still have.
+    """Read the legacy format of ``torch.save``, which pickled storages still use.
 
     The format is five small pickles (magic number, version, machine, description of the storage,
     its keys), then for each key the number of elements as int64 and the raw elements.
@@ -113,7 +113,7 @@ def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
         position = machine.position
     magic, version, sysinfo, found, keys = parts
     if magic != TORCH_LEGACY_MAGIC or version != TORCH_LEGACY_PROTOCOL:
-        raise Refused('a torch storage', 'another magic number or version')
+        raise Refused('a torch storage', 'a different magic number or version')
     if type(sysinfo) is not dict or sysinfo.get('little_endian') is not True:
         raise Refused('a torch storage in little-endian order', 'another order')
     if (
@@ -134,7 +134,10 @@ def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
                 GET_AGAIN,
             )
         if int.from_bytes(header, 'little') != count:
-            raise Refused(f'{count} elements of a torch storage', 'another number in its header')
+            raise Refused(
+                f'{count} elements of a torch storage',
+                ('a different number of elements in its header'),
+            )
         storage_of[key].data = data[position + 8 : stop]
         position = stop
     if position != len(data):
@@ -158,7 +161,7 @@ def _storage_identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
 def read_torch_zip(
     data: memoryview, names: Mapping[tuple[str, str], Global], budget: Budget
 ) -> Any:
-    """Return what a ``torch.save`` zip archive holds; its members are stored and are not copied."""
+    """Read a ``torch.save`` zip archive. Its members are uncompressed and are not copied."""
     budget.spend_copy(len(data))
     members = _zip_members(data)
     programs = [name for name in members if name.endswith('/data.pkl') and name.count('/') == 1]
@@ -199,7 +202,7 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
             or entry.header_offset < 0
             or len(header) != 30
         ):
-            raise Refused('stored members in a torch archive', shown(entry.filename))
+            raise Refused('uncompressed members in a torch archive', shown(entry.filename))
         names = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:30], 'little')
         start = entry.header_offset + 30 + names
         if entry.file_size != entry.compress_size or start + entry.file_size > len(data):

@@ -25,7 +25,10 @@ class SqliteFile:
         with file.open('rb') as stream:
             header = stream.read(100)
         if len(header) < 100:
-            raise DumpError(f'{name}: expected a sqlite3 database, found a cut one; {COPY_AGAIN}')
+            raise DumpError(
+                f'{name}: expected a complete sqlite3 database, found an incomplete file; '
+                f'{COPY_AGAIN}'
+            )
         (page,), (pages,) = struct.unpack('>H', header[16:18]), struct.unpack('>I', header[28:32])
         expected = (65536 if page == 1 else page) * pages
         if size < expected:
@@ -33,8 +36,9 @@ class SqliteFile:
         log = file.with_name(f'{file.name}-wal')
         if log.is_file() and log.stat().st_size:
             raise DumpError(
-                f'{log}: expected no log next to a finished recording, found one; the recorder was '
-                f'killed: open {name.name} with sqlite3 once, which adds the messages of the log'
+                f'{log}: expected no log next to a finished recording, found a log; the '
+                f'recorder was killed: open {name.name} with sqlite3 once, which adds the '
+                'messages of the log to the database'
             )
 
     @contextmanager
@@ -52,7 +56,7 @@ class SqliteFile:
             ) from None
 
     def _check_tables(self, connection: sqlite3.Connection) -> None:
-        # A view or a computed column is a program of whoever made the file.
+        # A view or a computed column is code from the author of the file, so it is refused.
         for table in ('topics', 'messages', 'message_definitions'):
             kinds = connection.execute(
                 'SELECT type, sql FROM sqlite_master WHERE name = ?', (table,)
@@ -64,7 +68,7 @@ class SqliteFile:
             if not plain or 'VIRTUAL' in str(kinds[0][1]).upper().split('(')[0]:
                 raise DumpError(
                     f'{self.name}: expected a plain table {table!r} of rosbag2, found '
-                    f'{"none" if not kinds else "something else"}; this is no recording'
+                    f'{"none" if not kinds else "something else"}; the file is not a recording'
                 )
 
     def topics(self) -> list[Topic]:

@@ -5,8 +5,8 @@ catalogue         every figure that a set of scored rollouts gives; a new figure
 style             what all figures share: colours, markers, legends, saving
 score_curves      scores over the policy steps
 promises          promised and realised false-alarm rates
-detections        when alarms come
-probabilities     scores that claim to be probabilities
+detections        times of alarms
+probabilities     scores that are probabilities
 feature_map       the feature space on two axes
-projectors        names of its projections
+projectors        names of the projections of the feature map
 """

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The catalogue of figures. A new figure is one entry of :data:`FIGURES`.
 
-The command ``figures`` and the report page draw every entry that there are data for.
+The verb ``figures`` and the report page draw every entry for which data exist.
 """
 
 from __future__ import annotations
@@ -28,13 +28,14 @@ from safe_training.reporting.figures import (
 )
 from safe_training.reporting.figures.projectors import PROJECTORS
 
-# A projection shows at most so many steps; more are thinned evenly, over all rollouts.
+# Maximum number of steps in a projection. If there are more steps, a regular subset over all
+# rollouts is used.
 MOST_POINTS = 6000
 
 
 @dataclass(frozen=True, eq=False)
 class FigureData:
-    """What figures are drawn from.
+    """Input data of all figures.
 
     Attributes
     ----------
@@ -42,7 +43,7 @@ class FigureData:
         At least one rollout; each has a label.
     title : str
     projectors : sequence of str
-        Of `projectors.PROJECTORS`.
+        Names in `projectors.PROJECTORS`.
     seed : int
         Seed of the projections.
     """
@@ -69,7 +70,7 @@ class FigureData:
 
 
 class DrawnFigure(NamedTuple):
-    """A figure with its name in files and pages, and what it shows."""
+    """A figure, its name in files and pages, and its title."""
 
     name: str
     title: str
@@ -93,10 +94,10 @@ class FigureEntry:
     name : str
         Name of its files; ``NAME_VARIANT`` if it has variants.
     title : str
-        What it shows; ``{variant}`` stands for the variant as people call it.
+        Title of the figure; ``{variant}`` is replaced by the display name of the variant.
     draw : callable (data, variant) -> Figure
     needs : callable data -> bool
-        Whether there are data for it.
+        Returns True if data for the figure exist.
     variants : callable data -> mapping of variant to what people call it
     """
 
@@ -108,7 +109,7 @@ class FigureEntry:
 
 
 def figures_of(data: FigureData) -> Iterator[DrawnFigure]:
-    """Draw every figure of the catalogue that there are data for, one after the other."""
+    """Yield every figure of the catalogue for which data exist."""
     for entry in FIGURES:
         if not entry.needs(data):
             continue
@@ -189,7 +190,7 @@ def _leads(data: FigureData, variant: str) -> Figure:
 
 def _reliability(data: FigureData, variant: str) -> Figure:
     members = data.parts[variant]
-    # The last step of a rollout would know its length.
+    # The last step of a rollout would reveal its length.
     given = scores_at_min_length(members, data.judged.shortest)
     found = reliability(given, np.array([r.failed for r in members]))
     return probabilities.reliability_diagram(found, f'{data.title}, {variant}')

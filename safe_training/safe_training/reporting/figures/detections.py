@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of when alarms come: over time, against the annotated failure, and with what lead."""
+"""Figures of alarm times: over time, compared with the annotated failure, and lead times."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from safe_training.reporting.figures.style import (
     shared_legend,
 )
 
-# Leads are gathered into at most so many bars.
+# Maximum number of bars in the histogram of leads.
 _MOST_BARS = 30
 _NOT_ANNOTATED = (
     'figures of lead times need a failure with an annotated failure step, found none; annotate '
@@ -37,13 +37,13 @@ def cumulative_detections(
     title: str,
     false_alarms: Mapping[str, ArrayLike] | None = None,
 ) -> Figure:
-    """Draw which share of the rollouts of each part has had an alarm by each relative time.
+    """Draw for each part the share of rollouts with an alarm, as a function of the relative time.
 
     Parameters
     ----------
     detected : mapping of part to array_like, shape (failures,)
         Relative time (0 to 1) of the first alarm; NaN without an alarm.
-    false_alarms : the same over successes, or None
+    false_alarms : relative times of first alarms of successes, or None
     """
     figure = Figure(figsize=(8.4, 4.4), layout='constrained')
     axis = figure.subplots()
@@ -129,10 +129,12 @@ def detected_against_annotated(
 
 
 def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
-    """Draw by how many steps alarms preceded the failure that a person saw, by part.
+    """Draw for each part the lead.
 
-    Late alarms are hatched and stand left of the dotted line; missed failures, which have no lead,
-    are counted in words.
+    The number of steps between the first alarm and the annotated failure.
+
+    Late alarms have hatched bars to the left of the dotted line. Missed failures have no lead; the
+    legend contains their number.
 
     Parameters
     ----------
@@ -144,7 +146,8 @@ def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
         raise FigureError(_NOT_ANNOTATED)
     leads = np.concatenate([[0.0], *(found.leads for found in parts.values())])
     width = max(1, math.ceil((leads.max() - leads.min() + 1) / _MOST_BARS))
-    # Half a step off, so that a bar stands over its steps and none holds both early and late.
+    # Shift the bars by half a step, so that each bar is centred on its steps and does not mix early
+    # and late alarms.
     first, last = math.floor(leads.min() / width), math.floor(leads.max() / width) + 1
     edges = (width * np.arange(first, last + 1) - 0.5).tolist()
     figure = Figure(figsize=(6.8, 1.4 + 1.9 * len(parts)), layout='constrained')
@@ -180,7 +183,7 @@ def _draw_leads(axis: Axes, part: str, found: LeadTimes, edges: Sequence[float])
         fontsize=9,
     )
     axis.set_ylabel('failures')
-    # Without a bar the axis would have no scale.
+    # If there are no bars, the axis needs a fixed scale.
     axis.set_ylim(0, max(1.0, axis.get_ylim()[1]))
     axis.yaxis.set_major_locator(MaxNLocator(integer=True))
     open_axis(axis)

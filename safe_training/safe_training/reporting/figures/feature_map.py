@@ -19,7 +19,7 @@ from safe_training.reporting.figures.style import (
     open_axis,
 )
 
-# The legend names at most so many tasks.
+# Maximum number of tasks in the legend.
 _LEGEND_TASKS = 24
 
 
@@ -43,7 +43,7 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
     if points.ndim != 2 or points.shape[0] < 3 or points.shape[1] < 2:
         raise FigureError(
             f'feature map: expected features of shape (N >= 3, D >= 2), found {points.shape}; '
-            'record more steps, or features of more than one number'
+            'record more steps, or use features with two or more dimensions'
         )
     if projector == 'pca':
         return np.asarray(PCA(2, random_state=seed).fit_transform(points))
@@ -59,17 +59,18 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
             from umap import UMAP
         except ImportError as error:
             raise FigureError(
-                'the projector umap needs the package umap-learn, which is not installed; '
-                'pip install "umap-learn>=0.5", or take --projector pca or tsne'
+                'the projector umap needs the package umap-learn, which is not installed; run: '
+                'pip install "umap-learn>=0.5", or use --projector pca or tsne'
             ) from error
-        # UMAP with a seed runs in one thread, and warns about that unless one is asked for.
+        # With a seed, UMAP runs in one thread. It prints a warning if one thread is not requested
+        # explicitly.
         chart = UMAP(random_state=seed, n_jobs=1)
         return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
     raise FigureError(f'projector: expected one of {", ".join(PROJECTORS)}, found {projector!r}')
 
 
 def outcome_values(lengths: Sequence[int], failed: Sequence[bool]) -> np.ndarray:
-    """Return how far each step of each rollout is on the way to failure.
+    """Return the relative time of each step for failures, and 0 for successes.
 
     Returns
     -------
@@ -127,7 +128,8 @@ def feature_map(
     )  # fmt: skip
     for axis in (left, right):
         axis.set_xlabel(f'{axis_name} 1 (no unit)')
-        # On both: beside the label of the colour bar, the right one would seem to have that scale.
+        # Label both axes. Otherwise the label of the colour bar could be read as the label of the
+        # right axis.
         axis.set_ylabel(f'{axis_name} 2 (no unit)')
         axis.tick_params(labelleft=True)
         open_axis(axis)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of scores that claim to be the probability of failure."""
+"""Figures of scores that are probabilities of failure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safe_training.reporting.figures.style import FAILURE, SUCCESS, open_axis
 
 
 def reliability_diagram(found: Reliability, title: str) -> Figure:
-    """Draw how often rollouts fail against the probability that the detector gave them.
+    """Draw the frequency of failures as a function of the predicted probability.
 
     Parameters
     ----------
@@ -22,7 +22,7 @@ def reliability_diagram(found: Reliability, title: str) -> Figure:
     frequency = np.asarray(found.bin_frequency)
     figure = Figure(figsize=(5.0, 5.6), layout='constrained')
     axis, below = figure.subplots(2, 1, sharex=True, height_ratios=[4, 1])
-    axis.plot([0, 1], [0, 1], color='0.4', linestyle=':', label='as often as said')
+    axis.plot([0, 1], [0, 1], color='0.4', linestyle=':', label='perfect calibration')
     used = size > 0
     axis.vlines(given[used], given[used], frequency[used], color=FAILURE, linewidth=1.2, alpha=0.5)
     axis.plot(given[used], frequency[used], color=SUCCESS, marker='o', label='this detector')

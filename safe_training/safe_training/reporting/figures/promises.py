@@ -27,7 +27,8 @@ from safe_training.reporting.figures.style import (
 def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None = None) -> Figure:
     """Draw accuracy against detection time, and the rates against the promised rate.
 
-    The dotted diagonal is the promise: a false-alarm rate above it breaks it.
+    The dotted diagonal is the promised rate. A false-alarm rate above the diagonal does not keep
+    the promise.
 
     Parameters
     ----------
@@ -37,7 +38,7 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
     """
     if not parts:
         raise FigureError('the conformal figure needs at least one part with rollouts, found none')
-    # In rows of two if there are many: a page would shrink one long row beyond reading.
+    # If there are many panels, use rows of two. One long row would be too small to read on a page.
     panels = len(parts) + 1
     columns = panels if panels < 4 else 2
     rows = math.ceil(panels / columns)

@@ -23,7 +23,7 @@ from safe_training.reporting.figures.style import (
     shared_legend,
 )
 
-# Fewer curves than this have no mean and spread worth drawing.
+# With fewer curves than this number, mean and standard deviation are not drawn.
 _FEWEST_FOR_MEAN = 3
 
 
@@ -33,9 +33,10 @@ _FEWEST_FOR_MEAN = 3
 def score_curves(parts: Mapping[str, Sequence[ScoredRollout]], title: str) -> Figure:
     """Draw the scores of each part: every rollout above, mean and standard deviation below.
 
-    The mean at a step is that of the rollouts still running, drawn while at least three do. The
-    band is one line as far as the longest rollout if all rollouts of the part share it; otherwise
-    it is the range from the lowest to the highest band.
+    The mean at a step is the mean of the rollouts that still run. It is drawn if at least three
+    rollouts still run. If all rollouts of the part have the same band, the band is one line up to
+    the end of the longest rollout. Otherwise the range from the lowest to the highest band is
+    drawn.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def score_curves(parts: Mapping[str, Sequence[ScoredRollout]], title: str) -> Fi
     for axis in axes[:, 0]:
         axis.set_ylabel('failure score')
     figure.suptitle(title)
-    # Two rows: the range of bands has a long name.
+    # Use two rows in the legend, because the label for the range of bands is long.
     shared_legend(figure, axes[1].tolist(), columns=3)
     return figure
 
@@ -72,7 +73,7 @@ def _draw_outcome(
     """Draw the failures or the successes of a part."""
     colour, style, label = (FAILURE, '-', 'failure') if failed else (SUCCESS, '--', 'success')
     curves = [rollout.scores for rollout in scored if rollout.failed == failed]
-    # By outcome: few failures must not drown in many successes.
+    # Draw each outcome separately, so that a few failures are visible among many successes.
     opacity = float(np.clip(30 / max(len(curves), 1), 0.14, 0.8))
     for scores in curves:
         above.plot(scores, color=colour, linewidth=0.7, alpha=opacity, rasterized=len(scored) > 150)
@@ -105,12 +106,15 @@ def band_range(edges: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np
     table = np.full((len(edges), length), np.nan)
     for row, edge in zip(table, edges, strict=True):
         row[: len(edge)] = edge[:length]
-    # fmin and fmax pass over the steps at which a band has ended.
+    # fmin and fmax ignore the NaN values after the end of a band.
     return np.fmin.reduce(table), np.fmax.reduce(table)
 
 
 def mean_and_spread(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return steps, mean and standard deviation (ddof 1) of the curves that still run there."""
+    """Return steps, mean and standard deviation (ddof 1) of the curves at each step.
+
+    A curve that has ended is not included.
+    """
     longest = max((len(c) for c in curves), default=0)
     table = np.full((len(curves), longest), np.nan)
     for row, curve in zip(table, curves, strict=True):
@@ -123,12 +127,12 @@ def mean_and_spread(curves: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarra
 
 
 def plot_episodes(path: Path, episodes: Sequence[ScoredRollout], title: str) -> None:
-    """Write a figure of one panel an episode; the file is written completely or not at all."""
+    """Write a figure with one panel per episode. The file is written completely or not at all."""
     save(episode_panels(episodes, title), path)
 
 
 def episode_panels(episodes: Sequence[ScoredRollout], title: str, columns: int = 3) -> Figure:
-    """Draw one panel an episode: score, band and alarm over the policy steps.
+    """Draw one panel per episode: score, band and alarm over the policy steps.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all figures share: colours, markers, legends, saving."""
+"""Common style of all figures: colours, markers, legends, saving."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
-# Okabe-Ito: people with any kind of colour vision can tell these colours apart.
+# Okabe-Ito: these colours can be distinguished with every type of colour vision.
 FAILURE = '#D55E00'
 SUCCESS = '#0072B2'
 BAND = '#009E73'
@@ -23,12 +23,13 @@ OKABE_ITO = ('#0072B2', '#E69F00', '#009E73', '#CC79A7', '#56B4E9', '#D55E00', '
 MARKERS = ('o', 's', '^', 'D', 'v', 'P', 'X', '*')
 LINE_STYLES = ('-', '--', ':', '-.')
 
-# Vector files hold more points than this as a picture; the axes stay vectors.
+# With more points than this, vector files contain the points as an image. The axes are still vector
+# graphics.
 VECTOR_POINTS = 4000
 
 
 class FigureError(SafeError):
-    """A figure cannot be drawn from this data; the message says what it needs."""
+    """A figure cannot be drawn from the data. The message contains what is missing."""
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -47,18 +48,18 @@ def svg(figure: Figure) -> str:
 
 
 def finite(threshold: np.ndarray) -> np.ndarray:
-    """Return a threshold with NaN, which is not drawn, instead of infinity."""
+    """Return a threshold in which infinity is replaced by NaN, so that it is not drawn."""
     return np.where(np.isfinite(threshold), threshold, np.nan)
 
 
 def open_axis(axis: Axes) -> None:
-    """Take the lines at the top and on the right away."""
+    """Remove the top and right border lines."""
     axis.spines[['top', 'right']].set_visible(False)
 
 
 def legend_name(name: str, length: int = 34) -> str:
     """Return a name of at most ``length`` characters as a legend shows it literally."""
-    # A dollar sign would start mathematics, a leading underscore would hide the entry.
+    # A dollar sign would start math mode. A leading underscore would hide the legend entry.
     shown = name if len(name) <= length else name[: length - 1] + '…'
     shown = shown.replace('$', r'\$')
     return f' {shown}' if shown.startswith('_') else shown
@@ -67,7 +68,7 @@ def legend_name(name: str, length: int = 34) -> str:
 def shared_legend(
     figure: Figure, axes: Sequence[Axes] | np.ndarray, columns: int = 5, fontsize: float = 10
 ) -> None:
-    """Put one legend below all axes, each label of theirs once."""
+    """Draw one common legend below all axes; each label occurs once."""
     handles = {
         label: handle
         for axis in axes

@@ -27,7 +27,8 @@ def rollout_data(
         Id of the page's element that holds the video, for those in the page.
     """
     longest = max(len(j.scores) for j in scored)
-    # Many rollouts share few bands: each is written once, and rollouts name it by its number.
+    # Many rollouts have the same band. Each band is written once, and rollouts refer to it by its
+    # number.
     numbers: dict[bytes, int] = {}
     bands: list[np.ndarray] = []
     band_of = []
@@ -64,7 +65,10 @@ def rollout_data(
 
 
 def script_json(value: Any) -> Markup:
-    """Return JSON that ends no script element and starts no comment, whatever it holds."""
+    """Return JSON that can be embedded in a script element.
+
+    It can neither end the element nor start a comment.
+    """
     text = json.dumps(value, allow_nan=False, separators=(',', ':'))
     for character in '<>&':
         text = text.replace(character, f'\\u{ord(character):04x}')
@@ -84,5 +88,8 @@ def _video(video: PageVideo | None, element: str | None) -> dict[str, Any] | Non
 
 
 def _numbers(values: np.ndarray) -> list[float | None]:
-    """Return numbers for JSON to 6 digits, which is all a curve shows; None for infinite ones."""
+    """Return numbers for JSON, rounded to 6 digits, which is enough for a curve.
+
+    Infinite numbers become None.
+    """
     return [float(f'{v:.6g}') if math.isfinite(v) else None for v in values.tolist()]

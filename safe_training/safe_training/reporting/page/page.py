@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes what a detector does on a set as one HTML page that needs no network and no other file.
+"""Writes the results of a detector on a set as one HTML page.
+
+The page needs no network and no other file.
 
 Everything that comes from data is escaped: text and tables by the templates, the rollouts as JSON
-without a single ``<``. The page's content security policy allows its own script and nothing from
-elsewhere but videos in the same folder.
+without a single ``<``. The content security policy of the page allows only its own script, and
+videos in the same folder.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from safe_training.reporting.tables.html import environment, to_html
 from safe_training.reporting.tables.model import ResultTable
 
 _PACKAGE = 'safe_training.reporting.page'
-# More rows than this would stand between a reader and what comes after them.
+# Tables with more rows than this number are folded.
 _MOST_UNFOLDED = 12
 
 
@@ -86,15 +88,15 @@ def page(
                 for episode, content in embedded.items()
             ],
             footer=(
-                'Advisory numbers, not a safety certificate. '
-                f'Fitted and calibrated as the folder says: {_provenance(loaded)}'
+                'Advisory numbers, not a safety certificate. Provenance in the detector '
+                f'folder: {_provenance(loaded)}'
             ),
         )
     )
 
 
 def _file(name: str) -> Markup:
-    """Return a file of the page that is code of ours and is not escaped."""
+    """Return a template file of this package. It is trusted and is not escaped."""
     return Markup((resources.files(_PACKAGE) / 'template' / name).read_text('utf-8'))
 
 

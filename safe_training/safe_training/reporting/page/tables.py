@@ -32,33 +32,34 @@ _RATES = (
     'detection_time',
 )
 _EVALUATION_NOTE = (
-    'Percent. AUC: ROC-AUC of the largest score until the minimum length of the task (that of its '
-    'shortest rollout), pooled over tasks; macro: its mean over tasks that have both outcomes. '
-    'Clock: the same for a score that is just the step number: a detector is worth what it does '
-    'better than that. T_det: first alarm as a share of the failure, 100 if none came.'
+    'Percent. AUC: ROC-AUC of the largest score until the minimum length of the task (that of '
+    'its shortest rollout), pooled over tasks; macro: mean of the AUC over tasks with both '
+    'outcomes. Clock: the same numbers for a score that is only the step number; a useful '
+    'detector must be better. T_det: step of the first alarm as a share of the length of the '
+    'failure, 100 without alarm.'
 )
 _PER_TASK_NOTE = (
-    'Percent. A single task has few rollouts: its rates are coarse, and some will look good or bad '
-    'by chance. AUC: failures against successes of the same task, each by its largest score until '
-    'the minimum length of the task; - if the task has only one of them. Detected and T_det: over '
-    'its failures, missed ones count as 100.'
+    'Percent. A single task has few rollouts. Therefore its rates are coarse, and some are '
+    'high or low by chance. AUC: failures compared with successes of the same task, by the '
+    'largest score until the minimum length of the task; - if the task has only one outcome. '
+    'Detected and T_det: over the failures of the task; T_det of a missed failure is 100.'
 )
 _EVALUATION_TIMES_NOTE = (
     'Percent. "At" a share of the minimum length: the score of that one step. "Running": only '
-    'rollouts that still run at that share of the median success of their task, by their largest '
-    'score yet; a clock has 50 there. AP: average precision, whose chance level is the share of '
-    'failures.'
+    'rollouts that still run at this share of the median length of the successes of their '
+    'task, by their largest score so far; the clock has 50 here. AP: average precision; its '
+    'chance level is the share of failures.'
 )
 _PROMISE_NOTE = (
-    'The promise holds for rollouts like those that the band was calibrated on, usually successes '
-    'of the part seen, where it is kept by construction and no evidence. A rate is marked '
-    'as above the promise where even the lower end of its 95 % interval (Clopper-Pearson) lies '
-    'above it.'
+    'The promise holds for rollouts similar to the calibration rollouts, which are usually the '
+    'successes of the part `seen`. On this part the promise holds by construction, so its rate '
+    'is not evidence. A rate is marked as above the promise if the lower end of its 95 % '
+    'interval (Clopper-Pearson) is above the promised rate.'
 )
 
 
 def evaluation_table(reports: Mapping[str, PartReport], detector: str) -> ResultTable:
-    """Return what the detector achieves on each part, and the clock in the same columns."""
+    """Return the table with the results of the detector and of the clock on each part."""
     rows = []
     for part, report in reports.items():
         values = flatten_report(report)
@@ -69,7 +70,7 @@ def evaluation_table(reports: Mapping[str, PartReport], detector: str) -> Result
 
 
 def evaluation_times_table(reports: Mapping[str, PartReport]) -> ResultTable:
-    """Return how failures rank at every evaluation time of a rollout."""
+    """Return the table with the ranking of failures at every evaluation time."""
     rows = []
     for part, report in reports.items():
         for time, shown in EVALUATION_TIMES.items():
@@ -89,7 +90,7 @@ def evaluation_times_table(reports: Mapping[str, PartReport]) -> ResultTable:
 
 
 def per_task_table(reports: Mapping[str, PartReport]) -> ResultTable:
-    """Return what the detector does on each task of each part."""
+    """Return the table with the results on each task of each part."""
     rows = []
     for part, report in reports.items():
         ranking = report.ranking['max_score_until_min_length'].per_task
@@ -141,5 +142,5 @@ def _band_text(band: Band, alpha: float) -> str:
     if made_from := band.provenance.get('calibrated_on', ''):
         text += f': {made_from}'
     if own := sum(bool(band.at(alpha, task).task) for task in band.tasks):
-        text += f'; {own} tasks have a band of their own'
+        text += f'; {own} tasks have their own band'
     return text

@@ -18,19 +18,19 @@ _MEDIA_TYPES = {'.mp4': 'video/mp4', '.webm': 'video/webm'}
 
 @dataclass(frozen=True)
 class PageVideo:
-    """The video of one rollout as the page holds it.
+    """The video of one rollout, either embedded in the page or linked.
 
     Attributes
     ----------
     path : str
-        Where the file is, as a URL relative to the page.
+        URL of the file, relative to the page.
     media_type : str
     content : bytes or None
-        The file itself if the page holds it.
+        Content of the file if it is embedded in the page; None if it is linked.
     times : tuple of float or None
-        When each policy step begins [s]; None spreads the steps evenly.
+        Start time of each policy step [s]; None if the steps are spread evenly over the video.
     note : str
-        What a reader must know about the video; empty if nothing.
+        Note for the user about the video; empty if there is no note.
     """
 
     path: str
@@ -45,14 +45,14 @@ def page_videos(
 ) -> dict[str, PageVideo]:
     """Return the rollouts' videos by episode id; rollouts without one are left out.
 
-    The first ones are read, as many as fit into ``embed_bytes``.
+    Videos are embedded in order until ``embed_bytes`` is reached.
 
     Parameters
     ----------
     folder : Path
         Holds the videos.
     page : Path
-        Where the page will be.
+        Path of the page that will be written.
     """
     videos = {}
     left = embed_bytes

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the paper's Table 1 from results of a sweep, and the robust table.
 
-The robust table is the one to compare detectors by: every choice in it is made without the rollouts
-that it reports. Which combination of a method is chosen, `entries` says.
+Use the robust table to compare detectors: no choice in it uses the reported rollouts. `entries`
+chooses the combination of each method.
 """
 
 from __future__ import annotations
@@ -40,47 +40,50 @@ from safe_training.sweep.results import Result
 NO_RESULTS = 'expected results in the folders, found no rows; run a sweep or an evaluation first'
 
 _PAPER_NOTE = (
-    'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score until the '
-    'minimum length of the task, pooled over tasks; mean and sample standard deviation over '
-    'splits. What is wrong with it: {choice} (methods with more combinations gain more); the '
-    'alarm band is calibrated on Seen too; the minimum length is taken over all rollouts, those '
-    'tested on included, which no running monitor knows; if features are normalised, it is over '
-    'all rollouts; pooling over tasks rewards telling tasks apart; three splits are few. Judge by '
-    'the robust table.'
+    'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score until '
+    'the minimum length of the task, pooled over tasks; mean and sample standard deviation '
+    'over splits. Limitations: {choice} (this favours methods with more combinations); the '
+    'alarm band is also calibrated on Seen; the minimum length is taken over all rollouts, '
+    'including test rollouts, and a running monitor does not know it; features, if normalised, '
+    'are normalised over all rollouts; an AUC pooled over tasks rewards a detector that only '
+    'recognises tasks; three splits are few. Use the robust table to choose a detector.'
 )
 _PAPER_CHOICE = (
-    'of each method the combination with the best mean on {part} is kept, and the same {part} is '
-    'reported'
+    'for each method, the combination with the best mean on {part} is chosen, and the same '
+    'part {part} is reported'
 )
 _ROBUST_NOTE = (
-    'All on tasks never trained on, in percent. On each split the combination with the highest '
-    'macro ROC-AUC on {choice}. Macro: mean over tasks with both outcomes, 95 % bootstrap interval '
-    'of its mean over splits (the splits share rollouts: it speaks of the draw of tasks). '
+    'All numbers are for unseen tasks, in percent. On each split, the combination with the '
+    'highest macro ROC-AUC on {choice}. Macro: mean over tasks with both outcomes, with the 95 '
+    '% bootstrap interval of the mean over splits (splits share rollouts: the interval '
+    'describes the variation between splits, not between new rollouts). '
 )
 _LOTO_NOTE = (
-    'Each task is unseen once: fold k trains on all tasks but the k-th in sorted order and is '
-    'judged on that one. In percent; mean and standard deviation over the folds where the number '
-    'exists, a task whose rollouts all ended alike has no AUC. On each fold the combination with '
-    'the highest macro ROC-AUC on {choice}. Macro: mean over folds, 95 % bootstrap interval of it '
-    '(the folds share rollouts: it speaks of the draw of tasks). '
+    'Each task is unseen once: in fold k, the k-th task in sorted order is used for the test '
+    'and all other tasks are used for training. Numbers are in percent: mean and standard '
+    'deviation over the folds in which the number exists. A task with only one outcome has no '
+    'AUC. On each fold the combination with the highest macro ROC-AUC on {choice}. Macro: mean '
+    'over folds, with its 95 % bootstrap interval (folds share rollouts: the interval '
+    'describes the variation between tasks, not between new rollouts). '
 )
 _ROBUST_CHOICE = {
-    'seen': 'the held-out rollouts of the seen tasks is taken; unseen tasks have no part in the '
+    'seen': 'the held-out rollouts of the seen tasks is chosen; unseen tasks are not used for the '
     'choice',
-    'unseen': 'the unseen tasks is taken',
+    'unseen': 'the unseen tasks is chosen',
 }
 _COLUMNS_NOTE = (
-    'Clock: the same for a score that is just the step number. False alarms against those '
-    'promised: the band promises for tasks like the seen ones. T_det: first alarm as a share of '
-    'the failure, 100 if none came.'
+    'Clock: the same number for a score that is only the step number. Promised: the promised '
+    'false-alarm rate; the promise holds for tasks similar to the seen tasks. T_det: step of '
+    'the first alarm as a share of the length of the failure, 100 without alarm.'
 )
 _ON_UNSEEN_TITLE = ', CHOSEN ON THE UNSEEN TASKS THAT IT REPORTS'
 _ON_UNSEEN = (
-    'CHOSEN ON WHAT IS REPORTED (--select-on unseen): of each method the combination that did best '
-    'on the unseen tasks is shown. No choice made beforehand would do so well, and methods with '
-    'more combinations gain more. For comparison with papers that chose so, and for nothing else.'
+    'CHOSEN ON WHAT IS REPORTED (--select-on unseen): for each method, the combination with '
+    'the best numbers on the unseen tasks is shown. These numbers are too optimistic, because '
+    'the choice uses the reported results. This favours methods with more combinations. Use '
+    'this table only for comparison with papers that chose in the same way.'
 )
-# Metric, whether the best of the column is marked, whether it varies between splits.
+# Metric, True if the best value of the column is marked, True if the metric varies between splits.
 _ROBUST_COLUMNS = (
     (HEADLINE, True, True),
     (MACRO, True, True),
@@ -98,12 +101,12 @@ _COMBINATIONS = 'of'
 def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> ResultTable:
     """Return Table 1 of the results of the published protocol, three columns a benchmark.
 
-    Subsets of a benchmark share its columns: their mean, see `over_subsets`.
+    For a benchmark with subsets, the columns contain the mean over the subsets, see `over_subsets`.
 
     Raises
     ------
     TableError
-        There are none.
+        There are no results of the published protocol.
     """
     found, of_subsets = paper_entries(results, select_on)
     by_place = {(e.benchmark, e.detector): e for e in found}
@@ -120,7 +123,7 @@ def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Resu
     choice = _PAPER_CHOICE.format(part=select_on.capitalize())
     notes = (
         _PAPER_NOTE.format(choice=choice),
-        '"of": how many combinations the one shown was chosen among.',
+        '"of": number of combinations from which the shown combination was chosen.',
         *of_subsets,
         *_gaps(found, ('seen', 'unseen'), HEADLINE),
     )
@@ -131,11 +134,11 @@ def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Resu
 
 
 def results_by_kind(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """Return the results that the tables with a nested choice are made of, by kind of table.
+    """Return the results for the tables with a choice inside each split, by kind of table.
 
-    'robust' are random task splits, 'loto' leaves one task out; the two are never averaged. For a
-    benchmark that has results of the published protocol only, its few splits take the place of
-    random ones.
+    'robust' are random task splits, 'loto' leaves one task out; the two are never averaged. If a
+    benchmark only has results of the published protocol, its few splits are used instead of random
+    splits.
     """
     not_only_paper = {r.benchmark for r in results if r.protocol != 'paper'}
     kinds = {
@@ -182,7 +185,7 @@ def _robust_table(benchmark: str, found: Sequence[Entry]) -> ResultTable:
     filled: list[list[Cell]] = []
     for metric, best, spread in _ROBUST_COLUMNS:
         if left_out and metric == HEADLINE:
-            # A single task has nothing to pool: this is its macro AUC.
+            # With a single task, the pooled AUC is equal to the macro AUC.
             continue
         columns.append(MEASURES[metric])
         cells = _numbers(of_rows, f'unseen/{metric}', spread=spread)
@@ -216,12 +219,13 @@ def _robust_notes(found: Sequence[Entry]) -> tuple[str, ...]:
     ]
     if protocol == 'paper':
         count = max(e.splits for e in found)
-        notes.append(f'Made of the {count} splits of the published protocol, which are few.')
+        notes.append(f'Based on only the {count} splits of the published protocol.')
     cannot_alarm = [e.detector for e in found if _finite_share(e) < 1]
     if cannot_alarm:
         notes.append(
-            f'No alarm can be raised in some {many}, for too few successes to calibrate on: the '
-            f'band is infinite, and the alarms of {", ".join(cannot_alarm)} say nothing there.'
+            f'In some {many} there are too few successes for calibration. The band is infinite '
+            f'there and no alarm is possible; the alarms of {", ".join(cannot_alarm)} say '
+            'nothing there.'
         )
     return (*notes, *_gaps(found, ('unseen',), MACRO, many))
 
@@ -255,7 +259,7 @@ def _numbers(
 
 
 def _best_marked(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells, those emphasised whose number as it is shown is the highest."""
+    """Return the cells. Cells with the highest displayed number are emphasised."""
     numbers = [float(cell.text) for cell in cells if cell.text != MISSING]
     return [
         replace(cell, emphasis=cell.text != MISSING and float(cell.text) == max(numbers))
@@ -290,7 +294,7 @@ def _rows(
 def _gaps(
     found: Sequence[Entry], parts: Sequence[str], metric: str, many: str = 'splits'
 ) -> list[str]:
-    """Return notes about means over fewer splits than others, which do not compare with them."""
+    """Return notes about means over fewer splits, which cannot be compared with the other means."""
     most: dict[str, int] = {}
     for entry in found:
         most[entry.benchmark] = max(most.get(entry.benchmark, 0), entry.splits)

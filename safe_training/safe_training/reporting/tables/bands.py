@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the tables of bands: what each kind promises, and what was realised."""
+"""Makes the tables of promised and realised false-alarm rates for the kinds of bands."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from safe_training.reporting.tables.model import (
 from safe_training.reporting.tables.terminal import shortened
 
 COMPARISON_LEGEND = (
-    'Percent. Promised: of the successes at most so many raise an alarm. Like: held-out successes\n'
-    f'of the seen tasks, half of which calibrated (drawn {DRAWS} times a split). New: successes '
-    f'of\ntasks never seen. Worst: the task with the highest rate, of those with {FEWEST} '
-    'successes or\nmore. No alarm: splits with too few successes for this promise, where the band '
-    'is infinite.\n'
-    '"!" where the lower end of the 95 % interval (bootstrap over splits) exceeds the promise.\n'
-    'Left-out scores: of the training successes, each by a detector that did not know its task.\n'
-    'Moved by labels: told of every success at once; its promise is on the long run.'
+    'Percent. Promised: maximum share of the successes with an alarm. Like: held-out successes '
+    'of the seen\ntasks; one half is used for calibration and the other half for the test '
+    f'({DRAWS} random halves per split). New:\nsuccesses of unseen tasks. Worst: highest rate '
+    f'of a task with {FEWEST} or more successes. No alarm: number\nof splits with too few '
+    'successes for this rate; the band is infinite there. "!": the lower end of the\n95 % '
+    'interval (bootstrap over splits) is above the promised rate. Left-out scores: scores of '
+    'the\ntraining successes, each from a detector that was fitted without its task. Moved by '
+    'labels: every success is\nlabelled immediately; the promise is about the long-run average.'
 )
 FOLDER_LEGEND = (
-    'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rollouts that\n'
-    'the band was made from are shown for completeness and are no evidence. "!": even the\n'
-    'lower end of the interval exceeds the promise. Worst task: of those with '
-    f'{FEWEST} successes\nor more.'
+    'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. '
+    'Calibration\nrollouts of the band are shown for completeness; their rate is not evidence. '
+    '"!": the lower end of the\ninterval is above the promised rate. Worst task: only tasks '
+    f'with {FEWEST} or more successes.'
 )
 _COMPARISON_COLUMNS = (
     *name_columns('band'),
@@ -70,7 +70,7 @@ _FOLDER_COLUMNS = (
 def comparison_tables(
     found: Sequence[BandResult], detector: str, alphas: Sequence[float], splits: int
 ) -> list[ResultTable]:
-    """Return one table for each promised rate; the last one explains all."""
+    """Return one table for each promised rate. The last table has the notes for all tables."""
     return [
         _comparison_table(
             [result for result in found if result.alpha == alpha],
@@ -92,7 +92,7 @@ def _comparison_table(
 
 
 def _band_row(splits: Sequence[BandResult]) -> TableRow:
-    """Return the row of one band, which has one result a split."""
+    """Return the row of one band from one result per split."""
     name, alpha = splits[0].band, splits[0].alpha
     ranked_on = float(np.median([result.n_calibration for result in splits]))
     times = [float(np.mean(k.detection_times)) if k.detection_times else np.nan for k in splits]
@@ -130,7 +130,7 @@ def _worst_cell(tallies: Sequence[Tally]) -> Cell:
 
 
 def folder_table(rates: Sequence[RealisedRate], title: str) -> ResultTable:
-    """Return the table of realised beside promised rates, a row for each group of successes."""
+    """Return the table of promised and realised rates, one row for each group of successes."""
     return ResultTable(
         title, _FOLDER_COLUMNS, tuple(_folder_row(rate) for rate in rates), (FOLDER_LEGEND,)
     )
@@ -154,7 +154,7 @@ def _folder_row(rate: RealisedRate) -> TableRow:
 
 
 def promise_text(band: Band, alpha: float) -> str:
-    """Return in words what a band was made from and what it promises."""
+    """Return a text that describes the calibration data and the promise of a band."""
     made = band.provenance
     text = (
         f'Band {band.kind} of {band.length} steps, ranked on {band.n_calibration} rollouts'
@@ -166,7 +166,10 @@ def promise_text(band: Band, alpha: float) -> str:
     if own:
         text += f' Bands of their tasks at alpha {alpha:g}: {", ".join(own)}.'
     if made.get('scores') == 'loto':
-        text += ' Scores without their task: a guide to new tasks, no finite-sample promise.'
+        text += (
+            ' Scores of detectors that were fitted without the task: an estimate for new '
+            'tasks, without a finite-sample promise.'
+        )
     if made.get('note'):
         text += f' {made["note"]}'
     return text

@@ -11,9 +11,9 @@ from safe_training.reporting.tables.model import Cell, ResultTable
 
 
 def to_csv(table: ResultTable) -> str:
-    """Return a table as CSV: one line a row, exact numbers, an empty field for a missing one.
+    """Return a table as CSV: one line per row, exact numbers, an empty field for a missing number.
 
-    Title, notes and warning have no place.
+    Title, notes and warning are not included.
     """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator='\n')

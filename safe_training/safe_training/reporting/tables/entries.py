@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The entries of tables: of each method the combination that is chosen, and its numbers.
+"""The entries of tables: the chosen combination of each method, and its numbers.
 
-A method is a detector; a combination is the parameters and features that it was run with.
-`paper_entry` chooses as the paper does: the combination with the highest mean ROC-AUC on the
-held-out rollouts of the seen tasks, and it reports these numbers. `robust_entry` chooses on each
-split by the seen tasks of the split, and reports the numbers of the chosen combination on the
-unseen tasks, which had no part in the choice.
+A method is a detector. A configuration is a detector with parameters and features. (This module
+calls it combination.) `paper_entry` chooses the combination with the highest mean ROC-AUC on the
+held-out rollouts of the seen tasks, and reports the same numbers, as in the paper. `robust_entry`
+chooses on each split by the seen tasks of the split, and reports the numbers of the chosen
+combination on the unseen tasks, which had no part in the choice.
 
-Both can choose on the unseen tasks instead, as some papers did. They then report the numbers that
-they chose by, and each table that shows them has to say so.
+Both can choose on the unseen tasks instead, as some papers did. Then the reported numbers are the
+numbers used for the choice. Each table with such numbers must contain a warning.
 """
 
 from __future__ import annotations
@@ -75,9 +75,10 @@ _Runs = dict[Combination, dict[int, dict[str, dict[str, float]]]]
 def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
     """Return a method's entry as the paper chooses it, from all its results on one benchmark.
 
-    Chosen is the combination with the highest mean over splits on the part ``select_on``, the first
-    one of equals. A combination that lacks splits is not compared: its mean is over other splits.
-    None if no combination has a number on the part to choose on.
+    The chosen combination has the highest mean over splits on the part ``select_on``. If several
+    are equal, the first is chosen. A combination without results on all splits is excluded, because
+    its mean is over different splits. Return None if no combination has a number on the part
+    ``select_on``.
     """
     runs = _runs(results)
     scores = {
@@ -105,10 +106,10 @@ def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entr
 
 
 def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
-    """Return a method's entry with the choice nested in each split, from all its results.
+    """Return the entry of a method on one benchmark; the combination is chosen inside each split.
 
-    A split is left out if it has several combinations and none of them has a number on the part to
-    choose on. None if no split is left.
+    A split is excluded if it has several combinations and no combination has a number on the part
+    ``select_on``. Return None if all splits are excluded.
     """
     runs = _runs(results)
     chosen: dict[int, Combination] = {}
@@ -141,7 +142,7 @@ def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Ent
 def paper_entries(
     results: Sequence[Result], select_on: SelectOn = 'seen'
 ) -> tuple[list[Entry], list[str]]:
-    """Return the entries of the published protocol, and notes about them for the reader.
+    """Return the entries of the published protocol, and notes about them for users.
 
     Raises
     ------
@@ -168,21 +169,21 @@ def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     """Average results of one protocol over the subsets of a benchmark, within each split.
 
     The published SimplerEnv column is such a mean: the tasks of each of two robots were split,
-    trained on and evaluated by themselves. A combination is averaged on the splits that have its
-    results on all subsets of the benchmark, and left out on the others, because that mean would be
-    over other tasks. A number that one subset lacks is NaN.
+    trained on and evaluated by themselves. A combination is averaged on a split only if it has
+    results on all subsets of the benchmark. Other splits are excluded, because their mean would be
+    over different tasks. A number that is missing in one subset is NaN.
 
     Returns
     -------
     results : list of Result
-        Results of benchmarks without subsets as they were, then the means.
+        Unchanged results of benchmarks without subsets, followed by the means.
     notes : list of str
-        Which subsets a mean is over, and what was left out.
+        Notes about the subsets of each mean and about excluded results.
 
     Raises
     ------
     TableError
-        A benchmark has results both undivided and in subsets.
+        A benchmark has results for all tasks and also results for subsets.
     """
     subsets: dict[str, list[str]] = {}
     for result in results:
@@ -196,9 +197,9 @@ def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
             continue
         if '' in names:
             raise TableError(
-                f'{whole}: expected results of all its tasks or of subsets, found it undivided and '
-                f'in subsets ({", ".join(n for n in names if n)}); make a table of the one or of '
-                'the other results'
+                f'{whole}: expected results of all its tasks or of subsets, found it undivided '
+                f'and in subsets ({", ".join(n for n in names if n)}); make a table from only '
+                'one of the two kinds of results'
             )
         means, note = _means(whole, sorted(names), [r for r in results if r.whole == whole])
         kept += means
@@ -221,7 +222,7 @@ def _means(
         if not whole_parts:
             lacking[detector] = lacking.get(detector, 0) + 1
         for there in whole_parts:
-            # In one order, so that rounding does not depend on which file is read first.
+            # Use a fixed order, so that rounding does not depend on the order of the files.
             values = [there[subset].values for subset in subsets]
             mean = {
                 name: sum(v.get(name, math.nan) for v in values) / len(values)
@@ -231,13 +232,13 @@ def _means(
     if len(subsets) == 1:
         return means, f'{whole}: there are results of its subset {subsets[0]} only.'
     note = (
-        f'{whole}: mean over its subsets {", ".join(subsets)} within each split; each was split, '
-        'trained on and evaluated by itself.'
+        f'{whole}: mean over its subsets {", ".join(subsets)} within each split; each subset '
+        'was split, trained on and evaluated separately.'
     )
     if lacking:
         total = {d: sum(key[0] == d for key in runs) for d in lacking}
         left_out = ', '.join(f'{d} ({count} of {total[d]} runs)' for d, count in lacking.items())
-        note += f' Left out, for want of results on all of them: {left_out}.'
+        note += f' Excluded, because results on some subsets are missing: {left_out}.'
     return means, note
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the tables of an evaluation: the main one, and the details of one part.
 
-Details are every evaluation time, every rate and every task.
+The details contain every evaluation time, every rate and every task.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from safe_training.reporting.tables.model import (
 from safe_training.reporting.tables.terminal import shortened
 
 LEGEND = (
-    'Percent, but for the time to fit and calibrate. AUC: ROC-AUC of the largest score until the\n'
-    'minimum length of the task (that of its shortest rollout), pooled over tasks; macro: its\n'
-    'mean over tasks that have both outcomes; clock: the same for a score that is just the step\n'
-    'number. False alarms: successes with an alarm while they ran; detected: failures with one;\n'
-    'T_det: first alarm as a share of the failure, 100 if none came. The detector "clock" only\n'
-    'counts steps: failures run to the time limit, so it detects them all, late. A detector is\n'
-    'worth what it does better than that. A number in brackets: only so many splits have the\n'
-    'number.'
+    'All numbers in percent, except the time to fit and calibrate. AUC: ROC-AUC of the largest '
+    'score until the\nminimum length of the task (that of its shortest rollout), pooled over '
+    'tasks; macro: its\nmean over tasks that have both outcomes; clock: the same number for a '
+    'score that is only the step\nnumber. False alarms: successes with an alarm; detected: '
+    'failures with an alarm;\nT_det: step of the first alarm as a share of the length of the '
+    'failure, 100 without alarm. The detector\n"clock" only counts steps: failures run until '
+    'the time limit, so it detects all failures, but late. A useful\ndetector must be better '
+    'than the clock. A number in brackets is the number of splits in which the value exists.'
 )
 _MAIN = (
     HEADLINE,
@@ -52,8 +52,9 @@ _RANKINGS = (
     (Column('clock macro', narrow='clock\nmacro'), 'clock_macro_roc_auc_'),
 )
 _RANKINGS_LEGEND = (
-    'AP: average precision, whose chance level is the share of failures. "Running": only rollouts\n'
-    'that still run at that share of the median success of their task, by their largest score yet.'
+    'AP: average precision; its chance level is the share of failures. "Running": only '
+    'rollouts that\nstill run at this share of the median length of the successes of their '
+    'task, by their largest score so far.'
 )
 _RATES = (
     ('detected (TPR)', 'detection_rate'),
@@ -94,7 +95,7 @@ def report_table(rows: Sequence[Row], title: str) -> ResultTable:
 
 
 def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Say for each detector what was promised and what was realised on unseen tasks."""
+    """Return a sentence with the promised and the realised rate on unseen tasks, per detector."""
     for detector, parts in summarise(rows).items():
         values = parts.get('unseen')
         if values is None:
@@ -111,15 +112,15 @@ def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
             line += f'; macro AUC {percent(auc.low)} to {percent(auc.high)}'
         if finite.mean < 1:
             line += (
-                f'. In {round(finite.splits * (1 - finite.mean))} of {finite.splits} splits the '
-                'band is infinite, since there are too few successes to calibrate on: no alarm can '
-                'be raised there, and none was'
+                f'. In {round(finite.splits * (1 - finite.mean))} of {finite.splits} splits '
+                'there are too few successes for calibration: the band is infinite and no '
+                'alarm is possible'
             )
         yield line
 
 
 def detail_tables(rows: Sequence[Row], part: str) -> Iterator[ResultTable]:
-    """Return what the main table leaves out, for one part of each detector."""
+    """Return the tables with all details for one part of each detector."""
     for detector, parts in summarise(rows).items():
         if part in parts:
             title = f'{detector}, {part}'

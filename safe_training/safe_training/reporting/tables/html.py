@@ -12,7 +12,7 @@ from safe_training.reporting.tables.model import ResultTable
 
 
 def to_html(table: ResultTable) -> Markup:
-    """Return a table as an HTML fragment, everything that comes from data escaped.
+    """Return a table as an HTML fragment. All text from data is escaped.
 
     The first cell of each row is its heading. A flagged cell has the class 'flagged' and says its
     flag in brackets; a column's explanation is the tooltip of its title.
@@ -25,7 +25,7 @@ def to_html(table: ResultTable) -> Markup:
 def environment(package: str) -> Environment:
     """Return the templates in the folder ``template`` of a package.
 
-    They escape whatever is not `markupsafe.Markup`, and refuse a name that nobody gave.
+    They escape everything except `markupsafe.Markup`, and raise an error for undefined names.
     """
     return Environment(
         loader=PackageLoader(package, 'template'),

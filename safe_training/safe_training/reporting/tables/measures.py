@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The columns of the numbers that several tables show: title and meaning, by name of the number.
+"""The columns of the metrics in several tables.
+
+Mapping from the name of the metric to title and meaning.
 
 Names are those of `safe_training.metrics.part_report.flatten_report`.
 """
@@ -20,12 +22,12 @@ MEASURES: dict[str, Column] = {
     HEADLINE: Column('AUC', explanation=f'{_AUC}, pooled over tasks'),
     MACRO: Column('macro AUC', narrow='macro', explanation=f'{_AUC}: {_MACRO}'),
     CLOCK: Column(
-        'clock AUC', narrow='clock', explanation='AUC of a score that is just the step number'
+        'clock AUC', narrow='clock', explanation='AUC of a score that is only the step number'
     ),
     CLOCK_MACRO: Column(
         'clock macro',
         narrow='clock\nmacro',
-        explanation='macro AUC of a score that is just the step number',
+        explanation='macro AUC of a score that is only the step number',
     ),
     'false_alarm_rate': Column(
         'false alarms',
@@ -42,6 +44,9 @@ MEASURES: dict[str, Column] = {
         explanation='mean of the detected failures and the quiet successes',
     ),
     'detection_time': Column(
-        'T_det', explanation='first alarm as a share of the failure, 100 if none came'
+        'T_det',
+        explanation=(
+            'step of the first alarm as a share of the length of the failure, 100 without alarm'
+        ),
     ),
 }

@@ -17,7 +17,7 @@ from vla_feature_bridge.errors import SafeError
 
 
 class TableError(SafeError):
-    """A table cannot be made of these results; the message says what was found."""
+    """A table cannot be made from the results. The message contains what was found."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Cell:
     Attributes
     ----------
     text : str
-        What people read: a name, a number, or `MISSING`.
+        Displayed text: a name, a number, or `MISSING`.
     spread : str
         Standard deviation of the number; empty without one.
     detail : str
-        What stands in brackets behind the number, such as '1 of 2'.
+        Text in brackets after the number, such as '1 of 2'.
     emphasis : bool
         Whether the cell is the best of its column.
     flag : str
-        Why a reader must not overlook the cell, in a word such as 'above'; empty otherwise.
+        Warning for the cell as one word, such as 'above'; empty if there is no warning.
     value : float or str or None
-        What programs read, exact and not rounded; None takes the text.
+        Exact value for programs; None uses the text.
     """
 
     text: str = MISSING
@@ -56,7 +56,7 @@ class Column:
     ----------
     title : str
     over : str
-        Title above this one that neighbouring columns share; empty without one.
+        Common title above several neighbouring columns; empty if there is no common title.
     narrow : str
         Title for a terminal, broken into short lines; empty takes ``title``.
     align : {'left', 'right'}
@@ -101,7 +101,7 @@ class ResultTable:
     notes : tuple of str
         What the numbers mean and what is missing. Line breaks count in a terminal only.
     warning : str
-        What nobody must overlook: it stands in the table, where notes may go unread.
+        Important warning. It is shown inside the table, because notes are easily overlooked.
     group_title : str
         Title of the column of groups, if rows have groups.
     """
@@ -149,5 +149,5 @@ def interval_cell(low: float | None, high: float | None) -> Cell:
 
 
 def group_starts(rows: Sequence[TableRow]) -> list[bool]:
-    """Return for each row whether it is the first one of its group, the first row included."""
+    """Return for each row True if it is the first row of its group."""
     return [index == 0 or row.group != rows[index - 1].group for index, row in enumerate(rows)]

@@ -21,7 +21,10 @@ def wide_console() -> Console:
 
 
 def print_table(console: Console, table: ResultTable) -> None:
-    """Print a table and its notes; a narrow terminal wraps lines, and no number is cut."""
+    """Print a table and its notes.
+
+    In a narrow terminal, lines are wrapped and numbers are not truncated.
+    """
     shown = _rich_table(table)
     if table.warning:
         console.print(Text(table.warning), style='bold')
@@ -40,7 +43,7 @@ def shortened(name: str, length: int = 40) -> str:
 
 
 def _rich_table(table: ResultTable) -> Table:
-    # All as Text: names may hold what looks like markup of rich.
+    # Use Text objects, because names can contain text that looks like rich markup.
     shown = Table(
         title=Text(table.title), title_justify='left', box=box.SIMPLE_HEAD, padding=(0, 1)
     )

@@ -17,7 +17,7 @@ from vla_feature_bridge.rollout import Rollout
 
 SUFFIXES = ('.mp4', '.webm')
 
-# Frames a second of a file that does not say.
+# Default frame rate if the file does not contain one.
 _USUAL_RATE = 20.0
 
 
@@ -32,11 +32,11 @@ class FrameSteps:
     Attributes
     ----------
     steps : ndarray of int64, shape (frames,)
-        Never falling, 0 to T - 1.
+        Policy step of each frame, 0 to T - 1, non-decreasing.
     rule : {'chunks', 'steps', 'stamps', 'stretched'}
-        'chunks': ``exec_horizon`` frames a step; 'steps': one frame a step; 'stamps': by the time
-        of the observations; 'stretched': none of these fits the number of frames, so the steps
-        are spread evenly.
+        How frames were assigned to steps. 'chunks': ``exec_horizon`` frames per step. 'steps': one
+        frame per step. 'stamps': by the time stamps of the observations. 'stretched': the number of
+        frames matches none of these rules, so the steps are spread evenly.
     """
 
     steps: NDArray[np.int64]
@@ -63,8 +63,9 @@ def frame_steps(
     length : int
         Policy steps T of the rollout.
     exec_horizon : int
-        Actions, hence frames, between two inferences. The last chunk may have been cut short, and
-        recorders often add the frame after the last action: it belongs to the last step.
+        Number of actions between two inferences, which is equal to the number of frames. The last
+        chunk may have been cut short, and recorders often add the frame after the last action: it
+        belongs to the last step.
     stamps : ndarray of int64, shape (T,), or None
         Time of each observation [ns].
     rate : float
@@ -91,11 +92,11 @@ def frame_steps(
 
 
 def find_video(rollout: Rollout, folder: Path) -> Path | None:
-    """Return the video of a rollout below a folder, None if there is none.
+    """Return the video of a rollout in a folder or its subfolders; None if there is no video.
 
-    Tried in turn: the path that the recording names, the name of that file, the episode's id with
-    ``/`` kept, and with ``_`` instead, as .mp4 and .webm. A path that leads out of the folder is
-    not taken.
+    Paths are tried in this order: the path stored in the recording; its file name; the episode id;
+    the episode id with ``_`` instead of ``/``. The endings .mp4 and .webm are tried for ids. A path
+    outside the folder is not used.
     """
     names = [rollout.video, Path(rollout.video).name] if rollout.video else []
     for stem in (rollout.episode_id, rollout.episode_id.replace('/', '_')):
@@ -161,6 +162,6 @@ def video_facts(path: Path) -> VideoFacts:
         raise VideoError(
             f'{path}: expected frames that can be read, found none; record it again or leave it out'
         )
-    # Absent rates come as 0, NaN or the time base of the container.
+    # If the frame rate is missing, OpenCV returns 0, NaN or the time base of the container.
     known = 0.1 <= rate <= 1000
     return VideoFacts(frames, rate if known else _USUAL_RATE, width, height)

@@ -25,7 +25,8 @@ from vla_feature_bridge.atomic import replaced_file
 
 Image = NDArray[np.uint8]
 
-# VP9 plays in browsers and is part of every FFmpeg that OpenCV brings; the second is for the rest.
+# VP9 can be played in browsers and is included in the FFmpeg of OpenCV. The second codec is used if
+# VP9 is not available.
 _CODECS = ('vp09', 'mp4v')
 _LEAST_WIDTH = 480
 _PANEL_SHARE = 0.42
@@ -77,8 +78,8 @@ def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameStep
                     good, picture = capture.read()
                     if not good:
                         raise VideoError(
-                            f'{source}: expected {len(frames.steps)} frames, found fewer; it '
-                            'changed while it was read, so try again'
+                            f'{source}: expected {len(frames.steps)} frames, found fewer; the '
+                            'file changed while it was read: run the command again'
                         )
                     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
                     if entry.alarm_step is not None and step >= entry.alarm_step:
@@ -153,7 +154,8 @@ class Panel:
             self._write(image, f'{value:.3g}', (4, y + 4), _INK)
         finite = np.flatnonzero(np.isfinite(edge))
         if finite.size:
-            # The band may be infinite at some steps; every finite stretch is drawn on its own.
+            # The band can be infinite at some steps. Each interval with finite values is drawn
+            # separately.
             for stretch in np.split(finite, np.flatnonzero(np.diff(finite) > 1) + 1):
                 line = self._pixels(stretch, edge[stretch])
                 floor = self._pixels(stretch[[-1, 0]], np.full(2, max(self.low, 0.0)))
