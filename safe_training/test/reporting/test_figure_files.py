@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shared_files import DATA
 
 from safe_training.cli.main import main
 
-SET = Path(__file__).parents[3] / 'test' / 'data' / 'miniature_flow.npz'
+SET = DATA / 'miniature_flow.npz'
 
 
 @pytest.fixture(scope='module')
