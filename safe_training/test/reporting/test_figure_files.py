@@ -21,6 +21,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_each_figure_is_written_as_a_picture_and_as_vectors(detector, tmp_path):
     out = tmp_path / 'out'
     call = ['figures', str(SET), '--folder', str(detector), '--out', str(out)]

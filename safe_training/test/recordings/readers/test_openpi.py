@@ -192,11 +192,11 @@ def test_pi0_fast_with_another_number_of_tokens_in_every_step(tmp_path, feature)
 
 def test_token_statistics_of_the_published_code():
     vectors = golden_arrays('token_metrics')
-    cases = [key for key in vectors.files if key.endswith('logits') and vectors[key].ndim == 2]
+    cases = [key for key in vectors if key.endswith('logits') and vectors[key].ndim == 2]
     for key in cases:
         probability, entropy = token_statistics(vectors[key])
         case = key.split('/')[0]
-        expected = {name: vectors[name] for name in vectors.files if name.startswith(f'{case}/out')}
+        expected = {name: vectors[name] for name in vectors if name.startswith(f'{case}/out')}
         values = {
             'max_token_prob': (-np.log(probability)).max(),
             'avg_token_prob': (-np.log(probability)).mean(),

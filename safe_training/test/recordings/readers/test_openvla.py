@@ -295,7 +295,7 @@ TABLES = {
     'column-missing': (lambda text: text.replace('action/dz', 'z'), 'expected columns action/dz'),
     'column-twice': (
         lambda text: text.replace('token_1_prob', 'token_0_prob'),
-        'every column once, found one repeated',
+        'every column once, found a repeated column',
     ),
     'word': (
         lambda text: text.replace('\n2,2.0,', '\n2,two,'),
