@@ -182,7 +182,8 @@ def test_another_detector_waits_for_the_next_episode(folder, other_folder):
     other = ADAPTING.monitor_of(other_folder)
     answer = live.session.replace(other, other_folder)
     assert answer == (
-        'action_norm on hidden_states is used from the next episode on; its thresholds adapt anew'
+        'action_norm on hidden_states is used from the next episode on; '
+        'its adaptation starts from the calibrated thresholds'
     )
     assert live.session.folder == other_folder
     assert live.step('a', 1).threshold == pytest.approx(36 / 39)
@@ -316,13 +317,13 @@ def test_another_detector_leaves_the_file_alone(folder, other_folder, settings, 
     live.play('a', HIGH)
     live.session.label(label())
     answer = live.session.replace(settings.monitor_of(other_folder), other_folder)
-    assert f'only in memory: {path} stays with the detector before it' in answer
+    assert f'only in memory: {path} belongs to the previous detector' in answer
     assert live.session.adaptation_kept_in == ''
     live.play('b', HIGH)
     assert live.session.label(label('b')) is LabelEffect.UPDATED
     assert in_file(path) == 1
     answer = live.session.replace(settings.monitor_of(folder), folder)
-    assert answer.endswith('is in use; its thresholds adapt anew')
+    assert answer.endswith('is in use; its adaptation starts from the calibrated thresholds')
     live.session.tick(0.0)
     assert in_file(path) == 0, 'the same detector starts its file anew'
 

@@ -104,7 +104,7 @@ def add_split_options(parser: VerbParser) -> None:
     parser.exclude(
         ('--unseen-ratio', '--train-ratio'),
         by='--splits-from',
-        why='holds splits that are drawn already',
+        why='reads existing splits',
     )
 
 

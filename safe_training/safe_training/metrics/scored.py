@@ -189,7 +189,7 @@ def scores_at_quantile(
     """
     if not 0.0 <= quantile <= 1.0:
         raise MetricError(
-            f'metrics: a fraction of the minimum length must lie in [0, 1], found {quantile}'
+            f'metrics: quantile (a fraction of the minimum length) must be in [0, 1], found {quantile}'
         )
     return np.array([r.scores[round((min_length_of(r, shortest) - 1) * quantile)] for r in scored])
 
@@ -228,8 +228,8 @@ def min_length_of(rollout: ScoredRollout, shortest: Mapping[Task, int]) -> int:
     """Return the minimum length of the task of a rollout."""
     if rollout.task not in shortest:
         raise MetricError(
-            f'metrics: expected a minimum length for task {rollout.task!r}; compute the lengths '
-            'over all rollouts with min_lengths'
+            f'metrics: expected a minimum length for task {rollout.task!r}, found none; compute '
+            'the lengths over all rollouts with min_lengths'
         )
     length = shortest[rollout.task]
     if not 1 <= length <= len(rollout):

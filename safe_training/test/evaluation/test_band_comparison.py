@@ -167,7 +167,9 @@ def test_a_split_that_cannot_judge_is_refused():
     for options in ({'unseen_ratio': 0.0}, {'seen_train_ratio': 1.0}):
         protocol = Protocol(**options)
         splits = choose_splits(rollouts, protocol, [0])
-        with pytest.raises(EvaluationError, match='tested on rollouts that did not make it'):
+        with pytest.raises(
+            EvaluationError, match='tested on rollouts that were not used to calibrate it'
+        ):
             compare_bands('signal', rollouts, splits, Comparison([0.1]), protocol=protocol)
 
 
@@ -277,10 +279,14 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
         (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
         (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
-        (('--detector', 'signal', '--splits', 2, '--splits-from', 'x'), '--splits has no meaning'),
+        (
+            ('--detector', 'signal', '--splits', 2, '--splits-from', 'x'),
+            '--splits cannot be used with --splits-from, ',
+        ),
         (
             ('--detector', 'signal', '--first-split', 2, '--splits-from', 'x'),
-            'leave one of them out',
+            '--first-split cannot be used with --splits-from, which reads existing splits; '
+            'remove one of the two options',
         ),
     ],
 )

@@ -100,7 +100,7 @@ def test_tasks_that_the_source_sets_aside_are_not_left_out_in_turn():
 
 
 def test_bands_of_tasks_and_scores_without_tasks_exclude_each_other():
-    with pytest.raises(EvaluationError, match='choose one of the two'):
+    with pytest.raises(EvaluationError, match=r'found both; .*use only one of the two options'):
         Protocol(per_task=True, calibrate_on='loto')
 
 
@@ -142,7 +142,10 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
             ],
             "was of task 'turn', found 'push'",
         ),
-        (lambda rollouts: [*rollouts, rollouts[0]], 'episode ids differ'),
+        (
+            lambda rollouts: [*rollouts, rollouts[0]],
+            'expected a different episode id for each rollout, found repeated ids',
+        ),
     ],
 )
 def test_splits_of_other_rollouts_are_refused(tmp_path, change, match):
@@ -180,12 +183,15 @@ def train_on_nothing(content):
         (put('format', 'other'), "found 'other'"),
         (put('version', 2), 'expected version 1, found 2'),
         (put('episodes', 3), 'episodes must be a list of names'),
-        (put('tasks', ['a']), 'of one set, found others'),
-        (put('splits', []), 'of one set, found others'),
+        (
+            put('tasks', ['a']),
+            r'expected one task for each episode, found 1 tasks for \d+ episodes',
+        ),
+        (put('splits', []), 'expected a list of splits, found none'),
         (put('protocol', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
         (put_in_split('split', -5), 'integer in 0'),
         (put_in_split('split', 2**70), 'integer in 0'),
-        (train_on_nothing, 'trains on no rollout'),
+        (train_on_nothing, 'split 0 has no training rollouts'),
         (put('splits', [3]), 'splits.json'),
         (put_in_split('train', 'all'), 'must be a list of indices'),
         (put_in_split('unseen', []), 'exactly once'),

@@ -469,7 +469,7 @@ def test_other_work_does_not_continue(tmp_path, dump, what):
 def test_two_conversions_into_one_place(tmp_path, dump):
     def second(done, total):
         if done == 2:
-            with pytest.raises(RolloutSetError, match='found another process at work'):
+            with pytest.raises(RolloutSetError, match='another process that writes this set'):
                 convert(dump, tmp_path / 'set')
 
     assert convert(dump, tmp_path / 'set', progress=second)['rollouts'] == 6
@@ -482,7 +482,7 @@ def test_an_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr('safe_training.recordings.convert.convert', stopped)
     place = tmp_path / 'set'
     assert cli.main(['convert', str(DUMP), str(place)]) == 1
-    assert 'give the same command again to continue' in capsys.readouterr().err
+    assert 'run the same command again to continue' in capsys.readouterr().err
     monkeypatch.undo()
     assert cli.main(['convert', str(DUMP), str(place), '--json']) == 0
     printed = capsys.readouterr()

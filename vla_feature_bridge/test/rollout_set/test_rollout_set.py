@@ -204,7 +204,10 @@ def with_nan(array, step):
         (Rollout(np.zeros((3, 2, 4), np.float32), task='raw'), r'found \(3, 2, 4\)'),
         (Rollout(np.zeros((3, 4), np.int32), task='x'), 'dtype float64, float32, .* found int32'),
         (make_rollout(0), "expected each episode_id once, found 'task 0/0' twice"),
-        (make_rollout(1, feature_name='hidden_states[token=mean]'), 'pool all rollouts of a set'),
+        (
+            make_rollout(1, feature_name='hidden_states[token=mean]'),
+            'use the same pooling for all rollouts',
+        ),
         (
             Rollout(with_nan(np.zeros((3, 4), np.float32), 2), task='x'),
             "'x/0': expected finite features, found NaN or infinity at step 2",
@@ -377,7 +380,7 @@ FORGERIES = {
         bytes(36),
         'from byte 0, found bytes 4 to 36',
     ),
-    'rest': ({'features': GOOD}, bytes(40), 'found 8 bytes in none'),
+    'rest': ({'features': GOOD}, bytes(40), 'found 8 bytes that belong to no array'),
     'beyond': ({'features': GOOD}, bytes(16), 'expected its end in the file'),
     'backwards': ({'features': GOOD | {'data_offsets': [32, 0]}}, bytes(32), 'expected its bytes'),
     'shape-lies': ({'features': GOOD | {'shape': [2**40, 4]}}, bytes(32), 'expected its bytes'),
