@@ -233,10 +233,11 @@ class MonitorSession:
 
     def _take_next(self) -> None:
         if self._next is not None:
-            monitor, self._next = self._next, None
-            self._use(monitor)
+            self._use(self._next)
 
     def _use(self, monitor: EpisodeMonitor) -> None:
+        # An earlier detector may still wait for the next episode. The latest one counts.
+        self._next = None
         self.keep_adaptation()
         monitor.take_over(self.monitor)
         self.monitor = monitor

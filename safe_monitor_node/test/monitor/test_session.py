@@ -211,6 +211,18 @@ def test_another_detector_takes_over_when_the_grace_is_over(folder, other_folder
     assert live.session.monitor is other
 
 
+def test_the_detector_that_was_loaded_last_is_used(folder, other_folder, tmp_path):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.replace(ADAPTING.monitor_of(other_folder), other_folder)
+    live.session.abandon()
+    last_folder = save(tmp_path / 'last', scale=3.0)
+    last = ADAPTING.monitor_of(last_folder)
+    assert 'is in use' in live.session.replace(last, last_folder)
+    live.step('b', 0)
+    assert live.session.monitor is last, 'the detector that waited for an episode is forgotten'
+
+
 def test_a_start_of_the_running_episode_brings_no_other_detector(folder, other_folder):
     live = Live(folder)
     live.step('a', 0)
