@@ -217,7 +217,7 @@ def _folder_target(path: Path, overwrite: bool) -> Path:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, even if it is read-only. Nothing is raised if the system does not allow it."""
+    """Remove a folder, also if it is read-only. Nothing is raised if that is not allowed."""
     with suppress(OSError):
         folder.chmod(stat.S_IRWXU)
     for parent, names, _ in os.walk(folder):

@@ -32,7 +32,6 @@ from vla_feature_bridge.ros.messages import (
     NANOSECONDS,
     step_to_message,
     time_from_message,
-    time_to_message,
 )
 from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 from vla_feature_bridge.signals import SignalStream
