@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from safe_monitor_node.monitor.alarm import AlarmConfig, Verdict
-from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, StepId, StepResult
+from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.steps import StepId, StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
 from safe_monitor_node.storage.detector_folder import load_detector

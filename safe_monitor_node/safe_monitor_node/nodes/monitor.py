@@ -18,9 +18,9 @@ from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
 from safe_monitor_node.monitor.alarm import AlarmState
-from safe_monitor_node.monitor.episode_monitor import StepId
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
+from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
 from safe_monitor_node.nodes.lifecycle import ManagedNode

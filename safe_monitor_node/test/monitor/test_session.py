@@ -13,9 +13,9 @@ from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
-from safe_monitor_node.monitor.episode_monitor import StepId
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
+from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFileError
 from safe_monitor_node.storage.detector_folder import DetectorFolderError
