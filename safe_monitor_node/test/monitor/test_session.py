@@ -13,9 +13,9 @@ from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
-from safe_monitor_node.monitor.episode_monitor import StepId
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
+from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFileError
 from safe_monitor_node.storage.detector_folder import DetectorFolderError
@@ -210,6 +210,18 @@ def test_another_detector_takes_over_when_the_grace_is_over(folder, other_folder
     assert 'next episode' in live.session.replace(other, other_folder)
     live.session.finish_episode()
     assert live.session.monitor is other
+
+
+def test_the_detector_that_was_loaded_last_is_used(folder, other_folder, tmp_path):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.replace(ADAPTING.monitor_of(other_folder), other_folder)
+    live.session.abandon()
+    last_folder = save(tmp_path / 'last', scale=3.0)
+    last = ADAPTING.monitor_of(last_folder)
+    assert 'is in use' in live.session.replace(last, last_folder)
+    live.step('b', 0)
+    assert live.session.monitor is last, 'the detector that waited for an episode is forgotten'
 
 
 def test_a_start_of_the_running_episode_brings_no_other_detector(folder, other_folder):

@@ -185,6 +185,37 @@ def test_an_interrupted_set_leaves_nothing(tmp_path, error):
     assert listing(tmp_path) == []
 
 
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError(28, 'No space left on device')])
+@pytest.mark.parametrize('call', ['fsync', 'rename'])
+def test_finished_work_survives_an_error_at_the_very_end(tmp_path, monkeypatch, error, call):
+    place = tmp_path / 'new' / 'set'
+    rollouts = [make_rollout(i) for i in range(3)]
+
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(type(error)):
+        write(place, rollouts, work='w')
+    assert [entry.name for entry in place.parent.iterdir()] == ['.set.partial']
+    monkeypatch.undo()
+    with RolloutSetWriter(place, feature=SPEC, work='w') as writer:
+        assert writer.continued == 3
+    assert [entry.name for entry in place.parent.iterdir()] == ['set']
+    assert listing(place) == listing(write(tmp_path / 'whole', rollouts))
+    assert len(RolloutSet.open(place)) == 3
+
+
+def test_an_error_at_the_very_end_leaves_nothing_of_work_without_a_name(tmp_path, monkeypatch):
+    def failing(*arguments):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', failing)
+    with pytest.raises(OSError, match='No space'):
+        write(tmp_path / 'new' / 'set', [make_rollout()])
+    assert listing(tmp_path) == []
+
+
 def test_an_empty_set_is_refused(tmp_path):
     with pytest.raises(RolloutSetError, match='set: expected at least one rollout to write'):
         write(tmp_path / 'set', [])
