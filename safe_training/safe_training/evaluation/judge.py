@@ -195,6 +195,11 @@ def judge(
     require_rollouts(rollouts)
     check_features(detector, rollouts.feature)
     asked = detector.alpha if alpha is None else alpha
+    try:
+        # An unknown rate is no fault of a rollout: check it once, before hours of scoring.
+        detector.band.at(asked)
+    except BandError as error:
+        raise EvaluationError(str(error)) from error
     parts = {
         part: with_alarms(score_part(detector.detector, members, part), detector.band, asked)
         for part, members in parts_of(detector, rollouts).items()
