@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.evaluation.judge import judge
     from safe_training.evaluation.protocol import EvaluationError
 
-    alphas = list(dict.fromkeys(args.alpha or ()))
+    alphas = sorted(set(args.alpha or ()))
     for alpha in alphas:
         check_alpha(alpha)
     if len(alphas) > 1 and not args.bands:
