@@ -89,6 +89,7 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
                 train=tuple(place[i] for i in split.train),
                 seen=tuple(place[i] for i in split.seen),
                 unseen=tuple(place[i] for i in split.unseen),
+                episodes=tuple(r.episode_id for r in rollouts),
             )
         )
     numbers = [split.number for split in splits]

@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from scipy.stats import binom
 
 from safe_training.calibration.curves import Successes
 from safe_training.cli import main as cli
-from safe_training.evaluation.band_comparison import COMPARED, Comparison, compare_bands
+from safe_training.cli.compare_bands import _plain
+from safe_training.evaluation.band_comparison import COMPARED, BandResult, Comparison, compare_bands
 from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
 from safe_training.metrics.binomial import Tally, worst_task
@@ -294,3 +296,10 @@ def test_wrong_usage_is_refused(archive, capsys, arguments, match):
     status, _, errors = verb(capsys, archive, *arguments)
     assert status == 2
     assert match in errors
+
+
+def test_the_detection_time_is_the_mean_of_numpy_as_in_0_1():
+    times = [0.1, 0.2, 0.3]
+    assert np.mean(times) != fmean(times), 'the test sees the difference'
+    shown = _plain(BandResult('none', 0.1, 0, detection_times=times))
+    assert shown['detection_time'] == np.mean(times)
