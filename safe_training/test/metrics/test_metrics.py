@@ -583,7 +583,7 @@ def test_what_does_not_fit_together_is_refused():
         alarm_report(scored, [2])
     with pytest.raises(MetricError, match='same shape'):
         rank([0.1, 0.2], [True])
-    with pytest.raises(MetricError, match='outcomes must be booleans'):
+    with pytest.raises(MetricError, match=r'outcomes \(failed\) must be booleans, found float64'):
         rank([0.1, 0.2], [0.0, np.nan])
     with pytest.raises(MetricError, match='value of rollout 1 is nan'):
         rank([0.1, np.nan], [True, False])
