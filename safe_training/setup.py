@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Installs the package safe_training (ament_python)."""
 
+import ast
 import os
 import shutil
 from pathlib import Path
@@ -36,13 +37,18 @@ def copy_definitions() -> None:
 
 copy_definitions()
 
-# The function that fits each detector that learns; Detector.fit finds it by these names.
-FITTERS = {
-    'density:fit_density': ['rnd', 'logpzo'],
-    'embedding:fit_embedding': ['mahalanobis', 'euclidean_knn', 'cosine_knn', 'pca_kmeans'],
-    'learned:fit_learned': ['safe_lstm', 'safe_mlp'],
-    'probe:fit_probe': ['linear_probe'],
-}
+
+def fitters() -> dict[str, str]:
+    """Return the table FITTERS of the subpackage ``fitting``.
+
+    The module is not imported: its imports may not be installed yet.
+    """
+    source = Path(__file__).resolve().parent / PACKAGE / 'fitting' / '__init__.py'
+    for node in ast.parse(source.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.AnnAssign) and ast.unparse(node.target) == 'FITTERS':
+            return dict(ast.literal_eval(node.value))
+    raise SystemExit(f'{source}: expected the table FITTERS, found none; restore the file')
+
 
 setup(
     name=PACKAGE,
@@ -92,9 +98,7 @@ setup(
     entry_points={
         'console_scripts': ['safe_training = safe_training.cli.main:main'],
         'safe_monitor_node.fitters': [
-            f'{name} = safe_training.fitting.{function}'
-            for function, names in FITTERS.items()
-            for name in names
+            f'{name} = {function}' for name, function in fitters().items()
         ],
     },
 )

@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from safe_monitor_node.calibrated_detector import CalibratedDetector
     from safe_monitor_node.detectors.registry import make_detector
     from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
-    from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, StepResult
+    from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
+    from safe_monitor_node.monitor.steps import StepResult
     from safe_monitor_node.storage.detector_folder import load_detector
 
 __all__ = [
@@ -48,7 +49,7 @@ _MODULES = {
     'Band': 'bands.band',
     'CalibratedDetector': 'calibrated_detector',
     'EpisodeMonitor': 'monitor.episode_monitor',
-    'StepResult': 'monitor.episode_monitor',
+    'StepResult': 'monitor.steps',
     'load_detector': 'storage.detector_folder',
     'make_detector': 'detectors.registry',
 }
@@ -61,4 +62,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return sorted({*globals(), *__all__})

@@ -13,11 +13,12 @@ from safe_monitor_node.detectors import Detector
 from vla_feature_bridge.pooling import FeatureSpec
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class CalibratedDetector:
     """A fitted detector, its band and their provenance.
 
-    A detector folder stores one calibrated detector.
+    A detector folder stores one calibrated detector. Two objects are equal only if they are the
+    same object.
 
     Attributes
     ----------

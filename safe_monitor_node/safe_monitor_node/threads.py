@@ -6,6 +6,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,19 +15,36 @@ from pathlib import Path
 _PREFIXES = ('scipy_openblas', 'openblas')
 _SUFFIXES = ('64_', '')
 _OTHERS = ('MKL_Set_Num_Threads', 'bli_thread_set_num_threads')
+_BLAS_FILE = re.compile(r'(blas|mkl_rt|blis)[^/]*\.so(\.[^/]*)?$')
+
+
+#: Warning for a user if :func:`limit_threads` returns 0.
+NOT_LIMITED = (
+    'parameter threads: expected a known BLAS library (OpenBLAS, MKL or BLIS) behind NumPy, found '
+    'none; threads does not limit NumPy, set OMP_NUM_THREADS before the start instead'
+)
 
 
 def limit_threads(count: int) -> int:
     """Limit the number of threads for matrix products of NumPy, and of PyTorch if it is loaded.
 
+    A library that cannot be limited is left as it is; this function raises no error for it.
+
+    Parameters
+    ----------
+    count : int
+        Number of threads, from 1.
+
     Returns
     -------
     int
         Number of BLAS libraries whose threads were limited; 0 if NumPy uses an unknown BLAS
-        library, which is not limited (see ``OMP_NUM_THREADS``).
+        library, which is not limited (see :data:`NOT_LIMITED`).
     """
-    if 'torch' in sys.modules:
-        sys.modules['torch'].set_num_threads(count)
+    # Another thread may import PyTorch at this time; then the function does not exist yet.
+    limit_torch = getattr(sys.modules.get('torch'), 'set_num_threads', None)
+    if limit_torch is not None:
+        limit_torch(count)
     limited = 0
     for library in _loaded_blas_libraries():
         names = [f'{p}_set_num_threads{s}' for p, s in itertools.product(_PREFIXES, _SUFFIXES)]
@@ -40,8 +58,18 @@ def limit_threads(count: int) -> int:
 
 def _loaded_blas_libraries() -> Iterator[ctypes.CDLL]:
     """Yield the BLAS libraries that this process has loaded (Linux only)."""
-    maps = Path('/proc/self/maps')
-    lines = maps.read_text().splitlines() if maps.exists() else []
-    for path in sorted({line.split(maxsplit=5)[-1] for line in lines}):
-        if any(word in Path(path).name for word in ('blas', 'mkl_rt', 'blis')):
-            yield ctypes.CDLL(path, mode=os.RTLD_NOLOAD)
+    try:
+        lines = os.fsdecode(Path('/proc/self/maps').read_bytes()).split('\n')
+    except OSError:
+        return
+    # An upgrade can replace the file of a loaded library. The library keeps its old name.
+    paths = {line.split(maxsplit=5)[-1].removesuffix(' (deleted)') for line in lines if line}
+    for path in sorted(paths):
+        if _BLAS_FILE.search(path):
+            # Not every mapped file with such a name is a library that can be opened. If its name is
+            # not valid UTF-8, ctypes cannot even make the OSError and raises ValueError.
+            try:
+                library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD)
+            except (OSError, ValueError):
+                continue
+            yield library

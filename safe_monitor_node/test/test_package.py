@@ -5,9 +5,11 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import safe_monitor_node
+from vla_feature_bridge.pooling import FeatureSpec
 
 
 def loaded_after(code):
@@ -22,6 +24,24 @@ def loaded_after(code):
 def test_every_name_of_the_api_is_there(name):
     assert getattr(safe_monitor_node, name).__name__ == name
     assert name in dir(safe_monitor_node)
+
+
+def test_dir_lists_the_subpackages_that_are_loaded():
+    assert safe_monitor_node.EpisodeMonitor
+    assert {'monitor', 'detectors', '__doc__', *safe_monitor_node.__all__} <= set(
+        dir(safe_monitor_node)
+    )
+
+
+def test_a_calibrated_detector_can_be_a_key():
+    detector = safe_monitor_node.make_detector('action_norm')
+    detector.load_state({}, 4)
+    band = safe_monitor_node.Band(np.array([0.1]), np.ones((1, 3)), 'any', 9)
+    one, other = (
+        safe_monitor_node.CalibratedDetector(detector, FeatureSpec('features', 4), band, 0.1)
+        for _ in range(2)
+    )
+    assert {one: 1, other: 2}[one] == 1
 
 
 def test_a_name_that_is_not_there_is_said():

@@ -23,6 +23,29 @@ for _ in range(200):
 print(limited, sum(now - before.get(thread, 0) > 2 for thread, now in ticks().items()))
 """
 
+# Maps files that look like BLAS libraries: one that was replaced on disk after it was loaded, and
+# data that is only mapped.
+ODD_FILES = """
+import ctypes, mmap, os, shutil, tempfile
+import numpy as np
+from safe_monitor_node.threads import limit_threads
+
+before = limit_threads(1)
+maps = [line.split()[-1] for line in open('/proc/self/maps')]
+with tempfile.TemporaryDirectory() as folder:
+    shutil.copy(next(path for path in maps if 'blas' in path), folder + '/libopenblas_copy.so')
+    loaded = ctypes.CDLL(folder + '/libopenblas_copy.so')
+    os.unlink(folder + '/libopenblas_copy.so')
+    mapped = []
+    for name in (b'sandblasting.safetensors', b'libblas.so', b'libopenblas\\xff.so.0'):
+        path = os.path.join(folder.encode(), name)
+        with open(path, 'w+b') as file:
+            file.write(bytes(8192))
+            file.flush()
+            mapped.append(mmap.mmap(file.fileno(), 0))
+    print(before, limit_threads(1))
+"""
+
 LIMIT = 'import sys; from safe_monitor_node.threads import limit_threads; limit_threads(1)\n'
 
 
@@ -39,6 +62,11 @@ def test_a_limit_of_one_thread_keeps_products_on_one_core():
     limited, busy = printed(BUSY)
     assert int(limited) >= 1
     assert int(busy) == 1
+
+
+def test_odd_files_with_the_name_of_a_library_raise_no_error():
+    before, limited = printed(ODD_FILES)
+    assert int(limited) >= int(before) >= 1
 
 
 def test_pytorch_is_limited_if_it_is_loaded_and_not_loaded_otherwise():

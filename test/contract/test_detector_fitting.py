@@ -71,7 +71,7 @@ def test_the_constructor_stores_its_parameters_and_does_nothing_else(name):
 
 def test_an_unknown_detector_or_parameter_is_refused_with_what_there_is():
     with pytest.raises(
-        DetectorError, match=r"unknown detector 'sage_lstm'; there are: .*safe_lstm"
+        DetectorError, match=r"unknown detector 'sage_lstm'; expected one of: .*safe_lstm"
     ):
         make_detector('sage_lstm')
     with pytest.raises(DetectorError, match=r"'safe_lstm' has no parameter 'hiden'; .*hidden"):
@@ -184,7 +184,7 @@ def test_fitting_and_scoring_change_nothing_they_are_given_and_take_read_only_ar
 @every_detector
 def test_nothing_to_fit_on_is_refused(name):
     detector = Case(name).make()
-    with pytest.raises(DetectorError, match='no rollouts'):
+    with pytest.raises(DetectorError, match='expected one or more training rollouts, found none'):
         detector.fit([])
     assert not detector.fitted
 

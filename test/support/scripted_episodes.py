@@ -8,7 +8,8 @@ from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
-from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, StepId
+from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
+from safe_monitor_node.monitor.steps import StepId
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 

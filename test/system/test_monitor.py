@@ -18,6 +18,7 @@ from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.nodes.monitor import MonitorNode
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
+from safe_msgs.srv import LoadDetector
 from vla_feature_bridge.ros.messages import step_to_message
 from vla_feature_bridge.ros.parameters import ParameterError
 
@@ -316,6 +317,26 @@ def test_a_detector_without_torch_is_active_soon_and_takes_little_memory(
     status = Path(f'/proc/{process.pid}/status').read_text()
     assert int(status.split('VmRSS:')[1].split()[0]) < 150 * 1024, 'kB'
     assert 'libtorch' not in Path(f'/proc/{process.pid}/maps').read_text()
+
+
+def test_an_error_while_threads_are_limited_is_the_answer_of_the_service(
+    probe, mlp_folder, monkeypatch
+):
+    def failing(count):
+        raise OSError('libopenblas.so (deleted)')
+
+    node = MonitorNode(context=probe.context)
+    try:
+        monkeypatch.setattr('safe_monitor_node.nodes.monitor.limit_threads', failing)
+        request = LoadDetector.Request(folder=str(mlp_folder))
+        answer = node._on_load_detector(request, LoadDetector.Response())
+        assert not answer.success
+        assert 'libopenblas' in answer.message
+        # Without a known BLAS library, the parameter has no effect on NumPy: a warning, no error.
+        monkeypatch.setattr('safe_monitor_node.nodes.monitor.limit_threads', lambda count: 0)
+        assert node._on_load_detector(request, LoadDetector.Response()).success
+    finally:
+        node.destroy_node()
 
 
 def test_the_old_name_of_a_parameter_is_refused_with_the_new_one(probe):

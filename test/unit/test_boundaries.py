@@ -4,8 +4,10 @@
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -50,7 +52,9 @@ def sources(package):
 
 
 def knows_ros(source):
-    return 'nodes' in source.parts or 'ros' in source.parts
+    # Not the whole path: a checkout may lie in a folder of such a name.
+    inside = source.relative_to(ROOT).parts
+    return 'nodes' in inside or 'ros' in inside
 
 
 def module_name(source):
@@ -58,16 +62,42 @@ def module_name(source):
     return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
 
 
-def imported_by(source):
-    """Return the full names that a file imports, wherever in it."""
-    names = set()
-    for node in ast.walk(ast.parse(source.read_text())):
+@cache
+def offered_by(package):
+    """Return the names that a package offers, with the full name of each module that holds one."""
+    init = ROOT / package / package / '__init__.py'
+    for node in ast.parse(init.read_text()).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '_MODULES':
+            return {k: f'{package}.{v}' for k, v in ast.literal_eval(node.value).items()}
+    raise AssertionError(f'{init} has no table _MODULES')
+
+
+def imports_of(text, where=''):
+    """Yield each import of a module, wherever in it, as (node, full names)."""
+    for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
+            yield node, {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{source}: a relative import'
-            names |= {f'{node.module}.{alias.name}' for alias in node.names} | {node.module}
-    return names
+            assert node.level == 0, f'{where}: a relative import'
+            names = {f'{node.module}.{alias.name}' for alias in node.names} | {node.module}
+            # A package offers names of all its rooms: the import loads the room.
+            offered = offered_by(node.module) if node.module in PACKAGES else {}
+            names |= {offered[alias.name] for alias in node.names if alias.name in offered}
+            yield node, names
+        elif isinstance(node, ast.Call) and is_import_call(node) and node.args:
+            name = getattr(node.args[0], 'value', None)
+            if isinstance(name, str):
+                yield node, {name}
+
+
+def is_import_call(node):
+    return called(node).rpartition('.')[2] in ('import_module', '__import__')
+
+
+def imported_by(source, text=None):
+    """Return the full names that a file imports, wherever in it."""
+    text = source.read_text() if text is None else text
+    return {name for _, names in imports_of(text, source) for name in names}
 
 
 def top_level(names):
@@ -135,7 +165,6 @@ ROOMS = {
         'calibrated_detector',
         'storage',
         'monitor',
-        'threads',
         'nodes',
     ),
     'safe_training': (
@@ -154,6 +183,7 @@ ROOMS = {
 # A calibrated detector saves and loads itself; it imports the room of the files when it does.
 MAY_LOOK_UP = {('safe_monitor_node', 'calibrated_detector'): {'storage'}}
 LONGEST_MODULE = 400
+LONGEST_FUNCTION = 60
 
 
 def room_of(package, module):
@@ -162,13 +192,80 @@ def room_of(package, module):
     return first if first in ROOMS[package] else ''
 
 
-def rooms_imported_by(package, source):
-    """Return the rooms that a file imports from; the package itself is none."""
-    known = {module_name(other) for other in sources(package)}
-    names = {name for name in imported_by(source) if name.startswith(f'{package}.')}
+@cache
+def known_modules(package):
+    return {module_name(other) for other in sources(package)}
+
+
+def modules_imported(package, names):
+    """Return the modules of a package among imported names; the package itself is none."""
+    names = {name for name in names if name.startswith(f'{package}.')}
     # Of `from package.room import name` the name may be a module or a thing in the room.
+    known = known_modules(package)
     modules = {name if name in known else name.rpartition('.')[0] for name in names}
-    return {room_of(package, module) for module in modules - {package}}
+    return modules - {package}
+
+
+def at_top_level(text):
+    """Return the names that a module imports when it is loaded."""
+    tree = ast.parse(text)
+    lazy = {
+        node.lineno
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+        if isinstance(node, (ast.Import, ast.ImportFrom, ast.Call))
+    }
+    return {name for node, names in imports_of(text) if node.lineno not in lazy for name in names}
+
+
+def forbidden_rooms(package, source, text):
+    """Return the rooms that a file imports, but may not."""
+    order = ROOMS[package]
+    room = room_of(package, module_name(source))
+    before = {*order[: order.index(room) + 1]}
+    looked_up = MAY_LOOK_UP.get((package, room), set())
+    rooms, loaded = (
+        {room_of(package, module) for module in modules_imported(package, names)}
+        for names in (imported_by(source, text), at_top_level(text))
+    )
+    return (rooms - before - looked_up) | (loaded - before)
+
+
+def maps_with_an_order():
+    """Return the folders with a map whose modules may import only modules above them."""
+    for package in PACKAGES:
+        for init in (ROOT / package / package).rglob('__init__.py'):
+            doc = ast.get_docstring(ast.parse(init.read_text())) or ''
+            if 'above it' in doc or 'above them' in doc:
+                yield init.parent, listed_in(doc, init.parent)
+
+
+def listed_in(doc, folder):
+    """Return the modules and subpackages that a map lists, in its order."""
+    there = {path.stem for path in folder.iterdir() if path.suffix == '.py' or path.is_dir()}
+    words = (re.match(r'\s*(\w+)/?\s{2,}\S', line) for line in doc.splitlines())
+    return [word.group(1) for word in words if word and word.group(1) in there]
+
+
+def below_in_the_map(source, text):
+    """Return what a file imports that a map lists below the place of the file."""
+    found = set()
+    for folder, listed in maps_with_an_order():
+        if folder not in source.parents or source == folder / '__init__.py':
+            continue
+        package = source.relative_to(ROOT).parts[0]
+        dotted = module_name(folder / '__init__.py')
+        mine = source.relative_to(folder).with_suffix('').parts[0]
+        if mine not in listed:
+            continue
+        for module in modules_imported(package, imported_by(source, text)):
+            parts = module.removeprefix(f'{dotted}.').split('.')
+            if module.startswith(f'{dotted}.') and parts[0] in listed:
+                allowed = MAY_LOOK_UP.get((package, mine), set())
+                if listed.index(parts[0]) > listed.index(mine) and parts[0] not in allowed:
+                    found.add(module)
+    return found
 
 
 @every_package
@@ -182,29 +279,152 @@ def test_every_module_is_in_a_room_of_the_map(package):
 
 @every_package
 def test_a_room_imports_rooms_before_it_only(package):
-    order = ROOMS[package]
     for source in sources(package):
         # The package itself offers names of all rooms and imports them on first use.
         if source == ROOT / package / package / '__init__.py':
             continue
-        room = room_of(package, module_name(source))
-        allowed = {*order[: order.index(room) + 1], *MAY_LOOK_UP.get((package, room), ())}
-        imported = rooms_imported_by(package, source)
-        assert imported <= allowed, f'{source} imports {imported - allowed}'
+        forbidden = forbidden_rooms(package, source, source.read_text())
+        assert not forbidden, f'{source} imports {forbidden}'
+
+
+@every_package
+def test_a_module_imports_modules_above_it_in_the_map_only(package):
+    for source in sources(package):
+        below = below_in_the_map(source, source.read_text())
+        assert not below, f'{source} imports {below}'
+
+
+def test_every_map_with_an_order_is_understood():
+    folders = {str(folder.relative_to(ROOT)): listed for folder, listed in maps_with_an_order()}
+    assert len(folders) >= 5
+    assert all(len(listed) > 3 for listed in folders.values()), folders
+
+
+def detectors_known_by(source, text):
+    """Return what a file of calibration or metrics imports of detectors and their fitting."""
+    return {
+        name
+        for name in imported_by(source, text)
+        if name.startswith('safe_training.fitting')
+        or (
+            name.startswith('safe_monitor_node.') and not name.startswith('safe_monitor_node.bands')
+        )
+    }
 
 
 @pytest.mark.parametrize('room', ['calibration', 'metrics'])
 def test_calibration_and_metrics_know_no_detector(room):
     for source in (ROOT / 'safe_training' / 'safe_training' / room).rglob('*.py'):
-        for name in imported_by(source):
-            if name.startswith('safe_monitor_node'):
-                assert name.startswith('safe_monitor_node.bands'), f'{source} imports {name}'
+        known = detectors_known_by(source, source.read_text())
+        assert not known, f'{source} imports {known}'
+
+
+# Where the name of a module is made when the program runs: tables of modules, loaded on first use.
+MAKES_NAMES = {
+    *(f'{package}/{package}/__init__.py' for package in PACKAGES),
+    'safe_monitor_node/safe_monitor_node/detectors/registry.py',
+    'safe_training/safe_training/cli/main.py',
+}
+
+
+def hidden_imports(source, text):
+    """Return the lines on which a file imports a module whose name cannot be read in the file."""
+    if str(source.relative_to(ROOT)) in MAKES_NAMES:
+        return []
+    return [
+        node.lineno
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call)
+        and is_import_call(node)
+        and not (node.args and isinstance(getattr(node.args[0], 'value', None), str))
+    ]
+
+
+@every_package
+def test_every_import_can_be_read_in_the_file(package):
+    for source in sources(package):
+        lines = hidden_imports(source, source.read_text())
+        assert not lines, f'{source}:{lines}: import a module by a literal name'
+
+
+# Forbidden imports, each with the file that it is added to.
+HIDDEN_WAYS = [
+    ('safe_training/safe_training/recordings/labels.py', 'from safe_training import judge'),
+    (
+        'safe_monitor_node/safe_monitor_node/detectors/signal.py',
+        'from safe_monitor_node import EpisodeMonitor',
+    ),
+    (
+        'safe_training/safe_training/recordings/untrusted/bag.py',
+        "import importlib\nimportlib.import_module('safe_training.cli.main')",
+    ),
+    (
+        'safe_training/safe_training/recordings/untrusted/bag.py',
+        "from importlib import import_module\nimport_module('safe_' + 'training.cli.main')",
+    ),
+    (
+        'safe_training/safe_training/metrics/ranking.py',
+        'from safe_training.fitting.learned import fit_learned',
+    ),
+    (
+        'safe_training/safe_training/calibration/curves.py',
+        'from safe_training.fitting import density',
+    ),
+    (
+        'safe_training/safe_training/metrics/ranking.py',
+        'from typing import TYPE_CHECKING\n'
+        'if TYPE_CHECKING:\n    from safe_training.evaluation.splits import Split',
+    ),
+    ('vla_feature_bridge/vla_feature_bridge/errors.py', 'import vla_feature_bridge.rollout'),
+    ('vla_feature_bridge/vla_feature_bridge/errors.py', 'from vla_feature_bridge import Rollout'),
+    (
+        'vla_feature_bridge/vla_feature_bridge/rollout_set/layout.py',
+        'from vla_feature_bridge.rollout_set import writer',
+    ),
+    (
+        'safe_monitor_node/safe_monitor_node/calibrated_detector.py',
+        'from safe_monitor_node.storage.detector_folder import load_detector',
+    ),
+    ('safe_training/safe_training/sweep/grid.py', 'from torch import load as l\nl(1)'),
+    ('safe_training/safe_training/sweep/grid.py', "YAML(typ='unsafe')"),
+    ('safe_training/safe_training/sweep/grid.py', 'YAML()'),
+    ('safe_training/safe_training/sweep/grid.py', 'from ruamel.yaml import YAML as Y\nY()'),
+    ('safe_training/safe_training/sweep/grid.py', 'import torch as t\nt.load(1)'),
+    ('safe_training/safe_training/sweep/grid.py', 'import numpy as np\nnp.load(1)'),
+]
+
+
+@pytest.mark.parametrize(('file', 'lines'), HIDDEN_WAYS)
+def test_a_forbidden_import_is_found(file, lines):
+    source = ROOT / file
+    text = f'{source.read_text()}\n{lines}\n'
+    package = source.relative_to(ROOT).parts[0]
+    calibrates = source.parent.name in ('calibration', 'metrics')
+    assert (
+        forbidden_rooms(package, source, text)
+        or below_in_the_map(source, text)
+        or hidden_imports(source, text)
+        or (calibrates and detectors_known_by(source, text))
+        or executed_by(text)
+    )
+
+
+def test_a_folder_above_the_checkout_changes_nothing(monkeypatch):
+    moved = Path('/home/user/ros/nodes/untrusted')
+    monkeypatch.setitem(globals(), 'ROOT', moved)
+    package = moved / 'safe_training' / 'safe_training'
+    assert not knows_ros(package / 'cli' / 'main.py')
+    assert not is_untrusted(package / 'recordings' / 'labels.py')
+
+
+def is_untrusted(source):
+    return 'untrusted' in source.relative_to(ROOT).parts
 
 
 def test_what_reads_untrusted_bytes_knows_nothing_else():
     room = 'safe_training.recordings'
     for source in (ROOT / 'safe_training' / 'safe_training' / 'recordings').rglob('*.py'):
-        if 'untrusted' not in source.parts:
+        if not is_untrusted(source):
             continue
         for name in imported_by(source):
             if name.split('.')[0] in OURS - {'vla_feature_bridge'}:
@@ -212,13 +432,42 @@ def test_what_reads_untrusted_bytes_knows_nothing_else():
                 assert allowed, f'{source} imports {name}'
 
 
-def test_no_module_is_too_long_to_read():
+def files_to_read():
     places = [ROOT / 'launch' / 'safe_bringup', ROOT / 'test' / 'bench']
     files = [source for package in PACKAGES for source in sources(package)]
-    files += [source for place in places for source in place.rglob('*.py')]
-    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files}
+    return files + [source for place in places for source in place.rglob('*.py')]
+
+
+def test_no_module_is_too_long_to_read():
+    lengths = {
+        str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files_to_read()
+    }
     too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST_MODULE}
     assert not too_long, f'divide them; a module has at most {LONGEST_MODULE} lines'
+
+
+def function_lengths(text):
+    """Yield the name, first line and number of lines of each function, without its docstring."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            docstring = ast.get_docstring(node, clean=False)
+            documented = len(docstring.split('\n')) if docstring else 0
+            yield node.name, node.lineno, node.end_lineno - node.lineno + 1 - documented
+
+
+def test_no_function_is_too_long_to_read():
+    too_long = [
+        f'{file.relative_to(ROOT)}:{line} {name}: {length} lines'
+        for file in files_to_read()
+        for name, line, length in function_lengths(file.read_text())
+        if length > LONGEST_FUNCTION
+    ]
+    assert not too_long, f'divide them; a function has at most {LONGEST_FUNCTION} lines'
+
+
+def test_a_docstring_does_not_make_a_function_long():
+    text = 'def f():\n    """One.\n\n    Two.\n    """\n    return 1\n'
+    assert list(function_lengths(text)) == [('f', 1, 2)]
 
 
 def called(node):
@@ -248,20 +497,57 @@ EXECUTING_CALLS = {
 }
 
 
+# The same by the import of the name.
+EXECUTING_NAMES = {name for name in EXECUTING_CALLS if '.' in name} | {
+    'numpy.load',  # only as np.load(..., allow_pickle=False)
+    'yaml',
+}
+
+
+def names_in(tree):
+    """Return the full name of each name that a module imports, by the name it has there."""
+    names = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {a.asname or a.name: f'{node.module}.{a.name}' for a in node.names}
+    return names
+
+
+def executed_by(text):
+    """Return the lines of a module that may execute what they read, each with the reason."""
+    found = []
+    for node, names in imports_of(text):
+        if isinstance(node, ast.ImportFrom) and names & EXECUTING_NAMES:
+            found.append(f'{node.lineno}: imports {names & EXECUTING_NAMES}')
+    tree = ast.parse(text)
+    full = names_in(tree)
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        first, dot, rest = called(node).partition('.')
+        name = f'{full.get(first, first)}{dot}{rest}'
+        options = {entry.arg: entry.value for entry in node.keywords}
+        if name in EXECUTING_CALLS:
+            found.append(f'{node.lineno}: calls {name}')
+        allowed = options.get('allow_pickle')
+        if allowed is not None and getattr(allowed, 'value', None) is not False:
+            found.append(f'{node.lineno}: allows pickle')
+        if name == 'numpy.load' and allowed is None:
+            found.append(f'{node.lineno}: say allow_pickle=False')
+        if name.rpartition('.')[2] == 'YAML' and (
+            node.args or getattr(options.get('typ'), 'value', None) != 'safe'
+        ):
+            found.append(f"{node.lineno}: say YAML(typ='safe')")
+    return found
+
+
 @every_package
 def test_no_file_can_be_executed_as_code(package):
     for source in sources(package):
         assert not top_level(imported_by(source)) & EXECUTES_DATA, source
-        for node in ast.walk(ast.parse(source.read_text())):
-            if not isinstance(node, ast.Call):
-                continue
-            where = f'{source}:{node.lineno}'
-            assert called(node) not in EXECUTING_CALLS, where
-            options = {keyword.arg: keyword.value for keyword in node.keywords}
-            allowed = options.get('allow_pickle')
-            assert allowed is None or getattr(allowed, 'value', None) is False, where
-            if called(node) in ('np.load', 'numpy.load'):
-                assert allowed is not None, f'{where}: say allow_pickle=False'
+        assert not executed_by(source.read_text()), source
 
 
 def in_a_fresh_interpreter(code):

@@ -61,11 +61,41 @@ NEW_WORDS: dict[str, str] = {
     'brier_at_earliest_stop': 'brier_score_at_min_length',
     'calibration_error_at_earliest_stop': 'calibration_error_score_at_min_length',
 }
-# The words under a table that have others today.
+# The notes under a table that have other words today.
 NEW_NOTES = {
+    # published protocol
     "up to the task's earliest stop": 'until the minimum length of the task',
-    'the earliest stop is taken': 'the minimum length is taken',
-    'where features are normalised': 'if features are normalised',
+    'What is wrong with it: of each method the combination with the best mean on Seen is kept, '
+    'and the same Seen is reported (methods with more combinations gain more)': 'Limitations: '
+    'for each method, the combination with the best mean on Seen is chosen, and the same part '
+    'Seen is reported (this favours methods with more combinations)',
+    'the alarm band is calibrated on Seen too': 'the alarm band is also calibrated on Seen',
+    'the earliest stop is taken over all rollouts, those tested on included, which no running '
+    'monitor knows': 'the minimum length is taken over all rollouts, including test rollouts, and '
+    'a running monitor does not know it',
+    'where features are normalised, it is over all rollouts': 'features, if normalised, are '
+    'normalised over all rollouts',
+    'pooling over tasks rewards telling tasks apart': 'an AUC pooled over tasks rewards a detector '
+    'that only recognises tasks',
+    'Judge by the robust table.': 'Use the robust table to choose a detector.',
+    'how many combinations the one shown was chosen among': 'number of combinations from which '
+    'the shown combination was chosen',
+    # robust protocol
+    'All on tasks never trained on, in percent. On each split the combination': 'All numbers are '
+    'for unseen tasks, in percent. On each split, the combination',
+    'is taken; unseen tasks have no part in the choice': 'is chosen; unseen tasks are not used for '
+    'the choice',
+    '95 % bootstrap interval of its mean over splits (the splits share rollouts: it speaks of the '
+    'draw of tasks)': 'with the 95 % bootstrap interval of the mean over splits (splits share '
+    'rollouts: the interval describes the variation between splits, not between new rollouts)',
+    'Clock: the same for a score that is just the step number. False alarms against those '
+    'promised: the band promises for tasks like the seen ones.': 'Clock: the same number for a '
+    'score that is only the step number. Promised: the promised false-alarm rate; the promise '
+    'holds for tasks similar to the seen tasks.',
+    'first alarm as a share of the failure, 100 if none came': 'step of the first alarm as a share '
+    'of the length of the failure, 100 without alarm',
+    'Made of the 1 splits of the published protocol, which are few.': 'Based on only the 1 splits '
+    'of the published protocol.',
 }
 DETECTORS: dict[str, Any] = EXPECTED['detectors']
 UNCALIBRATED = 'uncalibrated'
@@ -303,7 +333,9 @@ def test_a_detector_folder_says_what_it_said(name: str) -> None:
 
 def test_a_detector_folder_without_a_band_is_refused() -> None:
     """0.1 could write and score it; a calibrated detector always has its band now."""
-    with pytest.raises(DetectorFolderError, match=r'detector\.json: expected a band.*fit again'):
+    with pytest.raises(
+        DetectorFolderError, match=r'detector\.json: expected a band.*fit the detector again'
+    ):
         load_detector(f'detectors/{UNCALIBRATED}')
 
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders are written completely or not at all."""
 
+import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -226,3 +228,129 @@ def test_the_old_folder_comes_back_when_the_rename_fails(tmp_path, monkeypatch):
         (aside / 'new').write_text('')
     assert os.listdir(folder) == ['old']
     assert os.listdir(tmp_path) == ['folder']
+
+
+# --- after the rename, nothing raises
+
+
+def failing_sync(monkeypatch, number, only=lambda status: True):
+    """Let ``os.fsync`` fail for the files or folders that ``only`` selects."""
+    sync = os.fsync
+
+    def failing(descriptor):
+        if only(os.fstat(descriptor)):
+            raise OSError(number, os.strerror(number))
+        sync(descriptor)
+
+    monkeypatch.setattr(os, 'fsync', failing)
+
+
+def write_everything(folder):
+    """Write, and write again, a file, two files and a folder."""
+    for text in ('old', 'new'):
+        replace_file(folder / 'a', text)
+        replace_files({folder / 'b': text, folder / 'c': text})
+        with replaced_folder(folder / 'd', overwrite=True) as aside:
+            (aside / 'e').write_text(text)
+    assert {(folder / name).read_text() for name in ('a', 'b', 'c', 'd/e')} == {'new'}
+    assert sorted(os.listdir(folder)) == ['a', 'b', 'c', 'd']
+
+
+@pytest.mark.parametrize('name', ['EINVAL', 'ENOTSUP', 'ENOSYS', 'EBADF', 'EACCES', 'EPERM'])
+def test_a_file_system_without_fsync_of_folders_will_do(tmp_path, monkeypatch, name):
+    failing_sync(monkeypatch, getattr(errno, name), lambda s: stat.S_ISDIR(s.st_mode))
+    write_everything(tmp_path)
+
+
+def test_an_error_after_the_rename_is_none(tmp_path, monkeypatch):
+    parent = tmp_path.stat().st_ino
+    failing_sync(monkeypatch, errno.EIO, lambda s: s.st_ino == parent)
+    write_everything(tmp_path)
+
+
+def test_an_error_of_the_content_is_raised_and_nothing_remains(tmp_path, monkeypatch):
+    replace_file(tmp_path / 'a', 'old')
+    failing_sync(monkeypatch, errno.ENOSPC)
+    with pytest.raises(OSError, match='No space'):
+        replace_file(tmp_path / 'a', 'new')
+    with (
+        pytest.raises(OSError, match='No space'),
+        replaced_folder(tmp_path / 'd') as aside,
+    ):
+        (aside / 'e').write_text('new')
+    assert (tmp_path / 'a').read_text() == 'old'
+    assert os.listdir(tmp_path) == ['a']
+
+
+def as_a_normal_user(work):
+    """Run ``work`` in a process without the rights of root; return what it raised, as text."""
+    read, write = os.pipe()
+    if os.fork() == 0:
+        found = ''
+        try:
+            if os.getuid() == 0:
+                os.setgid(65534)
+                os.setuid(65534)
+            work()
+        except BaseException as error:
+            found = repr(error)
+        os.write(write, found.encode())
+        os._exit(0)
+    os.close(write)
+    with os.fdopen(read) as stream:
+        found = stream.read()
+    os.wait()
+    return found
+
+
+@pytest.fixture
+def open_folder():
+    """A folder in which every user may write, whatever the rights of its parents are."""
+    with tempfile.TemporaryDirectory(dir='/tmp') as name:
+        Path(name).chmod(0o777)
+        yield Path(name)
+
+
+def test_a_read_only_folder_is_replaced_without_remains(open_folder):
+    def work():
+        target = open_folder / 'detector'
+        (target / 'deep').mkdir(parents=True)
+        (target / 'deep' / 'weights').write_text('old')
+        (target / 'deep').chmod(0o555)
+        target.chmod(0o555)
+        with replaced_folder(target, overwrite=True) as aside:
+            (aside / 'weights').write_text('new')
+
+    assert as_a_normal_user(work) == ''
+    assert os.listdir(open_folder) == ['detector']
+    assert os.listdir(open_folder / 'detector') == ['weights']
+
+
+def test_a_folder_that_may_be_written_but_not_listed_will_do(open_folder):
+    def work():
+        box = open_folder / 'box'
+        box.mkdir()
+        box.chmod(0o300)
+        replace_file(box / 'a', 'new')
+        with replaced_folder(box / 'b') as aside:
+            (aside / 'c').write_text('new')
+
+    assert as_a_normal_user(work) == ''
+    (open_folder / 'box').chmod(0o700)
+    assert sorted(os.listdir(open_folder / 'box')) == ['a', 'b']
+
+
+def test_a_file_that_its_owner_may_not_read_is_written(open_folder):
+    def work():
+        os.umask(0o444)
+        replace_file(open_folder / 'a', 'new')
+
+    assert as_a_normal_user(work) == ''
+    (open_folder / 'a').chmod(0o600)
+    assert (open_folder / 'a').read_text() == 'new'
+
+
+def test_a_long_suffix_can_be_written(tmp_path):
+    name = 'a.' + 'b' * 248
+    replace_file(tmp_path / name, 'x')
+    assert os.listdir(tmp_path) == [name]

@@ -3,8 +3,9 @@
 
 New content is first written to a hidden file in the folder of the destination, then flushed to disk
 (``fsync``) and renamed. Until the rename, the old content does not change, even if the writing is
-interrupted. After an error, incomplete files are removed. All packages of the suite use this
-module.
+interrupted. After an error, incomplete files are removed. After the rename, the work is done, and
+nothing raises an error: the folder that holds the new name is flushed if the file system allows it.
+All packages of the suite use this module.
 """
 
 from __future__ import annotations
@@ -15,12 +16,18 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 #: Limits the length of the hidden name: a file system allows 255 bytes, and a character can have 4
 #: bytes.
 _MAX_STEM = 40
+_MAX_SUFFIX = 16
+
+#: Errors of file systems that have no fsync, for files or for folders.
+_NO_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+#: Errors of file systems and permissions that do not allow fsync of a folder.
+_NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF, errno.EACCES, errno.EPERM)
 
 
 def replace_file(path: Path, data: bytes | str) -> None:
@@ -46,7 +53,7 @@ def replace_file(path: Path, data: bytes | str) -> None:
 def replace_files(files: Mapping[Path, bytes | str]) -> None:
     """Write several files. If one file cannot be written, no file is changed.
 
-    All files are written aside first and then renamed in the order given, Only an interruption
+    All files are written aside first and then renamed in the order given. Only an interruption
     between two renames (for example a power failure) can result in a mixture of new and old files.
 
     Raises
@@ -62,7 +69,7 @@ def replace_files(files: Mapping[Path, bytes | str]) -> None:
             if aside.is_file():
                 # A full disk may only be detected here; it must be detected before the first
                 # rename.
-                _sync(aside)
+                _sync_file(aside)
 
 
 @contextmanager
@@ -89,15 +96,15 @@ def replaced_file(path: Path) -> Iterator[Path]:
     aside = path_aside(target)
     try:
         yield aside
-        _sync(aside)
+        _sync_file(aside)
         if target.exists():
             aside.chmod(stat.S_IMODE(target.stat().st_mode))
         aside.replace(target)
-        _sync(target.parent)
     except BaseException:
         aside.unlink(missing_ok=True)
         remove_empty(made)
         raise
+    _sync_renamed(target)
 
 
 @contextmanager
@@ -128,7 +135,7 @@ def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
         yield aside
         move_folder(aside, path, overwrite=overwrite)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        _remove(aside)
         remove_empty(made)
         raise
 
@@ -151,11 +158,11 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
     target = _folder_target(path, overwrite)
     for parent, _, names in os.walk(folder):
         for name in names:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
+            _sync_file(Path(parent, name))
+        _sync_folder(Path(parent))
     if not target.exists():
         os.rename(folder, target)
-        _sync(target.parent)
+        _sync_renamed(target)
         return
     folder.chmod(stat.S_IMODE(target.stat().st_mode))
     old = path_aside(target)
@@ -165,8 +172,8 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
     except BaseException:
         os.rename(old, target)
         raise
-    _sync(target.parent)
-    shutil.rmtree(old)
+    _sync_renamed(target)
+    _remove(old)
 
 
 def make_folders(folder: Path) -> list[Path]:
@@ -186,8 +193,12 @@ def remove_empty(folders: list[Path]) -> None:
 
 
 def path_aside(target: Path) -> Path:
-    """Return an unused hidden path in the folder of ``target``, with the same suffix."""
-    name = f'.{target.stem[:_MAX_STEM]}.{secrets.token_hex(4)}.partial{target.suffix}'
+    """Return an unused hidden path in the folder of ``target``, with the same suffix.
+
+    Writers choose no format by a very long suffix; it is cut.
+    """
+    suffix = target.suffix[:_MAX_SUFFIX]
+    name = f'.{target.stem[:_MAX_STEM]}.{secrets.token_hex(4)}.partial{suffix}'
     return target.with_name(name)
 
 
@@ -205,14 +216,44 @@ def _folder_target(path: Path, overwrite: bool) -> Path:
     return target
 
 
-def _sync(path: Path) -> None:
-    """Flush the content of a file, or the directory entries of a folder, to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+def _remove(folder: Path) -> None:
+    """Remove a folder, also if it is read-only. Nothing is raised if that is not allowed."""
+    with suppress(OSError):
+        folder.chmod(stat.S_IRWXU)
+    for parent, names, _ in os.walk(folder):
+        for name in names:
+            if not os.path.islink(child := Path(parent, name)):
+                with suppress(OSError):
+                    child.chmod(stat.S_IRWXU)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync_file(path: Path) -> None:
+    """Flush the content of a file to disk."""
     try:
-        os.fsync(descriptor)
+        _sync(path, os.O_RDONLY, _NO_SYNC)
+    except PermissionError:  # A umask may deny reading to the owner.
+        _sync(path, os.O_WRONLY, _NO_SYNC)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush the directory entries of a folder to disk, if the file system allows it."""
+    _sync(folder, os.O_RDONLY, _NO_FOLDER_SYNC)
+
+
+def _sync_renamed(target: Path) -> None:
+    """Flush a new name to disk. Nothing is raised: the rename itself has succeeded."""
+    with suppress(OSError):
+        _sync_folder(target.parent)
+
+
+def _sync(path: Path, flags: int, tolerated: tuple[int, ...]) -> None:
+    try:
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
     except OSError as error:
-        # Some file systems do not support fsync for folders.
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+        if error.errno not in tolerated:
             raise
-    finally:
-        os.close(descriptor)

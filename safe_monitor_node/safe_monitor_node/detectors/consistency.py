@@ -28,7 +28,7 @@ class _ConsistencyDetector(StepwiseDetector):
     exec_horizon : int or None
         Number of actions executed between two steps; None uses the ``exec_horizon`` of each step.
     negate : bool
-        Change the sign of the score. (The published evaluation tests both signs.)
+        Change the sign of the score; the published evaluation tests both signs.
     """
 
     exec_horizon: int | None = None

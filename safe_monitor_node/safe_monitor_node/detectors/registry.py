@@ -12,7 +12,8 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
 
 from safe_monitor_node.detectors.base import Detector, DetectorError
@@ -21,6 +22,10 @@ FITTERS = 'safe_monitor_node.fitters'
 """Group of the entry points that fit detectors: NAME = MODULE:FUNCTION."""
 
 Fitter = Callable[..., None]
+
+
+class NoFitterError(DetectorError):
+    """No package that fits this detector is there: a fault of the installation."""
 
 
 @dataclass(frozen=True)
@@ -143,20 +148,46 @@ def register(cls: D) -> D:
     return cls
 
 
+_REGISTERED: dict[str, EntryPoint] = {}
+
+
+def register_fitters(functions: Mapping[str, str]) -> None:
+    """Make fitters known by the names of their detectors, without an installed entry point.
+
+    Parameters
+    ----------
+    functions : mapping of detector to MODULE:FUNCTION
+        Each function is imported on first use.
+    """
+    for name, function in functions.items():
+        _REGISTERED[name] = EntryPoint(name, function, FITTERS)
+
+
 def fitter_of(name: str) -> Fitter:
     """Return the function that fits the named detector.
 
     Raises
     ------
-    DetectorError
-        No installed package has an entry point for it.
+    NoFitterError
+        No package has registered a fitter for it, and no installed package has an entry point.
     """
-    for entry in entry_points(group=FITTERS, name=name):
-        return entry.load()
-    raise DetectorError(
+    if name in _REGISTERED:
+        return _REGISTERED[name].load()
+    for entry in _installed_fitters():
+        if entry.name == name:
+            return entry.load()
+    raise NoFitterError(
         f'no installed package fits the detector {name!r}: expected an entry point {name!r} in the '
-        f'group {FITTERS!r}; install the package safe_training (a robot scores only)'
+        f'group {FITTERS!r}; install the package safe_training (a robot scores only), build the '
+        'workspace again if it was installed before an update, or import safe_training.fitting '
+        'first'
     )
+
+
+@cache
+def _installed_fitters() -> tuple[EntryPoint, ...]:
+    """Return the entry points of all fitters. A search of all installed packages is slow."""
+    return tuple(entry_points(group=FITTERS))
 
 
 def make_detector(name: str, **params: Any) -> Detector:

@@ -197,7 +197,7 @@ class _PartVariance(SpreadDetector):
         chosen = self.dimensions or [d % action_dim if d < 0 else d for d in self.usual]
         if min(chosen) < 0 or max(chosen) >= action_dim:
             raise DetectorError(
-                f'{self.name} : expected action dimensions from 0 and below {action_dim}, found '
+                f'{self.name}: expected action dimensions from 0 to {action_dim - 1}, found '
                 f'{chosen}; give other dimensions (dimensions=[...])'
             )
         return float(variance[:, chosen].sum())

@@ -2,6 +2,7 @@
 """Converts steps to alarms, without ROS.
 
 alarm              the alarm state machine of one episode after another
+steps              the identity and the result of a step, and counts of steps
 thresholds         thresholds that an episode is compared with: calibrated or adaptive
 label_feedback     the updates that labels of episodes make to adaptive thresholds
 episode_monitor    detector, thresholds and alarm state machine, step by step

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from safe_monitor_node.monitor.alarm import AlarmConfig, Verdict
-from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, StepId, StepResult
+from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.steps import StepId, StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -233,10 +234,11 @@ class MonitorSession:
 
     def _take_next(self) -> None:
         if self._next is not None:
-            monitor, self._next = self._next, None
-            self._use(monitor)
+            self._use(self._next)
 
     def _use(self, monitor: EpisodeMonitor) -> None:
+        # An earlier detector may still wait for the next episode. The latest one counts.
+        self._next = None
         self.keep_adaptation()
         monitor.take_over(self.monitor)
         self.monitor = monitor

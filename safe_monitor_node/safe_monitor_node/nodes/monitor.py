@@ -17,10 +17,10 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
 
-from safe_monitor_node.monitor.alarm import AlarmState, Verdict
-from safe_monitor_node.monitor.episode_monitor import StepId
+from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
+from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
 from safe_monitor_node.nodes.lifecycle import ManagedNode
@@ -32,8 +32,8 @@ from safe_monitor_node.nodes.monitor_messages import (
     label_sentence,
     score_message,
 )
-from safe_monitor_node.nodes.monitor_parameters import ADVICE, PARAMETERS, settings_of
-from safe_monitor_node.threads import limit_threads
+from safe_monitor_node.nodes.monitor_parameters import PARAMETERS, advice_of, settings_of
+from safe_monitor_node.threads import NOT_LIMITED, limit_threads
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LabelEpisode, LoadDetector
@@ -50,7 +50,6 @@ from vla_feature_bridge.ros.qos import (
 )
 
 HALTING = (FailureAlarm.ADVICE_STOP, FailureAlarm.ADVICE_BACKTRACK, FailureAlarm.ADVICE_ASK)
-BLIND = (AlarmState.STALE, AlarmState.INVALID)
 
 
 class MonitorNode(ManagedNode):
@@ -99,7 +98,7 @@ class MonitorNode(ManagedNode):
 
     def _setup(self) -> None:
         self._session = MonitorSession(self._folder, settings_of(self._p), self._on_episode_ended)
-        limit_threads(self._p.threads)
+        self._limit_threads()
         overriding = QoSOverridingOptions.with_default_policies()
         self._scores = self.create_lifecycle_publisher(
             FailureScore, 'safe/score', SCORE_QOS, qos_overriding_options=overriding
@@ -128,6 +127,10 @@ class MonitorNode(ManagedNode):
         )
         for sentence in introduce(self._session):
             self.get_logger().info(sentence)
+
+    def _limit_threads(self) -> None:
+        if not limit_threads(self._p.threads):
+            self.get_logger().warning(NOT_LIMITED, once=True)
 
     def _teardown(self) -> None:
         self._cancel_grace()
@@ -301,11 +304,12 @@ class MonitorNode(ManagedNode):
     ) -> LoadDetector.Response:
         try:
             monitor = settings_of(self._p).monitor_of(request.folder)
+            # The detector may have loaded PyTorch.
+            self._limit_threads()
         except Exception as error:  # Report every error to the caller; the node must keep running.
             self.get_logger().error(f'cannot load a detector: {error}')
             response.success, response.message = False, str(error)
             return response
-        limit_threads(self._p.threads)
         self._folder = request.folder
         response.success = True
         if self._session is None:
@@ -349,7 +353,7 @@ class MonitorNode(ManagedNode):
         if key == self._published:
             return
         self._published = key
-        message = alarm_message(session, verdict, self._advice(verdict))
+        message = alarm_message(session, verdict, advice_of(self._p, verdict))
         if step is not None:
             message.header = step.header
         else:
@@ -360,16 +364,9 @@ class MonitorNode(ManagedNode):
             self.get_logger().warning(f'episode {message.episode_id!r}: {verdict.reason}')
         self._publish_diagnostics()
 
-    def _advice(self, verdict: Verdict) -> int:
-        if verdict.state == AlarmState.ALARM:
-            return ADVICE[self._p.alarm_advice]
-        if verdict.state in BLIND and self._p.stop_when_blind:
-            return FailureAlarm.ADVICE_STOP
-        return FailureAlarm.ADVICE_NONE
-
     def _publish_stop(self) -> None:
         if self._session is not None and self.active:
-            self._stops.publish(Bool(data=self._advice(self._session.verdict) in HALTING))
+            self._stops.publish(Bool(data=advice_of(self._p, self._session.verdict) in HALTING))
 
     def _publish_diagnostics(self) -> None:
         node = self.get_fully_qualified_name()

@@ -6,9 +6,9 @@ from __future__ import annotations
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
-from safe_monitor_node.monitor.episode_monitor import StepResult
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.steps import StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import diagnose, facts_of
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from safe_monitor_node.monitor.alarm import AlarmConfig
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Verdict
 from safe_monitor_node.monitor.session import MonitorSettings
 from safe_msgs.msg import FailureAlarm
 from vla_feature_bridge.ros.parameters import Parameter
@@ -128,3 +128,19 @@ def settings_of(values: Any) -> MonitorSettings:
             values.alarm_k, values.alarm_n, values.stale_after, values.max_missing_steps
         ),
     )
+
+
+def advice_of(values: Any, verdict: Verdict) -> int:
+    """Return the advice of a verdict, one of ``FailureAlarm.ADVICE_...``.
+
+    Parameters
+    ----------
+    values
+        As in :func:`settings_of`.
+    verdict : Verdict
+    """
+    if verdict.state == AlarmState.ALARM:
+        return ADVICE[values.alarm_advice]
+    if verdict.state in (AlarmState.STALE, AlarmState.INVALID) and values.stop_when_blind:
+        return FailureAlarm.ADVICE_STOP
+    return FailureAlarm.ADVICE_NONE

@@ -151,7 +151,9 @@ def test_the_state_of_other_bands_is_refused():
 def test_a_band_that_does_not_say_what_it_is_made_of_is_refused():
     shape = BandShape(np.zeros(2), np.ones((1, 2)), np.array([[0.0, 1.0, 2.0]]))
     bare = Band(np.array([0.3]), np.ones((1, 2)), 'any', 3)
-    with pytest.raises(AdaptationError, match=r'the band of all tasks: expected center.*fit again'):
+    with pytest.raises(
+        AdaptationError, match=r'the band of all tasks: expected center.*fit the detector again'
+    ):
         AdaptiveBand(bare, 0.3, 0.02)
     made_of = Band(np.array([0.3]), np.ones((1, 2)), 'any', 3, shape=shape, tasks={'pour': bare})
     with pytest.raises(AdaptationError, match=r"the band of task 'pour': .*adaptation_step to 0"):

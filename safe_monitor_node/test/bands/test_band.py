@@ -111,8 +111,14 @@ def test_thresholds_cannot_change_after_they_were_checked():
         ({'upper': np.ones((3, 0))}, r'shape \(3, T\)'),
         ({'upper': np.array([[1.0, np.nan]] * 3)}, 'step 1 for alpha 0.1 is nan'),
         ({'upper': np.array([[-np.inf, 1.0]] * 3)}, 'step 0 for alpha 0.1 is -inf'),
-        ({'upper': np.array([[1.0], [2.0], [0.5]])}, 'never is, so this band is corrupt'),
-        ({'upper': np.array([[1.0], [np.inf], [0.5]])}, 'never is, so this band is corrupt'),
+        (
+            {'upper': np.array([[1.0], [2.0], [0.5]])},
+            'must not increase with alpha; the band is damaged',
+        ),
+        (
+            {'upper': np.array([[1.0], [np.inf], [0.5]])},
+            'must not increase with alpha; the band is damaged',
+        ),
         ({'kind': ''}, 'kind must be a name'),
         ({'n_calibration': -1}, 'must be a count'),
         ({'n_calibration': 2.0}, 'must be a count'),
@@ -189,11 +195,17 @@ def test_bands_of_tasks_and_shapes_are_stored_with_the_band():
     [
         (lambda: make_shape(width=np.zeros((3, 3))), 'width must be positive'),
         (lambda: make_shape(center=np.array([0.0, np.nan, 0.0])), 'center must be .* finite'),
-        (lambda: make_shape(nonconformity=np.array([[1.0, 0.0]])), 'must ascend'),
+        (
+            lambda: make_shape(nonconformity=np.array([[1.0, 0.0]])),
+            'expected ascending nonconformities',
+        ),
         (lambda: make_band(shape=make_shape(center=np.zeros(2))), r'center must have shape \(3,\)'),
         (lambda: make_band(n_calibration=6, shape=make_shape()), r'shape \(3, 6\), found \(3, 7\)'),
         (lambda: make_band(tasks={'': make_band()}), 'must be a name'),
-        (lambda: make_band(tasks={'a': make_band(tasks={'b': make_band()})}), 'holds bands of'),
+        (
+            lambda: make_band(tasks={'a': make_band(tasks={'b': make_band()})}),
+            "'a' contains bands of tasks",
+        ),
         (
             lambda: make_band(tasks={'a': Band(np.array([0.1]), np.ones((1, 3)), 'any', 1)}),
             'must be the same',

@@ -28,7 +28,8 @@ from scripted_episodes import (
 )
 
 from safe_monitor_node.bands.band import Band
-from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, StepId
+from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
+from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds
 
 # --- one episode

@@ -234,7 +234,7 @@ def test_an_infinite_threshold_is_never_nominal_and_says_what_to_do():
     result = live.step(0, episode='x')
     assert (result.verdict.state, result.threshold) == (INVALID, math.inf)
     assert result.score == pytest.approx(LOW)
-    for part in ('no finite threshold', 'of 4 labelled successes', 'go on labelling'):
+    for part in ('no finite threshold', 'of 4 labelled successes', 'continue to label'):
         assert part in result.problem
     assert live.monitor.counts.invalid == invalid + 1
     for index in range(1, 5):
@@ -272,7 +272,9 @@ def test_another_detector_adapts_anew():
 
 
 def test_a_band_without_its_shape_cannot_adapt():
-    with pytest.raises(MonitorError, match=r'detector action_norm: the band of all tasks.*fit aga'):
+    with pytest.raises(
+        MonitorError, match=r'detector action_norm: the band of all tasks.*fit the detector aga'
+    ):
         EpisodeMonitor(scripted(), adaptation_step=0.02)
 
 

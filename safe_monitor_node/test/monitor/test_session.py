@@ -13,9 +13,9 @@ from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
-from safe_monitor_node.monitor.episode_monitor import StepId
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
+from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFileError
 from safe_monitor_node.storage.detector_folder import DetectorFolderError
@@ -182,7 +182,8 @@ def test_another_detector_waits_for_the_next_episode(folder, other_folder):
     other = ADAPTING.monitor_of(other_folder)
     answer = live.session.replace(other, other_folder)
     assert answer == (
-        'action_norm on hidden_states is used from the next episode on; its thresholds adapt anew'
+        'action_norm on hidden_states is used from the next episode on; '
+        'its adaptation starts from the calibrated thresholds'
     )
     assert live.session.folder == other_folder
     assert live.step('a', 1).threshold == pytest.approx(36 / 39)
@@ -209,6 +210,18 @@ def test_another_detector_takes_over_when_the_grace_is_over(folder, other_folder
     assert 'next episode' in live.session.replace(other, other_folder)
     live.session.finish_episode()
     assert live.session.monitor is other
+
+
+def test_the_detector_that_was_loaded_last_is_used(folder, other_folder, tmp_path):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.replace(ADAPTING.monitor_of(other_folder), other_folder)
+    live.session.abandon()
+    last_folder = save(tmp_path / 'last', scale=3.0)
+    last = ADAPTING.monitor_of(last_folder)
+    assert 'is in use' in live.session.replace(last, last_folder)
+    live.step('b', 0)
+    assert live.session.monitor is last, 'the detector that waited for an episode is forgotten'
 
 
 def test_a_start_of_the_running_episode_brings_no_other_detector(folder, other_folder):
@@ -316,13 +329,13 @@ def test_another_detector_leaves_the_file_alone(folder, other_folder, settings, 
     live.play('a', HIGH)
     live.session.label(label())
     answer = live.session.replace(settings.monitor_of(other_folder), other_folder)
-    assert f'only in memory: {path} stays with the detector before it' in answer
+    assert f'only in memory: {path} belongs to the previous detector' in answer
     assert live.session.adaptation_kept_in == ''
     live.play('b', HIGH)
     assert live.session.label(label('b')) is LabelEffect.UPDATED
     assert in_file(path) == 1
     answer = live.session.replace(settings.monitor_of(folder), folder)
-    assert answer.endswith('is in use; its thresholds adapt anew')
+    assert answer.endswith('is in use; its adaptation starts from the calibrated thresholds')
     live.session.tick(0.0)
     assert in_file(path) == 0, 'the same detector starts its file anew'
 

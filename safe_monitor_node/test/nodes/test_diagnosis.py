@@ -114,13 +114,13 @@ def test_the_facts_of_the_adaptation_are_of_the_band_in_use_and_of_moved_ones(se
     facts = facts_of(session)
     assert facts['adaptation step'] == '0.05'
     assert facts["adaptation of the band of task 'pour'"] == (
-        'level 0.055; false alarms 1 of 1 labelled successes, realised 1, wanted 0.1'
+        'level 0.055; false alarms 1 of 1 labelled successes, realised 1, promised 0.1'
     )
     assert 'adaptation of the band of all tasks' not in facts
     assert "adaptation of the band of task 'wipe'" not in facts
     session.start('b', 0.0, 'wipe')
     assert facts_of(session)["adaptation of the band of task 'wipe'"] == (
-        'level 0.1; false alarms 0 of 0 labelled successes, realised none yet, wanted 0.1'
+        'level 0.1; false alarms 0 of 0 labelled successes, realised none yet, promised 0.1'
     )
     assert facts_of(session)['adaptation file'] == str(tmp_path / 'updates.json')
 
@@ -134,7 +134,7 @@ def test_a_new_session_says_what_it_uses(session, folder, tmp_path):
     detector = 'detector action_norm on hidden_states[token=last] (width 4), alpha 0.1, from '
     assert introduce(session) == [
         detector + folder,
-        'labelled episodes move the thresholds with adaptation_step 0.05: level 0.1 after 0 '
+        'labelled episodes update the thresholds with adaptation_step 0.05: level 0.1 after 0 '
         f'successes, kept in {tmp_path / "updates.json"}',
     ]
     assert introduce(MonitorSession(folder, MonitorSettings())) == [detector + folder]

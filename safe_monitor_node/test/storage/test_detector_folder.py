@@ -275,11 +275,11 @@ def put_param(key, value):
         (drop('params'), 'params'),
         (drop('feature'), 'feature'),
         (drop('alpha'), 'alpha'),
-        (drop('band'), 'expected a band, found none.*fit again'),
+        (drop('band'), 'expected a band, found none.*fit the detector again'),
         (drop('provenance'), 'provenance'),
         (drop('weights_sha256'), 'sha256'),
         (drop('weights_bytes'), 'expected None bytes'),
-        (put('detector', 'sage_mlp'), "unknown detector 'sage_mlp'; there are"),
+        (put('detector', 'sage_mlp'), "unknown detector 'sage_mlp'; expected one of"),
         (put('detector', ['safe_mlp']), 'TypeError'),
         (put('detector', 'safe_lstm'), "no parameter 'activation'"),
         (put('detector', 'clock'), "'clock' has no parameter"),
@@ -304,7 +304,7 @@ def put_param(key, value):
         (put('alpha', 0.2), r'not calibrated for alpha 0\.2'),
         (put('alpha', 'small'), 'ValueError'),
         (put('alpha', None), 'TypeError'),
-        (put('band', None), 'expected a band, found none.*fit again'),
+        (put('band', None), 'expected a band, found none.*fit the detector again'),
         (put('band', 3), 'TypeError'),
         (put('band', {}), "field 'kind' is missing"),
         (put('band', {**make_band().meta(), 'n_calibration': -1}), 'must be a count'),
@@ -328,8 +328,14 @@ FIRST = 'detector.layers.0.weight'
             lambda a: a.update({'detector.surplus': np.zeros(2, np.float32)}),
             "'surplus': expected no such array",
         ),
-        (lambda a: a.update({'band.lower': np.zeros(2)}), "belongs to the array 'band.lower'"),
-        (lambda a: a.update({'readme': np.zeros(2)}), "belongs to the array 'readme'"),
+        (
+            lambda a: a.update({'band.lower': np.zeros(2)}),
+            "only arrays of the detector and its band, found also 'band.lower'",
+        ),
+        (
+            lambda a: a.update({'readme': np.zeros(2)}),
+            "only arrays of the detector and its band, found also 'readme'",
+        ),
         (lambda a: a.pop(FIRST), r"'layers.0.weight': .* \(2, 3\), found no such array"),
         (
             lambda a: a.update({FIRST: a[FIRST].T.copy()}),
@@ -342,7 +348,7 @@ FIRST = 'detector.layers.0.weight'
         (lambda a: a.update({'band.upper': a['band.upper'][:1]}), r'shape \(2, T\)'),
         (lambda a: a.update({'band.upper': a['band.upper'] * np.nan}), 'is nan'),
         (lambda a: a.update({'band.upper': a['band.upper'].astype('f4')}), 'must be float64'),
-        (lambda a: a.update({'band.upper': a['band.upper'][::-1].copy()}), 'corrupt'),
+        (lambda a: a.update({'band.upper': a['band.upper'][::-1].copy()}), 'the band is damaged'),
         (lambda a: a.update({'band.alphas': np.array([0.1, 0.05])}), 'must increase'),
     ],
 )
@@ -464,7 +470,9 @@ def test_anything_but_a_detector_folder_is_never_overwritten(tmp_path):
     file = tmp_path / 'file'
     file.write_text('text')
     for path in (home, file):
-        with pytest.raises(DetectorFolderError, match='will not be overwritten') as caught:
+        with pytest.raises(
+            DetectorFolderError, match='expected a detector folder to overwrite'
+        ) as caught:
             save(path, overwrite=True)
         assert str(path) in str(caught.value)
     assert (home / 'thesis.tex').read_text() == 'five years'

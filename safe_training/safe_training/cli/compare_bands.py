@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.options import (
@@ -125,6 +124,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _plain(kept: BandResult) -> dict[str, Any]:
+    import numpy as np
+
     def tally(counted: Tally) -> dict[str, Any]:
         return {
             'rate': as_number(counted.rate),
@@ -144,5 +145,5 @@ def _plain(kept: BandResult) -> dict[str, Any]:
         'like': tally(kept.like),
         'new': tally(kept.new),
         'detected': tally(kept.detected),
-        'detection_time': fmean(kept.detection_times) if kept.detection_times else None,
+        'detection_time': float(np.mean(kept.detection_times)) if kept.detection_times else None,
     }

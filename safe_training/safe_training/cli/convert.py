@@ -151,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
                 to=args.to,
                 bag=BagOptions(args.frequency, args.compression),
             )
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, OSError):
         partial = partial_folder(args.destination)
         if partial.is_dir():
             print(

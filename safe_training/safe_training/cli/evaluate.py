@@ -43,9 +43,9 @@ EXAMPLE = """examples:
   python -m safe_training evaluate my_set --detector linear_probe --protocol loto
 """
 PAPER_NOTE = (
-    'Only for comparison with published numbers. The splits are drawn by task number (by task '
-    'name if\ntasks have no number). Three splits are few. The minimum length is taken over '
-    'all rollouts, including\ntest rollouts. Use --protocol robust to choose a detector.'
+    'Only for comparison with published numbers. The splits are drawn by task number (by task\n'
+    'name if tasks have no unique number). Three splits are few. The minimum length is taken\n'
+    'over all rollouts, including test rollouts. Use --protocol robust to choose a detector.'
 )
 DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
 
@@ -87,9 +87,7 @@ def add_arguments(parser: VerbParser) -> None:
     add_band_options(parser)
     add_training_options(parser)
     numbers = ('--splits', '--first-split')
-    parser.exclude(
-        ('--protocol', *numbers), by='--splits-from', why='holds splits that are drawn already'
-    )
+    parser.exclude(('--protocol', *numbers), by='--splits-from', why='reads existing splits')
     parser.exclude(
         (*numbers, '--unseen-ratio'),
         by='--protocol',

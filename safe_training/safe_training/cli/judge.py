@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.evaluate import plain_rows
 from safe_training.cli.options import (
-    add_folder_alpha,
     add_source_options,
     check_alpha,
     rollouts_of,
 )
+from safe_training.cli.parsing import UsageError
 from safe_training.reporting.numbers import as_number, percent, plain_json
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ out ("unseen"), and rollouts that the folder does not know ("new")."""
 EXAMPLE = """examples:
   python -m safe_training judge my_set my_detector
   python -m safe_training judge my_set my_detector --alpha 0.2 --details
-  python -m safe_training judge my_set my_detector --bands
+  python -m safe_training judge my_set my_detector --bands --alpha 0.1 --alpha 0.2
 """
 
 
@@ -39,7 +39,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         'folder', type=Path, metavar='FOLDER', help='detector folder that `fit` wrote'
     )
-    add_folder_alpha(parser)
+    parser.add_argument(
+        '--alpha',
+        type=float,
+        action='append',
+        metavar='RATE',
+        help='promised false-alarm rate (default: the rate stored in the detector folder); with '
+        '--bands, repeat it for several rates (default: all rates of the band)',
+    )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
         '--details',
@@ -50,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--bands',
         action='store_true',
         help='print only the promised and the realised false-alarm rates, at every alpha of the '
-        'band or at --alpha',
+        'band or at each --alpha',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
 
@@ -62,13 +69,22 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.evaluation.judge import judge
     from safe_training.evaluation.protocol import EvaluationError
 
-    check_alpha(args.alpha)
+    alphas = sorted(set(args.alpha or ()))
+    for alpha in alphas:
+        check_alpha(alpha)
+    if len(alphas) > 1 and not args.bands:
+        raise UsageError(
+            f'--alpha: expected one rate, found {", ".join(map(str, alphas))}; give one, or print '
+            'the rates of several with --bands'
+        )
     rollouts = rollouts_of(args)
     loaded = load_detector(args.folder)
     try:
-        judged = judge(loaded, rollouts, args.alpha)
+        for alpha in alphas:
+            loaded.band.at(alpha)
+        judged = judge(loaded, rollouts, alphas[0] if alphas else None)
         if args.bands:
-            _print_bands(args, judged)
+            _print_bands(args, judged, alphas)
         else:
             _print_parts(args, judged)
     except (EvaluationError, BandError) as error:
@@ -134,13 +150,13 @@ def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Ro
             print_table(console, table)
 
 
-def _print_bands(args: argparse.Namespace, judged: JudgedSet) -> None:
+def _print_bands(args: argparse.Namespace, judged: JudgedSet, alphas: Sequence[float]) -> None:
     from rich.text import Text
 
     from safe_training.reporting.tables.bands import folder_table, promise_text
     from safe_training.reporting.tables.terminal import print_table, wide_console
 
-    rates = judged.realised_rates([args.alpha] if args.alpha else None)
+    rates = judged.realised_rates(alphas or None)
     if args.json:
         rows = [asdict(rate) for rate in rates]
         print(plain_json({'folder': str(args.folder), 'band': judged.band.meta(), 'rows': rows}))

@@ -104,7 +104,7 @@ def add_split_options(parser: VerbParser) -> None:
     parser.exclude(
         ('--unseen-ratio', '--train-ratio'),
         by='--splits-from',
-        why='holds splits that are drawn already',
+        why='reads existing splits',
     )
 
 
@@ -203,6 +203,12 @@ def rollouts_of(args: argparse.Namespace, *, need_outcomes: bool = True) -> Roll
 def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Protocol:
     """Return the protocol that the options ask for."""
     check_alpha(args.alpha)
+    if args.max_steps is not None and args.max_steps < 0:
+        raise UsageError(f'--max-steps must be at least 0, found {args.max_steps}')
+    if args.per_task and args.calibrate_on == 'loto':
+        where = '--per-task and --calibrate-on loto: '
+    else:
+        where = ''
     given = {
         'unseen_ratio': args.unseen_ratio,
         'seen_train_ratio': args.train_ratio,
@@ -220,4 +226,4 @@ def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Prot
             **{name: value for name, value in given.items() if value is not None},
         )
     except EvaluationError as error:
-        raise UsageError(f'--per-task and --calibrate-on loto: {error}') from error
+        raise UsageError(f'{where}{error}') from error

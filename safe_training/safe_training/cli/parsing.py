@@ -44,7 +44,7 @@ class VerbParser(argparse.ArgumentParser):
     def exclude(
         self, others: Sequence[str], *, by: str, value: str | None = None, why: str
     ) -> None:
-        """Declare options that have no meaning with another option, or with one value of it.
+        """Declare options that cannot be used with another option, or with one value of it.
 
         The options in `others` can still be used together. A mutually exclusive group of argparse
         does not allow this.

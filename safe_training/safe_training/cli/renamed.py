@@ -22,6 +22,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     'convert': {'--rate': '--frequency'},
     'fit': {**_FITTING, '--seed': '--split'},
     'evaluate': {**_FITTING, '--seed': '--first-split', '--folder': 'the verb `judge SET FOLDER`'},
+    'judge': {'--folder': 'the position after SET: `judge SET FOLDER`'},
     'compare-bands': {
         '--set': '--param',
         '--rate': '--adaptation-step',
@@ -56,4 +57,6 @@ def _option_and_value(word: str) -> list[str]:
 
 
 def _message(old: str, new: str) -> str:
+    if '`' in new and old.startswith('--'):
+        return f'{old} is not an option of this verb since version 0.2; use {new}'
     return f'{old} was renamed in version 0.2; use {new}'

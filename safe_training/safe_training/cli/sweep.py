@@ -76,7 +76,7 @@ def _add_split_options(parser: VerbParser) -> None:
     parser.exclude(
         ('--splits', '--protocol'),
         by='--splits-from',
-        why='holds splits that are drawn already',
+        why='reads existing splits',
     )
     parser.exclude(('--splits',), by='--protocol', value='loto', why='has one split for each task')
 

@@ -9,6 +9,7 @@ left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
 evaluate          many detectors on many splits
 band_comparison   promised and realised false-alarm rates of the kinds of bands
+compared_bands    the bands that are compared
 provenance        the origin of a detector
 
 This subpackage imports ``recordings``, ``fitting``, ``calibration`` and ``metrics``.

@@ -127,7 +127,11 @@ def compare_bands(
     ------
     EvaluationError
         A split has no unseen tasks, or too few held-out successes to divide into two halves.
+    SplitError
+        A split was made from different rollouts, or from these in another order.
     """
+    for split in splits:
+        split.check_rollouts(rollouts)
     found: list[BandResult] = []
     for number, split in enumerate(splits):
         detector = make_seeded(name, params or {}, split.number)

@@ -25,7 +25,7 @@ from safe_training.evaluation.fit_and_calibrate import (
     make_seeded,
 )
 from safe_training.evaluation.judge import JudgedSet, score_part, with_alarms
-from safe_training.evaluation.protocol import Protocol
+from safe_training.evaluation.protocol import Protocol, require_rollouts
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.bootstrap import bootstrap_interval
 from safe_training.metrics.part_report import flatten_report, per_task
@@ -73,7 +73,16 @@ def evaluate(
         How bands are calibrated.
     progress : callable, optional
         Called with (evaluations done, evaluations, note).
+
+    Raises
+    ------
+    SplitError
+        A split was made from different rollouts, or from these in another order.
     """
+    require_rollouts(rollouts)
+    # Check all splits before hours of training.
+    for split in splits:
+        split.check_rollouts(rollouts)
     rows = []
     chosen = protocol or Protocol()
     total = len(splits) * len(names)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import safe_training.fitting  # noqa: F401  (registers the fitters)
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector, make_detector
@@ -14,7 +15,7 @@ from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
 from safe_training.calibration.kinds import KINDS, BandRequest
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.left_out import leave_one_task_out_scores
-from safe_training.evaluation.protocol import EvaluationError, Protocol
+from safe_training.evaluation.protocol import EvaluationError, Protocol, require_rollouts
 from safe_training.evaluation.provenance import provenance_of
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.part_report import scored_rollouts
@@ -35,6 +36,7 @@ def labelled(rollouts: Rollouts) -> Rollouts:
 
     Raise an error if no rollout has a label.
     """
+    require_rollouts(rollouts)
     kept = [r for r in rollouts if r.success is not None]
     if not kept:
         raise EvaluationError(
@@ -86,11 +88,11 @@ def fit(
     DetectorError
         There is no such detector, or it cannot be fitted on the rollouts.
     SplitError
-        The split was made from different rollouts.
+        The split was made from different rollouts, or from these in another order.
     CalibrationError
         The held-out rollouts of the seen tasks hold no success.
     """
-    split.check_against([r.task for r in rollouts])
+    require_rollouts(rollouts)
     return fit_and_calibrate(
         make_detector(name, **(params or {})),
         rollouts,
@@ -129,7 +131,14 @@ def fit_on(
     protocol: Protocol,
     progress: Progress | None = None,
 ) -> None:
-    """Fit a detector on the training part of a split."""
+    """Fit a detector on the training part of a split.
+
+    Raises
+    ------
+    SplitError
+        The split was made from different rollouts, or from these in another order.
+    """
+    split.check_rollouts(rollouts)
     validation = [rollouts[i] for i in split.seen] if protocol.stop_early else None
     detector.fit([rollouts[i] for i in split.train], validation=validation, progress=progress)
 

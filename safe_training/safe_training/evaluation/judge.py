@@ -16,7 +16,7 @@ from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector
-from safe_training.evaluation.protocol import EvaluationError
+from safe_training.evaluation.protocol import EvaluationError, require_rollouts
 from safe_training.metrics.alarms import band_alarms
 from safe_training.metrics.binomial import Tally, clopper_pearson, worst_task
 from safe_training.metrics.bootstrap import bootstrap_auc_interval
@@ -185,8 +185,21 @@ def judge(
         The features differ from the features that the detector was fitted on, the band was not
         calibrated for this rate, or a rollout is longer than the band.
     """
+    if not isinstance(detector, CalibratedDetector):
+        raise EvaluationError(
+            where='judge',
+            expected='a CalibratedDetector',
+            found=repr(detector),
+            advice='for a detector folder use safe_monitor_node.load_detector(folder)',
+        )
+    require_rollouts(rollouts)
     check_features(detector, rollouts.feature)
     asked = detector.alpha if alpha is None else alpha
+    try:
+        # An unknown rate is no fault of a rollout: check it once, before hours of scoring.
+        detector.band.at(asked)
+    except BandError as error:
+        raise EvaluationError(str(error)) from error
     parts = {
         part: with_alarms(score_part(detector.detector, members, part), detector.band, asked)
         for part, members in parts_of(detector, rollouts).items()

@@ -9,17 +9,19 @@ every task. No protocol uses the reported rollouts to choose parameters.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
 
 from safe_training.calibration.curves import Quantile
 from safe_training.calibration.kinds import KINDS
 from safe_training.evaluation.splits import Split, divide, leave_one_task_out, split_tasks
+from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 
 ProtocolName = Literal['robust', 'paper', 'loto']
 PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
+CalibrateOn = Literal['heldout', 'loto']
 ROBUST_SPLITS = 10
 PAPER_SPLITS = (0, 1, 2)
 
@@ -75,24 +77,69 @@ class Protocol:
     modulation: str = 'max_deviation'
     max_steps: int = 0
     quantile: Quantile = 'finite_sample'
-    calibrate_on: Literal['heldout', 'loto'] = 'heldout'
+    calibrate_on: CalibrateOn = 'heldout'
     per_task: bool = False
     stop_early: bool = False
     name: ProtocolName = 'robust'
 
     def __post_init__(self) -> None:
-        if self.modulation not in KINDS:
-            raise EvaluationError(
-                where='protocol',
-                expected=f'a modulation of {", ".join(KINDS)}',
-                found=repr(self.modulation),
-            )
+        _check_choice(self, 'name', PROTOCOLS)
+        _check_choice(self, 'modulation', tuple(KINDS))
+        _check_choice(self, 'quantile', get_args(Quantile))
+        _check_choice(self, 'calibrate_on', get_args(CalibrateOn))
+        _check_number(self, 'alpha', 0 < self.alpha < 1, 'a rate above 0 and below 1')
+        _check_number(self, 'max_steps', self.max_steps >= 0, '0 or a number of steps')
         if self.per_task and self.calibrate_on == 'loto':
             raise EvaluationError(
                 "expected per_task or calibrate_on='loto', found both; bands of single tasks "
                 "need held-out rollouts of these tasks, but 'loto' calibrates for new tasks: "
                 'use only one of the two options'
             )
+
+
+def _check_choice(protocol: Protocol, field: str, choices: Sequence[str]) -> None:
+    value = getattr(protocol, field)
+    if value not in choices:
+        raise EvaluationError(
+            where=f'protocol, {field}',
+            expected=f'one of {", ".join(choices)}',
+            found=repr(value),
+        )
+
+
+def _check_number(protocol: Protocol, field: str, valid: bool, expected: str) -> None:
+    if not valid:
+        raise EvaluationError(
+            where=f'protocol, {field}', expected=expected, found=repr(getattr(protocol, field))
+        )
+
+
+def require_rollouts(rollouts: Any) -> None:
+    """Raise `EvaluationError` unless the argument is :class:`Rollouts` and holds a rollout.
+
+    A plain list does not say which feature its rollouts have. Training may take hours, so this is
+    checked before.
+    """
+    if not isinstance(rollouts, Rollouts):
+        raise EvaluationError(
+            where='rollouts',
+            expected='Rollouts, which know their feature and source',
+            found=type(rollouts).__name__,
+            advice='for some of the rollouts use rollouts.take([...]), for a path use '
+            'load_rollouts(path), for rollouts made in memory use '
+            'safe_training.recordings.rollouts.Rollouts(list, feature)',
+        )
+    _require_any(rollouts)
+
+
+def _require_any(rollouts: Sequence[Rollout]) -> None:
+    if not len(rollouts):
+        raise EvaluationError(
+            where='rollouts',
+            expected='one or more rollouts',
+            found='none',
+            advice='check what was selected from the set',
+        )
 
 
 def choose_split(
@@ -114,6 +161,20 @@ def choose_split(
     EvaluationError, SplitError
         A rollout has no label, or there are too few rollouts or tasks for the split.
     """
+    if isinstance(split, bool) or not isinstance(split, int):
+        raise EvaluationError(
+            where='choose_split',
+            expected='the number of a split',
+            found=repr(split),
+            advice='call choose_split(rollouts, number, protocol)',
+        )
+    _require_any(rollouts)
+    _require_labels(rollouts)
+    drawn = _draw(rollouts, split, protocol)
+    return replace(drawn, episodes=tuple(r.episode_id for r in rollouts))
+
+
+def _require_labels(rollouts: Sequence[Rollout]) -> None:
     for rollout in rollouts:
         if rollout.success is None:
             raise EvaluationError(
@@ -122,6 +183,9 @@ def choose_split(
                 found='none',
                 advice='label the rollout, or split the labelled rollouts only',
             )
+
+
+def _draw(rollouts: Sequence[Rollout], split: int, protocol: Protocol) -> Split:
     aside = {r.task for r in rollouts if r.unseen}
     known = [i for i, r in enumerate(rollouts) if r.task not in aside]
     if not known:

@@ -57,11 +57,13 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
     content = _content(path)
     episodes, tasks = _texts(path, content, 'episodes'), _texts(path, content, 'tasks')
     entries = content.get('splits')
-    if len(tasks) != len(episodes) or not isinstance(entries, list) or not entries:
+    if len(tasks) != len(episodes):
         raise SplitError(
-            f'{path}: expected episodes, tasks and splits of the same length, found different '
-            'lengths; save the splits again'
+            f'{path}: expected one task for each episode, found {len(tasks)} tasks for '
+            f'{len(episodes)} episodes; save the splits again'
         )
+    if not isinstance(entries, list) or not entries:
+        raise SplitError(f'{path}: expected a list of splits, found none; save the splits again')
     place = _places(path, episodes, rollouts)
     for episode, task, index in zip(episodes, tasks, place, strict=True):
         if rollouts[index].task != task:
@@ -87,6 +89,7 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
                 train=tuple(place[i] for i in split.train),
                 seen=tuple(place[i] for i in split.seen),
                 unseen=tuple(place[i] for i in split.unseen),
+                episodes=tuple(r.episode_id for r in rollouts),
             )
         )
     numbers = [split.number for split in splits]

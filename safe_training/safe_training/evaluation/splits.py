@@ -4,12 +4,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.rollout import Rollout
 
 Task = int | str
 
@@ -37,6 +38,10 @@ class Split:
         seen task.
     unseen_ratio, seen_train_ratio : float
         Share of the tasks that is unseen; share of a seen task's rollouts that trains.
+    episodes : tuple of str
+        Episode id of each rollout that was split, in this order; empty if the split was made of
+        task labels only. Two splits are equal if they divide in the same way, whatever the
+        episodes are.
     """
 
     train: tuple[int, ...]
@@ -47,6 +52,7 @@ class Split:
     number: int
     unseen_ratio: float
     seen_train_ratio: float
+    episodes: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         indices = sorted((*self.train, *self.seen, *self.unseen))
@@ -96,6 +102,23 @@ class Split:
                         f'{list(expected)}, the set has {tasks[index]!r} there; '
                         'use the set it was made of, or split again'
                     )
+
+    def check_rollouts(self, rollouts: Sequence[Rollout]) -> None:
+        """Raise `SplitError` unless this split was made of these rollouts, in this order.
+
+        The indices of a split say nothing about rollouts in another order: rollouts of unseen tasks
+        would be used for training.
+        """
+        self.check_against([rollout.task for rollout in rollouts])
+        for index, (expected, rollout) in enumerate(zip(self.episodes, rollouts, strict=False)):
+            if rollout.episode_id != expected:
+                raise SplitError(
+                    where=f'split {self.number}, rollout {index}',
+                    expected=f'episode {expected!r}',
+                    found=repr(rollout.episode_id),
+                    advice='use the rollouts from which the split was made, in the same order, '
+                    'or call choose_split again',
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the split as JSON values for `from_dict`."""

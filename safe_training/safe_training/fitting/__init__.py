@@ -13,7 +13,29 @@ probe             the linear probe
 probe_regression  its logistic regressions
 
 A fitter is ``fit(detector, rollouts, *, validation=None, progress=None)``; it fits the detector in
-place. ``Detector.fit`` finds it by the entry points ``safe_monitor_node.fitters`` in ``setup.py``.
+place. :data:`FITTERS` is the table of the fitters. The import of this subpackage registers it, so
+that a source tree can fit without installation. ``setup.py`` makes an entry point of each, so that
+``Detector.fit`` finds the fitter also if this subpackage has not been imported.
 Detectors without training (:mod:`safe_monitor_node.detectors.stepwise`) do not need a fitter. This
 subpackage imports only ``safe_monitor_node`` and ``vla_feature_bridge``.
 """
+
+from __future__ import annotations
+
+from safe_monitor_node.detectors.registry import register_fitters
+
+# setup.py reads this table without importing the module: write literals only.
+FITTERS: dict[str, str] = {
+    'rnd': 'safe_training.fitting.density:fit_density',
+    'logpzo': 'safe_training.fitting.density:fit_density',
+    'mahalanobis': 'safe_training.fitting.embedding:fit_embedding',
+    'euclidean_knn': 'safe_training.fitting.embedding:fit_embedding',
+    'cosine_knn': 'safe_training.fitting.embedding:fit_embedding',
+    'pca_kmeans': 'safe_training.fitting.embedding:fit_embedding',
+    'safe_lstm': 'safe_training.fitting.learned:fit_learned',
+    'safe_mlp': 'safe_training.fitting.learned:fit_learned',
+    'linear_probe': 'safe_training.fitting.probe:fit_probe',
+}
+"""The function that fits each detector that learns: name -> MODULE:FUNCTION."""
+
+register_fitters(FITTERS)

@@ -70,7 +70,8 @@ def lead_times(
             continue
         if not failed:
             raise MetricError(
-                f'metrics: a success of task {rollout.task!r} has the annotated failure step {step}'
+                f'metrics: a success of task {rollout.task!r} has the annotated failure step '
+                f'{step}; annotate only failures'
             )
         if not 0 <= step < len(rollout):
             raise MetricError(

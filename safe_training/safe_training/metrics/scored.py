@@ -189,7 +189,8 @@ def scores_at_quantile(
     """
     if not 0.0 <= quantile <= 1.0:
         raise MetricError(
-            f'metrics: a fraction of the minimum length must lie in [0, 1], found {quantile}'
+            'metrics: quantile (a fraction of the minimum length) must be in [0, 1], found '
+            f'{quantile}'
         )
     return np.array([r.scores[round((min_length_of(r, shortest) - 1) * quantile)] for r in scored])
 
@@ -228,8 +229,8 @@ def min_length_of(rollout: ScoredRollout, shortest: Mapping[Task, int]) -> int:
     """Return the minimum length of the task of a rollout."""
     if rollout.task not in shortest:
         raise MetricError(
-            f'metrics: expected a minimum length for task {rollout.task!r}; compute the lengths '
-            'over all rollouts with min_lengths'
+            f'metrics: expected a minimum length for task {rollout.task!r}, found none; compute '
+            'the lengths over all rollouts with min_lengths'
         )
     length = shortest[rollout.task]
     if not 1 <= length <= len(rollout):
@@ -248,7 +249,7 @@ def values_and_outcomes(
     scores = np.asarray(values, dtype=np.float64)
     positive = np.asarray(failed)
     if positive.dtype != bool and positive.size:
-        raise MetricError(f'metrics: failed must be booleans, found {positive.dtype}')
+        raise MetricError(f'metrics: outcomes (failed) must be booleans, found {positive.dtype}')
     positive = positive.astype(bool)
     if scores.ndim != 1 or scores.shape != positive.shape:
         raise MetricError(

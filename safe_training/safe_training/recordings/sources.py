@@ -7,6 +7,7 @@ A new format is a module in ``readers/`` with a subclass of :class:`Source`, and
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from pathlib import Path
@@ -134,8 +135,9 @@ def load_rollouts(
     progress : callable, optional
         Called with ``(done, total)`` episodes before every episode and at the end.
     **reading
-        How to read the source: the options of :func:`open_source`. With ``skip_bad``, each episode
-        left out is logged as a warning.
+        How to read the source: ``pooling``, ``feature``, ``skip_bad``, ``keep``, ``all_episodes``
+        and ``unseen_root``, as in :func:`open_source`. With ``skip_bad``, each episode left out is
+        logged as a warning.
 
     Returns
     -------
@@ -148,6 +150,12 @@ def load_rollouts(
         See :func:`open_source`. Also raised if an episode is unreadable and ``skip_bad`` is off, or
         if no episode is readable.
     """
+    known = [name for name in inspect.signature(open_source).parameters if name != 'path']
+    unknown = sorted(set(reading) - set(known))
+    if unknown:
+        raise TypeError(
+            f'load_rollouts: expected options of {", ".join(known)}, found {unknown[0]!r}'
+        )
     source = open_source(path, **reading)
     rollouts = list(source.rollouts(progress))
     if not rollouts:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 from safe_monitor_node.detectors import Detector, DetectorError
+from safe_monitor_node.detectors.registry import NoFitterError
 from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import (
     calibrated_band,
@@ -93,6 +94,11 @@ def run_unit(
     failures : list of str
         Reasons why configurations have no results: training diverged, rollouts lack required data,
         or there is no success to calibrate on.
+
+    Raises
+    ------
+    NoFitterError
+        No package that fits the detector is there; the unit must run again after the repair.
     """
     data = _unit_data(unit, split, rollouts)
     family = unit.family
@@ -209,6 +215,9 @@ def _fit_one_by_one(
         reason = ''
         try:
             detector.fit(data.parts['train'], validation=validation)
+        except NoFitterError:
+            # A fault of the installation, not of the configuration: the unit is not finished.
+            raise
         except DetectorError as error:
             reason = str(error)
         yield _Fitted(index, detector, time.perf_counter() - started, reason)

@@ -403,7 +403,7 @@ def test_curves_are_extended_with_their_last_value():
         ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise max_steps'),
         ([[0.0]], {'max_steps': 0}, 'at least 1 step'),
         ([[0.0]], {'center_fraction': 1.0}, 'center_fraction'),
-        ([[0.0]], {'alphas': []}, 'no alpha'),
+        ([[0.0]], {'alphas': []}, 'expected one or more alphas, found none'),
         ([[0.0]], {'alphas': [0.0]}, r'inside \(0, 1\)'),
         ([[0.0]], {'alphas': [np.nan]}, r'inside \(0, 1\)'),
         ([[0.0]], {'alphas': [1 - 1e-16]}, r'inside \(0, 1\)'),
@@ -411,7 +411,11 @@ def test_curves_are_extended_with_their_last_value():
         ([[0.0]], {'modulation': 'Tfunc'}, 'modulation must be one of'),
         ([[0.0]], {'quantile': 'linear'}, 'quantile must be one of'),
         ([[0.0]], {'quantile': 'published'}, 'at least one calibration curve'),
-        ([[0.0], [1.0]], {'quantile': 'published', 'modulation': 'std'}, 'does not exist'),
+        (
+            [[0.0], [1.0]],
+            {'quantile': 'published', 'modulation': 'std'},
+            'standard deviation needs two or more center curves, found one',
+        ),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(scores, options, message):

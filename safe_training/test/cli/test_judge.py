@@ -113,3 +113,28 @@ def test_a_folder_is_judged_at_the_alpha_that_is_asked_for(run, rollouts, folder
     status, _, errors = run('judge', rollouts, folder, '--alpha', 0.123)
     assert status == 1
     assert str(folder) in errors and 'not calibrated for alpha 0.123' in errors
+
+
+def test_bands_are_shown_at_each_rate_that_is_asked(run, rollouts, folder):
+    asked = ('--bands', '--alpha', 0.3, '--alpha', 0.2, '--alpha', 0.3)
+    status, said, errors = run('judge', rollouts, folder, *asked, '--json')
+    assert (status, errors) == (0, '')
+    rows = json.loads(said)['rows']
+    assert [row['promised'] for row in rows][:2] == [0.2, 0.3]
+    one = json.loads(run('judge', rollouts, folder, '--bands', '--alpha', 0.2, '--json')[1])['rows']
+    assert one == [row for row in rows if row['promised'] == 0.2]
+
+
+def test_parts_are_judged_at_one_rate(run, rollouts, folder):
+    status, _, errors = run('judge', rollouts, folder, '--alpha', 0.3, '--alpha', 0.2)
+    assert status == 2
+    assert 'expected one rate, found 0.2, 0.3; give one' in errors
+
+
+@pytest.mark.parametrize('more', [(), ('--bands',), ('--bands', '--alpha', 0.3)])
+def test_an_uncalibrated_rate_is_no_fault_of_a_rollout(run, rollouts, folder, more):
+    status, _, errors = run('judge', rollouts, folder, '--alpha', 0.07, *more)
+    assert status == 1
+    assert 'not calibrated for alpha 0.07' in errors
+    assert str(folder) in errors
+    assert 'rollout' not in errors.replace(str(folder), '').replace(str(rollouts), '')

@@ -19,15 +19,22 @@ def test_an_old_option_names_the_new_one(verb, old, new, form, capsys):
     assert main([verb, 'set', *words]) == 2
     said = capsys.readouterr()
     assert said.out == ''
-    assert said.err == (
-        f'safe_training {verb}: {old} has another name since version 0.2; use {new}\n'
-    )
+    if new.startswith('--'):
+        what = 'was renamed in version 0.2'
+    else:
+        what = 'is not an option of this verb since version 0.2'
+    assert said.err == f'safe_training {verb}: {old} {what}; use {new}\n'
+
+
+def test_judge_takes_the_folder_by_its_position(capsys):
+    assert main(['judge', 'set', '--folder', 'detector']) == 2
+    assert 'use the position after SET: `judge SET FOLDER`' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(('old', 'new'), renamed.VERBS.items())
 def test_an_old_verb_names_the_new_one(old, new, capsys):
     assert main([old, 'set', '--detector', 'clock']) == 2
-    assert f'{old} has another name since version 0.2; use {new}' in capsys.readouterr().err
+    assert f'{old} was renamed in version 0.2; use {new}' in capsys.readouterr().err
     assert old not in VERBS
 
 

@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import replace
+from statistics import fmean
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from scipy.stats import binom
 
 from safe_training.calibration.curves import Successes
 from safe_training.cli import main as cli
-from safe_training.evaluation.band_comparison import COMPARED, Comparison, compare_bands
+from safe_training.cli.compare_bands import _plain
+from safe_training.evaluation.band_comparison import COMPARED, BandResult, Comparison, compare_bands
 from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
 from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
 from safe_training.metrics.binomial import Tally, worst_task
@@ -167,7 +169,9 @@ def test_a_split_that_cannot_judge_is_refused():
     for options in ({'unseen_ratio': 0.0}, {'seen_train_ratio': 1.0}):
         protocol = Protocol(**options)
         splits = choose_splits(rollouts, protocol, [0])
-        with pytest.raises(EvaluationError, match='tested on rollouts that did not make it'):
+        with pytest.raises(
+            EvaluationError, match='tested on rollouts that were not used to calibrate it'
+        ):
             compare_bands('signal', rollouts, splits, Comparison([0.1]), protocol=protocol)
 
 
@@ -277,10 +281,14 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
         (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
         (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
-        (('--detector', 'signal', '--splits', 2, '--splits-from', 'x'), '--splits has no meaning'),
+        (
+            ('--detector', 'signal', '--splits', 2, '--splits-from', 'x'),
+            '--splits cannot be used with --splits-from, ',
+        ),
         (
             ('--detector', 'signal', '--first-split', 2, '--splits-from', 'x'),
-            'leave one of them out',
+            '--first-split cannot be used with --splits-from, which reads existing splits; '
+            'remove one of the two options',
         ),
     ],
 )
@@ -288,3 +296,10 @@ def test_wrong_usage_is_refused(archive, capsys, arguments, match):
     status, _, errors = verb(capsys, archive, *arguments)
     assert status == 2
     assert match in errors
+
+
+def test_the_detection_time_is_the_mean_of_numpy_as_in_0_1():
+    times = [0.1, 0.2, 0.3]
+    assert np.mean(times) != fmean(times), 'the test sees the difference'
+    shown = _plain(BandResult('none', 0.1, 0, detection_times=times))
+    assert shown['detection_time'] == np.mean(times)

@@ -9,6 +9,13 @@ import numpy as np
 import pytest
 from rollout_factory import make_rollout, make_rollouts
 
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors import make_detector
+from safe_training.evaluation.band_comparison import Comparison, compare_bands
+from safe_training.evaluation.evaluate import evaluate
+from safe_training.evaluation.fit_and_calibrate import fit, labelled
+from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import (
     EvaluationError,
     Protocol,
@@ -18,6 +25,8 @@ from safe_training.evaluation.protocol import (
 )
 from safe_training.evaluation.saved_splits import read_splits, saved_split, write_splits
 from safe_training.evaluation.splits import SplitError, leave_one_task_out
+from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.pooling import FeatureSpec
 
 # Names sort otherwise than the numbers of the tasks, as instructions do.
 NAMES = ('turn', 'push', 'open', 'stack', 'pour', 'lift', 'place', 'wipe', 'close', 'fold')
@@ -100,8 +109,94 @@ def test_tasks_that_the_source_sets_aside_are_not_left_out_in_turn():
 
 
 def test_bands_of_tasks_and_scores_without_tasks_exclude_each_other():
-    with pytest.raises(EvaluationError, match='choose one of the two'):
+    with pytest.raises(EvaluationError, match=r'found both; .*use only one of the two options'):
         Protocol(per_task=True, calibrate_on='loto')
+
+
+@pytest.mark.parametrize(
+    ('field', 'value', 'expected'),
+    [
+        ('name', 'rubust', 'one of robust, paper, loto'),
+        ('calibrate_on', 'LOTO', 'one of heldout, loto'),
+        ('quantile', 'exact', 'one of finite_sample, published'),
+        ('modulation', 'adaptive', 'one of max_deviation'),
+        ('alpha', 2.0, 'a rate above 0 and below 1'),
+        ('alpha', 0.0, 'a rate above 0 and below 1'),
+        ('max_steps', -3, '0 or a number of steps'),
+    ],
+)
+def test_an_unknown_value_of_a_protocol_is_refused(field, value, expected):
+    with pytest.raises(EvaluationError, match=f'protocol, {field}: expected {expected}') as caught:
+        Protocol(**{field: value})
+    assert f'found {value!r}' in str(caught.value)
+
+
+@pytest.mark.parametrize('number', ['0', 1.0, True, Protocol()])
+def test_a_split_is_chosen_by_its_number(number):
+    with pytest.raises(EvaluationError, match=r'call choose_split\(rollouts, number, protocol\)'):
+        choose_split(numbered_rollouts(), number)
+
+
+def test_no_rollouts_are_said_to_be_none():
+    with pytest.raises(EvaluationError, match='expected one or more rollouts, found none'):
+        choose_split([])
+
+
+# --- a split and its rollouts
+
+FEATURE = FeatureSpec('hidden_states', 4)
+
+
+def a_list(rollouts):
+    return Rollouts(rollouts, FEATURE)
+
+
+@pytest.mark.parametrize('use', ['fit', 'evaluate', 'compare_bands'])
+@pytest.mark.parametrize(
+    'other', ['reordered', 'reordered within tasks', 'fewer', 'other episodes', 'read again']
+)
+def test_a_split_is_used_with_its_own_rollouts_only(use, other, tmp_path):
+    rollouts = numbered_rollouts()
+    split = choose_split(rollouts)
+    found = {
+        'reordered': rollouts[::-1],
+        'reordered within tasks': [rollouts[1], rollouts[0], *rollouts[2:]],
+        'fewer': rollouts[:20],
+        'other episodes': [replace(r, episode_id=f'new {r.episode_id}') for r in rollouts],
+        'read again': rollouts[5:] + rollouts[:5],
+    }[other]
+    if other == 'read again':
+        write_splits(tmp_path / 'splits', rollouts, [split], 'robust')
+        split = saved_split(tmp_path / 'splits', rollouts, 0)
+    uses = {
+        'fit': lambda: fit('mahalanobis', a_list(found), split),
+        'evaluate': lambda: evaluate(['mahalanobis'], a_list(found), [split]),
+        'compare_bands': lambda: compare_bands('mahalanobis', found, [split], Comparison([0.3])),
+    }
+    with pytest.raises(SplitError, match=r'the rollouts from which|the set it was made of'):
+        uses[use]()
+
+
+@pytest.mark.parametrize('use', ['fit', 'evaluate', 'labelled', 'judge'])
+def test_a_plain_list_is_refused_before_any_work(use):
+    rollouts = numbered_rollouts()
+    split = choose_split(rollouts)
+    detector = CalibratedDetector(
+        make_detector('clock'), FEATURE, Band(np.array([0.1]), np.ones((1, 9)), 'any', 9), 0.1
+    )
+    uses = {
+        'fit': lambda: fit('mahalanobis', rollouts, split),
+        'evaluate': lambda: evaluate(['mahalanobis'], rollouts, [split]),
+        'labelled': lambda: labelled(rollouts),
+        'judge': lambda: judge(detector, rollouts),
+    }
+    with pytest.raises(EvaluationError, match=r'found list; .* rollouts\.take\('):
+        uses[use]()
+
+
+def test_a_folder_is_no_detector():
+    with pytest.raises(EvaluationError, match=r'load_detector\(folder\)'):
+        judge('folder', a_list(numbered_rollouts()))
 
 
 # --- on disk
@@ -142,7 +237,10 @@ def test_saved_splits_find_their_rollouts_in_any_order(tmp_path):
             ],
             "was of task 'turn', found 'push'",
         ),
-        (lambda rollouts: [*rollouts, rollouts[0]], 'episode ids differ'),
+        (
+            lambda rollouts: [*rollouts, rollouts[0]],
+            'expected a different episode id for each rollout, found repeated ids',
+        ),
     ],
 )
 def test_splits_of_other_rollouts_are_refused(tmp_path, change, match):
@@ -180,12 +278,15 @@ def train_on_nothing(content):
         (put('format', 'other'), "found 'other'"),
         (put('version', 2), 'expected version 1, found 2'),
         (put('episodes', 3), 'episodes must be a list of names'),
-        (put('tasks', ['a']), 'of one set, found others'),
-        (put('splits', []), 'of one set, found others'),
+        (
+            put('tasks', ['a']),
+            r'expected one task for each episode, found 1 tasks for \d+ episodes',
+        ),
+        (put('splits', []), 'expected a list of splits, found none'),
         (put('protocol', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
         (put_in_split('split', -5), 'integer in 0'),
         (put_in_split('split', 2**70), 'integer in 0'),
-        (train_on_nothing, 'trains on no rollout'),
+        (train_on_nothing, 'split 0 has no training rollouts'),
         (put('splits', [3]), 'splits.json'),
         (put_in_split('train', 'all'), 'must be a list of indices'),
         (put_in_split('unseen', []), 'exactly once'),

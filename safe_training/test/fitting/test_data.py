@@ -39,7 +39,7 @@ def test_rollouts_without_features_are_refused_with_what_to_do(empty):
     rollouts = make_rollouts(5, dim=WIDTH)
     rollouts[empty] = [dataclasses.replace(r, features=r.features[:, :0]) for r in rollouts[empty]]
     first = rollouts[empty][0].episode_id
-    with pytest.raises(DetectorError, match=r'no features \(signals only\).*--feature') as error:
+    with pytest.raises(DetectorError, match=r'found only signals.*--feature') as error:
         stack_rollouts(rollouts)
     assert repr(first) in str(error.value)
 

@@ -378,7 +378,7 @@ def test_arrays_with_nan_or_of_another_kind_are_refused(name):
 
 def test_a_bank_smaller_than_its_neighbours_is_refused():
     state = make_detector('cosine_knn').fit(TRAIN).state()
-    with pytest.raises(DetectorError, match='500 neighbours among'):
+    with pytest.raises(DetectorError, match=r'at most \d+ neighbours.*found 500'):
         make_detector('cosine_knn', neighbours=500).load_state(state, 8)
 
 

@@ -194,7 +194,7 @@ def test_looking_at_validation_does_not_change_how_it_is_learnt(name, params):
 @pytest.mark.parametrize(
     ('validation', 'message'),
     [
-        ([], 'no rollouts'),
+        ([], 'expected one or more training rollouts, found none'),
         ([r for r in cued_rollouts() if r.failed], r'\(validation\).* failures'),
         (
             [dataclasses.replace(cued_rollouts()[0], success=None)],
@@ -364,5 +364,5 @@ def test_rollouts_that_their_source_sets_aside_are_the_unseen_part_and_nothing_e
     assert split.unseen_tasks == ('task2', 'task5')
     assert not {rollouts[i].task for i in split.train + split.seen} & {'task2', 'task5'}
     split.check_against([r.task for r in rollouts])
-    with pytest.raises(EvaluationError, match='nothing to fit on'):
+    with pytest.raises(EvaluationError, match='found only tasks that the source marks as unseen'):
         choose_split([r for r in rollouts if r.unseen], 0, Protocol())

@@ -232,7 +232,7 @@ def test_the_signals_that_a_bridge_computes_are_preferred_to_what_a_recording_ad
 
 def test_features_alone_need_no_signals():
     rollouts = marked_rollouts(in_features=6.0, signals=False)
-    with pytest.raises(DetectorError, match=r"'task_0/0'.*needs action signals.*inputs=features"):
+    with pytest.raises(DetectorError, match=r"'task_0/0'.*expected action signals.*=features"):
         make_detector('linear_probe').fit(rollouts)
     probe = make_detector('linear_probe', inputs='features').fit(rollouts)
     assert auc(probe, rollouts) > 0.9

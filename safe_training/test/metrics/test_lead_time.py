@@ -31,9 +31,9 @@ def test_lead_times_by_hand():
     ('steps', 'message'),
     [
         ([None], '1 annotated steps for 2'),
-        ([None, 1], 'a success of task .a. is annotated to fail at step 1'),
-        ([3, None], 'with 3 steps is annotated to fail at step 3'),
-        ([-1, None], 'annotated to fail at step -1'),
+        ([None, 1], 'a success of task .a. has the annotated failure step 1'),
+        ([3, None], 'with 3 steps has the annotated failure step 3'),
+        ([-1, None], 'has the annotated failure step -1'),
     ],
 )
 def test_annotations_that_cannot_be_are_refused(steps, message):

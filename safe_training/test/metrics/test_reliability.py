@@ -42,8 +42,8 @@ def test_one_outcome_is_enough():
     [
         ([], [], 10, 'no rollouts'),
         ([0.5], [True], 0, 'at least one bin'),
-        ([0.5, 1.5], [True, False], 10, 'rollout 1 is 1.5, not a probability'),
-        ([-0.1], [True], 10, 'not a probability'),
+        ([0.5, 1.5], [True, False], 10, 'rollout 1 is 1.5, expected a probability'),
+        ([-0.1], [True], 10, 'rollout 0 is -0.1, expected a probability'),
         ([np.nan], [True], 10, 'nan'),
         ([0.5], [True, False], 10, 'same shape'),
     ],

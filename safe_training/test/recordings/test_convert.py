@@ -468,7 +468,7 @@ def test_other_work_does_not_continue(tmp_path, dump, what):
 def test_two_conversions_into_one_place(tmp_path, dump):
     def second(done, total):
         if done == 2:
-            with pytest.raises(RolloutSetError, match='found another process that writes this set'):
+            with pytest.raises(RolloutSetError, match='another process that writes this set'):
                 convert(dump, tmp_path / 'set')
 
     assert convert(dump, tmp_path / 'set', progress=second)['rollouts'] == 6

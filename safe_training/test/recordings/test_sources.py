@@ -81,3 +81,10 @@ def test_reading_a_dump_loads_nothing_heavy():
     assert done.returncode == 0, done.stderr
     loaded = set(json.loads(done.stdout.splitlines()[-1]))
     assert not loaded & {'torch', 'sklearn', 'scipy', 'matplotlib', 'pyarrow'}
+
+
+def test_an_unknown_option_of_reading_is_refused_with_those_there_are(tmp_path):
+    from safe_training.recordings.sources import load_rollouts
+
+    with pytest.raises(TypeError, match=r"load_rollouts: .* pooling, .* found 'poling'"):
+        load_rollouts(tmp_path, poling=())

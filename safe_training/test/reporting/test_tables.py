@@ -232,7 +232,7 @@ def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold()
     assert rows['Max entropy'] == ['-', '-', '-', '**60.00** ± 0.00', '**75.00** ± 0.00', '1']
     assert rows['Clock'][3:] == ['-', '-', '-']
     assert [*rows][2:] == ['Max entropy', 'SAFE-MLP', 'Clock'], "in the paper's order"
-    assert 'Published protocol' in text and 'no running monitor knows' in text
+    assert 'Published protocol' in text and 'a running monitor does not know it' in text
 
 
 def test_every_registered_detector_has_its_row():
@@ -475,7 +475,7 @@ def test_a_protocol_alone(folder, tmp_path, capsys):
     (folder / 'r.parquet').unlink()
     assert main(['table', str(folder), '--protocol', 'paper']) == 0
     said = capsys.readouterr().out
-    assert 'Made of the 3 splits of the published protocol' in said
+    assert 'Based on only the 3 splits of the published protocol' in said
     for other in ('robust', 'loto'):
         assert main(['table', str(folder), '--protocol', other]) == 1
         assert f'no results of the {other} protocol' in capsys.readouterr().err

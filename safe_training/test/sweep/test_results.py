@@ -124,7 +124,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         (result(params='[]'), 'expected a JSON object'),
         (result(params='{'), 'expected a JSON object'),
         (result(detector=None), 'detector: expected the type str'),
-        (result(benchmark=1), 'cannot be a value'),
+        (result(benchmark=1), "'benchmark', which is a key column and cannot be used"),
     ],
 )
 def test_wrong_results_are_not_written(tmp_path, bad, message):

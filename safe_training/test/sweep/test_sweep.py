@@ -15,7 +15,7 @@ import pytest
 from rollout_factory import make_rollout
 from shared_files import DATA
 
-from safe_monitor_node.detectors import DETECTORS
+from safe_monitor_node.detectors import DETECTORS, registry
 from safe_training.cli.main import main
 from safe_training.evaluation import fit_and_calibrate
 from safe_training.evaluation.evaluate import evaluate
@@ -45,6 +45,18 @@ detectors:
   - name: token_max_entropy
   - name: clock
 """
+
+
+def test_a_unit_without_a_fitter_is_not_finished(grid, tmp_path, monkeypatch, capsys):
+    grid.write_text('benchmark: flow\nsplits: [0]\ndetectors:\n  - name: mahalanobis\n')
+    with monkeypatch.context() as bare:
+        bare.setattr(registry, '_REGISTERED', {})
+        bare.setattr(registry, '_installed_fitters', lambda: ())
+        assert sweep(grid, tmp_path / 'out') == 1
+    assert 'install the package safe_training' in capsys.readouterr().err
+    assert not list((tmp_path / 'out').rglob('*.parquet'))
+    assert sweep(grid, tmp_path / 'out') == 0
+    assert list((tmp_path / 'out').rglob('*.parquet'))
 
 
 @pytest.fixture

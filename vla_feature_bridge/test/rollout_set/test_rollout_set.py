@@ -185,6 +185,37 @@ def test_an_interrupted_set_leaves_nothing(tmp_path, error):
     assert listing(tmp_path) == []
 
 
+@pytest.mark.parametrize('error', [KeyboardInterrupt(), OSError(28, 'No space left on device')])
+@pytest.mark.parametrize('call', ['fsync', 'rename'])
+def test_finished_work_survives_an_error_at_the_very_end(tmp_path, monkeypatch, error, call):
+    place = tmp_path / 'new' / 'set'
+    rollouts = [make_rollout(i) for i in range(3)]
+
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr(os, call, failing)
+    with pytest.raises(type(error)):
+        write(place, rollouts, work='w')
+    assert [entry.name for entry in place.parent.iterdir()] == ['.set.partial']
+    monkeypatch.undo()
+    with RolloutSetWriter(place, feature=SPEC, work='w') as writer:
+        assert writer.continued == 3
+    assert [entry.name for entry in place.parent.iterdir()] == ['set']
+    assert listing(place) == listing(write(tmp_path / 'whole', rollouts))
+    assert len(RolloutSet.open(place)) == 3
+
+
+def test_an_error_at_the_very_end_leaves_nothing_of_work_without_a_name(tmp_path, monkeypatch):
+    def failing(*arguments):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', failing)
+    with pytest.raises(OSError, match='No space'):
+        write(tmp_path / 'new' / 'set', [make_rollout()])
+    assert listing(tmp_path) == []
+
+
 def test_an_empty_set_is_refused(tmp_path):
     with pytest.raises(RolloutSetError, match='set: expected at least one rollout to write'):
         write(tmp_path / 'set', [])
@@ -204,7 +235,10 @@ def with_nan(array, step):
         (Rollout(np.zeros((3, 2, 4), np.float32), task='raw'), r'found \(3, 2, 4\)'),
         (Rollout(np.zeros((3, 4), np.int32), task='x'), 'dtype float64, float32, .* found int32'),
         (make_rollout(0), "expected each episode_id once, found 'task 0/0' twice"),
-        (make_rollout(1, feature_name='hidden_states[token=mean]'), 'pool all rollouts of a set'),
+        (
+            make_rollout(1, feature_name='hidden_states[token=mean]'),
+            'use the same pooling for all rollouts',
+        ),
         (
             Rollout(with_nan(np.zeros((3, 4), np.float32), 2), task='x'),
             "'x/0': expected finite features, found NaN or infinity at step 2",
@@ -377,7 +411,7 @@ FORGERIES = {
         bytes(36),
         'from byte 0, found bytes 4 to 36',
     ),
-    'rest': ({'features': GOOD}, bytes(40), 'found 8 bytes in none'),
+    'rest': ({'features': GOOD}, bytes(40), 'found 8 bytes that belong to no array'),
     'beyond': ({'features': GOOD}, bytes(16), 'expected its end in the file'),
     'backwards': ({'features': GOOD | {'data_offsets': [32, 0]}}, bytes(32), 'expected its bytes'),
     'shape-lies': ({'features': GOOD | {'shape': [2**40, 4]}}, bytes(32), 'expected its bytes'),

@@ -6,6 +6,7 @@ import math
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -173,10 +174,90 @@ def test_an_empty_feature_name_is_refused(node, name):
         StepPublisher(node, name, exec_horizon=2)
 
 
-@pytest.mark.parametrize('number', [0, -1, 2.0, '2', None])
+@pytest.mark.parametrize('number', [0, -1, 2.0, '2', None, 2**32])
 def test_an_exec_horizon_that_is_no_positive_integer_is_refused(node, number):
-    with pytest.raises(SafeError, match='expected exec_horizon from 1, found'):
+    with pytest.raises(SafeError, match='expected exec_horizon from 1 to 4294967295, found'):
         StepPublisher(node, NAME, exec_horizon=number)
+
+
+GOOD = chunks()[0]
+
+
+@pytest.mark.parametrize(
+    ('success', 'outcome'),
+    [(True, 'SUCCESS'), (np.True_, 'SUCCESS'), (np.False_, 'FAILURE'), (None, 'UNKNOWN')],
+)
+def test_outcomes(publisher, monkeypatch, success, outcome):
+    sent = []
+    monkeypatch.setattr(publisher, '_events', SimpleNamespace(publish=sent.append))
+    publisher.start()
+    publisher.end(success=success)
+    assert sent[-1].outcome == getattr(EpisodeEvent, f'OUTCOME_{outcome}')
+
+
+@pytest.mark.parametrize('success', ['failure', 'False', '', 1, 0, 1.0, np.array([False])])
+def test_an_outcome_that_is_no_bool_is_refused(publisher, monkeypatch, success):
+    sent = []
+    monkeypatch.setattr(publisher, '_events', SimpleNamespace(publish=sent.append))
+    publisher.start(episode_id='a')
+    with pytest.raises(SafeError, match=r'end: expected success as True, False or None, found'):
+        publisher.end(success=success)
+    assert (publisher.episode_id, len(sent)) == ('a', 1)
+    publisher.end(success=False)
+    assert sent[-1].outcome == EpisodeEvent.OUTCOME_FAILURE
+
+
+@pytest.mark.parametrize('name', ['task', 'instruction', 'episode_id'])
+@pytest.mark.parametrize('value', [None, 5, b'mug', '\ud800'])
+def test_a_start_without_text_is_refused_and_changes_nothing(publisher, monkeypatch, name, value):
+    sent = []
+    monkeypatch.setattr(publisher, '_events', SimpleNamespace(publish=sent.append))
+    for running in ('', 'a'):
+        if running:
+            publisher.start(episode_id=running)
+        before = len(sent)
+        with pytest.raises(SafeError, match=rf'start: expected {name} as a text'):
+            publisher.start(**{name: value})
+        assert (publisher.episode_id, len(sent)) == (running, before)
+    publisher.publish(np.zeros(4))
+    with pytest.raises(SafeError, match='end: expected reason as a text'):
+        publisher.end(reason=value)
+    publisher.end()
+    assert [event.kind for event in sent] == [EpisodeEvent.KIND_START, EpisodeEvent.KIND_END]
+
+
+def test_a_policy_without_text_is_refused(node):
+    with pytest.raises(SafeError, match='expected policy as a text'):
+        StepPublisher(node, NAME, exec_horizon=2, policy=None)
+
+
+def test_an_event_that_cannot_be_sent_changes_nothing(publisher, monkeypatch):
+    def failing(event):
+        raise RuntimeError('the context is shut down')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher, '_events', SimpleNamespace(publish=failing))
+        with pytest.raises(RuntimeError):
+            publisher.start(task='pour')
+        assert publisher.episode_id == ''
+    publisher.start(task='pour')
+
+
+@pytest.mark.parametrize('steps_before', [0, 1])
+def test_a_step_that_cannot_be_sent_leaves_the_signals(publisher, monkeypatch, steps_before):
+    chunk = GOOD.astype(np.float64)
+    publisher.start()
+    for _ in range(steps_before):
+        publisher.publish(np.zeros(4), chunk)
+    with monkeypatch.context() as patch:
+        patch.setattr(publisher._steps, 'publish', lambda message: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            publisher.publish(np.zeros(4), chunk + 1)
+    step = publisher.publish(np.zeros(4), chunk + 1)
+    expected = rollout_signals(np.stack([chunk] * steps_before + [chunk + 1]), 2)
+    assert step.step == steps_before
+    for name, values in expected.items():
+        assert step.signals[name] == pytest.approx(values[-1], rel=1e-6)
 
 
 @pytest.mark.parametrize('method', ['end', 'publish'])
@@ -187,9 +268,6 @@ def test_nothing_is_published_without_an_episode(publisher, method):
     publisher.end()
     with pytest.raises(SafeError, match='expected a running episode'):
         getattr(publisher, method)(np.zeros(4))
-
-
-GOOD = chunks()[0]
 
 
 @pytest.mark.parametrize(
@@ -210,6 +288,10 @@ GOOD = chunks()[0]
         (np.zeros(4), {'token_entropy': np.zeros((2, 3))}, r'token_entropy of shape \(tokens\)'),
         (np.zeros(4), {'token_entropy': [math.nan]}, 'expected finite token_entropy'),
         (np.zeros(4), {'inference_time': [1.0]}, r'inference_time of shape \(\)'),
+        (np.zeros(4), {'inference_time': math.inf}, 'inference_time as a number that fits float32'),
+        (np.zeros(4), {'inference_time': 1e300}, 'found 1e\\+300'),
+        (np.zeros(4), {'stamp': 10**30}, 'expected stamp as an integer .*found 10000'),
+        (np.zeros(4), {'stamp': 1.5}, 'expected stamp as an integer .*found 1.5'),
         (np.zeros(4), {'logits': [1.0]}, 'expected fields among token_probability, .*logits'),
     ],
 )

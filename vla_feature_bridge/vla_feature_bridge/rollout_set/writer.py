@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -53,7 +54,8 @@ class RolloutSetWriter:
     work : str
         Identifier of the work: source and options. If it is given, finished rollouts stay in the
         hidden folder ``.NAME.partial`` if the process is interrupted (KeyboardInterrupt, a signal,
-        a power cut), and the next writer of the same work continues from them.
+        a power cut) or the complete set cannot be flushed to disk or renamed (OSError), and the
+        next writer of the same work continues from them.
 
     Attributes
     ----------
@@ -159,11 +161,15 @@ class RolloutSetWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        interrupted = kind is not None and not issubclass(kind, Exception)
-        kept = bool(self.work) and interrupted
+        kept = bool(self.work) and kind is not None and not issubclass(kind, Exception)
         try:
             if kind is None:
                 self._finish()
+        except BaseException as failure:
+            # The finished rollouts are valid: the next writer of the same work continues.
+            is_system = isinstance(failure, OSError) or not isinstance(failure, Exception)
+            kept = bool(self.work) and is_system
+            raise
         finally:
             if not kept:
                 # After success, this folder no longer exists.
@@ -220,11 +226,13 @@ class RolloutSetWriter:
             'steps': sum(self._rows['length']),
             'software': software(),
         }
-        (self.folder / JOURNAL).unlink(missing_ok=True)
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + '\n'
         (self.folder / MANIFEST).write_text(text, encoding='utf-8')
         self._check_destination()
         move_folder(self.folder, self.path, overwrite=self.overwrite)
+        # The journal goes last: until the rename, it is what makes the work continue.
+        with suppress(OSError):
+            (self.path / JOURNAL).unlink(missing_ok=True)
 
 
 def partial_folder(path: str | os.PathLike[str]) -> Path:

@@ -138,5 +138,7 @@ def _refuse_old_name(node: Node, parameter: Parameter) -> None:
             where=f'parameters of {node.get_fully_qualified_name()}',
             expected=repr(parameter.name),
             found=f'{old!r}, its name in an earlier version',
-            advice=f'give {parameter.name}:={value}',
+            # A value below /** or from -p cannot be told from a value for this node only.
+            advice=f'give {parameter.name}:={value}; if the value is meant for another node, move '
+            'it in the parameter file from /** to the name of that node',
         )

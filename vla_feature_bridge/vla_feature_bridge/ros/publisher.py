@@ -13,6 +13,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import operator
 from datetime import datetime
@@ -27,7 +28,11 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.ros.messages import step_to_message, time_from_message, time_to_message
+from vla_feature_bridge.ros.messages import (
+    NANOSECONDS,
+    step_to_message,
+    time_from_message,
+)
 from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 from vla_feature_bridge.signals import SignalStream
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
@@ -38,6 +43,10 @@ _OUTCOMES = {
     True: EpisodeEvent.OUTCOME_SUCCESS,
     False: EpisodeEvent.OUTCOME_FAILURE,
 }
+_MAX_EXEC_HORIZON = 2**32 - 1
+#: Range of a stamp [ns]: seconds are an int32 in a message.
+_STAMPS = range(-(2**31) * NANOSECONDS, 2**31 * NANOSECONDS)
+_MAX_NUMBER = float(np.finfo(np.float32).max)
 #: Further fields that a policy may give with a step.
 _MORE_FIELDS = {f.name: f for f in STEP_FIELDS if f.kind != 'stamp' and f.name != 'actions'}
 
@@ -70,7 +79,8 @@ class StepPublisher:
     Raises
     ------
     PublisherError
-        ``feature_name`` is empty, or ``exec_horizon`` is no positive integer.
+        ``feature_name`` is empty, ``exec_horizon`` is no positive integer, or ``policy`` is no
+        text.
     """
 
     def __init__(
@@ -92,7 +102,7 @@ class StepPublisher:
             )
         self._exec_horizon = _positive(exec_horizon, 'exec_horizon')
         self._feature_name = feature_name
-        self._policy = policy
+        self._policy = _text(policy, 'policy', 'StepPublisher')
         self._clock = node.get_clock()
         overriding = QoSOverridingOptions.with_default_policies()
         self._steps = node.create_publisher(
@@ -125,16 +135,28 @@ class StepPublisher:
         -------
         str
             The ``episode_id``.
+
+        Raises
+        ------
+        PublisherError
+            An argument is no text. Nothing is published, and a running episode goes on.
         """
+        where = 'StepPublisher.start'
+        event = EpisodeEvent(
+            kind=EpisodeEvent.KIND_START,
+            task=_text(task, 'task', where),
+            instruction=_text(instruction, 'instruction', where),
+            episode_id=_text(episode_id, 'episode_id', where),
+        )
         if self._episode_id:
             self.end(reason='the next episode began')
-        now = datetime.now().strftime('%Y%m%d-%H%M%S')
-        self._episode_id = episode_id or f'{now}-{token_hex(3)}'
-        self._task, self._instruction = task, instruction
+        if not event.episode_id:
+            event.episode_id = f'{datetime.now():%Y%m%d-%H%M%S}-{token_hex(3)}'
+        self._publish_event(event)
+        self._episode_id, self._task, self._instruction = event.episode_id, task, instruction
         self._step = 0
         self._signals = SignalStream(self._exec_horizon)
         self._has_actions: bool | None = None
-        self._publish_event(EpisodeEvent.KIND_START, None, '')
         return self._episode_id
 
     def end(self, success: bool | None = None, reason: str = '') -> None:
@@ -142,7 +164,7 @@ class StepPublisher:
 
         Parameters
         ----------
-        success : bool or None
+        success : bool, numpy.bool or None
             The outcome; None if it is not known (yet).
         reason : str
             Why the episode ended, for people.
@@ -150,11 +172,27 @@ class StepPublisher:
         Raises
         ------
         PublisherError
-            No episode runs.
+            No episode runs, ``success`` is of another type, or ``reason`` is no text. Nothing is
+            published, and the episode goes on.
         """
         self._check_running('end')
-        outcome = None if success is None else bool(success)
-        self._publish_event(EpisodeEvent.KIND_END, outcome, reason)
+        # Every text that is not empty is true, also 'failure'. A wrong outcome would move adaptive
+        # thresholds and become a training label.
+        if not (success is None or isinstance(success, (bool, np.bool_))):
+            raise PublisherError(
+                where='StepPublisher.end',
+                expected='success as True, False or None',
+                found=repr(success),
+            )
+        event = EpisodeEvent(
+            kind=EpisodeEvent.KIND_END,
+            episode_id=self._episode_id,
+            task=self._task,
+            instruction=self._instruction,
+            outcome=_OUTCOMES[None if success is None else bool(success)],
+            reason=_text(reason, 'reason', 'StepPublisher.end'),
+        )
+        self._publish_event(event)
         self._episode_id = ''
 
     def publish(
@@ -182,8 +220,9 @@ class StepPublisher:
         Raises
         ------
         PublisherError
-            No episode runs, or an array has another shape or dtype than expected, or is not
-            finite. Nothing is published, and the next step gets the same number.
+            No episode runs, an array has another shape or dtype than expected, or a value is not
+            finite or does not fit the message. Nothing is published, and the next step gets the
+            same number and the same signals.
         SignalError
             ``action_dim`` differs from the previous step; nothing is published.
         """
@@ -198,7 +237,7 @@ class StepPublisher:
         step = PolicyStep(
             features=self._checked_features(features, where),
             feature_name=self._feature_name,
-            stamp=self._stamp(stamp),
+            stamp=self._stamp(stamp, where),
             episode_id=self._episode_id,
             step=self._step,
             policy=self._policy,
@@ -212,9 +251,12 @@ class StepPublisher:
                 if value is not None
             },
         )
+        # The signals go on from this step only if it is published.
+        signals = copy.copy(self._signals)
         if step.actions is not None:
-            step.signals = self._signals.step(step.actions)
+            step.signals = signals.step(step.actions)
         self._steps.publish(step_to_message(step))
+        self._signals = signals
         self._dim, self._has_actions = step.features.shape[-1], step.actions is not None
         self._step += 1
         return step
@@ -228,10 +270,23 @@ class StepPublisher:
                 advice='call start() first',
             )
 
-    def _stamp(self, stamp: int | Time | None) -> int:
+    def _stamp(self, stamp: int | Time | None, where: str) -> int:
         if stamp is None:
             return int(self._clock.now().nanoseconds)
-        return time_from_message(stamp) if isinstance(stamp, Time) else operator.index(stamp)
+        if isinstance(stamp, Time):
+            return time_from_message(stamp)
+        try:
+            number = operator.index(stamp)
+        except TypeError:
+            number = _STAMPS.stop
+        if number not in _STAMPS:
+            raise PublisherError(
+                where=where,
+                expected='stamp as an integer of nanoseconds whose seconds fit 32 bits, or as a '
+                'builtin_interfaces/Time',
+                found=repr(stamp),
+            )
+        return number
 
     def _checked_features(self, features: Any, where: str) -> np.ndarray:
         array = as_array(features)
@@ -284,17 +339,22 @@ class StepPublisher:
         _check_finite('actions', array, where)
         return array
 
-    def _publish_event(self, kind: int, success: bool | None, reason: str) -> None:
-        event = EpisodeEvent(
-            episode_id=self._episode_id,
-            task=self._task,
-            instruction=self._instruction,
-            kind=kind,
-            outcome=_OUTCOMES[success],
-            reason=reason,
-        )
-        event.header.stamp = time_to_message(self._stamp(None))
+    def _publish_event(self, event: EpisodeEvent) -> None:
+        event.header.stamp = self._clock.now().to_msg()
         self._events.publish(event)
+
+
+def _text(value: str, name: str, where: str) -> str:
+    """Return a text that a message can hold."""
+    try:
+        if isinstance(value, str):
+            value.encode()
+            return value
+    except UnicodeEncodeError:
+        pass
+    raise PublisherError(
+        where=where, expected=f'{name} as a text (str, valid Unicode)', found=repr(value)
+    )
 
 
 def _positive(number: int, name: str) -> int:
@@ -302,8 +362,12 @@ def _positive(number: int, name: str) -> int:
         value = operator.index(number)
     except TypeError:
         value = 0
-    if value < 1:
-        raise PublisherError(where='StepPublisher', expected=f'{name} from 1', found=repr(number))
+    if not 1 <= value <= _MAX_EXEC_HORIZON:
+        raise PublisherError(
+            where='StepPublisher',
+            expected=f'{name} from 1 to {_MAX_EXEC_HORIZON}',
+            found=repr(number),
+        )
     return value
 
 
@@ -317,7 +381,14 @@ def _checked_field(field: StepField, value: Any, where: str) -> Any:
             found=f'shape {array.shape} of {array.dtype}',
         )
     if field.kind == 'number':
-        return float(array)
+        number = float(array)
+        if abs(number) > _MAX_NUMBER:  # NaN means unknown.
+            raise PublisherError(
+                where=where,
+                expected=f'{field.name} as a number that fits float32',
+                found=repr(number),
+            )
+        return number
     _check_finite(field.name, array, where)
     return array
 

@@ -16,6 +16,8 @@ open_pi_zero      open-pi-zero on SimplerEnv
 pooled_npz        pooled features in one .npz archive
 rollout_set       our own rollout sets
 rosbag2           rosbag2 recordings
+rosbag2_episodes  the episodes of a recording
+rosbag2_arrays    the arrays of an episode
 
 A reader imports ``base``, ``step_features``, ``listing`` and ``recordings.untrusted``, and only the
 reader that it extends. CONTRIBUTING.md has the recipe for a new reader.

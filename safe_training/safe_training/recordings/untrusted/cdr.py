@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy steps and episode events as the bytes of a bag (CDR), without ROS 2 installed.
 
-The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``). Code is
-generated only from these copies. A definition in a bag is compared with our definition and is then
-ignored.
+The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``), or the
+files of the same checkout. Code is generated only from these definitions. A definition in a bag is
+compared with our definition and is then ignored.
 """
 
 from __future__ import annotations
@@ -94,18 +94,26 @@ def own_definition(name: str) -> str:
     if name in _STANDARD:
         return _STANDARD[name]
     file = f'{name.rpartition("/")[2]}.msg'
-    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
-    folders = [Path(__file__).parents[2] / 'definitions'] + [
-        Path(prefix, 'share', 'safe_msgs', 'msg') for prefix in prefixes
-    ]
+    folders = _definition_folders()
     for folder in folders:
         if (folder / file).is_file():
             return (folder / file).read_text(encoding='utf-8')
     raise BagMessageError(
         f'{folders[0] / file}: expected the copy of this definition that the installation makes, '
-        'found none, and no installed package safe_msgs; install safe_training again from a '
-        'checkout (pip install ./safe_training), or source the workspace'
+        'found none, no safe_msgs in a checkout, and no installed package safe_msgs; install '
+        'safe_training again from a checkout (pip install ./safe_training), or source the workspace'
     )
+
+
+def _definition_folders() -> list[Path]:
+    """Return where definitions may be: the copies, this checkout, installed packages."""
+    package = Path(__file__).resolve().parents[2]
+    prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
+    return [
+        package / 'definitions',
+        package.parents[1] / 'safe_msgs' / 'msg',  # a clone that was not built
+        *(Path(prefix, 'share', 'safe_msgs', 'msg') for prefix in prefixes),
+    ]
 
 
 def full_definition(name: str) -> str:

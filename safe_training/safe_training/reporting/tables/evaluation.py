@@ -24,14 +24,15 @@ from safe_training.reporting.tables.model import (
 from safe_training.reporting.tables.terminal import shortened
 
 LEGEND = (
-    'All numbers in percent, except the time to fit and calibrate. AUC: ROC-AUC of the largest '
-    'score until the\nminimum length of the task (that of its shortest rollout), pooled over '
-    'tasks; macro: its\nmean over tasks that have both outcomes; clock: the same number for a '
-    'score that is only the step\nnumber. False alarms: successes with an alarm; detected: '
-    'failures with an alarm;\nT_det: step of the first alarm as a share of the length of the '
-    'failure, 100 without alarm. The detector\n"clock" only counts steps: failures run until '
-    'the time limit, so it detects all failures, but late. A useful\ndetector must be better '
-    'than the clock. A number in brackets is the number of splits in which the value exists.'
+    'All numbers in percent, except the time to fit and calibrate. AUC: ROC-AUC of the largest\n'
+    'score until the minimum length of the task (that of its shortest rollout), pooled over\n'
+    'tasks; macro: its mean over tasks that have both outcomes; clock: the same number for a\n'
+    'score that is only the step number. False alarms: successes with an alarm during the\n'
+    'rollout; detected: failures with an alarm; T_det: step of the first alarm as a share of the\n'
+    'length of the failure, 100 without alarm. The detector "clock" only counts steps: failures\n'
+    'run until the time limit, so it detects all failures, but late. A useful detector must be\n'
+    'better than the clock. A number in brackets is the number of splits in which the value\n'
+    'exists.'
 )
 _MAIN = (
     HEADLINE,
@@ -52,9 +53,9 @@ _RANKINGS = (
     (Column('clock macro', narrow='clock\nmacro'), 'clock_macro_roc_auc_'),
 )
 _RANKINGS_LEGEND = (
-    'AP: average precision; its chance level is the share of failures. "Running": only '
-    'rollouts that\nstill run at this share of the median length of the successes of their '
-    'task, by their largest score so far.'
+    'AP: average precision; its chance level is the share of failures. "Running": only rollouts\n'
+    'that still run at this share of the median length of the successes of their task, by their\n'
+    'largest score so far.'
 )
 _RATES = (
     ('detected (TPR)', 'detection_rate'),
