@@ -76,6 +76,7 @@ def test_a_detector_in_numpy_is_saved_loaded_and_scored_without_torch():
     assert not loaded & {'torch', 'pyarrow', 'rclpy', 'safe_training', 'scipy', 'sklearn'}
 
 
+@pytest.mark.ros
 def test_the_node_loads_no_torch():
     loaded = loaded_after('import safe_monitor_node.nodes.monitor')
     assert 'rclpy' in loaded

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
-from hostile_corpus import make_good
+from hostile_cases import make_good
 from hypothesis import HealthCheck, given, settings
 
 from safe_training.recordings.errors import DumpError

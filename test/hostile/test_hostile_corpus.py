@@ -9,7 +9,9 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from hostile_corpus import CANARY, CANARY_MODULE, CASES, PICKLES, make_good
+from hostile_cases import CANARY, CANARY_MODULE, make_good
+from hostile_corpus import CASES
+from hostile_pickles import PICKLES
 
 from safe_training.cli.main import main
 

@@ -85,6 +85,7 @@ def play(path: Path, probe: Probe, ready: Callable[[], bool]) -> None:
             publishers[connection.topic].publish(bytes(data))
 
 
+@pytest.mark.slow
 def test_a_recording_plays_to_the_monitor_and_scores_as_offline(
     recording: Path, mlp_folder: Path, probe: Probe, run_monitor: Callable[..., Process]
 ) -> None:

@@ -225,6 +225,7 @@ def test_demo_refuses_a_wrong_argument_by_its_name_and_starts_nothing(
 
 
 @needs_launch
+@pytest.mark.slow
 def test_demo_makes_what_is_missing_and_plays_tasks_never_trained_on(
     ros2_launch: Callable[..., Launched],
     probe: Probe,

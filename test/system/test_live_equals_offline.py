@@ -8,6 +8,7 @@ from safe_bringup.live import play_live
 from safe_monitor_node.storage.detector_folder import load_detector
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('detector', ['safe_mlp', 'safe_lstm'])
 def test_scores_and_alarms_of_24_rollouts(
     detector, request, rollouts, rollout_folder, own_domain, tmp_path

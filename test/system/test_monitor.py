@@ -478,6 +478,7 @@ def test_an_own_label_that_comes_back_after_another_one_counts_for_nothing(
         node.destroy_node()
 
 
+@pytest.mark.slow
 def test_updates_survive_a_restart_and_a_damaged_file_is_refused(
     probe, run_monitor, mlp_folder, alarming, quiet, tmp_path
 ):

@@ -593,6 +593,8 @@ print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.ros
 def test_a_robot_loads_no_training_code():
     modules = [module_name(source) for package in RUNTIME for source in sources(package)]
     assert 'safe_monitor_node.nodes.monitor' in modules
@@ -622,6 +624,7 @@ else:
 """
 
 
+@pytest.mark.slow
 def test_everything_but_nodes_and_messages_works_without_ros():
     modules = [
         module_name(source)

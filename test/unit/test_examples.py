@@ -18,6 +18,7 @@ def run(script, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 def test_rollouts_are_written_a_detector_is_fitted_and_alarms_are_raised(tmp_path):
     rollouts, detector = tmp_path / 'set', tmp_path / 'detector'
     assert run('own_recordings.py', rollouts) == f'{rollouts}: 160 rollouts\n'

@@ -485,8 +485,10 @@ def test_one_of_one_alarms_at_the_first_crossing_of_the_band(data, length):
     assert first == threshold.first_crossing(np.array(values, dtype=np.float32))
 
 
+@pytest.mark.ros
 def test_the_states_have_the_numbers_of_the_messages():
-    messages = pytest.importorskip('safe_msgs.msg')
+    from safe_msgs import msg as messages
+
     for message in (messages.FailureScore, messages.FailureAlarm):
         for state in AlarmState:
             assert getattr(message, f'STATE_{state.name}') == state

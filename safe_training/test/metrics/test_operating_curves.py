@@ -4,6 +4,7 @@
 import numpy as np
 import pytest
 from published_curve import published_operating_curve
+from published_evaluation import SPLITS, TOLERANCE, alarm_steps, golden_rollouts
 from shared_files import golden_json
 
 from safe_monitor_node.bands.band import Band
@@ -16,21 +17,7 @@ from safe_training.metrics.operating_curves import (
 from safe_training.metrics.scored import MetricError, ScoredRollout
 
 
-def alarm_steps(scored, threshold):
-    return [threshold.first_crossing(rollout.scores) for rollout in scored]
-
-
-TOLERANCE = 1e-5
-
-
-def golden_rollouts(world, split):
-    return [
-        ScoredRollout(np.array(scores), not rollout['success'], rollout['task_id'])
-        for rollout, scores in zip(world['rollouts'][split], world['scores'][split], strict=True)
-    ]
-
-
-@pytest.mark.parametrize('split', ['train', 'val_seen', 'val_unseen'])
+@pytest.mark.parametrize('split', SPLITS)
 @pytest.mark.parametrize('number', [0, 1, 2])
 def test_the_published_curve(number, split):
     world = golden_json(f'eval_world{number}')

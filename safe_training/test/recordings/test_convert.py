@@ -9,11 +9,11 @@ import pickle
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from shared_files import DATA
 
 from safe_training.cli import main as cli
 from safe_training.recordings.convert import convert
@@ -23,7 +23,6 @@ from safe_training.recordings.sources import load_rollouts
 from vla_feature_bridge.rollout_set.layout import RolloutSetError
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
-DATA = Path(__file__).parents[3] / 'test' / 'data'
 DUMP = DATA / 'openvla_dump'
 FLOW = DATA / 'miniature_flow.npz'
 

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from shared_files import DATA
 
 import safe_training.recordings
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import ReadOptions, wanted_feature
 from safe_training.recordings.sources import READERS
 
-DUMP = Path(__file__).parents[3] / 'test' / 'data' / 'openvla_dump'
+DUMP = DATA / 'openvla_dump'
 ROOM = Path(safe_training.recordings.__file__).parent
 
 

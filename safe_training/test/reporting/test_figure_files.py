@@ -6,10 +6,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from shared_files import DATA
 
 from safe_training.cli.main import main
 
-SET = Path(__file__).parents[3] / 'test' / 'data' / 'miniature_flow.npz'
+SET = DATA / 'miniature_flow.npz'
 
 
 @pytest.fixture(scope='module')
@@ -20,6 +21,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_each_figure_is_written_as_a_picture_and_as_vectors(detector, tmp_path):
     out = tmp_path / 'out'
     call = ['figures', str(SET), '--folder', str(detector), '--out', str(out)]

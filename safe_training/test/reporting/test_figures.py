@@ -121,6 +121,7 @@ def test_a_missing_umap_is_named_with_how_to_install_it(monkeypatch):
         project(np.random.default_rng(0).normal(size=(9, 3)), 'umap')
 
 
+@pytest.mark.slow
 def test_umap_gives_each_step_a_place_and_the_same_one_again():
     pytest.importorskip('umap', reason='umap-learn is not installed')
     points = np.random.default_rng(0).normal(size=(40, 60))

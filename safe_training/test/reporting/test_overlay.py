@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
 
 from safe_training.cli.main import main
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 cv2 = pytest.importorskip('cv2', reason='OpenCV (requirements/vision.txt) is not installed')
@@ -28,12 +28,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
             features = generator.normal(size=(STEPS, 4)).astype(np.float32)
             features[STEPS // 2 :, 0] += 12.0 * failed
             writer.add(
-                Rollout(
-                    features,
+                make_rollout(
+                    index,
+                    features=features,
                     task=f'task{index % 3}',
                     success=not failed,
                     episode_id=f'e{index}',
-                    episode_index=index,
                     feature_name=str(FeatureSpec('state', 4)),
                     video='first.mp4' if index == 0 else '',
                 )

@@ -5,10 +5,10 @@ import csv
 import io
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
+from shared_files import golden_json
 
 from safe_training.cli.main import main
 from safe_training.reporting.tables.aggregated import paper_table, results_by_kind, robust_tables
@@ -28,9 +28,7 @@ from safe_training.reporting.tables.latex import to_latex
 from safe_training.reporting.tables.markdown import to_markdown
 from safe_training.sweep.results import Result, canonical, write_results
 
-GOLDEN = json.loads(
-    (Path(__file__).parents[3] / 'test' / 'golden' / 'table1_aggregation.json').read_text()
-)
+GOLDEN = golden_json('table1_aggregation')
 PARTS = {'train': 'train', 'seen': 'val_seen', 'unseen': 'val_unseen'}
 
 # The published names of methods, and ours.

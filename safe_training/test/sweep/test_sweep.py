@@ -74,6 +74,7 @@ def sweep(grid: Path, out: Path, *more: str) -> int:
     )
 
 
+@pytest.mark.slow
 def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_path, capsys):
     assert sweep(grid, tmp_path / 'out') == 0
     said = json.loads(capsys.readouterr().out)
@@ -125,6 +126,7 @@ def test_the_scores_that_calibrate_are_the_scores_that_are_judged(monkeypatch):
     assert sorted(scored) == everything
 
 
+@pytest.mark.slow
 def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys, monkeypatch):
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     assert sweep(grid, whole) == 0
@@ -155,6 +157,7 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys,
     assert numbers(cut) == numbers(whole)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec('ray') is None, reason='Ray (optional extra) is not installed')
 def test_a_sweep_on_ray_gives_the_same(grid, tmp_path):
     assert sweep(grid, tmp_path / 'here') == 0
@@ -405,6 +408,7 @@ def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
     assert 'one split for each task' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, capsys):
     grid.write_text('benchmark: flow\ndetectors: [{name: signal}]')
     assert sweep(grid, tmp_path / 'one', '--splits', '2') == 0

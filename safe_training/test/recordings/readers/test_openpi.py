@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Readers of openpi's recordings: which record belongs to which episode, and what is refused."""
 
-import json
 import pickle
 import shutil
 from collections import Counter
@@ -10,13 +9,13 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from shared_files import golden_arrays, golden_json
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.pi0_fast_droid import balanced
 from safe_training.recordings.sources import load_rollouts, open_source
 from vla_feature_bridge.tokens import token_statistics
 
-GOLDEN = Path(__file__).parents[4] / 'test' / 'golden'
 TASKS = ('open the drawer', 'close the drawer')
 
 
@@ -192,12 +191,12 @@ def test_pi0_fast_with_another_number_of_tokens_in_every_step(tmp_path, feature)
 
 
 def test_token_statistics_of_the_published_code():
-    vectors = np.load(GOLDEN / 'token_metrics.npz')
-    cases = [key for key in vectors.files if key.endswith('logits') and vectors[key].ndim == 2]
+    vectors = golden_arrays('token_metrics')
+    cases = [key for key in vectors if key.endswith('logits') and vectors[key].ndim == 2]
     for key in cases:
         probability, entropy = token_statistics(vectors[key])
         case = key.split('/')[0]
-        expected = {name: vectors[name] for name in vectors.files if name.startswith(f'{case}/out')}
+        expected = {name: vectors[name] for name in vectors if name.startswith(f'{case}/out')}
         values = {
             'max_token_prob': (-np.log(probability)).max(),
             'avg_token_prob': (-np.log(probability)).mean(),
@@ -472,7 +471,7 @@ def test_two_tasks_in_one_root_are_not_mixed(tmp_path):
 
 
 def test_the_subset_that_was_published():
-    for case in json.loads((GOLDEN / 'droid_sr_filter.json').read_text()):
+    for case in golden_json('droid_sr_filter'):
         kept = balanced(
             case['task'],
             case['success'],

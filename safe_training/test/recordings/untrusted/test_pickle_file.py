@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
+from shared_files import DATA
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.untrusted.pickle_file import load_bytes, load_pickle
 
-DATA = Path(__file__).parents[4] / 'test' / 'data'
 DUMP = DATA / 'openvla_dump'
 
 

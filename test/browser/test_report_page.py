@@ -5,12 +5,11 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import Chromium, find_chromium
+from chromium import Chromium
 from report_pages import judged, write_report
 from rollout_factory import make_rollout
 
@@ -18,9 +17,6 @@ from safe_training.cli.main import main
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
-
-CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
 
 HOSTILE = '</script><script>document.title="broken"</script><img src=x onerror=alert(1)>'
 WIDTH = 6
@@ -76,14 +72,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def browser(made: Path, tmp_path: Path) -> Iterator[Chromium]:
-    assert CHROMIUM is not None
-    chromium = Chromium(CHROMIUM, tmp_path / 'profile')
-    try:
-        chromium.open(made / 'report.html')
-        yield chromium
-    finally:
-        chromium.close()
+def browser(browser: Chromium, made: Path) -> Chromium:
+    """Return the browser with the report opened."""
+    browser.open(made / 'report.html')
+    return browser
 
 
 def test_the_page_asks_for_nothing_and_reports_no_error(browser: Chromium, made: Path):

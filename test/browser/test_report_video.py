@@ -3,18 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from chromium import Chromium, find_chromium
+from chromium import Chromium
 from report_pages import judged, write_report
 
 from safe_training.reporting.page.videos import page_videos
-
-CHROMIUM = find_chromium()
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason='no Chromium on this machine')
 
 STEPS, RATE = 12, 10
 ALARM = 6  # first step of a score rising from 0 to 1 that is above 0.5
@@ -69,16 +65,6 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         page = folder / f'{name}.html'
         write_report(page, entries, page_videos(entries, folder, page, held))
     return folder
-
-
-@pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Chromium]:
-    assert CHROMIUM is not None
-    chromium = Chromium(CHROMIUM, tmp_path / 'profile')
-    try:
-        yield chromium
-    finally:
-        chromium.close()
 
 
 class Page:

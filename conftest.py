@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Marks tests by the folder that they lie in; ``pyproject.toml`` says what each marker means."""
+
+from pathlib import Path
+
+import pytest
+
+TOP = Path(__file__).parent
+MARKERS = {
+    'launch/test': 'ros',
+    'test/system': 'ros',
+    'vla_feature_bridge/test/ros': 'ros',
+    'test/browser': 'browser',
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m chooses
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the marker of its folder."""
+    for item in items:
+        for folder, marker in MARKERS.items():
+            if item.path.is_relative_to(TOP / folder):
+                item.add_marker(marker)
