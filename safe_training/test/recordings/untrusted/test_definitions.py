@@ -83,3 +83,12 @@ def test_a_missing_copy_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr(cdr, '__file__', str(tmp_path / 'a' / 'b' / 'c' / 'cdr.py'))
     with pytest.raises(cdr.BagMessageError, match=r'Tensor\.msg: expected the copy .* install'):
         cdr.own_definition('safe_msgs/msg/Tensor')
+
+
+@pytest.mark.parametrize('name', ['Tensor', 'PolicyStep', 'EpisodeEvent'])
+def test_a_clone_without_a_build_has_definitions(name, monkeypatch):
+    monkeypatch.delenv('AMENT_PREFIX_PATH', raising=False)
+    folders = cdr._definition_folders()[1:]  # the first holds the copies of a build
+    monkeypatch.setattr(cdr, '_definition_folders', lambda: folders)
+    assert folders == [ROOT / 'safe_msgs' / 'msg']
+    assert cdr.own_definition(f'safe_msgs/msg/{name}')
