@@ -62,7 +62,7 @@ def test_an_alarm_is_latched_advises_to_stop_and_ends_with_the_episode(
         FailureAlarm.ADVICE_STOP,
     )
     assert alarm.episode_id == rollout.episode_id
-    assert 'above the band' in alarm.reason
+    assert 'is above the threshold' in alarm.reason
     probe.spin_until(
         lambda: probe.status and probe.status.level == DiagnosticStatus.ERROR,
         'diagnostics show the alarm',
@@ -436,7 +436,7 @@ def test_labels_move_the_threshold_of_the_next_episode_once_each(
     probe.spin_until(
         lambda: '1 of 1 labelled' in probe.facts().get(facts, ''), 'the label has its effect'
     )
-    assert 'realised 1, wanted 0.2' in probe.facts()[facts]
+    assert 'realised 1, promised 0.2' in probe.facts()[facts]
     assert probe.step(quiet(0, 'd')).threshold == expected.at(0)
     (own,) = [event for event in events if 'label_episode' in event.reason]
     assert (own.episode_id, own.kind, own.outcome) == ('a', 2, EpisodeEvent.OUTCOME_SUCCESS)
@@ -530,14 +530,16 @@ def test_another_detector_adapts_anew_and_leaves_the_file_alone(
     assert b'"successes": 1' in before
     answer = probe.load_detector(lstm_folder)
     assert answer.success
-    assert 'adapt anew, and only in memory' in answer.message
+    assert 'starts from the calibrated thresholds and is only in memory' in answer.message
     probe.step(quiet(0, 'b'))
     probe.end('b')
     answer = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
     assert 'thresholds are updated' in answer.message
-    assert 'none of the last' in probe.label_episode('a', EpisodeEvent.OUTCOME_SUCCESS).message
+    assert 'not among the last' in probe.label_episode('a', EpisodeEvent.OUTCOME_SUCCESS).message
     assert file.read_bytes() == before
-    assert 'adapt anew' in probe.load_detector(mlp_folder).message
+    message = probe.load_detector(mlp_folder).message
+    assert 'its adaptation starts from the calibrated thresholds' in message
+    assert 'only in memory' not in message
     probe.spin_until(lambda: b'"successes": 0' in file.read_bytes(), 'the file is started anew')
 
 
@@ -548,7 +550,7 @@ def test_labels_are_published_without_adaptation_and_wrong_ones_refused(
     probe.wait_until_active()
     nothing = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
     assert not nothing.success
-    assert 'give its episode_id' in nothing.message
+    assert 'expected an episode_id, because no episode has run' in nothing.message
     wrong = probe.label_episode('e', 9)
     assert not wrong.success
     assert 'found 9' in wrong.message

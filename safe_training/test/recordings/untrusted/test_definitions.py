@@ -23,8 +23,10 @@ def checkout(tmp_path):
     (package / 'resource').mkdir()
     (package / 'resource' / 'safe_training').touch()
     (package / 'safe_training' / '__init__.py').touch()
-    for name in ('setup.py', 'setup.cfg', 'package.xml'):
-        shutil.copy(ROOT / 'safe_training' / name, package)
+    (package / 'safe_training' / 'fitting').mkdir()
+    fitters = 'safe_training/fitting/__init__.py'  # setup.py reads the table in it
+    for name in ('setup.py', 'setup.cfg', 'package.xml', fitters):
+        shutil.copy(ROOT / 'safe_training' / name, package / name)
     return tmp_path / 'checkout'
 
 
