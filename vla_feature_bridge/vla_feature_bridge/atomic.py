@@ -195,7 +195,7 @@ def remove_empty(folders: list[Path]) -> None:
 def path_aside(target: Path) -> Path:
     """Return an unused hidden path in the folder of ``target``, with the same suffix.
 
-    Writers choose no format by a very long suffix; it is cut.
+    A very long suffix is cut, because no writer chooses its format from such a suffix.
     """
     suffix = target.suffix[:_MAX_SUFFIX]
     name = f'.{target.stem[:_MAX_STEM]}.{secrets.token_hex(4)}.partial{suffix}'

@@ -98,12 +98,10 @@ def evaluate(
 
         if progress is not None:
             progress(number, total, note)
-        started = time.perf_counter()
         try:
-            judged = fit_and_judge(detector, rollouts, split, chosen, progress=report)
+            judged, seconds = _fit_and_judge(detector, rollouts, split, chosen, report)
         except (CalibrationError, DetectorError) as error:
             raise type(error)(f'{note}: {error}') from error
-        seconds = time.perf_counter() - started
         for part, result in judged.report().items():
             values = {**flatten_report(result), 'fit_seconds': seconds}
             rows.append(Row(name, split.number, part, values, per_task(result)))
@@ -122,21 +120,42 @@ def fit_and_judge(
 
     Every rollout is scored once: the band is calibrated on the scores that are reported.
     """
+    return _fit_and_judge(detector, rollouts, split, protocol, progress)[0]
+
+
+def _fit_and_judge(
+    detector: Detector,
+    rollouts: Rollouts,
+    split: Split,
+    protocol: Protocol,
+    progress: Progress | None,
+) -> tuple[JudgedSet, float]:
+    """Return the judged set, and the time to fit and to calibrate [s].
+
+    The time includes the scores that the band is calibrated on, and no other scores.
+    """
+    started = time.perf_counter()
     fit_on(detector, rollouts, split, protocol, progress)
-    parts = {
-        name: score_part(detector, [rollouts[i] for i in indices], name)
-        for name, indices in split.parts.items()
-        if indices
-    }
+    seconds = time.perf_counter() - started
+    parts = {}
+    for name, indices in split.parts.items():
+        if not indices:
+            continue
+        started = time.perf_counter()
+        parts[name] = score_part(detector, [rollouts[i] for i in indices], name)
+        if name == 'seen' and protocol.calibrate_on != 'loto':
+            seconds += time.perf_counter() - started
+    started = time.perf_counter()
     if protocol.calibrate_on == 'loto':
         successes = left_out_successes(detector, rollouts, split, progress)
     else:
         successes = held_out_successes(parts.get('seen', []), split)
     calibrated = calibrated_detector(detector, successes, rollouts, split, protocol)
+    seconds += time.perf_counter() - started
     judged = {
         name: with_alarms(scored, calibrated.band, protocol.alpha) for name, scored in parts.items()
     }
-    return JudgedSet(calibrated, protocol.alpha, judged)
+    return JudgedSet(calibrated, protocol.alpha, judged), seconds
 
 
 @dataclass(frozen=True)

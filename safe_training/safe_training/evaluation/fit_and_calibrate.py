@@ -207,7 +207,7 @@ def held_out_successes(seen: Sequence[ScoredRollout], split: Split) -> Successes
         raise CalibrationError(
             f'calibration: the {len(split.seen)} held-out rollouts of the '
             f'{len(split.seen_tasks)} seen tasks hold no success; '
-            'lower --train-ratio, add rollouts, or choose another --split'
+            'lower --train-ratio, add rollouts, or choose a different split'
         )
     return successes_of(kept)
 

@@ -109,7 +109,8 @@ def saved_protocol(path: Path) -> ProtocolName:
         if protocol == found:
             return protocol
     raise SplitError(
-        f'{path}: expected splits of one of {", ".join(PROTOCOLS)}, found {found!r}; save again'
+        f'{path}: expected a protocol from this list: {", ".join(PROTOCOLS)}, found {found!r}; '
+        'save the splits again'
     )
 
 

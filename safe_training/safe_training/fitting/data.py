@@ -76,7 +76,7 @@ def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
         raise DetectorError(
             f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts '
             f'are {found}; add rollouts of the other outcome, increase the training share '
-            '(--train-ratio), or choose another --split'
+            '(--train-ratio), or choose a different split'
         )
 
 
@@ -85,5 +85,5 @@ def require_successes(rollouts: Sequence[Rollout], detector: str) -> None:
     if all(r.failed for r in rollouts):
         raise DetectorError(
             f'{detector} learns from successes, but all {len(rollouts)} training rollouts are '
-            'failures; add successes, or choose other training tasks (another --split)'
+            'failures; add successes, or choose other training tasks (a different split)'
         )

@@ -173,7 +173,10 @@ def rankings_at_quantiles(
 def running_rankings(
     scored: Sequence[ScoredRollout], fractions: Sequence[float] = (0.25, 0.5, 0.75, 1.0)
 ) -> dict[float, RankingReport]:
-    """Return rankings of the rollouts that still run at fractions of the length of a success.
+    """Return one ranking for each fraction.
+
+    A ranking contains only the rollouts that still run at the evaluation time, which is this
+    fraction of the median length of the successes.
 
     For a fraction f, the evaluation time of a task is step ceil(f m) - 1 (0-based, at least 0). m
     is the median length of the successes of this task in the given rollouts. Rollouts that ended

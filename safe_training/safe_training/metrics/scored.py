@@ -265,7 +265,9 @@ def values_and_outcomes(
 def task_members(tasks: Sequence[Task], size: int) -> dict[Task, NDArray[np.int64]]:
     """Return the indices of the rollouts of each task, in the order of their first rollout."""
     if len(tasks) != size:
-        raise MetricError(f'metrics: {len(tasks)} tasks for {size} rollouts')
+        raise MetricError(
+            f'metrics: expected one task for each of {size} rollouts, found {len(tasks)} tasks'
+        )
     members: dict[Task, list[int]] = {}
     for index, task in enumerate(tasks):
         members.setdefault(task, []).append(index)

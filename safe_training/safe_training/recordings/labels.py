@@ -150,7 +150,8 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     if missing or len(set(names)) != len(names):
         raise DumpError(
             f'{file}: expected a header with the columns {", ".join(COLUMNS)}, found '
-            f'{", ".join(names)[:200] or "an empty file"}; add the header as the first line'
+            f'{", ".join(names)[:200] or "an empty file"}; write this header as the first line, '
+            'with commas between the columns'
         )
     for number, row in enumerate(rows, start=2):
         if None in row or None in row.values():

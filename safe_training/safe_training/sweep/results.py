@@ -165,8 +165,8 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     names = list(dict.fromkeys(name for result in results for name in result.values))
     for name in set(names) & set(KEY):
         raise ResultsError(
-            f'{path}: expected numbers under names of their own, found the name {name!r}, which '
-            'is a key column and cannot be used for a number; rename it'
+            f'{path}: expected no number with the name of a key column, found the name '
+            f'{name!r}; rename this number'
         )
     columns: dict[str, Any] = {
         name: pyarrow.array(
@@ -310,10 +310,10 @@ def _check(path: Path, result: Result) -> None:
 def _add_key(seen: dict[tuple[Any, ...], Path], path: Path, result: Result) -> None:
     if result.key in seen:
         raise ResultsError(
-            f'{path}: expected each result once, found {result.detector} {result.params} '
-            f'({result.feature}) on {result.benchmark}, {result.protocol}, split '
-            f'{result.split}, part {result.part}, twice (also in {seen[result.key]}); both '
-            'would count as separate splits: remove one of them'
+            f'{path}: expected each result once, found the same result also in '
+            f'{seen[result.key]}: {result.detector} {result.params} ({result.feature}) on '
+            f'{result.benchmark}, {result.protocol}, split {result.split}, part {result.part}; '
+            'both would count as separate splits: remove one of them'
         )
     seen[result.key] = path
 

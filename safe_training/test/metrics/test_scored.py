@@ -111,7 +111,7 @@ def test_what_does_not_fit_together_is_refused():
         rank([0.1, 0.2], [0.0, np.nan])
     with pytest.raises(MetricError, match='value of rollout 1 is nan'):
         rank([0.1, np.nan], [True, False])
-    with pytest.raises(MetricError, match='1 tasks for 2 rollouts'):
+    with pytest.raises(MetricError, match='one task for each of 2 rollouts, found 1 tasks'):
         rank_by_task([0.1, 0.2], [True, False], ['a'])
     with pytest.raises(MetricError, match='level'):
         bootstrap_interval([0.1], generator=generator, level=1.0)

@@ -255,7 +255,10 @@ def _read_steps(file: Path) -> list[dict[Any, Any]]:
 
 
 def _executed(file: Path, step: int, record: dict[Any, Any], samples: int) -> np.ndarray:
-    """Return the embedding of the executed sample, the last one: (denoise, horizon, width)."""
+    """Return the embedding of the last sample, which is the executed one.
+
+    Its shape is (denoise, horizon, width).
+    """
     embeds = record.get(FEATURE)
     if not isinstance(embeds, np.ndarray) or embeds.ndim != 4 or len(embeds) != samples:
         raise DumpError(

@@ -97,7 +97,11 @@ def _renumber_tasks(episodes: list[OpenpiEpisode]) -> list[OpenpiEpisode]:
 
 
 def _renumber_episodes(episodes: list[OpenpiEpisode]) -> list[OpenpiEpisode]:
-    """Return the episodes numbered in each task by the path of their video, as published."""
+    """Return the episodes with new numbers.
+
+    In each task, the number is the position of the episode when the episodes are sorted by the path
+    of their video, as in the published protocol.
+    """
     by_task: dict[int, list[tuple[str, str]]] = {}
     for episode in episodes:
         by_task.setdefault(episode.task_id, []).append((episode.mp4_path, episode.name))
