@@ -2,107 +2,32 @@
 """What each package may know: a robot needs no training code, and data is never executed."""
 
 import ast
-import json
-import os
 import re
-import subprocess
-import sys
 from functools import cache
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-RUNTIME = ('vla_feature_bridge', 'safe_monitor_node')
-PACKAGES = (*RUNTIME, 'safe_training')
-
-# Which of our packages each may import; the arrows point one way.
-MAY_IMPORT = {
-    'vla_feature_bridge': {'safe_msgs'},
-    'safe_monitor_node': {'safe_msgs', 'vla_feature_bridge'},
-    'safe_training': {'safe_monitor_node', 'vla_feature_bridge'},
-}
-OURS = {'safe_msgs', 'safe_bringup', *PACKAGES}
-
-# Only for training, reports and terminals.
-NOT_ON_A_ROBOT = {'joblib', 'matplotlib', 'pandas', 'rich', 'safe_training', 'scipy', 'sklearn'}
-EXECUTES_DATA = {'cloudpickle', 'cPickle', 'dill', 'joblib', 'marshal', 'pickle', 'shelve'}
-ROS = {
-    'ament_index_python',
-    'builtin_interfaces',
-    'diagnostic_msgs',
-    'launch',
-    'launch_ros',
-    'lifecycle_msgs',
-    'rcl_interfaces',
-    'rclpy',
-    'rosidl_runtime_py',
-    'safe_msgs',
-    'sensor_msgs',
-    'std_msgs',
-    'std_srvs',
-    'trajectory_msgs',
-    'visualization_msgs',
-}
-
-
-def sources(package):
-    return sorted((ROOT / package / package).rglob('*.py'))
-
-
-def knows_ros(source):
-    # Not the whole path: a checkout may lie in a folder of such a name.
-    inside = source.relative_to(ROOT).parts
-    return 'nodes' in inside or 'ros' in inside
-
-
-def module_name(source):
-    parts = source.relative_to(ROOT).with_suffix('').parts[1:]
-    return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
-
-
-@cache
-def offered_by(package):
-    """Return the names that a package offers, with the full name of each module that holds one."""
-    init = ROOT / package / package / '__init__.py'
-    for node in ast.parse(init.read_text()).body:
-        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == '_MODULES':
-            return {k: f'{package}.{v}' for k, v in ast.literal_eval(node.value).items()}
-    raise AssertionError(f'{init} has no table _MODULES')
-
-
-def imports_of(text, where=''):
-    """Yield each import of a module, wherever in it, as (node, full names)."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Import):
-            yield node, {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f'{where}: a relative import'
-            names = {f'{node.module}.{alias.name}' for alias in node.names} | {node.module}
-            # A package offers names of all its rooms: the import loads the room.
-            offered = offered_by(node.module) if node.module in PACKAGES else {}
-            names |= {offered[alias.name] for alias in node.names if alias.name in offered}
-            yield node, names
-        elif isinstance(node, ast.Call) and is_import_call(node) and node.args:
-            name = getattr(node.args[0], 'value', None)
-            if isinstance(name, str):
-                yield node, {name}
-
-
-def is_import_call(node):
-    return called(node).rpartition('.')[2] in ('import_module', '__import__')
-
-
-def imported_by(source, text=None):
-    """Return the full names that a file imports, wherever in it."""
-    text = source.read_text() if text is None else text
-    return {name for _, names in imports_of(text, source) for name in names}
-
-
-def top_level(names):
-    return {name.split('.')[0] for name in names}
-
+import source_tree
+from source_tree import (
+    EXECUTES_DATA,
+    MAY_IMPORT,
+    NOT_ON_A_ROBOT,
+    OURS,
+    PACKAGES,
+    ROOT,
+    ROS,
+    RUNTIME,
+    executed_by,
+    imported_by,
+    imports_of,
+    is_import_call,
+    is_untrusted,
+    knows_ros,
+    module_name,
+    sources,
+    top_level,
+)
 
 every_package = pytest.mark.parametrize('package', PACKAGES)
 every_runtime_package = pytest.mark.parametrize('package', RUNTIME)
@@ -182,8 +107,6 @@ ROOMS = {
 }
 # A calibrated detector saves and loads itself; it imports the room of the files when it does.
 MAY_LOOK_UP = {('safe_monitor_node', 'calibrated_detector'): {'storage'}}
-LONGEST_MODULE = 400
-LONGEST_FUNCTION = 60
 
 
 def room_of(package, module):
@@ -411,14 +334,10 @@ def test_a_forbidden_import_is_found(file, lines):
 
 def test_a_folder_above_the_checkout_changes_nothing(monkeypatch):
     moved = Path('/home/user/ros/nodes/untrusted')
-    monkeypatch.setitem(globals(), 'ROOT', moved)
+    monkeypatch.setattr(source_tree, 'ROOT', moved)
     package = moved / 'safe_training' / 'safe_training'
     assert not knows_ros(package / 'cli' / 'main.py')
     assert not is_untrusted(package / 'recordings' / 'labels.py')
-
-
-def is_untrusted(source):
-    return 'untrusted' in source.relative_to(ROOT).parts
 
 
 def test_what_reads_untrusted_bytes_knows_nothing_else():
@@ -432,206 +351,8 @@ def test_what_reads_untrusted_bytes_knows_nothing_else():
                 assert allowed, f'{source} imports {name}'
 
 
-def files_to_read():
-    places = [ROOT / 'launch' / 'safe_bringup', ROOT / 'test' / 'bench']
-    files = [source for package in PACKAGES for source in sources(package)]
-    return files + [source for place in places for source in place.rglob('*.py')]
-
-
-def test_no_module_is_too_long_to_read():
-    lengths = {
-        str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in files_to_read()
-    }
-    too_long = {name: lines for name, lines in lengths.items() if lines > LONGEST_MODULE}
-    assert not too_long, f'divide them; a module has at most {LONGEST_MODULE} lines'
-
-
-def function_lengths(text):
-    """Yield the name, first line and number of lines of each function, without its docstring."""
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            docstring = ast.get_docstring(node, clean=False)
-            documented = len(docstring.split('\n')) if docstring else 0
-            yield node.name, node.lineno, node.end_lineno - node.lineno + 1 - documented
-
-
-def test_no_function_is_too_long_to_read():
-    too_long = [
-        f'{file.relative_to(ROOT)}:{line} {name}: {length} lines'
-        for file in files_to_read()
-        for name, line, length in function_lengths(file.read_text())
-        if length > LONGEST_FUNCTION
-    ]
-    assert not too_long, f'divide them; a function has at most {LONGEST_FUNCTION} lines'
-
-
-def test_a_docstring_does_not_make_a_function_long():
-    text = 'def f():\n    """One.\n\n    Two.\n    """\n    return 1\n'
-    assert list(function_lengths(text)) == [('f', 1, 2)]
-
-
-def called(node):
-    """Return the dotted name of what a call calls, as far as it is one."""
-    parts = []
-    function = node.func
-    while isinstance(function, ast.Attribute):
-        parts.append(function.attr)
-        function = function.value
-    return '.'.join([getattr(function, 'id', '?'), *reversed(parts)])
-
-
-EXECUTING_CALLS = {
-    'eval',
-    'exec',
-    'compile',
-    '__import__',
-    'torch.load',
-    'torch.save',
-    'torch.jit.load',
-    'torch.package.PackageImporter',
-    'pandas.read_pickle',
-    'pd.read_pickle',
-    'yaml.load',
-    'yaml.unsafe_load',
-    'os.system',
-}
-
-
-# The same by the import of the name.
-EXECUTING_NAMES = {name for name in EXECUTING_CALLS if '.' in name} | {
-    'numpy.load',  # only as np.load(..., allow_pickle=False)
-    'yaml',
-}
-
-
-def names_in(tree):
-    """Return the full name of each name that a module imports, by the name it has there."""
-    names = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
-        elif isinstance(node, ast.ImportFrom):
-            names |= {a.asname or a.name: f'{node.module}.{a.name}' for a in node.names}
-    return names
-
-
-def executed_by(text):
-    """Return the lines of a module that may execute what they read, each with the reason."""
-    found = []
-    for node, names in imports_of(text):
-        if isinstance(node, ast.ImportFrom) and names & EXECUTING_NAMES:
-            found.append(f'{node.lineno}: imports {names & EXECUTING_NAMES}')
-    tree = ast.parse(text)
-    full = names_in(tree)
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.Call):
-            continue
-        first, dot, rest = called(node).partition('.')
-        name = f'{full.get(first, first)}{dot}{rest}'
-        options = {entry.arg: entry.value for entry in node.keywords}
-        if name in EXECUTING_CALLS:
-            found.append(f'{node.lineno}: calls {name}')
-        allowed = options.get('allow_pickle')
-        if allowed is not None and getattr(allowed, 'value', None) is not False:
-            found.append(f'{node.lineno}: allows pickle')
-        if name == 'numpy.load' and allowed is None:
-            found.append(f'{node.lineno}: say allow_pickle=False')
-        if name.rpartition('.')[2] == 'YAML' and (
-            node.args or getattr(options.get('typ'), 'value', None) != 'safe'
-        ):
-            found.append(f"{node.lineno}: say YAML(typ='safe')")
-    return found
-
-
 @every_package
 def test_no_file_can_be_executed_as_code(package):
     for source in sources(package):
         assert not top_level(imported_by(source)) & EXECUTES_DATA, source
         assert not executed_by(source.read_text()), source
-
-
-def in_a_fresh_interpreter(code):
-    """Run code in a new Python; returns what it prints as JSON."""
-    environment = {**os.environ, 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True, env=environment, timeout=120
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-IMPORT_AND_USE = """
-import importlib, json, sys, tempfile
-from pathlib import Path
-
-for name in {modules!r}:
-    importlib.import_module(name)
-
-import numpy as np
-from safe_monitor_node.bands.band import Band
-from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_monitor_node.detectors import make_detector
-from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set.reader import RolloutSet
-from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
-
-with tempfile.TemporaryDirectory() as place:
-    feature = FeatureSpec('hidden_states', 4)
-    with RolloutSetWriter(Path(place) / 'set', feature=feature) as writer:
-        writer.add(Rollout(np.zeros((3, 4), np.float32), task='t'))
-    rollout = RolloutSet.open(Path(place) / 'set')[0]
-    detector = make_detector('safe_lstm', hidden=2)
-    detector.set_network(detector.build(4), 4)
-    band = Band(np.array([0.1]), np.ones((1, 3)), 'any', 9)
-    folder = CalibratedDetector(detector, feature, band, 0.1).save(Path(place) / 'd')
-    stream = CalibratedDetector.load(folder).detector.stream()
-    for t in range(3):
-        stream.step(rollout.step(t))
-
-print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.ros
-def test_a_robot_loads_no_training_code():
-    modules = [module_name(source) for package in RUNTIME for source in sources(package)]
-    assert 'safe_monitor_node.nodes.monitor' in modules
-    assert 'vla_feature_bridge.nodes.replay' in modules
-    loaded = set(in_a_fresh_interpreter(IMPORT_AND_USE.format(modules=modules)))
-    assert {'rclpy', 'safe_msgs', 'torch', 'pyarrow'} <= loaded, 'the test sees what is loaded'
-    assert not loaded & NOT_ON_A_ROBOT
-
-
-WITHOUT_ROS = """
-import sys
-
-class NoRos:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {ros!r}:
-            raise ImportError(f'{{name}} is not there')
-
-for name in list(sys.modules):
-    assert name.split('.')[0] not in {ros!r}, name
-sys.meta_path.insert(0, NoRos())
-try:
-    import rclpy
-except ImportError:
-    pass
-else:
-    raise AssertionError('rclpy is there')
-"""
-
-
-@pytest.mark.slow
-def test_everything_but_nodes_and_messages_works_without_ros():
-    modules = [
-        module_name(source)
-        for package in PACKAGES
-        for source in sources(package)
-        if not knows_ros(source) and source.name != '__main__.py'
-    ]
-    assert 'safe_training.cli.main' in modules
-    code = WITHOUT_ROS.format(ros=sorted(ROS)) + IMPORT_AND_USE.format(modules=modules)
-    assert not set(in_a_fresh_interpreter(code)) & ROS
