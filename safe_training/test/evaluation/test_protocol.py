@@ -283,7 +283,10 @@ def train_on_nothing(content):
             r'expected one task for each episode, found 1 tasks for \d+ episodes',
         ),
         (put('splits', []), 'expected a list of splits, found none'),
-        (put('protocol', 'other'), "expected splits of one of robust, paper, loto, found 'other'"),
+        (
+            put('protocol', 'other'),
+            "expected a protocol from this list: robust, paper, loto, found 'other'",
+        ),
         (put_in_split('split', -5), 'integer in 0'),
         (put_in_split('split', 2**70), 'integer in 0'),
         (train_on_nothing, 'split 0 has no training rollouts'),
