@@ -94,7 +94,7 @@ def test_results_of_version_0_1_have_the_names_of_today(tmp_path):
 
 
 def test_the_same_split_is_never_counted_twice(tmp_path):
-    with pytest.raises(ResultsError, match='each result once, .*split 0, part seen; both'):
+    with pytest.raises(ResultsError, match=r'each result once, .*split 0, part seen; both'):
         write_results(tmp_path / 'x.parquet', [result(0), result(0)])
     write_results(tmp_path / 'x.parquet', [result(0)])
     with pytest.raises(
