@@ -6,16 +6,14 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import json
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from safe_bringup.generated_page import write_page
 from safe_monitor_node.detectors import DETECTORS, ENTRIES, Detector
-from vla_feature_bridge.atomic import replace_file
 
 INTRODUCTION = """\
 <!-- Made by: python -m safe_bringup.detector_docs docs/reference/detectors.md -->
@@ -129,14 +127,7 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page to the file that is given, or print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('file', type=Path, nargs='?', help='file to write (default: print)')
-    file = parser.parse_args(arguments).file
-    if file is None:
-        sys.stdout.write(page())
-    else:
-        replace_file(file, page())
-    return 0
+    return write_page(page(), __doc__, arguments)
 
 
 if __name__ == '__main__':

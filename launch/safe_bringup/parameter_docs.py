@@ -6,14 +6,12 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from types import ModuleType
 
+from safe_bringup.generated_page import write_page
 from safe_monitor_node.nodes import monitor
-from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.nodes import replay
 from vla_feature_bridge.ros.parameters import Parameter
 
@@ -70,14 +68,7 @@ def yaml_value(value: object) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Write the page to the file that is given, or print it."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('file', type=Path, nargs='?', help='file to write (default: print)')
-    file = parser.parse_args(arguments).file
-    if file is None:
-        sys.stdout.write(page())
-    else:
-        replace_file(file, page())
-    return 0
+    return write_page(page(), __doc__, arguments)
 
 
 if __name__ == '__main__':

@@ -13,7 +13,7 @@ from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.threshold import Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_training.evaluation.judge import JudgedSet, by_part
+from safe_training.evaluation.judge import JudgedSet
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.page.page import page
 from safe_training.reporting.page.videos import PageVideo
@@ -22,6 +22,14 @@ from vla_feature_bridge.pooling import FeatureSpec
 
 ALPHA = 0.2
 HORIZON = 40
+
+
+def by_part(scored: Sequence[ScoredRollout]) -> dict[str, list[ScoredRollout]]:
+    """Return rollouts by their part, in the order of the first rollout of each."""
+    parts: dict[str, list[ScoredRollout]] = {}
+    for rollout in scored:
+        parts.setdefault(rollout.part, []).append(rollout)
+    return parts
 
 
 def judged(

@@ -99,7 +99,7 @@ def evaluate(
         if progress is not None:
             progress(number, total, note)
         try:
-            judged, seconds = _fit_and_judge(detector, rollouts, split, chosen, report)
+            judged, seconds = fit_and_judge(detector, rollouts, split, chosen, progress=report)
         except (CalibrationError, DetectorError) as error:
             raise type(error)(f'{note}: {error}') from error
         for part, result in judged.report().items():
@@ -115,24 +115,11 @@ def fit_and_judge(
     protocol: Protocol,
     *,
     progress: Progress | None = None,
-) -> JudgedSet:
-    """Return all rollouts of a split as a detector judges them that is fitted on it now.
-
-    Every rollout is scored once: the band is calibrated on the scores that are reported.
-    """
-    return _fit_and_judge(detector, rollouts, split, protocol, progress)[0]
-
-
-def _fit_and_judge(
-    detector: Detector,
-    rollouts: Rollouts,
-    split: Split,
-    protocol: Protocol,
-    progress: Progress | None,
 ) -> tuple[JudgedSet, float]:
-    """Return the judged set, and the time to fit and to calibrate [s].
+    """Return all rollouts of a split as a new detector judges them, and the time to fit it [s].
 
-    The time includes the scores that the band is calibrated on, and no other scores.
+    Every rollout is scored once: the band is calibrated on the scores that are reported. The time
+    includes the calibration and the scores that the band is calibrated on, and no other scores.
     """
     started = time.perf_counter()
     fit_on(detector, rollouts, split, protocol, progress)

@@ -249,14 +249,6 @@ def rollout_intervals(
     return intervals
 
 
-def by_part(scored: Sequence[ScoredRollout]) -> dict[str, list[ScoredRollout]]:
-    """Return rollouts by their part, in the order of the first rollout of each."""
-    parts: dict[str, list[ScoredRollout]] = {}
-    for rollout in scored:
-        parts.setdefault(rollout.part, []).append(rollout)
-    return parts
-
-
 def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
     """Return rollouts by the part that the provenance of the detector states.
 

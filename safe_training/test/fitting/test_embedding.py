@@ -262,7 +262,7 @@ def test_evaluation_reports_the_training_part_of_noise_as_noise():
     rollouts = rollouts_from(np.random.default_rng(7), 120, 16)
     detector = make_detector('euclidean_knn', neighbours=1)
     split = choose_split(rollouts)
-    judged = fit_and_judge(
+    judged, _ = fit_and_judge(
         detector, Rollouts(rollouts, FeatureSpec('features', 16)), split, Protocol()
     )
     train = judged.report()['train']
