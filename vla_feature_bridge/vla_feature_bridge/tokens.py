@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
@@ -56,7 +55,7 @@ def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
 
 def as_float32(array: np.ndarray) -> np.ndarray:
     """Return the array as float32; exact, and fast for bfloat16 (the upper half of float32)."""
-    if array.dtype == ml_dtypes.bfloat16:
+    if array.dtype.name == 'bfloat16':
         bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32)
         bits <<= 16
         return bits.view(np.float32)
