@@ -28,14 +28,69 @@ _HOST_DTYPES = {
 }
 
 
+class TensorStack:
+    """Copies of tensors of one shape, one after the other, on their device.
+
+    A stack can be used again after :meth:`clear`. It then needs no new memory, whose first use
+    would cost more time than the copy.
+    """
+
+    def __init__(self, capacity: int = 8) -> None:
+        self._capacity, self._count = max(1, capacity), 0
+        self._data: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    def clear(self) -> None:
+        """Forget the tensors; keeps the memory."""
+        self._count = 0
+
+    def add(self, tensor: torch.Tensor) -> bool:
+        """Copy a tensor; returns False if its shape, dtype or device differs from the first."""
+        data = self._data
+        kind = (tensor.shape, tensor.dtype, tensor.device)
+        if data is None or (data.shape[1:], data.dtype, data.device) != kind:
+            if self._count:
+                return False
+            data = self._new(tensor, self._capacity)
+        elif self._count == len(data):
+            larger = self._new(tensor, 2 * len(data))
+            larger[: self._count] = data
+            data = larger
+        self._data = data
+        data[self._count].copy_(tensor.detach())
+        self._count += 1
+        return True
+
+    @staticmethod
+    def _new(tensor: torch.Tensor, count: int) -> torch.Tensor:
+        # A tensor made in inference mode could not be written outside it, in the next inference.
+        with torch.inference_mode(False):
+            return torch.empty((count, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+
+    def array(self, count: int) -> np.ndarray:
+        """Return the first tensors on the host, shape (count, ...); bfloat16 as float32.
+
+        One copy reaches the host. An array of a policy on the CPU is a view of this stack.
+        """
+        assert self._data is not None and 0 < count <= self._count
+        return on_host(self._data[:count])
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype, as PyTorch calls it; empty if no tensor was added."""
+        return str(self._data.dtype).removeprefix('torch.') if self._count and self._data is not None else ''
+
+
 @dataclass(eq=False)
 class Running:
     """An inference that has begun and not ended, in one thread.
 
     Attributes
     ----------
-    states, logits : list of torch.Tensor
-        Copies of what was kept at each call, on the device of the policy.
+    states, logits : TensorStack
+        What was kept at each call.
     prompt : int or None
         Tokens of the prompt that the method returns again.
     token_ids : torch.Tensor, or None
@@ -48,12 +103,12 @@ class Running:
         Kind of problem to its text.
     """
 
+    stamp: int
+    states: TensorStack
+    logits: TensorStack
     instruction: str = ''
-    stamp: int = 0
     began: float = field(default_factory=time.perf_counter)
     thread: str = field(default_factory=lambda: threading.current_thread().name)
-    states: list[torch.Tensor] = field(default_factory=list)
-    logits: list[torch.Tensor] = field(default_factory=list)
     prompt: int | None = None
     token_ids: Any = None
     calls: int = 0
@@ -121,7 +176,12 @@ def keep_state(running: Running, preset: Preset, horizon: int | None, call: Any)
         state = state[:, -1]
     elif horizon is not None:
         state = state[:, -horizon:]
-    running.states.append(state.detach().clone())
+    if not running.states.add(state):
+        running.note(
+            'shape',
+            f'{preset.module}: expected inputs of one shape, dtype and device in an inference, '
+            f'found another at call {running.calls - 1}: {tuple(state.shape)} of {state.dtype}',
+        )
 
 
 def _fits(running: Running, preset: Preset, horizon: int | None, state: Any) -> bool:
@@ -179,25 +239,8 @@ def keep_logits(running: Running, tokens: slice, output: Any) -> None:
         shape = tuple(getattr(output, 'shape', ()))
         running.note('tokens', f'expected logits (1, positions, vocabulary), found shape {shape}')
         return
-    if running.calls <= MAX_CALLS:
-        running.logits.append(output[0, -1, tokens].detach().clone())
-
-
-def stacked(tensors: list[torch.Tensor]) -> np.ndarray:
-    """Return tensors of one shape on the host, stacked along a new first axis.
-
-    The tensors are stacked on their device, so that one copy reaches the host. bfloat16 becomes
-    float32.
-
-    Raises
-    ------
-    ValueError
-        The shapes differ.
-    """
-    shapes = {tuple(tensor.shape) for tensor in tensors}
-    if len(shapes) != 1:
-        raise ValueError(f'expected inputs of one shape, found {sorted(shapes)}')
-    return on_host(torch.stack(tensors))
+    if running.calls <= MAX_CALLS and not running.logits.add(output[0, -1, tokens]):
+        running.note('tokens', f'expected logits of one shape, found {tuple(output.shape)}')
 
 
 def on_host(tensor: torch.Tensor) -> np.ndarray:

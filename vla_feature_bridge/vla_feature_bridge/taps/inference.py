@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -44,11 +44,11 @@ class Inference:
         What is wrong with this inference; empty if nothing is.
     """
 
-    features: np.ndarray | None = None
+    features: np.ndarray | None = field(default=None, repr=False)
     feature_name: str = ''
-    actions: np.ndarray | None = None
-    token_probability: np.ndarray | None = None
-    token_entropy: np.ndarray | None = None
+    actions: np.ndarray | None = field(default=None, repr=False)
+    token_probability: np.ndarray | None = field(default=None, repr=False)
+    token_entropy: np.ndarray | None = field(default=None, repr=False)
     calls: int = 0
     expected_calls: int | None = None
     shape: tuple[int, ...] = ()

@@ -157,7 +157,7 @@ def _advice(root: Any, path: str) -> str:
     last = path.rpartition('.')[2]
     alike = [name for name in known if name.rpartition('.')[2] == last]
     found = ', '.join(alike[:_SHOWN]) or nearest(path, known)
-    return f'nearest: {found or ", ".join(known[:_SHOWN])}'
+    return f'nearest: {found or "none"}'
 
 
 def _methods(owner: Any) -> list[str]:

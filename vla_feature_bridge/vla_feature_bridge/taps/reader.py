@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_feature_bridge.taps.capture import Running, stacked
+from vla_feature_bridge.taps.capture import Running
 from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.paths import compiled_parts, find_number
 from vla_feature_bridge.taps.preset import COUNTED, Preset
@@ -70,7 +70,7 @@ class Reader:
             calls=running.calls,
             expected_calls=expected,
             shape=() if raw is None else raw.shape,
-            dtype=str(running.states[0].dtype).removeprefix('torch.') if running.states else '',
+            dtype=running.states.dtype,
             instruction=running.instruction,
             inference_time=seconds,
             stamp=running.stamp,
@@ -154,17 +154,12 @@ class Reader:
         self, running: Running, kept: int
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return the raw and the wanted features; notes a problem if they have another shape."""
-        try:
-            raw = stacked(running.states[:kept])
-        except ValueError as error:
-            running.note('shape', f'{self._preset.module}: {error}')
-            return None, None
-        raw = raw[:, 0] if self._preset.stacked else raw[0, 0]
+        raw = running.states.array(kept)[:, 0]
+        raw = raw if self._preset.stacked else raw[0]
         if self._preset.keep == 'channels_first':
             raw = np.swapaxes(raw, -1, -2)
-        features = raw
-        if self._spec.pooled:
-            features = self._spec.apply(raw)
+        # A pooled array must not stay a view of the memory that the next inference will use.
+        features = np.array(self._spec.apply(raw)) if self._spec.pooled else raw
         if self._width not in (None, features.shape[-1]):
             running.note(
                 'shape',
@@ -181,8 +176,14 @@ class Reader:
         """Return probability and entropy of the tokens; notes a problem."""
         if not self._preset.token_logits or 'tokens' in running.problems:
             return None, None
+        if len(running.logits) < kept:
+            running.note(
+                'tokens',
+                f'{self._preset.module}: expected {kept} logits, found {len(running.logits)}',
+            )
+            return None, None
         try:
-            return token_statistics(stacked(running.logits[:kept]))
-        except (TokenError, ValueError) as error:
+            return token_statistics(running.logits.array(kept))
+        except TokenError as error:
             running.note('tokens', f'{self._preset.module}: {error}')
             return None, None

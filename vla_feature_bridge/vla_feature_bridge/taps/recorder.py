@@ -8,7 +8,13 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vla_feature_bridge.taps.capture import CallHook, Running, keep_logits, keep_state
+from vla_feature_bridge.taps.capture import (
+    CallHook,
+    Running,
+    TensorStack,
+    keep_logits,
+    keep_state,
+)
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.methods import WrappedMethod
@@ -23,6 +29,8 @@ from vla_feature_bridge.taps.results import (
 )
 
 Report = Callable[[str, str], None]
+#: Stacks that are kept for the next inferences; more threads than this never infer at once.
+_MAX_FREE = 4
 
 
 class Recorder:
@@ -62,6 +70,9 @@ class Recorder:
         self._on_begin, self._on_end = on_begin, on_end
         self._reader = Reader(policy, preset)
         self._by_thread: dict[int, Running] = {}
+        # Raw features are the memory of a stack; only pooled ones leave it to the next inference.
+        self._pooled = preset.spec.pooled
+        self._free: list[tuple[TensorStack, TensorStack]] = []
         self._closed = False
         self._hooks: list[Any] = []
         self._methods: list[WrappedMethod] = []
@@ -182,7 +193,8 @@ class Recorder:
         if running is not None:
             running.depth += 1
             return running
-        running = Running(stamp=int(self._clock()))
+        states, logits = self._stacks()
+        running = Running(int(self._clock()), states, logits)
         running.instruction = instruction_of(self._preset, args, kwargs)
         if RETURNED in self._preset.token_ids:
             running.prompt = prompt_length(args, kwargs)
@@ -200,6 +212,7 @@ class Recorder:
             return
         seconds = time.perf_counter() - running.began
         inference = self._reader.read(running, result, seconds)
+        self._reuse(running)
         for kind, text in running.problems.items():
             self._report(kind, text)
         self._on_end(inference)
@@ -209,7 +222,21 @@ class Recorder:
         running.depth -= 1
         if running.depth <= 0:
             self._by_thread.pop(threading.get_ident(), None)
+            self._reuse(running)
             self._report('raised', 'an inference raised an exception, and is not sent')
+
+    def _stacks(self) -> tuple[TensorStack, TensorStack]:
+        try:
+            return self._free.pop()
+        except IndexError:
+            capacity = self._reader.expected_calls() or 8
+            return TensorStack(capacity), TensorStack(capacity)
+
+    def _reuse(self, running: Running) -> None:
+        if self._pooled and len(self._free) < _MAX_FREE:
+            running.states.clear()
+            running.logits.clear()
+            self._free.append((running.states, running.logits))
 
     def note_tokens(self, result: Any) -> None:
         """Keep the tokens that a method returned for the inference of this thread."""
