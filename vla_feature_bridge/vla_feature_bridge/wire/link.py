@@ -187,6 +187,8 @@ class Link:
                 except OSError:
                     self._hear_why()
                     raise
+                if self._is_over:
+                    break
                 interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
                 selector.modify(self._socket, interest)
                 for key, events in selector.select(self._time_left()):
