@@ -226,6 +226,7 @@ class StepSender(EpisodeSink):
     def _after_fork(self) -> None:
         """Leave the connection to the parent; locks may be held by threads that are not here."""
         self._calls = threading.RLock()
+        self._patience = 0.0
         self._link.forget()
 
 
