@@ -80,7 +80,11 @@ class TensorStack:
     @property
     def dtype(self) -> str:
         """Name of the dtype, as PyTorch calls it; empty if no tensor was added."""
-        return str(self._data.dtype).removeprefix('torch.') if self._count and self._data is not None else ''
+        return (
+            str(self._data.dtype).removeprefix('torch.')
+            if self._count and self._data is not None
+            else ''
+        )
 
 
 @dataclass(eq=False)

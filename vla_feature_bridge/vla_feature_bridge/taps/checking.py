@@ -70,7 +70,7 @@ class CheckReport:
 
 
 def check(
-    policy: Any, preset: str | Path | Preset, run: Callable[[Any], Any], **changes: Any
+    policy: Any, preset: str | Path | Preset, run: Callable[[Any], Any], /, **changes: Any
 ) -> CheckReport:
     """Run one inference of a policy with a tap, and compare what came out with the preset.
 
@@ -103,7 +103,9 @@ def check(
     if inferences:
         rows += _rows_of_inference(preset, inferences[-1])
     rows.append(
-        CheckRow('exec_horizon', '', 'the caller says it' if exec_horizon is None else f'{exec_horizon}')
+        CheckRow(
+            'exec_horizon', '', 'the caller says it' if exec_horizon is None else f'{exec_horizon}'
+        )
     )
     problems = dict.fromkeys(i.problem for i in inferences if i.problem)
     return CheckReport(preset.name, tuple(rows), tuple(problems))
@@ -154,9 +156,7 @@ def _rows_of_inference(preset: Preset, inference: Inference) -> list[CheckRow]:
     if preset.actions:
         space = preset.action_space or 'space not stated'
         found = _shape(inference.actions)
-        rows.append(
-            CheckRow('actions', f'(1, horizon, action), {space}', found, found != 'none')
-        )
+        rows.append(CheckRow('actions', f'(1, horizon, action), {space}', found, found != 'none'))
     if preset.token_logits:
         found = _shape(inference.token_probability)
         rows.append(CheckRow('token statistics', '(tokens,)', found, found != 'none'))

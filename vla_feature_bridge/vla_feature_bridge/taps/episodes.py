@@ -5,24 +5,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
+from vla_feature_bridge.episode_steps import StepSink
 from vla_feature_bridge.taps.inference import Inference
-
-
-class StepSink(Protocol):
-    """Where steps go: a socket, a ROS topic, a file."""
-
-    def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Begin an episode, and return its id."""
-
-    def publish(
-        self, features: Any, actions: Any = None, *, stamp: int | None = None, **fields: Any
-    ) -> Any:
-        """Send one step."""
-
-    def end(self, success: bool | None = None, reason: str = '') -> None:
-        """End the episode."""
 
 
 class Episodes:
@@ -45,17 +31,10 @@ class Episodes:
         # Policies may be reset in one thread while they infer in another.
         self._lock = threading.RLock()
 
-    def set_sink(self, sink: StepSink) -> None:
-        """Publish to another sink from now on."""
-        with self._lock:
-            self._sink = sink
-
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
         """Start an episode; returns its id, or an empty text if that is not possible."""
         with self._lock:
-            started = self._ask(
-                'start', task=task, instruction=instruction, episode_id=episode_id
-            )
+            started = self._ask('start', task=task, instruction=instruction, episode_id=episode_id)
             self._runs = True
         return str(started or '')
 
@@ -84,27 +63,26 @@ class Episodes:
             if self._automatic and self._runs:
                 self.end(None, reason)
 
-    def publish(self, inference: Inference) -> None:
-        """Publish one inference; without features if they have a problem.
+    def publish(self, inference: Inference, wanted: bool) -> None:
+        """Publish one inference, or leave its step out if ``wanted`` features are missing.
 
-        A step that is left out would give all later steps of the episode wrong numbers. A step
-        without features is one that a detector of features cannot judge, and says so.
+        The number of a step that is left out is used up. Therefore the reader notices the gap.
         """
-        fields: dict[str, Any] = {'inference_time': inference.inference_time}
-        if inference.token_probability is not None:
-            fields['token_probability'] = inference.token_probability
-            fields['token_entropy'] = inference.token_entropy
-        if inference.instruction:
-            fields['instruction'] = inference.instruction
         with self._lock:
-            if self._sink is not None:
-                self._ask(
-                    'publish',
-                    inference.features,
-                    inference.actions,
-                    stamp=inference.stamp,
-                    **fields,
-                )
+            if self._sink is None:
+                return
+            if wanted and inference.features is None:
+                self._ask('skip', inference.problem)
+                return
+            fields: dict[str, Any] = {'inference_time': inference.inference_time}
+            if inference.token_probability is not None:
+                fields['token_probability'] = inference.token_probability
+                fields['token_entropy'] = inference.token_entropy
+            if inference.instruction:
+                fields['instruction'] = inference.instruction
+            self._ask(
+                'publish', inference.features, inference.actions, stamp=inference.stamp, **fields
+            )
 
     def _ask(self, method: str, *values: Any, **named: Any) -> Any:
         if self._sink is None:

@@ -44,9 +44,9 @@ class Listener(Protocol):
 class WrappedMethod:
     """Calls the method of a policy, and tells a listener when the call begins and ends.
 
-    It takes the place of the method as an attribute of the object, until :meth:`restore`. Arguments,
-    result and exceptions pass unchanged. A copy of the policy (``copy.deepcopy``, pickle) has the
-    method as it was.
+    It takes the place of the method as an attribute of the object, until :meth:`restore`. The
+    arguments, the result and exceptions pass unchanged. A copy of the policy (``copy.deepcopy``,
+    pickle) has the method as it was.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class WrappedMethod:
         self._original = getattr(self._owner, self._name)
         # Not the attributes of a compiled function: torch.compile would look for it behind them.
         functools.update_wrapper(self, self._original, updated=())
-        self._before = vars(self._owner).get(self._name, _NOTHING)
+        self._before = self._own_attribute()
         self._begin = outside_graphs(listener.begin)
         self._finish = outside_graphs(listener.finish)
         self._fail = outside_graphs(listener.fail)
@@ -92,13 +92,16 @@ class WrappedMethod:
 
     def restore(self) -> bool:
         """Put the method back; returns False if the attribute was replaced in the meantime."""
-        if vars(self._owner).get(self._name) is not self:
+        if self._own_attribute() is not self:
             return False
         if self._before is _NOTHING:
             delattr(self._owner, self._name)
         else:
             setattr(self._owner, self._name, self._before)
         return True
+
+    def _own_attribute(self) -> Any:
+        return getattr(self._owner, '__dict__', {}).get(self._name, _NOTHING)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The owner is copied at the same time, and still has the method of its class.

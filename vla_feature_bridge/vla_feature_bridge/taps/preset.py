@@ -155,7 +155,9 @@ class Preset:
 
     def __post_init__(self) -> None:
         for entry in fields(self):
-            value = checked(self.name, entry.name, entry.metadata['kind'], getattr(self, entry.name))
+            value = checked(
+                self.name, entry.name, entry.metadata['kind'], getattr(self, entry.name)
+            )
             object.__setattr__(self, entry.name, value)
         if self.module and not self.feature:
             object.__setattr__(self, 'feature', self.module)

@@ -18,9 +18,7 @@ _MAX_BYTES = 1 << 16
 def preset_names() -> list[str]:
     """Return the names of the presets of this package, sorted."""
     return sorted(
-        entry.name[: -len('.yaml')]
-        for entry in _folder().iterdir()
-        if entry.name.endswith('.yaml')
+        entry.name[: -len('.yaml')] for entry in _folder().iterdir() if entry.name.endswith('.yaml')
     )
 
 

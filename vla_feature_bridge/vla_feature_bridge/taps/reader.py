@@ -78,6 +78,18 @@ class Reader:
             problem='; '.join(running.problems.values()),
         )
 
+    def failed(self, running: Running, seconds: float) -> Inference:
+        """Return an inference that could not be read."""
+        return Inference(
+            feature_name=self._name,
+            calls=running.calls,
+            instruction=running.instruction,
+            inference_time=seconds,
+            stamp=running.stamp,
+            thread=running.thread,
+            problem='; '.join(running.problems.values()),
+        )
+
     def _actions(self, running: Running, result: Any) -> np.ndarray | None:
         try:
             return actions_of(self._preset, result)
@@ -150,9 +162,7 @@ class Reader:
             'the submodule that the policy calls, before anything is compiled'
         )
 
-    def _features(
-        self, running: Running, kept: int
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+    def _features(self, running: Running, kept: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Return the raw and the wanted features; notes a problem if they have another shape."""
         raw = running.states.array(kept)[:, 0]
         raw = raw if self._preset.stacked else raw[0]

@@ -211,7 +211,11 @@ class Recorder:
         if self._closed:
             return
         seconds = time.perf_counter() - running.began
-        inference = self._reader.read(running, result, seconds)
+        try:
+            inference = self._reader.read(running, result, seconds)
+        except Exception as error:  # The step must not be missing without a notice.
+            running.note('internal', f'the tap failed: {type(error).__name__}: {error}')
+            inference = self._reader.failed(running, seconds)
         self._reuse(running)
         for kind, text in running.problems.items():
             self._report(kind, text)

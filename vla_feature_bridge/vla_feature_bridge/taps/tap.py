@@ -12,7 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vla_feature_bridge.taps.episodes import Episodes, StepSink
+from vla_feature_bridge.episode_steps import StepSink
+from vla_feature_bridge.taps.episodes import Episodes
 from vla_feature_bridge.taps.errors import TapError, nearest
 from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.paths import find_module, find_number
@@ -28,7 +29,7 @@ class FeatureTap:
 
     ::
 
-        tap = FeatureTap(policy, 'lerobot_pi0', sink=sender)
+        tap = FeatureTap(policy, 'lerobot_pi0', sink='unix:/tmp/safe_bridge.sock')
         tap.start(task='open_drawer')
         ...  # the policy runs as always, and each inference is sent
         tap.end(success=True)
@@ -48,8 +49,10 @@ class FeatureTap:
         Name of a preset (``python -m vla_feature_bridge.taps list``), path of a YAML file, path of
         a submodule of the policy whose input is the hidden state, such as ``'model.head'``, or
         ``'auto'``: the preset that names the class of the policy.
-    sink : StepSink, optional
-        Where each inference is published, such as ``vla_feature_bridge.wire.StepSender``.
+    sink : StepSink or str, optional
+        Where each inference is published: a sink such as ``vla_feature_bridge.wire.StepSender``, or
+        the address of the bridge (``'unix:/path'``, ``'tcp://host:port'``), for which a sender is
+        made.
     episodes : 'caller' or 'reset'
         Who starts and ends the episodes of the sink: the caller by :meth:`start` and :meth:`end`,
         or the ``reset`` method of the policy. With 'reset', an episode starts at the first
@@ -63,6 +66,7 @@ class FeatureTap:
     Attributes
     ----------
     preset : Preset
+    sink : StepSink or None
     last : Inference or None
         The newest inference.
     problems : collections.Counter
@@ -78,23 +82,44 @@ class FeatureTap:
         self,
         policy: Any,
         preset: str | Path | Preset,
+        /,
         *,
-        sink: StepSink | None = None,
+        sink: StepSink | str | None = None,
         episodes: str = 'caller',
         clock: Callable[[], int] = time.time_ns,
         **changes: Any,
     ) -> None:
         if episodes not in ('caller', 'reset'):
             raise TapError(where='episodes', expected="'caller' or 'reset'", found=repr(episodes))
+        if episodes == 'reset' and sink is None:
+            raise TapError(where="episodes='reset'", expected='a sink', found='none')
         self.preset = _preset_of(policy, preset, changes)
         self.last: Inference | None = None
         self.problems: Counter[str] = Counter()
         self._policy, self._closed = policy, False
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[Inference], Any]] = []
-        self._episodes = Episodes(sink, episodes == 'reset', self._report)
+        self._owns_sink = isinstance(sink, str)
+        self.sink = self._sender(sink) if isinstance(sink, str) else sink
+        self._episodes = Episodes(self.sink, episodes == 'reset', self._report)
+        try:
+            self._attach(clock, episodes)
+        except BaseException:
+            self._close_sink()
+            raise
+
+    def _sender(self, address: str) -> StepSink:
+        from vla_feature_bridge.wire import StepSender
+
+        return StepSender(address, **self.sink_options())
+
+    def _close_sink(self) -> None:
+        if self._owns_sink and self.sink is not None:
+            self.sink.close()
+
+    def _attach(self, clock: Callable[[], int], episodes: str) -> None:
         self._recorder = Recorder(
-            policy,
+            self._policy,
             self.preset,
             clock=clock,
             report=self._report,
@@ -128,38 +153,28 @@ class FeatureTap:
         """How many actions are executed before the next inference; None if the caller knows it."""
         return find_number(self._policy, [s for s in self.preset.exec_horizon if s != CALLER])
 
-    def sink_options(self, exec_horizon: int | None = None) -> dict[str, Any]:
+    def sink_options(self) -> dict[str, Any]:
         """Return the keywords that a ``StepSender`` or ``StepPublisher`` needs for this policy.
-
-        Parameters
-        ----------
-        exec_horizon : int, optional
-            How many actions are executed before the next inference, if the policy does not know.
 
         Raises
         ------
         TapError
-            Neither the policy nor the caller says the ``exec_horizon``.
+            Only the caller knows the ``exec_horizon``, and did not give it.
         """
-        horizon = self.exec_horizon if exec_horizon is None else exec_horizon
-        if horizon is None:
+        if self.exec_horizon is None:
             raise TapError(
                 where=f'preset {self.preset.name}',
                 expected='an exec_horizon from the caller',
                 found='none',
                 advice='say how many actions the robot executes before the next inference: '
-                'exec_horizon=...',
+                'FeatureTap(..., exec_horizon=8)',
             )
         return {
             'feature_name': self.feature_name,
-            'exec_horizon': horizon,
+            'exec_horizon': self.exec_horizon,
             'policy': self.preset.policy,
             'action_space': self.preset.action_space,
         }
-
-    def publish_to(self, sink: StepSink) -> None:
-        """Publish all further inferences to this sink."""
-        self._episodes.set_sink(sink)
 
     @property
     def unfinished(self) -> int:
@@ -188,13 +203,14 @@ class FeatureTap:
             self._episodes.end(success, reason)
 
     def detach(self) -> None:
-        """Remove the tap: the policy is as it was before. Does not close the sink."""
+        """Remove the tap: the policy is as it was before. Closes the sink if the tap made it."""
         if self._closed:
             return
         self._closed = True
         self._recorder.detach()
         self._recorder.drop_unfinished('detach')
         self._episodes.close()
+        self._close_sink()
 
     def __enter__(self) -> FeatureTap:
         return self
@@ -214,7 +230,7 @@ class FeatureTap:
 
     def _hand_on(self, inference: Inference) -> None:
         self.last = inference
-        self._episodes.publish(inference)
+        self._episodes.publish(inference, bool(self.preset.module))
         for callback in self._callbacks:
             try:
                 callback(inference)
