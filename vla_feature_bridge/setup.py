@@ -9,7 +9,7 @@ setup(
     name=PACKAGE,
     version='0.2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['py.typed']},
+    package_data={PACKAGE: ['py.typed', 'taps/presets/*.yaml']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -21,7 +21,10 @@ setup(
         'pyarrow>=17',
         'setuptools',
     ],
-    extras_require={'test': ['hypothesis', 'pytest']},  # colcon test looks here
+    extras_require={
+        'taps': ['PyYAML>=6', 'torch>=2.2'],
+        'test': ['hypothesis', 'pytest'],  # colcon test looks here
+    },
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',

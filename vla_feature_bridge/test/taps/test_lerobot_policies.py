@@ -78,9 +78,7 @@ EXPECTED = {
 }
 WORDS = ('Action', ':', 'w300', 'w301', '|')
 every_preset = pytest.mark.parametrize('name', MAKERS)
-flow_presets = pytest.mark.parametrize(
-    'name', ['lerobot_pi0', 'lerobot_pi05', 'lerobot_smolvla']
-)
+flow_presets = pytest.mark.parametrize('name', ['lerobot_pi0', 'lerobot_pi05', 'lerobot_smolvla'])
 
 
 @pytest.fixture(scope='module')
@@ -357,7 +355,9 @@ def test_real_time_chunking(make, name):
 def test_a_policy_with_an_adapter_of_peft(make):
     peft = pytest.importorskip('peft')
     policy = make('lerobot_pi0')
-    config = peft.LoraConfig(r=2, target_modules=policy._get_default_peft_targets()['target_modules'])
+    config = peft.LoraConfig(
+        r=2, target_modules=policy._get_default_peft_targets()['target_modules']
+    )
     early = FeatureTap(policy, 'lerobot_pi0', pooling='raw')
     wrapped = peft.get_peft_model(policy, config)
     late = FeatureTap(wrapped, 'auto', pooling='raw')
@@ -387,9 +387,7 @@ def test_a_compiled_policy(make, name):
         torch.manual_seed(5)
         policy.select_action(tiny.observation())
         assert tap.last.problem == ''
-        np.testing.assert_allclose(
-            tap.last.features, expected.last.features, rtol=1e-3, atol=1e-3
-        )
+        np.testing.assert_allclose(tap.last.features, expected.last.features, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.slow

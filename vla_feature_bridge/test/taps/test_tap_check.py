@@ -109,7 +109,7 @@ def test_an_inference_that_does_not_happen(robot, capsys):
     [
         (['missing.yaml', '--policy', 'my_robot:load'], 'expected a method, found nothing'),
         (['nothing.yaml', '--policy', 'my_robot:load'], 'nothing.yaml: expected a readable file'),
-        (['good.yaml', '--policy', 'my_robot'], "--policy: expected MODULE:NAME such as"),
+        (['good.yaml', '--policy', 'my_robot'], '--policy: expected MODULE:NAME such as'),
         (['good.yaml', '--policy', 'my_robots:load'], "No module named 'my_robots'"),
         (['good.yaml', '--policy', 'my_robot:loads'], "has no attribute 'loads'"),
         (['auto', '--policy', 'my_robot:load'], 'a class that a preset names'),

@@ -40,9 +40,7 @@ def replayed(policy, features):
     return x.detach().numpy()
 
 
-@pytest.mark.parametrize(
-    'backend', ['eager', pytest.param('inductor', marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize('backend', ['eager', pytest.param('inductor', marks=pytest.mark.slow)])
 def test_a_tap_before_the_first_inference_sees_every_call(backend):
     policy = compiled_policy(backend)
     tap = flow_tap(policy, pooling='raw')

@@ -38,7 +38,12 @@ def test_actions_are_the_same_with_and_without_a_tap():
 
 
 @pytest.mark.parametrize(
-    'fields', [{}, {'episodes': 'reset', 'sink': 'unix:/tmp/nobody_listens_here.sock'}, {'token_logits': True}]
+    'fields',
+    [
+        {},
+        {'episodes': 'reset', 'sink': 'unix:/tmp/nobody_listens_here.sock'},
+        {'token_logits': True},
+    ],
 )
 def test_detach_leaves_the_policy_as_it_was(fields):
     policy = FlowPolicy()
@@ -160,20 +165,35 @@ def test_an_exception_of_the_policy_passes_and_the_next_inference_is_whole():
     np.testing.assert_array_equal(tap.last.features, seen.features)
 
 
-def test_taps_may_be_removed_in_any_order():
+@pytest.mark.parametrize('order', [(0, 1, 2), (2, 1, 0), (1, 0, 2), (1, 2, 0)])
+def test_taps_may_be_removed_in_any_order(order):
     policy = FlowPolicy()
-    first, second = flow_tap(policy), flow_tap(policy)
-    first.detach()
-    infer(policy)
-    assert first.last is None
-    assert second.last.calls == 5
-    second.detach()
-    seen = second.last
-    infer(policy)
-    assert second.last is seen
-    # The wrapper of the first stays inside, and does nothing.
-    assert first.problems == {'replaced': 1}
-    assert first.last is None
+    before = traces(policy)
+    taps = [flow_tap(policy) for _ in range(3)]
+    left = set(range(3))
+    for number in order:
+        taps[number].detach()
+        left.remove(number)
+        for tap in taps:
+            tap.last = None
+        infer(policy)
+        assert {n for n, tap in enumerate(taps) if tap.last} == left
+    assert traces(policy) == before
+    assert not any(tap.problems for tap in taps)
+
+
+def test_an_attribute_that_somebody_else_replaced_is_left(caplog):
+    policy = FlowPolicy()
+    tap = flow_tap(policy)
+    tapped = policy.predict_action_chunk
+    policy.predict_action_chunk = lambda *args: 2 * tapped(*args)
+    tap.detach()
+    assert tap.problems == {'replaced': 1}
+    assert 'predict_action_chunk was replaced after the tap was attached' in caplog.text
+    doubled = infer(policy)
+    del policy.predict_action_chunk
+    assert torch.equal(doubled, 2 * infer(policy))
+    assert tap.last is None
 
 
 def test_inferences_inside_a_detached_method_are_not_noted(caplog):

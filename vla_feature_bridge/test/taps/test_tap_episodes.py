@@ -25,7 +25,9 @@ class Bridge:
 
     def __init__(self, address):
         self.address, self.messages = address, []
-        self._receiver = StepReceiver([address], lambda source, message: self.messages.append(message))
+        self._receiver = StepReceiver(
+            [address], lambda source, message: self.messages.append(message)
+        )
         self._receiver.set_status(True)
 
     def __enter__(self):

@@ -80,7 +80,9 @@ def test_other_dtypes_are_kept_and_bfloat16_is_exact(dtype):
     state, noise = policy.observation()['observation.state'], policy.noise()
     _, states = recorded(
         policy,
-        lambda: policy.predict_action_chunk({'observation.state': state.to(dtype)}, noise.to(dtype)),
+        lambda: policy.predict_action_chunk(
+            {'observation.state': state.to(dtype)}, noise.to(dtype)
+        ),
     )
     assert states.dtype == dtype
     expected = states.float() if dtype == torch.bfloat16 else states
@@ -168,7 +170,6 @@ class Head(nn.Module):
                 self.head(states=tensor)
             else:
                 self.head(tensor)
-
 
 
 def numbers(*shape):

@@ -92,7 +92,13 @@ class WrappedMethod:
 
     def restore(self) -> bool:
         """Put the method back; returns False if the attribute was replaced in the meantime."""
-        if self._own_attribute() is not self:
+        outer = self._own_attribute()
+        while isinstance(outer, WrappedMethod) and outer is not self:
+            if outer._original is self:  # another tap came later, and stays
+                outer._original, outer._before = self._original, self._before
+                return True
+            outer = outer._original
+        if outer is not self:
             return False
         if self._before is _NOTHING:
             delattr(self._owner, self._name)
