@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The presets of the package, and what is refused in a file of a user."""
 
+import sys
 from dataclasses import fields
 
 import pytest
@@ -169,8 +170,6 @@ def test_a_preset_is_found_by_the_class_of_the_policy_or_of_its_base():
 
 
 def test_without_pyyaml_the_error_says_what_to_install(monkeypatch):
-    import sys
-
     monkeypatch.setitem(sys.modules, 'yaml', None)
-    with pytest.raises(TapError, match='expected the package PyYAML.*pip install'):
+    with pytest.raises(TapError, match=r'expected the package PyYAML.*pip install'):
         load_preset('openvla')
