@@ -3,7 +3,7 @@
 
 They need an environment with LeRobot, in Python 3.12 or newer::
 
-    pip install 'lerobot[pi,smolvla,diffusion]==0.6.1' peft pytest
+    pip install 'lerobot[pi,smolvla,diffusion]==0.6.1' peft dm-tree pytest
     HF_HUB_OFFLINE=1 python -m pytest vla_feature_bridge/test/taps/test_lerobot_policies.py
 """
 
@@ -401,3 +401,47 @@ def test_a_tap_after_the_first_compiled_inference_says_so(make):
     assert tap.last.features is None
     assert 'model.sample_actions' in tap.last.problem
     assert 'before the first inference' in tap.last.problem
+
+
+# -- GR00T N1.7
+
+
+@pytest.fixture
+def groot():
+    pytest.importorskip('tree', reason='GR00T of LeRobot needs dm-tree: pip install dm-tree')
+    return tiny.groot
+
+
+@pytest.mark.parametrize('use_bf16', [False, True])
+def test_groot_gives_the_positions_of_actions(groot, use_bf16):
+    policy = groot(use_bf16=use_bf16)
+    raw = FeatureTap(policy, 'lerobot_groot', pooling='raw')
+    pooled = FeatureTap(policy, 'auto')
+    decoder = policy._groot_model.action_head.action_decoder
+    with inputs_by_hand(decoder) as found:
+        action = policy.select_action(tiny.groot_observation())
+    states = torch.cat(found)
+    assert states.shape == (4, 1 + 10, 24), 'the state comes first'
+    assert raw.last.problem == ''
+    assert raw.last.dtype == ('bfloat16' if use_bf16 else 'float32')
+    expected = states[:, 1:].float().numpy()
+    np.testing.assert_array_equal(raw.last.features, expected)
+    spec = FeatureSpec('', 0, ('denoise', 'horizon'), FLOW_POOLING)
+    np.testing.assert_array_equal(pooled.last.features, spec.apply(expected))
+    np.testing.assert_array_equal(raw.last.actions[:, 0], action.float().numpy())
+    assert raw.last.instruction == 'fold the towel'
+    assert raw.exec_horizon == 6
+
+
+def test_groot_in_order_leads_to_the_actions(groot):
+    policy = groot()
+    tap = FeatureTap(policy, 'lerobot_groot', pooling='raw')
+    torch.manual_seed(4)
+    policy.predict_action_chunk(tiny.groot_observation())
+    torch.manual_seed(4)
+    x = torch.randn(1, 10, 6)
+    decoder = policy._groot_model.action_head.action_decoder
+    with torch.no_grad():
+        for state in torch.from_numpy(tap.last.features):
+            x = x + decoder(state[None], torch.tensor([1])) / 4
+    np.testing.assert_allclose(tap.last.actions, x[:, :6].numpy(), rtol=0, atol=1e-5)

@@ -286,3 +286,94 @@ def say(policy, words):
     head = policy.model.paligemma_with_expert.paligemma.lm_head
     head.register_forward_hook(force)
     return said
+
+
+# -- GR00T N1.7
+
+
+def groot(**changes):
+    """Return a GR00T N1.7 policy; needs the package dm-tree."""
+    from lerobot.policies.groot import groot_n1_7, modeling_groot
+    from lerobot.policies.groot.configuration_groot import GrootConfig
+
+    config = groot_n1_7.GR00TN17Config(
+        model_dtype='float32',
+        dtype='float32',
+        backbone_embedding_dim=32,
+        select_layer=2,
+        max_state_dim=STATE_DIM,
+        max_action_dim=ACTION_DIM,
+        action_horizon=10,
+        hidden_size=24,
+        input_embedding_dim=32,
+        max_num_embodiments=2,
+        diffusion_model_cfg={
+            'positional_embeddings': None,
+            'num_layers': 4,
+            'num_attention_heads': 2,
+            'attention_head_dim': 16,
+            'norm_type': 'ada_norm',
+            'output_dim': 24,
+            'interleave_self_attention': True,
+        },
+        vl_self_attention_cfg={'num_layers': 0},
+        num_inference_timesteps=4,
+    )
+    torch.manual_seed(0)
+    with mock.patch.object(groot_n1_7, '_cosmos_reason2_qwen3_vl_config', _tiny_qwen):
+        model = groot_n1_7.GR00TN17(config, load_backbone_weights=False).eval()
+    options = {'chunk_size': 10, 'n_action_steps': 6, 'device': 'cpu', 'use_bf16': False, **changes}
+    with mock.patch.object(modeling_groot.GR00TN17, 'from_pretrained', lambda **kwargs: model):
+        return modeling_groot.GrootPolicy(GrootConfig(**features(), **options)).eval()
+
+
+def _tiny_qwen():
+    from transformers import Qwen3VLConfig
+
+    return Qwen3VLConfig(
+        image_token_id=60,
+        video_token_id=61,
+        vision_start_token_id=62,
+        vision_end_token_id=63,
+        text_config={
+            'hidden_size': 32,
+            'intermediate_size': 64,
+            'num_hidden_layers': 2,
+            'num_attention_heads': 2,
+            'num_key_value_heads': 1,
+            'head_dim': 16,
+            'vocab_size': 64,
+            'rope_scaling': {
+                'mrope_interleaved': True,
+                'mrope_section': [4, 2, 2],
+                'rope_type': 'default',
+            },
+        },
+        vision_config={
+            'depth': 1,
+            'hidden_size': 16,
+            'intermediate_size': 32,
+            'num_heads': 2,
+            'out_hidden_size': 32,
+            'patch_size': 4,
+            'spatial_merge_size': 2,
+            'temporal_patch_size': 2,
+            'num_position_embeddings': 16,
+            'deepstack_visual_indexes': [0],
+        },
+    )
+
+
+def groot_observation(seed=0):
+    """Return a batch as the processor of GR00T makes it: tokens, patches of one image, a state."""
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.tensor([[5, 62, 60, 63, 7, 9]])
+    return {
+        'input_ids': ids,
+        'attention_mask': torch.ones_like(ids),
+        'pixel_values': torch.randn(4, 3 * 2 * 4 * 4, generator=generator),
+        'image_grid_thw': torch.tensor([[1, 2, 2]]),
+        'state': torch.randn(1, 1, STATE_DIM, generator=generator),
+        'embodiment_id': torch.tensor([1]),
+        'task': ['fold the towel'],
+    }
