@@ -63,27 +63,42 @@ A tap never raises an error into the policy. `Inference.problem` says what is wr
 inference, and `tap.problems` counts each kind. The log has the first of each kind. If features are
 wrong, the step is left out. Its number is used up, so that the monitor notices the gap."""
 
+#: Kind of value in the schema, in words.
+VALUES = {
+    'texts': 'list of texts',
+    'argument': 'number or name',
+    'numbers': 'number, path, or a list of both',
+    'keep': 'one of the four',
+    'names': 'list of names',
+    'pooling': 'list of AXIS=COMMAND',
+    'vocabulary': '`all` or `fast`',
+    'paths': 'path, or list of paths',
+    'run or read': '`run` or `read`',
+    'true or false': '`true` or `false`',
+}
+
+LOST, SENT, NONE = 'is left out', 'is sent', '-'
 PROBLEM_KINDS = (
     (
         'no_calls',
         'The submodule was not called: another one is in use, or it was compiled before the tap '
         'was attached.',
-        True,
+        LOST,
     ),
-    ('wrong_calls', 'The submodule was called more or less often than the preset says.', True),
-    ('batch', 'The policy got several observations, or beam search is on.', True),
-    ('shape', 'The hidden state has other axes than the preset says, or another width.', True),
-    ('dtype', 'The hidden state is no float32, bfloat16, float16 or float64.', True),
-    ('actions', 'The method returned no actions of the stated axes.', False),
-    ('tokens', 'The output of the submodule is no logits, or they are not finite.', False),
-    ('raised', 'The policy itself raised an exception. The tap passes it on.', True),
-    ('unfinished', 'An episode ended before the last call of an inference (`ends: calls`).', True),
-    ('callback', 'A function given to `on_inference` raised an exception.', False),
-    ('sink', 'The sink raised an exception.', False),
-    ('no_sink', '`start` or `end` was called, but the tap has no sink.', False),
-    ('closed', '`start` or `end` was called after `detach`.', False),
-    ('replaced', 'A wrapped method was replaced by other code after the tap was attached.', False),
-    ('internal', 'A defect of the tap. Please report it.', True),
+    ('wrong_calls', 'The submodule was called more or less often than the preset says.', LOST),
+    ('batch', 'The policy got several observations, or beam search is on.', LOST),
+    ('shape', 'The hidden state has other axes than the preset says, or another width.', LOST),
+    ('dtype', 'The hidden state is no float32, bfloat16, float16 or float64.', LOST),
+    ('actions', 'The method returned no actions of the stated axes.', SENT),
+    ('tokens', 'The output of the submodule is no logits, or they are not finite.', SENT),
+    ('raised', 'The policy itself raised an exception. The tap passes it on.', NONE),
+    ('unfinished', 'An episode ended before the last call of an inference (`ends: calls`).', NONE),
+    ('callback', 'A function given to `on_inference` raised an exception.', SENT),
+    ('sink', 'The sink raised an exception.', LOST),
+    ('no_sink', '`start` or `end` was called, but the tap has no sink.', NONE),
+    ('closed', '`start` or `end` was called after `detach`.', NONE),
+    ('replaced', 'A wrapped method was replaced by other code after the tap was attached.', NONE),
+    ('internal', 'A defect of the tap. Please report it.', LOST),
 )
 
 
@@ -136,16 +151,15 @@ def schema_table() -> str:
         if isinstance(default, tuple):
             default = ', '.join(map(str, default))
         shown = 'required' if entry.name == 'name' else f'`{yaml_value(default)}`'
-        rows.append((f'`{entry.name}`', entry.metadata['kind'], shown, entry.metadata['doc']))
+        kind = entry.metadata['kind']
+        rows.append((f'`{entry.name}`', VALUES.get(kind, kind), shown, entry.metadata['doc']))
     return markdown(rows)
 
 
 def problem_table() -> str:
     """Return the Markdown table of the kinds of problems."""
-    rows = [('kind', 'meaning', 'the step')]
-    for kind, meaning, is_lost in PROBLEM_KINDS:
-        rows.append((f'`{kind}`', meaning, 'is left out' if is_lost else 'is sent'))
-    return markdown(rows)
+    rows = [(f'`{kind}`', meaning, step) for kind, meaning, step in PROBLEM_KINDS]
+    return markdown([('kind', 'meaning', 'the step'), *rows])
 
 
 def yaml_value(value: object) -> str:

@@ -32,7 +32,7 @@ def test_the_page_says_what_each_preset_does():
 
 
 def test_the_page_has_every_key_of_a_preset():
-    page = preset_docs.page()
+    page = preset_docs.schema_table()
     for entry in fields(Preset):
         (row,) = re.findall(rf'^\| `{entry.name}` \|.*$', page, flags=re.MULTILINE)
         assert entry.metadata['doc'].replace('|', '\\|') in row

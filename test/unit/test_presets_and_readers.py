@@ -7,9 +7,7 @@ from safe_training.recordings.sources import READERS
 from vla_feature_bridge.step import NO_FEATURE
 from vla_feature_bridge.taps import load_preset, preset_names
 
-RECORDED = {
-    name: pooling for reader in READERS for name, pooling in reader.default_pooling.items()
-}
+RECORDED = {name: pooling for reader in READERS for name, pooling in reader.default_pooling.items()}
 #: Features of policies whose recordings no reader knows.
 ONLY_LIVE = {'lerobot_act': 'pre_action', 'lerobot_diffusion': 'pre_noise'}
 
