@@ -147,7 +147,10 @@ class Connection:
         self._socket.settimeout(HELLO_TIMEOUT)
         hello_until = time.monotonic() + HELLO_TIMEOUT
         while not self.is_aborted:
-            count = self._socket.recv_into(reader.space())
+            try:
+                count = self._socket.recv_into(reader.space())
+            except ConnectionResetError:  # The sender has ended without reading our last status.
+                count = 0
             if count == 0:
                 if not reader.is_between_frames and not self.is_aborted:
                     raise ConnectionError('in the middle of a frame')
