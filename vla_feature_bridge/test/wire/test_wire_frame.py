@@ -14,11 +14,11 @@ from hypothesis.extra import numpy as arrays
 
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
 from vla_feature_bridge.tensors import DTYPES
+from vla_feature_bridge.wire.budget import Budget
 from vla_feature_bridge.wire.frame import (
     MAX_HEADER,
     MAX_PAYLOAD,
     PREFIX,
-    Budget,
     FrameError,
     FrameReader,
     VersionError,
