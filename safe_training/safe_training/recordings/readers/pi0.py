@@ -31,4 +31,4 @@ class Pi0Source(OpenpiSource):
     def detect(path: Path) -> str | None:
         if not is_root(path) or find_policy(path) != 'pi0':
             return None
-        return 'holds env_records and policy_records without tokens'
+        return 'contains env_records and policy_records without tokens'

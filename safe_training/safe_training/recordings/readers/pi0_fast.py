@@ -35,4 +35,4 @@ class Pi0FastSource(OpenpiSource):
     def detect(path: Path) -> str | None:
         if not is_root(path) or has_env_names_of_droid(path) or find_policy(path) != 'pi0_fast':
             return None
-        return 'holds env_records and policy_records with tokens'
+        return 'contains env_records and policy_records with tokens'

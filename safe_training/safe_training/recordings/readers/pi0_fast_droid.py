@@ -47,7 +47,7 @@ class Pi0FastDroidSource(Pi0FastSource):
             return None
         if find_policy(roots[0]) != 'pi0_fast':
             return None
-        return f'holds {len(roots)} root{"s" * (len(roots) > 1)} of env_records and policy_records'
+        return f'contains {len(roots)} roots with env_records and policy_records'
 
     def _list(self) -> tuple[list[OpenpiEpisode], list[str]]:
         episodes: list[OpenpiEpisode] = []
@@ -82,9 +82,9 @@ class Pi0FastDroidSource(Pi0FastSource):
         if len(kept) < len(episodes):
             self.notes.append(
                 f'the published protocol leaves out {len(episodes) - len(standard)} of '
-                f'{len(episodes)} episodes that are not of standard length and '
-                f'{len(standard) - len(kept)} to balance success rates (at most {MAX_ROLLOUTS} a '
-                'task); --all-episodes keeps them'
+                f'{len(episodes)} episodes, because their length is not the standard length, and '
+                f'{len(standard) - len(kept)} episodes, to balance the success rates (at most '
+                f'{MAX_ROLLOUTS} episodes for each task); --all-episodes keeps these episodes'
             )
         return [standard[index] for index in kept]
 

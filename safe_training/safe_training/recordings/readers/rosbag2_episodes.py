@@ -19,6 +19,7 @@ from vla_feature_bridge.step import PolicyStep
 #: Key in ``custom_data`` of our recordings for metadata that messages cannot contain.
 CUSTOM_KEY = 'safe_rollout_set'
 CUSTOM_VERSION = 1
+_CONVERT_AGAIN = 'convert the rollout set to a recording again with this version of the software'
 
 #: Fields stored for each episode, with their types.
 _EXTRAS = {
@@ -136,22 +137,41 @@ def read_extras(path: Path, text: str | None) -> dict[str, Any]:
     """
     if text is None:
         return {'episodes': {}}
-    problem = f'{path}: expected custom data {CUSTOM_KEY!r} as convert writes it, found'
+    where = str(path)
+    expected = f'the custom data {CUSTOM_KEY!r} in the form that convert writes'
     try:
         extras = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DumpError(f'{problem} {str(error)[:160]}') from None
+        raise DumpError(
+            where=where,
+            expected=expected,
+            found=f'text that is not JSON ({str(error)[:160]})',
+            advice=_CONVERT_AGAIN,
+        ) from None
     if type(extras) is not dict or extras.get('version') != CUSTOM_VERSION:
-        raise DumpError(f'{problem} a different version')
+        raise DumpError(
+            where=where,
+            expected=expected,
+            found='a different version',
+            advice=_CONVERT_AGAIN,
+        )
     episodes = extras.get('episodes')
     if type(episodes) is not dict or type(extras.get('feature')) not in (dict, type(None)):
         raise DumpError(
-            f'{problem} a different layout; convert the rollout set again with this version'
+            where=where,
+            expected=expected,
+            found='a different layout',
+            advice=_CONVERT_AGAIN,
         )
     for name, extra in episodes.items():
         if type(extra) is not dict or not all(
             type(value) is _EXTRAS.get(key) and (type(value) is not int or abs(value) < 2**62)
             for key, value in extra.items()
         ):
-            raise DumpError(f'{problem} fields with a wrong type for episode {name[:200]!r}')
+            raise DumpError(
+                where=where,
+                expected=expected,
+                found=f'fields with a wrong type for episode {name[:200]!r}',
+                advice=_CONVERT_AGAIN,
+            )
     return extras

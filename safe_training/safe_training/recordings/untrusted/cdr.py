@@ -32,7 +32,11 @@ _TENSOR = 'safe_msgs/msg/Tensor'
 _HEADER = 'std_msgs/msg/Header'
 _TIME = 'builtin_interfaces/msg/Time'
 _NANOSECONDS = 1_000_000_000
-#: Our own definitions have 3000 characters, comments included.
+_OTHER_VERSION = (
+    'the recording was made with another version of this software: convert the recording to a '
+    'rollout set with that version'
+)
+#: Our own definitions have 3000 characters, including comments.
 _MAX_DEFINITION_CHARACTERS = 1 << 16
 
 #: Definitions of other packages that ours use.
@@ -89,7 +93,7 @@ def own_definition(name: str) -> str:
     Raises
     ------
     BagMessageError
-        The installation lacks the definition.
+        The installation does not contain the definition.
     """
     if name in _STANDARD:
         return _STANDARD[name]
@@ -99,9 +103,11 @@ def own_definition(name: str) -> str:
         if (folder / file).is_file():
             return (folder / file).read_text(encoding='utf-8')
     raise BagMessageError(
-        f'{folders[0] / file}: expected the copy of this definition that the installation makes, '
-        'found none, no safe_msgs in a checkout, and no installed package safe_msgs; install '
-        'safe_training again from a checkout (pip install ./safe_training), or source the workspace'
+        where=f'{folders[0] / file}',
+        expected='the copy of this message definition that the installation makes',
+        found='no copy, no folder safe_msgs in a checkout, and no installed package safe_msgs',
+        advice='install safe_training again from a checkout with: pip install ./safe_training, '
+        'or source the ROS workspace',
     )
 
 
@@ -139,15 +145,19 @@ def check_definition(name: str, encoding: str, text: str) -> None:
     Raises
     ------
     BagMessageError
-        They differ: the bag was recorded with other messages of the same name.
+        The definitions differ: the bag was recorded with other messages of the same name.
     """
     from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
 
     if not text or encoding not in ('ros2msg', 'ros2idl'):
         return
-    problem = f'expected the definition of {name} that this software has, found'
+    expected = f'the definition of {name} in this software'
     if len(text) > _MAX_DEFINITION_CHARACTERS:
-        raise BagMessageError(f'{problem} one of {len(text)} characters')
+        raise BagMessageError(
+            expected=expected,
+            found=f'a definition of {len(text)} characters',
+            advice=_OTHER_VERSION,
+        )
     try:
         if encoding == 'ros2msg':
             found: dict[str, Any] = dict(get_types_from_msg(text, name))
@@ -158,13 +168,16 @@ def check_definition(name: str, encoding: str, text: str) -> None:
                 found |= get_types_from_idl(idl) if idl.strip() else {}
     # For manipulated text, the parser can raise other exceptions than its own error class.
     except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
-        raise BagMessageError(f'{problem} one that cannot be read ({_short(error)})') from None
+        raise BagMessageError(
+            expected=expected,
+            found=f'a definition that cannot be read ({_short(error)})',
+            advice=_OTHER_VERSION,
+        ) from None
     ours = _typestore().fielddefs
     for part in (name, *_PARTS[name]):
         if part not in found or found[part][1] != ours[part][1]:
             raise BagMessageError(
-                f'{problem} another definition of {part}; the bag was recorded with another '
-                'version of this software: convert the bag with that version'
+                expected=expected, found=f'a different definition of {part}', advice=_OTHER_VERSION
             )
 
 
@@ -220,15 +233,16 @@ def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
     where = f'step {message.step} of episode {message.episode_id[:200]!r}'
     features = _array(message.features, f'{where}: features')
     if features is None or features.ndim == 0:
-        raise BagMessageError(f'{where}: expected features, found none')
+        raise BagMessageError(where=where, expected='features', found='no features')
     names = message.signal_names
     if len(names) != len(message.signals) or len(set(names)) != len(names):
         raise BagMessageError(
-            f'{where}: expected one name for each of {len(message.signals)} signals, found '
-            f'{len(set(names))} different names'
+            where=where,
+            expected=f'one name for each of {len(message.signals)} signals, and different names',
+            found=f'{len(names)} names, {len(set(names))} of them different',
         )
     if not message.episode_id:
-        raise BagMessageError(f'{where}: expected an episode_id, found an empty one')
+        raise BagMessageError(where=where, expected='an episode_id', found='an empty episode_id')
     return PolicyStep(
         features=features,
         feature_name=message.features.name,
@@ -263,8 +277,9 @@ def _unpacked(field: StepField, value: Any, where: str) -> Any:
     array = _array(value, f'{where}: {field.name}')
     if array is not None and array.ndim != len(field.axes):
         raise BagMessageError(
-            f'{where}: expected {field.name} of shape ({", ".join(field.axes)}), '
-            f'found {array.shape}'
+            where=where,
+            expected=f'{field.name} of shape ({", ".join(field.axes)})',
+            found=f'shape {array.shape}',
         )
     return array
 
@@ -295,9 +310,17 @@ def event_from_cdr(data: bytes | memoryview) -> Event:
     message = _unpack(data, EVENT)
     where = f'event of episode {message.episode_id[:200]!r}'
     if message.kind not in (KIND_START, KIND_END, KIND_LABEL):
-        raise BagMessageError(f'{where}: expected kind 0, 1 or 2, found {message.kind}')
+        raise BagMessageError(
+            where=where,
+            expected='kind 0 (start), 1 (end) or 2 (label)',
+            found=f'kind {message.kind}',
+        )
     if message.outcome not in OUTCOMES:
-        raise BagMessageError(f'{where}: expected outcome 0, 1 or 2, found {message.outcome}')
+        raise BagMessageError(
+            where=where,
+            expected='outcome 0 (unknown), 1 (success) or 2 (failure)',
+            found=f'outcome {message.outcome}',
+        )
     return Event(
         episode_id=message.episode_id,
         kind=message.kind,
@@ -315,14 +338,21 @@ def _unpack(data: bytes | memoryview, name: str) -> Any:
     try:
         return _typestore().deserialize_cdr(data, name)
     except SerdeError as error:
-        raise BagMessageError(f'expected a {name}, found other bytes ({_short(error)})') from None
+        raise BagMessageError(
+            expected=f'a message of type {name}',
+            found=f'bytes of a different form ({_short(error)})',
+        ) from None
 
 
 def _header(stamp: int) -> Any:
     types = _typestore().types
     seconds = stamp // _NANOSECONDS
     if not -(2**31) <= seconds < 2**31:
-        raise BagMessageError(f'expected a stamp of 32 bits of seconds, found {stamp} ns')
+        raise BagMessageError(
+            expected='a stamp whose seconds fit 32 bits',
+            found=f'{stamp} ns',
+            advice='correct the stamps of this episode',
+        )
     time = types[_TIME](sec=seconds, nanosec=stamp % _NANOSECONDS)
     return types[_HEADER](stamp=time, frame_id='')
 
@@ -351,7 +381,7 @@ def _array(tensor: Any, where: str) -> np.ndarray | None:
     if not tensor.dtype:
         if len(tensor.data):
             raise BagMessageError(
-                f'{where}: expected a dtype for {len(tensor.data)} bytes, found none'
+                where=where, expected=f'a dtype for {len(tensor.data)} bytes', found='no dtype'
             )
         return None
     try:

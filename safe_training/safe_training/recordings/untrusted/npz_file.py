@@ -14,9 +14,17 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_AGAIN, DumpError
 
 _MAX_ARRAY_BYTES = 16 << 30
+_NO_OBJECTS = (
+    'Python objects can execute code during reading: write the archive with arrays of numbers or '
+    'texts only'
+)
+
+
+class _PythonObjectsError(ValueError):
+    """An array contains Python objects."""
 
 
 def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -36,7 +44,10 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
             }
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
         raise DumpError(
-            f'{path}: expected a NumPy archive (.npz), found {error}; copy the file again'
+            where=str(path),
+            expected='a NumPy archive (.npz)',
+            found=str(error),
+            advice=_advice(error),
         ) from error
 
 
@@ -55,7 +66,7 @@ def read_array(path: Path, name: str) -> np.ndarray:
             expected = math.prod(shape) * dtype.itemsize
             if size - start != expected or expected > _MAX_ARRAY_BYTES:
                 raise ValueError(
-                    f'array {name} of shape {shape} and {dtype} in {size - start} bytes'
+                    f'array {name} of shape {shape} and {dtype} in {size - start} bytes',
                 )
             with archive.open(f'{name}.npy') as member:
                 data = member.read()
@@ -69,10 +80,17 @@ def read_array(path: Path, name: str) -> np.ndarray:
         KeyError,
     ) as error:
         raise DumpError(
-            f'{path}: expected array {name} of a NumPy archive, found {error}; copy the file again'
+            where=str(path),
+            expected=f'the array {name} of a NumPy archive',
+            found=str(error),
+            advice=_advice(error),
         ) from error
     array = np.frombuffer(data, dtype, offset=start) if expected else np.empty(0, dtype)
     return array.reshape(shape, order='F' if fortran else 'C')
+
+
+def _advice(error: Exception) -> str:
+    return _NO_OBJECTS if isinstance(error, _PythonObjectsError) else COPY_AGAIN
 
 
 def _read_header(
@@ -86,11 +104,11 @@ def _read_header(
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read is None:
-            raise ValueError(f'array {name} in .npy version {version}')
+            raise ValueError(
+                f'array {name} in version {version} of the .npy format',
+            )
         shape, fortran, dtype = read(member)
         start = member.tell()
     if dtype.hasobject:
-        raise ValueError(
-            f'array {name} of Python objects, which would execute code when they are read'
-        )
+        raise _PythonObjectsError(f'an array {name} of Python objects')
     return shape, dtype, fortran, start
