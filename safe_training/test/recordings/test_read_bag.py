@@ -118,7 +118,7 @@ def test_storage_file_alone(tmp_path, name):
     folder = record(tmp_path / 'run', rollouts, storage)
     shutil.move(folder / name, tmp_path / name)
     assert_recorded(tmp_path / name)
-    with pytest.raises(DumpError, match='this file of the recording, found none'):
+    with pytest.raises(DumpError, match=f'{name}: expected this file, .* found no file'):
         open_source(folder)
     shutil.move(tmp_path / name, tmp_path / 'without suffix')
     assert_recorded(tmp_path / 'without suffix')
@@ -225,7 +225,7 @@ def test_without_events_the_instruction_is_the_task(tmp_path):
 def test_late_beginning_and_lost_steps(tmp_path):
     rollouts = [bag_rollout(n) for n in range(3)]
     record(tmp_path / 'late', rollouts, keep=lambda r, t: r is not rollouts[1] or t > 0)
-    refused(tmp_path / 'late', 'all steps from 0 to 4, found 4, without 0')
+    refused(tmp_path / 'late', 'all steps from 0 to 4, found 4 steps without step 0')
     source = open_source(tmp_path / 'late', skip_bad=True)
     assert [r.episode_id for r in source.rollouts()] == ['lauf/ü0', 'lauf/ü2']
     assert len(source.skipped) == 1
@@ -235,14 +235,17 @@ def test_late_beginning_and_lost_steps(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
-        ({'features': np.full(16, np.nan, np.float32)}, 'finite features'),
-        ({'features': np.zeros(16, np.float16)}, 'one float dtype'),
+        (
+            {'features': np.full(16, np.nan, np.float32)},
+            'features without NaN and infinity, found NaN .* step 3',
+        ),
+        ({'features': np.zeros(16, np.float16)}, 'one float dtype .* found float16 at step 3'),
         ({'features': np.zeros(16, np.int32)}, 'one float dtype'),
-        ({'features': np.zeros(17, np.float32)}, 'width 16 at every step'),
-        ({'feature_name': 'other'}, "found 'other'"),
-        ({'actions': None}, 'one shape and dtype'),
-        ({'actions': np.full((2, 3, 7), np.inf)}, 'finite actions'),
-        ({'exec_horizon': 3}, 'one exec_horizon'),
+        ({'features': np.zeros(17, np.float32)}, 'width 16 at all steps, .* width 17 at step 3'),
+        ({'feature_name': 'other'}, "found the feature 'other'"),
+        ({'actions': None}, 'one dtype and one shape'),
+        ({'actions': np.full((2, 3, 7), np.inf)}, 'actions without NaN and infinity'),
+        ({'exec_horizon': 3}, 'one exec_horizon at all steps, found 2, 3'),
         ({'step': 1}, 'step 1 twice'),
         ({'episode_id': ''}, 'expected an episode_id'),
     ],
@@ -268,7 +271,7 @@ def test_steps_so_unlike_that_a_table_of_them_would_be_huge(tmp_path):
     odd = rollout.step(39)
     odd.token_entropy = np.zeros(200_000, np.float32)
     record(tmp_path / 'run', [rollout], keep=lambda r, t: t < 39, extra_steps=[(10**18, odd)])
-    refused(tmp_path / 'run', 'similar number of tokens')
+    refused(tmp_path / 'run', 'similar numbers of tokens')
 
 
 def test_another_version_of_the_messages(tmp_path, monkeypatch):
@@ -279,7 +282,7 @@ def test_another_version_of_the_messages(tmp_path, monkeypatch):
         lambda name: text.replace('uint32 step ', 'uint64 step ') if name == STEP else '',
     )
     record(tmp_path / 'run', [bag_rollout(0)])
-    refused(tmp_path / 'run', 'another definition of safe_msgs/msg/PolicyStep')
+    refused(tmp_path / 'run', 'found a different definition of safe_msgs/msg/PolicyStep')
 
 
 def test_definition_is_compared_and_never_made_into_code(tmp_path, monkeypatch):
@@ -295,18 +298,30 @@ def test_definition_is_compared_and_never_made_into_code(tmp_path, monkeypatch):
     ('text', 'match'),
     [
         ('', 'an empty file'),
-        ('episode_id\nlauf/ü0\n', 'expected a header with the columns'),
-        ('episode_id,outcome\nlauf/ü0\n', 'line 2: expected 2 values'),
+        (
+            'episode_id\nlauf/ü0\n',
+            'expected a first line with the columns .* found the columns episode_id',
+        ),
+        ('episode_id,outcome\nlauf/ü0\n', 'line 2: expected 2 values, .* found fewer'),
         ('episode_id,outcome\nlauf/ü0,good\n', "line 2.*found 'good'"),
-        ('episode_id,outcome\nlauf/ü0,success\nlauf/ü0,failure\n', 'line 3.*two'),
+        (
+            'episode_id,outcome\nlauf/ü0,success\nlauf/ü0,failure\n',
+            'line 3: expected one line for .* found a second line',
+        ),
         ('episode_id,outcome\nanother,success\n', "found 'another'"),
-        ('episode_id,outcome,failure_step\nlauf/ü0,failure,5\n', 'from 0 to 4, found 5'),
+        (
+            'episode_id,outcome,failure_step\nlauf/ü0,failure,5\n',
+            'failure_step from 0 to 4, .* found 5',
+        ),
         ('episode_id,outcome,failure_step\nlauf/ü0,failure,-1\n', "found '-1'"),
         (
             'episode_id,outcome,failure_step\nlauf/ü0,success,1\n',
-            "no failure_step, because the outcome is 'success', found 1",
+            "no failure_step, because the outcome is 'success', found failure_step 1",
         ),
-        ('episode_id,outcome\n"lauf/ü0,success\n', 'expected a csv'),
+        (
+            'episode_id,outcome\n"lauf/ü0,success\n',
+            'expected a csv file of labels, found text that is not csv',
+        ),
     ],
 )
 def test_bad_csv(tmp_path, text, match):

@@ -76,12 +76,13 @@ class Episode:
         if step.step in self.steps:
             self.problem = self.problem or (
                 f'expected each step once, found step {step.step} twice; two recordings or two '
-                'policies use the same episode_id'
+                'policies used the same episode_id'
             )
         elif feature != self.feature:
             self.problem = self.problem or (
-                f'expected features {self.feature[0]!r} of width {self.feature[2]} at every '
-                f'step, found {step.feature_name!r} of width {feature[2]} at step {step.step}'
+                f'expected the feature {self.feature[0]!r} with {self.feature[1]} axes and width '
+                f'{self.feature[2]} at all steps, found the feature {step.feature_name!r} with '
+                f'{feature[1]} axes and width {feature[2]} at step {step.step}'
             )
         self.steps.add(step.step)
         self.last = max(self.last, time)
@@ -93,9 +94,9 @@ class Episode:
         if self.steps != set(range(len(self.steps))):
             missing = next(n for n in range(len(self.steps)) if n not in self.steps)
             return (
-                f'expected all steps from 0 to {max(self.steps)}, found {len(self.steps)}, '
-                f'without {missing}; the recording started after the episode began, or messages '
-                'were lost'
+                f'expected all steps from 0 to {max(self.steps)}, found {len(self.steps)} steps '
+                f'without step {missing}; the recording began after the episode, or messages were '
+                'lost'
             )
         return ''
 

@@ -192,8 +192,8 @@ def open_bag(path: Path) -> Bag:
             where=f'{path / METADATA}',
             expected=f'the metadata of a recording, because the folder {why}',
             found='no file',
-            advice=f'make this file with: ros2 bag reindex {shlex.quote(str(path))}, or give the path of the mcap '
-            'or db3 file instead of the folder',
+            advice=f'make this file with: ros2 bag reindex {shlex.quote(str(path))}, or give the '
+            'path of the mcap or db3 file instead of the folder',
         )
     if (path / METADATA).stat().st_size > MAX_METADATA_BYTES:
         raise DumpError(
