@@ -34,7 +34,7 @@ from safe_training.recordings.readers.rosbag2_arrays import (
 )
 from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, Episode, read_extras
 from safe_training.recordings.untrusted.bag import detect_bag, open_bag
-from safe_training.recordings.untrusted.bag_budget import Message
+from safe_training.recordings.untrusted.bag_budget import Message, Topic
 from safe_training.recordings.untrusted.cdr import (
     EVENT,
     STEP,
@@ -65,6 +65,7 @@ class RosbagSource(Source):
         self._extras = read_extras(path, self._bag.custom.get(CUSTOM_KEY))
         self._unreadable: list[str] = []
         self._episodes: dict[str, Episode] = {}
+        self._layouts: dict[Topic, str] = {}
         self._scan()
         self._label()
         self._number()
@@ -142,7 +143,7 @@ class RosbagSource(Source):
                     event = event_from_cdr(message.data)
                     events.setdefault(event.episode_id, []).append((message.time, event))
                 else:
-                    self._note(message, step_from_cdr(message.data))
+                    self._note(message, step_from_cdr(message.data, self._layout(message.topic)))
             except BagMessageError as error:
                 self._leave_out(f'{self.path}: topic {message.topic.name[:200]!r}: {error}')
         self._check_topics()
@@ -168,10 +169,7 @@ class RosbagSource(Source):
     def _check_topics(self) -> None:
         for topic in self._bag.topics:
             if topic.type in (STEP, EVENT):
-                try:
-                    check_definition(topic.type, topic.encoding, topic.definition)
-                except BagMessageError as error:
-                    raise DumpError(f'{self.path}: topic {topic.name[:200]!r}: {error}') from None
+                self._layout(topic)
         if self._episodes or self._unreadable:
             return
         found = ', '.join(f'{t.name[:80]!r} ({t.type[:80]!r})' for t in self._bag.topics[:8])
@@ -182,6 +180,16 @@ class RosbagSource(Source):
             found=f'no such message in the topics {found}' if found else 'no topic',
             advice='record with: ros2 bag record vla/policy_step vla/episode',
         )
+
+    def _layout(self, topic: Topic) -> str:
+        """Return the layout of the messages of a topic, by its definition."""
+        if topic not in self._layouts:
+            try:
+                layout = check_definition(topic.type, topic.encoding, topic.definition)
+            except BagMessageError as error:
+                raise DumpError(f'{self.path}: topic {topic.name[:200]!r}: {error}') from None
+            self._layouts[topic] = layout
+        return self._layouts[topic]
 
     # -- task and outcome
 
@@ -228,7 +236,10 @@ class RosbagSource(Source):
     # -- features
 
     def _find_feature(self) -> FeatureSpec:
-        """Return the feature of the first good episode; reports episodes with other features."""
+        """Return the feature of the first good episode.
+
+        Episodes with a different feature or action space are reported as bad.
+        """
         good = [episode for episode in self._episodes.values() if not episode.check()]
         if not good:
             return self._no_episode()
@@ -240,6 +251,11 @@ class RosbagSource(Source):
                     f'episode {good[0].episode_id!r}, found the feature {episode.feature[0]!r} '
                     f'with {episode.feature[1]} axes and width {episode.feature[2]}; if the '
                     'recording contains several features, choose one feature with --feature NAME'
+                )
+            elif episode.action_space != good[0].action_space:
+                episode.problem = (
+                    f'expected the action space {good[0].action_space!r}, as in episode '
+                    f'{good[0].episode_id!r}, found {episode.action_space!r}'
                 )
         self.policy = good[0].policy
         recorded = self._recorded_spec(name, ndim, width)
@@ -304,7 +320,7 @@ class RosbagSource(Source):
         for message in self._bag.messages((STEP,)):
             try:
                 # A copy: a view would keep the whole unpacked chunk in memory.
-                step = step_from_cdr(bytes(message.data))
+                step = step_from_cdr(bytes(message.data), self._layout(message.topic))
             except BagMessageError:
                 continue  # reported in the first pass
             name = step.episode_id
@@ -347,6 +363,7 @@ class RosbagSource(Source):
             failure_step=episode.label.failure_step,
             video=extra.get('video', ''),
             unseen=extra.get('unseen', False),
+            action_space=episode.action_space,
             feature_lengths=lengths,
             **fields,
         )

@@ -3,13 +3,14 @@
 
 The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``), or the
 files of the same checkout. Code is generated only from these definitions. A definition in a bag is
-compared with our definition and is then ignored.
+compared with our present and older definitions, and is then ignored.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,10 +33,6 @@ _TENSOR = 'safe_msgs/msg/Tensor'
 _HEADER = 'std_msgs/msg/Header'
 _TIME = 'builtin_interfaces/msg/Time'
 _NANOSECONDS = 1_000_000_000
-_OTHER_VERSION = (
-    'the recording was made with another version of this software: convert the recording to a '
-    'rollout set with that version'
-)
 #: Our own definitions have 3000 characters, including comments.
 _MAX_DEFINITION_CHARACTERS = 1 << 16
 
@@ -51,14 +48,14 @@ _STANDARD = {
         'int32 sec\nuint32 nanosec\n'
     ),
 }
+#: Layout of the steps of version 0.1: the present fields without the last field.
+_STEP_0_1 = f'{STEP}Of0_1'
+_NOT_IN_0_1 = ('action_space',)
 _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
 class BagMessageError(SafeError):
-    """A message in a bag cannot be read or written.
-
-    This is also raised if its definition in the bag differs from our definition.
-    """
+    """A message in a bag, or its definition, cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -123,10 +120,7 @@ def _definition_folders() -> list[Path]:
 
 
 def full_definition(name: str) -> str:
-    """Return the text of a definition and of all definitions that it uses.
-
-    Recorders store this format in a bag.
-    """
+    """Return the definition with all definitions that it uses, as recorders store it in a bag."""
     parts = [own_definition(name)]
     for part in _PARTS[name]:
         package, _, short = part.replace('/msg/', '/').partition('/')
@@ -139,8 +133,11 @@ def type_hash(name: str) -> str:
     return str(_typestore().hash_rihs01(name))
 
 
-def check_definition(name: str, encoding: str, text: str) -> None:
-    """Compare the definition in a bag with ours, field by field; ignores comments.
+def check_definition(name: str, encoding: str, text: str) -> str:
+    """Return the layout of messages, for :func:`step_from_cdr`, by their definition in a bag.
+
+    The definition is compared with ours field by field; comments are ignored. The layout is empty
+    if the bag has no definition in a known language.
 
     Raises
     ------
@@ -150,14 +147,9 @@ def check_definition(name: str, encoding: str, text: str) -> None:
     from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
 
     if not text or encoding not in ('ros2msg', 'ros2idl'):
-        return
-    expected = f'the definition of {name} in this software'
+        return ''
     if len(text) > _MAX_DEFINITION_CHARACTERS:
-        raise BagMessageError(
-            expected=expected,
-            found=f'a definition of {len(text)} characters',
-            advice=_OTHER_VERSION,
-        )
+        raise _other_definition(name, f'a definition of {len(text)} characters')
     try:
         if encoding == 'ros2msg':
             found: dict[str, Any] = dict(get_types_from_msg(text, name))
@@ -168,17 +160,26 @@ def check_definition(name: str, encoding: str, text: str) -> None:
                 found |= get_types_from_idl(idl) if idl.strip() else {}
     # For manipulated text, the parser can raise other exceptions than its own error class.
     except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
-        raise BagMessageError(
-            expected=expected,
-            found=f'a definition that cannot be read ({_short(error)})',
-            advice=_OTHER_VERSION,
-        ) from None
+        problem = f'a definition that cannot be read ({_short(error)})'
+        raise _other_definition(name, problem) from None
     ours = _typestore().fielddefs
+    fields = found[name][1] if name in found else None
+    layouts = (name, _STEP_0_1) if name == STEP else (name,)
+    layout = next((known for known in layouts if fields == ours[known][1]), '')
     for part in (name, *_PARTS[name]):
-        if part not in found or found[part][1] != ours[part][1]:
-            raise BagMessageError(
-                expected=expected, found=f'a different definition of {part}', advice=_OTHER_VERSION
-            )
+        is_ours = layout if part == name else part in found and found[part][1] == ours[part][1]
+        if not is_ours:
+            raise _other_definition(name, f'a different definition of {part}')
+    return layout
+
+
+def _other_definition(name: str, found: str) -> BagMessageError:
+    return BagMessageError(
+        expected=f'the definition of {name} in this software',
+        found=found,
+        advice='the recording was made with another version of this software: convert the '
+        'recording to a rollout set with that version',
+    )
 
 
 @cache
@@ -189,6 +190,8 @@ def _typestore() -> Any:
     types: dict[str, Any] = {}
     for name in (_TIME, _HEADER, _TENSOR, STEP, EVENT):
         types |= get_types_from_msg(own_definition(name), name)
+    constants, fields = types[STEP]
+    types[_STEP_0_1] = (constants, [field for field in fields if field[0] not in _NOT_IN_0_1])
     store.register(types)
     return store
 
@@ -215,32 +218,38 @@ def step_to_cdr(step: PolicyStep) -> memoryview:
         exec_horizon=step.exec_horizon,
         signal_names=list(step.signals),
         signals=np.array(list(step.signals.values()), np.float32),
+        action_space=step.action_space,
         **{f.name: _packed(f, getattr(step, f.name)) for f in STEP_FIELDS if f.kind != 'stamp'},
     )
     packed: memoryview = _typestore().serialize_cdr(message, STEP, little_endian=True)
     return packed
 
 
-def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
+def step_from_cdr(data: bytes | memoryview, layout: str = STEP) -> PolicyStep:
     """Return the step of these bytes; its arrays are views of ``data``.
+
+    Parameters
+    ----------
+    data : bytes
+    layout : str
+        Layout that :func:`check_definition` returned. If it is empty, the layout is found by the
+        length: an older layout has 5 or more bytes less, and bags pad messages by at most 3 bytes.
 
     Raises
     ------
     BagMessageError
         The bytes are not a step, or the fields of the step do not match each other.
     """
-    message = _unpack(data, STEP)
+    message = _unpack_step(data, layout)
     where = f'step {message.step} of episode {message.episode_id[:200]!r}'
     features = _array(message.features, f'{where}: features')
     if features is None or features.ndim == 0:
         raise BagMessageError(where=where, expected='features', found='no features')
     names = message.signal_names
     if len(names) != len(message.signals) or len(set(names)) != len(names):
-        raise BagMessageError(
-            where=where,
-            expected=f'one name for each of {len(message.signals)} signals, and different names',
-            found=f'{len(names)} names, {len(set(names))} of them different',
-        )
+        expected = f'{len(message.signals)} different names of signals, one for each signal'
+        found = f'{len(names)} names, {len(set(names))} of them different'
+        raise BagMessageError(where=where, expected=expected, found=found)
     if not message.episode_id:
         raise BagMessageError(where=where, expected='an episode_id', found='an empty episode_id')
     return PolicyStep(
@@ -253,12 +262,21 @@ def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
         instruction=message.instruction,
         exec_horizon=message.exec_horizon,
         signals=dict(zip(names, map(float, message.signals), strict=True)),
+        action_space=getattr(message, 'action_space', ''),
         **{
-            f.name: _unpacked(f, getattr(message, f.name), where)
-            for f in STEP_FIELDS
-            if f.kind != 'stamp'
+            field.name: _unpacked(field, getattr(message, field.name), where)
+            for field in STEP_FIELDS
+            if field.kind != 'stamp'
         },
     )
+
+
+def _unpack_step(data: bytes | memoryview, layout: str) -> Any:
+    if layout:
+        return _unpack(data, layout)
+    with suppress(BagMessageError):
+        return _unpack(data, _STEP_0_1)
+    return _unpack(data, STEP)
 
 
 def _packed(field: StepField, value: Any) -> Any:
@@ -276,11 +294,8 @@ def _unpacked(field: StepField, value: Any, where: str) -> Any:
         return value
     array = _array(value, f'{where}: {field.name}')
     if array is not None and array.ndim != len(field.axes):
-        raise BagMessageError(
-            where=where,
-            expected=f'{field.name} of shape ({", ".join(field.axes)})',
-            found=f'shape {array.shape}',
-        )
+        expected = f'{field.name} of shape ({", ".join(field.axes)})'
+        raise BagMessageError(where=where, expected=expected, found=f'shape {array.shape}')
     return array
 
 
@@ -310,17 +325,11 @@ def event_from_cdr(data: bytes | memoryview) -> Event:
     message = _unpack(data, EVENT)
     where = f'event of episode {message.episode_id[:200]!r}'
     if message.kind not in (KIND_START, KIND_END, KIND_LABEL):
-        raise BagMessageError(
-            where=where,
-            expected='kind 0 (start), 1 (end) or 2 (label)',
-            found=f'kind {message.kind}',
-        )
+        kinds = 'kind 0 (start), 1 (end) or 2 (label)'
+        raise BagMessageError(where=where, expected=kinds, found=f'kind {message.kind}')
     if message.outcome not in OUTCOMES:
-        raise BagMessageError(
-            where=where,
-            expected='outcome 0 (unknown), 1 (success) or 2 (failure)',
-            found=f'outcome {message.outcome}',
-        )
+        outcomes = 'outcome 0 (unknown), 1 (success) or 2 (failure)'
+        raise BagMessageError(where=where, expected=outcomes, found=f'outcome {message.outcome}')
     return Event(
         episode_id=message.episode_id,
         kind=message.kind,
@@ -338,10 +347,8 @@ def _unpack(data: bytes | memoryview, name: str) -> Any:
     try:
         return _typestore().deserialize_cdr(data, name)
     except SerdeError as error:
-        raise BagMessageError(
-            expected=f'a message of type {name}',
-            found=f'bytes of a different form ({_short(error)})',
-        ) from None
+        found = f'bytes of a different form ({_short(error)})'
+        raise BagMessageError(expected=f'a message of type {name}', found=found) from None
 
 
 def _header(stamp: int) -> Any:
@@ -379,10 +386,8 @@ def _tensor(array: np.ndarray | None, name: str) -> Any:
 
 def _array(tensor: Any, where: str) -> np.ndarray | None:
     if not tensor.dtype:
-        if len(tensor.data):
-            raise BagMessageError(
-                where=where, expected=f'a dtype for {len(tensor.data)} bytes', found='no dtype'
-            )
+        if count := len(tensor.data):
+            raise BagMessageError(where=where, expected=f'a dtype for {count} bytes', found='none')
         return None
     try:
         return array_of_bytes(tensor.dtype, tensor.shape.tolist(), tensor.data)
