@@ -46,7 +46,7 @@ def test_recording_with_other_topics(tmp_path, storage, definitions):
     assert_recorded(record(tmp_path / 'run', rollouts, storage, definitions=definitions))
     source = open_source(tmp_path / 'run')
     assert source.kind == 'rosbag2'
-    assert source.why == 'holds metadata.yaml of rosbag2'
+    assert source.why == 'contains metadata.yaml of rosbag2'
     assert source.feature == SPEC
 
 
@@ -271,7 +271,7 @@ def test_episodes_with_another_action_space(tmp_path):
     rollouts = [bag_rollout(0), bag_rollout(1, action_space='normalized'), bag_rollout(2)]
     record(tmp_path / 'run', rollouts)
     refused(
-        tmp_path / 'run', "the action space 'robot' as in episode 'lauf/ü0', found 'normalized'"
+        tmp_path / 'run', "the action space 'robot', as in episode 'lauf/ü0', found 'normalized'"
     )
     found = read(tmp_path / 'run', skip_bad=True)
     assert [r.episode_id for r in found] == ['lauf/ü0', 'lauf/ü2']
@@ -287,13 +287,13 @@ def test_a_step_that_ends_before_the_action_space_is_refused_if_its_definition_h
     for padding in range(4):
         found = bag_messages.step_from_cdr(old + bytes(padding), '')
         assert (found.action_space, found.inference_time) == ('', step.inference_time)
-    with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+    with pytest.raises(BagMessageError, match='a message of type safe_msgs/msg/PolicyStep'):
         bag_messages.step_from_cdr(old)
     for cut in range(1, len('robot') + 2):
-        with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+        with pytest.raises(BagMessageError, match='a message of type safe_msgs/msg/PolicyStep'):
             bag_messages.step_from_cdr(data[:-cut], '')
     for cut in range(1, 5):
-        with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+        with pytest.raises(BagMessageError, match='a message of type safe_msgs/msg/PolicyStep'):
             bag_messages.step_from_cdr(old[:-cut], '')
 
 
