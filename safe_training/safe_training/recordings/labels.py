@@ -176,7 +176,8 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
     if missing or len(set(names)) != len(names):
         raise DumpError(
             where=str(file),
-            expected=f'a first line with the columns {", ".join(COLUMNS)}, each column once',
+            expected=f'a first line with the columns {", ".join(COLUMNS[:2])} and, optionally, '
+            f'{COLUMNS[2]}, each column once',
             found=(f'the columns {", ".join(names)[:200]}' if names else 'an empty file'),
             advice=f'write this first line: {",".join(COLUMNS)}',
         )

@@ -233,7 +233,7 @@ def _read_meta(file: Path) -> dict[str, Any]:
         raise DumpError(
             where=str(file),
             expected=f'a JSON file of an episode with at most {_MAX_JSON_BYTES} bytes',
-            found=str(error),
+            found=f'the error: {error}',
             advice=COPY_OR_LEAVE_OUT,
         ) from error
     kinds = {

@@ -307,10 +307,11 @@ def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
     if type(value) is list and value:
         for step, part in enumerate(value):
             if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != value[0].shape:
+                first = f' and {shape_text(value[0])} at step 0' if step else ''
                 raise DumpError(
                     where=str(file),
                     expected='hidden states with one shape (tokens, width) at all steps',
-                    found=f'{shape_text(part)} at step {step} and {shape_text(value[0])} at step 0',
+                    found=f'{shape_text(part)} at step {step}{first}',
                     advice=LEAVE_OUT,
                 )
             if part.dtype != value[0].dtype:

@@ -51,7 +51,7 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
         raise DumpError(
             where=str(file),
             expected=f'the columns {", ".join(missing)}',
-            found=f'{len(header)} columns with other names',
+            found=f'{len(header)} columns with other names' if header else 'an empty file',
             advice=f'the file is not the csv file of an OpenVLA episode: {COPY_OR_LEAVE_OUT}',
         )
     if steps is None and not rows:
@@ -67,7 +67,8 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
             expected=f'{steps} rows, one row for each hidden state in the pickle',
             found=f'{len(rows)} rows',
             advice='the csv file and the pickle belong to different episodes, or one file is '
-            f'incomplete: {COPY_OR_LEAVE_OUT}',
+            'incomplete: copy both files from their source again, or leave the episode out with '
+            '--skip-bad',
         )
     used = [name for name in header if name in _ACTIONS or _is_quantity(name)]
     twice = next((name for name in used if used.count(name) > 1), None)

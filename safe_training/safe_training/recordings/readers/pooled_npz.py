@@ -181,7 +181,7 @@ class PooledNpzSource(Source):
             raise DumpError(
                 where=str(self.path),
                 expected='offsets as integers of shape (episodes + 1,), for at least one episode',
-                found=f'{offsets.dtype} of shape {offsets.shape}',
+                found=f'the dtype {offsets.dtype} and the shape {offsets.shape}',
                 advice=_CORRECT,
             )
         offsets = offsets.astype(np.int64)
@@ -279,7 +279,7 @@ class PooledNpzSource(Source):
                 where=str(self.path),
                 expected=f'{name} with float values, {steps} rows (one row for each step) and '
                 f'{" or ".join(map(str, dimensions))} axes',
-                found=f'{array.dtype} of shape {array.shape}',
+                found=f'the dtype {array.dtype} and the shape {array.shape}',
                 advice=_CORRECT,
             )
         return array
@@ -288,7 +288,7 @@ class PooledNpzSource(Source):
         count = len(self)
         success = self._array('success')
         if success.shape != (count,) or not np.isin(success, (0, 1)).all():
-            found = f'{success.dtype} of shape {success.shape}'
+            found = f'the dtype {success.dtype} and the shape {success.shape}'
             if success.shape == (count,):
                 found = f'the values {np.unique(success)[:8].tolist()}'
             raise DumpError(
@@ -338,7 +338,7 @@ class PooledNpzSource(Source):
             raise DumpError(
                 where=str(self.path),
                 expected=f'{name} with {count} integers',
-                found=f'{array.dtype} of shape {array.shape}',
+                found=f'the dtype {array.dtype} and the shape {array.shape}',
                 advice=_CORRECT,
             )
         return [int(value) for value in array]
@@ -350,7 +350,7 @@ class PooledNpzSource(Source):
             raise DumpError(
                 where=str(self.path),
                 expected=f'{name} with {"" if count is None else f"{count} "}texts',
-                found=f'{array.dtype} of shape {array.shape}',
+                found=f'the dtype {array.dtype} and the shape {array.shape}',
                 advice=_CORRECT,
             )
         return [str(value) for value in array]

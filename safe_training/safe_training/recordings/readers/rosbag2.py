@@ -177,7 +177,7 @@ class RosbagSource(Source):
         raise DumpError(
             where=str(self.path),
             expected=f'messages of type {STEP}{wanted}',
-            found=f'no such message in the topics {found}' if found else 'no topic',
+            found=f'no matching message in the topics {found}' if found else 'no topic',
             advice='record with: ros2 bag record vla/policy_step vla/episode',
         )
 
@@ -212,7 +212,7 @@ class RosbagSource(Source):
             if name not in self._episodes:
                 raise DumpError(
                     where=str(file),
-                    expected=f'the names of episodes of {self.path.name}',
+                    expected=f'names of episodes of {self.path.name}',
                     found=repr(name),
                     advice='correct the name, or move the file to another folder if the file '
                     'belongs to another recording',
@@ -247,9 +247,9 @@ class RosbagSource(Source):
         for episode in good:
             if episode.feature != good[0].feature:
                 episode.problem = (
-                    f'expected the feature {name!r} with {ndim} axes and width {width}, as in '
+                    f'expected the feature {name!r} (axes: {ndim}, width: {width}), as in '
                     f'episode {good[0].episode_id!r}, found the feature {episode.feature[0]!r} '
-                    f'with {episode.feature[1]} axes and width {episode.feature[2]}; if the '
+                    f'(axes: {episode.feature[1]}, width: {episode.feature[2]}); if the '
                     'recording contains several features, choose one feature with --feature NAME'
                 )
             elif episode.action_space != good[0].action_space:
@@ -340,8 +340,8 @@ class RosbagSource(Source):
         if len(horizons) > 1:
             raise DumpError(
                 where=where,
-                expected='one exec_horizon at all steps',
-                found=f'{", ".join(map(str, sorted(horizons)))}',
+                expected='one value of exec_horizon at all steps',
+                found=', '.join(map(str, sorted(horizons))),
                 advice=LEAVE_OUT,
             )
         fields = stacked_fields(where, steps)

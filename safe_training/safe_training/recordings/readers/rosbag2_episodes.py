@@ -89,9 +89,9 @@ class Episode:
             )
         elif feature != self.feature:
             self.problem = self.problem or (
-                f'expected the feature {self.feature[0]!r} with {self.feature[1]} axes and width '
-                f'{self.feature[2]} at all steps, found the feature {step.feature_name!r} with '
-                f'{feature[1]} axes and width {feature[2]} at step {step.step}'
+                f'expected the feature {self.feature[0]!r} (axes: {self.feature[1]}, width: '
+                f'{self.feature[2]}) at all steps, found the feature {step.feature_name!r} (axes: '
+                f'{feature[1]}, width: {feature[2]}) at step {step.step}'
             )
         elif step.action_space != self.action_space:
             self.problem = self.problem or (
@@ -109,8 +109,8 @@ class Episode:
             missing = next(n for n in range(len(self.steps)) if n not in self.steps)
             return (
                 f'expected all steps from 0 to {max(self.steps)}, found {len(self.steps)} steps '
-                f'without step {missing}; the recording began after the episode, or messages were '
-                'lost'
+                f'without step {missing}; the recording started after the start of the episode, '
+                'or messages were lost'
             )
         return ''
 

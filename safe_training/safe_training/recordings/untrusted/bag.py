@@ -136,7 +136,7 @@ def _unpack_file(file: Path, plain: Path) -> None:
         raise DumpError(
             where=str(file),
             expected='complete zstd data',
-            found=str(error),
+            found=f'the error: {error}',
             advice=COPY_AGAIN,
         ) from None
 
@@ -208,7 +208,7 @@ def open_bag(path: Path) -> Bag:
         raise DumpError(
             where=f'{path / METADATA}',
             expected='text in UTF-8',
-            found=str(error),
+            found=f'the error: {error}',
             advice=_METADATA_AGAIN,
         ) from None
     bag = Bag(path, why, [])
@@ -308,7 +308,7 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
         if bag.path.is_dir() and not place.is_file():
             raise DumpError(
                 where=str(place),
-                expected='this file, because the metadata names the file',
+                expected='this file, because the metadata of the recording contains this file name',
                 found='no file',
                 advice='copy the file from its source, or make the metadata again with: ros2 bag '
                 f'reindex {shlex.quote(str(bag.path))}',

@@ -61,7 +61,7 @@ class Budget:
             raise DumpError(
                 where=str(self.name),
                 expected=expected,
-                found='more bytes',
+                found='more bytes' if self.left < 0 else 'a larger message or chunk',
                 advice='the file was probably made to fill the memory: do not use the file',
             )
 
@@ -78,7 +78,7 @@ class Budget:
             raise DumpError(
                 where=str(self.name),
                 expected='complete zstd data',
-                found=str(error),
+                found=f'the error: {error}',
                 advice=COPY_AGAIN,
             ) from None
         return out
@@ -96,7 +96,7 @@ class Budget:
             raise DumpError(
                 where=str(self.name),
                 expected='complete lz4 data',
-                found=str(error),
+                found=f'the error: {error}',
                 advice=COPY_AGAIN,
             ) from None
         return out

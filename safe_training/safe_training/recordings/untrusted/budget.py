@@ -93,7 +93,7 @@ def kind_of(value: Any) -> str:
     """Return the kind of a value of the pickle machine, for a message."""
     names = {Pending: 'an incomplete array', Storage: 'a torch storage'}
     if type(value) is Global:
-        return value.name
+        return f'a reference to {value.name}'
     return names.get(type(value), f'a value of type {type(value).__name__}')
 
 

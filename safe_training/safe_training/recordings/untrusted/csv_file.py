@@ -29,7 +29,7 @@ def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
         raise DumpError(
             where=str(file),
             expected='a readable csv file in UTF-8',
-            found=str(error),
+            found=f'the error: {error}',
             advice=COPY_OR_LEAVE_OUT,
         ) from error
     rows = [row for row in rows if row]

@@ -151,7 +151,9 @@ class McapFile:
             # Opcode 0 is not a record: zeros at the end of an incomplete file must not count as
             # records.
             if len(head) != 9 or at + length > len(data) or head[0] == 0:
-                raise self._cut(f'a record of {length} bytes', f'{max(0, len(data) - at)} bytes')
+                raise self._cut(
+                    f'a record of {length} bytes', f'only {max(0, len(data) - at)} bytes'
+                )
             yield head[0], data[at : at + length]
             at += length
 

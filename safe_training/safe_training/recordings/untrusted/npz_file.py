@@ -23,8 +23,12 @@ _NO_OBJECTS = (
 )
 
 
-class _PythonObjectsError(ValueError):
-    """An array contains Python objects."""
+class _ArrayError(ValueError):
+    """An array of the archive is refused; the text of the error is what was found."""
+
+    def __init__(self, found: str, advice: str = COPY_AGAIN) -> None:
+        self.advice = advice
+        super().__init__(found)
 
 
 def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -43,12 +47,7 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
                 if name.endswith('.npy')
             }
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise DumpError(
-            where=str(path),
-            expected='a NumPy archive (.npz)',
-            found=str(error),
-            advice=_advice(error),
-        ) from error
+        raise _refusal(path, 'a NumPy archive (.npz)', error) from error
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
@@ -65,8 +64,8 @@ def read_array(path: Path, name: str) -> np.ndarray:
             size = archive.getinfo(f'{name}.npy').file_size
             expected = math.prod(shape) * dtype.itemsize
             if size - start != expected or expected > _MAX_ARRAY_BYTES:
-                raise ValueError(
-                    f'array {name} of shape {shape} and {dtype} in {size - start} bytes',
+                raise _ArrayError(
+                    f'{size - start} bytes for the array {name} of shape {shape} and dtype {dtype}'
                 )
             with archive.open(f'{name}.npy') as member:
                 data = member.read()
@@ -79,18 +78,17 @@ def read_array(path: Path, name: str) -> np.ndarray:
         RuntimeError,
         KeyError,
     ) as error:
-        raise DumpError(
-            where=str(path),
-            expected=f'the array {name} of a NumPy archive',
-            found=str(error),
-            advice=_advice(error),
-        ) from error
+        raise _refusal(path, f'an undamaged array {name}', error) from error
     array = np.frombuffer(data, dtype, offset=start) if expected else np.empty(0, dtype)
     return array.reshape(shape, order='F' if fortran else 'C')
 
 
-def _advice(error: Exception) -> str:
-    return _NO_OBJECTS if isinstance(error, _PythonObjectsError) else COPY_AGAIN
+def _refusal(path: Path, expected: str, error: Exception) -> DumpError:
+    if isinstance(error, _ArrayError):
+        return DumpError(where=str(path), expected=expected, found=str(error), advice=error.advice)
+    return DumpError(
+        where=str(path), expected=expected, found=f'the error: {error}', advice=COPY_AGAIN
+    )
 
 
 def _read_header(
@@ -104,11 +102,9 @@ def _read_header(
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read is None:
-            raise ValueError(
-                f'array {name} in version {version} of the .npy format',
-            )
+            raise _ArrayError(f'the array {name} in version {version} of the .npy format')
         shape, fortran, dtype = read(member)
         start = member.tell()
     if dtype.hasobject:
-        raise _PythonObjectsError(f'an array {name} of Python objects')
+        raise _ArrayError(f'the array {name} of Python objects', _NO_OBJECTS)
     return shape, dtype, fortran, start

@@ -129,9 +129,9 @@ class PickleMachine:
 
     def _top(self, kind: type) -> Any:
         if not self._stack or type(self._stack[-1]) is not kind:
-            expected = 'incomplete array' if kind is Pending else kind.__name__
+            expected = 'an incomplete array' if kind is Pending else f'a {kind.__name__}'
             raise Refused(
-                f'a value of type {expected} on the stack at byte {self.position}',
+                f'{expected} on the stack at byte {self.position}',
                 'a different value',
             )
         return self._stack[-1]
@@ -251,9 +251,8 @@ class PickleMachine:
         arguments = self._pop()
         function = self._pop()
         if type(function) is not Global or function.build is None:
-            raise Refused(
-                f'a known builder at byte {self.position}', f'a call of {kind_of(function)}'
-            )
+            name = function.name if type(function) is Global else kind_of(function)
+            raise Refused(f'a known builder at byte {self.position}', f'a call of {name}')
         if type(arguments) is not tuple:
             raise Refused(f'a tuple of arguments for {function.name}', kind_of(arguments))
         self._stack.append(function.build(arguments, self._budget))

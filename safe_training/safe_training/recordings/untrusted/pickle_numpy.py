@@ -51,7 +51,8 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
 
 def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
     """Return an array that waits for its shape, dtype and bytes."""
-    if not arguments or kind_of(arguments[0]) != 'numpy.ndarray':
+    kind = arguments[0] if arguments else None
+    if type(kind) is not Global or kind.name != 'numpy.ndarray':
         raise Refused('a numpy.ndarray', 'a different array class')
 
     def finish(state: Any, budget: Budget) -> np.ndarray[Any, Any]:
@@ -100,7 +101,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: str, budget: Budget) -> np.
     try:
         return flat(data, dtype, budget).reshape(shape, order='F' if order == 'F' else 'C')
     except ValueError as error:  # an empty array may claim more axes than numpy supports
-        raise Refused('a shape that numpy supports', str(error)) from None
+        raise Refused('a shape that numpy supports', f'the error: {error}') from None
 
 
 def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[Any, Any]:

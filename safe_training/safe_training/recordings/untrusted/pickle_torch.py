@@ -92,7 +92,7 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
             strides=[step * width for step in stride] if count else None,
         )
     except (ValueError, TypeError) as error:
-        raise Refused('a tensor that numpy supports', str(error)) from None
+        raise Refused('a tensor that numpy supports', f'the error: {error}') from None
 
 
 def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
@@ -201,7 +201,9 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:
-        raise Refused('a zip archive of torch.save', shown(str(error)), COPY_AGAIN) from None
+        raise Refused(
+            'a zip archive of torch.save', f'the error: {shown(str(error))}', COPY_AGAIN
+        ) from None
     members = {}
     for entry in entries:
         header = data[entry.header_offset : entry.header_offset + 30]

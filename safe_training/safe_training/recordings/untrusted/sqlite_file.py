@@ -63,7 +63,7 @@ class SqliteFile:
             raise DumpError(
                 where=str(self.name),
                 expected='the tables of rosbag2',
-                found=str(error)[:160],
+                found=f'the error: {str(error)[:160]}',
                 advice=COPY_AGAIN,
             ) from None
 

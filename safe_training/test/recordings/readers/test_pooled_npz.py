@@ -171,11 +171,11 @@ ARCHIVES = {
     ),
     'offsets-are-floats': (
         named(offsets=np.array([0.0, 6.0])),
-        'offsets as integers .* found float64',
+        'offsets as integers .* found the dtype float64',
     ),
     'success-too-short': (
         named(success=np.array([True, False])),
-        r'success with 3 values 0 or 1, .* found bool of shape \(2,\)',
+        r'success with 3 values 0 or 1, .* found the dtype bool and the shape \(2,\)',
     ),
     'success-is-2': (named(success=np.array([0, 1, 2])), r'found the values \[0, 1, 2\]'),
     'task-too-short': (named(task=np.array(['a', 'b'])), 'task with 3 texts'),

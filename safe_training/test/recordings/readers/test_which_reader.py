@@ -73,7 +73,9 @@ def test_what_no_reader_recognises(tmp_path):
     for part in ('rollout_set.json', 'offsets, success', 'task{t}--ep{e}--succ{0|1}.csv'):
         assert part in looked_for
     (tmp_path / 'z.npz').write_bytes(b'hello')
-    assert 'a NumPy archive (.npz), found File is not a zip file' in message(tmp_path / 'z.npz')
+    assert 'a NumPy archive (.npz), found the error: File is not a zip file' in message(
+        tmp_path / 'z.npz'
+    )
 
 
 def test_openpi_records_are_not_taken_for_openvla(tmp_path):
