@@ -197,7 +197,7 @@ class _Worker:
         )
 
     def convert(self, number: int) -> Result:
-        """Convert one episode in that process; raises the error that it raised."""
+        """Convert one episode in the process; raises the error of the process."""
         assert self._process.stdout is not None
         self._send({'number': number})
         line = self._process.stdout.readline()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes with their labels: of a rollout set in its index, of a recording in a csv file.
+"""The episodes of a rollout set or a recording, with their labels.
 
-A recording is never changed; its labels are in a csv file named after it.
+The labels of a rollout set are in its index. The labels of a recording are in a csv file beside the
+recording. The recording itself is never changed.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes set by people: in the index of a rollout set, or in the csv file of a recording.
+"""Outcomes that people set, in the index of a rollout set or in the csv file of a recording.
 
 The csv has a header and a row for each labelled episode::
 
@@ -7,9 +7,9 @@ The csv has a header and a row for each labelled episode::
     pick_up_the_mug/0,success,
     pick_up_the_mug/1,failure,17
 
-``outcome`` is ``success``, ``failure`` or ``unknown`` (overrides an outcome in the recording).
-``failure_step`` is the step at which a person saw the failure begin; it may be empty, and its
-column may be missing. Other columns stay as they are.
+``outcome`` is ``success``, ``failure`` or ``unknown``. The outcome in the csv file replaces the
+outcome in the recording. ``failure_step`` is the step at which a person saw the failure begin. This
+value may be empty, and the column may be missing. Other columns are not changed.
 """
 
 from __future__ import annotations

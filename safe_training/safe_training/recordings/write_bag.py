@@ -280,7 +280,10 @@ def _write_rollout(
     frequency: float,
     free: int,
 ) -> int:
-    """Write one episode at or after the time ``free``; returns when the next one may begin [ns]."""
+    """Write one episode at or after the time ``free``.
+
+    Returns the earliest time of the next episode [ns].
+    """
     stamps, times = recorded_times(rollout.stamps, len(rollout), frequency, free)
     shift = int(times[0]) - int(stamps[0])
     period = int(np.median(np.diff(times))) if len(times) > 1 else int(_SECOND / frequency)

@@ -19,7 +19,7 @@ EpisodeProgress = Callable[[int, int], None]
 Pooling = tuple[tuple[str, str], ...]
 
 #: Name of the feature of a source without features. Detectors that read only signals, actions or
-#: token statistics need no more.
+#: token statistics need no features.
 NO_FEATURE = 'none'
 
 
@@ -174,7 +174,7 @@ class EpisodeSource(Source):
         """Raise DumpError if names alone show that an episode is bad; reads no episode."""
 
     def __len__(self) -> int:
-        """Return the number of episodes, those that cannot be read included."""
+        """Return the number of episodes, including the episodes that cannot be read."""
         return self.episode_count + len(self.unmatched)
 
     @cached_property
@@ -255,8 +255,9 @@ def wanted_feature(
         Names of its axes, outermost first, without the width.
     options : ReadOptions
     default : pooling, optional
-        The pooling if the options name none. None takes the default of the reader whose format has
-        this feature: a rollout set or a recording can hold the feature of any dump.
+        The pooling if the options contain no pooling. None takes the default of the reader whose
+        format has this feature, because a rollout set or a recording can contain the feature of any
+        dump.
 
     Raises
     ------

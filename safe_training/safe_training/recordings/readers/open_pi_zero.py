@@ -38,8 +38,8 @@ from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
 from vla_feature_bridge.tensors import first_not_finite
 
-#: Mapping from task folder to the number of actions executed before the next inference. The order
-#: defines the task numbers.
+#: For each task folder, the number of actions that are executed before the next inference. The
+#: order of the folders gives the task numbers.
 TASKS = {
     'widowx_carrot_on_plate': 4,
     'widowx_put_eggplant_in_basket': 4,

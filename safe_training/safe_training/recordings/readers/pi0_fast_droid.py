@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads openpi's recordings of pi0-FAST on the Franka (DROID): several roots, one protocol.
+"""Reads recordings of pi0-FAST by openpi on the Franka (DROID): several roots, one protocol.
 
 The protocol is as published (Gu et al., SAFE, arXiv 2506.09937). Tasks are numbered by their sorted
 descriptions over all roots. Only episodes with the standard length of their task are kept. Then
@@ -27,7 +27,7 @@ from safe_training.recordings.readers.openpi_episodes import (
 )
 from safe_training.recordings.readers.pi0_fast import Pi0FastSource
 
-#: Standard length [inferences] of tasks for which it is not the length of the longest episode.
+#: Standard length [inferences] of the tasks whose standard length is not their longest episode.
 STANDARD_LENGTH = {'close the drawer': 25}
 SUCCESS_RATE = (0.5, 0.5)
 MAX_ROLLOUTS = 60

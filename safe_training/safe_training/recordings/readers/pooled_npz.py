@@ -67,9 +67,9 @@ class PooledNpzSource(Source):
             return None
         names = shapes(path)
         if {'offsets', 'success', 'task'} <= set(names):
-            return 'an .npz with offsets, success and task'
+            return 'contains offsets, success and task'
         if {'offsets', 'success', 'task_id', 'task_names'} <= set(names):
-            return 'an .npz with offsets, success, task_id and task_names'
+            return 'contains offsets, success, task_id and task_names'
         return None
 
     def __len__(self) -> int:

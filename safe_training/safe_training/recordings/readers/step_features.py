@@ -22,9 +22,9 @@ class StepFeatures:
     Parameters
     ----------
     spec : FeatureSpec
-        The expected feature; a width of 0 is set by the first step.
+        The expected feature. If its width is 0, the first step sets the width.
     what : str
-        Name of the tensor in messages, for example ``hidden states``.
+        Name of the tensor in error texts, for example ``hidden states``.
     steps : int
         Number of steps of the episode, so that raw tensors of one shape are not copied twice.
     """

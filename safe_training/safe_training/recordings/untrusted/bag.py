@@ -161,12 +161,12 @@ def detect_bag(path: Path) -> str | None:
     if not path.is_file():
         return None  # opening a pipe would wait for its writer
     if path.name.removesuffix('.zstd').endswith(SUFFIXES):
-        return f'is named *{path.suffix}'
+        return f'the name ends in {path.suffix}'
     with path.open('rb') as stream:
         magic = stream.read(8)
     if magic == MCAP_MAGIC:
-        return 'begins as an mcap file does'
-    return 'begins as a sqlite3 file does' if magic == SQLITE_MAGIC[:8] else None
+        return 'begins like an mcap file'
+    return 'begins like a sqlite3 file' if magic == SQLITE_MAGIC[:8] else None
 
 
 def open_bag(path: Path) -> Bag:

@@ -33,7 +33,7 @@ class Refused(Exception):
 class Budget:
     """Remaining limits for reading a file of a given size.
 
-    A pickle shares them with the pickles inside it.
+    A pickle and the pickles inside it share these limits.
     """
 
     def __init__(self, file_bytes: int) -> None:

@@ -51,7 +51,7 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """Return one array, after comparing its claimed size with the directory of the archive.
+    """Return one array. Its size in the header is first compared with the size in the archive.
 
     Raises
     ------

@@ -49,7 +49,7 @@ def build_storage(arguments: Any, budget: Budget) -> Storage:
         raise Refused('the bytes of a torch storage', 'different arguments')
     data = arguments[0]
     if bytes(data[:4]) == b'PK\x03\x04':
-        # Inside it only storage classes are known, so archives cannot nest.
+        # Inside the archive only storage classes are known. Therefore archives cannot be nested.
         found = read_torch_zip(data, STORAGE_NAMES, budget)
     else:
         found = _read_torch_legacy(data, budget)
