@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recorders write reads the same; outcomes; what is refused."""
+"""Recordings are read as they were recorded; outcomes; recordings that are refused."""
 
+import contextlib
+import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
 import zlib
 
 import lz4.frame
@@ -298,6 +302,32 @@ def test_a_step_that_ends_before_the_action_space_is_refused_if_its_definition_h
     for cut in range(1, 5):
         with pytest.raises(BagMessageError, match='a message of type safe_msgs/msg/PolicyStep'):
             bag_messages.step_from_cdr(old[:-cut], '')
+
+
+def test_a_log_of_a_killed_recorder_and_the_advice(tmp_path):
+    folder = record(tmp_path / 'run', [bag_rollout(0)], StoragePlugin.SQLITE3)
+    file = folder / 'run.db3'
+    kill = (
+        'import os, sqlite3, sys; database = sqlite3.connect(sys.argv[1])\n'
+        'database.execute("PRAGMA journal_mode=WAL")\n'
+        'database.execute("CREATE TABLE x(y)"); database.commit(); os._exit(0)'
+    )
+    subprocess.run([sys.executable, '-c', kill, str(file)], check=True)
+    with pytest.raises(DumpError, match=r'run\.db3-wal: .* log file of \d+ bytes') as caught:
+        read(folder)
+    command = shlex.split(str(caught.value).partition(' with: ')[2])
+    assert command[:2] == ['sqlite3', str(file)]
+    with contextlib.closing(sqlite3.connect(command[1])) as database:
+        database.execute(command[2])
+    assert [r.episode_id for r in read(folder)] == ['lauf/ü0']
+
+
+def test_a_feature_that_was_not_recorded(tmp_path):
+    record(tmp_path / 'run', [bag_rollout(0)])
+    message = r"feature 'logits', found only the features 'hidden_states\[token=last\]'; give one"
+    refused(tmp_path / 'run', message, feature='logits')
+    for name in ('hidden_states[token=last]', 'hidden_states'):
+        assert len(read(tmp_path / 'run', feature=name)) == 1
 
 
 def test_steps_so_unlike_that_a_table_of_them_would_be_huge(tmp_path):

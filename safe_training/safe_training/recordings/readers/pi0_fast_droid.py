@@ -81,10 +81,11 @@ class Pi0FastDroidSource(Pi0FastSource):
         )
         if len(kept) < len(episodes):
             self.notes.append(
-                f'the published protocol leaves out {len(episodes) - len(standard)} of '
-                f'{len(episodes)} episodes, because their length is not the standard length, and '
-                f'{len(standard) - len(kept)} episodes, to balance the success rates (at most '
-                f'{MAX_ROLLOUTS} episodes for each task); --all-episodes keeps these episodes'
+                f'the published protocol keeps {len(kept)} of {len(episodes)} episodes: '
+                f'{len(episodes) - len(standard)} episodes do not have the standard length of '
+                f'their task, and {len(standard) - len(kept)} episodes are left out to balance the '
+                f'success rates (at most {MAX_ROLLOUTS} episodes for each task); --all-episodes '
+                'keeps all episodes'
             )
         return [standard[index] for index in kept]
 

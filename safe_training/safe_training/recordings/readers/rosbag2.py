@@ -64,6 +64,7 @@ class RosbagSource(Source):
         self._bag = open_bag(path)
         self._extras = read_extras(path, self._bag.custom.get(CUSTOM_KEY))
         self._unreadable: list[str] = []
+        self._other_features: dict[str, None] = {}
         self._episodes: dict[str, Episode] = {}
         self._layouts: dict[Topic, str] = {}
         self._scan()
@@ -155,6 +156,8 @@ class RosbagSource(Source):
     def _note(self, message: Message, step: PolicyStep) -> None:
         wanted = self.options.feature
         if wanted not in (None, step.feature_name, _base_name(step.feature_name)):
+            if len(self._other_features) < 8:
+                self._other_features[step.feature_name[:200]] = None
             return
         episode = self._episodes.get(step.episode_id)
         if episode is None:
@@ -172,11 +175,17 @@ class RosbagSource(Source):
                 self._layout(topic)
         if self._episodes or self._unreadable:
             return
+        if self._other_features:
+            raise DumpError(
+                where=str(self.path),
+                expected=f'steps with the feature {self.options.feature!r}',
+                found=f'only the features {", ".join(map(repr, self._other_features))}',
+                advice='give one of these names as --feature',
+            )
         found = ', '.join(f'{t.name[:80]!r} ({t.type[:80]!r})' for t in self._bag.topics[:8])
-        wanted = f' with the feature {self.options.feature!r}' if self.options.feature else ''
         raise DumpError(
             where=str(self.path),
-            expected=f'messages of type {STEP}{wanted}',
+            expected=f'messages of type {STEP}',
             found=f'no matching message in the topics {found}' if found else 'no topic',
             advice='record with: ros2 bag record vla/policy_step vla/episode',
         )

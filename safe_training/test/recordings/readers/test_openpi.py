@@ -456,8 +456,8 @@ def test_franka_roots(tmp_path):
     for task in ('task a', 'task b'):
         numbers = sorted(r.episode_index for r in rollouts if r.task == task)
         assert numbers == list(range(len(numbers)))
-    assert '1 of 11 episodes, because their length is not the standard' in source.notes[0]
-    assert 'and 4 episodes, to balance the success rates' in source.notes[0]
+    assert 'keeps 6 of 11 episodes: 1 episodes do not have the standard' in source.notes[0]
+    assert 'and 4 episodes are left out to balance the success rates' in source.notes[0]
     everything = load_rollouts(tmp_path, all_episodes=True)
     assert len(everything) == 11
     assert {r.episode_id.split('/')[0] for r in everything} == {'run0', 'run1'}
@@ -520,3 +520,12 @@ def test_a_second_root_of_unseen_tasks(tmp_path):
     Recorder(tmp_path / 'other', 'pi0_fast').episode(0, 0, True, 3, 'x')
     with pytest.raises(DumpError, match=r'in the format pi0, .* found the format pi0_fast'):
         open_source(tmp_path / 'seen', unseen_root=tmp_path / 'other')
+
+
+def test_a_protocol_that_keeps_no_episode_is_named(tmp_path):
+    recorder = Recorder(tmp_path, 'pi0_fast', droid=True)
+    for episode in range(3):
+        recorder.episode(0, episode, True, 4, 'x')
+    with pytest.raises(DumpError, match=r'the published protocol keeps 0 of 3 .* --all-episodes'):
+        load_rollouts(tmp_path)
+    assert len(load_rollouts(tmp_path, all_episodes=True)) == 3
