@@ -216,7 +216,7 @@ class PickleMachine:
 
     def _set(self, target: dict[Any, Any], items: list[Any]) -> None:
         if len(items) % 2:
-            raise Refused('pairs of key and value', f'{len(items)} values')
+            raise Refused('an even number of keys and values', f'{len(items)} keys and values')
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int, bool, type(None)):
                 raise Refused(

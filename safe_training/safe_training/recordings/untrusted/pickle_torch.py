@@ -160,7 +160,7 @@ def _storage_identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
     if len(identity) == 6 and identity[5] is not None:
         raise Refused('a complete torch storage', 'a view of a torch storage')
     if [type(part) for part in (word, key, count)] != [str, str, int] or not 0 <= count < 1 << 40:
-        raise Refused('key and length of a torch storage', 'different values')
+        raise Refused('the key and the length of a torch storage', 'values of other types')
     return key, _TORCH_STORAGES[kind.name], count
 
 
