@@ -104,7 +104,10 @@ def encode_frame(
     table = [[name, dtype_name(array), array.shape] for name, array in present.items()]
     try:
         text = json.dumps(
-            {'kind': kind, **header, 'arrays': table}, allow_nan=False, separators=(',', ':')
+            {'kind': kind, **header, 'arrays': table},
+            allow_nan=False,
+            ensure_ascii=False,
+            separators=(',', ':'),
         ).encode()
     except (TypeError, ValueError) as error:
         raise FrameError(f'{kind} frame: expected a header of JSON values: {error}') from None
