@@ -157,9 +157,7 @@ class Link:
 
     def _connect(self) -> None:
         """Connect and introduce the sender; returns if the bridge accepts it."""
-        self._socket = self._address.new_socket()
-        self._socket.settimeout(CONNECT_TIMEOUT)
-        self._socket.connect(self._address.for_connect())
+        self._socket = self._address.connect(CONNECT_TIMEOUT)
         self._address.keep_alive(self._socket)
         self._socket.sendall(encode_hello(self._hello))
         self._reader = FrameReader(_MAX_ANSWER, 0)
