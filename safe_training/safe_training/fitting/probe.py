@@ -118,10 +118,10 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
     )
     if not which:
         raise DetectorError(
-            f'{probe.name}: expected features or signals to read, found none: '
-            f'inputs={probe.inputs!r}, and the rollouts have '
-            f'{"features" if has_features else "no features"} and '
-            f'{"signals" if has_signals else "no signals"}'
+            where=probe.name,
+            expected=f'rollouts with the data that inputs={probe.inputs!r} uses',
+            found=_missing(probe, has_features, has_signals),
+            advice='use --param inputs=auto, or rollouts with these data',
         )
     linear = Candidate('linear', which[0], l2s[0], smoothings[0])
     linear = choice.best([Candidate('linear', w, l2s[0], smoothings[0]) for w in which], MARGIN)
@@ -137,6 +137,13 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
     return chosen, float('nan') if settled else choice.auc(chosen)
 
 
+def _missing(probe: LinearProbe, has_features: bool, has_signals: bool) -> str:
+    """Return which of the data that `inputs` uses the rollouts lack ('no features')."""
+    data = {'features': has_features, 'signals': has_signals}
+    used = [probe.inputs] if probe.inputs in data else list(data)
+    return ' and '.join(f'no {name}' for name in used if not data[name])
+
+
 def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
     if probe.inputs == 'features':
         return []
@@ -146,8 +153,10 @@ def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
     names = [name for name in SIGNAL_NAMES if name in carried] or sorted(carried)
     if not names:
         raise DetectorError(
-            f'rollout {rollouts[0].episode_id!r}: {probe.name} expected action signals, found '
-            'none; record the actions, or use only the features (--param inputs=features)'
+            where=f'rollout {rollouts[0].episode_id!r}',
+            expected=f'action signals for {probe.name}',
+            found='none',
+            advice='record the actions, or use only the features (--param inputs=features)',
         )
     return names
 
