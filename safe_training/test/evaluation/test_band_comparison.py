@@ -170,7 +170,7 @@ def test_a_split_that_cannot_judge_is_refused():
         protocol = Protocol(**options)
         splits = choose_splits(rollouts, protocol, [0])
         with pytest.raises(
-            EvaluationError, match='tested on rollouts that were not used to calibrate it'
+            EvaluationError, match='rollouts that were not used for its calibration'
         ):
             compare_bands('signal', rollouts, splits, Comparison([0.1]), protocol=protocol)
 
@@ -263,14 +263,14 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     for words in (
         'ranked on',
         'Bands of their tasks at alpha 0.1',
-        'seen, calibrated on',
+        'seen (calibration)',
         'unseen',
         '95 % interval',
     ):
         assert words in said
     rows = json.loads(verb(capsys, *judge, '--json', name='judge')[1])['rows']
     by_name = {row['rollouts']: row for row in rows}
-    assert by_name['seen, calibrated on']['realised'] <= 0.2
+    assert by_name['seen (calibration)']['realised'] <= 0.2
     unseen = by_name['unseen']
     assert unseen['low'] <= unseen['realised'] <= unseen['high']
 
