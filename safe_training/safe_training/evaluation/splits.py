@@ -247,11 +247,9 @@ def divide(
         seen.extend(members[task][position] for position in draw[n_train:])
     if not train:
         raise SplitError(
-            where='split',
-            expected='rollouts for training',
-            found=f'none, because {len(seen)} rollouts of {len(seen_tasks)} seen tasks are too '
-            f'few for seen_train_ratio {seen_train_ratio}',
-            advice='record more rollouts per task, or raise seen_train_ratio (--train-ratio)',
+            f'split: expected rollouts for training, found none, because {len(seen)} rollouts of '
+            f'{len(seen_tasks)} seen tasks are too few for seen_train_ratio {seen_train_ratio}; '
+            'record more rollouts per task, or raise seen_train_ratio (--train-ratio)'
         )
     unseen = set(unseen_tasks)
     return Split(
@@ -329,8 +327,8 @@ def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:
         return 0
     if n_tasks == 1:
         raise SplitError(
-            'split: expected rollouts of two or more tasks, because one task must be unseen, found '
-            'one task; record rollouts of other tasks, or set unseen_ratio to 0 (--unseen-ratio 0) '
+            'split: expected rollouts of two or more tasks, because one must be unseen, found one '
+            'task; record rollouts of other tasks, or set unseen_ratio to 0 (--unseen-ratio 0) '
             'to evaluate only on this task'
         )
     n_unseen = round(unseen_ratio * n_tasks)
