@@ -146,7 +146,7 @@ def test_a_band_that_cannot_alarm_is_said_beside_its_rates(run, rollouts):
         'evaluate', rollouts, '--detector', 'clock', '--splits', 2, '--alpha', 0.01
     )
     assert status == 0
-    assert 'In 2 of 2 splits there are too few successes for calibration' in ' '.join(said.split())
+    assert 'On 2 of 2 splits the successes are too few for calibration' in ' '.join(said.split())
     assert 'the band is infinite and no alarm is possible' in ' '.join(said.split())
 
 

@@ -262,7 +262,7 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     assert status == 0
     for words in (
         'ranked on',
-        'Bands of their tasks at alpha 0.1',
+        'Tasks with their own band at alpha 0.1',
         'seen (calibration)',
         'unseen',
         '95 % interval',
