@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='seen',
         help='choose the combination of parameters by its numbers on held-out rollouts of seen '
         'tasks, or on the reported unseen tasks; the numbers with `unseen` are too '
-        'optimistic; use it only for comparison with papers that did the same (default '
+        'optimistic; use `unseen` only for comparison with papers that did the same (default '
         '%(default)s)',
     )
     shown = parser.add_mutually_exclusive_group()
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--out',
         type=Path,
         metavar='DIR',
-        help=('folder: also write every table to this folder, in all formats'),
+        help='also write every table to this folder, in all formats',
     )
 
 

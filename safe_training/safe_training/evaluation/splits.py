@@ -327,8 +327,8 @@ def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:
         return 0
     if n_tasks == 1:
         raise SplitError(
-            'split: expected rollouts of two or more tasks, because one must be unseen, found one '
-            'task; record rollouts of other tasks, or set unseen_ratio to 0 (--unseen-ratio 0) '
+            'split: expected rollouts of two or more tasks, because unseen tasks are needed, found '
+            'one task; record rollouts of other tasks, or set unseen_ratio to 0 (--unseen-ratio 0) '
             'to evaluate only on this task'
         )
     n_unseen = round(unseen_ratio * n_tasks)

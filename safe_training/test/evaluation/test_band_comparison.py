@@ -278,9 +278,12 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
 @pytest.mark.parametrize(
     ('arguments', 'match'),
     [
-        (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
-        (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
-        (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
+        (('--detector', 'signal', '--alpha', 2), '--alpha: expected a rate above 0 and below 1'),
+        (('--detector', 'signal', '--splits', 0), '--splits: expected at least 1'),
+        (
+            ('--detector', 'signal', '--adaptation-step', 0),
+            '--adaptation-step: expected a number in',
+        ),
         (
             ('--detector', 'signal', '--splits', 2, '--splits-from', 'x'),
             '--splits cannot be used with --splits-from, ',

@@ -163,8 +163,9 @@ def paper_entries(
         raise TableError(
             where='results',
             expected=f'a method with a ROC-AUC on {select_on} tasks, to choose its parameters',
-            found='none',
-            advice=' '.join(notes) or 'record tasks with both outcomes',
+            found=' '.join(['none', *(f'({note.rstrip(".")})' for note in notes)]),
+            advice='record tasks with both outcomes'
+            + (', and run the sweep on all subsets' if notes else ''),
         )
     return found, notes
 
