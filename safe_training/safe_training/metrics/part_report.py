@@ -33,7 +33,7 @@ EVALUATION_TIMES = {
     'at_50_percent': 'at 50 % of the minimum length',
     'at_75_percent': 'at 75 % of the minimum length',
     'score_at_min_length': 'at the minimum length',
-    'max_score_until_min_length': 'up to the minimum length (largest score)',
+    'max_score_until_min_length': 'until the minimum length (largest score)',
     'running_25_percent': 'running at 25 % of a success',
     'running_50_percent': 'running at 50 % of a success',
     'running_75_percent': 'running at 75 % of a success',

@@ -32,7 +32,7 @@ _RATES = (
     'detection_time',
 )
 _EVALUATION_NOTE = (
-    'All numbers are in percent. AUC: ROC-AUC of the largest score up to the minimum length of '
+    'All numbers are in percent. AUC: ROC-AUC of the largest score until the minimum length of '
     'the task (the length of its shortest rollout), pooled over tasks. Macro: mean of the AUC '
     'over tasks with both outcomes. Clock: the same numbers for a score that is only the step '
     'number; a useful detector must be better. T_det: step of the first alarm as a share of the '
@@ -41,7 +41,7 @@ _EVALUATION_NOTE = (
 _PER_TASK_NOTE = (
     'All numbers are in percent. A single task has few rollouts. Therefore its rates are coarse, '
     'and some rates are high or low by chance. AUC: failures compared with successes of the same '
-    'task, by the largest score up to the minimum length of the task; "-" if the task has only '
+    'task, by the largest score until the minimum length of the task; "-" if the task has only '
     'one outcome. Detected and T_det: over the failures of the task; T_det of a missed failure is '
     '100.'
 )

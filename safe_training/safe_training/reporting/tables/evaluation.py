@@ -25,7 +25,7 @@ from safe_training.reporting.tables.terminal import shortened
 
 LEGEND = (
     'All numbers are in percent, except the time to fit and calibrate. AUC: ROC-AUC of the '
-    'largest score up to the minimum length of the task (the length of its shortest rollout), '
+    'largest score until the minimum length of the task (the length of its shortest rollout), '
     'pooled over tasks. Macro: mean of the AUC over tasks that have both outcomes. Clock: the '
     'same number for a score that is only the step number. False alarms: successes with an alarm '
     'during the rollout. Detected: failures with an alarm. T_det: step of the first alarm as a '
@@ -67,9 +67,9 @@ _RATES = (
     ('T_det', 'detection_time'),
     ('detected, mean over tasks', 'macro_detection_rate'),
     ('false alarms, mean over tasks', 'macro_false_alarm_rate'),
-    ('detected up to the minimum length', 'detection_rate_until_min_length'),
-    ('false alarms up to the minimum length', 'false_alarm_rate_until_min_length'),
-    ('balanced accuracy up to the minimum length', 'balanced_accuracy_until_min_length'),
+    ('detected until the minimum length', 'detection_rate_until_min_length'),
+    ('false alarms until the minimum length', 'false_alarm_rate_until_min_length'),
+    ('balanced accuracy until the minimum length', 'balanced_accuracy_until_min_length'),
     ('alarms before the annotated failure', 'alarms_before_annotated_failure'),
     ('Brier score at the minimum length', 'brier_score_at_min_length'),
     ('calibration error at the minimum length', 'calibration_error_score_at_min_length'),

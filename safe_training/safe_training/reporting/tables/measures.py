@@ -15,7 +15,7 @@ MACRO = 'macro_roc_auc_max_score_until_min_length'
 CLOCK = 'clock_roc_auc_max_score_until_min_length'
 CLOCK_MACRO = 'clock_macro_roc_auc_max_score_until_min_length'
 
-_AUC = 'ROC-AUC of the largest score up to the minimum length of the task'
+_AUC = 'ROC-AUC of the largest score until the minimum length of the task'
 _MACRO = 'mean over tasks that have both outcomes'
 
 MEASURES: dict[str, Column] = {
