@@ -171,7 +171,7 @@ def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], wh
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     print_table(console, report_table(rows, title))
     for line in promise_lines(rows):
-        console.print(line, style='dim', markup=False, soft_wrap=True)
+        console.print(line, style='dim', markup=False)
     if protocol.name == 'paper':
         console.print(PAPER_NOTE, style='dim')
     if args.details:

@@ -141,7 +141,6 @@ def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Ro
             f'{part}: 95 % intervals over rollouts: AUC {percent(auc[0])} to {percent(auc[1])} '
             f'(bootstrap), false alarms {percent(rate[0])} to {percent(rate[1])} (Clopper-Pearson)',
             style='dim',
-            soft_wrap=True,
         )
     if not band.at(alpha).can_alarm:
         console.print(f'No alarm is possible at this alpha. {band.provenance.get("note", "")}')
@@ -163,5 +162,5 @@ def _print_bands(args: argparse.Namespace, judged: JudgedSet, alphas: Sequence[f
         return
     detector = judged.detector
     console = wide_console()
-    console.print(Text(promise_text(judged.band, detector.alpha)), soft_wrap=True)
+    console.print(Text(promise_text(judged.band, detector.alpha)))
     print_table(console, folder_table(rates, f'{detector.detector.name} from {args.folder}'))

@@ -267,7 +267,7 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         'unseen',
         '95 % interval',
     ):
-        assert words in said
+        assert words in ' '.join(said.split())
     rows = json.loads(verb(capsys, *judge, '--json', name='judge')[1])['rows']
     by_name = {row['rollouts']: row for row in rows}
     assert by_name['seen (calibration)']['realised'] <= 0.2
