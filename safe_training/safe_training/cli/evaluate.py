@@ -110,9 +110,9 @@ def run(args: argparse.Namespace) -> int:
     if args.benchmark is not None and args.out is None:
         raise UsageError(
             where='--benchmark',
-            expected='--out, because the name is written to the results',
+            expected='--out',
             found='no --out',
-            advice='add --out RESULTS',
+            advice='add --out RESULTS, because the name is written to the results',
         )
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     saved = args.splits_from

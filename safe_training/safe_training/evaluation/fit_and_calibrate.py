@@ -54,7 +54,7 @@ def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
     if protocol.max_steps and protocol.max_steps < needed:
         raise EvaluationError(
             where='max_steps',
-            expected=f'at least {needed}, the number of steps of the longest rollout',
+            expected=f'at least {needed} (the longest rollout has {needed} steps)',
             found=str(protocol.max_steps),
             advice=f'give --max-steps {needed} or more',
         )

@@ -165,7 +165,7 @@ def choose_split(
     if isinstance(split, bool) or not isinstance(split, int):
         raise EvaluationError(
             where='choose_split',
-            expected='an integer, the number of the split',
+            expected='the number of the split as an integer',
             found=repr(split),
             advice='call choose_split(rollouts, number, protocol)',
         )

@@ -60,8 +60,8 @@ class Split:
         indices = sorted((*self.train, *self.seen, *self.unseen))
         if indices != list(range(len(indices))):
             raise SplitError(
-                'split: expected train, seen and unseen with each of the rollouts 0 to '
-                f'{len(indices) - 1} exactly once, found missing or repeated rollouts'
+                f'split: expected each of the rollouts 0 to {len(indices) - 1} exactly once in '
+                'train, seen and unseen, found missing or repeated rollouts'
             )
         tasks = (*self.seen_tasks, *self.unseen_tasks)
         if len(set(tasks)) != len(tasks):
@@ -327,9 +327,9 @@ def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:
         return 0
     if n_tasks == 1:
         raise SplitError(
-            'split: expected rollouts of two or more tasks, because unseen tasks are needed, found '
-            'one task; record rollouts of other tasks, or set unseen_ratio to 0 (--unseen-ratio 0) '
-            'to evaluate only on this task'
+            'split: expected rollouts of two or more tasks (one or more are unseen), found one '
+            'task; record rollouts of other tasks, or set unseen_ratio to 0 (--unseen-ratio 0) to '
+            'evaluate only on this task'
         )
     n_unseen = round(unseen_ratio * n_tasks)
     if n_unseen == 0:
@@ -359,7 +359,7 @@ def _field(values: Mapping[str, Any], name: str) -> Any:
     if not isinstance(values, Mapping):
         raise SplitError(f'split: expected a mapping of fields, found {values!r:.80}')
     if name not in values:
-        raise SplitError(where='split', expected=f'the field {name!r}', found=str(sorted(values)))
+        raise SplitError(f'split: expected the field {name!r}, found {", ".join(map(str, values))}')
     return values[name]
 
 

@@ -112,10 +112,10 @@ def neighbours(detector: NeighbourDetector, steps: OutcomeSteps) -> dict[str, np
     if others < detector.neighbours:
         raise DetectorError(
             where=detector.name,
-            expected=f'neighbours of at most {others}, because the {steps.plural} without their '
-            f'longest rollout have {others} steps',
+            expected=f'neighbours of at most {others} (number of steps of the {steps.plural}, '
+            'without the longest rollout)',
             found=f'neighbours={detector.neighbours}',
-            advice='lower neighbours' if others else f'add {steps.plural}',
+            advice=f'lower neighbours, or add {steps.plural}' if others else f'add {steps.plural}',
         )
     wide = steps.features.astype(np.float64)
     if isinstance(detector, CosineKnn):
@@ -131,15 +131,15 @@ def clusters(detector: PcaKmeans, steps: OutcomeSteps) -> dict[str, np.ndarray]:
     if detector.pca_dim > min(count, dim):
         raise DetectorError(
             where=detector.name,
-            expected=f'pca_dim of at most {min(count, dim)}, because the {steps.plural} have '
-            f'{count} steps of {dim} features',
+            expected=f'pca_dim of at most {min(count, dim)} (the {steps.plural} have {count} steps '
+            f'of {dim} features)',
             found=f'pca_dim={detector.pca_dim}',
             advice='lower pca_dim',
         )
     if detector.clusters > count:
         raise DetectorError(
             where=detector.name,
-            expected=f'clusters of at most {count}, because the {steps.plural} have {count} steps',
+            expected=f'clusters of at most {count} (the {steps.plural} have {count} steps)',
             found=f'clusters={detector.clusters}',
             advice=f'lower clusters, or add {steps.plural}',
         )

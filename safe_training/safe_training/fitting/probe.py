@@ -117,11 +117,12 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
         else [probe.l2]
     )
     if not which:
+        present = {'features': has_features, 'signals': has_signals}
         raise DetectorError(
-            where=probe.name,
-            expected=f'rollouts with the data that inputs={probe.inputs!r} uses',
-            found=_missing(probe, has_features, has_signals),
-            advice='use --param inputs=auto, or rollouts with these data',
+            where=f'{probe.name}, inputs={probe.inputs!r}',
+            expected=f'rollouts with {" and ".join(_used(probe))}',
+            found=' and '.join(f'no {name}' for name in _used(probe) if not present[name]),
+            advice='use --param inputs=auto, or other rollouts',
         )
     linear = Candidate('linear', which[0], l2s[0], smoothings[0])
     linear = choice.best([Candidate('linear', w, l2s[0], smoothings[0]) for w in which], MARGIN)
@@ -137,11 +138,9 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
     return chosen, float('nan') if settled else choice.auc(chosen)
 
 
-def _missing(probe: LinearProbe, has_features: bool, has_signals: bool) -> str:
-    """Return which of the data that `inputs` uses the rollouts lack ('no features')."""
-    data = {'features': has_features, 'signals': has_signals}
-    used = [probe.inputs] if probe.inputs in data else list(data)
-    return ' and '.join(f'no {name}' for name in used if not data[name])
+def _used(probe: LinearProbe) -> list[str]:
+    """Return the data that a probe uses: features, signals, or both."""
+    return [probe.inputs] if probe.inputs in ('features', 'signals') else ['features', 'signals']
 
 
 def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:

@@ -73,7 +73,7 @@ def lead_times(
         if not failed:
             raise MetricError(
                 where=f'metrics: {rollout.name}',
-                expected='no annotated failure step, because the rollout is a success',
+                expected='no annotated failure step for a success',
                 found=f'step {step}',
                 advice='annotate only failures',
             )

@@ -102,7 +102,7 @@ def operating_curve(
         raise MetricError(
             where='metrics',
             expected='thresholds of shape (K,) with K >= 1 and without NaN',
-            found=f'shape {chosen.shape}, {np.isnan(chosen).sum()} values are NaN',
+            found=f'shape {chosen.shape} with {np.isnan(chosen).sum()} NaN',
         )
     chosen = np.sort(chosen)
     lengths = np.array([len(rollout) for rollout in some(scored)])

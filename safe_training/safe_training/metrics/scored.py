@@ -244,8 +244,8 @@ def min_length_of(rollout: ScoredRollout, shortest: Mapping[Task, int]) -> int:
     length = shortest[rollout.task]
     if not 1 <= length <= len(rollout):
         raise MetricError(
-            where=f'metrics: task {rollout.task!r}',
-            expected=f'a minimum length from 1 to {len(rollout)}, the length of {rollout.name}',
+            where=f'metrics: {rollout.name}, {len(rollout)} steps',
+            expected=f'a minimum length of its task from 1 to {len(rollout)}',
             found=str(length),
             advice='call min_lengths with all rollouts',
         )

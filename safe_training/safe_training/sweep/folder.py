@@ -144,7 +144,7 @@ class Manifest:
             if grids.get(detector, digest) != digest:
                 raise SweepError(
                     where=str(path),
-                    expected=f'the grid of {detector} from which the results in this folder come',
+                    expected=f'the grid of {detector} that wrote the results in this folder',
                     found=f'another grid of {detector} (parameters or poolings differ)',
                     advice='give another folder with --out, or use the original grid',
                 )

@@ -114,7 +114,7 @@ def read_grid(name_or_path: str) -> Grid:
         raise SweepError(
             where=str(path),
             expected='YAML',
-            found=f'text that is not valid YAML ({error})',
+            found=f'text that is not valid YAML ({" ".join(str(error).split())})',
             advice='correct the file',
         ) from error
     return _grid(str(path), values)

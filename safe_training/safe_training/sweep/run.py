@@ -157,17 +157,17 @@ def _check(grid: Grid, settings: Settings, splits: SplitChoice) -> None:
     if SUBSET_MARK in settings.benchmark:
         raise SweepError(
             where='sweep',
-            expected=f'a benchmark name without {SUBSET_MARK!r}, because {SUBSET_MARK!r} separates '
-            'the name of a subset',
+            expected=f'a benchmark name without {SUBSET_MARK!r}',
             found=repr(settings.benchmark),
-            advice='choose another name (--benchmark)',
+            advice=f'choose another name (--benchmark), because {SUBSET_MARK!r} separates the name '
+            'of a subset',
         )
     if splits.saved is not None and grid.subsets:
         raise SweepError(
             where=str(splits.saved),
-            expected='a grid without subsets, because saved splits are for one set of tasks',
+            expected='a grid without subsets',
             found=f'the grid {grid.benchmark} with subsets',
-            advice='remove --splits-from',
+            advice='remove --splits-from, because saved splits are for one set of tasks',
         )
 
 

@@ -283,7 +283,7 @@ def test_rollouts_that_were_not_trained_on_score_the_same_either_way():
 def test_too_few_neighbours_are_refused_with_the_numbers():
     rollouts = rollouts_from(np.random.default_rng(9), 4, 8, length=5)
     with pytest.raises(
-        DetectorError, match=r'at most 5.* successes .* 5 steps, found neighbours=10'
+        DetectorError, match=r'at most 5 .*steps of the successes.*, found neighbours=10'
     ):
         make_detector('euclidean_knn').fit(rollouts)
     make_detector('euclidean_knn', neighbours=5).fit(rollouts)
@@ -292,7 +292,9 @@ def test_too_few_neighbours_are_refused_with_the_numbers():
 def test_one_rollout_alone_is_no_class_of_neighbours():
     rollouts = rollouts_from(np.random.default_rng(10), 6, 8)
     lonely = [r for i, r in enumerate(rollouts) if i in (0, 1, 2, 4)]
-    with pytest.raises(DetectorError, match='failures without their longest rollout have 0 steps'):
+    with pytest.raises(
+        DetectorError, match=r'neighbours of at most 0 .*steps of the failures.*; add failures'
+    ):
         make_detector('cosine_knn').fit(lonely)
     make_detector('cosine_knn', success_only=True).fit(lonely)
 
@@ -300,8 +302,8 @@ def test_one_rollout_alone_is_no_class_of_neighbours():
 @pytest.mark.parametrize(
     ('params', 'message'),
     [
-        ({'pca_dim': 9}, 'at most 8, .* successes have 20 steps of 8 features, found pca_dim=9'),
-        ({'pca_dim': 2, 'clusters': 21}, 'successes have 20 steps, found clusters=21'),
+        ({'pca_dim': 9}, r'at most 8 .*successes have 20 steps of 8 features\), found pca_dim=9'),
+        ({'pca_dim': 2, 'clusters': 21}, r'successes have 20 steps\), found clusters=21'),
         ({'pca_dim': 0}, 'pca_dim must be an integer of at least 1'),
         ({'clusters': 2.5}, 'clusters must be an integer'),
     ],

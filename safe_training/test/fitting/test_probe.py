@@ -249,7 +249,10 @@ def test_signals_alone_need_no_features():
     probe = make_detector('linear_probe').fit(rollouts)
     assert probe.choice_['inputs'] == 'signals'
     assert auc(probe, rollouts) > 0.9
-    with pytest.raises(DetectorError, match="inputs='features' uses, found no features;"):
+    with pytest.raises(
+        DetectorError,
+        match="inputs='features': expected rollouts with features, found no features;",
+    ):
         make_detector('linear_probe', inputs='features').fit(rollouts)
 
 

@@ -31,7 +31,7 @@ def test_lead_times_by_hand():
     ('steps', 'message'),
     [
         ([None], 'for each of 2 rollouts, found 1 entries'),
-        ([None, 1], 'task .a.: .* because the rollout is a success, found step 1'),
+        ([None, 1], 'task .a.: .* for a success, found step 1'),
         ([3, None], 'annotated failure step from 0 to 2, found 3'),
         ([-1, None], 'annotated failure step from 0 to 2, found -1'),
     ],

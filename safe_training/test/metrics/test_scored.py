@@ -92,7 +92,8 @@ def test_what_does_not_fit_together_is_refused():
     with pytest.raises(MetricError, match="task 'a': expected a minimum length, found none"):
         max_scores_until_min_length(scored, {'b': 1})
     with pytest.raises(
-        MetricError, match=r"task 'a': expected a minimum length from 1 to 2, .*, found 3"
+        MetricError,
+        match=r"task 'a', 2 steps: expected a minimum length of its task from 1 to 2, found 3",
     ):
         max_scores_until_min_length(scored, {'a': 3})
     with pytest.raises(MetricError, match=r'quantile .* in \[0, 1\], found 1\.5'):

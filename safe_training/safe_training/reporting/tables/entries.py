@@ -163,9 +163,12 @@ def paper_entries(
         raise TableError(
             where='results',
             expected=f'a method with a ROC-AUC on {select_on} tasks, to choose its parameters',
-            found=' '.join(['none', *(f'({note.rstrip(".")})' for note in notes)]),
-            advice='record tasks with both outcomes'
-            + (', and run the sweep on all subsets' if notes else ''),
+            found='none',
+            advice=' '.join(
+                ['record tasks with both outcomes, or run the sweep on all subsets.', *notes]
+                if notes
+                else ['record tasks with both outcomes']
+            ),
         )
     return found, notes
 
