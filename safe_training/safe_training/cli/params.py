@@ -29,8 +29,8 @@ def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     names : sequence of str
         Registered detectors.
     settings : sequence of str
-        ``NAME=VALUE`` sets a parameter of each of these detectors that has it,
-        ``DETECTOR.NAME=VALUE`` of one detector.
+        ``NAME=VALUE`` sets the parameter of every detector that has this parameter.
+        ``DETECTOR.NAME=VALUE`` sets the parameter of one detector.
 
     Raises
     ------

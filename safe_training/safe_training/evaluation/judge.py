@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibrated detector says about rollouts: score, threshold and alarm of each.
+"""Judges rollouts with a calibrated detector: score, threshold and alarm of each rollout.
 
-Whoever judges a detector (tables, figures, the page, videos) starts from :class:`JudgedSet`.
+Tables, figures, the report page and videos use :class:`JudgedSet`.
 """
 
 from __future__ import annotations

@@ -112,10 +112,10 @@ def neighbours(detector: NeighbourDetector, steps: OutcomeSteps) -> dict[str, np
     if others < detector.neighbours:
         raise DetectorError(
             where=detector.name,
-            expected=f'neighbours of at most {others} (number of steps of the {steps.plural}, '
-            'without the longest rollout)',
+            expected=f'neighbours of at most {others}',
             found=f'neighbours={detector.neighbours}',
-            advice=f'lower neighbours, or add {steps.plural}' if others else f'add {steps.plural}',
+            advice=(f'lower neighbours, or add {steps.plural}' if others else f'add {steps.plural}')
+            + f' (all {steps.plural} except the longest rollout have {others} steps)',
         )
     wide = steps.features.astype(np.float64)
     if isinstance(detector, CosineKnn):

@@ -26,7 +26,7 @@ from safe_training.metrics.scored import (
 
 @dataclass(frozen=True)
 class AlarmRates:
-    """What alarms achieve on a group of rollouts.
+    """Rates of the alarms on a group of rollouts.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class AlarmReport:
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """How one threshold on one value per rollout tells failures from successes.
+    """How well one threshold on one value per rollout separates failures from successes.
 
     Failures are the positive class. `tpr` is the share of the failures that were detected, and
     `fnr` = 1 - `tpr`. `fpr` is the share of the successes that were classified as failures, and

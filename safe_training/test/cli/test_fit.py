@@ -93,6 +93,7 @@ BAD_OPTIONS = [
     (('--unseen-ratio', 'nan'), 'unseen_ratio: expected a number in [0, 1), found nan'),
     (('--max-steps', '3'), '(the longest rollout has 8 steps), found 3; give --max-steps 8'),
     (('--max-steps', '-1'), '--max-steps'),
+    (('--splits-from', 'absent.json'), 'absent.json: No such file or directory; check the path'),
     (('--split', '-1'), 'a split number from 0 to 4294967295, found -1'),
     (('--param', 'learning_rate=1e30'), 'lower learning_rate'),
     (('--param', 'learning_rate=-1'), 'learning_rate must be'),

@@ -129,9 +129,7 @@ def detected_against_annotated(
 
 
 def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
-    """Draw for each part the lead.
-
-    The number of steps between the first alarm and the annotated failure.
+    """Draw for each part the leads: the steps from the first alarm to the annotated failure.
 
     Late alarms have hatched bars to the left of the dotted line. Missed failures have no lead; the
     legend contains their number.

@@ -101,7 +101,7 @@ _COMBINATIONS = 'of'
 
 
 def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> ResultTable:
-    """Return Table 1 of the results of the published protocol, three columns a benchmark.
+    """Return Table 1: results of the published protocol, with three columns per benchmark.
 
     For a benchmark with subsets, the columns contain the mean over the subsets, see `over_subsets`.
 

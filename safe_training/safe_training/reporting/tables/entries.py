@@ -274,9 +274,9 @@ def _runs(results: Sequence[Result]) -> _Runs:
             raise TableError(
                 where='results',
                 expected='each result once',
-                found=f'{result.detector} {result.params} on {result.benchmark}, split '
-                f'{result.split}, part {result.part} twice',
-                advice='leave one of the two results out',
+                found=f'two results of {result.detector} {result.params} on {result.benchmark}, '
+                f'split {result.split}, part {result.part}',
+                advice='remove one of the two results',
             )
         split[result.part] = result.values
     return runs
