@@ -221,7 +221,7 @@ def test_past_the_band_nothing_is_called_nominal(probe, run_monitor, mlp_folder,
     assert score.state in (FailureScore.STATE_INVALID, FailureScore.STATE_ALARM)
     assert np.isnan(score.threshold)
     probe.spin_until(
-        lambda: 'past the calibrated band' in probe.facts().get('last problem', ''),
+        lambda: 'number of steps of the band' in probe.facts().get('last problem', ''),
         'it is diagnosed',
     )
 
