@@ -293,7 +293,7 @@ def test_training_makes_successes_familiar(name, rate):
     ('params', 'message'),
     [
         ({'down_dims': [8]}, r'down_dims: expected two or more .*found \[8\]'),
-        ({'down_dims': [8, 10]}, r'multiple of groups \(4\).*found \[8, 10\]'),
+        ({'down_dims': [8, 10]}, r'multiples of groups \(4\).*found \[8, 10\]'),
         ({'down_dims': [4, 8]}, r'first integer that is also a multiple of 8, found \[4, 8\]'),
         ({'down_dims': 8}, 'down_dims: expected .* a list of integers'),
         ({'kernel_size': 4}, 'kernel_size: expected an odd integer'),
