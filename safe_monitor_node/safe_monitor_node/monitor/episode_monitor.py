@@ -326,7 +326,7 @@ class EpisodeMonitor:
         return StepResult(score, threshold, verdict, probability=self._probability(score))
 
     def _pooled(self, step: PolicyStep) -> PolicyStep:
-        """Check that the feature name matches the detector; pool raw features."""
+        """Check that features and actions match the detector; pool raw features."""
         spec = self.calibrated.feature
         if step.feature_name and step.feature_name != str(spec):
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
@@ -337,6 +337,11 @@ class EpisodeMonitor:
                     found=repr(step.feature_name),
                     advice='set the same feature and the same pooling in the bridge',
                 )
+        if problem := self.calibrated.action_problem(step.action_space):
+            raise StepError(
+                f'step {step.step}: {problem}; publish the actions in the space of the detector, '
+                'or fit the detector on actions in the space of the policy'
+            )
         if spec.axes and step.features.ndim == len(spec.axes) + 1:
             return replace(step, features=spec.apply(step.features))
         return step
