@@ -203,9 +203,18 @@ def test_demo_names_the_failed_process_and_takes_the_graph_down(
     ('argument', 'message'),
     [
         ('limit:=many', "limit: expected a whole number, found 'many'"),
-        ('detector_folder:=absent', 'detector_folder: expected a folder with the file detector.json, found no'),
-        ('rollout_set:=absent', 'rollout_set: expected a folder with the file rollout_set.json, found no'),
-        ('replay_params:=absent.yaml', 'replay_params: expected a parameter file, found no file absent.yaml'),
+        (
+            'detector_folder:=absent',
+            'detector_folder: expected a folder with the file detector.json, found no',
+        ),
+        (
+            'rollout_set:=absent',
+            'rollout_set: expected a folder with the file rollout_set.json, found no',
+        ),
+        (
+            'replay_params:=absent.yaml',
+            'replay_params: expected a parameter file, found no file absent.yaml',
+        ),
         ('log_level:=loud', 'Argument "log_level" provided value "loud" is not valid'),
     ],
 )

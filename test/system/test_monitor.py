@@ -569,7 +569,9 @@ def test_labels_are_published_without_adaptation_and_wrong_ones_refused(
     probe.wait_until_active()
     nothing = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
     assert not nothing.success
-    assert 'episode_id: expected the id of an episode, because no episode has run' in nothing.message
+    assert (
+        'episode_id: expected the id of an episode, because no episode has run' in nothing.message
+    )
     wrong = probe.label_episode('e', 9)
     assert not wrong.success
     assert 'found 9' in wrong.message

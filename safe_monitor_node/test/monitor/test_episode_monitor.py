@@ -385,7 +385,9 @@ def test_actions_in_another_space_are_invalid(accepted):
     result = live.step(1, action_space='normalized')
     assert result.verdict.state == INVALID
     assert math.isnan(result.score)
-    assert re.search("step 1: .*space 'normalized', .*fitted on .*space 'robot'", result.problem)
+    assert re.search(
+        "step 1: .*space 'robot' .*fitted on, found .*space 'normalized'", result.problem
+    )
     assert live.state(0, episode='b', action_space=accepted) == NOMINAL
 
 

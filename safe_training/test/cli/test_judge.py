@@ -91,8 +91,10 @@ def test_a_set_of_another_action_space_is_refused_if_the_detector_reads_actions(
         assert run('judge', tmp_path / name, out)[0] == 0
     status, _, errors = run('judge', tmp_path / 'network', out)
     assert status == (1 if reads else 0)
-    assert ("space 'normalized', the detector was fitted on" in errors) == reads
-    assert ("'robot'; fit a detector on rollouts with the same action space" in errors) == reads
+    assert ("the space 'robot' that the detector was fitted on, found" in errors) == reads
+    assert (
+        "'normalized'; fit a detector on rollouts with the same action space" in errors
+    ) == reads
 
 
 def test_rollouts_longer_than_the_band_are_refused(run, folder, tmp_path):
