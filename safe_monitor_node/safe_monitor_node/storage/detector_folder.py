@@ -210,7 +210,9 @@ def _load(folder: Path) -> CalibratedDetector:
         provenance = dict(content['provenance'])
         action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
         if not isinstance(action_space, str):
-            raise TypeError(f'action_space: {action_space!r}')
+            raise DetectorError(
+                where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
+            )
     except (PoolingError, DetectorError, BandError) as error:
         raise DetectorFolderError(f'{path}: {error}') from error
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:

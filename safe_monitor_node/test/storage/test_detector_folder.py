@@ -136,7 +136,7 @@ def test_a_folder_without_an_action_space_does_not_state_it(folder):
 @pytest.mark.parametrize('value', [None, 3, ['robot']])
 def test_an_action_space_that_is_no_text_is_refused(folder, value):
     rewrite(folder, lambda content: content.update(action_space=value))
-    refused(folder, 'of another type.*action_space')
+    refused(folder, "entry 'action_space': expected a text, found")
 
 
 def test_a_detector_without_arrays_is_saved_too(tmp_path):
