@@ -304,8 +304,8 @@ def test_one_rollout_alone_is_no_class_of_neighbours():
     [
         ({'pca_dim': 9}, r'at most 8 .*successes have 20 steps of 8 features\), found pca_dim=9'),
         ({'pca_dim': 2, 'clusters': 21}, r'successes have 20 steps\), found clusters=21'),
-        ({'pca_dim': 0}, 'pca_dim must be an integer of at least 1'),
-        ({'clusters': 2.5}, 'clusters must be an integer'),
+        ({'pca_dim': 0}, 'pca_dim: expected an integer of at least 1, found 0'),
+        ({'clusters': 2.5}, r'clusters: expected an integer .*, found 2\.5'),
     ],
 )
 def test_too_few_steps_for_pca_or_clusters_are_refused_with_the_numbers(params, message):
@@ -324,8 +324,8 @@ def test_a_covariance_of_one_step_is_refused():
 @pytest.mark.parametrize(
     ('params', 'message'),
     [
-        ({'accumulate': 'median'}, 'accumulate must be one of none, sum, mean'),
-        ({'success_only': 1}, 'success_only must be true or false'),
+        ({'accumulate': 'median'}, 'accumulate: expected one of none, sum, mean'),
+        ({'success_only': 1}, 'success_only: expected true or false, found 1'),
     ],
 )
 def test_impossible_parameters_are_refused(name, params, message):
@@ -335,7 +335,7 @@ def test_impossible_parameters_are_refused(name, params, message):
 
 @pytest.mark.parametrize('ridge', [0, -1.0, float('inf'), 'a'])
 def test_an_impossible_ridge_is_refused(ridge):
-    with pytest.raises(DetectorError, match='ridge must be a number above 0'):
+    with pytest.raises(DetectorError, match='ridge: expected a number above 0 '):
         make_detector('mahalanobis', ridge=ridge).fit(TRAIN)
 
 
@@ -382,7 +382,7 @@ def test_arrays_with_nan_or_of_another_kind_are_refused(name):
 
 def test_a_bank_smaller_than_its_neighbours_is_refused():
     state = make_detector('cosine_knn').fit(TRAIN).state()
-    with pytest.raises(DetectorError, match=r'at most \d+ neighbours.*found 500'):
+    with pytest.raises(DetectorError, match=r'neighbours: expected at most \d+ .*found 500'):
         make_detector('cosine_knn', neighbours=500).load_state(state, 8)
 
 

@@ -122,5 +122,5 @@ def test_what_does_not_fit_together_is_refused():
         bootstrap_interval([0.1], generator=generator, resamples=0)
     with pytest.raises(MetricError, match=r'shape \(N,\)'):
         bootstrap_interval([[0.1]], generator=generator)
-    with pytest.raises(BandError, match='past the calibrated band of 1 steps'):
+    with pytest.raises(BandError, match=r'number of steps of the band: 1\), found step 1'):
         alarm_steps(scored, constant_threshold(0.5, length=1))
