@@ -15,13 +15,11 @@ setup(
         (f'share/{PACKAGE}', ['package.xml']),
     ],
     python_requires='>=3.10',
-    install_requires=[
-        'ml_dtypes>=0.5',
-        'numpy>=1.26',
-        'pyarrow>=17',
-        'setuptools',
-    ],
+    # The process of a policy needs no more than NumPy, and a tap PyTorch and PyYAML. The robot side
+    # and training install what requirements/runtime.txt lists.
+    install_requires=['numpy>=1.26'],
     extras_require={
+        'rollout-set': ['ml_dtypes>=0.5', 'pyarrow>=17'],
         'taps': ['PyYAML>=6', 'torch>=2.2'],
         'test': ['hypothesis', 'pytest'],  # colcon test looks here
     },
