@@ -95,7 +95,7 @@ class EpisodeSink(ABC):
         self._episode_steps = steps
         self._is_strict = strict
         self._problems = ProblemLog(log)
-        self._patience = check_seconds(wait_for_monitor, 'wait_for_monitor')
+        self._wait_time = check_seconds(wait_for_monitor, 'wait_for_monitor')
         self._calls = threading.RLock()
         self._is_closed = False
 
@@ -259,15 +259,15 @@ class EpisodeSink(ABC):
                 self._note(error)
 
     def _wait_for_a_monitor(self) -> None:
-        patience, self._patience = self._patience, 0.0
-        if not patience:
+        wait_time, self._wait_time = self._wait_time, 0.0
+        if not wait_time:
             return
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + wait_time
         while not self._monitor_listens():
             if time.monotonic() >= deadline:
                 self._problem(
                     'monitor',
-                    f'no monitor listens after {patience:g} s (wait_for_monitor); the episode '
+                    f'no monitor listens after {wait_time:g} s (wait_for_monitor); the episode '
                     'starts without it, and steps that it does not receive count as missing',
                 )
                 return
