@@ -198,8 +198,13 @@ class StepSender(EpisodeSink):
         A running episode is not ended. Called at the exit of Python too.
         """
         self._is_closed = True
+        try:
+            seconds = check_seconds(timeout, 'timeout')
+        except StepError as error:
+            self._refuse(error)
+            seconds = 1.0
         if self._owner == os.getpid():
-            self._link.close(check_seconds(timeout, 'timeout'))
+            self._link.close(seconds)
 
     def _send_step(self, step: PolicyStep) -> None:
         self._put('step', encode_step(step, self.dropped))
