@@ -18,10 +18,6 @@ from vla_feature_bridge.rollout import Rollout
 EpisodeProgress = Callable[[int, int], None]
 Pooling = tuple[tuple[str, str], ...]
 
-#: Name of the feature of a source without features. Detectors that read only signals, actions or
-#: token statistics need no features.
-NO_FEATURE = 'none'
-
 
 class WholeDumpError(DumpError):
     """The whole dump is unreliable. It is not enough to leave out single episodes."""
