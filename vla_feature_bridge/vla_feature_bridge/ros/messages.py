@@ -117,6 +117,7 @@ def step_to_message(step: PolicyStep) -> PolicyStepMessage:
         exec_horizon=step.exec_horizon,
         signal_names=list(step.signals),
         signals=typed_array('f', step.signals.values()),
+        action_space=step.action_space,
         **{name: pack(getattr(step, name), name) for name, pack in _PACK},
     )
     message.header.stamp = time_to_message(step.stamp)
@@ -152,5 +153,6 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         instruction=message.instruction,
         exec_horizon=message.exec_horizon,
         signals=dict(zip(message.signal_names, message.signals, strict=True)),
+        action_space=message.action_space,
         **{name: unpack(getattr(message, name)) for name, unpack in _UNPACK},
     )
