@@ -12,8 +12,6 @@ from rclpy.node import Node
 
 from vla_feature_bridge.nodes.lifecycle import ManagedNode
 
-pytestmark = pytest.mark.ros
-
 
 class Fragile(ManagedNode):
     """A managed node whose set-up fails while ``broken`` is true."""

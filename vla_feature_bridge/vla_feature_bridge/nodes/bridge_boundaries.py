@@ -173,9 +173,7 @@ class GoalRule:
         executing = [goal for goal in goals if goal.status == _EXECUTING]
         if executing and not self._running:
             self._running = max(executing, key=lambda goal: goal.accepted).goal_id
-            found.append(
-                Boundary('start', episode_id=self._running, reason='a goal is executed')
-            )
+            found.append(Boundary('start', episode_id=self._running, reason='a goal is executed'))
         return found
 
 

@@ -185,6 +185,15 @@ class Channel:
         )
         return True
 
+    def take_boundary(self, boundary: Boundary | None) -> None:
+        """Begin or end an episode."""
+        if boundary is None:
+            return
+        if boundary.kind == 'start':
+            self.start(boundary)
+        else:
+            self.end(boundary)
+
     def label(self, episode_id: str, success: bool | None, reason: str) -> None:
         """Publish the outcome of an episode."""
         self._outputs.publish_event(

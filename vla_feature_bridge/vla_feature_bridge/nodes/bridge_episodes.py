@@ -17,7 +17,7 @@ import numpy as np
 
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.nodes.bridge_boundaries import Boundary
+from vla_feature_bridge.nodes.bridge_boundaries import Boundary, InstructionRule
 from vla_feature_bridge.nodes.bridge_channel import Channel, ChannelError, Outputs
 from vla_feature_bridge.signals import SignalStream
 from vla_feature_bridge.step import PolicyStep
@@ -98,6 +98,8 @@ class GivenEpisodes(Channel):
     ----------
     begin_with_step : bool
         Whether a step begins an episode if none runs.
+    instruction_rule : InstructionRule, optional
+        Whether the instruction of a step begins or ends an episode.
     """
 
     def __init__(
@@ -106,9 +108,10 @@ class GivenEpisodes(Channel):
         outputs: Outputs,
         clock: Callable[[], int],
         begin_with_step: bool = False,
+        instruction_rule: InstructionRule | None = None,
     ) -> None:
         super().__init__(name, outputs, clock)
-        self._begin_with_step = begin_with_step
+        self._begin_with_step, self._instruction_rule = begin_with_step, instruction_rule
         self._number = 0
         self._source: tuple[str, int] | None = None
 
@@ -119,6 +122,8 @@ class GivenEpisodes(Channel):
         if gap < 0:
             self.counts.repeated += 1
             return
+        if self._instruction_rule is not None:
+            self.take_boundary(self._instruction_rule.take(step.instruction))
         if not self.running and self._begin_with_step:
             self.start(Boundary('start', instruction=step.instruction, reason='steps come'))
         if not self.running:
@@ -218,10 +223,7 @@ class JoinedEpisodes(Channel):
         missing : int
             Number of inferences before this one that could not be joined.
 
-        Raises
-        ------
-        SafeError
-            The step is refused. Its number is used up, so that its reader notices the gap.
+        A step that is refused uses up its number, so that its reader notices the gap.
         """
         self._arrived(stamp)
         if not self.running and self._begin_with_step:
@@ -229,13 +231,34 @@ class JoinedEpisodes(Channel):
         if not self.running:
             self._outside()
             return
+        self._skip(missing)
+        try:
+            step = self._steps.step(features, actions, stamp=stamp, instruction=instruction)
+        except SafeError as error:
+            self.counts.refused += 1
+            self._steps.skip()
+            self.note(str(error))
+            return
+        self._publish(step)
+
+    def refuse(self, problem: str, stamp: int, missing: int) -> None:
+        """Count a step whose messages cannot be read; its reader notices the gap.
+
+        Parameters
+        ----------
+        problem : str
+            Why.
+        stamp, missing
+            As in :meth:`take_joined`.
+        """
+        self._arrived(stamp)
+        self.counts.refused += 1
+        self.note(problem)
+        if self.running:
+            self._skip(missing)
+            self._steps.skip()
+
+    def _skip(self, missing: int) -> None:
         self._lost(missing, 'because their messages found no partners')
         for _ in range(missing):
             self._steps.skip()
-        try:
-            step = self._steps.step(features, actions, stamp=stamp, instruction=instruction)
-        except SafeError:
-            self.counts.refused += 1
-            self._steps.skip()
-            raise
-        self._publish(step)

@@ -74,7 +74,9 @@ _TOPICS = (
         'than join_slop (approximate).',
         choices=('exact', 'approximate'),
     ),
-    Parameter('join_slop', 0.05, 'Largest difference of stamps if join is approximate [s].', 1e-6, 60.0),
+    Parameter(
+        'join_slop', 0.05, 'Largest difference of stamps if join is approximate [s].', 1e-6, 60.0
+    ),
     Parameter(
         'join_queue_size', 20, 'Number of messages of each topic that wait for partners.', 1, 10000
     ),
@@ -101,7 +103,11 @@ _ACTIONS = (
         'action_1 and so on.',
     ),
     Parameter(
-        'action_period', 0.1, 'Time between two actions of a chunk in vla/action_chunk [s].', 1e-4, 60.0
+        'action_period',
+        0.1,
+        'Time between two actions of a chunk in vla/action_chunk [s].',
+        1e-4,
+        60.0,
     ),
 )
 

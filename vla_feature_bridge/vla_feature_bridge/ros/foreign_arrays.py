@@ -176,7 +176,9 @@ class ActionReader:
 
 
 def _twist(twist: Any) -> np.ndarray:
-    return np.array([getattr(part, axis) for part in (twist.linear, twist.angular) for axis in 'xyz'])
+    return np.array(
+        [getattr(part, axis) for part in (twist.linear, twist.angular) for axis in 'xyz']
+    )
 
 
 def _tensor(message: Any) -> np.ndarray:

@@ -3,18 +3,34 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from builtin_interfaces.msg import Time
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
+from std_msgs.msg import Header
+
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.ros.message_types import full_type_name, message_type
+from vla_feature_bridge.ros.message_types import full_type_name, has_header, message_type
 
 
 class TopicInputError(SafeError):
-    """The parameters of an input contradict each other."""
+    """The parameters of an input contradict each other, or its messages cannot be read."""
+
+
+class HeaderOnly:
+    """The header of a message whose other fields are not read."""
+
+    def __init__(self, data: bytes) -> None:
+        if len(data) < 12:
+            raise TopicInputError(where='message', expected='a header', found=f'{len(data)} bytes')
+        # CDR: four bytes that state the byte order, then the stamp.
+        order = '<' if data[1] & 1 else '>'
+        seconds, nanoseconds = struct.unpack_from(f'{order}iI', data, 4)
+        self.header = Header(stamp=Time(sec=seconds, nanosec=nanoseconds))
 
 
 class TopicInput:
@@ -37,6 +53,9 @@ class TopicInput:
         How many messages are kept, at least 10.
     latched : bool
         Whether to ask publishers that keep their last message for it.
+    header_only : bool
+        Whether only the header of a message is read: the callback gets :class:`HeaderOnly`, unless
+        the type has no header. A camera image is large.
 
     Attributes
     ----------
@@ -69,9 +88,11 @@ class TopicInput:
         type_name: str = '',
         depth: int = 10,
         latched: bool = False,
+        header_only: bool = False,
     ) -> None:
         self._node, self._callback = node, callback
-        self._types, self._latched, self._depth = tuple(types), latched, max(10, depth)
+        self._types, self._depth = tuple(types), max(10, depth)
+        self._latched, self._header_only = latched, header_only
         self.topic = node.resolve_topic_name(topic)
         self.message_class: Any = None
         self.received = self.publishers = 0
@@ -90,7 +111,12 @@ class TopicInput:
 
     def update(self) -> None:
         """Look at the publishers of the topic, and subscribe or change the QoS if needed."""
-        found = self._node.get_publishers_info_by_topic(self.topic)
+        mine = self._node.get_name(), self._node.get_namespace()
+        found = [
+            info
+            for info in self._node.get_publishers_info_by_topic(self.topic)
+            if (info.node_name, info.node_namespace) != mine
+        ]
         self._not_connected = self._connect(found)
 
     def close(self) -> None:
@@ -137,23 +163,30 @@ class TopicInput:
             return
         self.close()
         self._qos = reliability, durability
+        raw = self._header_only and has_header(self.message_class)
         self._subscription = self._node.create_subscription(
             self.message_class,
             self.topic,
-            self._on_message,
+            self._on_raw if raw else self._on_message,
             QoSProfile(depth=self._depth, reliability=reliability, durability=durability),
+            raw=raw,
         )
 
     def _must_ask_for_less(self, reliability: Any, durability: Any) -> bool:
         """Return True if a publisher does not offer what the subscription asks for."""
         assert self._qos is not None
         best_effort, volatile = ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE
-        return (reliability == best_effort != self._qos[0]) or (durability == volatile != self._qos[1])
+        return (reliability == best_effort != self._qos[0]) or (
+            durability == volatile != self._qos[1]
+        )
 
-    def _on_message(self, message: Any) -> None:
+    def _on_raw(self, data: bytes) -> None:
+        self._on_message(data, HeaderOnly)
+
+    def _on_message(self, message: Any, read: Callable[[Any], Any] | None = None) -> None:
         self.received += 1
         try:
-            self._callback(message)
+            self._callback(message if read is None else read(message))
         except SafeError as error:
             self._refused = str(error)
         except Exception as error:  # A message of another node must not end this node.
