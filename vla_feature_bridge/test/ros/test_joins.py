@@ -67,7 +67,7 @@ def test_without_message_filters_two_topics_are_refused_with_what_to_install(mon
 def test_equal_stamps_are_joined_whatever_the_order(real_filters):
     sets = Sets('features', 'actions', rule='exact', queue_size=200)
     arrivals = [('features', 10 * t) for t in range(1, 101)] + [
-        ('actions', 10 * t) for t in range(100)
+        ('actions', 10 * t) for t in range(1, 101)
     ]
     random.Random(3).shuffle(arrivals)
     for name, milliseconds in arrivals:

@@ -175,6 +175,11 @@ class JoinedEpisodes(Channel):
         Checks and numbers the steps.
     begin_with_step : bool
         Whether a step begins an episode if none runs.
+
+    Attributes
+    ----------
+    on_begin : callable
+        Called when an episode begins.
     """
 
     def __init__(
@@ -186,6 +191,7 @@ class JoinedEpisodes(Channel):
         begin_with_step: bool = False,
     ) -> None:
         super().__init__(name, outputs, clock)
+        self.on_begin: Callable[[], None] = lambda: None
         self._steps = steps
         self._begin_with_step = begin_with_step
 
@@ -197,6 +203,7 @@ class JoinedEpisodes(Channel):
         for record in records[:-1]:
             self._finish(record)
         self._begin(replace(records[-1], reason=boundary.reason))
+        self.on_begin()
         return self.running
 
     def end(self, boundary: Boundary) -> bool:
@@ -228,6 +235,7 @@ class JoinedEpisodes(Channel):
         self._arrived(stamp)
         if not self.running and self._begin_with_step:
             self.start(Boundary('start', instruction=instruction or '', reason='steps come'))
+            missing = 0
         if not self.running:
             self._outside()
             return

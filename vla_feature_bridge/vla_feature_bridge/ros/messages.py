@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 
+from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
+from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
 from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
@@ -155,4 +157,53 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         signals=dict(zip(message.signal_names, message.signals, strict=True)),
         action_space=message.action_space,
         **{name: unpack(getattr(message, name)) for name, unpack in _UNPACK},
+    )
+
+
+_KINDS = {
+    'start': EpisodeEvent.KIND_START,
+    'end': EpisodeEvent.KIND_END,
+    'label': EpisodeEvent.KIND_LABEL,
+}
+_OUTCOMES = {
+    None: EpisodeEvent.OUTCOME_UNKNOWN,
+    True: EpisodeEvent.OUTCOME_SUCCESS,
+    False: EpisodeEvent.OUTCOME_FAILURE,
+}
+
+
+def event_to_message(event: EpisodeEventRecord) -> EpisodeEvent:
+    """Return the message of an event, for ``vla/episode``."""
+    message = EpisodeEvent(
+        episode_id=event.episode_id,
+        task=event.task,
+        instruction=event.instruction,
+        kind=_KINDS[event.kind],
+        outcome=_OUTCOMES[event.success],
+        reason=event.reason,
+    )
+    message.header.stamp = time_to_message(event.stamp)
+    return message
+
+
+def success_of(outcome: int) -> bool | None:
+    """Return whether an episode succeeded; None if it is unknown.
+
+    Parameters
+    ----------
+    outcome : int
+        One of ``EpisodeEvent.OUTCOME_...``.
+
+    Raises
+    ------
+    MessageError
+        There is no such outcome.
+    """
+    for success, known in _OUTCOMES.items():
+        if outcome == known:
+            return success
+    raise MessageError(
+        where='outcome',
+        expected=f'one of {sorted(_OUTCOMES.values())} (unknown, success, failure)',
+        found=str(outcome),
     )
