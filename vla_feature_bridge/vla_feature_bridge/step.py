@@ -16,6 +16,9 @@ import numpy as np
 NORMALIZED = 'normalized'
 ROBOT = 'robot'
 
+#: Name of the features of a step without features (a black box); their shape is (0,).
+NO_FEATURE = 'none'
+
 
 @dataclass(slots=True, eq=False)
 class PolicyStep:

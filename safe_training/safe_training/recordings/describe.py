@@ -76,6 +76,7 @@ class _Summary:
         self._note('actions', _per_step(rollout.actions))
         self._note('tokens', _per_step(rollout.token_probability))
         self._note('exec_horizon', str(rollout.exec_horizon))
+        self._note('action_space', rollout.action_space)
         self._note('signals', '\n'.join(rollout.signals))
 
     def _note(self, what: str, value: str) -> None:
@@ -97,6 +98,7 @@ class _Summary:
             },
             'dtype': sorted(self._shapes['dtype']),
             'actions': sorted(self._shapes['actions']),
+            'action_space': sorted(self._shapes['action_space']),
             'exec_horizon': sorted(map(int, self._shapes['exec_horizon'])),
             'tokens': sorted(self._shapes['tokens']),
             'signals': sorted(

@@ -19,7 +19,7 @@ from safe_msgs.msg import Tensor as TensorMessage
 from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
-from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
+from vla_feature_bridge.tensors import TensorError, array_of_bytes, dtype_name, little_endian
 
 NANOSECONDS = 1_000_000_000
 
@@ -53,7 +53,7 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
         contiguous = little_endian(array)
     except TensorError as error:
         raise MessageError(f'tensor {name!r} cannot be sent: {error}') from None
-    message.dtype = array.dtype.name
+    message.dtype = dtype_name(array)
     message.shape = typed_array('I', array.shape)
     # In rclpy, only assigning bytes to a uint8[] field is fast.
     message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
