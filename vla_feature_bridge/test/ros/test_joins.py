@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Messages of several topics joined by the real ``message_filters``, and every one accounted for."""
+"""Messages of topics are joined by the real ``message_filters``, and each one is accounted for."""
 
 import random
 import sys
@@ -14,8 +14,8 @@ from vla_feature_bridge.ros.messages import time_to_message
 
 MILLISECOND = 1_000_000
 NOT_HERE = (
-    'message_filters is missing, so that NO JOIN IS TESTED: it comes with a ROS 2 distribution, not '
-    'from PyPI; put the folder src of ros2/message_filters on PYTHONPATH'
+    'message_filters is missing, so that NO JOIN IS TESTED: it comes with a ROS 2 distribution, '
+    'not from PyPI; put the folder src of ros2/message_filters on PYTHONPATH'
 )
 
 

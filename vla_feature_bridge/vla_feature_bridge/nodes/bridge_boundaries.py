@@ -178,7 +178,7 @@ class GoalRule:
 
 
 class InstructionRule:
-    """Boundaries from the language instruction: a new one begins an episode, an empty one ends it."""
+    """Boundaries from the instruction: a new one begins an episode, an empty one ends it."""
 
     def __init__(self) -> None:
         self._last = ''

@@ -60,7 +60,7 @@ class SourceOutputs:
         check_source_name(source)
         self._node = node
         self._prefix = f'{source}/' if source else ''
-        self._joint_names, self._action_period = joint_names, action_period
+        self.joint_names, self._action_period = joint_names, action_period
         self._publishes_events = publishes_events
         self._images: dict[str, Any] = {}
         self._steps = self._publisher(PolicyStepMessage, 'vla/policy_step', STEP_QOS)
@@ -106,7 +106,7 @@ class SourceOutputs:
         """
         self._steps.publish(step_to_message(step))
         if self._chunks.get_subscription_count() > 0:
-            chunk = chunk_to_message(step, self._joint_names, self._action_period)
+            chunk = chunk_to_message(step, self.joint_names, self._action_period)
             if chunk is not None:
                 self._chunks.publish(chunk)
 

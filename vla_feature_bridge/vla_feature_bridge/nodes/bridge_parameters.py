@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.ros.parameters import Parameter
 
 EPISODE_FROM = (
@@ -189,3 +192,50 @@ _DIAGNOSTICS = (
 )
 
 PARAMETERS = (*_SENDERS, *_TOPICS, *_ACTIONS, *_EPISODES, *_DIAGNOSTICS)
+
+
+class BridgeSettingsError(SafeError):
+    """Parameters of the bridge contradict each other."""
+
+
+def check_settings(p: Any) -> None:
+    """Check that the parameters fit together.
+
+    Parameters
+    ----------
+    p
+        The parameters' values as attributes, as ``declare_parameters`` returns them.
+
+    Raises
+    ------
+    BridgeSettingsError
+        They do not.
+    """
+    joins = bool(p.features_topic or p.actions_topic)
+    if joins and p.episode_from == 'sender':
+        raise BridgeSettingsError(
+            where='parameter episode_from',
+            expected='where episodes of joined topics come from: '
+            + ', '.join(name for name in EPISODE_FROM if name != 'sender'),
+            found="'sender'",
+            advice='set for example episode_from:=gap; with senders too, run a second bridge',
+        )
+    if p.features_topic and not p.feature_name:
+        raise BridgeSettingsError(
+            where='parameter feature_name',
+            expected=f'the name of the features on {p.features_topic}',
+            found='an empty one',
+            advice="take the name that `safe_training info SET` prints, such as 'hidden_states'",
+        )
+    if p.episode_from == 'topic' and not p.episode_topic:
+        raise BridgeSettingsError(
+            where='parameter episode_topic',
+            expected='a topic, because episode_from is topic',
+            found='an empty name',
+        )
+    if joins and p.episode_from == 'instruction' and not p.instruction_topic:
+        raise BridgeSettingsError(
+            where='parameter instruction_topic',
+            expected='a topic, because episode_from is instruction',
+            found='an empty name',
+        )

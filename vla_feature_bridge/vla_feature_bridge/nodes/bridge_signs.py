@@ -83,7 +83,8 @@ def value_of(message: Any, field: str) -> Any:
     """
     value = message
     for name in field.split('.'):
-        fields = getattr(type(value), 'get_fields_and_field_types', dict)()
+        describe = getattr(type(value), 'get_fields_and_field_types', None)
+        fields: dict[str, str] = {} if describe is None else describe()
         if name not in fields:
             raise BoundaryError(
                 where=f'parameter episode_field {field!r}',

@@ -179,9 +179,19 @@ class Sources:
 
     def take_for_all(self, boundary: Boundary) -> None:
         """Begin or end an episode of every source, also of those that come later."""
-        self._running = self._completed(boundary) if boundary.kind == 'start' else None
+        self.remember(boundary)
         for source in self:
             self.take(boundary, source)
+
+    def remember(self, boundary: Boundary) -> None:
+        """Keep an episode that begins for sources that come later, or forget it if it ends."""
+        self._running = self._completed(boundary) if boundary.kind == 'start' else None
+
+    def begin_remembered(self) -> None:
+        """Begin the episode that began while nothing was published."""
+        if self._running is not None:
+            for source in self:
+                self.take(self._running, source)
 
     def take(self, boundary: Boundary, source: BridgedSource) -> None:
         """Begin or end an episode of one source."""
@@ -247,9 +257,8 @@ class Sources:
             last = max(channel.pace.last or 0.0, channel.running_since)
             if p.episode_from == 'gap' and now - last > p.episode_gap:
                 channel.end(Boundary('end', reason=f'no step for {p.episode_gap:g} s'))
-            elif p.end_lost_after and source.lost_at is not None:
-                if now - source.lost_at > p.end_lost_after:
-                    channel.end(Boundary('end', reason='the connection of the source was lost'))
+            elif p.end_lost_after and now - (source.lost_at or now) > p.end_lost_after:
+                channel.end(Boundary('end', reason='the connection of the source was lost'))
 
     def update_inputs(self) -> None:
         """Look for publishers of episode events."""

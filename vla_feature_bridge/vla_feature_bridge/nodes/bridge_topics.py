@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from rclpy.node import Node
 
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.bridge_diagnosis import Finding
@@ -45,7 +44,8 @@ class TopicSteps:
 
     Parameters
     ----------
-    node : rclpy.node.Node
+    node : ManagedNode
+        Messages are taken while its ``active`` is true.
     p
         Values of the parameters of the bridge.
     channel : JoinedEpisodes
@@ -61,7 +61,7 @@ class TopicSteps:
         A message type is not installed or cannot be read, or ``message_filters`` is missing.
     """
 
-    def __init__(self, node: Node, p: Any, channel: JoinedEpisodes) -> None:
+    def __init__(self, node: Any, p: Any, channel: JoinedEpisodes) -> None:
         self._node, self._p, self._channel = node, p, channel
         self.instruction: str | None = None
         self.late = 0
@@ -92,13 +92,16 @@ class TopicSteps:
         return self._reader.joint_names
 
     def _input(self, name: str) -> TopicInput:
+        def take(message: Any) -> None:
+            if self._node.active:
+                self.join.add(name, message, self._node.get_clock().now().nanoseconds)
+
         return TopicInput(
             self._node,
             getattr(self._p, f'{name}_topic'),
-            lambda message: self.join.add(name, message, self._node.get_clock().now().nanoseconds),
+            take,
             types=_INPUTS[name],
             type_name=getattr(self._p, f'{name}_type'),
-            depth=self._p.join_queue_size,
             header_only=name == 'observation',
         )
 
@@ -162,8 +165,8 @@ class TopicSteps:
         if stamp < self._last_stamp <= stamp + _LATE:
             self.late += 1
             self._channel.note(
-                f'a step arrived {(self._last_stamp - stamp) * 1e-9:.3f} s after a later one; it is '
-                'not published'
+                f'a step arrived after another one whose stamp is {self._last_stamp - stamp} ns '
+                'later; it is not published'
             )
             return
         missing = max(0, lead.ordinal - self._last_ordinal - 1)

@@ -10,11 +10,13 @@ from typing import Any
 from builtin_interfaces.msg import Time
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
-
 from std_msgs.msg import Header
 
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.ros.message_types import full_type_name, has_header, message_type
+
+#: How many messages wait until the node reads them; large ones are few.
+_DEPTH, _IMAGE_DEPTH = 100, 10
 
 
 class TopicInputError(SafeError):
@@ -49,8 +51,6 @@ class TopicInput:
         Names of the accepted message types; empty for any.
     type_name : str
         The type of the topic; empty takes the type of the publishers.
-    depth : int
-        How many messages are kept, at least 10.
     latched : bool
         Whether to ask publishers that keep their last message for it.
     header_only : bool
@@ -86,12 +86,11 @@ class TopicInput:
         *,
         types: Sequence[str] = (),
         type_name: str = '',
-        depth: int = 10,
         latched: bool = False,
         header_only: bool = False,
     ) -> None:
         self._node, self._callback = node, callback
-        self._types, self._depth = tuple(types), max(10, depth)
+        self._types = tuple(types)
         self._latched, self._header_only = latched, header_only
         self.topic = node.resolve_topic_name(topic)
         self.message_class: Any = None
@@ -168,7 +167,11 @@ class TopicInput:
             self.message_class,
             self.topic,
             self._on_raw if raw else self._on_message,
-            QoSProfile(depth=self._depth, reliability=reliability, durability=durability),
+            QoSProfile(
+                depth=_IMAGE_DEPTH if self._header_only else _DEPTH,
+                reliability=reliability,
+                durability=durability,
+            ),
             raw=raw,
         )
 
