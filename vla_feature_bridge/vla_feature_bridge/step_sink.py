@@ -97,6 +97,7 @@ class EpisodeSink(ABC):
         self._problems = ProblemLog(log)
         self._patience = check_seconds(wait_for_monitor, 'wait_for_monitor')
         self._calls = threading.RLock()
+        self._is_closed = False
 
     @property
     def dropped(self) -> int:
@@ -224,6 +225,11 @@ class EpisodeSink(ABC):
     @abstractmethod
     def _monitor_listens(self) -> bool:
         """Return True if steps and events that are sent now reach a monitor."""
+
+    def _check_open(self) -> None:
+        name = type(self).__name__
+        if self._is_closed:
+            raise StepError(where=name, expected=f'an open {name}', found='a closed one')
 
     def _send_events(self, events: list[EpisodeEventRecord]) -> None:
         for number, event in enumerate(events):

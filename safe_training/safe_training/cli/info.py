@@ -90,10 +90,9 @@ def _actions_text(found: dict[str, Any]) -> str:
     if found['actions'] == ['none']:
         return 'none'
     executed = ', '.join(map(str, found['exec_horizon']))
-    spaces = ', '.join(space or 'not stated' for space in found['action_space'])
     return (
         f'{", ".join(found["actions"])} (samples x horizon x dimension), {executed} executed, '
-        f'action space: {spaces}'
+        f'action space: {found["action_space"] or "not stated"}'
     )
 
 

@@ -140,8 +140,10 @@ class BridgeSession:
             if self._receiver is not None:
                 self._receiver.set_status(False, str(error), hello.source)
             raise
-        source.connected = connected
-        source.lost_at = None if connected else time.monotonic()
+        # Two connections of a source tell their news from two threads, in any order.
+        known = self._receiver.statistics().get(hello.source) if self._receiver else None
+        source.connected = known is not None and known.connected
+        source.lost_at = None if source.connected else time.monotonic()
         self._tell(source)
         self._node.get_logger().info(
             f'source {hello.source!r} (policy {hello.policy!r}, process {hello.pid}) '

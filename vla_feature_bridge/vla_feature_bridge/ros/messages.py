@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts steps to ``safe_msgs`` and back.
+"""Converts steps to ``safe_msgs`` and back, and events of episodes to ``safe_msgs``.
 
 Sending makes one copy, receiving makes no copy, and there is no computation per element.
 """
@@ -22,6 +22,16 @@ from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
 from vla_feature_bridge.tensors import TensorError, array_of_bytes, dtype_name, little_endian
 
 NANOSECONDS = 1_000_000_000
+_EVENT_KINDS = {
+    'start': EpisodeEvent.KIND_START,
+    'end': EpisodeEvent.KIND_END,
+    'label': EpisodeEvent.KIND_LABEL,
+}
+_OUTCOMES = {
+    None: EpisodeEvent.OUTCOME_UNKNOWN,
+    True: EpisodeEvent.OUTCOME_SUCCESS,
+    False: EpisodeEvent.OUTCOME_FAILURE,
+}
 
 
 class MessageError(SafeError):
@@ -160,25 +170,13 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
     )
 
 
-_KINDS = {
-    'start': EpisodeEvent.KIND_START,
-    'end': EpisodeEvent.KIND_END,
-    'label': EpisodeEvent.KIND_LABEL,
-}
-_OUTCOMES = {
-    None: EpisodeEvent.OUTCOME_UNKNOWN,
-    True: EpisodeEvent.OUTCOME_SUCCESS,
-    False: EpisodeEvent.OUTCOME_FAILURE,
-}
-
-
 def event_to_message(event: EpisodeEventRecord) -> EpisodeEvent:
     """Return the message of an event, for ``vla/episode``."""
     message = EpisodeEvent(
+        kind=_EVENT_KINDS[event.kind],
         episode_id=event.episode_id,
         task=event.task,
         instruction=event.instruction,
-        kind=_KINDS[event.kind],
         outcome=_OUTCOMES[event.success],
         reason=event.reason,
     )

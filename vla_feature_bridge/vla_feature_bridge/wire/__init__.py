@@ -19,7 +19,6 @@ The names load on first use, so that a policy does not load the receiver.
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,15 +28,21 @@ if TYPE_CHECKING:
 
 __all__ = ['Image', 'StepReceiver', 'StepSender']
 
-_MODULES = {'Image': 'messages', 'StepReceiver': 'receiver', 'StepSender': 'sender'}
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    value = getattr(import_module(f'{__name__}.{_MODULES[name]}'), name)
-    globals()[name] = value
-    return value
+    if name == 'StepSender':
+        from vla_feature_bridge.wire import sender
+
+        return sender.StepSender
+    if name == 'StepReceiver':
+        from vla_feature_bridge.wire import receiver
+
+        return receiver.StepReceiver
+    if name == 'Image':
+        from vla_feature_bridge.wire import messages
+
+        return messages.Image
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
 
 
 def __dir__() -> list[str]:

@@ -190,6 +190,7 @@ class StepSender(EpisodeSink):
 
         A running episode is not ended. Called at the exit of Python too.
         """
+        self._is_closed = True
         if self._owner == os.getpid():
             self._link.close(check_seconds(timeout, 'timeout'))
 
@@ -211,8 +212,7 @@ class StepSender(EpisodeSink):
                 found=f'its child {os.getpid()}',
                 advice='make a StepSender after the fork',
             )
-        if self.state == 'closed':
-            raise StepError(where='StepSender', expected='an open sender', found='a closed one')
+        self._check_open()
         if len(data) > self._queue.size:
             raise StepError(
                 where=f'{kind} frame',
@@ -226,6 +226,7 @@ class StepSender(EpisodeSink):
     def _after_fork(self) -> None:
         """Leave the connection to the parent; locks may be held by threads that are not here."""
         self._calls = threading.RLock()
+        self._patience = 0.0
         self._link.forget()
 
 

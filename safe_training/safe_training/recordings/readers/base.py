@@ -112,6 +112,8 @@ class Source(ABC):
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield one rollout after the other, in a fixed order; empties ``skipped`` first.
 
+        All rollouts of a source have the same ``action_space``.
+
         Raises
         ------
         DumpError

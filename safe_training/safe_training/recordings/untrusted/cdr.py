@@ -48,9 +48,9 @@ _STANDARD = {
         'int32 sec\nuint32 nanosec\n'
     ),
 }
-#: Layout of the steps of older versions: the present fields without the last ones.
+#: Layout of the steps of version 0.1: the present fields without the last one.
 _STEP_0_1 = f'{STEP}Of0_1'
-_STEPS_0_1_LACK = ('action_space',)
+_NOT_IN_0_1 = ('action_space',)
 _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
@@ -138,13 +138,10 @@ def type_hash(name: str) -> str:
 
 
 def check_definition(name: str, encoding: str, text: str) -> str:
-    """Compare the definition in a bag with ours, field by field; ignores comments.
+    """Return the layout of messages, for :func:`step_from_cdr`, by their definition in a bag.
 
-    Returns
-    -------
-    str
-        The layout of the messages, for :func:`step_from_cdr`; empty if the bag does not contain a
-        definition in a known language.
+    The definition is compared with ours field by field; comments are ignored. The layout is empty
+    if the bag has no definition in a known language.
 
     Raises
     ------
@@ -192,8 +189,7 @@ def _typestore() -> Any:
     for name in (_TIME, _HEADER, _TENSOR, STEP, EVENT):
         types |= get_types_from_msg(own_definition(name), name)
     constants, fields = types[STEP]
-    old = [field for field in fields if field[0] not in _STEPS_0_1_LACK]
-    types[_STEP_0_1] = (constants, old)
+    types[_STEP_0_1] = (constants, [field for field in fields if field[0] not in _NOT_IN_0_1])
     store.register(types)
     return store
 
@@ -277,12 +273,9 @@ def step_from_cdr(data: bytes | memoryview, layout: str = STEP) -> PolicyStep:
 def _unpack_step(data: bytes | memoryview, layout: str) -> Any:
     if layout:
         return _unpack(data, layout)
-    try:
-        return _unpack(data, STEP)
-    except BagMessageError:
-        with suppress(BagMessageError):
-            return _unpack(data, _STEP_0_1)
-        raise
+    with suppress(BagMessageError):
+        return _unpack(data, _STEP_0_1)
+    return _unpack(data, STEP)
 
 
 def _packed(field: StepField, value: Any) -> Any:
@@ -353,7 +346,6 @@ def _unpack(data: bytes | memoryview, name: str) -> Any:
     try:
         return _typestore().deserialize_cdr(data, name)
     except SerdeError as error:
-        name = STEP if name == _STEP_0_1 else name
         raise BagMessageError(f'expected a {name}, found other bytes ({_short(error)})') from None
 
 
