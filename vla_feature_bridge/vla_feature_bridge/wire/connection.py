@@ -184,11 +184,13 @@ class Connection:
         """Send without waiting. A sender that does not read is cut off: half a frame misleads."""
         with self._sending:
             try:
-                if self._socket.send(data, socket.MSG_DONTWAIT) == len(data):
-                    return
+                count = self._socket.send(data, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                count = 0
             except OSError:
-                pass
-            self.abort()
+                return  # The sender has gone. What it has sent before is still to be read.
+            if count < len(data):
+                self.abort()
 
     def _hear_the_rest(self) -> None:
         """Read on for a moment: closing a socket with unread bytes destroys the refusal."""
