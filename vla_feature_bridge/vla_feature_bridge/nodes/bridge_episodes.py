@@ -198,7 +198,9 @@ class JoinedEpisodes(Channel):
     def start(self, boundary: Boundary) -> str:
         """Begin an episode, after the end of the episode that runs; returns its id."""
         records = self._steps.start(
-            task=boundary.task, instruction=boundary.instruction, episode_id=boundary.episode_id
+            task=boundary.task or self.default_task,
+            instruction=boundary.instruction,
+            episode_id=boundary.episode_id,
         )
         for record in records[:-1]:
             self._finish(record)
