@@ -150,9 +150,15 @@ def read_frame(connection):
 
 @contextmanager
 def bare_bridge(path):
-    """Listen without a receiver."""
+    """Listen without a receiver; yields a function that accepts a connection."""
+
+    def accept():
+        connection, _ = listening.accept()
+        connection.settimeout(PATIENCE)
+        return connection
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.settimeout(PATIENCE)
         listening.bind(str(path))
         listening.listen()
-        yield listening
+        yield accept
