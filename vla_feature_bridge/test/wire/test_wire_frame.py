@@ -200,7 +200,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize(('data', 'message'), HOSTILE)
+@pytest.mark.parametrize(('data', 'message'), HOSTILE, ids=range(len(HOSTILE)))
 def test_a_wrong_frame_is_refused_with_its_reason(data, message):
     with pytest.raises(FrameError, match=message):
         read(data)

@@ -488,6 +488,7 @@ def test_another_program_at_the_address_is_no_bridge(tmp_path, impatient):
     with bare_bridge(tmp_path / 's') as accept:
         sender = make_sender(f'unix:{tmp_path / "s"}')
         with accept() as connection:
+            read_frame(connection)
             connection.sendall(b'HTTP/1.1 400 Bad Request\r\n\r\n')
         wait_for(lambda: "expected the first bytes b'SAFT', found b'HTTP'" in sender.last_error)
         sender.close(timeout=0)

@@ -147,7 +147,10 @@ class Connection:
         self._socket.settimeout(HELLO_TIMEOUT)
         hello_until = time.monotonic() + HELLO_TIMEOUT
         while not self.is_aborted:
-            count = self._socket.recv_into(reader.space())
+            try:
+                count = self._socket.recv_into(reader.space())
+            except ConnectionResetError:  # The sender has ended without reading our last status.
+                count = 0
             if count == 0:
                 if not reader.is_between_frames and not self.is_aborted:
                     raise ConnectionError('in the middle of a frame')
@@ -184,12 +187,12 @@ class Connection:
         """Send without waiting. A sender that does not read is cut off: half a frame misleads."""
         with self._sending:
             try:
-                count = self._socket.send(data, socket.MSG_DONTWAIT)
+                is_sent = self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
             except BlockingIOError:
-                count = 0
+                is_sent = False
             except OSError:
-                return  # The sender has gone. What it has sent before is still to be read.
-            if count < len(data):
+                return  # The sender has gone; what it sent before is still read.
+            if not is_sent:
                 self.abort()
 
     def _hear_the_rest(self) -> None:

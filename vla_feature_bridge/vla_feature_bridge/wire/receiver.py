@@ -249,7 +249,8 @@ class StepReceiver:
             callback(*arguments)
         except Exception as error:
             source.last_error = f'the bridge could not take a message: {error!r}'
-            self._log(f'source {source.hello.source!r}: {source.last_error}')
+            name = source.hello.source
+            self._problems.add((name, type(error)), f'source {name!r}: {source.last_error}')
 
     def _part(self, connection: Connection, error: str, is_refused: bool) -> None:
         """Note that a connection has ended."""
