@@ -13,10 +13,10 @@ from contextlib import suppress
 from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.wire.budget import Budget
 from vla_feature_bridge.wire.frame import (
     MAX_HEADER,
     MAX_PAYLOAD,
-    Budget,
     Frame,
     FrameError,
     FrameReader,

@@ -16,8 +16,9 @@ from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_sink import ProblemLog
 from vla_feature_bridge.wire.address import parse_address
+from vla_feature_bridge.wire.budget import Budget
 from vla_feature_bridge.wire.connection import Connection, Message
-from vla_feature_bridge.wire.frame import Budget, Frame, FrameError
+from vla_feature_bridge.wire.frame import Frame, FrameError
 from vla_feature_bridge.wire.listener import Listener
 from vla_feature_bridge.wire.messages import BridgeStatus, Hello
 from vla_feature_bridge.wire.source import Source, SourceStatistics
