@@ -528,7 +528,24 @@ def test_wrong_settings_are_refused_when_a_sender_is_made(address, settings, mes
     assert threading.active_count() == threads
 
 
-def test_a_sender_without_a_source_has_a_name_of_its_own(address):
-    sender = make_sender(address)
-    assert sender.source == f'pi0-{os.getpid()}'
-    sender.close(timeout=0)
+def test_one_sender_needs_no_name(receiver, inbox):
+    sender = make_sender(receiver.addresses[0])
+    sender.start(episode_id='a')
+    sender.close()
+    wait_for(lambda: inbox.short('') == [['a', 'start']])
+    assert receiver.statistics()[''].hello.policy == 'pi0'
+
+
+def test_the_bridge_tells_each_source_its_own_status(receiver):
+    left, right = (make_sender(receiver.addresses[0], source=name) for name in ('left', 'right'))
+    receiver.set_status(True, source='left')
+    wait_for(lambda: left.monitor_listens)
+    wait_for(lambda: right.state == 'connected')
+    assert not right.monitor_listens
+    receiver.set_status(True)
+    wait_for(lambda: right.monitor_listens)
+    receiver.set_status(False, source='left')
+    wait_for(lambda: not left.monitor_listens)
+    assert right.monitor_listens
+    left.close()
+    right.close()
