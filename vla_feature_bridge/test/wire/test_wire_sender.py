@@ -528,24 +528,17 @@ def test_wrong_settings_are_refused_when_a_sender_is_made(address, settings, mes
     assert threading.active_count() == threads
 
 
-def test_one_sender_needs_no_name(receiver, inbox):
-    sender = make_sender(receiver.addresses[0])
-    sender.start(episode_id='a')
-    sender.close()
-    wait_for(lambda: inbox.short('') == [['a', 'start']])
-    assert receiver.statistics()[''].hello.policy == 'pi0'
-
-
-def test_the_bridge_tells_each_source_its_own_status(receiver):
-    left, right = (make_sender(receiver.addresses[0], source=name) for name in ('left', 'right'))
-    receiver.set_status(True, source='left')
-    wait_for(lambda: left.monitor_listens)
-    wait_for(lambda: right.state == 'connected')
-    assert not right.monitor_listens
-    receiver.set_status(True)
-    wait_for(lambda: right.monitor_listens)
-    receiver.set_status(False, source='left')
-    wait_for(lambda: not left.monitor_listens)
-    assert right.monitor_listens
-    left.close()
-    right.close()
+def test_a_sender_without_a_source_is_the_source_without_a_name(address):
+    heard = []
+    with StepReceiver([address], lambda source, message: heard.append(source)) as receiver:
+        sender = make_sender(address)
+        sender.start()
+        wait_for(lambda: heard == [''])
+        receiver.set_status(True, source='another')
+        receiver.set_status(True, source='')
+        wait_for(lambda: sender.monitor_listens)
+        receiver.set_status(False, source='')
+        wait_for(lambda: not sender.monitor_listens)
+        receiver.set_status(True)
+        wait_for(lambda: sender.monitor_listens)
+        sender.close(timeout=0)
