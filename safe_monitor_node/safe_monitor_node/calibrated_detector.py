@@ -36,6 +36,8 @@ class CalibratedDetector:
     weights_sha256 : str
         SHA-256 of the weights file in the detector folder, in hexadecimal; empty if the detector
         was not loaded from a folder.
+    action_space : str
+        Name of the space of the actions that the detector was fitted on; empty if unknown.
     """
 
     detector: Detector
@@ -44,6 +46,21 @@ class CalibratedDetector:
     alpha: float
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ''
+    action_space: str = ''
+
+    def action_problem(self, action_space: str) -> str:
+        """Return why actions of this space do not match the detector; empty if they match.
+
+        They match if one of the two spaces is unknown (empty), or if the detector does not read
+        actions.
+        """
+        spaces = {action_space, self.action_space} - {''}
+        if len(spaces) < 2 or not self.detector.reads_actions:
+            return ''
+        return (
+            f'the actions are in the space {action_space!r}, the detector was fitted on actions in '
+            f'the space {self.action_space!r}'
+        )
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a detector folder and return its path; see ``storage.detector_folder``.

@@ -272,7 +272,7 @@ def run_conversion(args: argparse.Namespace) -> dict[str, Any]:
 def run_sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the benchmark ``sweep``."""
     with Console(stderr=True).status('sweep') as status:
-        return bench_sweep(args.epochs, progress=lambda note: status.update(note))
+        return bench_sweep(args.epochs, lambda note: status.update(note), args.device)
 
 
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
@@ -300,6 +300,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         '--epochs', type=int, default=30, help='epochs of the sweep benchmark (default %(default)s)'
+    )
+    parser.add_argument(
+        '--device', default='cpu', help='where the sweep benchmark trains (default %(default)s)'
     )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
     args = parser.parse_args(arguments)

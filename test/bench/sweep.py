@@ -77,12 +77,13 @@ def configurations(kind: type[Learned], epochs: int) -> list[Learned]:
     ]
 
 
-def train_padded(detector: Learned, data: TrainingData) -> None:
+def train_padded(detector: Learned, data: TrainingData, device: str = 'cpu') -> None:
     """Train one model the usual way: on zero-padded rollouts, by ``torch.nn`` and autograd."""
-    padded, valid = pad_steps(data.flat, data.lengths), data.valid()
+    padded = pad_steps(data.flat, data.lengths).to(device)
+    valid, failed = data.valid().to(device), data.failed.to(device)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(detector.seed)
-        network: Any = fresh_network(detector, data.flat.shape[1])
+        network: Any = fresh_network(detector, data.flat.shape[1]).to(device)
     optimizer = make_optimizer(detector, network.parameters())
     weights = data.weights(detector)
     for _ in range(detector.epochs):
@@ -92,17 +93,18 @@ def train_padded(detector: Learned, data: TrainingData) -> None:
         else:
             p = torch.sigmoid(network.layers(padded).squeeze(-1))
         scores = network.accumulated(p)
-        loss = score_loss(detector, scores, valid, data.failed, weights)
+        loss = score_loss(detector, scores, valid, failed, weights)
         (loss + detector.lambda_reg * sum_of_squares(network)).backward()
         optimizer.step()
-    detector.set_network(network, data.flat.shape[1])
+    detector.set_network(network.cpu(), data.flat.shape[1])
 
 
-def product_rate(steps: int, width: int, precision: Precision) -> float:
+def product_rate(steps: int, width: int, precision: Precision, device: str = 'cpu') -> float:
     """Measure the rate of a plain matrix product of these sizes [operations/s]."""
     dtype = getattr(torch, precision)
-    a, b = torch.ones(steps, width, dtype=dtype), torch.ones(1024, width, dtype=dtype)
-    out = torch.empty(steps, 1024, dtype=dtype)
+    a = torch.ones(steps, width, dtype=dtype, device=device)
+    b = torch.ones(1024, width, dtype=dtype, device=device)
+    out = torch.empty(steps, 1024, dtype=dtype, device=device)
     taken = [_seconds(lambda: torch.mm(a, b.t(), out=out)) for _ in range(8)]
     return 2 * steps * width * 1024 / min(taken)
 
@@ -123,32 +125,37 @@ def unseen_auc(detector: Learned, rollouts: Sequence[Rollout], split: Split) -> 
 
 
 def bench_sweep(
-    epochs: int = 30, progress: Callable[[str], None] = lambda note: None
+    epochs: int = 30,
+    progress: Callable[[str], None] = lambda note: None,
+    device: str = 'cpu',
 ) -> list[dict[str, Any]]:
-    """Time both ways of training on the same rollouts, one after the other in this process."""
+    """Time both ways of training on the same rollouts, one after the other in this process.
+
+    ``fit`` trains on the processor whatever the device is.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:
-        return [row for size in SIZES for row in _bench_size(*size, epochs, progress)]
+        return [row for size in SIZES for row in _bench_size(*size, epochs, progress, device)]
     finally:
         torch.set_num_threads(before)
 
 
 def _bench_size(
-    width: int, count: int, epochs: int, progress: Callable[[str], None]
+    width: int, count: int, epochs: int, progress: Callable[[str], None], device: str
 ) -> list[dict[str, Any]]:
     rollouts = synthetic_rollouts(width, count)
     split = choose_split(rollouts, 0, Protocol())
     training = [rollouts[i] for i in split.train]
     data = TrainingData.of(training)
-    precision = fastest_precision('cpu')
+    precision = fastest_precision(device)
     rows = []
     for kind in (SafeMlp, SafeLstm):
         note = f'{kind.name}, {width} features, '
         alone = [configurations(kind, epochs)[i] for i in ONE_AT_A_TIME]
         progress(note + 'one at a time, padded')
-        train_padded(configurations(kind, 1)[0], data)
-        padded_seconds = sum(_seconds(partial(train_padded, d, data)) for d in alone)
+        train_padded(configurations(kind, 1)[0], data, device)
+        padded_seconds = sum(_seconds(partial(train_padded, d, data, device)) for d in alone)
         fitted = [configurations(kind, epochs)[i] for i in ONE_AT_A_TIME]
         progress(note + 'one at a time, by fit')
         fit_seconds = sum(_seconds(partial(d.fit, training)) for d in fitted)
@@ -157,15 +164,15 @@ def _bench_size(
         for mode in modes:
             progress(note + f'together, {mode}')
             group = configurations(kind, epochs)
-            train_together(configurations(kind, 1), data, precision=mode)
-            seconds = _seconds(partial(train_together, group, data, precision=mode))
+            train_together(configurations(kind, 1), data, precision=mode, device=device)
+            seconds = _seconds(partial(train_together, group, data, precision=mode, device=device))
             each = seconds / len(group) / epochs
             padded_each = padded_seconds / len(alone) / epochs
             aucs = [
                 (unseen_auc(a, rollouts, split), unseen_auc(group[i], rollouts, split))
                 for a, i in zip(alone, ONE_AT_A_TIME, strict=True)
             ]
-            rate = product_rate(len(data.flat), width, mode)
+            rate = product_rate(len(data.flat), width, mode, device)
             rows.append(
                 {
                     'detector': kind.name,
@@ -174,6 +181,7 @@ def _bench_size(
                     'training_steps': len(data.flat),
                     'training_steps_padded': int(data.valid().numel()),
                     'precision': mode,
+                    'device': device,
                     'epochs': epochs,
                     'models_together': len(group),
                     'models_alone': len(alone),
@@ -197,6 +205,8 @@ def _bench_size(
 def _seconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
@@ -215,7 +225,8 @@ def print_sweep(rows: Sequence[dict[str, Any]]) -> None:
         box=box.SIMPLE_HEAD,
         title=(
             f'Training a grid: {len(ONE_AT_A_TIME)} of its models one at a time, '
-            f'{rows[0]["models_together"]} together, {rows[0]["epochs"]} epochs each'
+            f'{rows[0]["models_together"]} together, {rows[0]["epochs"]} epochs each, '
+            f'on {rows[0]["device"]}'
         ),
     )
     for row in rows:

@@ -84,6 +84,7 @@ def step_bytes(**changes: bytes) -> bytes:
         'signal_names': word(0),
         'signals': word(0),
         'inference_time': word(0),
+        'action_space': string(b''),
     }
     assert set(changes) <= set(parts)
     data = b''

@@ -148,9 +148,12 @@ _kept: dict = {}
 
 
 @settings(bounded, max_examples=40)
-@given(changes=damage, encoding=st.sampled_from(['ros2msg', 'ros2idl']))
-def test_definitions(changes, encoding):
-    name = 'safe_msgs/msg/EpisodeEvent'
+@given(
+    changes=damage,
+    encoding=st.sampled_from(['ros2msg', 'ros2idl']),
+    name=st.sampled_from(['safe_msgs/msg/EpisodeEvent', 'safe_msgs/msg/PolicyStep']),
+)
+def test_definitions(changes, encoding, name):
     text = damaged(full_definition(name).encode(), changes).decode('utf-8', 'replace')
     with suppress(BagMessageError):
         check_definition(name, encoding, text)

@@ -105,6 +105,7 @@ def make_full_rollout(index: int = 0, *, steps: int = 5, **fields: Any) -> Rollo
         'inference_time': np.full(steps, 0.125, np.float32),
         'failure_step': 3,
         'video': 'task7.mp4',
+        'action_space': 'robot',
     }
     return make_rollout(index, steps=steps, **{**full, **fields})
 

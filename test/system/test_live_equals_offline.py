@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What real processes send over DDS is what scoring the recorded rollout gives, step by step."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from rollout_factory import make_rollout
+from scripted_episodes import SPEC, scripted
 
 from safe_bringup.live import play_live
 from safe_monitor_node.storage.detector_folder import load_detector
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
 
 @pytest.mark.slow
@@ -38,3 +43,24 @@ def test_scores_and_alarms_of_24_rollouts(
     assert 0 < alarms < len(chosen), (
         'a test without alarms, or with nothing else, would prove little'
     )
+
+
+@pytest.mark.parametrize('fitted_on', ['robot', 'normalized'])
+def test_a_replayed_set_states_its_action_space(fitted_on, own_domain, tmp_path):
+    rollout = make_rollout(
+        steps=4,
+        actions=np.arange(56, dtype=np.float32).reshape(4, 1, 2, 7) / 1000,
+        feature_name=str(SPEC),
+        action_space='robot',
+    )
+    with RolloutSetWriter(tmp_path / 'set', SPEC) as writer:
+        writer.add(rollout)
+    calibrated = dataclasses.replace(scripted(), action_space=fitted_on)
+    folder = calibrated.save(tmp_path / 'detector')
+    (live,) = play_live(
+        tmp_path / 'set', folder, [rollout.episode_id], logs=tmp_path, frequency=50.0, gap=0.1
+    )
+    assert live.steps == [0, 1, 2, 3]
+    offline = calibrated.detector.score(rollout)
+    expected = offline if fitted_on == 'robot' else np.full(4, np.nan)
+    np.testing.assert_allclose(live.scores, expected, rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from probe import Probe
 from rclpy.parameter import Parameter
+from scripted_episodes import make_step, scripted
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand
 from safe_monitor_node.detectors import make_detector
@@ -145,6 +146,24 @@ def test_a_step_that_cannot_be_scored_is_invalid_and_the_node_lives_on(
     assert probe.step(quiet(2)).state == FailureScore.STATE_INVALID
     probe.end('e')
     assert probe.step(quiet(0, 'next')).state == FailureScore.STATE_NOMINAL
+
+
+def test_actions_in_another_space_are_invalid_and_both_names_are_diagnosed(
+    probe, run_monitor, tmp_path
+):
+    folder = dataclasses.replace(scripted(), action_space='robot').save(tmp_path / 'detector')
+    run_monitor(detector_folder=folder)
+    probe.wait_until_active()
+    assert probe.step(make_step(0, action_space='robot')).state == FailureScore.STATE_NOMINAL
+    score = probe.step(make_step(1, action_space='normalized'))
+    assert score.state == FailureScore.STATE_INVALID
+    assert np.isnan(score.score)
+    probe.spin_until(
+        lambda: 'action' in probe.facts().get('last problem', ''), 'the problem is diagnosed'
+    )
+    problem = probe.facts()['last problem']
+    assert "space 'normalized'" in problem and "space 'robot'" in problem
+    assert probe.step(make_step(0, episode='b')).state == FailureScore.STATE_NOMINAL
 
 
 def test_a_message_that_lies_about_its_size_is_invalid(probe, run_monitor, mlp_folder, quiet):

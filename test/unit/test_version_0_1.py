@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor, MonitorError
@@ -176,10 +177,42 @@ def test_every_set_and_recording_holds_what_it_held(path: str) -> None:
     found = info(path)
     # The facts are the same; the advice after them is in other words.
     assert facts(found.pop('notes')) == facts(expected['info'].pop('notes'))
+    assert found.pop('action_space') == ''
     assert found == expected['info']
     if 'rollouts' in expected:
         rollouts = {r.episode_id: described(r) for r in load_rollouts(path)}
         assert rollouts == expected['rollouts']
+
+
+@pytest.mark.parametrize('name', ['run.mcap', 'run.bag', 'run_sqlite'])
+def test_a_recording_is_converted_to_a_recording_with_the_messages_of_today(
+    name: str, tmp_path: Path
+) -> None:
+    assert convert(f'bags/{name}', tmp_path / 'new.mcap')['rollouts']
+    found = {r.episode_id: described(r) for r in load_rollouts(tmp_path / 'new.mcap')}
+    assert found == {r.episode_id: described(r) for r in load_rollouts(f'bags/{name}')}
+
+
+@pytest.mark.parametrize('storage', list(StoragePlugin), ids=lambda s: s.name)
+def test_messages_without_a_definition_are_recognised(
+    storage: StoragePlugin, tmp_path: Path
+) -> None:
+    """Recorders before ROS 2 Iron stored no definition."""
+    with (
+        Reader('bags/run.bag') as reader,
+        Writer(tmp_path / 'run', version=9, storage_plugin=storage) as writer,
+    ):
+        topics = {
+            c.id: writer.add_connection(c.topic, c.msgtype, msgdef='', rihs01=c.digest)
+            for c in reader.connections
+        }
+        for connection, time, data in reader.messages():
+            writer.write(topics[connection.id], time, data)
+    found = {r.episode_id: described(r) for r in load_rollouts(tmp_path / 'run')}
+    expected = EXPECTED['recorded_rollouts']
+    assert set(found) == set(expected)
+    for name, rollout in expected.items():
+        assert found[name]['arrays'] | {'stamps': ''} == rollout['arrays'] | {'stamps': ''}
 
 
 @pytest.mark.parametrize('name', ['run.mcap', 'run.bag', 'run_sqlite'])
@@ -328,6 +361,7 @@ def test_a_detector_folder_says_what_it_said(name: str) -> None:
         found |= {
             f'band.{part}': band[part] for part in ('steps', 'kind', 'n_calibration', 'n_center')
         }
+    assert found.pop('action_space') == ''
     assert found == expected
 
 

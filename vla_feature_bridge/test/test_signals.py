@@ -125,6 +125,57 @@ def test_a_rollouts_signals_are_those_of_its_steps_and_know_no_future(actions, e
         np.testing.assert_array_equal(values, whole[name][: len(values)])
 
 
+def test_the_executed_number_of_the_last_chunk_is_given_one_step_later():
+    stream = SignalStream(2)
+    assert stream.step(PREVIOUS[None], executed=4) == action_signals(None, PREVIOUS, 2)
+    assert stream.step(CHUNK[None], executed=np.int64(3)) == {
+        'action_norm': pytest.approx(math.sqrt(19)),
+        # Not executed of the last chunk: (3, 0, -1); replaced by (2, 1, -1).
+        'chunk_mse': pytest.approx((1 + 1 + 0) / 3),
+        # The arm moves (1, 0), (2, 0), (2, 1), (3, 1): second differences (-1, 1) and (1, -1).
+        'action_jerk': pytest.approx(1.0),
+        'direction_reversals': 0.0,
+        # The gripper is told 1, -1, -1, 1.
+        'gripper_oscillation': 1.0,
+    }
+
+
+@given(
+    actions=hnp.arrays(
+        np.float32,
+        st.tuples(st.integers(1, 6), st.just(1), st.integers(1, 4), st.integers(1, 3)),
+        elements=st.floats(-10, 10, width=32),
+    ),
+    data=st.data(),
+)
+@settings(max_examples=100, deadline=None)
+def test_executed_numbers_give_the_same_live_and_over_a_whole_rollout(actions, data):
+    steps, _, horizon, _ = actions.shape
+    executed = data.draw(st.lists(st.integers(0, horizon), min_size=steps, max_size=steps))
+    whole = rollout_signals(actions, 2, executed)
+    stream = SignalStream(2)
+    for t, chunks in enumerate(actions):
+        for name, value in stream.step(chunks, executed[t]).items():
+            assert np.float32(value) == whole[name][t]
+    nominal = rollout_signals(actions, 1, [1] * steps)
+    for name, values in rollout_signals(actions, 1).items():
+        np.testing.assert_array_equal(values, nominal[name])
+
+
+@pytest.mark.parametrize('executed', [-1, 5, 1.0, '2'])
+def test_a_number_that_the_last_chunk_does_not_have_is_refused_and_changes_nothing(executed):
+    stream = SignalStream(2)
+    stream.step(PREVIOUS[None])
+    with pytest.raises(SignalError, match=rf'executed from 0 to 4, .* found {executed!r}'):
+        stream.step(CHUNK[None], executed)
+    assert stream.step(CHUNK[None]) == action_signals(PREVIOUS, CHUNK, 2)
+
+
+def test_every_step_has_its_executed_number():
+    with pytest.raises(SignalError, match='for each of 2 steps, found 1 numbers'):
+        rollout_signals(np.stack([PREVIOUS, CHUNK])[:, None], 2, [2])
+
+
 def test_a_stream_keeps_no_reference_to_the_senders_array():
     chunks = PREVIOUS[None].copy()
     stream = SignalStream(2)

@@ -26,6 +26,7 @@ MUG = {
     'signals': {'chunk_mse': np.array([0.0, 0.1, 0.2], np.float32)},
     'stamps': np.array([10, 20, 30], np.int64),
     'inference_time': np.array([0.1, 0.2, 0.3], np.float32),
+    'action_space': 'robot',
 }
 
 
@@ -47,7 +48,8 @@ def test_a_step_carries_all_that_the_rollout_knows_of_it():
     assert step.signals == {'chunk_mse': pytest.approx(0.1)}
     assert type(step.signals['chunk_mse']) is float
     assert step.inference_time == pytest.approx(0.2)
-    for name in ('episode_id', 'policy', 'instruction', 'feature_name', 'exec_horizon'):
+    whole = ('episode_id', 'policy', 'instruction', 'feature_name', 'exec_horizon', 'action_space')
+    for name in whole:
         assert getattr(step, name) == getattr(rollout, name)
 
 

@@ -43,7 +43,8 @@ class Rollout:
     actions : ndarray, shape (T, samples, horizon, action_dim), or None
         Sample 0 is the executed one.
     exec_horizon : int
-        Number of actions of a chunk that were executed before the next inference.
+        Number of actions of a chunk that were executed before the next inference; the nominal
+        number under real-time chunking.
     token_probability, token_entropy : ndarray, shape (T, tokens), or None
         NaN where a step emitted fewer tokens; entropy [nats].
     signals : dict of str to ndarray, shape (T,)
@@ -57,6 +58,9 @@ class Rollout:
         Path of the video, relative to the source; empty if none.
     unseen : bool
         True if the source marks this task as unseen: no detector is trained on it.
+    action_space : str
+        Name of the space of ``actions``, such as :data:`vla_feature_bridge.step.ROBOT`; empty if
+        unknown.
     """
 
     features: np.ndarray
@@ -79,6 +83,7 @@ class Rollout:
     video: str = ''
     unseen: bool = False
     feature_lengths: np.ndarray | None = None
+    action_space: str = ''
 
     def __post_init__(self) -> None:
         if not self.episode_id:
@@ -147,6 +152,7 @@ class Rollout:
             instruction=self.instruction,
             exec_horizon=self.exec_horizon,
             signals={name: float(values[t]) for name, values in self.signals.items()},
+            action_space=self.action_space,
             **{field.name: _entry(field, getattr(self, field.stacked), t) for field in STEP_FIELDS},
         )
 

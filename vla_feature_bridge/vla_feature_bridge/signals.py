@@ -10,6 +10,9 @@ know. All signals are computed in float64 from the executed sample (sample 0).
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
@@ -24,11 +27,14 @@ SIGNAL_NAMES = (
 
 
 class SignalError(SafeError):
-    """No signal can be computed from action chunks of this shape."""
+    """No signal can be computed from these action chunks or numbers of executed actions."""
 
 
 def action_signals(
-    previous: np.ndarray | None, chunk: np.ndarray, exec_horizon: int
+    previous: np.ndarray | None,
+    chunk: np.ndarray,
+    exec_horizon: int,
+    executed: int | None = None,
 ) -> dict[str, float]:
     """Return the signals of a step, from its chunk and the previous chunk.
 
@@ -39,7 +45,10 @@ def action_signals(
     chunk : ndarray, shape (horizon, action_dim)
         The executed sample of this inference.
     exec_horizon : int
-        Number of actions of ``previous`` that were executed before this inference.
+        Number of actions of ``chunk`` that will be executed before the next inference.
+    executed : int, optional
+        Number of actions of ``previous`` that were executed before this inference; the default is
+        ``exec_horizon``. See :class:`SignalStream` for real-time chunking (RTC).
 
     Returns
     -------
@@ -69,16 +78,17 @@ def action_signals(
             f'expected an action_dim of {previous.shape[-1]} as in the previous chunk, found '
             f'{chunk.shape[-1]}'
         )
+    executed = exec_horizon if executed is None else executed
     chunk = np.asarray(chunk, dtype=np.float64)
     motion = chunk[:exec_horizon]
     mse = 0.0
     if previous is not None:
         previous = np.asarray(previous, dtype=np.float64)
-        left = previous[exec_horizon:]
+        left = previous[executed:]
         overlap = min(len(left), len(chunk))
         if overlap:
             mse = float(np.mean((left[:overlap] - chunk[:overlap]) ** 2))
-        motion = np.concatenate([previous[max(0, exec_horizon - 2) : exec_horizon], motion])
+        motion = np.concatenate([previous[max(0, executed - 2) : executed], motion])
     arm = motion[:, :-1] if motion.shape[1] > 1 else motion
     jerk = np.diff(arm, n=2, axis=0)
     turns = np.sum(arm[1:] * arm[:-1], axis=1)
@@ -96,23 +106,32 @@ def action_signals(
 class SignalStream:
     """Live signals of one episode, from one step to the next; keeps only the previous chunk.
 
+    Under real-time chunking (RTC), the next inference runs while actions of the chunk are still
+    being executed. The number of executed actions is then not known when a step is computed. It is
+    known at the next step: give it to :meth:`step` as ``executed``.
+
     Parameters
     ----------
     exec_horizon : int
-        Number of actions of a chunk that are executed before the next inference.
+        Number of actions of a chunk that are executed before the next inference; the nominal
+        number under RTC.
     """
 
     def __init__(self, exec_horizon: int) -> None:
         self.exec_horizon = exec_horizon
         self._previous: np.ndarray | None = None
 
-    def step(self, actions: np.ndarray) -> dict[str, float]:
+    def step(self, actions: np.ndarray, executed: int | None = None) -> dict[str, float]:
         """Return the signals of the next step.
 
         Parameters
         ----------
         actions : ndarray, shape (samples, horizon, action_dim)
             Sample 0 is the executed one.
+        executed : int, optional
+            Number of actions of the previous chunk that were executed before this inference: the
+            number of control cycles between the observations of the two inferences. The default is
+            ``exec_horizon``. Without effect at the first step.
 
         Returns
         -------
@@ -122,30 +141,63 @@ class SignalStream:
         Raises
         ------
         SignalError
-            The array has another shape.
+            The array has another shape, or ``executed`` is no integer from 0 to the length of the
+            previous chunk. The stream does not change.
         """
         if actions.ndim != 3 or actions.shape[0] == 0:
             raise SignalError(
                 'expected action chunks of shape (samples, horizon, action_dim), '
                 f'found shape {actions.shape}'
             )
-        signals = action_signals(self._previous, actions[0], self.exec_horizon)
+        signals = action_signals(
+            self._previous, actions[0], self.exec_horizon, self._checked(executed)
+        )
         self._previous = np.array(actions[0])
         return signals
 
+    def _checked(self, executed: int | None) -> int | None:
+        if executed is None or self._previous is None:
+            return None
+        try:
+            number = operator.index(executed)
+        except TypeError:
+            number = -1
+        if not 0 <= number <= len(self._previous):
+            raise SignalError(
+                f'expected executed from 0 to {len(self._previous)}, the number of actions of the '
+                f'previous chunk, found {executed!r}'
+            )
+        return number
 
-def rollout_signals(actions: np.ndarray, exec_horizon: int) -> dict[str, np.ndarray]:
+
+def rollout_signals(
+    actions: np.ndarray, exec_horizon: int, executed: Sequence[int] | np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Return the signals of a whole rollout.
 
     Parameters
     ----------
     actions : ndarray, shape (T, samples, horizon, action_dim)
+    exec_horizon : int
+        As in :class:`SignalStream`.
+    executed : sequence of int, length T, optional
+        ``executed`` of :meth:`SignalStream.step` at each step; the first entry has no effect.
 
     Returns
     -------
     dict of str to ndarray of float32, shape (T,)
         The values of :class:`SignalStream`, as float32.
+
+    Raises
+    ------
+    SignalError
+        An array or a number does not fit, or ``executed`` has another length than ``actions``.
     """
+    numbers = [None] * len(actions) if executed is None else list(executed)
+    if len(numbers) != len(actions):
+        raise SignalError(
+            f'expected executed for each of {len(actions)} steps, found {len(numbers)} numbers'
+        )
     stream = SignalStream(exec_horizon)
-    rows = [stream.step(chunk) for chunk in actions]
+    rows = [stream.step(chunk, number) for chunk, number in zip(actions, numbers, strict=True)]
     return {name: np.array([row[name] for row in rows], dtype=np.float32) for name in SIGNAL_NAMES}

@@ -11,6 +11,14 @@ from typing import Literal
 
 import numpy as np
 
+#: Usual names of action spaces. NORMALIZED: as the network emits actions. ROBOT: un-normalised, in
+#: the unit that the robot executes.
+NORMALIZED = 'normalized'
+ROBOT = 'robot'
+
+#: Name of the features of a step without features (a black box); their shape is (0,).
+NO_FEATURE = 'none'
+
 
 @dataclass(slots=True, eq=False)
 class PolicyStep:
@@ -33,13 +41,17 @@ class PolicyStep:
     actions : ndarray, shape (samples, horizon, action_dim), or None
         Sampled action chunks; sample 0 is the executed one.
     exec_horizon : int
-        How many actions of the chunk are executed before the next inference.
+        How many actions of the chunk are executed before the next inference. Under real-time
+        chunking (RTC), this is the nominal number: see :class:`~.signals.SignalStream`.
     token_probability, token_entropy : ndarray, shape (tokens,), or None
         Probability of each emitted token and entropy [nats] of its distribution.
     signals : dict of str to float
         Scalars of this step, see :mod:`vla_feature_bridge.signals`.
     inference_time : float
         How long the inference took [s]; 0 if unknown.
+    action_space : str
+        Name of the space of ``actions``: :data:`NORMALIZED`, :data:`ROBOT` or another name; empty
+        if unknown.
     """
 
     features: np.ndarray
@@ -55,6 +67,7 @@ class PolicyStep:
     token_entropy: np.ndarray | None = None
     signals: dict[str, float] = field(default_factory=dict)
     inference_time: float = 0.0
+    action_space: str = ''
 
 
 @dataclass(frozen=True)

@@ -108,6 +108,11 @@ class Detector(ABC):
         return False
 
     @property
+    def reads_actions(self) -> bool:
+        """True if the score depends on actions, or on signals, which are computed from actions."""
+        return not self.needs.isdisjoint({'actions', 'sampled_actions', 'signals'})
+
+    @property
     def fitted(self) -> bool:
         """True if the detector can score."""
         return hasattr(self, 'dim_')

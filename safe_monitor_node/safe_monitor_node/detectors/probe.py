@@ -132,6 +132,13 @@ class LinearProbe(Detector):
     signal_weights_: np.ndarray = field(init=False, repr=False)
     """Weights of the signal history, (S, 4), columns as :data:`HISTORY`."""
 
+    @property
+    def reads_actions(self) -> bool:
+        """True if the score depends on signals, which are computed from actions."""
+        if not self.fitted:
+            return self.inputs != 'features'
+        return self.choice_['method'] == 'linear' and bool(self.signal_weights_.any())
+
     def check_params(self) -> None:
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
         self._check_choice('inputs', ('auto', *_INPUTS))

@@ -325,7 +325,7 @@ class EpisodeMonitor:
         return StepResult(score, threshold, verdict, probability=self._probability(score))
 
     def _pooled(self, step: PolicyStep) -> PolicyStep:
-        """Check that the feature name matches the detector; pool raw features."""
+        """Check that features and actions match the detector; pool raw features."""
         spec = self.calibrated.feature
         if step.feature_name and step.feature_name != str(spec):
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
@@ -335,6 +335,11 @@ class EpisodeMonitor:
                     f'the detector was fitted on {str(spec)!r}; '
                     'set the same tensor and pooling in the bridge'
                 )
+        if problem := self.calibrated.action_problem(step.action_space):
+            raise StepError(
+                f'step {step.step}: {problem}; publish the actions in the space of the detector, '
+                'or fit the detector on actions in the space of the policy'
+            )
         if spec.axes and step.features.ndim == len(spec.axes) + 1:
             return replace(step, features=spec.apply(step.features))
         return step

@@ -3,7 +3,7 @@
 
 ::
 
-    FOLDER/detector.json         method, parameters, feature, band, provenance, checksum
+    FOLDER/detector.json         method, parameters, feature, action space, band, origin, checksum
     FOLDER/weights.safetensors   all arrays, named detector.* and band.*
 
 Reading a folder executes no code and checks all data: a changed byte in one of the two files is
@@ -114,6 +114,7 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
         'detector': detector.name,
         'params': detector.get_params(),
         'feature': feature.to_dict(),
+        'action_space': calibrated.action_space,
         'alpha': calibrated.alpha,
         'band': band.meta(),
         'weights_bytes': len(weights),
@@ -180,6 +181,9 @@ def _load(folder: Path) -> CalibratedDetector:
         band = Band.from_state(_part(arrays, 'band.'), content['band'])
         band.at(alpha)
         provenance = dict(content['provenance'])
+        action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
+        if not isinstance(action_space, str):
+            raise TypeError(f'action_space: {action_space!r}')
     except (PoolingError, DetectorError, BandError) as error:
         raise DetectorFolderError(f'{path}: {error}') from error
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
@@ -194,7 +198,7 @@ def _load(folder: Path) -> CalibratedDetector:
             'the folder'
         )
     sha256 = str(content['weights_sha256'])
-    return CalibratedDetector(detector, feature, band, alpha, provenance, sha256)
+    return CalibratedDetector(detector, feature, band, alpha, provenance, sha256, action_space)
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -250,6 +254,7 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
         'params': calibrated.detector.get_params(),
         'feature': str(calibrated.feature),
         'dim': calibrated.feature.dim,
+        'action_space': calibrated.action_space,
         'alpha': calibrated.alpha,
         'alphas': band.alphas.tolist(),
         'band': {'steps': band.length, **band.meta()},

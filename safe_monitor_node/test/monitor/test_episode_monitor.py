@@ -28,6 +28,8 @@ from scripted_episodes import (
 )
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.detectors import make_detector
+from safe_monitor_node.detectors.probe import HISTORY
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds
@@ -368,3 +370,44 @@ def test_raw_features_are_pooled_as_the_detector_was_trained():
 
 def test_features_without_a_name_are_taken_at_their_word():
     assert Live(recurrent()).state(0, feature_name='') == NOMINAL
+
+
+# --- what the actions are
+
+
+@pytest.mark.parametrize('accepted', ['robot', ''])
+def test_actions_in_another_space_are_invalid(accepted):
+    live = Live(dataclasses.replace(scripted(), action_space='robot'))
+    assert live.state(0, action_space=accepted) == NOMINAL
+    result = live.step(1, action_space='normalized')
+    assert result.verdict.state == INVALID
+    assert math.isnan(result.score)
+    assert re.search("step 1: .*space 'normalized', .*fitted on .*space 'robot'", result.problem)
+    assert live.state(0, episode='b', action_space=accepted) == NOMINAL
+
+
+def test_any_action_space_is_accepted_if_that_of_the_detector_is_unknown():
+    assert Live(scripted()).state(0, action_space='normalized') == NOMINAL
+
+
+def test_a_detector_that_reads_no_actions_accepts_any_action_space():
+    live = Live(dataclasses.replace(recurrent(), action_space='robot'))
+    assert live.state(0, action_space='normalized') == NOMINAL
+
+
+@pytest.mark.parametrize(
+    ('inputs', 'method', 'reads'),
+    [('both', 'linear', True), ('features', 'linear', False), ('both', 'distance', False)],
+)
+def test_a_probe_reads_actions_if_its_score_depends_on_signals(inputs, method, reads):
+    signals = ['action_norm']
+    weights = np.full((1, len(HISTORY)), 1.0 if inputs == 'both' else 0.0)
+    probe = make_detector('linear_probe')
+    assert probe.reads_actions, 'before fitting, it can choose them'
+    choice = {'inputs': inputs, 'method': method, 'l2': 1.0, 'smoothing': 0.0, 'signals': signals}
+    probe.set_probe(choice, np.ones((1, WIDTH)), np.zeros(1), np.ones(1), weights)
+    live = Live(dataclasses.replace(scripted(), detector=probe, action_space='robot'))
+    result = live.step(0, action_space='normalized')
+    assert (result.problem != '') == reads
+    quiet, loud = (probe.stream().step(make_step(0, score)) for score in (LOW, HIGH))
+    assert (quiet != loud) == reads

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -119,6 +120,23 @@ def test_a_calibrated_detector_saves_and_loads_itself(folder, tmp_path):
     with pytest.raises(DetectorFolderError, match='exists already'):
         again.save(saved)
     assert contents(again.save(saved, overwrite=True)) == contents(folder)
+
+
+def test_the_action_space_is_stored(tmp_path):
+    folder = replace(calibrated(), action_space='robot').save(tmp_path / 'detector')
+    assert load_detector(folder).action_space == 'robot'
+    assert describe(folder)['action_space'] == 'robot'
+
+
+def test_a_folder_without_an_action_space_does_not_state_it(folder):
+    rewrite(folder, lambda content: content.pop('action_space'))
+    assert load_detector(folder).action_space == ''
+
+
+@pytest.mark.parametrize('value', [None, 3, ['robot']])
+def test_an_action_space_that_is_no_text_is_refused(folder, value):
+    rewrite(folder, lambda content: content.update(action_space=value))
+    refused(folder, 'of another type.*action_space')
 
 
 def test_a_detector_without_arrays_is_saved_too(tmp_path):

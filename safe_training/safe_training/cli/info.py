@@ -53,7 +53,8 @@ def _print_info(found: dict[str, Any]) -> None:
 
     console = Console(highlight=False)
     if 'tasks' not in found:
-        _print_pairs(console, found)
+        space = found['action_space'] or 'not stated'
+        _print_pairs(console, {**found, 'action_space': space})
         return
     why = {'kind': f'{found["kind"]} ({found["why"]})', 'policy': found['policy'] or 'not stated'}
     length = found['length']
@@ -89,7 +90,10 @@ def _actions_text(found: dict[str, Any]) -> str:
     if found['actions'] == ['none']:
         return 'none'
     executed = ', '.join(map(str, found['exec_horizon']))
-    return f'{", ".join(found["actions"])} (samples x horizon x dimension), {executed} executed'
+    return (
+        f'{", ".join(found["actions"])} (samples x horizon x dimension), {executed} executed, '
+        f'action space: {found["action_space"] or "not stated"}'
+    )
 
 
 def _print_pairs(console: Console, pairs: dict[str, Any]) -> None:

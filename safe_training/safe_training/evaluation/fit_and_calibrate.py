@@ -157,6 +157,7 @@ def calibrated_detector(
         band=calibrated_band(successes, rollouts, split, protocol),
         alpha=protocol.alpha,
         provenance=provenance_of(rollouts, split),
+        action_space=rollouts.action_space,
     )
 
 

@@ -29,7 +29,6 @@ from safe_training.metrics.scored import (
     min_lengths,
 )
 from safe_training.recordings.rollouts import Rollouts
-from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 PARTS = ('train', 'seen', 'unseen', 'new')
@@ -182,8 +181,8 @@ def judge(
     Raises
     ------
     EvaluationError
-        The features differ from the features that the detector was fitted on, the band was not
-        calibrated for this rate, or a rollout is longer than the band.
+        The features or the action space differ from those that the detector was fitted on, the
+        band was not calibrated for this rate, or a rollout is longer than the band.
     """
     if not isinstance(detector, CalibratedDetector):
         raise EvaluationError(
@@ -193,7 +192,7 @@ def judge(
             advice='for a detector folder use safe_monitor_node.load_detector(folder)',
         )
     require_rollouts(rollouts)
-    check_features(detector, rollouts.feature)
+    check_inputs(detector, rollouts)
     asked = detector.alpha if alpha is None else alpha
     try:
         # An unknown rate is no fault of a rollout: check it once, before hours of scoring.
@@ -265,13 +264,19 @@ def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[
     return {name: members for name, members in parts.items() if members}
 
 
-def check_features(detector: CalibratedDetector, feature: FeatureSpec) -> None:
-    """Raise `EvaluationError` if the detector was fitted on different features."""
+def check_inputs(detector: CalibratedDetector, rollouts: Rollouts) -> None:
+    """Raise `EvaluationError` if the detector was fitted on different features or actions."""
+    feature = rollouts.feature
     if feature != detector.feature:
         raise EvaluationError(
             f'the rollouts hold features {feature} of width {feature.dim}, '
             f'the detector was fitted on {detector.feature} of width {detector.feature.dim}; '
             'convert with the same feature and pooling'
+        )
+    if problem := detector.action_problem(rollouts.action_space):
+        raise EvaluationError(
+            f'{rollouts.source or "rollouts"}: {problem}; fit a detector on rollouts with the same '
+            'action space'
         )
 
 

@@ -50,6 +50,7 @@ class _Summary:
         self.lengths: list[int] = []
         self._tasks: dict[str, dict[str, Any]] = {}
         self._shapes: dict[str, set[str]] = {}
+        self._action_space = ''
 
     def add(self, rollout: Rollout) -> None:
         self.lengths.append(len(rollout))
@@ -76,6 +77,7 @@ class _Summary:
         self._note('actions', _per_step(rollout.actions))
         self._note('tokens', _per_step(rollout.token_probability))
         self._note('exec_horizon', str(rollout.exec_horizon))
+        self._action_space = rollout.action_space  # equal for all rollouts of a source
         self._note('signals', '\n'.join(rollout.signals))
 
     def _note(self, what: str, value: str) -> None:
@@ -97,6 +99,7 @@ class _Summary:
             },
             'dtype': sorted(self._shapes['dtype']),
             'actions': sorted(self._shapes['actions']),
+            'action_space': self._action_space,
             'exec_horizon': sorted(map(int, self._shapes['exec_horizon'])),
             'tokens': sorted(self._shapes['tokens']),
             'signals': sorted(

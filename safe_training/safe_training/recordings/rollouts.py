@@ -6,12 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import overload
 
+from safe_training.recordings.errors import DumpError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 
 
 class Rollouts(Sequence[Rollout]):
-    """A sequence of rollouts that all have the same feature.
+    """A sequence of rollouts that all have the same feature and the same action space.
 
     Parameters
     ----------
@@ -21,12 +22,31 @@ class Rollouts(Sequence[Rollout]):
         Name, axes, width and pooling of the features.
     source : str
         Path of the rollouts; empty if they were made in memory.
+
+    Attributes
+    ----------
+    action_space : str
+        Name of the space of the actions; empty if unknown.
+
+    Raises
+    ------
+    DumpError
+        The rollouts have different action spaces.
     """
 
     def __init__(self, rollouts: Iterable[Rollout], feature: FeatureSpec, source: str = '') -> None:
         self._rollouts = tuple(rollouts)
         self.feature = feature
         self.source = source
+        spaces = sorted({rollout.action_space for rollout in self._rollouts})
+        if len(spaces) > 1:
+            raise DumpError(
+                where=source or 'rollouts',
+                expected='rollouts with the same action space',
+                found=', '.join(map(repr, spaces)),
+                advice='use one sequence of rollouts for each action space',
+            )
+        self.action_space = spaces[0] if spaces else ''
 
     def __len__(self) -> int:
         return len(self._rollouts)

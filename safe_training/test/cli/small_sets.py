@@ -12,19 +12,20 @@ TINY = ('--param', 'hidden=4', '--param', 'epochs=3')
 """Parameters with which a learned detector is fitted in no time."""
 
 
-def make_set(path, tasks=4, per_task=10, outcome=lambda index: index % 2 == 0, length=8):
+def make_set(path, tasks=4, per_task=10, outcome=lambda index: index % 2 == 0, length=8, **fields):
     """Write a rollout set; by default every second rollout of a task fails, and can be seen to."""
     rng = np.random.default_rng(0)
+    fields = {'steps': (length - 3, length + 1), **fields}
     with RolloutSetWriter(path, feature=SPEC, policy='synthetic') as writer:
         for task in range(tasks):
             for rollout in make_rollouts(
                 per_task,
-                steps=(length - 3, length + 1),
                 rng=rng,
                 looks=lambda noise, failed: noise + failed,
                 task=f'task_{task}',
                 task_id=task,
                 success=outcome,
+                **fields,
             ):
                 writer.add(rollout)
     return path

@@ -3,6 +3,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from rollout_factory import make_rollout
 from small_sets import TINY, contents, make_set
@@ -73,6 +74,25 @@ def test_a_set_of_other_features_is_refused(run, folder, tmp_path):
     assert status == 1
     assert 'hidden_states[token=mean]' in errors
     assert 'hidden_states[token=last]' in errors
+
+
+@pytest.mark.parametrize(('detector', 'reads'), [('signal', True), ('mahalanobis', False)])
+def test_a_set_of_another_action_space_is_refused_if_the_detector_reads_actions(
+    run, tmp_path, detector, reads
+):
+    signals = {'signals': lambda i: {'chunk_mse': np.full(8, i, np.float32)}, 'steps': 8}
+    for name, space in (('robot', 'robot'), ('network', 'normalized'), ('unknown', '')):
+        make_set(tmp_path / name, action_space=space, **signals)
+    out = tmp_path / 'detector'
+    fitting = ('--detector', detector, '--out', out, '--alpha', 0.3)
+    assert run('fit', tmp_path / 'robot', *fitting)[0] == 0
+    assert json.loads(run('info', out, '--json')[1])['action_space'] == 'robot'
+    for name in ('robot', 'unknown'):
+        assert run('judge', tmp_path / name, out)[0] == 0
+    status, _, errors = run('judge', tmp_path / 'network', out)
+    assert status == (1 if reads else 0)
+    assert ("space 'normalized', the detector was fitted on" in errors) == reads
+    assert ("'robot'; fit a detector on rollouts with the same action space" in errors) == reads
 
 
 def test_rollouts_longer_than_the_band_are_refused(run, folder, tmp_path):

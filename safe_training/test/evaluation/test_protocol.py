@@ -25,6 +25,7 @@ from safe_training.evaluation.protocol import (
 )
 from safe_training.evaluation.saved_splits import read_splits, saved_split, write_splits
 from safe_training.evaluation.splits import SplitError, leave_one_task_out
+from safe_training.recordings.errors import DumpError
 from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.pooling import FeatureSpec
 
@@ -192,6 +193,15 @@ def test_a_plain_list_is_refused_before_any_work(use):
     }
     with pytest.raises(EvaluationError, match=r'found list; .* rollouts\.take\('):
         uses[use]()
+
+
+def test_rollouts_of_two_action_spaces_are_refused_before_any_work():
+    rollouts = numbered_rollouts()
+    assert a_list(rollouts).action_space == ''
+    other = [replace(r, action_space='robot') for r in rollouts]
+    assert a_list(other).take(other[:3]).action_space == 'robot'
+    with pytest.raises(DumpError, match=r"expected rollouts with the same .* found '', 'robot'; "):
+        a_list([*rollouts, *other])
 
 
 def test_a_folder_is_no_detector():

@@ -40,6 +40,7 @@ SCALARS = (
     'exec_horizon',
     'failure_step',
     'video',
+    'action_space',
 )
 ARRAYS = ('features', 'actions', 'token_probability', 'token_entropy', 'stamps', 'inference_time')
 
@@ -83,6 +84,7 @@ def bag_rollout(number, dtype=np.float32, length=5, **changes):
         'inference_time': rng.random(length, np.float32),
         'failure_step': 3 if number % 3 == 1 else None,
         'video': f'videos/{number}.mp4',
+        'action_space': 'robot',
     }
     return make_rollout(number, **settings | changes)
 

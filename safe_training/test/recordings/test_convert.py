@@ -53,6 +53,7 @@ def test_info_of_the_shipped_dump():
     assert found['feature']['text'] == 'hidden_states[token=last]'
     assert (found['feature']['dim'], found['dtype']) == (128, ['float32'])
     assert (found['actions'], found['tokens'], found['exec_horizon']) == (['1x1x7'], ['7'], [1])
+    assert found['action_space'] == 'robot'
     assert [row['task_id'] for row in found['tasks']] == list(range(8))
     for row in found['tasks']:
         assert (row['episodes'], row['successes'], row['failures']) == (3, 2, 1)

@@ -28,7 +28,7 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import labels_file
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.untrusted import cdr as bag_messages
-from safe_training.recordings.untrusted.cdr import STEP, Event
+from safe_training.recordings.untrusted.cdr import STEP, BagMessageError, Event
 
 
 def assert_recorded(path, **options):
@@ -240,6 +240,7 @@ def test_late_beginning_and_lost_steps(tmp_path):
         ({'features': np.zeros(16, np.int32)}, 'one float dtype'),
         ({'features': np.zeros(17, np.float32)}, 'width 16 at every step'),
         ({'feature_name': 'other'}, "found 'other'"),
+        ({'action_space': ''}, "action space 'robot' at every step, found '' at step 3"),
         ({'actions': None}, 'one shape and dtype'),
         ({'actions': np.full((2, 3, 7), np.inf)}, 'finite actions'),
         ({'exec_horizon': 3}, 'one exec_horizon'),
@@ -261,6 +262,36 @@ def test_one_bad_step(tmp_path, change, match):
     refused(tmp_path / 'run', match)
     found = read(tmp_path / 'run', skip_bad=True)
     assert [r.episode_id for r in found] == ['lauf/ü0']
+
+
+def test_episodes_with_another_action_space(tmp_path):
+    rollouts = [bag_rollout(0), bag_rollout(1, action_space='normalized'), bag_rollout(2)]
+    record(tmp_path / 'run', rollouts)
+    refused(
+        tmp_path / 'run', "the action space 'robot' as in episode 'lauf/ü0', found 'normalized'"
+    )
+    found = read(tmp_path / 'run', skip_bad=True)
+    assert [r.episode_id for r in found] == ['lauf/ü0', 'lauf/ü2']
+    assert [r.action_space for r in found] == ['robot', 'robot']
+
+
+def test_a_step_that_ends_before_the_action_space_is_refused_if_its_definition_has_it():
+    """Without a definition, the same bytes are a step of version 0.1."""
+    step = bag_rollout(0).step(1)
+    data = bytes(bag_messages.step_to_cdr(step))
+    old = data[: -len('robot') - 5]
+    assert bag_messages.step_from_cdr(data, '').action_space == 'robot'
+    for padding in range(4):
+        found = bag_messages.step_from_cdr(old + bytes(padding), '')
+        assert (found.action_space, found.inference_time) == ('', step.inference_time)
+    with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+        bag_messages.step_from_cdr(old)
+    for cut in range(1, len('robot') + 2):
+        with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+            bag_messages.step_from_cdr(data[:-cut], '')
+    for cut in range(1, 5):
+        with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+            bag_messages.step_from_cdr(old[:-cut], '')
 
 
 def test_steps_so_unlike_that_a_table_of_them_would_be_huge(tmp_path):

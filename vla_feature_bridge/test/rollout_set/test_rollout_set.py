@@ -61,12 +61,23 @@ def small(tmp_path):
 
 
 def test_every_field_survives(tmp_path):
-    rollouts = [make_full_rollout(0), make_full_rollout(1, steps=1), make_rollout(2, policy='x')]
+    sparse = make_rollout(2, policy='x', action_space='robot')
+    rollouts = [make_full_rollout(0), make_full_rollout(1, steps=1), sparse]
     found = RolloutSet.open(write(tmp_path / 'set', rollouts, policy='other', source='a dump'))
     assert (found.feature, found.policy, found.source) == (SPEC, 'other', 'a dump')
     assert found.path == tmp_path / 'set'
+    assert found.action_space == 'robot'
     for one, other in zip(found, rollouts, strict=True):
         assert_equal(one, other)
+
+
+def test_a_set_of_an_older_version_does_not_state_the_action_space(small):
+    file = small / 'rollouts.parquet'
+    table = pyarrow.parquet.read_table(file)
+    pyarrow.parquet.write_table(table.drop_columns(['action_space']), file)
+    found = RolloutSet.open(small)
+    assert found.action_space == ''
+    assert [rollout.action_space for rollout in found] == [''] * 4
 
 
 @pytest.mark.parametrize('dtype', [np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
@@ -250,6 +261,10 @@ def with_nan(array, step):
         (
             make_rollout(1, actions=with_nan(np.zeros((3, 1, 2, 7)), 1)),
             'expected finite actions, found NaN or infinity at step 1',
+        ),
+        (
+            make_rollout(1, action_space='normalized'),
+            r"'task 1/1': expected the action space '' as in .* found 'normalized'; write one set",
         ),
         (
             make_rollout(1, stamps=np.zeros(3, 'M8[ns]')),
@@ -469,7 +484,7 @@ def test_a_forged_header_is_refused(small, name):
 @given(position=st.integers(0, 600), value=st.integers(1, 255))
 def test_a_flipped_byte_in_the_header_is_found(tmp_path_factory, position, value):
     path = tmp_path_factory.mktemp('flip') / 'set'
-    write(path, [make_rollout(0), make_full_rollout(1)])
+    write(path, [make_rollout(0, action_space='robot'), make_full_rollout(1)])
     data = bytearray((path / ARRAY).read_bytes())
     header_end = 8 + int.from_bytes(data[:8], 'little')
     data[position % header_end] ^= value

@@ -223,6 +223,7 @@ def full_step():
         token_entropy=np.array([1.0, np.nan], np.float32),
         signals={'chunk_mse': 0.5, 'action_norm': float('nan')},
         inference_time=0.125,
+        action_space='robot',
     )
 
 
@@ -234,16 +235,20 @@ def assert_same_step(found, expected):
             assert getattr(found, name) is None
         else:
             assert_same_bits(getattr(found, name), given)
-    for name in ('feature_name', 'stamp', 'episode_id', 'step', 'policy', 'instruction'):
+    for name in (
+        'feature_name', 'stamp', 'episode_id', 'step', 'policy', 'instruction', 'exec_horizon',
+        'action_space',
+    ):  # fmt: skip
         assert getattr(found, name) == getattr(expected, name), name
-    assert found.exec_horizon == expected.exec_horizon
     assert found.inference_time == expected.inference_time
     assert list(found.signals) == list(expected.signals)
     np.testing.assert_array_equal(list(found.signals.values()), list(expected.signals.values()))
 
 
 def test_every_field_of_the_message_is_converted():
-    own = {'header', 'episode_id', 'step', 'policy', 'instruction', 'exec_horizon'}
+    own = {
+        'header', 'episode_id', 'step', 'policy', 'instruction', 'exec_horizon', 'action_space',
+    }  # fmt: skip
     special = {'features', 'signal_names', 'signals'}
     table = {field.name for field in STEP_FIELDS if field.kind != 'stamp'}
     fields = set(PolicyStepMessage.get_fields_and_field_types())

@@ -102,6 +102,7 @@ def write_rollout(
         'arrays_bytes': size,
         'arrays_header_crc32': crc,
         'unseen': bool(rollout.unseen),
+        'action_space': rollout.action_space,
     }
 
 

@@ -38,9 +38,10 @@ COLUMNS: dict[str, tuple[type, ...]] = {
     'arrays_bytes': (int,),
     'arrays_header_crc32': (int,),
     'unseen': (bool,),
+    'action_space': (str,),
 }
 #: Columns that are missing in older sets, with their default values.
-_LATER_COLUMNS = {'unseen': False}
+LATER_COLUMNS: dict[str, Any] = {'unseen': False, 'action_space': ''}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -106,8 +107,8 @@ def read_index(file: Path) -> dict[str, list[Any]]:
         ) from error
     columns: dict[str, list[Any]] = {}
     for name, kinds in COLUMNS.items():
-        if name in _LATER_COLUMNS and name not in table.column_names:
-            columns[name] = [_LATER_COLUMNS[name]] * table.num_rows
+        if name in LATER_COLUMNS and name not in table.column_names:
+            columns[name] = [LATER_COLUMNS[name]] * table.num_rows
             continue
         if name not in table.column_names:
             raise RolloutSetError(f'{file}: expected a column {name!r}, found {table.column_names}')

@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from vla_feature_bridge.rollout_set.index import COLUMNS
+from vla_feature_bridge.rollout_set.index import COLUMNS, LATER_COLUMNS
 from vla_feature_bridge.rollout_set.layout import ARRAY_FILE, ARRAYS, JOURNAL, RolloutSetError
 
 
@@ -83,8 +83,10 @@ class Journal:
             if not good:
                 if entry != {'work': work}:
                     break
-            elif 'left_out' in entry or self._is_complete(entry.get('row')):
+            elif 'left_out' in entry:
                 self.entries.append(entry)
+            elif (row := self._complete_row(entry.get('row'))) is not None:
+                self.entries.append({'row': row})
             else:
                 break
             good = self._file.tell()
@@ -92,19 +94,25 @@ class Journal:
         self._file.truncate()
         return good > 0
 
-    def _is_complete(self, row: Any) -> bool:
-        """Return True if this is a valid row and its array file has its full size."""
-        if type(row) is not dict or set(row) != set(COLUMNS):
-            return False
+    def _complete_row(self, row: Any) -> dict[str, Any] | None:
+        """Return the row with all columns; None if it is invalid or its array file is incomplete.
+
+        A row of an older version lacks the later columns.
+        """
+        if type(row) is not dict:
+            return None
+        row = LATER_COLUMNS | row
+        if set(row) != set(COLUMNS):
+            return None
         if not all(type(row[name]) in kinds for name, kinds in COLUMNS.items()):
-            return False
+            return None
         if not ARRAY_FILE.fullmatch(row['arrays']):
-            return False
+            return None
         try:
             size = (self._folder / ARRAYS / row['arrays']).stat().st_size
         except OSError:
-            return False
-        return bool(size == row['arrays_bytes'])
+            return None
+        return row if size == row['arrays_bytes'] else None
 
 
 def _parsed(line: str) -> dict[str, Any] | None:

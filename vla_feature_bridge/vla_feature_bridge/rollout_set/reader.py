@@ -75,6 +75,12 @@ class RolloutSet(Sequence[Rollout]):
                 f'says, found {count}; the files belong to different sets: convert the source '
                 'again'
             )
+        spaces = sorted(set(columns['action_space']))
+        if len(spaces) > 1:
+            raise RolloutSetError(
+                f'{folder / INDEX}: expected one action space, found {", ".join(map(repr, spaces))}'
+                '; convert the source again, into one set for each action space'
+            )
         check_array_files(folder / ARRAYS, columns)
         return cls(folder, manifest['feature'], manifest['policy'], manifest['source'], columns)
 
@@ -104,6 +110,11 @@ class RolloutSet(Sequence[Rollout]):
     def unseen(self) -> list[bool]:
         """Return for each rollout True if its source sets the task aside as unseen."""
         return list(self._columns['unseen'])
+
+    @property
+    def action_space(self) -> str:
+        """Return the name of the space of the actions, equal for all rollouts; empty if unknown."""
+        return next(iter(self._columns['action_space']), '')
 
     @property
     def array_files(self) -> list[str]:
@@ -165,6 +176,7 @@ class RolloutSet(Sequence[Rollout]):
                 failure_step=row['failure_step'],
                 video=row['video'],
                 unseen=row['unseen'],
+                action_space=row['action_space'],
                 signals={
                     name.removeprefix(SIGNAL): arrays.pop(name)
                     for name in list(arrays)

@@ -120,8 +120,8 @@ class RolloutSetWriter:
         Raises
         ------
         RolloutSetError
-            The features do not fit the set (width, axes, dtype) or are NaN or infinite, or the
-            ``episode_id`` is already in the set.
+            The features do not fit the set (width, axes, dtype) or are NaN or infinite, the
+            ``action_space`` differs from the set, or the ``episode_id`` is already in the set.
         """
         self._check_new(rollout.episode_id)
         try:
@@ -136,9 +136,17 @@ class RolloutSetWriter:
         Raises
         ------
         RolloutSetError
-            The ``episode_id`` is already in the set, or the task has seen and unseen rollouts.
+            The ``episode_id`` is already in the set, the task has seen and unseen rollouts, or the
+            ``action_space`` differs from the set.
         """
         self._check_new(row['episode_id'])
+        before = self._rows['action_space'][:1]
+        if before not in ([], [row['action_space']]):
+            raise RolloutSetError(
+                f'{self.path}: rollout {row["episode_id"]!r}: expected the action space '
+                f'{before[0]!r} as in the rollouts before, found {row["action_space"]!r}; write '
+                'one set for each action space'
+            )
         if self._unseen.setdefault(row['task'], row['unseen']) != row['unseen']:
             raise RolloutSetError(
                 f'{self.path}: rollout {row["episode_id"]!r}: expected the task {row["task"]!r} '

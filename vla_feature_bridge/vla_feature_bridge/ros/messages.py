@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts steps to ``safe_msgs`` and back.
+"""Converts steps to ``safe_msgs`` and back, and events of episodes to ``safe_msgs``.
 
 Sending makes one copy, receiving makes no copy, and there is no computation per element.
 """
@@ -13,13 +13,25 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 
+from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
+from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
-from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
+from vla_feature_bridge.tensors import TensorError, array_of_bytes, dtype_name, little_endian
 
 NANOSECONDS = 1_000_000_000
+_EVENT_KINDS = {
+    'start': EpisodeEvent.KIND_START,
+    'end': EpisodeEvent.KIND_END,
+    'label': EpisodeEvent.KIND_LABEL,
+}
+_OUTCOMES = {
+    None: EpisodeEvent.OUTCOME_UNKNOWN,
+    True: EpisodeEvent.OUTCOME_SUCCESS,
+    False: EpisodeEvent.OUTCOME_FAILURE,
+}
 
 
 class MessageError(SafeError):
@@ -51,7 +63,7 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
         contiguous = little_endian(array)
     except TensorError as error:
         raise MessageError(f'tensor {name!r} cannot be sent: {error}') from None
-    message.dtype = array.dtype.name
+    message.dtype = dtype_name(array)
     message.shape = typed_array('I', array.shape)
     # In rclpy, only assigning bytes to a uint8[] field is fast.
     message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
@@ -117,6 +129,7 @@ def step_to_message(step: PolicyStep) -> PolicyStepMessage:
         exec_horizon=step.exec_horizon,
         signal_names=list(step.signals),
         signals=typed_array('f', step.signals.values()),
+        action_space=step.action_space,
         **{name: pack(getattr(step, name), name) for name, pack in _PACK},
     )
     message.header.stamp = time_to_message(step.stamp)
@@ -152,5 +165,20 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         instruction=message.instruction,
         exec_horizon=message.exec_horizon,
         signals=dict(zip(message.signal_names, message.signals, strict=True)),
+        action_space=message.action_space,
         **{name: unpack(getattr(message, name)) for name, unpack in _UNPACK},
     )
+
+
+def event_to_message(event: EpisodeEventRecord) -> EpisodeEvent:
+    """Return the message of an event, for ``vla/episode``."""
+    message = EpisodeEvent(
+        kind=_EVENT_KINDS[event.kind],
+        episode_id=event.episode_id,
+        task=event.task,
+        instruction=event.instruction,
+        outcome=_OUTCOMES[event.success],
+        reason=event.reason,
+    )
+    message.header.stamp = time_to_message(event.stamp)
+    return message

@@ -40,6 +40,7 @@ from safe_training.recordings.readers.step_features import FLOATS, StepFeatures,
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.step import ROBOT
 from vla_feature_bridge.tensors import first_not_finite
 from vla_feature_bridge.tokens import pad_tokens, token_statistics
 
@@ -237,6 +238,7 @@ class OpenpiSource(EpisodeSource):
             instruction=episode.description,
             policy=self.policy,
             actions=actions,
+            action_space=ROBOT,
             exec_horizon=episode.exec_horizon,
             token_probability=probability,
             token_entropy=entropy,

@@ -40,6 +40,7 @@ from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
+from vla_feature_bridge.step import ROBOT
 from vla_feature_bridge.tensors import first_not_finite
 
 _FEATURE = 'hidden_states'
@@ -153,6 +154,7 @@ class OpenVlaSource(EpisodeSource):
             instruction=instruction,
             policy=self.policy,
             actions=actions,
+            action_space=ROBOT,
             exec_horizon=1,
             token_probability=token_quantity(table, 'prob'),
             token_entropy=token_quantity(table, 'entropy'),

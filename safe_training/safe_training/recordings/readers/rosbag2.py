@@ -32,7 +32,7 @@ from safe_training.recordings.readers.rosbag2_arrays import (
 )
 from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, Episode, read_extras
 from safe_training.recordings.untrusted.bag import detect_bag, open_bag
-from safe_training.recordings.untrusted.bag_budget import Message
+from safe_training.recordings.untrusted.bag_budget import Message, Topic
 from safe_training.recordings.untrusted.cdr import (
     EVENT,
     STEP,
@@ -63,6 +63,7 @@ class RosbagSource(Source):
         self._extras = read_extras(path, self._bag.custom.get(CUSTOM_KEY))
         self._unreadable: list[str] = []
         self._episodes: dict[str, Episode] = {}
+        self._layouts: dict[Topic, str] = {}
         self._scan()
         self._label()
         self._number()
@@ -142,7 +143,7 @@ class RosbagSource(Source):
                     event = event_from_cdr(message.data)
                     events.setdefault(event.episode_id, []).append((message.time, event))
                 else:
-                    self._note(message, step_from_cdr(message.data))
+                    self._note(message, step_from_cdr(message.data, self._layout(message.topic)))
             except BagMessageError as error:
                 self._leave_out(f'{self.path}: topic {message.topic.name[:200]!r}: {error}')
         self._check_topics()
@@ -168,10 +169,7 @@ class RosbagSource(Source):
     def _check_topics(self) -> None:
         for topic in self._bag.topics:
             if topic.type in (STEP, EVENT):
-                try:
-                    check_definition(topic.type, topic.encoding, topic.definition)
-                except BagMessageError as error:
-                    raise DumpError(f'{self.path}: topic {topic.name[:200]!r}: {error}') from None
+                self._layout(topic)
         if self._episodes or self._unreadable:
             return
         found = ', '.join(f'{t.name[:80]!r} ({t.type[:80]!r})' for t in self._bag.topics[:8])
@@ -180,6 +178,16 @@ class RosbagSource(Source):
             f'{self.path}: expected messages of type {STEP}{wanted}, found none; topics: '
             f'{found or "none"}. Record with: ros2 bag record vla/policy_step vla/episode'
         )
+
+    def _layout(self, topic: Topic) -> str:
+        """Return the layout of the messages of a topic, by its definition."""
+        if topic not in self._layouts:
+            try:
+                layout = check_definition(topic.type, topic.encoding, topic.definition)
+            except BagMessageError as error:
+                raise DumpError(f'{self.path}: topic {topic.name[:200]!r}: {error}') from None
+            self._layouts[topic] = layout
+        return self._layouts[topic]
 
     # -- task and outcome
 
@@ -224,7 +232,7 @@ class RosbagSource(Source):
     def _find_feature(self) -> FeatureSpec:
         """Return the features of the first good episode.
 
-        An episode with different features is reported as bad.
+        An episode with different features or another action space is reported as bad.
         """
         good = [episode for episode in self._episodes.values() if not episode.check()]
         if not good:
@@ -237,6 +245,11 @@ class RosbagSource(Source):
                     f'episode {good[0].episode_id!r}, found {episode.feature[0]!r} with '
                     f'{episode.feature[1]} axes and width {episode.feature[2]}; if the '
                     'recording contains several features, choose one with --feature'
+                )
+            elif episode.action_space != good[0].action_space:
+                episode.problem = (
+                    f'expected the action space {good[0].action_space!r} as in episode '
+                    f'{good[0].episode_id!r}, found {episode.action_space!r}'
                 )
         self.policy = good[0].policy
         recorded = self._recorded_spec(name, ndim, width)
@@ -304,7 +317,7 @@ class RosbagSource(Source):
         for message in self._bag.messages((STEP,)):
             try:
                 # A copy: a view would keep the whole unpacked chunk in memory.
-                step = step_from_cdr(bytes(message.data))
+                step = step_from_cdr(bytes(message.data), self._layout(message.topic))
             except BagMessageError:
                 continue  # reported in the first pass
             name = step.episode_id
@@ -344,6 +357,7 @@ class RosbagSource(Source):
             failure_step=episode.label.failure_step,
             video=extra.get('video', ''),
             unseen=extra.get('unseen', False),
+            action_space=episode.action_space,
             feature_lengths=lengths,
             **fields,
         )

@@ -45,6 +45,8 @@ class Episode:
         Its events in the order of the time at which they were recorded [ns].
     feature : tuple of (name, number of axes, width)
         Feature name, number of axes and width; equal for all steps.
+    action_space : str
+        Name of the space of the actions; equal for all steps.
     first, last : int
         When its first and last step were recorded [ns].
     label : Label
@@ -55,6 +57,7 @@ class Episode:
     instruction: str = ''
     policy: str = ''
     feature: tuple[str, int, int] = ('', 0, 0)
+    action_space: str = ''
     first: int = 0
     last: int = 0
     problem: str = ''
@@ -66,7 +69,13 @@ class Episode:
     def begun_by(cls, step: PolicyStep, time: int) -> Episode:
         """Return the episode of a step that was recorded at ``time`` [ns]."""
         return cls(
-            step.episode_id, step.instruction, step.policy, _feature_of(step), first=time, last=time
+            step.episode_id,
+            step.instruction,
+            step.policy,
+            _feature_of(step),
+            step.action_space,
+            first=time,
+            last=time,
         )
 
     def add(self, step: PolicyStep, time: int) -> None:
@@ -81,6 +90,11 @@ class Episode:
             self.problem = self.problem or (
                 f'expected features {self.feature[0]!r} of width {self.feature[2]} at every '
                 f'step, found {step.feature_name!r} of width {feature[2]} at step {step.step}'
+            )
+        elif step.action_space != self.action_space:
+            self.problem = self.problem or (
+                f'expected the action space {self.action_space!r} at every step, found '
+                f'{step.action_space!r} at step {step.step}'
             )
         self.steps.add(step.step)
         self.last = max(self.last, time)

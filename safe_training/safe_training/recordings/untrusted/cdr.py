@@ -3,13 +3,14 @@
 
 The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``), or the
 files of the same checkout. Code is generated only from these definitions. A definition in a bag is
-compared with our definition and is then ignored.
+compared with our definitions, present and older, and is then ignored.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -47,6 +48,9 @@ _STANDARD = {
         'int32 sec\nuint32 nanosec\n'
     ),
 }
+#: Layout of the steps of version 0.1: the present fields without the last one.
+_STEP_0_1 = f'{STEP}Of0_1'
+_NOT_IN_0_1 = ('action_space',)
 _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
@@ -133,8 +137,11 @@ def type_hash(name: str) -> str:
     return str(_typestore().hash_rihs01(name))
 
 
-def check_definition(name: str, encoding: str, text: str) -> None:
-    """Compare the definition in a bag with ours, field by field; ignores comments.
+def check_definition(name: str, encoding: str, text: str) -> str:
+    """Return the layout of messages, for :func:`step_from_cdr`, by their definition in a bag.
+
+    The definition is compared with ours field by field; comments are ignored. The layout is empty
+    if the bag has no definition in a known language.
 
     Raises
     ------
@@ -144,7 +151,7 @@ def check_definition(name: str, encoding: str, text: str) -> None:
     from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
 
     if not text or encoding not in ('ros2msg', 'ros2idl'):
-        return
+        return ''
     problem = f'expected the definition of {name} that this software has, found'
     if len(text) > _MAX_DEFINITION_CHARACTERS:
         raise BagMessageError(f'{problem} one of {len(text)} characters')
@@ -160,12 +167,17 @@ def check_definition(name: str, encoding: str, text: str) -> None:
     except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
         raise BagMessageError(f'{problem} one that cannot be read ({_short(error)})') from None
     ours = _typestore().fielddefs
+    fields = found[name][1] if name in found else None
+    layouts = (name, _STEP_0_1) if name == STEP else (name,)
+    layout = next((known for known in layouts if fields == ours[known][1]), '')
     for part in (name, *_PARTS[name]):
-        if part not in found or found[part][1] != ours[part][1]:
+        is_ours = layout if part == name else part in found and found[part][1] == ours[part][1]
+        if not is_ours:
             raise BagMessageError(
                 f'{problem} another definition of {part}; the bag was recorded with another '
                 'version of this software: convert the bag with that version'
             )
+    return layout
 
 
 @cache
@@ -176,6 +188,8 @@ def _typestore() -> Any:
     types: dict[str, Any] = {}
     for name in (_TIME, _HEADER, _TENSOR, STEP, EVENT):
         types |= get_types_from_msg(own_definition(name), name)
+    constants, fields = types[STEP]
+    types[_STEP_0_1] = (constants, [field for field in fields if field[0] not in _NOT_IN_0_1])
     store.register(types)
     return store
 
@@ -202,21 +216,29 @@ def step_to_cdr(step: PolicyStep) -> memoryview:
         exec_horizon=step.exec_horizon,
         signal_names=list(step.signals),
         signals=np.array(list(step.signals.values()), np.float32),
+        action_space=step.action_space,
         **{f.name: _packed(f, getattr(step, f.name)) for f in STEP_FIELDS if f.kind != 'stamp'},
     )
     packed: memoryview = _typestore().serialize_cdr(message, STEP, little_endian=True)
     return packed
 
 
-def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
+def step_from_cdr(data: bytes | memoryview, layout: str = STEP) -> PolicyStep:
     """Return the step of these bytes; its arrays are views of ``data``.
+
+    Parameters
+    ----------
+    data : bytes
+    layout : str
+        Layout that :func:`check_definition` returned. If it is empty, the layout is found by the
+        length: an older layout has 5 or more bytes less, and bags pad messages by at most 3 bytes.
 
     Raises
     ------
     BagMessageError
         The bytes are not a step, or the fields of the step do not match each other.
     """
-    message = _unpack(data, STEP)
+    message = _unpack_step(data, layout)
     where = f'step {message.step} of episode {message.episode_id[:200]!r}'
     features = _array(message.features, f'{where}: features')
     if features is None or features.ndim == 0:
@@ -239,12 +261,21 @@ def step_from_cdr(data: bytes | memoryview) -> PolicyStep:
         instruction=message.instruction,
         exec_horizon=message.exec_horizon,
         signals=dict(zip(names, map(float, message.signals), strict=True)),
+        action_space=getattr(message, 'action_space', ''),
         **{
             f.name: _unpacked(f, getattr(message, f.name), where)
             for f in STEP_FIELDS
             if f.kind != 'stamp'
         },
     )
+
+
+def _unpack_step(data: bytes | memoryview, layout: str) -> Any:
+    if layout:
+        return _unpack(data, layout)
+    with suppress(BagMessageError):
+        return _unpack(data, _STEP_0_1)
+    return _unpack(data, STEP)
 
 
 def _packed(field: StepField, value: Any) -> Any:

@@ -50,6 +50,7 @@ def test_both_robots(tmp_path):
         (FRACTAL, 1, 2),
     ]
     assert [r.exec_horizon for r in rollouts] == [4, 4, 2]
+    assert [r.action_space for r in rollouts] == [''] * 3, 'the format does not say it'
     assert [r.success for r in rollouts] == [True, True, False]
     assert [r.video for r in rollouts] == [f'{BRIDGE}/ep9_succ1.mp4', '', '']
     assert rollouts[0].instruction == 'put it there'

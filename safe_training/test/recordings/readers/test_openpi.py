@@ -109,6 +109,7 @@ def test_pi0(tmp_path, style):
     assert [r.video for r in rollouts] == ['', 'env_records/task0--ep1--succ0.mp4', '']
     for rollout in rollouts:
         assert (rollout.task, rollout.exec_horizon) == (TASKS[rollout.task_id], 2)
+        assert rollout.action_space == 'robot'
         assert rollout.token_probability is None
         for step in range(len(rollout)):
             rng = np.random.default_rng([rollout.task_id, rollout.episode_index, step])

@@ -71,6 +71,7 @@ def test_the_shipped_dump_equals_an_independent_reading(command):
         assert rollout.task == rollout.instruction == record['task_description']
         assert (rollout.exec_horizon, rollout.policy, rollout.video) == (1, 'openvla', '')
         assert rollout.feature_name == str(feature)
+        assert rollout.action_space == 'robot'
         actions = column(rows, [f'action/{name}' for name in ACTIONS])
         np.testing.assert_array_equal(rollout.actions[:, 0, 0], actions)
         for values, what in (
