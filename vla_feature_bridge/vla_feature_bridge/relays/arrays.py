@@ -13,10 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.tensors import BFLOAT16
 
 #: NumPy before 2 has no array of more axes.
 _MAX_AXES = 32
@@ -24,10 +24,9 @@ _MAX_AXES = 32
 _MAX_NPY_HEADER = 10_000
 _MAX_SHOWN = 60
 
-_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 #: Names of dtypes that differ from the ``str`` of the dtype. NumPy writes bfloat16, which it does
 #: not know, as two bytes without a meaning.
-_NAMES: dict[str, np.dtype[Any]] = {'bfloat16': _BFLOAT16, 'V2': _BFLOAT16, 'bool': np.dtype('?')}
+_NAMES: dict[str, np.dtype[Any]] = {'bfloat16': BFLOAT16, 'V2': BFLOAT16, 'bool': np.dtype('?')}
 for _kind, _name, _sizes in (
     ('b', '', (1,)),
     ('i', 'int', (1, 2, 4, 8)),
@@ -81,8 +80,10 @@ def dtype_of(text: object) -> np.dtype[Any]:
     if isinstance(name, str):
         order = name[:1] if name[:1] in ('<', '>', '=', '|') else ''
         found = _NAMES.get(name[len(order) :])
-        if found is not None:
-            return found.newbyteorder(order) if order in ('<', '>') else found
+        if found is BFLOAT16 and order != '>':
+            return found
+        if found is not None and found is not BFLOAT16:
+            return found.newbyteorder('>' if order == '>' else '<')
     raise ArrayError(
         expected='a dtype of booleans, integers or floats of at most 8 bytes', found=shown(text)
     )
@@ -137,9 +138,7 @@ def _shape_of(shape: object) -> tuple[int, ...]:
         raise ArrayError(expected=f'at most {_MAX_AXES} axes', found=str(len(shape)))
     for length in shape:
         if isinstance(length, bool) or not isinstance(length, int) or length < 0:
-            raise ArrayError(
-                expected='a shape of integers of at least 0', found=shown(list(shape))
-            )
+            raise ArrayError(expected='a shape of integers of at least 0', found=shown(list(shape)))
     return tuple(shape)
 
 

@@ -29,8 +29,8 @@ def load(body: bytes) -> Any:
         :data:`MAX_DEPTH` levels.
     """
     found = _parsed(body)
-    if isinstance(found, dict) and found.keys() == {'encoded'} and isinstance(found['encoded'], str):
-        return _parsed(found['encoded'].encode('utf-8', 'surrogatepass'))
+    if isinstance(found, dict) and found.keys() == {'encoded'}:
+        found = found['encoded']
     if isinstance(found, str) and found[:1] in ('{', '['):
         return _parsed(found.encode('utf-8', 'surrogatepass'))
     return found

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decodes msgpack messages of policy servers, with limits; knows three encodings of arrays.
 
-* openpi: a map with ``__ndarray__``, ``data``, ``dtype``, ``shape``; a scalar has ``__npgeneric__``.
+* openpi: a map with ``__ndarray__``, ``data``, ``dtype``, ``shape``; for a scalar
+  ``__npgeneric__``.
 * GR00T until N1.6: a map with ``__ndarray_class__`` and ``as_npy``, the bytes of a ``.npy`` file.
 * GR00T N1.7 (msgpack-numpy): a map with ``nd``, ``type``, ``kind``, ``shape``, ``data``.
 
@@ -175,7 +176,9 @@ def decoded_map(found: dict[Any, Any]) -> Any:
     """
     for mark, decode in _DECODERS.items():
         if mark in found or mark.encode() in found:
-            named = {k.decode('latin-1') if isinstance(k, bytes) else k: v for k, v in found.items()}
+            named = {
+                k.decode('latin-1') if isinstance(k, bytes) else k: v for k, v in found.items()
+            }
             try:
                 return decode(named)
             except ArrayError as error:
@@ -220,9 +223,7 @@ _DECODERS: dict[str, Callable[[dict[Any, Any]], Any]] = {
     'nd': _msgpack_numpy,
 }
 _CONSTANTS: dict[int, bool | None] = {0xC0: None, 0xC2: False, 0xC3: True}
-_NUMBERS = {
-    code: struct.Struct(f'>{letter}') for code, letter in zip(range(0xCA, 0xD4), 'fdBHIQbhiq', strict=True)
-}
+_NUMBERS = {0xCA + place: struct.Struct(f'>{letter}') for place, letter in enumerate('fdBHIQbhiq')}
 _FIXED_EXTENSIONS = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 #: Code -> what follows, and how many bytes its length has.
 _SIZED = {

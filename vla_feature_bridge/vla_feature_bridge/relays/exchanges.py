@@ -249,7 +249,7 @@ class WebsocketWatching(HttpWatching):
 
 
 class ZmtpWatching(Watching):
-    """Watches a ZeroMQ connection of a REQ socket, or of a DEALER socket that writes as REQ does."""
+    """Watches a ZeroMQ connection of a REQ socket."""
 
     def __init__(self, peer: str, connection: int, report: Report) -> None:
         super().__init__(peer, connection, report)

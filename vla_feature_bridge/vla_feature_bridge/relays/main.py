@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a relay: ``ros2 run vla_feature_bridge relay``, or ``python -m vla_feature_bridge.relays``."""
+"""Runs a relay: ``ros2 run vla_feature_bridge relay``."""
 
 from __future__ import annotations
 

@@ -110,9 +110,7 @@ def read_groot(exchange: Exchange, keys: Keys) -> Reading:
 def _groot_actions(reply: Any, keys: Keys) -> np.ndarray:
     if not isinstance(reply, dict):
         raise ReadingError(where='reply', expected='a map of actions', found=keys_of(reply))
-    names = keys.actions or tuple(
-        name for name in map(str, reply) if name not in keys.features
-    )
+    names = keys.actions or tuple(name for name in map(str, reply) if name not in keys.features)
     missing = [name for name in names if find(reply, name) is None]
     if missing or not names:
         raise ReadingError(

@@ -12,7 +12,7 @@ import numpy as np
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.relays.arrays import Unreadable, shown
-from vla_feature_bridge.tensors import FLOATS
+from vla_feature_bridge.tensors import FLOATS, dtype_name
 
 #: Keys that a server may give features under, with the axes in front of the feature axis.
 FEATURE_AXES: dict[str, tuple[str, ...]] = {
@@ -180,11 +180,11 @@ def features_in(replies: list[Any], keys: Keys) -> tuple[str, np.ndarray | None]
             if value is None:
                 continue
             array = numbers(value, key)
-            if array.dtype.name not in FLOATS or array.ndim == 0 or array.size == 0:
+            if dtype_name(array) not in FLOATS or array.ndim == 0 or array.size == 0:
                 raise ReadingError(
                     where=key,
                     expected='features as an array of floats',
-                    found=f'shape {array.shape} of {array.dtype.name}',
+                    found=f'shape {array.shape} of {dtype_name(array)}',
                 )
             return key, array
     return '', None

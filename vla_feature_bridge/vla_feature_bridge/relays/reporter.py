@@ -25,9 +25,8 @@ from vla_feature_bridge.relays.readings import (
     pooled,
 )
 from vla_feature_bridge.relays.work_queue import Lost
-from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step import NO_FEATURE, PolicyStep
 
-NO_FEATURE = 'none'
 #: A client of one request per connection may be followed by another client after this time [s].
 _OTHER_CLIENT_AFTER = 10.0
 #: A problem of the same kind is said again after this time [s].
@@ -136,27 +135,29 @@ class Reporter:
             self._episodes.end('the relay ended')
 
     def _handle(self, item: object) -> None:
-        counts = self.counts
         if isinstance(item, Asked):
             if self._episodes is not None and self._is_our_client(item, claims=False):
                 self._episodes.asked(item.connection)
         elif isinstance(item, Exchange):
             self._handle_exchange(item)
         elif isinstance(item, Lost):
-            counts.lost += 1
+            self.counts.lost += 1
             if self._is_our_client(item, claims=False):
                 self._skip('the relay was behind and dropped an inference')
         elif isinstance(item, Closed):
-            if self._episodes is not None:
-                self._episodes.closed(item.connection)
-            if self._client == item.connection:
-                self._client = None
+            self._handle_end(item)
         elif isinstance(item, Unwatched):
-            counts.unwatched += 1
+            self.counts.unwatched += 1
             self._problem(f'client {item.peer}: not watched any longer: {item.reason}')
         elif isinstance(item, Blocked):
-            counts.blocked += 1
+            self.counts.blocked += 1
             self._problem(f'client {item.peer} asked the server to end (kill): not forwarded')
+
+    def _handle_end(self, item: Closed) -> None:
+        if self._episodes is not None:
+            self._episodes.closed(item.connection)
+        if self._client == item.connection:
+            self._client = None
 
     def _handle_exchange(self, exchange: Exchange) -> None:
         is_ours = self._is_our_client(exchange, claims=False)

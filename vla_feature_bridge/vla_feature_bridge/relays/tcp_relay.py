@@ -11,6 +11,7 @@ import contextlib
 import selectors
 import socket
 import threading
+import time
 from collections.abc import Callable
 
 from vla_feature_bridge.relays.addresses import Address, AddressError
@@ -21,6 +22,8 @@ _PROBE_TIMEOUT = 2.0
 #: How often the relay looks for a server that cannot be reached [s].
 _PROBE_PERIOD = 0.5
 _MOST_CONNECTIONS = 1000
+#: When the relay looks again for a server that has ended a connection [s].
+_DYING = (0.01, 0.04)
 
 
 class TcpRelay:
@@ -74,22 +77,21 @@ class TcpRelay:
 
     def run(self) -> None:
         """Forward until :meth:`close` is called."""
-        told = None
+        told = ''
         while not self._closing.is_set():
             reason = self._reason_why_down()
-            if reason != told and not (reason and told):
+            if not reason:
+                self._is_down.clear()
+                self._accept()
+                told = ''
+                continue
+            if not told:
+                told = reason
                 self._say(
                     f'the server {self.server} cannot be reached ({reason}); clients are refused '
                     'until it answers'
-                    if reason
-                    else f'the server {self.server} answers; clients may connect to {self.listen}'
                 )
-                told = reason
-            if reason:
-                self._closing.wait(_PROBE_PERIOD)
-                continue
-            self._is_down.clear()
-            self._accept()
+            self._closing.wait(_PROBE_PERIOD)
 
     def close(self) -> None:
         """Close all connections and stop :meth:`run`."""
@@ -116,6 +118,7 @@ class TcpRelay:
         """Accept clients until the server is lost or the relay is closed."""
         self._deaf.clear()
         self._listen()
+        self._say(f'the server {self.server} answers; clients may connect to {self.listen}')
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             selector.register(self._wake_out, selectors.EVENT_READ)
@@ -198,8 +201,15 @@ class TcpRelay:
                 pass
 
     def _server_lost(self) -> None:
-        """Stop listening if the server does not answer any more; returns when clients are refused."""
-        if self._closing.is_set() or not self._reason_why_down():
+        """Stop listening if the server does not answer; returns when clients are refused."""
+        # The kernel may end the connections of a process before its listening socket.
+        for pause in (0.0, *_DYING):
+            time.sleep(pause)
+            if self._closing.is_set():
+                return
+            if self._reason_why_down():
+                break
+        else:
             return
         self._is_down.set()
         self._wake()

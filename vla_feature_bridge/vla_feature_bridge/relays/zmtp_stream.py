@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts one direction of a ZeroMQ connection (ZMTP 3, https://rfc.zeromq.org/spec/23) into messages."""
+"""Cuts one direction of a ZeroMQ connection (ZMTP 3, RFC 23 of ZeroMQ) into messages."""
 
 from __future__ import annotations
 
