@@ -150,6 +150,11 @@ class Bridge:
                     f'{len(self.images)} images arrived'
                 )
 
+    def wait_briefly(self) -> None:
+        """Take what arrives within a moment."""
+        with contextlib.suppress(queue.Empty):
+            self._sort(self._messages.get(timeout=0.1))
+
     def _sort(self, message) -> None:
         if isinstance(message, PolicyStep):
             self.steps.append(message)

@@ -8,6 +8,7 @@ request stands in the request.
 import asyncio
 import hashlib
 import http
+import io
 import json
 import os
 import sys
@@ -15,7 +16,13 @@ import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import json_numpy
+import msgpack
 import numpy as np
+import zmq
+from openpi_client import msgpack_numpy
+from websockets.asyncio.server import serve
+from websockets.exceptions import ConnectionClosed
 
 
 def chunk_for(data: bytes, shape=(10, 7)) -> np.ndarray:
@@ -27,84 +34,80 @@ def chunk_for(data: bytes, shape=(10, 7)) -> np.ndarray:
 # --- openpi: websockets and the msgpack_numpy of openpi-client
 
 
-def openpi(port: int, ping: float | None = 20.0) -> None:
-    from openpi_client import msgpack_numpy
-    from websockets.asyncio.server import serve
-    from websockets.exceptions import ConnectionClosed
-
-    async def handle(websocket):
-        await websocket.send(msgpack_numpy.packb({'robot': 'test'}))
-        try:
-            while True:
-                data = await websocket.recv()
-                try:
-                    reply = answer(data)
-                except Exception:
-                    await websocket.send(traceback.format_exc())
-                    await websocket.close(
-                        code=1011,
-                        reason='Internal server error. Traceback included in previous frame.',
-                    )
-                    raise
-                if reply is None:
-                    await websocket.close()
-                    return
-                await websocket.send(reply)
-        except ConnectionClosed as closed:
-            print(f'closed {closed!r}', flush=True)
-
-    def answer(data):
-        request = msgpack_numpy.unpackb(data)
-        do = request.get('do', '')
-        if do == 'raise':
-            raise RuntimeError('the policy failed')
-        if do == 'die':
-            os._exit(1)
-        if do == 'close':
-            return None
-        time.sleep(request.get('seconds', 0.0))  # as openpi's server: blocks the event loop
-        reply = {
-            'actions': chunk_for(data),
-            'sha256': hashlib.sha256(data).hexdigest(),
-            'policy_timing': {'infer_ms': 12.5},
-        }
-        if 'features' in request:
-            reply['pre_logits'] = chunk_for(data, (5, 16))
-        return msgpack_numpy.packb(reply)
-
-    def health(connection, request):
-        if request.path == '/healthz':
-            return connection.respond(http.HTTPStatus.OK, 'OK\n')
-        if request.path == '/authorization':
-            return connection.respond(
-                http.HTTPStatus.OK, request.headers.get('Authorization', 'none')
-            )
+def openpi_answer(data: bytes) -> bytes | None:
+    request = msgpack_numpy.unpackb(data)
+    do = request.get('do', '')
+    if do == 'raise':
+        raise RuntimeError('the policy failed')
+    if do == 'die':
+        os._exit(1)
+    if do == 'close':
         return None
+    time.sleep(request.get('seconds', 0.0))  # as openpi's server: blocks the event loop
+    reply = {
+        'actions': chunk_for(data),
+        'sha256': hashlib.sha256(data).hexdigest(),
+        'policy_timing': {'infer_ms': 12.5},
+    }
+    if 'features' in request:
+        reply['pre_logits'] = chunk_for(data, (5, 16))
+    return msgpack_numpy.packb(reply)
 
-    async def run():
-        async with serve(
-            handle,
-            '127.0.0.1',
-            port,
-            compression=None,
-            max_size=None,
-            process_request=health,
-            ping_interval=ping,
-            ping_timeout=ping,
-            close_timeout=1,
-        ) as server:
-            print('ready', flush=True)
-            await server.serve_forever()
 
-    asyncio.run(run())
+async def openpi_requests(websocket) -> None:
+    await websocket.send(msgpack_numpy.packb({'robot': 'test'}))
+    while True:
+        data = await websocket.recv()
+        try:
+            reply = openpi_answer(data)
+        except Exception:
+            await websocket.send(traceback.format_exc())
+            await websocket.close(
+                code=1011,
+                reason='Internal server error. Traceback included in previous frame.',
+            )
+            raise
+        if reply is None:
+            await websocket.close()
+            return
+        await websocket.send(reply)
+
+
+async def openpi_connection(websocket) -> None:
+    try:
+        await openpi_requests(websocket)
+    except ConnectionClosed as closed:
+        print(f'closed {closed!r}', flush=True)
+
+
+def openpi_plain(connection, request):
+    if request.path == '/healthz':
+        return connection.respond(http.HTTPStatus.OK, 'OK\n')
+    if request.path == '/authorization':
+        return connection.respond(http.HTTPStatus.OK, request.headers.get('Authorization', 'none'))
+    return None
+
+
+async def openpi(port: int, ping: float) -> None:
+    async with serve(
+        openpi_connection,
+        '127.0.0.1',
+        port,
+        compression=None,
+        max_size=None,
+        process_request=openpi_plain,
+        ping_interval=ping,
+        ping_timeout=ping,
+        close_timeout=1,
+    ) as server:
+        print('ready', flush=True)
+        await server.serve_forever()
 
 
 # --- GR00T: pyzmq, with the two encodings of arrays
 
 
 def npy_encode(value):
-    import io
-
     if isinstance(value, np.ndarray):
         file = io.BytesIO()
         np.save(file, value, allow_pickle=False)
@@ -113,8 +116,6 @@ def npy_encode(value):
 
 
 def npy_decode(value):
-    import io
-
     if '__ndarray_class__' in value:
         return np.load(io.BytesIO(value['as_npy']), allow_pickle=False)
     return value
@@ -142,16 +143,17 @@ ENCODINGS = {'groot_npy': (npy_encode, npy_decode), 'groot_nd': (nd_encode, nd_d
 
 
 def groot(port: int, encoding: str) -> None:
-    import msgpack
-    import zmq
-
     encode, decode = ENCODINGS[encoding]
     socket = zmq.Context().socket(zmq.REP)
     socket.bind(f'tcp://127.0.0.1:{port}')
     print('ready', flush=True)
     while True:
         data = socket.recv()
-        request = msgpack.unpackb(data, object_hook=decode)
+        try:
+            request = msgpack.unpackb(data, object_hook=decode)
+        except Exception as error:
+            socket.send(msgpack.packb({'error': str(error)}))
+            continue
         endpoint = request.get('endpoint', 'get_action')
         print(f'{endpoint} {hashlib.sha256(data).hexdigest()}', flush=True)
         if endpoint == 'kill':
@@ -188,8 +190,6 @@ class OpenVla(BaseHTTPRequestHandler):
         self._send(404, b'{"detail":"Not Found"}')
 
     def do_POST(self):
-        import json_numpy
-
         body = self.rfile.read(int(self.headers['Content-Length']))
         if self.headers.get('Content-Type') != 'application/json':
             self._send(422, b'{"detail":"no JSON"}')
@@ -199,14 +199,15 @@ class OpenVla(BaseHTTPRequestHandler):
         except json.JSONDecodeError:
             self._send(422, b'{"detail":"malformed"}')
             return
+        except ValueError:
+            self._send(200, b'"error"')
+            return
         try:
             self._send(200, self._answer(body, payload))
         except Exception:
             self._send(200, b'"error"')
 
     def _answer(self, body, payload):
-        import json_numpy
-
         double = 'encoded' in payload
         if double:
             payload = json_numpy.loads(payload['encoded'])
@@ -236,7 +237,7 @@ def openvla(port: int) -> None:
 if __name__ == '__main__':
     kind, number, *rest = sys.argv[1:]
     if kind == 'openpi':
-        openpi(int(number), float(rest[0]) if rest else 20.0)
+        asyncio.run(openpi(int(number), float(rest[0]) if rest else 20.0))
     elif kind == 'openvla':
         openvla(int(number))
     else:

@@ -147,7 +147,9 @@ def test_a_server_that_dies_in_a_request_looks_the_same(how):
 
 def test_the_keepalive_of_the_client_ends_a_long_inference_as_without(monkeypatch):
     # With the defaults of websockets, 20 s and 20 s, a first inference of 50 s does this.
-    impatient = functools.partial(websockets.sync.client.connect, ping_interval=0.5, ping_timeout=0.5)
+    impatient = functools.partial(
+        websockets.sync.client.connect, ping_interval=0.5, ping_timeout=0.5
+    )
     monkeypatch.setattr(websockets.sync.client, 'connect', impatient)
 
     def ask(port, server):

@@ -65,11 +65,15 @@ class Body:
         return b''.join(_unmasked(piece, mask) for mask, piece in self._pieces)
 
 
-def _unmasked(piece: memoryview, mask: bytes) -> bytes | memoryview:
+def _unmasked(piece: memoryview, mask: bytes) -> bytearray | memoryview:
     if not mask:
         return piece
-    repeated = np.resize(np.frombuffer(mask, np.uint8), len(piece))
-    return np.bitwise_xor(np.frombuffer(piece, np.uint8), repeated).tobytes()
+    found = bytearray(piece)
+    words = len(found) // 4
+    np.frombuffer(found, np.uint32, words)[:] ^= np.frombuffer(mask, np.uint32)
+    for place in range(4 * words, len(found)):
+        found[place] ^= mask[place % 4]
+    return found
 
 
 class Incoming:

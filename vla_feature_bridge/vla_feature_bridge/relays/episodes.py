@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -102,12 +102,10 @@ class Episodes:
     ----------
     rules : EpisodeRules
     sink : StepSink
-    clock : callable
-        Returns the monotonic time [ns].
     """
 
-    def __init__(self, rules: EpisodeRules, sink: _Sink, clock: Callable[[], int]) -> None:
-        self._rules, self._sink, self._clock = rules, sink, clock
+    def __init__(self, rules: EpisodeRules, sink: _Sink) -> None:
+        self._rules, self._sink = rules, sink
         self._runs = False
         self._instruction = ''
         self._connection = -1
@@ -115,15 +113,15 @@ class Episodes:
         self._is_asked: set[int] = set()
         self._missed = ''
 
-    def asked(self, connection: int) -> None:
-        """Take a request: while it is not answered, there is no gap."""
-        self.tick()
+    def asked(self, connection: int, clock: int) -> None:
+        """Take a request, and its time [ns]: while it is not answered, there is no gap."""
+        self.tick(clock)
         self._is_asked.add(connection)
 
-    def answered(self, connection: int) -> None:
-        """Take a reply."""
+    def answered(self, connection: int, clock: int) -> None:
+        """Take a reply, and its time [ns]."""
         self._is_asked.discard(connection)
-        self._last = self._clock()
+        self._last = max(self._last, clock)
 
     def before_step(self, connection: int, instruction: str) -> None:
         """Begin an episode before a step that is not of the episode that runs."""
@@ -159,10 +157,10 @@ class Episodes:
         if self._rules.connection and connection == self._connection:
             self.end('the client disconnected')
 
-    def tick(self) -> None:
-        """End the episode if there was no request for too long."""
+    def tick(self, clock: int) -> None:
+        """End the episode if there was no request for too long at this time [ns]."""
         gap = self._rules.gap
-        if gap and not self._is_asked and (self._clock() - self._last) * 1e-9 > gap:
+        if gap and not self._is_asked and (clock - self._last) * 1e-9 > gap:
             self.end(f'no inference for {gap:g} s')
 
     def end(self, reason: str) -> None:

@@ -53,7 +53,7 @@ class Asked:
 
     peer: str
     connection: int
-    path: str
+    clock: int
 
 
 @dataclass
@@ -71,8 +71,8 @@ class Exchange:
     kind : str
         ``'error'`` if the protocol marks the reply as an error; ``'compressed'`` if its body is not
         what the server wrote; else ``'reply'``.
-    seconds : float
-        From the last byte of the request to the last byte of the reply [s].
+    clock : int
+        When the last byte of the reply arrived, on the monotonic clock [ns].
     """
 
     peer: str
@@ -80,7 +80,12 @@ class Exchange:
     request: Request
     reply: Body
     kind: Kind = 'reply'
-    seconds: float = 0.0
+    clock: int = field(default_factory=time.monotonic_ns)
+
+    @property
+    def seconds(self) -> float:
+        """From the last byte of the request to the last byte of the reply [s]."""
+        return (self.clock - self.request.clock) * 1e-9
 
 
 @dataclass
@@ -123,11 +128,17 @@ class Watching:
     connection : int
         Number of the connection.
     report : callable
-        Takes each :class:`Exchange`, and the end.
+        Takes what was seen.
+    wake : callable
+        Called when the worker may begin: only after the bytes were sent, so that the worker does
+        not compete with the thread that sends.
     """
 
-    def __init__(self, peer: str, connection: int, report: Report) -> None:
-        self._peer, self._connection, self._report = peer, connection, report
+    def __init__(
+        self, peer: str, connection: int, report: Report, wake: Callable[[], None]
+    ) -> None:
+        self._peer, self._connection, self._report, self._wake = peer, connection, report, wake
+        self._has_news = False
         self._lock = threading.Lock()
         self._waiting: deque[Request] = deque()
         self._is_watched = True
@@ -143,11 +154,17 @@ class Watching:
     def for_client(self) -> Sequence[bytes]:
         return ()
 
+    def sent(self) -> None:
+        if self._has_news:
+            self._has_news = False
+            self._wake()
+
     def server_ended(self) -> bool:
         return bool(self._waiting)
 
     def closed(self) -> None:
         self._report(Closed(self._peer, self._connection))
+        self._wake()
 
     def _take_request_bytes(self, data: bytes) -> None:
         raise NotImplementedError
@@ -173,21 +190,24 @@ class Watching:
             raise StreamError(
                 expected=f'at most {_MOST_WAITING} requests without a reply', found='more'
             )
-        self._waiting.append(Request(body, path))
-        self._report(Asked(self._peer, self._connection, path))
+        request = Request(body, path)
+        self._waiting.append(request)
+        self._report(Asked(self._peer, self._connection, request.clock))
 
     def _answered(self, body: Body, kind: Kind = 'reply') -> None:
         if self._waiting:
             request = self._waiting.popleft()
-            seconds = (time.monotonic_ns() - request.clock) * 1e-9
-            self._report(Exchange(self._peer, self._connection, request, body, kind, seconds))
+            self._report(Exchange(self._peer, self._connection, request, body, kind))
+            self._has_news = True
 
 
 class HttpWatching(Watching):
     """Watches HTTP/1.1: each request with its reply."""
 
-    def __init__(self, peer: str, connection: int, report: Report) -> None:
-        super().__init__(peer, connection, report)
+    def __init__(
+        self, peer: str, connection: int, report: Report, wake: Callable[[], None]
+    ) -> None:
+        super().__init__(peer, connection, report, wake)
         methods: deque[str] = deque()
         self._requests: Cutter = RequestCutter(self._on_request, methods)
         self._replies: Cutter = ReplyCutter(self._on_reply, methods)
@@ -251,8 +271,10 @@ class WebsocketWatching(HttpWatching):
 class ZmtpWatching(Watching):
     """Watches a ZeroMQ connection of a REQ socket."""
 
-    def __init__(self, peer: str, connection: int, report: Report) -> None:
-        super().__init__(peer, connection, report)
+    def __init__(
+        self, peer: str, connection: int, report: Report, wake: Callable[[], None]
+    ) -> None:
+        super().__init__(peer, connection, report, wake)
         self._requests = ZmtpCutter(self._on_request)
         self._replies = ZmtpCutter(self._on_reply)
 

@@ -8,7 +8,7 @@ holds each request until it is complete, and answers ``kill`` itself.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vla_feature_bridge.relays.bounded_msgpack import DecodeError, unpack
 from vla_feature_bridge.relays.byte_stream import LONGEST_MESSAGE, StreamError
@@ -40,8 +40,10 @@ def asks_to_kill(body: bytes) -> bool:
 class KillGate(ZmtpWatching):
     """Watches a ZeroMQ connection, and answers requests for ``kill`` in the place of the server."""
 
-    def __init__(self, peer: str, connection: int, report: Report) -> None:
-        super().__init__(peer, connection, report)
+    def __init__(
+        self, peer: str, connection: int, report: Report, wake: Callable[[], None]
+    ) -> None:
+        super().__init__(peer, connection, report, wake)
         self._held: deque[memoryview] = deque()
         self._released = 0
         self._kills: list[ZmtpMessage] = []

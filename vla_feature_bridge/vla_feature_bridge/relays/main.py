@@ -14,7 +14,6 @@ from types import FrameType
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.relays.exchanges import (
     HttpWatching,
-    Report,
     Watching,
     WebsocketWatching,
     ZmtpWatching,
@@ -29,6 +28,8 @@ from vla_feature_bridge.wire.sender import StepSender
 #: Python hands the interpreter from the worker to a thread that forwards after this time [s]; its
 #: default of 5 ms would be added to an answer.
 _SWITCH = 0.0005
+#: How long the first step waits until a monitor listens [s]; the client does not wait.
+_WAIT_FOR_MONITOR = 1.0
 _HEALTH = b'GET /healthz HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n'
 
 
@@ -112,17 +113,18 @@ class Relay:
             exec_horizon=options.exec_horizon,
             policy=options.name,
             action_space='robot',
+            wait_for_monitor=_WAIT_FOR_MONITOR,
         )
         self._senders.append(sender)
         return sender
 
     def _open_watch(self, peer: str) -> Watching:
-        watch: Callable[[str, int, Report], Watching] = {
+        watch: type[Watching] = {
             'openpi': WebsocketWatching,
             'groot': ZmtpWatching if self._options.allow_kill else KillGate,
             'openvla': HttpWatching,
         }[self._options.policy]
-        return watch(peer, next(self._numbers), self._worker.put)
+        return watch(peer, next(self._numbers), self._worker.put, self._worker.wake)
 
     def _print_statistics(self) -> None:
         told = ''

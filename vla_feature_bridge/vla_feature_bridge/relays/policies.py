@@ -26,6 +26,7 @@ from vla_feature_bridge.relays.readings import (
     images_in,
     keys_of,
     text_in,
+    unread_in,
 )
 
 
@@ -63,6 +64,7 @@ def read_openpi(exchange: Exchange, keys: Keys) -> Reading:
         features=features,
         images=images_in(request, keys),
         seconds=_seconds(find(reply, 'policy_timing/infer_ms')),
+        unread=unread_in(request=request, reply=reply),
     )
 
 
@@ -104,6 +106,7 @@ def read_groot(exchange: Exchange, keys: Keys) -> Reading:
         feature_key=feature_key,
         features=features,
         images=images_in(observation, keys),
+        unread=unread_in(request=request, reply=reply),
     )
 
 
@@ -164,7 +167,7 @@ def read_openvla(exchange: Exchange, keys: Keys) -> Reading:
             where='reply', expected='a body without Content-Encoding', found='a compressed body'
         )
     reply = _decoded(load, exchange.reply, 'reply')
-    if reply == 'error' if isinstance(reply, str) else False:
+    if isinstance(reply, str) and reply == 'error':
         return ErrorReply()
     request = _decoded(load, exchange.request.body, 'request')
     actions: Any = reply
@@ -180,6 +183,7 @@ def read_openvla(exchange: Exchange, keys: Keys) -> Reading:
         feature_key=feature_key,
         features=features,
         images=images_in(request, keys),
+        unread=unread_in(request=request, reply=reply),
     )
 
 

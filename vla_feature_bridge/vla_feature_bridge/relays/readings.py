@@ -46,6 +46,8 @@ class Inference:
         Images of the request by their names.
     seconds : float or None
         How long the policy took, if the reply says so [s].
+    unread : tuple of str
+        What of the messages could not be read, each with its place and the reason.
     """
 
     instruction: str
@@ -54,6 +56,7 @@ class Inference:
     features: np.ndarray | None = None
     images: dict[str, np.ndarray] = field(default_factory=dict)
     seconds: float | None = None
+    unread: tuple[str, ...] = ()
 
 
 @dataclass
@@ -227,6 +230,16 @@ def images_in(request: Any, keys: Keys) -> dict[str, np.ndarray]:
         candidates = list(_leaves(request, '', _MOST_LEVELS))
     found = {name: _image(value) for name, value in candidates}
     return {name: image for name, image in found.items() if image is not None}
+
+
+def unread_in(**messages: Any) -> tuple[str, ...]:
+    """Return what could not be read of messages, each by its name."""
+    return tuple(
+        f'{path}: {value.reason}'
+        for name, message in messages.items()
+        for path, value in _leaves(message, name, _MOST_LEVELS)
+        if isinstance(value, Unreadable)
+    )
 
 
 def _leaves(holder: Any, path: str, levels: int) -> Iterator[tuple[str, Any]]:

@@ -127,7 +127,7 @@ class Reporter:
     def tick(self) -> None:
         """Do what depends on the clock."""
         if self._episodes is not None:
-            self._episodes.tick()
+            self._episodes.tick(time.monotonic_ns())
 
     def close(self) -> None:
         """End the episode that runs."""
@@ -137,7 +137,7 @@ class Reporter:
     def _handle(self, item: object) -> None:
         if isinstance(item, Asked):
             if self._episodes is not None and self._is_our_client(item, claims=False):
-                self._episodes.asked(item.connection)
+                self._episodes.asked(item.connection, item.clock)
         elif isinstance(item, Exchange):
             self._handle_exchange(item)
         elif isinstance(item, Lost):
@@ -162,7 +162,7 @@ class Reporter:
     def _handle_exchange(self, exchange: Exchange) -> None:
         is_ours = self._is_our_client(exchange, claims=False)
         if is_ours and self._episodes is not None:
-            self._episodes.answered(exchange.connection)
+            self._episodes.answered(exchange.connection, exchange.clock)
         try:
             reading = self._read(exchange, self._settings.keys)
         except SafeError as error:
@@ -209,6 +209,9 @@ class Reporter:
             self._open(self._spec_of(inference))
         assert self._sink is not None and self._episodes is not None
         self._episodes.before_step(exchange.connection, inference.instruction)
+        self._episodes.answered(exchange.connection, exchange.clock)
+        for note in inference.unread:
+            self._problem(f'a part of a message cannot be read: {note}')
         try:
             features = self._features(inference)
         except ReadingError as error:
@@ -244,7 +247,7 @@ class Reporter:
         if spec is not None:
             self._say(f'steps carry the features {name}')
         self._sink = self._make_sink(name)
-        self._episodes = Episodes(self._settings.rules, self._sink, time.monotonic_ns)
+        self._episodes = Episodes(self._settings.rules, self._sink)
 
     def _features(self, inference: Inference) -> np.ndarray | None:
         if self._spec is None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Protocol
 
-_CHUNK = 128 << 10
+_CHUNK = 64 << 10
 #: A client that stays silent after the server has closed is given up after this time [s], as the
 #: kernel of the server would do (tcp_fin_timeout).
 _SILENT_CLIENT = 60.0
@@ -40,6 +40,9 @@ class Watch(Protocol):
 
     def for_client(self) -> Sequence[bytes]:
         """Return bytes of the relay itself that the client gets now."""
+
+    def sent(self) -> None:
+        """Take the news that the bytes of the last call were sent."""
 
     def server_ended(self) -> bool:
         """Take the end of the server's stream; returns True if the server may have died."""
@@ -122,6 +125,7 @@ class Link:
                     self.reset()
                 return
             self._send(self._watch.for_client)
+            self._watch.sent()
         if not self._reset:
             _shut_down(self._server, socket.SHUT_WR)
 
@@ -129,6 +133,7 @@ class Link:
         while data := self._received(self._server):
             if not self._send(partial(self._watch.from_server, data)):
                 return
+            self._watch.sent()
         if self._watch.server_ended() and self._ended_first is self._server:
             self._server_lost()
         self._replies_done.set()

@@ -50,7 +50,10 @@ class Worker:
         self._thread.start()
 
     def put(self, item: Seen) -> None:
-        """Queue an item; an exchange that does not fit is dropped, and :class:`Lost` queued."""
+        """Queue an item without waking the worker.
+
+        An exchange that does not fit is dropped, and :class:`Lost` is queued in its place.
+        """
         queued: Seen | Lost = item
         size = 0
         with self._changed:
@@ -64,9 +67,13 @@ class Worker:
                 return  # One gap is as long as two: the reader of the steps sees a gap.
             self._bytes += size
             self._items.append((queued, size))
+
+    def wake(self) -> None:
+        """Let the worker look at the queue now, and not only when it looks at the clock."""
+        with self._changed:
             self._changed.notify()
 
-    def close(self, patience: float = 2.0) -> None:
+    def close(self, patience: float = 5.0) -> None:
         """Handle what is queued, then end the thread."""
         with self._changed:
             self._ending = True
@@ -83,6 +90,8 @@ class Worker:
                 item, size = self._items.popleft() if self._items else (None, 0)
                 self._bytes -= size
                 self._exchanges -= isinstance(item, Exchange)
+                is_last = not self._items
             if item is not None:
                 self._handle(item)
-            self._tick()
+            if is_last:  # else the clock would be ahead of what was seen
+                self._tick()
