@@ -199,9 +199,13 @@ def parse_options(arguments: Sequence[str]) -> Options:
         del words[words.index('--ros-args') :]
     args = make_parser().parse_args(words)
     listen = parse_address(args.listen, '--listen')
-    if args.statistics < 0:
+    if not args.statistics >= 0:
         raise OptionError(
             where='--statistics', expected='at least 0 s', found=f'{args.statistics:g}'
+        )
+    if args.exec_horizon < 1:
+        raise OptionError(
+            where='--exec-horizon', expected='at least 1', found=str(args.exec_horizon)
         )
     return Options(
         policy=args.policy,
