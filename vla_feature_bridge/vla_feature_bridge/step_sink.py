@@ -97,6 +97,7 @@ class EpisodeSink(ABC):
         self._problems = ProblemLog(log)
         self._patience = check_seconds(wait_for_monitor, 'wait_for_monitor')
         self._calls = threading.RLock()
+        self._is_closed = False
 
     @property
     def dropped(self) -> int:
@@ -121,13 +122,16 @@ class EpisodeSink(ABC):
         Returns
         -------
         str
-            The ``episode_id``.
+            The ``episode_id``; empty if the sink is closed.
 
         Raises
         ------
         StepError
-            An argument is no text, and the sink is strict. A running episode goes on.
+            An argument is no text or the sink is closed, and it is strict. A running episode goes
+            on.
         """
+        if not self._can_send():
+            return ''
         self._wait_for_a_monitor()
         texts = {'task': task, 'instruction': instruction, 'episode_id': episode_id}
         with self._calls:
@@ -162,6 +166,8 @@ class EpisodeSink(ABC):
             next step gets the same number and the same signals.
         """
         with self._calls:
+            if not self._can_send():
+                return None
             try:
                 step = self._episode_steps.step(features, actions, stamp=stamp, **fields)
             except Exception as error:
@@ -206,6 +212,8 @@ class EpisodeSink(ABC):
             No episode runs or an argument is wrong, and the sink is strict. The episode goes on.
         """
         with self._calls:
+            if not self._can_send():
+                return
             try:
                 self._episode_steps.check_running('end')
             except StepError as error:
@@ -238,6 +246,20 @@ class EpisodeSink(ABC):
     @abstractmethod
     def _monitor_listens(self) -> bool:
         """Return True if steps and events that are sent now reach a monitor."""
+
+    def _check_open(self) -> None:
+        name = type(self).__name__
+        if self._is_closed:
+            raise StepError(where=name, expected=f'an open {name}', found='a closed one')
+
+    def _can_send(self) -> bool:
+        """Return True if the sink is open; refuse the call otherwise."""
+        try:
+            self._check_open()
+        except StepError as error:
+            self._refuse(error)
+            return False
+        return True
 
     def _send_events(self, events: list[EpisodeEventRecord]) -> None:
         for number, event in enumerate(events):

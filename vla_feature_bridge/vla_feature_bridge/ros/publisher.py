@@ -13,7 +13,7 @@
 
 from __future__ import annotations
 
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from rclpy.node import Node
@@ -63,8 +63,8 @@ class StepPublisher(EpisodeSink):
     feature_name: str
     exec_horizon: int
     policy: str = ''
-    step_qos: Any = STEP_QOS
-    episode_qos: Any = EPISODE_QOS
+    step_qos: Any = field(default_factory=lambda: STEP_QOS)
+    episode_qos: Any = field(default_factory=lambda: EPISODE_QOS)
     _: KW_ONLY
     action_space: str = ''
     wait_for_monitor: float = 5.0
@@ -94,7 +94,6 @@ class StepPublisher(EpisodeSink):
         self._events = self.node.create_publisher(
             EpisodeEvent, 'vla/episode', self.episode_qos, qos_overriding_options=overriding
         )
-        self._is_closed = False
 
     def close(self) -> None:
         with self._calls:
@@ -104,11 +103,9 @@ class StepPublisher(EpisodeSink):
                 self.node.destroy_publisher(self._events)
 
     def _send_step(self, step: PolicyStep) -> None:
-        self._check_open()
         self._steps.publish(step_to_message(step))
 
     def _send_event(self, event: EpisodeEventRecord) -> None:
-        self._check_open()
         self._events.publish(event_to_message(event))
 
     def _monitor_listens(self) -> bool:

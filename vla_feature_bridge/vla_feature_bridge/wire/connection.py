@@ -57,12 +57,15 @@ class Connection:
     on_frame : callable
         ``on_frame(connection, frame, message)`` takes one decoded message.
     on_end : callable
-        ``on_end(connection, error)`` is called once, with an empty text if nothing was wrong.
+        ``on_end(connection, error, is_refused)`` is called once, with an empty text if nothing was
+        wrong.
 
     Attributes
     ----------
     hello : Hello or None
         How the sender introduced itself.
+    is_aborted : bool
+        True if nothing more may be handed on.
     """
 
     def __init__(
@@ -72,13 +75,13 @@ class Connection:
         budget: Budget,
         on_hello: Callable[[Connection, Hello], None],
         on_frame: Callable[[Connection, Frame, Message], None],
-        on_end: Callable[[Connection, str], None],
+        on_end: Callable[[Connection, str, bool], None],
     ) -> None:
         self.name = name
         self.hello: Hello | None = None
         self._socket, self._budget = channel, budget
         self._on_hello, self._on_frame, self._on_end = on_hello, on_frame, on_end
-        self._is_aborted = False
+        self.is_aborted = False
         self._sending = threading.Lock()
         self._thread = threading.Thread(target=self._run, name='safe_step_receiver', daemon=True)
 
@@ -113,7 +116,7 @@ class Connection:
 
     def abort(self) -> None:
         """End the connection; nothing more is handed on, except what is being handed on."""
-        self._is_aborted = True
+        self.is_aborted = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -123,12 +126,12 @@ class Connection:
             self._thread.join(timeout)
 
     def _run(self) -> None:
-        error = ''
+        error, is_refused = '', False
         reader = FrameReader(_MAX_HELLO, 0, self._budget)
         try:
             self._read(reader)
         except SafeError as found:
-            error = str(found)
+            error, is_refused = str(found), True
             self.refuse(error)
             self._hear_the_rest()
         except OSError as found:
@@ -138,21 +141,26 @@ class Connection:
         finally:
             self._budget.give_back(reader.reserved)
             self._socket.close()
-            self._on_end(self, error)
+            self._on_end(self, error, is_refused)
 
     def _read(self, reader: FrameReader) -> None:
         self._socket.settimeout(HELLO_TIMEOUT)
-        began = time.monotonic()
-        while not self._is_aborted:
-            count = self._socket.recv_into(reader.space())
+        hello_until = time.monotonic() + HELLO_TIMEOUT
+        while not self.is_aborted:
+            try:
+                count = self._socket.recv_into(reader.space())
+            except ConnectionResetError:  # The sender has ended without reading our last status.
+                count = 0
             if count == 0:
-                if not reader.is_between_frames and not self._is_aborted:
+                if not reader.is_between_frames and not self.is_aborted:
                     raise ConnectionError('in the middle of a frame')
                 return
             frame = reader.filled(count)
-            if self.hello is None and time.monotonic() - began > HELLO_TIMEOUT:
+            if self.hello is None and frame is None and time.monotonic() > hello_until:
                 raise FrameError(
-                    where='first frame', expected=f'hello within {HELLO_TIMEOUT:g} s', found='less'
+                    where='first frame',
+                    expected=f'the whole frame within {HELLO_TIMEOUT:g} s',
+                    found='a part of it',
                 )
             if frame is not None:
                 self._take(frame, reader)

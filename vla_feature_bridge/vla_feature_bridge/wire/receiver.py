@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
@@ -51,7 +52,8 @@ class StepReceiver:
         :class:`~vla_feature_bridge.wire.messages.Image`. Messages of one source come one at a time
         and in order; messages of different sources come at the same time, from different threads.
     on_source : callable, optional
-        ``on_source(hello, connected)`` is told when a source connects and disconnects.
+        ``on_source(hello, connected)`` is told when a source connects and disconnects. If a source
+        connects again before its old connection has ended, only the new connection is told.
     log : callable, optional
         Takes the text of a problem.
 
@@ -169,10 +171,9 @@ class StepReceiver:
         except BlockingIOError:
             return
         except OSError as error:  # no file descriptor is left, for example
-            self._log(f'{listener.address}: no connection can be accepted: {error}')
+            self._problems.add('accept', f'{listener.address}: cannot accept a sender: {error}')
             time.sleep(0.1)
             return
-        listener.address.keep_alive(channel)
         connection = Connection(
             channel,
             str(listener.address),
@@ -190,6 +191,8 @@ class StepReceiver:
             connection.refuse(f'expected at most {MAX_CONNECTIONS} connections, found more')
             channel.close()
             return
+        with suppress(OSError):  # The sender may have gone already; then the thread notices it.
+            listener.address.keep_alive(channel)
         connection.start()
 
     def _welcome(self, connection: Connection, hello: Hello) -> None:
@@ -224,7 +227,7 @@ class StepReceiver:
         assert connection.hello is not None
         source = self._sources[connection.hello.source]
         with source.turn:
-            if source.connection is not connection:
+            if connection.is_aborted:
                 return
             source.note(frame)
             if isinstance(message, PolicyStep):
@@ -239,9 +242,10 @@ class StepReceiver:
             callback(*arguments)
         except Exception as error:
             source.last_error = f'the bridge could not take a message: {error!r}'
-            self._log(f'source {source.hello.source!r}: {source.last_error}')
+            name = source.hello.source
+            self._problems.add((name, type(error)), f'source {name!r}: {source.last_error}')
 
-    def _part(self, connection: Connection, error: str) -> None:
+    def _part(self, connection: Connection, error: str, is_refused: bool) -> None:
         """Note that a connection has ended."""
         hello = connection.hello
         with self._lock:
@@ -253,9 +257,11 @@ class StepReceiver:
                 source.last_error = error or source.last_error
             if self._is_closed:
                 return
-        if error:
-            name = f'source {hello.source!r}' if hello else connection.name
+        name = f'source {hello.source!r}' if hello else connection.name
+        if is_refused:
             self._count_refusal(f'{name}: {error}')
+        elif error:
+            self._problems.add(name, f'{name}: {error}')
         if source is not None and is_present and self._on_source is not None:
             self._call(source, self._on_source, hello, False)
 

@@ -175,6 +175,8 @@ class StepSender(EpisodeSink):
             The array is no image, or a name is no text, and the sender is strict.
         """
         with self._calls:
+            if not self._can_send():
+                return
             try:
                 image = Image(
                     check_text(name, 'name', 'image'),
@@ -190,6 +192,7 @@ class StepSender(EpisodeSink):
 
         A running episode is not ended. Called at the exit of Python too.
         """
+        self._is_closed = True
         if self._owner == os.getpid():
             self._link.close(check_seconds(timeout, 'timeout'))
 
@@ -203,7 +206,7 @@ class StepSender(EpisodeSink):
     def _monitor_listens(self) -> bool:
         return self._link.status.monitor
 
-    def _put(self, kind: str, data: bytes, again: bytes = b'') -> None:
+    def _check_open(self) -> None:
         if self._owner != os.getpid():
             raise StepError(
                 where='StepSender',
@@ -211,8 +214,9 @@ class StepSender(EpisodeSink):
                 found=f'its child {os.getpid()}',
                 advice='make a StepSender after the fork',
             )
-        if self.state == 'closed':
-            raise StepError(where='StepSender', expected='an open sender', found='a closed one')
+        super()._check_open()
+
+    def _put(self, kind: str, data: bytes, again: bytes = b'') -> None:
         if len(data) > self._queue.size:
             raise StepError(
                 where=f'{kind} frame',
@@ -226,6 +230,7 @@ class StepSender(EpisodeSink):
     def _after_fork(self) -> None:
         """Leave the connection to the parent; locks may be held by threads that are not here."""
         self._calls = threading.RLock()
+        self._patience = 0.0
         self._link.forget()
 
 
