@@ -43,11 +43,12 @@ def test_an_interrupt_ends_it_while_a_client_waits():
             relay.wait_for('answers;')
             server.accept()[0].close()
             client = socket.create_connection(('127.0.0.1', relay.port))
-            server.accept()
+            forwarded, _ = server.accept()
             relay.wait_for('0 inferences, 0 steps')
             assert relay.interrupt() == 0
             assert client.recv(1) == b''
             client.close()
+            forwarded.close()
             assert not any('Traceback' in line for line in relay.lines)
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from relay_processes import Bridge, free_port, run_relay, run_server
 
-zmq = pytest.importorskip('zmq', reason='no pyzmq')
-msgpack = pytest.importorskip('msgpack', reason='no msgpack')
-from relay_servers import ENCODINGS  # noqa: E402
+pytest.importorskip('relay_servers', reason='no clients of policy servers')
+import msgpack
+import zmq
+from relay_servers import ENCODINGS
 
 OPTIONS = ('--exec-horizon', 8)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from relay_processes import Process, free_port, run_relay, run_server
 
-pytest.importorskip('openpi_client', reason='no openpi-client')
+pytest.importorskip('relay_servers', reason='no clients of policy servers')
 import websockets.sync.client
 from openpi_client import msgpack_numpy
 from openpi_client.websocket_client_policy import WebsocketClientPolicy

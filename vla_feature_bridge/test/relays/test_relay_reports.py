@@ -21,6 +21,7 @@ from vla_feature_bridge.relays.policies import read_groot, read_openpi
 from vla_feature_bridge.relays.readings import ErrorReply, Keys, ReadingError, Reset, chunk, pooled
 from vla_feature_bridge.relays.reporter import Reporter, Settings
 from vla_feature_bridge.relays.work_queue import Lost, Worker
+from vla_feature_bridge.wire.address import default_address
 
 msgpack = pytest.importorskip('msgpack', reason='no msgpack')
 
@@ -285,7 +286,7 @@ OPENPI = ['openpi', '--episode', 'none', '--exec-horizon', '5']
 def test_options_with_their_defaults():
     options = parse_options([*OPENPI, '--ros-args', '-r', '__ns:=/arm'])
     assert (str(options.listen), str(options.server)) == ('127.0.0.1:8001', '127.0.0.1:8000')
-    assert (options.bridge, options.source) == ('unix:/tmp/safe_bridge.sock', 'openpi_relay_8001')
+    assert (options.bridge, options.source) == (default_address(), 'openpi_relay_8001')
     options = parse_options(['groot', '--exec-horizon', '8'])
     assert options.settings.rules == EpisodeRules(reset=True)
     assert (str(options.listen), options.allow_kill) == ('127.0.0.1:5556', False)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from relay_processes import Bridge, free_port, run_relay, run_server
 
-pytest.importorskip('openpi_client', reason='no openpi-client')
+pytest.importorskip('relay_servers', reason='no clients of policy servers')
 import msgpack
 import websockets.sync.client
 from openpi_client import msgpack_numpy

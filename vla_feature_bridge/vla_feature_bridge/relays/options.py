@@ -13,8 +13,10 @@ from vla_feature_bridge.relays.addresses import Address, parse_address
 from vla_feature_bridge.relays.episodes import WORDS, parse_episode
 from vla_feature_bridge.relays.readings import FEATURE_AXES, Keys
 from vla_feature_bridge.relays.reporter import Settings
+from vla_feature_bridge.wire.address import default_address
+from vla_feature_bridge.wire.address import parse_address as parse_bridge
+from vla_feature_bridge.wire.messages import check_source
 
-DEFAULT_BRIDGE = 'unix:/tmp/safe_bridge.sock'
 _TITLES = {
     'openpi': 'an openpi server (WebSocket)',
     'groot': 'a GR00T server (ZeroMQ)',
@@ -106,7 +108,7 @@ def _add_addresses(parser: argparse.ArgumentParser, policy: str) -> None:
     parser.add_argument(
         '--bridge',
         metavar='ADDRESS',
-        default=DEFAULT_BRIDGE,
+        default=default_address(),
         help='where the bridge listens: unix:/path or tcp://host:port (default %(default)s)',
     )
     parser.add_argument(
@@ -211,11 +213,11 @@ def parse_options(arguments: Sequence[str]) -> Options:
         policy=args.policy,
         listen=listen,
         server=parse_address(args.server, '--server'),
-        bridge=args.bridge,
+        bridge=str(parse_bridge(args.bridge)),
         settings=_settings(args),
         exec_horizon=args.exec_horizon,
         name=args.name,
-        source=args.source or f'{args.policy}_relay_{listen.port}',
+        source=check_source(args.source or f'{args.policy}_relay_{listen.port}'),
         statistics=args.statistics,
         allow_kill=getattr(args, 'allow_kill', False),
     )

@@ -67,8 +67,8 @@ class TcpRelay:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._is_down, self._deaf = threading.Event(), threading.Event()
-        self._wake_in, self._wake_out = socket.socketpair()
         self._socket = self._bound()
+        self._wake_in, self._wake_out = socket.socketpair()
 
     @property
     def connections(self) -> int:
@@ -92,6 +92,8 @@ class TcpRelay:
                     'until it answers'
                 )
             self._closing.wait(_PROBE_PERIOD)
+        for end in (self._socket, self._wake_in, self._wake_out):
+            end.close()
 
     def close(self) -> None:
         """Close all connections and stop :meth:`run`."""
