@@ -317,7 +317,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--samples',
         type=int,
         default=500,
-        help='alarms, and answers of each relay, to time (default %(default)s)',
+        help='alarms to time, and answers of each relay (default %(default)s)',
     )
     parser.add_argument(
         '--epochs', type=int, default=30, help='epochs of the sweep benchmark (default %(default)s)'

@@ -93,7 +93,7 @@ def openpi_client(port: int) -> Callable[[], object]:
 
 def groot_client(port: int) -> Callable[[], object]:
     """Return a call of a REQ socket with the same two images."""
-    client = zmq.Context.instance().socket(zmq.REQ)
+    client: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.REQ)
     client.setsockopt(zmq.LINGER, 0)
     client.connect(f'tcp://127.0.0.1:{port}')
     image = {
