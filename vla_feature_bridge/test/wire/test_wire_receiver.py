@@ -141,11 +141,7 @@ def test_a_killed_sender_is_gone_and_its_name_is_free(address, inbox):
 
 
 def test_a_stopped_sender_keeps_its_name(address, inbox):
-    with (
-        StepReceiver([address], inbox) as receiver,
-        Lines(SENDER, address, 'arm', 'a') as sender,
-    ):
-        receiver.set_status(True)
+    with StepReceiver([address], inbox) as receiver, Lines(SENDER, address, 'arm', 'a') as sender:
         wait_for(lambda: inbox.messages)
         sender.signal(signal.SIGSTOP)
         reason = refusal_of(address, HELLO)
@@ -364,6 +360,7 @@ def test_missing_and_dropped_steps_are_counted(receiver):
             peer.sendall(
                 encode_step(PolicyStep(np.zeros(2), episode_id=episode, step=step), dropped)
             )
+        wait_for(lambda: 'arm' in receiver.statistics())
         wait_for(lambda: receiver.statistics()['arm'].steps == 5)
         found = receiver.statistics()['arm']
         assert (found.missing, found.dropped, found.connected) == (4, 5, True)

@@ -38,7 +38,9 @@ import sys, time
 import numpy as np
 from vla_feature_bridge.wire import StepSender
 
-sender = StepSender(sys.argv[1], source=sys.argv[2], feature_name='f', exec_horizon=1, strict=True)
+sender = StepSender(
+    sys.argv[1], source=sys.argv[2], feature_name='f', exec_horizon=1, wait_for_monitor=0
+)
 sender.start(episode_id=sys.argv[3])
 for step in range(1_000_000):
     sender.publish(np.full(4, step, np.float32))

@@ -187,11 +187,13 @@ class Connection:
         """Send without waiting. A sender that does not read is cut off: half a frame misleads."""
         with self._sending:
             try:
-                if self._socket.send(data, socket.MSG_DONTWAIT) == len(data):
-                    return
+                is_sent = self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
+            except BlockingIOError:
+                is_sent = False
             except OSError:
-                pass
-            self.abort()
+                return  # The sender has gone; what it sent before is still read.
+            if not is_sent:
+                self.abort()
 
     def _hear_the_rest(self) -> None:
         """Read on for a moment: closing a socket with unread bytes destroys the refusal."""

@@ -19,7 +19,6 @@ import numpy as np
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeSource,
     Pooling,
     ReadOptions,
@@ -31,6 +30,7 @@ from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.step import NO_FEATURE
 from vla_feature_bridge.tensors import first_not_finite
 
 #: Mapping from task folder to the number of actions executed before the next inference. The order
