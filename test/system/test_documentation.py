@@ -18,7 +18,7 @@ from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
-from vla_feature_bridge.nodes import replay
+from vla_feature_bridge.nodes import bridge_parameters, replay
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 TOP = Path(__file__).parents[2]
@@ -244,7 +244,8 @@ def test_the_page_of_0_1_has_every_name_that_changed():
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    known = {p.name for p in (*monitor_parameters.PARAMETERS, *replay.PARAMETERS)}
+    nodes = (bridge_parameters, monitor_parameters, replay)
+    known = {p.name for node in nodes for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
 

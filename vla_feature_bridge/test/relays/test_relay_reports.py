@@ -286,7 +286,7 @@ OPENPI = ['openpi', '--episode', 'none', '--exec-horizon', '5']
 def test_options_with_their_defaults():
     options = parse_options([*OPENPI, '--ros-args', '-r', '__ns:=/arm'])
     assert (str(options.listen), str(options.server)) == ('127.0.0.1:8001', '127.0.0.1:8000')
-    assert (options.bridge, options.source) == (default_address(), 'openpi_relay_8001')
+    assert (options.bridge, options.source) == (default_address(), '')
     options = parse_options(['groot', '--exec-horizon', '8'])
     assert options.settings.rules == EpisodeRules(reset=True)
     assert (str(options.listen), options.allow_kill) == ('127.0.0.1:5556', False)

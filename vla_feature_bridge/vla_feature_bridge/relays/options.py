@@ -112,7 +112,10 @@ def _add_addresses(parser: argparse.ArgumentParser, policy: str) -> None:
         help='where the bridge listens: unix:/path or tcp://host:port (default %(default)s)',
     )
     parser.add_argument(
-        '--source', metavar='NAME', default='', help='name of this source at the bridge'
+        '--source',
+        metavar='NAME',
+        default='',
+        help='name of this source at the bridge, and namespace of its topics (default: none)',
     )
     parser.add_argument(
         '--statistics',
@@ -217,7 +220,7 @@ def parse_options(arguments: Sequence[str]) -> Options:
         settings=_settings(args),
         exec_horizon=args.exec_horizon,
         name=args.name,
-        source=check_source(args.source or f'{args.policy}_relay_{listen.port}'),
+        source=check_source(args.source),
         statistics=args.statistics,
         allow_kill=getattr(args, 'allow_kill', False),
     )

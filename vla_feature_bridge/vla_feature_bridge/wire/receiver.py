@@ -72,6 +72,7 @@ class StepReceiver:
     ) -> None:
         self._on_message, self._on_source, self._log = on_message, on_source, log
         self._status = BridgeStatus(False)
+        self._statuses: dict[str, BridgeStatus] = {}
         self._budget = Budget(MAX_MEMORY)
         self._lock = threading.RLock()
         self._connections: set[Connection] = set()
@@ -114,22 +115,28 @@ class StepReceiver:
         with self._lock:
             return {name: source.statistics() for name, source in self._sources.items()}
 
-    def set_status(self, monitor: bool, detail: str = '') -> None:
-        """Tell all senders, present and future, whether steps reach a monitor.
+    def set_status(self, monitor: bool, detail: str = '', source: str | None = None) -> None:
+        """Tell senders, present and future, whether steps reach a monitor.
 
         Parameters
         ----------
         monitor : bool
         detail : str
             For people.
+        source : str, optional
+            The source whose senders are told; without it, all senders are.
         """
+        status = BridgeStatus(bool(monitor), detail)
         with self._lock:
-            status = BridgeStatus(bool(monitor), detail)
-            if status == self._status:
-                return
-            self._status = status
-            for connection in self._connections:
-                if connection.hello is not None:
+            if source is None:
+                is_news = status != self._status or bool(self._statuses)
+                self._status = status
+                self._statuses.clear()
+            else:
+                is_news = status != self._statuses.get(source, self._status)
+                self._statuses[source] = status
+            for connection in self._connections if is_news else ():
+                if connection.hello is not None and source in (None, connection.hello.source):
                     connection.tell(status)
 
     def close(self) -> None:
@@ -213,7 +220,7 @@ class StepReceiver:
             old.finish(_PATIENCE)
         with self._lock:
             connection.hello = hello
-            connection.tell(self._status)
+            connection.tell(self._statuses.get(hello.source, self._status))
         if self._on_source is not None:
             self._call(source, self._on_source, hello, True)
 

@@ -64,8 +64,8 @@ class StepSender(EpisodeSink):
     address : str
         Where the bridge listens: ``unix:/path`` or ``tcp://host:port``.
     source : str
-        Name of this process at the bridge, unique; without it, made of ``policy`` and the number
-        of the process.
+        Name of this process at the bridge, unique: the namespace of its topics. Without it, the
+        topics have no namespace of their own, and this must be the only sender without a name.
     feature_name, exec_horizon, policy, action_space
         As in :class:`~vla_feature_bridge.episode_steps.EpisodeSteps`.
     queue_depth : int
@@ -99,7 +99,7 @@ class StepSender(EpisodeSink):
     def __post_init__(self) -> None:
         address = parse_address(self.address)
         steps = EpisodeSteps(self.feature_name, self.exec_horizon, self.policy, self.action_space)
-        self.source = check_source(self.source or f'{self.policy[:100] or "policy"}-{os.getpid()}')
+        self.source = check_source(self.source)
         depth = check_positive(self.queue_depth, 'queue_depth', 'settings of the policy')
         size = check_positive(self.queue_bytes, 'queue_bytes', 'settings of the policy')
         EpisodeSink.__init__(
