@@ -109,6 +109,7 @@ def run_relay(policy: str, server_port: int, *arguments: object, bridge: str = '
         *('--listen', f'127.0.0.1:{port}'),
         *('--server', f'127.0.0.1:{server_port}'),
         *('--bridge', bridge or 'unix:/nonexistent/bridge.sock'),
+        *(() if bridge else ('--wait-for-monitor', 0)),
         *arguments,
     )
     relay.port = port

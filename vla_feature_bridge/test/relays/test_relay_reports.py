@@ -21,6 +21,7 @@ from vla_feature_bridge.relays.policies import read_groot, read_openpi
 from vla_feature_bridge.relays.readings import ErrorReply, Keys, ReadingError, Reset, chunk, pooled
 from vla_feature_bridge.relays.reporter import Reporter, Settings
 from vla_feature_bridge.relays.work_queue import Lost, Worker
+from vla_feature_bridge.step_checks import StepError
 from vla_feature_bridge.wire.address import default_address
 
 msgpack = pytest.importorskip('msgpack', reason='no msgpack')
@@ -309,7 +310,8 @@ def test_options_of_the_features():
         ([*OPENPI, '--pooling', 'token=last'], OptionError, '--feature-key pre_velocity'),
         ([*OPENPI, '--axes', 'token'], OptionError, '--feature-key'),
         ([*OPENPI, '--feature-key', 'x', '--pooling', 'token=last'], PoolingError, 'token'),
-        ([*OPENPI, '--statistics', '-1'], OptionError, '--statistics'),
+        ([*OPENPI, '--statistics', '-1'], StepError, '--statistics'),
+        ([*OPENPI, '--wait-for-monitor', 'nan'], StepError, '--wait-for-monitor'),
         ([*OPENPI[:-1], '0'], OptionError, '--exec-horizon'),
     ],
 )

@@ -232,7 +232,7 @@ def test_a_bridge_that_does_not_read_changes_nothing(tmp_path, server, connect, 
     if bridge == 'silent':
         listener.bind(str(path))
         listener.listen()
-    options = ('--episode', 'none', '--exec-horizon', 1, '--images')
+    options = ('--episode', 'none', '--exec-horizon', 1, '--images', '--wait-for-monitor', 1)
     image = np.zeros((480, 640, 3), np.uint8)
     with run_relay('openpi', server.port, *options, bridge=f'unix:{path}') as relay:
         connection = connect(relay.port)

@@ -28,8 +28,6 @@ from vla_feature_bridge.wire.sender import StepSender
 #: Python hands the interpreter from the worker to a thread that forwards after this time [s]; its
 #: default of 5 ms would be added to an answer.
 _SWITCH = 0.0005
-#: How long the first step waits until a monitor listens [s]; the client does not wait.
-_WAIT_FOR_MONITOR = 1.0
 _HEALTH = b'GET /healthz HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n'
 
 
@@ -113,7 +111,7 @@ class Relay:
             exec_horizon=options.exec_horizon,
             policy=options.name,
             action_space='robot',
-            wait_for_monitor=_WAIT_FOR_MONITOR,
+            wait_for_monitor=options.wait_for_monitor,
         )
         self._senders.append(sender)
         return sender

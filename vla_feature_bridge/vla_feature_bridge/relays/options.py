@@ -13,6 +13,7 @@ from vla_feature_bridge.relays.addresses import Address, parse_address
 from vla_feature_bridge.relays.episodes import WORDS, parse_episode
 from vla_feature_bridge.relays.readings import FEATURE_AXES, Keys
 from vla_feature_bridge.relays.reporter import Settings
+from vla_feature_bridge.step_sink import check_seconds
 from vla_feature_bridge.wire.address import default_address
 from vla_feature_bridge.wire.address import parse_address as parse_bridge
 from vla_feature_bridge.wire.messages import check_source
@@ -59,6 +60,8 @@ class Options:
         Number of actions of a chunk that are executed before the next inference.
     name, source : str
         Name of the policy, and of this source at the bridge.
+    wait_for_monitor : float
+        How long the first step waits until a monitor listens [s]; the client does not wait.
     statistics : float
         Time between two lines of statistics [s]; 0 prints none.
     allow_kill : bool
@@ -73,6 +76,7 @@ class Options:
     exec_horizon: int
     name: str
     source: str
+    wait_for_monitor: float
     statistics: float
     allow_kill: bool = False
 
@@ -116,6 +120,14 @@ def _add_addresses(parser: argparse.ArgumentParser, policy: str) -> None:
         metavar='NAME',
         default='',
         help='name of this source at the bridge, and namespace of its topics (default: none)',
+    )
+    parser.add_argument(
+        '--wait-for-monitor',
+        metavar='SECONDS',
+        type=float,
+        default=5.0,
+        help='how long the first step waits until a monitor listens; the client does not wait '
+        '(default %(default)g)',
     )
     parser.add_argument(
         '--statistics',
@@ -204,10 +216,6 @@ def parse_options(arguments: Sequence[str]) -> Options:
         del words[words.index('--ros-args') :]
     args = make_parser().parse_args(words)
     listen = parse_address(args.listen, '--listen')
-    if not args.statistics >= 0:
-        raise OptionError(
-            where='--statistics', expected='at least 0 s', found=f'{args.statistics:g}'
-        )
     if args.exec_horizon < 1:
         raise OptionError(
             where='--exec-horizon', expected='at least 1', found=str(args.exec_horizon)
@@ -221,7 +229,8 @@ def parse_options(arguments: Sequence[str]) -> Options:
         exec_horizon=args.exec_horizon,
         name=args.name,
         source=check_source(args.source),
-        statistics=args.statistics,
+        wait_for_monitor=check_seconds(args.wait_for_monitor, '--wait-for-monitor'),
+        statistics=check_seconds(args.statistics, '--statistics'),
         allow_kill=getattr(args, 'allow_kill', False),
     )
 

@@ -203,6 +203,8 @@ def pooled(spec: FeatureSpec, features: np.ndarray) -> np.ndarray:
     """
     if features.ndim == len(spec.axes) + 2 and features.shape[0] == 1:
         features = features[0]
+    if not spec.pooling:
+        return features
     if features.ndim != len(spec.axes) + 1:
         raise ReadingError(
             where=f'feature {spec.name}',
@@ -211,7 +213,7 @@ def pooled(spec: FeatureSpec, features: np.ndarray) -> np.ndarray:
             advice='name the axes in front of the feature axis with --axes',
         )
     try:
-        return spec.apply(features) if spec.pooling else features
+        return spec.apply(features)
     except PoolingError as error:
         raise ReadingError(str(error)) from None
 

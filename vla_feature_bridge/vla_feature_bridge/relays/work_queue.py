@@ -73,7 +73,7 @@ class Worker:
         with self._changed:
             self._changed.notify()
 
-    def close(self, patience: float = 5.0) -> None:
+    def close(self, patience: float = 10.0) -> None:
         """Handle what is queued, then end the thread."""
         with self._changed:
             self._ending = True
