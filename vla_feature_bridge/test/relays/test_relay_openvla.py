@@ -102,7 +102,6 @@ def test_steps_and_images_reach_the_bridge(tmp_path, server, encoded):
         assert client.post(b'{"x": 1}')[2] == b'"error"'
         bridge.wait_for(steps=3, images=3, events=3)
         assert relay.interrupt() == 0
-        bridge.wait_for(events=4)
     assert [step.step for step in bridge.steps] == [0, 1, 0]
     assert [step.instruction for step in bridge.steps] == ['one', 'one', 'two']
     for step, action in zip(bridge.steps, actions, strict=True):
@@ -116,7 +115,6 @@ def test_steps_and_images_reach_the_bridge(tmp_path, server, encoded):
         ('start', ''),
         ('end', 'the instruction changed'),
         ('start', ''),
-        ('end', 'the relay ended'),
     ]
     assert '3 inferences, 3 steps, 3 images, 1 error replies' in relay.lines[-1]
 

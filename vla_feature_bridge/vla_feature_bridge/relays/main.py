@@ -71,7 +71,7 @@ class Relay:
             self._ended.set()
             self._tcp.close()
             self._worker.close()
-            self._reporter.close()
+            # The episode that runs is not ended: an END would release an alarm.
             for sender in self._senders:
                 sender.close()
             self._say(self.statistics())

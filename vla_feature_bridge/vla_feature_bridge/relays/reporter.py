@@ -129,11 +129,6 @@ class Reporter:
         if self._episodes is not None:
             self._episodes.tick(time.monotonic_ns())
 
-    def close(self) -> None:
-        """End the episode that runs."""
-        if self._episodes is not None:
-            self._episodes.end('the relay ended')
-
     def _handle(self, item: object) -> None:
         if isinstance(item, Asked):
             if self._episodes is not None and self._is_our_client(item, claims=False):
