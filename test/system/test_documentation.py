@@ -19,6 +19,7 @@ from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
 from vla_feature_bridge.nodes import bridge_parameters, replay
+from vla_feature_bridge.relays.options import make_parser, parse_options
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.wire import StepReceiver
 
@@ -225,8 +226,36 @@ def options_of(verb: str) -> set[str]:
     return {name for action in parser_of(verb)._actions for name in action.option_strings}
 
 
+RELAYS = make_parser()._subparsers._group_actions[0].choices
+RELAY_OPTIONS = {
+    name
+    for parser in RELAYS.values()
+    for action in parser._actions
+    for name in action.option_strings
+}
+
+
+def test_every_command_of_a_relay_is_one():
+    count = 0
+    for page in PAGES:
+        text = '\n'.join(blocks(page, 'bash', 'sh')).replace('\\\n', ' ')
+        for line in re.findall(
+            r'(?:vla_feature_bridge\.relays|vla_feature_bridge relay) (.+)$', text, re.M
+        ):
+            words = shlex.split(line, comments=True)
+            if words != ['--help']:
+                parse_options(words)
+                count += 1
+    assert count >= 5
+
+
+def test_the_reference_of_commands_has_every_option_of_the_relays():
+    page = text_of('docs/reference/commands.md')
+    assert not {name for name in RELAY_OPTIONS - {'-h', '--help'} if f'`{name}' not in page}
+
+
 def test_every_option_that_a_page_names_exists():
-    known = set(itertools.chain.from_iterable(map(options_of, VERBS)))
+    known = set(itertools.chain.from_iterable(map(options_of, VERBS))) | RELAY_OPTIONS
     # Of ./dev, pytest, pip, git, ROS and colcon.
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}

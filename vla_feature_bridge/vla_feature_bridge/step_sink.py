@@ -180,6 +180,20 @@ class EpisodeSink(ABC):
             self.published += 1
             return step
 
+    def skip(self, reason: str) -> None:
+        """Take an inference whose step cannot be made.
+
+        Its number is used up, so that the reader notices the gap.
+
+        Parameters
+        ----------
+        reason : str
+            Why, for the log.
+        """
+        with self._calls:
+            self._episode_steps.skip()
+            self._problem('skip', f'an inference is missing: {reason}')
+
     def end(self, success: bool | None = None, reason: str = '') -> None:
         """End the episode.
 
