@@ -259,6 +259,15 @@ def test_a_mistake_of_ours_does_not_end_the_worker():
     assert 'unexpected RuntimeError' in lines[-1]
 
 
+def test_control_characters_of_a_message_do_not_reach_the_terminal():
+    sink, lines = RecordingSink(), []
+    reporter = Reporter(Settings('groot', EpisodeRules()), lambda name: sink, lines.append)
+    reply = [{'a\x1b[2J\n': array(np.zeros((2, 5, 7)))}, {}]
+    reporter.handle(exchange({'endpoint': 'get_action'}, reply))
+    assert lines[-1].isprintable()
+    assert 'a?[2J?: expected actions of shape' in lines[-1]
+
+
 def test_a_worker_that_is_behind_drops_and_says_where(monkeypatch):
     monkeypatch.setattr(work_queue, '_MOST_ITEMS', 2)
     handled, may_go_on = [], threading.Event()

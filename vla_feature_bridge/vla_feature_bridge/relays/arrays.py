@@ -23,6 +23,7 @@ _MAX_AXES = 32
 #: ``numpy.save`` itself refuses to read longer headers.
 _MAX_NPY_HEADER = 10_000
 _MAX_SHOWN = 60
+_MAX_LINE = 500
 
 #: Names of dtypes that differ from the ``str`` of the dtype. NumPy writes bfloat16, which it does
 #: not know, as two bytes without a meaning.
@@ -64,6 +65,11 @@ def shown(value: object) -> str:
     """Return a value of a message as short text for an error message."""
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f'{text[:_MAX_SHOWN]}...'
+
+
+def printable(text: str) -> str:
+    """Return a text that may hold parts of a message as one line without control characters."""
+    return ''.join(c if c.isprintable() else '?' for c in text[:_MAX_LINE])
 
 
 def dtype_of(text: object) -> np.dtype[Any]:

@@ -288,8 +288,8 @@ class ZmtpWatching(Watching):
         self._replies.feed(data)
 
     def _on_request(self, message: ZmtpMessage) -> None:
-        content = message.content()
-        self._asked(content[0] if content else Body())
+        if content := message.content():  # A REP socket drops what has no empty frame.
+            self._asked(content[0])
 
     def _on_reply(self, message: ZmtpMessage) -> None:
         content = message.content()

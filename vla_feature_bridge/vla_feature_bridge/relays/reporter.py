@@ -12,6 +12,7 @@ import numpy as np
 
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.relays.arrays import printable
 from vla_feature_bridge.relays.episodes import EpisodeRules, Episodes
 from vla_feature_bridge.relays.exchanges import Asked, Blocked, Closed, Exchange, Unwatched
 from vla_feature_bridge.relays.policies import READERS
@@ -255,9 +256,10 @@ class Reporter:
 
     def _skip(self, reason: str) -> None:
         if self._episodes is not None:
-            self._episodes.miss(reason)
+            self._episodes.miss(printable(reason))
 
     def _problem(self, text: str) -> None:
+        text = printable(text)
         now = time.monotonic()
         if now - self._said.get(text, -_SAY_AGAIN) >= _SAY_AGAIN:
             if len(self._said) > 100:

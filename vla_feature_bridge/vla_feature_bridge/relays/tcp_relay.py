@@ -22,6 +22,7 @@ _PROBE_TIMEOUT = 2.0
 #: How often the relay looks for a server that cannot be reached [s].
 _PROBE_PERIOD = 0.5
 _MOST_CONNECTIONS = 1000
+_AFTER_AN_ERROR = 0.05
 #: When the relay looks again for a server that has ended a connection [s].
 _DYING = (0.01, 0.04)
 
@@ -64,7 +65,7 @@ class TcpRelay:
         self.listen, self.server = listen, server
         self._open_watch, self._say, self._probe = open_watch, say, probe
         self._links: set[Link] = set()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # A signal handler calls close().
         self._closing = threading.Event()
         self._is_down, self._deaf = threading.Event(), threading.Event()
         self._socket = self._bound()
@@ -126,18 +127,24 @@ class TcpRelay:
             selector.register(self._wake_out, selectors.EVENT_READ)
             while not (self._closing.is_set() or self._is_down.is_set()):
                 for key, _ in selector.select():
-                    with contextlib.suppress(OSError):
-                        if key.fileobj is self._wake_out:
-                            self._wake_out.recv(4096)
-                            continue
-                        client, peer = self._socket.accept()[:2]
-                        client.setblocking(True)
-                        self._start(client, str(Address(*peer[:2])))
+                    if key.fileobj is self._wake_out:
+                        self._wake_out.recv(4096)
+                    else:
+                        self._accept_one()
         self._socket.close()
         if not self._closing.is_set():
             # Bound, but not listening: the port stays ours, and the kernel refuses clients.
             self._socket = self._bound()
         self._deaf.set()
+
+    def _accept_one(self) -> None:
+        try:
+            client, peer = self._socket.accept()[:2]
+        except OSError:  # The client has left, or this process has too many open files.
+            self._closing.wait(_AFTER_AN_ERROR)
+            return
+        client.setblocking(True)
+        self._start(client, str(Address(*peer[:2])))
 
     def _listen(self) -> None:
         try:
@@ -159,9 +166,13 @@ class TcpRelay:
             self._say(f'{peer} was refused: {_MOST_CONNECTIONS} clients are connected')
             close(client, reset=True)
             return
-        threading.Thread(
-            target=self._serve, args=(client, peer), name=f'client {peer}', daemon=True
-        ).start()
+        try:
+            threading.Thread(
+                target=self._serve, args=(client, peer), name=f'client {peer}', daemon=True
+            ).start()
+        except RuntimeError as error:  # The system gives no more threads.
+            self._say(f'{peer} was refused: {error}')
+            close(client, reset=True)
 
     def _serve(self, client: socket.socket, peer: str) -> None:
         try:
