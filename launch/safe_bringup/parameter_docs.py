@@ -12,11 +12,16 @@ from types import ModuleType
 
 from safe_bringup.generated_page import write_page
 from safe_monitor_node.nodes import monitor
-from vla_feature_bridge.nodes import replay
+from vla_feature_bridge.nodes import bridge, replay
 from vla_feature_bridge.ros.parameters import Parameter
 
 NODES = (
     ('monitor', monitor, 'scores policy steps and raises alarms.'),
+    (
+        'bridge',
+        bridge,
+        'takes the steps of policies from sockets or topics and publishes them.',
+    ),
     ('replay', replay, 'plays a recorded rollout set as if its policy were running.'),
 )
 

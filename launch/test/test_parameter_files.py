@@ -22,6 +22,7 @@ def test_there_is_a_file_for_each_node() -> None:
 @pytest.mark.parametrize(
     ('node', 'left_away', 'changed'),
     [
+        ('bridge', set(), {}),
         ('monitor', set(), {}),
         ('replay', {'tasks'}, {'frequency': 20.0, 'limit': 12}),
     ],

@@ -18,7 +18,8 @@ from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
-from vla_feature_bridge.nodes import replay
+from vla_feature_bridge.nodes import bridge_parameters, replay
+from vla_feature_bridge.relays.options import make_parser, parse_options
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.wire import StepReceiver
 
@@ -236,8 +237,36 @@ def options_of(verb: str) -> set[str]:
     return {name for action in parser_of(verb)._actions for name in action.option_strings}
 
 
+RELAYS = make_parser()._subparsers._group_actions[0].choices
+RELAY_OPTIONS = {
+    name
+    for parser in RELAYS.values()
+    for action in parser._actions
+    for name in action.option_strings
+}
+
+
+def test_every_command_of_a_relay_is_one():
+    count = 0
+    for page in PAGES:
+        text = '\n'.join(blocks(page, 'bash', 'sh')).replace('\\\n', ' ')
+        for line in re.findall(
+            r'(?:vla_feature_bridge\.relays|vla_feature_bridge relay) (.+)$', text, re.M
+        ):
+            words = shlex.split(line, comments=True)
+            if words != ['--help']:
+                parse_options(words)
+                count += 1
+    assert count >= 5
+
+
+def test_the_reference_of_commands_has_every_option_of_the_relays():
+    page = text_of('docs/reference/commands.md')
+    assert not {name for name in RELAY_OPTIONS - {'-h', '--help'} if f'`{name}' not in page}
+
+
 def test_every_option_that_a_page_names_exists():
-    known = set(itertools.chain.from_iterable(map(options_of, VERBS)))
+    known = set(itertools.chain.from_iterable(map(options_of, VERBS))) | RELAY_OPTIONS
     # Of ./dev, pytest, pip, git, ROS and colcon.
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
     known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
@@ -273,7 +302,8 @@ def test_the_page_of_0_1_has_every_name_that_changed():
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    known = {p.name for p in (*monitor_parameters.PARAMETERS, *replay.PARAMETERS)}
+    nodes = (bridge_parameters, monitor_parameters, replay)
+    known = {p.name for node in nodes for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
 

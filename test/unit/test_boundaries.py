@@ -247,6 +247,8 @@ MAKES_NAMES = {
     *(f'{package}/{package}/__init__.py' for package in PACKAGES),
     'vla_feature_bridge/vla_feature_bridge/taps/__init__.py',
     'safe_monitor_node/safe_monitor_node/detectors/registry.py',
+    # Message types of other projects, by the name of an installed package of ROS interfaces.
+    'vla_feature_bridge/vla_feature_bridge/ros/message_types.py',
     'safe_training/safe_training/cli/main.py',
 }
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executables. Only this subpackage uses ROS.
 
-lifecycle             a lifecycle node with one set-up and one teardown
 monitor_parameters    the parameters of the monitor node
 monitor               topics, services and timers of the monitor node
 monitor_messages      the messages of the monitor node, made from a session

@@ -23,7 +23,6 @@ from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
 from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
-from safe_monitor_node.nodes.lifecycle import ManagedNode
 from safe_monitor_node.nodes.monitor_messages import (
     alarm_message,
     diagnostic_status,
@@ -38,6 +37,7 @@ from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.srv import LabelEpisode, LoadDetector
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
+from vla_feature_bridge.nodes.lifecycle import ManagedNode
 from vla_feature_bridge.ros.messages import MessageError, step_from_message, time_from_message
 from vla_feature_bridge.ros.parameters import declare_parameters
 from vla_feature_bridge.ros.qos import (

@@ -226,7 +226,6 @@ STRANGERS = [
     (b'GET / HTTP/1.1\r\nHost: x\r\n\r\n', "first bytes b'SAFT', found b'GET '"),
     (frame_of({'kind': 'hello'}, version=7), 'version 1 of the protocol, found version 7'),
     (frame_of({'kind': 'hello'}), 'instance'),
-    (encode_hello(Hello('', 'x')), 'source: expected a name of 1 to 128 characters'),
     (encode_hello(Hello('x' * 129, 'x')), 'source: expected a name of 1 to 128 characters'),
     (encode_hello(Hello('a\nb', 'x')), 'source: expected a name of 1 to 128 characters'),
     (encode_hello(Hello('a', 'x', pid=-1)), 'pid: expected an integer'),
@@ -362,6 +361,21 @@ def test_every_sender_is_told_the_status_when_it_connects_and_when_it_changes(re
         receiver.set_status(True, 'monitor')  # no change
         receiver.set_status(False)
         assert decode_status(read_frame(peer)) == BridgeStatus(False)
+
+
+def test_each_source_is_told_its_own_status(receiver):
+    with (
+        bare_connection(receiver.addresses[0]) as left,
+        bare_connection(receiver.addresses[0]) as right,
+    ):
+        for name, peer in (('left', left), ('right', right)):
+            peer.sendall(encode_hello(Hello(name, 'x')))
+            assert decode_status(read_frame(peer)) == BridgeStatus(False)
+        receiver.set_status(True, 'one', source='left')
+        receiver.set_status(True, 'all')
+        receiver.set_status(False, 'one', source='left')
+        assert [decode_status(read_frame(left)).detail for _ in range(3)] == ['one', 'all', 'one']
+        assert decode_status(read_frame(right)) == BridgeStatus(True, 'all')
 
 
 def test_missing_and_dropped_steps_are_counted(receiver):

@@ -186,3 +186,26 @@ def event_to_message(event: EpisodeEventRecord) -> EpisodeEvent:
     )
     message.header.stamp = time_to_message(event.stamp)
     return message
+
+
+def success_of(outcome: int) -> bool | None:
+    """Return whether an episode succeeded; None if it is unknown.
+
+    Parameters
+    ----------
+    outcome : int
+        One of ``EpisodeEvent.OUTCOME_...``.
+
+    Raises
+    ------
+    MessageError
+        There is no such outcome.
+    """
+    for success, known in _OUTCOMES.items():
+        if outcome == known:
+            return success
+    raise MessageError(
+        where='outcome',
+        expected=f'one of {sorted(_OUTCOMES.values())} (unknown, success, failure)',
+        found=str(outcome),
+    )

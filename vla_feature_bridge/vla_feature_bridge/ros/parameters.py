@@ -155,6 +155,25 @@ def _given(node: Node, name: str) -> Any:
     return value
 
 
+def unknown_parameters(node: Node) -> str:
+    """Return a sentence about values that were given for parameters that a node does not have.
+
+    Empty if there are none. rclpy takes no notice of them.
+    """
+    known = {'use_sim_time', 'start_type_description_service'}
+    unknown = [
+        name
+        for name in getattr(node, '_parameter_overrides', {})
+        if not node.has_parameter(name) and name not in known and not name.startswith('qos_')
+    ]
+    if not unknown:
+        return ''
+    return (
+        f'unknown parameters are ignored: {", ".join(sorted(unknown))}; '
+        f'`ros2 param list {node.get_fully_qualified_name()}` lists the known ones'
+    )
+
+
 def _refuse_old_name(node: Node, parameter: Parameter) -> None:
     """Raise :class:`ParameterError` if a value was given to the old name of a parameter."""
     old = parameter.old_name

@@ -49,10 +49,8 @@ class Address:
     def __str__(self) -> str:
         if self.path:
             return f'unix:{self.path}'
-        return f'tcp://[{self.host}]:{self.port}' if ':' in self.host else self._plain()
-
-    def _plain(self) -> str:
-        return f'tcp://{self.host}:{self.port}'
+        host = f'[{self.host}]' if ':' in self.host else self.host
+        return f'tcp://{host}:{self.port}'
 
     @property
     def is_local(self) -> bool:

@@ -22,7 +22,7 @@ MAX_SIGNALS = 256
 _MAX_STEP = 2**32 - 1
 _MAX_COUNT = 2**63 - 1
 _MAX_NUMBER = float(np.finfo(np.float32).max)
-_SOURCE = re.compile(r'[^\x00-\x1f\x7f]{1,128}')
+_SOURCE = re.compile(r'[^\x00-\x1f\x7f]{0,128}')
 _EVENT_KINDS = ('start', 'end', 'label')
 _ARRAYS = [f for f in STEP_FIELDS if f.kind in ('tensor', 'values')]
 _NUMBERS = [f.name for f in STEP_FIELDS if f.kind == 'number']
@@ -55,7 +55,7 @@ class Hello:
     Attributes
     ----------
     source : str
-        Name of the policy process; unique at one bridge.
+        Name of the policy process, unique at one bridge; empty for the source without a name.
     instance : str
         Random name of the sender object; the same after a reconnection.
     feature_name, policy, action_space : str
@@ -105,7 +105,7 @@ def decode_hello(frame: Frame) -> Hello:
         raise FrameError(where='first frame', expected='hello', found=frame.kind)
     fields = _Fields(frame)
     return Hello(
-        source=check_source(fields.text('source', 'hello')),
+        source=check_source(fields.text('source', '')),
         instance=fields.text('instance'),
         feature_name=fields.text('feature_name'),
         policy=fields.text('policy'),
@@ -115,17 +115,17 @@ def decode_hello(frame: Frame) -> Hello:
 
 
 def check_source(name: str) -> str:
-    """Return the name of a source.
+    """Return the name of a source; an empty one is the source without a name.
 
     Raises
     ------
     FrameError
-        It is empty, too long or has control characters.
+        It is too long or has control characters.
     """
     if not isinstance(name, str) or not _SOURCE.fullmatch(name):
         raise FrameError(
             where='source',
-            expected='a name of 1 to 128 characters without control characters',
+            expected='a name of 1 to 128 characters without control characters, or none',
             found=repr(name)[:200],
         )
     return name

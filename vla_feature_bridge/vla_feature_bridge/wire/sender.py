@@ -64,8 +64,8 @@ class StepSender(EpisodeSink):
     address : str
         Where the bridge listens: ``unix:/path`` or ``tcp://host:port``.
     source : str
-        Name of this process at the bridge, unique; without it, made of ``policy`` and the number
-        of the process.
+        Name of this process at the bridge, unique: the namespace of its topics. Without it, the
+        topics have no namespace of their own, and this must be the only sender without a name.
     feature_name, exec_horizon, policy, action_space
         As in :class:`~vla_feature_bridge.episode_steps.EpisodeSteps`.
     queue_depth : int
@@ -99,7 +99,7 @@ class StepSender(EpisodeSink):
     def __post_init__(self) -> None:
         address = parse_address(self.address)
         steps = EpisodeSteps(self.feature_name, self.exec_horizon, self.policy, self.action_space)
-        self.source = check_source(self.source or f'{self.policy[:100] or "policy"}-{os.getpid()}')
+        self.source = check_source(self.source)
         depth = check_positive(self.queue_depth, 'queue_depth', 'settings of the policy')
         size = check_positive(self.queue_bytes, 'queue_bytes', 'settings of the policy')
         EpisodeSink.__init__(
@@ -152,6 +152,11 @@ class StepSender(EpisodeSink):
         return self._queue.dropped['image']
 
     @property
+    def dropped_events(self) -> int:
+        """Number of START and END that were dropped, after all steps."""
+        return self._queue.dropped['start'] + self._queue.dropped['end']
+
+    @property
     def waiting(self) -> int:
         """Number of frames that wait to be sent."""
         return self._link.waiting
@@ -193,8 +198,13 @@ class StepSender(EpisodeSink):
         A running episode is not ended. Called at the exit of Python too.
         """
         self._is_closed = True
+        try:
+            seconds = check_seconds(timeout, 'timeout')
+        except StepError as error:
+            self._refuse(error)
+            seconds = 1.0
         if self._owner == os.getpid():
-            self._link.close(check_seconds(timeout, 'timeout'))
+            self._link.close(seconds)
 
     def _send_step(self, step: PolicyStep) -> None:
         self._put('step', encode_step(step, self.dropped))
@@ -230,8 +240,8 @@ class StepSender(EpisodeSink):
     def _after_fork(self) -> None:
         """Leave the connection to the parent; locks may be held by threads that are not here."""
         self._calls = threading.RLock()
-        self._patience = 0.0
-        self._link.forget()
+        self._wait_time = 0.0
+        self._link.release()
 
 
 def _after_fork() -> None:
