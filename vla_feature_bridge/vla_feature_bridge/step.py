@@ -108,8 +108,8 @@ class StepField:
             object.__setattr__(self, 'stacked', self.name)
 
 
-#: All optional fields of a step but ``signals``, which are numbers with names that a policy
-#: chooses. Messages, recordings, rollouts, rollout sets and the publisher iterate over this table.
+#: All optional fields of a step, except ``signals`` (numbers with names that the policy chooses).
+#: Messages, recordings, rollouts, rollout sets and the publisher iterate over this table.
 STEP_FIELDS: tuple[StepField, ...] = (
     StepField(
         'actions',

@@ -3,6 +3,8 @@
 
 Dtypes, bytes, and search for non-finite values.
 
+bfloat16 arrays have the dtype of ``ml_dtypes``. NumPy has no dtype for bfloat16, and PyTorch cannot
+convert its bfloat16 tensors to NumPy.
 bfloat16 is the dtype of ``ml_dtypes``: NumPy has none, and PyTorch cannot hand its own to NumPy.
 The process of a policy may lack ``ml_dtypes``: there, bfloat16 is :data:`BFLOAT16_BITS`.
 """
@@ -72,12 +74,16 @@ def little_endian(array: np.ndarray) -> np.ndarray:
     """
     dtype = DTYPES.get(dtype_name(array))
     if dtype is None:
-        raise TensorError(f'expected a dtype of {", ".join(DTYPES)}, found {array.dtype}')
+        raise TensorError(
+            expected=f'one of the dtypes {", ".join(DTYPES)}',
+            found=str(array.dtype),
+            advice='convert the array to one of these dtypes before sending',
+        )
     return np.ascontiguousarray(array, dtype)
 
 
 def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarray:
-    """Return the array that bytes of a message hold, as a view of them.
+    """Return the array that the bytes of a message contain; the array is a view of the bytes.
 
     Parameters
     ----------
@@ -96,24 +102,25 @@ def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarr
     dtype = DTYPES.get(dtype_name)
     if dtype is None:
         raise TensorError(
-            f'expected a dtype of {", ".join(DTYPES)}, found the unknown {dtype_name[:40]!r}'
+            expected=f'one of the dtypes {", ".join(DTYPES)}',
+            found=f'the unknown dtype {dtype_name[:40]!r}',
         )
     shape = tuple(shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise TensorError(
-            f'expected {expected} bytes for shape {_shown(shape)} of {dtype_name}, '
-            f'found {len(data)} bytes'
+            expected=f'{expected} bytes for shape {_shown(shape)} and dtype {dtype_name}',
+            found=f'{len(data)} bytes',
         )
     if len(shape) > _MAX_AXES:
-        raise TensorError(f'expected at most {_MAX_AXES} axes, found {len(shape)}')
+        raise TensorError(expected=f'at most {_MAX_AXES} axes', found=f'{len(shape)} axes')
     try:
         if expected == 0:
             return np.zeros(shape, dtype)
         view = np.frombuffer(data, dtype).reshape(shape)
     except ValueError as error:  # an empty array whose other axes are longer than NumPy allows
         raise TensorError(
-            f'expected the shape of an array, found {_shown(shape)}: {error}'
+            expected='a shape that NumPy allows', found=f'{_shown(shape)} (NumPy: {error})'
         ) from None
     return view if sys.byteorder == 'little' else view.astype(dtype.newbyteorder('='))
 

@@ -3,23 +3,12 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
-
 import numpy as np
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
-
-
-class Level(IntEnum):
-    """Severity; the values are equal to ``diagnostic_msgs/DiagnosticStatus``."""
-
-    OK = 0
-    WARN = 1
-    ERROR = 2
-    STALE = 3
-
+from vla_feature_bridge.nodes.levels import Level
 
 _LEVELS = {
     AlarmState.NOMINAL: Level.OK,

@@ -10,7 +10,8 @@ from band_factory import constant_band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
-from safe_monitor_node.nodes.diagnosis import Level, diagnose, facts_of, introduce
+from safe_monitor_node.nodes.diagnosis import diagnose, facts_of, introduce
+from vla_feature_bridge.nodes.levels import Level
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 

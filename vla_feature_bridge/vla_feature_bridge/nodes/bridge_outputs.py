@@ -85,6 +85,12 @@ class SourceOutputs:
         """Number of subscribers of the steps: monitors and recorders."""
         return int(self._steps.get_subscription_count())
 
+    @property
+    def has_all_subscribers(self) -> bool:
+        """Whether there are subscribers of steps, and each one has been connected."""
+        there = self._node.count_subscribers(self.step_topic)
+        return 0 < there <= self.subscribers
+
     def other_publishers(self) -> list[str]:
         """Return the names of other nodes that publish steps on the same topic."""
         mine = self._node.get_fully_qualified_name()

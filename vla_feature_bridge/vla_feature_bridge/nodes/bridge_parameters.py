@@ -28,6 +28,14 @@ _SENDERS = (
     ),
     Parameter('max_sources', 16, 'Largest number of sources with different names.', 1, 1000),
     Parameter(
+        'wait_for_subscribers',
+        5.0,
+        'Longest time for which the first steps of a new source wait in its sender until a '
+        'subscriber of vla/policy_step is connected [s].',
+        0.0,
+        3600.0,
+    ),
+    Parameter(
         'end_lost_after',
         0.0,
         'Time after which the bridge ends the episode of a source that lost its connection, with '

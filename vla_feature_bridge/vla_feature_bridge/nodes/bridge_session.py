@@ -37,6 +37,8 @@ from vla_feature_bridge.wire.receiver import StepReceiver
 
 #: Period of looking for publishers [s].
 _LOOK = 0.5
+#: How often a waiting thread looks whether the session is over [s].
+_TICK = 0.1
 _NO_SENDERS = 'none'
 
 
@@ -127,6 +129,11 @@ class BridgeSession:
 
     def _on_message(self, name: str, message: Any) -> None:
         """Take a message of a sender, in a thread of the receiver."""
+        source = self.sources.get(name)
+        # What waits here waits in the queue of the sender, which drops the oldest steps.
+        while source is not None and not source.ready.wait(_TICK):
+            if self._handover.is_closed:
+                return
         self._handover.call(lambda: self._take_message(name, message))
 
     def _on_source(self, hello: Hello, connected: bool) -> None:
@@ -240,6 +247,7 @@ class BridgeSession:
         """Look at subscribers, publishers and the time."""
         if self._node.active:
             self.sources.tick()
+        self.sources.look_for_subscribers()
         for source in self.sources:
             self._tell(source)
         now = time.monotonic()

@@ -3,8 +3,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rclpy.node import Node
@@ -23,6 +24,9 @@ from vla_feature_bridge.nodes.bridge_outputs import SourceOutputs, check_source_
 from vla_feature_bridge.nodes.bridge_signs import event_input
 from vla_feature_bridge.ros.topic_input import TopicInput
 from vla_feature_bridge.step import NO_FEATURE
+
+#: How long all subscribers must have been found before the first step is published [s].
+_SETTLE = 0.25
 
 
 class SourceError(SafeError):
@@ -43,6 +47,8 @@ class BridgedSource:
         Whether its sender is connected.
     lost_at : float or None
         When its sender lost the connection, on the steady clock [s].
+    ready : threading.Event
+        Set if steps that are published now reach their subscribers.
     """
 
     channel: Channel
@@ -50,6 +56,28 @@ class BridgedSource:
     events: TopicInput | None = None
     connected: bool = False
     lost_at: float | None = None
+    ready: threading.Event = field(default_factory=threading.Event)
+    _made_at: float = field(default_factory=time.monotonic)
+    _matched_at: float | None = None
+
+    def look_for_subscribers(self, patience: float) -> None:
+        """Look whether the new topics of the source have found their subscribers.
+
+        A subscriber gets nothing that was published before it was found.
+
+        Parameters
+        ----------
+        patience : float
+            How long to wait for one [s].
+        """
+        now = time.monotonic()
+        if not self.outputs.has_all_subscribers:
+            self._matched_at = None
+        elif self._matched_at is None:
+            self._matched_at = now
+        settled = self._matched_at is not None and now - self._matched_at >= _SETTLE
+        if settled or now - self._made_at >= patience:
+            self.ready.set()
 
     def surroundings(self) -> Surroundings:
         """Return what is around the source on the side of ROS."""
@@ -81,6 +109,10 @@ class Sources:
 
     def __len__(self) -> int:
         return len(self._sources)
+
+    def get(self, name: str) -> BridgedSource | None:
+        """Return a source; None if it did not come yet."""
+        return self._sources.get(name)
 
     def close(self) -> None:
         """Destroy all topics."""
@@ -246,6 +278,12 @@ class Sources:
             found=f'{episode_id!r} and {len(sources)} sources',
             advice='give the id of an episode',
         )
+
+    def look_for_subscribers(self) -> None:
+        """Look for the subscribers of sources that are new."""
+        for source in self:
+            if not source.ready.is_set():
+                source.look_for_subscribers(self._p.wait_for_subscribers)
 
     def tick(self) -> None:
         """End the episodes whose time is over, as the parameters say."""

@@ -33,6 +33,11 @@ class Handover:
         self._closed = threading.Event()
         self._guard = node.create_guard_condition(self._run)
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether no more calls are run."""
+        return self._closed.is_set()
+
     def call(self, function: Callable[[], None]) -> None:
         """Run a function in the thread of the executor, and wait until it has run."""
         if self._closed.is_set():

@@ -392,5 +392,5 @@ def test_options_that_do_not_fit_a_dump(tmp_path):
     write_episode(tmp_path)
     with pytest.raises(DumpError, match='expected feature hidden_states'):
         open_source(tmp_path, feature='pre_logits')
-    with pytest.raises(DumpError, match=r"pooling must name each of the axes \['token'\] once"):
+    with pytest.raises(DumpError, match=r"names each of the axes \['token'\] once"):
         open_source(tmp_path, pooling=(('horizon', 'mean'),))
