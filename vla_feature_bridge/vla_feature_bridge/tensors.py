@@ -4,9 +4,8 @@
 Dtypes, bytes, and search for non-finite values.
 
 bfloat16 arrays have the dtype of ``ml_dtypes``. NumPy has no dtype for bfloat16, and PyTorch cannot
-convert its bfloat16 tensors to NumPy.
-bfloat16 is the dtype of ``ml_dtypes``: NumPy has none, and PyTorch cannot hand its own to NumPy.
-The process of a policy may lack ``ml_dtypes``: there, bfloat16 is :data:`BFLOAT16_BITS`.
+convert its bfloat16 tensors to NumPy. The process of a policy may lack ``ml_dtypes``: there,
+bfloat16 is :data:`BFLOAT16_BITS`.
 """
 
 from __future__ import annotations

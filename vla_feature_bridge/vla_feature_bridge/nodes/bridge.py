@@ -27,7 +27,8 @@ from vla_feature_bridge.nodes.levels import Level
 from vla_feature_bridge.nodes.lifecycle import ManagedNode
 from vla_feature_bridge.ros.clock_watch import ClockWatch
 from vla_feature_bridge.ros.messages import success_of
-from vla_feature_bridge.ros.parameters import declare_parameters, unknown_parameters
+from vla_feature_bridge.ros.parameter_overrides import check_overrides
+from vla_feature_bridge.ros.parameters import declare_parameters
 from vla_feature_bridge.ros.qos import DIAGNOSTICS_QOS
 
 #: Period of looking at the clock, at subscribers and at the ends of episodes [s].
@@ -45,7 +46,7 @@ class BridgeNode(ManagedNode):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__('bridge', **kwargs)
         self._p = declare_parameters(self, PARAMETERS)
-        self._unknown = unknown_parameters(self)
+        self._unknown = check_overrides(self)
         if self._unknown:
             self.get_logger().warning(self._unknown)
         self._session: BridgeSession | None = None
