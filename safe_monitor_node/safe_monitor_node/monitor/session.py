@@ -128,7 +128,6 @@ class MonitorSession:
 
     def deactivate(self) -> None:
         """Forget the running episode, except that it is running."""
-        self.finish_episode()
         if self.monitor.running:
             self.watch.began(self.monitor.episode_id, self.monitor.task)
         self.freshness.forget()

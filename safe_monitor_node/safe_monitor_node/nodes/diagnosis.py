@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of

@@ -146,9 +146,9 @@ class MonitorNode(ManagedNode):
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Forget the running episode and stop publishing."""
-        self._cancel_grace()
-        self.outputs.announce_inactive()
         if self.session is not None:
+            self.session.finish_episode()
+            self.outputs.announce_inactive()
             self.session.deactivate()
         return super().on_deactivate(state)
 

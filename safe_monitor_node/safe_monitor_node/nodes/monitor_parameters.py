@@ -88,7 +88,7 @@ PARAMETERS = (
     Parameter(
         'stale_mode',
         'watch',
-        'watch: silence makes the state STALE, see stale_after; never: silence is never STALE.',
+        'Silence makes the state STALE after stale_after (watch), or never (never).',
         choices=('watch', 'never'),
         changes=AT_ONCE,
     ),
