@@ -56,7 +56,7 @@ class MonitorNode(ManagedNode):
     session : MonitorSession or None
         None while the node is not configured.
     outputs : MonitorOutputs
-    services : MonitorServices
+    answers : MonitorServices
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -74,7 +74,7 @@ class MonitorNode(ManagedNode):
         self._tick_timer: Any = None
         self._grace_timer: Any = None
         self.outputs = MonitorOutputs(self)
-        self.services = MonitorServices(self)
+        self.answers = MonitorServices(self)
         self._changes = ParameterChanges(
             self, PARAMETERS, self.values, self._check_change, self._on_change
         )
