@@ -13,7 +13,12 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
-from safe_bringup.launch_arguments import argument, given_parameters, parameter_file
+from safe_bringup.launch_arguments import (
+    argument,
+    given_parameters,
+    log_arguments,
+    parameter_file,
+)
 
 PARAMETERS = {'detector_folder': str, 'alpha': float, 'autostart': bool, 'use_sim_time': bool}
 """Arguments that are parameters of the node."""
@@ -65,7 +70,9 @@ ARGUMENTS = (
         'log_level',
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='The least severe messages to log.',
+        description=(
+            'The least severe messages to log; debug: debug messages of the node only, not of rcl.'
+        ),
     ),
 )
 
@@ -82,7 +89,7 @@ def start_monitor(context: LaunchContext) -> list[Node]:
                 parameter_file(context, 'params_file'),
                 given_parameters(context, PARAMETERS),
             ],
-            ros_arguments=['--log-level', argument(context, 'log_level')],
+            ros_arguments=log_arguments(context, 'monitor'),
             output='screen',
         )
     ]

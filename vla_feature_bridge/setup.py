@@ -27,5 +27,10 @@ setup(
     maintainer_email='maintainers@safe-ros.org',
     description='Takes hidden states and action chunks out of a robot policy as policy steps.',
     license='Apache-2.0',
-    entry_points={'console_scripts': ['replay = vla_feature_bridge.nodes.replay:main']},
+    entry_points={
+        'console_scripts': [
+            'bridge = vla_feature_bridge.nodes.bridge:main',
+            'replay = vla_feature_bridge.nodes.replay:main',
+        ]
+    },
 )

@@ -8,6 +8,7 @@ Ratios are measured side by side in one run; single times depend on the machine.
   processes over DDS.
 * detectors: one live step of every detector against the matrix products it cannot avoid.
 * sweep: training a grid of SAFE-MLPs and SAFE-LSTMs together against one at a time.
+* handover: handing over a step to the bridge or to ROS 2, in the thread of the policy.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
 """
 
@@ -35,6 +36,7 @@ from rich.table import Table
 
 from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
+from bench.handover import bench_handover, print_handover
 from bench.sweep import bench_sweep, print_sweep
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
@@ -275,11 +277,18 @@ def run_sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
         return bench_sweep(args.epochs, lambda note: status.update(note), args.device)
 
 
+def run_handover(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``handover``."""
+    with Console(stderr=True).status('handover') as status:
+        return bench_handover(args.steps, progress=lambda note: status.update(note))
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'stream': (run_stream, print_stream),
     'latency': (run_latency, print_latency),
     'detectors': (run_detectors, print_detectors),
     'sweep': (run_sweep, print_sweep),
+    'handover': (run_handover, print_handover),
     'conversion': (run_conversion, print_conversion),
 }
 
@@ -304,10 +313,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--device', default='cpu', help='where the sweep benchmark trains (default %(default)s)'
     )
+    parser.add_argument(
+        '--steps', type=int, default=100, help='steps to hand over (default %(default)s)'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
     args = parser.parse_args(arguments)
-    if args.rounds < 2 or args.samples < 1 or args.epochs < 1:
-        parser.error('--rounds must be at least 2, --samples and --epochs at least 1')
+    if args.rounds < 2 or min(args.samples, args.epochs, args.steps) < 1:
+        parser.error('--rounds must be at least 2, --samples, --epochs and --steps at least 1')
     if unknown := [name for name in args.names if name not in BENCHMARKS]:
         parser.error(f'no benchmark {unknown[0]!r}; there are: {", ".join(BENCHMARKS)}')
     torch.set_num_threads(1)

@@ -18,7 +18,7 @@ from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
-from vla_feature_bridge.nodes import replay
+from vla_feature_bridge.nodes import replay_node
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 TOP = Path(__file__).parents[2]
@@ -237,14 +237,14 @@ def test_the_page_of_0_1_has_every_name_that_changed():
         assert re.search(rf'`[^`\n]*{re.escape(old)}', page), old
         for word in re.findall(r'--[a-z-]+', new):
             assert word in page, new
-    parameters = (*monitor_parameters.PARAMETERS, *replay.PARAMETERS)
+    parameters = (*monitor_parameters.PARAMETERS, *replay_node.PARAMETERS)
     for parameter in parameters:
         if parameter.old_name:
             assert f'| `{parameter.old_name}` | `{parameter.name}` |' in page
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    known = {p.name for p in (*monitor_parameters.PARAMETERS, *replay.PARAMETERS)}
+    known = {p.name for p in (*monitor_parameters.PARAMETERS, *replay_node.PARAMETERS)}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
 

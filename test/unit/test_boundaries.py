@@ -82,7 +82,7 @@ def test_runtime_packages_need_nothing_of_training_installed(package):
 
 # The rooms of each package: a room imports rooms before it only. '' holds the modules of no room.
 ROOMS = {
-    'vla_feature_bridge': ('', 'rollout_set', 'taps', 'ros', 'nodes'),
+    'vla_feature_bridge': ('', 'rollout_set', 'wire', 'taps', 'relays', 'ros', 'nodes'),
     'safe_monitor_node': (
         'threads',
         'detectors',

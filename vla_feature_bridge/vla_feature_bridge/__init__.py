@@ -5,6 +5,7 @@
 
     from vla_feature_bridge import PolicyStep, Rollout, RolloutSet, FeatureSpec, SignalStream
     from vla_feature_bridge.ros import StepPublisher
+    from vla_feature_bridge.wire import StepSender, StepReceiver
 
 The modules; each may import only modules above it:
 
@@ -18,6 +19,10 @@ signals            scalars from action chunks: ``SignalStream``
 step               one inference of a policy: ``PolicyStep``, and the table of its fields
 rollout            the steps of one episode, stacked: ``Rollout``
 rollout_set/       many rollouts in one folder: ``RolloutSet``, ``RolloutSetWriter``
+step_checks        checks of what a policy gives for a step or an event
+episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
+step_sink          the base of what sends them: counts, logs, never raises
+wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
 ros/               messages, quality of service, parameters, ``StepPublisher``; needs ROS 2
 nodes/             the replay node; needs ROS 2
 

@@ -71,12 +71,13 @@ def action_signals(
     """
     if chunk.ndim != 2 or 0 in chunk.shape:
         raise SignalError(
-            f'expected an action chunk of shape (horizon, action_dim), found shape {chunk.shape}'
+            expected='an action chunk of shape (horizon, action_dim) that is not empty',
+            found=f'shape {chunk.shape}',
         )
     if previous is not None and previous.shape[-1] != chunk.shape[-1]:
         raise SignalError(
-            f'expected an action_dim of {previous.shape[-1]} as in the previous chunk, found '
-            f'{chunk.shape[-1]}'
+            expected=f'an action_dim of {previous.shape[-1]} as in the previous action chunk',
+            found=str(chunk.shape[-1]),
         )
     executed = exec_horizon if executed is None else executed
     chunk = np.asarray(chunk, dtype=np.float64)
@@ -146,8 +147,8 @@ class SignalStream:
         """
         if actions.ndim != 3 or actions.shape[0] == 0:
             raise SignalError(
-                'expected action chunks of shape (samples, horizon, action_dim), '
-                f'found shape {actions.shape}'
+                expected='action chunks of shape (samples, horizon, action_dim), with samples >= 1',
+                found=f'shape {actions.shape}',
             )
         signals = action_signals(
             self._previous, actions[0], self.exec_horizon, self._checked(executed)

@@ -3,7 +3,9 @@
 
 Dtypes, bytes, and search for non-finite values.
 
-bfloat16 is the dtype of ``ml_dtypes``: NumPy has none, and PyTorch cannot hand its own to NumPy.
+bfloat16 arrays have the dtype of ``ml_dtypes``. NumPy has no dtype for bfloat16, and PyTorch cannot
+convert its bfloat16 tensors to NumPy. The process of a policy may lack ``ml_dtypes``: there,
+bfloat16 is :data:`BFLOAT16_BITS`.
 """
 
 from __future__ import annotations
@@ -13,16 +15,26 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
+
+try:
+    import ml_dtypes
+except ImportError:  # A policy's environment needs NumPy only.
+    ml_dtypes = None  # type: ignore[assignment]
+
+#: The two bytes of a bfloat16, where ``ml_dtypes`` is not installed. NumPy refuses to compute with
+#: two fields. A dtype of one integer would be silently taken for its value.
+BFLOAT16_BITS = np.dtype([('low', 'u1'), ('high', 'u1')])
+#: The dtype of bfloat16 in this process.
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if ml_dtypes else BFLOAT16_BITS
 
 #: dtypes of a ``safe_msgs/Tensor`` by their names in messages.
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder('<')
     for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
-} | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+} | {'bfloat16': BFLOAT16}
 
 #: Names of the dtypes that features may have.
 FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
@@ -37,6 +49,20 @@ class TensorError(SafeError):
     """An array cannot be sent, or bytes do not match the stated dtype and shape."""
 
 
+def dtype_name(array: np.ndarray) -> str:
+    """Return the name of the dtype of an array, as in :data:`DTYPES`."""
+    return 'bfloat16' if array.dtype == BFLOAT16 else array.dtype.name
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Return the array as float32; exact, and fast for bfloat16 (the upper half of float32)."""
+    if array.dtype == BFLOAT16:
+        bits = np.ascontiguousarray(array).view('<u2').astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32).reshape(array.shape)
+    return np.asarray(array, dtype=np.float32)
+
+
 def little_endian(array: np.ndarray) -> np.ndarray:
     """Return the array as a message holds it: contiguous, row-major, little-endian.
 
@@ -45,14 +71,18 @@ def little_endian(array: np.ndarray) -> np.ndarray:
     TensorError
         The dtype is not one of :data:`DTYPES`.
     """
-    dtype = DTYPES.get(array.dtype.name)
+    dtype = DTYPES.get(dtype_name(array))
     if dtype is None:
-        raise TensorError(f'expected a dtype of {", ".join(DTYPES)}, found {array.dtype}')
+        raise TensorError(
+            expected=f'one of the dtypes {", ".join(DTYPES)}',
+            found=str(array.dtype),
+            advice='convert the array to one of these dtypes before sending',
+        )
     return np.ascontiguousarray(array, dtype)
 
 
 def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarray:
-    """Return the array that bytes of a message hold, as a view of them.
+    """Return the array that the bytes of a message contain; the array is a view of the bytes.
 
     Parameters
     ----------
@@ -71,24 +101,25 @@ def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarr
     dtype = DTYPES.get(dtype_name)
     if dtype is None:
         raise TensorError(
-            f'expected a dtype of {", ".join(DTYPES)}, found the unknown {dtype_name[:40]!r}'
+            expected=f'one of the dtypes {", ".join(DTYPES)}',
+            found=f'the unknown dtype {dtype_name[:40]!r}',
         )
     shape = tuple(shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise TensorError(
-            f'expected {expected} bytes for shape {_shown(shape)} of {dtype_name}, '
-            f'found {len(data)} bytes'
+            expected=f'{expected} bytes for shape {_shown(shape)} and dtype {dtype_name}',
+            found=f'{len(data)} bytes',
         )
     if len(shape) > _MAX_AXES:
-        raise TensorError(f'expected at most {_MAX_AXES} axes, found {len(shape)}')
+        raise TensorError(expected=f'at most {_MAX_AXES} axes', found=f'{len(shape)} axes')
     try:
         if expected == 0:
             return np.zeros(shape, dtype)
         view = np.frombuffer(data, dtype).reshape(shape)
     except ValueError as error:  # an empty array whose other axes are longer than NumPy allows
         raise TensorError(
-            f'expected the shape of an array, found {_shown(shape)}: {error}'
+            expected='a shape that NumPy allows', found=f'{_shown(shape)} (NumPy: {error})'
         ) from None
     return view if sys.byteorder == 'little' else view.astype(dtype.newbyteorder('='))
 
@@ -100,16 +131,28 @@ def as_array(values: Any) -> np.ndarray:
     ----------
     values : ndarray, torch.Tensor, or what ``np.asarray`` takes
         A tensor may need gradients, be on any device and be bfloat16.
+
+    Raises
+    ------
+    TensorError
+        There is no array of these values: lists of different lengths, or a dtype of PyTorch that
+        NumPy does not have.
     """
-    if isinstance(values, np.ndarray) or not hasattr(values, 'detach'):
-        return np.asarray(values)
-    tensor = values.detach().cpu()
-    torch = sys.modules['torch']  # A tensor exists, so torch is already imported.
-    if tensor.dtype == torch.bfloat16:
-        bits: np.ndarray = tensor.contiguous().view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    found: np.ndarray = tensor.numpy()
-    return found
+    try:
+        if isinstance(values, np.ndarray) or not hasattr(values, 'detach'):
+            return np.asarray(values)
+        tensor = values.detach().cpu()
+        torch = sys.modules['torch']  # A tensor exists, so torch is already imported.
+        if tensor.dtype == torch.bfloat16:
+            bits: np.ndarray = tensor.contiguous().view(torch.int16).numpy()
+            return bits.view(BFLOAT16)
+        found: np.ndarray = tensor.numpy()
+        return found
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise TensorError(
+            f'expected an array or a tensor of a dtype of {", ".join(DTYPES)}, '
+            f'found {type(values).__name__}: {error}'
+        ) from error
 
 
 def first_not_finite(array: np.ndarray) -> int | None:
@@ -120,7 +163,7 @@ def first_not_finite(array: np.ndarray) -> int | None:
     portion = max(1, _PORTION * len(array) // max(1, array.size))
     for start in range(0, len(array), portion):
         part = array[start : start + portion]
-        if part.dtype == ml_dtypes.bfloat16 and part.ndim:
+        if part.dtype == BFLOAT16 and part.ndim:
             # The isfinite function of ml_dtypes converts each element to float32 and is slow.
             finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
         else:

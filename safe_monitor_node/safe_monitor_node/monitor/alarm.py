@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
+from safe_monitor_node.monitor.step_period import StepPeriod
 from vla_feature_bridge.errors import SafeError
 
 
@@ -53,7 +54,8 @@ class AlarmConfig:
         Raise the alarm when ``k`` of the last ``n`` scored steps were above the threshold; k = n =
         1 keeps the promise of the band. Other values only lower the false-alarm rate.
     stale_after : float
-        If no step arrives for this time while an episode runs, the state is STALE [s]. 0 disables
+        If no step arrives for this time while an episode runs, the state is STALE [s]. 0: the time
+        is learned from the period of the steps, see :class:`StepPeriod`. Infinity: silence is never
         STALE.
     max_missing_steps : int
         Number of missing or invalid steps that are allowed in an episode. With more, the rest of
@@ -62,7 +64,7 @@ class AlarmConfig:
 
     k: int = 1
     n: int = 1
-    stale_after: float = 2.0
+    stale_after: float = 0.0
     max_missing_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -102,14 +104,37 @@ class AlarmStateMachine:
     """Debounced, latched alarm over the steps of one episode after another.
 
     Every method returns the :class:`Verdict` after the event. All times are in seconds of the same
-    time source.
+    time source, which must not run back.
+
+    Attributes
+    ----------
+    config : AlarmConfig
+        The configuration in force.
+    next_config : AlarmConfig
+        The configuration of the next episode.
+    period : StepPeriod
+        The period of the steps of all episodes.
+    verdict : Verdict
     """
 
     def __init__(self, config: AlarmConfig | None = None) -> None:
-        self.config = config or AlarmConfig()
+        self.config = self.next_config = config or AlarmConfig()
+        self.period = StepPeriod()
         self._above: deque[bool] = deque(maxlen=self.config.n)
         self._clear(running=False)
         self.verdict = NOTHING
+
+    def change(self, config: AlarmConfig) -> None:
+        """Change the configuration: ``stale_after`` at once, the rest from the next episode on."""
+        self.next_config = config
+        if self._running:
+            self.config = replace(self.config, stale_after=config.stale_after)
+        else:
+            self._take_next_config()
+
+    def _take_next_config(self) -> None:
+        self.config = self.next_config
+        self._above = deque(maxlen=self.config.n)
 
     def _clear(self, *, running: bool) -> None:
         self._running = running
@@ -117,6 +142,7 @@ class AlarmStateMachine:
         self._alarm: Verdict | None = None
         self._above.clear()
         self._last_time: float | None = None
+        self._last_step_time: float | None = None
 
     @property
     def running(self) -> bool:
@@ -125,11 +151,17 @@ class AlarmStateMachine:
 
     def start(self, now: float) -> Verdict:
         """Start a new episode."""
+        self._take_next_config()
         self._clear(running=True)
         self._last_time = now
         self.verdict = Verdict(
             AlarmState.UNKNOWN, 'episode started, no step yet', 0, math.nan, math.nan
         )
+        return self.verdict
+
+    def doubt(self, reason: str) -> Verdict:
+        """Make the state INVALID until the first step shows whether steps are missing."""
+        self.verdict = self._broken_verdict(reason, 0)
         return self.verdict
 
     def end(self) -> Verdict:
@@ -163,7 +195,7 @@ class AlarmStateMachine:
         """Take a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
         if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
             return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
-        self._last_time = now
+        self._step_came(now)
         if self._alarm is None and self._broken():
             # The band was calibrated with scores of complete episodes.
             reason = f'{self._missing} steps of the episode are missing'
@@ -200,7 +232,7 @@ class AlarmStateMachine:
 
         The state becomes INVALID, except if an alarm is latched.
         """
-        self._last_time = now
+        self._step_came(now)
         self._missing += 1
         if self._alarm is None:
             self.verdict = self._broken_verdict(reason, step)
@@ -209,18 +241,29 @@ class AlarmStateMachine:
     def tick(self, now: float) -> Verdict:
         """Check the time.
 
-        The state becomes STALE if an episode runs and no step has arrived for ``stale_after``.
+        The state becomes STALE if an episode runs and no step has arrived for `silence`.
         """
         if (
             self._running
             and self._alarm is None
-            and self.config.stale_after > 0
             and self._last_time is not None
-            and now - self._last_time > self.config.stale_after
+            and now - self._last_time > self.silence
         ):
-            reason = f'no policy step for more than {self.config.stale_after:g} s'
+            reason = f'no policy step for more than {self.silence:.3g} s'
+            if not self.config.stale_after:
+                reason += f' ({self.period.explain()})'
             self.verdict = Verdict(AlarmState.STALE, reason, self.verdict.step, math.nan, math.nan)
         return self.verdict
+
+    @property
+    def silence(self) -> float:
+        """The time without a step after which the state is STALE [s]."""
+        return self.config.stale_after or self.period.silence
+
+    def _step_came(self, now: float) -> None:
+        if self._last_step_time is not None:
+            self.period.add(now - self._last_step_time)
+        self._last_time = self._last_step_time = now
 
     def _broken(self) -> bool:
         return self._missing > self.config.max_missing_steps

@@ -52,6 +52,9 @@ class EpisodeMonitor:
     ----------
     alarms : AlarmStateMachine
     thresholds : Thresholds
+        Thresholds in force.
+    next_thresholds : Thresholds or None
+        Thresholds of the next episode, if they are others.
     counts : Counts
     episode_id : str
         The running episode, or the last one; empty before the first.
@@ -79,6 +82,7 @@ class EpisodeMonitor:
             if adaptation_step > 0.0
             else CalibratedThresholds(calibrated, alpha, warning_alpha)
         )
+        self.next_thresholds: Thresholds | None = None
         self.alarms = AlarmStateMachine(config)
         self.counts = Counts()
         self.episode_id = ''
@@ -162,6 +166,7 @@ class EpisodeMonitor:
         """
         self.finish()
         self.thresholds.finish(self.task)
+        self._use_next_thresholds()
         self.thresholds.begin(episode_id)
         # An episode that begins anew under its old name is of the same task.
         self._use_task(task or (self.task if episode_id == self.episode_id else ''))
@@ -210,8 +215,38 @@ class EpisodeMonitor:
         self.end(self.episode_id)
         return True
 
+    def begin_inside(self, episode_id: str, now: float, task: str = '') -> Verdict:
+        """Begin an episode of which steps may have come before the monitor was active.
+
+        The state is INVALID until its next step. If this is step 0, the episode is judged as every
+        other episode. Otherwise steps are missing.
+        """
+        self.begin(episode_id, now, task)
+        return self.alarms.doubt(
+            f'episode {episode_id!r} was running before the monitor was active: whether steps are '
+            'missing is known at its next step'
+        )
+
+    def clock_ran_back(self) -> None:
+        """Accept stamps that are earlier than those of previous steps.
+
+        The running episode goes on. A step 0 with its id begins it again, as in a recording that is
+        played in a loop.
+        """
+        self._last_stamp = -1
+
+    def take_thresholds(self, thresholds: Thresholds) -> None:
+        """Compare the next episode, and those after it, with other thresholds."""
+        self.next_thresholds = thresholds
+        if not self.running:
+            self._use_next_thresholds()
+
+    def _use_next_thresholds(self) -> None:
+        if self.next_thresholds is not None:
+            self.thresholds, self.next_thresholds = self.next_thresholds, None
+
     def abandon(self) -> Verdict:
-        """Forget the running episode, for example because the clock jumped backwards."""
+        """Forget the running episode, for example because the monitor is deactivated."""
         self._ending = False
         self.thresholds.invalidate()
         self.thresholds.finish(self.task)
@@ -225,6 +260,7 @@ class EpisodeMonitor:
         Its label feedback stays behind: it is about scores of the other detector.
         """
         self._ended_id, self._last_stamp = previous._ended_id, previous._last_stamp
+        self.alarms.period = previous.alarms.period
         self.counts = previous.counts
 
     # --- while an episode runs

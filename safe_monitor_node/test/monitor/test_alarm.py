@@ -262,8 +262,8 @@ def test_a_step_that_cannot_be_scored_leads_from_stale_to_invalid_and_silence_ba
     assert episode.wait(10.0) == STALE
 
 
-def test_zero_means_never_stale():
-    episode = Episode(stale_after=0.0)
+def test_infinity_means_never_stale():
+    episode = Episode(stale_after=math.inf)
     episode.score(LOW)
     assert episode.wait(1e9) == NOMINAL
 

@@ -270,7 +270,10 @@ def test_an_abandoned_episode_is_not_scored_any_further():
         ({'features': np.array([0.0, np.nan, 0.0, 0.0], np.float32)}, 'NaN'),
         ({'features': np.zeros(5, np.float32)}, r'expects features of shape \(4,\)'),
         ({'features': np.zeros((2, 2, WIDTH), np.float32)}, r'expects features of shape \(4,\)'),
-        ({'features': np.zeros((0, WIDTH), np.float32)}, 'expected an axis that is not empty'),
+        (
+            {'features': np.zeros((0, WIDTH), np.float32)},
+            'expected at least one position on axis -2',
+        ),
         ({'features': np.zeros((3, 5), np.float32)}, 'pooled width of 4, found 5'),
         ({'feature_name': 'logits[token=last]'}, "are 'logits.*fitted on 'hidden_states"),
         ({'feature_name': 'hidden_states[token=mean]'}, 'same tensor and pooling'),

@@ -14,7 +14,8 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
 from safe_monitor_node.monitor.label_feedback import LabelEffect
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
+from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFileError
@@ -137,11 +138,11 @@ def test_silence_after_end_is_not_stale(folder):
     assert live.session.verdict.state == AlarmState.STALE
 
 
-def test_an_abandoned_episode_is_not_ended_later(folder):
+def test_an_episode_of_a_deactivated_monitor_is_not_ended_later(folder):
     live = Live(folder)
     live.step('a', 0)
     live.session.end('a')
-    live.session.abandon()
+    live.session.deactivate()
     live.session.finish_episode()
     assert live.at_end == []
     assert live.session.monitor.latest_id == ''
@@ -216,7 +217,7 @@ def test_the_detector_that_was_loaded_last_is_used(folder, other_folder, tmp_pat
     live = Live(folder)
     live.step('a', 0)
     live.session.replace(ADAPTING.monitor_of(other_folder), other_folder)
-    live.session.abandon()
+    live.session.deactivate()
     last_folder = save(tmp_path / 'last', scale=3.0)
     last = ADAPTING.monitor_of(last_folder)
     assert 'is in use' in live.session.replace(last, last_folder)

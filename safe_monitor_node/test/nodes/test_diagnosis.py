@@ -9,8 +9,10 @@ from band_factory import constant_band
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
-from safe_monitor_node.nodes.diagnosis import Level, diagnose, facts_of, introduce
+from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.settings import MonitorSettings
+from safe_monitor_node.nodes.diagnosis import diagnose, facts_of, introduce
+from vla_feature_bridge.nodes.levels import Level
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 
@@ -61,7 +63,7 @@ def test_the_level_follows_the_state(session):
     ):
         verdict = play(session, index, score).verdict
         assert diagnose(session, True, '') == (level, f'{state}: {verdict.reason}')
-    session.abandon()
+    session.start('b', 0.0, '')
     play(session, 5, 0.1)
     assert diagnose(session, True, '')[0] == Level.ERROR, 'INVALID'
     session.tick(100.0)
@@ -100,6 +102,10 @@ def test_the_facts_without_adaptation(folder):
         'steps missing': 0,
         'steps out of order': 0,
         'last problem': '',
+        'alarm_k of alarm_n': '1 of 1',
+        'stale after [s]': '2 (learned: no period is known yet)',
+        'max_age [s]': '0',
+        'age of the last step [s]': 'unknown',
         'latency p50 [ms]': '2.000',
         'latency p99 [ms]': '2.000',
     }

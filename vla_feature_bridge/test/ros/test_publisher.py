@@ -65,7 +65,9 @@ def node(context):
 
 @pytest.fixture
 def publisher(node):
-    return StepPublisher(node, NAME, exec_horizon=2, policy='openvla')
+    return StepPublisher(
+        node, NAME, exec_horizon=2, policy='openvla', strict=True, wait_for_monitor=0
+    )
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_tensors_arrive_bit_for_bit(publisher, reader, dtype):
 
 
 def test_numpy_integers_are_integers(node, context):
-    publisher = StepPublisher(node, NAME, exec_horizon=np.int64(2))
+    publisher = StepPublisher(node, NAME, exec_horizon=np.int64(2), wait_for_monitor=0)
     publisher.start()
     step = publisher.publish(np.ones(4), chunks()[0], stamp=np.int64(5))
     assert (step.exec_horizon, step.stamp) == (2, 5)
@@ -319,7 +321,7 @@ def test_publishing_arrays_does_not_load_torch():
         'import json, sys, rclpy, numpy as np\n'
         'from vla_feature_bridge.ros import StepPublisher\n'
         'rclpy.init()\n'
-        "publisher = StepPublisher(rclpy.create_node('policy'), 'x', 1)\n"
+        "publisher = StepPublisher(rclpy.create_node('policy'), 'x', 1, wait_for_monitor=0)\n"
         'publisher.start()\n'
         'publisher.publish(np.zeros(4))\n'
         "print(json.dumps('torch' in sys.modules))\n"

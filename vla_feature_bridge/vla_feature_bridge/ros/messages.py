@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts steps to ``safe_msgs`` and back.
+"""Converts steps to ``safe_msgs`` and back, and events of episodes to ``safe_msgs``.
 
 Sending makes one copy, receiving makes no copy, and there is no computation per element.
 """
@@ -13,17 +13,32 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 
+from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
+from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
-from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
+from vla_feature_bridge.tensors import TensorError, array_of_bytes, dtype_name, little_endian
 
 NANOSECONDS = 1_000_000_000
+_EVENT_KINDS = {
+    'start': EpisodeEvent.KIND_START,
+    'end': EpisodeEvent.KIND_END,
+    'label': EpisodeEvent.KIND_LABEL,
+}
+_OUTCOMES = {
+    None: EpisodeEvent.OUTCOME_UNKNOWN,
+    True: EpisodeEvent.OUTCOME_SUCCESS,
+    False: EpisodeEvent.OUTCOME_FAILURE,
+}
 
 
 class MessageError(SafeError):
-    """A ROS message is inconsistent, or it cannot contain an array. The text contains the field."""
+    """A ROS message is inconsistent, or a message cannot contain an array.
+
+    The text contains the name of the field.
+    """
 
 
 def time_to_message(stamp: int) -> Time:
@@ -50,8 +65,8 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
     try:
         contiguous = little_endian(array)
     except TensorError as error:
-        raise MessageError(f'tensor {name!r} cannot be sent: {error}') from None
-    message.dtype = array.dtype.name
+        raise MessageError(f'tensor {name!r}: {error}') from None
+    message.dtype = dtype_name(array)
     message.shape = typed_array('I', array.shape)
     # In rclpy, only assigning bytes to a uint8[] field is fast.
     message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
@@ -69,8 +84,9 @@ def tensor_from_message(message: TensorMessage) -> np.ndarray | None:
     if not message.dtype:
         if len(message.data):
             raise MessageError(
-                f'tensor {message.name!r}: expected a dtype for {len(message.data)} bytes, '
-                'found none'
+                where=f'tensor {message.name!r}',
+                expected=f'a dtype, because the tensor has {len(message.data)} bytes',
+                found='an empty dtype',
             )
         return None
     try:
@@ -89,8 +105,8 @@ def _values_from_message(values: typed_array[float]) -> np.ndarray | None:
     return np.frombuffer(values, dtype=np.float32) if len(values) else None
 
 
-#: Two functions for each kind of field: to its form in a message, and back. The stamp lies in the
-#: header and needs none.
+#: Two functions for each kind of field: the first returns the form of a message, the second returns
+#: the form of a step. The kind 'stamp' is not here, because the header contains the stamp.
 _CONVERT: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any], Any]]] = {
     'tensor': (tensor_to_message, tensor_from_message),
     'values': (_values_to_message, _values_from_message),
@@ -130,18 +146,18 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
     Raises
     ------
     MessageError
-        A tensor does not fit its bytes, there are no features, or signals and their names differ in
-        number.
+        The shape and dtype of a tensor do not fit its bytes, the message has no features, or the
+        number of signals differs from the number of their names.
     """
+    where = f'step {message.step} of episode {message.episode_id!r}'
     features = tensor_from_message(message.features)
     if features is None:
-        raise MessageError(
-            f'step {message.step} of episode {message.episode_id!r}: expected features, found none'
-        )
+        raise MessageError(where=where, expected='features', found='none')
     if len(message.signal_names) != len(message.signals):
         raise MessageError(
-            f'step {message.step} of episode {message.episode_id!r}: expected one name for each '
-            f'signal, found {len(message.signal_names)} names for {len(message.signals)} signals'
+            where=where,
+            expected='one name for each signal',
+            found=f'{len(message.signal_names)} names for {len(message.signals)} signals',
         )
     return PolicyStep(
         features=features,
@@ -155,4 +171,41 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         signals=dict(zip(message.signal_names, message.signals, strict=True)),
         action_space=message.action_space,
         **{name: unpack(getattr(message, name)) for name, unpack in _UNPACK},
+    )
+
+
+def event_to_message(event: EpisodeEventRecord) -> EpisodeEvent:
+    """Return the message of an event, for ``vla/episode``."""
+    message = EpisodeEvent(
+        kind=_EVENT_KINDS[event.kind],
+        episode_id=event.episode_id,
+        task=event.task,
+        instruction=event.instruction,
+        outcome=_OUTCOMES[event.success],
+        reason=event.reason,
+    )
+    message.header.stamp = time_to_message(event.stamp)
+    return message
+
+
+def success_of(outcome: int) -> bool | None:
+    """Return whether an episode succeeded; None if it is unknown.
+
+    Parameters
+    ----------
+    outcome : int
+        One of ``EpisodeEvent.OUTCOME_...``.
+
+    Raises
+    ------
+    MessageError
+        There is no such outcome.
+    """
+    for success, known in _OUTCOMES.items():
+        if outcome == known:
+            return success
+    raise MessageError(
+        where='outcome',
+        expected=f'one of {sorted(_OUTCOMES.values())} (unknown, success, failure)',
+        found=str(outcome),
     )

@@ -408,5 +408,5 @@ def test_options_that_do_not_fit_a_dump(tmp_path):
         DumpError, match=r"the feature hidden_states or none, .* found 'pre_logits'"
     ):
         open_source(tmp_path, feature='pre_logits')
-    with pytest.raises(DumpError, match=r"pooling must name each of the axes \['token'\] once"):
+    with pytest.raises(DumpError, match=r"names each of the axes \['token'\] once"):
         open_source(tmp_path, pooling=(('horizon', 'mean'),))
