@@ -92,7 +92,7 @@ class StepChecks:
             )
 
     def _check_numbers(self, step: PolicyStep) -> None:
-        if step.features.ndim != 1 or not step.features.size:
+        if step.features.shape != (self.calibrated.detector.dim_,):
             return  # The detector states the shape that it expects.
         features = as_float32(step.features)
         if not features.any():

@@ -146,7 +146,7 @@ class StepOrder:
             )
         if self.running and step_id.episode_id == self.episode_id:
             return self._place_in_running(step_id)
-        if now <= self._late_until:
+        if now < self._late_until:
             return _REPEATED
         return Place(Placement.NOWHERE, self._after_end(step_id))
 
