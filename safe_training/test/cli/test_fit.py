@@ -103,7 +103,7 @@ BAD_OPTIONS = [
     (('--param', 'optimizer=lion'), 'one of adam'),
     (('--pooling', 'token=mean'), 'the pooling of this set, hidden_states[token=last]'),
     (('--pooling', 'token'), 'expected AXIS=COMMAND'),
-    (('--feature', 'logits'), "expected feature 'hidden_states'"),
+    (('--feature', 'logits'), "expected the feature 'hidden_states'"),
 ]
 
 
@@ -165,7 +165,7 @@ def a_pickle(path):
 @pytest.mark.parametrize(
     ('source', 'message'),
     [
-        (no_set, 'found none; check the path'),
+        (no_set, 'found no file or folder; check the path'),
         (an_empty_folder, 'an empty folder'),
         (successes_only, 'all 18 training rollouts are successes'),
         (failures_only, 'all 18 training rollouts are failures'),
