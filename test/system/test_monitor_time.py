@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
@@ -38,6 +39,9 @@ class Simulator:
             return condition()
 
         self._probe.spin_until(tick, what)
+
+    def is_after(self, seconds: float) -> bool:
+        return self.seconds > seconds
 
     @property
     def nanoseconds(self) -> int:
@@ -123,8 +127,8 @@ def test_a_recording_that_is_played_again_is_scored_again(
         simulator.seconds = 1000.0
         for t in range(3):
             # The time arrives on another topic: nobody knows which of the two comes first.
-            before = simulator.seconds
-            simulator.run_until(lambda: simulator.seconds > before + 0.5, 'the time is known')
+            later = simulator.seconds + 0.5
+            simulator.run_until(partial(simulator.is_after, later), 'the time is known')
             step = quiet(t)
             step.stamp = simulator.nanoseconds
             assert probe.step(step).state == FailureScore.STATE_NOMINAL

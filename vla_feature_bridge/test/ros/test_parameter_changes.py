@@ -67,7 +67,7 @@ def test_a_refused_value_changes_nothing_of_its_request(changing, given, reason)
 
 
 def test_a_parameter_cannot_be_deleted(changing):
-    node, values, applied = changing
+    node, _, applied = changing
     assert not node.set_parameters([RosParameter('low')])[0].successful
     assert node.get_parameter('low').value == 1
     assert applied == []
