@@ -213,6 +213,7 @@ def test_every_option_that_a_page_names_exists():
     # Of ./dev, pytest, pip, git, ROS and colcon.
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
+    known |= {'--clock', '--delay'}
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))
         unknown = {name for name in named - known if not name.startswith(('--ep', '--succ'))}
