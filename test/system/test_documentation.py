@@ -262,7 +262,7 @@ def test_the_page_of_0_1_has_every_name_that_changed():
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    nodes = (bridge_parameters, monitor_parameters, replay)
+    nodes = (bridge_parameters, monitor_parameters, replay_node)
     known = {p.name for node in nodes for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
