@@ -15,13 +15,13 @@ setup(
         (f'share/{PACKAGE}', ['package.xml']),
     ],
     python_requires='>=3.10',
-    install_requires=[
-        'ml_dtypes>=0.5',
-        'numpy>=1.26',
-        'pyarrow>=17',
-        'setuptools',
-    ],
-    extras_require={'test': ['hypothesis', 'pytest']},  # colcon test looks here
+    # The process of a policy needs no more than NumPy. The robot side and training install what
+    # requirements/runtime.txt lists.
+    install_requires=['numpy>=1.26'],
+    extras_require={
+        'rollout-set': ['ml_dtypes>=0.5', 'pyarrow>=17'],
+        'test': ['hypothesis', 'pytest'],  # colcon test looks here
+    },
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',

@@ -12,11 +12,16 @@ from types import ModuleType
 
 from safe_bringup.generated_page import write_page
 from safe_monitor_node.nodes import monitor_parameters
-from vla_feature_bridge.nodes import replay_node
+from vla_feature_bridge.nodes import bridge_parameters, replay_node
 from vla_feature_bridge.ros.parameters import Parameter
 
 NODES = (
     ('monitor', monitor_parameters, 'scores policy steps and raises alarms.'),
+    (
+        'bridge',
+        bridge_parameters,
+        'takes the steps of policies from sockets or topics and publishes them.',
+    ),
     ('replay', replay_node, 'plays a recorded rollout set as if its policy were running.'),
 )
 

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from bridge_listener import BridgeListener, PolicyProcess
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 
 from safe_bringup.live import Observer, Process
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -167,17 +169,19 @@ def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
 ) -> None:
     episode = alarming[0].episode_id
     first = run_bridge()
-    policy = run_policy(episode, '--period', 0.05)
+    policy = run_policy(episode, '--period', 0.25)
     listener.spin_until(lambda: len(listener.numbers(episode)) > 5, 'steps flow')
     kill(first)
     listener.spin(0.5)
     before = len(listener.numbers(episode))
+    listener.statuses.clear()
     run_bridge()
     listener.spin_until(lambda: len(listener.numbers(episode)) > before, 'steps flow again')
-    listener.spin_until(lambda: listener.level_of('source') >= 0, 'diagnostics come')
     # The bridge that came in mid-episode has the START, and says which steps it has not seen.
     assert listener.kinds() == [('start', episode)] * 2
-    assert 'missing before step' in listener.message_of('source')
+    listener.spin_until(
+        lambda: 'missing before step' in listener.message_of('source'), 'the loss is said'
+    )
     assert int(listener.fact('source', 'steps lost')) > 5
     listener.spin_until(lambda: ('end', episode) in listener.kinds(), 'END arrives')
     counted = policy.counted()
@@ -200,20 +204,28 @@ def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episo
     killed = Process(
         'safe_monitor_node.nodes.monitor', {'detector_folder': mlp_folder}, tmp_path / 'killed.log'
     )
-    again = f'{rollout.episode_id}-2'
     with Observer() as observer:
-        policy = run_policy(rollout.episode_id, '--again', 3, '--period', 0.1)
+        policy = run_policy(rollout.episode_id, '--again', 2)
         while not (scored := observer.episodes.get(rollout.episode_id)) or len(scored.steps) < 3:
             observer.spin(0.1)
             assert not policy.has_ended, policy.output
         kill(killed)
+        while not policy.has_ended:
+            observer.spin(0.1)
+        counted = policy.counted()
+        observer.episodes.clear()
+        # The middleware takes the killed monitor for a subscriber until its lease is over.
+        known = subscribers(observer)
         run_monitor(detector_folder=mlp_folder)
+        while subscribers(observer) <= known:
+            observer.spin(0.1)
+        observer.spin(1.0)
+        policy = run_policy(rollout.episode_id)
         while not policy.has_ended:
             observer.spin(0.1)
         observer.spin(1.0)
-        counted = policy.counted()
-        last = observer.episodes[again]
-    assert counted['inferences'] == counted['sent'] == 3 * len(rollout)
+        last = observer.episodes[rollout.episode_id]
+    assert counted['inferences'] == counted['sent'] == 2 * len(rollout)
     assert bridge.exit_status is None
     assert last.steps == list(range(len(rollout)))
     offline = load_detector(mlp_folder).detector.score(rollout)
@@ -261,10 +273,17 @@ def test_the_episode_of_a_lost_source_can_be_ended_after_a_time(
     assert listener.numbers('a') == [0, 1]
 
 
+def subscribers(observer: Observer) -> set[bytes]:
+    """Return which subscriptions of steps are known."""
+    found = observer.node.get_subscriptions_info_by_topic('vla/policy_step')
+    return {bytes(info.endpoint_gid) for info in found}
+
+
 def kill(process: Process) -> None:
     """End a node as a crash does."""
     process._popen.kill()
     process._popen.wait()
+    process.stop()
 
 
 # --- several sources
@@ -289,8 +308,10 @@ def test_two_sources_have_topics_of_their_own(
             heard.spin_until(lambda h=heard: len(h.steps) == 5, 'all steps are there')
             assert heard.numbers(f'of {name}') == [0, 1, 2, 3, 4]
             heard.spin_until(lambda h=heard: len(h.statuses) == 3, 'all diagnoses are there')
+            heard.spin_until(
+                lambda h=heard, n=name: h.fact(f'source {n}', 'steps published') == '5', 'facts'
+            )
             assert heard.level_of(f'source {name}') == OK
-            assert heard.fact(f'source {name}', 'steps published') == '5'
         assert listener.steps == []
         for sender in senders.values():
             sender.close()
@@ -488,12 +509,49 @@ def test_a_wrong_setting_is_diagnosed_and_the_node_lives(
     assert process.exit_status is None
 
 
-def test_a_misspelt_parameter_and_a_silent_clock_are_said(
+def test_an_unknown_parameter_and_a_silent_clock_are_said(
     run_bridge: Callable[..., Process], listener: BridgeListener
 ) -> None:
-    run_bridge(stale_aftr=3.0, use_sim_time=True)
-    listener.spin_until(lambda: 'stale_aftr' in listener.message_of('bridge'), 'it is said')
+    run_bridge(robot_name='left', use_sim_time=True)
+    listener.spin_until(lambda: 'robot_name' in listener.message_of('bridge'), 'it is said')
     listener.spin_until(lambda: 'no /clock for' in listener.message_of('bridge'), 'both')
+
+
+def test_the_bridge_goes_through_its_life_cycle_while_a_sender_stays(
+    run_bridge: Callable[..., Process], listener: BridgeListener, address: str
+) -> None:
+    process = run_bridge(autostart=False)
+
+    def change(transition: int) -> bool:
+        request = Transition(id=transition)
+        return bool(listener.call(ChangeState, 'bridge/change_state', transition=request).success)
+
+    listener.spin_until(lambda: listener.message_of('bridge') == 'not configured', 'it waits')
+    assert change(Transition.TRANSITION_CONFIGURE)
+    sender = sender_to(address, strict=False, wait_for_monitor=0.0)
+    sender.start(episode_id='a')
+    send_steps(sender, 3)
+    listener.spin_until(
+        lambda: listener.fact('bridge', 'messages ignored while inactive') == '4', 'all is ignored'
+    )
+    assert listener.level_of('bridge') == listener.level_of('source') == STALE
+    assert not change(Transition.TRANSITION_CONFIGURE), 'it is refused, and the node lives'
+    assert change(Transition.TRANSITION_ACTIVATE)
+    send_steps(sender, 2)
+    listener.spin_until(lambda: listener.numbers('a') == [3, 4], 'steps flow')
+    listener.spin_until(lambda: 'START of the source was lost' in listener.message_of('source'), '')
+    for transition in (
+        Transition.TRANSITION_DEACTIVATE,
+        Transition.TRANSITION_CLEANUP,
+        Transition.TRANSITION_CONFIGURE,
+        Transition.TRANSITION_ACTIVATE,
+    ):
+        assert change(transition)
+    listener.spin_until(lambda: sender.state == 'connected', 'the sender is back')
+    send_steps(sender, 2)
+    listener.spin_until(lambda: listener.numbers('a') == [3, 4, 5, 6], 'steps flow again')
+    sender.close()
+    assert process.exit_status is None
 
 
 def test_a_second_bridge_at_the_same_address_is_told(

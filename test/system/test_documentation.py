@@ -13,13 +13,14 @@ import yaml
 
 from safe_monitor_node.nodes import monitor_parameters
 from safe_monitor_node.storage.detector_folder import load_detector
-from safe_msgs.msg import EpisodeEvent, FailureScore
+from safe_msgs.msg import EpisodeEvent, FailureScore, PolicyStep
 from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
-from vla_feature_bridge.nodes import replay_node
+from vla_feature_bridge.nodes import bridge_parameters, replay_node
 from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.wire import StepReceiver
 
 TOP = Path(__file__).parents[2]
 PAGES = sorted(
@@ -124,9 +125,10 @@ def test_the_python_of_the_readme_fits_a_detector(tmp_path, monkeypatch, rollout
 
 
 def test_steps_are_published_as_the_how_to_page_shows_it(probe):
-    publishing, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
-    events = []
+    publishing, _, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
+    events, steps = [], []
     probe.node.create_subscription(EpisodeEvent, 'vla/episode', events.append, 10)
+    probe.node.create_subscription(PolicyStep, 'vla/policy_step', steps.append, 10)
     names = {
         'node': probe.node,
         'hidden_state': np.ones(4096, np.float32),
@@ -135,14 +137,29 @@ def test_steps_are_published_as_the_how_to_page_shows_it(probe):
     publisher = run_block('connect_your_policy.md', publishing, names)['publisher']
     assert publisher.episode_id == '', 'the episode has ended'
     assert names['episode_id']
+    probe.spin_until(lambda: len(steps) == 1 and len(events) == 2, 'the monitor is waited for')
+    assert not publisher.last_error
 
 
 def test_pooling_as_the_how_to_page_shows_it():
-    _, pooling = blocks('docs/how-to/connect_your_policy.md', 'python')
+    _, pooling, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
     states = np.random.default_rng(0).normal(size=(7, 4096)).astype(np.float32)
     names = run_block('connect_your_policy.md', pooling, {'hidden_states': states})
     np.testing.assert_array_equal(names['vector'], states[-1])
     assert names['name'] == 'hidden_states[token=last]'
+
+
+def test_steps_are_sent_as_the_how_to_page_shows_it(tmp_path):
+    _, _, sending = blocks('docs/how-to/connect_your_policy.md', 'python')
+    address, received = f'unix:{tmp_path / "s"}', []
+    with StepReceiver([address], lambda source, message: received.append(source)) as receiver:
+        receiver.set_status(True)
+        sending = sending.replace('unix:/tmp/safe_bridge.sock', address)
+        sender = run_block('connect_your_policy.md', sending)['sender']
+        sender.start()
+        sender.publish(np.ones(4096, np.float32), np.ones((1, 8, 7), np.float32))
+        sender.close(timeout=30)
+    assert received == ['left_arm'] * 2
 
 
 def test_a_rollout_set_is_written_as_the_how_to_page_shows_it(tmp_path, monkeypatch):
@@ -160,7 +177,7 @@ def test_the_public_names_are_where_the_page_of_0_1_says():
 def test_every_block_of_python_has_a_test():
     tested = {
         'README.md': 2,
-        'docs/how-to/connect_your_policy.md': 2,
+        'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
         FROM_0_1: 1,
     }
@@ -213,6 +230,7 @@ def test_every_option_that_a_page_names_exists():
     # Of ./dev, pytest, pip, git, ROS and colcon.
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
+    known |= {'--clock', '--delay'}
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))
         unknown = {name for name in named - known if not name.startswith(('--ep', '--succ'))}
@@ -244,7 +262,8 @@ def test_the_page_of_0_1_has_every_name_that_changed():
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    known = {p.name for p in (*monitor_parameters.PARAMETERS, *replay_node.PARAMETERS)}
+    nodes = (bridge_parameters, monitor_parameters, replay_node)
+    known = {p.name for node in nodes for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
 

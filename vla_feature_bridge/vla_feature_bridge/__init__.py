@@ -24,7 +24,7 @@ episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
 step_sink          the base of what sends them: counts, logs, never raises
 wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
 ros/               messages, quality of service, parameters, ``StepPublisher``; needs ROS 2
-nodes/             the replay node; needs ROS 2
+nodes/             the bridge node and the replay node; needs ROS 2
 
 The names of the Python API load on first use, so that ``import vla_feature_bridge`` loads nothing.
 """

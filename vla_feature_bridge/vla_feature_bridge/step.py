@@ -16,7 +16,8 @@ import numpy as np
 NORMALIZED = 'normalized'
 ROBOT = 'robot'
 
-#: Name of the features of a step without features (a black box); their shape is (0,).
+#: Name of the features of a step or a recording without features (a black box); their shape is
+#: (0,). Detectors that read only signals, actions or token statistics need no features.
 NO_FEATURE = 'none'
 
 

@@ -122,13 +122,16 @@ class EpisodeSink(ABC):
         Returns
         -------
         str
-            The ``episode_id``.
+            The ``episode_id``; empty if the sink is closed.
 
         Raises
         ------
         StepError
-            An argument is no text, and the sink is strict. A running episode goes on.
+            An argument is no text or the sink is closed, and it is strict. A running episode goes
+            on.
         """
+        if not self._can_send():
+            return ''
         self._wait_for_a_monitor()
         texts = {'task': task, 'instruction': instruction, 'episode_id': episode_id}
         with self._calls:
@@ -163,6 +166,8 @@ class EpisodeSink(ABC):
             next step gets the same number and the same signals.
         """
         with self._calls:
+            if not self._can_send():
+                return None
             try:
                 step = self._episode_steps.step(features, actions, stamp=stamp, **fields)
             except Exception as error:
@@ -193,6 +198,8 @@ class EpisodeSink(ABC):
             No episode runs or an argument is wrong, and the sink is strict. The episode goes on.
         """
         with self._calls:
+            if not self._can_send():
+                return
             try:
                 self._episode_steps.check_running('end')
             except StepError as error:
@@ -230,6 +237,15 @@ class EpisodeSink(ABC):
         name = type(self).__name__
         if self._is_closed:
             raise StepError(where=name, expected=f'an open {name}', found='a closed one')
+
+    def _can_send(self) -> bool:
+        """Return True if the sink is open; refuse the call otherwise."""
+        try:
+            self._check_open()
+        except StepError as error:
+            self._refuse(error)
+            return False
+        return True
 
     def _send_events(self, events: list[EpisodeEventRecord]) -> None:
         for number, event in enumerate(events):

@@ -36,6 +36,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
 } | {'bfloat16': BFLOAT16}
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
 #: Names of the dtypes that features may have.
 FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 
@@ -51,7 +53,7 @@ class TensorError(SafeError):
 
 def dtype_name(array: np.ndarray) -> str:
     """Return the name of the dtype of an array, as in :data:`DTYPES`."""
-    return 'bfloat16' if array.dtype == BFLOAT16 else array.dtype.name
+    return _NAMES.get(array.dtype) or array.dtype.name  # NumPy makes the name anew each time
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:

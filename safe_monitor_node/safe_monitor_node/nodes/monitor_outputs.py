@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import socket
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -136,7 +135,8 @@ class MonitorOutputs:
         facts |= demands(node.values)
         name = node.get_fully_qualified_name()
         status = diagnostic_status(name, level, message, facts)
-        status.hardware_id = node.get_namespace().strip('/') or socket.gethostname()
+        # Two robots are two devices, also if they run the same detector.
+        status.hardware_id = node.get_namespace().strip('/')
         array = DiagnosticArray(status=[status])
         array.header.stamp = node.get_clock().now().to_msg()
         self._diagnostics.publish(array)

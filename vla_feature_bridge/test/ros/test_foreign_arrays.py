@@ -16,7 +16,7 @@ from std_msgs.msg import (
 )
 from trajectory_msgs.msg import JointTrajectory, JointTrajectoryPoint
 
-from safe_msgs.msg import Tensor
+from safe_msgs.msg import Tensor, TensorStamped
 from vla_feature_bridge.ros.foreign_arrays import ActionReader, ForeignMessageError, features_of
 from vla_feature_bridge.ros.messages import tensor_to_message
 
@@ -75,8 +75,10 @@ def test_features_that_cannot_be_read_are_refused(message, found):
 
 def test_a_tensor_gives_its_array():
     values = np.arange(6, dtype=np.float16).reshape(2, 3)
-    np.testing.assert_array_equal(features_of(tensor_to_message(values)), values)
-    assert ActionReader().read(tensor_to_message(values)).shape == (1, 2, 3)
+    tensor = tensor_to_message(values)
+    for message in (tensor, TensorStamped(tensor=tensor)):
+        np.testing.assert_array_equal(features_of(message), values)
+        assert ActionReader().read(message).shape == (1, 2, 3)
 
 
 def test_actions_of_every_kind_get_three_axes():

@@ -38,7 +38,9 @@ import sys, time
 import numpy as np
 from vla_feature_bridge.wire import StepSender
 
-sender = StepSender(sys.argv[1], source=sys.argv[2], feature_name='f', exec_horizon=1, strict=True)
+sender = StepSender(
+    sys.argv[1], source=sys.argv[2], feature_name='f', exec_horizon=1, wait_for_monitor=0
+)
 sender.start(episode_id=sys.argv[3])
 for step in range(1_000_000):
     sender.publish(np.full(4, step, np.float32))
@@ -150,9 +152,15 @@ def read_frame(connection):
 
 @contextmanager
 def bare_bridge(path):
-    """Listen without a receiver."""
+    """Listen without a receiver; yields a function that accepts a connection."""
+
+    def accept():
+        connection, _ = listening.accept()
+        connection.settimeout(PATIENCE)
+        return connection
+
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listening:
         listening.settimeout(PATIENCE)
         listening.bind(str(path))
         listening.listen()
-        yield listening
+        yield accept

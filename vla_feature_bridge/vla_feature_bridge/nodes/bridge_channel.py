@@ -103,6 +103,8 @@ class Channel:
 
     Attributes
     ----------
+    default_task : str
+        Task of episodes that begin here without one.
     running : str
         Id of the episode that runs; empty if none does.
     counts : ChannelCounts
@@ -118,7 +120,7 @@ class Channel:
     """
 
     def __init__(self, name: str, outputs: Outputs, clock: Callable[[], int]) -> None:
-        self.name = name
+        self.name, self.default_task = name, ''
         self.counts, self.pace = ChannelCounts(), Pace()
         self.running = ''
         self.problem = ''
@@ -162,7 +164,7 @@ class Channel:
         event = EpisodeEventRecord(
             kind='start',
             episode_id=boundary.episode_id or f'{datetime.now():%Y%m%d-%H%M%S}-{token_hex(3)}',
-            task=boundary.task,
+            task=boundary.task or self.default_task,
             instruction=boundary.instruction,
             reason=boundary.reason,
             stamp=self._clock(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from rclpy.node import Node
@@ -183,6 +183,7 @@ class Sources:
             publishes_events=not follows,
         )
         source = BridgedSource(self._channel(name, outputs, joined), outputs)
+        source.channel.default_task = p.task
         if follows:
             source.events = event_input(
                 self._node, own_events, lambda boundary: self.take(boundary, source)
@@ -217,7 +218,7 @@ class Sources:
 
     def remember(self, boundary: Boundary) -> None:
         """Keep an episode that begins for sources that come later, or forget it if it ends."""
-        self._running = self._completed(boundary) if boundary.kind == 'start' else None
+        self._running = boundary if boundary.kind == 'start' else None
 
     def begin_remembered(self) -> None:
         """Begin the episode that began while nothing was published."""
@@ -230,12 +231,9 @@ class Sources:
         if boundary.kind == 'start':
             if boundary.episode_id and boundary.episode_id == source.channel.running:
                 return
-            source.channel.start(self._completed(boundary))
+            source.channel.start(boundary)
         elif not boundary.episode_id or boundary.episode_id == source.channel.running:
             source.channel.end(boundary)
-
-    def _completed(self, boundary: Boundary) -> Boundary:
-        return replace(boundary, task=boundary.task or self._p.task)
 
     def named(self, name: str) -> list[BridgedSource]:
         """Return the source with a name; all of them for an empty name.

@@ -29,12 +29,15 @@ class ClockWatch:
 
     def __init__(self, node: Node, now: Callable[[], float] = time.monotonic) -> None:
         self._node, self._now = node, now
-        self._last, self._moved_at = -1, now()
+        self._last, self._moved_at = self._ros_time(), now()
         self._ran_back = 0
+
+    def _ros_time(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
 
     def _look(self) -> float:
         """Return for how long the clock has stood still [s]."""
-        ros_time = int(self._node.get_clock().now().nanoseconds)
+        ros_time = self._ros_time()
         self._ran_back = max(self._ran_back, self._last - ros_time)
         if ros_time != self._last:
             self._last, self._moved_at = ros_time, self._now()

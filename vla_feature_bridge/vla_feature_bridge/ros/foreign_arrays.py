@@ -17,9 +17,9 @@ from vla_feature_bridge.ros.message_types import type_name_of
 from vla_feature_bridge.ros.messages import MessageError, tensor_from_message
 
 _MULTI_ARRAYS = ('std_msgs/msg/Float32MultiArray', 'std_msgs/msg/Float64MultiArray')
-_TENSOR = 'safe_msgs/msg/Tensor'
+_TENSOR, _STAMPED = 'safe_msgs/msg/Tensor', 'safe_msgs/msg/TensorStamped'
 
-FEATURE_TYPES = (_TENSOR, *_MULTI_ARRAYS)
+FEATURE_TYPES = (_STAMPED, _TENSOR, *_MULTI_ARRAYS)
 """Types of messages that features can be read from."""
 
 ACTION_TYPES = (
@@ -28,6 +28,7 @@ ACTION_TYPES = (
     *_MULTI_ARRAYS,
     'geometry_msgs/msg/Twist',
     'geometry_msgs/msg/TwistStamped',
+    _STAMPED,
     _TENSOR,
 )
 """Types of messages that actions can be read from."""
@@ -51,8 +52,8 @@ def features_of(message: Any) -> np.ndarray:
         The type is another one, or the shape does not fit the data.
     """
     name = type_name_of(message)
-    if name == _TENSOR:
-        return _tensor(message)
+    if name in (_TENSOR, _STAMPED):
+        return _tensor(message if name == _TENSOR else message.tensor)
     if name in _MULTI_ARRAYS:
         return _multi_array(message)
     raise ForeignMessageError(
@@ -77,6 +78,7 @@ class ActionReader:
             'sensor_msgs/msg/JointState': self._joint_state,
             'geometry_msgs/msg/Twist': _twist,
             'geometry_msgs/msg/TwistStamped': lambda message: _twist(message.twist),
+            _STAMPED: lambda message: _tensor(message.tensor),
             _TENSOR: _tensor,
             **dict.fromkeys(_MULTI_ARRAYS, _multi_array),
         }

@@ -103,11 +103,9 @@ class StepPublisher(EpisodeSink):
                 self.node.destroy_publisher(self._events)
 
     def _send_step(self, step: PolicyStep) -> None:
-        self._check_open()
         self._steps.publish(step_to_message(step))
 
     def _send_event(self, event: EpisodeEventRecord) -> None:
-        self._check_open()
         self._events.publish(event_to_message(event))
 
     def _monitor_listens(self) -> bool:

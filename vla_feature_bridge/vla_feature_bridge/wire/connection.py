@@ -13,10 +13,10 @@ from contextlib import suppress
 from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.wire.budget import Budget
 from vla_feature_bridge.wire.frame import (
     MAX_HEADER,
     MAX_PAYLOAD,
-    Budget,
     Frame,
     FrameError,
     FrameReader,
@@ -147,7 +147,10 @@ class Connection:
         self._socket.settimeout(HELLO_TIMEOUT)
         hello_until = time.monotonic() + HELLO_TIMEOUT
         while not self.is_aborted:
-            count = self._socket.recv_into(reader.space())
+            try:
+                count = self._socket.recv_into(reader.space())
+            except ConnectionResetError:  # The sender has ended without reading our last status.
+                count = 0
             if count == 0:
                 if not reader.is_between_frames and not self.is_aborted:
                     raise ConnectionError('in the middle of a frame')
@@ -184,11 +187,13 @@ class Connection:
         """Send without waiting. A sender that does not read is cut off: half a frame misleads."""
         with self._sending:
             try:
-                if self._socket.send(data, socket.MSG_DONTWAIT) == len(data):
-                    return
+                is_sent = self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
+            except BlockingIOError:
+                is_sent = False
             except OSError:
-                pass
-            self.abort()
+                return  # The sender has gone; what it sent before is still read.
+            if not is_sent:
+                self.abort()
 
     def _hear_the_rest(self) -> None:
         """Read on for a moment: closing a socket with unread bytes destroys the refusal."""

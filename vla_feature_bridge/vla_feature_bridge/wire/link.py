@@ -118,7 +118,6 @@ class Link:
         self.state, self.status = 'closed', BridgeStatus(False)
         _OPEN.discard(self)
 
-    @property
     def _is_over(self) -> bool:
         deadline = self._deadline
         if deadline is None:
@@ -127,7 +126,7 @@ class Link:
 
     def _run(self) -> None:
         pause = FIRST_PAUSE
-        while not self._is_over:
+        while not self._is_over():
             try:
                 self._connect()
                 pause = FIRST_PAUSE
@@ -181,13 +180,13 @@ class Link:
         with selectors.DefaultSelector() as selector:
             selector.register(self._wake_read, selectors.EVENT_READ)
             selector.register(self._socket, selectors.EVENT_READ)
-            while not self._is_over:
+            while not self._is_over():
                 try:
                     blocked = self._send()
                 except OSError:
                     self._hear_why()
                     raise
-                if self._is_over:
+                if self._is_over():
                     break
                 interest = selectors.EVENT_READ | (selectors.EVENT_WRITE if blocked else 0)
                 selector.modify(self._socket, interest)

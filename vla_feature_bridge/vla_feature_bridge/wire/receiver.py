@@ -16,8 +16,9 @@ from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_sink import ProblemLog
 from vla_feature_bridge.wire.address import parse_address
+from vla_feature_bridge.wire.budget import Budget
 from vla_feature_bridge.wire.connection import Connection, Message
-from vla_feature_bridge.wire.frame import Budget, Frame, FrameError
+from vla_feature_bridge.wire.frame import Frame, FrameError
 from vla_feature_bridge.wire.listener import Listener
 from vla_feature_bridge.wire.messages import BridgeStatus, Hello
 from vla_feature_bridge.wire.source import Source, SourceStatistics
@@ -249,7 +250,8 @@ class StepReceiver:
             callback(*arguments)
         except Exception as error:
             source.last_error = f'the bridge could not take a message: {error!r}'
-            self._log(f'source {source.hello.source!r}: {source.last_error}')
+            name = source.hello.source
+            self._problems.add((name, type(error)), f'source {name!r}: {source.last_error}')
 
     def _part(self, connection: Connection, error: str, is_refused: bool) -> None:
         """Note that a connection has ended."""

@@ -175,6 +175,8 @@ class StepSender(EpisodeSink):
             The array is no image, or a name is no text, and the sender is strict.
         """
         with self._calls:
+            if not self._can_send():
+                return
             try:
                 image = Image(
                     check_text(name, 'name', 'image'),
@@ -204,7 +206,7 @@ class StepSender(EpisodeSink):
     def _monitor_listens(self) -> bool:
         return self._link.status.monitor
 
-    def _put(self, kind: str, data: bytes, again: bytes = b'') -> None:
+    def _check_open(self) -> None:
         if self._owner != os.getpid():
             raise StepError(
                 where='StepSender',
@@ -212,7 +214,9 @@ class StepSender(EpisodeSink):
                 found=f'its child {os.getpid()}',
                 advice='make a StepSender after the fork',
             )
-        self._check_open()
+        super()._check_open()
+
+    def _put(self, kind: str, data: bytes, again: bytes = b'') -> None:
         if len(data) > self._queue.size:
             raise StepError(
                 where=f'{kind} frame',

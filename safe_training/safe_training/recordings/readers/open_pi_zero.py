@@ -19,7 +19,6 @@ import numpy as np
 
 from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, RENAMED, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeSource,
     Pooling,
     ReadOptions,
@@ -36,6 +35,7 @@ from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.step import NO_FEATURE
 from vla_feature_bridge.tensors import first_not_finite
 
 #: For each task folder, the number of actions that are executed before the next inference. The

@@ -22,7 +22,6 @@ import numpy as np
 
 from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeSource,
     ReadOptions,
     WholeDumpError,
@@ -46,7 +45,7 @@ from safe_training.recordings.readers.step_features import (
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
-from vla_feature_bridge.step import ROBOT
+from vla_feature_bridge.step import NO_FEATURE, ROBOT
 from vla_feature_bridge.tensors import first_not_finite
 from vla_feature_bridge.tokens import pad_tokens, token_statistics
 

@@ -23,7 +23,6 @@ import numpy as np
 
 from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, RENAMED, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeSource,
     Pooling,
     ReadOptions,
@@ -40,7 +39,7 @@ from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
-from vla_feature_bridge.step import ROBOT
+from vla_feature_bridge.step import NO_FEATURE, ROBOT
 from vla_feature_bridge.tensors import first_not_finite
 
 _FEATURE = 'hidden_states'

@@ -23,11 +23,12 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
-from safe_training.recordings.readers.base import NO_FEATURE, EpisodeProgress, ReadOptions, Source
+from safe_training.recordings.readers.base import EpisodeProgress, ReadOptions, Source
 from safe_training.recordings.untrusted.npz_file import read_array, shapes
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.step import NO_FEATURE
 
 _DEFAULT_FEATURES = ('features', 'feat_mean')
 _CORRECT = 'correct this array, or copy the archive from its source again'
