@@ -92,7 +92,7 @@ class Probe:
         self.spin_until(
             lambda: (
                 self._steps.get_subscription_count() == 1
-                and self._events.get_subscription_count() == 1
+                and self._events.get_subscription_count() >= 1
                 and self.node.count_publishers('safe/score') == 1
                 and self.stops
             ),
