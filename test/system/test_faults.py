@@ -311,9 +311,9 @@ def silent(bench: FaultBench) -> None:
 
 def replayed(bench: FaultBench, *, again: bool) -> None:
     """Kill a policy in the middle of an episode, and perhaps begin the same episode anew."""
-    episode = ''
+    episode, scores = '', bench.probe.scores
     for run in range(1 + again):
-        policy, scores = bench.start_replay(frequency=5.0), bench.probe.scores
+        policy = bench.start_replay(frequency=5.0)
         scores.clear()
         bench.probe.spin_until(lambda: scores and scores[-1].step == 2, 'the policy runs', 40.0)
         if run == 0:
