@@ -3,8 +3,10 @@
 
 import importlib
 import itertools
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -174,11 +176,33 @@ def test_the_public_names_are_where_the_page_of_0_1_says():
     run_block(FROM_0_1, block)
 
 
+def test_a_supervisor_of_the_reference_page_sees_a_monitor_that_hangs(
+    probe, run_monitor, mlp_folder
+):
+    (block,) = blocks('docs/reference/topics.md', 'python')
+    halted, stops = [], []
+    names = {
+        'node': probe.node,
+        'on_stop': stops.append,
+        'halt': lambda: halted.append(len(stops)),
+    }
+    run_block('topics.md', block, names)
+    process = run_monitor(detector_folder=mlp_folder)
+    probe.spin_until(lambda: len(stops) > 5, 'the subscription matches')
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        halted.clear()
+        probe.spin_until(lambda: halted, 'the supervisor halts the robot')
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
 def test_every_block_of_python_has_a_test():
     tested = {
         'README.md': 2,
         'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
+        'docs/reference/topics.md': 1,
         FROM_0_1: 1,
     }
     found = {page: len(blocks(page, 'python')) for page in PAGES if page != DOCTESTS}
