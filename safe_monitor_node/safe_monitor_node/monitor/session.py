@@ -14,6 +14,7 @@ from safe_monitor_node.monitor.alarm import Verdict
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.freshness import Freshness
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.remarks import Remarks
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.start_of_watch import StartOfWatch
 from safe_monitor_node.monitor.steps import StepId, StepResult
@@ -68,8 +69,12 @@ class MonitorSession:
         What is known about episodes that began before the monitor was active.
     folder : str
         Folder of the detector that was loaded last.
+    remarks : Remarks
+        What a person should know about the last events and steps.
     problem : str
-        Reason why the last step could not be scored; empty if it was scored.
+        Reason why a step of the episode could not be scored, the last one; empty if all were.
+    first_problem : str
+        The same of the first one, or why the episode cannot be judged.
     file_problem : str
         Reason why the adaptation file could not be written; empty if it was written.
     latencies : deque of float
@@ -88,10 +93,11 @@ class MonitorSession:
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.settings = folder, settings
-        self.problem = self.file_problem = ''
+        self.problem = self.first_problem = self.file_problem = ''
         self.latencies: deque[float] = deque(maxlen=_KEPT_LATENCIES)
         self.freshness = Freshness(settings.max_age)
         self.watch = StartOfWatch()
+        self.remarks = Remarks()
         self._on_end = on_end
         self._own_labels: deque[EpisodeLabel] = deque(maxlen=_KEPT_OWN_LABELS)
         self._next: EpisodeMonitor | None = None
@@ -130,8 +136,12 @@ class MonitorSession:
         """Forget the running episode, except that it is running."""
         if self.monitor.running:
             self.watch.began(self.monitor.episode_id, self.monitor.task)
-        self.freshness.forget()
+        self._forget_episode()
         self.monitor.abandon()
+
+    def _forget_episode(self) -> None:
+        self.freshness.forget()
+        self.problem = self.first_problem = ''
 
     def began_earlier(self, episode_id: str, now: float, task: str = '') -> None:
         """Take the START of an episode that began before the monitor was active."""
@@ -139,6 +149,7 @@ class MonitorSession:
             self.start(episode_id, now, task)
         else:
             self.watch.began(episode_id, task)
+            self.remarks.know(episode_id)
 
     # --- episodes and steps
 
@@ -147,12 +158,21 @@ class MonitorSession:
         self.watch.know()
         self.watch.forget()
         self.finish_episode()
-        if episode_id != self.running_id:
+        is_new = episode_id != self.running_id
+        if is_new:
             self._take_next()
-            self.freshness.forget()
+            self._forget_episode()
+        has_steps = not is_new and self.monitor.order.next_index > 0
+        self.remarks.started(episode_id, now, has_steps=has_steps)
         self.monitor.start(episode_id, now, task)
 
-    def step(self, step: PolicyStep, now: float, age: float | None = None) -> StepResult | None:
+    def step(
+        self,
+        step: PolicyStep,
+        now: float,
+        age: float | None = None,
+        sequence: int | None = None,
+    ) -> StepResult | None:
         """Score the next step; see `EpisodeMonitor.step`.
 
         Parameters
@@ -161,9 +181,12 @@ class MonitorSession:
         now : float
         age : float or None
             ROS time minus stamp of the step [s]; None if it is not known.
+        sequence : int or None
+            Number that the publisher gave to the message; None if it is not known.
         """
-        self._begin_with(StepId.of(step), now)
-        return self._kept(self.monitor.continue_with(step, now), step.step, age)
+        step_id = StepId.of(step, sequence)
+        self._begin_with(step_id, now)
+        return self._kept(self.monitor.continue_with(step, now, step_id), step_id, now, age)
 
     def refuse(
         self, step_id: StepId, problem: str, now: float, age: float | None = None
@@ -171,7 +194,7 @@ class MonitorSession:
         """Take a step whose message cannot be read; None if it is ignored."""
         self._begin_with(step_id, now)
         result = self.monitor.continue_without(step_id, problem, now)
-        return self._kept(result, step_id.index, age)
+        return self._kept(result, step_id, now, age)
 
     def _begin_with(self, step_id: StepId, now: float) -> None:
         self.watch.know()
@@ -180,20 +203,42 @@ class MonitorSession:
             self._take_next()
             # The START may have come before the monitor was active.
             task = self.watch.forget(step_id.episode_id)
+            self._forget_episode()
             self.monitor.begin(step_id.episode_id, now, task)
 
-    def _kept(self, result: StepResult | None, index: int, age: float | None) -> StepResult | None:
+    def _kept(
+        self, result: StepResult | None, step_id: StepId, now: float, age: float | None
+    ) -> StepResult | None:
         if result is None:
+            self.remarks.repeated(step_id.episode_id, step_id.index, now)
             return None
-        self.problem = result.problem
-        self.freshness.take(index, age)
+        if step_id.episode_id == self.running_id:
+            self.remarks.stepped(step_id.episode_id, now)
+        if result.problem:
+            self.problem = result.problem
+        self.first_problem = self.monitor.alarms.cause or self.first_problem or result.problem
+        self.freshness.take(step_id.index, age)
         return replace(result, verdict=self.freshness.applied_to(result.verdict))
 
-    def end(self, episode_id: str) -> bool:
-        """Take the END of an episode; True if `finish_episode` is to be called after the grace."""
+    def end(
+        self, episode_id: str, now: float = 0.0, grace: float = 0.0, *, earlier: bool = False
+    ) -> bool:
+        """Take the END of an episode; True if `finish_episode` is to be called after the grace.
+
+        Parameters
+        ----------
+        episode_id : str
+        now : float
+        grace : float
+            Time in which steps of the episode may arrive [s].
+        earlier : bool
+            Whether the END was published before the monitor was active.
+        """
         self.watch.know()
         self.watch.ended(episode_id)
-        return self.monitor.end_after_grace(episode_id)
+        if not earlier:
+            self.remarks.ended(episode_id, now)
+        return self.monitor.end_after_grace(episode_id, now + grace)
 
     def finish_episode(self) -> None:
         """End the episode whose END came before, if there is one."""
@@ -210,11 +255,14 @@ class MonitorSession:
     def tick(self, now: float) -> None:
         """Look at the time, and write the adaptation file if its last write failed."""
         self.watch.tick(now)
+        self.remarks.tick(now)
         if self.watch.earlier is not None and not self.monitor.running:
             episode_id, task = self.watch.earlier
             self.watch.know()
             self.watch.forget()
             self._take_next()
+            self._forget_episode()
+            self.remarks.know(episode_id)
             self.monitor.begin_inside(episode_id, now, task)
         self.monitor.tick(now)
         self.keep_adaptation()

@@ -70,8 +70,8 @@ class StartOfWatch:
         return self._active_since is None
 
     def applied_to(self, verdict: Verdict) -> Verdict:
-        """Return the verdict; while nothing is known, it says so."""
-        if self.knows:
+        """Return the verdict; while nothing is known, it says so. An ALARM can be latched."""
+        if self.knows or verdict.state == AlarmState.ALARM:
             return verdict
         reason = (
             f'it is not known whether an episode is running: the monitor has been active for less '

@@ -11,7 +11,7 @@ import numpy as np
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
-from vla_feature_bridge.nodes.levels import Level
+from vla_feature_bridge.nodes.levels import Finding, Level, most_severe, summarise
 
 _LEVELS = {
     AlarmState.NOMINAL: Level.OK,
@@ -24,7 +24,7 @@ _LEVELS = {
 
 
 def diagnose(
-    session: MonitorSession | None, active: bool, failure: str, problems: Sequence[str] = ()
+    session: MonitorSession | None, active: bool, failure: str, around: Sequence[Finding] = ()
 ) -> tuple[Level, str]:
     """Return the level and one sentence for a person.
 
@@ -36,8 +36,8 @@ def diagnose(
         Whether the node is active.
     failure : str
         Reason why the last configure failed; empty if it succeeded.
-    problems : sequence of str
-        What else is wrong with the node.
+    around : sequence of Finding
+        What is wrong with the node and with the nodes around it.
     """
     if session is None:
         level, message = (Level.ERROR, failure) if failure else (Level.STALE, 'not configured')
@@ -46,14 +46,25 @@ def diagnose(
     else:
         verdict = session.verdict
         level, message = _LEVELS[verdict.state], f'{verdict.state.name}: {verdict.reason}'
-        problems = [
-            text
-            for text in (*problems, session.file_problem, session.freshness.warning)
-            if text and text not in message
-        ]
-        if level == Level.OK and problems:
-            return Level.WARN, f'{verdict.state.name}, but {"; ".join(problems)}'
-    return level, '; '.join([message, *problems])
+        around = [*around, *_findings_of(session)]
+    around = [finding for finding in around if finding.text not in message]
+    if not around:
+        return level, message
+    worst, text = summarise(around, '')
+    if level == Level.OK:
+        return worst, f'{message.partition(":")[0]}, but {text}'
+    return most_severe(level, worst), f'{message}; {text}'
+
+
+def _findings_of(session: MonitorSession) -> list[Finding]:
+    """Return what is doubtful although the state can be NOMINAL."""
+    texts = (
+        session.file_problem,
+        session.freshness.warning,
+        session.monitor.checks.warning,
+        *session.remarks.texts,
+    )
+    return [Finding(Level.WARN, text) for text in texts if text]
 
 
 def introduce(session: MonitorSession) -> list[str]:
@@ -94,7 +105,9 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
         'steps scored': counts.scored,
         'steps invalid': counts.invalid,
         'steps missing': counts.missing,
-        'steps out of order': counts.out_of_order,
+        'steps repeated': counts.repeated,
+        'steps misplaced': counts.misplaced,
+        'first problem': session.first_problem,
         'last problem': session.problem,
         **_settings_facts(session),
     }
@@ -122,6 +135,7 @@ def _settings_facts(session: MonitorSession) -> dict[str, object]:
             stale += f' (learned: {alarms.period.explain()})'
     facts: dict[str, object] = {
         'alarm_k of alarm_n': f'{config.k} of {config.n}',
+        'latch': config.latch.value,
         'stale after [s]': stale,
         'max_age [s]': f'{freshness.max_age:g}',
         'age of the last step [s]': 'unknown' if age is None else f'{age:.3f}',

@@ -11,6 +11,7 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.step_order import shown
 from safe_monitor_node.monitor.steps import StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import Level
@@ -52,7 +53,7 @@ def alarm_message(session: MonitorSession, verdict: Verdict, advice: int) -> Fai
         step=verdict.step,
         detector=session.monitor.calibrated.detector.name,
         state=int(verdict.state),
-        reason=verdict.reason,
+        reason=_shortened(verdict.reason),
         score=verdict.score,
         threshold=verdict.threshold,
         advice=advice,
@@ -75,7 +76,7 @@ def inactive_message(session: MonitorSession, advice: int) -> FailureAlarm:
         detector=session.monitor.calibrated.detector.name,
         state=int(AlarmState.UNKNOWN),
         reason=f'the monitor is not active; its last state was {verdict.state.name}: '
-        f'{verdict.reason}',
+        f'{_shortened(verdict.reason)}',
         score=math.nan,
         threshold=math.nan,
         advice=advice,
@@ -147,7 +148,7 @@ def label_of(event: EpisodeEvent) -> EpisodeLabel:
     if event.outcome not in OUTCOMES:
         raise MonitorError(
             f'vla/episode: expected an outcome of {sorted(OUTCOMES)} for episode '
-            f'{event.episode_id!r}, found {event.outcome}; ignored'
+            f'{shown(event.episode_id)}, found {event.outcome}; ignored'
         )
     stamp = time_from_message(event.header.stamp)
     return EpisodeLabel(event.episode_id, OUTCOMES[event.outcome], stamp, event.reason)
@@ -159,4 +160,4 @@ def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
     The effect None means that the label was only published.
     """
     done = 'published only' if effect is None else effect.value
-    return f'episode {label.episode_id!r}, outcome {_OUTCOME_NAMES[label.success]}: {done}'
+    return f'episode {shown(label.episode_id)}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

@@ -11,13 +11,13 @@ from typing import Any
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
+from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
 from safe_monitor_node.nodes.monitor_messages import label_of, label_sentence, score_message
 from safe_monitor_node.nodes.monitor_outputs import MonitorOutputs
 from safe_monitor_node.nodes.monitor_parameters import PARAMETERS, settings_of
@@ -26,13 +26,15 @@ from safe_monitor_node.threads import NOT_LIMITED, limit_threads
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
+from vla_feature_bridge.nodes.levels import Finding, Level
 from vla_feature_bridge.nodes.lifecycle import ManagedNode
 from vla_feature_bridge.ros.clock_watch import ClockWatch
 from vla_feature_bridge.ros.messages import MessageError, step_from_message, time_from_message
 from vla_feature_bridge.ros.parameter_changes import ParameterChanges
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import declare_parameters
-from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
+
+_LOOK_PERIOD = 0.5
 
 
 class MonitorNode(ManagedNode):
@@ -55,6 +57,7 @@ class MonitorNode(ManagedNode):
         Detector folder that was loaded last, or is to be loaded.
     session : MonitorSession or None
         None while the node is not configured.
+    inputs : MonitorInputs
     outputs : MonitorOutputs
     answers : MonitorServices
     """
@@ -70,15 +73,17 @@ class MonitorNode(ManagedNode):
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._clock_watch = ClockWatch(self)
         self._active_since = 0
-        self._subscriptions_made: list[Any] = []
+        self._findings: list[Finding] = []
         self._tick_timer: Any = None
         self._grace_timer: Any = None
+        self.inputs = MonitorInputs(self, self._on_step, self._on_episode)
         self.outputs = MonitorOutputs(self)
         self.answers = MonitorServices(self)
         self._changes = ParameterChanges(
             self, PARAMETERS, self.values, self._check_change, self._on_change
         )
         self._timer(self.values.diagnostics_period, self.outputs.publish_diagnostics)
+        self._timer(_LOOK_PERIOD, self._look_around)
 
     def autostart(self) -> None:
         """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
@@ -96,19 +101,7 @@ class MonitorNode(ManagedNode):
         self.session = MonitorSession(self.folder, settings_of(self.values), self._on_episode_ended)
         self.limit_threads()
         self.outputs.open()
-        for message, topic, callback, qos in (
-            (PolicyStepMessage, 'vla/policy_step', self._on_step, STEP_QOS),
-            (EpisodeEvent, 'vla/episode', self._on_episode, EPISODE_QOS),
-        ):
-            self._subscriptions_made.append(
-                self.create_subscription(
-                    message,
-                    topic,
-                    callback,
-                    qos,
-                    qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-                )
-            )
+        self.inputs.open()
         self._tick_timer = self._timer(self.values.stop_period, self._on_tick)
         for sentence in introduce(self.session):
             self.get_logger().info(sentence)
@@ -125,11 +118,10 @@ class MonitorNode(ManagedNode):
             self.log_file_problem(self.session)
         if self._tick_timer is not None:
             self.destroy_timer(self._tick_timer)
-        for subscription in self._subscriptions_made:
-            self.destroy_subscription(subscription)
+        self.inputs.close()
         self.outputs.close()
         self._tick_timer = self.session = None
-        self._subscriptions_made.clear()
+        self._findings = []
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to score and to publish."""
@@ -172,7 +164,7 @@ class MonitorNode(ManagedNode):
         now = int(self.get_clock().now().nanoseconds)
         return (now - stamp) * 1e-9 if stamp != 0 and now != 0 else None
 
-    def _on_step(self, message: PolicyStepMessage) -> None:
+    def _on_step(self, message: PolicyStepMessage, info: dict[str, Any]) -> None:
         received = time.perf_counter()
         session = self.session
         if session is None:
@@ -183,21 +175,18 @@ class MonitorNode(ManagedNode):
         self._look_at_clock(session)
         stamp = time_from_message(message.header.stamp)
         now, age = time.monotonic(), self._age(stamp)
+        sequence = info['publication_sequence_number']
         try:
             step = step_from_message(message)
         except MessageError as error:
-            step_id = StepId(message.episode_id, message.step, stamp)
+            step_id = StepId(message.episode_id, message.step, stamp, sequence=sequence)
             result = session.refuse(step_id, str(error), now, age)
         else:
-            result = session.step(step, now, age)
+            result = session.step(step, now, age, sequence)
+        self._log_remarks(session)
         if result is None:
-            self.get_logger().warning(
-                f'step {message.step} of episode {message.episode_id!r} is a repetition or '
-                'arrived after the end of its episode; ignored',
-                throttle_duration_sec=5.0,
-            )
             return
-        if result.problem:
+        if result.problem and result.problem != result.verdict.reason:
             self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
         score = score_message(session, message, result)
         score.latency = time.perf_counter() - received
@@ -205,7 +194,11 @@ class MonitorNode(ManagedNode):
         session.latencies.append(score.latency)
         self.outputs.announce(message)
 
-    def _on_episode(self, event: EpisodeEvent, info: dict[str, int]) -> None:
+    def _log_remarks(self, session: MonitorSession) -> None:
+        for text in session.remarks.take_new():
+            self.get_logger().warning(text)
+
+    def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
         session = self.session
         if session is None:
             return
@@ -223,15 +216,12 @@ class MonitorNode(ManagedNode):
         elif event.kind == EpisodeEvent.KIND_START:
             session.start(event.episode_id, now, task)
         elif event.kind == EpisodeEvent.KIND_END:
-            self._end(session, event.episode_id)
+            grace = max(self.values.end_grace, 1e-3)
+            if session.end(event.episode_id, now, grace, earlier=earlier):
+                self._cancel_grace()
+                self._grace_timer = self._timer(grace, session.finish_episode)
+        self._log_remarks(session)
         self.outputs.announce()
-
-    def _end(self, session: MonitorSession, episode_id: str) -> None:
-        if session.end(episode_id):
-            self._cancel_grace()
-            self._grace_timer = self._timer(
-                max(self.values.end_grace, 1e-3), session.finish_episode
-            )
 
     def _on_episode_ended(self) -> None:
         self._cancel_grace()
@@ -281,9 +271,20 @@ class MonitorNode(ManagedNode):
             session.clock_ran_back()
         session.freshness.clock_problem = self._clock_watch.problem()
 
-    def problems(self) -> list[str]:
-        """Return what is wrong with the clock and with the given parameters, for a person."""
-        return [text for text in (self._clock_watch.problem(), self._unknown) if text]
+    def _look_around(self) -> None:
+        """Look at the nodes around the monitor; what is new is diagnosed at once."""
+        findings = self.inputs.findings()
+        if findings != self._findings:
+            for finding in findings:
+                if finding not in self._findings:
+                    self.get_logger().warning(finding.text)
+            self._findings = findings
+            self.outputs.publish_diagnostics()
+
+    def problems(self) -> list[Finding]:
+        """Return what is wrong with clock, parameters and the nodes around, for a person."""
+        texts = (self._clock_watch.problem(), self._unknown)
+        return [Finding(Level.WARN, text) for text in texts if text] + self._findings
 
 
 @ends_on_interrupt

@@ -10,6 +10,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
 from safe_monitor_node.monitor.alarm import AlarmState
+from safe_monitor_node.monitor.step_order import shown
 from safe_monitor_node.nodes.diagnosis import diagnose, facts_of
 from safe_monitor_node.nodes.monitor_messages import (
     alarm_message,
@@ -18,7 +19,14 @@ from safe_monitor_node.nodes.monitor_messages import (
 )
 from safe_monitor_node.nodes.monitor_parameters import advice_of, demands
 from safe_msgs.msg import FailureAlarm, FailureScore, PolicyStep
-from vla_feature_bridge.ros.qos import ALARM_QOS, DIAGNOSTICS_QOS, SCORE_QOS, STOP_QOS
+from vla_feature_bridge.ros.qos import (
+    ALARM_QOS,
+    DIAGNOSTICS_QOS,
+    SCORE_QOS,
+    STOP_QOS,
+    alive_qos,
+    stop_deadline,
+)
 
 if TYPE_CHECKING:
     from safe_monitor_node.nodes.monitor_node import MonitorNode
@@ -43,10 +51,11 @@ class MonitorOutputs:
 
     def open(self) -> None:
         """Create the publishers of an active node."""
+        deadline = stop_deadline(self._node.values.stop_period)
         for topic, kind, qos in (
             ('safe/score', FailureScore, SCORE_QOS),
-            ('safe/alarm', FailureAlarm, ALARM_QOS),
-            ('safe/stop', Bool, STOP_QOS),
+            ('safe/alarm', FailureAlarm, alive_qos(ALARM_QOS)),
+            ('safe/stop', Bool, alive_qos(STOP_QOS, deadline=deadline)),
         ):
             self._open[topic] = self._node.create_lifecycle_publisher(
                 kind,
@@ -89,8 +98,10 @@ class MonitorOutputs:
             message.header.stamp = self._node.get_clock().now().to_msg()
         self._open['safe/alarm'].publish(message)
         self.publish_stop()
-        if is_new and verdict.state == AlarmState.ALARM:
-            self._node.get_logger().warning(f'episode {message.episode_id!r}: {verdict.reason}')
+        if is_new and verdict.state in (AlarmState.ALARM, AlarmState.INVALID):
+            self._node.get_logger().warning(
+                f'{verdict.state.name}, episode {shown(message.episode_id)}: {verdict.reason}'
+            )
         self.publish_diagnostics()
 
     def announce_inactive(self) -> None:
@@ -124,8 +135,8 @@ class MonitorOutputs:
         facts |= demands(node.values)
         name = node.get_fully_qualified_name()
         status = diagnostic_status(name, level, message, facts)
-        if node.session is not None:
-            status.hardware_id = node.session.monitor.calibrated.detector.name
+        # Two robots are two devices, also if they run the same detector.
+        status.hardware_id = node.get_namespace().strip('/')
         array = DiagnosticArray(status=[status])
         array.header.stamp = node.get_clock().now().to_msg()
         self._diagnostics.publish(array)

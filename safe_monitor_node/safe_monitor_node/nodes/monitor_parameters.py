@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Latch
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.start_of_watch import LISTENING
@@ -110,6 +110,23 @@ PARAMETERS = (
         100000,
     ),
     Parameter(
+        'max_identical_features',
+        5,
+        'Number of steps in succession that may have identical features; more are INVALID, because '
+        'the camera or the policy seems to stand still; 0 accepts any number.',
+        0,
+        100000,
+        changes=NEXT_EPISODE,
+    ),
+    Parameter(
+        'latch',
+        Latch.EPISODE.value,
+        'An alarm lasts until its episode ends or ~/reset is called (episode), or until ~/reset is '
+        'called, whatever episodes come (reset).',
+        choices=tuple(latch.value for latch in Latch),
+        changes=AT_ONCE,
+    ),
+    Parameter(
         'alarm_advice',
         'stop',
         'Advice published with an alarm.',
@@ -176,6 +193,8 @@ def settings_of(values: Any) -> MonitorSettings:
             n=values.alarm_n,
             stale_after=math.inf if values.stale_mode == 'never' else values.stale_after,
             max_missing_steps=values.max_missing_steps,
+            max_identical_features=values.max_identical_features,
+            latch=Latch(values.latch),
         ),
         max_age=values.max_age,
     )

@@ -116,5 +116,10 @@ class MonitorServices:
         session.expect_own(label)
         self._labels.publish(event)
         sentence = label_sentence(label, session.label(label))
+        if not session.remarks.knows(episode_id):
+            sentence += (
+                '; neither a START nor a step of this episode has come since the monitor was '
+                'configured: if it should have, check the episode_id'
+            )
         node.log_file_problem(session)
         return f'{sentence}; {session.file_problem}' if session.file_problem else sentence

@@ -18,11 +18,11 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from safe_msgs.srv import EndEpisode, LabelEpisode, StartEpisode
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.bridge_boundaries import Boundary
-from vla_feature_bridge.nodes.bridge_diagnosis import Diagnosis, Finding
+from vla_feature_bridge.nodes.bridge_diagnosis import Diagnosis
 from vla_feature_bridge.nodes.bridge_parameters import PARAMETERS, check_settings
 from vla_feature_bridge.nodes.bridge_session import BridgeSession
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
-from vla_feature_bridge.nodes.levels import Level
+from vla_feature_bridge.nodes.levels import Finding, Level
 from vla_feature_bridge.nodes.lifecycle import ManagedNode
 from vla_feature_bridge.ros.clock_watch import ClockWatch
 from vla_feature_bridge.ros.messages import success_of
