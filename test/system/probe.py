@@ -92,12 +92,21 @@ class Probe:
         self.spin_until(
             lambda: (
                 self._steps.get_subscription_count() == 1
-                and self._events.get_subscription_count() == 1
+                and self._events.get_subscription_count() >= 1
                 and self.node.count_publishers('safe/score') == 1
                 and self.stops
             ),
             'the monitor is active and connected',
         )
+
+    def leave(self) -> None:
+        """Stop to publish steps."""
+        self.node.destroy_publisher(self._steps)
+
+    def join(self) -> None:
+        """Publish steps again; returns when the monitor listens."""
+        self._steps = self.node.create_publisher(PolicyStepMessage, 'vla/policy_step', RELIABLE)
+        self.spin_until(self._steps.get_subscription_count, 'the monitor listens')
 
     def listen_to_events(self) -> list[EpisodeEvent]:
         """Return a list that will hold every event on vla/episode."""

@@ -190,18 +190,18 @@ def test_missing_steps_make_the_rest_of_the_episode_invalid_unless_allowed(
     assert probe.step(quiet(5)).state == FailureScore.STATE_INVALID
 
 
-def test_a_repeated_step_is_ignored(probe, run_monitor, mlp_folder, quiet):
+def test_a_repeated_step_is_ignored_and_said(probe, run_monitor, mlp_folder, quiet):
     run_monitor(detector_folder=mlp_folder)
     probe.wait_until_active()
     probe.step(quiet(0))
-    first = probe.step(quiet(1))
-    changed = quiet(1)
-    changed.features = changed.features + 1
-    probe.publish(step_to_message(changed))
+    probe.step(quiet(1))
+    probe.publish(step_to_message(quiet(1)))
     # A sentinel: whatever answers next belongs to step 2, so the repetition published nothing.
     assert probe.step(quiet(2)).step == 2
     assert [s.step for s in probe.scores] == [0, 1, 2]
-    assert first.score == probe.scores[1].score
+    probe.spin_until(lambda: '1 step came again' in probe.status.message, 'it is diagnosed')
+    assert probe.status.level == DiagnosticStatus.WARN
+    assert probe.facts()['steps repeated'] == '1'
 
 
 def test_a_late_start_does_not_restart_the_episode(probe, run_monitor, lstm_folder, rollouts):
@@ -360,7 +360,7 @@ def test_an_error_while_threads_are_limited_is_the_answer_of_the_service(
 
 
 def test_the_old_name_of_a_parameter_is_refused_with_the_new_one(probe):
-    with pytest.raises(ParameterError, match=r'adaptation_rate.*give adaptation_step:=0\.05'):
+    with pytest.raises(ParameterError, match=r'adaptation_rate.*write adaptation_step:=0\.05'):
         MonitorNode(
             context=probe.context,
             parameter_overrides=[Parameter('adaptation_rate', value=0.05)],
@@ -477,7 +477,7 @@ def test_an_own_label_that_comes_back_after_another_one_counts_for_nothing(
 
     try:
         node.autostart()
-        node._on_step(step_to_message(quiet(0)))
+        node._on_step(step_to_message(quiet(0)), {'publication_sequence_number': 1})
         published = []
         node.answers._labels = SimpleNamespace(publish=published.append)
         node.answers._label('', EpisodeEvent.OUTCOME_SUCCESS)

@@ -172,6 +172,7 @@ class AlarmStateMachine:
         self._above.clear()
         self._last_time: float | None = None
         self._last_step_time: float | None = None
+        self._repeated = 0
 
     def _held_alarm(self) -> Verdict | None:
         """Return the alarm that outlives the episode that ends now; None if there is none."""
@@ -305,6 +306,10 @@ class AlarmStateMachine:
             self.verdict = self._broken_verdict(self._cause() if self._broken() else reason, step)
         return self.verdict
 
+    def repeated(self) -> None:
+        """Record that a step came again. It does not show that the policy goes on."""
+        self._repeated += 1
+
     def contradict(self, reason: str) -> None:
         """Record that the steps of the episode contradict each other.
 
@@ -341,6 +346,8 @@ class AlarmStateMachine:
             self._last_time, self.verdict = None, NOTHING
             return self.verdict
         reason = f'no policy step for more than {self.silence:.3g} s'
+        if self._repeated:
+            reason = f'no new{reason[2:]}; {self._repeated} came again and were ignored'
         if not self.config.stale_after:
             reason += f' ({self.period.explain()})'
         if self._broken():
@@ -357,6 +364,7 @@ class AlarmStateMachine:
         if self._last_step_time is not None:
             self.period.add(now - self._last_step_time)
         self._last_time = self._last_step_time = now
+        self._repeated = 0
 
     def _broken(self) -> bool:
         return bool(self._contradiction) or self._missing > self.config.max_missing_steps

@@ -347,6 +347,7 @@ class EpisodeMonitor:
         """Return the result of a step that is not the next one; None if it is ignored."""
         if place.placement is Placement.REPEATED:
             self.counts.repeated += 1
+            self.alarms.repeated()
             return None
         self.counts.misplaced += 1
         verdict = self.alarms.misplaced(step_id.index, place.problem, now)

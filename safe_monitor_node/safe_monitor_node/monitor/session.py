@@ -214,10 +214,10 @@ class MonitorSession:
             return None
         if step_id.episode_id == self.running_id:
             self.remarks.stepped(step_id.episode_id, now)
+            self.freshness.take(step_id.index, age)
         if result.problem:
             self.problem = result.problem
         self.first_problem = self.monitor.alarms.cause or self.first_problem or result.problem
-        self.freshness.take(step_id.index, age)
         return replace(result, verdict=self.freshness.applied_to(result.verdict))
 
     def end(

@@ -56,9 +56,14 @@ class StepChecks:
             The features cannot be pooled.
         """
         spec = self.calibrated.feature
-        self._check_names(step)
+        if problem := self.calibrated.action_problem(step.action_space):
+            raise StepError(
+                f'step {step.step}: {problem}; publish the actions in the space of the detector, '
+                'or fit the detector on actions in the space of the policy'
+            )
         if 'features' not in self.calibrated.detector.needs:
             return step
+        self._check_name(step)
         if dtype_name(step.features) not in FLOATS:
             raise StepError(
                 f'step {step.step}: expected features of type {", ".join(FLOATS)}, found '
@@ -75,7 +80,7 @@ class StepChecks:
         )
         return step
 
-    def _check_names(self, step: PolicyStep) -> None:
+    def _check_name(self, step: PolicyStep) -> None:
         spec = self.calibrated.feature
         if step.feature_name and step.feature_name != str(spec):
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
@@ -85,11 +90,6 @@ class StepChecks:
                     f'the detector was fitted on {str(spec)!r}; '
                     'set the same tensor and pooling in the bridge'
                 )
-        if problem := self.calibrated.action_problem(step.action_space):
-            raise StepError(
-                f'step {step.step}: {problem}; publish the actions in the space of the detector, '
-                'or fit the detector on actions in the space of the policy'
-            )
 
     def _check_numbers(self, step: PolicyStep) -> None:
         if step.features.shape != (self.calibrated.detector.dim_,):

@@ -162,9 +162,14 @@ def _ignore(event: Any) -> None:
 
 
 def _names(infos: Iterable[Any]) -> str:
-    return _listed(
-        f'{info.node_namespace.rstrip("/")}/{info.node_name}'.replace('//', '/') for info in infos
-    )
+    return _listed(map(_name, infos))
+
+
+def _name(info: Any) -> str:
+    # The publisher is known before the name of its node.
+    if 'UNKNOWN' in info.node_name:
+        return 'a node that is not known yet'
+    return f'{info.node_namespace.rstrip("/")}/{info.node_name}'
 
 
 def _listed(names: Iterable[str]) -> str:

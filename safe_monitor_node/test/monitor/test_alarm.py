@@ -263,6 +263,21 @@ def test_a_step_that_cannot_be_scored_leads_from_stale_to_invalid_and_silence_ba
     assert episode.wait(10.0) == STALE
 
 
+def test_steps_that_come_again_do_not_end_the_silence_and_are_said():
+    episode = Episode(stale_after=2.0)
+    episode.score(LOW)
+    for _ in range(3):
+        episode.alarms.repeated()
+        episode.wait(0.9)
+    assert episode.state == STALE
+    assert episode.verdict.reason == (
+        'no new policy step for more than 2 s; 3 came again and were ignored'
+    )
+    episode.score(LOW)
+    episode.wait(3.0)
+    assert episode.verdict.reason == 'no policy step for more than 2 s'
+
+
 def test_infinity_means_never_stale():
     episode = Episode(stale_after=math.inf)
     episode.score(LOW)

@@ -580,6 +580,7 @@ def test_a_detector_that_reads_no_features_accepts_any():
     assert frozen == [NOMINAL] * 4
     assert live.monitor.checks.warning == ''
     assert live.state(4, features=np.zeros(WIDTH, np.int32)) == NOMINAL
+    assert live.state(5, features=nothing, feature_name='none') == NOMINAL, 'a black box'
 
 
 @pytest.mark.parametrize('raw', [False, True], ids=['pooled', 'raw'])
