@@ -46,7 +46,10 @@ def start(tmp_path):
         (tmp_path / 'script.py').write_text(
             'import sys\n'
             'from vla_feature_bridge.nodes.startup import start\n'
-            "sys.exit(start('node_under_test', ['argument']))\n"
+            'def load():\n'
+            '    import node_under_test\n'
+            '    return node_under_test.main\n'
+            "sys.exit(start(load, ['argument']))\n"
         )
         started.append(
             subprocess.Popen(

@@ -7,13 +7,20 @@ The node itself is in ``bridge_node``, which takes a while to import.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from vla_feature_bridge.nodes.startup import start
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node until it is shut down; returns the exit status."""
-    return start('vla_feature_bridge.nodes.bridge_node', args)
+    return start(_load, args)
+
+
+def _load() -> Callable[..., int]:
+    from vla_feature_bridge.nodes.bridge_node import main as run
+
+    return run
 
 
 if __name__ == '__main__':

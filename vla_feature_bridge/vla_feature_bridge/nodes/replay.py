@@ -7,13 +7,20 @@ The node itself is in ``replay_node``, which takes a while to import.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 
 from vla_feature_bridge.nodes.startup import start
 
 
 def main(args: list[str] | None = None) -> int:
     """Run the node; returns 0 if all episodes were played, otherwise 1."""
-    return start('vla_feature_bridge.nodes.replay_node', args)
+    return start(_load, args)
+
+
+def _load() -> Callable[..., int]:
+    from vla_feature_bridge.nodes.replay_node import main as run
+
+    return run
 
 
 if __name__ == '__main__':

@@ -7,30 +7,30 @@ the node's module and the packages that it needs are imported, which can take se
 
 from __future__ import annotations
 
-import importlib
 import os
 import signal
+from collections.abc import Callable
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 """Signals that end a node."""
 
 
-def start(module: str, args: list[str] | None = None) -> int:
-    """Import the module of a node and run its ``main``; returns the exit status.
+def start(load: Callable[[], Callable[..., int]], args: list[str] | None = None) -> int:
+    """Import a node and run its ``main``; returns the exit status.
 
     The status is 0 after a signal, also during the import.
 
     Parameters
     ----------
-    module : str
-        Full name of the module. Its ``main`` handles the signals itself.
+    load : callable
+        Imports the module of the node and returns its ``main``, which handles the signals itself.
     args : list of str, optional
         Arguments of ``main``.
     """
     previous = {number: signal.signal(number, _leave) for number in SIGNALS}
     try:
-        return int(importlib.import_module(module).main(args))
+        return load()(args)
     finally:
         for number, handler in previous.items():
             if signal.getsignal(number) is _leave:
