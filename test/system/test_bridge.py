@@ -512,12 +512,12 @@ def test_a_wrong_setting_is_diagnosed_and_the_node_lives(
     assert process.exit_status is None
 
 
-def test_a_misspelt_parameter_and_a_silent_clock_are_said(
+def test_an_unknown_parameter_and_a_silent_clock_are_said(
     run_bridge: Callable[..., Process], listener: BridgeListener
 ) -> None:
-    run_bridge(stale_aftr=3.0, use_sim_time=True)
-    listener.spin_until(lambda: 'stale_aftr' in listener.message_of('bridge'), 'it is said')
-    listener.spin_until(lambda: '/clock has not moved' in listener.message_of('bridge'), 'both')
+    run_bridge(robot_name='left', use_sim_time=True)
+    listener.spin_until(lambda: 'robot_name' in listener.message_of('bridge'), 'it is said')
+    listener.spin_until(lambda: 'no /clock for' in listener.message_of('bridge'), 'both')
 
 
 def test_the_bridge_goes_through_its_life_cycle_while_a_sender_stays(
