@@ -9,6 +9,7 @@ Ratios are measured side by side in one run; single times depend on the machine.
 * detectors: one live step of every detector against the matrix products it cannot avoid.
 * sweep: training a grid of SAFE-MLPs and SAFE-LSTMs together against one at a time.
 * handover: handing over a step to the bridge or to ROS 2, in the thread of the policy.
+* tap: the cost of a tap in the thread of a policy.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
 """
 
@@ -38,6 +39,7 @@ from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
 from bench.handover import bench_handover, print_handover
 from bench.sweep import bench_sweep, print_sweep
+from bench.tap import bench_tap, print_tap
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
@@ -283,12 +285,19 @@ def run_handover(args: argparse.Namespace) -> list[dict[str, Any]]:
         return bench_handover(args.steps, progress=lambda note: status.update(note))
 
 
+def run_tap(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``tap``."""
+    with Console(stderr=True).status('tap') as status:
+        return bench_tap(args.steps, progress=lambda note: status.update(note))
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'stream': (run_stream, print_stream),
     'latency': (run_latency, print_latency),
     'detectors': (run_detectors, print_detectors),
     'sweep': (run_sweep, print_sweep),
     'handover': (run_handover, print_handover),
+    'tap': (run_tap, print_tap),
     'conversion': (run_conversion, print_conversion),
 }
 
