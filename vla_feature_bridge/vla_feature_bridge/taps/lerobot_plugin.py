@@ -272,11 +272,14 @@ class LerobotPlugin:
         """Put the methods back, and remove the tap."""
         while self._replaced:
             cls, name, original = self._replaced.pop()
-            setattr(cls, name, original)
+            if original is None:  # it inherited the method
+                delattr(cls, name)
+            else:
+                setattr(cls, name, original)
         self._close('the tap was uninstalled')
 
     def _set(self, cls: type, name: str, value: Any) -> None:
-        self._replaced.append((cls, name, cls.__dict__.get(name, None)))
+        self._replaced.append((cls, name, cls.__dict__.get(name)))
         setattr(cls, name, value)
 
     def _replace(self, cls: type) -> None:
