@@ -179,11 +179,7 @@ def test_a_preset_that_does_not_fit_is_said_once_and_the_policy_goes_on(plugin, 
     assert not vars(policy).get('reset')
 
 
-def test_a_policy_without_a_preset_is_a_black_box(plugin, bridge, caplog):
-    class StrangePolicy(ACTPolicy):
-        name = 'strange'
-
-    StrangePolicy.__mro__[0].__name__ = 'StrangePolicy'
+def test_a_black_box_sends_actions_without_features(plugin, bridge):
     plugin(preset='black_box')
     act = tiny.act()
     act.reset()
@@ -279,7 +275,7 @@ def test_a_class_that_is_defined_later_and_replaces_train(plugin, bridge):
     policy = LatePolicy(tiny.act(device='cpu').config)
     policy.eval()
     policy.select_action(tiny.observation())
-    assert calls == [False, False]  # once more by predict_action_chunk
+    assert set(calls) == {False}
     bridge.wait_for_kinds('start', 0)
 
 
@@ -334,7 +330,7 @@ def run(site, bridge, tmp_path):
     started = []
 
     def start(module, *arguments, **variables):
-        log = (tmp_path / f'program{len(started)}.log').open('w+')
+        log = (tmp_path / f'program{len(started)}.log').open('w')
         paths = [site, PACKAGE, Path(__file__).parent, os.environ.get('PYTHONPATH', '')]
         process = subprocess.Popen(
             [sys.executable, '-m', module, *map(str, arguments)],
@@ -350,6 +346,7 @@ def run(site, bridge, tmp_path):
                 **variables,
             },
         )
+        log.close()
         process.log = Path(log.name)
         started.append(process)
         return process
@@ -445,7 +442,7 @@ def test_the_asynchronous_policy_server_is_tapped(run, bridge, act_folder):
     ]
     assert {step.instruction for step in bridge.steps} == {'fold the towel'}
     # The chunk of the network is normalised; the wire of LeRobot carries the robot's units.
-    sent = torch.from_numpy(bridge.steps[-1].actions[0, :10])
+    sent = torch.tensor(bridge.steps[-1].actions[0, :10])
     received = torch.stack([action.get_action() for action in actions])
     torch.testing.assert_close(0.1 + 2.0 * sent, received, rtol=1e-5, atol=1e-5)
 

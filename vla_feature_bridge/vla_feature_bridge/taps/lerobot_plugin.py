@@ -33,7 +33,12 @@ _LOG = logging.getLogger('vla_feature_bridge.taps')
 #: How often it is looked whether a monitor listens [s].
 _LOOK_AGAIN = 0.02
 #: Where a policy of LeRobot says how many actions are executed before the next inference.
-_HORIZONS: tuple[int | str, ...] = ('config.n_action_steps', 'config.chunk_size', 'config.horizon')
+_HORIZONS: tuple[int | str, ...] = (
+    'config.n_action_steps',
+    'config.action_chunk_size',
+    'config.chunk_size',
+    'config.horizon',
+)
 
 
 class LerobotSink:
