@@ -197,8 +197,9 @@ def test_a_class_that_no_preset_names(plugin, bridge, caplog):
 
     plugin()
     VQBeTPolicy(
-        VQBeTConfig(**tiny.features(84), pretrained_backbone_weights=None, device='cpu',
-                    crop_shape=None)
+        VQBeTConfig(
+            **tiny.features(84), pretrained_backbone_weights=None, device='cpu', crop_shape=None
+        )
     ).eval()
     assert 'no preset for VQBeTPolicy: it is a black box' in caplog.text
     bridge.wait_for(lambda: bridge.hellos, 'connected')
@@ -392,9 +393,7 @@ def test_lerobot_eval_without_the_tap(run, bridge, act_folder):
     assert not bridge.hellos
 
 
-def test_lerobot_eval_of_several_environments_at_once_says_what_to_change(
-    run, bridge, act_folder
-):
+def test_lerobot_eval_of_several_environments_at_once_says_what_to_change(run, bridge, act_folder):
     process = run(
         'lerobot.scripts.lerobot_eval',
         f'--policy.path={act_folder}',
