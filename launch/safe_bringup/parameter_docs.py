@@ -31,9 +31,10 @@ INTRODUCTION = """\
 # Parameters
 
 Give them on the command line (`--ros-args -p alpha:=0.05`) or in a YAML file
-(`--ros-args --params-file FILE`; `launch/params` holds one for each node). They are read when the
-node starts and cannot be changed afterwards; a value of another type, or one that is not allowed,
-ends the start with the reason. A `double` needs its decimal point: `10.0`, not `10`."""
+(`--ros-args --params-file FILE`; `launch/params` holds one for each node). A node reads its
+parameters when it starts. They cannot be changed afterwards. A node refuses a value of another type
+and a value that is not allowed: it ends with the reason. A `double` needs its decimal point:
+`10.0`, not `10`."""
 
 
 def page() -> str:

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from bridge_listener import BridgeListener, PolicyProcess
 from diagnostic_msgs.msg import DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 
 from safe_bringup.live import Observer, Process
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -158,6 +160,7 @@ def test_a_bridge_that_starts_last_gets_everything(
 # --- crashes
 
 
+@pytest.mark.slow
 def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     run_bridge: Callable[..., Process],
     run_policy: Callable[..., PolicyProcess],
@@ -189,6 +192,7 @@ def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     assert numbers[-1] == len(alarming[0]) - 1
 
 
+@pytest.mark.slow
 def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episode(
     run_bridge: Callable[..., Process],
     run_monitor: Callable[..., Process],
@@ -230,6 +234,7 @@ def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episo
     np.testing.assert_allclose(last.scores, offline, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_episode_of_a_killed_policy_stays_open_until_the_next_one_begins(
     run_bridge: Callable[..., Process],
     run_policy: Callable[..., PolicyProcess],
@@ -513,6 +518,43 @@ def test_a_misspelt_parameter_and_a_silent_clock_are_said(
     run_bridge(stale_aftr=3.0, use_sim_time=True)
     listener.spin_until(lambda: 'stale_aftr' in listener.message_of('bridge'), 'it is said')
     listener.spin_until(lambda: '/clock has not moved' in listener.message_of('bridge'), 'both')
+
+
+def test_the_bridge_goes_through_its_life_cycle_while_a_sender_stays(
+    run_bridge: Callable[..., Process], listener: BridgeListener, address: str
+) -> None:
+    process = run_bridge(autostart=False)
+
+    def change(transition: int) -> bool:
+        request = Transition(id=transition)
+        return bool(listener.call(ChangeState, 'bridge/change_state', transition=request).success)
+
+    listener.spin_until(lambda: listener.message_of('bridge') == 'not configured', 'it waits')
+    assert change(Transition.TRANSITION_CONFIGURE)
+    sender = sender_to(address, strict=False, wait_for_monitor=0.0)
+    sender.start(episode_id='a')
+    send_steps(sender, 3)
+    listener.spin_until(
+        lambda: listener.fact('bridge', 'messages ignored while inactive') == '4', 'all is ignored'
+    )
+    assert listener.level_of('bridge') == listener.level_of('source') == STALE
+    assert not change(Transition.TRANSITION_CONFIGURE), 'it is refused, and the node lives'
+    assert change(Transition.TRANSITION_ACTIVATE)
+    send_steps(sender, 2)
+    listener.spin_until(lambda: listener.numbers('a') == [3, 4], 'steps flow')
+    listener.spin_until(lambda: 'START of the source was lost' in listener.message_of('source'), '')
+    for transition in (
+        Transition.TRANSITION_DEACTIVATE,
+        Transition.TRANSITION_CLEANUP,
+        Transition.TRANSITION_CONFIGURE,
+        Transition.TRANSITION_ACTIVATE,
+    ):
+        assert change(transition)
+    listener.spin_until(lambda: sender.state == 'connected', 'the sender is back')
+    send_steps(sender, 2)
+    listener.spin_until(lambda: listener.numbers('a') == [3, 4, 5, 6], 'steps flow again')
+    sender.close()
+    assert process.exit_status is None
 
 
 def test_a_second_bridge_at_the_same_address_is_told(

@@ -13,7 +13,7 @@ import yaml
 
 from safe_monitor_node.nodes import monitor_parameters
 from safe_monitor_node.storage.detector_folder import load_detector
-from safe_msgs.msg import EpisodeEvent, FailureScore
+from safe_msgs.msg import EpisodeEvent, FailureScore, PolicyStep
 from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
@@ -21,6 +21,7 @@ from safe_training.sweep.grid import read_grid
 from vla_feature_bridge.nodes import bridge_parameters, replay
 from vla_feature_bridge.relays.options import make_parser, parse_options
 from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.wire import StepReceiver
 
 TOP = Path(__file__).parents[2]
 PAGES = sorted(
@@ -125,9 +126,10 @@ def test_the_python_of_the_readme_fits_a_detector(tmp_path, monkeypatch, rollout
 
 
 def test_steps_are_published_as_the_how_to_page_shows_it(probe):
-    publishing, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
-    events = []
+    publishing, _, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
+    events, steps = [], []
     probe.node.create_subscription(EpisodeEvent, 'vla/episode', events.append, 10)
+    probe.node.create_subscription(PolicyStep, 'vla/policy_step', steps.append, 10)
     names = {
         'node': probe.node,
         'hidden_state': np.ones(4096, np.float32),
@@ -136,14 +138,29 @@ def test_steps_are_published_as_the_how_to_page_shows_it(probe):
     publisher = run_block('connect_your_policy.md', publishing, names)['publisher']
     assert publisher.episode_id == '', 'the episode has ended'
     assert names['episode_id']
+    probe.spin_until(lambda: len(steps) == 1 and len(events) == 2, 'the monitor is waited for')
+    assert not publisher.last_error
 
 
 def test_pooling_as_the_how_to_page_shows_it():
-    _, pooling = blocks('docs/how-to/connect_your_policy.md', 'python')
+    _, pooling, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
     states = np.random.default_rng(0).normal(size=(7, 4096)).astype(np.float32)
     names = run_block('connect_your_policy.md', pooling, {'hidden_states': states})
     np.testing.assert_array_equal(names['vector'], states[-1])
     assert names['name'] == 'hidden_states[token=last]'
+
+
+def test_steps_are_sent_as_the_how_to_page_shows_it(tmp_path):
+    _, _, sending = blocks('docs/how-to/connect_your_policy.md', 'python')
+    address, received = f'unix:{tmp_path / "s"}', []
+    with StepReceiver([address], lambda source, message: received.append(source)) as receiver:
+        receiver.set_status(True)
+        sending = sending.replace('unix:/tmp/safe_bridge.sock', address)
+        sender = run_block('connect_your_policy.md', sending)['sender']
+        sender.start()
+        sender.publish(np.ones(4096, np.float32), np.ones((1, 8, 7), np.float32))
+        sender.close(timeout=30)
+    assert received == ['left_arm'] * 2
 
 
 def test_a_rollout_set_is_written_as_the_how_to_page_shows_it(tmp_path, monkeypatch):
@@ -161,7 +178,7 @@ def test_the_public_names_are_where_the_page_of_0_1_says():
 def test_every_block_of_python_has_a_test():
     tested = {
         'README.md': 2,
-        'docs/how-to/connect_your_policy.md': 2,
+        'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
         FROM_0_1: 1,
     }

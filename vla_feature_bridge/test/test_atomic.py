@@ -178,7 +178,10 @@ def test_a_taken_name_is_refused_before_any_work(tmp_path, kind):
         path.mkdir()
     else:
         path.symlink_to('nowhere')
-    with pytest.raises(FileExistsError, match='a name that is free'), replaced_folder(path):
+    with (
+        pytest.raises(FileExistsError, match='expected a path that does not exist'),
+        replaced_folder(path),
+    ):
         raise AssertionError('the block must not run')
     assert os.listdir(tmp_path) == ['taken']
 

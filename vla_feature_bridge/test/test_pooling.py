@@ -82,9 +82,9 @@ def test_unknown_commands_are_refused_with_the_list(command):
 
 
 def test_selecting_nothing_or_an_empty_axis_is_refused():
-    with pytest.raises(PoolingError, match='expected at least one index'):
+    with pytest.raises(PoolingError, match='expected at least one selected position'):
         pool(np.zeros((3, 2)), 'concat-3:')
-    with pytest.raises(PoolingError, match='axis that is not empty'):
+    with pytest.raises(PoolingError, match='expected at least one position on axis -2'):
         pool(np.zeros((0, 2)), 'mean')
 
 

@@ -97,7 +97,7 @@ def test_an_episode_is_named_for_its_task_unless_it_has_a_name():
 def test_failure_is_the_positive_class_and_no_outcome_is_neither():
     assert mug_rollout(success=False).failed is True
     assert mug_rollout(success=True).failed is False
-    with pytest.raises(RolloutError, match="'mug/7': expected an outcome, found none; label it"):
+    with pytest.raises(RolloutError, match="'mug/7': expected an outcome, found none; label the "):
         _ = mug_rollout(success=None).failed
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files and folders on disk that are written completely or not at all.
 
-New content is first written to a hidden file in the folder of the destination, then flushed to disk
-(``fsync``) and renamed. Until the rename, the old content does not change, even if the writing is
-interrupted. After an error, incomplete files are removed. After the rename, the work is done, and
-nothing raises an error: the folder that holds the new name is flushed if the file system allows it.
-All packages of the suite use this module.
+New content is first written to a hidden file in the folder of the destination. The hidden file is
+flushed to disk (``fsync``) and then renamed. The old content does not change before the rename,
+even if an interruption stops the writing. After an error, incomplete files are removed. After the
+rename, no function of this module raises an error. The last action flushes the folder that holds
+the new name, if the file system allows a flush. All packages of the suite use this module.
 """
 
 from __future__ import annotations
@@ -53,8 +53,9 @@ def replace_file(path: Path, data: bytes | str) -> None:
 def replace_files(files: Mapping[Path, bytes | str]) -> None:
     """Write several files. If one file cannot be written, no file is changed.
 
-    All files are written aside first and then renamed in the order given. Only an interruption
-    between two renames (for example a power failure) can result in a mixture of new and old files.
+    All files are first written under hidden names and then renamed in the given order. Only an
+    interruption between two renames (for example a power failure) can leave a mixture of new and
+    old files.
 
     Raises
     ------
@@ -76,8 +77,9 @@ def replace_files(files: Mapping[Path, bytes | str]) -> None:
 def replaced_file(path: Path) -> Iterator[Path]:
     """Yield the path to write a file to; the file gets its name when the block ends without error.
 
-    For writers that open the file themselves. The yielded path ends as ``path`` does, because some
-    writers choose their format by it. In all other respects like :func:`replace_file`.
+    Use this function for a writer that opens the file itself. The yielded path has the suffix of
+    ``path``, because some writers choose their format by the suffix. In all other respects this
+    function does what :func:`replace_file` does.
 
     Raises
     ------
@@ -205,19 +207,19 @@ def path_aside(target: Path) -> Path:
 def _folder_target(path: Path, overwrite: bool) -> Path:
     if not overwrite and os.path.lexists(path):
         raise FileExistsError(
-            f'{path}: expected a name that is free, found a file or folder; '
-            'choose another name or overwrite it'
+            f'{path}: expected a path that does not exist, found a file or folder; '
+            'choose another path, or overwrite the existing file or folder'
         )
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
         raise FileExistsError(
-            f'{path}: expected a folder to overwrite, found a file; choose another name'
+            f'{path}: expected a folder to overwrite, found a file; choose another path'
         )
     return target
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, also if it is read-only. Nothing is raised if that is not allowed."""
+    """Remove a folder, also a read-only folder. If the removal is not allowed, raise nothing."""
     with suppress(OSError):
         folder.chmod(stat.S_IRWXU)
     for parent, names, _ in os.walk(folder):

@@ -318,24 +318,27 @@ class EpisodeSteps:
         signals = copy.copy(episode.signals)
         if step.actions is not None:
             signals.exec_horizon = horizon
-            step.signals = check_signals(
-                signals, step.actions, episode.executed if executed is None else executed, where
-            )
-        self._advance(
-            _State(
-                replace(
-                    episode,
-                    signals=signals,
-                    step=episode.step + 1,
-                    instruction=step.instruction,
-                    executed=horizon,
-                    has_actions=actions is not None,
-                    has_features=features is not None,
-                ),
-                self._state.dim if features is None else step.features.shape[-1],
-            )
-        )
+            done = episode.executed if executed is None else executed
+            step.signals = check_signals(signals, step.actions, done, where)
+        self._advance_past(step, episode, signals, features is not None)
         return step
+
+    def check_running(self, method: str) -> _Episode:
+        """Return the episode that runs.
+
+        Raises
+        ------
+        StepError
+            None does; ``method`` is named as what was called.
+        """
+        if self._state.episode is None:
+            raise StepError(
+                where=method,
+                expected='a running episode',
+                found='none',
+                advice='call start() first',
+            )
+        return self._state.episode
 
     def undo(self) -> None:
         """Take back the last :meth:`start`, :meth:`step` or :meth:`end`, which was not sent."""
@@ -355,15 +358,19 @@ class EpisodeSteps:
     def _advance(self, state: _State) -> None:
         self._before, self._state = self._state, state
 
-    def check_running(self, method: str) -> _Episode:
-        if self._state.episode is None:
-            raise StepError(
-                where=method,
-                expected='a running episode',
-                found='none',
-                advice='call start() first',
-            )
-        return self._state.episode
+    def _advance_past(
+        self, step: PolicyStep, episode: _Episode, signals: SignalStream, has_features: bool
+    ) -> None:
+        after = replace(
+            episode,
+            signals=signals,
+            step=step.step + 1,
+            instruction=step.instruction,
+            executed=step.exec_horizon,
+            has_actions=step.actions is not None,
+            has_features=has_features,
+        )
+        self._advance(_State(after, step.features.shape[-1] if has_features else self._state.dim))
 
     def _ended(
         self, episode: _Episode, success: bool | None = None, reason: str = ''

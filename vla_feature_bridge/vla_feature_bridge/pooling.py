@@ -51,7 +51,9 @@ def _as_fraction(command: str) -> float | None:
         return None
     if not 0.0 <= q <= 1.0:
         raise PoolingError(
-            f'pooling command {command!r}: expected a relative index from 0 to 1, found {q:g}'
+            where=f'pooling command {command!r}',
+            expected='a relative index from 0 to 1',
+            found=f'{q:g}',
         )
     return q
 
@@ -66,13 +68,19 @@ def _selection(command: str) -> slice | int | None:
         k = int(match.group(1))
         if k < 2:
             raise PoolingError(
-                f'pooling command {command!r}: expected concat-K with K >= 2, found {k}'
+                where=f'pooling command {command!r}',
+                expected='concat-K with K of at least 2',
+                found=f'K = {k}',
             )
         return k
     if match := _SLICE.match(command):
         start, stop, stride = (int(g) if g not in (None, '') else None for g in match.groups())
         if stride == 0:
-            raise PoolingError(f'pooling command {command!r}: expected a stride other than 0')
+            raise PoolingError(
+                where=f'pooling command {command!r}',
+                expected='concat-A:B:C with a stride C that is not 0',
+                found='the stride 0',
+            )
         return slice(start, stop, stride)
     return None
 
@@ -80,7 +88,9 @@ def _selection(command: str) -> slice | int | None:
 def check_command(command: str) -> None:
     """Raise :class:`PoolingError` unless ``command`` is one of :data:`COMMANDS`."""
     if command != 'mean' and _as_fraction(command) is None and _selection(command) is None:
-        raise PoolingError(f'unknown pooling command {command!r}; expected one of: {COMMANDS}')
+        raise PoolingError(
+            where='pooling command', expected=f'one of: {COMMANDS}', found=repr(command)
+        )
 
 
 def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
@@ -111,13 +121,17 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
     check_command(command)
     if array.ndim < 2:
         raise PoolingError(
-            f'pooling: expected an axis in front of the feature axis, found shape {array.shape}'
+            where='pooling',
+            expected='an array with at least one axis in front of the feature axis',
+            found=f'shape {array.shape}',
         )
     moved = np.moveaxis(array, axis, -2)
     n = moved.shape[-2]
     if n == 0:
         raise PoolingError(
-            f'pooling: expected an axis that is not empty, found shape {array.shape}'
+            where='pooling',
+            expected=f'at least one position on axis {axis}',
+            found=f'shape {array.shape}',
         )
     if command == 'mean':
         return as_float32(moved).mean(axis=-2, dtype=np.float32)
@@ -131,8 +145,9 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
         picked = moved[..., np.round(np.linspace(0, n - 1, chosen)).astype(int), :]
     if picked.shape[-2] == 0:
         raise PoolingError(
-            f'pooling command {command!r}: expected at least one index of an axis of length {n}, '
-            'found none'
+            where=f'pooling command {command!r}',
+            expected=f'at least one selected position on an axis of length {n}',
+            found='none',
         )
     return picked.reshape(*picked.shape[:-2], -1)
 
@@ -165,19 +180,25 @@ class FeatureSpec:
         object.__setattr__(self, 'pooling', tuple((str(a), str(c)) for a, c in self.pooling))
         if len(set(self.axes)) != len(self.axes):
             raise PoolingError(
-                f'feature {self.name!r}: expected different names of axes, found {self.axes}'
+                where=f'feature {self.name!r}',
+                expected='a different name for each axis',
+                found=str(list(self.axes)),
             )
         named = [axis for axis, _ in self.pooling]
         if self.pooling and sorted(named) != sorted(self.axes):
             raise PoolingError(
-                f'feature {self.name!r}: pooling must name each of the axes {list(self.axes)} '
-                f'once, found {named}; give one AXIS=COMMAND for each axis'
+                where=f'feature {self.name!r}',
+                expected=f'a pooling that names each of the axes {list(self.axes)} once',
+                found=f'a pooling of the axes {named}',
+                advice='give one AXIS=COMMAND for each axis',
             )
         for _, command in self.pooling:
             check_command(command)
         if self.dim < 0:
             raise PoolingError(
-                f'feature {self.name!r}: expected a width of at least 0, found {self.dim}'
+                where=f'feature {self.name!r}',
+                expected='a width dim of at least 0',
+                found=str(self.dim),
             )
 
     @property
@@ -202,8 +223,9 @@ class FeatureSpec:
         left = list(self.axes)
         if raw.ndim < len(left) + 1:
             raise PoolingError(
-                f'feature {self.name!r}: expected a tensor with axes '
-                f'({", ".join([*left, "feature"])}), found shape {raw.shape}'
+                where=f'feature {self.name!r}',
+                expected=f'a tensor with the axes ({", ".join([*left, "feature"])})',
+                found=f'shape {raw.shape}',
             )
         out = raw
         for axis, command in self.pooling:
@@ -212,9 +234,10 @@ class FeatureSpec:
             left.remove(axis)
         if self.dim and out.shape[-1] != self.dim:
             raise PoolingError(
-                f'feature {self}: expected a pooled width of {self.dim}, found {out.shape[-1]} '
-                f'from a tensor of shape {raw.shape}; '
-                'use the policy and the pooling of the recording'
+                where=f'feature {str(self)!r}',
+                expected=f'a pooled width of {self.dim}',
+                found=f'{out.shape[-1]} from a tensor of shape {raw.shape}',
+                advice='use the same policy and the same pooling as in the recording',
             )
         return as_float32(out)
 
@@ -247,7 +270,8 @@ class FeatureSpec:
             if isinstance(error, PoolingError):
                 raise
             raise PoolingError(
-                f'expected a feature specification with name, dim, axes and pooling, found {data!r}'
+                expected='a feature specification with name, dim, axes and pooling',
+                found=repr(data),
             ) from error
 
 
@@ -264,7 +288,9 @@ def parse_pooling(arguments: Sequence[str]) -> tuple[tuple[str, str], ...]:
         axis, equals, command = argument.partition('=')
         if not equals or not axis:
             raise PoolingError(
-                f'pooling: expected AXIS=COMMAND such as token=last, found {argument!r}'
+                where='pooling',
+                expected='AXIS=COMMAND, for example token=last',
+                found=repr(argument),
             )
         check_command(command)
         pairs.append((axis, command))

@@ -90,8 +90,9 @@ class Rollout:
             self.episode_id = f'{self.task}/{self.episode_index}'
         if self.features.ndim < 2 or self.features.shape[0] == 0:
             raise RolloutError(
-                f'rollout {self.episode_id!r}: expected features of shape (T, ..., D) with T >= 1, '
-                f'found shape {self.features.shape}'
+                where=f'rollout {self.episode_id!r}',
+                expected='features of shape (T, ..., D) with T >= 1',
+                found=f'shape {self.features.shape}',
             )
         for known in STEP_FIELDS:
             self._check(known.stacked, getattr(self, known.stacked), known.axes)
@@ -102,17 +103,19 @@ class Rollout:
             longest = self.features.shape[1] if self.features.ndim > 2 else 0
             if self.feature_lengths.min() < 1 or self.feature_lengths.max() > longest:
                 raise RolloutError(
-                    f'rollout {self.episode_id!r}: expected feature_lengths from 1 to {longest}, '
-                    f'the first raw axis of features of shape {self.features.shape}, found '
-                    f'{self.feature_lengths.min()} to {self.feature_lengths.max()}'
+                    where=f'rollout {self.episode_id!r}',
+                    expected=f'feature_lengths from 1 to {longest}, which is the length of the '
+                    f'first raw axis of features of shape {self.features.shape}',
+                    found=f'{self.feature_lengths.min()} to {self.feature_lengths.max()}',
                 )
 
     def _check(self, name: str, array: np.ndarray | None, axes: tuple[str, ...]) -> None:
         if array is not None and (array.ndim != 1 + len(axes) or array.shape[0] != len(self)):
             wanted = ', '.join([str(len(self)), *axes])
             raise RolloutError(
-                f'rollout {self.episode_id!r}: expected {name} of shape ({wanted}), one entry a '
-                f'step, found shape {array.shape}'
+                where=f'rollout {self.episode_id!r}',
+                expected=f'{name} of shape ({wanted}), with one entry for each step',
+                found=f'shape {array.shape}',
             )
 
     def __len__(self) -> int:
@@ -123,8 +126,10 @@ class Rollout:
         """True for a failure, the positive class; unlabelled rollouts raise RolloutError."""
         if self.success is None:
             raise RolloutError(
-                f'rollout {self.episode_id!r}: expected an outcome, found none; label it with: '
-                'python -m safe_training label'
+                where=f'rollout {self.episode_id!r}',
+                expected='an outcome',
+                found='none',
+                advice='label the rollout with: python -m safe_training label SOURCE',
             )
         return not self.success
 

@@ -10,6 +10,7 @@ know. All signals are computed in float64 from the executed sample (sample 0).
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -71,12 +72,13 @@ def action_signals(
     """
     if chunk.ndim != 2 or 0 in chunk.shape:
         raise SignalError(
-            f'expected an action chunk of shape (horizon, action_dim), found shape {chunk.shape}'
+            expected='an action chunk of shape (horizon, action_dim) that is not empty',
+            found=f'shape {chunk.shape}',
         )
     if previous is not None and previous.shape[-1] != chunk.shape[-1]:
         raise SignalError(
-            f'expected an action_dim of {previous.shape[-1]} as in the previous chunk, found '
-            f'{chunk.shape[-1]}'
+            expected=f'an action_dim of {previous.shape[-1]} as in the previous action chunk',
+            found=str(chunk.shape[-1]),
         )
     executed = exec_horizon if executed is None else executed
     chunk = np.asarray(chunk, dtype=np.float64)
@@ -87,17 +89,21 @@ def action_signals(
         left = previous[executed:]
         overlap = min(len(left), len(chunk))
         if overlap:
-            mse = float(np.mean((left[:overlap] - chunk[:overlap]) ** 2))
+            mse = float(((left[:overlap] - chunk[:overlap]) ** 2).mean())
         motion = np.concatenate([previous[max(0, executed - 2) : executed], motion])
+    # Slices and methods instead of np.diff, np.mean and np.sum: a live step meets cold caches, and
+    # these functions run much Python code.
     arm = motion[:, :-1] if motion.shape[1] > 1 else motion
-    jerk = np.diff(arm, n=2, axis=0)
-    turns = np.sum(arm[1:] * arm[:-1], axis=1)
-    gripper = np.sign(np.diff(motion[:, -1]))
+    velocity = arm[1:] - arm[:-1]
+    jerk = velocity[1:] - velocity[:-1]
+    turns = (arm[1:] * arm[:-1]).sum(axis=1)
+    gripper = np.sign(motion[1:, -1] - motion[:-1, -1])
     gripper = gripper[gripper != 0]
+    flat = chunk.ravel(order='K')
     return {
-        'action_norm': float(np.linalg.norm(chunk)),
+        'action_norm': math.sqrt(flat.dot(flat)),
         'chunk_mse': mse,
-        'action_jerk': float(np.sqrt(np.mean(jerk**2))) if jerk.size else 0.0,
+        'action_jerk': math.sqrt((jerk**2).mean()) if jerk.size else 0.0,
         'direction_reversals': float(np.count_nonzero(turns < 0)),
         'gripper_oscillation': float(np.count_nonzero(gripper[1:] != gripper[:-1])),
     }
@@ -120,6 +126,11 @@ class SignalStream:
     def __init__(self, exec_horizon: int) -> None:
         self.exec_horizon = exec_horizon
         self._previous: np.ndarray | None = None
+
+    def __copy__(self) -> SignalStream:
+        twin = SignalStream(self.exec_horizon)
+        twin._previous = self._previous
+        return twin
 
     def step(self, actions: np.ndarray, executed: int | None = None) -> dict[str, float]:
         """Return the signals of the next step.
@@ -146,8 +157,8 @@ class SignalStream:
         """
         if actions.ndim != 3 or actions.shape[0] == 0:
             raise SignalError(
-                'expected action chunks of shape (samples, horizon, action_dim), '
-                f'found shape {actions.shape}'
+                expected='action chunks of shape (samples, horizon, action_dim), with samples >= 1',
+                found=f'shape {actions.shape}',
             )
         signals = action_signals(
             self._previous, actions[0], self.exec_horizon, self._checked(executed)
@@ -164,8 +175,9 @@ class SignalStream:
             number = -1
         if not 0 <= number <= len(self._previous):
             raise SignalError(
-                f'expected executed from 0 to {len(self._previous)}, the number of actions of the '
-                f'previous chunk, found {executed!r}'
+                expected=f'executed as an integer from 0 to {len(self._previous)} (the number of '
+                'actions of the previous chunk)',
+                found=repr(executed),
             )
         return number
 
@@ -196,7 +208,8 @@ def rollout_signals(
     numbers = [None] * len(actions) if executed is None else list(executed)
     if len(numbers) != len(actions):
         raise SignalError(
-            f'expected executed for each of {len(actions)} steps, found {len(numbers)} numbers'
+            expected=f'executed with one number for each of {len(actions)} steps',
+            found=f'{len(numbers)} numbers',
         )
     stream = SignalStream(exec_horizon)
     rows = [stream.step(chunk, number) for chunk, number in zip(actions, numbers, strict=True)]

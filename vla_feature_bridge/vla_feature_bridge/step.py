@@ -16,7 +16,8 @@ import numpy as np
 NORMALIZED = 'normalized'
 ROBOT = 'robot'
 
-#: Name of the features of a step without features (a black box); their shape is (0,).
+#: Name of the features of a step or a recording without features (a black box); their shape is
+#: (0,). Detectors that read only signals, actions or token statistics need no features.
 NO_FEATURE = 'none'
 
 
@@ -108,8 +109,8 @@ class StepField:
             object.__setattr__(self, 'stacked', self.name)
 
 
-#: All optional fields of a step but ``signals``, which are numbers with names that a policy
-#: chooses. Messages, recordings, rollouts, rollout sets and the publisher iterate over this table.
+#: All optional fields of a step, except ``signals`` (numbers with names that the policy chooses).
+#: Messages, recordings, rollouts, rollout sets and the publisher iterate over this table.
 STEP_FIELDS: tuple[StepField, ...] = (
     StepField(
         'actions',

@@ -3,8 +3,9 @@
 
 Dtypes, bytes, and search for non-finite values.
 
-bfloat16 is the dtype of ``ml_dtypes``: NumPy has none, and PyTorch cannot hand its own to NumPy.
-The process of a policy may lack ``ml_dtypes``: there, bfloat16 is :data:`BFLOAT16_BITS`.
+bfloat16 arrays have the dtype of ``ml_dtypes``. NumPy has no dtype for bfloat16, and PyTorch cannot
+convert its bfloat16 tensors to NumPy. The process of a policy may lack ``ml_dtypes``: there,
+bfloat16 arrays have the dtype :data:`BFLOAT16_BITS`.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ DTYPES: dict[str, np.dtype[Any]] = {
     for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
 } | {'bfloat16': BFLOAT16}
 
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
 #: Names of the dtypes that features may have.
 FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 
@@ -50,7 +53,7 @@ class TensorError(SafeError):
 
 def dtype_name(array: np.ndarray) -> str:
     """Return the name of the dtype of an array, as in :data:`DTYPES`."""
-    return 'bfloat16' if array.dtype == BFLOAT16 else array.dtype.name
+    return _NAMES.get(array.dtype) or array.dtype.name  # NumPy makes the name anew each time
 
 
 def as_float32(array: np.ndarray) -> np.ndarray:
@@ -72,12 +75,16 @@ def little_endian(array: np.ndarray) -> np.ndarray:
     """
     dtype = DTYPES.get(dtype_name(array))
     if dtype is None:
-        raise TensorError(f'expected a dtype of {", ".join(DTYPES)}, found {array.dtype}')
+        raise TensorError(
+            expected=f'one of the dtypes {", ".join(DTYPES)}',
+            found=str(array.dtype),
+            advice='convert the array to one of these dtypes before sending',
+        )
     return np.ascontiguousarray(array, dtype)
 
 
 def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarray:
-    """Return the array that bytes of a message hold, as a view of them.
+    """Return the array that the bytes of a message contain; the array is a view of the bytes.
 
     Parameters
     ----------
@@ -96,24 +103,25 @@ def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarr
     dtype = DTYPES.get(dtype_name)
     if dtype is None:
         raise TensorError(
-            f'expected a dtype of {", ".join(DTYPES)}, found the unknown {dtype_name[:40]!r}'
+            expected=f'one of the dtypes {", ".join(DTYPES)}',
+            found=f'the unknown dtype {dtype_name[:40]!r}',
         )
     shape = tuple(shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise TensorError(
-            f'expected {expected} bytes for shape {_shown(shape)} of {dtype_name}, '
-            f'found {len(data)} bytes'
+            expected=f'{expected} bytes for shape {_shown(shape)} and dtype {dtype_name}',
+            found=f'{len(data)} bytes',
         )
     if len(shape) > _MAX_AXES:
-        raise TensorError(f'expected at most {_MAX_AXES} axes, found {len(shape)}')
+        raise TensorError(expected=f'at most {_MAX_AXES} axes', found=f'{len(shape)} axes')
     try:
         if expected == 0:
             return np.zeros(shape, dtype)
         view = np.frombuffer(data, dtype).reshape(shape)
     except ValueError as error:  # an empty array whose other axes are longer than NumPy allows
         raise TensorError(
-            f'expected the shape of an array, found {_shown(shape)}: {error}'
+            expected='a shape that NumPy allows', found=f'{_shown(shape)} (NumPy: {error})'
         ) from None
     return view if sys.byteorder == 'little' else view.astype(dtype.newbyteorder('='))
 
@@ -144,8 +152,8 @@ def as_array(values: Any) -> np.ndarray:
         return found
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise TensorError(
-            f'expected an array or a tensor of a dtype of {", ".join(DTYPES)}, '
-            f'found {type(values).__name__}: {error}'
+            expected=f'an array or a tensor of one of the dtypes {", ".join(DTYPES)}',
+            found=f'{type(values).__name__} ({error})',
         ) from error
 
 

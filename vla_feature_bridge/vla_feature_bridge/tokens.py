@@ -38,12 +38,20 @@ def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
         The logits do not have this shape or dtype, or a token has no finite logit.
     """
     if not isinstance(logits, np.ndarray) or logits.ndim != 2 or 0 in logits.shape:
-        shape = logits.shape if isinstance(logits, np.ndarray) else type(logits).__name__
-        raise TokenError(f'expected logits of shape (tokens, vocabulary), found {shape}')
+        is_array = isinstance(logits, np.ndarray)
+        raise TokenError(
+            expected='an array of logits of shape (tokens, vocabulary) that is not empty',
+            found=f'shape {logits.shape}' if is_array else f'the type {type(logits).__name__}',
+        )
     values = as_float32(logits)
     largest = values.max(axis=1, keepdims=True)
     if not np.isfinite(largest).all():
-        raise TokenError('expected logits that are finite or -inf, found NaN or infinity')
+        token = int(np.argmin(np.isfinite(largest)))
+        raise TokenError(
+            where=f'token {token}',
+            expected='logits that are finite or -inf, and at least one finite logit',
+            found=f'logits with the maximum {largest[token, 0]}',
+        )
     shifted = values - largest
     weights = np.exp(shifted)
     total = weights.sum(axis=1, dtype=np.float64)

@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alarm state machine: from scores and thresholds to a state that a robot can act on.
-
-There is no ROS in it.
+"""The alarm state machine: from scores and thresholds to a state for a robot. No ROS.
 
 ::
 
@@ -9,12 +7,13 @@ There is no ROS in it.
        ^                              |            |                              |
        +------- episode ends ---------+------------+------- episode ends, reset --+
 
-    STALE    the episode runs but no step came for a while; the next step ends this state
-    INVALID  a step could not be scored, or steps are missing: the score's history is broken. It
-             lasts until the episode ends, unless the episode may lack that many steps.
+    STALE    the episode runs, but no step has arrived for some time; the next step ends this state
+    INVALID  a step could not be scored, or steps are missing, so that the history of the scores is
+             incomplete. INVALID lasts until the episode ends. If max_missing_steps allows the
+             missing steps, the next scored step ends INVALID.
 
-An ALARM is latched: it stays through STALE, INVALID and falling scores, until a reset or the end of
-the episode. A step that cannot be scored is never reported as NOMINAL.
+An ALARM is latched: only a reset or the end of the episode ends an ALARM. STALE, INVALID and lower
+scores do not end an ALARM. A step that cannot be scored is never reported as NOMINAL.
 The comparison is the same everywhere: score > threshold.
 """
 
@@ -68,11 +67,24 @@ class AlarmConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         if not 1 <= self.k <= self.n:
-            raise AlarmError(f'k of n debounce needs 1 <= k <= n, found k = {self.k}, n = {self.n}')
+            raise AlarmError(
+                where='alarm (parameters alarm_k and alarm_n)',
+                expected='1 <= k <= n, because k of the last n steps raise an alarm',
+                found=f'k = {self.k} and n = {self.n}',
+                advice='choose an alarm_n that is at least alarm_k',
+            )
         if not self.stale_after >= 0:
-            raise AlarmError(f'stale_after must be 0 or more seconds, found {self.stale_after}')
+            raise AlarmError(
+                where='parameter stale_after',
+                expected='a time of at least 0 s',
+                found=str(self.stale_after),
+            )
         if self.max_missing_steps < 0:
-            raise AlarmError(f'max_missing_steps must be 0 or more, found {self.max_missing_steps}')
+            raise AlarmError(
+                where='parameter max_missing_steps',
+                expected='a number of at least 0',
+                found=str(self.max_missing_steps),
+            )
 
 
 @dataclass(frozen=True)
@@ -128,7 +140,7 @@ class AlarmStateMachine:
         self._clear(running=True)
         self._last_time = now
         self.verdict = Verdict(
-            AlarmState.UNKNOWN, 'episode started, no step yet', 0, math.nan, math.nan
+            AlarmState.UNKNOWN, 'the episode has no scored step yet', 0, math.nan, math.nan
         )
         return self.verdict
 
@@ -141,7 +153,7 @@ class AlarmStateMachine:
     def reset(self) -> Verdict:
         """Release a latched alarm; the next scored step may raise it again.
 
-        The reset does not repair an episode with missing steps: it stays INVALID.
+        The reset does not repair an episode with missing steps: such an episode stays INVALID.
         """
         self._alarm = None
         self._above.clear()
@@ -149,11 +161,15 @@ class AlarmStateMachine:
             last = self.verdict
             if self._broken():
                 self.verdict = self._broken_verdict(
-                    'reset; the episode had missing steps', last.step
+                    f'the alarm was reset, but {self._missing_steps()}', last.step
                 )
             else:
                 self.verdict = Verdict(
-                    AlarmState.UNKNOWN, 'reset by request', last.step, last.score, last.threshold
+                    AlarmState.UNKNOWN,
+                    'the alarm was reset by request',
+                    last.step,
+                    last.score,
+                    last.threshold,
                 )
         return self.verdict
 
@@ -166,8 +182,7 @@ class AlarmStateMachine:
         self._last_time = now
         if self._alarm is None and self._broken():
             # The band was calibrated with scores of complete episodes.
-            reason = f'{self._missing} steps of the episode are missing'
-            self.verdict = self._broken_verdict(reason, step)
+            self.verdict = self._broken_verdict(self._missing_steps(), step)
             return self.verdict
         above = score > threshold
         self._above.append(above)
@@ -175,7 +190,7 @@ class AlarmStateMachine:
         if self._alarm is None and count >= self.config.k:
             reason = f'score {score:.4g} is above the threshold {threshold:.4g} at step {step}'
             if self.config.n > 1:
-                reason += f' ({count} of the last {len(self._above)} steps)'
+                reason += f' ({count} of the last {len(self._above)} steps were above)'
             self._alarm = Verdict(AlarmState.ALARM, reason, step, score, threshold)
         if self._alarm is not None:
             self.verdict = Verdict(AlarmState.ALARM, self._alarm.reason, step, score, threshold)
@@ -187,7 +202,7 @@ class AlarmStateMachine:
             self.verdict = Verdict(AlarmState.WARNING, reason, step, score, threshold)
         else:
             self.verdict = Verdict(
-                AlarmState.NOMINAL, 'score not above the threshold', step, score, threshold
+                AlarmState.NOMINAL, 'the score is not above the threshold', step, score, threshold
             )
         return self.verdict
 
@@ -218,12 +233,18 @@ class AlarmStateMachine:
             and self._last_time is not None
             and now - self._last_time > self.config.stale_after
         ):
-            reason = f'no policy step for more than {self.config.stale_after:g} s'
+            reason = f'no policy step has arrived for more than {self.config.stale_after:g} s'
             self.verdict = Verdict(AlarmState.STALE, reason, self.verdict.step, math.nan, math.nan)
         return self.verdict
 
     def _broken(self) -> bool:
         return self._missing > self.config.max_missing_steps
+
+    def _missing_steps(self) -> str:
+        return (
+            'the number of steps that are missing or could not be scored in this episode is '
+            f'{self._missing} (max_missing_steps is {self.config.max_missing_steps})'
+        )
 
     @staticmethod
     def _broken_verdict(reason: str, step: int) -> Verdict:

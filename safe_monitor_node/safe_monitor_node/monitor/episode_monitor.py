@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores one episode after another, step by step: detector, thresholds, alarm. No ROS in it.
+"""Scores one episode after another, step by step: detector, thresholds, alarm. No ROS.
 
 The node passes messages to the monitor. An evaluation can pass recorded rollouts and gets the same
 results as on the robot.
@@ -163,7 +163,7 @@ class EpisodeMonitor:
         self.finish()
         self.thresholds.finish(self.task)
         self.thresholds.begin(episode_id)
-        # An episode that begins anew under its old name is of the same task.
+        # An episode that begins again with the same id has the same task.
         self._use_task(task or (self.task if episode_id == self.episode_id else ''))
         self.episode_id = episode_id
         if episode_id == self._ended_id:
@@ -220,9 +220,9 @@ class EpisodeMonitor:
         return self.alarms.end()
 
     def take_over(self, previous: EpisodeMonitor) -> None:
-        """Go on after a monitor with another detector: its last episode and its counts.
+        """Take the last episode and the counts of a monitor with another detector.
 
-        Its label feedback stays behind: it is about scores of the other detector.
+        The label feedback is not taken, because it belongs to scores of the other detector.
         """
         self._ended_id, self._last_stamp = previous._ended_id, previous._last_stamp
         self.counts = previous.counts
@@ -308,7 +308,8 @@ class EpisodeMonitor:
         except (StepError, PoolingError) as error:
             return self._not_scored(index, str(error), now)
         if not math.isfinite(score):
-            return self._not_scored(index, f'step {index}: the score is {score}', now)
+            problem = f'step {index}: expected a finite score, found {score}'
+            return self._not_scored(index, problem, now)
         self.counts.scored += 1
         try:
             threshold, warning = self.threshold.at(index), self.warning.at(index)
@@ -331,9 +332,10 @@ class EpisodeMonitor:
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
             if step.feature_name != str(raw):
                 raise StepError(
-                    f'step {step.step}: the features are {step.feature_name!r}, '
-                    f'the detector was fitted on {str(spec)!r}; '
-                    'set the same tensor and pooling in the bridge'
+                    where=f'step {step.step}',
+                    expected=f'the features {str(spec)!r} that the detector was fitted on',
+                    found=repr(step.feature_name),
+                    advice='set the same feature and the same pooling in the bridge',
                 )
         if problem := self.calibrated.action_problem(step.action_space):
             raise StepError(

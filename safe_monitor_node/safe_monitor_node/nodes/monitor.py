@@ -189,8 +189,8 @@ class MonitorNode(ManagedNode):
             result = session.step(step, self._now())
         if result is None:
             self.get_logger().warning(
-                f'step {message.step} of episode {message.episode_id!r} is a repetition or '
-                'arrived after the end of its episode; ignored',
+                f'step {message.step} of episode {message.episode_id!r} is ignored, because the '
+                'step is a repetition or arrived after the end of its episode',
                 throttle_duration_sec=5.0,
             )
             return
@@ -245,7 +245,9 @@ class MonitorNode(ManagedNode):
     def _on_clock_jump(self, jump: TimeJump) -> None:
         if self._session is None:
             return
-        self.get_logger().info('the clock jumped or changed: the running episode is forgotten')
+        self.get_logger().info(
+            'the running episode is abandoned, because the clock jumped back or its source changed'
+        )
         self._cancel_grace()
         self._session.abandon()
         self._announce()
@@ -266,7 +268,7 @@ class MonitorNode(ManagedNode):
             self._log_file_problem(session)
 
     def _label_episode(self, episode_id: str, outcome: int) -> str:
-        """Publish a label and let it take effect; returns what it did, for a person."""
+        """Publish a label and apply it; return a sentence about its effect."""
         session = self._session
         if not episode_id and session is not None:
             episode_id = session.monitor.latest_id
@@ -296,7 +298,7 @@ class MonitorNode(ManagedNode):
         after = self._session.monitor.reset().state
         self._announce()
         response.success = True
-        response.message = f'state was {before.name}, is {after.name}'
+        response.message = f'the state before was {before.name}, the state now is {after.name}'
         return response
 
     def _on_load_detector(
@@ -327,7 +329,7 @@ class MonitorNode(ManagedNode):
         try:
             self.autostart()
         except RuntimeError as error:
-            return False, f'the monitor cannot be configured in its present state: {error}'
+            return False, f'the monitor cannot be configured in its current state: {error}'
         return self.active, self.failure or f'configured with {name}'
 
     def _on_label_episode(

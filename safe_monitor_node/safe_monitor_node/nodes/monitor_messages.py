@@ -22,6 +22,10 @@ OUTCOMES = {
 """Whether an episode succeeded, by the outcome of a message; None is unknown."""
 
 _OUTCOME_NAMES = {None: 'unknown', True: 'a success', False: 'a failure'}
+_ALLOWED_OUTCOMES = (
+    f'{EpisodeEvent.OUTCOME_UNKNOWN} (unknown), {EpisodeEvent.OUTCOME_SUCCESS} (success) or '
+    f'{EpisodeEvent.OUTCOME_FAILURE} (failure)'
+)
 
 
 def score_message(session: MonitorSession, step: PolicyStep, result: StepResult) -> FailureScore:
@@ -83,22 +87,26 @@ def diagnostic_status(
 
 
 def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
-    """Return a label as the node's service publishes it, with the stamp still to be filled in.
+    """Return a label as the service of the node publishes it. The caller must set the stamp.
 
     Raises
     ------
     MonitorError
-        The outcome is unknown, or there is no episode to label.
+        The number of the outcome is not allowed, or no episode has run and no id is given.
     """
     if outcome not in OUTCOMES:
         raise MonitorError(
-            f'outcome: expected one of {sorted(OUTCOMES)} (unknown, success, failure), found '
-            f'{outcome}; nothing was labelled'
+            where='outcome',
+            expected=_ALLOWED_OUTCOMES,
+            found=str(outcome),
+            advice='no episode was labelled',
         )
     if not episode_id:
         raise MonitorError(
-            'expected an episode_id, because no episode has run since the node started; found '
-            'an empty one. Nothing was labelled'
+            where='episode_id',
+            expected='the id of an episode, because no episode has run since the node started',
+            found='an empty text',
+            advice='no episode was labelled: give the episode_id',
         )
     return EpisodeEvent(
         episode_id=episode_id,
@@ -114,12 +122,14 @@ def label_of(event: EpisodeEvent) -> EpisodeLabel:
     Raises
     ------
     MonitorError
-        There is no such outcome.
+        The number of the outcome is not allowed.
     """
     if event.outcome not in OUTCOMES:
         raise MonitorError(
-            f'vla/episode: expected an outcome of {sorted(OUTCOMES)} for episode '
-            f'{event.episode_id!r}, found {event.outcome}; ignored'
+            where=f'vla/episode: episode {event.episode_id!r}',
+            expected=f'as outcome {_ALLOWED_OUTCOMES}',
+            found=str(event.outcome),
+            advice='the outcome is ignored',
         )
     stamp = time_from_message(event.header.stamp)
     return EpisodeLabel(event.episode_id, OUTCOMES[event.outcome], stamp, event.reason)
@@ -130,5 +140,5 @@ def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
 
     The effect None means that the label was only published.
     """
-    done = 'published only' if effect is None else effect.value
+    done = 'published, without an effect in this monitor' if effect is None else effect.value
     return f'episode {label.episode_id!r}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

@@ -53,18 +53,21 @@ PARAMETERS = (
     Parameter(
         'alarm_k',
         1,
-        (
-            'An alarm is raised if the scores of k of the last n steps are above the band: value '
-            'of k.'
-        ),
+        'Number of scores above the band, among the last alarm_n steps, that raises an alarm.',
         1,
         1000,
     ),
-    Parameter('alarm_n', 1, 'Alarm if k of the last n steps are above the band: n.', 1, 1000),
+    Parameter(
+        'alarm_n',
+        1,
+        'Number of the last steps among which alarm_k counts the scores above the band.',
+        1,
+        1000,
+    ),
     Parameter(
         'stale_after',
         2.0,
-        'Time without a step, while an episode runs, after which the state is STALE [s]; 0 '
+        'If no step arrives for this time while an episode runs, the state is STALE [s]; 0 '
         'disables STALE.',
         0.0,
         3600.0,
@@ -81,7 +84,7 @@ PARAMETERS = (
     Parameter(
         'stop_when_blind',
         True,
-        ('If true, safe/stop is also true while the state is STALE or INVALID.'),
+        'If true, safe/stop is also true while the state is STALE or INVALID.',
     ),
     Parameter('stop_period', 0.1, 'Period of safe/stop [s].', 0.005, 10.0),
     Parameter('diagnostics_period', 1.0, 'Period of /diagnostics [s].', 0.05, 60.0),

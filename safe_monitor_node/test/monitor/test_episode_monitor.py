@@ -121,7 +121,7 @@ def test_a_gap_is_counted_and_makes_the_episode_invalid():
     live.step(0)
     result = live.step(3)
     assert result.verdict.state == INVALID
-    assert '2 steps' in result.verdict.reason
+    assert 'in this episode is 2' in result.verdict.reason
     assert live.monitor.counts.missing == 2
     assert live.state(4) == INVALID
     assert live.state(5, HIGH) == INVALID, 'no alarm from a score that was never calibrated'
@@ -268,12 +268,15 @@ def test_an_abandoned_episode_is_not_scored_any_further():
     ('changes', 'problem'),
     [
         ({'features': np.array([0.0, np.nan, 0.0, 0.0], np.float32)}, 'NaN'),
-        ({'features': np.zeros(5, np.float32)}, r'expects features of shape \(4,\)'),
-        ({'features': np.zeros((2, 2, WIDTH), np.float32)}, r'expects features of shape \(4,\)'),
-        ({'features': np.zeros((0, WIDTH), np.float32)}, 'expected an axis that is not empty'),
+        ({'features': np.zeros(5, np.float32)}, r'features of shape \(4,\) for'),
+        ({'features': np.zeros((2, 2, WIDTH), np.float32)}, r'features of shape \(4,\) for'),
+        (
+            {'features': np.zeros((0, WIDTH), np.float32)},
+            'expected at least one position on axis -2',
+        ),
         ({'features': np.zeros((3, 5), np.float32)}, 'pooled width of 4, found 5'),
-        ({'feature_name': 'logits[token=last]'}, "are 'logits.*fitted on 'hidden_states"),
-        ({'feature_name': 'hidden_states[token=mean]'}, 'same tensor and pooling'),
+        ({'feature_name': 'logits[token=last]'}, "'hidden_states.*fitted on, found 'logits"),
+        ({'feature_name': 'hidden_states[token=mean]'}, 'the same feature and the same pooling'),
     ],
 )
 def test_a_step_that_cannot_be_scored_is_invalid_and_says_why(changes, problem):
@@ -306,7 +309,7 @@ def test_past_the_end_of_the_band_nothing_is_nominal():
     assert [live.state(index) for index in range(3)] == [NOMINAL] * 3
     result = live.step(3)
     assert result.verdict.state == INVALID
-    assert 'band of 3 steps' in result.problem
+    assert 'number of steps of the band: 3' in result.problem
     assert result.score == pytest.approx(LOW), 'there is a score, but nothing to hold it against'
     assert math.isnan(result.threshold)
 
@@ -382,7 +385,9 @@ def test_actions_in_another_space_are_invalid(accepted):
     result = live.step(1, action_space='normalized')
     assert result.verdict.state == INVALID
     assert math.isnan(result.score)
-    assert re.search("step 1: .*space 'normalized', .*fitted on .*space 'robot'", result.problem)
+    assert re.search(
+        "step 1: .*space 'robot' .*fitted on, found .*space 'normalized'", result.problem
+    )
     assert live.state(0, episode='b', action_space=accepted) == NOMINAL
 
 

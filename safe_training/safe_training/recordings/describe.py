@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.base import EpisodeProgress
 from safe_training.recordings.sources import no_rollouts, open_source
 from vla_feature_bridge.rollout import Rollout
@@ -29,7 +28,7 @@ def info(path: str | os.PathLike[str], progress: EpisodeProgress | None = None) 
     for rollout in source.rollouts(progress):
         summary.add(rollout)
     if not summary.lengths:
-        raise DumpError(no_rollouts(source))
+        raise no_rollouts(source)
     return {
         'path': str(path),
         'kind': source.kind,

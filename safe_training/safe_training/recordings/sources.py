@@ -19,6 +19,7 @@ from safe_training.recordings.readers.base import (
     EpisodeSource,
     ReadOptions,
     Source,
+    no_readable_episode,
 )
 from safe_training.recordings.readers.open_pi_zero import OpenPiZeroSource
 from safe_training.recordings.readers.openvla import OpenVlaSource
@@ -89,7 +90,8 @@ def open_source(
     Raises
     ------
     DumpError
-        The path does not exist, no reader recognises it, or an option does not fit the format.
+        The path does not exist, no reader recognises the format, or an option does not fit the
+        format.
     RolloutSetError
         The path is a damaged rollout set.
     """
@@ -101,8 +103,10 @@ def open_source(
     for one in (source, unseen):
         if not isinstance(one, EpisodeSource):
             raise DumpError(
-                f'{one.path}: expected a dump or a rollout set, because two roots are joined, '
-                f'found {one.kind}; convert it to a rollout set first'
+                where=str(one.path),
+                expected='a dump or a rollout set, because --unseen-root joins two sources',
+                found=f'the format {one.kind}',
+                advice='convert both sources to rollout sets first',
             )
     assert isinstance(source, EpisodeSource)
     assert isinstance(unseen, EpisodeSource)
@@ -111,15 +115,23 @@ def open_source(
 
 def _open(place: Path, options: ReadOptions) -> Source:
     if not place.exists():
-        raise DumpError(f'{place}: expected a file or folder, found none; check the path')
+        raise DumpError(
+            where=str(place),
+            expected='a file or folder',
+            found='no file or folder',
+            advice='check the path',
+        )
     for reader in READERS:
         why = reader.detect(place)
         if why is not None:
             return reader(place, why, options)
-    looked_for = '; '.join(dict.fromkeys(reader.looks_for for reader in READERS))
+    formats = dict.fromkeys(reader.looks_for for reader in READERS)
+    looked_for = ', '.join(f'({number}) {text}' for number, text in enumerate(formats, start=1))
     raise DumpError(
-        f'{place}: expected one of: {looked_for}. Found {_content(place)}; '
-        'check the path, or give the folder that holds the episodes'
+        where=str(place),
+        expected=f'one of these formats: {looked_for}',
+        found=_content(place),
+        advice='check the path, or give the folder that contains the episodes',
     )
 
 
@@ -154,30 +166,28 @@ def load_rollouts(
     unknown = sorted(set(reading) - set(known))
     if unknown:
         raise TypeError(
-            f'load_rollouts: expected options of {", ".join(known)}, found {unknown[0]!r}'
+            f'load_rollouts: expected options among {", ".join(known)}, found {unknown[0]!r}; '
+            'correct the name'
         )
     source = open_source(path, **reading)
     rollouts = list(source.rollouts(progress))
     if not rollouts:
-        raise DumpError(no_rollouts(source))
+        raise no_rollouts(source)
     for message in source.skipped:
-        _log.warning('left out: %s', message)
+        _log.warning('episode left out: %s', message)
     return Rollouts(rollouts, source.feature, os.fspath(path))
 
 
-def no_rollouts(source: Source) -> str:
-    """Return the message that a source gave no rollout, with the first reason."""
-    reason = f'; the first: {source.skipped[0]}' if source.skipped else ''
-    return (
-        f'{source.path}: expected at least one readable episode, '
-        f'found none of {len(source)}{reason}'
-    )
+def no_rollouts(source: Source) -> DumpError:
+    """Return the error of a source that gave no rollout, with the first reason."""
+    return no_readable_episode(source, source.skipped)
 
 
 def _content(place: Path) -> str:
     if place.is_file():
-        return f'a file of {place.stat().st_size} bytes named {place.name}'
+        return f'a file of {place.stat().st_size} bytes with the name {place.name}'
     names = sorted(entry.name for entry in place.iterdir())
     if not names:
         return 'an empty folder'
-    return ', '.join(names[:6]) + (f' and {len(names) - 6} more' if len(names) > 6 else '')
+    more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+    return f'a folder that contains {", ".join(names[:6])}{more}'

@@ -242,13 +242,13 @@ def with_nan(array, step):
 @pytest.mark.parametrize(
     ('rollout', 'message'),
     [
-        (make_rollout(1, dim=5), r"'task 1/1': expected .*\(steps, 4\), found \(3, 5\)"),
-        (Rollout(np.zeros((3, 2, 4), np.float32), task='raw'), r'found \(3, 2, 4\)'),
+        (make_rollout(1, dim=5), r"'task 1/1': expected .*\(steps, 4\), found shape \(3, 5\)"),
+        (Rollout(np.zeros((3, 2, 4), np.float32), task='raw'), r'found shape \(3, 2, 4\)'),
         (Rollout(np.zeros((3, 4), np.int32), task='x'), 'dtype float64, float32, .* found int32'),
-        (make_rollout(0), "expected each episode_id once, found 'task 0/0' twice"),
+        (make_rollout(0), "a different episode_id for each rollout, found .*'task 0/0' twice"),
         (
             make_rollout(1, feature_name='hidden_states[token=mean]'),
-            'use the same pooling for all rollouts',
+            r"found 'hidden_states\[token=mean\]'; use .* the same pooling for all rollouts",
         ),
         (
             Rollout(with_nan(np.zeros((3, 4), np.float32), 2), task='x'),
@@ -264,11 +264,11 @@ def with_nan(array, step):
         ),
         (
             make_rollout(1, action_space='normalized'),
-            r"'task 1/1': expected the action space '' as in .* found 'normalized'; write one set",
+            r"'task 1/1': expected the action space '' as in .* found 'normalized'; write one ",
         ),
         (
             make_rollout(1, stamps=np.zeros(3, 'M8[ns]')),
-            "array 'stamps': expected a dtype of .*, found datetime64",
+            "array 'stamps': expected one of the dtypes .*, found datetime64",
         ),
     ],
 )
@@ -281,7 +281,7 @@ def test_rollouts_that_do_not_belong(tmp_path, rollout, message):
 def test_overwriting(tmp_path):
     path = write(tmp_path / 'set', [make_rollout(i) for i in range(3)])
     before = listing(tmp_path)
-    with pytest.raises(RolloutSetError, match='expected a name that is free'):
+    with pytest.raises(RolloutSetError, match=r'expected a path that does not exist.*--overwrite'):
         write(path, [make_rollout()])
     with pytest.raises(RolloutSetError, match='expected at least one rollout'):
         write(path, [], overwrite=True)
@@ -336,14 +336,23 @@ BREAKAGES = {
         'json: expected JSON',
     ),
     'no-text': (lambda p: (p / 'rollout_set.json').write_bytes(b'\xff'), 'json: expected JSON'),
-    'another-format': (lambda p: edit_manifest(p, format='x'), "expected 'format'"),
-    'a-list': (lambda p: (p / 'rollout_set.json').write_text('[]'), "expected 'format'"),
-    'another-version': (lambda p: edit_manifest(p, version=2), 'expected version 1, found 2'),
+    'another-format': (
+        lambda p: edit_manifest(p, format='x'),
+        "'format' .*'safe_rollout_set', found 'x'",
+    ),
+    'a-list': (
+        lambda p: (p / 'rollout_set.json').write_text('[]'),
+        "the entry 'format' .*found 'list'",
+    ),
+    'another-version': (lambda p: edit_manifest(p, version=2), 'version 1 of the format, found 2'),
     'no-feature': (
         lambda p: edit_manifest(p, feature={}),
         'json: expected a feature specification',
     ),
-    'no-policy': (lambda p: edit_manifest(p, policy=None), "expected 'policy' as str"),
+    'no-policy': (
+        lambda p: edit_manifest(p, policy=None),
+        "the entry 'policy' of type str, found None",
+    ),
     'another-count': (lambda p: edit_manifest(p, rollouts=5), 'parquet: expected 5 rollouts'),
     'no-index': (lambda p: (p / 'rollouts.parquet').unlink(), 'rollouts.parquet: expected the ind'),
     'index-cut': (
@@ -365,18 +374,18 @@ BREAKAGES = {
     ),
     'column-of-another-type': (
         lambda p: edit_index(p, 'length', ['1', '2', '3', '4']),
-        "expected int in column 'length'",
+        "column 'length': expected values of type int, found values of type str",
     ),
     'file-elsewhere': (
         lambda p: edit_index(p, 'arrays', ['../../x.safetensors'] * 4),
-        'expected names of array files',
+        "column 'arrays': expected names of array files",
     ),
     'another-length': (
         lambda p: edit_index(p, 'length', [1, 3, 3, 4]),
-        r'000001.safetensors: expected 3 steps as rollouts.parquet says, found 2',
+        r'000001.safetensors: expected 3 steps, as rollouts.parquet says, found 2 steps',
     ),
     'no-arrays': (lambda p: (p / 'arrays').rename(p / 'x'), 'arrays: expected the folder'),
-    'array-file-missing': (lambda p: (p / ARRAY).unlink(), '000001.safetensors: .* found none'),
+    'array-file-missing': (lambda p: (p / ARRAY).unlink(), '000001.safetensors: .* no such file'),
     'array-file-cut': (
         lambda p: change(p / ARRAY, lambda data: data[:-4]),
         r'000001.safetensors: expected a file of \d+ bytes, found',
@@ -385,11 +394,11 @@ BREAKAGES = {
     'array-file-empty': (lambda p: (p / ARRAY).write_bytes(b''), 'found 0 bytes'),
     'header-flipped': (
         lambda p: change(p / ARRAY, lambda data: flip(data, 20)),
-        '000001.safetensors: expected the header with checksum',
+        '000001.safetensors: expected a header with the checksum .*, as rollouts.parquet says',
     ),
     'header-length-flipped': (
         lambda p: change(p / ARRAY, lambda data: flip(data, 5)),
-        'expected a safetensors header, found a length',
+        'expected a safetensors header of at most .*found a header length of',
     ),
     'file-of-another-set': (
         lambda p: change(p / ARRAY, lambda data: (p / 'arrays/000002.safetensors').read_bytes()),
@@ -420,28 +429,36 @@ def forge(path, described, data):
 
 GOOD = {'dtype': 'F32', 'shape': [2, 4], 'data_offsets': [0, 32]}
 FORGERIES = {
-    'overlap': ({'features': GOOD, 'actions': GOOD}, bytes(32), 'from byte 32'),
+    'overlap': (
+        {'features': GOOD, 'actions': GOOD},
+        bytes(32),
+        'expected bytes 32 to 64 .*found bytes 0 to 32',
+    ),
     'hole': (
         {'features': GOOD | {'data_offsets': [4, 36]}},
         bytes(36),
-        'from byte 0, found bytes 4 to 36',
+        'expected bytes 0 to 32 .*found bytes 4 to 36',
     ),
     'rest': ({'features': GOOD}, bytes(40), 'found 8 bytes that belong to no array'),
-    'beyond': ({'features': GOOD}, bytes(16), 'expected its end in the file'),
-    'backwards': ({'features': GOOD | {'data_offsets': [32, 0]}}, bytes(32), 'expected its bytes'),
-    'shape-lies': ({'features': GOOD | {'shape': [2**40, 4]}}, bytes(32), 'expected its bytes'),
-    'shape-negative': ({'features': GOOD | {'shape': [-2, -4]}}, bytes(32), 'expected a dtype of'),
+    'beyond': (
+        {'features': GOOD},
+        bytes(16),
+        'an end at byte 16 or before, found an end at byte 32',
+    ),
+    'backwards': ({'features': GOOD | {'data_offsets': [32, 0]}}, bytes(32), 'found bytes 32 to 0'),
+    'shape-lies': ({'features': GOOD | {'shape': [2**40, 4]}}, bytes(32), r'\(1099511627776, 4\)'),
+    'shape-negative': ({'features': GOOD | {'shape': [-2, -4]}}, bytes(32), r'found .*\(-2, -4\)'),
     'shape-absurd': (
         {'features': GOOD | {'shape': [0, 2**70], 'data_offsets': [0, 0]}},
         b'',
-        "array 'features': expected the shape",
+        "array 'features': expected a shape that NumPy allows",
     ),
     'dtype-unknown': (
         {'features': GOOD | {'dtype': 'O'}},
         bytes(32),
-        "expected a dtype of .*found 'O'",
+        "expected one of the dtypes .*found dtype 'O'",
     ),
-    'dtype-not-text': ({'features': GOOD | {'dtype': []}}, bytes(32), 'expected a dtype of'),
+    'dtype-not-text': ({'features': GOOD | {'dtype': []}}, bytes(32), r"found dtype '\[\]'"),
     'integers': (
         {'features': GOOD | {'dtype': 'I32'}},
         bytes(32),
@@ -450,13 +467,17 @@ FORGERIES = {
     'another-width': (
         {'features': GOOD | {'shape': [2, 3], 'data_offsets': [0, 24]}},
         bytes(24),
-        r'found \(2, 3\)',
+        r'found shape \(2, 3\)',
     ),
-    'no-features': ({'actions': GOOD}, bytes(32), "expected an array 'features'"),
+    'no-features': (
+        {'actions': GOOD},
+        bytes(32),
+        "expected an array 'features', found no such array",
+    ),
     'unknown-array': (
         {'features': GOOD, 'logits': GOOD | {'data_offsets': [32, 64]}},
         bytes(64),
-        r"found also \['logits'\]",
+        r"found the unknown arrays \['logits'\]",
     ),
     'actions-of-two-axes': (
         {'features': GOOD, 'actions': GOOD | {'data_offsets': [32, 64]}},
@@ -467,6 +488,11 @@ FORGERIES = {
     'a-list': (b'[]', b'', 'expected a safetensors header'),
     'deep': (b'[' * 100_000, b'', 'expected a safetensors header'),
     'no-offsets': ({'features': {'dtype': 'F32', 'shape': [2, 4]}}, b'', 'expected a safetensors'),
+    'three-offsets': (
+        {'features': GOOD | {'data_offsets': [0, 32, 32]}},
+        bytes(32),
+        'expected a safetensors header',
+    ),
 }
 
 

@@ -141,7 +141,9 @@ def test_reading_copies_nothing_and_sending_copies_once():
 @pytest.mark.parametrize('dtype', ['complex64', 'bool', 'uint32', 'object', 'U3', 'M8[ns]', 'V4'])
 def test_a_dtype_that_has_no_name_on_the_wire_is_refused(dtype):
     array = np.zeros(3, dtype)
-    with pytest.raises(MessageError, match=r"tensor 'hidden' cannot be sent: .*, found"):
+    with pytest.raises(
+        MessageError, match=r"tensor 'hidden': expected one of .*, found .* before sending"
+    ):
         tensor_to_message(array, 'hidden')
 
 
@@ -150,7 +152,7 @@ def test_a_dtype_that_has_no_name_on_the_wire_is_refused(dtype):
 )
 def test_an_unknown_dtype_is_refused(dtype):
     message = TensorMessage(name='hidden', dtype=dtype, shape=[1], data=bytes(4))
-    with pytest.raises(MessageError, match=r"tensor 'hidden': expected a dtype of .*unknown"):
+    with pytest.raises(MessageError, match=r"tensor 'hidden': expected one of .*unknown"):
         tensor_from_message(message)
 
 
@@ -182,13 +184,13 @@ def test_a_shape_that_does_not_fit_its_bytes_is_refused(shape, size):
 def test_a_shape_that_no_array_has_is_refused(shape, size):
     message = TensorMessage(name='hidden', dtype='float32', shape=shape, data=bytes(size))
     with pytest.raises(
-        MessageError, match=r"tensor 'hidden': expected (at most 32|the shape of an array)"
+        MessageError, match=r"tensor 'hidden': expected (at most 32|a shape that NumPy allows)"
     ):
         tensor_from_message(message)
 
 
 def test_bytes_without_a_dtype_are_refused():
-    with pytest.raises(MessageError, match="tensor 'hidden': expected a dtype for 3 bytes"):
+    with pytest.raises(MessageError, match=r"tensor 'hidden': expected a dtype, .* has 3 bytes"):
         tensor_from_message(TensorMessage(name='hidden', data=bytes(3)))
 
 

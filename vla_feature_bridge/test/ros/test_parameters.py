@@ -63,7 +63,26 @@ def test_a_value_for_an_old_name_is_refused_and_the_new_name_is_said(declare):
     assert values.frequency == 10.0
     assert not node.has_parameter('rate')
     refusal = (
-        r"/somebody: expected 'frequency', found 'rate'.*frequency:=20.0; .*another node.*/\*\*"
+        r"/somebody: expected the parameter 'frequency', found 'rate'.*"
+        r'write frequency:=20.0; .*another node.*/\*\*'
     )
     with pytest.raises(ParameterError, match=refusal):
         declare(table, rate=20.0)
+
+
+@pytest.mark.parametrize(
+    ('parameter', 'value', 'refusal'),
+    [
+        (Parameter('a', 0.5, 'A size.', 0.0, 9.0), 5, r'double \(0 to 9\), found 5 .* write 5\.0;'),
+        (Parameter('a', 0.5, 'A size.', 0.0, 9.0), 9.5, r'double \(0 to 9\), found 9\.5 of type d'),
+        (Parameter('a', 0.5, 'A size.'), True, 'type double, found true of type bool'),
+        (Parameter('a', [''], 'A size.'), 'x', r"string\[\], found 'x' of type string; write \['x"),
+        (Parameter('a', [''], 'A size.'), [1, 2], r'string\[\], found \[1, 2\] of type list'),
+        (Parameter('a', '', 'A size.'), 3, 'type string, found 3 of type int; write the text in q'),
+        (Parameter('a', 'x', 'A size.', choices=('x', 'y')), 'z', "one of 'x', 'y', found 'z'"),
+    ],
+)
+def test_the_refused_value_and_its_right_spelling_are_said(declare, parameter, value, refusal):
+    whole = f"parameter 'a' of /somebody: expected .*{refusal}.*the parameter means: A size."
+    with pytest.raises(ParameterError, match=whole):
+        declare((parameter,), a=value)

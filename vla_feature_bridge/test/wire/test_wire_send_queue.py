@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The queue of a sender is bounded, and drops images before steps and steps before events."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_feature_bridge.wire.send_queue import Outgoing, SendQueue
@@ -47,6 +47,7 @@ def test_events_alone_are_bounded():
     assert [data[0] for _, data in taken(queue)] == [6, 7, 8, 9]
 
 
+@settings(deadline=None)
 @given(
     kinds=st.lists(
         st.tuples(st.sampled_from(['start', 'end', 'step', 'image']), st.integers(1, 9))

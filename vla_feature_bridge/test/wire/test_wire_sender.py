@@ -355,6 +355,21 @@ def test_nothing_is_raised_into_the_loop_of_the_policy(receiver, inbox, caplog):
     assert any('expected finite features' in text for text in warnings)
 
 
+def test_a_clock_and_a_log_that_fail_stop_no_policy(receiver, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError('broken')
+
+    sender = make_sender(receiver.addresses[0])
+    monkeypatch.setattr(logging.getLogger('vla_feature_bridge'), 'warning', fail)
+    monkeypatch.setattr(sender._episode_steps, '_clock', fail)
+    assert sender.start() == ''
+    assert sender.publish(np.zeros(4)) is None
+    sender.end()
+    sender.close(timeout='long')
+    assert sender.refused == 4
+    assert sender.state == 'closed'
+
+
 def test_a_problem_is_logged_once(receiver, caplog):
     sender = make_sender(receiver.addresses[0])
     sender.start()
@@ -513,7 +528,17 @@ def test_wrong_settings_are_refused_when_a_sender_is_made(address, settings, mes
     assert threading.active_count() == threads
 
 
-def test_a_sender_without_a_source_has_a_name_of_its_own(address):
-    sender = make_sender(address)
-    assert sender.source == f'pi0-{os.getpid()}'
-    sender.close(timeout=0)
+def test_a_sender_without_a_source_is_the_source_without_a_name(address):
+    heard = []
+    with StepReceiver([address], lambda source, message: heard.append(source)) as receiver:
+        sender = make_sender(address)
+        sender.start()
+        wait_for(lambda: heard == [''])
+        receiver.set_status(True, source='another')
+        receiver.set_status(True, source='')
+        wait_for(lambda: sender.monitor_listens)
+        receiver.set_status(False, source='')
+        wait_for(lambda: not sender.monitor_listens)
+        receiver.set_status(True)
+        wait_for(lambda: sender.monitor_listens)
+        sender.close(timeout=0)

@@ -183,7 +183,7 @@ def _status(node: str, diagnosis: Diagnosis) -> DiagnosticStatus:
     return DiagnosticStatus(
         level=bytes([diagnosis.level]),
         name=f'{node}: {diagnosis.name}',
-        message=diagnosis.message,
+        message=diagnosis.message[:2000],
         hardware_id=node.rpartition('/')[0],
         values=[KeyValue(key=key, value=str(value)) for key, value in diagnosis.facts.items()],
     )

@@ -140,10 +140,18 @@ class GivenEpisodes(Channel):
         )
         if self._number == 0 and step.actions is not None:
             # The chunk before belongs to another episode.
-            own = SignalStream(step.exec_horizon).step(step.actions)
-            numbered.signals = {**step.signals, **own}
+            numbered.signals = {**step.signals, **self._first_signals(step)}
         self._number += 1
         self._publish(numbered)
+
+    def _first_signals(self, step: PolicyStep) -> dict[str, float]:
+        assert step.actions is not None
+        try:
+            return SignalStream(step.exec_horizon).step(step.actions)
+        except SafeError:
+            self.counts.refused += 1
+            self._number += 1
+            raise
 
     def take_event(self, event: EpisodeEventRecord) -> None:
         """Take an event of the source: it neither begins nor ends an episode here."""

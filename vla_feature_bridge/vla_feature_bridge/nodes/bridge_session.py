@@ -166,6 +166,7 @@ class BridgeSession:
         try:
             if isinstance(message, PolicyStep):
                 message.instruction = message.instruction or self._instruction
+                message.stamp = message.stamp or self._now()
                 channel.take_step(message)
             elif isinstance(message, EpisodeEventRecord):
                 channel.take_event(message)
@@ -175,6 +176,9 @@ class BridgeSession:
             text = str(error) if isinstance(error, SafeError) else repr(error)
             channel.note(text)
             self._node.get_logger().warning(f'source {name!r}: {text}', throttle_duration_sec=5.0)
+
+    def _now(self) -> int:
+        return int(self._node.get_clock().now().nanoseconds)
 
     def _on_error(self, error: Exception) -> None:
         self._problem, self._problem_at = str(error) or repr(error), time.monotonic()
@@ -319,12 +323,14 @@ class BridgeSession:
 
     def _diagnose(self, source: BridgedSource) -> Diagnosis:
         around = source.surroundings()
+        if not self._node.active:
+            around.problems.append(Finding(Level.STALE, 'the bridge is not active'))
         channel, p = source.channel, self._p
         more: dict[str, object] = {}
         if self._topics is not None and isinstance(channel, JoinedEpisodes):
             around.connected = self._topics.connected
             around.connection = 'topics'
-            around.problems = self._topics.findings()
+            around.problems += self._topics.findings()
             source.outputs.joint_names = self._topics.joint_names
             more = self._topics.facts()
         elif self._receiver is not None:

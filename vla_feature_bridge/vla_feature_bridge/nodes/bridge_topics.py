@@ -177,8 +177,11 @@ class TopicSteps:
             features, actions = self._read(parts)
         except SafeError as error:
             self._channel.refuse(str(error), stamp, missing)
-        else:
+            return
+        try:
             self._channel.take_joined(features, actions, stamp, self.instruction, missing)
+        except Exception as error:  # What other nodes publish must not end the node.
+            self._channel.note(str(error) or repr(error))
 
     def _read(self, parts: dict[str, Stamped]) -> tuple[np.ndarray | None, np.ndarray | None]:
         features = features_of(parts['features'].message) if 'features' in parts else None

@@ -26,8 +26,9 @@ class Main(Protocol):
 def ends_on_interrupt(main: Main) -> Main:
     """Return ``main`` such that SIGINT makes it return 0; only the first SIGINT has an effect.
 
-    The terminal and ``ros2 launch`` may both interrupt a process, a few milliseconds apart. The
-    second interrupt must not break the teardown that the first began.
+    The terminal and ``ros2 launch`` may both interrupt a process, with a few milliseconds between
+    the two interrupts. The second interrupt must not stop the teardown that the first interrupt
+    started.
     """
 
     @wraps(main)
@@ -67,7 +68,7 @@ def run_node(name: str, work: Callable[[], int], args: list[str] | None) -> int:
     except (KeyboardInterrupt, ExternalShutdownException):
         return 0
     except (ParameterError, RuntimeError) as error:
-        # A signal shuts the context down, so that the running call of rclpy fails.
+        # After a signal the context is shut down, and a running call of rclpy raises this error.
         if not rclpy.ok():
             return 0
         if not isinstance(error, ParameterError):

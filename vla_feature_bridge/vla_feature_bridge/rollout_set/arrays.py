@@ -15,7 +15,7 @@ import numpy as np
 
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
-from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, RolloutSetError
+from vla_feature_bridge.rollout_set.layout import ARRAYS, COPY_AGAIN, INDEX, RolloutSetError
 from vla_feature_bridge.step import STEP_FIELDS
 from vla_feature_bridge.tensors import first_not_finite
 
@@ -56,7 +56,7 @@ def write_rollout(
     folder : Path
         ``RolloutSetWriter.folder``.
     number : int
-        Number of the entry in the source; names the file.
+        Number of the entry in the source; the name of the file contains this number.
 
     Returns
     -------
@@ -73,16 +73,20 @@ def write_rollout(
         raise RolloutSetError(f'rollout {name!r}: {problem}')
     if rollout.feature_name not in ('', str(feature)):
         raise RolloutSetError(
-            f'rollout {name!r}: expected features {str(feature)!r}, found '
-            f'{rollout.feature_name!r}; use the same pooling for all rollouts of a set'
+            where=f'rollout {name!r}',
+            expected=f'the feature name {str(feature)!r}',
+            found=repr(rollout.feature_name),
+            advice='use the same feature and the same pooling for all rollouts of a set',
         )
     for what in ('features', *_FINITE_ARRAYS):
         array = getattr(rollout, what)
         step = None if array is None else first_not_finite(array)
         if step is not None:
             raise RolloutSetError(
-                f'rollout {name!r}: expected finite {what}, found NaN or infinity at '
-                f'step {step}; leave this rollout out or record it again'
+                where=f'rollout {name!r}',
+                expected=f'finite {what}',
+                found=f'NaN or infinity at step {step}',
+                advice='remove this rollout from the source, or record the episode again',
             )
     file = f'{number:06d}.safetensors'
     size, crc = _write_arrays(folder / ARRAYS / file, _arrays_of(rollout), name)
@@ -113,8 +117,8 @@ def misfit(rollout: Rollout, feature: FeatureSpec) -> str:
     if rollout.features.ndim != 2 + len(axes) or shape[-1] != feature.dim:
         wanted = ', '.join(['steps', *axes, str(feature.dim)])
         return (
-            f'expected {str(feature)!r} features of shape ({wanted}), found {shape}; '
-            'all rollouts of a set must come from the same policy and pooling'
+            f'expected features {str(feature)!r} of shape ({wanted}), found shape {shape}; '
+            'use the same policy and the same pooling for all rollouts of a set'
         )
     if _DTYPE_NAMES.get(rollout.features.dtype) not in _FEATURE_DTYPES:
         return (
@@ -167,15 +171,20 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
         or (offsets[1:] <= offsets[:-1]).any()
     ):
         raise RolloutSetError(
-            f'{file}: expected {_OFFSETS} that rise from 0 to {len(flat)}, the length of the '
-            f'features, found others; copy or convert the set again'
+            where=f'{file}: array {_OFFSETS!r}',
+            expected=f'two or more int64 numbers that increase from 0 to {len(flat)} (the length '
+            "of the array 'features')",
+            found=f'{offsets.dtype} of shape {offsets.shape} with other values',
+            advice=COPY_AGAIN,
         )
     lengths = np.diff(offsets)
     padded = len(lengths) * int(lengths.max()) * (flat.nbytes // len(flat))
     if padded > max(_MAX_PADDED_BYTES, _MAX_PADDING * flat.nbytes):
         raise RolloutSetError(
-            f'{file}: expected steps with similar numbers of entries, found a step with '
-            f'{lengths.max()} entries and {len(flat)} entries in all {len(lengths)} steps'
+            where=f"{file}: array 'features'",
+            expected='steps of similar length, because every step is padded to the longest step',
+            found=f'a step with {lengths.max()} entries, but {len(flat)} entries in all '
+            f'{len(lengths)} steps together',
         )
     features = np.zeros((len(lengths), int(lengths.max()), *flat.shape[1:]), flat.dtype)
     for step, (start, stop) in enumerate(itertools.pairwise(offsets)):
@@ -192,8 +201,9 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tu
     for name, array in arrays.items():
         if array.dtype not in _DTYPE_NAMES:
             raise RolloutSetError(
-                f'rollout {episode!r}: array {name!r}: expected a dtype of '
-                f'{", ".join(str(d) for d in _DTYPE_NAMES)}, found {array.dtype}'
+                where=f'rollout {episode!r}: array {name!r}',
+                expected=f'one of the dtypes {", ".join(str(d) for d in _DTYPE_NAMES)}',
+                found=str(array.dtype),
             )
     # Arrays with the widest dtype come first, so that every array is aligned in the mapped file.
     order = sorted(arrays, key=lambda name: (-arrays[name].dtype.itemsize, name))
@@ -233,68 +243,98 @@ def map_arrays(file: Path, size: int, crc: int) -> dict[str, np.ndarray]:
     try:
         mapped = np.memmap(file, dtype=np.uint8, mode='r')
     except (OSError, ValueError) as error:
-        raise RolloutSetError(f'{file}: expected a file of {size} bytes, found {error}') from error
+        raise RolloutSetError(
+            where=str(file),
+            expected=f'a file of {size} bytes',
+            found=f'a file that cannot be read ({error})',
+            advice=COPY_AGAIN,
+        ) from error
     if len(mapped) != size or len(mapped) < 8:
         raise RolloutSetError(
-            f'{file}: expected {size} bytes, found {len(mapped)}; copy or convert the set again'
+            where=str(file),
+            expected=f'a file of {size} bytes',
+            found=f'{len(mapped)} bytes',
+            advice=COPY_AGAIN,
         )
     data: np.ndarray = mapped.view(np.ndarray)
     length = int.from_bytes(data[:8].tobytes(), 'little')
     if length > min(_MAX_HEADER_BYTES, len(data) - 8):
-        raise RolloutSetError(f'{file}: expected a safetensors header, found a length of {length}')
+        raise RolloutSetError(
+            where=str(file),
+            expected='a safetensors header of at most '
+            f'{min(_MAX_HEADER_BYTES, len(data) - 8)} bytes',
+            found=f'a header length of {length} bytes',
+            advice=COPY_AGAIN,
+        )
     header = data[8 : 8 + length].tobytes()
     if zlib.crc32(header) != crc:
         raise RolloutSetError(
-            f'{file}: expected the header with checksum {crc} of {INDEX}, found '
-            f'{zlib.crc32(header)}; the file was changed, copy or convert the set again'
+            where=str(file),
+            expected=f'a header with the checksum {crc}, as {INDEX} says',
+            found=f'the checksum {zlib.crc32(header)}',
+            advice=f'the file was changed: {COPY_AGAIN}',
         )
     return _slice_arrays(file, header, data[8 + length :])
 
 
+def _part_of(name: str, entry: Any) -> tuple[int, int, str, str, tuple[Any, ...]]:
+    """Return first byte, end, name, dtype and shape of an array, as the header describes them."""
+    start, stop = map(int, entry['data_offsets'])
+    return start, stop, name, str(entry['dtype']), tuple(entry['shape'])
+
+
 def _slice_arrays(file: Path, header: bytes, data: np.ndarray) -> dict[str, np.ndarray]:
     try:
-        described = json.loads(header)
-        parts = sorted(
-            (
-                tuple(map(int, entry['data_offsets'])),
-                name,
-                str(entry['dtype']),
-                tuple(entry['shape']),
-            )
-            for name, entry in described.items()
-        )
+        parts = sorted(_part_of(name, entry) for name, entry in json.loads(header).items())
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise RolloutSetError(f'{file}: expected a safetensors header, found {error!r}') from error
+        raise RolloutSetError(
+            where=str(file),
+            expected='a safetensors header that describes each array',
+            found=f'a header that cannot be read ({error!r})',
+            advice=COPY_AGAIN,
+        ) from error
     arrays: dict[str, np.ndarray] = {}
     position = 0
-    for (start, stop), name, code, shape in parts:
+    for start, stop, name, code, shape in parts:
         dtype = _DTYPES.get(code)
         if dtype is None or any(type(n) is not int or n < 0 for n in shape):
             raise RolloutSetError(
-                f'{file}: array {name!r}: expected a dtype of {", ".join(_DTYPES)} and a shape of '
-                f'numbers, found {code[:40]!r} and {shape}'
+                where=f'{file}: array {name!r}',
+                expected=f'one of the dtypes {", ".join(_DTYPES)} and a shape of integers from 0',
+                found=f'dtype {code[:40]!r} and shape {shape}',
+                advice=COPY_AGAIN,
             )
-        if start != position or stop - start != math.prod(shape) * dtype.itemsize:
+        end = position + math.prod(shape) * dtype.itemsize
+        if (start, stop) != (position, end):
             raise RolloutSetError(
-                f'{file}: array {name!r}: expected its bytes, of shape {shape} and dtype {code}, '
-                f'from byte {position}, found bytes {start} to {stop}'
+                where=f'{file}: array {name!r}',
+                expected=f'bytes {position} to {end} for shape {shape} and dtype {code}',
+                found=f'bytes {start} to {stop}',
+                advice=COPY_AGAIN,
             )
         if stop > len(data):
             raise RolloutSetError(
-                f'{file}: array {name!r}: expected its end in the file, found byte {stop} of '
-                f'{len(data)}'
+                where=f'{file}: array {name!r}',
+                expected=f'an end at byte {len(data)} or before',
+                found=f'an end at byte {stop}',
+                advice=COPY_AGAIN,
             )
         try:
             arrays[name] = data[start:stop].view(dtype).reshape(shape)
         # An empty array can have axes that are too long for NumPy.
         except (ValueError, OverflowError) as error:
             raise RolloutSetError(
-                f'{file}: array {name!r}: expected the shape of an array, found {shape}: {error}'
+                where=f'{file}: array {name!r}',
+                expected='a shape that NumPy allows',
+                found=f'{shape} (NumPy: {error})',
+                advice=COPY_AGAIN,
             ) from error
         position = stop
     if position != len(data):
         raise RolloutSetError(
-            f'{file}: expected all bytes in arrays, found {len(data) - position} bytes that '
-            'belong to no array'
+            where=str(file),
+            expected='only bytes that belong to an array',
+            found=f'{len(data) - position} bytes that belong to no array',
+            advice=COPY_AGAIN,
         )
     return arrays

@@ -14,6 +14,7 @@ import numpy as np
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout_set.layout import (
     ARRAY_FILE,
+    COPY_AGAIN,
     FORMAT,
     INDEX,
     MANIFEST,
@@ -57,25 +58,42 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(file.read_text(encoding='utf-8'))
     except OSError as error:
         raise RolloutSetError(
-            f'{file}: expected the manifest of a rollout set, found {error.strerror}; '
-            'make one with: python -m safe_training convert SOURCE DEST'
+            where=str(file),
+            expected='the manifest of a rollout set',
+            found=f'a file that cannot be read ({error.strerror})',
+            advice='make a rollout set with: python -m safe_training convert SOURCE DEST',
         ) from error
     except (ValueError, RecursionError) as error:
         raise RolloutSetError(
-            f'{file}: expected JSON, found text that is not valid JSON ({error}); convert again'
+            where=str(file),
+            expected='JSON',
+            found=f'text that is not valid JSON ({error})',
+            advice=COPY_AGAIN,
         ) from error
     if not isinstance(manifest, dict) or manifest.get('format') != FORMAT:
+        found = manifest.get('format') if isinstance(manifest, dict) else type(manifest).__name__
         raise RolloutSetError(
-            f"{file}: expected 'format': {FORMAT!r}, found a different format; check the path"
+            where=str(file),
+            expected=f"the entry 'format' with the value {FORMAT!r}",
+            found=f'{found!r:.80}',
+            advice='give the folder of a rollout set',
         )
     if manifest.get('version') != VERSION:
         raise RolloutSetError(
-            f'{file}: expected version {VERSION}, found {manifest.get("version")!r}; '
-            'convert again with this software, or use the software that wrote it'
+            where=str(file),
+            expected=f'version {VERSION} of the format',
+            found=f'{manifest.get("version")!r:.80}',
+            advice='convert the source again with this software, or use the version of the '
+            'software that wrote the rollout set',
         )
     for key, kind in {'policy': str, 'source': str, 'rollouts': int, 'feature': dict}.items():
         if type(manifest.get(key)) is not kind:
-            raise RolloutSetError(f'{file}: expected {key!r} as {kind.__name__}, found none')
+            raise RolloutSetError(
+                where=str(file),
+                expected=f'the entry {key!r} of type {kind.__name__}',
+                found=f'{manifest.get(key)!r:.80}' if key in manifest else 'no such entry',
+                advice=COPY_AGAIN,
+            )
     try:
         manifest['feature'] = FeatureSpec.from_dict(manifest['feature'])
     except PoolingError as error:
@@ -98,12 +116,17 @@ def read_index(file: Path) -> dict[str, list[Any]]:
         table = pyarrow.parquet.ParquetFile(file, memory_map=True).read()
     except FileNotFoundError:
         raise RolloutSetError(
-            f'{file}: expected the index of a rollout set, found none; convert again'
+            where=str(file),
+            expected='the index of a rollout set',
+            found='no such file',
+            advice=COPY_AGAIN,
         ) from None
     except (pyarrow.ArrowException, OSError) as error:
         raise RolloutSetError(
-            f'{file}: expected a parquet file, found a file that cannot be read ({error}); '
-            'convert again'
+            where=str(file),
+            expected='a parquet file',
+            found=f'a file that cannot be read ({error})',
+            advice=COPY_AGAIN,
         ) from error
     columns: dict[str, list[Any]] = {}
     for name, kinds in COLUMNS.items():
@@ -111,11 +134,21 @@ def read_index(file: Path) -> dict[str, list[Any]]:
             columns[name] = [LATER_COLUMNS[name]] * table.num_rows
             continue
         if name not in table.column_names:
-            raise RolloutSetError(f'{file}: expected a column {name!r}, found {table.column_names}')
+            raise RolloutSetError(
+                where=str(file),
+                expected=f'a column {name!r}',
+                found=f'the columns {table.column_names}',
+                advice=COPY_AGAIN,
+            )
         columns[name] = table.column(name).to_pylist()
-        if not {type(value) for value in columns[name]} <= set(kinds):
-            expected = ' or '.join(kind.__name__ for kind in kinds)
-            raise RolloutSetError(f'{file}: expected {expected} in column {name!r}')
+        wrong = {type(value).__name__ for value in columns[name] if type(value) not in kinds}
+        if wrong:
+            raise RolloutSetError(
+                where=f'{file}: column {name!r}',
+                expected=f'values of type {" or ".join(kind.__name__ for kind in kinds)}',
+                found=f'values of type {", ".join(sorted(wrong))}',
+                advice=COPY_AGAIN,
+            )
     return columns
 
 
@@ -142,20 +175,25 @@ def check_array_files(folder: Path, columns: dict[str, list[Any]]) -> None:
             sizes = {entry.name: entry.stat().st_size for entry in entries}
     except OSError as error:
         raise RolloutSetError(
-            f'{folder}: expected the folder of the arrays, found {error.strerror}; '
-            'copy or convert the set again'
+            where=str(folder),
+            expected='the folder of the arrays',
+            found=f'a folder that cannot be read ({error.strerror})',
+            advice=COPY_AGAIN,
         ) from error
     for name, size in zip(columns['arrays'], columns['arrays_bytes'], strict=True):
         if not ARRAY_FILE.fullmatch(name):
             raise RolloutSetError(
-                f'{folder.parent / INDEX}: expected names of array files such as '
-                f'000000.safetensors, found {name[:80]!r}'
+                where=f"{folder.parent / INDEX}: column 'arrays'",
+                expected='names of array files, for example 000000.safetensors',
+                found=repr(name[:80]),
+                advice=COPY_AGAIN,
             )
         if sizes.get(name) != size:
-            found = f'{sizes[name]} bytes' if name in sizes else 'none'
             raise RolloutSetError(
-                f'{folder / name}: expected a file of {size} bytes, found {found}; '
-                'copy or convert the set again'
+                where=str(folder / name),
+                expected=f'a file of {size} bytes',
+                found=f'{sizes[name]} bytes' if name in sizes else 'no such file',
+                advice=COPY_AGAIN,
             )
 
 

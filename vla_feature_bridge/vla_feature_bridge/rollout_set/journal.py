@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The journal of an incomplete rollout set.
 
-It lists the finished entries, so that the work can continue.
+The journal lists the finished entries, so that the work can continue.
 
-The first line names the work; every further line is one entry, written after the arrays of the
-entry. An entry is ``{'row': ...}``, a row of the index, or ``{'left_out': ...}``, a message.
+The first line names the work. Every further line is one entry. The line of an entry is written
+after the arrays of the entry. An entry is ``{'row': ...}``, a row of the index, or ``{'left_out':
+...}``, a message.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vla_feature_bridge.rollout_set.layout import ARRAY_FILE, ARRAYS, JOURNAL, R
 class Journal:
     """The open journal of one folder.
 
-    It is locked: no other process can open it until it is closed.
+    The journal is locked: no other process can open the journal until it is closed.
 
     Parameters
     ----------
@@ -40,7 +41,7 @@ class Journal:
     Raises
     ------
     RolloutSetError
-        Another process has it open.
+        Another process has the journal open.
     """
 
     def __init__(self, folder: Path, work: str) -> None:
@@ -51,8 +52,10 @@ class Journal:
         except OSError:
             self._file.close()
             raise RolloutSetError(
-                f'{folder}: expected no other writer of this set, found another process that '
-                'writes this set; wait until it has finished, or choose another name'
+                where=str(folder),
+                expected='only one process that writes this rollout set',
+                found='another process that writes the same rollout set',
+                advice='wait until the other process has finished, or choose another name',
             ) from None
         self.entries: list[dict[str, Any]] = []
         if not self._read(work):

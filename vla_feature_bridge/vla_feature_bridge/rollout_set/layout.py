@@ -14,7 +14,8 @@ INDEX = 'rollouts.parquet'
 ARRAYS = 'arrays'
 JOURNAL = 'journal.jsonl'
 ARRAY_FILE = re.compile(r'\d{6,12}\.safetensors')
+COPY_AGAIN = 'copy the rollout set again, or convert its source again'
 
 
 class RolloutSetError(SafeError):
-    """A rollout set cannot be read or written; the message names the file."""
+    """A rollout set cannot be read or written; the message contains the name of the file."""

@@ -20,7 +20,13 @@ from vla_feature_bridge.rollout_set.arrays import (
     misfit,
 )
 from vla_feature_bridge.rollout_set.index import check_array_files, read_index, read_manifest
-from vla_feature_bridge.rollout_set.layout import ARRAYS, INDEX, MANIFEST, RolloutSetError
+from vla_feature_bridge.rollout_set.layout import (
+    ARRAYS,
+    COPY_AGAIN,
+    INDEX,
+    MANIFEST,
+    RolloutSetError,
+)
 
 
 class RolloutSet(Sequence[Rollout]):
@@ -68,18 +74,26 @@ class RolloutSet(Sequence[Rollout]):
         columns = read_index(folder / INDEX)
         count = len(columns['episode_id'])
         if count == 0:
-            raise RolloutSetError(f'{folder / INDEX}: expected at least one rollout, found none')
+            raise RolloutSetError(
+                where=str(folder / INDEX),
+                expected='at least one rollout',
+                found='none',
+                advice=COPY_AGAIN,
+            )
         if manifest['rollouts'] != count:
             raise RolloutSetError(
-                f'{folder / INDEX}: expected {manifest["rollouts"]} rollouts as {MANIFEST} '
-                f'says, found {count}; the files belong to different sets: convert the source '
-                'again'
+                where=str(folder / INDEX),
+                expected=f'{manifest["rollouts"]} rollouts, as {MANIFEST} says',
+                found=f'{count} rollouts',
+                advice=f'the two files belong to different rollout sets: {COPY_AGAIN}',
             )
         spaces = sorted(set(columns['action_space']))
         if len(spaces) > 1:
             raise RolloutSetError(
-                f'{folder / INDEX}: expected one action space, found {", ".join(map(repr, spaces))}'
-                '; convert the source again, into one set for each action space'
+                where=str(folder / INDEX),
+                expected='one action space for all rollouts',
+                found=f'the action spaces {", ".join(map(repr, spaces))}',
+                advice='convert the source again, into one rollout set for each action space',
             )
         check_array_files(folder / ARRAYS, columns)
         return cls(folder, manifest['feature'], manifest['policy'], manifest['source'], columns)
@@ -144,7 +158,9 @@ class RolloutSet(Sequence[Rollout]):
             return self.select(range(len(self))[index])
         position = index + len(self) if index < 0 else index
         if not 0 <= position < len(self):
-            raise IndexError(f'rollout {index} of a set of {len(self)}')
+            raise IndexError(
+                f'{self.path}: expected the index of one of {len(self)} rollouts, found {index}'
+            )
         return self._rollout(position)
 
     def select(self, indices: Iterable[int]) -> RolloutSet:
@@ -185,17 +201,27 @@ class RolloutSet(Sequence[Rollout]):
                 **{name: arrays.pop(name) for name in OPTIONAL_ARRAYS if name in arrays},
             )
         except KeyError:
-            raise RolloutSetError(f"{file}: expected an array 'features', found none") from None
+            raise RolloutSetError(
+                where=str(file),
+                expected="an array 'features'",
+                found='no such array',
+                advice=COPY_AGAIN,
+            ) from None
         except RolloutError as error:
             raise RolloutSetError(f'{file}: {error}') from error
         if arrays:
             raise RolloutSetError(
-                f'{file}: expected only the arrays of a rollout, found also {sorted(arrays)}; '
-                'the set was probably written by a newer version: use that version'
+                where=str(file),
+                expected='only arrays that this version of the software knows',
+                found=f'the unknown arrays {sorted(arrays)}',
+                advice='use the version of the software that wrote the rollout set',
             )
         if len(rollout) != row['length']:
             raise RolloutSetError(
-                f'{file}: expected {row["length"]} steps as {INDEX} says, found {len(rollout)}'
+                where=str(file),
+                expected=f'{row["length"]} steps, as {INDEX} says',
+                found=f'{len(rollout)} steps',
+                advice=COPY_AGAIN,
             )
         if problem := misfit(rollout, self.feature):
             raise RolloutSetError(f'{file}: {problem}')

@@ -143,14 +143,17 @@ class RolloutSetWriter:
         before = self._rows['action_space'][:1]
         if before not in ([], [row['action_space']]):
             raise RolloutSetError(
-                f'{self.path}: rollout {row["episode_id"]!r}: expected the action space '
-                f'{before[0]!r} as in the rollouts before, found {row["action_space"]!r}; write '
-                'one set for each action space'
+                where=f'{self.path}: rollout {row["episode_id"]!r}',
+                expected=f'the action space {before[0]!r} as in the rollouts before',
+                found=repr(row['action_space']),
+                advice='write one rollout set for each action space',
             )
         if self._unseen.setdefault(row['task'], row['unseen']) != row['unseen']:
             raise RolloutSetError(
-                f'{self.path}: rollout {row["episode_id"]!r}: expected the task {row["task"]!r} '
-                'to be either seen or unseen, found rollouts of both kinds; check the unseen root'
+                where=f'{self.path}: rollout {row["episode_id"]!r}',
+                expected=f'only seen or only unseen rollouts of the task {row["task"]!r}',
+                found='rollouts of both kinds',
+                advice='move all episodes of the task into SOURCE, or into the --unseen-root',
             )
         self._note({'row': row})
         self._take(row)
@@ -200,8 +203,10 @@ class RolloutSetWriter:
     def _check_new(self, name: str) -> None:
         if name in self._known:
             raise RolloutSetError(
-                f'{self.path}: expected each episode_id once, found {name!r} twice; '
-                'give each rollout its own'
+                where=str(self.path),
+                expected='a different episode_id for each rollout',
+                found=f'the episode_id {name!r} twice',
+                advice='give each rollout a different episode_id',
             )
 
     def _check_destination(self) -> None:
@@ -209,19 +214,23 @@ class RolloutSetWriter:
             return
         if not self.overwrite:
             raise RolloutSetError(
-                f'{self.path}: expected a name that is free, found a file or folder; '
-                'choose another name, or overwrite it (--overwrite)'
+                where=str(self.path),
+                expected='a path that does not exist',
+                found='a file or folder',
+                advice='choose another path, or overwrite the existing rollout set (--overwrite)',
             )
         if not (self.path / MANIFEST).is_file() or self.path.is_symlink():
             raise RolloutSetError(
-                f'{self.path}: expected a rollout set to overwrite, found another file or folder; '
-                'remove it yourself or choose another name'
+                where=str(self.path),
+                expected='a rollout set to overwrite',
+                found='a file or folder that is not a rollout set',
+                advice='choose another path, or remove the file or folder yourself',
             )
 
     def _finish(self) -> None:
         if not self._known:
             raise RolloutSetError(
-                f'{self.path}: expected at least one rollout to write, found none'
+                where=str(self.path), expected='at least one rollout to write', found='none'
             )
         write_index(self.folder / INDEX, self._rows)
         manifest = {
@@ -238,7 +247,7 @@ class RolloutSetWriter:
         (self.folder / MANIFEST).write_text(text, encoding='utf-8')
         self._check_destination()
         move_folder(self.folder, self.path, overwrite=self.overwrite)
-        # The journal goes last: until the rename, it is what makes the work continue.
+        # Remove the journal last: before the rename, an interrupted work needs it to continue.
         with suppress(OSError):
             (self.path / JOURNAL).unlink(missing_ok=True)
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from rclpy.node import Node
 
@@ -16,15 +17,17 @@ class ClockWatch:
     Parameters
     ----------
     node : rclpy.node.Node
+    steady : callable
+        Returns the time of a clock that always moves [s].
     """
 
-    def __init__(self, node: Node) -> None:
-        self._node = node
-        self._last, self._moved_at = -1, time.monotonic()
+    def __init__(self, node: Node, steady: Callable[[], float] = time.monotonic) -> None:
+        self._node, self._steady = node, steady
+        self._last, self._moved_at = -1, steady()
 
     def problem(self) -> str:
         """Return that the clock stands still and since when; empty if it moves."""
-        now, ros_time = time.monotonic(), int(self._node.get_clock().now().nanoseconds)
+        now, ros_time = self._steady(), int(self._node.get_clock().now().nanoseconds)
         if ros_time != self._last:
             self._last, self._moved_at = ros_time, now
         if now - self._moved_at < _STANDS_STILL:

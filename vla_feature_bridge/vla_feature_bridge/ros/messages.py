@@ -35,7 +35,10 @@ _OUTCOMES = {
 
 
 class MessageError(SafeError):
-    """A ROS message is inconsistent, or it cannot contain an array. The text contains the field."""
+    """A ROS message is inconsistent, or a message cannot contain an array.
+
+    The text contains the name of the field.
+    """
 
 
 def time_to_message(stamp: int) -> Time:
@@ -62,7 +65,7 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
     try:
         contiguous = little_endian(array)
     except TensorError as error:
-        raise MessageError(f'tensor {name!r} cannot be sent: {error}') from None
+        raise MessageError(f'tensor {name!r}: {error}') from None
     message.dtype = dtype_name(array)
     message.shape = typed_array('I', array.shape)
     # In rclpy, only assigning bytes to a uint8[] field is fast.
@@ -81,8 +84,9 @@ def tensor_from_message(message: TensorMessage) -> np.ndarray | None:
     if not message.dtype:
         if len(message.data):
             raise MessageError(
-                f'tensor {message.name!r}: expected a dtype for {len(message.data)} bytes, '
-                'found none'
+                where=f'tensor {message.name!r}',
+                expected=f'a dtype, because the tensor has {len(message.data)} bytes',
+                found='an empty dtype',
             )
         return None
     try:
@@ -101,8 +105,8 @@ def _values_from_message(values: typed_array[float]) -> np.ndarray | None:
     return np.frombuffer(values, dtype=np.float32) if len(values) else None
 
 
-#: Two functions for each kind of field: to its form in a message, and back. The stamp lies in the
-#: header and needs none.
+#: Two functions for each kind of field: the first returns the form of a message, the second returns
+#: the form of a step. The kind 'stamp' is not here, because the header contains the stamp.
 _CONVERT: dict[str, tuple[Callable[[Any, str], Any], Callable[[Any], Any]]] = {
     'tensor': (tensor_to_message, tensor_from_message),
     'values': (_values_to_message, _values_from_message),
@@ -142,18 +146,18 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
     Raises
     ------
     MessageError
-        A tensor does not fit its bytes, there are no features, or signals and their names differ in
-        number.
+        The shape and dtype of a tensor do not fit its bytes, the message has no features, or the
+        number of signals differs from the number of their names.
     """
+    where = f'step {message.step} of episode {message.episode_id!r}'
     features = tensor_from_message(message.features)
     if features is None:
-        raise MessageError(
-            f'step {message.step} of episode {message.episode_id!r}: expected features, found none'
-        )
+        raise MessageError(where=where, expected='features', found='none')
     if len(message.signal_names) != len(message.signals):
         raise MessageError(
-            f'step {message.step} of episode {message.episode_id!r}: expected one name for each '
-            f'signal, found {len(message.signal_names)} names for {len(message.signals)} signals'
+            where=where,
+            expected='one name for each signal',
+            found=f'{len(message.signal_names)} names for {len(message.signals)} signals',
         )
     return PolicyStep(
         features=features,

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters of nodes, declared in one place: type, default, range and a sentence.
 
-One table declares the parameters in the node, refuses wrong values at start-up, and makes
-``docs/reference/parameters.md``.
+One table has three uses: it declares the parameters in the node, it refuses wrong values when the
+node starts, and ``docs/reference/parameters.md`` is made from it.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from vla_feature_bridge.errors import SafeError
 Value = bool | int | float | str | list[str]
 
 _LARGEST_INTEGER = 2**31 - 1
+_TYPE_NAMES: dict[type, str] = {bool: 'bool', int: 'int', float: 'double', str: 'string'}
 
 
 class ParameterError(SafeError):
@@ -43,7 +44,8 @@ class Parameter:
     choices : tuple of str
         Allowed values of a string; empty for any.
     old_name : str
-        Name in an earlier version. If it is set, the error contains the new name.
+        Name in an earlier version. A value for the old name is refused, and the error contains the
+        new name.
     """
 
     name: str
@@ -59,7 +61,7 @@ class Parameter:
         """Return the ROS name of the type."""
         if isinstance(self.default, list):
             return 'string[]'
-        return {bool: 'bool', int: 'int', float: 'double', str: 'string'}[type(self.default)]
+        return _TYPE_NAMES[type(self.default)]
 
     @property
     def allowed(self) -> str:
@@ -110,18 +112,47 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
                 parameter.name, parameter.default, parameter.descriptor()
             ).value
         except Exception as error:  # rclpy raises several unrelated classes for a refused value
-            allowed = f', allowed: {parameter.allowed}' if parameter.allowed else ''
-            raise ParameterError(
-                f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: {error} '
-                f'(type {parameter.type_name}{allowed}; {parameter.description})'
-            ) from error
+            raise _refused(node, parameter, _given(node, parameter.name)) from error
         if parameter.choices and value not in parameter.choices:
-            raise ParameterError(
-                f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}: '
-                f'expected one of {parameter.allowed}, found {value!r}'
-            )
+            raise _refused(node, parameter, value)
         values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
     return SimpleNamespace(**values)
+
+
+def _refused(node: Node, parameter: Parameter, value: Any) -> ParameterError:
+    """Return the error for a value that the parameter does not allow."""
+    allowed = f' ({parameter.allowed})' if parameter.allowed else ''
+    expected = f'a value of type {parameter.type_name}{allowed}'
+    spelling = ''
+    if type(value) is int and isinstance(parameter.default, float):
+        spelling = f'write {value}.0; '
+    elif type(value) is str and isinstance(parameter.default, list):
+        spelling = f'write {[value]}; '
+    elif type(value) is not str and isinstance(parameter.default, str):
+        spelling = 'write the text in quotes; '
+    return ParameterError(
+        where=f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}',
+        expected=f'one of {parameter.allowed}' if parameter.choices else expected,
+        found=f'{_shown(value)} of type {_TYPE_NAMES.get(type(value), "list")}',
+        advice=f'{spelling}the parameter means: {parameter.description}',
+    )
+
+
+def _shown(value: Any) -> str:
+    """Return a value in the syntax of a parameter file."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return repr(value) if isinstance(value, int | float | str) else repr(list(value))
+
+
+def _given(node: Node, name: str) -> Any:
+    """Return the value that was given to a parameter that is not declared; None if none was given.
+
+    rclpy shows the value of a parameter only if the parameter is declared.
+    """
+    value = node.declare_parameter(name, None, ParameterDescriptor(dynamic_typing=True)).value
+    node.undeclare_parameter(name)
+    return value
 
 
 def unknown_parameters(node: Node) -> str:
@@ -146,18 +177,14 @@ def unknown_parameters(node: Node) -> str:
 def _refuse_old_name(node: Node, parameter: Parameter) -> None:
     """Raise :class:`ParameterError` if a value was given to the old name of a parameter."""
     old = parameter.old_name
-    if not old:
-        return
-    # rclpy ignores values of unknown parameters; to see one, the parameter must be declared.
-    dynamic = ParameterDescriptor(dynamic_typing=True)
-    value = node.declare_parameter(old, None, dynamic).value
-    node.undeclare_parameter(old)
+    value = _given(node, old) if old else None
     if value is not None:
         raise ParameterError(
             where=f'parameters of {node.get_fully_qualified_name()}',
-            expected=repr(parameter.name),
-            found=f'{old!r}, its name in an earlier version',
+            expected=f'the parameter {parameter.name!r}',
+            found=f'{old!r}, which is the name of this parameter in an earlier version',
             # A value below /** or from -p cannot be told from a value for this node only.
-            advice=f'give {parameter.name}:={value}; if the value is meant for another node, move '
-            'it in the parameter file from /** to the name of that node',
+            advice=f'write {parameter.name}:={value}; if {old!r} is a parameter of another node, '
+            'write its value below the name of the other node in the parameter file, and not '
+            'below /**',
         )

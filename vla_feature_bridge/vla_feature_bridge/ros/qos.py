@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 
-# If a detector misses one step, it cannot score the rest of the episode. At 10 Hz, 100 steps bridge
-# a pause of 10 s of either process; with 10, a fast replay loses steps on a busy machine.
+# If a detector misses one step, the detector cannot score the rest of the episode. At 10 Hz, 100
+# stored steps are enough for a pause of 10 s in one of the two processes. With 10 stored steps, a
+# fast replay loses steps on a busy machine.
 STEP_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
 EPISODE_QOS = QoSProfile(
     depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL

@@ -116,7 +116,10 @@ class TopicInput:
             for info in self._node.get_publishers_info_by_topic(self.topic)
             if (info.node_name, info.node_namespace) != mine
         ]
-        self._not_connected = self._connect(found)
+        try:
+            self._not_connected = self._connect(found)
+        except Exception as error:  # The graph is made by other nodes; they must not end this one.
+            self._not_connected = f'cannot subscribe: {error}'
 
     def close(self) -> None:
         """End the subscription."""

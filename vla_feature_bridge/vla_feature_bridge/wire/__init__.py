@@ -5,6 +5,7 @@ The modules; each may import only modules above it:
 
 address            addresses: ``unix:/path`` and ``tcp://host:port``
 frame              frames: bytes to header and arrays and back, with limits
+budget             memory for the frames of all connections
 messages           steps, events and images to frames and back
 send_queue         what waits to be sent; bounded, drops the oldest
 link               the thread of a sender: connects, sends, connects again

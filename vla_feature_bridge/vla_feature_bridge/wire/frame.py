@@ -11,10 +11,9 @@ from __future__ import annotations
 import json
 import math
 import struct
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -105,7 +104,10 @@ def encode_frame(
     table = [[name, dtype_name(array), array.shape] for name, array in present.items()]
     try:
         text = json.dumps(
-            {'kind': kind, **header, 'arrays': table}, allow_nan=False, separators=(',', ':')
+            {'kind': kind, **header, 'arrays': table},
+            allow_nan=False,
+            ensure_ascii=False,
+            separators=(',', ':'),
         ).encode()
     except (TypeError, ValueError) as error:
         raise FrameError(f'{kind} frame: expected a header of JSON values: {error}') from None
@@ -118,42 +120,11 @@ def encode_frame(
     )
 
 
-class Budget:
-    """Memory that all connections of a receiver may use together.
-
-    Parameters
-    ----------
-    size : int
-        Number of bytes.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.used = 0
-        self._lock = threading.Lock()
+class PayloadBudget(Protocol):
+    """Memory that several readers share."""
 
     def take(self, count: int) -> None:
-        """Reserve memory.
-
-        Raises
-        ------
-        FrameError
-            Too little is left.
-        """
-        with self._lock:
-            if self.used + count > self.size:
-                raise FrameError(
-                    where='payload of a frame',
-                    expected=f'at most {self.size - self.used} bytes, because other frames are '
-                    'being read',
-                    found=f'{count} bytes',
-                )
-            self.used += count
-
-    def give_back(self, count: int) -> None:
-        """Free reserved memory."""
-        with self._lock:
-            self.used -= count
+        """Reserve bytes, or raise :class:`FrameError`."""
 
 
 class FrameReader:
@@ -168,7 +139,7 @@ class FrameReader:
     ----------
     max_header, max_payload : int
         Largest lengths [bytes].
-    budget : Budget, optional
+    budget : PayloadBudget, optional
         Where the memory of payloads is reserved. Who takes the frame frees it.
 
     Attributes
@@ -181,7 +152,7 @@ class FrameReader:
         self,
         max_header: int = MAX_HEADER,
         max_payload: int = MAX_PAYLOAD,
-        budget: Budget | None = None,
+        budget: PayloadBudget | None = None,
     ) -> None:
         self.max_header, self.max_payload = max_header, max_payload
         self.reserved = 0

@@ -105,7 +105,7 @@ def decode_hello(frame: Frame) -> Hello:
         raise FrameError(where='first frame', expected='hello', found=frame.kind)
     fields = _Fields(frame)
     return Hello(
-        source=check_source(fields.text('source')),
+        source=check_source(fields.text('source', '')),
         instance=fields.text('instance'),
         feature_name=fields.text('feature_name'),
         policy=fields.text('policy'),
@@ -125,7 +125,7 @@ def check_source(name: str) -> str:
     if not isinstance(name, str) or not _SOURCE.fullmatch(name):
         raise FrameError(
             where='source',
-            expected='a name of at most 128 characters without control characters',
+            expected='a name of 1 to 128 characters without control characters, or none',
             found=repr(name)[:200],
         )
     return name

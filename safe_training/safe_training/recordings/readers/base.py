@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +20,7 @@ Pooling = tuple[tuple[str, str], ...]
 
 
 class WholeDumpError(DumpError):
-    """The whole dump is unreliable. Skipping single episodes is not enough."""
+    """The whole dump is unreliable. It is not enough to leave out single episodes."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ReadOptions:
     keep : 'pooled' or 'raw'
         'pooled': one vector per step. 'raw': the complete tensor.
     all_episodes : bool
-        Also keep episodes that the published protocol of the format removes.
+        Also keep the episodes that the published protocol of the format removes.
     """
 
     pooling: Pooling | None = None
@@ -170,24 +170,21 @@ class EpisodeSource(Source):
         """Raise DumpError if names alone show that an episode is bad; reads no episode."""
 
     def __len__(self) -> int:
-        """Return the number of episodes, those that cannot be read included."""
+        """Return the number of episodes, including the episodes that cannot be read."""
         return self.episode_count + len(self.unmatched)
 
     @cached_property
     def feature(self) -> FeatureSpec:
         """The feature of the first readable episode; every other episode must have the same."""
-        first = self.unmatched[0] if self.unmatched else ''
+        reasons = list(self.unmatched)
         for index in range(self.episode_count):
             try:
                 return self.find_feature(index)
             except DumpError as error:
                 if not self.options.skip_bad or isinstance(error, WholeDumpError):
                     raise
-                first = first or str(error)
-        raise DumpError(
-            f'{self.path}: expected at least one readable episode, found none of {len(self)}; '
-            f'the first: {first}'
-        )
+                reasons.append(str(error))
+        raise no_readable_episode(self, reasons)
 
     def refuse_early(self) -> None:
         """Raise an error before the long work begins if the list of files shows a bad episode.
@@ -224,6 +221,17 @@ class EpisodeSource(Source):
             progress(len(self), len(self))
 
 
+def no_readable_episode(source: Source, reasons: Sequence[str]) -> DumpError:
+    """Return the error of a source without a readable episode, with the first of the reasons."""
+    reason = f'the first error is: {reasons[0]}' if reasons else '; '.join(source.notes)
+    return DumpError(
+        where=str(source.path),
+        expected='at least one readable episode',
+        found=f'no readable episode among {len(source)}',
+        advice=reason,
+    )
+
+
 def wanted_feature(
     path: Path,
     name: str,
@@ -243,8 +251,9 @@ def wanted_feature(
         Names of its axes, outermost first, without the width.
     options : ReadOptions
     default : pooling, optional
-        The pooling if the options name none. None takes the default of the reader whose format has
-        this feature: a rollout set or a recording can hold the feature of any dump.
+        The pooling if the options contain no pooling. None takes the default of the reader whose
+        format has this feature, because a rollout set or a recording can contain the feature of any
+        dump.
 
     Raises
     ------
@@ -254,16 +263,20 @@ def wanted_feature(
     if options.keep == 'raw':
         if options.pooling:
             raise DumpError(
-                f'{path}: expected either raw features or a pooling, found both; '
-                'leave out --keep raw or --pooling'
+                where=str(path),
+                expected='either raw features (--keep raw) or a pooling (--pooling)',
+                found='both options',
+                advice='remove one of the two options',
             )
         return FeatureSpec(name, 0, axes)
     pooling = options.pooling or default or _default_of_its_reader(name)
     if pooling is None:
         advice = ' '.join(f'--pooling {axis}=mean' for axis in axes)
         raise DumpError(
-            f'{path}: expected a pooling of the feature {name} (axes {", ".join(axes)}), found '
-            f'none; give a pooling, for example {advice}'
+            where=str(path),
+            expected=f'a pooling of the feature {name} with the axes {", ".join(axes)}',
+            found='no pooling',
+            advice=f'give a pooling of each axis, for example {advice}',
         )
     try:
         return FeatureSpec(name, 0, axes, pooling)

@@ -23,7 +23,9 @@ def list_names(folder: Path, ending: str) -> list[str]:
             names = [entry.name for entry in entries if entry.name.endswith(ending)]
     except OSError as error:
         raise DumpError(
-            f'{folder}: expected a readable folder, found {error.strerror}; '
-            'check the path and its permissions'
+            where=str(folder),
+            expected='a readable folder',
+            found=str(error.strerror),
+            advice='check the path and the permissions of the folder',
         ) from error
     return sorted((name for name in names if not name.startswith('.')), key=natural_key)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, DumpError
 
 
 def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
@@ -27,7 +27,10 @@ def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
         rows = list(csv.reader(io.StringIO(file.read_text(encoding='utf-8')), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DumpError(
-            f'{file}: expected a readable csv file, found {error}; copy it again'
+            where=str(file),
+            expected='a readable csv file in UTF-8',
+            found=f'the error: {error}',
+            advice=COPY_OR_LEAVE_OUT,
         ) from error
     rows = [row for row in rows if row]
     return (rows[0], rows[1:]) if rows else ([], [])
@@ -51,7 +54,9 @@ def number_column(
         except (ValueError, IndexError):
             found = repr(row[column][:40]) if column < len(row) else 'a shorter row'
             raise DumpError(
-                f'{file}: expected a number in row {line + 1}, column {name!r}, '
-                f'found {found}; copy it again, or leave the episode out (--skip-bad)'
+                where=str(file),
+                expected=f'a number in row {line + 1} after the header, column {name!r}',
+                found=found,
+                advice=COPY_OR_LEAVE_OUT,
             ) from None
     return values
