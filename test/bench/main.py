@@ -10,6 +10,7 @@ Ratios are measured side by side in one run; single times depend on the machine.
 * sweep: training a grid of SAFE-MLPs and SAFE-LSTMs together against one at a time.
 * handover: handing over a step to the bridge or to ROS 2, in the thread of the policy.
 * relay: an answer of a policy server through a relay against without one.
+* tap: the cost of a tap in the thread of a policy.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
 """
 
@@ -40,6 +41,7 @@ from bench.detectors import bench_detectors, print_detectors
 from bench.handover import bench_handover, print_handover
 from bench.relay import bench_relay, print_relay
 from bench.sweep import bench_sweep, print_sweep
+from bench.tap import bench_tap, print_tap
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
@@ -291,6 +293,12 @@ def run_handover(args: argparse.Namespace) -> list[dict[str, Any]]:
         return bench_handover(args.steps, progress=lambda note: status.update(note))
 
 
+def run_tap(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``tap``."""
+    with Console(stderr=True).status('tap') as status:
+        return bench_tap(args.steps, progress=lambda note: status.update(note))
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'stream': (run_stream, print_stream),
     'latency': (run_latency, print_latency),
@@ -298,6 +306,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any],
     'sweep': (run_sweep, print_sweep),
     'handover': (run_handover, print_handover),
     'relay': (run_relay, print_relay),
+    'tap': (run_tap, print_tap),
     'conversion': (run_conversion, print_conversion),
 }
 

@@ -30,7 +30,11 @@ PAGES = sorted(
     for path in TOP.glob(pattern)
     if not path.parent.name.startswith('.')  # .pytest_cache
 )
-GENERATED = ('docs/reference/detectors.md', 'docs/reference/parameters.md')
+GENERATED = (
+    'docs/reference/detectors.md',
+    'docs/reference/parameters.md',
+    'docs/reference/presets.md',
+)
 WRAPPED = [
     page
     for page in PAGES
@@ -181,6 +185,13 @@ def test_every_block_of_python_has_a_test():
         'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
         FROM_0_1: 1,
+        # test/repository/test_tap_pages.py
+        'docs/how-to/tap_a_torch_policy.md': 2,
+        'docs/how-to/tap_groot.md': 2,
+        'docs/how-to/tap_lerobot_pi0.md': 2,
+        'docs/how-to/tap_lerobot_smolvla.md': 1,
+        'docs/how-to/tap_openpi.md': 1,
+        'docs/how-to/tap_openvla.md': 1,
     }
     found = {page: len(blocks(page, 'python')) for page in PAGES if page != DOCTESTS}
     assert {page: count for page, count in found.items() if count} == tested
@@ -258,6 +269,7 @@ def test_every_option_that_a_page_names_exists():
     known = set(itertools.chain.from_iterable(map(options_of, VERBS))) | RELAY_OPTIONS
     # Of ./dev, pytest, pip, git, ROS and colcon.
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
+    known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))

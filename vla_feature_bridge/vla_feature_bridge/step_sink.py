@@ -181,18 +181,31 @@ class EpisodeSink(ABC):
             return step
 
     def skip(self, reason: str) -> None:
-        """Take an inference whose step cannot be made.
+        """Leave out the step of an inference whose data are not right.
 
-        Its number is used up, so that the reader notices the gap.
+        Its number is used up, so that the reader notices the gap. Counted in ``refused``.
 
         Parameters
         ----------
         reason : str
-            Why, for the log.
+            What is wrong with the data.
+
+        Raises
+        ------
+        StepError
+            No episode runs, and the sink is strict.
         """
         with self._calls:
+            if not self._can_send():
+                return
+            try:
+                self._episode_steps.check_running('skip')
+            except StepError as error:
+                self._refuse(error)
+                return
             self._episode_steps.skip()
-            self._problem('skip', f'an inference is missing: {reason}')
+            self.refused += 1
+            self._problem('skip', f'a step is left out: {reason}')
 
     def end(self, success: bool | None = None, reason: str = '') -> None:
         """End the episode.

@@ -363,6 +363,21 @@ def test_every_sender_is_told_the_status_when_it_connects_and_when_it_changes(re
         assert decode_status(read_frame(peer)) == BridgeStatus(False)
 
 
+def test_each_source_is_told_its_own_status(receiver):
+    with (
+        bare_connection(receiver.addresses[0]) as left,
+        bare_connection(receiver.addresses[0]) as right,
+    ):
+        for name, peer in (('left', left), ('right', right)):
+            peer.sendall(encode_hello(Hello(name, 'x')))
+            assert decode_status(read_frame(peer)) == BridgeStatus(False)
+        receiver.set_status(True, 'one', source='left')
+        receiver.set_status(True, 'all')
+        receiver.set_status(False, 'one', source='left')
+        assert [decode_status(read_frame(left)).detail for _ in range(3)] == ['one', 'all', 'one']
+        assert decode_status(read_frame(right)) == BridgeStatus(True, 'all')
+
+
 def test_missing_and_dropped_steps_are_counted(receiver):
     with bare_connection(receiver.addresses[0]) as peer:
         peer.sendall(HELLO)
