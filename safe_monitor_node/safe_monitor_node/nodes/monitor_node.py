@@ -11,6 +11,7 @@ from typing import Any
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.logging import LoggingSeverity
 
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import MonitorSession
@@ -192,6 +193,11 @@ class MonitorNode(ManagedNode):
         score.latency = time.perf_counter() - received
         self.outputs.publish_score(score)
         session.latencies.append(score.latency)
+        if self.get_logger().is_enabled_for(LoggingSeverity.DEBUG):
+            self.get_logger().debug(
+                f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
+                f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
+            )
         self.outputs.announce(message)
 
     def _log_remarks(self, session: MonitorSession) -> None:
