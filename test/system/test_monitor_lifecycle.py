@@ -6,6 +6,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 from lifecycle_msgs.msg import Transition
@@ -209,6 +210,16 @@ def test_parameters_that_make_no_sense_change_nothing(
         assert words in result.reason
     probe.spin_until(lambda: 'stale after [s]' in probe.facts(), 'diagnostics come')
     assert probe.facts()['stale after [s]'].startswith('2 ')
+
+
+def test_a_parameter_file_for_another_node_is_said(
+    probe: Probe, run_monitor: Callable[..., Process], mlp_folder: object, tmp_path: Path
+) -> None:
+    path = tmp_path / 'params.yaml'
+    path.write_text('/monitr:\n  ros__parameters:\n    stale_after: 9.0\n')
+    run_monitor(['--params-file', str(path)], detector_folder=mlp_folder)
+    said = f'{path}: expected parameters of /monitor, found those of '
+    probe.spin_until(lambda: probe.status and said in probe.status.message, 'it is diagnosed')
 
 
 def test_a_misspelt_parameter_ends_the_start_with_the_nearest_name(own_domain: int) -> None:
