@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ def files_for_others(node: Node, arguments: Sequence[str]) -> str:
     """
     name = node.get_fully_qualified_name()
     sentences = []
-    for option, path in zip(arguments, arguments[1:], strict=False):
+    for option, path in itertools.pairwise(arguments):
         if option != '--params-file':
             continue
         try:
