@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Marks tests by the folder that they lie in; ``pyproject.toml`` says what each marker means."""
+"""Gives each test the marker of its folder; ``pyproject.toml`` says what each marker means."""
 
 from pathlib import Path
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints one line for each reason for which tests were not run, from the JUnit file of pytest."""
+"""Prints one line for each reason why tests were not run, from the JUnit file of pytest."""
 
 import ast
 import os
@@ -42,12 +42,12 @@ def main() -> None:
     try:
         lines = not_run(Path(sys.argv[1]))
     except (OSError, ElementTree.ParseError) as error:
-        sys.exit(f'not_run.py: pytest left no results that can be read: {error}')
+        sys.exit(f'not_run.py: {sys.argv[1]}: expected a JUnit file of pytest, found: {error}')
     python, distribution = sys.version_info[:2], os.environ.get('SAFE_ROS_DISTRO', 'this one')
     print(
         *(lines or ['no test was skipped']),
-        f'not run: any Python but {python[0]}.{python[1]}, any ROS 2 but {distribution}: '
-        '.github/workflows/ci.yml runs them',
+        f'not run: tests with a Python other than {python[0]}.{python[1]} or a ROS 2 other than '
+        f'{distribution}: .github/workflows/ci.yml runs them',
         sep='\n',
     )
 

@@ -96,13 +96,15 @@ ARGUMENTS = (
         default_value='',
         description=(
             'Ids of the episodes to play, separated by commas, in this order; '
-            'empty: as in replay_params.'
+            'empty: the value in replay_params.'
         ),
     ),
     DeclareLaunchArgument(
         'limit',
         default_value='',
-        description='Play at most this many episodes; 0: all; empty: as in replay_params.',
+        description=(
+            'Largest number of episodes to play; 0: all; empty: the value in replay_params.'
+        ),
     ),
     DeclareLaunchArgument(
         'frequency',
@@ -115,7 +117,7 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'speed',
         default_value='',
-        description='How many times faster to play; empty: as in replay_params.',
+        description='Speed factor of the replay; empty: the value in replay_params.',
     ),
     DeclareLaunchArgument(
         'monitor_params',
@@ -137,7 +139,7 @@ ARGUMENTS = (
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
         description=(
-            'The least severe messages to log; debug: debug messages of the nodes only, not of rcl.'
+            'Lowest severity of the messages that are logged; debug: of the nodes only, not of rcl.'
         ),
     ),
 )
@@ -150,7 +152,7 @@ class ProcessError(RuntimeError):
 class Demo(NamedTuple):
     """Values of the launch arguments, read once at the start.
 
-    An event handler can run after another launch file has changed them.
+    Another launch file can change the arguments before an event handler runs.
     """
 
     out: Path
@@ -165,7 +167,7 @@ class Demo(NamedTuple):
 
 
 def read_arguments(context: LaunchContext) -> Demo:
-    """Return the launch actions to start.
+    """Return the values of the launch arguments.
 
     Raises
     ------
@@ -195,12 +197,16 @@ def read_arguments(context: LaunchContext) -> Demo:
 
 
 def _existing(context: LaunchContext, name: str, file: str) -> Path | None:
-    """Return the folder that an argument names; None when it was not given."""
+    """Return the folder that an argument names; None if the argument was not given."""
     if not (text := argument(context, name)):
         return None
     folder = Path(text).expanduser().resolve()
     if not (folder / file).is_file():
-        raise LaunchArgumentError(f'{name}: no {file} in {folder}')
+        raise LaunchArgumentError(
+            where=f'argument {name}',
+            expected=f'a folder with the file {file}',
+            found=f'no such file in {folder}',
+        )
     return folder
 
 
@@ -221,7 +227,7 @@ def bring_up(context: LaunchContext) -> Entities:
         output='screen',
     )
     return [
-        LogInfo(msg=f'making what is missing in {demo.out}'),
+        LogInfo(msg=f'making the missing files in {demo.out}'),
         RegisterEventHandler(
             OnProcessExit(target_action=prepare, on_exit=partial(when_prepared, demo))
         ),
@@ -235,8 +241,8 @@ def when_prepared(demo: Demo, event: ProcessExited, context: LaunchContext) -> E
         return []
     if event.returncode != 0:
         raise ProcessError(
-            f'the detector could not be made in {demo.out}: `demo --prepare` ended with status '
-            f'{event.returncode}, see its output above'
+            f'{demo.out}: expected that `demo --prepare` makes a detector folder, found exit '
+            f'status {event.returncode}; read the output of prepare above'
         )
     return graph(demo)
 
@@ -286,7 +292,10 @@ def default_tasks(demo: Demo) -> list[str]:
         return list(provenance.get('unseen_tasks') or [''])
     except (ValueError, KeyError) as error:
         raise LaunchArgumentError(
-            f'{path}: expected the description of a detector (detector.json), found: {error!r}'
+            where=str(path),
+            expected='the description of a detector folder',
+            found=f'a file that cannot be read ({error!r})',
+            advice='fit the detector again',
         ) from error
 
 
@@ -298,9 +307,10 @@ def when_ended(replay: Node, event: ProcessExited, context: LaunchContext) -> En
     if context.is_shutdown:
         return []
     if event.action is replay and event.returncode == 0:
-        return [Shutdown(reason='everything was played')]
+        return [Shutdown(reason='the replay has ended')]
     raise ProcessError(
-        f'{event.process_name} ended with status {event.returncode}, see its output above'
+        f'process {event.process_name} ended with status {event.returncode} before the end of the '
+        'replay; read the output of this process above'
     )
 
 

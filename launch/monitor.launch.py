@@ -27,14 +27,14 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'detector_folder',
         default_value='',
-        description='Folder of the fitted detector; empty: as in params_file.',
+        description='Folder of the fitted detector; empty: the value in params_file.',
     ),
     DeclareLaunchArgument(
         'alpha',
         default_value='',
         description=(
-            'Promised false-alarm rate; 0: the one the detector folder was made with; '
-            'empty: as in params_file.'
+            'Promised false-alarm rate; 0: the rate stored in the detector folder; empty: the '
+            'value in params_file.'
         ),
     ),
     DeclareLaunchArgument(
@@ -63,7 +63,8 @@ ARGUMENTS = (
         default_value='',
         choices=['', 'true', 'false'],
         description=(
-            'Take the time from /clock, as with `ros2 bag play --clock`; empty: as in params_file.'
+            'Take the time from /clock, which `ros2 bag play --clock` publishes; empty: the value '
+            'in params_file.'
         ),
     ),
     DeclareLaunchArgument(
@@ -71,7 +72,7 @@ ARGUMENTS = (
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
         description=(
-            'The least severe messages to log; debug: debug messages of the node only, not of rcl.'
+            'Lowest severity of the messages that are logged; debug: of the node only, not of rcl.'
         ),
     ),
 )

@@ -49,7 +49,7 @@ POOLED = 'miniature_flow.npz'
 
 
 class DemoError(SafeError):
-    """The demo cannot run; the message says what is missing."""
+    """The demo cannot run; the message contains the name of the missing file."""
 
 
 def data_folder() -> Path:
@@ -61,8 +61,11 @@ def data_folder() -> Path:
     folder = Path(named) if named else Path(__file__).resolve().parents[2] / 'test' / 'data'
     if not (folder / POOLED).is_file():
         raise DemoError(
-            f'{folder}: no {POOLED} here; run the demo from a source checkout (./dev demo), '
-            'or set SAFE_DEMO_DATA to its folder test/data'
+            where=str(folder),
+            expected=f'the file {POOLED}',
+            found='no such file',
+            advice='run the demo in a source checkout (./dev demo), or set SAFE_DEMO_DATA to the '
+            'folder test/data of a source checkout',
         )
     return folder
 
@@ -98,7 +101,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     args = parser.parse_args(arguments)
     if args.episodes < 1 or args.frequency <= 0 or args.epochs < 1:
-        parser.error('--episodes, --frequency and --epochs must be positive')
+        parser.error(
+            '--episodes, --frequency, --epochs: expected positive numbers, found '
+            f'{args.episodes}, {args.frequency:g}, {args.epochs}'
+        )
     return args
 
 
@@ -172,7 +178,10 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def choose_episodes(rollouts: RolloutSet, tasks: Sequence[str], count: int) -> list[int]:
-    """Take rollouts of the tasks in turn, in recorded order, regardless of their outcome."""
+    """Return indices of rollouts: one of each task, then the next of each task, in recorded order.
+
+    The outcome of a rollout is not used.
+    """
     members = [[i for i, task in enumerate(rollouts.tasks) if task == name] for name in tasks]
     turns = [
         index
@@ -284,7 +293,7 @@ def stream(
         frequency=args.frequency,
         on_ended=ended,
     )
-    # Compare again after all messages have arrived. An earlier line may lack one message.
+    # Compare again after all messages have arrived. A printed line may lack the last message.
     compared = [compare(e, chosen[e.episode_id], calibrated, args.alpha) for e in episodes]
     return compared, episodes
 
@@ -364,7 +373,8 @@ def run(args: argparse.Namespace) -> int:
     )
     agree = live['scores_missing'] == 0 and live['largest_difference_to_offline'] <= 1e-5
     if not (agree and live['alarm_steps_equal_offline']):
-        console.print('[red]live and offline scores disagree; see summary.json[/red]')
+        path = args.out / 'summary.json'
+        console.print(f'[red]live scores and offline scores differ; see {path}[/red]')
         return 1
     return 0
 

@@ -17,11 +17,11 @@ EXPECTED: dict[object, str] = {bool: 'true or false', int: 'a whole number', flo
 
 
 class LaunchArgumentError(SafeError):
-    """An argument of a launch file cannot be used; the message names it."""
+    """An argument of a launch file cannot be used; the message contains its name."""
 
 
 def argument(context: LaunchContext, name: str) -> str:
-    """Return the value of a declared argument; empty when it was not given."""
+    """Return the value of a declared argument; empty if the argument was not given."""
     return str(context.launch_configurations[name]).strip()
 
 
@@ -53,7 +53,9 @@ def parameter_file(context: LaunchContext, name: str) -> Path:
     """
     path = Path(argument(context, name)).expanduser()
     if not path.is_file():
-        raise LaunchArgumentError(f'{name}: there is no parameter file {path}')
+        raise LaunchArgumentError(
+            where=f'argument {name}', expected='a parameter file', found=f'no file {path}'
+        )
     return path
 
 
@@ -85,6 +87,9 @@ def _typed(name: str, text: str, kind: Kind) -> ParameterValue:
         else:
             value = kind(text)
     except (KeyError, ValueError):
-        raise LaunchArgumentError(f'{name}: expected {EXPECTED[kind]}, found {text!r}') from None
-    # Without the type, launch_ros reads strings as YAML: a task called `1` would become a number.
+        raise LaunchArgumentError(
+            where=f'argument {name}', expected=EXPECTED[kind], found=repr(text)
+        ) from None
+    # Without the type, launch_ros reads strings as YAML: a task with the name `1` would become a
+    # number.
     return ParameterValue(value, value_type=list[str] if kind == list[str] else kind)

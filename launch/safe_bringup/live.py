@@ -132,7 +132,9 @@ class Process:
     def fail(self, what: str) -> LiveError:
         """Return an error that ends with the last lines of the process's log."""
         tail = '\n  '.join(self.log().strip().splitlines()[-8:])
-        return LiveError(f'{self.name} {what}; the end of its log ({self._log_path}):\n  {tail}')
+        return LiveError(
+            f'process {self.name} {what}; the last lines of the log {self._log_path}:\n  {tail}'
+        )
 
 
 class Observer:
@@ -247,7 +249,7 @@ def play_live(
     Raises
     ------
     LiveError
-        A process did not come up, failed, or took too long.
+        A process did not start, failed, or did not end in time.
     """
     logs.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LONGEST_PLAY
@@ -260,7 +262,7 @@ def play_live(
         while not observer.monitor_is_up():
             observer.spin(0.05)
             if monitor.exit_status is not None:
-                raise monitor.fail(f'ended with status {monitor.exit_status}')
+                raise monitor.fail(f'ended with status {monitor.exit_status} before the replay')
             if time.monotonic() > deadline or 'cannot configure' in monitor.log():
                 raise monitor.fail('did not become active')
         # A publisher can be visible in the ROS graph before it is connected to this subscriber.
@@ -275,7 +277,9 @@ def play_live(
             while replay.exit_status is None:
                 observer.spin(0.1)
                 if monitor.exit_status is not None:
-                    raise monitor.fail(f'ended with status {monitor.exit_status} while playing')
+                    raise monitor.fail(
+                        f'ended with status {monitor.exit_status} before the end of the replay'
+                    )
                 if time.monotonic() > deadline:
                     raise replay.fail(f'did not end within {LONGEST_PLAY:g} s')
             if replay.exit_status != 0:
@@ -283,8 +287,8 @@ def play_live(
         observer.spin(0.5)
         observer.finish()
         if (status := monitor.stop()) != 0:
-            raise monitor.fail(f'ended with status {status} on interrupt')
+            raise monitor.fail(f'ended with status {status} after an interrupt, expected status 0')
         missing = [e for e in episodes if e not in observer.episodes]
         if missing:
-            raise monitor.fail(f'never scored episode {missing[0]!r}')
+            raise monitor.fail(f'published no score of episode {missing[0]!r}')
         return [observer.episodes[e] for e in episodes]

@@ -58,8 +58,8 @@ class CalibratedDetector:
         if len(spaces) < 2 or not self.detector.reads_actions:
             return ''
         return (
-            f'the actions are in the space {action_space!r}, the detector was fitted on actions in '
-            f'the space {self.action_space!r}'
+            f'expected actions in the space {self.action_space!r} that the detector was fitted on, '
+            f'found actions in the space {action_space!r}'
         )
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

@@ -20,8 +20,9 @@ _BLAS_FILE = re.compile(r'(blas|mkl_rt|blis)[^/]*\.so(\.[^/]*)?$')
 
 #: Warning for a user if :func:`limit_threads` returns 0.
 NOT_LIMITED = (
-    'parameter threads: expected a known BLAS library (OpenBLAS, MKL or BLIS) behind NumPy, found '
-    'none; threads does not limit NumPy, set OMP_NUM_THREADS before the start instead'
+    'parameter threads: expected a known BLAS library of NumPy (OpenBLAS, MKL or BLIS), '
+    'found none; the parameter threads does not limit NumPy: set the environment variable '
+    'OMP_NUM_THREADS before the start'
 )
 
 
@@ -66,8 +67,8 @@ def _loaded_blas_libraries() -> Iterator[ctypes.CDLL]:
     paths = {line.split(maxsplit=5)[-1].removesuffix(' (deleted)') for line in lines if line}
     for path in sorted(paths):
         if _BLAS_FILE.search(path):
-            # Not every mapped file with such a name is a library that can be opened. If its name is
-            # not valid UTF-8, ctypes cannot even make the OSError and raises ValueError.
+            # Some mapped files with such a name cannot be opened as a library. If the name is not
+            # valid UTF-8, ctypes cannot make the OSError and raises ValueError.
             try:
                 library = ctypes.CDLL(path, mode=os.RTLD_NOLOAD)
             except (OSError, ValueError):

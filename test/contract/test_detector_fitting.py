@@ -71,10 +71,10 @@ def test_the_constructor_stores_its_parameters_and_does_nothing_else(name):
 
 def test_an_unknown_detector_or_parameter_is_refused_with_what_there_is():
     with pytest.raises(
-        DetectorError, match=r"unknown detector 'sage_lstm'; expected one of: .*safe_lstm"
+        DetectorError, match=r"a known name, found 'sage_lstm'; choose one of: .*safe_lstm"
     ):
         make_detector('sage_lstm')
-    with pytest.raises(DetectorError, match=r"'safe_lstm' has no parameter 'hiden'; .*hidden"):
+    with pytest.raises(DetectorError, match=r"'safe_lstm': .*parameter .*found 'hiden'; .*hidden"):
         make_detector('safe_lstm', hiden=3)
 
 
@@ -110,7 +110,7 @@ def test_an_unfitted_detector_refuses_to_score(name):
         lambda: detector.stream(),
         lambda: detector.state(),
     ):
-        with pytest.raises(DetectorError, match=rf'{name} is not fitted'):
+        with pytest.raises(DetectorError, match=f'detector {name}: expected a fitted detector'):
             use()
 
 

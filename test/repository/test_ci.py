@@ -54,7 +54,7 @@ def test_one_line_for_each_reason(tmp_path):
         'not run: 1 module: no OpenCV',
         'not run: 1 test: no ray',
     ]
-    assert f'any Python but {sys.version_info.major}.{sys.version_info.minor}' in other
+    assert f'a Python other than {sys.version_info.major}.{sys.version_info.minor}' in other
 
 
 def test_a_run_that_skips_nothing_says_so(tmp_path):
@@ -67,4 +67,4 @@ def test_results_that_cannot_be_read_are_an_error(tmp_path):
     for results in (tmp_path / 'cut.xml', tmp_path / 'none.xml'):
         done = not_run(results)
         assert done.returncode == 1
-        assert 'no results that can be read' in done.stderr
+        assert f'{results}: expected a JUnit file of pytest, found' in done.stderr

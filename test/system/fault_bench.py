@@ -64,7 +64,8 @@ class FaultBench:
         loud: Callable[..., PolicyStep],
     ) -> None:
         self.quiet, self.loud = quiet, loud
-        self.start_monitor, self.start_replay = start_monitor, start_replay
+        self.start_monitor, self._start_replay = start_monitor, start_replay
+        self._policies: list[Process] = []
         self.process = start_monitor(diagnostics_period=0.2)
         self.probe = Probe()
         self.probe.wait_until_active()
@@ -145,6 +146,16 @@ class FaultBench:
             self.probe.executor.spin_once(timeout_sec=left)
 
     # --- other nodes
+
+    def start_policy(self, **parameters: Any) -> Process:
+        """Start a process that plays a rollout."""
+        self._policies.append(self._start_replay(**parameters))
+        return self._policies[-1]
+
+    def stop_policies(self) -> None:
+        """End the processes that `start_policy` started."""
+        while self._policies:
+            self._policies.pop().stop()
 
     @contextmanager
     def node(self, name: str = 'other') -> Iterator[Node]:

@@ -160,6 +160,7 @@ def test_a_bridge_that_starts_last_gets_everything(
 # --- crashes
 
 
+@pytest.mark.slow
 def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     run_bridge: Callable[..., Process],
     run_policy: Callable[..., PolicyProcess],
@@ -191,6 +192,7 @@ def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     assert numbers[-1] == len(alarming[0]) - 1
 
 
+@pytest.mark.slow
 def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episode(
     run_bridge: Callable[..., Process],
     run_monitor: Callable[..., Process],
@@ -232,6 +234,7 @@ def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episo
     np.testing.assert_allclose(last.scores, offline, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_episode_of_a_killed_policy_stays_open_until_the_next_one_begins(
     run_bridge: Callable[..., Process],
     run_policy: Callable[..., PolicyProcess],

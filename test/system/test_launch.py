@@ -198,7 +198,7 @@ def test_demo_names_the_failed_process_and_takes_the_graph_down(
     )
     assert launched.wait() == 1
     assert "found 'no-such-task'" in launched.output
-    assert 'replay-2 ended with status 1' in launched.output
+    assert 'process replay-2 ended with status 1 before the end of the replay' in launched.output
 
 
 @needs_launch
@@ -206,9 +206,18 @@ def test_demo_names_the_failed_process_and_takes_the_graph_down(
     ('argument', 'message'),
     [
         ('limit:=many', "limit: expected a whole number, found 'many'"),
-        ('detector_folder:=absent', 'detector_folder: no detector.json in'),
-        ('rollout_set:=absent', 'rollout_set: no rollout_set.json in'),
-        ('replay_params:=absent.yaml', 'replay_params: there is no parameter file absent.yaml'),
+        (
+            'detector_folder:=absent',
+            'detector_folder: expected a folder with the file detector.json, found no',
+        ),
+        (
+            'rollout_set:=absent',
+            'rollout_set: expected a folder with the file rollout_set.json, found no',
+        ),
+        (
+            'replay_params:=absent.yaml',
+            'replay_params: expected a parameter file, found no file absent.yaml',
+        ),
         ('log_level:=loud', 'Argument "log_level" provided value "loud" is not valid'),
     ],
 )
@@ -272,8 +281,8 @@ def test_demo_says_why_nothing_could_be_made_and_starts_no_node(
     monkeypatch.setenv('SAFE_DEMO_DATA', str(tmp_path / 'nothing'))
     launched = ros2_launch('safe_bringup', 'demo.launch.py')
     assert launched.wait() == 1
-    assert 'no miniature_flow.npz here' in launched.output
-    assert 'the detector could not be made' in launched.output
+    assert 'expected the file miniature_flow.npz, found no such file' in launched.output
+    assert 'expected that `demo --prepare` makes a detector folder' in launched.output
     assert re.findall(r'\[(\S+)\]: process started', launched.output) == ['prepare-1']
 
 

@@ -241,7 +241,7 @@ def test_past_the_band_nothing_is_called_nominal(probe, run_monitor, mlp_folder,
     assert score.state in (FailureScore.STATE_INVALID, FailureScore.STATE_ALARM)
     assert np.isnan(score.threshold)
     probe.spin_until(
-        lambda: 'past the calibrated band' in probe.facts().get('last problem', ''),
+        lambda: 'number of steps of the band' in probe.facts().get('last problem', ''),
         'it is diagnosed',
     )
 
@@ -572,7 +572,9 @@ def test_labels_are_published_without_adaptation_and_wrong_ones_refused(
     probe.wait_until_active()
     nothing = probe.label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
     assert not nothing.success
-    assert 'expected an episode_id, because no episode has run' in nothing.message
+    assert (
+        'episode_id: expected the id of an episode, because no episode has run' in nothing.message
+    )
     wrong = probe.label_episode('e', 9)
     assert not wrong.success
     assert 'found 9' in wrong.message
@@ -596,4 +598,4 @@ def test_a_file_without_adaptation_is_refused(probe, run_monitor, mlp_folder, tm
     assert 'adaptation_step is 0' in probe.status.message
     answer = probe.label_episode('e', EpisodeEvent.OUTCOME_SUCCESS)
     assert answer.success
-    assert 'published only' in answer.message
+    assert 'published, without an effect' in answer.message

@@ -103,6 +103,8 @@ NEW_NOTES = {
     'of the length of the failure, 100 without alarm',
     'Made of the 1 splits of the published protocol, which are few.': 'Based on only the 1 splits '
     'of the published protocol.',
+    'how many combinations were chosen among on each split': 'number of combinations from which '
+    'one was chosen on each split',
 }
 DETECTORS: dict[str, Any] = EXPECTED['detectors']
 UNCALIBRATED = 'uncalibrated'

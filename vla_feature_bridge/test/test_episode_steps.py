@@ -96,7 +96,9 @@ def test_the_number_of_executed_actions_changes_the_signals(steps):
     step = steps.step(np.zeros(4), actions[1], executed=torch.tensor(3))
     for name, values in expected.items():
         assert np.float32(step.signals[name]) == values[1]
-    with pytest.raises(SafeError, match=r'step 2 of episode .*expected executed from 0 to 4'):
+    with pytest.raises(
+        SafeError, match=r'step 2 of episode .*expected executed as an integer from 0 to 4'
+    ):
         steps.step(np.zeros(4), actions[1], executed=5)
 
 
@@ -200,13 +202,17 @@ def test_an_outcome_that_is_no_bool_is_refused(steps, success):
         (torch.zeros(4, device='meta'), {}, 'features: expected an array'),
         (object(), {}, 'found shape .* of object'),
         (np.zeros(4), {'actions': None}, 'at every step of an episode or at none'),
-        (np.zeros(4), {'actions': GOOD[:, :, :6]}, 'an action_dim of 7 as in the previous chunk'),
+        (
+            np.zeros(4),
+            {'actions': GOOD[:, :, :6]},
+            'an action_dim of 7 as in the previous action chunk',
+        ),
         (np.zeros(4), {'actions': GOOD * np.inf}, 'expected finite actions'),
         (np.zeros(4), {'actions': GOOD.astype(float) * 1e200}, 'whose signal .* fits float32'),
         (np.zeros(4), {'exec_horizon': 5}, 'at least exec_horizon = 5 actions'),
         (np.zeros(4), {'exec_horizon': 0}, 'exec_horizon from 1 to'),
         (np.zeros(4), {'exec_horizon': 2.0}, 'exec_horizon from 1 to'),
-        (np.zeros(4), {'executed': -1}, 'expected executed from 0 to 4'),
+        (np.zeros(4), {'executed': -1}, 'expected executed as an integer from 0 to 4'),
         (np.zeros(4), {'instruction': 7}, 'expected instruction as a text'),
         (np.zeros(4), {'instruction': '\ud800'}, 'expected instruction as a text'),
         (np.zeros(4), {'token_entropy': [1e300]}, 'expected finite token_entropy'),

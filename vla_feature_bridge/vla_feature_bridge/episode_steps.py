@@ -81,6 +81,9 @@ class StepSink(Protocol):
     ) -> PolicyStep | None:
         """Send the next step; returns it, or None if it was refused or lost."""
 
+    def skip(self, reason: str) -> None:
+        """Leave out the step of an inference, so that the reader notices the gap."""
+
     def end(self, success: bool | None = None, reason: str = '') -> None:
         """End the episode."""
 

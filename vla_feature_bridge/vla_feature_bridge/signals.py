@@ -175,8 +175,9 @@ class SignalStream:
             number = -1
         if not 0 <= number <= len(self._previous):
             raise SignalError(
-                f'expected executed from 0 to {len(self._previous)}, the number of actions of the '
-                f'previous chunk, found {executed!r}'
+                expected=f'executed as an integer from 0 to {len(self._previous)} (the number of '
+                'actions of the previous chunk)',
+                found=repr(executed),
             )
         return number
 
@@ -207,7 +208,8 @@ def rollout_signals(
     numbers = [None] * len(actions) if executed is None else list(executed)
     if len(numbers) != len(actions):
         raise SignalError(
-            f'expected executed for each of {len(actions)} steps, found {len(numbers)} numbers'
+            expected=f'executed with one number for each of {len(actions)} steps',
+            found=f'{len(numbers)} numbers',
         )
     stream = SignalStream(exec_horizon)
     rows = [stream.step(chunk, number) for chunk, number in zip(actions, numbers, strict=True)]

@@ -255,7 +255,7 @@ def check_signals(
         with np.errstate(over='ignore', invalid='ignore'):
             signals = stream.step(chunks, executed)
     except SignalError as error:
-        raise StepError(f'{where}: {error}') from None
+        raise _at(where, error) from None
     for name, value in signals.items():
         if not abs(value) <= _MAX_NUMBER:
             raise StepError(
@@ -266,11 +266,16 @@ def check_signals(
     return signals
 
 
+def _at(where: str, error: SafeError) -> StepError:
+    """Return an error that also says at which step it occurred."""
+    return StepError(where=where, expected=error.expected, found=error.found, advice=error.advice)
+
+
 def _array(values: Any, name: str, where: str) -> np.ndarray:
     try:
         return as_array(values)
     except TensorError as error:
-        raise StepError(f'{where}: {name}: {error}') from error
+        raise _at(f'{where}: {name}', error) from error
 
 
 def _check_finite(name: str, array: np.ndarray, where: str) -> None:

@@ -7,6 +7,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
@@ -95,7 +96,7 @@ class EpisodeSink(ABC):
         self._episode_steps = steps
         self._is_strict = strict
         self._problems = ProblemLog(log)
-        self._patience = check_seconds(wait_for_monitor, 'wait_for_monitor')
+        self._wait_time = check_seconds(wait_for_monitor, 'wait_for_monitor')
         self._calls = threading.RLock()
         self._is_closed = False
 
@@ -130,19 +131,14 @@ class EpisodeSink(ABC):
             An argument is no text or the sink is closed, and it is strict. A running episode goes
             on.
         """
-        if not self._can_send():
-            return ''
-        self._wait_for_a_monitor()
         texts = {'task': task, 'instruction': instruction, 'episode_id': episode_id}
-        with self._calls:
-            for name, value in texts.items():
-                try:
-                    check_text(value, name, 'start')
-                except StepError as error:
-                    self._refuse(error)
-                    texts[name] = ''
-            self._send_events(self._episode_steps.start(**texts))
-            return self.episode_id
+        try:
+            return self._start(texts)
+        except Exception as error:  # a clock that is gone, for example
+            if self._is_strict:
+                raise
+            self._refuse(error)
+            return ''
 
     def publish(
         self, features: Any, actions: Any = None, *, stamp: Any = None, **fields: Any
@@ -184,6 +180,33 @@ class EpisodeSink(ABC):
             self.published += 1
             return step
 
+    def skip(self, reason: str) -> None:
+        """Leave out the step of an inference whose data are not right.
+
+        Its number is used up, so that the reader notices the gap. Counted in ``refused``.
+
+        Parameters
+        ----------
+        reason : str
+            What is wrong with the data.
+
+        Raises
+        ------
+        StepError
+            No episode runs, and the sink is strict.
+        """
+        with self._calls:
+            if not self._can_send():
+                return
+            try:
+                self._episode_steps.check_running('skip')
+            except StepError as error:
+                self._refuse(error)
+                return
+            self._episode_steps.skip()
+            self.refused += 1
+            self._problem('skip', f'a step is left out: {reason}')
+
     def end(self, success: bool | None = None, reason: str = '') -> None:
         """End the episode.
 
@@ -197,25 +220,12 @@ class EpisodeSink(ABC):
         StepError
             No episode runs or an argument is wrong, and the sink is strict. The episode goes on.
         """
-        with self._calls:
-            if not self._can_send():
-                return
-            try:
-                self._episode_steps.check_running('end')
-            except StepError as error:
-                self._refuse(error)
-                return
-            try:
-                success = check_success(success, 'end')
-            except StepError as error:
-                self._refuse(error)
-                success = None
-            try:
-                check_text(reason, 'reason', 'end')
-            except StepError as error:
-                self._refuse(error)
-                reason = ''
-            self._send_events([self._episode_steps.end(success, reason)])
+        try:
+            self._end(success, reason)
+        except Exception as error:
+            if self._is_strict:
+                raise
+            self._refuse(error)
 
     @abstractmethod
     def close(self) -> None:
@@ -232,6 +242,37 @@ class EpisodeSink(ABC):
     @abstractmethod
     def _monitor_listens(self) -> bool:
         """Return True if steps and events that are sent now reach a monitor."""
+
+    def _start(self, texts: dict[str, str]) -> str:
+        if not self._can_send():
+            return ''
+        self._wait_for_a_monitor()
+        with self._calls:
+            for name, value in texts.items():
+                try:
+                    check_text(value, name, 'start')
+                except StepError as error:
+                    self._refuse(error)
+                    texts[name] = ''
+            self._send_events(self._episode_steps.start(**texts))
+            return self.episode_id
+
+    def _end(self, success: bool | None, reason: str) -> None:
+        with self._calls:
+            if not self._can_send():
+                return
+            self._episode_steps.check_running('end')
+            try:
+                success = check_success(success, 'end')
+            except StepError as error:
+                self._refuse(error)
+                success = None
+            try:
+                check_text(reason, 'reason', 'end')
+            except StepError as error:
+                self._refuse(error)
+                reason = ''
+            self._send_events([self._episode_steps.end(success, reason)])
 
     def _check_open(self) -> None:
         name = type(self).__name__
@@ -259,15 +300,15 @@ class EpisodeSink(ABC):
                 self._note(error)
 
     def _wait_for_a_monitor(self) -> None:
-        patience, self._patience = self._patience, 0.0
-        if not patience:
+        wait_time, self._wait_time = self._wait_time, 0.0
+        if not wait_time:
             return
-        deadline = time.monotonic() + patience
+        deadline = time.monotonic() + wait_time
         while not self._monitor_listens():
             if time.monotonic() >= deadline:
                 self._problem(
                     'monitor',
-                    f'no monitor listens after {patience:g} s (wait_for_monitor); the episode '
+                    f'no monitor listens after {wait_time:g} s (wait_for_monitor); the episode '
                     'starts without it, and steps that it does not receive count as missing',
                 )
                 return
@@ -293,7 +334,8 @@ class EpisodeSink(ABC):
 
     def _problem(self, kind: object, text: str) -> None:
         self.last_error = text
-        self._problems.add(kind, text)
+        with suppress(Exception):  # A log that fails must not stop the robot.
+            self._problems.add(kind, text)
 
 
 def check_seconds(value: Any, name: str) -> float:

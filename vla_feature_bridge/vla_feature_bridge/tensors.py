@@ -5,7 +5,7 @@ Dtypes, bytes, and search for non-finite values.
 
 bfloat16 arrays have the dtype of ``ml_dtypes``. NumPy has no dtype for bfloat16, and PyTorch cannot
 convert its bfloat16 tensors to NumPy. The process of a policy may lack ``ml_dtypes``: there,
-bfloat16 is :data:`BFLOAT16_BITS`.
+bfloat16 arrays have the dtype :data:`BFLOAT16_BITS`.
 """
 
 from __future__ import annotations
@@ -152,8 +152,8 @@ def as_array(values: Any) -> np.ndarray:
         return found
     except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         raise TensorError(
-            f'expected an array or a tensor of a dtype of {", ".join(DTYPES)}, '
-            f'found {type(values).__name__}: {error}'
+            expected=f'an array or a tensor of one of the dtypes {", ".join(DTYPES)}',
+            found=f'{type(values).__name__} ({error})',
         ) from error
 
 

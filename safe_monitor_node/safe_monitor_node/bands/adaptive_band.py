@@ -52,7 +52,7 @@ class AdaptiveBand:
     Raises
     ------
     AdaptationError
-        The band has no shape, so its thresholds cannot be moved.
+        The band has no shape, so that its thresholds cannot be updated.
     """
 
     def __init__(
@@ -76,10 +76,12 @@ class AdaptiveBand:
             shape = (band.tasks[task] if task else band).shape
             if shape is None:
                 raise AdaptationError(
-                    f'{name_of(task)}: expected center, width and nonconformities, from which '
-                    'its thresholds can be moved, found only thresholds; fit the detector '
-                    'again with this version and --quantile finite_sample, or set '
-                    'adaptation_step to 0'
+                    where=name_of(task),
+                    expected='center, width and nonconformities, which are needed to update the '
+                    'thresholds',
+                    found='only thresholds',
+                    advice='fit the detector again with this version of the software and '
+                    '--quantile finite_sample, or set adaptation_step to 0',
                 )
             self._shapes[task] = shape
             self._moving[task] = AdaptiveThreshold(
@@ -105,7 +107,8 @@ class AdaptiveBand:
     def thresholds(self, task: str = '') -> tuple[Threshold, Threshold]:
         """Return the present alarm and warning thresholds of a task; O(steps).
 
-        They are infinite at all steps if the level asks for a larger value than was ever seen.
+        The thresholds are infinite at all steps if the level needs a value that is larger than all
+        observed values.
         """
         task = self.task_of(task)
         moving = self._moving[task]
@@ -183,7 +186,8 @@ class AdaptiveBand:
         found = [entry['task'] for entry in state]
         if found != list(self._moving):
             raise AdaptationError(
-                f'expected the state of the bands {list(self._moving)}, found {found}'
+                expected=f'the updates of {", ".join(map(name_of, self._moving))}',
+                found=f'the updates of {", ".join(map(name_of, found)) or "no band"}',
             )
         for entry in state:
             self._moving[entry['task']].restore(

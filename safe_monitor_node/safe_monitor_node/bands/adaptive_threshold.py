@@ -15,20 +15,26 @@ from numpy.typing import ArrayLike
 from vla_feature_bridge.errors import SafeError
 
 WINDOW = 1000
-"""How many observed values are ranked by default, besides the values calibrated on."""
+"""Default number of observed values that are ranked together with the calibration values."""
 
 KEPT_BEYOND_WINDOW = 100
-"""How many observations can be undone exactly after a window of later ones."""
+"""Number of observations older than the window that are stored, so that an undo is exact."""
 
 
 class AdaptationError(SafeError):
     """An adaptive threshold received an invalid parameter or value."""
 
 
+def _refused(expected: str, found: object, advice: str = '') -> AdaptationError:
+    return AdaptationError(
+        where='adaptive threshold', expected=expected, found=str(found), advice=advice
+    )
+
+
 def exact_fraction(value: float) -> Fraction:
     """Return the fraction with a small denominator that is nearest to a float.
 
-    3/20 for 0.15000000000000002.
+    For example, the fraction of 0.15000000000000002 is 3/20.
     """
     return Fraction(value).limit_denominator(10**9)
 
@@ -89,7 +95,8 @@ class AdaptiveThreshold:
     alpha : float
         Promised false-alarm rate, in (0, 1).
     adaptation_step : float
-        Step size gamma, positive: a large one follows drift quickly, a small one is steady.
+        Step size gamma, positive. A large step follows a drift quickly; a small step gives steady
+        thresholds.
     window : int
         Number of the latest observed values that are ranked; with 0, no observed value is ranked.
 
@@ -109,18 +116,16 @@ class AdaptiveThreshold:
     ) -> None:
         values = np.sort(np.asarray(nonconformity, dtype=np.float64).ravel())
         if values.size == 0 or not np.isfinite(values).all():
-            raise AdaptationError(
-                'adaptive threshold: expected one or more finite nonconformities, found '
-                f'{values.size} values, {int(np.isfinite(values).sum())} of them finite'
+            raise _refused(
+                'one or more nonconformities, all finite',
+                f'{int(np.isfinite(values).sum())} finite values of {values.size} values',
             )
         if not 0.0 < alpha < 1.0:
-            raise AdaptationError(f'adaptive threshold: alpha must lie in (0, 1), found {alpha}')
+            raise _refused('an alpha above 0 and below 1', alpha)
         if not 0.0 < adaptation_step < math.inf:
-            raise AdaptationError(
-                f'adaptive threshold: adaptation_step must be positive, found {adaptation_step}'
-            )
+            raise _refused('a positive finite adaptation_step', adaptation_step)
         if window < 0:
-            raise AdaptationError(f'adaptive threshold: window must be 0 or more, found {window}')
+            raise _refused('a window of at least 0 values', window)
         self.alpha = alpha
         self.adaptation_step = adaptation_step
         self.window = window
@@ -145,7 +150,7 @@ class AdaptiveThreshold:
     def observed(self) -> tuple[float, ...]:
         """The latest observed values, oldest first.
 
-        The values that are ranked now, and some that were ranked earlier.
+        These are the values that are ranked now, and some values that were ranked earlier.
         """
         return tuple(self._observed)
 
@@ -169,7 +174,7 @@ class AdaptiveThreshold:
         return self._ranked[rank - 1] if rank <= len(self._ranked) else math.inf
 
     def observe(self, nonconformity: float, alarmed: bool | None = None) -> Observation:
-        """Move the level by an episode labelled a success.
+        """Move the level by an episode that is labelled as a success.
 
         Parameters
         ----------
@@ -181,10 +186,7 @@ class AdaptiveThreshold:
             with the current threshold.
         """
         if not math.isfinite(nonconformity):
-            raise AdaptationError(
-                'adaptive threshold: the nonconformity of an episode must be finite, '
-                f'found {nonconformity}'
-            )
+            raise _refused('a finite nonconformity of the episode', nonconformity)
         if alarmed is None:
             alarmed = nonconformity > self.threshold
         observation = Observation(self._next_number, float(nonconformity), bool(alarmed))
@@ -211,8 +213,8 @@ class AdaptiveThreshold:
         # correct the counts.
         older = index == 0 and self.successes > len(self._numbers)
         if not (kept or older) or self.false_alarms < observation.alarmed:
-            raise AdaptationError(
-                f'adaptive threshold: {observation} cannot be undone, because it is not stored'
+            raise _refused(
+                'an observation of this threshold that is not undone already', observation
             )
         self.successes -= 1
         self.false_alarms -= observation.alarmed
@@ -241,17 +243,19 @@ class AdaptiveThreshold:
             The values are not a valid state, or this threshold has already observed episodes.
         """
         if self.successes or self._observed:
-            raise AdaptationError(
-                'adaptive threshold: expected a threshold without observations, found one that '
-                'has observed episodes; restore into a new threshold'
+            raise _refused(
+                'a new threshold without observations',
+                f'a threshold with {self.successes} observed successes',
+                'make a new threshold, and restore the state of the new threshold',
             )
         if not 0 <= false_alarms <= successes or len(observed) > successes:
-            raise AdaptationError(
-                f'adaptive threshold: {successes} successes cannot have {false_alarms} false '
-                f'alarms and {len(observed)} observed values'
+            raise _refused(
+                f'0 to {successes} false alarms and 0 to {successes} observed values for '
+                f'{successes} successes',
+                f'{false_alarms} false alarms and {len(observed)} observed values',
             )
         if not all(map(math.isfinite, (level, *observed))):
-            raise AdaptationError('adaptive threshold: the level and all values must be finite')
+            raise _refused('a finite level and finite observed values', 'NaN or infinity')
         self.successes, self.false_alarms = successes, false_alarms
         self._first_level = level - self._moved_by()
         self._observed = [float(value) for value in observed][-self.window - KEPT_BEYOND_WINDOW :]

@@ -17,12 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_monitor_node.bands.threshold import (
+    FIT_AGAIN,
     ORDERED_KINDS,
     SHAPE,
-    BandError,
     Threshold,
     check_ordered,
     frozen,
+    refused,
 )
 
 # Tolerance when an alpha is compared with the calibrated alphas: 3 * 0.05 is 0.15000000000000002.
@@ -55,16 +56,14 @@ class BandShape:
             array = frozen(getattr(self, name), name)
             object.__setattr__(self, name, array)
             if array.ndim != axes or not np.isfinite(array).all():
-                raise BandError(
-                    f'band: {name} must be {axes}-dimensional and finite, found shape {array.shape}'
+                raise refused(
+                    f'{name} with {axes} axes and finite numbers',
+                    f'shape {array.shape} with {np.isfinite(array).sum()} finite numbers',
                 )
         if not (self.width > 0.0).all():
-            raise BandError('band: width must be positive everywhere')
+            raise refused('a positive width at each step', f'a width of {self.width.min():g}')
         if (np.diff(self.nonconformity, axis=1) < 0.0).any():
-            raise BandError(
-                'band: expected ascending nonconformities for each alpha, found another order; '
-                'calibrate again'
-            )
+            raise refused('ascending nonconformities for each alpha', 'another order', FIT_AGAIN)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +109,17 @@ class Band:
         self._check_alphas()
         self._check_upper()
         if not isinstance(self.kind, str) or not self.kind:
-            raise BandError(f'band: kind must be a name, found {self.kind!r}')
+            raise refused('a name as kind', repr(self.kind))
         for name in ('n_calibration', 'n_center'):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-                raise BandError(f'band: {name} must be a count, found {count!r}')
+                raise refused(f'{name} as an integer of at least 0', repr(count))
         if self.kind in ORDERED_KINDS:
             check_ordered(self.alphas, self.upper, self.kind)
         try:
             json.dumps(self.provenance, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise BandError(f'band: provenance cannot be written as JSON: {error}') from error
+            raise refused('a provenance of JSON values', f'another value ({error})') from error
         if self.shape is not None:
             self._check_shape(self.shape)
         for task, band in self.tasks.items():
@@ -129,25 +128,26 @@ class Band:
     def _check_alphas(self) -> None:
         alphas = self.alphas
         if alphas.ndim != 1 or alphas.size == 0:
-            raise BandError(f'band: alphas must have shape (K,) with K >= 1, found {alphas.shape}')
+            raise refused('alphas of shape (K,) with K >= 1', f'shape {alphas.shape}')
         # This form of the comparison also rejects NaN.
         if not (np.all(alphas > 0.0) and np.all(alphas < 1.0) and np.all(np.diff(alphas) > 0.0)):
-            raise BandError(
-                f'band: alphas must increase and lie inside (0, 1), found {alphas.tolist()}'
+            raise refused(
+                'different alphas above 0 and below 1 in ascending order', str(alphas.tolist())
             )
 
     def _check_upper(self) -> None:
         alphas, upper = self.alphas, self.upper
         if upper.ndim != 2 or upper.shape[0] != alphas.size or upper.shape[1] == 0:
-            raise BandError(
-                f'band: upper must have shape ({alphas.size}, T) with T >= 1 for '
-                f'{alphas.size} alphas, found {upper.shape}'
+            raise refused(
+                f'upper of shape ({alphas.size}, T) with T >= 1 (the band has '
+                f'{alphas.size} alphas)',
+                f'shape {upper.shape}',
             )
         if np.isnan(upper).any() or np.isneginf(upper).any():
             row, step = np.argwhere(np.isnan(upper) | np.isneginf(upper))[0]
-            raise BandError(
-                f'band: the threshold at step {step} for alpha {alphas[row]:g} is '
-                f'{upper[row, step]}; a threshold is a finite number or +inf'
+            raise refused(
+                'thresholds that are finite or +inf',
+                f'{upper[row, step]} at step {step} for alpha {alphas[row]:g}',
             )
 
     def _check_shape(self, shape: BandShape) -> None:
@@ -158,23 +158,21 @@ class Band:
         }
         for name, expected in wanted.items():
             if getattr(shape, name).shape != expected:
-                raise BandError(
-                    f'band: {name} must have shape {expected}, found {getattr(shape, name).shape}'
-                )
+                raise refused(f'{name} of shape {expected}', f'shape {getattr(shape, name).shape}')
 
     def _check_task(self, task: str, band: Band) -> None:
         if not isinstance(task, str) or not task:
-            raise BandError(f'band: the task of a band must be a name, found {task!r}')
+            raise refused('the name of a task for each band of a task', repr(task))
         if band.tasks:
-            raise BandError(
-                f'band: the band of task {task!r} contains bands of tasks; a band of a task '
-                'must not contain other bands'
+            raise refused(
+                f'no further bands in the band of task {task!r}',
+                f'bands of the tasks {", ".join(band.tasks)}',
             )
         if not np.array_equal(band.alphas, self.alphas) or band.length != self.length:
-            raise BandError(
-                f'band: the band of task {task!r} has {band.alphas.size} alphas and '
-                f'{band.length} steps, the band of all tasks {self.alphas.size} and '
-                f'{self.length}; they must be the same'
+            raise refused(
+                f'the alphas {self.alphas.tolist()} and {self.length} steps in the band of task '
+                f'{task!r}, as in the band of all tasks',
+                f'the alphas {band.alphas.tolist()} and {band.length} steps',
             )
 
     @property
@@ -198,10 +196,10 @@ class Band:
     def at(self, alpha: float, task: str = '') -> Threshold:
         """Return the threshold for a calibrated alpha (to 1e-9).
 
-        If the task has a band and the band is finite at this alpha, this is the threshold of the
-        task's band. The task can share its band with other tasks that have few successes. All other
-        tasks use the band of all tasks. For a single one of the other tasks nothing is promised,
-        because that band only makes a promise for all tasks together. It is still better than an
+        If the task has a band and the band is finite at this alpha, the threshold is from the band
+        of the task. The task can share this band with other tasks that have few successes. All
+        other tasks use the band of all tasks. The band of all tasks makes a promise for all tasks
+        together, and no promise for a single task. The band of all tasks is still better than an
         infinite threshold, which can never raise an alarm.
 
         Raises
@@ -225,9 +223,10 @@ class Band:
         # This form of the comparison also rejects NaN.
         if not abs(self.alphas[row] - alpha) <= _ALPHA_TOLERANCE:
             listed = ', '.join(f'{value:g}' for value in self.alphas)
-            raise BandError(
-                f'band: not calibrated for alpha {alpha:g}; choose one of {listed}, '
-                'or calibrate again with it'
+            raise refused(
+                f'one of the calibrated alphas {listed}',
+                f'alpha {alpha:g}',
+                f'choose a calibrated alpha, or fit the detector again with --alpha {alpha:g}',
             )
         return row
 
@@ -265,15 +264,15 @@ class Band:
         has_shape = any(name in arrays for name in SHAPE)
         for name in ('alphas', 'upper', *(SHAPE if has_shape else ())):
             if name not in arrays:
-                raise BandError(f'band: array {name!r} is missing; found {sorted(arrays)}')
+                raise refused(f'an array {name!r}', f'the arrays {sorted(arrays)}', FIT_AGAIN)
             if arrays[name].dtype != np.float64:
-                raise BandError(f'band: array {name!r} must be float64, found {arrays[name].dtype}')
+                raise refused(f'an array {name!r} of float64', str(arrays[name].dtype))
         for name in ('kind', 'n_calibration', 'n_center', 'provenance'):
             if name not in meta:
-                raise BandError(f'band: field {name!r} is missing; found {sorted(meta)}')
+                raise refused(f'an entry {name!r}', f'the entries {sorted(meta)}', FIT_AGAIN)
         if not isinstance(meta['provenance'], dict):
-            raise BandError(
-                f'band: provenance must be an object, found {type(meta["provenance"]).__name__}'
+            raise refused(
+                'a provenance that is an object', type(meta['provenance']).__name__, FIT_AGAIN
             )
         return cls(
             alphas=arrays['alphas'],
@@ -291,12 +290,13 @@ def _task_bands(arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> 
     """Restore the bands of single tasks. A band that an early version stored has no such bands."""
     entries = meta.get('tasks', [])
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise BandError(f'band: tasks must be a list of objects, found {entries!r:.80}')
+        raise refused('the bands of tasks as a list of objects', f'{entries!r:.80}', FIT_AGAIN)
     bands: dict[str, Band] = {}
     for index, entry in enumerate(entries):
         task, prefix = entry.get('task'), f'task{index}.'
         if not isinstance(task, str) or task in bands:
-            raise BandError(f'band: tasks must have different names, found {task!r}')
+            found = f'{task!r} twice' if isinstance(task, str) else repr(task)
+            raise refused('a different name of the task for each band', found, FIT_AGAIN)
         own = {n[len(prefix) :]: a for n, a in arrays.items() if n.startswith(prefix)}
         bands[task] = Band.from_state(own, entry)
     return bands

@@ -10,16 +10,23 @@ from numpy.typing import ArrayLike, NDArray
 
 from vla_feature_bridge.errors import SafeError
 
-# Kinds of bands for which a smaller alpha never has a lower threshold. The kind max_deviation is
-# not in this list: its shape depends on alpha, so that thresholds of two alphas can cross.
+# Kinds of bands in which the threshold never increases with alpha. The kind max_deviation is not in
+# this list: its shape depends on alpha, so that the thresholds of two alphas can cross.
 ORDERED_KINDS = ('functional_constant', 'functional_std')
 
 SHAPE = ('center', 'width', 'nonconformity')
 """Names of the arrays of a band's shape."""
 
+FIT_AGAIN = 'fit the detector again'
+
 
 class BandError(SafeError):
-    """A band is not valid, or it was not calibrated for the requested alpha or step."""
+    """A band is not valid, or the band was not calibrated for the requested alpha or step."""
+
+
+def refused(expected: str, found: str, advice: str = '') -> BandError:
+    """Return the error for a band, or for a question that the band cannot answer."""
+    return BandError(where='band', expected=expected, found=found, advice=advice)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +59,7 @@ class Threshold:
         return bool(np.isfinite(self.upper).any())
 
     def covers(self, length: int) -> bool:
-        """Tell whether an episode of `length` steps lies within the calibrated steps."""
+        """Return True if the threshold covers an episode of `length` steps."""
         return length <= self.length
 
     def at(self, step: int) -> float:
@@ -82,24 +89,26 @@ class Threshold:
         """
         values = np.asarray(scores, dtype=np.float64)
         if values.ndim != 1:
-            raise BandError(f'band: scores must have shape (T,), found {values.shape}')
+            raise refused('scores of shape (T,)', f'shape {values.shape}')
         if not self.covers(values.shape[0]):
             self._refuse(values.shape[0] - 1)
         if np.isnan(values).any():
             step = int(np.flatnonzero(np.isnan(values))[0])
-            raise BandError(
-                f'band: expected a score at step {step}, found NaN; find out why the detector '
-                'returns NaN'
+            raise refused(
+                f'a score at step {step}', 'NaN', 'find the reason why the detector returns NaN'
             )
         crossings = np.flatnonzero(values > self.upper[: values.shape[0]])
         return int(crossings[0]) if crossings.size else None
 
     def _refuse(self, step: int) -> None:
-        if step < 0:
-            raise BandError(f'band: step {step} is negative; steps are counted from 0')
-        raise BandError(
-            f'band: step {step} is past the calibrated band of {self.length} steps; '
-            'calibrate again with a larger max_steps (at least the longest episode allowed)'
+        longer = (
+            'fit the detector again, and set --max-steps to the number of steps of the longest '
+            'allowed episode'
+        )
+        raise refused(
+            f'a step from 0 to {self.length - 1} (number of steps of the band: {self.length})',
+            f'step {step}',
+            longer if step >= 0 else '',
         )
 
 
@@ -108,7 +117,7 @@ def frozen(values: ArrayLike, name: str) -> NDArray[np.float64]:
     try:
         array = np.array(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
-        raise BandError(f'band: {name} must be an array of numbers: {error}') from error
+        raise refused(f'{name} as an array of numbers', f'other values ({error})') from error
     array.setflags(write=False)
     return array
 
@@ -131,8 +140,10 @@ def check_ordered(alphas: NDArray[np.float64], upper: NDArray[np.float64], kind:
     disorder = higher_alpha > lower_alpha + slack
     if disorder.any():
         row, step = np.argwhere(disorder)[0]
-        raise BandError(
-            f'band: at step {step} the threshold for alpha {alphas[row + 1]:g} is above the '
-            f'threshold for alpha {alphas[row]:g}, but the threshold of a band of kind {kind!r} '
-            'must not increase with alpha; the band is damaged: fit the detector again'
+        raise refused(
+            f'a threshold of at most {upper[row, step]:g} for alpha {alphas[row + 1]:g} at step '
+            f'{step} (the threshold for the smaller alpha {alphas[row]:g}), because the band has '
+            f'the kind {kind!r}',
+            f'{upper[row + 1, step]:g}',
+            f'the band is damaged: {FIT_AGAIN}',
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -17,11 +17,13 @@ from vla_feature_bridge.rollout import Rollout, RolloutError
 from vla_feature_bridge.step import PolicyStep
 
 LARGEST_NUMBER = float(np.finfo(np.float32).max)
-"""Largest value of a number among a detector's parameters."""
+"""Largest value that a number among the parameters of a detector may have."""
+
+_SAME_FEATURE = 'use the same feature and the same pooling as for the fit'
 
 
 class DetectorError(SafeError):
-    """A detector has an invalid parameter, or it cannot be fitted, loaded or used for scoring."""
+    """A detector has an invalid parameter, or a detector cannot be fitted, be loaded or score."""
 
 
 class StepError(DetectorError):
@@ -72,7 +74,7 @@ class Stream(ABC):
         ------
         StepError
             The step lacks data that the detector needs, contains NaN, or has the wrong width. The
-            state of the stream does not change, as if the step had not arrived.
+            stream does not change: the next step is scored without the refused step.
         """
 
 
@@ -149,7 +151,7 @@ class Detector(ABC):
         try:
             self._fitter()(self, rollouts, validation=validation, progress=progress, **options)
         except RolloutError as error:  # an unlabelled rollout
-            raise DetectorError(f'{self.name}: {error}') from error
+            raise DetectorError(f'detector {self.name}: {error}') from error
         return self
 
     def _fitter(self) -> Callable[..., None]:
@@ -177,8 +179,8 @@ class Detector(ABC):
     def score_training(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
         """Return the scores of rollouts that the detector was fitted on.
 
-        Equal to :meth:`score_all`, except for a detector that stores its training steps: it leaves
-        out the steps of the rollout that it scores.
+        Equal to :meth:`score_all`, except for a detector that stores its training steps: such a
+        detector ignores the stored steps of the rollout that it scores.
         """
         return self.score_all(rollouts)
 
@@ -217,43 +219,43 @@ class Detector(ABC):
             spec, array = expected.get(key), state.get(key)
             if spec is None or array is None or not spec.fits(array):
                 raise DetectorError(
-                    where=f'{self.name}: array {key!r}',
+                    where=f'detector {self.name}: array {key!r}',
                     expected='no such array' if spec is None else str(spec),
                     found='no such array' if array is None else str(ArraySpec.of(array)),
                     advice='fit the detector again with these parameters',
                 )
             if not np.isfinite(array).all():
                 raise DetectorError(
-                    where=f'{self.name}: array {key!r}',
+                    where=f'detector {self.name}: array {key!r}',
                     expected='finite numbers',
                     found='NaN or infinity',
                     advice='fit the detector again',
                 )
         return {key: np.array(state[key], order='C') for key in expected}
 
+    def _refused(self, parameter: str, expected: str, advice: str = '') -> DetectorError:
+        """Return the error for a parameter with an impossible value."""
+        return DetectorError(
+            where=f'detector {self.name}: parameter {parameter}',
+            expected=expected,
+            found=repr(getattr(self, parameter)),
+            advice=advice,
+        )
+
     def _check_choice(self, parameter: str, choices: Sequence[str]) -> None:
-        value = getattr(self, parameter)
-        if value not in choices:
-            raise DetectorError(
-                f'{self.name}: {parameter} must be one of {", ".join(choices)}, found {value!r}'
-            )
+        if getattr(self, parameter) not in choices:
+            raise self._refused(parameter, f'one of {", ".join(choices)}')
 
     def _check_flag(self, *parameters: str) -> None:
         for parameter in parameters:
-            value = getattr(self, parameter)
-            if not isinstance(value, bool):
-                raise DetectorError(
-                    f'{self.name}: {parameter} must be true or false, found {value!r}'
-                )
+            if not isinstance(getattr(self, parameter), bool):
+                raise self._refused(parameter, 'true or false')
 
     def _check_integer(self, *parameters: str, least: int = 1) -> None:
         for parameter in parameters:
             value = getattr(self, parameter)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise DetectorError(
-                    f'{self.name}: {parameter} must be an integer of at least {least}, '
-                    f'found {value!r}'
-                )
+                raise self._refused(parameter, f'an integer of at least {least}')
 
     def _check_number(
         self, *parameters: str, least: float = -LARGEST_NUMBER, above: float = -np.inf
@@ -264,14 +266,18 @@ class Detector(ABC):
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             if not is_number or not least <= value <= LARGEST_NUMBER or not value > above:
                 lowest = f'above {above:g}' if np.isfinite(above) else f'of at least {least:.2g}'
-                raise DetectorError(
-                    f'{self.name}: {parameter} must be a number {lowest} and at most '
-                    f'{LARGEST_NUMBER:.2g}, found {value!r}'
+                raise self._refused(
+                    parameter, f'a number {lowest} and at most {LARGEST_NUMBER:.2g}'
                 )
 
     def _require_fitted(self) -> None:
         if not self.fitted:
-            raise DetectorError(f'{self.name} is not fitted; call fit() or load a detector folder')
+            raise DetectorError(
+                where=f'detector {self.name}',
+                expected='a fitted detector',
+                found='a detector that is not fitted',
+                advice='call fit(), or load a detector folder',
+            )
 
     def _checked_features(self, rollout: Rollout) -> np.ndarray:
         """Return the features of a rollout as finite float32, shape (T, dim_)."""
@@ -281,16 +287,19 @@ class Detector(ABC):
         features = np.array(rollout.features, dtype=np.float32, order='C')
         if features.ndim != 2 or features.shape[1] != self.dim_:
             raise StepError(
-                f'rollout {rollout.episode_id!r}: detector {self.name} expects features of shape '
-                f'(T, {self.dim_}), as it was fitted on, found shape {features.shape}; '
-                'pool the features as for training'
+                where=f'rollout {rollout.episode_id!r}',
+                expected=f'features of shape (T, {self.dim_}) for detector {self.name}',
+                found=f'shape {features.shape}',
+                advice=_SAME_FEATURE,
             )
         if not np.isfinite(features).all():
             bad = int(np.flatnonzero(~np.isfinite(features).all(axis=1))[0])
             raise StepError(
-                f'rollout {rollout.episode_id!r}: the features of step {bad} hold NaN or '
-                'infinity; find the cause in the policy or the recorder, or remove the rollout '
-                'from the set'
+                where=f'rollout {rollout.episode_id!r}',
+                expected='finite features',
+                found=f'NaN or infinity at step {bad}',
+                advice='find the cause in the policy or in the recorder, or remove the rollout '
+                'from the set',
             )
         return features
 
@@ -299,8 +308,9 @@ def require_rollouts(rollouts: Sequence[Rollout]) -> None:
     """Raise :class:`DetectorError` if there is nothing to fit on."""
     if not rollouts:
         raise DetectorError(
-            'expected one or more training rollouts, found none; check the split and the '
-            'rollout set'
+            expected='one or more training rollouts',
+            found='none',
+            advice='check the split and the rollout set',
         )
 
 
@@ -314,15 +324,33 @@ def checked_vector(step: PolicyStep, dim: int, detector: str) -> np.ndarray:
     """
     if step.features.shape != (dim,):
         raise StepError(
-            f'step {step.step}: detector {detector} expects features of shape ({dim},), '
-            f'found {step.features.shape}'
+            where=f'step {step.step}',
+            expected=f'features of shape ({dim},) for detector {detector}',
+            found=f'shape {step.features.shape}',
+            advice=_SAME_FEATURE,
         )
     vector = np.array(step.features, dtype=np.float32)
-    # One pass of BLAS, not an element-wise test: NaN and infinity both survive the dot product.
-    # A finite vector can only overflow it beyond 1e19, where the element-wise test decides.
+    # The dot product is one pass of BLAS and faster than a test of each element. It is NaN or
+    # infinite if an element is NaN or infinite. It is also infinite if a finite element is beyond
+    # 1e19: therefore a test of each element follows.
     if not np.isfinite(vector.dot(vector)) and not np.isfinite(vector).all():
-        raise StepError(f'step {step.step}: the features hold NaN or infinity')
+        raise StepError(
+            where=f'step {step.step}', expected='finite features', found='NaN or infinity'
+        )
     return vector
+
+
+def missing_signal(
+    where: str, name: str, detector: str, signals: Iterable[str], advice: str
+) -> StepError:
+    """Return the error for a rollout or a step without a signal that the detector needs."""
+    present = ', '.join(sorted(signals))
+    return StepError(
+        where=where,
+        expected=f'the signal {name!r} for detector {detector}',
+        found=f'the signals {present}' if present else 'no signals',
+        advice=advice,
+    )
 
 
 def checked_chunk(step: PolicyStep, detector: str) -> np.ndarray:
@@ -335,15 +363,23 @@ def checked_chunk(step: PolicyStep, detector: str) -> np.ndarray:
     """
     if step.actions is None:
         raise StepError(
-            f'step {step.step}: detector {detector} expected action chunks, found none; publish '
-            'the actions with each step'
+            where=f'step {step.step}',
+            expected=f'action chunks for detector {detector}',
+            found='none',
+            advice='publish the action chunks with each step',
         )
     if step.actions.ndim != 3 or 0 in step.actions.shape:
         raise StepError(
-            f'step {step.step}: detector {detector} expects actions of shape (samples, horizon, '
-            f'action_dim), found {step.actions.shape}'
+            where=f'step {step.step}',
+            expected='action chunks of shape (samples, horizon, action_dim) for detector '
+            f'{detector}',
+            found=f'shape {step.actions.shape}',
         )
     chunk = np.asarray(step.actions[0], dtype=np.float64)
     if not np.isfinite(chunk).all():
-        raise StepError(f'step {step.step}: the executed action chunk holds NaN or infinity')
+        raise StepError(
+            where=f'step {step.step}',
+            expected='a finite executed action chunk',
+            found='NaN or infinity',
+        )
     return chunk

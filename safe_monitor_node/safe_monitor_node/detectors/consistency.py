@@ -62,10 +62,12 @@ class _ConsistencyDetector(StepwiseDetector):
         horizon, executed = now.shape[1], self._executed(step)
         if executed >= horizon:
             raise StepError(
-                f'step {step.step}: detector {self.name} compares consecutive chunks where they '
-                f'overlap, but all {horizon} actions of a chunk are executed ({executed}) '
-                'before the next chunk; execute fewer actions per chunk, or choose another '
-                'detector'
+                where=f'step {step.step}',
+                expected=f'fewer than {horizon} executed actions for each chunk of {horizon} '
+                f'actions (detector {self.name} compares the parts of consecutive chunks that '
+                'overlap)',
+                found=f'{executed} executed actions',
+                advice='execute fewer actions of each chunk, or choose another detector',
             )
         if before.plan is None:
             return 0.0
@@ -73,8 +75,9 @@ class _ConsistencyDetector(StepwiseDetector):
         overlap = min(left.shape[1], horizon)
         if left.shape[2] != now.shape[2]:
             raise StepError(
-                f'step {step.step}: consecutive chunks have different action widths: '
-                f'{left.shape[2]} and {now.shape[2]}'
+                where=f'step {step.step}',
+                expected=f'an action_dim of {left.shape[2]} as in the previous action chunk',
+                found=str(now.shape[2]),
             )
         value = self.contradiction(left[:, :overlap], now[:, :overlap])
         return -value if self.negate else value

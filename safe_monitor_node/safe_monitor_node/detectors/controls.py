@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Controls: scores without knowledge of the policy, which every other detector must beat.
+"""Controls: scores without knowledge of the policy. Every other detector must be better.
 
-A learned detector that does not beat the clock has learned the time limit. A detector that does not
-beat the random score has learned nothing.
+A learned detector that is not better than the clock has learned the time limit. A detector that is
+not better than the random score has learned nothing.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Constant(UntrainedDetector):
 class Random(UntrainedDetector):
     """Uniform noise in [0, 1).
 
-    It depends only on seed, episode id and step, so that live and offline scores are equal.
+    The noise depends only on seed, episode id and step, so that live and offline scores are equal.
 
     Parameters
     ----------
@@ -67,7 +67,7 @@ class Random(UntrainedDetector):
         self._check_integer('seed', least=0)
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
-        """Return a number of this episode and step."""
+        """Return the random number of this episode and step."""
         episode = zlib.crc32(step.episode_id.encode())
         return float(np.random.default_rng((self.seed, episode, before.steps)).random())
 
@@ -84,6 +84,10 @@ class ActionNorm(UntrainedDetector):
         if step.actions is None and self.name in step.signals:
             norm = step.signals[self.name]
             if not np.isfinite(norm):
-                raise StepError(f'step {step.step}: the signal {self.name} is {norm}')
+                raise StepError(
+                    where=f'step {step.step}',
+                    expected=f'a finite signal {self.name!r}',
+                    found=str(norm),
+                )
             return norm
         return float(np.linalg.norm(checked_chunk(step, self.name)))

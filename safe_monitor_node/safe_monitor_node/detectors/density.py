@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Base class of RND and LogpZO.
 
-They measure how much a step differs from the training steps of one outcome.
+The nonconformity of both detectors measures how much a step differs from the training steps of one
+outcome. Score: nonconformity with successes minus nonconformity with failures.
 
 Both are out-of-distribution detectors of FAIL-Detect (Xu et al., arXiv 2503.08558), used as
-baselines by Gu et al. (arXiv 2506.09937). Score: nonconformity with successes minus nonconformity
-with failures.
+baselines by Gu et al. (arXiv 2506.09937).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from safe_monitor_node.detectors.accumulation import (
     Accumulator,
     accumulated,
 )
-from safe_monitor_node.detectors.base import ArraySpec, DetectorError, Stream, checked_vector
+from safe_monitor_node.detectors.base import ArraySpec, Stream, checked_vector
 from safe_monitor_node.detectors.unet import UNet
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -142,20 +142,18 @@ class DensityDetector(AccumulatingDetector):
         self._check_number('learning_rate', 'lambda_reg', least=0)
         self._check_flag('success_only', 'reference_compatible')
         if self.kernel_size % 2 == 0:
-            raise DetectorError(f'{self.name}: kernel_size must be odd, found {self.kernel_size}')
+            raise self._refused('kernel_size', 'an odd integer')
         if self.time_dim % 2 or self.time_dim < 4:
-            raise DetectorError(
-                f'{self.name}: time_dim must be even and at least 4, found {self.time_dim}'
-            )
+            raise self._refused('time_dim', 'an even integer of at least 4')
         widths = self.widths()
         fits = len(widths) >= 2 and all(
             isinstance(width, int) and width > 0 and width % self.groups == 0 for width in widths
         )
         if not fits or widths[0] % FINAL_GROUPS:
-            raise DetectorError(
-                f'{self.name}: down_dims must have two or more entries; each entry must be a '
-                f'multiple of groups ({self.groups}), the first entry also a multiple of '
-                f'{FINAL_GROUPS}; found {self.down_dims!r}'
+            raise self._refused(
+                'down_dims',
+                f'two or more integers that are multiples of groups ({self.groups}), and a first '
+                f'integer that is also a multiple of {FINAL_GROUPS}',
             )
 
     def widths(self) -> list[int]:
@@ -163,9 +161,7 @@ class DensityDetector(AccumulatingDetector):
         if self.down_dims is None:
             return list(PUBLISHED_DOWN_DIMS)
         if not isinstance(self.down_dims, (list, tuple)):
-            raise DetectorError(
-                f'{self.name}: down_dims must be a list of integers, found {self.down_dims!r}'
-            )
+            raise self._refused('down_dims', 'None or a list of integers')
         return list(self.down_dims)
 
     @property

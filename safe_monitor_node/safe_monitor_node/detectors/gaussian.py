@@ -78,9 +78,9 @@ class Mahalanobis(EmbeddingDetector):
         above = any(row[i + 1 :].any() for i, row in enumerate(factor))
         if above or (np.diag(factor) <= 0).any():
             raise DetectorError(
-                where=f'{self.name}: array {f"{outcome}.factor"!r}',
+                where=f'detector {self.name}: array {f"{outcome}.factor"!r}',
                 expected='a lower triangular matrix with a positive diagonal',
-                found='other values',
+                found='a value above the diagonal' if above else 'a diagonal that is not positive',
                 advice='fit the detector again',
             )
         return _Gaussian(arrays['mean'], factor)

@@ -23,7 +23,7 @@ from safe_monitor_node.detectors.accumulation import (
     AccumulatingDetector,
     Accumulator,
 )
-from safe_monitor_node.detectors.base import ArraySpec, DetectorError, Stream, checked_vector
+from safe_monitor_node.detectors.base import ArraySpec, Stream, checked_vector
 from safe_monitor_node.detectors.networks import (
     ACTIVATIONS,
     Activation,
@@ -116,7 +116,7 @@ class LearnedDetector(AccumulatingDetector):
         self._check_integer('hidden', 'layers', 'epochs', 'batch_size', 'schedule_every')
         self._check_integer('warmup', 'seed', least=0)
         if self.seed >= 2**63:
-            raise DetectorError(f'{self.name}: seed must be below 2**63, found {self.seed}')
+            raise self._refused('seed', 'an integer below 2**63')
         self._check_choice('optimizer', OPTIMIZERS)
         self._check_number('learning_rate', 'weight_decay', 'schedule_gamma', least=0)
         self._check_number('lambda_fail', 'lambda_success', 'lambda_reg', least=0)
@@ -157,8 +157,10 @@ class LearnedDetector(AccumulatingDetector):
         """Restore the arrays of :meth:`state`."""
         self.check_params()
         if self.layers > len(state):
-            raise DetectorError(
-                f'{self.name}: {self.layers} layers cannot have {len(state)} arrays'
+            raise self._refused(
+                'layers',
+                f'at most {len(state)} (the detector has {len(state)} arrays)',
+                advice='fit the detector again',
             )
         # Build the network on the meta device first: it uses no memory and no random numbers until
         # the arrays are checked.
@@ -277,13 +279,11 @@ class SafeLstm(LearnedDetector):
         super().check_params()
         self._check_integer('history', least=-1)
         if self.history == 0:
-            raise DetectorError(
-                f'{self.name}: history must be -1 (all) or at least 1, found {self.history}'
-            )
+            raise self._refused('history', '-1 (the whole episode) or an integer of at least 1')
         self._check_number('dropout', 'hard_negative', least=0)
         self._check_number('hard_negative_margin', 'hard_negative_beta')
         if not self.dropout < 1:
-            raise DetectorError(f'{self.name}: dropout must lie in [0, 1), found {self.dropout}')
+            raise self._refused('dropout', 'a number of at least 0 and below 1')
 
     @property
     def gives_probability(self) -> bool:

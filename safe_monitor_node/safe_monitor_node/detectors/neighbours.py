@@ -168,15 +168,16 @@ class NeighbourDetector(EmbeddingDetector):
         count = len(arrays['rows'])
         if len(arrays['rollouts']) != count:
             raise DetectorError(
-                where=f'{self.name}: array {f"{outcome}.rollouts"!r}',
+                where=f'detector {self.name}: array {f"{outcome}.rollouts"!r}',
                 expected=f'{count} entries, one for each row of {f"{outcome}.rows"!r}',
-                found=str(len(arrays['rollouts'])),
+                found=f'{len(arrays["rollouts"])} entries',
                 advice='fit the detector again',
             )
         if count < self.neighbours:
-            raise DetectorError(
-                f'{self.name}: expected at most {count} neighbours (stored steps of {outcome}), '
-                f'found {self.neighbours}; give fewer neighbours, or fit the detector again'
+            raise self._refused(
+                'neighbours',
+                f'at most {count} (the number of stored steps of {outcome})',
+                advice='fit the detector again with fewer neighbours, or on more rollouts',
             )
         return self.model(arrays['centre'], arrays['rows'], arrays['rollouts'], self.neighbours)
 

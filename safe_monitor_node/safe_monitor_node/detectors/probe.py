@@ -20,6 +20,7 @@ from safe_monitor_node.detectors.base import (
     StepError,
     Stream,
     checked_vector,
+    missing_signal,
 )
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -34,6 +35,10 @@ HISTORY = ('value', 'mean', 'max', 'recent')
 _RECENT = 0.7
 # Scores are float32.
 _LARGEST = 1e30
+_ADD_SIGNAL = (
+    'add the signal to the steps, or add the action chunks, from which the bridge computes its '
+    'signals'
+)
 
 
 class SignalHistory:
@@ -147,18 +152,16 @@ class LinearProbe(Detector):
         if self.l2 is not None:
             self._check_number('l2', above=0)
         if self.smoothing is not None and not 0 <= self.smoothing < 1:
-            raise DetectorError(
-                f'{self.name}: smoothing must lie in [0, 1), found {self.smoothing!r}'
-            )
+            raise self._refused('smoothing', 'None, or a number of at least 0 and below 1')
         if self.signals is not None and (
             not isinstance(self.signals, list) or not all(type(n) is str for n in self.signals)
         ):
-            raise DetectorError(
-                f'{self.name}: signals must be a list of names, found {self.signals!r}'
-            )
+            raise self._refused('signals', 'None or a list of names')
         if self.method == 'distance' and self.inputs == 'signals':
-            raise DetectorError(
-                f"{self.name}: method 'distance' reads features; leave out inputs='signals'"
+            raise self._refused(
+                'inputs',
+                "inputs with features (method is 'distance')",
+                advice="choose inputs='features', or choose another method",
             )
 
     def set_probe(
@@ -231,9 +234,9 @@ class LinearProbe(Detector):
         rows = state['projection'].shape[0] if state.get('projection', np.zeros(())).ndim else 0
         if rows < 1 or (choice['method'] == 'linear' and rows != 1):
             raise DetectorError(
-                where=f"{self.name}: array 'projection'",
+                where=f"detector {self.name}: array 'projection'",
                 expected='one row' if choice['method'] == 'linear' else 'at least one row',
-                found=str(rows),
+                found=f'{rows} rows',
                 advice='fit the detector again',
             )
         specs = {
@@ -246,7 +249,7 @@ class LinearProbe(Detector):
         arrays = self.checked_state(state, specs)
         if not (arrays['signal_scale'] > 0).all():
             raise DetectorError(
-                where=f"{self.name}: array 'signal_scale'",
+                where=f"detector {self.name}: array 'signal_scale'",
                 expected='positive numbers',
                 found=f'{arrays["signal_scale"].min():g}',
                 advice='fit the detector again',
@@ -269,32 +272,36 @@ class LinearProbe(Detector):
             )
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise DetectorError(
-                f"{self.name}: array 'choice': expected the JSON that fitting wrote, "
-                f'found {error!r}; fit the detector again'
+                where=f"detector {self.name}: array 'choice'",
+                expected='JSON with method, inputs, smoothing, l2 and signals of a fitted probe',
+                found=f'bytes that cannot be read ({error!r})',
+                advice='fit the detector again',
             ) from error
         if not sound:
             raise DetectorError(
-                f"{self.name}: array 'choice': expected method, inputs, smoothing, l2 and signals "
-                f'of a fitted probe, found {choice}; fit the detector again'
+                where=f"detector {self.name}: array 'choice'",
+                expected='JSON with method, inputs, smoothing, l2 and signals of a fitted probe',
+                found=f'{choice}',
+                advice='fit the detector again',
             )
         return dict(choice)
 
 
 def stacked_signals(rollout: Rollout, names: Sequence[str], detector: str) -> np.ndarray:
     """Return the named signals of a rollout as finite float64 (T, S)."""
+    where = f'rollout {rollout.episode_id!r}'
     for name in names:
         if name not in rollout.signals:
-            raise StepError(
-                f'rollout {rollout.episode_id!r}: detector {detector} needs the signal {name!r}, '
-                f'it has {", ".join(sorted(rollout.signals)) or "none"}'
-            )
+            raise missing_signal(where, name, detector, rollout.signals, _ADD_SIGNAL)
     if not names:
         return np.zeros((len(rollout), 0))
     values = np.stack([np.asarray(rollout.signals[n], dtype=np.float64) for n in names], axis=1)
     if not np.isfinite(values).all():
-        bad = int(np.argmin(np.isfinite(values).all(axis=1)))
+        step, signal = np.argwhere(~np.isfinite(values))[0]
         raise StepError(
-            f'rollout {rollout.episode_id!r}: a signal of step {bad} is NaN or infinite'
+            where=where,
+            expected=f'a finite signal {names[signal]!r}',
+            found=f'{values[step, signal]} at step {step}',
         )
     return values
 
@@ -308,17 +315,20 @@ class _ProbeStream(Stream):
         self._score: float | None = None
 
     def step(self, step: PolicyStep) -> float:
-        probe = self._probe
+        probe, where = self._probe, f'step {step.step}'
         features = checked_vector(step, probe.dim_, probe.name)
         try:
             values = np.array([step.signals[name] for name in self._names], dtype=np.float64)
         except KeyError as error:
-            raise StepError(
-                f'step {step.step}: detector {probe.name} needs the signal {error}, this step has '
-                f'{", ".join(sorted(step.signals)) or "none"}'
-            ) from error
+            name = error.args[0]
+            raise missing_signal(where, name, probe.name, step.signals, _ADD_SIGNAL) from error
         if not np.isfinite(values).all():
-            raise StepError(f'step {step.step}: a signal is NaN or infinite')
+            bad = int(np.argmin(np.isfinite(values)))
+            raise StepError(
+                where=where,
+                expected=f'a finite signal {self._names[bad]!r}',
+                found=str(values[bad]),
+            )
         raw = float(probe.raw_scores(features[None], self._history.add(values)[None])[0])
         past = 0.0 if self._score is None else self._smoothing
         self._score = past * (self._score or 0.0) + (1.0 - past) * raw

@@ -25,7 +25,7 @@ Fitter = Callable[..., None]
 
 
 class NoFitterError(DetectorError):
-    """No package that fits this detector is there: a fault of the installation."""
+    """No installed package fits this detector. The installation is incomplete."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,12 @@ def register(cls: D) -> D:
         Another detector has this name.
     """
     if cls.name in DETECTORS:
-        raise DetectorError(f'two detectors are named {cls.name!r}')
+        raise DetectorError(
+            where=f'detector {cls.name!r}',
+            expected='a name that no other detector has',
+            found='another detector with this name',
+            advice='choose another name',
+        )
     DETECTORS.add(cls)
     return cls
 
@@ -169,7 +174,7 @@ def fitter_of(name: str) -> Fitter:
     Raises
     ------
     NoFitterError
-        No package has registered a fitter for it, and no installed package has an entry point.
+        No fitter is registered for this detector, and no installed package has an entry point.
     """
     if name in _REGISTERED:
         return _REGISTERED[name].load()
@@ -177,10 +182,12 @@ def fitter_of(name: str) -> Fitter:
         if entry.name == name:
             return entry.load()
     raise NoFitterError(
-        f'no installed package fits the detector {name!r}: expected an entry point {name!r} in the '
-        f'group {FITTERS!r}; install the package safe_training (a robot scores only), build the '
-        'workspace again if it was installed before an update, or import safe_training.fitting '
-        'first'
+        where=f'detector {name!r}',
+        expected=f'an installed package with an entry point {name!r} in the group {FITTERS!r}',
+        found='no such package',
+        advice='install the package safe_training, which fits detectors; build the workspace again '
+        'if safe_training was installed before an update; or import safe_training.fitting before '
+        'the fit',
     )
 
 
@@ -196,18 +203,25 @@ def make_detector(name: str, **params: Any) -> Detector:
     Raises
     ------
     DetectorError
-        The name or a parameter is unknown; the message lists the known ones.
+        The name or a parameter is unknown; the message lists the known names.
     """
     if name not in DETECTORS:
         raise DetectorError(
-            f'unknown detector {name!r}; expected one of: {", ".join(sorted(DETECTORS))}'
+            where='detector',
+            expected='a known name',
+            found=repr(name),
+            advice=f'choose one of: {", ".join(sorted(DETECTORS))}',
         )
     cls = DETECTORS[name]
     known = inspect.signature(cls).parameters
     unknown = sorted(set(params) - set(known))
     if unknown:
         raise DetectorError(
-            f'detector {name!r} has no parameter {unknown[0]!r}; it has: '
-            f'{", ".join(known) or "none"}'
+            where=f'detector {name!r}',
+            expected='a parameter of this detector',
+            found=repr(unknown[0]),
+            advice=f'choose one of: {", ".join(known)}'
+            if known
+            else 'this detector has no parameters',
         )
     return cls(**params)

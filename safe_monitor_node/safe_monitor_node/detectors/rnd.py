@@ -27,21 +27,27 @@ def executed_chunks(
         The rollout has no chunks, or the chunks do not have the shape ``expected`` or are not
         finite.
     """
+    where = f'rollout {rollout.episode_id!r}'
     if rollout.actions is None or 0 in rollout.actions.shape:
         raise StepError(
-            f'rollout {rollout.episode_id!r}: detector {detector} expected action chunks, found '
-            'none; record the actions, or choose another detector'
+            where=where,
+            expected=f'action chunks for detector {detector}',
+            found='none',
+            advice='record the action chunks, or choose another detector',
         )
     chunks = np.array(rollout.actions[:, 0], dtype=np.float32)
     if expected is not None and chunks.shape[1:] != expected:
         raise StepError(
-            f'rollout {rollout.episode_id!r}: detector {detector} expects chunks of shape '
-            f'{expected} (horizon, action_dim), found {chunks.shape[1:]}'
+            where=where,
+            expected=f'chunks of shape {expected} (horizon, action_dim) for detector {detector}',
+            found=f'shape {chunks.shape[1:]}',
         )
     if not np.isfinite(chunks).all():
         bad = int(np.flatnonzero(~np.isfinite(chunks).all(axis=(1, 2)))[0])
         raise StepError(
-            f'rollout {rollout.episode_id!r}: the actions of step {bad} hold NaN or infinity'
+            where=where,
+            expected='finite executed action chunks',
+            found=f'NaN or infinity at step {bad}',
         )
     return chunks
 
@@ -103,8 +109,10 @@ class Rnd(DensityDetector):
         chunk = checked_chunk(step, self.name)
         if chunk.shape != self.action_shape_:
             raise StepError(
-                f'step {step.step}: detector {self.name} was fitted on chunks of shape '
-                f'{self.action_shape_} (horizon, action_dim), found {chunk.shape}'
+                where=f'step {step.step}',
+                expected=f'a chunk of shape {self.action_shape_} (horizon, action_dim) for '
+                f'detector {self.name}',
+                found=f'shape {chunk.shape}',
             )
         return features, torch.from_numpy(chunk.astype(np.float32))[None]
 
@@ -118,8 +126,8 @@ class Rnd(DensityDetector):
         shape = state.get('action_shape')
         if shape is None or shape.shape != (2,) or shape.dtype != np.int64 or (shape < 1).any():
             raise DetectorError(
-                where=f"{self.name}: array 'action_shape'",
-                expected='two positive int64 (horizon, action_dim)',
+                where=f"detector {self.name}: array 'action_shape'",
+                expected='two positive int64 numbers (horizon, action_dim)',
                 found='no such array' if shape is None else f'{shape.dtype} {shape.tolist()}',
                 advice='fit the detector again',
             )

@@ -39,14 +39,17 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
     if len(samples) < 2:
         alternative = f', or the signal {instead!r}' if instead else ''
         raise StepError(
-            f'step {step.step}: detector {detector} compares sampled action chunks and needs at '
-            f'least 2 a step{alternative}, found 1; let the policy draw more samples'
+            where=f'step {step.step}',
+            expected=f'at least 2 sampled action chunks for detector {detector}{alternative}',
+            found='1 action chunk',
+            advice='configure the policy to sample 2 or more action chunks at each step',
         )
     # NaN fails this comparison too. The squares of larger actions would overflow.
     if not (np.abs(samples) < _LARGEST_ACTION).all():
         raise StepError(
-            f'step {step.step}: a sampled action chunk holds NaN, infinity or a value beyond '
-            f'{_LARGEST_ACTION:g}'
+            where=f'step {step.step}',
+            expected=f'sampled action chunks with finite values below {_LARGEST_ACTION:g}',
+            found='NaN, infinity or a larger value',
         )
     return samples
 
@@ -75,7 +78,11 @@ class SpreadDetector(StepwiseDetector):
         if signal in step.signals and (step.actions is None or step.actions.shape[:1] == (1,)):
             value = step.signals[signal]
             if not math.isfinite(value):
-                raise StepError(f'step {step.step}: the signal {signal!r} is {value}')
+                raise StepError(
+                    where=f'step {step.step}',
+                    expected=f'a finite signal {signal!r}',
+                    found=str(value),
+                )
             return value
         samples = checked_samples(step, self.name, signal)
         try:
@@ -175,13 +182,13 @@ class _PartVariance(SpreadDetector):
         if chosen is None:
             return
         if not isinstance(chosen, list) or not chosen or any(type(d) is not int for d in chosen):
-            raise DetectorError(
-                f'{self.name}: dimensions must be a list of action dimensions, found {chosen!r}'
-            )
+            raise self._refused('dimensions', 'None or a list of action dimensions')
         if self.reference_compatible:
-            raise DetectorError(
-                f'{self.name}: the published quantity has fixed dimensions; leave out '
-                'dimensions or reference_compatible'
+            raise self._refused(
+                'dimensions',
+                'None (reference_compatible is true, and the published quantity has fixed '
+                'dimensions)',
+                advice='remove dimensions or reference_compatible',
             )
 
     def recorded_as(self) -> str:
@@ -197,8 +204,10 @@ class _PartVariance(SpreadDetector):
         chosen = self.dimensions or [d % action_dim if d < 0 else d for d in self.usual]
         if min(chosen) < 0 or max(chosen) >= action_dim:
             raise DetectorError(
-                f'{self.name}: expected action dimensions from 0 to {action_dim - 1}, found '
-                f'{chosen}; give other dimensions (dimensions=[...])'
+                where=f'detector {self.name}: parameter dimensions',
+                expected=f'action dimensions from 0 to {action_dim - 1}',
+                found=str(chosen),
+                advice='choose the dimensions for your actions with dimensions=[...]',
             )
         return float(variance[:, chosen].sum())
 

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from safe_monitor_node.detectors.accumulation import Accumulate
-from safe_monitor_node.detectors.base import DetectorError, StepError
+from safe_monitor_node.detectors.base import StepError, missing_signal
 from safe_monitor_node.detectors.stepwise import Before, StepwiseDetector
 from vla_feature_bridge.step import PolicyStep
 
@@ -41,17 +41,24 @@ class Signal(StepwiseDetector):
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
         super().check_params()
         if not isinstance(self.signal, str):
-            raise DetectorError(f'{self.name}: signal must be a name, found {self.signal!r}')
+            raise self._refused('signal', 'the name of a signal')
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
         """Return the signal."""
         value = step.signals.get(self.signal)
         if value is None:
-            found = ', '.join(sorted(step.signals)) or 'none'
-            raise StepError(
-                f'step {step.step}: detector {self.name} needs the signal {self.signal!r}, this '
-                f'step has {found}; choose another signal (signal=NAME), or record the actions'
+            raise missing_signal(
+                f'step {step.step}',
+                self.signal,
+                self.name,
+                step.signals,
+                'choose another signal (signal=NAME), or add the action chunks, from which the '
+                'bridge computes its signals',
             )
         if not math.isfinite(value):
-            raise StepError(f'step {step.step}: the signal {self.signal!r} is {value}')
+            raise StepError(
+                where=f'step {step.step}',
+                expected=f'a finite signal {self.signal!r}',
+                found=str(value),
+            )
         return -value if self.negate else value

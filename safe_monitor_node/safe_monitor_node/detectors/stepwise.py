@@ -115,8 +115,10 @@ class _StepwiseStream(Stream):
         value = self._detector.quantity(step, self._before)
         if not abs(value) < _LARGEST:
             raise StepError(
-                f'step {step.step}: the quantity of detector {self._detector.name} is '
-                f'{value:g}, which is too large; check the actions and signals of the policy'
+                where=f'step {step.step}',
+                expected=f'a quantity below {_LARGEST:g} for detector {self._detector.name}',
+                found=f'{value:g}',
+                advice='check the actions and the signals of the policy',
             )
         self._before = Before(self._before.steps + 1, self._detector.plan(step))
         return float(np.float32(self._accumulator.add(value)))

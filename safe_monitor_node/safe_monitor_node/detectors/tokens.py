@@ -30,28 +30,37 @@ class _TokenDetector(StepwiseDetector):
 
     def _checked(self, step: PolicyStep, values: np.ndarray | None, what: str) -> np.ndarray:
         """Return one finite float64 number for each token, or raise :class:`StepError`."""
+        where = f'step {step.step}'
         if values is None or values.size == 0:
             raise StepError(
-                f'step {step.step}: detector {self.name} needs the {what} of the emitted '
-                'tokens, found none; use a policy that emits tokens, or choose another detector'
+                where=where,
+                expected=f'the {what} of each emitted token for detector {self.name}',
+                found='none',
+                advice='use a policy that emits tokens, or choose another detector',
             )
         if values.ndim != 1:
             raise StepError(
-                f'step {step.step}: detector {self.name} expects one {what} for each token, '
-                f'shape (tokens,), found shape {values.shape}'
+                where=where,
+                expected=f'one {what} for each token, shape (tokens,), for detector {self.name}',
+                found=f'shape {values.shape}',
             )
         numbers = np.asarray(values, dtype=np.float64)
         if not np.isfinite(numbers).all():
-            raise StepError(f'step {step.step}: the token {what} holds NaN or infinity')
+            raise StepError(
+                where=where,
+                expected=f'a finite {what} of each token',
+                found='NaN or infinity',
+            )
         return numbers
 
     def _neg_log_prob(self, step: PolicyStep) -> np.ndarray:
         probability = self._checked(step, step.token_probability, 'probability')
         if probability.min() < 0.0 or probability.max() > 1.0 + _ROUNDING:
             raise StepError(
-                f'step {step.step}: a token probability must lie in [0, 1], found '
-                f'{probability.min():g} to {probability.max():g}; check that the policy does '
-                'not publish logits or log-probabilities'
+                where=f'step {step.step}',
+                expected='token probabilities from 0 to 1',
+                found=f'{probability.min():g} to {probability.max():g}',
+                advice='check that the policy does not publish logits or log-probabilities',
             )
         return -np.log(np.clip(probability, _LEAST_PROBABILITY, 1.0))
 
@@ -59,7 +68,9 @@ class _TokenDetector(StepwiseDetector):
         entropy = self._checked(step, step.token_entropy, 'entropy')
         if entropy.min() < -_ROUNDING:
             raise StepError(
-                f'step {step.step}: a token entropy must not be negative, found {entropy.min():g}'
+                where=f'step {step.step}',
+                expected='token entropies of at least 0',
+                found=f'{entropy.min():g}',
             )
         return np.maximum(entropy, 0.0)
 

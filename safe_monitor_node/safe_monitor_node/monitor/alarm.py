@@ -1,7 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alarm state machine: from scores and thresholds to a state that a robot can act on.
-
-There is no ROS in it.
+"""The alarm state machine: from scores and thresholds to a state for a robot. No ROS.
 
 ::
 
@@ -9,15 +7,16 @@ There is no ROS in it.
        ^                              |            |                              |
        +------- episode ends ---------+------------+------- episode ends, reset --+
 
-    STALE    the episode runs but no step came for a while; the next step ends this state
-    INVALID  a step could not be scored, steps are missing, or steps contradict each other: the
-             score's history is broken. It lasts until the episode ends, unless the episode may
-             lack that many steps. Its reason is the first cause, until the episode ends.
-             Also: steps come that belong to no episode. It lasts as long as they come.
+    STALE    the episode runs, but no step has arrived for some time; the next step ends this state
+    INVALID  a step could not be scored, steps are missing, or steps contradict each other, so that
+             the history of the scores is incomplete. INVALID lasts until the episode ends. If
+             max_missing_steps allows the missing steps, the next scored step ends INVALID. The
+             reason is the first cause, until the episode ends.
+             Also: steps come that belong to no episode. INVALID lasts as long as they come.
 
-An ALARM is latched: it stays through STALE, INVALID and falling scores, until a reset or the end of
-the episode; with ``latch`` RESET it stays until a reset only. A step that cannot be scored is never
-reported as NOMINAL. The comparison is the same everywhere: score > threshold.
+An ALARM is latched: only a reset or the end of the episode ends an ALARM. STALE, INVALID and lower
+scores do not end an ALARM. With the latch RESET, only a reset ends it. A step that cannot be scored
+is never reported as NOMINAL. The comparison is the same everywhere: score > threshold.
 """
 
 from __future__ import annotations
@@ -86,14 +85,29 @@ class AlarmConfig:
     def __post_init__(self) -> None:
         """Check the values."""
         if not 1 <= self.k <= self.n:
-            raise AlarmError(f'k of n debounce needs 1 <= k <= n, found k = {self.k}, n = {self.n}')
+            raise AlarmError(
+                where='alarm (parameters alarm_k and alarm_n)',
+                expected='1 <= k <= n, because k of the last n steps raise an alarm',
+                found=f'k = {self.k} and n = {self.n}',
+                advice='choose an alarm_n that is at least alarm_k',
+            )
         if not self.stale_after >= 0:
-            raise AlarmError(f'stale_after must be 0 or more seconds, found {self.stale_after}')
+            raise AlarmError(
+                where='parameter stale_after',
+                expected='a time of at least 0 s',
+                found=str(self.stale_after),
+            )
         if self.max_missing_steps < 0:
-            raise AlarmError(f'max_missing_steps must be 0 or more, found {self.max_missing_steps}')
+            raise AlarmError(
+                where='parameter max_missing_steps',
+                expected='a number of at least 0',
+                found=str(self.max_missing_steps),
+            )
         if self.max_identical_features < 0:
             raise AlarmError(
-                f'max_identical_features must be 0 or more, found {self.max_identical_features}'
+                where='parameter max_identical_features',
+                expected='a number of at least 0',
+                found=str(self.max_identical_features),
             )
 
 
@@ -203,7 +217,7 @@ class AlarmStateMachine:
         self._episode = episode
         self._last_time = now
         self.verdict = self._alarm or Verdict(
-            AlarmState.UNKNOWN, 'episode started, no step yet', 0, math.nan, math.nan
+            AlarmState.UNKNOWN, 'the episode has no scored step yet', 0, math.nan, math.nan
         )
         return self.verdict
 
@@ -228,17 +242,23 @@ class AlarmStateMachine:
     def reset(self) -> Verdict:
         """Release a latched alarm; the next scored step may raise it again.
 
-        The reset does not repair an episode with missing steps: it stays INVALID.
+        The reset does not repair an episode with missing steps: such an episode stays INVALID.
         """
         self._alarm = None
         self._above.clear()
         if self.verdict.state == AlarmState.ALARM:
             last = self.verdict
             if self._broken():
-                self.verdict = self._broken_verdict(f'reset; {self._cause()}', last.step)
+                self.verdict = self._broken_verdict(
+                    f'the alarm was reset, but {self._cause()}', last.step
+                )
             else:
                 self.verdict = Verdict(
-                    AlarmState.UNKNOWN, 'reset by request', last.step, last.score, last.threshold
+                    AlarmState.UNKNOWN,
+                    'the alarm was reset by request',
+                    last.step,
+                    last.score,
+                    last.threshold,
                 )
         return self.verdict
 
@@ -259,7 +279,7 @@ class AlarmStateMachine:
         if self._alarm is None and count >= self.config.k:
             reason = f'score {score:.4g} is above the threshold {threshold:.4g} at step {step}'
             if self.config.n > 1:
-                reason += f' ({count} of the last {len(self._above)} steps)'
+                reason += f' ({count} of the last {len(self._above)} steps were above)'
             self._alarm = Verdict(AlarmState.ALARM, reason, step, score, threshold)
             self._holds = False
         if self._alarm is not None:
@@ -272,7 +292,7 @@ class AlarmStateMachine:
             self.verdict = Verdict(AlarmState.WARNING, reason, step, score, threshold)
         else:
             self.verdict = Verdict(
-                AlarmState.NOMINAL, 'score not above the threshold', step, score, threshold
+                AlarmState.NOMINAL, 'the score is not above the threshold', step, score, threshold
             )
         return self.verdict
 
@@ -345,7 +365,7 @@ class AlarmStateMachine:
         if not self._running:
             self._last_time, self.verdict = None, NOTHING
             return self.verdict
-        reason = f'no policy step for more than {self.silence:.3g} s'
+        reason = f'no policy step has arrived for more than {self.silence:.3g} s'
         if self._repeated:
             reason = f'no new{reason[2:]}; {self._repeated} came again and were ignored'
         if not self.config.stale_after:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Scores one episode after another, step by step: detector, thresholds, alarm. No ROS in it.
+"""Scores one episode after another, step by step: detector, thresholds, alarm. No ROS.
 
 The node passes messages to the monitor. An evaluation can pass recorded rollouts and gets the same
 results as on the robot.
@@ -166,7 +166,7 @@ class EpisodeMonitor:
         self.thresholds.finish(self.task)
         self._use_next_thresholds()
         self.thresholds.begin(episode_id)
-        # An episode that begins anew under its old name is of the same task.
+        # An episode that begins again with the same id has the same task.
         self._use_task(task or (self.task if episode_id == self.episode_id else ''))
         self.order.begin(episode_id)
         self._stream = self.calibrated.detector.stream()
@@ -258,9 +258,9 @@ class EpisodeMonitor:
         return self.alarms.end()
 
     def take_over(self, previous: EpisodeMonitor) -> None:
-        """Go on after a monitor with another detector: last episode, counts and held alarm.
+        """Take the last episode, the counts and a held alarm of a monitor with another detector.
 
-        Its label feedback stays behind: it is about scores of the other detector.
+        The label feedback is not taken, because it belongs to scores of the other detector.
         """
         self.order.take_over(previous.order)
         self.alarms.period = previous.alarms.period
@@ -367,7 +367,8 @@ class EpisodeMonitor:
             )
             return self._not_scored(index, problem, now)
         if not math.isfinite(score):
-            return self._not_scored(index, f'step {index}: the score is {score}', now)
+            problem = f'step {index}: expected a finite score, found {score}'
+            return self._not_scored(index, problem, now)
         self.counts.scored += 1
         try:
             threshold, warning = self.threshold.at(index), self.warning.at(index)

@@ -13,7 +13,7 @@ from safe_monitor_node.bands.adaptive_band import AdaptiveBand
 from safe_monitor_node.bands.adaptive_threshold import KEPT_BEYOND_WINDOW, Observation
 
 KEPT_EPISODES = KEPT_BEYOND_WINDOW
-"""How many finished episodes can still be labelled, or labelled differently."""
+"""Number of finished episodes that can be labelled, also with a different label than before."""
 
 
 class LabelEffect(Enum):
@@ -23,25 +23,25 @@ class LabelEffect(Enum):
     UNDONE = 'the update by the earlier label of this episode is undone from the next episode on'
     PENDING = 'the thresholds are updated when the episode ends'
     FAILURE = 'the thresholds do not change: a failure does not change them'
-    UNKNOWN_OUTCOME = 'the thresholds do not change: this episode had not changed them'
+    UNKNOWN_OUTCOME = 'the thresholds do not change: this episode has not changed the thresholds'
     UNCHANGED = 'the thresholds do not change: the episode already had this label'
     UNUSABLE = (
-        'the thresholds stay: steps of the episode are missing, could not be scored, or were not '
-        'monitored to the end'
+        'the thresholds do not change: steps of the episode are missing or could not be scored, or '
+        'the monitor stopped before the end of the episode'
     )
     UNKNOWN_EPISODE = (
         f'the thresholds do not change: the episode is not among the last {KEPT_EPISODES} '
         'episodes that this detector scored'
     )
-    OFF = 'the thresholds stay: adaptation_step is 0'
+    OFF = 'the thresholds do not change: adaptation_step is 0'
 
 
 @dataclass(slots=True)
 class _Episode:
     """The facts of an episode that an update needs.
 
-    ``nonconformity`` is known once the episode is over, if all of its steps were scored;
-    ``observation`` is the update that it made.
+    ``nonconformity`` is known after the end of the episode, if all steps were scored;
+    ``observation`` is the update that the episode caused.
     """
 
     episode_id: str
@@ -95,7 +95,7 @@ class LabelFeedback:
         self._running.scored += 1
 
     def invalidate(self) -> None:
-        """Take note that a step of the running episode is missing or could not be scored."""
+        """Record that a step of the running episode is missing or could not be scored."""
         if self._running is not None:
             self._running.invalid = True
 

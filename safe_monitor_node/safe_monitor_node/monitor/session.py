@@ -110,9 +110,12 @@ class MonitorSession:
             return None
         if self.monitor.adaptation is None:
             raise MonitorError(
-                f'parameter adaptation_file is {path!r}, but adaptation_step is 0, so labels do '
-                'not change the thresholds; set adaptation_step (for example to alpha / 10), '
-                'or leave adaptation_file empty'
+                where='parameter adaptation_file',
+                expected='an empty text, because adaptation_step is 0 and labels do not change the '
+                'thresholds',
+                found=repr(path),
+                advice='set adaptation_step (for example to alpha / 10), or leave adaptation_file '
+                'empty',
             )
         return AdaptationFile(path, self.monitor.calibrated, self.monitor.adaptation)
 
@@ -241,7 +244,7 @@ class MonitorSession:
         return self.monitor.end_after_grace(episode_id, now + grace)
 
     def finish_episode(self) -> None:
-        """End the episode whose END came before, if there is one."""
+        """End the episode for which END has arrived; do nothing if no END has arrived."""
         if self.monitor.finish():
             self.freshness.forget()
             self.keep_adaptation()
@@ -332,7 +335,7 @@ class MonitorSession:
             self._use(self._next)
 
     def _use(self, monitor: EpisodeMonitor) -> None:
-        # An earlier detector may still wait for the next episode. The latest one counts.
+        # An earlier detector may still wait for the next episode. Only the latest detector is used.
         self._next = None
         self.keep_adaptation()
         monitor.take_over(self.monitor)
@@ -360,8 +363,8 @@ class MonitorSession:
 
         True only once for each label.
 
-        The effect of such a label happened when it was published. It must not count a second time
-        when the node receives it, possibly after a label from another node.
+        Such a label had its effect when the node published the label. The label must not have a
+        second effect when the node receives the label, possibly after a label from another node.
         """
         if label not in self._own_labels:
             return False

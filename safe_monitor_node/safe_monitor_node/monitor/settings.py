@@ -45,7 +45,10 @@ class MonitorSettings:
         """
         if not folder:
             raise MonitorError(
-                'parameter detector_folder is empty; give a folder made by `safe_training fit`'
+                where='parameter detector_folder',
+                expected='a detector folder',
+                found='an empty text',
+                advice='give a folder made by: python -m safe_training fit',
             )
         return EpisodeMonitor(
             load_detector(folder),

@@ -66,8 +66,10 @@ class StepChecks:
         self._check_name(step)
         if dtype_name(step.features) not in FLOATS:
             raise StepError(
-                f'step {step.step}: expected features of type {", ".join(FLOATS)}, found '
-                f'{dtype_name(step.features)}; publish the hidden state, not token ids or images'
+                where=f'step {step.step}',
+                expected=f'features of type {", ".join(FLOATS)}',
+                found=dtype_name(step.features),
+                advice='publish the hidden state, not token ids or images',
             )
         if spec.axes and step.features.ndim == len(spec.axes) + 1:
             step = replace(step, features=spec.apply(step.features))
@@ -86,9 +88,10 @@ class StepChecks:
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
             if step.feature_name != str(raw):
                 raise StepError(
-                    f'step {step.step}: the features are {step.feature_name!r}, '
-                    f'the detector was fitted on {str(spec)!r}; '
-                    'set the same tensor and pooling in the bridge'
+                    where=f'step {step.step}',
+                    expected=f'the features {str(spec)!r} that the detector was fitted on',
+                    found=repr(step.feature_name),
+                    advice='set the same feature and the same pooling in the bridge',
                 )
 
     def _check_numbers(self, step: PolicyStep) -> None:
@@ -103,15 +106,19 @@ class StepChecks:
         largest = float(np.abs(features).max())
         if LARGEST_FEATURE < largest < np.inf:
             raise StepError(
-                f'step {step.step}: expected features of at most {LARGEST_FEATURE:g}, found '
-                f'{largest:.3g}; check the type and the byte order of the array'
+                where=f'step {step.step}',
+                expected=f'features of at most {LARGEST_FEATURE:g}',
+                found=f'{largest:.3g}',
+                advice='check the type and the byte order of the array',
             )
         same = self._last is not None and np.array_equal(features, self._last)
         self._identical = self._identical + 1 if same else 1
         self._last = features
         if 0 < self.max_identical < self._identical:
             raise StepError(
-                f'step {step.step}: {self._identical} steps in succession have identical features '
-                f'(at most {self.max_identical} are accepted): the camera or the policy seems to '
-                'stand still; if this is right, increase max_identical_features'
+                where=f'step {step.step}',
+                expected=f'at most {self.max_identical} steps in succession with identical '
+                'features, because with more the camera or the policy seems to stand still',
+                found=str(self._identical),
+                advice='if this is right, increase max_identical_features',
             )

@@ -55,16 +55,21 @@ def choose_thresholds(
         raise MonitorError(f'detector {name}: {error}') from error
     if not threshold.can_alarm:
         smallest = band.smallest_finite_alpha
-        advice = '' if smallest is None else f'choose alpha >= {smallest:g} or '
+        advice = '' if smallest is None else f'choose alpha >= {smallest:g}, or '
         raise MonitorError(
-            f'detector {name}: a false-alarm rate of {alpha:g} needs more than '
-            f'{band.n_calibration} calibration rollouts; with so few, the monitor could not '
-            f'raise any alarm; {advice}calibrate on more rollouts'
+            where=f'detector {name}',
+            expected=f'more than {band.n_calibration} calibration rollouts for a false-alarm rate '
+            f'alpha of {alpha:g}',
+            found=f'{band.n_calibration} calibration rollouts, with which the monitor can never '
+            'raise an alarm',
+            advice=f'{advice}fit the detector again on more successful rollouts',
         )
     if warning_alpha and warning_alpha < alpha:
         raise MonitorError(
-            f'warning_alpha ({warning_alpha:g}) must not be below alpha ({alpha:g}), because '
-            'warnings must come before alarms'
+            where='parameter warning_alpha',
+            expected=f'a value of at least alpha ({alpha:g}), because warnings must come before '
+            'alarms',
+            found=f'{warning_alpha:g}',
         )
     if not warning_alpha:
         try:
@@ -85,7 +90,7 @@ class Thresholds(ABC):
     no_threshold : str
         Reason why no alarm is possible now, and what to do; empty if alarms are possible.
     adaptation : AdaptiveBand or None
-        The moving thresholds; None if labels move nothing.
+        The adaptive thresholds; None if labels do not change the thresholds.
     """
 
     alarm: Threshold
@@ -103,7 +108,7 @@ class Thresholds(ABC):
 
     @abstractmethod
     def begin(self, episode_id: str) -> None:
-        """Take note that an episode begins; `use` follows."""
+        """Record that an episode begins; a call of `use` follows."""
 
     @abstractmethod
     def scored(self, index: int, score: float) -> None:
@@ -111,11 +116,11 @@ class Thresholds(ABC):
 
     @abstractmethod
     def invalidate(self) -> None:
-        """Take note that a step of the running episode is missing or could not be scored."""
+        """Record that a step of the running episode is missing or could not be scored."""
 
     @abstractmethod
     def finish(self, task: str) -> None:
-        """Take note that the running episode, which was of this task, is over."""
+        """Record that the running episode has ended, and that this was its task."""
 
     @abstractmethod
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:
@@ -138,7 +143,7 @@ class CalibratedThresholds(Thresholds):
         self.use('')
 
     def use(self, task: str) -> None:
-        """Put the thresholds of a task in force."""
+        """Use the calibrated thresholds of a task."""
         self.alarm, self.warning = choose_thresholds(self._calibrated, *self._alphas, task)
 
     def change_task(self, task: str) -> None:
@@ -165,7 +170,7 @@ class CalibratedThresholds(Thresholds):
 class AdaptiveThresholds(Thresholds):
     """Adaptive thresholds.
 
-    They start with the band of the detector and are updated by labelled successes.
+    The first thresholds are those of the band of the detector. Labelled successes update them.
 
     Parameters
     ----------
@@ -177,7 +182,7 @@ class AdaptiveThresholds(Thresholds):
     Raises
     ------
     MonitorError
-        As :func:`choose_thresholds`; or the thresholds of the band cannot be moved.
+        As :func:`choose_thresholds`; or the thresholds of the band cannot be updated.
     """
 
     def __init__(
@@ -208,15 +213,15 @@ class AdaptiveThresholds(Thresholds):
         self.no_threshold = ''
         if moving.threshold == math.inf:
             self.no_threshold = (
-                f'{name_of(self.alarm.task)} has no finite threshold any more: '
-                f'{moving.false_alarms} of {moving.successes} labelled successes were false '
-                f'alarms (promised {moving.alpha:g}), the level is {moving.level:.3g}; continue '
-                'to label episodes, because successes without alarms lower the threshold, or '
-                'calibrate again with recent episodes'
+                f'{name_of(self.alarm.task)}: expected a finite threshold, found none at the level '
+                f'{moving.level:.3g}, because {moving.false_alarms} of {moving.successes} labelled '
+                f'successes were false alarms (promised {moving.alpha:g}); continue to label '
+                'episodes, because successes without alarms lower the threshold, or fit the '
+                'detector again with recent episodes'
             )
 
     def change_task(self, task: str) -> None:
-        """Put the present thresholds of the new task in force, if it has another band."""
+        """Use the current thresholds of the new task, if the new task has another band."""
         # The same band may have been updated since the episode began. The episode keeps the earlier
         # threshold.
         if self._band.task_of(task) != self.alarm.task:

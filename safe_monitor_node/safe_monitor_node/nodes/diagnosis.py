@@ -79,7 +79,7 @@ def introduce(session: MonitorSession) -> list[str]:
         sentences.append(
             'labelled episodes update the thresholds with adaptation_step '
             f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after {moving.successes} '
-            'successes' + (f', kept in {kept_in}' if kept_in else '')
+            'successes' + (f', stored in {kept_in}' if kept_in else '')
         )
     return sentences
 
@@ -115,7 +115,7 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
         facts |= _adaptation_facts(monitor.adaptation, monitor.threshold.task)
         kept_in = session.adaptation_kept_in
         facts['adaptation file'] = (
-            (session.file_problem or kept_in) if kept_in else 'none, kept in memory only'
+            (session.file_problem or kept_in) if kept_in else 'none: updates are only in memory'
         )
     if session.latencies:
         p50, p99 = np.percentile(session.latencies, (50, 99)) * 1e3
@@ -158,7 +158,7 @@ def _adaptation_facts(adaptation: AdaptiveBand, task_in_use: str) -> dict[str, o
         moving = adaptation.of(task)
         if not moving.successes and task != task_in_use:
             continue
-        share = f'{moving.false_alarms / moving.successes:.3g}' if moving.successes else 'none yet'
+        share = f'{moving.false_alarms / moving.successes:.3g}' if moving.successes else 'unknown'
         facts[f'adaptation of {name_of(task)}'] = (
             f'level {moving.level:.4g}; false alarms {moving.false_alarms} of '
             f'{moving.successes} labelled successes, realised {share}, promised {moving.alpha:g}'

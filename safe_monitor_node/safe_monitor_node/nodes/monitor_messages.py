@@ -27,6 +27,10 @@ OUTCOMES = {
 
 _LONGEST_TEXT = 1000
 _OUTCOME_NAMES = {None: 'unknown', True: 'a success', False: 'a failure'}
+_ALLOWED_OUTCOMES = (
+    f'{EpisodeEvent.OUTCOME_UNKNOWN} (unknown), {EpisodeEvent.OUTCOME_SUCCESS} (success) or '
+    f'{EpisodeEvent.OUTCOME_FAILURE} (failure)'
+)
 
 
 def score_message(session: MonitorSession, step: PolicyStep, result: StepResult) -> FailureScore:
@@ -112,22 +116,26 @@ def _shortened(text: str) -> str:
 
 
 def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
-    """Return a label as the node's service publishes it, with the stamp still to be filled in.
+    """Return a label as the service of the node publishes it. The caller must set the stamp.
 
     Raises
     ------
     MonitorError
-        The outcome is unknown, or there is no episode to label.
+        The number of the outcome is not allowed, or no episode has run and no id is given.
     """
     if outcome not in OUTCOMES:
         raise MonitorError(
-            f'outcome: expected one of {sorted(OUTCOMES)} (unknown, success, failure), found '
-            f'{outcome}; nothing was labelled'
+            where='outcome',
+            expected=_ALLOWED_OUTCOMES,
+            found=str(outcome),
+            advice='no episode was labelled',
         )
     if not episode_id:
         raise MonitorError(
-            'expected an episode_id, because no episode has run since the node started; found '
-            'an empty one. Nothing was labelled'
+            where='episode_id',
+            expected='the id of an episode, because no episode has run since the node started',
+            found='an empty text',
+            advice='no episode was labelled: give the episode_id',
         )
     return EpisodeEvent(
         episode_id=episode_id,
@@ -143,12 +151,14 @@ def label_of(event: EpisodeEvent) -> EpisodeLabel:
     Raises
     ------
     MonitorError
-        There is no such outcome.
+        The number of the outcome is not allowed.
     """
     if event.outcome not in OUTCOMES:
         raise MonitorError(
-            f'vla/episode: expected an outcome of {sorted(OUTCOMES)} for episode '
-            f'{shown(event.episode_id)}, found {event.outcome}; ignored'
+            where=f'vla/episode: episode {shown(event.episode_id)}',
+            expected=f'as outcome {_ALLOWED_OUTCOMES}',
+            found=str(event.outcome),
+            advice='the outcome is ignored',
         )
     stamp = time_from_message(event.header.stamp)
     return EpisodeLabel(event.episode_id, OUTCOMES[event.outcome], stamp, event.reason)
@@ -159,5 +169,5 @@ def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
 
     The effect None means that the label was only published.
     """
-    done = 'published only' if effect is None else effect.value
+    done = 'published, without an effect in this monitor' if effect is None else effect.value
     return f'episode {shown(label.episode_id)}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

@@ -59,10 +59,14 @@ PARAMETERS = (
     Parameter(
         'alarm_k',
         1,
-        (
-            'An alarm is raised if the scores of k of the last n steps are above the band: value '
-            'of k.'
-        ),
+        'Number of scores above the band, among the last alarm_n steps, that raises an alarm.',
+        1,
+        1000,
+    ),
+    Parameter(
+        'alarm_n',
+        1,
+        'Number of the last steps among which alarm_k counts the scores above the band.',
         1,
         1000,
         changes=NEXT_EPISODE,
@@ -78,7 +82,7 @@ PARAMETERS = (
     Parameter(
         'stale_after',
         0.0,
-        'Time without a step, while an episode runs, after which the state is STALE [s]; 0 learns '
+        'If no step arrives for this time while an episode runs, the state is STALE [s]; 0 learns '
         f'it: {PERIODS} times the period of the steps, at least {SHORTEST_SILENCE:g} and at most '
         f'{LONGEST_SILENCE:g}.',
         0.0,

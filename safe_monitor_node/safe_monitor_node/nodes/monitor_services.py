@@ -49,7 +49,7 @@ class MonitorServices:
         after = session.verdict.state
         self._node.outputs.announce()
         response.success = True
-        response.message = f'state was {before.name}, is {after.name}'
+        response.message = f'the state before was {before.name}, the state now is {after.name}'
         return response
 
     def load_detector(
@@ -87,7 +87,7 @@ class MonitorServices:
         try:
             node.autostart()
         except RuntimeError as error:
-            return False, f'the monitor cannot be configured in its present state: {error}'
+            return False, f'the monitor cannot be configured in its current state: {error}'
         return node.active, node.failure or f'configured with {name}'
 
     def label_episode(
@@ -103,7 +103,7 @@ class MonitorServices:
         return response
 
     def _label(self, episode_id: str, outcome: int) -> str:
-        """Publish a label and let it take effect; returns what it did, for a person."""
+        """Publish a label and apply it; return a sentence about its effect."""
         node, session = self._node, self._node.session
         if not episode_id and session is not None:
             episode_id = session.monitor.latest_id

@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that stores the updates of adaptive thresholds.
+"""The file that stores the updates of adaptive thresholds, so that a restart keeps the updates.
 
-The updates are available after a restart.
-
-One JSON file with its own checksum. It belongs to one detector folder and one alpha, and is
+The file is JSON with its own checksum. It belongs to one detector folder and one alpha. It is
 written completely or not at all.
 """
 
@@ -19,11 +17,11 @@ from safe_monitor_node.storage.checksum import FileFormat, read_with_checksum, w
 from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.errors import SafeError
 
-_REMEDY = 'move the file away to start the adaptation anew'
+_REMEDY = 'move the file away: the monitor then starts a new adaptation'
 
 
 class AdaptationFileError(SafeError):
-    """An adaptation file cannot be read or written; the message names it."""
+    """An adaptation file cannot be read or written; the message contains the name of the file."""
 
 
 FORMAT = FileFormat(
@@ -74,7 +72,7 @@ class AdaptationFile:
         return calibrated.weights_sha256 == self._calibrated.weights_sha256 and same_alpha
 
     def keeps(self, adaptation: AdaptiveBand | None) -> bool:
-        """Tell whether the updates of this band are written to the file."""
+        """Return True if the updates of this band are written to the file."""
         return adaptation is self._adaptation
 
     def start_anew(self, adaptation: AdaptiveBand) -> None:
@@ -123,8 +121,10 @@ def write_adaptation(
         replace_file(path, text)
     except OSError as error:
         raise AdaptationFileError(
-            f'{path}: the updates of the thresholds cannot be written ({error}); give an '
-            'adaptation_file in an existing folder that the monitor may write to'
+            where=str(path),
+            expected='a file to which the updates of the thresholds can be written',
+            found=f'a file that cannot be written ({error})',
+            advice='give an adaptation_file in an existing folder in which the monitor may write',
         ) from error
 
 
@@ -136,15 +136,18 @@ def read_adaptation(
     Raises
     ------
     AdaptationFileError
-        The file is damaged, or belongs to another detector folder or another alpha. The band must
-        then not be used.
+        The file is damaged, or belongs to another detector folder or another alpha. Do not use the
+        band after this error.
     """
     path = Path(path)
     try:
         content = read_with_checksum(path, FORMAT)
     except OSError as error:
         raise AdaptationFileError(
-            f'{path}: cannot be read ({error}); give another adaptation_file'
+            where=str(path),
+            expected='an adaptation file',
+            found=f'a file that cannot be read ({error})',
+            advice='give another adaptation_file',
         ) from error
     expected = {
         'weights_sha256': ('of the detector folder', calibrated.weights_sha256),
@@ -153,9 +156,10 @@ def read_adaptation(
     for entry, (owner, value) in expected.items():
         if content.get(entry) != value:
             raise AdaptationFileError(
-                f'{path}: expected the {entry} {owner}, {value}, found {content.get(entry)}; '
-                f'the updates in this file were made for a different {entry} and cannot be '
-                f'used; {_REMEDY}'
+                where=str(path),
+                expected=f'the {entry} {value} {owner}',
+                found=f'the {entry} {content.get(entry)}',
+                advice=f'the updates in this file belong to a different {entry}: {_REMEDY}',
             )
     try:
         adaptation.restore(content['bands'])
@@ -163,5 +167,8 @@ def read_adaptation(
         raise AdaptationFileError(f'{path}: {error}; {_REMEDY}') from error
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise AdaptationFileError(
-            f'{path}: an entry is missing or has the wrong type ({error!r}); {_REMEDY}'
+            where=str(path),
+            expected='the entries of an adaptation file',
+            found=f'an entry that is missing or has the wrong type ({error!r})',
+            advice=_REMEDY,
         ) from error

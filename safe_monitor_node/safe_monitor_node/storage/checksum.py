@@ -24,7 +24,7 @@ _ENTRY = 'sha256'
 
 @dataclass(frozen=True)
 class FileFormat:
-    """A kind of file, and the texts for its error messages.
+    """One format of files, and the texts for its error messages.
 
     Attributes
     ----------
@@ -35,11 +35,11 @@ class FileFormat:
     error : type of SafeError
         Raised when a file is refused.
     repair : str
-        What to do about a damaged file.
+        Advice for a damaged file.
     renew : str
-        How to get a file of this version.
+        Advice for a file of another version.
     other_format : str
-        What to do when the file is of another kind.
+        Advice for a file of another format.
     """
 
     name: str
@@ -76,28 +76,44 @@ def read_with_checksum(path: Path, file_format: FileFormat) -> dict[str, Any]:
     error, repair = file_format.error, file_format.repair
     size = path.stat().st_size
     if size > LARGEST_FILE:
-        raise error(f'{path}: expected at most {LARGEST_FILE} bytes, found {size}; {repair}')
+        raise error(
+            where=str(path),
+            expected=f'a file of at most {LARGEST_FILE} bytes',
+            found=f'{size} bytes',
+            advice=repair,
+        )
     try:
         text = path.read_bytes().decode('utf-8')
         content = json.loads(text)
     except (ValueError, RecursionError) as cause:
-        raise error(f'{path}: not readable as JSON ({cause}); {repair}') from cause
+        raise error(
+            where=str(path),
+            expected='JSON',
+            found=f'text that is not valid JSON ({cause})',
+            advice=repair,
+        ) from cause
     found = content.get('format') if isinstance(content, dict) else type(content).__name__
     if found != file_format.name:
         raise error(
-            f'{path}: expected format {file_format.name!r}, found {found!r}; '
-            f'{file_format.other_format}'
+            where=str(path),
+            expected=f'the format {file_format.name!r}',
+            found=f'{found!r}',
+            advice=file_format.other_format,
         )
     if content.get('version') != file_format.version:
         raise error(
-            f'{path}: expected version {file_format.version}, found {content.get("version")!r}; '
-            f'{file_format.renew}, or use the software version that wrote it'
+            where=str(path),
+            expected=f'version {file_format.version} of the format',
+            found=f'{content.get("version")!r}',
+            advice=f'{file_format.renew}, or use the version of the software that wrote the file',
         )
     content.pop(_ENTRY, None)
     if not _is_text_of(content, text):
         raise error(
-            f'{path}: the checksum does not match the content, so the file was changed or '
-            f'damaged; {repair}'
+            where=str(path),
+            expected='content that matches the checksum in the file',
+            found='other content',
+            advice=f'the file was changed or damaged: {repair}',
         )
     return content
 

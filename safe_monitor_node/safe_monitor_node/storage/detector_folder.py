@@ -38,19 +38,23 @@ from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 DESCRIPTION = 'detector.json'
 WEIGHTS = 'weights.safetensors'
 
+_FIT_AGAIN = 'fit the detector again'
+_MADE_BY_FIT = 'give a detector folder made by: python -m safe_training fit'
+
 
 class DetectorFolderError(SafeError):
-    """A detector folder cannot be read or written; the message names the file."""
+    """A detector folder cannot be read or written; the message contains the name of the file."""
 
 
 FORMAT = FileFormat(
     name='safe_detector',
     version=1,
     error=DetectorFolderError,
-    repair='copy the folder again or fit again',
-    renew='fit again',
-    other_format='give a detector folder made by `fit`',
+    repair='copy the detector folder again, or fit the detector again',
+    renew=_FIT_AGAIN,
+    other_format=_MADE_BY_FIT,
 )
+_CHANGED = f'the file was changed or damaged: {FORMAT.repair}'
 
 
 def save_detector(
@@ -77,12 +81,18 @@ def save_detector(
     if folder.exists():
         if not overwrite:
             raise DetectorFolderError(
-                f'{folder}: exists already; give another folder, or overwrite it'
+                where=str(folder),
+                expected='a path that does not exist',
+                found='a file or folder',
+                advice='choose another path, or overwrite the existing detector folder '
+                '(--overwrite)',
             )
         if not (folder / DESCRIPTION).is_file() and (not folder.is_dir() or any(folder.iterdir())):
             raise DetectorFolderError(
-                f'{folder}: expected a detector folder to overwrite, found another folder; '
-                'choose another name or remove the folder'
+                where=str(folder),
+                expected='a detector folder to overwrite',
+                found='a file or folder that is not a detector folder',
+                advice='choose another path, or remove the file or folder yourself',
             )
     weights, description = _contents(folder, calibrated)
     with replaced_folder(folder, overwrite=overwrite) as new:
@@ -101,8 +111,11 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
         raise DetectorFolderError(f'{folder}: {error}') from error
     if feature.dim != detector.dim_:
         raise DetectorFolderError(
-            f'{folder}: the detector was fitted on {detector.dim_} features, but the feature '
-            f'specification {feature} has {feature.dim}; fit the detector again'
+            where=str(folder),
+            expected=f'a detector that was fitted on {feature.dim} features, the width of '
+            f'{str(feature)!r}',
+            found=f'a detector that was fitted on {detector.dim_} features',
+            advice=_FIT_AGAIN,
         )
     arrays = {f'detector.{name}': np.ascontiguousarray(a) for name, a in state.items()}
     _check_finite(folder, arrays)
@@ -126,7 +139,9 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
         return weights, with_checksum(content)
     except (TypeError, ValueError) as error:
         raise DetectorFolderError(
-            f'{folder}: a parameter or the provenance cannot be written as JSON: {error}'
+            where=str(folder),
+            expected='parameters and a provenance of JSON values',
+            found=f'another value ({error})',
         ) from error
 
 
@@ -145,7 +160,12 @@ def _versions() -> dict[str, str]:
 def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     for name, array in arrays.items():
         if name.startswith('detector.') and not np.isfinite(array).all():
-            raise DetectorFolderError(f'{path}: array {name!r} holds NaN or infinity; fit again')
+            raise DetectorFolderError(
+                where=f'{path}: array {name!r}',
+                expected='finite numbers',
+                found='NaN or infinity',
+                advice=_FIT_AGAIN,
+            )
 
 
 def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
@@ -154,13 +174,17 @@ def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
     Raises
     ------
     DetectorFolderError
-        A part is missing or damaged, the parts do not fit together, or there is no band; the
-        message names the file.
+        A file or entry is missing or damaged, detector, band and features do not match, or the
+        folder contains no band. The message contains the name of the file.
     """
     try:
         return _load(Path(folder))
     except OSError as error:
-        raise DetectorFolderError(f'{folder}: cannot be read ({error})') from error
+        raise DetectorFolderError(
+            where=str(folder),
+            expected='a detector folder',
+            found=f'a file that cannot be read ({error})',
+        ) from error
 
 
 def _load(folder: Path) -> CalibratedDetector:
@@ -170,8 +194,11 @@ def _load(folder: Path) -> CalibratedDetector:
     _check_finite(folder / WEIGHTS, arrays)
     if content.get('band') is None:
         raise DetectorFolderError(
-            f'{path}: expected a band, found none; fit the detector again with `fit`, which '
-            'also calibrates a band'
+            where=str(path),
+            expected='a band',
+            found='none',
+            advice='fit the detector again with: python -m safe_training fit, which also '
+            'calibrates a band',
         )
     try:
         feature = FeatureSpec.from_dict(content['feature'])
@@ -183,19 +210,26 @@ def _load(folder: Path) -> CalibratedDetector:
         provenance = dict(content['provenance'])
         action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
         if not isinstance(action_space, str):
-            raise TypeError(f'action_space: {action_space!r}')
+            raise DetectorError(
+                where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
+            )
     except (PoolingError, DetectorError, BandError) as error:
         raise DetectorFolderError(f'{path}: {error}') from error
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DetectorFolderError(
-            f'{path}: an entry is missing or of another type: {error!r}'
+            where=str(path),
+            expected='the entries of a detector description',
+            found=f'an entry that is missing or has the wrong type or value ({error!r})',
+            advice=FORMAT.repair,
         ) from error
     known = {f'band.{name}' for name in band.state()}
     if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
         raise DetectorFolderError(
-            f'{folder / WEIGHTS}: expected only arrays of the detector and its band, found also '
-            f'{surplus[0]!r}; fit the detector again, or use the software version that wrote '
-            'the folder'
+            where=str(folder / WEIGHTS),
+            expected='only arrays of the detector and its band',
+            found=f'the unknown array {surplus[0]!r}',
+            advice='fit the detector again, or use the version of the software that wrote the '
+            'folder',
         )
     sha256 = str(content['weights_sha256'])
     return CalibratedDetector(detector, feature, band, alpha, provenance, sha256, action_space)
@@ -205,12 +239,17 @@ def _read_description(folder: Path) -> dict[str, Any]:
     path = folder / DESCRIPTION
     if not folder.is_dir():
         raise DetectorFolderError(
-            f'{folder}: no such folder; expected a detector folder made by `fit`'
+            where=str(folder),
+            expected='a detector folder',
+            found='no such folder',
+            advice=_MADE_BY_FIT,
         )
     if not path.is_file():
         raise DetectorFolderError(
-            f'{path}: missing; expected a detector folder ({DESCRIPTION} and {WEIGHTS}) '
-            'made by `fit`'
+            where=str(path),
+            expected=f'the description of a detector folder (files {DESCRIPTION} and {WEIGHTS})',
+            found='no such file',
+            advice=_MADE_BY_FIT,
         )
     return read_with_checksum(path, FORMAT)
 
@@ -218,26 +257,40 @@ def _read_description(folder: Path) -> dict[str, Any]:
 def _read_arrays(folder: Path, content: Mapping[str, Any]) -> dict[str, np.ndarray]:
     path = folder / WEIGHTS
     if not path.is_file():
-        raise DetectorFolderError(f'{path}: missing; copy the whole detector folder')
+        raise DetectorFolderError(
+            where=str(path),
+            expected='the weights of the detector',
+            found='no such file',
+            advice=f'copy the complete detector folder (files {DESCRIPTION} and {WEIGHTS})',
+        )
     # Check the size first: a file of the wrong size is not read.
     size, expected_size = path.stat().st_size, content.get('weights_bytes')
     if size != expected_size:
         raise DetectorFolderError(
-            f'{path}: expected {expected_size} bytes, found {size}; '
-            f'the file was changed or damaged, {FORMAT.repair}'
+            where=str(path),
+            expected=f'{expected_size} bytes, as {DESCRIPTION} says',
+            found=f'{size} bytes',
+            advice=_CHANGED,
         )
     expected_sha256 = str(content.get('weights_sha256'))
     data = path.read_bytes()
     found = hashlib.sha256(data).hexdigest()
     if found != expected_sha256:
         raise DetectorFolderError(
-            f'{path}: expected sha256 {expected_sha256[:12]}..., found {found[:12]}...; '
-            f'the file was changed or damaged, {FORMAT.repair}'
+            where=str(path),
+            expected=f'the sha256 {expected_sha256[:12]}..., as {DESCRIPTION} says',
+            found=f'the sha256 {found[:12]}...',
+            advice=_CHANGED,
         )
     try:
         return load_tensors(data)
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
-        raise DetectorFolderError(f'{path}: not a safetensors file ({error}); fit again') from error
+        raise DetectorFolderError(
+            where=str(path),
+            expected='a safetensors file',
+            found=f'a file that cannot be read as safetensors ({error})',
+            advice=_FIT_AGAIN,
+        ) from error
 
 
 def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -463,7 +463,7 @@ def test_missing_steps_break_the_history_at_the_next_step():
     episode.score(LOW)
     episode.alarms.missing(2, '2 steps are missing (1 to 2)')
     assert episode.score(LOW) == INVALID
-    assert '2 steps' in episode.verdict.reason
+    assert 'in this episode is 2' in episode.verdict.reason
 
 
 def test_as_many_steps_as_allowed_may_be_missing():
@@ -507,7 +507,7 @@ def test_a_step_without_a_score_is_not_among_the_last_n():
     ('config', 'message'),
     [
         ({'k': 0}, 'k = 0'),
-        ({'k': 3, 'n': 2}, 'k = 3, n = 2'),
+        ({'k': 3, 'n': 2}, 'k = 3 and n = 2'),
         ({'stale_after': -1.0}, 'stale_after'),
         ({'stale_after': math.nan}, 'stale_after'),
         ({'max_missing_steps': -1}, 'max_missing_steps'),

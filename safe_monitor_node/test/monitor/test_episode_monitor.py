@@ -456,8 +456,8 @@ def test_an_abandoned_episode_is_not_scored_any_further():
     ('changes', 'problem'),
     [
         ({'features': np.array([0.0, np.nan, 0.0, 0.0], np.float32)}, 'NaN'),
-        ({'features': np.zeros(5, np.float32)}, r'expects features of shape \(4,\)'),
-        ({'features': np.zeros((2, 2, WIDTH), np.float32)}, r'expects features of shape \(4,\)'),
+        ({'features': np.zeros(5, np.float32)}, r'features of shape \(4,\) for'),
+        ({'features': np.zeros((2, 2, WIDTH), np.float32)}, r'features of shape \(4,\) for'),
         (
             {'features': np.zeros((0, WIDTH), np.float32)},
             'expected at least one position on axis -2',
@@ -468,8 +468,8 @@ def test_an_abandoned_episode_is_not_scored_any_further():
         ({'features': np.full(WIDTH, 1e30, np.float32)}, r'at most 1e\+09, found 1e\+30'),
         ({'features': np.arange(WIDTH, dtype=np.int32)}, 'float64, found int32; .*token ids'),
         ({'features': np.ones(WIDTH, np.uint8)}, 'found uint8'),
-        ({'feature_name': 'logits[token=last]'}, "are 'logits.*fitted on 'hidden_states"),
-        ({'feature_name': 'hidden_states[token=mean]'}, 'same tensor and pooling'),
+        ({'feature_name': 'logits[token=last]'}, "'hidden_states.*fitted on, found 'logits"),
+        ({'feature_name': 'hidden_states[token=mean]'}, 'the same feature and the same pooling'),
     ],
 )
 def test_a_step_that_cannot_be_scored_is_invalid_and_says_why(changes, problem):
@@ -502,7 +502,7 @@ def test_past_the_end_of_the_band_nothing_is_nominal():
     assert [live.state(index) for index in range(3)] == [NOMINAL] * 3
     result = live.step(3)
     assert result.verdict.state == INVALID
-    assert 'band of 3 steps' in result.problem
+    assert 'number of steps of the band: 3' in result.problem
     assert result.score == pytest.approx(LOW), 'there is a score, but nothing to hold it against'
     assert math.isnan(result.threshold)
 
@@ -591,7 +591,10 @@ def test_frozen_features_are_invalid_beyond_the_allowed_number(raw):
     live.step(0)
     states = [live.state(index, features=frozen.copy()) for index in range(1, 6)]
     assert states == [NOMINAL] * 3 + [INVALID] * 2
-    assert 'step 4: 4 steps in succession have identical features' in live.monitor.verdict.reason
+    assert (
+        'step 4: at most 3 steps in succession with identical features'
+        in live.monitor.verdict.reason
+    )
     assert 'max_identical_features' in live.monitor.verdict.reason
     assert live.state(0, episode='b', features=frozen) == NOMINAL, 'counted anew'
 
@@ -654,7 +657,9 @@ def test_actions_in_another_space_are_invalid(accepted):
     result = live.step(1, action_space='normalized')
     assert result.verdict.state == INVALID
     assert math.isnan(result.score)
-    assert re.search("step 1: .*space 'normalized', .*fitted on .*space 'robot'", result.problem)
+    assert re.search(
+        "step 1: .*space 'robot' .*fitted on, found .*space 'normalized'", result.problem
+    )
     assert live.state(0, episode='b', action_space=accepted) == NOMINAL
 
 

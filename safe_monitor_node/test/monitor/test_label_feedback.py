@@ -234,7 +234,11 @@ def test_an_infinite_threshold_is_never_nominal_and_says_what_to_do():
     result = live.step(0, episode='x')
     assert (result.verdict.state, result.threshold) == (INVALID, math.inf)
     assert result.score == pytest.approx(LOW)
-    for part in ('no finite threshold', 'of 4 labelled successes', 'continue to label'):
+    for part in (
+        'expected a finite threshold, found none',
+        '1 of 4 labelled successes',
+        'continue to label',
+    ):
         assert part in result.problem
     assert live.monitor.counts.invalid == invalid + 1
     for index in range(1, 5):

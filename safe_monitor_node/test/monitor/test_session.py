@@ -347,11 +347,11 @@ def test_a_start_of_the_running_episode_brings_no_other_detector(folder, other_f
 
 
 def test_a_folder_that_cannot_be_used_is_refused(folder, tmp_path):
-    with pytest.raises(MonitorError, match=r'detector_folder is empty; give a folder made by'):
+    with pytest.raises(MonitorError, match=r'detector_folder: .*an empty text; give a folder'):
         MonitorSession('', MonitorSettings())
     with pytest.raises(DetectorFolderError, match='no such folder'):
         MonitorSession(str(tmp_path / 'absent'), MonitorSettings())
-    with pytest.raises(MonitorError, match=r'not calibrated for alpha 0\.3'):
+    with pytest.raises(MonitorError, match=r'found alpha 0\.3; choose a cal'):
         MonitorSession(folder, MonitorSettings(alpha=0.3))
 
 
@@ -475,6 +475,6 @@ def test_the_probability_is_the_score_if_the_detector_gives_one(tmp_path):
             assert 0.0 < result.score < 1.0
             assert (result.probability == result.score) == gives
             assert np.isnan(result.probability) != gives
-        assert 'past the calibrated band' in result.problem, 'a probability needs no threshold'
+        assert 'number of steps of the band' in result.problem, 'a probability needs no threshold'
         refused = live.session.refuse(StepId('a', 3, 0), 'unreadable', 0.0)
         assert np.isnan(refused.probability)

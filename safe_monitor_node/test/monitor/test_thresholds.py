@@ -36,11 +36,11 @@ def test_both_alphas_can_be_chosen():
 @pytest.mark.parametrize(
     ('band', 'alpha', 'warning_alpha', 'message'),
     [
-        (make_band(), 0.15, 0.0, r'not calibrated for alpha 0\.15; choose one of 0\.1, 0\.2'),
-        (make_band(), 0.0, 0.3, r'not calibrated for alpha 0\.3'),
-        (make_band(), 0.2, 0.1, r'warning_alpha \(0\.1\) must not be below alpha \(0\.2\)'),
+        (make_band(), 0.15, 0.0, r'calibrated alphas 0\.1, 0\.2, found alpha 0\.15'),
+        (make_band(), 0.0, 0.3, r'calibrated alphas .*found alpha 0\.3'),
+        (make_band(), 0.2, 0.1, r'warning_alpha: .*at least alpha \(0\.2\), .*found 0\.1'),
         (make_band(levels=(math.inf, 0.5)), 0.0, 0.0, r'19 calibration.*choose alpha >= 0\.2'),
-        (make_band(levels=(math.inf, math.inf)), 0.0, 0.0, 'calibrate on more rollouts'),
+        (make_band(levels=(math.inf, math.inf)), 0.0, 0.0, 'fit the detector again on more'),
     ],
 )
 def test_thresholds_that_do_not_exist_are_refused_with_what_to_do(

@@ -167,14 +167,14 @@ def test_the_facts_of_the_adaptation_are_of_the_band_in_use_and_of_moved_ones(se
     assert "adaptation of the band of task 'wipe'" not in facts
     session.start('b', 0.0, 'wipe')
     assert facts_of(session)["adaptation of the band of task 'wipe'"] == (
-        'level 0.1; false alarms 0 of 0 labelled successes, realised none yet, promised 0.1'
+        'level 0.1; false alarms 0 of 0 labelled successes, realised unknown, promised 0.1'
     )
     assert facts_of(session)['adaptation file'] == str(tmp_path / 'updates.json')
 
 
 def test_adaptation_without_a_file_is_said_to_be_in_memory(folder):
     session = MonitorSession(folder, MonitorSettings(adaptation_step=0.05))
-    assert facts_of(session)['adaptation file'] == 'none, kept in memory only'
+    assert facts_of(session)['adaptation file'] == 'none: updates are only in memory'
 
 
 def test_a_new_session_says_what_it_uses(session, folder, tmp_path):
@@ -182,6 +182,6 @@ def test_a_new_session_says_what_it_uses(session, folder, tmp_path):
     assert introduce(session) == [
         detector + folder,
         'labelled episodes update the thresholds with adaptation_step 0.05: level 0.1 after 0 '
-        f'successes, kept in {tmp_path / "updates.json"}',
+        f'successes, stored in {tmp_path / "updates.json"}',
     ]
     assert introduce(MonitorSession(folder, MonitorSettings())) == [detector + folder]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safe_training.cli.figures import judged_rollouts
-from safe_training.cli.options import add_folder_alpha, add_folder_option, add_source_options
+from safe_training.cli.options import add_folder, add_folder_alpha, add_source_options
 from safe_training.reporting.numbers import plain_json
 
 if TYPE_CHECKING:
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = 'Write the video of each rollout with its score, band and alarm under it.'
 EXAMPLE = """examples:
-  python -m safe_training overlay my_set --folder my_detector --videos recordings --out overlays
-  python -m safe_training overlay my_set --folder my_detector --videos recordings --out overlays \\
+  python -m safe_training overlay my_set my_detector --videos recordings --out overlays
+  python -m safe_training overlay my_set my_detector --videos recordings --out overlays \\
       --episode "open the drawer/3"
 """
 
@@ -27,7 +27,7 @@ EXAMPLE = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add_source_options(parser)
-    add_folder_option(parser)
+    add_folder(parser)
     add_folder_alpha(parser)
     parser.add_argument(
         '--videos', type=Path, required=True, metavar='DIR', help='folder that holds the videos'
@@ -47,7 +47,12 @@ def run(args: argparse.Namespace) -> int:
 
     opencv()  # If OpenCV is missing, raise the error before the rollouts are scored.
     if not args.videos.is_dir():
-        raise VideoError(f'{args.videos}: expected a folder of videos, found none; check --videos')
+        raise VideoError(
+            where=str(args.videos),
+            expected='a folder of videos',
+            found='none',
+            advice='check --videos',
+        )
     judged = judged_rollouts(args, need_outcomes=False)
     chosen = _chosen(args, judged.rollouts)
     videos = _videos(args, chosen)
@@ -81,8 +86,11 @@ def _chosen(args: argparse.Namespace, judged: list[ScoredRollout]) -> list[Score
     for name in args.episode:
         if name not in known:
             raise VideoError(
-                f'{args.set}: expected an episode {name!r}, found no episode with this name; '
-                '`label --list --all` prints all names'
+                where=args.set,
+                expected=f'an episode {name!r}',
+                found='no episode with this name',
+                advice=f'give a name such as {judged[0].episode_id!r}; for a rollout set or a '
+                f'recording, `label {args.set} --list --all` prints all names',
             )
     return [rollout for rollout in judged if rollout.episode_id in args.episode]
 
@@ -98,8 +106,11 @@ def _videos(
     if not videos:
         example = rollouts[0].required_rollout
         raise VideoError(
-            f'{args.videos}: expected videos of the {len(rollouts)} rollouts, such as '
-            f'{example.video or example.episode_id + ".mp4"!r}, found none'
+            where=str(args.videos),
+            expected=f'videos of the {len(rollouts)} rollouts, such as '
+            f'{example.video or example.episode_id + ".mp4"!r}',
+            found='none',
+            advice='check --videos, and the names of the files',
         )
     return videos
 
@@ -112,15 +123,17 @@ def _write(args: argparse.Namespace, rollout: ScoredRollout, source: Path) -> Pa
     target: Path = args.out / f'{file_name(rollout.episode_id)}.mp4'
     if target.resolve() == source:
         raise VideoError(
-            f'{source}: expected an output file that differs from the source video, found the '
-            'same file; give a different folder with --out'
+            where=str(source),
+            expected='an output file that differs from the source video',
+            found='the same file',
+            advice='give another folder with --out',
         )
     frames = write_overlay(rollout, source, target)
     if frames.rule == 'stretched':
         print(
-            f'safe_training overlay: {source}: the {len(frames.steps)} frames match neither '
-            f'{len(rollout)} steps of {rollout.required_rollout.exec_horizon} actions nor the time '
-            'stamps; the steps are spread evenly over the video',
+            f'safe_training overlay: {source}: expected frames that match {len(rollout)} steps of '
+            f'{rollout.required_rollout.exec_horizon} actions or the time stamps, found '
+            f'{len(frames.steps)} frames; the steps are spread evenly over the video',
             file=sys.stderr,
         )
     return target

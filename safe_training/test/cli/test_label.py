@@ -109,7 +109,7 @@ def test_list(place, capsys):
             ['--csv', 'CSV'],
             "line 3: expected one of the outcomes success, failure, unknown, found 'so'",
         ),
-        ([], 'a terminal to ask on'),
+        ([], 'a terminal for questions'),
     ],
 )
 def test_refusals_change_nothing(place, tmp_path, capsys, monkeypatch, arguments, message):

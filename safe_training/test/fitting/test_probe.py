@@ -249,7 +249,10 @@ def test_signals_alone_need_no_features():
     probe = make_detector('linear_probe').fit(rollouts)
     assert probe.choice_['inputs'] == 'signals'
     assert auc(probe, rollouts) > 0.9
-    with pytest.raises(DetectorError, match="inputs='features', and the rollouts have no features"):
+    with pytest.raises(
+        DetectorError,
+        match="inputs='features': expected rollouts with features, found no features;",
+    ):
         make_detector('linear_probe', inputs='features').fit(rollouts)
 
 
@@ -283,14 +286,17 @@ def test_a_missing_or_broken_signal_is_refused_live_and_forgotten():
 @pytest.mark.parametrize(
     ('params', 'message'),
     [
-        ({'inputs': 'pixels'}, 'inputs must be one of'),
-        ({'method': 'magic'}, 'method must be one of'),
-        ({'components': 0}, 'components must be'),
-        ({'l2': 0.0}, 'l2 must be a number above 0'),
-        ({'smoothing': 1.0}, r'smoothing must lie in \[0, 1\)'),
-        ({'signals': 'chunk_mse'}, 'signals must be a list'),
-        ({'signals': ['speed']}, "'task_0/0'.*'speed', it has chunk_mse, height"),
-        ({'method': 'distance', 'inputs': 'signals'}, "leave out inputs='signals'"),
+        ({'inputs': 'pixels'}, 'inputs: expected one of'),
+        ({'method': 'magic'}, 'method: expected one of'),
+        ({'components': 0}, 'components: expected an integer of at least 1'),
+        ({'l2': 0.0}, 'l2: expected a number above 0 '),
+        ({'smoothing': 1.0}, 'smoothing: expected .* of at least 0 and below 1'),
+        ({'signals': 'chunk_mse'}, 'signals: expected .* a list of names'),
+        ({'signals': ['speed']}, "'task_0/0'.*'speed' .*found the signals chunk_mse, height"),
+        (
+            {'method': 'distance', 'inputs': 'signals'},
+            "inputs: .*found 'signals'; choose inputs='features'",
+        ),
     ],
 )
 def test_parameters_without_meaning_are_refused(params, message):
@@ -328,7 +334,7 @@ def test_leaving_a_task_out_needs_another_one_with_both_outcomes():
     with pytest.raises(DetectorError, match='at least 2 tasks, found 1'):
         leave_one_task_out_scores(make_detector('linear_probe'), one)
     lucky = [r for r in rollouts if r.task == 'task_0' or r.success]
-    with pytest.raises(DetectorError, match=r"without task 'task_0'.*are successes"):
+    with pytest.raises(DetectorError, match=r"without task 'task_0'.*and 0 failures"):
         leave_one_task_out_scores(make_detector('linear_probe'), lucky)
 
 

@@ -143,7 +143,7 @@ def test_tokens_without_meaning_are_refused_and_forgotten(name, kind):
 
 @pytest.mark.parametrize('name', ['token_max_neg_log_prob', 'token_avg_neg_log_prob'])
 def test_logits_are_no_probabilities(name):
-    with pytest.raises(DetectorError, match=r"'stack/0'.*\[0, 1\], found 2 to 7.*logits"):
+    with pytest.raises(DetectorError, match=r"'stack/0'.*from 0 to 1, found 2 to 7.*logits"):
         fitted(name, rollout_of(np.array([[2.0, 7.0]])))
 
 
@@ -159,5 +159,5 @@ def test_only_the_array_that_is_needed_must_be_there(name):
 
 
 def test_a_wrong_accumulation_is_refused_at_fit():
-    with pytest.raises(DetectorError, match='accumulate must be one of none, sum, mean'):
+    with pytest.raises(DetectorError, match='accumulate: expected one of none, sum, mean'):
         fitted('token_max_entropy', recorded(), accumulate='median')

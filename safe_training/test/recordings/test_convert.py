@@ -491,7 +491,7 @@ def test_an_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
     assert cli.main(['convert', str(DUMP), str(place), '--json']) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)['continued'] == 3
-    assert 'continued an interrupted conversion that had done 3 episodes' in printed.err
+    assert 'continued an interrupted conversion, which had finished 3 episodes' in printed.err
 
 
 def test_a_killed_conversion_is_continued(tmp_path):

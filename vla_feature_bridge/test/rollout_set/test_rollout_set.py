@@ -264,7 +264,7 @@ def with_nan(array, step):
         ),
         (
             make_rollout(1, action_space='normalized'),
-            r"'task 1/1': expected the action space '' as in .* found 'normalized'; write one set",
+            r"'task 1/1': expected the action space '' as in .* found 'normalized'; write one ",
         ),
         (
             make_rollout(1, stamps=np.zeros(3, 'M8[ns]')),

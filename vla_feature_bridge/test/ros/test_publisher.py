@@ -376,6 +376,25 @@ def test_a_closed_publisher_refuses(lenient, publisher):
         publisher.start()
 
 
+@pytest.mark.parametrize('running', [False, True])
+def test_a_node_that_is_gone_stops_no_policy(context, running):
+    node = rclpy.create_node('gone', context=context)
+    publisher = StepPublisher(node, NAME, 2, wait_for_monitor=0.05)
+    if running:
+        publisher.start()
+        publisher.publish(np.zeros(4))
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+    for _ in range(2):
+        publisher.start()
+        assert publisher.publish(np.zeros(4)) is None
+        publisher.end(success=True)
+    publisher.close()
+    assert publisher.last_error
+    assert publisher.published == running
+    assert publisher.refused + publisher.dropped >= 2
+
+
 FIRST_EPISODE = """
 import numpy as np, rclpy, sys
 from rclpy.duration import Duration

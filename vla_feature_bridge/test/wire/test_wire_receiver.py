@@ -8,6 +8,7 @@ import socket
 import stat
 import threading
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -75,11 +76,9 @@ def make_sender(address, source='arm', **settings):
 def refusal_of(address, *parts):
     """Return why the receiver closes a connection over which these bytes come."""
     with bare_connection(address) as peer:
-        try:
+        with suppress(BrokenPipeError, ConnectionResetError):
             for part in parts:
                 peer.sendall(part)
-        except (BrokenPipeError, ConnectionResetError):
-            pass
         while (frame := read_frame(peer)) is not None:
             if frame.kind == 'refused':
                 assert read_frame(peer) is None
@@ -253,6 +252,24 @@ def test_a_source_sends_no_frames_of_the_bridge_and_no_second_hello(receiver, fr
     )
 
 
+def test_random_changes_of_a_stream_end_its_connection_only(receiver, inbox):
+    random = np.random.default_rng(0)
+    stream = HELLO + STEP * 3
+    for _ in range(150):
+        data = bytearray(stream)
+        for _ in range(random.integers(1, 4)):
+            data[random.integers(len(data))] = random.integers(256)
+        with bare_connection(receiver.addresses[0]) as peer:
+            with suppress(OSError):  # a lying length in front lets the rest be refused
+                peer.sendall(data)
+                peer.shutdown(socket.SHUT_WR)
+            while read_frame(peer) is not None:
+                pass
+    assert receiver._budget.used == 0
+    assert receiver.refusals > 0
+    assert works(receiver, inbox)
+
+
 def test_silence_is_not_waited_for(receiver, inbox, monkeypatch):
     monkeypatch.setattr(connection, 'HELLO_TIMEOUT', 0.2)
     with bare_connection(receiver.addresses[0]) as silent:
@@ -344,6 +361,21 @@ def test_every_sender_is_told_the_status_when_it_connects_and_when_it_changes(re
         receiver.set_status(True, 'monitor')  # no change
         receiver.set_status(False)
         assert decode_status(read_frame(peer)) == BridgeStatus(False)
+
+
+def test_each_source_is_told_its_own_status(receiver):
+    with (
+        bare_connection(receiver.addresses[0]) as left,
+        bare_connection(receiver.addresses[0]) as right,
+    ):
+        for name, peer in (('left', left), ('right', right)):
+            peer.sendall(encode_hello(Hello(name, 'x')))
+            assert decode_status(read_frame(peer)) == BridgeStatus(False)
+        receiver.set_status(True, 'one', source='left')
+        receiver.set_status(True, 'all')
+        receiver.set_status(False, 'one', source='left')
+        assert [decode_status(read_frame(left)).detail for _ in range(3)] == ['one', 'all', 'one']
+        assert decode_status(read_frame(right)) == BridgeStatus(True, 'all')
 
 
 def test_missing_and_dropped_steps_are_counted(receiver):

@@ -355,6 +355,21 @@ def test_nothing_is_raised_into_the_loop_of_the_policy(receiver, inbox, caplog):
     assert any('expected finite features' in text for text in warnings)
 
 
+def test_a_clock_and_a_log_that_fail_stop_no_policy(receiver, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError('broken')
+
+    sender = make_sender(receiver.addresses[0])
+    monkeypatch.setattr(logging.getLogger('vla_feature_bridge'), 'warning', fail)
+    monkeypatch.setattr(sender._episode_steps, '_clock', fail)
+    assert sender.start() == ''
+    assert sender.publish(np.zeros(4)) is None
+    sender.end()
+    sender.close(timeout='long')
+    assert sender.refused == 4
+    assert sender.state == 'closed'
+
+
 def test_a_problem_is_logged_once(receiver, caplog):
     sender = make_sender(receiver.addresses[0])
     sender.start()

@@ -129,10 +129,7 @@ class Inbox:
 @contextmanager
 def bare_connection(address):
     """Connect without a sender."""
-    where = parse_address(address)
-    with where.new_socket() as connection:
-        connection.settimeout(PATIENCE)
-        connection.connect(where.for_connect())
+    with parse_address(address).connect(PATIENCE) as connection:
         yield connection
 
 

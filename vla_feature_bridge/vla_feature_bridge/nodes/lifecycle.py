@@ -20,7 +20,7 @@ class ManagedNode(LifecycleNode):
     ----------
     active : bool
     failure : str
-        Why the last configure failed; empty if it did not.
+        Reason why the last configure failed; empty if it succeeded.
     """
 
     def __init__(self, name: str, **kwargs: Any) -> None:
@@ -56,11 +56,11 @@ class ManagedNode(LifecycleNode):
 
     def _setup(self) -> None:
         """Make everything that the active node needs; raise with the reason if that fails."""
-        raise AssertionError('each managed node has its set-up')
+        raise AssertionError('a subclass must define _setup')
 
     def _teardown(self) -> None:
         """Destroy everything that ``_setup`` made, also if ``_setup`` failed before its end."""
-        raise AssertionError('each managed node has its teardown')
+        raise AssertionError('a subclass must define _teardown')
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Set the node up."""

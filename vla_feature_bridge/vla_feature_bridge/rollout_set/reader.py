@@ -90,8 +90,10 @@ class RolloutSet(Sequence[Rollout]):
         spaces = sorted(set(columns['action_space']))
         if len(spaces) > 1:
             raise RolloutSetError(
-                f'{folder / INDEX}: expected one action space, found {", ".join(map(repr, spaces))}'
-                '; convert the source again, into one set for each action space'
+                where=str(folder / INDEX),
+                expected='one action space for all rollouts',
+                found=f'the action spaces {", ".join(map(repr, spaces))}',
+                advice='convert the source again, into one rollout set for each action space',
             )
         check_array_files(folder / ARRAYS, columns)
         return cls(folder, manifest['feature'], manifest['policy'], manifest['source'], columns)

@@ -143,9 +143,10 @@ class RolloutSetWriter:
         before = self._rows['action_space'][:1]
         if before not in ([], [row['action_space']]):
             raise RolloutSetError(
-                f'{self.path}: rollout {row["episode_id"]!r}: expected the action space '
-                f'{before[0]!r} as in the rollouts before, found {row["action_space"]!r}; write '
-                'one set for each action space'
+                where=f'{self.path}: rollout {row["episode_id"]!r}',
+                expected=f'the action space {before[0]!r} as in the rollouts before',
+                found=repr(row['action_space']),
+                advice='write one rollout set for each action space',
             )
         if self._unseen.setdefault(row['task'], row['unseen']) != row['unseen']:
             raise RolloutSetError(

@@ -97,10 +97,14 @@ class StepPublisher(EpisodeSink):
 
     def close(self) -> None:
         with self._calls:
-            if not self._is_closed:
-                self._is_closed = True
+            if self._is_closed:
+                return
+            self._is_closed = True
+            try:
                 self.node.destroy_publisher(self._steps)
                 self.node.destroy_publisher(self._events)
+            except Exception as error:  # The node was destroyed before.
+                self._note(error)
 
     def _send_step(self, step: PolicyStep) -> None:
         self._steps.publish(step_to_message(step))

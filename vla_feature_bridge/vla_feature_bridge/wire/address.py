@@ -49,10 +49,8 @@ class Address:
     def __str__(self) -> str:
         if self.path:
             return f'unix:{self.path}'
-        return f'tcp://[{self.host}]:{self.port}' if ':' in self.host else self._plain()
-
-    def _plain(self) -> str:
-        return f'tcp://{self.host}:{self.port}'
+        host = f'[{self.host}]' if ':' in self.host else self.host
+        return f'tcp://{host}:{self.port}'
 
     @property
     def is_local(self) -> bool:
@@ -66,9 +64,24 @@ class Address:
         family = socket.AF_INET6 if ':' in self.host else socket.AF_INET
         return socket.socket(family, socket.SOCK_STREAM)
 
-    def for_connect(self) -> str | tuple[str, int]:
-        """Return the address as ``socket.connect`` and ``socket.bind`` take it."""
-        return self.path or (self.host, self.port)
+    def connect(self, timeout: float) -> socket.socket:
+        """Return a connected stream socket.
+
+        Raises
+        ------
+        OSError
+            Nobody listens there, or nobody answers within ``timeout`` seconds.
+        """
+        if not self.path:
+            return socket.create_connection((self.host, self.port), timeout)
+        connection = self.new_socket()
+        try:
+            connection.settimeout(timeout)
+            connection.connect(self.path)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def keep_alive(self, connection: socket.socket) -> None:
         """Let the system notice within some 15 s that the other machine is gone."""

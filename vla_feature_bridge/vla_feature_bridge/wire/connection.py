@@ -36,7 +36,7 @@ Message = PolicyStep | EpisodeEventRecord | Image
 HELLO_TIMEOUT = 5.0
 _MAX_HELLO = 1 << 18
 #: How long, and how much, a refused sender may still send before the connection is closed.
-_LAST_WORDS, _MAX_LAST_WORDS = 1.0, 1 << 26
+_DISCARD_TIME, _MAX_DISCARD = 1.0, 1 << 26
 #: What poll says if the other side has closed the connection.
 _GONE = select.POLLHUP | select.POLLERR | getattr(select, 'POLLRDHUP', 0)
 
@@ -89,7 +89,7 @@ class Connection:
         """Start to read."""
         self._thread.start()
 
-    def tell(self, status: BridgeStatus) -> None:
+    def send_status(self, status: BridgeStatus) -> None:
         """Send a status; never waits."""
         self._send(encode_status(status))
 
@@ -133,7 +133,7 @@ class Connection:
         except SafeError as found:
             error, is_refused = str(found), True
             self.refuse(error)
-            self._hear_the_rest()
+            self._discard_rest()
         except OSError as found:
             error = f'the connection ended: {found}'
         except Exception as found:
@@ -195,9 +195,9 @@ class Connection:
             if not is_sent:
                 self.abort()
 
-    def _hear_the_rest(self) -> None:
+    def _discard_rest(self) -> None:
         """Read on for a moment: closing a socket with unread bytes destroys the refusal."""
-        left, until = _MAX_LAST_WORDS, time.monotonic() + _LAST_WORDS
+        left, until = _MAX_DISCARD, time.monotonic() + _DISCARD_TIME
         with suppress(OSError):
             while left > 0 and (seconds := until - time.monotonic()) > 0:
                 self._socket.settimeout(seconds)

@@ -78,7 +78,7 @@ class Link:
         self._rest = memoryview(b'')
         self._last_event: Outgoing | None = None
         self._is_repeating = False
-        self._said = ''
+        self._reported = ''
         self._deadline: float | None = None
         self._wake_read, self._wake_write = socket.socketpair()
         self._wake_read.setblocking(False)
@@ -107,11 +107,11 @@ class Link:
         self._thread.join(timeout + _CLOSING)
         self._set_closed()
 
-    def forget(self) -> None:
-        """Let go of the connection in a forked child; the parent keeps it."""
+    def release(self) -> None:
+        """Close the sockets in a forked child; the connection of the parent stays open."""
         for end in (self._socket, self._wake_read, self._wake_write):
             if end is not None:
-                end.close()  # Without shutdown, the connection of the parent stays open.
+                end.close()  # not shutdown: this would end the connection of the parent
         self._set_closed()
 
     def _set_closed(self) -> None:
@@ -132,11 +132,11 @@ class Link:
                 pause = FIRST_PAUSE
                 self._exchange()
             except SafeError as error:  # refused, or the answer is not one of a bridge
-                self._say(str(error))
+                self._report(str(error))
                 self._disconnect('refused')
                 self._sleep(PAUSE_AFTER_REFUSAL)
             except Exception as error:
-                self._say(
+                self._report(
                     f'no connection to the bridge ({error or type(error).__name__}); the newest '
                     'steps wait, and the sender tries again; start the bridge: '
                     'ros2 run vla_feature_bridge bridge'
@@ -149,17 +149,15 @@ class Link:
         self._wake_write.close()
         self._set_closed()
 
-    def _say(self, text: str) -> None:
+    def _report(self, text: str) -> None:
         """Report a problem once until the next connection."""
-        if text != self._said:
-            self._said = text
+        if text != self._reported:
+            self._reported = text
             self._problem(('link', text), text)
 
     def _connect(self) -> None:
         """Connect and introduce the sender; returns if the bridge accepts it."""
-        self._socket = self._address.new_socket()
-        self._socket.settimeout(CONNECT_TIMEOUT)
-        self._socket.connect(self._address.for_connect())
+        self._socket = self._address.connect(CONNECT_TIMEOUT)
         self._address.keep_alive(self._socket)
         self._socket.sendall(encode_hello(self._hello))
         self._reader = FrameReader(_MAX_ANSWER, 0)
@@ -168,7 +166,7 @@ class Link:
             self._socket.settimeout(max(0.01, answer_by - time.monotonic()))
             self._receive()
         self._socket.setblocking(False)
-        self._said = ''
+        self._reported = ''
         LOGGER.info('%s: connected as %r', self._address, self._hello.source)
         if self._last_event is not None:
             self._is_repeating = True
@@ -184,7 +182,7 @@ class Link:
                 try:
                     blocked = self._send()
                 except OSError:
-                    self._hear_why()
+                    self._read_last_answer()
                     raise
                 if self._is_over():
                     break
@@ -192,10 +190,10 @@ class Link:
                 selector.modify(self._socket, interest)
                 for key, events in selector.select(self._time_left()):
                     if key.fileobj is self._wake_read:
-                        self._hush()
+                        self._empty_wake()
                     elif events & selectors.EVENT_READ:
                         self._receive()
-        self._say_goodbye()
+        self._finish_sending()
 
     def _send(self) -> bool:
         """Send until nothing waits, or until the system takes no more; returns True then."""
@@ -231,7 +229,7 @@ class Link:
             self._last_event = done
 
     def _receive(self) -> bool:
-        """Read a part of what the bridge says; returns False if it says nothing now."""
+        """Read a part of a frame of the bridge; returns False if nothing has arrived."""
         assert self._socket is not None
         try:
             count = self._socket.recv_into(self._reader.space())
@@ -241,10 +239,10 @@ class Link:
             raise ConnectionError('the bridge closed the connection')
         frame = self._reader.filled(count)
         if frame is not None:
-            self._hear(frame)
+            self._handle(frame)
         return True
 
-    def _hear(self, frame: Frame) -> None:
+    def _handle(self, frame: Frame) -> None:
         if frame.kind == 'status':
             self.status = decode_status(frame)
             self.state = 'connected'
@@ -257,19 +255,19 @@ class Link:
                 where='answer of the bridge', expected='status or refused', found=frame.kind
             )
 
-    def _hear_why(self) -> None:
-        """Read what the bridge said before it closed the connection; raises its refusal."""
+    def _read_last_answer(self) -> None:
+        """Read the last frames of a bridge that closed the connection; raises its refusal."""
         with suppress(OSError):
             while self._receive():
                 pass
 
-    def _say_goodbye(self) -> None:
-        """Wait until the bridge has read everything: closing earlier could destroy it."""
+    def _finish_sending(self) -> None:
+        """Wait until the bridge has read everything. An earlier close could destroy frames."""
         assert self._socket is not None
         self._socket.settimeout(_CLOSING)
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
-            self._hear_why()
+            self._read_last_answer()
 
     def _disconnect(self, state: str) -> None:
         self.state, self.status = state, BridgeStatus(False)
@@ -288,14 +286,14 @@ class Link:
             selector.register(self._wake_read, selectors.EVENT_READ)
             while (left := until - time.monotonic()) > 0 and self._deadline is None:
                 selector.select(left)
-                self._hush()
+                self._empty_wake()
 
     def _time_left(self) -> float | None:
         """Return how long a closing sender may wait [s]; None if it is not closing."""
         return None if self._deadline is None else max(0.0, self._deadline - time.monotonic())
 
-    def _hush(self) -> None:
-        """Take the calls of :meth:`wake`."""
+    def _empty_wake(self) -> None:
+        """Read all bytes of :meth:`wake`."""
         with suppress(BlockingIOError):
             while self._wake_read.recv(4096):
                 pass

@@ -71,7 +71,7 @@ class Listener:
             with _alone_in(Path(address.path).parent):
                 _remove_stale(address)
                 self.socket.bind(address.path)
-                # Nobody can connect before listen(), so nobody can be faster than chmod.
+                # No process can connect before listen(). So chmod comes in time.
                 os.chmod(address.path, 0o600)
                 self._identity = _identity(address.path)
                 self.socket.listen(_BACKLOG)

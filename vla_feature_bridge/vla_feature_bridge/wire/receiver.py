@@ -28,7 +28,7 @@ MAX_CONNECTIONS = 32
 #: Number of sources that are remembered after their connections ended.
 MAX_SOURCES = 64
 #: How long a new connection waits until the old one of the same source is read to its end [s].
-_PATIENCE = 1.0
+_REPLACE_TIMEOUT = 1.0
 #: Memory for the frames that are being read [bytes].
 MAX_MEMORY = 1 << 30
 #: How long closing waits for a callback that still runs [s].
@@ -36,10 +36,10 @@ _CLOSE_TIMEOUT = 5.0
 
 
 class StepReceiver:
-    """Listens for senders, and hands on what they send.
+    """Listens for senders, and passes on what they send.
 
     One thread for each connection reads, decodes and calls ``on_message``. While a call runs, this
-    connection is not read, so that nothing piles up here: the sender drops the oldest steps.
+    connection is not read. So frames do not collect here: the sender drops the oldest steps.
 
     Parameters
     ----------
@@ -138,10 +138,10 @@ class StepReceiver:
                 self._statuses[source] = status
             for connection in self._connections if is_news else ():
                 if connection.hello is not None and source in (None, connection.hello.source):
-                    connection.tell(status)
+                    connection.send_status(status)
 
     def close(self) -> None:
-        """End all connections and stop listening; returns when no callback runs any more."""
+        """End all connections and stop listening; waits up to 5 s for callbacks that still run."""
         with self._lock:
             self._is_closed = True
             connections = list(self._connections)
@@ -152,8 +152,9 @@ class StepReceiver:
             listener.close()
         for connection in connections:
             connection.abort()
+        until = time.monotonic() + _CLOSE_TIMEOUT
         for connection in connections:
-            connection.join(_CLOSE_TIMEOUT)
+            connection.join(max(0.0, until - time.monotonic()))
 
     def __enter__(self) -> StepReceiver:
         return self
@@ -186,9 +187,9 @@ class StepReceiver:
             channel,
             str(listener.address),
             self._budget,
-            self._welcome,
+            self._accept_source,
             self._deliver,
-            self._part,
+            self._end_connection,
         )
         with self._lock:
             is_full = len(self._connections) >= MAX_CONNECTIONS
@@ -203,7 +204,7 @@ class StepReceiver:
             listener.address.keep_alive(channel)
         connection.start()
 
-    def _welcome(self, connection: Connection, hello: Hello) -> None:
+    def _accept_source(self, connection: Connection, hello: Hello) -> None:
         """Accept a sender, or raise why it is refused."""
         with self._lock:
             source = self._sources.setdefault(hello.source, Source(hello))
@@ -218,10 +219,10 @@ class StepReceiver:
             source.connect(hello, connection)
             self._forget_old_sources()
         if old is not None:
-            old.finish(_PATIENCE)
+            old.finish(_REPLACE_TIMEOUT)
         with self._lock:
             connection.hello = hello
-            connection.tell(self._statuses.get(hello.source, self._status))
+            connection.send_status(self._statuses.get(hello.source, self._status))
         if self._on_source is not None:
             self._call(source, self._on_source, hello, True)
 
@@ -253,7 +254,7 @@ class StepReceiver:
             name = source.hello.source
             self._problems.add((name, type(error)), f'source {name!r}: {source.last_error}')
 
-    def _part(self, connection: Connection, error: str, is_refused: bool) -> None:
+    def _end_connection(self, connection: Connection, error: str, is_refused: bool) -> None:
         """Note that a connection has ended."""
         hello = connection.hello
         with self._lock:

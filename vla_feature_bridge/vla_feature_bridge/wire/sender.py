@@ -152,6 +152,11 @@ class StepSender(EpisodeSink):
         return self._queue.dropped['image']
 
     @property
+    def dropped_events(self) -> int:
+        """Number of START and END that were dropped, after all steps."""
+        return self._queue.dropped['start'] + self._queue.dropped['end']
+
+    @property
     def waiting(self) -> int:
         """Number of frames that wait to be sent."""
         return self._link.waiting
@@ -193,8 +198,13 @@ class StepSender(EpisodeSink):
         A running episode is not ended. Called at the exit of Python too.
         """
         self._is_closed = True
+        try:
+            seconds = check_seconds(timeout, 'timeout')
+        except StepError as error:
+            self._refuse(error)
+            seconds = 1.0
         if self._owner == os.getpid():
-            self._link.close(check_seconds(timeout, 'timeout'))
+            self._link.close(seconds)
 
     def _send_step(self, step: PolicyStep) -> None:
         self._put('step', encode_step(step, self.dropped))
@@ -230,8 +240,8 @@ class StepSender(EpisodeSink):
     def _after_fork(self) -> None:
         """Leave the connection to the parent; locks may be held by threads that are not here."""
         self._calls = threading.RLock()
-        self._patience = 0.0
-        self._link.forget()
+        self._wait_time = 0.0
+        self._link.release()
 
 
 def _after_fork() -> None:

@@ -75,9 +75,9 @@ def page_videos(
 
 
 def _step_times(rollout: Rollout, path: Path) -> tuple[tuple[float, ...] | None, str]:
-    """Return when each step begins in the video [s], and what a reader must know about it.
+    """Return when each step begins in the video [s], and a note for the reader.
 
-    None if that cannot be known: the page then spreads the steps evenly.
+    The times are None if they cannot be known: the page then spreads the steps evenly.
     """
     try:
         facts = video_facts(path)
@@ -85,12 +85,15 @@ def _step_times(rollout: Rollout, path: Path) -> tuple[tuple[float, ...] | None,
             facts.frames, len(rollout), rollout.exec_horizon, rollout.stamps, facts.rate
         )
     except VideoError as error:
-        return None, f'Steps are spread evenly over the video: {error}.'
+        return (
+            None,
+            f'The steps are spread evenly over the video, because it cannot be read: {error}.',
+        )
     first = frames.first_frames(len(rollout)) / facts.rate
     note = ''
     if frames.rule == 'stretched':
         note = (
-            f'{facts.frames} frames fit neither the steps nor the stamps: '
-            'steps are spread evenly over the video.'
+            f'The {facts.frames} frames match neither the steps nor the time stamps. The steps are '
+            'spread evenly over the video.'
         )
     return tuple(round(float(t), 4) for t in first), note

@@ -73,8 +73,9 @@ def frame_steps(
     """
     if frames < 1 or length < 1:
         raise VideoError(
-            f'video: expected at least one frame and one policy step, found {frames} frames and '
-            f'{length} steps'
+            where='video',
+            expected='at least one frame and one policy step',
+            found=f'{frames} frames and {length} steps',
         )
     frame = np.arange(frames, dtype=np.int64)
     horizon = max(1, exec_horizon)
@@ -127,8 +128,10 @@ def opencv() -> Any:
         import cv2
     except ImportError as error:
         raise VideoError(
-            'videos: expected the package opencv-python-headless, found none; '
-            'pip install -r requirements/vision.txt'
+            where='videos',
+            expected='the package opencv-python-headless',
+            found='none',
+            advice='run `pip install -r requirements/vision.txt`',
         ) from error
     return cv2
 
@@ -140,8 +143,10 @@ def open_video(path: Path) -> Iterator[Any]:
     try:
         if not capture.isOpened():
             raise VideoError(
-                f'{path}: expected a video that OpenCV can read, found a file that is damaged, cut '
-                'short or of an unknown format; convert it to mp4 or leave it out'
+                where=str(path),
+                expected='a video that OpenCV can read',
+                found='a damaged or incomplete file, or an unknown format',
+                advice='convert this video to mp4, or leave this video out',
             )
         yield capture
     finally:
@@ -160,7 +165,10 @@ def video_facts(path: Path) -> VideoFacts:
         height = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
     if frames == 0 or width < 1 or height < 1:
         raise VideoError(
-            f'{path}: expected frames that can be read, found none; record it again or leave it out'
+            where=str(path),
+            expected='frames that can be read',
+            found='none',
+            advice='record this video again, or leave this video out',
         )
     # If the frame rate is missing, OpenCV returns 0, NaN or the time base of the container.
     known = 0.1 <= rate <= 1000

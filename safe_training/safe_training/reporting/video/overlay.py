@@ -78,8 +78,10 @@ def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameStep
                     good, picture = capture.read()
                     if not good:
                         raise VideoError(
-                            f'{source}: expected {len(frames.steps)} frames, found fewer; the '
-                            'file changed while it was read: run the command again'
+                            where=str(source),
+                            expected=f'{len(frames.steps)} frames',
+                            found='fewer, because the file changed during the command',
+                            advice='run the command again',
                         )
                     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
                     if entry.alarm_step is not None and step >= entry.alarm_step:
@@ -97,8 +99,10 @@ def _writer(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Any:
             return writer
         writer.release()
     raise VideoError(
-        f'{path.parent}: expected an OpenCV that writes mp4 videos, found none of the codecs '
-        f'{", ".join(_CODECS)}; pip install -r requirements/vision.txt'
+        where=str(path.parent),
+        expected=f'OpenCV with one of the video codecs {", ".join(_CODECS)}',
+        found='none',
+        advice='run `pip install -r requirements/vision.txt`',
     )
 
 
