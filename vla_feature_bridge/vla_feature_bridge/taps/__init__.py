@@ -25,8 +25,15 @@ tap         ``FeatureTap``
 checking    one inference of a policy, captured against expected: ``check``
 lerobot     one inference of a LeRobot policy with a random observation
 
-Everything but ``presets`` and above needs PyTorch. Presets need PyYAML. The names of the Python
-API load on first use.
+lerobot_settings  variables of the environment that configure the tap of LeRobot's programs
+lerobot_policy    the tap of one policy of LeRobot, and its connection to the bridge
+lerobot_plugin    attaches a tap to every policy that a program of LeRobot loads
+lerobot_server    starts LeRobot's asynchronous policy server with a tap
+openpi_modules    modules of Flax that note the states of openpi's models
+openpi_jax        the tap of openpi's policies in JAX: ``OpenpiJaxTap``
+
+``presets`` and the modules above it, ``lerobot_settings`` and ``openpi_jax`` need no PyTorch.
+Presets need PyYAML. The names of the Python API load on first use.
 """
 
 from __future__ import annotations
