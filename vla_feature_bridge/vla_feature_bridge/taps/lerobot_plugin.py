@@ -16,8 +16,6 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from lerobot.policies.pretrained import PreTrainedPolicy
-
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.lerobot_policy import PolicyTap
 from vla_feature_bridge.taps.lerobot_settings import LerobotSettings
@@ -42,6 +40,9 @@ class LerobotPlugin:
     """
 
     def __init__(self, settings: LerobotSettings) -> None:
+        from lerobot.policies.pretrained import PreTrainedPolicy
+
+        self._base: type = PreTrainedPolicy
         self.current: PolicyTap | None = None
         self._settings = settings
         self._lock = threading.RLock()
@@ -51,15 +52,15 @@ class LerobotPlugin:
 
     def install(self) -> None:
         """Replace the methods by which policies are loaded and put into evaluation mode."""
-        for cls in _with_subclasses(PreTrainedPolicy):
+        for cls in _with_subclasses(self._base):
             self._replace(cls)
-        original = PreTrainedPolicy.__dict__['__init_subclass__']
+        original = self._base.__dict__['__init_subclass__']
 
         def init_subclass(cls: Any, **options: Any) -> None:
             original.__func__(cls, **options)
             self._replace(cls)
 
-        self._set(PreTrainedPolicy, '__init_subclass__', classmethod(init_subclass))
+        self._set(self._base, '__init_subclass__', classmethod(init_subclass))
 
     def uninstall(self) -> None:
         """Put the methods back, and remove the tap."""
@@ -78,7 +79,7 @@ class LerobotPlugin:
     def _replace(self, cls: type) -> None:
         """Replace what a class itself defines; a method that it inherits is replaced there."""
         train = cls.__dict__.get('train')
-        if callable(train) or cls is PreTrainedPolicy:
+        if callable(train) or cls is self._base:
             self._set(cls, 'train', self._train(train or cls.train))  # type: ignore[attr-defined]
         load = cls.__dict__.get('from_pretrained')
         if isinstance(load, classmethod):
@@ -100,13 +101,13 @@ class LerobotPlugin:
         def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
             with _Nested(self._calls) as nested:
                 policy = original(cls, *args, **kwargs)
-            if not nested.inside and isinstance(policy, PreTrainedPolicy):
+            if not nested.inside and isinstance(policy, self._base):
                 self.attach(policy)
             return policy
 
         return from_pretrained
 
-    def attach(self, policy: PreTrainedPolicy) -> None:
+    def attach(self, policy: Any) -> None:
         """Attach a tap to a policy that never had one. Never raises: an error is logged."""
         try:
             with self._lock:
