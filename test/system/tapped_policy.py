@@ -3,8 +3,8 @@
 
 ``python tapped_policy.py KIND OUT [--episodes N] [--seed S] [--disturbed] [--policy FOLDER]``
 
-The KIND ``lerobot`` runs LeRobot's own evaluation with its plugins, in an environment with LeRobot.
-``flow`` runs a small policy of PyTorch. The address of the bridge is in ``SAFE_BRIDGE``. OUT gets the hidden
+``lerobot`` runs LeRobot's own evaluation with its plugins, in an environment with LeRobot; ``flow``
+a small policy of PyTorch. The address of the bridge is in ``SAFE_BRIDGE``. OUT gets the hidden
 states of each episode, recorded by the ``forward`` of the submodule and pooled here: an array
 (steps, width) for each episode.
 """
