@@ -17,7 +17,12 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from safe_bringup.launch_arguments import argument, given_parameters, parameter_file
+from safe_bringup.launch_arguments import (
+    argument,
+    given_parameters,
+    log_arguments,
+    parameter_file,
+)
 
 PARAMETERS = {
     'listen': list[str],
@@ -85,7 +90,9 @@ ARGUMENTS = (
         'log_level',
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='The least severe messages to log.',
+        description=(
+            'The least severe messages to log; debug: debug messages of the nodes only, not of rcl.'
+        ),
     ),
 )
 
@@ -101,7 +108,7 @@ def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
             parameter_file(context, 'params_file'),
             given_parameters(context, PARAMETERS),
         ],
-        ros_arguments=['--log-level', argument(context, 'log_level')],
+        ros_arguments=log_arguments(context, 'bridge'),
         output='screen',
     )
     if not argument(context, 'detector_folder'):

@@ -31,6 +31,7 @@ setup(
     entry_points={
         'console_scripts': [
             'bridge = vla_feature_bridge.nodes.bridge:main',
+            'relay = vla_feature_bridge.relays.main:main',
             'replay = vla_feature_bridge.nodes.replay:main',
         ]
     },

@@ -9,6 +9,7 @@ Ratios are measured side by side in one run; single times depend on the machine.
 * detectors: one live step of every detector against the matrix products it cannot avoid.
 * sweep: training a grid of SAFE-MLPs and SAFE-LSTMs together against one at a time.
 * handover: handing over a step to the bridge or to ROS 2, in the thread of the policy.
+* relay: an answer of a policy server through a relay against without one.
 * tap: the cost of a tap in the thread of a policy.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
 """
@@ -38,6 +39,7 @@ from rich.table import Table
 from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
 from bench.handover import bench_handover, print_handover
+from bench.relay import bench_relay, print_relay
 from bench.sweep import bench_sweep, print_sweep
 from bench.tap import bench_tap, print_tap
 from safe_bringup.live import Process
@@ -273,6 +275,12 @@ def run_conversion(args: argparse.Namespace) -> dict[str, Any]:
         return bench_conversion()
 
 
+def run_relay(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``relay``."""
+    with Console(stderr=True).status('relay') as status:
+        return bench_relay(args.samples, progress=lambda note: status.update(note))
+
+
 def run_sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the benchmark ``sweep``."""
     with Console(stderr=True).status('sweep') as status:
@@ -297,6 +305,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any],
     'detectors': (run_detectors, print_detectors),
     'sweep': (run_sweep, print_sweep),
     'handover': (run_handover, print_handover),
+    'relay': (run_relay, print_relay),
     'tap': (run_tap, print_tap),
     'conversion': (run_conversion, print_conversion),
 }
@@ -314,7 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--rounds', type=int, default=40, help=f'turns of {BLOCK} steps (default %(default)s)'
     )
     parser.add_argument(
-        '--samples', type=int, default=500, help='alarms to time (default %(default)s)'
+        '--samples',
+        type=int,
+        default=500,
+        help='alarms to time, and answers of each relay (default %(default)s)',
     )
     parser.add_argument(
         '--epochs', type=int, default=30, help='epochs of the sweep benchmark (default %(default)s)'

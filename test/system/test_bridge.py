@@ -160,6 +160,7 @@ def test_a_bridge_that_starts_last_gets_everything(
 # --- crashes
 
 
+@pytest.mark.slow
 def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     run_bridge: Callable[..., Process],
     run_policy: Callable[..., PolicyProcess],
@@ -191,6 +192,7 @@ def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     assert numbers[-1] == len(alarming[0]) - 1
 
 
+@pytest.mark.slow
 def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episode(
     run_bridge: Callable[..., Process],
     run_monitor: Callable[..., Process],
@@ -232,6 +234,7 @@ def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episo
     np.testing.assert_allclose(last.scores, offline, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_episode_of_a_killed_policy_stays_open_until_the_next_one_begins(
     run_bridge: Callable[..., Process],
     run_policy: Callable[..., PolicyProcess],
@@ -509,12 +512,12 @@ def test_a_wrong_setting_is_diagnosed_and_the_node_lives(
     assert process.exit_status is None
 
 
-def test_a_misspelt_parameter_and_a_silent_clock_are_said(
+def test_an_unknown_parameter_and_a_silent_clock_are_said(
     run_bridge: Callable[..., Process], listener: BridgeListener
 ) -> None:
-    run_bridge(stale_aftr=3.0, use_sim_time=True)
-    listener.spin_until(lambda: 'stale_aftr' in listener.message_of('bridge'), 'it is said')
-    listener.spin_until(lambda: '/clock has not moved' in listener.message_of('bridge'), 'both')
+    run_bridge(robot_name='left', use_sim_time=True)
+    listener.spin_until(lambda: 'robot_name' in listener.message_of('bridge'), 'it is said')
+    listener.spin_until(lambda: 'no /clock for' in listener.message_of('bridge'), 'both')
 
 
 def test_the_bridge_goes_through_its_life_cycle_while_a_sender_stays(

@@ -6,6 +6,7 @@
     from vla_feature_bridge import PolicyStep, Rollout, RolloutSet, FeatureSpec, SignalStream
     from vla_feature_bridge.ros import StepPublisher
     from vla_feature_bridge.wire import StepSender, StepReceiver
+    from vla_feature_bridge.taps import FeatureTap
 
 The modules; each may import only modules above it:
 
@@ -23,6 +24,8 @@ step_checks        checks of what a policy gives for a step or an event
 episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
 step_sink          the base of what sends them: counts, logs, never raises
 wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
+taps/              hidden states out of PyTorch policies: ``FeatureTap``; needs PyTorch
+relays/            between a policy server and its client: steps without a change of either
 ros/               messages, quality of service, parameters, ``StepPublisher``; needs ROS 2
 nodes/             the bridge node and the replay node; needs ROS 2
 

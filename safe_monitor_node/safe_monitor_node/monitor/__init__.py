@@ -3,9 +3,12 @@
 
 alarm              the alarm state machine of one episode after another
 steps              the identity and the result of a step, and counts of steps
+step_order         where a step belongs: in the running episode, in a new one, or in none
+step_checks        whether features and actions can be what the detector was fitted on
 thresholds         thresholds that an episode is compared with: calibrated or adaptive
 label_feedback     the updates that labels of episodes make to adaptive thresholds
 episode_monitor    detector, thresholds and alarm state machine, step by step
+remarks            what is accepted but is probably a mistake, for a person
 session            the monitor in use, the next one, and the adaptation file
 
 This subpackage imports ``detectors``, ``bands`` and ``storage``.

@@ -10,6 +10,11 @@ They need an environment with LeRobot, in Python 3.12 or newer::
 import copy
 import inspect
 import math
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +24,7 @@ from tap_support import inputs_by_hand
 from vla_feature_bridge import FeatureSpec
 from vla_feature_bridge.taps import FeatureTap, check, find_preset
 from vla_feature_bridge.taps.lerobot import infer_once
+from vla_feature_bridge.wire import StepReceiver
 
 pytest.importorskip(
     'lerobot',
@@ -445,3 +451,63 @@ def test_groot_in_order_leads_to_the_actions(groot):
         for state in torch.from_numpy(tap.last.features):
             x = x + decoder(state[None], torch.tensor([1])) / 4
     np.testing.assert_allclose(tap.last.actions, x[:, :6].numpy(), rtol=0, atol=1e-5)
+
+
+# -- the pages of the documentation
+
+HOW_TO = Path(__file__).parents[3] / 'docs' / 'how-to'
+ADDRESS = 'unix:/tmp/safe_bridge.sock'
+
+
+@pytest.mark.parametrize(
+    ('page', 'number', 'name'),
+    [
+        ('tap_lerobot_pi0.md', 0, 'lerobot_pi0'),
+        *(('tap_lerobot_pi0.md', 1, name) for name in MAKERS),
+        ('tap_lerobot_smolvla.md', 0, 'lerobot_smolvla'),
+        ('tap_groot.md', 0, 'lerobot_groot'),
+    ],
+)
+def test_the_code_of_a_page_runs_on_the_policy(make, groot, page, number, name, tmp_path):
+    if not HOW_TO.is_dir():
+        pytest.skip('needs the folder docs of a checkout')
+    found = re.findall(r'^```python\n(.*?)^```$', (HOW_TO / page).read_text(), re.DOTALL | re.M)
+    address, received = f'unix:{tmp_path}/bridge.sock', []
+    is_groot = name == 'lerobot_groot'
+    names = {
+        'policy': groot() if is_groot else make(name),
+        'observation': tiny.groot_observation() if is_groot else tiny.observation(),
+    }
+    with StepReceiver([address], lambda source, message: received.append(message)) as bridge:
+        bridge.set_status(True)
+        exec(found[0].splitlines()[0], names)
+        exec(found[number].replace(ADDRESS, address), names)
+        deadline = time.monotonic() + 30
+        while len(received) < 3:
+            assert time.monotonic() < deadline, (received, names['tap'].problems)
+            time.sleep(0.01)
+    start, step, end = received
+    assert (start.kind, step.step, end.kind) == ('start', 0, 'end')
+    assert step.feature_name == names['tap'].feature_name
+    assert step.instruction == 'fold the towel'
+    assert not names['tap'].problems
+    names['tap'].detach()
+
+
+def test_the_command_of_a_page_checks_the_policy(smolvlm, tmp_path):
+    (tmp_path / 'my_robot.py').write_text(
+        f'import sys\nsys.path.insert(0, {str(Path(__file__).parent)!r})\n'
+        'import tiny_lerobot\n\ndef load_policy():\n'
+        f'    return tiny_lerobot.smolvla({str(smolvlm)!r})\n'
+    )
+    command = [sys.executable, '-m', 'vla_feature_bridge.taps', 'check', 'lerobot_smolvla']
+    done = subprocess.run(
+        [*command, '--policy', 'my_robot:load_policy'],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r'^lerobot +0\.6\.1 +0\.6\.1', done.stdout, re.MULTILINE)
+    assert done.stdout.endswith('The preset lerobot_smolvla fits this policy.\n')

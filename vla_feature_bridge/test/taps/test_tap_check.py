@@ -1,6 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The check of a preset, as a function and as a command."""
 
+import subprocess
+import sys
+from pathlib import Path
+
+import flow_policy
 import pytest
 from tap_support import FLOW, FlowPolicy, infer
 
@@ -39,10 +44,6 @@ versions: ['0.0']
 @pytest.fixture
 def robot(tmp_path, monkeypatch):
     """A folder with a module of a user and presets for its policy."""
-    from pathlib import Path
-
-    import flow_policy
-
     support = str(Path(flow_policy.__file__).parent)
     (tmp_path / 'my_robot.py').write_text(MODULE.format(support=support))
     actions = '[batch, horizon, action]'
@@ -57,8 +58,6 @@ def robot(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
     yield tmp_path
-    import sys
-
     sys.modules.pop('my_robot', None)
 
 
@@ -156,3 +155,13 @@ def test_a_function_of_python_checks_too():
     assert not policy.model.action_out_proj._forward_pre_hooks
     with pytest.raises(TapError):
         check(policy, 'openvla', infer)
+
+
+@pytest.mark.parametrize('arguments', [['list'], ['show', 'openvla'], ['--help']])
+def test_lists_load_no_torch(arguments):
+    script = (
+        'import sys\nfrom vla_feature_bridge.taps.__main__ import main\n'
+        f'try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n'
+        "assert 'torch' not in sys.modules and 'rclpy' not in sys.modules"
+    )
+    subprocess.run([sys.executable, '-c', script], check=True, timeout=60, capture_output=True)

@@ -3,11 +3,12 @@
 
 The modules; each may import only modules above it:
 
-interrupt          ends a node's process cleanly on an interrupt
+startup            starts the process of a node: signals end it from the beginning
+interrupt          ends a node's process cleanly on a signal
 lifecycle          a lifecycle node with one set-up and one teardown
 levels             the levels of a diagnosis; no ROS in it
 handover           hands calls of other threads over to the thread of the executor
-replay             plays a rollout set as if its policy were running
+replay_node        plays a rollout set as if its policy were running
 bridge_parameters  the parameters of the bridge
 bridge_boundaries  rules that read the start and the end of an episode; no ROS in it
 bridge_channel     the steps and episodes of one source on their way; no ROS in it
@@ -18,5 +19,6 @@ bridge_signs       signs of episodes on topics
 bridge_sources     all sources by their names
 bridge_topics      steps joined from topics
 bridge_session     everything that the bridge has from configure to cleanup
-bridge             the bridge node: parameters, services, timers, diagnostics
+bridge_node        the bridge node: parameters, services, timers, diagnostics
+bridge, replay     executables of bridge_node and replay_node
 """

@@ -4,23 +4,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from vla_feature_bridge.nodes.bridge_channel import Channel
-from vla_feature_bridge.nodes.levels import Level
+from vla_feature_bridge.nodes.levels import Finding, Level, summarise
 
 #: How long a problem is reported after it was noticed [s].
 RECENT = 10.0
-_SEVERITY = (Level.OK, Level.WARN, Level.STALE, Level.ERROR)
-
-
-@dataclass
-class Finding:
-    """A level and one sentence for a person."""
-
-    level: Level
-    text: str
 
 
 @dataclass
@@ -68,14 +58,6 @@ class Surroundings:
     connected: bool = True
     connection: str = ''
     problems: list[Finding] = field(default_factory=list)
-
-
-def summarise(findings: Iterable[Finding], fine: str) -> tuple[Level, str]:
-    """Return the highest level of some findings and their sentences, the worst first."""
-    found = sorted(findings, key=lambda finding: -_SEVERITY.index(finding.level))
-    if not found:
-        return Level.OK, fine
-    return found[0].level, '; '.join(dict.fromkeys(finding.text for finding in found))
 
 
 def diagnose_channel(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -24,13 +25,24 @@ from vla_feature_bridge.ros.topic_input import TopicInput
 TakeBoundary = Callable[[Boundary], None]
 
 EVENT_TYPE = 'safe_msgs/msg/EpisodeEvent'
+_KEPT_EVENTS = 100
 _STATUS_TYPE = 'action_msgs/msg/GoalStatusArray'
 
 
 def event_input(node: Node, topic: str, take: TakeBoundary) -> TopicInput:
-    """Return a subscription of episode events whose START and END become boundaries."""
+    """Return a subscription of episode events whose START and END become boundaries.
+
+    Old events come again if the subscription is made anew. An event that came before is known by
+    its stamp, and is ignored.
+    """
+    before: deque[tuple[int, str, int]] = deque(maxlen=_KEPT_EVENTS)
 
     def on_event(event: EpisodeEvent) -> None:
+        key = (event.kind, event.episode_id, time_from_message(event.header.stamp))
+        if key in before:
+            return
+        if key[2]:
+            before.append(key)
         if event.kind == EpisodeEvent.KIND_START:
             take(
                 Boundary(

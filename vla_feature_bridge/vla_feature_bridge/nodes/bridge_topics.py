@@ -8,9 +8,8 @@ from typing import Any
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
-from vla_feature_bridge.nodes.bridge_diagnosis import Finding
 from vla_feature_bridge.nodes.bridge_episodes import JoinedEpisodes
-from vla_feature_bridge.nodes.levels import Level
+from vla_feature_bridge.nodes.levels import Finding, Level
 from vla_feature_bridge.ros.foreign_arrays import (
     ACTION_TYPES,
     FEATURE_TYPES,

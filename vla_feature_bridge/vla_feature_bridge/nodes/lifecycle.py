@@ -49,6 +49,11 @@ class ManagedNode(LifecycleNode):
 
         service.callback = answer
 
+    @property
+    def finalized(self) -> bool:
+        """Whether the node was shut down: this state has no way out."""
+        return str(self._state_machine.current_state[1]) == 'finalized'
+
     def _setup(self) -> None:
         """Make everything that the active node needs; raise with the reason if that fails."""
         raise AssertionError('a subclass must define _setup')

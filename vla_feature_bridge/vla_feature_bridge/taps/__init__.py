@@ -12,8 +12,8 @@ The modules; each may import only modules above it:
 errors      what is wrong with a preset, a path or an option
 fields      the values that one field of a preset may have
 preset      the schema of a preset: ``Preset``
-presets     loads presets by name or path: ``load_preset``; the folder ``presets`` holds the files
 paths       submodules, methods and numbers of a policy by their paths
+presets     loads presets by name or path: ``load_preset``; the folder ``presets`` holds the files
 methods     methods of a policy that tell when they begin and end
 capture     copies of tensors at each call of a submodule
 results     instruction, actions and tokens in what a method takes and returns
@@ -32,8 +32,8 @@ lerobot_server    starts LeRobot's asynchronous policy server with a tap
 openpi_modules    modules of Flax that note the states of openpi's models
 openpi_jax        the tap of openpi's policies in JAX: ``OpenpiJaxTap``
 
-``presets`` and the modules above it, ``lerobot_settings`` and ``openpi_jax`` need no PyTorch.
-Presets need PyYAML. The names of the Python API load on first use.
+``paths`` and what captures tensors need PyTorch, ``presets`` needs PyYAML. The names of the Python
+API load on first use. Therefore ``list`` and ``show`` of the command line load no PyTorch.
 """
 
 from __future__ import annotations

@@ -100,8 +100,8 @@ def _check(args: argparse.Namespace) -> int:
     from vla_feature_bridge.taps.checking import check
 
     policy = _named(args.policy, '--policy')
-    # A policy may be callable itself (torch.nn.Module); a function has no submodules.
-    if callable(policy) and not hasattr(policy, 'named_modules'):
+    # A policy may be callable itself (torch.nn.Module).
+    if isinstance(policy, type) or (callable(policy) and not hasattr(policy, 'named_modules')):
         policy = policy()
     run: Callable[[Any], Any]
     if args.inference:

@@ -1,0 +1,8 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``python -m vla_feature_bridge.relays``: the same as ``ros2 run vla_feature_bridge relay``."""
+
+import sys
+
+from vla_feature_bridge.relays.main import main
+
+sys.exit(main())
