@@ -216,6 +216,10 @@ def environment_steps(bench: FaultBench) -> None:
     episode = bench.new_id()
     for index in range(4):
         bench.send(bench.quiet(index, episode), step=50 * index)
+    alarms = bench.probe.alarms
+    bench.probe.spin_until(
+        lambda: 'number the inferences' in alarms[-1].reason, 'the supervisor gets the advice too'
+    )
 
 
 def out_of_order(*indices: int) -> Callable[[FaultBench], None]:

@@ -56,7 +56,8 @@ class StepHistory:
             return ''
         if not self._allowed:
             return self._first
+        # Without their number, so that the cause stays the same.
         return (
-            f'{self._missing} steps are missing or have no score, max_missing_steps is '
-            f'{self._allowed}; the first cause: {self._first}'
+            f'more steps are missing or have no score than max_missing_steps = {self._allowed}; '
+            f'the first cause: {self._first}'
         )

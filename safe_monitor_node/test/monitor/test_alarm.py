@@ -344,7 +344,7 @@ def test_a_hint_explains_a_first_gap_and_no_other_cause():
     assert other.verdict.reason == 'step 0: NaN'
 
 
-def test_with_an_allowance_the_count_and_the_first_cause_are_said():
+def test_with_an_allowance_the_limit_and_the_first_cause_are_said():
     episode = Episode(max_missing_steps=1)
     assert episode.not_scored('step 0: NaN') == INVALID
     assert episode.verdict.reason == 'step 0: NaN'
@@ -352,7 +352,8 @@ def test_with_an_allowance_the_count_and_the_first_cause_are_said():
     episode.alarms.history.missing(2, '2 steps are missing (2 to 3)')
     assert episode.score(LOW) == INVALID
     assert episode.verdict.reason == (
-        '3 steps are missing or have no score, max_missing_steps is 1; the first cause: step 0: NaN'
+        'more steps are missing or have no score than max_missing_steps = 1; '
+        'the first cause: step 0: NaN'
     )
 
 
