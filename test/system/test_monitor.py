@@ -359,6 +359,17 @@ def test_an_error_while_threads_are_limited_is_the_answer_of_the_service(
         node.destroy_node()
 
 
+def test_the_device_in_diagnostics_is_the_robot(probe):
+    node = MonitorNode(context=probe.context, namespace='robot1')
+    try:
+        published = []
+        node.outputs._diagnostics = SimpleNamespace(publish=published.append)
+        node.outputs.publish_diagnostics()
+        assert published[0].status[0].hardware_id == 'robot1'
+    finally:
+        node.destroy_node()
+
+
 def test_the_old_name_of_a_parameter_is_refused_with_the_new_one(probe):
     with pytest.raises(ParameterError, match=r'adaptation_rate.*write adaptation_step:=0\.05'):
         MonitorNode(

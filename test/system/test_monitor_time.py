@@ -201,7 +201,7 @@ def test_a_slow_policy_is_learned_and_said(
     probe.spin_until(lambda: probe.status is not None, 'diagnostics come')
     assert probe.facts()['stale after [s]'] == '2 (learned: no period is known yet)'
     probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'silence is STALE')
-    assert 'no policy step for more than 2 s' in probe.alarms[-1].reason
+    assert 'no policy step has arrived for more than 2 s' in probe.alarms[-1].reason
     assert feed().state == FailureScore.STATE_NOMINAL
     probe.spin_until(
         lambda: '3 times the period of' in probe.facts()['stale after [s]'], 'the period is learned'

@@ -2,6 +2,7 @@
 """Converts steps to alarms, without ROS.
 
 alarm              the alarm state machine of one episode after another
+step_history       whether the steps of an episode are complete, and the first cause if not
 steps              the identity and the result of a step, and counts of steps
 step_order         where a step belongs: in the running episode, in a new one, or in none
 step_checks        whether features and actions can be what the detector was fitted on

@@ -220,7 +220,9 @@ class MonitorSession:
             self.freshness.take(step_id.index, age)
         if result.problem:
             self.problem = result.problem
-        self.first_problem = self.monitor.alarms.cause or self.first_problem or result.problem
+        self.first_problem = (
+            self.monitor.alarms.history.cause or self.first_problem or result.problem
+        )
         return replace(result, verdict=self.freshness.applied_to(result.verdict))
 
     def end(

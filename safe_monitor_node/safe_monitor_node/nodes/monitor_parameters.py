@@ -72,14 +72,6 @@ PARAMETERS = (
         changes=NEXT_EPISODE,
     ),
     Parameter(
-        'alarm_n',
-        1,
-        'Alarm if k of the last n steps are above the band: n.',
-        1,
-        1000,
-        changes=NEXT_EPISODE,
-    ),
-    Parameter(
         'stale_after',
         0.0,
         'If no step arrives for this time while an episode runs, the state is STALE [s]; 0 learns '

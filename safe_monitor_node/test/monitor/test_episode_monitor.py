@@ -592,7 +592,7 @@ def test_frozen_features_are_invalid_beyond_the_allowed_number(raw):
     states = [live.state(index, features=frozen.copy()) for index in range(1, 6)]
     assert states == [NOMINAL] * 3 + [INVALID] * 2
     assert (
-        'step 4: at most 3 steps in succession with identical features'
+        'step 4: expected at most 3 steps in succession with identical features'
         in live.monitor.verdict.reason
     )
     assert 'max_identical_features' in live.monitor.verdict.reason
