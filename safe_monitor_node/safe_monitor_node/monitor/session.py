@@ -218,6 +218,8 @@ class MonitorSession:
         if step_id.episode_id == self.running_id:
             self.remarks.stepped(step_id.episode_id, now)
             self.freshness.take(step_id.index, age)
+            if self.monitor.order.changed_at == step_id.index:
+                self.remarks.publisher_changed(step_id.episode_id, step_id.index, now)
         if result.problem:
             self.problem = result.problem
         self.first_problem = (

@@ -231,6 +231,14 @@ def test_a_start_and_an_end_of_ids_that_no_step_has_are_remarked(folder):
     assert 'but START of episode' in remarks(live)
 
 
+def test_a_publisher_that_takes_over_an_episode_is_remarked(folder):
+    live = Live(folder)
+    for index, sequence in ((0, 500), (1, 1), (2, 2)):
+        result = live.session.step(make_step('a', index), 0.0, sequence=sequence)
+        assert result.verdict.state == AlarmState.NOMINAL
+    assert remarks(live) == "another publisher has taken over episode 'a' at step 1"
+
+
 def test_nothing_is_remarked_of_episodes_that_are_in_order(folder):
     live = Live(folder)
     for episode in ('a', 'b', 'a'):
