@@ -31,7 +31,7 @@ DENOISE, HORIZON, WIDTH, ACTION_DIM = 10, 50, 1024, 7
 WAYS = ('no tap', 'tap', 'tap + sender', 'tap + sender, raw')
 AIM = 0.01
 _WARM_UP = 3
-_FIELDS = {
+_FIELDS: dict[str, Any] = {
     'calls': DENOISE,
     'axes': ['denoise', 'horizon'],
     'pooling': ['horizon=mean', 'denoise=mean'],

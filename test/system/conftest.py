@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,9 @@ def run_monitor(own_domain: int, tmp_path: Path) -> Iterator[Callable[..., Proce
     """Start monitor processes; each must end with 0 on interrupt, without a traceback."""
     started: list[Process] = []
 
-    def start(**parameters: Any) -> Process:
-        process = Process(
-            'safe_monitor_node.nodes.monitor', parameters, tmp_path / f'monitor{len(started)}.log'
-        )
+    def start(arguments: Sequence[str] = (), /, **parameters: Any) -> Process:
+        log = tmp_path / f'monitor{len(started)}.log'
+        process = Process('safe_monitor_node.nodes.monitor', parameters, log, arguments)
         started.append(process)
         return process
 

@@ -52,9 +52,9 @@ class StepPeriod:
         if self.period is None:
             return 'no period is known yet'
         return f'{PERIODS} times the period of {self.period:.3g} s' + (
-            f', but at least {SHORTEST_SILENCE:g}'
+            f', but at least {SHORTEST_SILENCE:g} s'
             if self.silence == SHORTEST_SILENCE
-            else f', but at most {LONGEST_SILENCE:g}'
+            else f', but at most {LONGEST_SILENCE:g} s'
             if self.silence == LONGEST_SILENCE
             else ''
         )

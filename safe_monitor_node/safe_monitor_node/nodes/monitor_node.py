@@ -11,6 +11,7 @@ from typing import Any
 import rclpy
 from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.logging import LoggingSeverity
 
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import MonitorSession
@@ -72,7 +73,7 @@ class MonitorNode(ManagedNode):
         self.session: MonitorSession | None = None
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._clock_watch = ClockWatch(self)
-        self._active_since = 0
+        self._active_since = 0.0
         self._findings: list[Finding] = []
         self._tick_timer: Any = None
         self._grace_timer: Any = None
@@ -130,9 +131,9 @@ class MonitorNode(ManagedNode):
         # during a step is short.
         gc.collect()
         gc.freeze()
-        self._active_since = time.time_ns()
+        self._active_since = time.monotonic()
         if self.session is not None:
-            self.session.activate(time.monotonic())
+            self.session.activate(self._active_since)
         self.outputs.announce()
         return result
 
@@ -192,6 +193,11 @@ class MonitorNode(ManagedNode):
         score.latency = time.perf_counter() - received
         self.outputs.publish_score(score)
         session.latencies.append(score.latency)
+        if self.get_logger().is_enabled_for(LoggingSeverity.DEBUG):
+            self.get_logger().debug(
+                f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
+                f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
+            )
         self.outputs.announce(message)
 
     def _log_remarks(self, session: MonitorSession) -> None:
@@ -209,8 +215,7 @@ class MonitorNode(ManagedNode):
         ):
             self._take_label(session, event)
         now, task = time.monotonic(), event.task or event.instruction
-        # vla/episode is latched: events of the time before arrive when the node becomes active.
-        earlier = not self.active or info['source_timestamp'] < self._active_since
+        earlier = not self.active or self._is_from_before(info, now)
         if event.kind == EpisodeEvent.KIND_START and earlier:
             session.began_earlier(event.episode_id, now, task)
         elif event.kind == EpisodeEvent.KIND_START:
@@ -222,6 +227,15 @@ class MonitorNode(ManagedNode):
                 self._grace_timer = self._timer(grace, session.finish_episode)
         self._log_remarks(session)
         self.outputs.announce()
+
+    def _is_from_before(self, info: dict[str, Any], now: float) -> bool:
+        """Return True for an event that was published before the node was active.
+
+        ``vla/episode`` is latched, so that such events arrive when the node becomes active.
+        """
+        # The system clock may have been set since then. It is read only now.
+        age = (time.time_ns() - info['source_timestamp']) * 1e-9
+        return age > now - self._active_since
 
     def _on_episode_ended(self) -> None:
         self._cancel_grace()

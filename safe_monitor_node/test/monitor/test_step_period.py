@@ -31,7 +31,7 @@ def test_a_fast_policy_may_pause_for_the_shortest_silence():
     period = after(*[0.1] * 30)
     assert period.period == 0.1
     assert period.silence == SHORTEST_SILENCE
-    assert period.explain() == '3 times the period of 0.1 s, but at least 2'
+    assert period.explain() == '3 times the period of 0.1 s, but at least 2 s'
 
 
 def test_a_policy_of_chunks_may_pause_for_several_periods():
@@ -42,7 +42,7 @@ def test_a_policy_of_chunks_may_pause_for_several_periods():
 
 def test_the_silence_has_a_longest():
     assert after(3600.0).silence == LONGEST_SILENCE
-    assert 'at most 30' in after(3600.0).explain()
+    assert 'at most 30 s' in after(3600.0).explain()
 
 
 def test_the_longest_interval_counts_only_if_it_is_the_only_one():

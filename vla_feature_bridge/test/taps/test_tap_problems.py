@@ -288,9 +288,9 @@ def test_options_that_do_not_exist():
         flow_tap(FlowPolicy(), callz=5)
     with pytest.raises(TapError, match="episodes: expected 'caller' or 'reset', found 'auto'"):
         flow_tap(FlowPolicy(), episodes='auto')
-    with pytest.raises(TapError, match='must name each of the axes'):
+    with pytest.raises(TapError, match='names each of the axes'):
         flow_tap(FlowPolicy(), pooling=['horizon=mean'])
-    with pytest.raises(TapError, match='unknown pooling command'):
+    with pytest.raises(TapError, match="found 'median'"):
         flow_tap(FlowPolicy(), pooling=['horizon=median', 'denoise=mean'])
 
 
@@ -311,4 +311,4 @@ def test_a_problem_of_the_logits_keeps_the_features():
     assert tap.last.features.shape == (2, 4)
     assert tap.last.token_probability is None
     assert tap.problems == {'tokens': 1}
-    assert 'found NaN or infinity' in tap.last.problem
+    assert 'expected logits that are finite or -inf' in tap.last.problem

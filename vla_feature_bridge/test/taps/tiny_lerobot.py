@@ -377,3 +377,27 @@ def groot_observation(seed=0):
         'embodiment_id': torch.tensor([1]),
         'task': ['fold the towel'],
     }
+
+
+# -- policies in a folder, as LeRobot's programs load them
+
+
+def save(policy, folder: Path) -> Path:
+    """Write a policy and its processors into a folder."""
+    from lerobot.policies import make_pre_post_processors
+
+    policy.save_pretrained(folder)
+    for processor in make_pre_post_processors(policy.config, dataset_stats=_statistics()):
+        processor.save_pretrained(folder)
+    return folder
+
+
+def _statistics():
+    def of(*shape):
+        return {'mean': torch.full(shape, 0.1), 'std': torch.full(shape, 2.0)}
+
+    return {
+        'observation.state': of(STATE_DIM),
+        CAMERA: of(3, 1, 1),
+        'action': of(ACTION_DIM),
+    }

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 from difflib import get_close_matches
 
 from rclpy.node import Node
 
+from vla_feature_bridge.ros.parameter_files import files_for_others
 from vla_feature_bridge.ros.parameters import ParameterError
 
 _OF_RCLPY = {'use_sim_time', 'start_type_description_service'}
@@ -26,7 +28,8 @@ def check_overrides(node: Node) -> str:
     Returns
     -------
     str
-        A sentence about the unknown names that are not refused; empty if there are none.
+        A sentence about the unknown names that are not refused, and about parameter files of this
+        process that name other nodes only; empty if there are none.
 
     Raises
     ------
@@ -50,13 +53,16 @@ def check_overrides(node: Node) -> str:
                 'and not below /**',
             )
         others.append(name)
-    if not others:
-        return ''
-    described = ', '.join(_described(name, known) for name in others)
-    return (
-        f'these values were given, but {node.get_fully_qualified_name()} has no such parameters: '
-        f'{described}'
-    )
+    sentences = []
+    if others:
+        described = ', '.join(_described(name, known) for name in others)
+        sentences.append(
+            f'these values were given, but {node.get_fully_qualified_name()} has no such '
+            f'parameters: {described}'
+        )
+    if files := files_for_others(node, sys.argv):
+        sentences.append(files)
+    return '; '.join(sentences)
 
 
 def _described(name: str, known: Collection[str]) -> str:

@@ -38,6 +38,8 @@ class TensorStack:
     def __init__(self, capacity: int = 8) -> None:
         self._capacity, self._count = max(1, capacity), 0
         self._data: torch.Tensor | None = None
+        self._kind: tuple[Any, ...] = ()
+        self._slots: tuple[torch.Tensor, ...] = ()
 
     def __len__(self) -> int:
         return self._count
@@ -48,26 +50,27 @@ class TensorStack:
 
     def add(self, tensor: torch.Tensor) -> bool:
         """Copy a tensor; returns False if its shape, dtype or device differs from the first."""
-        data = self._data
         kind = (tensor.shape, tensor.dtype, tensor.device)
-        if data is None or (data.shape[1:], data.dtype, data.device) != kind:
+        if kind != self._kind:
             if self._count:
                 return False
-            data = self._new(tensor, self._capacity)
-        elif self._count == len(data):
-            larger = self._new(tensor, 2 * len(data))
-            larger[: self._count] = data
-            data = larger
-        self._data = data
-        data[self._count].copy_(tensor.detach())
+            self._kind = kind
+            self._allocate(tensor, self._capacity)
+        elif self._count == len(self._slots):
+            self._allocate(tensor, 2 * self._count)
+        self._slots[self._count].copy_(tensor.detach() if tensor.requires_grad else tensor)
         self._count += 1
         return True
 
-    @staticmethod
-    def _new(tensor: torch.Tensor, count: int) -> torch.Tensor:
+    def _allocate(self, like: torch.Tensor, count: int) -> None:
+        """Make memory for ``count`` tensors, and keep the ones that are there."""
         # A tensor made in inference mode could not be written outside it, in the next inference.
-        with torch.inference_mode(False):
-            return torch.empty((count, *tensor.shape), dtype=tensor.dtype, device=tensor.device)
+        with torch.inference_mode(False), torch.no_grad():
+            data = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
+            if self._count:
+                assert self._data is not None
+                data[: self._count] = self._data
+            self._data, self._slots = data, data.unbind()
 
     def array(self, count: int) -> np.ndarray:
         """Return the first tensors on the host, shape (count, ...); bfloat16 as float32.
@@ -95,6 +98,8 @@ class Running:
     ----------
     states, logits : TensorStack
         What was kept at each call.
+    fitting : tuple, or None
+        Shape and dtype of an input that fits the preset.
     prompt : int or None
         Tokens of the prompt that the method returns again.
     token_ids : torch.Tensor, or None
@@ -113,6 +118,7 @@ class Running:
     instruction: str = ''
     began: float = field(default_factory=time.perf_counter)
     thread: str = field(default_factory=lambda: threading.current_thread().name)
+    fitting: Any = None
     prompt: int | None = None
     token_ids: Any = None
     calls: int = 0
@@ -174,8 +180,10 @@ def keep_state(running: Running, preset: Preset, horizon: int | None, call: Any)
             f'keywords {sorted(kwargs)}; set `argument` of the preset',
         )
         return
-    if not _fits(running, preset, horizon, state):
+    kind = (getattr(state, 'shape', None), getattr(state, 'dtype', None))
+    if kind != running.fitting and not _fits(running, preset, horizon, state):
         return
+    running.fitting = kind
     if preset.keep == '[:, -1]':
         state = state[:, -1]
     elif horizon is not None:
