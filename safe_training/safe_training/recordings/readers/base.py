@@ -13,6 +13,7 @@ from typing import ClassVar, Literal
 from safe_training.recordings.errors import DumpError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.step import NO_FEATURE
 
 #: Called with the number of episodes that are done and the number of all episodes.
 EpisodeProgress = Callable[[int, int], None]

@@ -24,7 +24,6 @@ import numpy as np
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeProgress,
     ReadOptions,
     Source,
