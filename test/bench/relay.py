@@ -15,6 +15,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -75,6 +76,8 @@ def running(ready: str, *command: object) -> Iterator[None]:
             assert process.stdout is not None
             if not any(ready in line for line in process.stdout):
                 raise RuntimeError(f'{command[0]} ended before it said {ready!r}')
+            # A full pipe would stop the program.
+            threading.Thread(target=process.stdout.read, daemon=True).start()
             yield
         finally:
             process.kill()

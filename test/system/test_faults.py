@@ -114,7 +114,7 @@ def two_publishers(ids: int) -> Callable[[FaultBench], None]:
         with bench.node('second_policy') as node:
             second = node.create_publisher(PolicyStepMessage, 'vla/policy_step', 10)
             bench.until_matched(second)
-            for index in range(4):
+            for index in range(6):
                 bench.play(episodes[0], [index])
                 second.publish(bench.message(index, episodes[1]))
                 bench.spin(0.02)

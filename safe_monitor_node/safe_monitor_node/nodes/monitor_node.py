@@ -252,7 +252,7 @@ class MonitorNode(ManagedNode):
         except MonitorError as error:
             self.get_logger().warning(str(error))
             return
-        if event.kind == EpisodeEvent.KIND_LABEL and session.is_own(label):
+        if event.kind == EpisodeEvent.KIND_LABEL and session.own_labels.take(label):
             return
         effect = session.label(label)
         if effect is not LabelEffect.OFF:

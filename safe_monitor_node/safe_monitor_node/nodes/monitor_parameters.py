@@ -62,6 +62,7 @@ PARAMETERS = (
         'Number of scores above the band, among the last alarm_n steps, that raises an alarm.',
         1,
         1000,
+        changes=NEXT_EPISODE,
     ),
     Parameter(
         'alarm_n',

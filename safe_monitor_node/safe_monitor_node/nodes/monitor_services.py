@@ -113,7 +113,7 @@ class MonitorServices:
         if session is None:
             self._labels.publish(event)
             return label_sentence(label, None)
-        session.expect_own(label)
+        session.own_labels.expect(label)
         self._labels.publish(event)
         sentence = label_sentence(label, session.label(label))
         if not session.remarks.knows(episode_id):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens any source of recorded rollouts; the format is detected from the folder or file.
 
-A new format is a module in ``readers/`` with a subclass of :class:`Source`, and one line in
-:data:`READERS`.
+A reader is a module in ``readers/`` with a subclass of :class:`Source`, and one line in
+:data:`READERS`. CONTRIBUTING.md has the recipe for a new reader.
 """
 
 from __future__ import annotations

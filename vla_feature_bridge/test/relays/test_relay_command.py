@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command ``relay``: what it prints, how it ends, and that it needs no ROS."""
 
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 from relay_processes import Process, free_port, run_relay
@@ -60,6 +62,34 @@ def test_other_machines_are_mentioned():
         relay.wait_for('checks no passwords')
         relay.wait_for('cannot be reached')
         assert relay.interrupt() == 0
+
+
+def test_a_relay_goes_on_if_nobody_reads_its_lines():
+    with socket.create_server(('127.0.0.1', 0)) as server:
+        port, listen = server.getsockname()[1], free_port()
+        command = [sys.executable, '-m', 'vla_feature_bridge.relays', *OPTIONS]
+        command += ['--listen', f'127.0.0.1:{listen}', '--server', f'127.0.0.1:{port}']
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as relay:
+            relay.stdout.close()
+            server.settimeout(60)
+            server.accept()[0].close()
+            client = connect(listen)
+            forwarded, _ = server.accept()
+            client.sendall(b'GET / HTTP/1.1\r\n\r\n')
+            assert forwarded.recv(3) == b'GET'
+            client.close()
+            forwarded.close()
+            relay.send_signal(signal.SIGINT)
+            assert relay.wait(60) == 0
+
+
+def connect(port):
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return socket.create_connection(('127.0.0.1', port))
+        except ConnectionRefusedError:
+            assert time.monotonic() < deadline
 
 
 LOADED = """

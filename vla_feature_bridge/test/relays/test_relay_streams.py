@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vla_feature_bridge.relays import byte_stream
 from vla_feature_bridge.relays.byte_stream import StreamError
 from vla_feature_bridge.relays.http_stream import ReplyCutter, RequestCutter
-from vla_feature_bridge.relays.kill_gate import KillGate, asks_to_kill
+from vla_feature_bridge.relays.kill_gate import KillGate, _holds_kill, asks_to_kill
 from vla_feature_bridge.relays.tcp_link import RefusedError
 from vla_feature_bridge.relays.websocket_stream import WebsocketCutter
 from vla_feature_bridge.relays.zmtp_stream import ZmtpCutter, frames_of
@@ -184,6 +184,26 @@ def test_the_gate_takes_out_exactly_the_requests_for_kill(endpoints, sizes, padd
         assert '--allow-kill' in msgpack.unpackb(reply.frames[1].joined())['error']
 
 
+@given(st.integers(4096, 9000), st.lists(st.integers(1, 5000), min_size=1, max_size=5))
+@settings(deadline=None)
+def test_a_long_request_passes_while_it_arrives_but_never_whole_if_it_is_kill(padding, sizes):
+    for name in ('ping', 'kill'):
+        gate = KillGate('peer', 1, [].append, lambda: None)
+        data, passed = GREETING + READY + request(name, image=bytes(padding)), b''
+        pieces = pieces_of(data, sizes)
+        try:
+            for piece in pieces:
+                passed += b''.join(gate.from_client(piece))
+                answered = b''.join(gate.for_client())
+        except RefusedError:
+            assert name == 'kill'
+            assert len(GREETING + READY) < len(passed) < len(data)
+            assert data.startswith(passed)
+        else:
+            assert passed == (data if name == 'ping' else GREETING + READY)
+            assert bool(answered) == (name == 'kill')
+
+
 @given(SIZES)
 @settings(deadline=None)
 def test_the_answer_to_kill_does_not_cut_a_message_of_the_server(sizes):
@@ -217,6 +237,12 @@ def test_the_answer_to_kill_does_not_cut_a_message_of_the_server(sizes):
 )
 def test_every_way_to_write_kill_is_found(body):
     assert asks_to_kill(body)
+
+
+@given(st.binary(max_size=9), st.sampled_from([b'kill', b'kil', b'']), st.binary(max_size=9))
+def test_the_fast_search_is_a_search(before, word, after):
+    body = before + word + after
+    assert _holds_kill(body) == (b'kill' in body)
 
 
 @pytest.mark.parametrize(

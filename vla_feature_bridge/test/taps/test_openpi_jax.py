@@ -8,8 +8,10 @@ Needs an environment with JAX and Flax::
 """
 
 import functools
+import re
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -303,3 +305,29 @@ def test_steps_and_episodes_reach_the_bridge(tmp_path):
         np.testing.assert_array_equal(step.features, state)
         assert (step.action_space, step.exec_horizon, step.policy) == ('robot', 2, 'pi0')
     assert [step.instruction for step in steps] == ['open', 'open', 'close']
+
+
+def test_the_code_of_the_page_sends_steps(tmp_path, monkeypatch):
+    from vla_feature_bridge.taps import openpi_jax
+    from vla_feature_bridge.wire import StepReceiver
+
+    page = Path(__file__).parents[3] / 'docs' / 'how-to' / 'tap_openpi.md'
+    block = re.findall(r'^```python\n(.*?)^```$', page.read_text(), re.DOTALL | re.MULTILINE)[1]
+    assert 'unix:/tmp/safe_bridge.sock' in block
+    address = f'unix:{tmp_path}/bridge.sock'
+    # openpi is not here: its function that compiles is the one of this test.
+    monkeypatch.setattr(openpi_jax, '_openpi_jit', lambda: module_jit)
+    messages = []
+    with StepReceiver([address], lambda source, message: messages.append(message)) as receiver:
+        receiver.set_status(True)
+        policy = flow()
+        names = {'policy': policy}
+        exec(block.replace('unix:/tmp/safe_bridge.sock', address), names)
+        policy.infer(OBS)
+        names['tap'].detach()
+        deadline = time.monotonic() + 20
+        while len(messages) < 2:
+            assert time.monotonic() < deadline, messages
+            time.sleep(0.01)
+    assert messages[1].exec_horizon == 5
+    assert messages[0].instruction == 'fold the towel'

@@ -16,6 +16,7 @@ zmtp_stream        ZeroMQ
 exchanges          requests paired with their replies, by protocol
 tcp_link           one connection: forwards its bytes
 addresses          HOST:PORT
+crew               threads that are used again
 tcp_relay          listens, connects, and refuses clients while the server is away
 kill_gate          stops GR00T's request ``kill``
 work_queue         hands what was seen to the worker

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import signal
@@ -139,7 +140,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lock = threading.Lock()
 
     def say(text: str) -> None:
-        with lock:
+        # Nobody may read the lines any more: the relay goes on.
+        with lock, contextlib.suppress(OSError, ValueError):
             print(f'{name}: {text}', flush=True)
 
     logging.basicConfig(format=f'{name}: %(message)s', stream=sys.stdout)

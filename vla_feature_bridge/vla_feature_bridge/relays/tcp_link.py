@@ -63,6 +63,8 @@ class Link:
     client, server : socket.socket
         Both connected and blocking. The link closes them.
     watch : Watch
+    run : callable
+        Runs a function in another thread.
     server_lost : callable
         Called before the client learns of the end, if the server may have died.
     """
@@ -72,10 +74,11 @@ class Link:
         client: socket.socket,
         server: socket.socket,
         watch: Watch,
+        run: Callable[[Callable[[], None]], None],
         server_lost: Callable[[], None],
     ) -> None:
         self._client, self._server, self._watch = client, server, watch
-        self._server_lost = server_lost
+        self._run, self._server_lost = run, server_lost
         self._sending_to_client = threading.Lock()
         self._reset = False
         self._ended_first: socket.socket | None = None
@@ -85,13 +88,17 @@ class Link:
 
     def run(self) -> None:
         """Forward until both directions have ended, then close."""
-        replies = threading.Thread(target=self._forward_replies, name='replies', daemon=True)
-        replies.start()
+        ended = threading.Event()
+        try:
+            self._run(partial(self._replies, ended))
+        except RuntimeError:  # The system gives no more threads.
+            self._reset = True
+            ended.set()
         try:
             self._forward_requests()
         finally:
             self._requests_done.set()
-            replies.join()
+            ended.wait()
             for end in (self._client, self._server):
                 close(end, self._reset)
             self._watch.closed()
@@ -107,6 +114,12 @@ class Link:
         self._ended_first = self._client
         for end in (self._client, self._server):
             _shut_down(end, socket.SHUT_RDWR)
+
+    def _replies(self, ended: threading.Event) -> None:
+        try:
+            self._forward_replies()
+        finally:
+            ended.set()
 
     def _forward_requests(self) -> None:
         while data := self._received(self._client):

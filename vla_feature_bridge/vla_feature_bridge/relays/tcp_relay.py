@@ -13,8 +13,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 from vla_feature_bridge.relays.addresses import Address, AddressError
+from vla_feature_bridge.relays.crew import Crew
 from vla_feature_bridge.relays.tcp_link import Link, Watch, close
 
 _CONNECT_TIMEOUT = 10.0
@@ -65,6 +67,7 @@ class TcpRelay:
         self.listen, self.server = listen, server
         self._open_watch, self._say, self._probe = open_watch, say, probe
         self._links: set[Link] = set()
+        self._crew = Crew()
         self._lock = threading.RLock()  # A signal handler calls close().
         self._closing = threading.Event()
         self._is_down, self._deaf = threading.Event(), threading.Event()
@@ -167,9 +170,7 @@ class TcpRelay:
             close(client, reset=True)
             return
         try:
-            threading.Thread(
-                target=self._serve, args=(client, peer), name=f'client {peer}', daemon=True
-            ).start()
+            self._crew.run(partial(self._serve, client, peer))
         except RuntimeError as error:  # The system gives no more threads.
             self._say(f'{peer} was refused: {error}')
             close(client, reset=True)
@@ -181,7 +182,7 @@ class TcpRelay:
             self._server_lost()
             close(client, reset=True)
             return
-        link = Link(client, server, self._open_watch(peer), self._server_lost)
+        link = Link(client, server, self._open_watch(peer), self._crew.run, self._server_lost)
         with self._lock:
             self._links.add(link)
         try:
@@ -203,7 +204,7 @@ class TcpRelay:
             server = self._connected(_PROBE_TIMEOUT)
         except OSError as error:
             return error.strerror or str(error)
-        threading.Thread(target=self._take_leave, args=(server,), daemon=True).start()
+        self._crew.run(partial(self._take_leave, server))
         return ''
 
     def _take_leave(self, server: socket.socket) -> None:

@@ -25,6 +25,13 @@ tap         ``FeatureTap``
 checking    one inference of a policy, captured against expected: ``check``
 lerobot     one inference of a LeRobot policy with a random observation
 
+lerobot_settings  variables of the environment that configure the tap of LeRobot's programs
+lerobot_policy    the tap of one policy of LeRobot, and its connection to the bridge
+lerobot_plugin    attaches a tap to every policy that a program of LeRobot loads
+lerobot_server    starts LeRobot's asynchronous policy server with a tap
+openpi_modules    modules of Flax that note the states of openpi's models
+openpi_jax        the tap of openpi's policies in JAX: ``OpenpiJaxTap``
+
 ``paths`` and what captures tensors need PyTorch, ``presets`` needs PyYAML. The names of the Python
 API load on first use. Therefore ``list`` and ``show`` of the command line load no PyTorch.
 """

@@ -14,17 +14,19 @@ import logging
 import runpy
 import signal
 import sys
+from importlib.util import find_spec
+
+from vla_feature_bridge.taps.lerobot_plugin import install
 
 _SERVER = 'lerobot.async_inference.policy_server'
 
 
 def main() -> int:
     """Install the tap, then run the server with the same command line."""
-    try:
-        from vla_feature_bridge.taps.lerobot_plugin import install
-    except ImportError as error:
+    missing = [name for name in ('lerobot', 'grpc') if find_spec(name) is None]
+    if missing:
         print(
-            f'lerobot_server: expected a Python with lerobot[async], found: {error}; '
+            f'lerobot_server: expected a Python with lerobot[async], found no {missing[0]}; '
             "pip install 'lerobot[async]'",
             file=sys.stderr,
         )

@@ -27,6 +27,7 @@ from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.taps.episodes import Episodes
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.inference import Inference
+from vla_feature_bridge.taps.openpi_modules import tapped_head, tapped_language_model
 
 _LOG = logging.getLogger('vla_feature_bridge.taps')
 #: Denoising steps of openpi's ``sample_actions`` if nobody changes them.
@@ -104,7 +105,7 @@ class OpenpiJaxTap:
         self._running = 0
         self._owns_sink = isinstance(sink, str)
         self.sink = self._sender(sink, exec_horizon) if isinstance(sink, str) else sink
-        self._episodes = Episodes(self.sink, False, self._report)
+        self._episodes = Episodes(self.sink, False, self._count)
         self._attach()
 
     @property
@@ -155,7 +156,7 @@ class OpenpiJaxTap:
     def _attach(self) -> None:
         owner, name = self._place()
         self._inner = getattr(owner, name)
-        make = _fast_module if self._is_fast else _flow_module
+        make = tapped_language_model if self._is_fast else tapped_head
         self._module = make(self._inner, self._note)
         setattr(owner, name, self._module)
         self._original_sample = self._policy._sample_actions
@@ -291,12 +292,15 @@ class OpenpiJaxTap:
 
     def _report(self, kind: str, text: str) -> str:
         """Count a problem, log the first of each kind, and return the text."""
+        self._count(kind, text)
+        return text
+
+    def _count(self, kind: str, text: str) -> None:
         with self._lock:
             self.problems[kind] += 1
             first = self.problems[kind] == 1
         if first:
             _LOG.warning('tap of openpi: %s (further ones are only counted)', text)
-        return text
 
 
 def _policy_of(policy: Any) -> Any:
@@ -345,56 +349,6 @@ def _spec_of(is_fast: bool, pooling: tuple[tuple[str, str], ...] | None) -> Feat
     return FeatureSpec(
         'pre_velocity', 0, ('denoise', 'horizon'), _FLOW_POOLING if pooling is None else pooling
     )
-
-
-def _flow_module(inner: Any, note: Callable[[Any], None]) -> Any:
-    """Return a module that notes its input, then calls ``inner``."""
-    import jax
-    from flax import nnx
-
-    class TappedHead(nnx.Module):
-        def __init__(self) -> None:
-            self.inner = inner
-
-        def __call__(self, x: Any, *args: Any, **kwargs: Any) -> Any:
-            jax.debug.callback(note, x, ordered=True)
-            return self.inner(x, *args, **kwargs)
-
-        def __getattr__(self, name: str) -> Any:
-            return _of_inner(self, name)
-
-    return TappedHead()
-
-
-def _fast_module(inner: Any, note: Callable[[Any], None]) -> Any:
-    """Return a module that notes the state of the last position of each decoding call."""
-    import jax
-    from flax import nnx
-
-    class TappedLanguageModel(nnx.Module):
-        def __init__(self) -> None:
-            self.inner = inner
-
-        def __call__(self, *args: Any, **kwargs: Any) -> Any:
-            result = self.inner(*args, **kwargs)
-            # Embedding a token and training have other results.
-            more = result[2] if isinstance(result, tuple) and len(result) == 3 else None
-            if isinstance(more, Mapping) and 'pre_logits' in more:
-                jax.debug.callback(note, more['pre_logits'][:, -1], ordered=True)
-            return result
-
-        def __getattr__(self, name: str) -> Any:
-            return _of_inner(self, name)
-
-    return TappedLanguageModel()
-
-
-def _of_inner(module: Any, name: str) -> Any:
-    """Return an attribute of the module that was replaced, such as ``llm.module``."""
-    inner = vars(module).get('inner')
-    if inner is None or name.startswith('__'):
-        raise AttributeError(name)
-    return getattr(inner, name)
 
 
 def _token_count(tokens: np.ndarray) -> int:

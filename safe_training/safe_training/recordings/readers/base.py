@@ -284,6 +284,57 @@ def wanted_feature(
         raise DumpError(f'{path}: {error}') from error
 
 
+def pooled_feature(
+    path: Path, options: ReadOptions, widths: Mapping[str, int], default: str = NO_FEATURE
+) -> FeatureSpec:
+    """Return the requested feature of a source whose features are pooled already.
+
+    Parameters
+    ----------
+    path : Path
+        The source, for messages.
+    options : ReadOptions
+    widths : mapping of str to int
+        The features of the source by name, with their widths. The feature ``none`` is added.
+    default : str
+        The feature if the options name none.
+
+    Raises
+    ------
+    DumpError
+        The options ask for another feature, for a pooling or for raw features.
+    """
+    refuse_raw_options(path, options)
+    choices = {**widths, NO_FEATURE: 0}
+    name = default if options.feature is None else options.feature
+    if name not in choices:
+        raise DumpError(
+            where=str(path),
+            expected=f'one of the features {", ".join(choices)}',
+            found=repr(name),
+            advice='give one of these names as --feature',
+        )
+    return FeatureSpec(name, choices[name])
+
+
+def refuse_raw_options(path: Path, options: ReadOptions) -> None:
+    """Raise DumpError if the options ask for a pooling or raw features; see `pooled_feature`."""
+    if options.pooling:
+        raise DumpError(
+            where=str(path),
+            expected='no pooling, because the features of this source are already pooled',
+            found=f'--pooling {", ".join("=".join(pair) for pair in options.pooling)}',
+            advice='remove --pooling, or choose another feature of this source with --feature NAME',
+        )
+    if options.keep == 'raw':
+        raise DumpError(
+            where=str(path),
+            expected='--keep pooled, because this source contains only pooled features',
+            found='--keep raw',
+            advice='remove --keep raw',
+        )
+
+
 def _default_of_its_reader(feature: str) -> Pooling | None:
     # Imported here, because that module imports this one.
     from safe_training.recordings.sources import READERS
