@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -90,12 +89,6 @@ def check_step(label: Label, length: int, where: str) -> None:
 
 
 # -- csv
-
-
-def labels_file(recording: Path) -> Path:
-    """Return the csv of the labels of a recording: its path with ``.labels.csv`` added."""
-    whole = Path(os.path.abspath(recording))
-    return whole.with_name(f'{whole.name}.labels.csv')
 
 
 def read_labels(file: Path) -> dict[str, Label]:
