@@ -218,3 +218,22 @@ def test_a_recording_of_a_robot_has_no_such_note(tmp_path):
     for storage in (StoragePlugin.MCAP, StoragePlugin.SQLITE3):
         folder = record(tmp_path / storage.name, [bag_rollout(0)], storage=storage)
         assert not any('custom_data' in note for note in open_source(folder).notes)
+
+
+# -- metadata as editors save it
+
+
+@pytest.mark.parametrize('coding', ['utf-8-sig', 'utf-8'])
+def test_metadata_with_a_bom_or_other_line_ends_is_read(recording, coding):
+    file = recording / 'metadata.yaml'
+    file.write_bytes(file.read_text().replace('\n', '\r\n').encode(coding))
+    assert outcomes(recording) == AS_RECORDED
+
+
+@pytest.mark.parametrize('coding', ['utf-16', 'utf-32'])
+def test_metadata_in_another_encoding_is_named(recording, coding):
+    file = recording / 'metadata.yaml'
+    file.write_bytes(file.read_text().encode(coding))
+    with pytest.raises(DumpError, match=f'in UTF-8, found text in {coding.upper()}'):
+        open_source(recording)
+    assert outcomes(recording / 'run.mcap') == AS_RECORDED
