@@ -10,11 +10,11 @@ from __future__ import annotations
 import inspect
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import LEAVE_OUT, DumpError
 from safe_training.recordings.readers.base import (
     EpisodeProgress,
     EpisodeSource,
@@ -22,6 +22,7 @@ from safe_training.recordings.readers.base import (
     Source,
     no_readable_episode,
 )
+from safe_training.recordings.readers.copies import SeenRollouts
 from safe_training.recordings.readers.open_pi_zero import OpenPiZeroSource
 from safe_training.recordings.readers.openvla import OpenVlaSource
 from safe_training.recordings.readers.pi0 import Pi0Source
@@ -32,6 +33,7 @@ from safe_training.recordings.readers.rollout_set import RolloutSetSource
 from safe_training.recordings.readers.rosbag2 import RosbagSource
 from safe_training.recordings.readers.unseen_root import WithUnseenRoot
 from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.rollout import Rollout
 
 __all__ = [
     'READERS',
@@ -42,6 +44,7 @@ __all__ = [
     'Source',
     'load_rollouts',
     'open_source',
+    'read_rollouts',
 ]
 
 _APPLE_DOUBLE = b'\0\5\x16\7'
@@ -176,12 +179,42 @@ def load_rollouts(
             'correct the name'
         )
     source = open_source(path, **reading)
-    rollouts = list(source.rollouts(progress))
+    rollouts = list(read_rollouts(source, progress))
     if not rollouts:
         raise no_rollouts(source)
     for message in source.skipped:
         _log.warning('episode left out: %s', message)
     return Rollouts(rollouts, source.feature, os.fspath(path))
+
+
+def read_rollouts(source: Source, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
+    """Yield the rollouts of a source; a copy of an earlier rollout is refused, or left out.
+
+    An :class:`EpisodeSource` finds copies by its files, before it reads them.
+
+    Raises
+    ------
+    DumpError
+        See :meth:`Source.rollouts`. Also raised for a copy if ``skip_bad`` is off.
+    """
+    if isinstance(source, EpisodeSource):
+        yield from source.rollouts(progress)
+        return
+    seen = SeenRollouts()
+    for rollout in source.rollouts(progress):
+        first = seen.first_equal(rollout)
+        if first is None:
+            yield rollout
+            continue
+        error = DumpError(
+            where=f'{source.path}: episode {rollout.episode_id!r}',
+            expected='each episode once',
+            found=f'the features and actions of episode {first!r} again',
+            advice=LEAVE_OUT,
+        )
+        if not source.options.skip_bad:
+            raise error
+        source.skipped.append(str(error))
 
 
 def no_rollouts(source: Source) -> DumpError:

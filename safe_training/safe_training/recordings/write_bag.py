@@ -25,7 +25,7 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.label_files import label_files
 from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, Source
 from safe_training.recordings.readers.rosbag2_episodes import CONVERTED, CUSTOM_KEY, CUSTOM_VERSION
-from safe_training.recordings.sources import no_rollouts
+from safe_training.recordings.sources import no_rollouts, read_rollouts
 from safe_training.recordings.untrusted.bag import METADATA, detect_bag
 from safe_training.recordings.untrusted.bag_budget import MCAP_MAGIC
 from safe_training.recordings.untrusted.cdr import (
@@ -88,7 +88,7 @@ def convert_to_bag(
     try:
         return write_bag(
             destination,
-            source.rollouts(progress),
+            read_rollouts(source, progress),
             source.feature,
             frequency,
             compression,

@@ -10,6 +10,10 @@ import hashlib
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
+from vla_feature_bridge.rollout import Rollout
+
 _SAMPLE_BYTES = 1 << 16
 _BLOCK_BYTES = 1 << 20
 
@@ -72,3 +76,25 @@ def _contents(files: Sequence[Path]) -> Hashable:
             while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)
     return digest.digest()
+
+
+class SeenRollouts:
+    """The content of the rollouts so far, for sources whose episodes have no files of their own."""
+
+    def __init__(self) -> None:
+        self._names: dict[bytes, str] = {}
+
+    def first_equal(self, rollout: Rollout) -> str | None:
+        """Return the id of an earlier rollout with equal features and actions, or None.
+
+        Rollouts whose features are all equal or empty are not compared.
+        """
+        features = rollout.features
+        if not features.size or not (features != features.flat[0]).any():
+            return None
+        digest = hashlib.blake2b(f'{features.dtype} {features.shape}'.encode())
+        for array in (features, rollout.actions):
+            if array is not None:
+                digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+        first = self._names.setdefault(digest.digest(), rollout.episode_id)
+        return None if first == rollout.episode_id else first

@@ -5,8 +5,10 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from openvla_dumps import write_episode
+from rollout_factory import make_rollout
 
 from safe_training.cli import main as cli
 from safe_training.recordings.describe import info
@@ -14,6 +16,8 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.copies import find_copies
 from safe_training.recordings.readers.listing import walk
 from safe_training.recordings.sources import load_rollouts, open_source
+from safe_training.recordings.write_bag import write_bag
+from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 APPLE_DOUBLE = b'\x00\x05\x16\x07\x00\x02\x00\x00Mac OS X        ' + bytes(40)
@@ -224,3 +228,52 @@ def test_a_second_format_in_a_folder_is_said(tmp_path):
     source = open_source(dump)
     assert source.kind == 'open_pi_zero'
     assert any('(openvla); only the format open_pi_zero is read' in note for note in source.notes)
+
+
+# -- copies in one file
+
+
+def archive(path: Path, numbers: list[int]) -> Path:
+    arrays = [np.random.default_rng(n).normal(size=(3, 4)).astype(np.float32) for n in numbers]
+    np.savez(
+        path,
+        offsets=np.arange(0, 3 * len(numbers) + 1, 3),
+        success=np.array([n % 2 == 0 for n in numbers]),
+        task=np.array(['stack'] * len(numbers)),
+        episode_index=np.arange(len(numbers)),
+        features=np.concatenate(arrays),
+    )
+    return path
+
+
+def test_an_archive_with_an_episode_twice_is_refused(tmp_path):
+    file = archive(tmp_path / 'a.npz', [0, 1, 2, 0])
+    with pytest.raises(DumpError, match=r'found the features and actions of episode .* again'):
+        load_rollouts(file)
+    assert len(load_rollouts(file, skip_bad=True)) == 3
+    assert len(info(file)['bad']) == 1
+    for name in ('set', 'x.bag'):
+        assert cli.main(['convert', str(file), str(tmp_path / name)]) == 1
+        assert not (tmp_path / name).exists()
+        assert cli.main(['convert', str(file), str(tmp_path / name), '--skip-bad']) == 0
+        assert len(load_rollouts(tmp_path / name)) == 3
+
+
+def test_a_recording_with_an_episode_under_two_names_is_refused(tmp_path):
+    spec = FeatureSpec('f', 4)
+    rollouts = [
+        make_rollout(n % 2, episode_id=f'e{n}', feature_name='f', success=True) for n in range(3)
+    ]
+    write_bag(tmp_path / 'x.mcap', rollouts, spec)
+    with pytest.raises(DumpError, match=r"'e2': .* the features and actions of episode 'e0' again"):
+        load_rollouts(tmp_path / 'x.mcap')
+    assert len(load_rollouts(tmp_path / 'x.mcap', skip_bad=True)) == 2
+
+
+def test_episodes_with_constant_features_are_no_copies(tmp_path):
+    rollouts = [
+        make_rollout(n, features=np.zeros((3, 4), np.float32), episode_id=f'e{n}', feature_name='f')
+        for n in range(3)
+    ]
+    write_bag(tmp_path / 'x.mcap', rollouts, FeatureSpec('f', 4))
+    assert len(load_rollouts(tmp_path / 'x.mcap')) == 3
