@@ -161,8 +161,8 @@ def train(
                 where=f'{detector.name}, epoch {epoch}',
                 expected='a finite training loss',
                 found=str(total),
-                advice='set learning_rate to a smaller value, or check the scale of the features and '
-                'actions',
+                advice='set learning_rate to a smaller value, or check the scale of the '
+                'features and actions',
             )
         if progress is not None:
             progress(epoch + 1, detector.epochs, f'loss {total / max(batches, 1):.4f}')

@@ -23,7 +23,13 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
-from safe_training.recordings.readers.base import EpisodeProgress, ReadOptions, Source
+from safe_training.recordings.readers.base import (
+    EpisodeProgress,
+    ReadOptions,
+    Source,
+    pooled_feature,
+    refuse_raw_options,
+)
 from safe_training.recordings.untrusted.npz_file import read_array, shapes
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -42,21 +48,7 @@ class PooledNpzSource(Source):
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
-        if options.pooling:
-            raise DumpError(
-                where=str(path),
-                expected='no pooling, because the features of this archive are already pooled',
-                found=f'--pooling {", ".join("=".join(pair) for pair in options.pooling)}',
-                advice='remove --pooling, or choose another feature of the archive with '
-                '--feature NAME',
-            )
-        if options.keep == 'raw':
-            raise DumpError(
-                where=str(path),
-                expected='--keep pooled, because this archive contains only pooled features',
-                found='--keep raw',
-                advice='remove --keep raw',
-            )
+        refuse_raw_options(path, options)
         self._shapes = shapes(path)
         self._offsets = self._read_offsets()
         self._meta = self._read_meta()
@@ -78,18 +70,9 @@ class PooledNpzSource(Source):
 
     @cached_property
     def feature(self) -> FeatureSpec:
-        choices = self._feature_choices()
-        name = self.options.feature
-        if name is None:
-            name = next((n for n in _DEFAULT_FEATURES if n in choices), NO_FEATURE)
-        if name not in choices:
-            raise DumpError(
-                where=str(self.path),
-                expected=f'one of the features {", ".join(choices)}',
-                found=repr(name),
-                advice='give one of these names as --feature',
-            )
-        return FeatureSpec(name, dim=choices[name])
+        widths = self._feature_widths()
+        default = next((name for name in _DEFAULT_FEATURES if name in widths), NO_FEATURE)
+        return pooled_feature(self.path, self.options, widths, default)
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         self.skipped = []
@@ -219,10 +202,10 @@ class PooledNpzSource(Source):
             )
         return arguments
 
-    def _feature_choices(self) -> dict[str, int]:
+    def _feature_widths(self) -> dict[str, int]:
         """Return the names of the arrays that can be the feature, with their width."""
         steps = int(self._offsets[-1])
-        choices = {
+        return {
             name: shape[1]
             for name, (shape, dtype) in self._shapes.items()
             if len(shape) == 2
@@ -230,7 +213,6 @@ class PooledNpzSource(Source):
             and dtype.kind == 'f'
             and (name.startswith('feat') or name == 'action_signals')
         }
-        return choices | {NO_FEATURE: 0}
 
     def _step_arrays(self) -> dict[str, Any]:
         name = self.feature.name

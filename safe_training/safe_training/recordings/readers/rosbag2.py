@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
-from safe_training.recordings.labels import Label, check_step, labels_file, read_labels
+from safe_training.recordings.label_files import custom_data, labels_of
+from safe_training.recordings.labels import Label, check_step
 from safe_training.recordings.readers.base import (
     EpisodeProgress,
     ReadOptions,
@@ -32,7 +33,12 @@ from safe_training.recordings.readers.rosbag2_arrays import (
     stacked_fields,
     stacked_signals,
 )
-from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, Episode, read_extras
+from safe_training.recordings.readers.rosbag2_episodes import (
+    CONVERTED,
+    CUSTOM_KEY,
+    Episode,
+    read_extras,
+)
 from safe_training.recordings.untrusted.bag import detect_bag, open_bag
 from safe_training.recordings.untrusted.bag_budget import Message, Topic
 from safe_training.recordings.untrusted.cdr import (
@@ -62,12 +68,13 @@ class RosbagSource(Source):
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
         self._bag = open_bag(path)
-        self._extras = read_extras(path, self._bag.custom.get(CUSTOM_KEY))
+        self._extras = read_extras(path, custom_data(self._bag, CUSTOM_KEY))
         self._unreadable: list[str] = []
         self._other_features: dict[str, None] = {}
         self._episodes: dict[str, Episode] = {}
         self._layouts: dict[Topic, str] = {}
         self._scan()
+        self._note_lost_extras()
         self._label()
         self._number()
         self._recorded = self._find_feature()
@@ -214,20 +221,27 @@ class RosbagSource(Source):
                 )
             success = episode.stated_success
             episode.label = Label(success, step if success is False else None)
-        file = labels_file(self.path)
-        if not file.exists():
-            return
-        for name, label in read_labels(file).items():
-            if name not in self._episodes:
-                raise DumpError(
-                    where=str(file),
-                    expected=f'names of episodes of {self.path.name}',
-                    found=repr(name),
-                    advice='correct the name, or move the file to another folder if the file '
-                    'belongs to another recording',
-                )
+        found, notes = labels_of(self.path, self._episodes)
+        self.notes += notes
+        for name, (label, file) in found.items():
             check_step(label, max(self._episodes[name].steps) + 1, f'{file}: episode {name!r}')
             self._episodes[name].label = label
+
+    def _note_lost_extras(self) -> None:
+        """Add a note if convert wrote the recording, but what messages cannot contain is lost."""
+        lost = [
+            name
+            for name, episode in self._episodes.items()
+            if name not in self._extras['episodes']
+            and any(event.reason == CONVERTED for _, event in episode.events)
+        ]
+        if lost:
+            self.notes.append(
+                f'convert wrote {len(lost)} of these episodes, but the custom_data of the '
+                'recording does not name them: unseen tasks count as seen, failure steps and '
+                'videos are lost, and tasks and episodes get new numbers; convert the rollout '
+                'set to a recording again'
+            )
 
     def _number(self) -> None:
         tasks = sorted({episode.task for episode in self._episodes.values()})

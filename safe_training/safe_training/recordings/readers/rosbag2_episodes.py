@@ -19,6 +19,8 @@ from vla_feature_bridge.step import PolicyStep
 #: Key in ``custom_data`` of our recordings for metadata that messages cannot contain.
 CUSTOM_KEY = 'safe_rollout_set'
 CUSTOM_VERSION = 1
+#: Reason in the events of our recordings.
+CONVERTED = 'converted from a rollout set'
 _CONVERT_AGAIN = 'convert the rollout set to a recording again with this version of the software'
 
 #: Fields stored for each episode, with their types.
