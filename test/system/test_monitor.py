@@ -298,7 +298,7 @@ def test_no_service_call_ends_the_node(probe, run_monitor, mlp_folder, quiet):
     assert process.exit_status is None
 
 
-def test_a_repeated_first_step_releases_no_alarm(probe, run_monitor, mlp_folder, alarming):
+def test_a_repeated_first_step_clears_no_alarm(probe, run_monitor, mlp_folder, alarming):
     rollout, alarm_step = alarming
     run_monitor(detector_folder=mlp_folder)
     probe.wait_until_active()
