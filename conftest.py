@@ -9,6 +9,7 @@ TOP = Path(__file__).parent
 MARKERS = {
     'launch/test': 'ros',
     'test/system': 'ros',
+    'vla_feature_bridge/test/nodes': 'ros',
     'vla_feature_bridge/test/ros': 'ros',
     'test/browser': 'browser',
 }

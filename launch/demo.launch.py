@@ -36,6 +36,7 @@ from safe_bringup.launch_arguments import (
     LaunchArgumentError,
     argument,
     given_parameters,
+    log_arguments,
     parameter_file,
 )
 
@@ -137,7 +138,9 @@ ARGUMENTS = (
         'log_level',
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='Lowest severity of the messages that are logged.',
+        description=(
+            'Lowest severity of the messages that are logged; debug: of the nodes only, not of rcl.'
+        ),
     ),
 )
 
@@ -160,7 +163,7 @@ class Demo(NamedTuple):
     replay_params: Path
     replay_given: dict[str, ParameterValue]
     namespace: str
-    log_level: str
+    log_arguments: list[str]
 
 
 def read_arguments(context: LaunchContext) -> Demo:
@@ -189,7 +192,7 @@ def read_arguments(context: LaunchContext) -> Demo:
         replay_params=parameter_file(context, 'replay_params'),
         replay_given=given_parameters(context, PARAMETERS),
         namespace=argument(context, 'namespace'),
-        log_level=argument(context, 'log_level'),
+        log_arguments=log_arguments(context, 'replay'),
     )
 
 
@@ -260,8 +263,7 @@ def graph(demo: Demo) -> Entities:
         ],
         # On the command line, parameter files come later and override earlier values.
         ros_arguments=[
-            '--log-level',
-            demo.log_level,
+            *demo.log_arguments,
             '-p',
             f'tasks:={json.dumps(default_tasks(demo))}',
         ],

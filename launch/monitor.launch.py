@@ -13,7 +13,12 @@ from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
-from safe_bringup.launch_arguments import argument, given_parameters, parameter_file
+from safe_bringup.launch_arguments import (
+    argument,
+    given_parameters,
+    log_arguments,
+    parameter_file,
+)
 
 PARAMETERS = {'detector_folder': str, 'alpha': float, 'autostart': bool, 'use_sim_time': bool}
 """Arguments that are parameters of the node."""
@@ -66,7 +71,9 @@ ARGUMENTS = (
         'log_level',
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description='Lowest severity of the messages that are logged.',
+        description=(
+            'Lowest severity of the messages that are logged; debug: of the node only, not of rcl.'
+        ),
     ),
 )
 
@@ -83,7 +90,7 @@ def start_monitor(context: LaunchContext) -> list[Node]:
                 parameter_file(context, 'params_file'),
                 given_parameters(context, PARAMETERS),
             ],
-            ros_arguments=['--log-level', argument(context, 'log_level')],
+            ros_arguments=log_arguments(context, 'monitor'),
             output='screen',
         )
     ]

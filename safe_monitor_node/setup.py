@@ -16,6 +16,7 @@ setup(
     ],
     python_requires='>=3.10',
     install_requires=[
+        'ml_dtypes>=0.5',
         'numpy>=1.26',
         'safetensors>=0.4.5',
         'setuptools',

@@ -5,6 +5,7 @@ demo               from recorded rollouts to a live alarm
 live               replay and monitor as processes, and what they publish
 launch_arguments   arguments of the launch files
 parameter_docs     makes docs/reference/parameters.md
+preset_docs        makes docs/reference/presets.md
 
 This package imports all other packages. No other package imports this package.
 """

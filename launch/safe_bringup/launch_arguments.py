@@ -25,6 +25,23 @@ def argument(context: LaunchContext, name: str) -> str:
     return str(context.launch_configurations[name]).strip()
 
 
+def log_arguments(context: LaunchContext, node: str) -> list[str]:
+    """Return the ROS arguments for ``log_level``.
+
+    At the level debug, only the node itself logs its debug messages: rcl and the middleware log
+    hundreds of lines a second.
+    """
+    level = argument(context, 'log_level')
+    if level != 'debug':
+        return ['--log-level', level]
+    namespace = argument(context, 'namespace')
+    if not namespace.startswith('/'):
+        pushed = str(context.launch_configurations.get('ros_namespace', ''))
+        namespace = f'{pushed}/{namespace}'
+    logger = '.'.join(part for part in [*namespace.split('/'), node] if part)
+    return ['--log-level', 'info', '--log-level', f'{logger}:=debug']
+
+
 def parameter_file(context: LaunchContext, name: str) -> Path:
     """Return the file that an argument names.
 

@@ -11,13 +11,18 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from safe_bringup.generated_page import write_page
-from safe_monitor_node.nodes import monitor
-from vla_feature_bridge.nodes import replay
+from safe_monitor_node.nodes import monitor_parameters
+from vla_feature_bridge.nodes import bridge_parameters, replay_node
 from vla_feature_bridge.ros.parameters import Parameter
 
 NODES = (
-    ('monitor', monitor, 'scores policy steps and raises alarms.'),
-    ('replay', replay, 'plays a recorded rollout set as if its policy were running.'),
+    ('monitor', monitor_parameters, 'scores policy steps and raises alarms.'),
+    (
+        'bridge',
+        bridge_parameters,
+        'takes the steps of policies from sockets or topics and publishes them.',
+    ),
+    ('replay', replay_node, 'plays a recorded rollout set as if its policy were running.'),
 )
 
 INTRODUCTION = """\
@@ -26,10 +31,17 @@ INTRODUCTION = """\
 # Parameters
 
 Give them on the command line (`--ros-args -p alpha:=0.05`) or in a YAML file
-(`--ros-args --params-file FILE`; `launch/params` holds one for each node). A node reads its
-parameters when it starts. They cannot be changed afterwards. A node refuses a value of another type
-and a value that is not allowed: it ends with the reason. A `double` needs its decimal point:
-`10.0`, not `10`."""
+(`--ros-args --params-file FILE`; `launch/params` holds one for each node). A value of another type,
+or a value that is not allowed, ends the start with the reason. A `double` needs its decimal point:
+`10.0`, not `10`. A name that is similar to a parameter of the node is a misspelt name, and ends the
+start with the nearest name. Any other unknown name can belong to another node, for example if it is
+below `/**` in the YAML file: the node warns in the log and in `/diagnostics`. It also warns if a
+YAML file contains no parameters of this node.
+
+The column *changes* says when a value that is set at run time
+(`ros2 param set /monitor max_age 2.0`) takes effect. A parameter without an entry is read when the
+node starts, and cannot be changed afterwards. A request that changes several parameters changes all
+of them, or none of them if one value is refused. `/diagnostics` shows the values in force."""
 
 
 def page() -> str:
@@ -47,7 +59,7 @@ def section(name: str, module: ModuleType, purpose: str) -> str:
 
 def table(parameters: Iterable[Parameter]) -> str:
     """Return a Markdown table of parameters, in the order in which they are declared."""
-    rows = [('parameter', 'type', 'default', 'allowed', 'meaning'), ('---',) * 5]
+    rows = [('parameter', 'type', 'default', 'allowed', 'changes', 'meaning'), ('---',) * 6]
     for parameter in parameters:
         rows.append(
             (
@@ -55,6 +67,7 @@ def table(parameters: Iterable[Parameter]) -> str:
                 parameter.type_name,
                 f'`{yaml_value(parameter.default)}`',
                 parameter.allowed.replace("'", '`'),
+                parameter.changes,
                 parameter.description,
             )
         )

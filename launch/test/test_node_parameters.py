@@ -59,7 +59,7 @@ def test_the_node_takes_the_defaults_and_describes_them(node, declare):
         assert type(getattr(values, parameter.name)) is type(parameter.default)
         descriptor = declared.describe_parameter(parameter.name)
         assert descriptor.description == parameter.description
-        assert descriptor.read_only
+        assert descriptor.read_only == (not parameter.changes)
         if isinstance(parameter.default, float):
             (span,) = descriptor.floating_point_range
         elif type(parameter.default) is int:

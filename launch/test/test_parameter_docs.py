@@ -37,6 +37,7 @@ def test_the_page_says_everything_about_a_parameter(module, parameter):
     assert parameter.type_name in row
     assert parameter.description in row
     assert parameter.allowed.replace("'", '`') in row
+    assert f'| {parameter.changes} |' in row
 
 
 def test_the_page_has_every_node_that_declares_parameters():
@@ -48,7 +49,7 @@ def test_the_page_has_every_node_that_declares_parameters():
     ]
     # A table stands in the module of the node, or in NODE_parameters.py beside it.
     declaring = {
-        f'{source.parts[-3]}.nodes.{source.stem.removesuffix("_parameters")}'
+        f'{source.parts[-3]}.nodes.{source.stem}'
         for source in sources
         if re.search(r'^PARAMETERS\b', source.read_text(), flags=re.MULTILINE)
     }

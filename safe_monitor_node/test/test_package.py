@@ -78,6 +78,6 @@ def test_a_detector_in_numpy_is_saved_loaded_and_scored_without_torch():
 
 @pytest.mark.ros
 def test_the_node_loads_no_torch():
-    loaded = loaded_after('import safe_monitor_node.nodes.monitor')
+    loaded = loaded_after('import safe_monitor_node.nodes.monitor_node')
     assert 'rclpy' in loaded
     assert not loaded & {'torch', 'pyarrow', 'safe_training'}

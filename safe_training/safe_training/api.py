@@ -16,6 +16,9 @@ from safe_training.reporting.numbers import percent
 from safe_training.reporting.tables.evaluation import report_table
 from safe_training.reporting.tables.terminal import print_table
 
+# Width of the notes below a table. A wider table is not wrapped.
+_WIDTH = 95
+
 
 class JudgedSet(judging.JudgedSet):
     """Rollouts with scores and alarms of a calibrated detector.
@@ -37,7 +40,7 @@ class JudgedSet(judging.JudgedSet):
             for part, report in self.report().items()
         ]
         text = io.StringIO()
-        console = Console(file=text, highlight=False, width=140)
+        console = Console(file=text, highlight=False, width=_WIDTH)
         title = f'{name}, promised false-alarm rate {percent(self.alpha)} %'
         print_table(console, report_table(rows, title))
         lines = (line.rstrip() for line in text.getvalue().splitlines())

@@ -8,6 +8,9 @@ Ratios are measured side by side in one run; single times depend on the machine.
   processes over DDS.
 * detectors: one live step of every detector against the matrix products it cannot avoid.
 * sweep: training a grid of SAFE-MLPs and SAFE-LSTMs together against one at a time.
+* handover: handing over a step to the bridge or to ROS 2, in the thread of the policy.
+* relay: an answer of a policy server through a relay against without one.
+* tap: the cost of a tap in the thread of a policy.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
 """
 
@@ -35,7 +38,10 @@ from rich.table import Table
 
 from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
+from bench.handover import bench_handover, print_handover
+from bench.relay import bench_relay, print_relay
 from bench.sweep import bench_sweep, print_sweep
+from bench.tap import bench_tap, print_tap
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
@@ -269,10 +275,28 @@ def run_conversion(args: argparse.Namespace) -> dict[str, Any]:
         return bench_conversion()
 
 
+def run_relay(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``relay``."""
+    with Console(stderr=True).status('relay') as status:
+        return bench_relay(args.samples, progress=lambda note: status.update(note))
+
+
 def run_sweep(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the benchmark ``sweep``."""
     with Console(stderr=True).status('sweep') as status:
         return bench_sweep(args.epochs, lambda note: status.update(note), args.device)
+
+
+def run_handover(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``handover``."""
+    with Console(stderr=True).status('handover') as status:
+        return bench_handover(args.steps, progress=lambda note: status.update(note))
+
+
+def run_tap(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``tap``."""
+    with Console(stderr=True).status('tap') as status:
+        return bench_tap(args.steps, progress=lambda note: status.update(note))
 
 
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
@@ -280,6 +304,9 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any],
     'latency': (run_latency, print_latency),
     'detectors': (run_detectors, print_detectors),
     'sweep': (run_sweep, print_sweep),
+    'handover': (run_handover, print_handover),
+    'relay': (run_relay, print_relay),
+    'tap': (run_tap, print_tap),
     'conversion': (run_conversion, print_conversion),
 }
 
@@ -296,7 +323,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--rounds', type=int, default=40, help=f'turns of {BLOCK} steps (default %(default)s)'
     )
     parser.add_argument(
-        '--samples', type=int, default=500, help='alarms to time (default %(default)s)'
+        '--samples',
+        type=int,
+        default=500,
+        help='alarms to time, and answers of each relay (default %(default)s)',
     )
     parser.add_argument(
         '--epochs', type=int, default=30, help='epochs of the sweep benchmark (default %(default)s)'
@@ -304,10 +334,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--device', default='cpu', help='where the sweep benchmark trains (default %(default)s)'
     )
+    parser.add_argument(
+        '--steps', type=int, default=100, help='steps to hand over (default %(default)s)'
+    )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
     args = parser.parse_args(arguments)
-    if args.rounds < 2 or args.samples < 1 or args.epochs < 1:
-        parser.error('--rounds must be at least 2, --samples and --epochs at least 1')
+    if args.rounds < 2 or min(args.samples, args.epochs, args.steps) < 1:
+        parser.error('--rounds must be at least 2, --samples, --epochs and --steps at least 1')
     if unknown := [name for name in args.names if name not in BENCHMARKS]:
         parser.error(f'no benchmark {unknown[0]!r}; there are: {", ".join(BENCHMARKS)}')
     torch.set_num_threads(1)

@@ -65,7 +65,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main([*fit, '--param', 'epochs=30', '--param', 'hidden=8', '--alpha', '0.2']) == 0
     (folder / 'videos').mkdir()
     write_video(folder / 'videos' / 'lift.mp4', 12)
-    report = ['report', str(folder / 'set'), '--folder', str(folder / 'detector')]
+    report = ['report', str(folder / 'set'), str(folder / 'detector')]
     report += ['--videos', str(folder / 'videos'), '--out', str(folder / 'report.html')]
     assert main(report) == 0
     return folder

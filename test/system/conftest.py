@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from fault_bench import Outcome, print_table
 from probe import Probe
 from shared_files import DATA
 
@@ -23,13 +24,50 @@ from vla_feature_bridge.step import PolicyStep
 _domains = itertools.count(1)
 
 
+#: What came of injected faults.
+OUTCOMES = pytest.StashKey[list[Outcome]]()
+
+
+def new_domain() -> int:
+    """Return a ROS domain that no other test of this run uses."""
+    base = int(os.environ.get('ROS_DOMAIN_ID', '0'))
+    return (base + next(_domains)) % 100 + 1
+
+
 @pytest.fixture
 def own_domain(monkeypatch: pytest.MonkeyPatch) -> int:
     """Return a ROS domain that no other test of this run uses."""
-    base = int(os.environ.get('ROS_DOMAIN_ID', '0'))
-    domain = (base + next(_domains)) % 100 + 1
+    domain = new_domain()
     monkeypatch.setenv('ROS_DOMAIN_ID', str(domain))
     return domain
+
+
+@pytest.fixture(scope='module')
+def domain_of_module() -> Iterator[int]:
+    """Yield a ROS domain for all tests of a module."""
+    with pytest.MonkeyPatch.context() as patch:
+        domain = new_domain()
+        patch.setenv('ROS_DOMAIN_ID', str(domain))
+        yield domain
+
+
+@pytest.fixture
+def add_outcome(request: pytest.FixtureRequest) -> Callable[..., Outcome]:
+    """Return a function that adds a row to the table of injected faults."""
+
+    def add(fault: str, how: str, expected: str, limit: float) -> Outcome:
+        outcome = Outcome(fault, how, expected, limit)
+        request.config.stash.setdefault(OUTCOMES, []).append(outcome)
+        return outcome
+
+    return add
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what came of every injected fault."""
+    if outcomes := terminalreporter.config.stash.get(OUTCOMES, []):
+        terminalreporter.section('injected faults')
+        print_table(outcomes, terminalreporter.write_line)
 
 
 @pytest.fixture(scope='session')
@@ -90,6 +128,8 @@ def quiet(rollouts: RolloutSet, mlp_folder: Path) -> Callable[..., PolicyStep]:
     def step(t: int, episode: str = 'e') -> PolicyStep:
         made = rollout.step(min(t, len(rollout) - 1))
         made.step, made.episode_id = t, episode
+        # Features that stay the same are INVALID.
+        made.features = made.features * np.float32(1 + 1e-5 * t)
         return made
 
     return step
@@ -108,10 +148,9 @@ def run_monitor(own_domain: int, tmp_path: Path) -> Iterator[Callable[..., Proce
     """Start monitor processes; each must end with 0 on interrupt, without a traceback."""
     started: list[Process] = []
 
-    def start(**parameters: Any) -> Process:
-        process = Process(
-            'safe_monitor_node.nodes.monitor', parameters, tmp_path / f'monitor{len(started)}.log'
-        )
+    def start(arguments: Sequence[str] = (), /, **parameters: Any) -> Process:
+        log = tmp_path / f'monitor{len(started)}.log'
+        process = Process('safe_monitor_node.nodes.monitor', parameters, log, arguments)
         started.append(process)
         return process
 

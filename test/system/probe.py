@@ -10,9 +10,14 @@ from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
+from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
+from rcl_interfaces.msg import SetParametersResult
+from rcl_interfaces.srv import SetParametersAtomically
 from rclpy.context import Context
 from rclpy.executors import SingleThreadedExecutor
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
 from std_msgs.msg import Bool
 from std_srvs.srv import Trigger
@@ -61,6 +66,8 @@ class Probe:
         self._reset = node.create_client(Trigger, 'monitor/reset')
         self._label = node.create_client(LabelEpisode, 'monitor/label_episode')
         self._load = node.create_client(LoadDetector, 'monitor/load_detector')
+        self._change = node.create_client(ChangeState, 'monitor/change_state')
+        self._set = node.create_client(SetParametersAtomically, 'monitor/set_parameters_atomically')
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         self.status = array.status[0]
@@ -85,12 +92,21 @@ class Probe:
         self.spin_until(
             lambda: (
                 self._steps.get_subscription_count() == 1
-                and self._events.get_subscription_count() == 1
+                and self._events.get_subscription_count() >= 1
                 and self.node.count_publishers('safe/score') == 1
                 and self.stops
             ),
             'the monitor is active and connected',
         )
+
+    def leave(self) -> None:
+        """Stop to publish steps."""
+        self.node.destroy_publisher(self._steps)
+
+    def join(self) -> None:
+        """Publish steps again; returns when the monitor listens."""
+        self._steps = self.node.create_publisher(PolicyStepMessage, 'vla/policy_step', RELIABLE)
+        self.spin_until(self._steps.get_subscription_count, 'the monitor listens')
 
     def listen_to_events(self) -> list[EpisodeEvent]:
         """Return a list that will hold every event on vla/episode."""
@@ -152,6 +168,17 @@ class Probe:
     def load_detector(self, folder: Path) -> LoadDetector.Response:
         """Call the service that replaces the detector."""
         return self._call(self._load, LoadDetector.Request(folder=str(folder)))
+
+    def change_state(self, transition: int) -> bool:
+        """Ask for a lifecycle transition by its id, as a lifecycle manager does."""
+        request = ChangeState.Request(transition=Transition(id=transition))
+        return bool(self._call(self._change, request).success)
+
+    def set_parameters(self, **values: Any) -> SetParametersResult:
+        """Set parameters of the running monitor, all together."""
+        parameters = [Parameter(k, value=v).to_parameter_msg() for k, v in values.items()]
+        request = SetParametersAtomically.Request(parameters=parameters)
+        return self._call(self._set, request).result
 
     def _call(self, client: Any, request: Any) -> Any:
         assert client.wait_for_service(timeout_sec=10)

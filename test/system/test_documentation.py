@@ -3,8 +3,10 @@
 
 import importlib
 import itertools
+import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +15,16 @@ import yaml
 
 from safe_monitor_node.nodes import monitor_parameters
 from safe_monitor_node.storage.detector_folder import load_detector
-from safe_msgs.msg import EpisodeEvent, FailureScore
+from safe_msgs.msg import EpisodeEvent, FailureScore, PolicyStep
 from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
-from vla_feature_bridge.nodes import replay
+from vla_feature_bridge.nodes import bridge_parameters, replay_node
+from vla_feature_bridge.relays.options import make_parser, parse_options
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.wire import StepReceiver
 
 TOP = Path(__file__).parents[2]
 PAGES = sorted(
@@ -29,7 +33,11 @@ PAGES = sorted(
     for path in TOP.glob(pattern)
     if not path.parent.name.startswith('.')  # .pytest_cache
 )
-GENERATED = ('docs/reference/detectors.md', 'docs/reference/parameters.md')
+GENERATED = (
+    'docs/reference/detectors.md',
+    'docs/reference/parameters.md',
+    'docs/reference/presets.md',
+)
 WRAPPED = [
     page
     for page in PAGES
@@ -125,9 +133,10 @@ def test_the_python_of_the_readme_fits_a_detector(tmp_path, monkeypatch, rollout
 
 
 def test_steps_are_published_as_the_how_to_page_shows_it(probe):
-    publishing, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
-    events = []
+    publishing, _, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
+    events, steps = [], []
     probe.node.create_subscription(EpisodeEvent, 'vla/episode', events.append, 10)
+    probe.node.create_subscription(PolicyStep, 'vla/policy_step', steps.append, 10)
     names = {
         'node': probe.node,
         'hidden_state': np.ones(4096, np.float32),
@@ -136,14 +145,29 @@ def test_steps_are_published_as_the_how_to_page_shows_it(probe):
     publisher = run_block('connect_your_policy.md', publishing, names)['publisher']
     assert publisher.episode_id == '', 'the episode has ended'
     assert names['episode_id']
+    probe.spin_until(lambda: len(steps) == 1 and len(events) == 2, 'the monitor is waited for')
+    assert not publisher.last_error
 
 
 def test_pooling_as_the_how_to_page_shows_it():
-    _, pooling = blocks('docs/how-to/connect_your_policy.md', 'python')
+    _, pooling, _ = blocks('docs/how-to/connect_your_policy.md', 'python')
     states = np.random.default_rng(0).normal(size=(7, 4096)).astype(np.float32)
     names = run_block('connect_your_policy.md', pooling, {'hidden_states': states})
     np.testing.assert_array_equal(names['vector'], states[-1])
     assert names['name'] == 'hidden_states[token=last]'
+
+
+def test_steps_are_sent_as_the_how_to_page_shows_it(tmp_path):
+    _, _, sending = blocks('docs/how-to/connect_your_policy.md', 'python')
+    address, received = f'unix:{tmp_path / "s"}', []
+    with StepReceiver([address], lambda source, message: received.append(source)) as receiver:
+        receiver.set_status(True)
+        sending = sending.replace('unix:/tmp/safe_bridge.sock', address)
+        sender = run_block('connect_your_policy.md', sending)['sender']
+        sender.start()
+        sender.publish(np.ones(4096, np.float32), np.ones((1, 8, 7), np.float32))
+        sender.close(timeout=30)
+    assert received == ['left_arm'] * 2
 
 
 def test_a_rollout_set_is_written_as_the_how_to_page_shows_it(tmp_path, monkeypatch):
@@ -166,13 +190,42 @@ def test_the_public_names_are_where_the_page_of_0_1_says():
     run_block(FROM_0_1, block)
 
 
+def test_a_supervisor_of_the_reference_page_sees_a_monitor_that_hangs(
+    probe, run_monitor, mlp_folder
+):
+    (block,) = blocks('docs/reference/topics.md', 'python')
+    halted, stops = [], []
+    names = {
+        'node': probe.node,
+        'on_stop': stops.append,
+        'halt': lambda: halted.append(len(stops)),
+    }
+    run_block('topics.md', block, names)
+    process = run_monitor(detector_folder=mlp_folder)
+    probe.spin_until(lambda: len(stops) > 5, 'the subscription matches')
+    os.kill(process.pid, signal.SIGSTOP)
+    try:
+        halted.clear()
+        probe.spin_until(lambda: halted, 'the supervisor halts the robot')
+    finally:
+        os.kill(process.pid, signal.SIGCONT)
+
+
 def test_every_block_of_python_has_a_test():
     tested = {
         'README.md': 2,
-        'docs/how-to/connect_your_policy.md': 2,
+        'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
+        'docs/reference/topics.md': 1,
         'CONTRIBUTING.md': 1,
         FROM_0_1: 1,
+        # test/repository/test_tap_pages.py
+        'docs/how-to/tap_a_torch_policy.md': 2,
+        'docs/how-to/tap_groot.md': 2,
+        'docs/how-to/tap_lerobot_pi0.md': 2,
+        'docs/how-to/tap_lerobot_smolvla.md': 1,
+        'docs/how-to/tap_openpi.md': 2,  # the second one: test_openpi_jax.py
+        'docs/how-to/tap_openvla.md': 1,
     }
     found = {page: len(blocks(page, 'python')) for page in PAGES if page != DOCTESTS}
     assert {page: count for page, count in found.items() if count} == tested
@@ -218,11 +271,41 @@ def options_of(verb: str) -> set[str]:
     return {name for action in parser_of(verb)._actions for name in action.option_strings}
 
 
+RELAYS = make_parser()._subparsers._group_actions[0].choices
+RELAY_OPTIONS = {
+    name
+    for parser in RELAYS.values()
+    for action in parser._actions
+    for name in action.option_strings
+}
+
+
+def test_every_command_of_a_relay_is_one():
+    count = 0
+    for page in PAGES:
+        text = '\n'.join(blocks(page, 'bash', 'sh')).replace('\\\n', ' ')
+        for line in re.findall(
+            r'(?:vla_feature_bridge\.relays|vla_feature_bridge relay) (.+)$', text, re.M
+        ):
+            words = shlex.split(line, comments=True)
+            if words != ['--help']:
+                parse_options(words)
+                count += 1
+    assert count >= 5
+
+
+def test_the_reference_of_commands_has_every_option_of_the_relays():
+    page = text_of('docs/reference/commands.md')
+    assert not {name for name in RELAY_OPTIONS - {'-h', '--help'} if f'`{name}' not in page}
+
+
 def test_every_option_that_a_page_names_exists():
-    known = set(itertools.chain.from_iterable(map(options_of, VERBS)))
+    known = set(itertools.chain.from_iterable(map(options_of, VERBS))) | RELAY_OPTIONS
     # Of ./dev, pytest, pip, git, ROS and colcon.
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
+    known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
+    known |= {'--clock', '--delay'}
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))
         unknown = {name for name in named - known if not name.startswith(('--ep', '--succ'))}
@@ -247,14 +330,15 @@ def test_the_page_of_0_1_has_every_name_that_changed():
         assert re.search(rf'`[^`\n]*{re.escape(old)}', page), old
         for word in re.findall(r'--[a-z-]+', new):
             assert word in page, new
-    parameters = (*monitor_parameters.PARAMETERS, *replay.PARAMETERS)
+    parameters = (*monitor_parameters.PARAMETERS, *replay_node.PARAMETERS)
     for parameter in parameters:
         if parameter.old_name:
             assert f'| `{parameter.old_name}` | `{parameter.name}` |' in page
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    known = {p.name for p in (*monitor_parameters.PARAMETERS, *replay.PARAMETERS)}
+    nodes = (bridge_parameters, monitor_parameters, replay_node)
+    known = {p.name for node in nodes for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
 

@@ -22,7 +22,10 @@ from probe import Probe
 from shared_files import DATA
 
 from safe_monitor_node.storage.detector_folder import load_detector
+from safe_msgs.msg import FailureScore
 from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.wire import StepSender
 
 LAUNCH = Path(__file__).parents[2] / 'launch'
 TIMEOUT = 60.0
@@ -327,3 +330,65 @@ def test_monitor_waits_unconfigured_where_it_shall_not_start_by_itself(
     launched.press_ctrl_c()
     assert launched.wait() == 0
     assert_ended_cleanly(launched, 'monitor-1')
+
+
+# --- the bridge
+
+
+@needs_launch
+def test_bridge_and_the_monitors_of_two_sources_come_up_and_down(
+    ros2_launch: Callable[..., Launched],
+    probe: Probe,
+    mlp_folder: Path,
+    tmp_path: Path,
+    quiet: Callable[..., PolicyStep],
+) -> None:
+    address = f'unix:{tmp_path}/b.sock'
+    launched = ros2_launch(
+        *('safe_bringup', 'bridge.launch.py', 'namespace:=robot1', 'sources:=left,right'),
+        *(f'listen:={address}', f'detector_folder:={mlp_folder}'),
+    )
+    scores: list[FailureScore] = []
+    probe.node.create_subscription(FailureScore, '/robot1/left/safe/score', scores.append, 100)
+    probe.spin_until(
+        lambda: (
+            probe.node.count_publishers('/robot1/left/safe/score') == 1
+            and probe.node.count_publishers('/robot1/right/safe/score') == 1
+        ),
+        'both monitors are up',
+        TIMEOUT,
+    )
+    first = quiet(0)
+    sender = StepSender(
+        address,
+        source='left',
+        feature_name=first.feature_name,
+        exec_horizon=first.exec_horizon,
+        wait_for_monitor=TIMEOUT,
+        strict=True,
+    )
+    sender.start(task='t')
+    for t in range(3):
+        sender.publish(quiet(t).features, quiet(t).actions)
+    probe.spin_until(lambda: len(scores) == 3, 'the scores arrive', TIMEOUT)
+    assert [s.state for s in scores] == [FailureScore.STATE_NOMINAL] * 3
+    sender.close()
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'bridge-1', 'monitor-2', 'monitor-3')
+
+
+@needs_launch
+def test_bridge_alone_takes_its_arguments(
+    ros2_launch: Callable[..., Launched], probe: Probe
+) -> None:
+    launched = ros2_launch(
+        *('safe_bringup', 'bridge.launch.py', 'listen:=none', 'episode_from:=gap'),
+        'actions_topic:=/commands',
+    )
+    probe.spin_until(
+        lambda: probe.facts().get('episode_from') == 'gap', 'the bridge is configured', TIMEOUT
+    )
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'bridge-1')

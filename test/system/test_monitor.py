@@ -4,6 +4,7 @@
 import dataclasses
 import os
 import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,7 +17,7 @@ from scripted_episodes import make_step, scripted
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.nodes.monitor import MonitorNode
+from safe_monitor_node.nodes.monitor_node import MonitorNode
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 from safe_msgs.srv import LoadDetector
@@ -189,18 +190,18 @@ def test_missing_steps_make_the_rest_of_the_episode_invalid_unless_allowed(
     assert probe.step(quiet(5)).state == FailureScore.STATE_INVALID
 
 
-def test_a_repeated_step_is_ignored(probe, run_monitor, mlp_folder, quiet):
+def test_a_repeated_step_is_ignored_and_said(probe, run_monitor, mlp_folder, quiet):
     run_monitor(detector_folder=mlp_folder)
     probe.wait_until_active()
     probe.step(quiet(0))
-    first = probe.step(quiet(1))
-    changed = quiet(1)
-    changed.features = changed.features + 1
-    probe.publish(step_to_message(changed))
+    probe.step(quiet(1))
+    probe.publish(step_to_message(quiet(1)))
     # A sentinel: whatever answers next belongs to step 2, so the repetition published nothing.
     assert probe.step(quiet(2)).step == 2
     assert [s.step for s in probe.scores] == [0, 1, 2]
-    assert first.score == probe.scores[1].score
+    probe.spin_until(lambda: '1 step came again' in probe.status.message, 'it is diagnosed')
+    assert probe.status.level == DiagnosticStatus.WARN
+    assert probe.facts()['steps repeated'] == '1'
 
 
 def test_a_late_start_does_not_restart_the_episode(probe, run_monitor, lstm_folder, rollouts):
@@ -220,7 +221,7 @@ def test_stale_when_features_stop_and_never_nominal_then(probe, run_monitor, mlp
     run_monitor(detector_folder=mlp_folder, stale_after=0.5)
     probe.wait_until_active()
     probe.step(quiet(0))
-    assert not probe.stops[-1]
+    probe.spin_until(lambda: not probe.stops[-1], 'safe/stop is false')
     probe.spin_until(
         lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'the monitor says STALE'
     )
@@ -346,14 +347,25 @@ def test_an_error_while_threads_are_limited_is_the_answer_of_the_service(
 
     node = MonitorNode(context=probe.context)
     try:
-        monkeypatch.setattr('safe_monitor_node.nodes.monitor.limit_threads', failing)
+        monkeypatch.setattr('safe_monitor_node.nodes.monitor_node.limit_threads', failing)
         request = LoadDetector.Request(folder=str(mlp_folder))
-        answer = node._on_load_detector(request, LoadDetector.Response())
+        answer = node.answers.load_detector(request, LoadDetector.Response())
         assert not answer.success
         assert 'libopenblas' in answer.message
         # Without a known BLAS library, the parameter has no effect on NumPy: a warning, no error.
-        monkeypatch.setattr('safe_monitor_node.nodes.monitor.limit_threads', lambda count: 0)
-        assert node._on_load_detector(request, LoadDetector.Response()).success
+        monkeypatch.setattr('safe_monitor_node.nodes.monitor_node.limit_threads', lambda count: 0)
+        assert node.answers.load_detector(request, LoadDetector.Response()).success
+    finally:
+        node.destroy_node()
+
+
+def test_the_device_in_diagnostics_is_the_robot(probe):
+    node = MonitorNode(context=probe.context, namespace='robot1')
+    try:
+        published = []
+        node.outputs._diagnostics = SimpleNamespace(publish=published.append)
+        node.outputs.publish_diagnostics()
+        assert published[0].status[0].hardware_id == 'robot1'
     finally:
         node.destroy_node()
 
@@ -470,28 +482,30 @@ def test_an_own_label_that_comes_back_after_another_one_counts_for_nothing(
         context=probe.context,
         parameter_overrides=[Parameter(name, value=value) for name, value in parameters.items()],
     )
+
+    def take(event):
+        node._on_episode(event, {'source_timestamp': time.time_ns()})
+
     try:
         node.autostart()
-        node._on_step(step_to_message(quiet(0)))
+        node._on_step(step_to_message(quiet(0)), {'publication_sequence_number': 1})
         published = []
-        node._label_publisher = SimpleNamespace(publish=published.append)
-        node._label_episode('', EpisodeEvent.OUTCOME_SUCCESS)
+        node.answers._labels = SimpleNamespace(publish=published.append)
+        node.answers._label('', EpisodeEvent.OUTCOME_SUCCESS)
         (own,) = published
         end = EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END)
-        node._on_episode(end)
-        node._session.finish_episode()
-        moving = node._session.monitor.adaptation.of('')
+        take(end)
+        node.session.finish_episode()
+        moving = node.session.monitor.adaptation.of('')
         assert moving.successes == 1
         failure = EpisodeEvent.OUTCOME_FAILURE
-        node._on_episode(
-            EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_LABEL, outcome=failure)
-        )
-        node._on_episode(own)
+        take(EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_LABEL, outcome=failure))
+        take(own)
         assert moving.successes == 0, 'the latest label counts'
-        node._on_episode(own)
+        take(own)
         assert moving.successes == 1, 'played from a bag it is a label like any other'
-        node._on_episode(EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END, outcome=9))
-        node._on_episode(end)
+        take(EpisodeEvent(episode_id='e', kind=EpisodeEvent.KIND_END, outcome=9))
+        take(end)
         assert moving.successes == 1, 'an END that says nothing withdraws no label'
     finally:
         node.destroy_node()

@@ -19,12 +19,15 @@ OURS = {'safe_msgs', 'safe_bringup', *PACKAGES}
 NOT_ON_A_ROBOT = {'joblib', 'matplotlib', 'pandas', 'rich', 'safe_training', 'scipy', 'sklearn'}
 EXECUTES_DATA = {'cloudpickle', 'cPickle', 'dill', 'joblib', 'marshal', 'pickle', 'shelve'}
 ROS = {
+    'action_msgs',
     'ament_index_python',
     'builtin_interfaces',
     'diagnostic_msgs',
+    'geometry_msgs',
     'launch',
     'launch_ros',
     'lifecycle_msgs',
+    'message_filters',
     'rcl_interfaces',
     'rclpy',
     'rosidl_runtime_py',

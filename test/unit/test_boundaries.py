@@ -82,7 +82,7 @@ def test_runtime_packages_need_nothing_of_training_installed(package):
 
 # The rooms of each package: a room imports rooms before it only. '' holds the modules of no room.
 ROOMS = {
-    'vla_feature_bridge': ('', 'rollout_set', 'taps', 'ros', 'nodes'),
+    'vla_feature_bridge': ('', 'rollout_set', 'wire', 'taps', 'relays', 'ros', 'nodes'),
     'safe_monitor_node': (
         'threads',
         'detectors',
@@ -245,7 +245,10 @@ def test_calibration_and_metrics_know_no_detector(room):
 # Where the name of a module is made when the program runs: tables of modules, loaded on first use.
 MAKES_NAMES = {
     *(f'{package}/{package}/__init__.py' for package in PACKAGES),
+    'vla_feature_bridge/vla_feature_bridge/taps/__init__.py',
     'safe_monitor_node/safe_monitor_node/detectors/registry.py',
+    # Message types of other projects, by the name of an installed package of ROS interfaces.
+    'vla_feature_bridge/vla_feature_bridge/ros/message_types.py',
     'safe_training/safe_training/cli/main.py',
 }
 

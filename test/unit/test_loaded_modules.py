@@ -57,8 +57,8 @@ print(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))
 @pytest.mark.ros
 def test_a_robot_loads_no_training_code():
     modules = [module_name(source) for package in RUNTIME for source in sources(package)]
-    assert 'safe_monitor_node.nodes.monitor' in modules
-    assert 'vla_feature_bridge.nodes.replay' in modules
+    assert 'safe_monitor_node.nodes.monitor_node' in modules
+    assert 'vla_feature_bridge.nodes.replay_node' in modules
     loaded = set(in_a_fresh_interpreter(IMPORT_AND_USE.format(modules=modules)))
     assert {'rclpy', 'safe_msgs', 'torch', 'pyarrow'} <= loaded, 'the test sees what is loaded'
     assert not loaded & NOT_ON_A_ROBOT

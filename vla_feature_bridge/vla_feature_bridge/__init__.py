@@ -5,6 +5,8 @@
 
     from vla_feature_bridge import PolicyStep, Rollout, RolloutSet, FeatureSpec, SignalStream
     from vla_feature_bridge.ros import StepPublisher
+    from vla_feature_bridge.wire import StepSender, StepReceiver
+    from vla_feature_bridge.taps import FeatureTap
 
 The modules; each may import only modules above it:
 
@@ -18,8 +20,14 @@ signals            scalars from action chunks: ``SignalStream``
 step               one inference of a policy: ``PolicyStep``, and the table of its fields
 rollout            the steps of one episode, stacked: ``Rollout``
 rollout_set/       many rollouts in one folder: ``RolloutSet``, ``RolloutSetWriter``
+step_checks        checks of what a policy gives for a step or an event
+episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
+step_sink          the base of what sends them: counts, logs, never raises
+wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
+taps/              hidden states out of PyTorch policies: ``FeatureTap``; needs PyTorch
+relays/            between a policy server and its client: steps without a change of either
 ros/               messages, quality of service, parameters, ``StepPublisher``; needs ROS 2
-nodes/             the replay node; needs ROS 2
+nodes/             the bridge node and the replay node; needs ROS 2
 
 The names of the Python API load on first use, so that ``import vla_feature_bridge`` loads nothing.
 """

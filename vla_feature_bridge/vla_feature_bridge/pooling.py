@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.tensors import as_float32
 
 COMMANDS = (
     'first, last, mean, a relative index in [0, 1], first&last, concat, concat-K, concat-A:B[:C]'
@@ -133,7 +134,7 @@ def pool(array: np.ndarray, command: str, axis: int = -2) -> np.ndarray:
             found=f'shape {array.shape}',
         )
     if command == 'mean':
-        return np.asarray(moved, dtype=np.float32).mean(axis=-2, dtype=np.float32)
+        return as_float32(moved).mean(axis=-2, dtype=np.float32)
     if (q := _as_fraction(command)) is not None:
         return moved[..., _relative_index(n, q), :]
     chosen = _selection(command)
@@ -238,7 +239,7 @@ class FeatureSpec:
                 found=f'{out.shape[-1]} from a tensor of shape {raw.shape}',
                 advice='use the same policy and the same pooling as in the recording',
             )
-        return np.asarray(out, dtype=np.float32)
+        return as_float32(out)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the specification as plain JSON values."""

@@ -10,6 +10,7 @@ know. All signals are computed in float64 from the executed sample (sample 0).
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 
@@ -88,17 +89,21 @@ def action_signals(
         left = previous[executed:]
         overlap = min(len(left), len(chunk))
         if overlap:
-            mse = float(np.mean((left[:overlap] - chunk[:overlap]) ** 2))
+            mse = float(((left[:overlap] - chunk[:overlap]) ** 2).mean())
         motion = np.concatenate([previous[max(0, executed - 2) : executed], motion])
+    # Slices and methods instead of np.diff, np.mean and np.sum: a live step meets cold caches, and
+    # these functions run much Python code.
     arm = motion[:, :-1] if motion.shape[1] > 1 else motion
-    jerk = np.diff(arm, n=2, axis=0)
-    turns = np.sum(arm[1:] * arm[:-1], axis=1)
-    gripper = np.sign(np.diff(motion[:, -1]))
+    velocity = arm[1:] - arm[:-1]
+    jerk = velocity[1:] - velocity[:-1]
+    turns = (arm[1:] * arm[:-1]).sum(axis=1)
+    gripper = np.sign(motion[1:, -1] - motion[:-1, -1])
     gripper = gripper[gripper != 0]
+    flat = chunk.ravel(order='K')
     return {
-        'action_norm': float(np.linalg.norm(chunk)),
+        'action_norm': math.sqrt(flat.dot(flat)),
         'chunk_mse': mse,
-        'action_jerk': float(np.sqrt(np.mean(jerk**2))) if jerk.size else 0.0,
+        'action_jerk': math.sqrt((jerk**2).mean()) if jerk.size else 0.0,
         'direction_reversals': float(np.count_nonzero(turns < 0)),
         'gripper_oscillation': float(np.count_nonzero(gripper[1:] != gripper[:-1])),
     }
@@ -121,6 +126,11 @@ class SignalStream:
     def __init__(self, exec_horizon: int) -> None:
         self.exec_horizon = exec_horizon
         self._previous: np.ndarray | None = None
+
+    def __copy__(self) -> SignalStream:
+        twin = SignalStream(self.exec_horizon)
+        twin._previous = self._previous
+        return twin
 
     def step(self, actions: np.ndarray, executed: int | None = None) -> dict[str, float]:
         """Return the signals of the next step.

@@ -16,6 +16,10 @@ import numpy as np
 NORMALIZED = 'normalized'
 ROBOT = 'robot'
 
+#: Name of the features of a step or a recording without features (a black box); their shape is
+#: (0,). Detectors that read only signals, actions or token statistics need no features.
+NO_FEATURE = 'none'
+
 
 @dataclass(slots=True, eq=False)
 class PolicyStep:

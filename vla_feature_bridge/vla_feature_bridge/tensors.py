@@ -4,7 +4,8 @@
 Dtypes, bytes, and search for non-finite values.
 
 bfloat16 arrays have the dtype of ``ml_dtypes``. NumPy has no dtype for bfloat16, and PyTorch cannot
-convert its bfloat16 tensors to NumPy.
+convert its bfloat16 tensors to NumPy. The process of a policy may lack ``ml_dtypes``: there,
+bfloat16 arrays have the dtype :data:`BFLOAT16_BITS`.
 """
 
 from __future__ import annotations
@@ -14,16 +15,28 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
+
+try:
+    import ml_dtypes
+except ImportError:  # A policy's environment needs NumPy only.
+    ml_dtypes = None  # type: ignore[assignment]
+
+#: The two bytes of a bfloat16, where ``ml_dtypes`` is not installed. NumPy refuses to compute with
+#: two fields. A dtype of one integer would be silently taken for its value.
+BFLOAT16_BITS = np.dtype([('low', 'u1'), ('high', 'u1')])
+#: The dtype of bfloat16 in this process.
+BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if ml_dtypes else BFLOAT16_BITS
 
 #: dtypes of a ``safe_msgs/Tensor`` by their names in messages.
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(name).newbyteorder('<')
     for name in ('float16', 'float32', 'float64', 'int8', 'uint8', 'int16', 'int32', 'int64')
-} | {'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+} | {'bfloat16': BFLOAT16}
+
+_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 #: Names of the dtypes that features may have.
 FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
@@ -38,6 +51,20 @@ class TensorError(SafeError):
     """An array cannot be sent, or bytes do not match the stated dtype and shape."""
 
 
+def dtype_name(array: np.ndarray) -> str:
+    """Return the name of the dtype of an array, as in :data:`DTYPES`."""
+    return _NAMES.get(array.dtype) or array.dtype.name  # NumPy makes the name anew each time
+
+
+def as_float32(array: np.ndarray) -> np.ndarray:
+    """Return the array as float32; exact, and fast for bfloat16 (the upper half of float32)."""
+    if array.dtype == BFLOAT16:
+        bits = np.ascontiguousarray(array).view('<u2').astype(np.uint32)
+        bits <<= 16
+        return bits.view(np.float32).reshape(array.shape)
+    return np.asarray(array, dtype=np.float32)
+
+
 def little_endian(array: np.ndarray) -> np.ndarray:
     """Return the array as a message holds it: contiguous, row-major, little-endian.
 
@@ -46,7 +73,7 @@ def little_endian(array: np.ndarray) -> np.ndarray:
     TensorError
         The dtype is not one of :data:`DTYPES`.
     """
-    dtype = DTYPES.get(array.dtype.name)
+    dtype = DTYPES.get(dtype_name(array))
     if dtype is None:
         raise TensorError(
             expected=f'one of the dtypes {", ".join(DTYPES)}',
@@ -106,16 +133,28 @@ def as_array(values: Any) -> np.ndarray:
     ----------
     values : ndarray, torch.Tensor, or what ``np.asarray`` takes
         A tensor may need gradients, be on any device and be bfloat16.
+
+    Raises
+    ------
+    TensorError
+        There is no array of these values: lists of different lengths, or a dtype of PyTorch that
+        NumPy does not have.
     """
-    if isinstance(values, np.ndarray) or not hasattr(values, 'detach'):
-        return np.asarray(values)
-    tensor = values.detach().cpu()
-    torch = sys.modules['torch']  # A tensor exists, so torch is already imported.
-    if tensor.dtype == torch.bfloat16:
-        bits: np.ndarray = tensor.contiguous().view(torch.int16).numpy()
-        return bits.view(ml_dtypes.bfloat16)
-    found: np.ndarray = tensor.numpy()
-    return found
+    try:
+        if isinstance(values, np.ndarray) or not hasattr(values, 'detach'):
+            return np.asarray(values)
+        tensor = values.detach().cpu()
+        torch = sys.modules['torch']  # A tensor exists, so torch is already imported.
+        if tensor.dtype == torch.bfloat16:
+            bits: np.ndarray = tensor.contiguous().view(torch.int16).numpy()
+            return bits.view(BFLOAT16)
+        found: np.ndarray = tensor.numpy()
+        return found
+    except (NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise TensorError(
+            expected=f'an array or a tensor of one of the dtypes {", ".join(DTYPES)}',
+            found=f'{type(values).__name__} ({error})',
+        ) from error
 
 
 def first_not_finite(array: np.ndarray) -> int | None:
@@ -126,7 +165,7 @@ def first_not_finite(array: np.ndarray) -> int | None:
     portion = max(1, _PORTION * len(array) // max(1, array.size))
     for start in range(0, len(array), portion):
         part = array[start : start + portion]
-        if part.dtype == ml_dtypes.bfloat16 and part.ndim:
+        if part.dtype == BFLOAT16 and part.ndim:
             # The isfinite function of ml_dtypes converts each element to float32 and is slow.
             finite = (part.view(np.uint16) & 0x7F80) != 0x7F80
         else:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.tensors import as_float32
 
 
 class TokenError(SafeError):
@@ -60,15 +60,6 @@ def token_statistics(logits: Any) -> tuple[np.ndarray, np.ndarray]:
     entropy = np.log(total) - shifted.sum(axis=1, dtype=np.float64) / total
     probability = 1 / total
     return probability.astype(np.float32), np.maximum(entropy, 0).astype(np.float32)
-
-
-def as_float32(array: np.ndarray) -> np.ndarray:
-    """Return the array as float32; exact, and fast for bfloat16 (the upper half of float32)."""
-    if array.dtype == ml_dtypes.bfloat16:
-        bits = np.ascontiguousarray(array).view(np.uint16).astype(np.uint32)
-        bits <<= 16
-        return bits.view(np.float32)
-    return np.asarray(array, dtype=np.float32)
 
 
 def pad_tokens(steps: list[np.ndarray]) -> np.ndarray:

@@ -8,22 +8,26 @@
        +------- episode ends ---------+------------+------- episode ends, reset --+
 
     STALE    the episode runs, but no step has arrived for some time; the next step ends this state
-    INVALID  a step could not be scored, or steps are missing, so that the history of the scores is
-             incomplete. INVALID lasts until the episode ends. If max_missing_steps allows the
-             missing steps, the next scored step ends INVALID.
+    INVALID  a step could not be scored, steps are missing, or steps contradict each other, so that
+             the history of the scores is incomplete. INVALID lasts until the episode ends. If
+             max_missing_steps allows the missing steps, the next scored step ends INVALID. The
+             reason is the first cause, until the episode ends.
+             Also: steps come that belong to no episode. INVALID lasts as long as they come.
 
 An ALARM is latched: only a reset or the end of the episode ends an ALARM. STALE, INVALID and lower
-scores do not end an ALARM. A step that cannot be scored is never reported as NOMINAL.
-The comparison is the same everywhere: score > threshold.
+scores do not end an ALARM. With the latch RESET, only a reset ends it. A step that cannot be scored
+is never reported as NOMINAL. The comparison is the same everywhere: score > threshold.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from dataclasses import dataclass
-from enum import IntEnum
+from dataclasses import dataclass, replace
+from enum import Enum, IntEnum
 
+from safe_monitor_node.monitor.step_history import StepHistory
+from safe_monitor_node.monitor.step_period import StepPeriod
 from vla_feature_bridge.errors import SafeError
 
 
@@ -36,6 +40,13 @@ class AlarmState(IntEnum):
     ALARM = 3
     STALE = 4
     INVALID = 5
+
+
+class Latch(Enum):
+    """How long an ALARM stays, unless somebody resets it."""
+
+    EPISODE = 'episode'
+    RESET = 'reset'
 
 
 class AlarmError(SafeError):
@@ -52,17 +63,25 @@ class AlarmConfig:
         Raise the alarm when ``k`` of the last ``n`` scored steps were above the threshold; k = n =
         1 keeps the promise of the band. Other values only lower the false-alarm rate.
     stale_after : float
-        If no step arrives for this time while an episode runs, the state is STALE [s]. 0 disables
+        If no step arrives for this time while an episode runs, the state is STALE [s]. 0: the time
+        is learned from the period of the steps, see :class:`StepPeriod`. Infinity: silence is never
         STALE.
     max_missing_steps : int
         Number of missing or invalid steps that are allowed in an episode. With more, the rest of
         the episode is INVALID.
+    max_identical_features : int
+        Number of steps in succession that may have identical features. The steps after them cannot
+        be scored. 0: any number.
+    latch : Latch
+        How long an ALARM stays: until its episode ends, or until a reset.
     """
 
     k: int = 1
     n: int = 1
-    stale_after: float = 2.0
+    stale_after: float = 0.0
     max_missing_steps: int = 0
+    max_identical_features: int = 5
+    latch: Latch = Latch.EPISODE
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -84,6 +103,12 @@ class AlarmConfig:
                 where='parameter max_missing_steps',
                 expected='a number of at least 0',
                 found=str(self.max_missing_steps),
+            )
+        if self.max_identical_features < 0:
+            raise AlarmError(
+                where='parameter max_identical_features',
+                expected='a number of at least 0',
+                found=str(self.max_identical_features),
             )
 
 
@@ -114,41 +139,108 @@ class AlarmStateMachine:
     """Debounced, latched alarm over the steps of one episode after another.
 
     Every method returns the :class:`Verdict` after the event. All times are in seconds of the same
-    time source.
+    time source, which must not run back.
+
+    Attributes
+    ----------
+    config : AlarmConfig
+        The configuration in force.
+    next_config : AlarmConfig
+        The configuration of the next episode.
+    period : StepPeriod
+        The period of the steps of all episodes.
+    history : StepHistory
+        What is missing of the running episode. It is recorded here; the verdict follows with the
+        next step.
+    verdict : Verdict
     """
 
     def __init__(self, config: AlarmConfig | None = None) -> None:
-        self.config = config or AlarmConfig()
+        self.config = self.next_config = config or AlarmConfig()
+        self.period = StepPeriod()
         self._above: deque[bool] = deque(maxlen=self.config.n)
+        self._alarm: Verdict | None = None
+        # Whether the alarm is of an episode before.
+        self._holds = False
+        self._running, self._episode = False, ''
         self._clear(running=False)
         self.verdict = NOTHING
 
+    def change(self, config: AlarmConfig) -> None:
+        """Change the configuration.
+
+        ``stale_after`` and ``latch`` change at once, the rest from the next episode on.
+        """
+        self.next_config = config
+        if self._running:
+            self.config = replace(self.config, stale_after=config.stale_after, latch=config.latch)
+        else:
+            self._take_next_config()
+
+    def _take_next_config(self) -> None:
+        self.config = self.next_config
+        self._above = deque(maxlen=self.config.n)
+
     def _clear(self, *, running: bool) -> None:
+        self._alarm, self._holds = self._held_alarm(), True
         self._running = running
-        self._missing = 0
-        self._alarm: Verdict | None = None
+        self.history = StepHistory(self.config.max_missing_steps)
         self._above.clear()
         self._last_time: float | None = None
+        self._last_step_time: float | None = None
+        self._repeated = 0
+
+    def _held_alarm(self) -> Verdict | None:
+        """Return the alarm that outlives the episode that ends now; None if there is none."""
+        if self._alarm is None or self.config.latch is not Latch.RESET:
+            return None
+        if self._holds:
+            return self._alarm
+        episode = f' of episode {self._episode}' if self._episode else ''
+        reason = f'{self._alarm.reason}{episode}; latch is {Latch.RESET.value}: call ~/reset'
+        return replace(self._alarm, reason=reason)
 
     @property
     def running(self) -> bool:
         """True while an episode runs."""
         return self._running
 
-    def start(self, now: float) -> Verdict:
-        """Start a new episode."""
+    def start(self, now: float, episode: str = '') -> Verdict:
+        """Start a new episode.
+
+        Parameters
+        ----------
+        now : float
+        episode : str
+            Its id in quotes, for a person.
+        """
         self._clear(running=True)
+        self._take_next_config()
+        self.history = StepHistory(self.config.max_missing_steps)
+        self._episode = episode
         self._last_time = now
-        self.verdict = Verdict(
+        self.verdict = self._alarm or Verdict(
             AlarmState.UNKNOWN, 'the episode has no scored step yet', 0, math.nan, math.nan
         )
         return self.verdict
 
-    def end(self) -> Verdict:
-        """End the episode: an alarm is released."""
-        self._clear(running=False)
-        self.verdict = NOTHING
+    def doubt(self, reason: str) -> Verdict:
+        """Make the state INVALID until the first step shows whether steps are missing."""
+        if self._alarm is None:
+            self.verdict = self._broken_verdict(reason, 0)
         return self.verdict
+
+    def end(self) -> Verdict:
+        """End the episode: an alarm is released, unless the latch holds it."""
+        self._clear(running=False)
+        self.verdict = self._alarm or NOTHING
+        return self.verdict
+
+    def hold(self, previous: AlarmStateMachine) -> None:
+        """Hold the alarm of the state machine of another detector, if its latch holds it."""
+        self._alarm, self._holds = previous._held_alarm(), True
+        if self._alarm is not None:
+            self.verdict = self._alarm
 
     def reset(self) -> Verdict:
         """Release a latched alarm; the next scored step may raise it again.
@@ -159,9 +251,9 @@ class AlarmStateMachine:
         self._above.clear()
         if self.verdict.state == AlarmState.ALARM:
             last = self.verdict
-            if self._broken():
+            if self.history.cause:
                 self.verdict = self._broken_verdict(
-                    f'the alarm was reset, but {self._missing_steps()}', last.step
+                    f'the alarm was reset, but {self.history.cause}', last.step
                 )
             else:
                 self.verdict = Verdict(
@@ -179,10 +271,10 @@ class AlarmStateMachine:
         """Take a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
         if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
             return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
-        self._last_time = now
-        if self._alarm is None and self._broken():
+        self._step_came(now)
+        if self._alarm is None and self.history.cause:
             # The band was calibrated with scores of complete episodes.
-            self.verdict = self._broken_verdict(self._missing_steps(), step)
+            self.verdict = self._broken_verdict(self.history.cause, step)
             return self.verdict
         above = score > threshold
         self._above.append(above)
@@ -192,6 +284,7 @@ class AlarmStateMachine:
             if self.config.n > 1:
                 reason += f' ({count} of the last {len(self._above)} steps were above)'
             self._alarm = Verdict(AlarmState.ALARM, reason, step, score, threshold)
+            self._holds = False
         if self._alarm is not None:
             self.verdict = Verdict(AlarmState.ALARM, self._alarm.reason, step, score, threshold)
         elif above or score > warning_threshold:
@@ -206,17 +299,31 @@ class AlarmStateMachine:
             )
         return self.verdict
 
-    def missing(self, count: int) -> None:
-        """Record that ``count`` steps of the episode are missing."""
-        self._missing += count
-
     def not_scored(self, step: int, reason: str, now: float) -> Verdict:
         """Process a step that cannot be scored.
 
         The state becomes INVALID, except if an alarm is latched.
         """
+        self._step_came(now)
+        self.history.not_scored(reason)
+        if self._alarm is None:
+            self.verdict = self._broken_verdict(self.history.cause or reason, step)
+        return self.verdict
+
+    def repeated(self) -> None:
+        """Record that a step came again. It does not show that the policy goes on."""
+        self._repeated += 1
+
+    def misplaced(self, step: int, reason: str, now: float) -> Verdict:
+        """Process a step that belongs to no episode, or that contradicts the running episode.
+
+        The state becomes INVALID, except if an alarm is latched. Without a running episode it stays
+        INVALID until no such step has come for a while.
+        """
         self._last_time = now
-        self._missing += 1
+        if self._running:
+            self.history.contradict(reason)
+            reason = self.history.cause
         if self._alarm is None:
             self.verdict = self._broken_verdict(reason, step)
         return self.verdict
@@ -224,27 +331,36 @@ class AlarmStateMachine:
     def tick(self, now: float) -> Verdict:
         """Check the time.
 
-        The state becomes STALE if an episode runs and no step has arrived for ``stale_after``.
+        The state becomes STALE if an episode runs and no step has arrived for `silence`.
         """
-        if (
-            self._running
-            and self._alarm is None
-            and self.config.stale_after > 0
-            and self._last_time is not None
-            and now - self._last_time > self.config.stale_after
-        ):
-            reason = f'no policy step has arrived for more than {self.config.stale_after:g} s'
-            self.verdict = Verdict(AlarmState.STALE, reason, self.verdict.step, math.nan, math.nan)
+        # An episode that is over does not become STALE, also if `stale_after` is infinite.
+        silence = self.silence if self._running else self.period.silence
+        silent = self._last_time is not None and now - self._last_time > silence
+        if self._alarm is not None or not silent:
+            return self.verdict
+        if not self._running:
+            self._last_time, self.verdict = None, NOTHING
+            return self.verdict
+        reason = f'no policy step has arrived for more than {self.silence:.3g} s'
+        if self._repeated:
+            reason = f'no new{reason[2:]}; {self._repeated} came again and were ignored'
+        if not self.config.stale_after:
+            reason += f' ({self.period.explain()})'
+        if self.history.cause:
+            reason += f'; before: {self.history.cause}'
+        self.verdict = Verdict(AlarmState.STALE, reason, self.verdict.step, math.nan, math.nan)
         return self.verdict
 
-    def _broken(self) -> bool:
-        return self._missing > self.config.max_missing_steps
+    @property
+    def silence(self) -> float:
+        """The time without a step after which the state is STALE [s]."""
+        return self.config.stale_after or self.period.silence
 
-    def _missing_steps(self) -> str:
-        return (
-            'the number of steps that are missing or could not be scored in this episode is '
-            f'{self._missing} (max_missing_steps is {self.config.max_missing_steps})'
-        )
+    def _step_came(self, now: float) -> None:
+        if self._last_step_time is not None:
+            self.period.add(now - self._last_step_time)
+        self._last_time = self._last_step_time = now
+        self._repeated = 0
 
     @staticmethod
     def _broken_verdict(reason: str, step: int) -> Verdict:

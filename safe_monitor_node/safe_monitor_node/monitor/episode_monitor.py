@@ -16,6 +16,8 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.step_checks import StepChecks
+from safe_monitor_node.monitor.step_order import Place, Placement, StepOrder, shown
 from safe_monitor_node.monitor.steps import Counts, StepId, StepResult
 from safe_monitor_node.monitor.thresholds import (
     AdaptiveThresholds,
@@ -23,7 +25,7 @@ from safe_monitor_node.monitor.thresholds import (
     MonitorError,
     Thresholds,
 )
-from vla_feature_bridge.pooling import FeatureSpec, PoolingError
+from vla_feature_bridge.pooling import PoolingError
 from vla_feature_bridge.step import PolicyStep
 
 __all__ = ['EpisodeMonitor', 'MonitorError']
@@ -52,9 +54,14 @@ class EpisodeMonitor:
     ----------
     alarms : AlarmStateMachine
     thresholds : Thresholds
+        Thresholds in force.
+    next_thresholds : Thresholds or None
+        Thresholds of the next episode, if they are others.
     counts : Counts
-    episode_id : str
-        The running episode, or the last one; empty before the first.
+    order : StepOrder
+        The order of the steps of the episodes.
+    checks : StepChecks
+        The checks of features and actions.
     task : str
         Task of that episode; empty if unknown.
 
@@ -79,20 +86,24 @@ class EpisodeMonitor:
             if adaptation_step > 0.0
             else CalibratedThresholds(calibrated, alpha, warning_alpha)
         )
+        self.next_thresholds: Thresholds | None = None
         self.alarms = AlarmStateMachine(config)
         self.counts = Counts()
-        self.episode_id = ''
+        self.order = StepOrder()
+        self.checks = StepChecks(calibrated)
         self.task = ''
-        self._ended_id = ''
         self._ending = False
         self._stream: Stream | None = None
-        self._next_index = 0
-        self._last_stamp = -1
 
     @property
     def verdict(self) -> Verdict:
         """The present verdict of the alarm."""
         return self.alarms.verdict
+
+    @property
+    def episode_id(self) -> str:
+        """The running episode, or the last one; empty before the first."""
+        return self.order.episode_id
 
     @property
     def running(self) -> bool:
@@ -102,7 +113,7 @@ class EpisodeMonitor:
     @property
     def latest_id(self) -> str:
         """The episode that runs now, or ran last; empty before the first."""
-        return self.episode_id or self._ended_id
+        return self.episode_id or self.order.ended_id
 
     @property
     def threshold(self) -> Threshold:
@@ -143,17 +154,8 @@ class EpisodeMonitor:
         return self.verdict
 
     def begins(self, step_id: StepId) -> bool:
-        """Return True if a step begins an episode.
-
-        A step with a new episode id begins an episode. A step with the id of the running or the
-        last episode begins an episode if it is step 0 and later than all previous steps. Every
-        other step 0 is a repetition and must not release an alarm. The last steps of an episode can
-        arrive after END, or after the START of the next episode.
-        """
-        again = step_id.index == 0 and step_id.stamp > self._last_stamp
-        if self.running and step_id.episode_id == self.episode_id:
-            return again and self._next_index > 0
-        return again or step_id.episode_id != self._ended_id
+        """Return True if a step begins an episode; see `StepOrder.begins`."""
+        return self.order.begins(step_id)
 
     def begin(self, episode_id: str, now: float, task: str = '') -> None:
         """Begin an episode, even if another episode runs.
@@ -162,16 +164,15 @@ class EpisodeMonitor:
         """
         self.finish()
         self.thresholds.finish(self.task)
+        self._use_next_thresholds()
         self.thresholds.begin(episode_id)
         # An episode that begins again with the same id has the same task.
         self._use_task(task or (self.task if episode_id == self.episode_id else ''))
-        self.episode_id = episode_id
-        if episode_id == self._ended_id:
-            self._ended_id = ''
+        self.order.begin(episode_id)
         self._stream = self.calibrated.detector.stream()
-        self._next_index = 0
         self.counts.episodes += 1
-        self.alarms.start(now)
+        self.alarms.start(now, shown(episode_id))
+        self.checks.begin(self.alarms.config.max_identical_features)
 
     def _use_task(self, task: str) -> None:
         self.task = task
@@ -181,17 +182,23 @@ class EpisodeMonitor:
         """End the episode if it is the running episode. Its label affects the next episodes."""
         if self.running and episode_id == self.episode_id:
             self._ending = False
-            self._ended_id = episode_id
+            self.order.end()
             self.thresholds.finish(self.task)
             return self.alarms.end()
         return self.verdict
 
-    def end_after_grace(self, episode_id: str) -> bool:
+    def end_after_grace(self, episode_id: str, late_until: float = -math.inf) -> bool:
         """Take the END of the running episode whose last steps may still arrive.
 
         Steps and events are two topics, so steps may be delivered after END. They are scored until
         `finish` is called at the end of the grace period, or until the next episode begins. During
         the grace period the state does not become STALE.
+
+        Parameters
+        ----------
+        episode_id : str
+        late_until : float
+            Until this time, steps of the episode are ignored if the next episode has begun.
 
         Returns
         -------
@@ -201,6 +208,7 @@ class EpisodeMonitor:
         if not self.running or episode_id != self.episode_id:
             return False
         self._ending = True
+        self.order.expect_late(late_until)
         return True
 
     def finish(self) -> bool:
@@ -210,21 +218,53 @@ class EpisodeMonitor:
         self.end(self.episode_id)
         return True
 
+    def begin_inside(self, episode_id: str, now: float, task: str = '') -> Verdict:
+        """Begin an episode of which steps may have come before the monitor was active.
+
+        The state is INVALID until its next step. If this is step 0, the episode is judged as every
+        other episode. Otherwise steps are missing.
+        """
+        self.begin(episode_id, now, task)
+        return self.alarms.doubt(
+            f'episode {shown(episode_id)} was running before the monitor was active: whether steps '
+            'are missing is known at its next step'
+        )
+
+    def clock_ran_back(self) -> None:
+        """Accept stamps that are earlier than those of previous steps.
+
+        The running episode goes on. A step 0 with its id begins it again, as in a recording that is
+        played in a loop.
+        """
+        self.order.accept_earlier_stamps()
+
+    def take_thresholds(self, thresholds: Thresholds) -> None:
+        """Compare the next episode, and those after it, with other thresholds."""
+        self.next_thresholds = thresholds
+        if not self.running:
+            self._use_next_thresholds()
+
+    def _use_next_thresholds(self) -> None:
+        if self.next_thresholds is not None:
+            self.thresholds, self.next_thresholds = self.next_thresholds, None
+
     def abandon(self) -> Verdict:
-        """Forget the running episode, for example because the clock jumped backwards."""
+        """Forget the running episode, for example because the monitor is deactivated."""
         self._ending = False
         self.thresholds.invalidate()
         self.thresholds.finish(self.task)
-        self.episode_id = self._ended_id = self.task = ''
-        self._last_stamp = -1
+        self.order.forget()
+        self.task = ''
         return self.alarms.end()
 
     def take_over(self, previous: EpisodeMonitor) -> None:
-        """Take the last episode and the counts of a monitor with another detector.
+        """Take the last episode, the counts and a held alarm of a monitor with another detector.
 
         The label feedback is not taken, because it belongs to scores of the other detector.
         """
-        self._ended_id, self._last_stamp = previous._ended_id, previous._last_stamp
+        self.order.take_over(previous.order)
+        self.alarms.period = previous.alarms.period
+        self.alarms.hold(previous.alarms)
         self.counts = previous.counts
 
     # --- while an episode runs
@@ -254,19 +294,24 @@ class EpisodeMonitor:
     def step(self, step: PolicyStep, now: float) -> StepResult | None:
         """Score the next step.
 
-        Return None if the step is ignored, because it is a repetition or belongs to an ended
-        episode.
+        Return None if the step is ignored, because it is a repetition or belongs to an episode
+        whose END has just come.
         """
         step_id = StepId.of(step)
         if self.begins(step_id):
             self.begin(step_id.episode_id, now)
-        return self.continue_with(step, now)
+        return self.continue_with(step, now, step_id)
 
-    def continue_with(self, step: PolicyStep, now: float) -> StepResult | None:
+    def continue_with(
+        self, step: PolicyStep, now: float, step_id: StepId | None = None
+    ) -> StepResult | None:
         """Score a step as `step` does, but begin no episode."""
-        if not self._admit(StepId.of(step), step.instruction):
-            return None
-        return self._score(step, now)
+        step_id = step_id or StepId.of(step)
+        place = self._place(step_id, now, step.instruction)
+        if place.placement is not Placement.NEXT:
+            return self._off_order(place, step_id, now)
+        result = self._score(step, now)
+        return replace(result, problem=place.problem) if place.problem else result
 
     def continue_without(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
         """Take a step of the running episode whose message cannot be read; None if it is ignored.
@@ -277,36 +322,50 @@ class EpisodeMonitor:
         problem : str
             Why it cannot be read.
         """
-        if not self._admit(step_id):
-            return None
+        place = self._place(step_id, now)
+        if place.placement is not Placement.NEXT:
+            return self._off_order(place, step_id, now)
         return self._not_scored(step_id.index, problem, now)
 
-    def _admit(self, step_id: StepId, instruction: str = '') -> bool:
-        """Record the steps that are missing before this step.
-
-        Return False if this step must be ignored.
-        """
-        index = step_id.index
-        if not self.running or step_id.episode_id != self.episode_id or index < self._next_index:
-            self.counts.out_of_order += 1
-            return False
-        if instruction and self._next_index == 0 and not self.task:
-            self._use_task(instruction)
-        if gap := index - self._next_index:
-            self.counts.missing += gap
-            self.alarms.missing(gap)
+    def _place(self, step_id: StepId, now: float, instruction: str = '') -> Place:
+        """Return the place of a step, and record what is missing before it or wrong with it."""
+        is_first = self.order.next_index == 0
+        place = self.order.place(step_id, now)
+        if place.problem or place.missing:
             self.thresholds.invalidate()
-        self._next_index = index + 1
-        self._last_stamp = max(step_id.stamp, self._last_stamp)
-        return True
+        if place.placement is Placement.NEXT:
+            if instruction and is_first and not self.task:
+                self._use_task(instruction)
+            if place.problem:
+                self.alarms.history.contradict(place.problem)
+            if place.missing:
+                self.counts.missing += place.missing
+                self.alarms.history.missing(place.missing, place.gap, place.hint)
+        return place
+
+    def _off_order(self, place: Place, step_id: StepId, now: float) -> StepResult | None:
+        """Return the result of a step that is not the next one; None if it is ignored."""
+        if place.placement is Placement.REPEATED:
+            self.counts.repeated += 1
+            self.alarms.repeated()
+            return None
+        self.counts.misplaced += 1
+        verdict = self.alarms.misplaced(step_id.index, place.problem, now)
+        return StepResult(math.nan, math.nan, verdict, place.problem)
 
     def _score(self, step: PolicyStep, now: float) -> StepResult:
         assert self._stream is not None
         index = step.step
         try:
-            score = self._stream.step(self._pooled(step))
+            score = self._stream.step(self.checks.checked(step))
         except (StepError, PoolingError) as error:
             return self._not_scored(index, str(error), now)
+        except Exception as error:  # A detector's fault must not end the monitor.
+            problem = (
+                f'step {index}: detector {self.calibrated.detector.name} failed with '
+                f'{type(error).__name__}: {error}'
+            )
+            return self._not_scored(index, problem, now)
         if not math.isfinite(score):
             problem = f'step {index}: expected a finite score, found {score}'
             return self._not_scored(index, problem, now)
@@ -324,27 +383,6 @@ class EpisodeMonitor:
             return StepResult(score, threshold, verdict, problem, self._probability(score))
         verdict = self.alarms.scored(index, score, threshold, warning, now)
         return StepResult(score, threshold, verdict, probability=self._probability(score))
-
-    def _pooled(self, step: PolicyStep) -> PolicyStep:
-        """Check that features and actions match the detector; pool raw features."""
-        spec = self.calibrated.feature
-        if step.feature_name and step.feature_name != str(spec):
-            raw = FeatureSpec(spec.name, spec.dim, spec.axes)
-            if step.feature_name != str(raw):
-                raise StepError(
-                    where=f'step {step.step}',
-                    expected=f'the features {str(spec)!r} that the detector was fitted on',
-                    found=repr(step.feature_name),
-                    advice='set the same feature and the same pooling in the bridge',
-                )
-        if problem := self.calibrated.action_problem(step.action_space):
-            raise StepError(
-                f'step {step.step}: {problem}; publish the actions in the space of the detector, '
-                'or fit the detector on actions in the space of the policy'
-            )
-        if spec.axes and step.features.ndim == len(spec.axes) + 1:
-            return replace(step, features=spec.apply(step.features))
-        return step
 
     def _probability(self, score: float) -> float:
         return score if self.calibrated.detector.gives_probability else math.nan

@@ -1,90 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
 """A session: the monitor in use, the next one, the adaptation file and its own labels. No ROS.
 
-A node has one session from configure to cleanup.
+A node has one session from configure to cleanup. Every ``now`` is a time of a steady clock [s].
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import replace
 
-from safe_monitor_node.monitor.alarm import AlarmConfig, Verdict
+from safe_monitor_node.monitor.alarm import Verdict
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
+from safe_monitor_node.monitor.freshness import Freshness
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
+from safe_monitor_node.monitor.remarks import Remarks
+from safe_monitor_node.monitor.settings import MonitorSettings
+from safe_monitor_node.monitor.start_of_watch import StartOfWatch
 from safe_monitor_node.monitor.steps import StepId, StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
-from safe_monitor_node.storage.detector_folder import load_detector
 from vla_feature_bridge.step import PolicyStep
 
 _KEPT_LATENCIES = 1000
-_KEPT_OWN_LABELS = 100
-
-
-@dataclass(frozen=True)
-class MonitorSettings:
-    """Settings for making a monitor from a detector folder.
-
-    Attributes
-    ----------
-    alpha, warning_alpha, adaptation_step : float
-        Same meaning as in :class:`EpisodeMonitor`.
-    alarm : AlarmConfig
-    adaptation_file : str
-        File that stores the updates of the thresholds; if empty, the updates are only in memory.
-    """
-
-    alpha: float = 0.0
-    warning_alpha: float = 0.0
-    adaptation_step: float = 0.0
-    adaptation_file: str = ''
-    alarm: AlarmConfig = field(default_factory=AlarmConfig)
-
-    def monitor_of(self, folder: str) -> EpisodeMonitor:
-        """Return a new monitor with the detector of a folder.
-
-        Raises
-        ------
-        SafeError
-            The folder cannot be read, or has no thresholds for these settings.
-        """
-        if not folder:
-            raise MonitorError(
-                where='parameter detector_folder',
-                expected='a detector folder',
-                found='an empty text',
-                advice='give a folder made by: python -m safe_training fit',
-            )
-        return EpisodeMonitor(
-            load_detector(folder),
-            alpha=self.alpha,
-            warning_alpha=self.warning_alpha,
-            config=self.alarm,
-            adaptation_step=self.adaptation_step,
-        )
-
-
-@dataclass(frozen=True)
-class EpisodeLabel:
-    """The outcome of an episode as a label on ``vla/episode`` states it.
-
-    Attributes
-    ----------
-    episode_id : str
-    success : bool or None
-        None: unknown; it withdraws an earlier label.
-    stamp : int
-        Time of the label [ns].
-    reason : str
-        Who labelled, and why.
-    """
-
-    episode_id: str
-    success: bool | None
-    stamp: int = 0
-    reason: str = ''
 
 
 class MonitorSession:
@@ -103,10 +42,20 @@ class MonitorSession:
     ----------
     monitor : EpisodeMonitor
         The current monitor.
+    freshness : Freshness
+        The age of the last step, and the ROS clock.
+    watch : StartOfWatch
+        What is known about episodes that began before the monitor was active.
     folder : str
         Folder of the detector that was loaded last.
+    own_labels : OwnLabels
+        The labels that the node itself has published.
+    remarks : Remarks
+        What a person should know about the last events and steps.
     problem : str
-        Reason why the last step could not be scored; empty if it was scored.
+        Reason why a step of the episode could not be scored, the last one; empty if all were.
+    first_problem : str
+        The same of the first one, or why the episode cannot be judged.
     file_problem : str
         Reason why the adaptation file could not be written; empty if it was written.
     latencies : deque of float
@@ -125,10 +74,13 @@ class MonitorSession:
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
         self.folder, self.settings = folder, settings
-        self.problem = self.file_problem = ''
+        self.problem = self.first_problem = self.file_problem = ''
         self.latencies: deque[float] = deque(maxlen=_KEPT_LATENCIES)
+        self.freshness = Freshness(settings.max_age)
+        self.watch = StartOfWatch()
+        self.remarks = Remarks()
         self._on_end = on_end
-        self._own_labels: deque[EpisodeLabel] = deque(maxlen=_KEPT_OWN_LABELS)
+        self.own_labels = OwnLabels()
         self._next: EpisodeMonitor | None = None
         self.monitor = settings.monitor_of(folder)
         self._file = self._open_file()
@@ -150,63 +102,188 @@ class MonitorSession:
 
     @property
     def verdict(self) -> Verdict:
-        """The present verdict of the monitor in use."""
-        return self.monitor.verdict
+        """The present verdict: of the monitor in use, if it is about the present."""
+        return self.freshness.applied_to(self.watch.applied_to(self.monitor.verdict))
 
     @property
     def running_id(self) -> str | None:
         """The running episode; None while no episode runs."""
         return self.monitor.episode_id if self.monitor.running else None
 
+    # --- active or not
+
+    def activate(self, now: float) -> None:
+        """Begin to watch."""
+        self.watch.activate(now)
+
+    def deactivate(self) -> None:
+        """Forget the running episode, except that it is running."""
+        if self.monitor.running:
+            self.watch.began(self.monitor.episode_id, self.monitor.task)
+        self._forget_episode()
+        self.monitor.abandon()
+
+    def _forget_episode(self) -> None:
+        self.freshness.forget()
+        self.problem = self.first_problem = ''
+
+    def began_earlier(self, episode_id: str, now: float, task: str = '') -> None:
+        """Take the START of an episode that began before the monitor was active."""
+        if episode_id == self.running_id:
+            self.start(episode_id, now, task)
+        else:
+            self.watch.began(episode_id, task)
+            self.remarks.know(episode_id)
+
     # --- episodes and steps
 
     def start(self, episode_id: str, now: float, task: str) -> None:
         """Take the START of an episode; see `EpisodeMonitor.start`."""
+        self.watch.know()
+        self.watch.forget()
         self.finish_episode()
-        if episode_id != self.running_id:
+        is_new = episode_id != self.running_id
+        if is_new:
             self._take_next()
+            self._forget_episode()
+        has_steps = not is_new and self.monitor.order.next_index > 0
+        self.remarks.started(episode_id, now, has_steps=has_steps)
         self.monitor.start(episode_id, now, task)
 
-    def step(self, step: PolicyStep, now: float) -> StepResult | None:
-        """Score the next step; see `EpisodeMonitor.step`."""
-        self._begin_with(StepId.of(step), now)
-        return self._kept(self.monitor.continue_with(step, now))
+    def step(
+        self,
+        step: PolicyStep,
+        now: float,
+        age: float | None = None,
+        sequence: int | None = None,
+    ) -> StepResult | None:
+        """Score the next step; see `EpisodeMonitor.step`.
 
-    def refuse(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
+        Parameters
+        ----------
+        step : PolicyStep
+        now : float
+        age : float or None
+            ROS time minus stamp of the step [s]; None if it is not known.
+        sequence : int or None
+            Number that the publisher gave to the message; None if it is not known.
+        """
+        step_id = StepId.of(step, sequence)
+        self._begin_with(step_id, now)
+        return self._kept(self.monitor.continue_with(step, now, step_id), step_id, now, age)
+
+    def refuse(
+        self, step_id: StepId, problem: str, now: float, age: float | None = None
+    ) -> StepResult | None:
         """Take a step whose message cannot be read; None if it is ignored."""
         self._begin_with(step_id, now)
-        return self._kept(self.monitor.continue_without(step_id, problem, now))
+        result = self.monitor.continue_without(step_id, problem, now)
+        return self._kept(result, step_id, now, age)
 
     def _begin_with(self, step_id: StepId, now: float) -> None:
+        self.watch.know()
         if self.monitor.begins(step_id):
             self.finish_episode()
             self._take_next()
-            self.monitor.begin(step_id.episode_id, now)
+            # The START may have come before the monitor was active.
+            task = self.watch.forget(step_id.episode_id)
+            self._forget_episode()
+            self.monitor.begin(step_id.episode_id, now, task)
 
-    def _kept(self, result: StepResult | None) -> StepResult | None:
-        if result is not None:
+    def _kept(
+        self, result: StepResult | None, step_id: StepId, now: float, age: float | None
+    ) -> StepResult | None:
+        if result is None:
+            self.remarks.repeated(step_id.episode_id, step_id.index, now)
+            return None
+        if step_id.episode_id == self.running_id:
+            self.remarks.stepped(step_id.episode_id, now)
+            self.freshness.take(step_id.index, age)
+            if self.monitor.order.changed_at == step_id.index:
+                self.remarks.publisher_changed(step_id.episode_id, step_id.index, now)
+        if result.problem:
             self.problem = result.problem
-        return result
+        self.first_problem = (
+            self.monitor.alarms.history.cause or self.first_problem or result.problem
+        )
+        return replace(result, verdict=self.freshness.applied_to(result.verdict))
 
-    def end(self, episode_id: str) -> bool:
-        """Take the END of an episode; True if `finish_episode` is to be called after the grace."""
-        return self.monitor.end_after_grace(episode_id)
+    def end(
+        self, episode_id: str, now: float = 0.0, grace: float = 0.0, *, earlier: bool = False
+    ) -> bool:
+        """Take the END of an episode; True if `finish_episode` is to be called after the grace.
+
+        Parameters
+        ----------
+        episode_id : str
+        now : float
+        grace : float
+            Time in which steps of the episode may arrive [s].
+        earlier : bool
+            Whether the END was published before the monitor was active.
+        """
+        self.watch.know()
+        self.watch.ended(episode_id)
+        if not earlier:
+            self.remarks.ended(episode_id, now)
+        return self.monitor.end_after_grace(episode_id, now + grace)
 
     def finish_episode(self) -> None:
         """End the episode for which END has arrived; do nothing if no END has arrived."""
         if self.monitor.finish():
+            self.freshness.forget()
             self.keep_adaptation()
             self._take_next()
             self._on_end()
 
-    def abandon(self) -> None:
-        """Forget the running episode."""
-        self.monitor.abandon()
+    def clock_ran_back(self) -> None:
+        """Take note that the ROS time ran back; see `EpisodeMonitor.clock_ran_back`."""
+        self.monitor.clock_ran_back()
 
     def tick(self, now: float) -> None:
-        """Look at the clock, and write the adaptation file if its last write failed."""
+        """Look at the time, and write the adaptation file if its last write failed."""
+        self.watch.tick(now)
+        self.remarks.tick(now)
+        if self.watch.earlier is not None and not self.monitor.running:
+            episode_id, task = self.watch.earlier
+            self.watch.know()
+            self.watch.forget()
+            self._take_next()
+            self._forget_episode()
+            self.remarks.know(episode_id)
+            self.monitor.begin_inside(episode_id, now, task)
         self.monitor.tick(now)
         self.keep_adaptation()
+
+    # --- other settings
+
+    def check(self, settings: MonitorSettings) -> None:
+        """Check that other rates, alarm settings or ages can be used.
+
+        Raises
+        ------
+        SafeError
+            They cannot; nothing has changed.
+        """
+        if settings.rates != self.settings.rates:
+            for monitor in self._monitors():
+                settings.thresholds_of(monitor.calibrated)
+
+    def change(self, settings: MonitorSettings) -> None:
+        """Use settings that `check` has accepted.
+
+        The times are used at once. The false-alarm rates, and k of n, are used from the next
+        episode on, so that an episode is judged by one rule.
+        """
+        for monitor in self._monitors():
+            monitor.alarms.change(settings.alarm)
+            if settings.rates != self.settings.rates:
+                monitor.take_thresholds(settings.thresholds_of(monitor.calibrated))
+        self.freshness.max_age = settings.max_age
+        self.settings = settings
+
+    def _monitors(self) -> list[EpisodeMonitor]:
+        return [self.monitor] if self._next is None else [self.monitor, self._next]
 
     # --- another detector
 
@@ -261,23 +338,6 @@ class MonitorSession:
         effect = self.monitor.label(label.episode_id, label.success)
         self.keep_adaptation()
         return effect
-
-    def expect_own(self, label: EpisodeLabel) -> None:
-        """Record that the node itself published this label and will receive it."""
-        self._own_labels.append(label)
-
-    def is_own(self, label: EpisodeLabel) -> bool:
-        """Return True if the node itself published this received label.
-
-        True only once for each label.
-
-        Such a label had its effect when the node published the label. The label must not have a
-        second effect when the node receives the label, possibly after a label from another node.
-        """
-        if label not in self._own_labels:
-            return False
-        self._own_labels.remove(label)
-        return True
 
     def keep_adaptation(self) -> None:
         """Write the adaptation file if a file is set and the thresholds have changed."""

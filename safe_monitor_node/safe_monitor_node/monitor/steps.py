@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import zlib
+from dataclasses import dataclass, field
+
+import numpy as np
 
 from safe_monitor_node.monitor.alarm import Verdict
 from vla_feature_bridge.step import PolicyStep
+
+_READ_OF_FEATURES = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +26,34 @@ class StepId:
         Position in the episode, from 0.
     stamp : int
         Time of the step [ns].
+    content : int
+        What :func:`content_of` returns; 0 if the content is not known.
+    sequence : int or None
+        Number that the publisher gave to the message; None if it is not known.
     """
 
     episode_id: str
     index: int
     stamp: int
+    content: int = field(default=0, compare=False)
+    sequence: int | None = field(default=None, compare=False)
 
     @classmethod
-    def of(cls, step: PolicyStep) -> StepId:
+    def of(cls, step: PolicyStep, sequence: int | None = None) -> StepId:
         """Return the identity of a policy step."""
-        return cls(step.episode_id, step.step, step.stamp)
+        return cls(step.episode_id, step.step, step.stamp, content_of(step), sequence)
+
+
+def content_of(step: PolicyStep) -> int:
+    """Return a number that tells two steps with different content apart; never 0.
+
+    The number is a checksum of the signals and of at most 4096 numbers of the features, because raw
+    features can be large.
+    """
+    flat = step.features.reshape(-1)
+    some = np.ascontiguousarray(flat[:: max(1, flat.size // _READ_OF_FEATURES)])
+    signals = np.fromiter(step.signals.values(), np.float32)
+    return zlib.crc32(signals.tobytes(), zlib.crc32(some.tobytes())) + 1
 
 
 @dataclass(frozen=True)
@@ -61,10 +84,25 @@ class StepResult:
 
 @dataclass
 class Counts:
-    """Steps and episodes since the monitor was configured."""
+    """Steps and episodes since the monitor was configured.
+
+    Attributes
+    ----------
+    scored : int
+    invalid : int
+        Steps that could not be scored.
+    missing : int
+        Steps that did not come.
+    repeated : int
+        Steps that came again, or came later than a step after them; ignored.
+    misplaced : int
+        Steps that belong to no episode, or that contradict a step before.
+    episodes : int
+    """
 
     scored: int = 0
     invalid: int = 0
     missing: int = 0
-    out_of_order: int = 0
+    repeated: int = 0
+    misplaced: int = 0
     episodes: int = 0

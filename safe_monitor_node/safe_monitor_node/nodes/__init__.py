@@ -1,11 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Executables. Only this subpackage uses ROS.
 
-lifecycle             a lifecycle node with one set-up and one teardown
 monitor_parameters    the parameters of the monitor node
-monitor               topics, services and timers of the monitor node
-monitor_messages      the messages of the monitor node, made from a session
 diagnosis             level and facts of a session for ``/diagnostics``; no ROS in it
+monitor_messages      the messages of the monitor node, made from a session
+monitor_outputs       what the monitor node publishes
+topic_watch           who else publishes the topics of the monitor
+monitor_inputs        the subscriptions of the monitor node, and the nodes around it
+monitor_services      the services of the monitor node
+monitor_node          life cycle, steps, events and timers of the monitor node
+monitor               executable of monitor_node
 
 This subpackage imports all other subpackages.
 """

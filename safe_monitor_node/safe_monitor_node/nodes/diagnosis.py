@@ -3,23 +3,15 @@
 
 from __future__ import annotations
 
-from enum import IntEnum
+import math
+from collections.abc import Sequence
 
 import numpy as np
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
-
-
-class Level(IntEnum):
-    """Severity; the values are equal to ``diagnostic_msgs/DiagnosticStatus``."""
-
-    OK = 0
-    WARN = 1
-    ERROR = 2
-    STALE = 3
-
+from vla_feature_bridge.nodes.levels import Finding, Level, most_severe, summarise
 
 _LEVELS = {
     AlarmState.NOMINAL: Level.OK,
@@ -31,7 +23,9 @@ _LEVELS = {
 }
 
 
-def diagnose(session: MonitorSession | None, active: bool, failure: str) -> tuple[Level, str]:
+def diagnose(
+    session: MonitorSession | None, active: bool, failure: str, around: Sequence[Finding] = ()
+) -> tuple[Level, str]:
     """Return the level and one sentence for a person.
 
     Parameters
@@ -42,16 +36,35 @@ def diagnose(session: MonitorSession | None, active: bool, failure: str) -> tupl
         Whether the node is active.
     failure : str
         Reason why the last configure failed; empty if it succeeded.
+    around : sequence of Finding
+        What is wrong with the node and with the nodes around it.
     """
     if session is None:
-        return (Level.ERROR, failure) if failure else (Level.STALE, 'not configured')
-    if not active:
-        return Level.STALE, 'not active'
-    verdict = session.verdict
-    level = _LEVELS[verdict.state]
-    if session.file_problem and level == Level.OK:
-        return Level.WARN, f'{verdict.state.name}, but {session.file_problem}'
-    return level, f'{verdict.state.name}: {verdict.reason}'
+        level, message = (Level.ERROR, failure) if failure else (Level.STALE, 'not configured')
+    elif not active:
+        level, message = Level.STALE, 'not active'
+    else:
+        verdict = session.verdict
+        level, message = _LEVELS[verdict.state], f'{verdict.state.name}: {verdict.reason}'
+        around = [*around, *_findings_of(session)]
+    around = [finding for finding in around if finding.text not in message]
+    if not around:
+        return level, message
+    worst, text = summarise(around, '')
+    if level == Level.OK:
+        return worst, f'{message.partition(":")[0]}, but {text}'
+    return most_severe(level, worst), f'{message}; {text}'
+
+
+def _findings_of(session: MonitorSession) -> list[Finding]:
+    """Return what is doubtful although the state can be NOMINAL."""
+    texts = (
+        session.file_problem,
+        session.freshness.warning,
+        session.monitor.checks.warning,
+        *session.remarks.texts,
+    )
+    return [Finding(Level.WARN, text) for text in texts if text]
 
 
 def introduce(session: MonitorSession) -> list[str]:
@@ -92,8 +105,11 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
         'steps scored': counts.scored,
         'steps invalid': counts.invalid,
         'steps missing': counts.missing,
-        'steps out of order': counts.out_of_order,
+        'steps repeated': counts.repeated,
+        'steps misplaced': counts.misplaced,
+        'first problem': session.first_problem,
         'last problem': session.problem,
+        **_settings_facts(session),
     }
     if monitor.adaptation is not None:
         facts |= _adaptation_facts(monitor.adaptation, monitor.threshold.task)
@@ -104,6 +120,34 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
     if session.latencies:
         p50, p99 = np.percentile(session.latencies, (50, 99)) * 1e3
         facts |= {'latency p50 [ms]': f'{p50:.3f}', 'latency p99 [ms]': f'{p99:.3f}'}
+    return facts
+
+
+def _settings_facts(session: MonitorSession) -> dict[str, object]:
+    """Return what counts as an alarm and as STALE, and what changes with the next episode."""
+    alarms, freshness = session.monitor.alarms, session.freshness
+    config, age = alarms.config, freshness.age
+    if config.stale_after == math.inf:
+        stale = 'never'
+    else:
+        stale = f'{alarms.silence:.3g}'
+        if not config.stale_after:
+            stale += f' (learned: {alarms.period.explain()})'
+    facts: dict[str, object] = {
+        'alarm_k of alarm_n': f'{config.k} of {config.n}',
+        'latch': config.latch.value,
+        'stale after [s]': stale,
+        'max_age [s]': f'{freshness.max_age:g}',
+        'age of the last step [s]': 'unknown' if age is None else f'{age:.3f}',
+    }
+    upcoming = []
+    if (config.k, config.n) != (alarms.next_config.k, alarms.next_config.n):
+        upcoming.append(f'alarm_k {alarms.next_config.k} of alarm_n {alarms.next_config.n}')
+    if (thresholds := session.monitor.next_thresholds) is not None:
+        rates = (thresholds.alarm.alpha, thresholds.warning.alpha)
+        upcoming.append('alpha {:g}, warning_alpha {:g}'.format(*rates))
+    if upcoming:
+        facts['at the next episode'] = ', '.join(upcoming)
     return facts
 
 

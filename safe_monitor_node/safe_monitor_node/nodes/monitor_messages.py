@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
 from safe_monitor_node.monitor.label_feedback import LabelEffect
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.own_labels import EpisodeLabel
+from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.monitor.step_order import shown
 from safe_monitor_node.monitor.steps import StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
-from safe_monitor_node.nodes.diagnosis import diagnose, facts_of
+from safe_monitor_node.nodes.diagnosis import Level
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep
 from vla_feature_bridge.ros.messages import time_from_message
 
@@ -21,6 +26,7 @@ OUTCOMES = {
 }
 """Whether an episode succeeded, by the outcome of a message; None is unknown."""
 
+_LONGEST_TEXT = 1000
 _OUTCOME_NAMES = {None: 'unknown', True: 'a success', False: 'a failure'}
 _ALLOWED_OUTCOMES = (
     f'{EpisodeEvent.OUTCOME_UNKNOWN} (unknown), {EpisodeEvent.OUTCOME_SUCCESS} (success) or '
@@ -52,15 +58,38 @@ def alarm_message(session: MonitorSession, verdict: Verdict, advice: int) -> Fai
         step=verdict.step,
         detector=session.monitor.calibrated.detector.name,
         state=int(verdict.state),
-        reason=verdict.reason,
+        reason=_shortened(verdict.reason),
         score=verdict.score,
         threshold=verdict.threshold,
         advice=advice,
     )
 
 
+def inactive_message(session: MonitorSession, advice: int) -> FailureAlarm:
+    """Return the alarm message of a monitor that becomes inactive. The caller sets the header.
+
+    Parameters
+    ----------
+    session : MonitorSession
+    advice : int
+        The advice that was given last. It stays.
+    """
+    verdict = session.verdict
+    return FailureAlarm(
+        episode_id=session.monitor.episode_id,
+        step=verdict.step,
+        detector=session.monitor.calibrated.detector.name,
+        state=int(AlarmState.UNKNOWN),
+        reason=f'the monitor is not active; its last state was {verdict.state.name}: '
+        f'{_shortened(verdict.reason)}',
+        score=math.nan,
+        threshold=math.nan,
+        advice=advice,
+    )
+
+
 def diagnostic_status(
-    node: str, folder: str, session: MonitorSession | None, active: bool, failure: str
+    node: str, level: Level, message: str, facts: Mapping[str, object]
 ) -> DiagnosticStatus:
     """Return the diagnosis of a monitor node.
 
@@ -68,22 +97,23 @@ def diagnostic_status(
     ----------
     node : str
         Full name of the node.
-    folder : str
-        Detector folder that was loaded last, or is to be loaded.
-    session, active, failure
-        As in :func:`~safe_monitor_node.nodes.diagnosis.diagnose`.
+    level, message
+        As :func:`~safe_monitor_node.nodes.diagnosis.diagnose` returns them.
+    facts : mapping of str to object
+        Long texts are shortened, because a task can be as long as a message.
     """
-    level, message = diagnose(session, active, failure)
-    facts: dict[str, object] = {'detector_folder': folder}
-    if session is not None:
-        facts |= facts_of(session)
     return DiagnosticStatus(
         level=bytes([level]),
         name=f'{node.lstrip("/")}: failure monitor',
-        message=message,
-        hardware_id='' if session is None else session.monitor.calibrated.detector.name,
-        values=[KeyValue(key=key, value=str(value)) for key, value in facts.items()],
+        message=_shortened(message),
+        values=[KeyValue(key=key, value=_shortened(str(value))) for key, value in facts.items()],
     )
+
+
+def _shortened(text: str) -> str:
+    if len(text) <= _LONGEST_TEXT:
+        return text
+    return f'{text[:_LONGEST_TEXT]}... ({len(text)} characters)'
 
 
 def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
@@ -126,7 +156,7 @@ def label_of(event: EpisodeEvent) -> EpisodeLabel:
     """
     if event.outcome not in OUTCOMES:
         raise MonitorError(
-            where=f'vla/episode: episode {event.episode_id!r}',
+            where=f'vla/episode: episode {shown(event.episode_id)}',
             expected=f'as outcome {_ALLOWED_OUTCOMES}',
             found=str(event.outcome),
             advice='the outcome is ignored',
@@ -141,4 +171,4 @@ def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
     The effect None means that the label was only published.
     """
     done = 'published, without an effect in this monitor' if effect is None else effect.value
-    return f'episode {label.episode_id!r}, outcome {_OUTCOME_NAMES[label.success]}: {done}'
+    return f'episode {shown(label.episode_id)}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

@@ -3,12 +3,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Verdict
-from safe_monitor_node.monitor.session import MonitorSettings
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Latch
+from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.monitor.settings import MonitorSettings
+from safe_monitor_node.monitor.start_of_watch import LISTENING
+from safe_monitor_node.monitor.step_period import LONGEST_SILENCE, PERIODS, SHORTEST_SILENCE
 from safe_msgs.msg import FailureAlarm
-from vla_feature_bridge.ros.parameters import Parameter
+from vla_feature_bridge.ros.parameters import AT_ONCE, NEXT_EPISODE, Parameter
 
 ADVICE = {
     'none': FailureAlarm.ADVICE_NONE,
@@ -27,6 +31,7 @@ PARAMETERS = (
         'Promised false-alarm rate; 0 uses the rate stored in the detector folder.',
         0.0,
         0.99,
+        changes=NEXT_EPISODE,
     ),
     Parameter(
         'warning_alpha',
@@ -35,6 +40,7 @@ PARAMETERS = (
         'otherwise there are no warnings.',
         0.0,
         0.99,
+        changes=NEXT_EPISODE,
     ),
     Parameter(
         'adaptation_step',
@@ -56,6 +62,7 @@ PARAMETERS = (
         'Number of scores above the band, among the last alarm_n steps, that raises an alarm.',
         1,
         1000,
+        changes=NEXT_EPISODE,
     ),
     Parameter(
         'alarm_n',
@@ -63,14 +70,33 @@ PARAMETERS = (
         'Number of the last steps among which alarm_k counts the scores above the band.',
         1,
         1000,
+        changes=NEXT_EPISODE,
     ),
     Parameter(
         'stale_after',
-        2.0,
-        'If no step arrives for this time while an episode runs, the state is STALE [s]; 0 '
-        'disables STALE.',
+        0.0,
+        'If no step arrives for this time while an episode runs, the state is STALE [s]; 0 learns '
+        f'it: {PERIODS} times the period of the steps, at least {SHORTEST_SILENCE:g} and at most '
+        f'{LONGEST_SILENCE:g}.',
         0.0,
         3600.0,
+        changes=AT_ONCE,
+    ),
+    Parameter(
+        'stale_mode',
+        'watch',
+        'Silence makes the state STALE after stale_after (watch), or never (never).',
+        choices=('watch', 'never'),
+        changes=AT_ONCE,
+    ),
+    Parameter(
+        'max_age',
+        5.0,
+        'Largest age of a step when it arrives: ROS time minus its stamp [s]; the state is STALE '
+        'after an older step; 0 only reports the age.',
+        0.0,
+        86400.0,
+        changes=AT_ONCE,
     ),
     Parameter(
         'max_missing_steps',
@@ -80,11 +106,43 @@ PARAMETERS = (
         0,
         100000,
     ),
-    Parameter('alarm_advice', 'stop', 'Advice published with an alarm.', choices=tuple(ADVICE)),
+    Parameter(
+        'max_identical_features',
+        5,
+        'Number of steps in succession that may have identical features; more are INVALID, because '
+        'the camera or the policy seems to stand still; 0 accepts any number.',
+        0,
+        100000,
+        changes=NEXT_EPISODE,
+    ),
+    Parameter(
+        'latch',
+        Latch.EPISODE.value,
+        'An alarm lasts until its episode ends or ~/reset is called (episode), or until ~/reset is '
+        'called, whatever episodes come (reset).',
+        choices=tuple(latch.value for latch in Latch),
+        changes=AT_ONCE,
+    ),
+    Parameter(
+        'alarm_advice',
+        'stop',
+        'Advice published with an alarm.',
+        choices=tuple(ADVICE),
+        changes=AT_ONCE,
+    ),
     Parameter(
         'stop_when_blind',
         True,
-        'If true, safe/stop is also true while the state is STALE or INVALID.',
+        'If true, safe/stop is also true while the state is STALE or INVALID, and for up to '
+        f'{LISTENING:g} s after activation until it is known whether an episode is running.',
+        changes=AT_ONCE,
+    ),
+    Parameter(
+        'stop_when_unknown',
+        False,
+        'If true, safe/stop is also true while the state is UNKNOWN: between episodes and before '
+        'the first scored step of an episode.',
+        changes=AT_ONCE,
     ),
     Parameter('stop_period', 0.1, 'Period of safe/stop [s].', 0.005, 10.0),
     Parameter('diagnostics_period', 1.0, 'Period of /diagnostics [s].', 0.05, 60.0),
@@ -128,22 +186,40 @@ def settings_of(values: Any) -> MonitorSettings:
         adaptation_step=values.adaptation_step,
         adaptation_file=values.adaptation_file,
         alarm=AlarmConfig(
-            values.alarm_k, values.alarm_n, values.stale_after, values.max_missing_steps
+            k=values.alarm_k,
+            n=values.alarm_n,
+            stale_after=math.inf if values.stale_mode == 'never' else values.stale_after,
+            max_missing_steps=values.max_missing_steps,
+            max_identical_features=values.max_identical_features,
+            latch=Latch(values.latch),
         ),
+        max_age=values.max_age,
     )
 
 
-def advice_of(values: Any, verdict: Verdict) -> int:
-    """Return the advice of a verdict, one of ``FailureAlarm.ADVICE_...``.
+def advice_of(values: Any, session: MonitorSession) -> int:
+    """Return the advice for the present state of a session, one of ``FailureAlarm.ADVICE_...``.
 
     Parameters
     ----------
     values
         As in :func:`settings_of`.
-    verdict : Verdict
+    session : MonitorSession
     """
-    if verdict.state == AlarmState.ALARM:
+    state = session.verdict.state
+    if state == AlarmState.ALARM:
         return ADVICE[values.alarm_advice]
-    if verdict.state in (AlarmState.STALE, AlarmState.INVALID) and values.stop_when_blind:
+    blind = state in (AlarmState.STALE, AlarmState.INVALID) or not session.watch.knows
+    unknown = state == AlarmState.UNKNOWN
+    if (blind and values.stop_when_blind) or (unknown and values.stop_when_unknown):
         return FailureAlarm.ADVICE_STOP
     return FailureAlarm.ADVICE_NONE
+
+
+def demands(values: Any) -> dict[str, object]:
+    """Return what a person has chosen about advice and stop, for ``/diagnostics``."""
+    return {
+        'alarm_advice': values.alarm_advice,
+        'stop_when_blind': str(values.stop_when_blind).lower(),
+        'stop_when_unknown': str(values.stop_when_unknown).lower(),
+    }

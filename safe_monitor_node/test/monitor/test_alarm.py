@@ -15,6 +15,7 @@ from safe_monitor_node.monitor.alarm import (
     AlarmError,
     AlarmState,
     AlarmStateMachine,
+    Latch,
 )
 
 UNKNOWN, NOMINAL, WARNING, ALARM, STALE, INVALID = AlarmState
@@ -139,7 +140,7 @@ def test_a_latched_alarm_outlives_low_scores_silence_and_broken_steps():
     assert (episode.verdict.step, episode.verdict.score) == (1, LOW), 'the score goes on'
     assert episode.wait(1000.0) == ALARM
     assert episode.not_scored() == ALARM
-    episode.alarms.missing(5)
+    episode.alarms.history.missing(5, 'steps are missing')
     assert episode.score(LOW) == ALARM
     assert episode.verdict.reason == reason, 'the reason stays the one that raised it'
 
@@ -181,7 +182,7 @@ def test_nothing_is_stale_after_the_end():
 def test_the_next_episode_starts_with_a_clean_record():
     episode = Episode(k=2, n=3)
     episode.score(HIGH)
-    episode.alarms.missing(1)
+    episode.alarms.history.missing(1, 'a step is missing')
     episode.alarms.end()
     episode.alarms.start(episode.now)
     assert episode.score(HIGH) == WARNING, 'the high step of the last episode does not count'
@@ -262,8 +263,23 @@ def test_a_step_that_cannot_be_scored_leads_from_stale_to_invalid_and_silence_ba
     assert episode.wait(10.0) == STALE
 
 
-def test_zero_means_never_stale():
-    episode = Episode(stale_after=0.0)
+def test_steps_that_come_again_do_not_end_the_silence_and_are_said():
+    episode = Episode(stale_after=2.0)
+    episode.score(LOW)
+    for _ in range(3):
+        episode.alarms.repeated()
+        episode.wait(0.9)
+    assert episode.state == STALE
+    assert episode.verdict.reason == (
+        'no new policy step has arrived for more than 2 s; 3 came again and were ignored'
+    )
+    episode.score(LOW)
+    episode.wait(3.0)
+    assert episode.verdict.reason == 'no policy step has arrived for more than 2 s'
+
+
+def test_infinity_means_never_stale():
+    episode = Episode(stale_after=math.inf)
     episode.score(LOW)
     assert episode.wait(1e9) == NOMINAL
 
@@ -284,14 +300,145 @@ def test_a_step_without_a_score_is_invalid_for_the_rest_of_the_episode():
     assert episode.verdict.reason == 'step 1: NaN'
     assert math.isnan(episode.verdict.score)
     assert episode.score(LOW, RAISED) == [INVALID, INVALID]
-    assert 'missing' in episode.verdict.reason
+    assert episode.verdict.reason == 'step 1: NaN', 'the cause stays, and no step is missing'
 
 
 def test_no_alarm_is_raised_over_a_broken_history():
     episode = Episode()
-    episode.not_scored()
+    episode.not_scored('step 0: NaN')
     assert episode.score(HIGH) == INVALID
-    assert 'missing' in episode.verdict.reason
+    assert episode.verdict.reason == 'step 0: NaN'
+
+
+def test_the_first_cause_stays_through_other_causes_and_silence_until_the_end():
+    episode = Episode(stale_after=2.0)
+    episode.score(LOW)
+    episode.not_scored('step 1: NaN')
+    episode.alarms.history.missing(3, '3 steps are missing')
+    episode.not_scored('step 5: the width is wrong')
+    assert episode.verdict.reason == 'step 1: NaN'
+    assert episode.wait(3.0) == STALE
+    assert 'no policy step' in episode.verdict.reason
+    assert episode.verdict.reason.endswith('before: step 1: NaN')
+    assert episode.score(LOW) == INVALID
+    assert episode.verdict.reason == 'step 1: NaN'
+    episode.alarms.end()
+    episode.alarms.start(episode.now)
+    assert episode.alarms.history.cause == ''
+    assert episode.score(LOW) == NOMINAL
+
+
+def test_a_hint_explains_a_first_gap_and_no_other_cause():
+    gap, hint = '49 steps are missing (1 to 49)', '; number the inferences'
+    episode = Episode()
+    episode.alarms.history.missing(49, gap)
+    episode.score(LOW)
+    episode.alarms.history.missing(49, '49 steps are missing (51 to 99)', hint)
+    episode.alarms.history.missing(49, '49 steps are missing (101 to 149)', hint)
+    episode.score(LOW)
+    assert episode.verdict.reason == gap + hint
+    other = Episode()
+    other.not_scored('step 0: NaN')
+    other.alarms.history.missing(49, gap, hint)
+    other.score(LOW)
+    assert other.verdict.reason == 'step 0: NaN'
+
+
+def test_with_an_allowance_the_limit_and_the_first_cause_are_said():
+    episode = Episode(max_missing_steps=1)
+    assert episode.not_scored('step 0: NaN') == INVALID
+    assert episode.verdict.reason == 'step 0: NaN'
+    assert episode.score(LOW) == NOMINAL
+    episode.alarms.history.missing(2, '2 steps are missing (2 to 3)')
+    assert episode.score(LOW) == INVALID
+    assert episode.verdict.reason == (
+        'more steps are missing or have no score than max_missing_steps = 1; '
+        'the first cause: step 0: NaN'
+    )
+
+
+# --- steps that contradict the episode, and steps of none
+
+
+def test_a_contradiction_is_invalid_until_the_end_however_many_steps_may_be_missing():
+    episode = Episode(max_missing_steps=100)
+    episode.score(LOW)
+    verdict = episode.alarms.misplaced(0, 'step 0 came twice', episode.now)
+    assert (verdict.state, verdict.reason) == (INVALID, 'step 0 came twice')
+    assert episode.score(LOW, HIGH) == [INVALID, INVALID]
+    assert episode.verdict.reason == 'step 0 came twice'
+    episode.alarms.start(episode.now)
+    assert episode.score(LOW) == NOMINAL
+
+
+def test_a_contradiction_releases_no_alarm():
+    episode = Episode()
+    episode.score(HIGH)
+    assert episode.alarms.misplaced(0, 'step 0 came twice', episode.now).state == ALARM
+    assert episode.alarms.reset().state == INVALID
+    assert 'came twice' in episode.verdict.reason
+
+
+def test_a_step_of_no_episode_is_invalid_while_such_steps_come():
+    alarms = AlarmStateMachine()
+    assert alarms.misplaced(3, 'after END', 10.0).state == INVALID
+    assert alarms.tick(11.0).state == INVALID
+    assert alarms.misplaced(4, 'after END', 11.5).reason == 'after END'
+    assert alarms.tick(13.0).state == INVALID
+    assert alarms.tick(13.6) == NOTHING
+    assert alarms.tick(100.0) == NOTHING
+
+
+def test_steps_of_no_episode_end_with_the_next_episode():
+    alarms = AlarmStateMachine()
+    alarms.misplaced(3, 'after END', 10.0)
+    assert alarms.start(11.0).state == UNKNOWN
+    assert alarms.scored(0, LOW, 1.0, 0.5, 11.0).state == NOMINAL
+
+
+# --- an alarm that a person has to reset
+
+
+def test_with_latch_reset_an_alarm_outlives_its_episode_and_every_other():
+    episode = Episode(latch=Latch.RESET)
+    episode.alarms.start(episode.now, "'a'")
+    episode.score(HIGH)
+    assert episode.alarms.end().state == ALARM
+    assert not episode.alarms.running
+    reason = episode.verdict.reason
+    assert "of episode 'a'" in reason and '~/reset' in reason
+    episode.alarms.start(episode.now, "'b'")
+    assert episode.verdict.reason == reason
+    assert episode.score(LOW, HIGH) == [ALARM, ALARM]
+    assert episode.not_scored() == ALARM
+    assert episode.wait(1000.0) == ALARM
+    episode.alarms.end()
+    assert episode.alarms.misplaced(3, 'after END', episode.now).state == ALARM
+    assert episode.verdict.reason == reason
+    assert episode.alarms.reset().state == UNKNOWN
+    episode.alarms.start(episode.now, "'c'")
+    assert episode.score(LOW) == NOMINAL
+
+
+def test_the_latch_changes_at_once():
+    episode = Episode()
+    episode.score(HIGH)
+    episode.alarms.change(AlarmConfig(latch=Latch.RESET))
+    assert episode.alarms.end().state == ALARM
+    episode.alarms.change(AlarmConfig())
+    assert episode.alarms.verdict.state == ALARM
+    assert episode.alarms.start(episode.now).state == UNKNOWN
+
+
+@pytest.mark.parametrize('latch', list(Latch))
+def test_another_detector_holds_the_alarm_that_the_latch_holds(latch):
+    episode = Episode(latch=latch)
+    episode.score(HIGH)
+    episode.alarms.end()
+    following = AlarmStateMachine(AlarmConfig(latch=latch))
+    following.hold(episode.alarms)
+    assert (following.verdict.state == ALARM) == (latch is Latch.RESET)
+    assert (following.start(0.0).state == ALARM) == (latch is Latch.RESET)
 
 
 @pytest.mark.parametrize(
@@ -315,18 +462,18 @@ def test_nan_is_never_nominal(broken):
 def test_missing_steps_break_the_history_at_the_next_step():
     episode = Episode()
     episode.score(LOW)
-    episode.alarms.missing(2)
+    episode.alarms.history.missing(2, '2 steps are missing (1 to 2)')
     assert episode.score(LOW) == INVALID
-    assert 'in this episode is 2' in episode.verdict.reason
+    assert episode.verdict.reason == '2 steps are missing (1 to 2)'
 
 
 def test_as_many_steps_as_allowed_may_be_missing():
     episode = Episode(max_missing_steps=2)
-    episode.alarms.missing(1)
+    episode.alarms.history.missing(1, 'a step is missing')
     assert episode.score(LOW) == NOMINAL
     assert episode.not_scored() == INVALID, 'this step itself was not scored'
     assert episode.score(LOW) == NOMINAL
-    episode.alarms.missing(1)
+    episode.alarms.history.missing(1, 'a step is missing')
     assert episode.score(LOW) == INVALID
 
 
@@ -365,6 +512,7 @@ def test_a_step_without_a_score_is_not_among_the_last_n():
         ({'stale_after': -1.0}, 'stale_after'),
         ({'stale_after': math.nan}, 'stale_after'),
         ({'max_missing_steps': -1}, 'max_missing_steps'),
+        ({'max_identical_features': -1}, 'max_identical_features'),
     ],
 )
 def test_a_configuration_that_makes_no_sense_is_refused(config, message):
@@ -380,18 +528,20 @@ events = st.lists(
         st.tuples(st.just('scored'), scores),
         st.tuples(st.just('not_scored'), st.none()),
         st.tuples(st.just('missing'), st.integers(1, 3)),
+        st.tuples(st.just('misplaced'), st.none()),
         st.tuples(st.just('wait'), st.sampled_from([0.5, 3.0])),
         st.tuples(st.sampled_from(['reset', 'end', 'start']), st.none()),
     ),
     max_size=40,
 )
 configs = st.builds(
-    lambda k, more, missing: AlarmConfig(
-        k=k, n=k + more, stale_after=2.0, max_missing_steps=missing
+    lambda k, more, missing, latch: AlarmConfig(
+        k=k, n=k + more, stale_after=2.0, max_missing_steps=missing, latch=latch
     ),
     st.integers(1, 3),
     st.integers(0, 2),
     st.integers(0, 3),
+    st.sampled_from(Latch),
 )
 
 
@@ -403,8 +553,10 @@ def happen(alarms, event, value, step, now):
         case 'not_scored':
             return alarms.not_scored(step, 'unreadable', now).state
         case 'missing':
-            alarms.missing(value)
+            alarms.history.missing(value, 'steps are missing')
             return alarms.verdict.state
+        case 'misplaced':
+            return alarms.misplaced(step, 'of no episode', now).state
         case 'wait':
             return alarms.tick(now).state
         case 'reset':
@@ -429,16 +581,17 @@ def test_what_no_sequence_of_events_may_do(events, config):
         good = event == 'scored' and not math.isnan(value)
         if state in (NOMINAL, WARNING) and before not in (NOMINAL, WARNING):
             assert good, 'only a scored step leads to nominal or warning'
-        if event in ('scored', 'not_scored') and not good:
+        if event in ('scored', 'not_scored', 'misplaced') and not good:
             assert state in (INVALID, ALARM), 'a step that was not scored is no step that is fine'
         if before == ALARM:
-            assert state == ALARM or event in ('reset', 'end', 'start')
+            releases = ('reset',) if config.latch is Latch.RESET else ('reset', 'end', 'start')
+            assert state == ALARM or event in releases
         if state == ALARM and before != ALARM:
             assert good
             assert value > 1.0
         if event in ('start', 'end'):
-            scored = False
-            assert state == UNKNOWN
+            scored = state == ALARM
+            assert state == (ALARM if before == ALARM and config.latch is Latch.RESET else UNKNOWN)
         scored = scored or good
         assert scored or state in (UNKNOWN, STALE, INVALID)
         before = state

@@ -30,6 +30,7 @@ from scripted_episodes import (
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.detectors.probe import HISTORY
+from safe_monitor_node.monitor.alarm import AlarmConfig, Latch
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds
@@ -104,16 +105,231 @@ def test_a_late_start_does_not_release_an_alarm():
 # --- order
 
 
-def test_repeated_and_late_steps_are_ignored():
+def test_repeated_steps_are_ignored_and_counted():
     live = Live()
     for index in range(3):
         live.step(index)
     before = live.monitor.verdict
-    assert live.step(2, HIGH) is None
-    assert live.step(1, HIGH) is None
+    assert live.step(2) is None
+    assert live.step(1) is None
     assert live.monitor.verdict == before
-    assert live.monitor.counts.out_of_order == 2
+    assert live.monitor.counts.repeated == 2
     assert live.state(3) == NOMINAL
+
+
+@pytest.mark.parametrize('changes', [{'score': RAISED}, {'features': np.ones(WIDTH) / 3}])
+@pytest.mark.parametrize('index', [0, 1, 2])
+def test_a_step_that_comes_again_with_other_content_is_no_repetition(index, changes):
+    live = Live(max_missing_steps=100)
+    for step in range(3):
+        live.step(step)
+    result = live.step(index, **changes)
+    assert result.verdict.state == INVALID
+    assert f'step {index} of episode' in result.problem
+    assert 'came twice, with different features or signals' in result.problem
+    assert ('START' in result.problem) == (index == 0)
+    assert live.monitor.counts.misplaced == 1
+    assert live.state(3) == INVALID, 'two streams of steps are mixed'
+    assert live.monitor.verdict.reason == result.problem
+    assert live.state(0, episode='b') == NOMINAL
+
+
+def test_a_second_episode_of_a_constant_id_and_stamp_is_never_taken_for_the_first():
+    live = Live()
+    for index in range(3):
+        live.step(index, stamp=0)
+    again = [live.step(index, features=np.full(WIDTH, 0.1 * index + 0.1)) for index in range(6)]
+    assert {result.verdict.state for result in again} == {INVALID}, 'also the steps 3 to 5'
+    assert 'give it an id of its own' in live.monitor.verdict.reason
+
+
+def test_a_large_raw_array_is_told_from_another_one():
+    raw = np.arange(1, 300 * WIDTH * 50 + 1, dtype=np.float32).reshape(-1, WIDTH)
+    live = Live(recurrent())
+    live.step(0, features=raw)
+    assert live.step(0, features=raw.copy()) is None
+    assert live.state(0, features=raw + 1) == INVALID
+
+
+@pytest.mark.parametrize('first', [0, 3])
+def test_a_missing_step_that_comes_late_is_ignored(first):
+    live = Live()
+    for index in (0, 1, 2, 4):
+        live.step(index)
+    assert live.step(3) is None
+    assert live.state(5) == INVALID
+    assert live.monitor.verdict.reason == '1 step of the episode is missing (3)'
+
+
+# --- who is speaking
+
+
+def play_messages(messages, **config):
+    """Play (index, sequence) pairs of one episode; returns the states."""
+    live = Live(**config)
+    states = []
+    for index, sequence in messages:
+        step = make_step(index, stamp=index + 1)
+        step_id = StepId.of(step, sequence)
+        if live.monitor.begins(step_id):
+            live.monitor.begin('a', live.now)
+        result = live.monitor.continue_with(step, live.now, step_id)
+        states.append(None if result is None else result.verdict.state)
+    return states, live.monitor
+
+
+@pytest.mark.parametrize(
+    ('messages', 'states'),
+    [
+        (
+            [(0, 1), (0, 1), (1, 2), (1, 2), (2, 3), (2, 3)],
+            [NOMINAL, None, NOMINAL, INVALID, INVALID, INVALID],
+        ),
+        (
+            [(0, 1), (0, 500), (1, 2), (1, 501), (2, 3)],
+            [NOMINAL, None, NOMINAL, None, INVALID],
+        ),
+        ([(0, 500), (1, 1), (2, 501), (3, 2)], [NOMINAL] * 3 + [INVALID]),
+    ],
+    ids=['equal numbers', 'far apart', 'turn by turn'],
+)
+def test_an_episode_of_two_publishers_is_invalid(messages, states):
+    found, monitor = play_messages(messages, max_missing_steps=9)
+    assert found == states
+    assert 'more than one publisher' in monitor.verdict.reason
+
+
+def test_a_restarted_bridge_goes_on_with_the_episode():
+    found, monitor = play_messages([(0, 500), (1, 501), (2, 1), (3, 2), (4, 3)])
+    assert found == [NOMINAL] * 5
+    assert monitor.order.changed_at == 2
+
+
+def test_one_publisher_may_publish_something_else_or_repeat_itself():
+    found, _ = play_messages([(0, 1), (1, 5), (1, 6), (2, 7)])
+    assert found == [NOMINAL, NOMINAL, None, NOMINAL]
+
+
+def test_a_publisher_without_numbers_is_not_accused():
+    found, _ = play_messages([(0, None), (1, None), (2, 3), (3, None), (4, 1)])
+    assert found == [NOMINAL] * 5
+
+
+def test_a_restarted_publisher_may_begin_the_episode_anew():
+    live = Live()
+    for index, sequence, stamp in ((0, 10, 1), (1, 11, 2), (0, 1, 30), (1, 2, 40)):
+        step = make_step(index, stamp=stamp)
+        step_id = StepId.of(step, sequence)
+        if live.monitor.begins(step_id):
+            live.monitor.begin('a', live.now)
+        assert live.monitor.continue_with(step, live.now, step_id).verdict.state == NOMINAL
+
+
+# --- steps of no episode
+
+
+def test_a_step_without_an_id_is_invalid_from_the_first_one_on():
+    live = Live(stale_after=5.0)
+    result = live.step(0, episode='')
+    assert result.verdict.state == INVALID
+    assert 'expected an episode_id, found an empty one' in result.problem
+    assert live.state(1, episode='') == INVALID
+    assert live.monitor.tick(live.now + 6.0).state == STALE, 'an episode runs, whatever its name'
+    assert live.state(0, episode='b') == NOMINAL
+
+
+def test_a_monitor_that_joins_an_episode_without_an_id_is_invalid():
+    assert Live().state(5, episode='') == INVALID
+
+
+def test_a_step_without_an_id_breaks_the_running_episode_and_releases_no_alarm():
+    live = Live()
+    live.step(0)
+    assert live.state(1, episode='') == INVALID
+    assert live.state(1) == INVALID
+    assert live.monitor.episode_id == 'a'
+    live.step(0, HIGH, episode='b')
+    assert live.state(1, episode='') == ALARM
+
+
+@pytest.mark.parametrize('stamp', [0, 10, 25])
+def test_a_second_episode_of_a_constant_id_after_end_is_invalid(stamp):
+    """Stamps of 0, or stamps that count from the start of each episode."""
+    live = Live()
+    for index in range(3):
+        live.step(index, stamp=10 * index + 10)
+    live.monitor.end('a')
+    result = live.step(0, stamp=stamp)
+    assert result.verdict.state == INVALID
+    assert 'after the END of this episode' in result.problem
+    assert 'give each episode an id of its own' in result.problem
+    assert ('is 0' in result.problem) == (stamp == 0)
+    assert live.state(1, stamp=stamp) == INVALID
+    assert not live.monitor.running
+    live.monitor.start('a', live.now)
+    assert live.state(0, stamp=stamp) == NOMINAL, 'START says that it is another one'
+
+
+def test_steps_after_end_are_invalid_as_long_as_they_come():
+    live = Live()
+    for index in range(3):
+        live.step(index)
+    live.monitor.end('a')
+    result = live.step(3, HIGH)
+    assert result.verdict.state == INVALID
+    assert math.isnan(result.score)
+    assert 'step 3' in result.problem and 'increase end_grace' in result.problem
+    assert live.monitor.counts.misplaced == 1
+    assert live.monitor.tick(live.now + 1.0).state == INVALID
+    assert live.monitor.tick(live.now + 10.0).state == UNKNOWN
+
+
+def test_steps_after_end_break_the_next_episode_unless_they_come_in_the_grace():
+    live = Live()
+    live.step(0, stamp=1)
+    assert live.monitor.end_after_grace('a', live.now + 1.5)
+    live.monitor.start('b', live.now)
+    assert live.step(1) is None, 'the next START may be delivered before the last step'
+    assert live.monitor.counts.repeated == 1
+    assert live.state(0, episode='b') == NOMINAL
+    result = live.step(2)
+    assert result.verdict.state == INVALID
+    assert live.state(1, episode='b') == INVALID
+    assert live.monitor.episode_id == 'b'
+
+
+def test_an_unreadable_message_has_a_place_as_every_other():
+    live = Live()
+    live.step(0)
+    live.monitor.end('a')
+    assert live.unreadable('a', 1).verdict.state == INVALID
+    assert not live.monitor.running
+    assert live.unreadable('', 0).verdict.reason.startswith('step 0: expected an episode_id')
+
+
+# --- step numbers that are not those of inferences
+
+
+@pytest.mark.parametrize('first', [0, 49])
+@pytest.mark.parametrize('stride', [2, 50])
+def test_numbers_of_environment_steps_are_told_from_missing_steps(stride, first):
+    live = Live(scripted(make_band(length=40)))
+    states = [live.state(first + stride * k) for k in range(4)]
+    assert states[1:] == [INVALID] * 3
+    reason = live.monitor.verdict.reason
+    assert 'missing' in reason, 'and not: calibrate a longer band'
+    assert f'each step number is {stride} larger' in reason
+    assert 'number the inferences' in reason
+    if first == 0:
+        assert f'(1 to {stride - 1})' in reason or stride == 2
+    assert live.state(0, episode='b') == NOMINAL
+
+
+def test_single_gaps_are_no_stride():
+    live = Live()
+    for index in (0, 2, 3, 5, 9):
+        live.step(index)
+    assert live.monitor.verdict.reason == '1 step of the episode is missing (1)'
 
 
 def test_a_gap_is_counted_and_makes_the_episode_invalid():
@@ -121,7 +337,7 @@ def test_a_gap_is_counted_and_makes_the_episode_invalid():
     live.step(0)
     result = live.step(3)
     assert result.verdict.state == INVALID
-    assert 'in this episode is 2' in result.verdict.reason
+    assert result.verdict.reason == '2 steps of the episode are missing (1 to 2)'
     assert live.monitor.counts.missing == 2
     assert live.state(4) == INVALID
     assert live.state(5, HIGH) == INVALID, 'no alarm from a score that was never calibrated'
@@ -159,7 +375,7 @@ def test_a_repeated_step_zero_is_ignored_and_releases_no_alarm(stamp):
     assert live.step(0, stamp=stamp) is None
     assert live.monitor.verdict.state == ALARM
     live.monitor.end('a')
-    assert live.step(0, stamp=stamp) is None
+    assert live.state(0, stamp=stamp) == INVALID
     assert not live.monitor.running
 
 
@@ -171,7 +387,7 @@ def test_another_detector_takes_over_what_ended_and_what_was_counted():
     following = EpisodeMonitor(scripted())
     following.take_over(live.monitor)
     live.monitor = following
-    assert live.step(1) is None, 'a late step of an ended episode starts no ghost'
+    assert live.state(1) == INVALID, 'a late step of an ended episode starts no ghost'
     assert not following.running
     assert following.counts is counts
     assert live.state(0, episode='b') == NOMINAL
@@ -222,23 +438,6 @@ def test_the_end_of_another_episode_changes_nothing():
     assert live.monitor.running
 
 
-def test_late_steps_of_an_ended_episode_are_ignored():
-    live = Live()
-    for index in range(3):
-        live.step(index)
-    live.monitor.end('a')
-    assert live.step(3, HIGH) is None
-    assert live.monitor.verdict.state == UNKNOWN
-    assert not live.monitor.running
-    live.monitor.start('b', live.now)
-    assert live.step(4, HIGH) is None, 'the next start may be delivered before the last step'
-    assert live.monitor.episode_id == 'b'
-    assert live.state(0, episode='b') == NOMINAL
-    assert live.step(5, HIGH) is None
-    assert live.state(1, episode='b') == NOMINAL
-    assert live.monitor.counts.out_of_order == 3
-
-
 def test_an_ended_episode_may_be_played_again():
     live = Live()
     live.step(0)
@@ -275,6 +474,11 @@ def test_an_abandoned_episode_is_not_scored_any_further():
             'expected at least one position on axis -2',
         ),
         ({'features': np.zeros((3, 5), np.float32)}, 'pooled width of 4, found 5'),
+        ({'features': np.zeros(WIDTH, np.float32)}, 'all features are 0'),
+        ({'features': np.zeros((3, WIDTH), np.float32)}, 'all features are 0'),
+        ({'features': np.full(WIDTH, 1e30, np.float32)}, r'at most 1e\+09, found 1e\+30'),
+        ({'features': np.arange(WIDTH, dtype=np.int32)}, 'float64, found int32; .*token ids'),
+        ({'features': np.ones(WIDTH, np.uint8)}, 'found uint8'),
         ({'feature_name': 'logits[token=last]'}, "'hidden_states.*fitted on, found 'logits"),
         ({'feature_name': 'hidden_states[token=mean]'}, 'the same feature and the same pooling'),
     ],
@@ -336,7 +540,7 @@ def test_unreadable_messages_keep_the_order_as_readable_ones_do():
     assert live.state(3) == NOMINAL, 'two steps without a score are allowed'
     assert live.unreadable('a', 3, 'unreadable') is None
     live.monitor.end('a')
-    assert live.unreadable('a', 4, 'unreadable') is None
+    assert live.unreadable('a', 4, 'unreadable').verdict.state == INVALID
     assert not live.monitor.running
     assert live.unreadable('b', 0, 'unreadable').verdict.state == INVALID
     assert live.monitor.episode_id == 'b'
@@ -371,8 +575,87 @@ def test_raw_features_are_pooled_as_the_detector_was_trained():
         assert step.features is raw, "the step is the sender's"
 
 
-def test_features_without_a_name_are_taken_at_their_word():
-    assert Live(recurrent()).state(0, feature_name='') == NOMINAL
+def test_features_without_a_name_are_scored_with_a_warning():
+    live = Live(recurrent())
+    assert live.state(0, feature_name='') == NOMINAL
+    assert 'no name' in live.monitor.checks.warning
+    assert str(SPEC) in live.monitor.checks.warning
+    assert live.state(1) == NOMINAL
+    assert live.monitor.checks.warning == ''
+
+
+def test_a_detector_that_reads_no_features_accepts_any():
+    live = Live(max_identical_features=2)
+    nothing = np.zeros(0, np.float32)
+    frozen = [live.state(index, features=nothing, feature_name='') for index in range(4)]
+    assert frozen == [NOMINAL] * 4
+    assert live.monitor.checks.warning == ''
+    assert live.state(4, features=np.zeros(WIDTH, np.int32)) == NOMINAL
+    assert live.state(5, features=nothing, feature_name='none') == NOMINAL, 'a black box'
+
+
+@pytest.mark.parametrize('raw', [False, True], ids=['pooled', 'raw'])
+def test_frozen_features_are_invalid_beyond_the_allowed_number(raw):
+    shape = (3, WIDTH) if raw else (WIDTH,)
+    frozen = np.full(shape, 0.5, np.float32)
+    live = Live(recurrent(), max_identical_features=3)
+    live.step(0)
+    states = [live.state(index, features=frozen.copy()) for index in range(1, 6)]
+    assert states == [NOMINAL] * 3 + [INVALID] * 2
+    assert (
+        'step 4: expected at most 3 steps in succession with identical features'
+        in live.monitor.verdict.reason
+    )
+    assert 'max_identical_features' in live.monitor.verdict.reason
+    assert live.state(0, episode='b', features=frozen) == NOMINAL, 'counted anew'
+
+
+def test_any_number_of_identical_features_is_accepted_if_a_person_says_so():
+    live = Live(recurrent(), max_identical_features=0)
+    frozen = np.full(WIDTH, 0.5, np.float32)
+    assert {live.state(index, features=frozen) for index in range(20)} == {NOMINAL}
+
+
+def test_features_that_are_identical_now_and_then_are_not_frozen():
+    live = Live(recurrent(), max_identical_features=2)
+    values = (1, 1, 2, 2, 1, 1, 3, 3)
+    states = {live.state(i, features=np.full(WIDTH, v, np.float32)) for i, v in enumerate(values)}
+    assert states == {NOMINAL}
+
+
+# --- a detector with a fault
+
+
+def test_an_exception_of_a_detector_is_an_invalid_step_with_its_text():
+    class Failing:
+        def step(self, step):
+            raise KeyError('gripper')
+
+    live = Live()
+    live.step(0)
+    live.monitor._stream = Failing()
+    result = live.step(1)
+    assert result.verdict.state == INVALID
+    assert result.problem == "step 1: detector action_norm failed with KeyError: 'gripper'"
+    assert live.state(0, episode='b') == NOMINAL
+
+
+# --- an alarm that a person has to reset
+
+
+def test_a_latched_alarm_outlives_the_next_detector_and_a_deactivation():
+    live = Live(latch=Latch.RESET)
+    live.step(0, HIGH)
+    live.monitor.end('a')
+    following = EpisodeMonitor(scripted(), config=AlarmConfig(latch=Latch.RESET))
+    following.take_over(live.monitor)
+    assert following.verdict.state == ALARM
+    assert "of episode 'a'" in following.verdict.reason
+    assert following.abandon().state == ALARM
+    live.monitor = following
+    assert live.state(0, episode='b') == ALARM
+    assert following.reset().state == UNKNOWN
+    assert live.state(1, episode='b') == NOMINAL
 
 
 # --- what the actions are

@@ -12,9 +12,11 @@ from band_factory import constant_band
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState
+from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Latch
 from safe_monitor_node.monitor.label_feedback import LabelEffect
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
+from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
+from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFileError
@@ -47,7 +49,7 @@ def other_folder(tmp_path):
 
 def make_step(episode, index, score=LOW, stamp=0):
     return PolicyStep(
-        features=np.zeros(WIDTH, np.float32),
+        features=np.full(WIDTH, 1 + index, np.float32),
         episode_id=episode,
         step=index,
         stamp=stamp,
@@ -88,7 +90,7 @@ def test_steps_after_end_are_scored_until_the_grace_is_over(folder):
     assert live.at_end == []
     live.session.finish_episode()
     assert live.at_end == [(AlarmState.UNKNOWN, 'a', None)]
-    assert live.step('a', 2) is None, 'the grace is over'
+    assert live.step('a', 2).verdict.state == AlarmState.INVALID, 'the grace is over'
     live.session.finish_episode()
     assert len(live.at_end) == 1, 'the timer of the grace may fire once more'
 
@@ -137,11 +139,11 @@ def test_silence_after_end_is_not_stale(folder):
     assert live.session.verdict.state == AlarmState.STALE
 
 
-def test_an_abandoned_episode_is_not_ended_later(folder):
+def test_an_episode_of_a_deactivated_monitor_is_not_ended_later(folder):
     live = Live(folder)
     live.step('a', 0)
     live.session.end('a')
-    live.session.abandon()
+    live.session.deactivate()
     live.session.finish_episode()
     assert live.at_end == []
     assert live.session.monitor.latest_id == ''
@@ -163,14 +165,131 @@ def test_whether_a_step_begins_an_episode_is_asked_once(folder, monkeypatch):
     assert asked == [StepId('a', 0, 3), StepId('a', 1, 4), StepId('b', 0, 5), StepId('b', 1, 6)]
 
 
-def test_the_last_problem_is_kept_until_a_step_has_none(folder):
-    live = Live(folder, MonitorSettings(alarm=AlarmConfig(max_missing_steps=1)))
-    live.session.refuse(StepId('a', 0, 0), 'unreadable', 0.0)
-    assert live.session.problem == 'unreadable'
+def test_the_first_and_the_last_problem_are_kept_until_the_next_episode(folder):
+    live = Live(folder)
+    live.session.refuse(StepId('a', 0, 0), 'step 0: NaN', 0.0)
     assert live.session.refuse(StepId('a', 0, 0), 'a repetition', 0.0) is None
-    assert live.session.problem == 'unreadable'
     live.step('a', 1)
-    assert live.session.problem == ''
+    live.session.refuse(StepId('a', 2, 0), 'step 2: the width is wrong', 0.0)
+    live.step('a', 3)
+    for _ in range(2):
+        assert live.session.first_problem == 'step 0: NaN'
+        assert live.session.problem == 'step 2: the width is wrong'
+        live.session.end('a')
+        live.session.finish_episode()
+    live.step('b', 0)
+    assert (live.session.first_problem, live.session.problem) == ('', '')
+    live.step('b', 5)
+    assert live.session.first_problem == '4 steps of the episode are missing (1 to 4)'
+    live.session.start('c', 0.0, '')
+    assert live.session.first_problem == ''
+
+
+# --- remarks
+
+
+def remarks(live):
+    return ' | '.join(live.session.remarks.texts)
+
+
+def test_repeated_steps_are_counted_and_said_for_a_while(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    assert remarks(live) == ''
+    live.step('a', 0)
+    assert remarks(live) == (
+        "1 step came again or late and was ignored; the last is step 0 of episode 'a'"
+    )
+    live.step('a', 1)
+    live.step('a', 1)
+    assert remarks(live).startswith('2 steps came again or late and were ignored; the last is step')
+    assert len(live.session.remarks.take_new()) == 1, 'logged once'
+    live.session.tick(9.0)
+    assert remarks(live)
+    live.session.tick(11.0)
+    assert remarks(live) == ''
+
+
+def test_a_start_and_an_end_of_ids_that_no_step_has_are_remarked(folder):
+    live = Live(folder)
+    live.session.start('a', 0.0, '')
+    live.step('run 7', 0)
+    assert remarks(live) == (
+        "START of episode 'a' came, then no step of it but a step of episode 'run 7'"
+    )
+    live.session.tick(20.0)
+    live.session.end('b', 20.0)
+    assert remarks(live) == (
+        "END of episode 'b' came, but neither its START nor a step with this id"
+    )
+    live.session.tick(40.0)
+    live.session.start('c', 40.0, '')
+    live.session.end('c', 40.0)
+    assert remarks(live) == "END of episode 'c' came, but no step with this id"
+    live.session.tick(60.0)
+    live.session.start('d', 60.0, '')
+    live.session.start('e', 60.0, '')
+    assert 'but START of episode' in remarks(live)
+
+
+def test_a_publisher_that_takes_over_an_episode_is_remarked(folder):
+    live = Live(folder)
+    for index, sequence in ((0, 500), (1, 1), (2, 2)):
+        result = live.session.step(make_step('a', index), 0.0, sequence=sequence)
+        assert result.verdict.state == AlarmState.NOMINAL
+    assert remarks(live) == "another publisher has taken over episode 'a' at step 1"
+
+
+def test_nothing_is_remarked_of_episodes_that_are_in_order(folder):
+    live = Live(folder)
+    for episode in ('a', 'b', 'a'):
+        live.session.start(episode, 0.0, '')
+        live.session.start(episode, 0.0, '')
+        live.step(episode, 0, stamp=len(live.at_end) + 1)
+        live.session.start(episode, 0.0, '')
+        live.session.end(episode, 0.0)
+        live.session.end(episode, 0.0)
+        live.session.finish_episode()
+        live.session.end(episode, 0.0)
+    live.step('without START', 0)
+    live.session.end('without START', 0.0)
+    live.session.began_earlier('latched', 0.0)
+    live.session.end('latched', 0.0)
+    live.session.end('older', 0.0, earlier=True)
+    assert remarks(live) == ''
+
+
+def test_a_long_id_is_shortened_in_every_text(folder):
+    live, long = Live(folder), 'x' * 100_000
+    live.step(long, 0)
+    live.step(long, 0)
+    live.session.end(long + 'y', 0.0)
+    live.session.end(long, 0.0)
+    live.session.finish_episode()
+    live.step(long, 5)
+    texts = [*live.session.remarks.texts, live.session.problem, live.session.verdict.reason]
+    assert len(texts) == 4
+    assert all(0 < len(text) < 400 and '100000 characters' in text for text in texts[2:])
+    assert all(len(text) < 400 for text in texts)
+
+
+def test_a_label_of_an_unknown_id_is_known_to_be_one(folder):
+    live = Live(folder)
+    live.session.start('a', 0.0, '')
+    live.step('b', 0)
+    assert [live.session.remarks.knows(name) for name in ('a', 'b', 'c')] == [True, True, False]
+    for number in range(1100):
+        live.session.start(f'episode {number}', 0.0, '')
+    assert not live.session.remarks.knows('a'), 'only so many are kept'
+
+
+def test_a_latched_alarm_is_said_at_once_when_the_monitor_is_active_again(folder):
+    live = Live(folder, MonitorSettings(alarm=AlarmConfig(latch=Latch.RESET)))
+    live.session.activate(0.0)
+    live.step('a', 0, HIGH)
+    live.session.deactivate()
+    live.session.activate(1.0)
+    assert live.session.verdict.state == AlarmState.ALARM
 
 
 # --- another detector
@@ -199,7 +318,9 @@ def test_another_detector_is_in_use_at_once_while_no_episode_runs(folder, other_
     other = ADAPTING.monitor_of(other_folder)
     assert 'is in use' in live.session.replace(other, other_folder)
     assert live.session.monitor is other
-    assert live.step('a', 1) is None, 'the late step of an ended episode'
+    late = live.step('a', 1)
+    assert late.verdict.state == AlarmState.INVALID, 'the late step of an ended episode'
+    assert live.session.running_id is None
 
 
 def test_another_detector_takes_over_when_the_grace_is_over(folder, other_folder):
@@ -216,7 +337,7 @@ def test_the_detector_that_was_loaded_last_is_used(folder, other_folder, tmp_pat
     live = Live(folder)
     live.step('a', 0)
     live.session.replace(ADAPTING.monitor_of(other_folder), other_folder)
-    live.session.abandon()
+    live.session.deactivate()
     last_folder = save(tmp_path / 'last', scale=3.0)
     last = ADAPTING.monitor_of(last_folder)
     assert 'is in use' in live.session.replace(last, last_folder)
@@ -250,15 +371,15 @@ def label(episode='a', success=True, stamp=0):
     return EpisodeLabel(episode, success, stamp, 'by hand')
 
 
-def test_an_own_label_is_known_once(folder):
-    session = Live(folder).session
-    session.expect_own(label(stamp=1))
-    session.expect_own(label(stamp=2))
-    assert not session.is_own(label(stamp=3))
-    assert not session.is_own(label(success=False, stamp=1))
-    assert session.is_own(label(stamp=2))
-    assert session.is_own(label(stamp=1))
-    assert not session.is_own(label(stamp=1)), 'played from a bag it is a label like any other'
+def test_an_own_label_is_known_once():
+    own = OwnLabels()
+    own.expect(label(stamp=1))
+    own.expect(label(stamp=2))
+    assert not own.take(label(stamp=3))
+    assert not own.take(label(success=False, stamp=1))
+    assert own.take(label(stamp=2))
+    assert own.take(label(stamp=1))
+    assert not own.take(label(stamp=1)), 'played from a bag it is a label like any other'
 
 
 def test_a_label_has_its_effect_from_the_next_episode_on(folder):

@@ -9,8 +9,11 @@ from band_factory import constant_band
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession, MonitorSettings
-from safe_monitor_node.nodes.diagnosis import Level, diagnose, facts_of, introduce
+from safe_monitor_node.monitor.own_labels import EpisodeLabel
+from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.monitor.settings import MonitorSettings
+from safe_monitor_node.nodes.diagnosis import diagnose, facts_of, introduce
+from vla_feature_bridge.nodes.levels import Finding, Level
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 
@@ -61,7 +64,7 @@ def test_the_level_follows_the_state(session):
     ):
         verdict = play(session, index, score).verdict
         assert diagnose(session, True, '') == (level, f'{state}: {verdict.reason}')
-    session.abandon()
+    session.start('b', 0.0, '')
     play(session, 5, 0.1)
     assert diagnose(session, True, '')[0] == Level.ERROR, 'INVALID'
     session.tick(100.0)
@@ -78,6 +81,44 @@ def test_a_file_that_cannot_be_written_is_a_warning_while_all_else_is_well(sessi
     assert facts_of(session)['adaptation file'] == 'updates.json: no more room'
     play(session, 1, 2.0)
     assert diagnose(session, True, '')[0] == Level.ERROR
+
+
+def test_what_is_around_the_monitor_raises_the_level_and_is_said_after_the_state(session):
+    two = Finding(Level.ERROR, '/safe/stop has 2 publishers')
+    none = Finding(Level.WARN, 'no node publishes /vla/policy_step')
+    assert diagnose(session, True, '', [none]) == (
+        Level.STALE,
+        'UNKNOWN: no episode is running; no node publishes /vla/policy_step',
+    )
+    assert diagnose(session, True, '', [none, two]) == (
+        Level.ERROR,
+        'UNKNOWN: no episode is running; /safe/stop has 2 publishers; no node publishes '
+        '/vla/policy_step',
+    )
+    assert diagnose(session, False, '', [two])[0] == Level.ERROR
+    play(session, 0, 0.1)
+    assert diagnose(session, True, '', [none]) == (
+        Level.WARN,
+        'NOMINAL, but no node publishes /vla/policy_step',
+    )
+    assert diagnose(session, True, '', [two])[0] == Level.ERROR
+    play(session, 0, 0.1)
+    level, message = diagnose(session, True, '')
+    assert level == Level.WARN
+    assert message.startswith('NOMINAL, but 1 step came again or late and was ignored')
+    assert facts_of(session)['steps repeated'] == 1
+
+
+def test_the_first_cause_stays_in_message_and_facts(session):
+    play(session, 0, 0.1)
+    play(session, 0, 0.7)
+    for index in (1, 2):
+        play(session, index, 0.1)
+        level, message = diagnose(session, True, '')
+        assert level == Level.ERROR
+        assert message.startswith("INVALID: step 0 of episode 'a' came twice")
+        assert 'came twice' in str(facts_of(session)['first problem'])
+    assert facts_of(session)['steps misplaced'] == 1
 
 
 def test_the_facts_without_adaptation(folder):
@@ -98,8 +139,15 @@ def test_the_facts_without_adaptation(folder):
         'steps scored': 1,
         'steps invalid': 0,
         'steps missing': 0,
-        'steps out of order': 0,
+        'steps repeated': 0,
+        'steps misplaced': 0,
+        'first problem': '',
         'last problem': '',
+        'alarm_k of alarm_n': '1 of 1',
+        'latch': 'episode',
+        'stale after [s]': '2 (learned: no period is known yet)',
+        'max_age [s]': '0',
+        'age of the last step [s]': 'unknown',
         'latency p50 [ms]': '2.000',
         'latency p99 [ms]': '2.000',
     }

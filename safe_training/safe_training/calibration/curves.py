@@ -47,7 +47,7 @@ class Successes:
             if values and len(values) != len(self.scores):
                 raise CalibrationError(
                     where='calibration',
-                    expected=f'{len(self.scores)} {name} for as many score curves',
+                    expected=f'{len(self.scores)} {name}, one for each score curve',
                     found=str(len(values)),
                 )
 
@@ -71,31 +71,36 @@ def infinite_note(alphas: Sequence[float], upper: NDArray[np.float64], n_calibra
         return ''
     listed = ', '.join(f'{alpha:g}' for alpha in infinite)
     if n_calibration == 0:
-        reach = 'no alpha has a finite threshold'
+        reach = 'No alpha has a finite threshold.'
     else:
         reach = (
-            f'the smallest alpha with a finite threshold is 1/{n_calibration + 1} = '
-            f'{1 / (n_calibration + 1):.3g}'
+            f'The smallest alpha with a finite threshold is 1/{n_calibration + 1} = '
+            f'{1 / (n_calibration + 1):.3g}.'
         )
     needed = math.ceil(1 / exact_fraction(infinite[0])) - 1
     return (
-        f'{n_calibration} calibration rollouts are too few for alpha {listed}: at this alpha '
-        f'the threshold is infinite and no alarm is possible; {reach}. Alpha {infinite[0]:g} '
-        f'needs {needed} of them.'
+        f'{n_calibration} calibration rollouts are too few for alpha {listed}. With this alpha, '
+        f'all thresholds are infinite and no alarm is possible. {reach} Alpha {infinite[0]:g} '
+        f'needs {needed} calibration rollouts.'
     )
 
 
 def checked_alphas(alphas: Sequence[float]) -> list[float]:
-    """Return alphas ascending; raises CalibrationError unless all lie inside (0, 1), each once."""
+    """Return alphas in ascending order.
+
+    Raise CalibrationError if an alpha is not inside (0, 1), or is given twice.
+    """
     values = sorted(float(alpha) for alpha in alphas)
     if not values:
-        raise CalibrationError('calibration: expected one or more alphas, found none')
+        raise CalibrationError(where='calibration', expected='one or more alphas', found='none')
     for value in values:
         # The second test detects alphas that differ from 0 or 1 only by rounding.
         if not (0.0 < value < 1.0 and 0 < exact_fraction(value) < 1):
-            raise CalibrationError(f'calibration: an alpha must lie inside (0, 1), found {value}')
+            raise CalibrationError(
+                where='calibration', expected='alphas inside (0, 1)', found=str(value)
+            )
     if len(set(values)) != len(values):
-        raise CalibrationError(f'calibration: an alpha is given twice: {values}')
+        raise CalibrationError(where='calibration', expected='each alpha once', found=str(values))
     return values
 
 
@@ -107,30 +112,38 @@ def checked_curves(scores: Sequence[ArrayLike], max_steps: int) -> list[NDArray[
     """
     if len(scores) == 0:
         raise CalibrationError(
-            'calibration: expected at least one successful rollout to calibrate on, found none; '
-            'label successes, record more, or hold out more of the seen tasks (a lower '
-            'seen_train_ratio)'
+            where='calibration',
+            expected='at least one success to calibrate on',
+            found='none',
+            advice='label successes, record more successes, or hold out more rollouts of the seen '
+            'tasks (a lower seen_train_ratio, option --train-ratio)',
         )
     if max_steps < 1:
-        raise CalibrationError(f'calibration: max_steps must be at least 1 step, found {max_steps}')
+        raise CalibrationError(
+            where='calibration', expected='max_steps of at least 1', found=str(max_steps)
+        )
     curves = []
     for index, entry in enumerate(scores):
         curve = np.asarray(entry, dtype=np.float64)
         if curve.ndim != 1 or curve.size == 0:
             raise CalibrationError(
-                f'calibration: scores of rollout {index} must have shape (T,) with T >= 1, '
-                f'found {curve.shape}'
+                where=f'calibration, rollout {index}',
+                expected='scores of shape (T,) with T >= 1',
+                found=f'shape {curve.shape}',
             )
         if not np.isfinite(curve).all():
             step = int(np.flatnonzero(~np.isfinite(curve))[0])
             raise CalibrationError(
-                f'calibration: the score of rollout {index} at step {step} is {curve[step]}; '
-                'scores must be finite'
+                where=f'calibration, rollout {index}, step {step}',
+                expected='a finite score',
+                found=str(curve[step]),
             )
         if curve.size > max_steps:
             raise CalibrationError(
-                f'calibration: rollout {index} has {curve.size} steps, more than max_steps, '
-                f'{max_steps}; raise max_steps to the longest episode allowed'
+                where=f'calibration, rollout {index}',
+                expected=f'at most max_steps = {max_steps} steps',
+                found=f'{curve.size} steps',
+                advice='raise max_steps to the time limit of an episode',
             )
         curves.append(curve)
     return curves
@@ -142,13 +155,16 @@ def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDAr
     if matrix.ndim != 2 or (steps is not None and matrix.shape[1] != steps):
         wanted = '(n, T)' if steps is None else f'(n, {steps})'
         raise CalibrationError(
-            f'calibration: {name} must have shape {wanted}, found {matrix.shape}'
+            where=f'calibration, {name}',
+            expected=f'shape {wanted}',
+            found=str(matrix.shape),
         )
     if not np.isfinite(matrix).all():
         row, step = np.argwhere(~np.isfinite(matrix))[0]
         raise CalibrationError(
-            f'calibration: {name} row {row} step {step} is {matrix[row, step]}; '
-            'scores must be finite'
+            where=f'calibration, {name}, row {row}, step {step}',
+            expected='a finite score',
+            found=str(matrix[row, step]),
         )
     return matrix
 

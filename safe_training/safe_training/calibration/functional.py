@@ -105,7 +105,9 @@ def calibrate(
     curves = checked_curves(successes.scores, max_steps)
     if not 0.0 < center_fraction < 1.0:
         raise CalibrationError(
-            f'calibration: center_fraction must lie inside (0, 1), found {center_fraction}'
+            where='calibration',
+            expected='center_fraction inside (0, 1)',
+            found=str(center_fraction),
         )
     extended = np.stack([edge_extended(curve, max_steps) for curve in curves])
     order = generator.permutation(len(curves))
@@ -204,15 +206,21 @@ def checked_parts(
     calibration = curve_matrix(calibration_curves, 'calibration_curves', steps=center.shape[1])
     if center.shape[0] == 0 or center.shape[1] == 0:
         raise CalibrationError(
-            f'calibration: center_curves must have shape (n1 >= 1, T >= 1), found {center.shape}'
+            where='calibration, center_curves',
+            expected='shape (n1, T) with n1 >= 1 and T >= 1',
+            found=str(center.shape),
         )
     if modulation not in get_args(Modulation):
         raise CalibrationError(
-            f'calibration: modulation must be one of {get_args(Modulation)}, found {modulation!r}'
+            where='calibration, modulation',
+            expected=f'one of {", ".join(get_args(Modulation))}',
+            found=repr(modulation),
         )
     if quantile not in get_args(Quantile):
         raise CalibrationError(
-            f'calibration: quantile must be one of {get_args(Quantile)}, found {quantile!r}'
+            where='calibration, quantile',
+            expected=f'one of {", ".join(get_args(Quantile))}',
+            found=repr(quantile),
         )
     return center, calibration
 
@@ -258,12 +266,18 @@ def _published_band(
     n1, n2 = center.shape[0], calibration.shape[0]
     if n2 == 0:
         raise CalibrationError(
-            'calibration: the published quantile needs at least one calibration curve, found none'
+            where='calibration',
+            expected="at least one calibration curve for the quantile 'published'",
+            found='none',
+            advice="add successes, or use the quantile 'finite_sample'",
         )
     if modulation == 'std' and n1 == 1:
         raise CalibrationError(
-            'calibration: the standard deviation needs two or more center curves, found one; '
-            "use modulation 'max_deviation' or 'constant', or quantile 'finite_sample'"
+            where='calibration',
+            expected="two or more center curves for the modulation 'std'",
+            found='one',
+            advice="use the modulation 'max_deviation' or 'constant', or the quantile "
+            "'finite_sample'",
         )
     mu = center.mean(axis=0)
     rank = int(np.ceil((n1 + 1) * (1 - alpha)))

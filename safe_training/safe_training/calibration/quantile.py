@@ -36,9 +36,13 @@ def conformal_quantile(
     """
     values = np.sort(np.asarray(nonconformity).ravel())
     if np.isnan(values).any():
-        raise CalibrationError('calibration: a nonconformity is NaN')
+        raise CalibrationError(
+            where='calibration', expected='nonconformities that are numbers', found='NaN'
+        )
     if not 0.0 < alpha < 1.0:
-        raise CalibrationError(f'calibration: an alpha must lie inside (0, 1), found {alpha}')
+        raise CalibrationError(
+            where='calibration', expected='alpha inside (0, 1)', found=str(alpha)
+        )
     if values.size == 0:
         return math.inf
     if quantile == 'finite_sample':

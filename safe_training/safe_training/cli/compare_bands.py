@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from safe_training.evaluation.band_comparison import BandResult
     from safe_training.metrics.binomial import Tally
 
-DESCRIPTION = """Fit a detector on many task splits, calibrate each kind of band, and compare the
-false-alarm rate that it promises with the rate on rollouts that did not make it."""
+DESCRIPTION = """Fit a detector on many task splits and calibrate each kind of band. Compare the
+promised false-alarm rate with the rate on rollouts that were not used for the calibration."""
 EXAMPLE = """examples:
   python -m safe_training compare-bands my_set --detector linear_probe
   python -m safe_training compare-bands my_set --detector safe_lstm --band none --band per-task
@@ -62,7 +62,10 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
     group = parser.add_argument_group('task splits')
     group.add_argument(
-        '--splits', type=int, metavar='COUNT', help=f'how many (default {ROBUST_SPLITS})'
+        '--splits',
+        type=int,
+        metavar='COUNT',
+        help=f'number of task splits (default {ROBUST_SPLITS})',
     )
     group.add_argument(
         '--first-split', type=int, metavar='N', help='number of the first split (default 0)'
@@ -71,7 +74,7 @@ def add_arguments(parser: VerbParser) -> None:
         '--splits-from',
         type=Path,
         metavar='FILE',
-        help='take the splits that `evaluate --save-splits` or `sweep` wrote',
+        help='use the splits in a file that `evaluate --save-splits` or `sweep` wrote',
     )
     parser.exclude(
         ('--splits', '--first-split'),
@@ -93,7 +96,11 @@ def run(args: argparse.Namespace) -> int:
         check_alpha(alpha)
     check_splits(args.splits)
     if args.adaptation_step is not None and not 0 < args.adaptation_step <= 1:
-        raise UsageError(f'--adaptation-step must lie in (0, 1], found {args.adaptation_step}')
+        raise UsageError(
+            where='--adaptation-step',
+            expected='a number in (0, 1]',
+            found=str(args.adaptation_step),
+        )
     rollouts = rollouts_of(args)
     alphas = sorted(set(args.alpha or ALPHAS))
     protocol = Protocol(alpha=alphas[0])

@@ -12,8 +12,8 @@ from safe_training.cli.progress import progress_bar
 from vla_feature_bridge.pooling import PoolingError, parse_pooling
 
 DESCRIPTION = """Turn a dump, archive or rosbag2 recording into a rollout set, or pool a raw set
-again; or turn any of these into a recording that `ros2 bag play` plays. After an error nothing is
-left behind; after an interruption the same command continues a rollout set."""
+again; or turn any of these into a recording that `ros2 bag play` plays. After an error, no partial
+output remains. After an interruption, the same command continues a rollout set."""
 EXAMPLE = """examples:
   python -m safe_training convert test/data/openvla_dump sets/openvla --pooling token=mean
   python -m safe_training convert test/data/openvla_dump sets/raw --keep raw
@@ -56,7 +56,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         '--feature',
         metavar='NAME',
-        help='name of the feature array, if the source has several; none: read only sampled '
+        help='name of the feature array, if the source has several; `none` reads only sampled '
         'actions, tokens and signals',
     )
     group.add_argument(
@@ -125,7 +125,7 @@ def _pooling_argument(argument: str) -> tuple[str, str]:
 
 def _jobs_argument(argument: str) -> int:
     if not argument.isdecimal() or not 1 <= int(argument) <= 256:
-        raise argparse.ArgumentTypeError(f'expected a number from 1 to 256, found {argument!r}')
+        raise argparse.ArgumentTypeError(f'expected an integer from 1 to 256, found {argument!r}')
     return int(argument)
 
 
@@ -155,8 +155,8 @@ def run(args: argparse.Namespace) -> int:
         partial = partial_folder(args.destination)
         if partial.is_dir():
             print(
-                f'{partial}: contains the finished episodes; run the same command again to '
-                'continue, or delete this folder',
+                f'{partial}: this folder contains the finished episodes; run the same command '
+                'again to continue, or delete this folder',
                 file=sys.stderr,
             )
         raise
@@ -164,7 +164,8 @@ def run(args: argparse.Namespace) -> int:
         print(f'note: {note}', file=sys.stderr)
     if done['continued']:
         print(
-            f'note: continued an interrupted conversion that had done {done["continued"]} episodes',
+            f'note: continued an interrupted conversion, which had finished {done["continued"]} '
+            'episodes',
             file=sys.stderr,
         )
     print_messages('skipped', done['skipped'])

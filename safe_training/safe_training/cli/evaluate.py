@@ -43,9 +43,10 @@ EXAMPLE = """examples:
   python -m safe_training evaluate my_set --detector linear_probe --protocol loto
 """
 PAPER_NOTE = (
-    'Only for comparison with published numbers. The splits are drawn by task number (by task\n'
-    'name if tasks have no unique number). Three splits are few. The minimum length is taken\n'
-    'over all rollouts, including test rollouts. Use --protocol robust to choose a detector.'
+    'Use the protocol `paper` only for comparison with published numbers. The splits are drawn by '
+    'task number (by task name if tasks have no unique number). Three splits are few. The minimum '
+    'length is computed from all rollouts, including test rollouts. Use --protocol robust to '
+    'choose a detector.'
 )
 DEFAULT_DETECTORS = ('safe_lstm', 'safe_mlp', 'clock')
 
@@ -81,7 +82,10 @@ def add_arguments(parser: VerbParser) -> None:
         '--first-split', type=int, metavar='N', help='number of the first split (default 0)'
     )
     parser.add_argument(
-        '--save-splits', type=Path, metavar='FILE', help='write the splits, for --splits-from'
+        '--save-splits',
+        type=Path,
+        metavar='FILE',
+        help='write the splits to a file that --splits-from reads',
     )
     add_split_options(parser)
     add_band_options(parser)
@@ -104,7 +108,12 @@ def run(args: argparse.Namespace) -> int:
 
     check_splits(args.splits)
     if args.benchmark is not None and args.out is None:
-        raise UsageError('--benchmark names rollouts in results; give --out as well')
+        raise UsageError(
+            where='--benchmark',
+            expected='--out',
+            found='no --out',
+            advice='add --out RESULTS, because the name is written to the results',
+        )
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     saved = args.splits_from
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)
@@ -130,7 +139,7 @@ def run(args: argparse.Namespace) -> int:
 def splits_of(
     args: argparse.Namespace, protocol: Protocol, rollouts: Sequence[Rollout]
 ) -> tuple[list[Split], str]:
-    """Return the splits that the options ask for, and what they are."""
+    """Return the splits that the options ask for, and their description."""
     from safe_training.evaluation.protocol import choose_splits, fold_count, numbered_tasks
     from safe_training.evaluation.saved_splits import read_splits
 
@@ -139,11 +148,11 @@ def splits_of(
         return splits, f'{len(splits)} splits of {args.splits_from} ({protocol.name})'
     if protocol.name == 'loto':
         splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
-        return splits, f'one task left out of {len(splits)}, each in turn'
+        return splits, f'leave-one-task-out over {len(splits)} tasks'
     if protocol.name == 'paper':
         numbers = PAPER_SPLITS if args.splits is None else tuple(range(args.splits))
         splits = choose_splits(rollouts, protocol, numbers)
-        drawn = 'published splits' if numbered_tasks(rollouts) else 'splits drawn by task name'
+        drawn = 'published splits' if numbered_tasks(rollouts) else 'splits by task name'
         return splits, f'{drawn} {", ".join(map(str, numbers))}'
     first = args.first_split or 0
     splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
@@ -162,7 +171,7 @@ def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], wh
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     print_table(console, report_table(rows, title))
     for line in promise_lines(rows):
-        console.print(line, style='dim', markup=False, soft_wrap=True)
+        console.print(line, style='dim', markup=False)
     if protocol.name == 'paper':
         console.print(PAPER_NOTE, style='dim')
     if args.details:
@@ -206,7 +215,7 @@ def _write(
     params: Mapping[str, Mapping[str, Any]],
     feature: FeatureSpec,
 ) -> None:
-    """Write the rows as results; another evaluation of the same things replaces them."""
+    """Write the rows as results; the same evaluation replaces them later."""
     from safe_training.sweep.results import Result, canonical, write_results
 
     benchmark = args.benchmark or Path(args.set).stem

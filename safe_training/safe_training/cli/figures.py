@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safe_training.cli.options import (
+    add_folder,
     add_folder_alpha,
-    add_folder_option,
     add_source_options,
     check_alpha,
     rollouts_of,
@@ -21,10 +21,12 @@ if TYPE_CHECKING:
 
     from safe_training.evaluation.judge import JudgedSet
 
-DESCRIPTION = 'Draw what a detector folder does on a set of labelled rollouts.'
+DESCRIPTION = (
+    'Draw figures of the scores and alarms of a detector folder on a set of labelled rollouts.'
+)
 EXAMPLE = """examples:
-  python -m safe_training figures my_set --folder my_detector --out figures
-  python -m safe_training figures my_set --folder my_detector --out figures --projector tsne
+  python -m safe_training figures my_set my_detector --out figures
+  python -m safe_training figures my_set my_detector --out figures --projector tsne
 """
 FORMATS = ('png', 'pdf', 'svg')
 
@@ -32,7 +34,7 @@ FORMATS = ('png', 'pdf', 'svg')
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add_source_options(parser)
-    add_folder_option(parser)
+    add_folder(parser)
     add_folder_alpha(parser)
     parser.add_argument(
         '--out', type=Path, required=True, metavar='DIR', help='folder to write the files to'
@@ -55,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def judged_rollouts(args: argparse.Namespace, *, need_outcomes: bool = True) -> JudgedSet:
-    """Return the rollouts of SET with the scores and alarms of the detector in --folder."""
+    """Return the rollouts of SET with the scores and alarms of the detector in FOLDER."""
     from safe_monitor_node.storage.detector_folder import load_detector
     from safe_training.evaluation.judge import judge
     from safe_training.evaluation.protocol import EvaluationError

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from safe_monitor_node.calibrated_detector import CalibratedDetector
     from safe_training.evaluation.splits import Split
 
-DESCRIPTION = """Fit a detector on the seen tasks of a rollout set, calibrate its band on their
-held-out successes, and write a detector folder."""
+DESCRIPTION = """Fit a detector on the seen tasks of a rollout set, calibrate its band on held-out
+successes of these tasks, and write a detector folder."""
 EXAMPLE = """example:
   python -m safe_training fit my_set --detector safe_lstm --out my_detector --param epochs=200
 """
@@ -61,7 +61,12 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.evaluation.saved_splits import saved_split
 
     if args.out.exists() and not args.overwrite:
-        raise DetectorFolderError(f'{args.out}: exists already; give another --out, or --overwrite')
+        raise DetectorFolderError(
+            where=str(args.out),
+            expected='a new folder',
+            found='an existing folder',
+            advice='give another folder with --out, or add --overwrite',
+        )
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args)
@@ -103,5 +108,7 @@ def _print_fitted(
         console.print(f'note: {band.provenance["note"]}')
     if per_task:
         console.print(describe_task_bands(band, list(map(str, split.seen_tasks)), alpha))
-    console.print(f'never used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} tasks')
+    console.print(
+        f'not used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} unseen tasks'
+    )
     console.print(f'written to {args.out}')

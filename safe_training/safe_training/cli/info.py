@@ -14,8 +14,9 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-DESCRIPTION = """Say what a dump, archive, rollout set or detector folder holds, and how its format
-was recognised. Every episode is read; the exit status is 1 if some cannot be read."""
+DESCRIPTION = """Describe the content of a dump, archive, rollout set or detector folder, and how
+its format was recognised. Every episode is read. The exit status is 1 if an episode cannot be
+read."""
 EXAMPLE = """example:
   python -m safe_training info test/data/openvla_dump
 """

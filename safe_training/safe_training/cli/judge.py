@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.evaluate import plain_rows
 from safe_training.cli.options import (
+    add_folder,
     add_source_options,
     check_alpha,
     rollouts_of,
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from safe_training.evaluation.evaluate import Row
     from safe_training.evaluation.judge import JudgedSet
 
-DESCRIPTION = """Evaluate a detector folder on a set, part by part: the rollouts of training
-("train"), the held-out rollouts of the same tasks ("seen"), the rollouts of tasks that were left
-out ("unseen"), and rollouts that the folder does not know ("new")."""
+DESCRIPTION = """Evaluate a detector folder on a set, part by part: the training rollouts ("train"),
+the held-out rollouts of the same tasks ("seen"), the rollouts of tasks that were not used for
+training ("unseen"), and rollouts that the folder does not know ("new")."""
 EXAMPLE = """examples:
   python -m safe_training judge my_set my_detector
   python -m safe_training judge my_set my_detector --alpha 0.2 --details
@@ -36,16 +36,14 @@ EXAMPLE = """examples:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add_source_options(parser)
-    parser.add_argument(
-        'folder', type=Path, metavar='FOLDER', help='detector folder that `fit` wrote'
-    )
+    add_folder(parser)
     parser.add_argument(
         '--alpha',
         type=float,
         action='append',
         metavar='RATE',
         help='promised false-alarm rate (default: the rate stored in the detector folder); with '
-        '--bands, repeat it for several rates (default: all rates of the band)',
+        '--bands, repeat --alpha for several rates (default: all rates of the band)',
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument(
@@ -56,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         '--bands',
         action='store_true',
-        help='print only the promised and the realised false-alarm rates, at every alpha of the '
-        'band or at each --alpha',
+        help='print only the promised and the realised false-alarm rates, for all rates of the '
+        'band or for each --alpha',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
 
@@ -74,8 +72,10 @@ def run(args: argparse.Namespace) -> int:
         check_alpha(alpha)
     if len(alphas) > 1 and not args.bands:
         raise UsageError(
-            f'--alpha: expected one rate, found {", ".join(map(str, alphas))}; give one, or print '
-            'the rates of several with --bands'
+            where='--alpha',
+            expected='one rate',
+            found=', '.join(map(str, alphas)),
+            advice='give one rate, or add --bands to print several rates',
         )
     rollouts = rollouts_of(args)
     loaded = load_detector(args.folder)
@@ -141,10 +141,9 @@ def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Ro
             f'{part}: 95 % intervals over rollouts: AUC {percent(auc[0])} to {percent(auc[1])} '
             f'(bootstrap), false alarms {percent(rate[0])} to {percent(rate[1])} (Clopper-Pearson)',
             style='dim',
-            soft_wrap=True,
         )
     if not band.at(alpha).can_alarm:
-        console.print(f'No alarm can be raised at this alpha: {band.provenance.get("note", "")}')
+        console.print(f'No alarm is possible at this alpha. {band.provenance.get("note", "")}')
     for part in judged.parts if args.details else ():
         for table in detail_tables(rows, part):
             print_table(console, table)
@@ -163,5 +162,5 @@ def _print_bands(args: argparse.Namespace, judged: JudgedSet, alphas: Sequence[f
         return
     detector = judged.detector
     console = wide_console()
-    console.print(Text(promise_text(judged.band, detector.alpha)), soft_wrap=True)
+    console.print(Text(promise_text(judged.band, detector.alpha)))
     print_table(console, folder_table(rates, f'{detector.detector.name} from {args.folder}'))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from safe_training.recordings.labelled import Labelled
 
-DESCRIPTION = """Go through the unlabelled episodes of a rosbag2 recording or a rollout set and say
-how each went: in the terminal, or with options from a script."""
+DESCRIPTION = """Set the outcome of the unlabelled episodes of a rosbag2 recording or a rollout
+set: in the terminal, or with options from a script."""
 EXAMPLE = r"""examples:
   python -m safe_training label recordings/monday
   python -m safe_training label recordings/monday --list
@@ -30,11 +30,11 @@ EXAMPLE = r"""examples:
       --failure-step 17
   python -m safe_training label sets/monday --csv outcomes.csv
 
-The csv has the columns episode_id, outcome (success, failure, unknown) and, if wanted,
-failure_step. Labels of a recording RECORDING are kept in RECORDING.labels.csv in the same folder.
+The csv file has the columns episode_id, outcome (success, failure, unknown) and optionally
+failure_step. Labels of a recording RECORDING are stored in RECORDING.labels.csv in the same folder.
 """
 _KEYS = {'s': 'success', 'f': 'failure', 'u': 'unknown'}
-_HELP = 's success, f failure, u unknown, enter skip, b back, q quit'
+_HELP = 'Keys: s = success, f = failure, u = unknown, enter = skip, b = back, q = quit'
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,8 +69,10 @@ def run(args: argparse.Namespace) -> int:
     elif not args.list:
         if not sys.stdin.isatty():
             raise DumpError(
-                f'{episodes.path}: expected a terminal to ask on, found none; use --list, '
-                '--episode with --outcome, or --csv'
+                where=str(episodes.path),
+                expected='a terminal for questions',
+                found='none',
+                advice='use --list, --episode with --outcome, or --csv',
             )
         _ask(episodes, args.all)
     _report(episodes, args)
@@ -79,11 +81,22 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_usage(args: argparse.Namespace) -> None:
     if (args.episode is None) != (args.outcome is None):
-        raise UsageError('expected --episode together with --outcome, found only one of them')
+        only = '--episode' if args.outcome is None else '--outcome'
+        raise UsageError(
+            expected='--episode together with --outcome',
+            found=f'only {only}',
+            advice='add the other option',
+        )
     if args.failure_step is not None and args.outcome != 'failure':
-        raise UsageError('--failure-step needs --outcome failure')
+        raise UsageError(
+            where='--failure-step',
+            expected='--outcome failure',
+            found=f'--outcome {args.outcome}' if args.outcome else 'no --outcome',
+        )
     if args.failure_step is not None and args.failure_step < 0:
-        raise UsageError('--failure-step: expected a step of 0 or more, found a negative number')
+        raise UsageError(
+            where='--failure-step', expected='a step of 0 or more', found=str(args.failure_step)
+        )
 
 
 def _report(episodes: Labelled, args: argparse.Namespace) -> None:
@@ -132,7 +145,7 @@ def _ask(episodes: Labelled, everything: bool) -> None:
     console = Console(highlight=False)
     names = list(episodes.labels) if everything else episodes.unlabelled
     if not names:
-        console.print('Every episode has an outcome; --all goes through them again.')
+        console.print('Every episode has an outcome. Use --all to label them again.')
         return
     console.print(f'{len(names)} episodes to label in {episodes.path}. {_HELP}', markup=False)
     position = 0

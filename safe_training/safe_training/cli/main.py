@@ -50,7 +50,7 @@ VERBS = {
     'compare-bands': Verb(
         'compare_bands', 'compare promised and realised false-alarm rates of each kind of band'
     ),
-    'figures': Verb('figures', 'draw feature maps, score curves, operating points, detections'),
+    'figures': Verb('figures', 'draw feature maps, score curves, operating points, alarm times'),
     'overlay': Verb('overlay', "draw score, band and alarm into the rollouts' videos"),
     'report': Verb('report', 'write one self-contained HTML page about a detector on a set'),
     'sweep': Verb('sweep', 'fit and evaluate a grid of configurations'),
@@ -69,8 +69,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(program, error, 2)
     except SystemExit as leaving:  # argparse has already printed the help or the error
         return int(leaving.code or 0)
-    except (SafeError, OSError) as error:
+    except SafeError as error:
         return _failed(program, error, 1)
+    except OSError as error:
+        return _failed(program, _file_error(error), 1)
     except KeyboardInterrupt:
         return _failed(program, 'interrupted', 1)
 
@@ -116,6 +118,14 @@ def parser_of_verbs() -> argparse.ArgumentParser:
     )
     parser.add_argument('verb', metavar='VERB', choices=tuple(VERBS), help=argparse.SUPPRESS)
     return parser
+
+
+def _file_error(error: OSError) -> str:
+    """Return the error of the operating system as `FILE: reason`."""
+    if not error.filename or not error.strerror:
+        return str(error)
+    advice = '; check the path' if isinstance(error, FileNotFoundError) else ''
+    return f'{error.filename}: {error.strerror}{advice}'
 
 
 def _failed(program: str, reason: object, status: int) -> int:

@@ -57,10 +57,10 @@ def add_detector_option(
     )
 
 
-def add_folder_option(parser: argparse.ArgumentParser) -> None:
-    """Add the detector folder."""
+def add_folder(parser: argparse.ArgumentParser) -> None:
+    """Add the detector folder by its position after SET."""
     parser.add_argument(
-        '--folder', type=Path, required=True, help='detector folder that `fit` wrote'
+        'folder', type=Path, metavar='FOLDER', help='detector folder that `fit` wrote'
     )
 
 
@@ -75,7 +75,7 @@ def add_folder_alpha(parser: argparse.ArgumentParser) -> None:
 
 
 def add_split_options(parser: VerbParser) -> None:
-    """Add the saved splits and the shares that a new split is drawn by."""
+    """Add the file of saved splits, and the shares of a new split."""
     group = parser.add_argument_group('task splits')
     group.add_argument(
         '--splits-from',
@@ -108,7 +108,7 @@ def add_split_options(parser: VerbParser) -> None:
     )
 
 
-def add_band_options(parser: argparse.ArgumentParser) -> None:
+def add_band_options(parser: VerbParser) -> None:
     """Add how the band is calibrated."""
     group = parser.add_argument_group('band')
     group.add_argument(
@@ -147,6 +147,12 @@ def add_band_options(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='also calibrate a band for each seen task; the promise then holds within each task',
     )
+    parser.exclude(
+        ('--per-task',),
+        by='--calibrate-on',
+        value='loto',
+        why='calibrates only one band for all tasks',
+    )
 
 
 def add_training_options(parser: argparse.ArgumentParser) -> None:
@@ -177,13 +183,15 @@ def add_param_option(parser: argparse._ActionsContainer) -> None:
 def check_alpha(alpha: float | None) -> None:
     """Raise :class:`UsageError` if the value is given and is not a rate between 0 and 1."""
     if alpha is not None and not 0 < alpha < 1:
-        raise UsageError(f'--alpha must lie between 0 and 1, such as 0.1, found {alpha}')
+        raise UsageError(
+            where='--alpha', expected='a rate above 0 and below 1, such as 0.1', found=str(alpha)
+        )
 
 
 def check_splits(splits: int | None) -> None:
     """Raise :class:`UsageError` if the value is given and is not a positive number of splits."""
     if splits is not None and splits < 1:
-        raise UsageError(f'--splits must be at least 1, found {splits}')
+        raise UsageError(where='--splits', expected='at least 1', found=str(splits))
 
 
 def rollouts_of(args: argparse.Namespace, *, need_outcomes: bool = True) -> Rollouts:
@@ -204,11 +212,7 @@ def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Prot
     """Return the protocol that the options ask for."""
     check_alpha(args.alpha)
     if args.max_steps is not None and args.max_steps < 0:
-        raise UsageError(f'--max-steps must be at least 0, found {args.max_steps}')
-    if args.per_task and args.calibrate_on == 'loto':
-        where = '--per-task and --calibrate-on loto: '
-    else:
-        where = ''
+        raise UsageError(where='--max-steps', expected='at least 0', found=str(args.max_steps))
     given = {
         'unseen_ratio': args.unseen_ratio,
         'seen_train_ratio': args.train_ratio,
@@ -226,4 +230,4 @@ def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Prot
             **{name: value for name, value in given.items() if value is not None},
         )
     except EvaluationError as error:
-        raise UsageError(f'{where}{error}') from error
+        raise UsageError(str(error)) from error

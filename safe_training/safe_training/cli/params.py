@@ -29,8 +29,8 @@ def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     names : sequence of str
         Registered detectors.
     settings : sequence of str
-        ``NAME=VALUE`` sets a parameter of each of these detectors that has it,
-        ``DETECTOR.NAME=VALUE`` of one detector.
+        ``NAME=VALUE`` sets the parameter of every detector that has this parameter.
+        ``DETECTOR.NAME=VALUE`` sets the parameter of one detector.
 
     Raises
     ------
@@ -43,18 +43,23 @@ def detector_params(names: Sequence[str], settings: Sequence[str]) -> dict[str, 
     for setting in settings:
         key, equals, text = setting.partition('=')
         if not equals:
-            raise UsageError(f'--param {setting!r}: expected NAME=VALUE, such as epochs=100')
+            raise UsageError(
+                where='--param', expected='NAME=VALUE, such as epochs=100', found=repr(setting)
+            )
         detector, _, parameter = key.rpartition('.')
         if detector and detector not in DETECTORS:
             raise UsageError(
-                f'--param {setting!r}: unknown detector {detector!r}; expected one of '
-                f'{", ".join(names)}'
+                where=f'--param {setting!r}',
+                expected=f'a detector of this command: {", ".join(names)}',
+                found=repr(detector),
             )
         takers = [n for n in names if parameter in known[n] and detector in ('', n)]
         if not takers:
             raise UsageError(
-                f'--param {setting!r}: none of {", ".join(names)} has a parameter {parameter!r}; '
-                + '; '.join(f'{n} has {", ".join(p) or "none"}' for n, p in known.items())
+                where=f'--param {setting!r}',
+                expected='a parameter of '
+                + '; '.join(f'{n} ({", ".join(p) or "no parameters"})' for n, p in known.items()),
+                found=repr(parameter),
             )
         for name in takers:
             params[name][parameter] = _value(setting, text, known[name][parameter])
@@ -76,7 +81,8 @@ def _value(setting: str, text: str, parameter: inspect.Parameter) -> Any:
     fits = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
     if not fits or (isinstance(value, float) and not math.isfinite(value)):
         raise UsageError(
-            f'--param {setting!r}: expected a value of type {kind.__name__}, such as {default!r}, '
-            f'found {value!r}'
+            where=f'--param {setting!r}',
+            expected=f'a value of type {kind.__name__}, such as {default!r}',
+            found=repr(value),
         )
     return value

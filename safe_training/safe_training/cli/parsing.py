@@ -8,8 +8,10 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from vla_feature_bridge.errors import SafeError
 
-class UsageError(ValueError):
+
+class UsageError(SafeError):
     """The value of an option is not allowed. The message lists the allowed values."""
 
 
@@ -56,7 +58,7 @@ class VerbParser(argparse.ArgumentParser):
         by : str
             The option that excludes them.
         value : str, optional
-            The value of that option which excludes them; every value by default.
+            The value of this option that excludes them; every value by default.
         why : str
             The rest of a sentence: "--protocol loto, which ...".
         """

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from itertools import pairwise, takewhile
 
-VERBS = {'calibration': '`compare-bands`; for a detector folder `judge SET FOLDER --bands`'}
+VERBS = {'calibration': '`compare-bands`, or `judge SET FOLDER --bands` for a detector folder'}
 """New words of each verb that has another name."""
 
 _FITTING = {
@@ -18,16 +18,18 @@ _FITTING = {
     '--calibration': '--calibrate-on',
     '--modulation adaptive': '--modulation max_deviation',
 }
+# Verbs that take the detector folder by its position. Version 0.1 had an option.
+_WITH_FOLDER = ('judge', 'figures', 'overlay', 'report')
 OPTIONS: Mapping[str, Mapping[str, str]] = {
     'convert': {'--rate': '--frequency'},
     'fit': {**_FITTING, '--seed': '--split'},
-    'evaluate': {**_FITTING, '--seed': '--first-split', '--folder': 'the verb `judge SET FOLDER`'},
-    'judge': {'--folder': 'the position after SET: `judge SET FOLDER`'},
+    'evaluate': {**_FITTING, '--seed': '--first-split', '--folder': '`judge SET FOLDER`'},
+    **{verb: {'--folder': f'`{verb} SET FOLDER`'} for verb in _WITH_FOLDER},
     'compare-bands': {
         '--set': '--param',
         '--rate': '--adaptation-step',
         '--band adaptive': '--band max-deviation',
-        '--folder': 'the verb `judge SET FOLDER --bands`',
+        '--folder': '`judge SET FOLDER --bands`',
     },
 }
 """New words of each option, and of each value of an option, by verb."""
@@ -41,7 +43,7 @@ def renamed_verb(word: str) -> str | None:
 def renamed_option(verb: str, words: Sequence[str]) -> str | None:
     """Return the error text for the first option or value of version 0.1.
 
-    None if there is no such option.
+    None if all options are current.
     """
     options = takewhile(lambda word: word != '--', words)
     given = [part for word in options for part in _option_and_value(word)]

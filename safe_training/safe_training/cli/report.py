@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safe_training.cli.figures import judged_rollouts
-from safe_training.cli.options import add_folder_alpha, add_folder_option, add_source_options
+from safe_training.cli.options import add_folder, add_folder_alpha, add_source_options
 from safe_training.cli.parsing import UsageError
 from safe_training.reporting.numbers import plain_json
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 DESCRIPTION = 'Write tables, figures and every rollout of a set as one HTML page.'
 EXAMPLE = """examples:
-  python -m safe_training report my_set --folder my_detector --out report.html
-  python -m safe_training report my_set --folder my_detector --videos recordings --out report.html
+  python -m safe_training report my_set my_detector --out report.html
+  python -m safe_training report my_set my_detector --videos recordings --out report.html
 """
 _MEBI = 1 << 20
 
@@ -27,7 +27,7 @@ _MEBI = 1 << 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of the verb."""
     add_source_options(parser)
-    add_folder_option(parser)
+    add_folder(parser)
     add_folder_alpha(parser)
     parser.add_argument(
         '--out', type=Path, required=True, metavar='PAGE', help='HTML file to write'
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs='+',
         default=[],
         metavar='RESULTS',
-        help='folders of results of sweeps, to add their tables',
+        help='results folders of sweeps; their tables are added to the page',
     )
     parser.add_argument(
         '--videos', type=Path, metavar='DIR', help="folder that holds the rollouts' videos"
@@ -64,9 +64,16 @@ def run(args: argparse.Namespace) -> int:
     from vla_feature_bridge.atomic import replace_files
 
     if not 0 <= args.embed_videos < float('inf'):
-        raise UsageError(f'--embed-videos must be 0 or more MiB, found {args.embed_videos}')
+        raise UsageError(
+            where='--embed-videos', expected='0 or more MiB', found=str(args.embed_videos)
+        )
     if args.videos is not None and not args.videos.is_dir():
-        raise VideoError(f'{args.videos}: expected a folder of videos, found none')
+        raise VideoError(
+            where=str(args.videos),
+            expected='a folder of videos',
+            found='none',
+            advice='check --videos',
+        )
     tables = _tables(args.results) if args.results else []
     judged = judged_rollouts(args)
     rollouts, name = judged.rollouts, judged.detector.detector.name

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     import argparse
 
 DESCRIPTION = """Fit and evaluate every configuration of a grid on several task splits.
-Models of the same kind are trained together. To go on with an interrupted sweep, give the same
-command again."""
+Models of the same kind are trained together. To continue an interrupted sweep, run the same command
+again."""
 EXAMPLE = """examples:
   python -m safe_training sweep my_set --grid learned --out my_results
   python -m safe_training sweep dump --grid openvla_libero10 --protocol paper --out my_results
@@ -65,13 +65,13 @@ def _add_split_options(parser: VerbParser) -> None:
         'splits; loto: leave one task out, each task once',
     )
     group.add_argument(
-        '--splits', type=int, metavar='COUNT', help='how many task splits, from split 0 on'
+        '--splits', type=int, metavar='COUNT', help='number of task splits; the first is split 0'
     )
     group.add_argument(
         '--splits-from',
         type=Path,
         metavar='FILE',
-        help='take the splits that `evaluate --save-splits` or another sweep wrote',
+        help='use the splits in a file that `evaluate --save-splits` or another sweep wrote',
     )
     parser.exclude(
         ('--splits', '--protocol'),
@@ -86,8 +86,8 @@ def _add_training_options(parser: VerbParser) -> None:
     group.add_argument(
         '--stop-early',
         action='store_true',
-        help='stop training where the loss on the held-out seen rollouts is lowest; trains one '
-        'model at a time',
+        help='stop training at the lowest loss on the held-out rollouts of seen tasks; models are '
+        'then trained one at a time',
     )
     group.add_argument(
         '--precision',
@@ -99,7 +99,9 @@ def _add_training_options(parser: VerbParser) -> None:
         ),
     )
     group.add_argument(
-        '--device', default='cpu', help='where models are trained together (default %(default)s)'
+        '--device',
+        default='cpu',
+        help='PyTorch device on which models are trained together (default %(default)s)',
     )
     group.add_argument(
         '--ray',

@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default='seen',
         help='choose the combination of parameters by its numbers on held-out rollouts of seen '
         'tasks, or on the reported unseen tasks; the numbers with `unseen` are too '
-        'optimistic; use it only for comparison with papers that did the same (default '
+        'optimistic; use `unseen` only for comparison with papers that did the same (default '
         '%(default)s)',
     )
     shown = parser.add_mutually_exclusive_group()
@@ -56,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--out',
         type=Path,
         metavar='DIR',
-        help=('folder: also write every table to this folder, in all formats'),
+        help='also write every table to this folder, in all formats',
     )
 
 
@@ -68,14 +68,17 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.sweep.unfinished import unfinished
 
     results = read_results(*args.results)
-    if args.protocol in ('robust', 'loto'):
-        results = [r for r in results if r.protocol == args.protocol]
+    filtered = args.protocol if args.protocol in ('robust', 'loto') else None
+    if filtered is not None:
+        results = [r for r in results if r.protocol == filtered]
         if not results:
             raise TableError(
-                f'there are no results of the {args.protocol} protocol; run '
-                f'`sweep --protocol {args.protocol}` first, or ask for --protocol paper'
+                where=f'--protocol {filtered}',
+                expected=f'results of the protocol {filtered}',
+                found='none',
+                advice=f'run `sweep --protocol {filtered}` first, or remove --protocol',
             )
-    for line in unfinished(args.results, results):
+    for line in unfinished(args.results, results, filtered):
         print(f'safe_training table: {line}', file=sys.stderr)
     with_paper = args.protocol == 'paper' or any(r.protocol == 'paper' for r in results)
     made = tables_of_results(results, with_paper=with_paper, select_on=args.select_on)

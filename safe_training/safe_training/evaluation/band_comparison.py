@@ -175,10 +175,12 @@ class _OneSplit:
         unseen = [rollouts[i] for i in split.unseen]
         if len(held_out) < 2 or not unseen:
             raise EvaluationError(
-                f'split {split.number}: expected two or more held-out successes of seen tasks '
-                f'and one or more rollouts of unseen tasks, found {len(held_out)} and '
-                f'{len(unseen)}; record more rollouts or more tasks, because a band must be '
-                'tested on rollouts that were not used to calibrate it'
+                where=f'split {split.number}',
+                expected='two or more held-out successes of seen tasks, and one or more rollouts '
+                'of unseen tasks',
+                found=f'{len(held_out)} successes and {len(unseen)} rollouts',
+                advice='record more rollouts or more tasks, because a band is tested on rollouts '
+                'that were not used for its calibration',
             )
         return cls(
             detector,

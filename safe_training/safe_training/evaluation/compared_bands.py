@@ -39,25 +39,25 @@ COMPARED: dict[str, ComparedBand] = {
     'max-deviation': _of_kind('max_deviation'),
     'published': ComparedBand(
         'functional, published quantile',
-        'The false-alarm rate is higher than promised if there are few successes. Only for '
-        'comparison with published numbers.',
+        'The false-alarm rate is higher than promised if there are few successes. Use this band '
+        'only for comparison with published numbers.',
         {'modulation': 'max_deviation', 'quantile': 'published'},
     ),
     **{name: _of_kind(name) for name in KINDS if name != 'max_deviation'},
     'per-task': ComparedBand(
-        'one for each task',
-        'For each task with its own band: at most a share alpha of its new successes raises an '
+        'one threshold for each task',
+        'Within each task that has its own band, at most a share alpha of new successes raises an '
         'alarm.',
         {'modulation': 'none', 'per_task': True},
     ),
     'loto': ComparedBand(
-        'one, left-out scores',
-        'An estimate for new tasks: calibrated on scores of detectors that were fitted without '
-        'the task. There is no finite-sample promise.',
+        'one threshold, left-out scores',
+        'An estimate for new tasks. The band is calibrated on scores of detectors that were fitted '
+        'without the task. There is no finite-sample promise.',
         {'modulation': 'none', 'calibrate_on': 'loto'},
     ),
     'moving': ComparedBand(
-        'one, moved by labels',
+        'one threshold, updated by labels',
         'In the long run, a share alpha of the successes raises an alarm, if every success is '
         'labelled.',
         moves=True,

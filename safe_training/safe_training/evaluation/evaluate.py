@@ -116,7 +116,7 @@ def fit_and_judge(
     *,
     progress: Progress | None = None,
 ) -> tuple[JudgedSet, float]:
-    """Return all rollouts of a split as a new detector judges them, and the time to fit it [s].
+    """Fit a detector; return the judged rollouts of the split and the time to fit [s].
 
     Every rollout is scored once: the band is calibrated on the scores that are reported. The time
     includes the calibration and the scores that the band is calibrated on, and no other scores.

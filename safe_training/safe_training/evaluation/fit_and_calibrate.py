@@ -26,8 +26,8 @@ from vla_feature_bridge.rollout import Rollout
 
 HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
 LEFT_OUT = (
-    'successes among the training rollouts of the seen tasks, each scored without its task '
-    '(leave-one-task-out)'
+    'successes among the training rollouts of the seen tasks, each scored by a detector that was '
+    'fitted without its task (leave-one-task-out)'
 )
 
 
@@ -40,8 +40,10 @@ def labelled(rollouts: Rollouts) -> Rollouts:
     kept = [r for r in rollouts if r.success is not None]
     if not kept:
         raise EvaluationError(
-            f'none of the {len(rollouts)} rollouts has an outcome (success or failure); '
-            'label them first'
+            where='rollouts',
+            expected='at least one rollout with a label (success or failure)',
+            found=f'{len(rollouts)} rollouts without a label',
+            advice='label episodes first (verb `label`)',
         )
     return rollouts.take(kept)
 
@@ -51,8 +53,10 @@ def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
     needed = max(len(r) for r in rollouts)
     if protocol.max_steps and protocol.max_steps < needed:
         raise EvaluationError(
-            f'max_steps is {protocol.max_steps} steps, but the longest rollout has {needed}; '
-            f'give --max-steps {needed} or more'
+            where='max_steps',
+            expected=f'at least {needed} (the longest rollout has {needed} steps)',
+            found=str(protocol.max_steps),
+            advice=f'give --max-steps {needed} or more',
         )
     return protocol.max_steps or needed
 
@@ -90,7 +94,7 @@ def fit(
     SplitError
         The split was made from different rollouts, or from these in another order.
     CalibrationError
-        The held-out rollouts of the seen tasks hold no success.
+        No held-out rollout of the seen tasks is a success.
     """
     require_rollouts(rollouts)
     return fit_and_calibrate(
@@ -206,9 +210,11 @@ def held_out_successes(seen: Sequence[ScoredRollout], split: Split) -> Successes
     kept = [rollout for rollout in seen if not rollout.failed]
     if not kept:
         raise CalibrationError(
-            f'calibration: the {len(split.seen)} held-out rollouts of the '
-            f'{len(split.seen_tasks)} seen tasks hold no success; '
-            'lower --train-ratio, add rollouts, or choose a different split'
+            where='calibration',
+            expected=f'successes among the {len(split.seen)} held-out rollouts of the '
+            f'{len(split.seen_tasks)} seen tasks',
+            found='none',
+            advice='lower --train-ratio, add rollouts, or choose another split',
         )
     return successes_of(kept)
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibrated detector says about rollouts: score, threshold and alarm of each.
+"""Judges rollouts with a calibrated detector: score, threshold and alarm of each rollout.
 
-Whoever judges a detector (tables, figures, the page, videos) starts from :class:`JudgedSet`.
+Tables, figures, the report page and videos use :class:`JudgedSet`.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class RealisedRate:
     Attributes
     ----------
     rollouts : str
-        Name of the part. 'PART, calibrated on' for rollouts that were used to calibrate the band;
+        Name of the part. 'PART (calibration)' for rollouts that were used to calibrate the band;
         their rate is not evidence for the promise.
     successes : int
     promised, realised : float
@@ -157,7 +157,7 @@ class JudgedSet:
             _realised(name, successes, self.band, alpha)
             for part, members in self.parts.items()
             for name, successes in (
-                (f'{part}, calibrated on', _successes(members, used, inside=True)),
+                (f'{part} (calibration)', _successes(members, used, inside=True)),
                 (part, _successes(members, used, inside=False)),
             )
             if successes
@@ -189,13 +189,13 @@ def judge(
             where='judge',
             expected='a CalibratedDetector',
             found=repr(detector),
-            advice='for a detector folder use safe_monitor_node.load_detector(folder)',
+            advice='load a detector folder with safe_monitor_node.load_detector(folder)',
         )
     require_rollouts(rollouts)
     check_inputs(detector, rollouts)
     asked = detector.alpha if alpha is None else alpha
     try:
-        # An unknown rate is no fault of a rollout: check it once, before hours of scoring.
+        # The rate does not depend on a rollout. Check it once, before hours of scoring.
         detector.band.at(asked)
     except BandError as error:
         raise EvaluationError(str(error)) from error
@@ -269,9 +269,11 @@ def check_inputs(detector: CalibratedDetector, rollouts: Rollouts) -> None:
     feature = rollouts.feature
     if feature != detector.feature:
         raise EvaluationError(
-            f'the rollouts hold features {feature} of width {feature.dim}, '
-            f'the detector was fitted on {detector.feature} of width {detector.feature.dim}; '
-            'convert with the same feature and pooling'
+            where='rollouts',
+            expected=f'the features of the detector: {detector.feature} of width '
+            f'{detector.feature.dim}',
+            found=f'{feature} of width {feature.dim}',
+            advice='convert the recordings again with the feature and pooling of the detector',
         )
     if problem := detector.action_problem(rollouts.action_space):
         raise EvaluationError(

@@ -50,8 +50,10 @@ def leave_one_task_out_scores(
     tasks = list(dict.fromkeys(rollout.task for rollout in rollouts))
     if len(tasks) < 2:
         raise DetectorError(
-            f'leave-one-task-out needs rollouts of at least 2 tasks, found {len(tasks)}; '
-            'calibrate on held-out rollouts instead'
+            where='leave-one-task-out',
+            expected='rollouts of at least 2 tasks',
+            found=str(len(tasks)),
+            advice='add rollouts of other tasks, or calibrate on held-out rollouts',
         )
     scores: dict[int, NDArray[np.float32]] = {}
     for done, task in enumerate(tasks):

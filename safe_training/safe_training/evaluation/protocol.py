@@ -38,7 +38,7 @@ class EvaluationError(SafeError):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How rollouts are split and alarms calibrated; the same for every detector that is compared.
+    """How rollouts are split and bands calibrated. All detectors of a comparison have the same one.
 
     Attributes
     ----------
@@ -65,8 +65,8 @@ class Protocol:
         Calibrate a band for every seen task as well (Mondrian): the promise then holds within each
         task. Tasks with too few successes share a band; new tasks have the band of all tasks.
     stop_early : bool
-        Stop training where the loss on the held-out rollouts of the seen tasks is lowest. The band
-        is then calibrated on rollouts that training has looked at, which weakens its promise.
+        Stop training at the lowest loss on the held-out rollouts of the seen tasks. The band is
+        then calibrated on rollouts that training has used, which weakens the promise of the band.
     name : {'robust', 'paper', 'loto'}
         Name of the protocol, see the docstring of the module.
     """
@@ -91,9 +91,11 @@ class Protocol:
         _check_number(self, 'max_steps', self.max_steps >= 0, '0 or a number of steps')
         if self.per_task and self.calibrate_on == 'loto':
             raise EvaluationError(
-                "expected per_task or calibrate_on='loto', found both; bands of single tasks "
-                "need held-out rollouts of these tasks, but 'loto' calibrates for new tasks: "
-                'use only one of the two options'
+                where='protocol',
+                expected="per_task=True or calibrate_on='loto'",
+                found='both',
+                advice='use only one of the two options, because the bands of single tasks need '
+                'held-out rollouts of these tasks',
             )
 
 
@@ -123,11 +125,10 @@ def require_rollouts(rollouts: Any) -> None:
     if not isinstance(rollouts, Rollouts):
         raise EvaluationError(
             where='rollouts',
-            expected='Rollouts, which know their feature and source',
+            expected='an object of the type Rollouts',
             found=type(rollouts).__name__,
-            advice='for some of the rollouts use rollouts.take([...]), for a path use '
-            'load_rollouts(path), for rollouts made in memory use '
-            'safe_training.recordings.rollouts.Rollouts(list, feature)',
+            advice='use rollouts.take([...]) for some of the rollouts, load_rollouts(path) for '
+            'files, or safe_training.recordings.rollouts.Rollouts(list, feature) for a list',
         )
     _require_any(rollouts)
 
@@ -138,7 +139,7 @@ def _require_any(rollouts: Sequence[Rollout]) -> None:
             where='rollouts',
             expected='one or more rollouts',
             found='none',
-            advice='check what was selected from the set',
+            advice='check the source, and which rollouts were selected',
         )
 
 
@@ -164,7 +165,7 @@ def choose_split(
     if isinstance(split, bool) or not isinstance(split, int):
         raise EvaluationError(
             where='choose_split',
-            expected='the number of a split',
+            expected='the number of the split as an integer',
             found=repr(split),
             advice='call choose_split(rollouts, number, protocol)',
         )
@@ -181,7 +182,7 @@ def _require_labels(rollouts: Sequence[Rollout]) -> None:
                 where=f'episode {rollout.episode_id!r}',
                 expected='a label (success or failure)',
                 found='none',
-                advice='label the rollout, or split the labelled rollouts only',
+                advice='label the episode, or use safe_training.labelled(rollouts)',
             )
 
 
@@ -190,14 +191,18 @@ def _draw(rollouts: Sequence[Rollout], split: int, protocol: Protocol) -> Split:
     known = [i for i, r in enumerate(rollouts) if r.task not in aside]
     if not known:
         raise EvaluationError(
-            'expected tasks to train on, found only tasks that the source marks as unseen; '
-            'give a source that also contains other tasks'
+            where='rollouts',
+            expected='tasks to train on',
+            found='only tasks that the source marks as unseen',
+            advice='add rollouts of other tasks',
         )
     if protocol.name == 'loto':
         if aside:
             raise EvaluationError(
-                f'the source sets {len(aside)} tasks aside as unseen, such as {min(aside)!r}, '
-                'so leave-one-task-out is not possible; use --protocol robust'
+                where='leave-one-task-out',
+                expected='only tasks that may be used for training',
+                found=f'{len(aside)} tasks that the source marks as unseen, such as {min(aside)!r}',
+                advice='use --protocol robust',
             )
         return leave_one_task_out(
             [r.task for r in rollouts], fold=split, seen_train_ratio=protocol.seen_train_ratio

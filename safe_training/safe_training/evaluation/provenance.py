@@ -37,8 +37,8 @@ def describe_task_bands(band: Band, tasks: Sequence[str], alpha: float) -> str:
     shared = [t for t in own if 'tasks' in band.tasks[t].provenance]
     text = f'{len(own) - len(shared)} of {len(tasks)} seen tasks have a band of their own'
     if shared:
-        text += f'; one band for those of few successes: {", ".join(shared)}'
+        text += f'; tasks with few successes share one band: {", ".join(shared)}'
     if len(own) < len(tasks):
         without = ', '.join(t for t in tasks if t not in own)
-        text += f'; too few successes for a promise within the task: {without}'
+        text += f'; tasks with too few successes have no band of their own: {without}'
     return text

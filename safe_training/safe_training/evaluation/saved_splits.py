@@ -20,6 +20,7 @@ from vla_feature_bridge.rollout import Rollout
 _FORMAT = 'safe_splits'
 _VERSION = 1
 _LARGEST_FILE = 256 << 20
+_OTHER_SET = 'use the rollout set from which the splits were made, or make new splits'
 
 
 @dataclass(frozen=True)
@@ -59,18 +60,26 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
     entries = content.get('splits')
     if len(tasks) != len(episodes):
         raise SplitError(
-            f'{path}: expected one task for each episode, found {len(tasks)} tasks for '
-            f'{len(episodes)} episodes; save the splits again'
+            where=str(path),
+            expected='one task for each episode',
+            found=f'{len(tasks)} tasks for {len(episodes)} episodes',
+            advice='save the splits again',
         )
     if not isinstance(entries, list) or not entries:
-        raise SplitError(f'{path}: expected a list of splits, found none; save the splits again')
+        raise SplitError(
+            where=str(path),
+            expected='a list of splits',
+            found='none',
+            advice='save the splits again',
+        )
     place = _places(path, episodes, rollouts)
     for episode, task, index in zip(episodes, tasks, place, strict=True):
         if rollouts[index].task != task:
             raise SplitError(
-                f'{path}: episode {episode!r} was of task {task!r}, found '
-                f'{rollouts[index].task!r}; use the rollout set from which the splits were '
-                'made, or make new splits'
+                where=f'{path}, episode {episode!r}',
+                expected=f'task {task!r}',
+                found=repr(rollouts[index].task),
+                advice=_OTHER_SET,
             )
     splits = []
     for entry in entries:
@@ -81,7 +90,10 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
             raise SplitError(f'{path}: {error}') from error
         if not split.train:
             raise SplitError(
-                f'{path}: split {split.number} has no training rollouts; save the splits again'
+                where=f'{path}, split {split.number}',
+                expected='training rollouts',
+                found='none',
+                advice='save the splits again',
             )
         splits.append(
             replace(
@@ -95,32 +107,41 @@ def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
     numbers = [split.number for split in splits]
     if len(set(numbers)) != len(numbers):
         raise SplitError(
-            f'{path}: expected splits with different numbers, found {numbers}; save the splits '
-            'again'
+            where=str(path),
+            expected='splits with different numbers',
+            found=str(numbers),
+            advice='save the splits again',
         )
     return SavedSplits(saved_protocol(path), {split.number: split for split in splits})
 
 
 def saved_protocol(path: Path) -> ProtocolName:
-    """Return how the splits of a file were drawn; :class:`SplitError` as when reading them."""
+    """Return the protocol of the splits of a file; see :func:`read_splits` for errors."""
     content = _content(path)
     found = content.get('protocol', content.get('scheme'))  # 0.1 wrote 'scheme'
     for protocol in PROTOCOLS:
         if protocol == found:
             return protocol
     raise SplitError(
-        f'{path}: expected a protocol from this list: {", ".join(PROTOCOLS)}, found {found!r}; '
-        'save the splits again'
+        where=f'{path}, protocol',
+        expected=f'one of {", ".join(PROTOCOLS)}',
+        found=repr(found),
+        advice='save the splits again',
     )
 
 
 def split_numbers(path: Path) -> tuple[int, ...]:
-    """Return the numbers of the splits that a file holds; :class:`SplitError` as when reading."""
+    """Return the numbers of the splits of a file; see :func:`read_splits` for errors."""
     entries: Any = _content(path).get('splits')
     try:
         return tuple(Split.from_dict(entry).number for entry in entries)
     except (SplitError, TypeError) as error:
-        raise SplitError(f'{path}: holds no splits ({error}); save them again') from error
+        raise SplitError(
+            where=str(path),
+            expected='a list of splits',
+            found=str(error),
+            advice='save the splits again',
+        ) from error
 
 
 def saved_split(path: Path, rollouts: Sequence[Rollout], number: int) -> Split:
@@ -128,7 +149,10 @@ def saved_split(path: Path, rollouts: Sequence[Rollout], number: int) -> Split:
     splits = read_splits(path, rollouts).splits
     if number not in splits:
         raise SplitError(
-            f'{path}: expected a split among {sorted(splits)}, found {number}; give one of these'
+            where=str(path),
+            expected=f'the number of a saved split, one of {", ".join(map(str, sorted(splits)))}',
+            found=str(number),
+            advice='give one of these numbers',
         )
     return splits[number]
 
@@ -136,24 +160,36 @@ def saved_split(path: Path, rollouts: Sequence[Rollout], number: int) -> Split:
 def _content(path: Path) -> Mapping[str, Any]:
     try:
         if path.stat().st_size > _LARGEST_FILE:
-            raise SplitError(f'{path}: {path.stat().st_size} bytes is too large for saved splits')
-        content = json.loads(path.read_text(encoding='utf-8'))
+            raise SplitError(
+                where=str(path),
+                expected=f'saved splits of at most {_LARGEST_FILE} bytes',
+                found=f'{path.stat().st_size} bytes',
+                advice='give the file that `evaluate --save-splits` or `sweep` wrote',
+            )
+        content = json.loads(path.read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as error:
         if isinstance(error, SplitError):
             raise
         raise SplitError(
-            f'{path}: expected saved splits (JSON), found text that is not valid JSON '
-            f'({error}); save the splits again'
+            where=str(path),
+            expected='saved splits (JSON)',
+            found=f'text that is not valid JSON ({error})',
+            advice='save the splits again',
         ) from error
     found = content.get('format') if isinstance(content, dict) else type(content).__name__
     if not isinstance(content, dict) or found != _FORMAT:
         raise SplitError(
-            f'{path}: expected splits that `evaluate --save-splits` or `sweep` wrote, found '
-            f'{found!r}'
+            where=str(path),
+            expected=f'saved splits (format {_FORMAT!r})',
+            found=f'{found!r}',
+            advice='give the file that `evaluate --save-splits` or `sweep` wrote',
         )
     if content.get('version') != _VERSION:
         raise SplitError(
-            f'{path}: expected version {_VERSION}, found {content.get("version")!r}; save again'
+            where=f'{path}, version',
+            expected=str(_VERSION),
+            found=repr(content.get('version')),
+            advice='save the splits again',
         )
     return content
 
@@ -161,7 +197,12 @@ def _content(path: Path) -> Mapping[str, Any]:
 def _texts(path: Path, content: Mapping[str, Any], name: str) -> list[str]:
     values = content.get(name)
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):
-        raise SplitError(f'{path}: {name} must be a list of names; save the splits again')
+        raise SplitError(
+            where=f'{path}, {name}',
+            expected='a list of texts',
+            found=f'{values!r:.80}',
+            advice='save the splits again',
+        )
     return values
 
 
@@ -170,19 +211,23 @@ def _places(path: Path, episodes: Sequence[str], rollouts: Sequence[Rollout]) ->
     there = {r.episode_id: i for i, r in enumerate(rollouts)}
     if len(there) != len(rollouts) or len(set(episodes)) != len(episodes):
         raise SplitError(
-            f'{path}: expected a different episode id for each rollout, found repeated ids; '
-            'convert the recordings again with unique episode names'
+            where=str(path),
+            expected='a different episode id for each rollout',
+            found='repeated ids',
+            advice='convert the recordings again with unique episode names',
         )
     missing = [e for e in episodes if e not in there]
     added = sorted(there.keys() - set(episodes))
     if missing or added:
         found = ' and '.join(
-            f'{len(names)} that {what} (such as {names[0]!r})'
-            for names, what in ((missing, 'are missing'), (added, 'are new'))
+            f'{len(names)} {what} rollout{"" if len(names) == 1 else "s"} (such as {names[0]!r})'
+            for names, what in ((missing, 'missing'), (added, 'new'))
             if names
         )
         raise SplitError(
-            f'{path}: made of {len(episodes)} labelled rollouts, found {found}; use the rollout '
-            'set from which the splits were made, or make new splits'
+            where=str(path),
+            expected=f'the {len(episodes)} labelled rollouts from which the splits were made',
+            found=found,
+            advice=_OTHER_SET,
         )
     return [there[e] for e in episodes]

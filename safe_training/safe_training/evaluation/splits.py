@@ -14,6 +14,8 @@ from vla_feature_bridge.rollout import Rollout
 
 Task = int | str
 
+_OTHER_ROLLOUTS = 'use the rollouts from which the split was made, or make a new split'
+
 
 class SplitError(SafeError):
     """Rollouts cannot be split as requested, or a saved split does not match the rollouts."""
@@ -28,7 +30,7 @@ class Split:
     Attributes
     ----------
     train, seen, unseen : tuple of int
-        Indices into the rollouts that were split; each rollout is in one of the three. `seen`
+        Indices into the rollouts that were split; each rollout is in exactly one part. `seen`
         ("val_seen" in the paper) are held-out rollouts of the training tasks; the conformal band is
         calibrated on their successes.
     seen_tasks, unseen_tasks : tuple of int or str
@@ -37,11 +39,11 @@ class Split:
         Number of the split: it seeds the shuffle of the tasks and the permutation inside each
         seen task.
     unseen_ratio, seen_train_ratio : float
-        Share of the tasks that is unseen; share of a seen task's rollouts that trains.
+        Share of the tasks that are unseen; share of the rollouts of a seen task that are used for
+        training.
     episodes : tuple of str
         Episode id of each rollout that was split, in this order; empty if the split was made of
-        task labels only. Two splits are equal if they divide in the same way, whatever the
-        episodes are.
+        task labels only. `==` ignores this field.
     """
 
     train: tuple[int, ...]
@@ -58,8 +60,8 @@ class Split:
         indices = sorted((*self.train, *self.seen, *self.unseen))
         if indices != list(range(len(indices))):
             raise SplitError(
-                'split: train, seen and unseen must hold each of the rollouts '
-                f'0..{len(indices) - 1} exactly once, found some missing or twice'
+                f'split: expected each of the rollouts 0 to {len(indices) - 1} exactly once in '
+                'train, seen and unseen, found missing or repeated rollouts'
             )
         tasks = (*self.seen_tasks, *self.unseen_tasks)
         if len(set(tasks)) != len(tasks):
@@ -89,8 +91,8 @@ class Split:
         """
         if len(tasks) != len(self):
             raise SplitError(
-                f'split: made of {len(self)} rollouts, the set has {len(tasks)}; '
-                'use the set it was made of, or split again'
+                f'split: expected the {len(self)} rollouts from which the split was made, found '
+                f'{len(tasks)} rollouts; {_OTHER_ROLLOUTS}'
             )
         sides = ((self.train + self.seen, self.seen_tasks), (self.unseen, self.unseen_tasks))
         for indices, expected in sides:
@@ -98,9 +100,8 @@ class Split:
             for index in indices:
                 if tasks[index] not in allowed:
                     raise SplitError(
-                        f'split: rollout {index} should be of one of the tasks '
-                        f'{list(expected)}, the set has {tasks[index]!r} there; '
-                        'use the set it was made of, or split again'
+                        f'split, rollout {index}: expected one of the tasks {list(expected)}, '
+                        f'found {tasks[index]!r}; {_OTHER_ROLLOUTS}'
                     )
 
     def check_rollouts(self, rollouts: Sequence[Rollout]) -> None:
@@ -117,7 +118,7 @@ class Split:
                     expected=f'episode {expected!r}',
                     found=repr(rollout.episode_id),
                     advice='use the rollouts from which the split was made, in the same order, '
-                    'or call choose_split again',
+                    'or make a new split',
                 )
 
     def to_dict(self) -> dict[str, Any]:
@@ -192,12 +193,12 @@ def split_tasks(
     ordered: list[Any] = sorted(labels) if order is None else [_task(task) for task in order]
     if len(ordered) != len(labels) or set(ordered) != labels:
         raise SplitError(
-            f'split: the order must hold each of the {len(labels)} tasks once, found {ordered}'
+            f'split, order: expected each of the {len(labels)} tasks once, found {ordered}'
         )
     if not 0.0 <= unseen_ratio < 1.0:
-        raise SplitError(f'split: unseen_ratio must lie in [0, 1), found {unseen_ratio}')
+        raise SplitError(f'split, unseen_ratio: expected a number in [0, 1), found {unseen_ratio}')
     if not 0 <= number < 2**32:
-        raise SplitError(f'split: the number of a split must lie in 0..{2**32 - 1}, found {number}')
+        raise SplitError(f'split: expected a split number from 0 to {2**32 - 1}, found {number}')
     n_unseen = _number_of_unseen_tasks(len(ordered), unseen_ratio)
     positions = np.arange(len(ordered))
     np.random.RandomState(number).shuffle(positions)
@@ -246,9 +247,9 @@ def divide(
         seen.extend(members[task][position] for position in draw[n_train:])
     if not train:
         raise SplitError(
-            f'split: no rollout is left for training: {len(seen)} rollouts of {len(seen_tasks)} '
-            f'seen tasks at seen_train_ratio {seen_train_ratio}; record more rollouts per task '
-            'or raise seen_train_ratio'
+            f'split: expected rollouts for training, found none, because {len(seen)} rollouts of '
+            f'{len(seen_tasks)} seen tasks are too few for seen_train_ratio {seen_train_ratio}; '
+            'record more rollouts per task, or raise seen_train_ratio (--train-ratio)'
         )
     unseen = set(unseen_tasks)
     return Split(
@@ -285,13 +286,13 @@ def leave_one_task_out(tasks: Sequence[Task], *, fold: int, seen_train_ratio: fl
     ordered: list[Any] = sorted(_labels(tasks, seen_train_ratio))
     if len(ordered) < 2:
         raise SplitError(
-            'split: leaving one task out needs rollouts of at least 2 tasks, found '
-            f'{len(ordered)}; record rollouts of further tasks'
+            f'leave-one-task-out: expected rollouts of at least 2 tasks, found {len(ordered)}; '
+            'record rollouts of other tasks'
         )
     if not 0 <= fold < len(ordered):
         raise SplitError(
-            f'split: {len(ordered)} tasks can be left out, numbers 0 to {len(ordered) - 1}, '
-            f'found {fold}'
+            f'leave-one-task-out: expected the number of one of the {len(ordered)} tasks, 0 to '
+            f'{len(ordered) - 1}, found {fold}'
         )
     left_out = ordered[fold]
     return divide(
@@ -308,13 +309,16 @@ def _labels(tasks: Sequence[Task], seen_train_ratio: float) -> set[Task]:
     """Return the set of tasks, all of one kind."""
     labels = {_task(task) for task in tasks}
     if not labels:
-        raise SplitError('split: there are no rollouts to split; check what the set was read from')
+        raise SplitError('split: expected rollouts to split, found none; check the source')
     if len({isinstance(label, str) for label in labels}) > 1:
         raise SplitError(
-            'split: expected task labels of one kind, found strings and numbers; use one for all'
+            'split: expected task labels of one type, found strings and numbers; use the same '
+            'type for all tasks'
         )
     if not 0.0 < seen_train_ratio <= 1.0:
-        raise SplitError(f'split: seen_train_ratio must lie in (0, 1], found {seen_train_ratio}')
+        raise SplitError(
+            f'split, seen_train_ratio: expected a number in (0, 1], found {seen_train_ratio}'
+        )
     return labels
 
 
@@ -323,19 +327,22 @@ def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:
         return 0
     if n_tasks == 1:
         raise SplitError(
-            'split: all rollouts are of one task, so no task can be held out as unseen; '
-            'record rollouts of further tasks, or set the unseen ratio to 0 (--unseen-ratio 0) '
-            'to validate on this task only'
+            'split: expected rollouts of two or more tasks (one or more are unseen), found one '
+            'task; record rollouts of other tasks, or set unseen_ratio to 0 (--unseen-ratio 0) to '
+            'evaluate only on this task'
         )
     n_unseen = round(unseen_ratio * n_tasks)
     if n_unseen == 0:
         raise SplitError(
-            f'split: unseen_ratio {unseen_ratio} of {n_tasks} tasks rounds to no unseen task; '
-            'raise it, or set it to 0 if no task is to be held out'
+            'split: expected at least one unseen task, found none, because unseen_ratio '
+            f'{unseen_ratio} of {n_tasks} tasks is rounded to 0; raise unseen_ratio '
+            '(--unseen-ratio), or set unseen_ratio to 0 if no task shall be unseen'
         )
     if n_unseen == n_tasks:
         raise SplitError(
-            f'split: unseen_ratio {unseen_ratio} of {n_tasks} tasks leaves no seen task; lower it'
+            'split: expected at least one seen task, found none, because unseen_ratio '
+            f'{unseen_ratio} of {n_tasks} tasks is rounded to {n_unseen}; lower unseen_ratio '
+            '(--unseen-ratio)'
         )
     return n_unseen
 
@@ -345,19 +352,26 @@ def _task(label: Any) -> Task:
         return str(label)
     if isinstance(label, (int, np.integer)) and not isinstance(label, bool):
         return int(label)
-    raise SplitError(f'split: a task label must be an integer or a string, found {label!r}')
+    raise SplitError(f'split: expected integers or strings as task labels, found {label!r}')
 
 
 def _field(values: Mapping[str, Any], name: str) -> Any:
+    if not isinstance(values, Mapping):
+        raise SplitError(f'split: expected a mapping of fields, found {values!r:.80}')
     if name not in values:
-        raise SplitError(f'split: field {name!r} is missing; found {sorted(values)}')
+        raise SplitError(f'split: expected the field {name!r}, found {", ".join(map(str, values))}')
     return values[name]
+
+
+def _wrong(name: str, expected: str, found: Any) -> SplitError:
+    """Return the error of a field with a wrong value."""
+    return SplitError(where=f'split, field {name!r}', expected=expected, found=f'{found!r:.80}')
 
 
 def _number(values: Mapping[str, Any], name: str) -> int | float:
     value = _field(values, name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise SplitError(f'split: field {name!r} must be a number, found {value!r}')
+        raise _wrong(name, 'a number', value)
     return value
 
 
@@ -365,24 +379,22 @@ def _split_number(values: Mapping[str, Any]) -> int:
     name = 'seed' if 'seed' in values else 'split'  # 0.1 wrote 'seed'
     number = _number(values, name)
     if not isinstance(number, int) or not 0 <= number < 2**32:
-        raise SplitError(
-            f'split: field {name!r} must be an integer in 0..{2**32 - 1}, found {number!r}'
-        )
+        raise _wrong(name, f'an integer from 0 to {2**32 - 1}', number)
     return number
 
 
 def _index_tuple(values: Mapping[str, Any], name: str) -> tuple[int, ...]:
     entries = _field(values, name)
     if not isinstance(entries, (list, tuple)):
-        raise SplitError(f'split: field {name!r} must be a list of indices, found {entries!r}')
+        raise _wrong(name, 'a list of indices', entries)
     for entry in entries:
         if isinstance(entry, bool) or not isinstance(entry, int):
-            raise SplitError(f'split: field {name!r} must hold integers, found {entry!r}')
+            raise _wrong(name, 'a list of integers', entry)
     return tuple(entries)
 
 
 def _task_tuple(values: Mapping[str, Any], name: str) -> tuple[Task, ...]:
     entries = _field(values, name)
     if not isinstance(entries, (list, tuple)):
-        raise SplitError(f'split: field {name!r} must be a list of tasks, found {entries!r}')
+        raise _wrong(name, 'a list of tasks', entries)
     return tuple(_task(entry) for entry in entries)

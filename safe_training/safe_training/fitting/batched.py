@@ -188,7 +188,10 @@ def train_together(
         detector.check_params()
     if len({_bound(detector) for detector in detectors}) != 1:
         raise DetectorError(
-            f'{first.name}: models trained together may differ in {", ".join(sorted(FREE))} only'
+            where=first.name,
+            expected=f'detectors that differ only in {", ".join(sorted(FREE))}',
+            found='detectors that differ in other parameters',
+            advice='group the detectors with stacks() first',
         )
     space = Workspace(torch.device(device), getattr(torch, precision))
     dim = data.flat.shape[1]
@@ -207,9 +210,18 @@ def train_together(
             detector.set_network(network, dim)
             reasons.append('')
         else:
-            when = f'in epoch {epoch}' if epoch is not None else 'in the last epoch'
-            reasons.append(f'{detector.name}: the training loss diverged {when}')
+            reasons.append(str(_divergence(detector.name, epoch)))
     return reasons
+
+
+def _divergence(name: str, epoch: int | None) -> DetectorError:
+    """Return the reason why a detector has no result; the epoch is None after the last epoch."""
+    return DetectorError(
+        where=f'{name}, after the last epoch' if epoch is None else f'{name}, epoch {epoch}',
+        expected='finite weights' if epoch is None else 'a finite training loss',
+        found='NaN or infinity',
+        advice='lower learning_rate, or set max_grad_norm',
+    )
 
 
 class _Stack:

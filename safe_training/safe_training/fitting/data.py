@@ -47,19 +47,26 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
     for rollout in rollouts:
         if rollout.features.shape[-1] == 0:
             raise DetectorError(
-                f'rollout {rollout.episode_id!r}: expected features, found only signals; choose '
-                'a detector that uses signals, or choose another feature array with --feature'
+                where=f'rollout {rollout.episode_id!r}',
+                expected='features',
+                found='only signals',
+                advice='choose a detector that uses signals, or read another feature array '
+                '(--feature)',
             )
         if rollout.features.ndim != 2 or rollout.features.shape[1] != width:
             raise DetectorError(
-                f'rollout {rollout.episode_id!r}: expected pooled features '
-                f'(T, {width}) as in the first rollout, found {rollout.features.shape}; '
-                'convert all rollouts with the same pooling'
+                where=f'rollout {rollout.episode_id!r}',
+                expected=f'pooled features of shape (T, {width}), as in the first rollout',
+                found=f'shape {rollout.features.shape}',
+                advice='convert all rollouts with the same pooling',
             )
-        if not np.isfinite(np.asarray(rollout.features, dtype=np.float32)).all():
+        finite = np.isfinite(np.asarray(rollout.features, dtype=np.float32)).all(axis=1)
+        if not finite.all():
             raise DetectorError(
-                f'rollout {rollout.episode_id!r}: the features hold NaN or infinity; '
-                'leave the rollout out'
+                where=f'rollout {rollout.episode_id!r}, step {int(np.argmin(finite))}',
+                expected='finite features',
+                found='NaN or infinity',
+                advice='correct the recording, or leave this rollout out',
             )
     return StackedRollouts(
         np.concatenate([np.asarray(r.features, dtype=np.float32) for r in rollouts]),
@@ -72,18 +79,21 @@ def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
     """Raise :class:`DetectorError` if the rollouts do not contain both successes and failures."""
     failures = sum(r.failed for r in rollouts)
     if failures in (0, len(rollouts)):
-        found = 'failures' if failures else 'successes'
         raise DetectorError(
-            f'{detector} learns from both outcomes, but all {len(rollouts)} training rollouts '
-            f'are {found}; add rollouts of the other outcome, increase the training share '
-            '(--train-ratio), or choose a different split'
+            where=detector,
+            expected='rollouts of both outcomes to learn from',
+            found=f'{len(rollouts) - failures} successes and {failures} failures',
+            advice=f'add {"successes" if failures else "failures"}, use more rollouts for '
+            'training (--train-ratio), or choose another split',
         )
 
 
 def require_successes(rollouts: Sequence[Rollout], detector: str) -> None:
-    """Raise :class:`DetectorError` unless there are successes to learn from."""
+    """Raise :class:`DetectorError` if all rollouts are failures."""
     if all(r.failed for r in rollouts):
         raise DetectorError(
-            f'{detector} learns from successes, but all {len(rollouts)} training rollouts are '
-            'failures; add successes, or choose other training tasks (a different split)'
+            where=detector,
+            expected='successes to learn from',
+            found=f'0 successes and {len(rollouts)} failures',
+            advice='add successes, or choose another split',
         )

@@ -158,8 +158,10 @@ def train(
             total, batches = total + loss.item(), batches + 1
         if not np.isfinite(total):
             raise DetectorError(
-                f'{detector.name}: the training loss became {total} in epoch {epoch}; lower '
-                'learning_rate, or check the scale of the features and actions'
+                where=f'{detector.name}, epoch {epoch}',
+                expected='a finite training loss',
+                found=str(total),
+                advice='lower learning_rate, or check the scale of the features and actions',
             )
         if progress is not None:
             progress(epoch + 1, detector.epochs, f'loss {total / max(batches, 1):.4f}')

@@ -78,7 +78,10 @@ def gaussian(detector: Mahalanobis, steps: OutcomeSteps) -> dict[str, np.ndarray
     count, dim = steps.features.shape
     if count < 2:
         raise DetectorError(
-            f'{detector.name}: a covariance needs at least 2 steps, the {steps.plural} have {count}'
+            where=detector.name,
+            expected=f'at least 2 steps of {steps.plural} for a covariance',
+            found=str(count),
+            advice=f'add {steps.plural}',
         )
     wide = steps.features.astype(np.float64)
     mean = wide.mean(axis=0)
@@ -90,8 +93,10 @@ def gaussian(detector: Mahalanobis, steps: OutcomeSteps) -> dict[str, np.ndarray
         lower = cholesky(covariance, lower=True, overwrite_a=True)
     except LinAlgError as error:
         raise DetectorError(
-            f'{detector.name}: the covariance of the {steps.plural} plus ridge {detector.ridge} '
-            'cannot be inverted; give a larger ridge'
+            where=detector.name,
+            expected=f'a covariance of the {steps.plural} that can be inverted',
+            found=f'a singular matrix with ridge={detector.ridge}',
+            advice='increase ridge',
         ) from error
     factor, info = lapack.dtrtri(lower, lower=True, overwrite_c=True)
     assert info == 0, 'a Cholesky factor has a positive diagonal'
@@ -103,11 +108,14 @@ def neighbours(detector: NeighbourDetector, steps: OutcomeSteps) -> dict[str, np
     count = len(steps.features)
     longest = int(np.unique(steps.rollouts, return_counts=True)[1].max())
     # Each rollout needs enough neighbours in other rollouts, because its own steps are excluded.
-    if count - longest < detector.neighbours:
+    others = count - longest
+    if others < detector.neighbours:
         raise DetectorError(
-            f'{detector.name}: neighbours={detector.neighbours}, but the {steps.plural} have only '
-            f'{count - longest} steps beside their longest rollout; give fewer neighbours or more '
-            'rollouts'
+            where=detector.name,
+            expected=f'neighbours of at most {others}',
+            found=f'neighbours={detector.neighbours}',
+            advice=(f'lower neighbours, or add {steps.plural}' if others else f'add {steps.plural}')
+            + f' (all {steps.plural} except the longest rollout have {others} steps)',
         )
     wide = steps.features.astype(np.float64)
     if isinstance(detector, CosineKnn):
@@ -122,13 +130,18 @@ def clusters(detector: PcaKmeans, steps: OutcomeSteps) -> dict[str, np.ndarray]:
     count, dim = steps.features.shape
     if detector.pca_dim > min(count, dim):
         raise DetectorError(
-            f'{detector.name}: pca_dim={detector.pca_dim}, but the {steps.plural} have {count} '
-            f'steps of {dim} features; give at most {min(count, dim)}'
+            where=detector.name,
+            expected=f'pca_dim of at most {min(count, dim)} (the {steps.plural} have {count} steps '
+            f'of {dim} features)',
+            found=f'pca_dim={detector.pca_dim}',
+            advice='lower pca_dim',
         )
     if detector.clusters > count:
         raise DetectorError(
-            f'{detector.name}: clusters={detector.clusters}, but the {steps.plural} have {count} '
-            'steps; give fewer clusters or more rollouts'
+            where=detector.name,
+            expected=f'clusters of at most {count} (the {steps.plural} have {count} steps)',
+            found=f'clusters={detector.clusters}',
+            advice=f'lower clusters, or add {steps.plural}',
         )
     wide = steps.features.astype(np.float64)
     pca = PCA(detector.pca_dim, random_state=detector.seed)

@@ -196,14 +196,16 @@ def training_epochs(
         schedule.step()
         if not np.isfinite(total):
             raise DetectorError(
-                f'{detector.name}: the training loss became {total} in epoch {index}; '
-                'lower learning_rate or set max_grad_norm'
+                where=f'{detector.name}, epoch {index}',
+                expected='a finite training loss',
+                found=str(total),
+                advice='lower learning_rate, or set max_grad_norm',
             )
         yield Epoch(index, total, float(schedule.get_last_lr()[0]))
 
 
 def fresh_network(detector: Learned, dim: int) -> nn.Module:
-    """Return the untrained network, by PyTorch's present random state."""
+    """Return an untrained network; PyTorch's global generator draws its weights."""
     network = detector.build(dim)
     scale_weights(network, detector.init_weight_scale)
     return network
@@ -273,7 +275,7 @@ def fit_learned(
     Raises
     ------
     DetectorError
-        The rollouts cannot be fitted on, or training diverged.
+        The rollouts are not suitable for fitting, or training diverged.
     """
     detector.check_params()
     data = TrainingData.of(rollouts)
@@ -298,7 +300,9 @@ def fit_learned(
     # No loss is computed after the last update. Therefore check the weights.
     if not all(torch.isfinite(parameter).all() for parameter in network.parameters()):
         raise DetectorError(
-            f'{detector.name}: training ended with weights that are NaN or infinite; '
-            'lower learning_rate or set max_grad_norm'
+            where=f'{detector.name}, after the last epoch',
+            expected='finite weights',
+            found='NaN or infinity',
+            advice='lower learning_rate, or set max_grad_norm',
         )
     detector.set_network(network, dim)

@@ -117,11 +117,12 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
         else [probe.l2]
     )
     if not which:
+        present = {'features': has_features, 'signals': has_signals}
         raise DetectorError(
-            f'{probe.name}: expected features or signals to read, found none: '
-            f'inputs={probe.inputs!r}, and the rollouts have '
-            f'{"features" if has_features else "no features"} and '
-            f'{"signals" if has_signals else "no signals"}'
+            where=f'{probe.name}, inputs={probe.inputs!r}',
+            expected=f'rollouts with {" and ".join(_used(probe))}',
+            found=' and '.join(f'no {name}' for name in _used(probe) if not present[name]),
+            advice='use --param inputs=auto, or other rollouts',
         )
     linear = Candidate('linear', which[0], l2s[0], smoothings[0])
     linear = choice.best([Candidate('linear', w, l2s[0], smoothings[0]) for w in which], MARGIN)
@@ -137,6 +138,11 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
     return chosen, float('nan') if settled else choice.auc(chosen)
 
 
+def _used(probe: LinearProbe) -> list[str]:
+    """Return the data that a probe uses: features, signals, or both."""
+    return [probe.inputs] if probe.inputs in ('features', 'signals') else ['features', 'signals']
+
+
 def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
     if probe.inputs == 'features':
         return []
@@ -146,8 +152,10 @@ def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
     names = [name for name in SIGNAL_NAMES if name in carried] or sorted(carried)
     if not names:
         raise DetectorError(
-            f'rollout {rollouts[0].episode_id!r}: {probe.name} expected action signals, found '
-            'none; record the actions, or use only the features (--param inputs=features)'
+            where=f'rollout {rollouts[0].episode_id!r}',
+            expected=f'action signals for {probe.name}',
+            found='none',
+            advice='record the actions, or use only the features (--param inputs=features)',
         )
     return names
 

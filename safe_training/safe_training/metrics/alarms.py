@@ -26,7 +26,7 @@ from safe_training.metrics.scored import (
 
 @dataclass(frozen=True)
 class AlarmRates:
-    """What alarms achieve on a group of rollouts.
+    """Rates of the alarms on a group of rollouts.
 
     Attributes
     ----------
@@ -38,8 +38,8 @@ class AlarmRates:
     balanced_accuracy : float
         Mean of the detection rate and 1 - the false-alarm rate; NaN unless both exist.
     detection_time : float
-        Mean over failures of first alarm step / length, 1.0 for a missed one; NaN without
-        failures. 0 is the first step.
+        Mean over failures of first alarm step / length, 1.0 for a failure without an alarm; NaN
+        without failures. 0 is the first step.
     n_failures, n_successes : int
         Size of the group.
 
@@ -70,13 +70,14 @@ class AlarmReport:
 
 @dataclass(frozen=True)
 class ClassificationReport:
-    """How one threshold on one value per rollout tells failures from successes.
+    """How well one threshold on one value per rollout separates failures from successes.
 
-    Failures are the positive class: `tpr` is the share of them found, `fnr` = 1 - `tpr` the share
-    missed, `fpr` the share of the successes taken for failures, `tnr` = 1 - `fpr`. NaN where the
-    class is absent. `weighted_accuracy` weighs each rate by the share of the *other* class, `tpr`
-    by that of the successes, as the published tables do: the rarer class weighs more, while
-    `balanced_accuracy` weighs both the same. `roc_auc` and `average_precision` need no threshold.
+    Failures are the positive class. `tpr` is the share of the failures that were detected, and
+    `fnr` = 1 - `tpr`. `fpr` is the share of the successes that were classified as failures, and
+    `tnr` = 1 - `fpr`. A rate is NaN if its class is absent. `weighted_accuracy` is the published
+    one: `tpr` times the share of the successes plus `tnr` times the share of the failures, so that
+    the smaller class has more weight. In `balanced_accuracy` both classes have the same weight.
+    `roc_auc` and `average_precision` need no threshold.
     """
 
     tpr: float
@@ -105,7 +106,7 @@ def classification_report(
     """
     scores, positive = values_and_outcomes(values, failed)
     if np.isnan(threshold):
-        raise MetricError('metrics: expected a threshold, found NaN')
+        raise MetricError(where='metrics', expected='a threshold', found='NaN')
     above = scores > threshold
     tpr, fpr = mean_or_nan(above[positive]), mean_or_nan(above[~positive])
     share = mean_or_nan(positive)
@@ -155,8 +156,9 @@ def alarm_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
     for rollout, step in zip(scored, checked_alarms(scored, alarms), strict=True):
         if step is not None and not 0 <= step < len(rollout):
             raise MetricError(
-                f'metrics: alarm at step {step} of a rollout of task {rollout.task!r} with '
-                f'{len(rollout)} steps; expected a step of the rollout'
+                where=f'metrics: {rollout.name}',
+                expected=f'an alarm step from 0 to {len(rollout) - 1}',
+                found=str(step),
             )
     tasks = [rollout.task for rollout in scored]
     failed = labels(scored)
@@ -217,5 +219,9 @@ def checked_alarms(
 ) -> Sequence[int | None]:
     """Return the alarms; raises `MetricError` unless each rollout has one entry."""
     if len(scored) != len(alarms):
-        raise MetricError(f'metrics: {len(alarms)} alarms for {len(scored)} rollouts')
+        raise MetricError(
+            where='metrics',
+            expected=f'one alarm step or None for each of {len(scored)} rollouts',
+            found=f'{len(alarms)} entries',
+        )
     return alarms

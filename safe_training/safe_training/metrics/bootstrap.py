@@ -57,7 +57,7 @@ def bootstrap_interval(
     _check_bootstrap(level, resamples)
     given = np.asarray(values, dtype=np.float64)
     if given.ndim != 1:
-        raise MetricError(f'metrics: values must have shape (N,), found {given.shape}')
+        raise MetricError(where='metrics', expected='values of shape (N,)', found=str(given.shape))
     used = given[~np.isnan(given)]
     value = float(used.mean()) if used.size else np.nan
     if used.size < 2:
@@ -77,8 +77,8 @@ def bootstrap_auc_interval(
 ) -> Interval:
     """Return the ROC-AUC of one value per rollout with its bootstrap interval over rollouts.
 
-    Rollouts are drawn with replacement; resamples that happen to hold one class have no AUC and
-    are left out and counted.
+    Rollouts are drawn with replacement. A resample with only one class has no AUC: it is left out
+    and counted.
 
     Parameters
     ----------
@@ -112,9 +112,10 @@ def bootstrap_auc_interval(
 def _weighted_auc(
     scores: NDArray[np.float64], positive: NDArray[np.bool_], weights: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """ROC-AUC under each row of weights (R, N), ties counting half; NaN where a class is absent.
+    """Return the ROC-AUC for each row of weights (R, N); NaN if a class is absent.
 
-    scikit-learn's does one row at a time, which makes a bootstrap 100 times slower.
+    Ties count half. The function of scikit-learn computes one row at a time, so that a bootstrap
+    takes 100 times longer.
     """
     order = np.argsort(scores, kind='stable')
     starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
@@ -128,9 +129,9 @@ def _weighted_auc(
 
 def _check_bootstrap(level: float, resamples: int) -> None:
     if not 0.0 < level < 1.0:
-        raise MetricError(f'metrics: level must lie inside (0, 1), found {level}')
+        raise MetricError(where='metrics', expected='level inside (0, 1)', found=str(level))
     if resamples < 1:
-        raise MetricError(f'metrics: at least one resample is needed, found {resamples}')
+        raise MetricError(where='metrics', expected='at least one resample', found=str(resamples))
 
 
 def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:

@@ -60,7 +60,9 @@ def lead_times(
     """
     if len(failure_steps) != len(scored):
         raise MetricError(
-            f'metrics: {len(failure_steps)} annotated steps for {len(scored)} rollouts'
+            where='metrics',
+            expected=f'one failure step or None for each of {len(scored)} rollouts',
+            found=f'{len(failure_steps)} entries',
         )
     leads, annotated = [], 0
     for rollout, failed, alarm, step in zip(
@@ -70,13 +72,17 @@ def lead_times(
             continue
         if not failed:
             raise MetricError(
-                f'metrics: a success of task {rollout.task!r} has the annotated failure step '
-                f'{step}; annotate only failures'
+                where=f'metrics: {rollout.name}',
+                expected='no annotated failure step for a success',
+                found=f'step {step}',
+                advice='annotate only failures',
             )
         if not 0 <= step < len(rollout):
             raise MetricError(
-                f'metrics: a rollout of task {rollout.task!r} with {len(rollout)} steps has the '
-                f'annotated failure step {step}; annotate inference steps, counted from 0'
+                where=f'metrics: {rollout.name}',
+                expected=f'an annotated failure step from 0 to {len(rollout) - 1}',
+                found=str(step),
+                advice='annotate inference steps, counted from 0',
             )
         annotated += 1
         if alarm is not None:

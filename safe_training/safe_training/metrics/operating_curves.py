@@ -30,12 +30,13 @@ class OperatingCurve:
     thresholds : (K,) float64 array
         Ascending.
     detection_rate, false_alarm_rate, balanced_accuracy : (K,) float64 arrays
-        As in `AlarmRates`: NaN where a class is absent.
+        As in `AlarmRates`: NaN if a class is absent.
     accuracy, f1 : (K,) float64 arrays
         Share of rollouts classified correctly; F1 of the failures, 0 if no failure is detected,
         NaN without failures.
     detection_time : (K,) float64 array
-        Mean over failures of first alarm step / length, 1.0 for a missed one; NaN without failures.
+        Mean over failures of first alarm step / length, 1.0 for a failure without an alarm; NaN
+        without failures.
     """
 
     thresholds: NDArray[np.float64]
@@ -65,7 +66,7 @@ class AlphaCurve:
 
 
 def default_thresholds(scored: Sequence[ScoredRollout]) -> NDArray[np.float64]:
-    """Return thresholds at which a constant threshold changes what it does, shape (K,), ascending.
+    """Return thresholds at which the alarms change, shape (K,), in ascending order.
 
     The thresholds are: the percentiles of all scores; the largest score of each rollout (with a
     higher threshold the rollout has no alarm); and one value below all scores (every rollout has an
@@ -99,12 +100,14 @@ def operating_curve(
     chosen = default_thresholds(scored) if thresholds is None else np.asarray(thresholds, float)
     if chosen.ndim != 1 or chosen.size == 0 or np.isnan(chosen).any():
         raise MetricError(
-            f'metrics: thresholds must have shape (K,) with K >= 1 and no NaN, found {chosen.shape}'
+            where='metrics',
+            expected='thresholds of shape (K,) with K >= 1 and without NaN',
+            found=f'shape {chosen.shape} with {np.isnan(chosen).sum()} NaN',
         )
     chosen = np.sort(chosen)
     lengths = np.array([len(rollout) for rollout in some(scored)])
     failed = labels(scored)
-    # The first step above a threshold is the first at which the running maximum is.
+    # The score first exceeds a threshold at the step at which its running maximum does.
     first = np.stack(
         [
             np.searchsorted(np.maximum.accumulate(rollout.scores), chosen, side='right')
@@ -132,9 +135,8 @@ def operating_curve(
 def alpha_curve(scored: Sequence[ScoredRollout], band: Band) -> AlphaCurve:
     """Return alarm rates and detection time of a band at each of its promised rates.
 
-    Alarms count until the true end of each rollout, never after it; a rollout is
-    compared with the band of its task if there is one. `BandError` for a rollout longer than the
-    band.
+    Alarms count until the true end of each rollout. A rollout is compared with the band of its
+    task if the band has one. Raises `BandError` if a rollout is longer than the band.
     """
     rates = [alarm_report(scored, band_alarms(scored, band, alpha)).pooled for alpha in band.alphas]
     return AlphaCurve(
@@ -149,7 +151,7 @@ def alpha_curve(scored: Sequence[ScoredRollout], band: Band) -> AlphaCurve:
 def some(scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
     """Return the rollouts; raises `MetricError` if there are none."""
     if not scored:
-        raise MetricError('metrics: there are no rollouts to draw a curve of')
+        raise MetricError(where='metrics', expected='rollouts to draw a curve of', found='none')
     return scored
 
 

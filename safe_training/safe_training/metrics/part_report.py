@@ -30,14 +30,14 @@ from vla_feature_bridge.rollout import Rollout
 # Display names of the evaluation times of `all_rankings`, from early to late.
 EVALUATION_TIMES = {
     'at_25_percent': 'at 25 % of the minimum length',
-    'at_50_percent': 'at 50 % of it',
-    'at_75_percent': 'at 75 % of it',
-    'score_at_min_length': 'at it',
-    'max_score_until_min_length': 'until it (largest score)',
+    'at_50_percent': 'at 50 % of the minimum length',
+    'at_75_percent': 'at 75 % of the minimum length',
+    'score_at_min_length': 'at the minimum length',
+    'max_score_until_min_length': 'until the minimum length (largest score)',
     'running_25_percent': 'running at 25 % of a success',
-    'running_50_percent': 'running at 50 %',
-    'running_75_percent': 'running at 75 %',
-    'running_100_percent': 'running at 100 %',
+    'running_50_percent': 'running at 50 % of a success',
+    'running_75_percent': 'running at 75 % of a success',
+    'running_100_percent': 'running at 100 % of a success',
     'max_score': 'whole rollout (leaks the length)',
 }
 # Alarm rates of a report under the names that tables and files have for them.
@@ -118,11 +118,11 @@ def report_part(
     shortest : mapping of task to int
         Length of the shortest rollout of each task: see `min_lengths`.
     band : Band
-        Each rollout is compared with the band of its task, if there is one.
+        Each rollout is compared with the band of its task, if the band has one.
     alpha : float
         Promised false-alarm rate.
     probability : bool
-        Whether the score claims to be the probability of failure.
+        True if the score is a probability of failure.
     """
     alarms = band_alarms(scored, band, alpha)
     failed = labels(scored)

@@ -73,7 +73,7 @@ def rank(values: ArrayLike, failed: ArrayLike) -> Ranking:
     Parameters
     ----------
     values : (N,) array
-        Higher means more likely failing.
+        A higher value means that a failure is more likely.
     failed : (N,) bool array
         True for a failure.
 
@@ -193,7 +193,9 @@ def running_rankings(
     reports = {}
     for fraction in fractions:
         if not fraction > 0.0:
-            raise MetricError(f'metrics: a fraction of a length must be above 0, found {fraction}')
+            raise MetricError(
+                where='metrics', expected='fractions of a length above 0', found=str(fraction)
+            )
         # A product slightly above an integer because of rounding, such as 0.07 * 100, must not be
         # rounded up.
         steps = {

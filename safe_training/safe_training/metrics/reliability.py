@@ -50,7 +50,7 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
     failed : (N,) bool array
         True for a failure.
     bins : int
-        Bins of equal width; the last one holds 1.0.
+        Number of bins of equal width; the last bin contains 1.0.
 
     Raises
     ------
@@ -59,15 +59,18 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
     """
     values, positive = values_and_outcomes(probabilities, failed)
     if values.size == 0:
-        raise MetricError('metrics: there are no rollouts to compare probabilities with')
+        raise MetricError(
+            where='metrics', expected='rollouts to compare probabilities with', found='none'
+        )
     if bins < 1:
-        raise MetricError(f'metrics: at least one bin is needed, found {bins}')
+        raise MetricError(where='metrics', expected='at least one bin', found=str(bins))
     outside = np.flatnonzero((values < 0.0) | (values > 1.0))
     if outside.size:
         raise MetricError(
-            f'metrics: the value of rollout {outside[0]} is {values[outside[0]]}, expected a '
-            'probability in [0, 1]; use this measure only for detectors whose score is a '
-            'probability'
+            where=f'metrics: rollout {outside[0]}',
+            expected='a probability in [0, 1]',
+            found=str(values[outside[0]]),
+            advice='use this measure only for detectors whose score is a probability',
         )
     which = np.minimum((values * bins).astype(np.int64), bins - 1)
     count = np.bincount(which, minlength=bins)

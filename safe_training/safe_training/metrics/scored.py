@@ -68,8 +68,8 @@ class ScoredRollout:
         if not (self.failed is None or isinstance(self.failed, (bool, np.bool_))):
             raise MetricError(
                 where=f'metrics: {self.name}',
-                expected='failed to be True, False or None (no label)',
-                found=repr(self.failed),
+                expected='failed=True, failed=False or failed=None (no label)',
+                found=f'failed={self.failed!r}',
             )
         if scores.ndim != 1 or scores.size == 0:
             raise MetricError(
@@ -104,7 +104,7 @@ class ScoredRollout:
         if self.threshold is None:
             raise MetricError(
                 where=f'metrics: {self.name}',
-                expected='a threshold for its alarms',
+                expected='a threshold',
                 found='none',
                 advice='judge the rollout with a calibrated detector first',
             )
@@ -117,8 +117,8 @@ class ScoredRollout:
             raise MetricError(
                 where=f'metrics: {self.name}',
                 expected='the rollout that was scored',
-                found='its scores alone',
-                advice='judge the rollout with a calibrated detector, which keeps it',
+                found='only its scores',
+                advice='judge the rollout with a calibrated detector',
             )
         return self.rollout
 
@@ -146,7 +146,7 @@ def labels(scored: Sequence[ScoredRollout]) -> NDArray[np.bool_]:
                 where=f'metrics: {rollout.name}',
                 expected='a label (success or failure)',
                 found='none',
-                advice='label the rollout, or leave out rollouts without a label',
+                advice='label the rollout, or leave this rollout out',
             )
     return np.array([rollout.failed for rollout in scored], dtype=bool)
 
@@ -169,12 +169,18 @@ def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
     counts = np.asarray(lengths)
     if counts.shape != (len(tasks),):
         raise MetricError(
-            f'metrics: {len(tasks)} tasks need as many lengths, found shape {counts.shape}'
+            where='metrics',
+            expected=f'lengths of shape ({len(tasks)},), one for each task label',
+            found=str(counts.shape),
         )
     shortest: dict[Task, int] = {}
     for task, length in zip(tasks, counts.tolist(), strict=True):
         if length < 1:
-            raise MetricError(f'metrics: a rollout of task {task!r} has {length} steps')
+            raise MetricError(
+                where=f'metrics: a rollout of task {task!r}',
+                expected='at least 1 step',
+                found=str(length),
+            )
         shortest[task] = min(int(length), shortest.get(task, int(length)))
     return shortest
 
@@ -189,8 +195,9 @@ def scores_at_quantile(
     """
     if not 0.0 <= quantile <= 1.0:
         raise MetricError(
-            'metrics: quantile (a fraction of the minimum length) must be in [0, 1], found '
-            f'{quantile}'
+            where='metrics',
+            expected='quantile (a fraction of the minimum length) in [0, 1]',
+            found=str(quantile),
         )
     return np.array([r.scores[round((min_length_of(r, shortest) - 1) * quantile)] for r in scored])
 
@@ -229,15 +236,18 @@ def min_length_of(rollout: ScoredRollout, shortest: Mapping[Task, int]) -> int:
     """Return the minimum length of the task of a rollout."""
     if rollout.task not in shortest:
         raise MetricError(
-            f'metrics: expected a minimum length for task {rollout.task!r}, found none; compute '
-            'the lengths over all rollouts with min_lengths'
+            where=f'metrics: task {rollout.task!r}',
+            expected='a minimum length',
+            found='none',
+            advice='call min_lengths with all rollouts',
         )
     length = shortest[rollout.task]
     if not 1 <= length <= len(rollout):
         raise MetricError(
-            f'metrics: the minimum length of task {rollout.task!r} is {length}, but '
-            f'{rollout.name} has {len(rollout)} steps; compute the lengths over all rollouts '
-            'with min_lengths'
+            where=f'metrics: {rollout.name}, {len(rollout)} steps',
+            expected=f'a minimum length of its task from 1 to {len(rollout)}',
+            found=str(length),
+            advice='call min_lengths with all rollouts',
         )
     return length
 
@@ -249,16 +259,21 @@ def values_and_outcomes(
     scores = np.asarray(values, dtype=np.float64)
     positive = np.asarray(failed)
     if positive.dtype != bool and positive.size:
-        raise MetricError(f'metrics: outcomes (failed) must be booleans, found {positive.dtype}')
+        raise MetricError(
+            where='metrics', expected='outcomes (failed) as booleans', found=str(positive.dtype)
+        )
     positive = positive.astype(bool)
     if scores.ndim != 1 or scores.shape != positive.shape:
         raise MetricError(
-            'metrics: values and outcomes must have the same shape (N,), found '
-            f'{scores.shape} and {positive.shape}'
+            where='metrics',
+            expected='values and outcomes of the same shape (N,)',
+            found=f'{scores.shape} and {positive.shape}',
         )
     if not np.isfinite(scores).all():
         index = int(np.flatnonzero(~np.isfinite(scores))[0])
-        raise MetricError(f'metrics: the value of rollout {index} is {scores[index]}')
+        raise MetricError(
+            where=f'metrics: rollout {index}', expected='a finite value', found=str(scores[index])
+        )
     return scores, positive
 
 
@@ -266,7 +281,9 @@ def task_members(tasks: Sequence[Task], size: int) -> dict[Task, NDArray[np.int6
     """Return the indices of the rollouts of each task, in the order of their first rollout."""
     if len(tasks) != size:
         raise MetricError(
-            f'metrics: expected one task for each of {size} rollouts, found {len(tasks)} tasks'
+            where='metrics',
+            expected=f'one task for each of {size} rollouts',
+            found=f'{len(tasks)} tasks',
         )
     members: dict[Task, list[int]] = {}
     for index, task in enumerate(tasks):
@@ -280,6 +297,6 @@ def mean_or_nan(values: NDArray[Any]) -> float:
 
 
 def mean_where_it_exists(values: Sequence[float]) -> float:
-    """Return the mean of the values that are not NaN; NaN if all are."""
+    """Return the mean of the values that are not NaN; NaN if all values are NaN."""
     array = np.asarray(values, dtype=np.float64)
     return mean_or_nan(array[~np.isnan(array)])

@@ -120,7 +120,8 @@ def _results(source: EpisodeSource, writer: RolloutSetWriter, jobs: int) -> Iter
         yield from _in_processes(source, writer, numbers, min(jobs, len(numbers)))
         return
     for number in numbers:
-        yield _convert(source, writer.folder, source.feature, number)
+        copy = source.copies.get(number)
+        yield (None, copy) if copy else _convert(source, writer.folder, source.feature, number)
 
 
 def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: int) -> Result:
@@ -143,6 +144,8 @@ def _in_processes(
     workers: list[_Worker] = []
 
     def work(number: int) -> Result:
+        if number in source.copies:
+            return None, source.copies[number]
         worker = idle.get()
         try:
             return worker.convert(number)
@@ -197,7 +200,7 @@ class _Worker:
         )
 
     def convert(self, number: int) -> Result:
-        """Convert one episode in that process; raises the error that it raised."""
+        """Convert one episode in the process; raises the error of the process."""
         assert self._process.stdout is not None
         self._send({'number': number})
         line = self._process.stdout.readline()
@@ -223,8 +226,10 @@ class _Worker:
 
     def _died(self) -> DumpError:
         return DumpError(
-            f'{self._path}: expected a process that reads its episodes, found that it died (exit '
-            f'status {self._process.wait()}), perhaps because memory was short; try --jobs 1'
+            where=str(self._path),
+            expected='a process that reads the episodes',
+            found=f'a process that ended with exit status {self._process.wait()}',
+            advice='the memory was perhaps full: try again with --jobs 1',
         )
 
 
@@ -249,7 +254,13 @@ def _serve(requests: IO[bytes], answers: IO[bytes]) -> None:
         except tuple(_RAISED.values()) as error:
             answer = {'kind': type(error).__name__, 'error': str(error)}
         except OSError as error:
-            answer = {'kind': 'DumpError', 'error': f'{task["roots"][0]}: {error}'}
+            problem = DumpError(
+                where=task['roots'][0],
+                expected='files that can be read and written',
+                found=str(error),
+                advice='correct this problem, then start the conversion again',
+            )
+            answer = {'kind': 'DumpError', 'error': str(problem)}
         answers.write(json.dumps(answer).encode() + b'\n')
         answers.flush()
 
@@ -263,8 +274,11 @@ def _open_again(task: dict[str, Any], feature: FeatureSpec) -> EpisodeSource:
     )
     if not isinstance(source, EpisodeSource) or source.episode_count != task['episodes']:
         raise WholeDumpError(
-            f'{source.path}: expected {task["episodes"]} episodes, found a different number; '
-            'the dump changed during the conversion: wait until it is complete'
+            where=str(source.path),
+            expected=f'{task["episodes"]} episodes, the number at the start of the conversion',
+            found='a different number of episodes',
+            advice='the source changed during the conversion: wait until the source is complete, '
+            'then start the conversion again',
         )
     source.__dict__['feature'] = feature  # known, so the first episode is not read again
     return source

@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error class for reading dumps and recordings."""
+"""The error class for reading dumps and recordings, with the advice that many errors give."""
 
 from __future__ import annotations
 
 from vla_feature_bridge.errors import SafeError
+
+COPY_AGAIN = 'copy the file from its source again'
+LEAVE_OUT = 'leave the episode out with --skip-bad, or record the episode again'
+COPY_OR_LEAVE_OUT = f'{COPY_AGAIN}, or leave the episode out with --skip-bad'
+RENAMED = (
+    'the file was renamed, or belongs to another episode: correct the file name, or leave the '
+    'episode out with --skip-bad'
+)
 
 
 class DumpError(SafeError):

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes with their labels: of a rollout set in its index, of a recording in a csv file.
+"""The episodes of a rollout set or a recording, with their labels.
 
-A recording is never changed; its labels are in a csv file named after it.
+The labels of a rollout set are in its index. The labels of a recording are in a csv file beside the
+recording. The recording itself is never changed.
 """
 
 from __future__ import annotations
 
+import shlex
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.label_files import store_labels
 from safe_training.recordings.labels import (
     Label,
     check_step,
-    labels_file,
     set_labels,
-    write_labels,
     write_set_labels,
 )
 from safe_training.recordings.readers.base import ReadOptions
@@ -59,15 +60,18 @@ class Labelled(ABC):
         Raises
         ------
         DumpError
-            There is no such episode, or a failure step lies outside its episode; nothing is
+            An episode does not exist, or a failure step lies outside its episode. Nothing is
             written.
         """
         for name, label in labels.items():
             where = f'{self.path}: episode {name!r}'
             if name not in self.labels:
                 raise DumpError(
-                    f'{where}: expected one of its {len(self.labels)} episodes, found no '
-                    'episode with this name; --list --all prints all names'
+                    where=where,
+                    expected=f'the name of one of the {len(self.labels)} episodes',
+                    found='no episode with this name',
+                    advice='print the names of all episodes with: python -m safe_training label '
+                    f'{shlex.quote(str(self.path))} --list --all',
                 )
             check_step(label, int(self.describe(name)['steps']), where)
         self._write(labels)
@@ -103,7 +107,7 @@ class _LabelledRecording(Labelled):
         return self._source.describe(episode)
 
     def _write(self, labels: dict[str, Label]) -> None:
-        write_labels(labels_file(self.path), labels)
+        store_labels(self.path, labels)
 
 
 def open_labelled(path: Path) -> Labelled:
@@ -118,15 +122,20 @@ def open_labelled(path: Path) -> Labelled:
     """
     if not path.exists():
         raise DumpError(
-            f'{path}: expected a rollout set or a recording, found none; check the path'
+            where=str(path),
+            expected='a rollout set or a recording',
+            found='no file or folder',
+            advice='check the path',
         )
     if (path / MANIFEST).is_file():
         return _LabelledSet(path)
     why = detect_bag(path)
     if why is None:
         raise DumpError(
-            f'{path}: expected a rollout set ({MANIFEST}) or a rosbag2 recording, found a '
-            'different format; the outcomes of a dump cannot be changed directly: convert the '
-            'dump to a rollout set, then label the rollout set'
+            where=str(path),
+            expected=f'a rollout set ({MANIFEST}) or a rosbag2 recording',
+            found='a different format',
+            advice='the labels of a dump cannot be changed: convert the dump to a rollout set, '
+            'then label the rollout set',
         )
     return _LabelledRecording(path, why)

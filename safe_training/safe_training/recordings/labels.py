@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes set by people: in the index of a rollout set, or in the csv file of a recording.
+"""Outcomes that people set, in the index of a rollout set or in the csv file of a recording.
 
 The csv has a header and a row for each labelled episode::
 
@@ -7,22 +7,23 @@ The csv has a header and a row for each labelled episode::
     pick_up_the_mug/0,success,
     pick_up_the_mug/1,failure,17
 
-``outcome`` is ``success``, ``failure`` or ``unknown`` (overrides an outcome in the recording).
-``failure_step`` is the step at which a person saw the failure begin; it may be empty, and its
-column may be missing. Other columns stay as they are.
+``outcome`` is ``success``, ``failure`` or ``unknown``. The outcome in the csv file replaces the
+outcome in the recording. ``failure_step`` is the step at which a person saw the failure begin. This
+value may be empty, and the column may be missing. Other columns are not changed.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.csv_file import read_rows
 from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.rollout_set.layout import INDEX
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -51,19 +52,27 @@ def make_label(outcome: str, failure_step: str | int | None, where: str) -> Labe
     """Return a checked label; raises :class:`DumpError` that begins with ``where``."""
     if outcome not in OUTCOMES:
         raise DumpError(
-            f'{where}: expected an outcome, one of {", ".join(OUTCOMES)}, found {outcome[:40]!r}'
+            where=where,
+            expected=f'one of the outcomes {", ".join(OUTCOMES)}',
+            found=repr(outcome[:40]),
+            advice='write one of these outcomes',
         )
     if failure_step in (None, ''):
         return Label(OUTCOMES[outcome])
     text = str(failure_step)
     if not (text.isascii() and text.isdigit()) or len(text) > 10 or int(text) >= _MAX_STEP:
         raise DumpError(
-            f'{where}: expected a failure_step, a whole number from 0, found {text[:40]!r}'
+            where=where,
+            expected=f'failure_step as a whole number from 0 to {_MAX_STEP - 1}',
+            found=repr(text[:40]),
+            advice='write the number of a step, or leave failure_step empty',
         )
     if outcome != 'failure':
         raise DumpError(
-            f'{where}: expected no failure_step, because the outcome is {outcome!r}, found {text}; '
-            'leave it out, or set the outcome to failure'
+            where=where,
+            expected=f'no failure_step, because the outcome is {outcome!r}',
+            found=f'failure_step {text}',
+            advice='remove failure_step, or change the outcome to failure',
         )
     return Label(False, int(text))
 
@@ -72,17 +81,14 @@ def check_step(label: Label, length: int, where: str) -> None:
     """Raise :class:`DumpError` if the failure step is not one of ``length`` steps."""
     if label.failure_step is not None and label.failure_step >= length:
         raise DumpError(
-            f'{where}: expected a failure_step from 0 to {length - 1}, found {label.failure_step}'
+            where=where,
+            expected=f'failure_step from 0 to {length - 1}, the last step of the episode',
+            found=str(label.failure_step),
+            advice='correct failure_step',
         )
 
 
 # -- csv
-
-
-def labels_file(recording: Path) -> Path:
-    """Return the csv of the labels of a recording: its path with ``.labels.csv`` added."""
-    whole = Path(os.path.abspath(recording))
-    return whole.with_name(f'{whole.name}.labels.csv')
 
 
 def read_labels(file: Path) -> dict[str, Label]:
@@ -94,16 +100,22 @@ def read_labels(file: Path) -> dict[str, Label]:
         A column is missing, a row has no known outcome, or an episode has two rows.
     """
     labels: dict[str, Label] = {}
-    for number, row in enumerate(_read_rows(file), start=2):
-        where = f'{file}, line {number}'
+    for line, row in _read_rows(file):
+        where = f'{file}, line {line}'
         episode = row['episode_id']
         if not episode:
             raise DumpError(
-                f'{where}: expected an episode_id, found none; add it or remove the row'
+                where=where,
+                expected='an episode_id',
+                found='no episode_id',
+                advice='write the episode_id, or remove the line',
             )
         if episode in labels:
             raise DumpError(
-                f'{where}: expected one row for episode {episode!r}, found two; remove one of them'
+                where=where,
+                expected=f'one line for episode {episode!r}',
+                found='a second line',
+                advice='remove one of the two lines',
             )
         labels[episode] = make_label(row['outcome'], row.get('failure_step'), where)
     return labels
@@ -111,7 +123,7 @@ def read_labels(file: Path) -> dict[str, Label]:
 
 def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
     """Add labels to a csv, or replace them; the file is written completely or not at all."""
-    rows = {row['episode_id']: row for row in _read_rows(file)} if file.exists() else {}
+    rows = {row['episode_id']: row for _, row in _read_rows(file)} if file.exists() else {}
     for episode, label in labels.items():
         step = '' if label.failure_step is None else str(label.failure_step)
         row = rows.setdefault(episode, {'episode_id': episode})
@@ -124,42 +136,27 @@ def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
     replace_file(file, text.getvalue().encode())
 
 
-def _read_rows(file: Path) -> list[dict[str, str]]:
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise DumpError(
-                f'{file}: expected at most {_MAX_BYTES} bytes of labels, found '
-                f'{file.stat().st_size}; give a csv of labels'
-            )
-        text = file.read_text(encoding='utf-8-sig')
-        reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
-        rows = [dict(row) for row in reader]
-    except OSError as error:
-        raise DumpError(
-            f'{file}: expected a csv of labels, found {error.strerror}; '
-            'check the path and its permissions'
-        ) from error
-    except (ValueError, csv.Error) as error:
-        if isinstance(error, DumpError):
-            raise
-        raise DumpError(
-            f'{file}: expected a csv of labels, found {error}; save it as csv in UTF-8'
-        ) from error
-    names = list(reader.fieldnames or ())
+def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a csv of labels, each with its line number."""
+    names, rows = read_rows(file, 'a csv file of labels', _MAX_BYTES)
     missing = [name for name in COLUMNS[:2] if name not in names]
     if missing or len(set(names)) != len(names):
         raise DumpError(
-            f'{file}: expected a header with the columns {", ".join(COLUMNS)}, found '
-            f'{", ".join(names)[:200] or "an empty file"}; write this header as the first line, '
-            'with commas between the columns'
+            where=str(file),
+            expected=f'a first line with the columns {", ".join(COLUMNS[:2])} and, optionally, '
+            f'{COLUMNS[2]}, each column once',
+            found=(f'the columns {", ".join(names)[:200]}' if names else 'an empty file'),
+            advice=f'write this first line: {",".join(COLUMNS)}',
         )
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
+    for line, row in rows:
+        if len(row) != len(names):
             raise DumpError(
-                f'{file}, line {number}: expected {len(names)} values as in the header, found a '
-                'different number; correct the row'
+                where=f'{file}, line {line}',
+                expected=f'{len(names)} values, one value for each column',
+                found=f'{"more" if len(row) > len(names) else "fewer"} values',
+                advice='correct the line',
             )
-    return rows
+    return [(line, dict(zip(names, row, strict=True))) for line, row in rows]
 
 
 # -- rollout sets
@@ -183,8 +180,11 @@ def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
         where = f'{folder}: episode {episode!r}'
         if episode not in lengths:
             raise DumpError(
-                f'{where}: expected an episode of this set, found no episode with this name; '
-                'check the name (label --list --all)'
+                where=where,
+                expected='the name of an episode of this set',
+                found='no episode with this name',
+                advice='print the names of all episodes with: python -m safe_training label '
+                f'{shlex.quote(str(folder))} --list --all',
             )
         check_step(label, lengths[episode], where)
     table = pyarrow.parquet.read_table(folder / INDEX)

@@ -10,16 +10,19 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import LEAVE_OUT, DumpError
 from safe_training.recordings.readers.base import (
     EpisodeProgress,
     EpisodeSource,
     ReadOptions,
     Source,
+    no_readable_episode,
 )
+from safe_training.recordings.readers.copies import SeenRollouts
 from safe_training.recordings.readers.open_pi_zero import OpenPiZeroSource
 from safe_training.recordings.readers.openvla import OpenVlaSource
 from safe_training.recordings.readers.pi0 import Pi0Source
@@ -30,6 +33,7 @@ from safe_training.recordings.readers.rollout_set import RolloutSetSource
 from safe_training.recordings.readers.rosbag2 import RosbagSource
 from safe_training.recordings.readers.unseen_root import WithUnseenRoot
 from safe_training.recordings.rollouts import Rollouts
+from vla_feature_bridge.rollout import Rollout
 
 __all__ = [
     'READERS',
@@ -40,8 +44,10 @@ __all__ = [
     'Source',
     'load_rollouts',
     'open_source',
+    'read_rollouts',
 ]
 
+_APPLE_DOUBLE = b'\0\5\x16\7'
 _log = logging.getLogger(__name__)
 
 #: Readers are tried in this order. The first reader that recognises a path is used.
@@ -89,7 +95,8 @@ def open_source(
     Raises
     ------
     DumpError
-        The path does not exist, no reader recognises it, or an option does not fit the format.
+        The path does not exist, no reader recognises the format, or an option does not fit the
+        format.
     RolloutSetError
         The path is a damaged rollout set.
     """
@@ -101,8 +108,10 @@ def open_source(
     for one in (source, unseen):
         if not isinstance(one, EpisodeSource):
             raise DumpError(
-                f'{one.path}: expected a dump or a rollout set, because two roots are joined, '
-                f'found {one.kind}; convert it to a rollout set first'
+                where=str(one.path),
+                expected='a dump or a rollout set, because --unseen-root joins two sources',
+                found=f'the format {one.kind}',
+                advice='convert both sources to rollout sets first',
             )
     assert isinstance(source, EpisodeSource)
     assert isinstance(unseen, EpisodeSource)
@@ -111,15 +120,27 @@ def open_source(
 
 def _open(place: Path, options: ReadOptions) -> Source:
     if not place.exists():
-        raise DumpError(f'{place}: expected a file or folder, found none; check the path')
-    for reader in READERS:
+        raise DumpError(
+            where=str(place),
+            expected='a file or folder',
+            found='no file or folder',
+            advice='check the path',
+        )
+    _refuse_companion(place)
+    for number, reader in enumerate(READERS):
         why = reader.detect(place)
         if why is not None:
-            return reader(place, why, options)
-    looked_for = '; '.join(dict.fromkeys(reader.looks_for for reader in READERS))
+            source = reader(place, why, options)
+            if place.is_dir() and not isinstance(source, RolloutSetSource):
+                source.notes += _other_formats(place, reader, READERS[number + 1 :])
+            return source
+    formats = dict.fromkeys(reader.looks_for for reader in READERS)
+    looked_for = ', '.join(f'({number}) {text}' for number, text in enumerate(formats, start=1))
     raise DumpError(
-        f'{place}: expected one of: {looked_for}. Found {_content(place)}; '
-        'check the path, or give the folder that holds the episodes'
+        where=str(place),
+        expected=f'one of these formats: {looked_for}',
+        found=_content(place),
+        advice='check the path, or give the folder that contains the episodes',
     )
 
 
@@ -154,30 +175,86 @@ def load_rollouts(
     unknown = sorted(set(reading) - set(known))
     if unknown:
         raise TypeError(
-            f'load_rollouts: expected options of {", ".join(known)}, found {unknown[0]!r}'
+            f'load_rollouts: expected options among {", ".join(known)}, found {unknown[0]!r}; '
+            'correct the name'
         )
     source = open_source(path, **reading)
-    rollouts = list(source.rollouts(progress))
+    rollouts = list(read_rollouts(source, progress))
     if not rollouts:
-        raise DumpError(no_rollouts(source))
+        raise no_rollouts(source)
     for message in source.skipped:
-        _log.warning('left out: %s', message)
+        _log.warning('episode left out: %s', message)
     return Rollouts(rollouts, source.feature, os.fspath(path))
 
 
-def no_rollouts(source: Source) -> str:
-    """Return the message that a source gave no rollout, with the first reason."""
-    reason = f'; the first: {source.skipped[0]}' if source.skipped else ''
-    return (
-        f'{source.path}: expected at least one readable episode, '
-        f'found none of {len(source)}{reason}'
+def read_rollouts(source: Source, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
+    """Yield the rollouts of a source; a copy of an earlier rollout is refused, or left out.
+
+    An :class:`EpisodeSource` finds copies by its files, before it reads them.
+
+    Raises
+    ------
+    DumpError
+        See :meth:`Source.rollouts`. Also raised for a copy if ``skip_bad`` is off.
+    """
+    if isinstance(source, EpisodeSource):
+        yield from source.rollouts(progress)
+        return
+    seen = SeenRollouts()
+    for rollout in source.rollouts(progress):
+        first = seen.first_equal(rollout)
+        if first is None:
+            yield rollout
+            continue
+        error = DumpError(
+            where=f'{source.path}: episode {rollout.episode_id!r}',
+            expected='each episode once',
+            found=f'the features and actions of episode {first!r} again',
+            advice=LEAVE_OUT,
+        )
+        if not source.options.skip_bad:
+            raise error
+        source.skipped.append(str(error))
+
+
+def no_rollouts(source: Source) -> DumpError:
+    """Return the error of a source that gave no rollout, with the first reason."""
+    return no_readable_episode(source, source.skipped)
+
+
+def _refuse_companion(place: Path) -> None:
+    """Raise DumpError for the file that a Mac writes beside another file."""
+    if not place.name.startswith('._') or not place.is_file():
+        return
+    with place.open('rb') as stream:
+        if stream.read(4) != _APPLE_DOUBLE:
+            return
+    raise DumpError(
+        where=str(place),
+        expected='a file of recorded rollouts',
+        found=f'a file of macOS with data about {place.name[2:]}',
+        advice=f'give the path {place.with_name(place.name[2:])}',
     )
+
+
+def _other_formats(place: Path, used: type[Source], others: Sequence[type[Source]]) -> list[str]:
+    """Return a note for each other format in a folder, because only one format is read."""
+    notes = []
+    for reader in others:
+        try:
+            why = reader.detect(place)
+        except DumpError:
+            continue  # The part that belongs to another format is damaged.
+        if why is not None:
+            notes.append(f'{place} also {why} ({reader.kind}); only the format {used.kind} is read')
+    return notes
 
 
 def _content(place: Path) -> str:
     if place.is_file():
-        return f'a file of {place.stat().st_size} bytes named {place.name}'
+        return f'a file of {place.stat().st_size} bytes with the name {place.name}'
     names = sorted(entry.name for entry in place.iterdir())
     if not names:
         return 'an empty folder'
-    return ', '.join(names[:6]) + (f' and {len(names) - 6} more' if len(names) > 6 else '')
+    more = f' and {len(names) - 6} more' if len(names) > 6 else ''
+    return f'a folder that contains {", ".join(names[:6])}{more}'

@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.labels import labels_file
+from safe_training.recordings.label_files import label_files
 from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, Source
-from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, CUSTOM_VERSION
-from safe_training.recordings.sources import no_rollouts
+from safe_training.recordings.readers.rosbag2_episodes import CONVERTED, CUSTOM_KEY, CUSTOM_VERSION
+from safe_training.recordings.sources import no_rollouts, read_rollouts
 from safe_training.recordings.untrusted.bag import METADATA, detect_bag
 from safe_training.recordings.untrusted.bag_budget import MCAP_MAGIC
 from safe_training.recordings.untrusted.cdr import (
@@ -88,14 +88,14 @@ def convert_to_bag(
     try:
         return write_bag(
             destination,
-            source.rollouts(progress),
+            read_rollouts(source, progress),
             source.feature,
             frequency,
             compression,
             overwrite,
         )
     except NothingToWrite as error:
-        raise DumpError(no_rollouts(source)) from error
+        raise no_rollouts(source) from error
 
 
 def write_bag(
@@ -132,7 +132,10 @@ def write_bag(
     """
     if not (math.isfinite(frequency) and 1e-3 <= frequency <= 1e6):
         raise DumpError(
-            f'{destination}: expected a frequency from 0.001 to 1000000 Hz, found {frequency:g}'
+            where='frequency',
+            expected='a value from 0.001 to 1000000 Hz',
+            found=f'{frequency:g} Hz',
+            advice='give another --frequency',
         )
     place = Path(destination)
     _check_destination(place, overwrite)
@@ -146,7 +149,9 @@ def write_bag(
         whole = Path(scratch) / place.stem
         counts = _write(whole, rollouts, feature, frequency, compression)
         if counts[0] == 0:
-            raise NothingToWrite(f'{place}: expected at least one rollout to write, found none')
+            raise NothingToWrite(
+                where=str(place), expected='at least one rollout to write', found='no rollout'
+            )
         _check_destination(place, overwrite)
         for file in whole.iterdir():
             if not is_file:
@@ -157,19 +162,22 @@ def write_bag(
 
 
 def _check_destination(place: Path, overwrite: bool) -> None:
-    labels = labels_file(place)
-    if labels.exists():
+    if labels := label_files(place):
         raise DumpError(
-            f'{labels}: expected no labels yet beside {place.name}, found a label file of an '
-            'earlier recording; it would be used for the new recording: move it to another '
-            'folder'
+            where=str(labels[0]),
+            expected=f'no label file beside the new recording {place.name}',
+            found='the label file of an earlier recording',
+            advice='the old labels would be used for the new recording: move the label file to '
+            'another folder',
         )
     if not place.exists() and not place.is_symlink():
         return
     if not overwrite:
         raise DumpError(
-            f'{place}: expected a name that is free, found a file or folder; '
-            'choose another name, or --overwrite'
+            where=str(place),
+            expected='a name that is free',
+            found='a file or folder with this name',
+            advice='choose another name, or give --overwrite',
         )
     ours = not place.is_symlink() and detect_bag(place) is not None
     if place.is_dir():
@@ -179,8 +187,10 @@ def _check_destination(place: Path, overwrite: bool) -> None:
             ours = stream.read(8) == MCAP_MAGIC
     if not ours:
         raise DumpError(
-            f'{place}: expected a recording to overwrite, found another file or folder; '
-            'remove it yourself or choose another name'
+            where=str(place),
+            expected='a recording, because --overwrite replaces only recordings',
+            found='another file or folder',
+            advice='remove the file or folder yourself, or choose another name',
         )
 
 
@@ -203,8 +213,10 @@ def _write(
         for rollout in rollouts:
             if rollout.episode_id in extras:
                 raise DumpError(
-                    f'{folder.name}: expected each episode_id once, found '
-                    f'{rollout.episode_id!r} twice'
+                    where=folder.name,
+                    expected='each episode_id once',
+                    found=f'{rollout.episode_id!r} twice',
+                    advice='give each rollout a different episode_id',
                 )
             try:
                 free = _write_rollout(writer, topics, rollout, feature, frequency, free)
@@ -267,7 +279,10 @@ def _write_rollout(
     frequency: float,
     free: int,
 ) -> int:
-    """Write one episode at or after the time ``free``; returns when the next one may begin [ns]."""
+    """Write one episode at or after the time ``free``.
+
+    Returns the earliest time of the next episode [ns].
+    """
     stamps, times = recorded_times(rollout.stamps, len(rollout), frequency, free)
     shift = int(times[0]) - int(stamps[0])
     period = int(np.median(np.diff(times))) if len(times) > 1 else int(_SECOND / frequency)
@@ -277,7 +292,7 @@ def _write_rollout(
         kind=KIND_START,
         task=rollout.task,
         instruction=rollout.instruction,
-        reason='converted from a rollout set',
+        reason=CONVERTED,
         stamp=begin - shift,
     )
     unmeasured = [

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a results folder. It identifies the sweep of the results."""
+"""The manifest of a results folder. It describes the sweep that wrote the results."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.rollout import Rollout
 
 MANIFEST = 'sweep.json'
+_ANOTHER = 'give another folder with --out'
 # Names of protocol fields in manifests of version 0.1, and their current names.
 _RENAMED = {'horizon': 'max_steps', 'calibration': 'calibrate_on', 'scheme': 'name'}
 
@@ -44,6 +45,54 @@ def _with_new_names(manifest: dict[str, Any]) -> dict[str, Any]:
     if protocol.get('modulation') == 'adaptive':
         protocol['modulation'] = 'max_deviation'
     return {**manifest, 'settings': {**settings, 'protocol': protocol}}
+
+
+@dataclass(frozen=True)
+class SweepFacts:
+    """What a manifest says about its sweep.
+
+    Attributes
+    ----------
+    protocol : str
+        Name of the protocol of the task splits.
+    detectors : tuple of str
+        Detectors of the grids; empty if the manifest does not list them.
+    """
+
+    protocol: str
+    detectors: tuple[str, ...]
+
+
+def read_facts(folder: Path) -> SweepFacts | None:
+    """Return the facts about the sweep of a results folder; None if it has no manifest.
+
+    Raises
+    ------
+    SweepError
+        The manifest cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        return None
+    try:
+        manifest = _read(path)
+        return SweepFacts(manifest['settings']['protocol']['name'], tuple(manifest['grids']))
+    except (KeyError, ValueError, TypeError, OSError) as error:
+        raise _unreadable(path, error, 'results of this sweep may be missing') from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}}
+    return _with_new_names({**absent, **json.loads(path.read_text('utf-8'))})
+
+
+def _unreadable(path: Path, error: Exception, advice: str) -> SweepError:
+    return SweepError(
+        where=str(path),
+        expected='the manifest of a sweep',
+        found=f'a damaged file ({error!r})',
+        advice=advice,
+    )
 
 
 class Manifest:
@@ -83,11 +132,10 @@ class Manifest:
         if not path.exists():
             return
         try:
-            absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}}
-            self._before = _with_new_names({**absent, **json.loads(path.read_text('utf-8'))})
+            self._before = _read(path)
             self.tasks = [str(task) for task in self._before['tasks']]
         except (ValueError, TypeError, OSError) as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(path, error, _ANOTHER) from error
         self._compare(self._asked, ('settings', 'subsets', 'splits'))
         # Results of further detectors can be added. Two different grids of the same detector are
         # refused, because a table would mix their results.
@@ -95,9 +143,10 @@ class Manifest:
         for detector, digest in self._asked['grids'].items():
             if grids.get(detector, digest) != digest:
                 raise SweepError(
-                    f'{path}: expected the grid of {detector} whose results this folder holds, '
-                    f'found another grid of {detector} (parameters or poolings differ); give a '
-                    'different --out, or use the original grid'
+                    where=str(path),
+                    expected=f'the grid of {detector} that wrote the results in this folder',
+                    found=f'another grid of {detector} (parameters or poolings differ)',
+                    advice='give another folder with --out, or use the original grid',
                 )
 
     def tie(self, rollouts: Sequence[Rollout]) -> None:
@@ -122,15 +171,12 @@ class Manifest:
         try:
             differ = [name for name in names if self._before[name] != found[name]]
         except KeyError as error:
-            raise self._unreadable(error) from error
+            raise _unreadable(self._path, error, _ANOTHER) from error
         if differ:
             raise SweepError(
-                f'{self._path}: expected the sweep whose results this folder holds, found '
-                f'another sweep ({", ".join(differ)} differ); give a different --out, or use '
-                'the same source and options to continue'
+                where=str(self._path),
+                expected='the sweep that wrote the results in this folder',
+                found=f'another sweep ({", ".join(differ)} differ)',
+                advice='give another folder with --out, or use the same source and options to '
+                'continue',
             )
-
-    def _unreadable(self, error: Exception) -> SweepError:
-        return SweepError(
-            f'{self._path}: expected what a sweep wrote, found {error!r}; give another --out'
-        )

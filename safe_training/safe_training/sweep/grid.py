@@ -27,7 +27,7 @@ from vla_feature_bridge.pooling import parse_pooling
 class SweepError(SafeError):
     """A sweep cannot run with these settings.
 
-    The message contains the grid, the file or the option.
+    The message names the grid, the file or the option.
     """
 
 
@@ -65,7 +65,7 @@ class Grid:
 
     Detectors and their parameters, poolings, subsets, and the published splits.
 
-    If there are no subsets, all tasks of a source form one benchmark.
+    Without subsets, all tasks of a source form one benchmark.
     """
 
     benchmark: str
@@ -99,17 +99,24 @@ def read_grid(name_or_path: str) -> Grid:
         ).read_text()
     else:
         try:
-            text = path.read_text(encoding='utf-8')
+            # An editor may have added a byte order mark.
+            text = path.read_text(encoding='utf-8-sig')
         except (OSError, UnicodeDecodeError) as error:
+            absent = isinstance(error, FileNotFoundError)
             raise SweepError(
-                f'{path}: expected a grid file or the name of a grid, found {error}; the grids of '
-                f'this package are {", ".join(shipped_grids())}'
+                where=str(path),
+                expected='a grid file (YAML) or the name of a grid',
+                found='no such file' if absent else str(error),
+                advice=f'give a grid file, or one of the names {", ".join(shipped_grids())}',
             ) from error
     try:
         values = YAML(typ='safe', pure=True).load(text)
     except YAMLError as error:
         raise SweepError(
-            f'{path}: expected YAML, found text that is not valid YAML ({error}); correct the file'
+            where=str(path),
+            expected='YAML',
+            found=f'text that is not valid YAML ({" ".join(str(error).split())})',
+            advice='correct the file',
         ) from error
     return _grid(str(path), values)
 
@@ -132,14 +139,27 @@ def _grid(path: str, values: Any) -> Grid:
     for name in ('benchmark', 'detectors'):
         if name not in fields:
             raise SweepError(
-                f'{path}: expected the field {name!r}, found {", ".join(fields) or "none"}; '
-                f'a grid has the fields {", ".join(_FIELDS)}'
+                where=path,
+                expected=f'the field {name!r}',
+                found=f'only {", ".join(fields)}' if fields else 'no field',
+                advice=f'add the field {name!r}; a grid has the fields {", ".join(_FIELDS)}',
             )
+    names = {str(name).casefold(): name for name in fields.get('subsets', {})}
+    if len(names) != len(fields.get('subsets', {})):
+        raise SweepError(
+            where=f"{path}, 'subsets'",
+            expected='names that differ in more than capital letters, because they become names '
+            'of files',
+            found=', '.join(map(str, fields['subsets'])),
+            advice='rename one of the subsets',
+        )
     default = Protocol()
     splits = tuple(fields.get('splits', [0, 1, 2]))
     if not splits or any(type(split) is not int or split < 0 for split in splits):
         raise SweepError(
-            f"{path}, 'splits': expected a list of split numbers, found {list(splits)}"
+            where=f"{path}, 'splits'",
+            expected='a list of split numbers (integers from 0)',
+            found=str(list(splits)),
         )
     return Grid(
         benchmark=fields['benchmark'],
@@ -165,17 +185,26 @@ def _with_new_names(values: Any) -> Any:
 def _mapping(path: str, what: str, values: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
         raise SweepError(
-            f'{path}: expected {what} as a mapping of {", ".join(fields)}, found {values!r}'
+            where=f'{path}, {what}',
+            expected=f'a mapping with the fields {", ".join(fields)}',
+            found=f'{values!r:.200}',
         )
     for name, value in values.items():
         if name not in fields:
-            raise SweepError(f'{path}, {what}: expected {", ".join(fields)}, found {name!r}')
+            raise SweepError(
+                where=f'{path}, {what}',
+                expected=f'only the fields {", ".join(fields)}',
+                found=repr(name),
+                advice='remove or rename this field',
+            )
         kind = fields[name]
         if kind is float and type(value) is int:
             values[name] = value = float(value)
         if not isinstance(value, kind) or isinstance(value, bool):
             raise SweepError(
-                f'{path}, {name!r} of {what}: expected the type {kind.__name__}, found {value!r}'
+                where=f'{path}, {what}, {name!r}',
+                expected=f'a value of type {kind.__name__}',
+                found=f'{value!r:.200}',
             )
     return dict(values)
 
@@ -190,7 +219,9 @@ def _variant(path: str, values: Any) -> Variant:
 def _subset(path: str, name: Any, patterns: Any) -> Subset:
     if not isinstance(name, str) or not _SUBSET_NAME.fullmatch(name):
         raise SweepError(
-            f'{path}, a name in \'subsets\': expected letters, digits, "_" and "-", found {name!r}'
+            where=f"{path}, 'subsets'",
+            expected='names of letters, digits, "_" and "-"',
+            found=repr(name),
         )
     if (
         not isinstance(patterns, list)
@@ -198,8 +229,9 @@ def _subset(path: str, name: Any, patterns: Any) -> Subset:
         or not all(isinstance(pattern, str) and pattern for pattern in patterns)
     ):
         raise SweepError(
-            f'{path}, subset {name!r}: expected a list of task names or patterns such as '
-            f"'widowx_*', found {patterns!r}"
+            where=f'{path}, subset {name!r}',
+            expected="a list of task names or patterns, such as 'widowx_*'",
+            found=f'{patterns!r:.200}',
         )
     return Subset(name, tuple(patterns))
 
@@ -207,13 +239,16 @@ def _subset(path: str, name: Any, patterns: Any) -> Subset:
 def _family(path: str, values: Any) -> Family:
     fields = _mapping(path, 'a detector', values, {'name': str, 'fixed': dict, 'grid': dict})
     if 'name' not in fields:
-        raise SweepError(f"{path}, a detector: expected its 'name', found {values!r}")
+        raise SweepError(
+            where=f'{path}, a detector', expected="the field 'name'", found=f'{values!r:.200}'
+        )
     grid = fields.get('grid', {})
     for name, choices in grid.items():
         if not isinstance(choices, list) or not choices:
             raise SweepError(
-                f'{path}, {name!r} of {fields["name"]}: expected a list of values, '
-                f'found {choices!r}'
+                where=f'{path}, {fields["name"]}, {name!r}',
+                expected='a list of values',
+                found=f'{choices!r:.200}',
             )
     found = []
     for chosen in itertools.product(*grid.values()):

@@ -124,8 +124,10 @@ def tasks_of_subsets(
         matches = [subset for subset in grid.subsets if subset.has(task)]
         if len(matches) > 1:
             raise SweepError(
-                f'grid {grid.benchmark}: expected each task in one subset, found {task!r} in '
-                f'{" and ".join(subset.name for subset in matches)}; narrow their patterns'
+                where=f'grid {grid.benchmark}',
+                expected='each task in at most one subset',
+                found=f'task {task!r} in {" and ".join(subset.name for subset in matches)}',
+                advice='change the patterns of these subsets',
             )
         for subset in matches:
             members[subset].append(task)
@@ -134,8 +136,10 @@ def tasks_of_subsets(
     described = ', '.join(f'{s.name} ({", ".join(s.patterns)})' for s in grid.subsets)
     if len(unmatched) == len(tasks):
         raise SweepError(
-            f'grid {grid.benchmark}: expected tasks of the subsets {described}, found '
-            f'{", ".join(tasks)}; correct the patterns, or take the subsets out of the grid'
+            where=f'grid {grid.benchmark}',
+            expected=f'tasks of the subsets {described}',
+            found=f'only the tasks {", ".join(tasks)}',
+            advice='correct the patterns, or remove the subsets from the grid',
         )
     notes = [
         f'left out: subset {subset.name}, because the source has no task that matches '
@@ -144,14 +148,17 @@ def tasks_of_subsets(
         if not members[subset]
     ]
     if unmatched:
-        notes.append(f'left out: {", ".join(unmatched)}, in none of the subsets {described}')
+        notes.append(
+            f'left out: the tasks {", ".join(unmatched)}, because they are not in a subset; '
+            f'the subsets are {described}'
+        )
     return {subset: found for subset, found in members.items() if found}, notes
 
 
 def plan(
     grid: Grid, variants: Sequence[Variant], splits: Mapping[Subset | None, Sequence[int]]
 ) -> list[Unit]:
-    """Return the units of a sweep, those of one pooling together; ``splits`` by subset.
+    """Return the units of a sweep in the order of the poolings; ``splits`` are by subset.
 
     A detector that does not use features is only evaluated on the first pooling, because every
     pooling would give the same numbers.
@@ -167,7 +174,7 @@ def plan(
 
 
 def existing_variants(source: str, grid: Grid) -> tuple[list[Variant], list[str]]:
-    """Return the poolings of a grid that a source has, and why the others are left out.
+    """Return the poolings of a grid that a source has, and notes about the other poolings.
 
     A source that is already pooled has only one pooling.
     """
@@ -176,11 +183,14 @@ def existing_variants(source: str, grid: Grid) -> tuple[list[Variant], list[str]
         return list(grid.variants), []
     if set(grid.variants) == {Variant()}:
         return [Variant()], []
-    return [Variant()], [f'{source} is pooled already ({found.feature}) and is taken as it is']
+    return [Variant()], [
+        f'{source}: the features are already pooled ({found.feature}); the poolings of the grid '
+        'are not used'
+    ]
 
 
 def members_of(rollouts: Sequence[Rollout], subset: Subset | None) -> list[Rollout]:
-    """Return the rollouts of a subset, all of them for None."""
+    """Return the rollouts of a subset; all rollouts for None."""
     return [r for r in rollouts if subset is None or subset.has(r.task)]
 
 

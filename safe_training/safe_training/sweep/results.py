@@ -9,7 +9,7 @@ one file; tables read all files of a folder. Columns::
     detector   string   registered name
     params     string   its parameters as JSON with sorted keys, without the detector's seed
     feature    string   which features were given, and how they were pooled
-    split      int64    number of the split; of 'loto', of the task that is unseen
+    split      int64    number of the split; for 'loto', number of the unseen task
     part       string   'train', 'seen' or 'unseen'
     ...        float64  named as in `flatten_report`; NaN for a number that does not exist
 """
@@ -85,7 +85,7 @@ class Result:
     feature : str
         ``str(FeatureSpec)``.
     split : int
-        Number of the split; of 'loto', of the unseen task in sorted order.
+        Number of the split; for 'loto', number of the unseen task in sorted order.
     part : {'train', 'seen', 'unseen'}
     values : dict of str to float
         Numbers by name; NaN for a number that does not exist.
@@ -131,8 +131,9 @@ def canonical(params: Mapping[str, Any]) -> str:
         return json.dumps(kept, sort_keys=True, allow_nan=False, default=_plain)
     except (TypeError, ValueError) as error:
         raise ResultsError(
-            'results: expected parameters of numbers, text, lists and mappings, '
-            f'found {kept!r} ({error})'
+            where='results',
+            expected='parameters of numbers, text, lists and mappings',
+            found=f'{kept!r} ({error})',
         ) from error
 
 
@@ -155,8 +156,10 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
 
     if path.suffix != '.parquet':
         raise ResultsError(
-            f'{path}: expected a name that ends in .parquet, because results are read from '
-            '*.parquet; choose another name'
+            where=str(path),
+            expected='a name that ends in .parquet',
+            found=repr(path.name),
+            advice='choose another name, because results are read from *.parquet',
         )
     seen: dict[tuple[Any, ...], Path] = {}
     for result in results:
@@ -165,8 +168,10 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
     names = list(dict.fromkeys(name for result in results for name in result.values))
     for name in set(names) & set(KEY):
         raise ResultsError(
-            f'{path}: expected no number with the name of a key column, found the name '
-            f'{name!r}; rename this number'
+            where=str(path),
+            expected='no number with the name of a key column',
+            found=f'the name {name!r}',
+            advice='rename this number',
         )
     columns: dict[str, Any] = {
         name: pyarrow.array(
@@ -203,14 +208,26 @@ def read_results(*folders: Path) -> list[Result]:
 
 def _files(folder: Path) -> list[Path]:
     if folder.is_file():
-        raise ResultsError(f'{folder}: expected a results folder, found a file; give its folder')
+        raise ResultsError(
+            where=str(folder),
+            expected='a results folder',
+            found='a file',
+            advice='give the folder of this file',
+        )
     if not folder.is_dir():
-        raise ResultsError(f'{folder}: expected a results folder, found nothing; check the path')
+        raise ResultsError(
+            where=str(folder),
+            expected='a results folder',
+            found='nothing',
+            advice='check the path',
+        )
     files = sorted(p for p in folder.glob('*.parquet') if not p.name.startswith('.'))
     if not files:
         raise ResultsError(
-            f'{folder}: expected *.parquet files, found none; give a folder '
-            'that `sweep` or `evaluate` wrote to with --out'
+            where=str(folder),
+            expected='*.parquet files',
+            found='none',
+            advice='give a folder that `sweep --out` or `evaluate --out` wrote',
         )
     return files
 
@@ -226,15 +243,20 @@ def _read(path: Path) -> list[Result]:
         table.validate(full=True)
     except (pyarrow.ArrowException, OSError, UnicodeDecodeError, MemoryError) as error:
         raise ResultsError(
-            f'{path}: expected a Parquet file of results, found a file that cannot be read: {error}'
+            where=str(path),
+            expected='a Parquet file of results',
+            found=f'a damaged file ({error})',
+            advice='move this file to another folder, and run the command that wrote it again',
         ) from error
     names = [_RENAMED.get(name, name) for name in table.column_names]
     missing = [name for name in KEY if name not in names]
     if missing or len(set(names)) != len(names):
         what = f'without {", ".join(missing)}' if missing else 'with the same name twice'
         raise ResultsError(
-            f'{path}: expected the columns {", ".join(KEY)} and numbers, found columns {what}; '
-            'this is not a results file: move it to another folder'
+            where=str(path),
+            expected=f'the columns {", ".join(KEY)} and columns of numbers',
+            found=f'columns {what}',
+            advice='move this file to another folder, because it is not a results file',
         )
     table = table.rename_columns(names)
     columns = {name: _column(path, name, table.column(name)) for name in names}
@@ -258,9 +280,10 @@ def _check_size(path: Path, file: Any) -> None:
     )
     if rows > _MOST_ROWS or columns > _MOST_COLUMNS or size > _MOST_BYTES:
         raise ResultsError(
-            f'{path}: expected at most {_MOST_ROWS} rows, {_MOST_COLUMNS} columns and '
-            f'{_MOST_BYTES} bytes, found a file that claims {rows} rows, {columns} columns and '
-            f'{size} bytes; write the results again'
+            where=str(path),
+            expected=f'at most {_MOST_ROWS} rows, {_MOST_COLUMNS} columns and {_MOST_BYTES} bytes',
+            found=f'a header with {rows} rows, {columns} columns and {size} bytes',
+            advice='write the results again',
         )
 
 
@@ -276,7 +299,7 @@ def _column(path: Path, name: str, column: Any) -> list[Any]:
         fits, wanted = types.is_floating(kind) or types.is_integer(kind), 'numbers'
     if not fits or (column.null_count and name in KEY):
         found = 'empty cells' if fits else str(kind)
-        raise ResultsError(f'{path}, column {name!r}: expected {wanted}, found {found}')
+        raise ResultsError(where=f'{path}, column {name!r}', expected=wanted, found=found)
     if name in KEY:
         return list(column.to_pylist())
     return [np.nan if value is None else float(value) for value in column.to_pylist()]
@@ -287,14 +310,17 @@ def _check(path: Path, result: Result) -> None:
         kind = int if name == 'split' else str
         if type(getattr(result, name)) is not kind:
             raise ResultsError(
-                f'{path}, {name}: expected the type {kind.__name__}, '
-                f'found {getattr(result, name)!r}'
+                where=f'{path}, {name}',
+                expected=f'a value of type {kind.__name__}',
+                found=repr(getattr(result, name)),
             )
     for name, allowed in (('protocol', PROTOCOLS), ('part', PARTS)):
         found = getattr(result, name)
         if found not in allowed:
             raise ResultsError(
-                f'{path}, {name}: expected one of {", ".join(allowed)}, found {found!r}'
+                where=f'{path}, {name}',
+                expected=f'one of {", ".join(allowed)}',
+                found=repr(found),
             )
     try:
         params = json.loads(result.params)
@@ -302,18 +328,21 @@ def _check(path: Path, result: Result) -> None:
         params = None
     if not isinstance(params, dict):
         raise ResultsError(
-            f'{path}, params of {result.detector!r}: expected a JSON object such as '
-            f'{{"epochs": 100}}, found {result.params!r:.200}'
+            where=f'{path}, params of {result.detector!r}',
+            expected='a JSON object such as {"epochs": 100}',
+            found=f'{result.params!r:.200}',
         )
 
 
 def _add_key(seen: dict[tuple[Any, ...], Path], path: Path, result: Result) -> None:
     if result.key in seen:
         raise ResultsError(
-            f'{path}: expected each result once, found the same result also in '
-            f'{seen[result.key]}: {result.detector} {result.params} ({result.feature}) on '
-            f'{result.benchmark}, {result.protocol}, split {result.split}, part {result.part}; '
-            'both would count as separate splits: remove one of them'
+            where=str(path),
+            expected='each result once',
+            found=f'the same result also in {seen[result.key]}: {result.detector} '
+            f'{result.params} ({result.feature}) on {result.benchmark}, {result.protocol}, '
+            f'split {result.split}, part {result.part}',
+            advice='remove one of the two results',
         )
     seen[result.key] = path
 

@@ -109,8 +109,8 @@ def run_sweep(
         Folder of the results, with one parquet file per unit. If it exists, the sweep continues;
         otherwise the folder is created.
     ray_address : str, optional
-        Run the units as tasks of this Ray cluster (``'local'`` starts one here). ``source`` is read
-        here only.
+        Run the units as tasks of this Ray cluster (``'local'`` starts a cluster on this machine).
+        Only this machine reads ``source``.
 
     Raises
     ------
@@ -156,13 +156,18 @@ def run_sweep(
 def _check(grid: Grid, settings: Settings, splits: SplitChoice) -> None:
     if SUBSET_MARK in settings.benchmark:
         raise SweepError(
-            f'sweep: expected a benchmark name without {SUBSET_MARK!r}, which separates the '
-            f'name of a subset, found {settings.benchmark!r}; choose another (--benchmark)'
+            where='sweep',
+            expected=f'a benchmark name without {SUBSET_MARK!r}',
+            found=repr(settings.benchmark),
+            advice=f'choose another name (--benchmark), because {SUBSET_MARK!r} separates the name '
+            'of a subset',
         )
     if splits.saved is not None and grid.subsets:
         raise SweepError(
-            f'{splits.saved}: saved splits are of one set of tasks, the grid {grid.benchmark} has '
-            'subsets; leave --splits-from out'
+            where=str(splits.saved),
+            expected='a grid without subsets',
+            found=f'the grid {grid.benchmark} with subsets',
+            advice='remove --splits-from, because saved splits are for one set of tasks',
         )
 
 

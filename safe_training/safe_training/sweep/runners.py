@@ -47,7 +47,7 @@ def runner(ray_address: str | None) -> Iterator[Runner]:
     Parameters
     ----------
     ray_address : str or None
-        Address of the cluster; 'local' starts one here, None runs in this process.
+        Address of the cluster. 'local' starts a cluster on this machine; None runs in this process.
 
     Raises
     ------
@@ -61,8 +61,10 @@ def runner(ray_address: str | None) -> Iterator[Runner]:
         import ray
     except ImportError as error:
         raise SweepError(
-            'sweep --ray: expected the package ray, found none; install it '
-            '(pip install "ray>=2.40"), or leave --ray out'
+            where='sweep --ray',
+            expected='the package ray',
+            found='none',
+            advice='run `pip install "ray>=2.40"`, or remove --ray',
         ) from error
     ray.init(
         address=None if ray_address == 'local' else ray_address,

@@ -7,26 +7,81 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from safe_training.evaluation.saved_splits import split_numbers
+from safe_training.sweep.folder import SweepFacts, read_facts
+from safe_training.sweep.grid import SweepError
 from safe_training.sweep.results import Result
 
 
-def unfinished(folders: Sequence[Path], results: Sequence[Result]) -> list[str]:
-    """Return one line for each sweep with missing results."""
+def unfinished(
+    folders: Sequence[Path], results: Sequence[Result], protocol: str | None = None
+) -> list[str]:
+    """Return one line for each sweep with missing results.
+
+    Parameters
+    ----------
+    folders : sequence of Path
+        Results folders.
+    results : sequence of Result
+        The results of these folders. They are used only for a folder without a manifest: its
+        detectors are not known otherwise.
+    protocol : str, optional
+        Check only sweeps of this protocol. The default is all sweeps.
+    """
     lines = []
     for folder in folders:
+        try:
+            facts = read_facts(folder)
+        except SweepError as error:
+            lines.append(str(error))
+            continue
+        if facts is not None and protocol not in (None, facts.protocol):
+            continue
         for path in sorted(folder.glob('splits*.json')):
             planned = set(split_numbers(path))
             subset = path.stem.removeprefix('splits').removeprefix('-')
-            done: dict[str, set[int]] = {}
-            for result in results:
-                if (result.subset or '') == subset and result.split in planned:
-                    done.setdefault(result.detector, set()).add(result.split)
-            lacking = [name for name, numbers in done.items() if numbers != planned]
-            if lacking:
-                lines.append(
-                    f'{folder}{f" ({subset})" if subset else ""}: expected results of '
-                    f'{len(planned)} splits, found fewer for {", ".join(sorted(lacking))}; the '
-                    'tables show the splits with results. If the sweep was interrupted, run the '
-                    'same command again'
-                )
+            if facts is not None and facts.detectors:
+                done = _finished(folder, facts, subset, planned)
+            else:
+                done = _with_results(results, subset, planned)
+            lines += _lines(f'{folder}{f" ({subset})" if subset else ""}', done, planned)
     return lines
+
+
+def _finished(
+    folder: Path, facts: SweepFacts, subset: str, planned: set[int]
+) -> dict[str, set[int]]:
+    """Return the splits on which each detector of a sweep has a finished unit.
+
+    A unit writes its file also if all its configurations were left out.
+    """
+    middle = f'-{subset}-split' if subset else '-split'
+    return {
+        name: {n for n in planned if any(folder.glob(f'{name}{middle}{n}-*.parquet'))}
+        for name in facts.detectors
+    }
+
+
+def _with_results(results: Sequence[Result], subset: str, planned: set[int]) -> dict[str, set[int]]:
+    """Return the splits on which each detector has results."""
+    done: dict[str, set[int]] = {}
+    for result in results:
+        if (result.subset or '') == subset and result.split in planned:
+            done.setdefault(result.detector, set()).add(result.split)
+    return done
+
+
+def _lines(where: str, done: dict[str, set[int]], planned: set[int]) -> list[str]:
+    found = [
+        f'{how_many} for {", ".join(sorted(names))}'
+        for how_many, names in (
+            ('fewer', [name for name, numbers in done.items() if numbers and numbers != planned]),
+            ('none', [name for name, numbers in done.items() if not numbers]),
+        )
+        if names
+    ]
+    if not found:
+        return []
+    return [
+        f'{where}: expected results of {len(planned)} splits, found {" and ".join(found)}; the '
+        'tables show only finished results. To finish the sweep, run the same `sweep` command again'
+    ]

@@ -98,7 +98,8 @@ def run_unit(
     Raises
     ------
     NoFitterError
-        No package that fits the detector is there; the unit must run again after the repair.
+        The package that fits the detector is not installed. The unit must run again after the
+        installation.
     """
     data = _unit_data(unit, split, rollouts)
     family = unit.family

@@ -74,9 +74,11 @@ def test_published_two_sided_bands(arrays, case, name, modulation):
 
 
 def test_two_sided_bands_refuse_what_one_sided_ones_refuse():
-    with pytest.raises(CalibrationError, match='modulation must be one of'):
+    with pytest.raises(CalibrationError, match=r"modulation: expected one of .*, found 'wavy'"):
         two_sided_band(np.zeros((2, 3)), np.zeros((9, 3)), [0.1], 'wavy')
-    with pytest.raises(CalibrationError, match='center_curves must have shape'):
+    with pytest.raises(
+        CalibrationError, match=r'center_curves: expected shape \(n1, T\).*found \(0, 3\)'
+    ):
         two_sided_band(np.zeros((0, 3)), np.zeros((9, 3)), [0.1])
 
 
@@ -319,9 +321,7 @@ def calibrate_some(n, *, episodes=(), described='', **options):
 
 
 def test_no_success_is_an_error_that_says_what_to_do():
-    with pytest.raises(
-        CalibrationError, match=r'successful rollout .* found none.*seen_train_ratio'
-    ):
+    with pytest.raises(CalibrationError, match=r'success .* found none.*seen_train_ratio'):
         calibrate_some(0)
 
 
@@ -335,9 +335,9 @@ def test_few_successes_give_infinite_thresholds_and_a_note(n, n_center, smallest
     assert band.smallest_finite_alpha == smallest
     note = band.provenance['note']
     assert f'{n - n_center} calibration rollouts are too few for alpha 0.01, 0.02' in note
-    assert 'Alpha 0.01 needs 99 of them' in note
+    assert 'Alpha 0.01 needs 99 calibration rollouts' in note
     if n == 1:
-        assert 'no alpha has a finite threshold' in note
+        assert 'No alpha has a finite threshold' in note
     else:
         assert f'smallest alpha with a finite threshold is 1/{n}' in note
 
@@ -396,25 +396,25 @@ def test_curves_are_extended_with_their_last_value():
 @pytest.mark.parametrize(
     ('scores', 'options', 'message'),
     [
-        ([[0.0, np.nan]], {}, 'rollout 0 at step 1 is nan'),
-        ([[0.0], [np.inf]], {}, 'rollout 1 at step 0 is inf'),
+        ([[0.0, np.nan]], {}, 'rollout 0, step 1: expected a finite score, found nan'),
+        ([[0.0], [np.inf]], {}, 'rollout 1, step 0: expected a finite score, found inf'),
         ([[]], {}, r'shape \(T,\)'),
         ([[[0.0]]], {}, r'shape \(T,\)'),
-        ([[0.0] * 9], {}, r'rollout 0 has 9 steps.*raise max_steps'),
-        ([[0.0]], {'max_steps': 0}, 'at least 1 step'),
+        ([[0.0] * 9], {}, r'rollout 0: expected at most .*8 steps, found 9 steps; raise max_steps'),
+        ([[0.0]], {'max_steps': 0}, 'max_steps of at least 1, found 0'),
         ([[0.0]], {'center_fraction': 1.0}, 'center_fraction'),
         ([[0.0]], {'alphas': []}, 'expected one or more alphas, found none'),
         ([[0.0]], {'alphas': [0.0]}, r'inside \(0, 1\)'),
         ([[0.0]], {'alphas': [np.nan]}, r'inside \(0, 1\)'),
         ([[0.0]], {'alphas': [1 - 1e-16]}, r'inside \(0, 1\)'),
-        ([[0.0]], {'alphas': [0.1, 0.1]}, 'given twice'),
-        ([[0.0]], {'modulation': 'Tfunc'}, 'modulation must be one of'),
-        ([[0.0]], {'quantile': 'linear'}, 'quantile must be one of'),
+        ([[0.0]], {'alphas': [0.1, 0.1]}, 'expected each alpha once'),
+        ([[0.0]], {'modulation': 'Tfunc'}, "modulation: expected one of .*, found 'Tfunc'"),
+        ([[0.0]], {'quantile': 'linear'}, "quantile: expected one of .*, found 'linear'"),
         ([[0.0]], {'quantile': 'published'}, 'at least one calibration curve'),
         (
             [[0.0], [1.0]],
             {'quantile': 'published', 'modulation': 'std'},
-            'standard deviation needs two or more center curves, found one',
+            "expected two or more center curves for the modulation 'std', found one",
         ),
     ],
 )
@@ -425,9 +425,9 @@ def test_what_cannot_be_calibrated_is_refused(scores, options, message):
 
 
 def test_every_success_has_its_name_and_task():
-    with pytest.raises(CalibrationError, match=r'expected 1 episodes .*, found 2'):
+    with pytest.raises(CalibrationError, match=r'expected 1 episodes, .*, found 2'):
         Successes([[0.0]], episodes=['a', 'b'])
-    with pytest.raises(CalibrationError, match=r'expected 2 tasks .*, found 1'):
+    with pytest.raises(CalibrationError, match=r'expected 2 tasks, .*, found 1'):
         Successes([[0.0], [1.0]], tasks=['a'])
 
 
@@ -435,9 +435,13 @@ def test_every_success_has_its_name_and_task():
     ('center', 'calibration', 'message'),
     [
         (np.zeros((0, 3)), np.zeros((2, 3)), 'n1 >= 1'),
-        (np.zeros((2, 3)), np.zeros((2, 4)), r'calibration_curves must have shape \(n, 3\)'),
-        (np.zeros(3), np.zeros((2, 3)), r'center_curves must have shape \(n, T\)'),
-        (np.zeros((2, 3)), np.full((2, 3), np.nan), 'calibration_curves row 0 step 0 is nan'),
+        (np.zeros((2, 3)), np.zeros((2, 4)), r'calibration_curves: expected shape \(n, 3\)'),
+        (np.zeros(3), np.zeros((2, 3)), r'center_curves: expected shape \(n, T\)'),
+        (
+            np.zeros((2, 3)),
+            np.full((2, 3), np.nan),
+            'calibration_curves, row 0, step 0: .* found nan',
+        ),
     ],
 )
 def test_curves_that_do_not_fit_are_refused(center, calibration, message):

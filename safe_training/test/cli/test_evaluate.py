@@ -87,7 +87,7 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
     split = next(s for s in json.loads(kept.read_text())['splits'] if s['split'] == 4)
     assert made['unseen_tasks'] == split['unseen_tasks']
     status, _, errors = run(*fit, '--split', 9, '--overwrite')
-    assert status == 1 and 'expected a split among [3, 4], found 9' in errors
+    assert status == 1 and 'expected the number of a saved split, one of 3, 4, found 9' in errors
 
 
 @pytest.mark.parametrize(
@@ -106,8 +106,11 @@ def test_saved_splits_give_the_same_numbers_again(run, rollouts, tmp_path):
             ('--splits-from', 'x', '--protocol', 'loto'),
             '--protocol cannot be used with --splits-from, ',
         ),
-        (('--per-task', '--calibrate-on', 'loto'), 'use only one of the two options'),
-        (('--benchmark', 'mine'), 'give --out as well'),
+        (
+            ('--per-task', '--calibrate-on', 'loto'),
+            '--per-task cannot be used with --calibrate-on loto',
+        ),
+        (('--benchmark', 'mine'), 'found no --out; add --out RESULTS'),
     ],
 )
 def test_options_without_a_meaning_are_refused_and_not_ignored(run, rollouts, arguments, match):
@@ -146,7 +149,7 @@ def test_a_band_that_cannot_alarm_is_said_beside_its_rates(run, rollouts):
         'evaluate', rollouts, '--detector', 'clock', '--splits', 2, '--alpha', 0.01
     )
     assert status == 0
-    assert 'In 2 of 2 splits there are too few successes for calibration' in ' '.join(said.split())
+    assert 'On 2 of 2 splits the successes are too few for calibration' in ' '.join(said.split())
     assert 'the band is infinite and no alarm is possible' in ' '.join(said.split())
 
 
@@ -189,4 +192,4 @@ def test_nothing_is_cut_off_in_a_narrow_terminal(tmp_path):
 def test_no_split_is_wrong_usage(run, rollouts):
     status, _, errors = run('evaluate', rollouts, '--splits', 0)
     assert status == 2
-    assert '--splits must be at least 1' in errors
+    assert '--splits: expected at least 1, found 0' in errors

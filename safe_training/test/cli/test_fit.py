@@ -16,7 +16,7 @@ def test_fit_writes_a_folder_that_knows_what_it_was_made_of(run, rollouts, tmp_p
     assert status == 0
     for fact in ('safe_lstm', '18 rollouts of 3 tasks', 'hidden_states[token=last]', 'alpha 0.3'):
         assert fact in said
-    assert 'never used: 10 rollouts of 1 tasks' in said
+    assert 'not used: 10 rollouts of 1 unseen tasks' in said
     assert list(out.parent.iterdir()) == [out], 'and nothing else'
     loaded = load_detector(out)
     assert loaded.detector.name == 'safe_lstm'
@@ -87,13 +87,14 @@ BAD_OPTIONS = [
     (('--alpha', '2'), 'alpha'),
     (('--alpha', '0'), 'alpha'),
     (('--alpha', 'nan'), 'alpha'),
-    (('--train-ratio', '1'), 'hold no success; lower --train-ratio'),
-    (('--train-ratio', '0'), 'train_ratio must lie in'),
-    (('--unseen-ratio', '1'), 'unseen_ratio must lie in'),
-    (('--unseen-ratio', 'nan'), 'unseen_ratio must lie in'),
-    (('--max-steps', '3'), 'the longest rollout has 8; give --max-steps 8'),
+    (('--train-ratio', '1'), 'seen tasks, found none; lower --train-ratio'),
+    (('--train-ratio', '0'), 'train_ratio: expected a number in (0, 1], found 0.0'),
+    (('--unseen-ratio', '1'), 'unseen_ratio: expected a number in [0, 1), found 1.0'),
+    (('--unseen-ratio', 'nan'), 'unseen_ratio: expected a number in [0, 1), found nan'),
+    (('--max-steps', '3'), '(the longest rollout has 8 steps), found 3; give --max-steps 8'),
     (('--max-steps', '-1'), '--max-steps'),
-    (('--split', '-1'), 'number of a split must lie in'),
+    (('--splits-from', 'absent.json'), 'absent.json: No such file or directory; check the path'),
+    (('--split', '-1'), 'a split number from 0 to 4294967295, found -1'),
     (('--param', 'learning_rate=1e30'), 'lower learning_rate'),
     (('--param', 'learning_rate=-1'), 'learning_rate: expected'),
     (('--param', 'schedule_every=0'), 'schedule_every: expected'),
@@ -103,7 +104,7 @@ BAD_OPTIONS = [
     (('--param', 'optimizer=lion'), 'one of adam'),
     (('--pooling', 'token=mean'), 'the pooling of this set, hidden_states[token=last]'),
     (('--pooling', 'token'), 'expected AXIS=COMMAND'),
-    (('--feature', 'logits'), "expected feature 'hidden_states'"),
+    (('--feature', 'logits'), "expected the feature 'hidden_states'"),
 ]
 
 
@@ -165,12 +166,18 @@ def a_pickle(path):
 @pytest.mark.parametrize(
     ('source', 'message'),
     [
-        (no_set, 'found none; check the path'),
+        (no_set, 'found no file or folder; check the path'),
         (an_empty_folder, 'an empty folder'),
-        (successes_only, 'all 18 training rollouts are successes'),
-        (failures_only, 'all 18 training rollouts are failures'),
-        (unlabelled, 'none of the 40 rollouts has an outcome'),
-        (one_task, 'no task can be held out as unseen'),
+        (
+            successes_only,
+            'both outcomes to learn from, found 18 successes and 0 failures; add failures',
+        ),
+        (
+            failures_only,
+            'both outcomes to learn from, found 0 successes and 18 failures; add successes',
+        ),
+        (unlabelled, 'found 40 rollouts without a label'),
+        (one_task, 'two or more tasks (one or more are unseen), found one task'),
         (one_rollout_a_task, 'record more rollouts per task'),
         (truncated, '000003.safetensors'),
         (a_pickle, 'rollouts.pkl'),
@@ -197,7 +204,7 @@ def test_an_existing_folder_is_kept_when_not_asked_or_when_fitting_fails(run, ro
     before = contents(out)
     status, _, errors = run(*arguments)
     assert status == 1
-    assert 'exists already; give another --out, or --overwrite' in errors
+    assert 'found an existing folder; give another folder with --out, or add --overwrite' in errors
     status, _, errors = run(*arguments, '--overwrite', '--param', 'learning_rate=1e30')
     assert status == 1
     assert contents(out) == before

@@ -150,7 +150,7 @@ def test_bands_are_shown_at_each_rate_that_is_asked(run, rollouts, folder):
 def test_parts_are_judged_at_one_rate(run, rollouts, folder):
     status, _, errors = run('judge', rollouts, folder, '--alpha', 0.3, '--alpha', 0.2)
     assert status == 2
-    assert 'expected one rate, found 0.2, 0.3; give one' in errors
+    assert 'expected one rate, found 0.2, 0.3; give one rate' in errors
 
 
 @pytest.mark.parametrize('more', [(), ('--bands',), ('--bands', '--alpha', 0.3)])

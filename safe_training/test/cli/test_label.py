@@ -11,7 +11,7 @@ import pytest
 from rollout_factory import make_rollout
 
 from safe_training.cli.main import main
-from safe_training.recordings.labels import labels_file
+from safe_training.recordings.label_files import labels_file
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.write_bag import write_bag
 from vla_feature_bridge.pooling import FeatureSpec
@@ -101,12 +101,15 @@ def test_list(place, capsys):
     ('arguments', 'message'),
     [
         (['--episode', 'ep/9', '--outcome', 'success'], "episode 'ep/9'"),
-        (['--episode', 'ep/1', '--outcome', 'failure', '--failure-step', '6'], 'from 0 to 5'),
+        (
+            ['--episode', 'ep/1', '--outcome', 'failure', '--failure-step', '6'],
+            'failure_step from 0 to 5, the last step of the episode, found 6',
+        ),
         (
             ['--csv', 'CSV'],
-            "line 3: expected an outcome, one of success, failure, unknown, found 'so'",
+            "line 3: expected one of the outcomes success, failure, unknown, found 'so'",
         ),
-        ([], 'a terminal to ask on'),
+        ([], 'a terminal for questions'),
     ],
 )
 def test_refusals_change_nothing(place, tmp_path, capsys, monkeypatch, arguments, message):
@@ -138,7 +141,7 @@ def test_neither_set_nor_recording(tmp_path, capsys):
     assert main(['label', str(tmp_path), '--list']) == 1
     assert 'expected a rollout set' in capsys.readouterr().err
     assert main(['label', str(tmp_path / 'none'), '--list']) == 1
-    assert 'found none' in capsys.readouterr().err
+    assert 'found no file or folder' in capsys.readouterr().err
 
 
 class Terminal(io.StringIO):
@@ -157,7 +160,7 @@ def test_terminal(place, monkeypatch, capsys):
     shown = capsys.readouterr().out
     assert '3 episodes to label' in shown
     assert 'ep/1  (1 of 3)' in shown
-    assert 'from 0 to 5, found 9' in shown
+    assert 'from 0 to 5, the last step of the episode, found 9' in ' '.join(shown.split())
     assert 'failure from step 3' in shown
     assert '\x1b[2J' not in shown
     if place.name != 'set':

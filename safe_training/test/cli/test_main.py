@@ -48,6 +48,7 @@ def test_a_real_process_ends_with_the_status_and_one_line_that_says_why(rollouts
     )
     assert (done.returncode, done.stdout) == (1, '')
     assert done.stderr == (
-        f'safe_training fit: {folder}: exists already; give another --out, or --overwrite\n'
+        f'safe_training fit: {folder}: expected a new folder, found an existing folder; give '
+        'another folder with --out, or add --overwrite\n'
     )
     assert contents(folder) == before

@@ -71,10 +71,10 @@ def test_a_value_of_another_type_is_refused(setting):
     ('setting', 'message'),
     [
         ('hidden', 'expected NAME=VALUE'),
-        ('=3', "has a parameter ''"),
-        ('hiden=3', "none of safe_mlp has a parameter 'hiden'; safe_mlp has accumulate, hidden"),
-        ('safe_lstm.hidden=3', 'none of safe_mlp'),
-        ('sage_mlp.hidden=3', "unknown detector 'sage_mlp'"),
+        ('=3', "found ''"),
+        ('hiden=3', 'expected a parameter of safe_mlp (accumulate, hidden, '),
+        ('safe_lstm.hidden=3', 'expected a parameter of safe_mlp'),
+        ('sage_mlp.hidden=3', "a detector of this command: safe_mlp, found 'sage_mlp'"),
         ('hidden=many', "expected a value of type int, such as 256, found 'many'"),
     ],
 )

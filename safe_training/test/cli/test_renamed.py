@@ -26,9 +26,12 @@ def test_an_old_option_names_the_new_one(verb, old, new, form, capsys):
     assert said.err == f'safe_training {verb}: {old} {what}; use {new}\n'
 
 
-def test_judge_takes_the_folder_by_its_position(capsys):
-    assert main(['judge', 'set', '--folder', 'detector']) == 2
-    assert 'use the position after SET: `judge SET FOLDER`' in capsys.readouterr().err
+@pytest.mark.parametrize('verb', ['judge', 'figures', 'overlay', 'report'])
+def test_the_folder_has_the_position_after_the_set(verb, capsys):
+    assert main([verb, 'set', '--folder', 'detector']) == 2
+    assert f'use `{verb} SET FOLDER`' in capsys.readouterr().err
+    positions = [action.dest for action in parser_of(verb)._get_positional_actions()]
+    assert positions == ['set', 'folder']
 
 
 @pytest.mark.parametrize(('old', 'new'), renamed.VERBS.items())
@@ -45,7 +48,8 @@ def test_the_new_word_is_there_and_the_old_one_is_not(verb, old, new):
         action = parser_of(verb)._option_string_actions[option]
         assert not value or value in action.choices
     else:
-        assert re.search(r'judge', new) and 'judge' in VERBS
+        found = re.match(r'`([a-z]+) SET FOLDER', new)
+        assert found and found[1] in VERBS
     option, _, value = old.partition(' ')
     there = parser_of(verb)._option_string_actions
     assert value not in there[option].choices if value else option not in there

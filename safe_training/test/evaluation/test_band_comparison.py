@@ -170,7 +170,7 @@ def test_a_split_that_cannot_judge_is_refused():
         protocol = Protocol(**options)
         splits = choose_splits(rollouts, protocol, [0])
         with pytest.raises(
-            EvaluationError, match='tested on rollouts that were not used to calibrate it'
+            EvaluationError, match='rollouts that were not used for its calibration'
         ):
             compare_bands('signal', rollouts, splits, Comparison([0.1]), protocol=protocol)
 
@@ -262,15 +262,15 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     assert status == 0
     for words in (
         'ranked on',
-        'Bands of their tasks at alpha 0.1',
-        'seen, calibrated on',
+        'Tasks with their own band at alpha 0.1',
+        'seen (calibration)',
         'unseen',
         '95 % interval',
     ):
-        assert words in said
+        assert words in ' '.join(said.split())
     rows = json.loads(verb(capsys, *judge, '--json', name='judge')[1])['rows']
     by_name = {row['rollouts']: row for row in rows}
-    assert by_name['seen, calibrated on']['realised'] <= 0.2
+    assert by_name['seen (calibration)']['realised'] <= 0.2
     unseen = by_name['unseen']
     assert unseen['low'] <= unseen['realised'] <= unseen['high']
 
@@ -278,9 +278,12 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
 @pytest.mark.parametrize(
     ('arguments', 'match'),
     [
-        (('--detector', 'signal', '--alpha', 2), '--alpha must lie between 0 and 1'),
-        (('--detector', 'signal', '--splits', 0), '--splits must be at least 1'),
-        (('--detector', 'signal', '--adaptation-step', 0), '--adaptation-step must lie in'),
+        (('--detector', 'signal', '--alpha', 2), '--alpha: expected a rate above 0 and below 1'),
+        (('--detector', 'signal', '--splits', 0), '--splits: expected at least 1'),
+        (
+            ('--detector', 'signal', '--adaptation-step', 0),
+            '--adaptation-step: expected a number in',
+        ),
         (
             ('--detector', 'signal', '--splits', 2, '--splits-from', 'x'),
             '--splits cannot be used with --splits-from, ',

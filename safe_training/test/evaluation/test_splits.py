@@ -108,20 +108,36 @@ def test_numpy_labels_survive_json():
 @pytest.mark.parametrize(
     ('tasks', 'options', 'message'),
     [
-        ([], {}, 'no rollouts to split'),
+        ([], {}, 'expected rollouts to split, found none'),
         ([4] * 9, {}, r'one task.*--unseen-ratio 0'),
-        ([0, 0, 1, 1, 2, 2], {'unseen_ratio': 0.1}, 'rounds to no unseen task'),
-        ([0, 0, 1, 1], {'unseen_ratio': 0.9}, 'leaves no seen task'),
+        (
+            [0, 0, 1, 1, 2, 2],
+            {'unseen_ratio': 0.1},
+            'unseen_ratio 0.1 of 3 tasks is rounded to 0; raise unseen_ratio',
+        ),
+        (
+            [0, 0, 1, 1],
+            {'unseen_ratio': 0.9},
+            'unseen_ratio 0.9 of 2 tasks is rounded to 2; lower unseen_ratio',
+        ),
         (
             [0, 1, 2, 3],
             {},
-            'no rollout is left for training: 3 rollouts of 3 seen tasks at seen_train_ratio 0.6',
+            'training, found none, because 3 rollouts of 3 seen tasks are .* seen_train_ratio 0.6',
         ),
-        ([0, 0, 1, 1], {'unseen_ratio': 1.0}, 'unseen_ratio must lie'),
-        ([0, 0, 1, 1], {'seen_train_ratio': 0.0}, 'seen_train_ratio must lie'),
-        ([0, 0, 'open', 'open'], {}, 'one kind'),
-        ([0.5, 1.5], {}, 'integer or a string'),
-        ([0, 0, 1, 1], {'number': -1}, 'number of a split must lie'),
+        (
+            [0, 0, 1, 1],
+            {'unseen_ratio': 1.0},
+            r'unseen_ratio: expected a number in \[0, 1\), found 1.0',
+        ),
+        (
+            [0, 0, 1, 1],
+            {'seen_train_ratio': 0.0},
+            r'seen_train_ratio: expected a number in \(0, 1\], found 0.0',
+        ),
+        ([0, 0, 'open', 'open'], {}, 'one type'),
+        ([0.5, 1.5], {}, 'integers or strings as task labels, found 0.5'),
+        ([0, 0, 1, 1], {'number': -1}, 'a split number from 0 to 4294967295, found -1'),
     ],
 )
 def test_what_cannot_be_split_is_refused(tasks, options, message):
@@ -137,11 +153,13 @@ def test_one_task_alone_splits_without_unseen_tasks():
 def test_a_split_of_other_rollouts_is_noticed():
     tasks = [0, 1, 2, 3] * 5
     split = split_tasks(tasks, number=0)
-    with pytest.raises(SplitError, match='made of 20 rollouts, the set has 19'):
+    with pytest.raises(SplitError, match='the 20 rollouts from which the split was made, found 19'):
         split.check_against(tasks[:-1])
     index, other = split.train[0], split.unseen_tasks[0]
     tasks[index] = other
-    with pytest.raises(SplitError, match=f'rollout {index} should be of one of the tasks'):
+    with pytest.raises(
+        SplitError, match=f'rollout {index}: expected one of the tasks .* found {other}'
+    ):
         split.check_against(tasks)
 
 
@@ -150,10 +168,10 @@ def test_a_split_of_other_rollouts_is_noticed():
     [
         ({'train': [0, 0]}, 'exactly once'),
         ({'train': [0, 99]}, 'exactly once'),
-        ({'train': ['0']}, 'must hold integers'),
+        ({'train': ['0']}, 'list of integers'),
         ({'train': 3}, 'list of indices'),
-        ({'split': 0.5}, 'must be an integer'),
-        ({'unseen_ratio': None}, 'must be a number'),
+        ({'split': 0.5}, 'an integer from 0'),
+        ({'unseen_ratio': None}, 'a number, found None'),
         (
             {'unseen_tasks': [0, 1, 2]},
             r'expected each task once, found a repeated task in \[.*0, 1, 2\]',
@@ -170,5 +188,5 @@ def test_a_saved_split_without_a_field_is_refused():
     values = split_tasks([0, 1, 2] * 4, number=0).to_dict()
     for name in values:
         rest = {key: value for key, value in values.items() if key != name}
-        with pytest.raises(SplitError, match=f"'{name}' is missing"):
+        with pytest.raises(SplitError, match=f"expected the field '{name}'"):
             Split.from_dict(rest)

@@ -249,7 +249,10 @@ def test_signals_alone_need_no_features():
     probe = make_detector('linear_probe').fit(rollouts)
     assert probe.choice_['inputs'] == 'signals'
     assert auc(probe, rollouts) > 0.9
-    with pytest.raises(DetectorError, match="inputs='features', and the rollouts have no features"):
+    with pytest.raises(
+        DetectorError,
+        match="inputs='features': expected rollouts with features, found no features;",
+    ):
         make_detector('linear_probe', inputs='features').fit(rollouts)
 
 
@@ -331,7 +334,7 @@ def test_leaving_a_task_out_needs_another_one_with_both_outcomes():
     with pytest.raises(DetectorError, match='at least 2 tasks, found 1'):
         leave_one_task_out_scores(make_detector('linear_probe'), one)
     lucky = [r for r in rollouts if r.task == 'task_0' or r.success]
-    with pytest.raises(DetectorError, match=r"without task 'task_0'.*are successes"):
+    with pytest.raises(DetectorError, match=r"without task 'task_0'.*and 0 failures"):
         leave_one_task_out_scores(make_detector('linear_probe'), lucky)
 
 

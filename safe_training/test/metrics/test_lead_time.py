@@ -30,10 +30,10 @@ def test_lead_times_by_hand():
 @pytest.mark.parametrize(
     ('steps', 'message'),
     [
-        ([None], '1 annotated steps for 2'),
-        ([None, 1], 'a success of task .a. has the annotated failure step 1'),
-        ([3, None], 'with 3 steps has the annotated failure step 3'),
-        ([-1, None], 'has the annotated failure step -1'),
+        ([None], 'for each of 2 rollouts, found 1 entries'),
+        ([None, 1], 'task .a.: .* for a success, found step 1'),
+        ([3, None], 'annotated failure step from 0 to 2, found 3'),
+        ([-1, None], 'annotated failure step from 0 to 2, found -1'),
     ],
 )
 def test_annotations_that_cannot_be_are_refused(steps, message):

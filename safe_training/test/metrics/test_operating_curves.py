@@ -112,10 +112,10 @@ def test_one_class_has_no_rate_of_the_other():
 @pytest.mark.parametrize(
     ('scored', 'thresholds', 'message'),
     [
-        ([], None, 'no rollouts'),
-        ([], [0.5], 'no rollouts'),
+        ([], None, 'expected rollouts .*, found none'),
+        ([], [0.5], 'expected rollouts .*, found none'),
         ([ScoredRollout([0.0], True, 'a')], [], r'K >= 1'),
-        ([ScoredRollout([0.0], True, 'a')], [np.nan], 'no NaN'),
+        ([ScoredRollout([0.0], True, 'a')], [np.nan], r'without NaN, found .* with 1 NaN'),
     ],
 )
 def test_what_has_no_curve_is_refused(scored, thresholds, message):

@@ -36,7 +36,7 @@ from safe_training.metrics.scored import (
         ([[0.1]], True, r'shape \(T,\)'),
         ([0.1, np.nan], True, "task 'pour', step 1: expected a finite score, found nan"),
         ([np.inf], True, 'step 0: expected a finite score, found inf'),
-        ([0.1], 'yes', "expected failed to be True, False or None .no label., found 'yes'"),
+        ([0.1], 'yes', "failed=None .no label., found failed='yes'"),
     ],
 )
 def test_a_rollout_that_cannot_be_evaluated_is_refused(scores, failed, message):
@@ -89,33 +89,36 @@ def test_what_was_not_judged_or_not_kept_is_refused_by_name():
 def test_what_does_not_fit_together_is_refused():
     scored = [ScoredRollout([0.1, 0.2], True, 'a')]
     generator = np.random.default_rng(0)
-    with pytest.raises(MetricError, match="expected a minimum length for task 'a', found none"):
+    with pytest.raises(MetricError, match="task 'a': expected a minimum length, found none"):
         max_scores_until_min_length(scored, {'b': 1})
     with pytest.raises(
-        MetricError, match="minimum length of task 'a' is 3, but a rollout of task 'a' has"
+        MetricError,
+        match=r"task 'a', 2 steps: expected a minimum length of its task from 1 to 2, found 3",
     ):
         max_scores_until_min_length(scored, {'a': 3})
-    with pytest.raises(MetricError, match=r'quantile .*must be in \[0, 1\], found 1\.5'):
+    with pytest.raises(MetricError, match=r'quantile .* in \[0, 1\], found 1\.5'):
         scores_at_quantile(scored, {'a': 2}, 1.5)
-    with pytest.raises(MetricError, match='1 tasks need as many lengths'):
+    with pytest.raises(MetricError, match=r'lengths of shape \(1,\).*, found \(2,\)'):
         min_lengths(['a'], [1, 2])
-    with pytest.raises(MetricError, match='has 0 steps'):
+    with pytest.raises(MetricError, match="task 'a': expected at least 1 step, found 0"):
         min_lengths(['a'], [0])
-    with pytest.raises(MetricError, match='2 alarms for 1 rollouts'):
+    with pytest.raises(MetricError, match='for each of 1 rollouts, found 2 entries'):
         alarm_report(scored, [None, 1])
-    with pytest.raises(MetricError, match='alarm at step 2 of a rollout'):
+    with pytest.raises(
+        MetricError, match="rollout of task 'a': expected an alarm step from 0 to 1, found 2"
+    ):
         alarm_report(scored, [2])
     with pytest.raises(MetricError, match='same shape'):
         rank([0.1, 0.2], [True])
-    with pytest.raises(MetricError, match=r'outcomes \(failed\) must be booleans, found float64'):
+    with pytest.raises(MetricError, match=r'outcomes \(failed\) as booleans, found float64'):
         rank([0.1, 0.2], [0.0, np.nan])
-    with pytest.raises(MetricError, match='value of rollout 1 is nan'):
+    with pytest.raises(MetricError, match='rollout 1: expected a finite value, found nan'):
         rank([0.1, np.nan], [True, False])
     with pytest.raises(MetricError, match='one task for each of 2 rollouts, found 1 tasks'):
         rank_by_task([0.1, 0.2], [True, False], ['a'])
-    with pytest.raises(MetricError, match='level'):
+    with pytest.raises(MetricError, match=r'level inside \(0, 1\), found 1\.0'):
         bootstrap_interval([0.1], generator=generator, level=1.0)
-    with pytest.raises(MetricError, match='resample'):
+    with pytest.raises(MetricError, match='at least one resample, found 0'):
         bootstrap_interval([0.1], generator=generator, resamples=0)
     with pytest.raises(MetricError, match=r'shape \(N,\)'):
         bootstrap_interval([[0.1]], generator=generator)

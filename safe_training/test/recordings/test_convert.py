@@ -48,7 +48,7 @@ def listing(path):
 def test_info_of_the_shipped_dump():
     found = info(DUMP)
     assert found['kind'] == 'openvla'
-    assert found['why'] == 'holds task0--ep0--succ0.csv'
+    assert found['why'] == 'contains task0--ep0--succ0.csv'
     assert (found['episodes'], found['successes'], found['failures']) == (24, 16, 8)
     assert found['feature']['text'] == 'hidden_states[token=last]'
     assert (found['feature']['dim'], found['dtype']) == (128, ['float32'])
@@ -85,7 +85,7 @@ def test_info_lists_what_is_bad(dump, capsys):
     printed = capsys.readouterr()
     assert '5 (4 successes, 1 failures) of 2 tasks' in printed.out
     assert 'bad: ' in printed.err
-    assert 'task1--ep1--succ0.csv: expected this file' in printed.err
+    assert 'task1--ep1--succ0.csv: expected a file with the actions of the episode' in printed.err
     assert cli.main(['info', str(dump), '--json']) == 1
     found = json.loads(capsys.readouterr().out)
     assert (found['episodes'], len(found['bad'])) == (5, 1)
@@ -209,7 +209,7 @@ PICKLE = 'task1--ep0--succ1.pkl'
 DAMAGES = {
     'truncated': (
         lambda dump: (dump / PICKLE).write_bytes((dump / PICKLE).read_bytes()[:20_000]),
-        f'{PICKLE}: expected .* until the end of the file; copy the file',
+        f'{PICKLE}: expected .* before the end of the file; copy the file',
     ),
     'malicious': (
         lambda dump: (dump / PICKLE).write_bytes(pickle.dumps(Malicious())),
@@ -221,15 +221,15 @@ DAMAGES = {
     ),
     'csv-missing': (
         lambda dump: (dump / 'task1--ep0--succ1.csv').unlink(),
-        r'task1--ep0--succ1.csv: expected this file .* next to task1--ep0--succ1.pkl, found none',
+        r'task1--ep0--succ1.csv: expected a file .* beside task1--ep0--succ1.pkl, found no file',
     ),
     'pickle-missing': (
         lambda dump: (dump / PICKLE).unlink(),
-        f'{PICKLE}: expected this file .* next to task1--ep0--succ1.csv, found none',
+        f'{PICKLE}: expected a file .* beside task1--ep0--succ1.csv, found no file',
     ),
     'nan': (
         lambda dump: _rewrite(dump, _first_state_is_nan),
-        f'{PICKLE}: expected finite hidden states, found NaN or infinity at step 0',
+        f'{PICKLE}: expected hidden states without NaN and infinity, found NaN .* at step 0',
     ),
     'another-width': (
         lambda dump: _rewrite(dump, _wider_states),
@@ -238,10 +238,10 @@ DAMAGES = {
     'rows-missing': (_drop_rows, r'task1--ep0--succ1.csv: expected \d+ rows'),
     'renamed': (
         lambda dump: (dump / PICKLE).rename(dump / 'task1_ep0.pkl'),
-        'task1_ep0.pkl: expected a name like',
+        'task1_ep0.pkl: expected a file name like',
     ),
-    'empty': (_empty, 'dump: expected one of: .* Found an empty folder'),
-    'gone': (shutil.rmtree, 'dump: expected a file or folder, found none'),
+    'empty': (_empty, 'dump: expected one of these formats: .* found an empty folder'),
+    'gone': (shutil.rmtree, 'dump: expected a file or folder, found no file or folder'),
 }
 
 
@@ -276,7 +276,9 @@ def test_a_dump_with_nothing_good_leaves_nothing(tmp_path, dump):
     for file in dump.glob('*.csv'):
         file.unlink()
     before = listing(tmp_path)
-    with pytest.raises(DumpError, match='at least one readable episode, found none of 6'):
+    with pytest.raises(
+        DumpError, match='at least one readable episode, found no readable episode among 6'
+    ):
         convert(dump, tmp_path / 'set', skip_bad=True)
     assert listing(tmp_path) == before
 
@@ -339,7 +341,7 @@ def test_a_raw_set_can_be_pooled_in_any_way(tmp_path, pooling):
         assert (one.video, one.success) == (other.video, other.success)
     convert(tmp_path / 'raw', tmp_path / 'copy', keep='raw')
     assert RolloutSet.open(tmp_path / 'copy').feature == raw.feature
-    with pytest.raises(DumpError, match='expected a raw set'):
+    with pytest.raises(DumpError, match='expected a set with raw features, because of --keep raw'):
         convert(tmp_path / 'direct', tmp_path / 'more', keep='raw')
 
 
@@ -371,7 +373,7 @@ def test_an_episode_without_its_pickle_is_worth_its_csv(tmp_path, dump):
     (dump / 'task0--ep0--succ0.pkl').unlink()
     for file in dump.glob('task1--*.pkl'):
         file.unlink()
-    with pytest.raises(DumpError, match=r'or read without features \(--feature none\)'):
+    with pytest.raises(DumpError, match='or read the dump without features with --feature none'):
         convert(dump, tmp_path / 'set')
     convert(dump, tmp_path / 'set', feature='none')
     found = RolloutSet.open(tmp_path / 'set')
@@ -398,8 +400,14 @@ def test_unseen_tasks_are_a_column(tmp_path, dump):
     assert found.unseen == [False] * 6 + [True] * 6
     assert sorted(set(found.task_ids)) == [0, 1, 4, 5]
     assert [r.unseen for r in found] == found.unseen
-    with pytest.raises(RolloutSetError, match='only seen or only unseen rollouts of'):
+    with pytest.raises(DumpError, match='found the first source again'):
         convert(dump, tmp_path / 'twice', unseen_root=dump)
+    same_task = tmp_path / 'same_task'
+    same_task.mkdir()
+    for file in dump.glob('task0--ep0--*'):
+        file.rename(same_task / file.name)
+    with pytest.raises(RolloutSetError, match='only seen or only unseen rollouts of'):
+        convert(dump, tmp_path / 'twice', unseen_root=same_task)
 
 
 # -- interruptions
@@ -489,7 +497,7 @@ def test_an_interruption_says_how_to_continue(tmp_path, monkeypatch, capsys):
     assert cli.main(['convert', str(DUMP), str(place), '--json']) == 0
     printed = capsys.readouterr()
     assert json.loads(printed.out)['continued'] == 3
-    assert 'continued an interrupted conversion that had done 3 episodes' in printed.err
+    assert 'continued an interrupted conversion, which had finished 3 episodes' in printed.err
 
 
 def test_a_killed_conversion_is_continued(tmp_path):

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What recorders write reads the same; outcomes; what is refused."""
+"""Recordings are read as they were recorded; outcomes; recordings that are refused."""
 
+import contextlib
+import shlex
 import shutil
 import sqlite3
+import subprocess
+import sys
 import zlib
 
 import lz4.frame
@@ -25,7 +29,7 @@ from recorded_bags import (
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.labels import labels_file
+from safe_training.recordings.label_files import labels_file
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.untrusted import cdr as bag_messages
 from safe_training.recordings.untrusted.cdr import STEP, BagMessageError, Event
@@ -46,7 +50,7 @@ def test_recording_with_other_topics(tmp_path, storage, definitions):
     assert_recorded(record(tmp_path / 'run', rollouts, storage, definitions=definitions))
     source = open_source(tmp_path / 'run')
     assert source.kind == 'rosbag2'
-    assert source.why == 'holds metadata.yaml of rosbag2'
+    assert source.why == 'contains metadata.yaml of rosbag2'
     assert source.feature == SPEC
 
 
@@ -118,7 +122,7 @@ def test_storage_file_alone(tmp_path, name):
     folder = record(tmp_path / 'run', rollouts, storage)
     shutil.move(folder / name, tmp_path / name)
     assert_recorded(tmp_path / name)
-    with pytest.raises(DumpError, match='this file of the recording, found none'):
+    with pytest.raises(DumpError, match=f'{name}: expected this file, .* found no file'):
         open_source(folder)
     shutil.move(tmp_path / name, tmp_path / 'without suffix')
     assert_recorded(tmp_path / 'without suffix')
@@ -225,7 +229,7 @@ def test_without_events_the_instruction_is_the_task(tmp_path):
 def test_late_beginning_and_lost_steps(tmp_path):
     rollouts = [bag_rollout(n) for n in range(3)]
     record(tmp_path / 'late', rollouts, keep=lambda r, t: r is not rollouts[1] or t > 0)
-    refused(tmp_path / 'late', 'all steps from 0 to 4, found 4, without 0')
+    refused(tmp_path / 'late', 'all steps from 0 to 4, found 4 steps without step 0')
     source = open_source(tmp_path / 'late', skip_bad=True)
     assert [r.episode_id for r in source.rollouts()] == ['lauf/ü0', 'lauf/ü2']
     assert len(source.skipped) == 1
@@ -235,15 +239,21 @@ def test_late_beginning_and_lost_steps(tmp_path):
 @pytest.mark.parametrize(
     ('change', 'match'),
     [
-        ({'features': np.full(16, np.nan, np.float32)}, 'finite features'),
-        ({'features': np.zeros(16, np.float16)}, 'one float dtype'),
+        (
+            {'features': np.full(16, np.nan, np.float32)},
+            'features without NaN and infinity, found NaN .* step 3',
+        ),
+        ({'features': np.zeros(16, np.float16)}, 'one float dtype .* found float16 at step 3'),
         ({'features': np.zeros(16, np.int32)}, 'one float dtype'),
-        ({'features': np.zeros(17, np.float32)}, 'width 16 at every step'),
-        ({'feature_name': 'other'}, "found 'other'"),
-        ({'action_space': ''}, "action space 'robot' at every step, found '' at step 3"),
-        ({'actions': None}, 'one shape and dtype'),
-        ({'actions': np.full((2, 3, 7), np.inf)}, 'finite actions'),
-        ({'exec_horizon': 3}, 'one exec_horizon'),
+        (
+            {'features': np.zeros(17, np.float32)},
+            'width: 16\\) at all steps, .* width: 17\\) at step 3',
+        ),
+        ({'feature_name': 'other'}, "found the feature 'other'"),
+        ({'action_space': ''}, "action space 'robot' at all steps, found '' at step 3"),
+        ({'actions': None}, 'one dtype and one shape'),
+        ({'actions': np.full((2, 3, 7), np.inf)}, 'actions without NaN and infinity'),
+        ({'exec_horizon': 3}, 'one value of exec_horizon at all steps, found 2, 3'),
         ({'step': 1}, 'step 1 twice'),
         ({'episode_id': ''}, 'expected an episode_id'),
     ],
@@ -268,7 +278,7 @@ def test_episodes_with_another_action_space(tmp_path):
     rollouts = [bag_rollout(0), bag_rollout(1, action_space='normalized'), bag_rollout(2)]
     record(tmp_path / 'run', rollouts)
     refused(
-        tmp_path / 'run', "the action space 'robot' as in episode 'lauf/ü0', found 'normalized'"
+        tmp_path / 'run', "the action space 'robot', as in episode 'lauf/ü0', found 'normalized'"
     )
     found = read(tmp_path / 'run', skip_bad=True)
     assert [r.episode_id for r in found] == ['lauf/ü0', 'lauf/ü2']
@@ -284,14 +294,40 @@ def test_a_step_that_ends_before_the_action_space_is_refused_if_its_definition_h
     for padding in range(4):
         found = bag_messages.step_from_cdr(old + bytes(padding), '')
         assert (found.action_space, found.inference_time) == ('', step.inference_time)
-    with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+    with pytest.raises(BagMessageError, match='a message of type safe_msgs/msg/PolicyStep'):
         bag_messages.step_from_cdr(old)
     for cut in range(1, len('robot') + 2):
-        with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+        with pytest.raises(BagMessageError, match='a message of type safe_msgs/msg/PolicyStep'):
             bag_messages.step_from_cdr(data[:-cut], '')
     for cut in range(1, 5):
-        with pytest.raises(BagMessageError, match='expected a safe_msgs/msg/PolicyStep'):
+        with pytest.raises(BagMessageError, match='a message of type safe_msgs/msg/PolicyStep'):
             bag_messages.step_from_cdr(old[:-cut], '')
+
+
+def test_a_log_of_a_killed_recorder_and_the_advice(tmp_path):
+    folder = record(tmp_path / 'run', [bag_rollout(0)], StoragePlugin.SQLITE3)
+    file = folder / 'run.db3'
+    kill = (
+        'import os, sqlite3, sys; database = sqlite3.connect(sys.argv[1])\n'
+        'database.execute("PRAGMA journal_mode=WAL")\n'
+        'database.execute("CREATE TABLE x(y)"); database.commit(); os._exit(0)'
+    )
+    subprocess.run([sys.executable, '-c', kill, str(file)], check=True)
+    with pytest.raises(DumpError, match=r'run\.db3-wal: .* log file of \d+ bytes') as caught:
+        read(folder)
+    command = shlex.split(str(caught.value).partition(' with: ')[2])
+    assert command[:2] == ['sqlite3', str(file)]
+    with contextlib.closing(sqlite3.connect(command[1])) as database:
+        database.execute(command[2])
+    assert [r.episode_id for r in read(folder)] == ['lauf/ü0']
+
+
+def test_a_feature_that_was_not_recorded(tmp_path):
+    record(tmp_path / 'run', [bag_rollout(0)])
+    message = r"feature 'logits', found only the features 'hidden_states\[token=last\]'; give one"
+    refused(tmp_path / 'run', message, feature='logits')
+    for name in ('hidden_states[token=last]', 'hidden_states'):
+        assert len(read(tmp_path / 'run', feature=name)) == 1
 
 
 def test_steps_so_unlike_that_a_table_of_them_would_be_huge(tmp_path):
@@ -299,7 +335,7 @@ def test_steps_so_unlike_that_a_table_of_them_would_be_huge(tmp_path):
     odd = rollout.step(39)
     odd.token_entropy = np.zeros(200_000, np.float32)
     record(tmp_path / 'run', [rollout], keep=lambda r, t: t < 39, extra_steps=[(10**18, odd)])
-    refused(tmp_path / 'run', 'similar number of tokens')
+    refused(tmp_path / 'run', 'similar numbers of tokens')
 
 
 def test_another_version_of_the_messages(tmp_path, monkeypatch):
@@ -310,7 +346,7 @@ def test_another_version_of_the_messages(tmp_path, monkeypatch):
         lambda name: text.replace('uint32 step ', 'uint64 step ') if name == STEP else '',
     )
     record(tmp_path / 'run', [bag_rollout(0)])
-    refused(tmp_path / 'run', 'another definition of safe_msgs/msg/PolicyStep')
+    refused(tmp_path / 'run', 'found a different definition of safe_msgs/msg/PolicyStep')
 
 
 def test_definition_is_compared_and_never_made_into_code(tmp_path, monkeypatch):
@@ -326,18 +362,30 @@ def test_definition_is_compared_and_never_made_into_code(tmp_path, monkeypatch):
     ('text', 'match'),
     [
         ('', 'an empty file'),
-        ('episode_id\nlauf/ü0\n', 'expected a header with the columns'),
-        ('episode_id,outcome\nlauf/ü0\n', 'line 2: expected 2 values'),
+        (
+            'episode_id\nlauf/ü0\n',
+            'expected a first line with the columns .* found the columns episode_id',
+        ),
+        ('episode_id,outcome\nlauf/ü0\n', 'line 2: expected 2 values, .* found fewer'),
         ('episode_id,outcome\nlauf/ü0,good\n', "line 2.*found 'good'"),
-        ('episode_id,outcome\nlauf/ü0,success\nlauf/ü0,failure\n', 'line 3.*two'),
+        (
+            'episode_id,outcome\nlauf/ü0,success\nlauf/ü0,failure\n',
+            'line 3: expected one line for .* found a second line',
+        ),
         ('episode_id,outcome\nanother,success\n', "found 'another'"),
-        ('episode_id,outcome,failure_step\nlauf/ü0,failure,5\n', 'from 0 to 4, found 5'),
+        (
+            'episode_id,outcome,failure_step\nlauf/ü0,failure,5\n',
+            'failure_step from 0 to 4, .* found 5',
+        ),
         ('episode_id,outcome,failure_step\nlauf/ü0,failure,-1\n', "found '-1'"),
         (
             'episode_id,outcome,failure_step\nlauf/ü0,success,1\n',
-            "no failure_step, because the outcome is 'success', found 1",
+            "no failure_step, because the outcome is 'success', found failure_step 1",
         ),
-        ('episode_id,outcome\n"lauf/ü0,success\n', 'expected a csv'),
+        (
+            'episode_id,outcome\n"lauf/ü0,success\n',
+            'expected a csv file of labels, found text that is not csv',
+        ),
     ],
 )
 def test_bad_csv(tmp_path, text, match):

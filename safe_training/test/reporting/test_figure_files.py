@@ -24,7 +24,7 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_each_figure_is_written_as_a_picture_and_as_vectors(detector, tmp_path):
     out = tmp_path / 'out'
-    call = ['figures', str(SET), '--folder', str(detector), '--out', str(out)]
+    call = ['figures', str(SET), str(detector), '--out', str(out)]
     assert main([*call, '--projector', 'pca']) == 0
     names = {path.stem for path in out.iterdir()}
     assert {'conformal', 'features_pca'} <= names
@@ -37,6 +37,6 @@ def test_each_figure_is_written_as_a_picture_and_as_vectors(detector, tmp_path):
 
 def test_a_missing_detector_folder_is_named(tmp_path, capsys):
     missing = tmp_path / 'nothing'
-    assert main(['figures', str(SET), '--folder', str(missing), '--out', str(tmp_path / 'o')]) == 1
+    assert main(['figures', str(SET), str(missing), '--out', str(tmp_path / 'o')]) == 1
     assert str(missing) in capsys.readouterr().err
     assert not (tmp_path / 'o').exists()

@@ -156,5 +156,5 @@ def test_every_entry_of_the_catalogue_is_drawn_if_there_are_data_for_it():
         assert ({f'{entry.name}_{v}' for v in variants} or {entry.name}) <= set(names)
     assert {'reliability_seen', 'reliability_unseen', 'features_pca'} <= set(names)
     titles = {figure.name: figure.title for figure in figures_of(data)}
-    assert 'part unseen fail' in titles['reliability_unseen']
+    assert 'Part unseen: share of failures' in titles['reliability_unseen']
     assert '(PCA)' in titles['features_pca']

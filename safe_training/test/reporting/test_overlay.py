@@ -54,7 +54,7 @@ def write_video(path: Path, frames: int) -> None:
 
 
 def overlay(made: Path, out: Path) -> int:
-    arguments = ['overlay', str(made / 'set'), '--folder', str(made / 'detector')]
+    arguments = ['overlay', str(made / 'set'), str(made / 'detector')]
     arguments += ['--videos', str(made / 'videos'), '--out', str(out), '--episode', 'e0']
     return main([*arguments, '--json'])
 

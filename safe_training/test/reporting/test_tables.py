@@ -295,7 +295,7 @@ def test_choosing_on_unseen_tasks_is_said_loudly_in_every_format(tmp_path, capsy
     capsys.readouterr()
     arguments = ['table', str(folder), '--select-on', 'unseen', '--out', str(tmp_path / 'out')]
     assert main(arguments) == 0
-    assert capsys.readouterr().out.count('CHOSEN ON WHAT IS REPORTED') == 3
+    assert capsys.readouterr().out.count('CHOSEN ON THE REPORTED TASKS') == 3
     there = {p.name: p.read_text() for p in (tmp_path / 'out').iterdir()}
     assert {name: there[name] for name in honest} == honest, 'the others are not replaced'
     for kind in ('paper', 'robust', 'loto'):
@@ -303,15 +303,15 @@ def test_choosing_on_unseen_tasks_is_said_loudly_in_every_format(tmp_path, capsy
             there[f'table1_{kind}_chosen_on_unseen.{suffix}'] for suffix in ('md', 'tex', 'csv')
         )
         title = markdown.splitlines()[0]
-        assert title.startswith('### ') and title.endswith('UNSEEN TASKS THAT IT REPORTS')
+        assert title.startswith('### ') and title.endswith('ON THE REPORTED UNSEEN TASKS')
         assert '**Chosen on the unseen tasks that are reported**' in markdown
-        assert '\nCHOSEN ON WHAT IS REPORTED' in markdown
+        assert '\nCHOSEN ON THE REPORTED TASKS' in markdown
         assert 'no part in the choice' not in markdown and 'same Seen is reported' not in markdown
-        assert 'THAT IT REPORTS' in latex.splitlines()[0]
+        assert 'ON THE REPORTED UNSEEN TASKS' in latex.splitlines()[0]
         shown = [line for line in latex.splitlines() if not line.startswith('%')]
         assert any('\\textbf{Chosen on the unseen tasks' in line for line in shown)
         rows = list(csv.DictReader(io.StringIO(table)))
-        assert [row['chosen_on'] for row in rows] == ['unseen (WHICH IS REPORTED)']
+        assert [row['chosen_on'] for row in rows] == ['unseen (THE REPORTED PART)']
         assert [row['protocol'] for row in rows] == [kind]
 
 
@@ -363,7 +363,7 @@ def test_subsets_share_a_column_averaged_within_each_split_before_it_is_summaris
     cells = table.rows[0].cells[4:]
     # Unseen means of the splits: 0.7, 0.6, 0.8. On fractal alone a = 2 is best, on both a = 1.
     assert [(c.text, c.spread) for c in cells] == [('70.00', '0.00'), ('70.00', '10.00'), ('2', '')]
-    assert any('simpler: mean over its subsets bridge, fractal' in note for note in table.notes)
+    assert any('simpler: mean over the subsets bridge, fractal' in note for note in table.notes)
     titles = [t.title for t in robust_tables(results)]
     assert [title.split(',')[0] for title in titles] == [
         'simpler/bridge',
@@ -411,14 +411,14 @@ def test_a_subset_without_a_number_leaves_the_split_without_one():
 def test_one_subset_alone_is_said_and_a_whole_beside_subsets_is_refused():
     one = simpler('clock', ([0.5] * 2, [0.5] * 2), ([], []))
     _, notes = paper_entries(one)
-    assert notes == ['simpler: there are results of its subset bridge only.']
-    with pytest.raises(TableError, match=r'undivided and in subsets \(bridge\)'):
+    assert notes == ['simpler: only the subset bridge has results.']
+    with pytest.raises(TableError, match=r'results of all tasks and of the subsets bridge;'):
         paper_table([*one, *paper_runs('simpler', 'clock', [0.5], [0.5])])
     apart = [
         *simpler('clock', ([0.5], [0.5]), ([], [])),
         *simpler('random', ([], []), ([0.5], [0.5])),
     ]
-    with pytest.raises(TableError, match=r'found no method with one; .* clock \(1 of 1 runs\)'):
+    with pytest.raises(TableError, match=r'found none; .* simpler: .* clock \(1 of 1 runs\)'):
         paper_table(apart)
 
 
@@ -478,7 +478,7 @@ def test_a_protocol_alone(folder, tmp_path, capsys):
     assert 'Based on only the 3 splits of the published protocol' in said
     for other in ('robust', 'loto'):
         assert main(['table', str(folder), '--protocol', other]) == 1
-        assert f'no results of the {other} protocol' in capsys.readouterr().err
+        assert f'expected results of the protocol {other}, found none' in capsys.readouterr().err
     write_results(folder / 'p.parquet', runs('safe_mlp', [0.7], [0.6]))
     assert main(['table', str(folder), '--protocol', 'paper']) == 1
     assert 'expected results of the published protocol' in capsys.readouterr().err
@@ -499,9 +499,9 @@ def test_wrong_folders_are_refused(tmp_path, capsys):
     assert 'expected a results folder, found nothing' in capsys.readouterr().err
     write_results(tmp_path / 'none.parquet', [])
     assert main(['table', str(tmp_path)]) == 1
-    assert 'found no rows' in capsys.readouterr().err
+    assert 'expected rows in the folders, found none' in capsys.readouterr().err
 
 
 def test_the_same_thing_twice_is_refused():
-    with pytest.raises(TableError, match='twice'):
+    with pytest.raises(TableError, match=r'found two results of .*, split 0, part seen'):
         robust_entry([*runs('clock', [0.5], [0.5]), *runs('clock', [0.5], [0.5])])

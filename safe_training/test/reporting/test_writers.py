@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 
 import pytest
 from rich.console import Console
 
+from safe_training.reporting.tables.bands import COMPARISON_LEGEND, FOLDER_LEGEND
 from safe_training.reporting.tables.csv import to_csv
+from safe_training.reporting.tables.evaluation import LEGEND
 from safe_training.reporting.tables.html import to_html
 from safe_training.reporting.tables.latex import to_latex
 from safe_training.reporting.tables.markdown import to_markdown
@@ -63,6 +66,18 @@ def test_every_format_shows_the_cells(writer):
     assert [cell for cell in shown if cell not in text] == []
     if writer != 'csv':
         assert ('(above)' if writer == 'html' else '!') in text
+
+
+@pytest.mark.parametrize('width', [60, 90, 140])
+@pytest.mark.parametrize('note', [LEGEND, COMPARISON_LEGEND, FOLDER_LEGEND])
+def test_notes_are_wrapped_at_the_width_of_the_terminal(note, width):
+    text = io.StringIO()
+    print_table(Console(file=text, width=width), ResultTable('t', name_columns('a'), (), (note,)))
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    lines = lines[lines.index(next(line for line in lines if line[:8] == note[:8])) :]
+    assert ' '.join(lines) == note
+    for line, following in itertools.pairwise(lines):
+        assert len(line) <= width < len(f'{line} {following.split()[0]}')
 
 
 def test_text_stays_in_its_cell():

@@ -94,7 +94,7 @@ def test_results_of_version_0_1_have_the_names_of_today(tmp_path):
 
 
 def test_the_same_split_is_never_counted_twice(tmp_path):
-    with pytest.raises(ResultsError, match=r'each result once, .*split 0, part seen; both'):
+    with pytest.raises(ResultsError, match=r'each result once, .*split 0, part seen; remove'):
         write_results(tmp_path / 'x.parquet', [result(0), result(0)])
     write_results(tmp_path / 'x.parquet', [result(0)])
     with pytest.raises(
@@ -122,10 +122,10 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
     ('bad', 'message'),
     [
         (result(part='test'), 'part: expected one of'),
-        (result(split=1.5), 'split: expected the type int'),
+        (result(split=1.5), r'split: expected a value of type int, found 1\.5'),
         (result(params='[]'), 'expected a JSON object'),
         (result(params='{'), 'expected a JSON object'),
-        (result(detector=None), 'detector: expected the type str'),
+        (result(detector=None), 'detector: expected a value of type str, found None'),
         (
             result(benchmark=1),
             "expected no number with the name of a key column, found the name 'benchmark'",
@@ -141,7 +141,7 @@ def test_wrong_results_are_not_written(tmp_path, bad, message):
 
 
 def test_a_name_that_would_not_be_found_is_refused(tmp_path):
-    with pytest.raises(ResultsError, match=r'\*\.parquet'):
+    with pytest.raises(ResultsError, match=r"ends in \.parquet, found 'x\.csv'"):
         write_results(tmp_path / 'x.csv', [result()])
 
 
@@ -193,5 +193,5 @@ def test_folders_that_are_none_are_named(tmp_path):
     with pytest.raises(ResultsError, match='expected a results folder, found nothing'):
         read_results(tmp_path / 'absent')
     (tmp_path / 'x.parquet').write_bytes(b'')
-    with pytest.raises(ResultsError, match='give its folder'):
+    with pytest.raises(ResultsError, match='found a file; give the folder of this file'):
         read_results(tmp_path / 'x.parquet')

@@ -229,11 +229,15 @@ def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
         ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {width: [1]}}]', "no parameter 'width'"),
         ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {hidden: 1}}]', 'list of values'),
         ('benchmark: x\nsplits: [a]\ndetectors: [{name: clock}]', 'list of split numbers'),
-        ('benchmark: 3\ndetectors: [{name: clock}]', 'expected the type str'),
-        ('benchmark: x\nsubsets: [a]\ndetectors: [{name: clock}]', 'expected the type dict'),
+        ('benchmark: 3\ndetectors: [{name: clock}]', 'a value of type str, found 3'),
+        ('benchmark: x\nsubsets: [a]\ndetectors: [{name: clock}]', 'a value of type dict'),
         (
             'benchmark: x\nsubsets: {a/b: [x]}\ndetectors: [{name: clock}]',
-            'expected letters, digits',
+            'names of letters, digits, "_" and "-", found \'a/b\'',
+        ),
+        (
+            'benchmark: x\nsubsets: {a: [x], A: [y]}\ndetectors: [{name: clock}]',
+            'more than capital letters',
         ),
         ('benchmark: x\nsubsets: {a: x_*}\ndetectors: [{name: clock}]', 'task names or patterns'),
         ('benchmark: x\nsubsets: {a: []}\ndetectors: [{name: clock}]', 'task names or patterns'),
@@ -318,9 +322,12 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
 
 def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, tmp_path, capsys):
     for patterns, message in (
-        ("{a: ['door-*'], b: ['*-open-v3']}", "'door-open-v3' in a and b; narrow"),
-        ("{a: ['arm_*'], b: [leg]}", 'expected tasks of the subsets a (arm_*), b (leg), found '),
-        ("{a: ['door-*']}", 'flow/a: split: all rollouts are of one task'),
+        ("{a: ['door-*'], b: ['*-open-v3']}", "'door-open-v3' in a and b; change the patterns"),
+        (
+            "{a: ['arm_*'], b: [leg]}",
+            'expected tasks of the subsets a (arm_*), b (leg), found only the tasks ',
+        ),
+        ("{a: ['door-*']}", 'flow/a: split: expected rollouts of two or more tasks'),
     ):
         grid.write_text(f'benchmark: flow\nsubsets: {patterns}\ndetectors: [{{name: clock}}]')
         assert sweep(grid, tmp_path / 'out') == 1
@@ -439,7 +446,7 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
     assert Path(kept).read_text() == text
     grid.write_text(SUBSETS)
     assert main([*arguments[:-1], str(tmp_path / 'three'), '--splits-from', kept]) == 1
-    assert 'leave --splits-from out' in capsys.readouterr().err
+    assert 'remove --splits-from' in capsys.readouterr().err
 
 
 def test_two_grids_of_a_detector_are_not_pooled_and_further_detectors_may_join(
@@ -494,6 +501,35 @@ def test_a_table_of_an_unfinished_sweep_says_so(grid, tmp_path, capsys):
     assert main(['table', str(out)]) == 0
     said = capsys.readouterr().err
     assert 'expected results of 2 splits, found fewer for clock;' in said and str(out) in said
+    for path in out.glob('signal-*.parquet'):
+        path.unlink()
+    assert main(['table', str(out)]) == 0
+    assert 'found fewer for clock and none for signal;' in capsys.readouterr().err
+    assert main(['table', str(out), '--protocol', 'robust']) == 0
+    assert 'none for signal' in capsys.readouterr().err
+    assert sweep(grid, out) == 0
+    capsys.readouterr()
+    assert main(['table', str(out)]) == 0
+    assert capsys.readouterr().err == ''
+
+
+def test_a_finished_unit_without_results_is_not_missing(grid, tmp_path, capsys):
+    out = tmp_path / 'out'
+    grid.write_text('benchmark: flow\ndetectors: [{name: clock}, {name: token_max_entropy}]')
+    assert sweep(grid, out) == 0
+    assert {result.detector for result in read_results(out)} == {'clock'}
+    capsys.readouterr()
+    assert main(['table', str(out)]) == 0
+    assert capsys.readouterr().err == ''
+
+
+def test_a_table_says_that_a_manifest_is_damaged(grid, tmp_path, capsys):
+    out = tmp_path / 'out'
+    grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
+    assert sweep(grid, out) == 0
+    (out / 'sweep.json').write_text('{}')
+    assert main(['table', str(out)]) == 0
+    assert 'sweep.json: expected the manifest of a sweep, found' in capsys.readouterr().err
 
 
 def test_the_planned_splits_of_each_protocol(grid):

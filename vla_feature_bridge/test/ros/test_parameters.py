@@ -6,7 +6,7 @@ from declared_nodes import declaring_nodes
 from rclpy.exceptions import ParameterImmutableException
 from rclpy.parameter import Parameter as RosParameter
 
-from vla_feature_bridge.nodes import replay
+from vla_feature_bridge.nodes import replay_node
 from vla_feature_bridge.ros.parameters import Parameter, ParameterError
 
 LARGEST_INTEGER = 2**31 - 1
@@ -19,7 +19,7 @@ def declare():
 
 
 def test_a_parameter_cannot_be_changed_after_the_start(declare):
-    node, _ = declare(replay.PARAMETERS)
+    node, _ = declare(replay_node.PARAMETERS)
     (result,) = node.set_parameters([RosParameter('gap', value=0.5)])
     assert not result.successful
     with pytest.raises(ParameterImmutableException):

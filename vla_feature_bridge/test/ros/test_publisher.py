@@ -65,7 +65,9 @@ def node(context):
 
 @pytest.fixture
 def publisher(node):
-    return StepPublisher(node, NAME, exec_horizon=2, policy='openvla')
+    return StepPublisher(
+        node, NAME, exec_horizon=2, policy='openvla', strict=True, wait_for_monitor=0
+    )
 
 
 @pytest.fixture
@@ -136,7 +138,7 @@ def test_tensors_arrive_bit_for_bit(publisher, reader, dtype):
 
 
 def test_numpy_integers_are_integers(node, context):
-    publisher = StepPublisher(node, NAME, exec_horizon=np.int64(2))
+    publisher = StepPublisher(node, NAME, exec_horizon=np.int64(2), wait_for_monitor=0)
     publisher.start()
     step = publisher.publish(np.ones(4), chunks()[0], stamp=np.int64(5))
     assert (step.exec_horizon, step.stamp) == (2, 5)
@@ -305,6 +307,130 @@ def test_a_bad_step_is_refused_and_leaves_no_gap(publisher, reader, features, mo
     assert [message.step for message in reader.steps] == [0, 1]
 
 
+@pytest.fixture
+def lenient(node):
+    return StepPublisher(node, NAME, exec_horizon=2, action_space='robot', wait_for_monitor=0)
+
+
+def test_nothing_is_raised_into_the_loop_of_the_policy(lenient, context, capfd):
+    reader = Reader(context)
+    reader.wait(lambda _: lenient._steps.get_subscription_count() > 0)
+    assert lenient.publish(np.zeros(4)) is None
+    lenient.end(success=True)
+    episode = lenient.start(task=None, instruction='pick')
+    assert lenient.publish(np.zeros(4), GOOD).step == 0
+    for bad in (np.full(4, np.nan), np.zeros(5), object(), None):
+        assert lenient.publish(bad, GOOD) is None
+    assert lenient.publish(np.zeros(4), GOOD, logits=3) is None
+    assert lenient.publish(np.zeros(4), GOOD, instruction='place').step == 6
+    lenient.end(success='failure')
+    reader.wait(lambda r: len(r.steps) == 2 and len(r.events) == 2)
+    assert [step.step for step in reader.steps] == [0, 6]
+    assert [step.instruction for step in reader.steps] == ['pick', 'place']
+    assert {step.action_space for step in reader.steps} == {'robot'}
+    assert [event.episode_id for event in reader.events] == [episode] * 2
+    assert (reader.events[0].task, reader.events[1].outcome) == ('', EpisodeEvent.OUTCOME_UNKNOWN)
+    assert (lenient.published, lenient.refused, lenient.dropped) == (2, 9, 0)
+    assert 'expected success as True, False or None' in lenient.last_error
+    logged = capfd.readouterr().err
+    assert logged.count('expected finite features') == 1
+    assert logged.count('expected a running episode') == 1
+    reader.node.destroy_node()
+
+
+def test_a_step_that_ros_cannot_send_is_dropped_and_counted(lenient, monkeypatch):
+    lenient.start()
+    with monkeypatch.context() as patch:
+        patch.setattr(lenient._steps, 'publish', lambda message: 1 / 0)
+        assert lenient.publish(np.zeros(4)) is None
+    assert (lenient.dropped, lenient.refused, lenient.last_error) == (
+        1,
+        0,
+        "ZeroDivisionError('division by zero')",
+    )
+    assert lenient.publish(np.zeros(4)).step == 1
+
+
+def test_a_black_box_step_is_a_message(lenient, context):
+    reader = Reader(context)
+    reader.wait(lambda _: lenient._steps.get_subscription_count() > 0)
+    lenient.start()
+    lenient.publish(None, GOOD)
+    reader.wait(lambda r: r.steps)
+    step = step_from_message(reader.steps[0])
+    assert (step.feature_name, step.features.shape) == ('none', (0,))
+    np.testing.assert_array_equal(step.actions, GOOD)
+    reader.node.destroy_node()
+
+
+def test_a_closed_publisher_refuses(lenient, publisher):
+    lenient.start()
+    for sink in (lenient, publisher):
+        sink.close()
+        sink.close()
+    assert lenient.start() == ''
+    assert lenient.publish(np.zeros(4)) is None
+    lenient.end()
+    assert lenient.refused == 3
+    with pytest.raises(SafeError, match='expected an open StepPublisher, found a closed one'):
+        publisher.start()
+
+
+@pytest.mark.parametrize('running', [False, True])
+def test_a_node_that_is_gone_stops_no_policy(context, running):
+    node = rclpy.create_node('gone', context=context)
+    publisher = StepPublisher(node, NAME, 2, wait_for_monitor=0.05)
+    if running:
+        publisher.start()
+        publisher.publish(np.zeros(4))
+    node.destroy_node()
+    rclpy.shutdown(context=context)
+    for _ in range(2):
+        publisher.start()
+        assert publisher.publish(np.zeros(4)) is None
+        publisher.end(success=True)
+    publisher.close()
+    assert publisher.last_error
+    assert publisher.published == running
+    assert publisher.refused + publisher.dropped >= 2
+
+
+FIRST_EPISODE = """
+import numpy as np, rclpy, sys
+from rclpy.duration import Duration
+from vla_feature_bridge.ros import StepPublisher
+rclpy.init()
+publisher = StepPublisher(rclpy.create_node('policy'), 'x', 1, wait_for_monitor=60)
+publisher.start(episode_id=sys.argv[1])
+for _ in range(5):
+    publisher.publish(np.zeros(4))
+publisher.end()
+publisher._steps.wait_for_all_acked(Duration(seconds=60))
+publisher._events.wait_for_all_acked(Duration(seconds=60))
+assert not publisher.last_error, publisher.last_error
+"""
+
+
+@pytest.mark.slow
+def test_the_first_episode_of_a_process_is_complete(context):
+    reader = Reader(context)
+    for number in range(3):
+        process = subprocess.Popen([sys.executable, '-c', FIRST_EPISODE, str(number)])
+        reader.wait(lambda r: process.poll() is not None, timeout=60)  # noqa: B023 - runs at once
+        assert process.returncode == 0
+        reader.wait(lambda r, n=number: len(r.steps) == 5 * n + 5)
+        assert [message.step for message in reader.steps[5 * number :]] == list(range(5))
+    reader.node.destroy_node()
+
+
+def test_a_monitor_that_does_not_come_is_no_error(node):
+    publisher = StepPublisher(node, NAME, 2, wait_for_monitor=0.1, strict=True)
+    assert publisher.start()
+    assert 'no monitor listens after 0.1 s (wait_for_monitor)' in publisher.last_error
+    publisher.end()
+    assert publisher.start()
+
+
 def test_late_readers_get_the_start(publisher, context):
     publisher.start(task='mug')
     late = Reader(context)
@@ -319,7 +445,7 @@ def test_publishing_arrays_does_not_load_torch():
         'import json, sys, rclpy, numpy as np\n'
         'from vla_feature_bridge.ros import StepPublisher\n'
         'rclpy.init()\n'
-        "publisher = StepPublisher(rclpy.create_node('policy'), 'x', 1)\n"
+        "publisher = StepPublisher(rclpy.create_node('policy'), 'x', 1, wait_for_monitor=0)\n"
         'publisher.start()\n'
         'publisher.publish(np.zeros(4))\n'
         "print(json.dumps('torch' in sys.modules))\n"

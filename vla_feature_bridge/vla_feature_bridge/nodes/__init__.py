@@ -1,6 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nodes of this package and how a node's process ends. Needs ROS 2.
 
-interrupt          ends a node's process cleanly on an interrupt
-replay             plays a rollout set as if its policy were running
+The modules; each may import only modules above it:
+
+startup            starts the process of a node: signals end it from the beginning
+interrupt          ends a node's process cleanly on a signal
+lifecycle          a lifecycle node with one set-up and one teardown
+levels             the levels of a diagnosis; no ROS in it
+handover           hands calls of other threads over to the thread of the executor
+replay_node        plays a rollout set as if its policy were running
+bridge_parameters  the parameters of the bridge
+bridge_boundaries  rules that read the start and the end of an episode; no ROS in it
+bridge_channel     the steps and episodes of one source on their way; no ROS in it
+bridge_episodes    three ways to number steps and begin episodes; no ROS in it
+bridge_diagnosis   severity and facts of a source; no ROS in it
+bridge_outputs     the topics of one source
+bridge_signs       signs of episodes on topics
+bridge_sources     all sources by their names
+bridge_topics      steps joined from topics
+bridge_session     everything that the bridge has from configure to cleanup
+bridge_node        the bridge node: parameters, services, timers, diagnostics
+bridge, replay     executables of bridge_node and replay_node
 """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ends a node's process cleanly on an interrupt, also if the interrupt comes twice."""
+"""Ends a node's process cleanly on SIGINT and SIGTERM, also if a signal comes twice."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Protocol
 import rclpy
 from rclpy.executors import ExternalShutdownException
 
+from vla_feature_bridge.nodes.startup import SIGNALS
 from vla_feature_bridge.ros.parameters import ParameterError
 
 
@@ -24,7 +25,7 @@ class Main(Protocol):
 
 
 def ends_on_interrupt(main: Main) -> Main:
-    """Return ``main`` such that SIGINT makes it return 0; only the first SIGINT has an effect.
+    """Return ``main`` such that SIGINT or SIGTERM makes it return 0; only the first has an effect.
 
     The terminal and ``ros2 launch`` may both interrupt a process, with a few milliseconds between
     the two interrupts. The second interrupt must not stop the teardown that the first interrupt
@@ -43,7 +44,7 @@ def ends_on_interrupt(main: Main) -> Main:
 
         # Install the handler before rclpy.init, because the handler of rclpy calls the previously
         # installed handler.
-        previous = signal.signal(signal.SIGINT, first_only)
+        previous = {number: signal.signal(number, first_only) for number in SIGNALS}
         try:
             return main(args)
         except KeyboardInterrupt:
@@ -51,7 +52,8 @@ def ends_on_interrupt(main: Main) -> Main:
         finally:
             interrupted, ending = ending, True
             # With torch loaded, the interpreter takes a while to end and must not be interrupted.
-            signal.signal(signal.SIGINT, signal.SIG_IGN if interrupted else previous)
+            for number, handler in previous.items():
+                signal.signal(number, signal.SIG_IGN if interrupted else handler)
 
     return run
 

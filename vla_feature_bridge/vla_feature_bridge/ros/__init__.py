@@ -5,7 +5,13 @@ The modules; each may import only modules above it:
 
 qos                quality of service of every topic
 parameters         parameters of a node, declared once
-messages           steps to messages and back
+clock_watch        notices that the ROS time stands still
+messages           steps and events to messages and back
+message_types      message types by their names
+foreign_arrays     features and actions in messages of other projects
+chunks             action chunks and images as messages for people
+topic_input        a subscription whose type and QoS follow the publishers
+joins              messages of several topics joined by their stamps
 publisher          ``StepPublisher``: publishes the steps of a policy
 
 ``StepPublisher`` loads on first use, so that the other modules do not load it.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Converts steps to ``safe_msgs`` and back.
+"""Converts steps to ``safe_msgs`` and back, and events of episodes to ``safe_msgs``.
 
 Sending makes one copy, receiving makes no copy, and there is no computation per element.
 """
@@ -13,13 +13,25 @@ from typing import Any
 import numpy as np
 from builtin_interfaces.msg import Time
 
+from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from safe_msgs.msg import Tensor as TensorMessage
+from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
-from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endian
+from vla_feature_bridge.tensors import TensorError, array_of_bytes, dtype_name, little_endian
 
 NANOSECONDS = 1_000_000_000
+_EVENT_KINDS = {
+    'start': EpisodeEvent.KIND_START,
+    'end': EpisodeEvent.KIND_END,
+    'label': EpisodeEvent.KIND_LABEL,
+}
+_OUTCOMES = {
+    None: EpisodeEvent.OUTCOME_UNKNOWN,
+    True: EpisodeEvent.OUTCOME_SUCCESS,
+    False: EpisodeEvent.OUTCOME_FAILURE,
+}
 
 
 class MessageError(SafeError):
@@ -54,7 +66,7 @@ def tensor_to_message(array: np.ndarray | None, name: str = '') -> TensorMessage
         contiguous = little_endian(array)
     except TensorError as error:
         raise MessageError(f'tensor {name!r}: {error}') from None
-    message.dtype = array.dtype.name
+    message.dtype = dtype_name(array)
     message.shape = typed_array('I', array.shape)
     # In rclpy, only assigning bytes to a uint8[] field is fast.
     message.data.frombytes(contiguous.reshape(-1).view(np.uint8).data)
@@ -159,4 +171,41 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         signals=dict(zip(message.signal_names, message.signals, strict=True)),
         action_space=message.action_space,
         **{name: unpack(getattr(message, name)) for name, unpack in _UNPACK},
+    )
+
+
+def event_to_message(event: EpisodeEventRecord) -> EpisodeEvent:
+    """Return the message of an event, for ``vla/episode``."""
+    message = EpisodeEvent(
+        kind=_EVENT_KINDS[event.kind],
+        episode_id=event.episode_id,
+        task=event.task,
+        instruction=event.instruction,
+        outcome=_OUTCOMES[event.success],
+        reason=event.reason,
+    )
+    message.header.stamp = time_to_message(event.stamp)
+    return message
+
+
+def success_of(outcome: int) -> bool | None:
+    """Return whether an episode succeeded; None if it is unknown.
+
+    Parameters
+    ----------
+    outcome : int
+        One of ``EpisodeEvent.OUTCOME_...``.
+
+    Raises
+    ------
+    MessageError
+        There is no such outcome.
+    """
+    for success, known in _OUTCOMES.items():
+        if outcome == known:
+            return success
+    raise MessageError(
+        where='outcome',
+        expected=f'one of {sorted(_OUTCOMES.values())} (unknown, success, failure)',
+        found=str(outcome),
     )

@@ -20,6 +20,9 @@ from vla_feature_bridge.errors import SafeError
 
 Value = bool | int | float | str | list[str]
 
+AT_ONCE = 'at once'
+NEXT_EPISODE = 'at the next episode'
+
 _LARGEST_INTEGER = 2**31 - 1
 _TYPE_NAMES: dict[type, str] = {bool: 'bool', int: 'int', float: 'double', str: 'string'}
 
@@ -43,6 +46,9 @@ class Parameter:
         Inclusive range of a number.
     choices : tuple of str
         Allowed values of a string; empty for any.
+    changes : str
+        When a change at run time takes effect: :data:`AT_ONCE` or :data:`NEXT_EPISODE`; empty if
+        the value is read only when the node starts.
     old_name : str
         Name in an earlier version. A value for the old name is refused, and the error contains the
         new name.
@@ -54,6 +60,7 @@ class Parameter:
     low: float | None = None
     high: float | None = None
     choices: tuple[str, ...] = ()
+    changes: str = ''
     old_name: str = ''
 
     @property
@@ -77,8 +84,8 @@ class Parameter:
         return f'{self.low:.10g} to {self.high:.10g}'
 
     def descriptor(self) -> ParameterDescriptor:
-        """Return the ROS descriptor; parameters are set at start-up and read-only afterwards."""
-        descriptor = ParameterDescriptor(description=self.description, read_only=True)
+        """Return the ROS descriptor; a parameter without ``changes`` is read-only."""
+        descriptor = ParameterDescriptor(description=self.description, read_only=not self.changes)
         if self.choices:
             descriptor.additional_constraints = f'one of {self.allowed}'
         if self.low is not None or self.high is not None:
@@ -112,14 +119,14 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
                 parameter.name, parameter.default, parameter.descriptor()
             ).value
         except Exception as error:  # rclpy raises several unrelated classes for a refused value
-            raise _refused(node, parameter, _given(node, parameter.name)) from error
+            raise refusal(node, parameter, _given(node, parameter.name)) from error
         if parameter.choices and value not in parameter.choices:
-            raise _refused(node, parameter, value)
+            raise refusal(node, parameter, value)
         values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
     return SimpleNamespace(**values)
 
 
-def _refused(node: Node, parameter: Parameter, value: Any) -> ParameterError:
+def refusal(node: Node, parameter: Parameter, value: Any) -> ParameterError:
     """Return the error for a value that the parameter does not allow."""
     allowed = f' ({parameter.allowed})' if parameter.allowed else ''
     expected = f'a value of type {parameter.type_name}{allowed}'
@@ -133,9 +140,15 @@ def _refused(node: Node, parameter: Parameter, value: Any) -> ParameterError:
     return ParameterError(
         where=f'parameter {parameter.name!r} of {node.get_fully_qualified_name()}',
         expected=f'one of {parameter.allowed}' if parameter.choices else expected,
-        found=f'{_shown(value)} of type {_TYPE_NAMES.get(type(value), "list")}',
+        found=_described(value),
         advice=f'{spelling}the parameter means: {parameter.description}',
     )
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return 'no value'
+    return f'{_shown(value)} of type {_TYPE_NAMES.get(type(value), "list")}'
 
 
 def _shown(value: Any) -> str:

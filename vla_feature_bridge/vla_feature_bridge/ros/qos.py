@@ -3,7 +3,8 @@
 
 from __future__ import annotations
 
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.duration import Duration
+from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
 
 # If a detector misses one step, the detector cannot score the rest of the episode. At 10 Hz, 100
 # stored steps are enough for a pause of 10 s in one of the two processes. With 10 stored steps, a
@@ -18,3 +19,44 @@ ALARM_QOS = QoSProfile(
 )
 STOP_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 DIAGNOSTICS_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+CHUNK_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
+
+LEASE = 1.0
+"""The monitor shows at least this often that its process runs [s]."""
+
+_LEAST_DEADLINE = 0.5
+
+
+def alive_qos(qos: QoSProfile, lease: float = LEASE, deadline: float = 0.0) -> QoSProfile:
+    """Return a QoS with automatic liveliness, and a deadline.
+
+    A publisher offers them. A subscription that requests them gets an event if the process of the
+    publisher ends or hangs, and if the next message does not come in time. A subscription without
+    them matches too.
+
+    Parameters
+    ----------
+    qos : QoSProfile
+    lease : float
+        A subscription requests the same or a longer lease [s].
+    deadline : float
+        Longest time between two messages [s]; 0: no deadline. A subscription requests the same or
+        a longer deadline.
+    """
+    made = QoSProfile(
+        history=qos.history,
+        depth=qos.depth,
+        reliability=qos.reliability,
+        durability=qos.durability,
+        liveliness=LivelinessPolicy.AUTOMATIC,
+        liveliness_lease_duration=Duration(seconds=lease),
+    )
+    if deadline:
+        made.deadline = Duration(seconds=deadline)
+    return made
+
+
+def stop_deadline(stop_period: float) -> float:
+    """Return the deadline of ``safe/stop`` for a period of its messages [s]."""
+    return max(5.0 * stop_period, _LEAST_DEADLINE)

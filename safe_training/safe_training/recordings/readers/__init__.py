@@ -7,7 +7,8 @@ reader:
 
 base              the interface of a source
 step_features     the features of one step, raw or pooled
-listing           the files of a folder, in a fixed order
+listing           the files of a dump, in a fixed order
+copies            finds episodes that are there twice
 unseen_root       adds a second folder with unseen tasks
 openpi            common code of pi0 and pi0-FAST
 openpi_episodes   the episodes of an openpi dump

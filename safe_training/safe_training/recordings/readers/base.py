@@ -4,27 +4,25 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.copies import find_copies
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.step import NO_FEATURE
 
 #: Called with the number of episodes that are done and the number of all episodes.
 EpisodeProgress = Callable[[int, int], None]
 Pooling = tuple[tuple[str, str], ...]
 
-#: Name of the feature of a source without features. Detectors that read only signals, actions or
-#: token statistics need no more.
-NO_FEATURE = 'none'
-
 
 class WholeDumpError(DumpError):
-    """The whole dump is unreliable. Skipping single episodes is not enough."""
+    """The whole dump is unreliable. It is not enough to leave out single episodes."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +42,7 @@ class ReadOptions:
     keep : 'pooled' or 'raw'
         'pooled': one vector per step. 'raw': the complete tensor.
     all_episodes : bool
-        Also keep episodes that the published protocol of the format removes.
+        Also keep the episodes that the published protocol of the format removes.
     """
 
     pooling: Pooling | None = None
@@ -170,28 +168,44 @@ class EpisodeSource(Source):
     def files(self, index: int) -> list[Path]:
         """Return the existing files of one episode."""
 
+    def compared_files(self, index: int) -> list[Path]:
+        """Return the files by which a copy of an episode is found: its pickles, if it has any.
+
+        A person may have saved the csv or json file of a copy again.
+        """
+        files = self.files(index)
+        return [file for file in files if file.suffix == '.pkl'] or files
+
+    @cached_property
+    def copies(self) -> dict[int, str]:
+        """For each episode that is a copy of an earlier episode, the message that says so."""
+        files = {index: self.compared_files(index) for index in range(self.episode_count)}
+        return {
+            copy: f'{files[copy][0]}: expected each episode once, found the same content twice, '
+            f'also in {files[first][0]}; move the copy to another folder, or leave it out with '
+            '--skip-bad'
+            for copy, first in find_copies(files).items()
+        }
+
     def check_listing(self) -> None:
         """Raise DumpError if names alone show that an episode is bad; reads no episode."""
 
     def __len__(self) -> int:
-        """Return the number of episodes, those that cannot be read included."""
+        """Return the number of episodes, including the episodes that cannot be read."""
         return self.episode_count + len(self.unmatched)
 
     @cached_property
     def feature(self) -> FeatureSpec:
         """The feature of the first readable episode; every other episode must have the same."""
-        first = self.unmatched[0] if self.unmatched else ''
+        reasons = list(self.unmatched)
         for index in range(self.episode_count):
             try:
                 return self.find_feature(index)
             except DumpError as error:
                 if not self.options.skip_bad or isinstance(error, WholeDumpError):
                     raise
-                first = first or str(error)
-        raise DumpError(
-            f'{self.path}: expected at least one readable episode, found none of {len(self)}; '
-            f'the first: {first}'
-        )
+                reasons.append(str(error))
+        raise no_readable_episode(self, reasons)
 
     def refuse_early(self) -> None:
         """Raise an error before the long work begins if the list of files shows a bad episode.
@@ -206,6 +220,8 @@ class EpisodeSource(Source):
         if self.unmatched:
             raise DumpError(self.unmatched[0])
         self.check_listing()
+        if self.copies:
+            raise DumpError(next(iter(self.copies.values())))
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield one rollout after the other, in the order of the episodes."""
@@ -216,6 +232,9 @@ class EpisodeSource(Source):
         for index in range(self.episode_count):
             if progress:
                 progress(index + len(self.unmatched), len(self))
+            if index in self.copies:
+                self.skipped.append(self.copies[index])
+                continue
             try:
                 rollout = self.read(index)
             except DumpError as error:
@@ -226,6 +245,17 @@ class EpisodeSource(Source):
             yield rollout
         if progress:
             progress(len(self), len(self))
+
+
+def no_readable_episode(source: Source, reasons: Sequence[str]) -> DumpError:
+    """Return the error of a source without a readable episode, with the first of the reasons."""
+    reason = f'the first error is: {reasons[0]}' if reasons else '; '.join(source.notes)
+    return DumpError(
+        where=str(source.path),
+        expected='at least one readable episode',
+        found=f'no readable episode among {len(source)}',
+        advice=reason,
+    )
 
 
 def wanted_feature(
@@ -247,8 +277,9 @@ def wanted_feature(
         Names of its axes, outermost first, without the width.
     options : ReadOptions
     default : pooling, optional
-        The pooling if the options name none. None takes the default of the reader whose format has
-        this feature: a rollout set or a recording can hold the feature of any dump.
+        The pooling if the options contain no pooling. None takes the default of the reader whose
+        format has this feature, because a rollout set or a recording can contain the feature of any
+        dump.
 
     Raises
     ------
@@ -258,16 +289,20 @@ def wanted_feature(
     if options.keep == 'raw':
         if options.pooling:
             raise DumpError(
-                f'{path}: expected either raw features or a pooling, found both; '
-                'leave out --keep raw or --pooling'
+                where=str(path),
+                expected='either raw features (--keep raw) or a pooling (--pooling)',
+                found='both options',
+                advice='remove one of the two options',
             )
         return FeatureSpec(name, 0, axes)
     pooling = options.pooling or default or _default_of_its_reader(name)
     if pooling is None:
         advice = ' '.join(f'--pooling {axis}=mean' for axis in axes)
         raise DumpError(
-            f'{path}: expected a pooling of the feature {name} (axes {", ".join(axes)}), found '
-            f'none; give a pooling, for example {advice}'
+            where=str(path),
+            expected=f'a pooling of the feature {name} with the axes {", ".join(axes)}',
+            found='no pooling',
+            advice=f'give a pooling of each axis, for example {advice}',
         )
     try:
         return FeatureSpec(name, 0, axes, pooling)
@@ -300,7 +335,10 @@ def pooled_feature(
     name = default if options.feature is None else options.feature
     if name not in choices:
         raise DumpError(
-            f'{path}: expected one of the features {", ".join(choices)}, found {name!r}'
+            where=str(path),
+            expected=f'one of the features {", ".join(choices)}',
+            found=repr(name),
+            advice='give one of these names as --feature',
         )
     return FeatureSpec(name, choices[name])
 
@@ -309,14 +347,17 @@ def refuse_raw_options(path: Path, options: ReadOptions) -> None:
     """Raise DumpError if the options ask for a pooling or raw features; see `pooled_feature`."""
     if options.pooling:
         raise DumpError(
-            f'{path}: expected no pooling, because the features of this source are pooled already, '
-            f'found {", ".join("=".join(pair) for pair in options.pooling)}; leave out --pooling, '
-            'or choose another feature of this source (--feature)'
+            where=str(path),
+            expected='no pooling, because the features of this source are already pooled',
+            found=f'--pooling {", ".join("=".join(pair) for pair in options.pooling)}',
+            advice='remove --pooling, or choose another feature of this source with --feature NAME',
         )
     if options.keep == 'raw':
         raise DumpError(
-            f'{path}: expected --keep pooled, because the features of this source are pooled '
-            'already, found --keep raw; leave out --keep raw'
+            where=str(path),
+            expected='--keep pooled, because this source contains only pooled features',
+            found='--keep raw',
+            advice='remove --keep raw',
         )
 
 

@@ -17,24 +17,30 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, RENAMED, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeSource,
     Pooling,
     ReadOptions,
     wanted_feature,
 )
 from safe_training.recordings.readers.listing import list_names
-from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
+from safe_training.recordings.readers.step_features import (
+    FLOATS,
+    StepFeatures,
+    bad_values,
+    shape_text,
+)
 from safe_training.recordings.untrusted.pickle_file import load_pickle
+from safe_training.recordings.untrusted.text_file import read_text
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.step import NO_FEATURE
 from vla_feature_bridge.tensors import first_not_finite
 
-#: Mapping from task folder to the number of actions executed before the next inference. The order
-#: defines the task numbers.
+#: For each task folder, the number of actions that are executed before the next inference. The
+#: order of the folders gives the task numbers.
 TASKS = {
     'widowx_carrot_on_plate': 4,
     'widowx_put_eggplant_in_basket': 4,
@@ -48,6 +54,7 @@ TASKS = {
 FEATURE = 'sampled_action_embeds'
 
 _META = '_meta.json'
+_NOT_AN_EPISODE = f'the file does not belong to an open-pi-zero episode: {COPY_OR_LEAVE_OUT}'
 _NAME = re.compile(r'ep(?:isode)?_?(\d{1,9})_+succ(?:ess)?_?([01])')
 _MAX_JSON_BYTES = 1 << 20
 
@@ -74,8 +81,11 @@ class OpenPiZeroSource(EpisodeSource):
         super().__init__(path, why, options)
         if options.feature not in (None, FEATURE, NO_FEATURE):
             raise DumpError(
-                f'{path}: expected feature {FEATURE}, the only one of an open-pi-zero dump, or '
-                f'{NO_FEATURE}, found {options.feature!r}'
+                where=str(path),
+                expected=f'the feature {FEATURE} or {NO_FEATURE}, the only choices for an '
+                'open-pi-zero dump',
+                found=repr(options.feature),
+                advice='give one of these names as --feature',
             )
         self._featureless = options.feature == NO_FEATURE
         if not self._featureless:
@@ -84,9 +94,10 @@ class OpenPiZeroSource(EpisodeSource):
                 path, FEATURE, self.raw_axes, options, self.default_pooling[FEATURE]
             )
         self._episodes, self.unmatched = _list_episodes(path)
-        ignored = sorted(place.name for place in path.iterdir() if place.name not in TASKS)
+        ignored = [name for name in list_names(path, '') if name not in TASKS]
         if ignored:
-            self.notes.append(f'ignored, no tasks of this format: {", ".join(ignored[:8])}')
+            names = ', '.join(ignored[:8])
+            self.notes.append(f'these files and folders are not tasks and are not read: {names}')
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -98,7 +109,7 @@ class OpenPiZeroSource(EpisodeSource):
             'fractal': sum(task.startswith('google') for task in present),
         }
         found = ', '.join(f'{count} {robot}' for robot, count in robots.items() if count)
-        return f'holds {found} task folders of SimplerEnv, such as {present[0]}'
+        return f'contains {found} task folders of SimplerEnv, for example {present[0]}'
 
     @property
     def episode_count(self) -> int:
@@ -129,12 +140,16 @@ class OpenPiZeroSource(EpisodeSource):
         return self._read(self._episodes[index], self.feature)[0]
 
     def _check_files(self, episode: _Episode) -> None:
-        for ending, holds in ((_META, 'its outcome'), ('.pkl', 'its steps')):
+        for ending, content in (
+            (_META, 'the outcome of the episode'),
+            ('.pkl', 'the steps of the episode'),
+        ):
             if ending not in episode.files:
                 raise DumpError(
-                    f'{self.path / episode.task / episode.name}{ending}: expected this file with '
-                    f'{holds} next to {episode.name}{episode.files[0]}, found none; copy it from '
-                    'its source, or leave the episode out (--skip-bad)'
+                    where=f'{self.path / episode.task / episode.name}{ending}',
+                    expected=f'a file with {content} beside {episode.name}{episode.files[0]}',
+                    found='no file',
+                    advice=COPY_OR_LEAVE_OUT,
                 )
 
     def _read(self, episode: _Episode, spec: FeatureSpec) -> tuple[Rollout, FeatureSpec]:
@@ -179,7 +194,7 @@ class OpenPiZeroSource(EpisodeSource):
 
 
 def _holds_records(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob(f'*{_META}'))
+    return folder.is_dir() and bool(list_names(folder, _META))
 
 
 def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
@@ -203,37 +218,49 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
                 episodes += group
                 continue
             unmatched.append(
-                f'{path / task / group[1].name}: expected one outcome of episode {number}, '
-                f'found also files of {group[0].name}; move the wrong files away'
+                f'{path / task / group[1].name}: expected files with one outcome of episode '
+                f'{number}, found also files with the name {group[0].name}; move the wrong files '
+                'to another folder'
             )
     return episodes, unmatched
 
 
 def _read_meta(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f'{file.stat().st_size} bytes')
-        meta = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
+        meta = json.loads(read_text(file, _MAX_JSON_BYTES, 'a JSON file of an episode'))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DumpError):
+            raise
         raise DumpError(
-            f'{file}: expected JSON of an episode, found {error}; copy it again'
+            where=str(file),
+            expected='a JSON file of an episode',
+            found=f'the error: {error}',
+            advice=COPY_OR_LEAVE_OUT,
         ) from error
-    kinds = {'task': str, 'episode_id': int, 'success': bool}
+    kinds = {
+        'task': (str, 'text'),
+        'episode_id': (int, 'an integer'),
+        'success': (bool, 'true or false'),
+    }
     if type(meta) is dict and type(meta.get('success')) is int and meta['success'] in (0, 1):
         meta['success'] = bool(meta['success'])
-    for key, kind in kinds.items():
+    for key, (kind, kind_text) in kinds.items():
         if type(meta) is not dict or type(meta.get(key)) is not kind:
             found = shape_text(meta.get(key)) if type(meta) is dict else shape_text(meta)
             raise DumpError(
-                f'{file}: expected {key} as {kind.__name__}, found {found}; the file is not an '
-                'episode of open-pi-zero'
+                where=str(file),
+                expected=f'{key} as {kind_text}',
+                found=found,
+                advice=_NOT_AN_EPISODE,
             )
     if match := _NAME.fullmatch(file.name.removesuffix(_META)):
         for key, named in (('episode_id', int(match[1])), ('success', int(match[2]))):
             if int(meta[key]) != named:
                 raise DumpError(
-                    f'{file}: expected {key} {named} as the file name says, found '
-                    f'{int(meta[key])}; the file was renamed or belongs to another episode'
+                    where=str(file),
+                    expected=f'{key} {named}, as in the file name',
+                    found=f'{int(meta[key])}',
+                    advice=RENAMED,
                 )
     return meta
 
@@ -242,28 +269,34 @@ def _read_steps(file: Path) -> list[dict[Any, Any]]:
     steps = load_pickle(file)
     if type(steps) is not list or not steps:
         raise DumpError(
-            f'{file}: expected a list over the inferences, found {shape_text(steps)}; the file '
-            'is not an episode of open-pi-zero'
+            where=str(file),
+            expected='a list with one entry for each inference',
+            found=shape_text(steps),
+            advice=_NOT_AN_EPISODE,
         )
     for number, step in enumerate(steps):
         if type(step) is not dict or 'sampled_actions' not in step:
             raise DumpError(
-                f'{file}: expected a dict with sampled_actions at step {number}, found '
-                f'{shape_text(step)}; the file is not an episode of open-pi-zero'
+                where=str(file),
+                expected=f'a dict with sampled_actions at step {number}',
+                found='a dict without sampled_actions' if type(step) is dict else shape_text(step),
+                advice=_NOT_AN_EPISODE,
             )
     return steps
 
 
 def _executed(file: Path, step: int, record: dict[Any, Any], samples: int) -> np.ndarray:
-    """Return the embedding of the last sample, which is the executed one.
+    """Return the embedding of the executed sample, (denoise, horizon, width).
 
-    Its shape is (denoise, horizon, width).
+    The executed sample is the last sample.
     """
     embeds = record.get(FEATURE)
     if not isinstance(embeds, np.ndarray) or embeds.ndim != 4 or len(embeds) != samples:
         raise DumpError(
-            f'{file}: expected {FEATURE} ({samples} samples, denoise, horizon, width), '
-            f'found {shape_text(embeds)} at step {step}'
+            where=str(file),
+            expected=f'{FEATURE} of shape ({samples} samples, denoise, horizon, width)',
+            found=f'{shape_text(embeds)} at step {step}',
+            advice=LEAVE_OUT,
         )
     executed: np.ndarray = embeds[-1]
     return executed
@@ -274,17 +307,24 @@ def _chunk(file: Path, step: int, record: dict[Any, Any], before: list[np.ndarra
     chunk = record['sampled_actions']
     if not isinstance(chunk, np.ndarray) or chunk.ndim != 3 or 0 in chunk.shape:
         raise DumpError(
-            f'{file}: expected sampled_actions (samples, horizon, action_dim), '
-            f'found {shape_text(chunk)} at step {step}'
+            where=str(file),
+            expected='sampled_actions of shape (samples, horizon, action_dim) with no empty axis',
+            found=f'{shape_text(chunk)} at step {step}',
+            advice=LEAVE_OUT,
         )
     if chunk.dtype.name not in FLOATS or first_not_finite(chunk) is not None:
         raise DumpError(
-            f'{file}: expected sampled_actions as finite floats, found {chunk.dtype} or NaN at '
-            f'step {step}'
+            where=str(file),
+            expected='sampled_actions with float values, without NaN and infinity',
+            found=f'{bad_values(chunk)} at step {step}',
+            advice=LEAVE_OUT,
         )
     if before and (chunk.shape, chunk.dtype) != (before[0].shape, before[0].dtype):
         raise DumpError(
-            f'{file}: expected sampled_actions of one shape in every step, found {chunk.dtype} '
-            f'{chunk.shape} at step {step}, {before[0].dtype} {before[0].shape} at step 0'
+            where=str(file),
+            expected='sampled_actions with one dtype and one shape at all steps',
+            found=f'{chunk.dtype} of shape {chunk.shape} at step {step} and {before[0].dtype} of '
+            f'shape {before[0].shape} at step 0',
+            advice=LEAVE_OUT,
         )
     return np.roll(chunk, 1, axis=0)

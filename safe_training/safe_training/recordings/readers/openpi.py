@@ -7,7 +7,8 @@ inference. There are two ways to name a policy record:
 * ``step_{n}--{note}--task_{t}--ep_{e}--t_{step}`` (newer recordings): the record belongs to the
   episode in its name.
 * ``step_{n}``: each episode takes the next ``model_infer_times`` records in natural order. One
-  lost file would shift all later episodes, so nothing is read unless the counts add up.
+  lost file would shift all later episodes. Therefore the records are read only if their number is
+  the sum of all ``model_infer_times``.
 """
 
 from __future__ import annotations
@@ -19,9 +20,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeSource,
     ReadOptions,
     WholeDumpError,
@@ -36,16 +36,25 @@ from safe_training.recordings.readers.openpi_episodes import (
     plain_text,
     read_dict,
 )
-from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
+from safe_training.recordings.readers.step_features import (
+    FLOATS,
+    StepFeatures,
+    bad_values,
+    shape_text,
+)
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
-from vla_feature_bridge.step import ROBOT
+from vla_feature_bridge.step import NO_FEATURE, ROBOT
 from vla_feature_bridge.tensors import first_not_finite
 from vla_feature_bridge.tokens import pad_tokens, token_statistics
 
 #: Only pi0-FAST emits tokens, so only its records hold one of these keys.
 _FAST_KEYS = {'pre_logits', 'encoded', 'logits', 'decode_step', 'action_start_index_in_vocab'}
+_SHIFTED = (
+    'a policy record is lost or comes from another recording, and the file names do not show '
+    'which record: copy the folder from its source again'
+)
 #: Number of records that are tried to find the policy.
 _MAX_TRIES = 8
 
@@ -99,8 +108,10 @@ def find_policy(root: Path) -> str:
     names = list_names(root / POLICY_RECORDS, 'meta.pkl')
     if not names:
         raise DumpError(
-            f'{root / POLICY_RECORDS}: expected *meta.pkl, one per inference, found none; '
-            'copy the folder from its source again'
+            where=str(root / POLICY_RECORDS),
+            expected='files named *meta.pkl, one file for each inference',
+            found='no file with this name',
+            advice='copy the folder from its source again',
         )
     first: DumpError | None = None
     for name in names[:_MAX_TRIES]:
@@ -135,8 +146,10 @@ class OpenpiSource(EpisodeSource):
         choices = [*self.features, NO_FEATURE]
         if options.feature not in (None, *choices):
             raise DumpError(
-                f'{path}: expected one of the features {", ".join(choices)}, '
-                f'found {options.feature!r}'
+                where=str(path),
+                expected=f'one of the features {", ".join(choices)}',
+                found=repr(options.feature),
+                advice='give one of these names as --feature',
             )
         self.episodes, self.unmatched = self._list()
 
@@ -166,10 +179,13 @@ class OpenpiSource(EpisodeSource):
         name = self.options.feature or next((f for f in self.features if f in record), NO_FEATURE)
         if name == NO_FEATURE:
             if self.options.keep == 'raw' or self.options.pooling:
+                option = '--keep raw' if self.options.keep == 'raw' else '--pooling'
                 raise DumpError(
-                    f'{file}: expected one of the features {", ".join(self.features)} to pool or '
-                    'to keep raw, found none: this dump holds only sampled actions; leave out '
-                    '--pooling and --keep raw'
+                    where=str(file),
+                    expected=f'one of the features {", ".join(self.features)}, because {option} '
+                    'needs a feature',
+                    found='--feature none' if self.options.feature else 'no feature',
+                    advice=f'remove {option}',
                 )
             return FeatureSpec(NO_FEATURE, 0)
         self.raw_axes = self.features[name]
@@ -195,9 +211,11 @@ class OpenpiSource(EpisodeSource):
                 features.add(file, step, self._raw(record, spec.name, file))
             elif self.options.feature is None and set(self.features) & set(record):
                 raise DumpError(
-                    f'{file}: expected a record without features, like the first record of this '
-                    f'dump, found {", ".join(sorted(set(self.features) & set(record)))}; the '
-                    'records of two recordings may be mixed: separate them'
+                    where=str(file),
+                    expected='a record without features, like the first record of this dump',
+                    found=f'the features {", ".join(sorted(set(self.features) & set(record)))}',
+                    advice='records of two recordings may be mixed: move the records of one '
+                    'recording to another folder',
                 )
             chunks.append(_chunk(file, step, record, chunks))
             tokens.append(_tokens(file, record))
@@ -212,9 +230,12 @@ class OpenpiSource(EpisodeSource):
     ) -> Rollout:
         if episode.exec_horizon > actions.shape[2]:
             raise DumpError(
-                f'{episode.env_file}: expected replan_steps of at most {actions.shape[2]}, the '
-                f'number of actions in a chunk, found {episode.exec_horizon}; '
-                'the file is damaged or belongs to another recording'
+                where=str(episode.env_file),
+                expected=f'replan_steps from 1 to {actions.shape[2]}, the number of actions in a '
+                'chunk',
+                found=str(episode.exec_horizon),
+                advice='the file is damaged, or belongs to another recording: leave the episode '
+                'out with --skip-bad',
             )
         try:
             signals = rollout_signals(actions, episode.exec_horizon)
@@ -255,9 +276,10 @@ class OpenpiSource(EpisodeSource):
         if len(present) != len(tokens):
             step = tokens.index(None)
             raise DumpError(
-                f'{episode.root / POLICY_RECORDS / episode.records[step]}: expected logits as in '
-                'the other records of this episode, found none; copy the file from its source '
-                'again, or leave the episode out (--skip-bad)'
+                where=str(episode.root / POLICY_RECORDS / episode.records[step]),
+                expected='logits, as in the other records of this episode',
+                found='no logits',
+                advice=COPY_OR_LEAVE_OUT,
             )
         return pad_tokens([p for p, _ in present]), pad_tokens([e for _, e in present])
 
@@ -266,34 +288,38 @@ class OpenpiSource(EpisodeSource):
         """Return a policy record after comparing its content with its episode."""
         if 'actions' not in record:
             raise DumpError(
-                f'{file}: expected actions, found only '
-                f'{", ".join(str(key)[:40] for key in list(record)[:12])}; the file is not a '
-                'policy record of openpi'
+                where=str(file),
+                expected='the key actions',
+                found=f'only the keys {", ".join(str(key)[:40] for key in list(record)[:12])}',
+                advice=f'the file is not a policy record of openpi: {COPY_OR_LEAVE_OUT}',
             )
         if episode.ordered_only:
             prompt = record.get('prompt')
             if type(prompt) is str and plain_text(prompt) != plain_text(episode.description):
                 raise WholeDumpError(
-                    f'{file}: expected a record of the task {episode.description!r}, found the '
-                    f'prompt {prompt[:80]!r}; a policy record is lost or comes from another '
-                    'recording, and the file names do not show which record: copy the folder '
-                    'from its source again'
+                    where=str(file),
+                    expected=f'a record of the task {episode.description!r}',
+                    found=f'a record with the prompt {prompt[:80]!r}',
+                    advice=_SHIFTED,
                 )
             number = record.get('run/episode_idx')
             if type(number) is int and number != episode.episode_index:
                 raise WholeDumpError(
-                    f'{file}: expected a record of episode {episode.episode_index}, found a record '
-                    f'of episode {number}; a policy record is lost or comes from another '
-                    'recording: copy the folder from its source again'
+                    where=str(file),
+                    expected=f'a record of episode {episode.episode_index}',
+                    found=f'a record of episode {number}',
+                    advice=_SHIFTED,
                 )
         return record
 
     def _raw(self, record: Mapping[Any, Any], name: str, file: Path) -> Any:
         if name not in record:
             raise DumpError(
-                f'{file}: expected {name}, found only '
-                f'{", ".join(str(key)[:40] for key in list(record)[:16])}; choose another feature '
-                f'(--feature), or read without features (--feature {NO_FEATURE})'
+                where=str(file),
+                expected=f'the key {name}',
+                found=f'only the keys {", ".join(str(key)[:40] for key in list(record)[:16])}',
+                advice='choose another feature with --feature NAME, or read without features '
+                f'with --feature {NO_FEATURE}',
             )
         return record[name]
 
@@ -305,16 +331,27 @@ def _chunk(
     chunk = record['actions']
     if not isinstance(chunk, np.ndarray) or chunk.ndim not in (2, 3) or 0 in chunk.shape:
         raise DumpError(
-            f'{file}: expected actions (horizon, action_dim) or (samples, horizon, action_dim), '
-            f'found {shape_text(chunk)}'
+            where=str(file),
+            expected='actions of shape (horizon, action_dim) or (samples, horizon, action_dim) '
+            'with no empty axis',
+            found=f'{shape_text(chunk)} at step {step}',
+            advice=LEAVE_OUT,
         )
     if chunk.dtype.name not in FLOATS or first_not_finite(chunk) is not None:
-        raise DumpError(f'{file}: expected actions as finite floats, found {chunk.dtype} or NaN')
+        raise DumpError(
+            where=str(file),
+            expected='actions with float values, without NaN and infinity',
+            found=f'{bad_values(chunk)} at step {step}',
+            advice=LEAVE_OUT,
+        )
     chunk = chunk.copy() if chunk.ndim == 3 else chunk[None].copy()
     if before and (chunk.shape, chunk.dtype) != (before[0].shape, before[0].dtype):
         raise DumpError(
-            f'{file}: expected actions of one shape in every step, found {chunk.dtype} '
-            f'{chunk.shape} at step {step}, {before[0].dtype} {before[0].shape} at step 0'
+            where=str(file),
+            expected='actions with one dtype and one shape at all steps',
+            found=f'{chunk.dtype} of shape {chunk.shape} at step {step} and {before[0].dtype} of '
+            f'shape {before[0].shape} at step 0',
+            advice=LEAVE_OUT,
         )
     return chunk
 

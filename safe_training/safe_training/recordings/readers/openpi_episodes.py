@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
@@ -13,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
-from safe_training.recordings.readers.listing import list_names, natural_key
+from safe_training.recordings.errors import COPY_AGAIN, COPY_OR_LEAVE_OUT, RENAMED, DumpError
+from safe_training.recordings.readers.listing import list_names, natural_key, walk
 from safe_training.recordings.readers.step_features import shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 
@@ -26,6 +25,7 @@ _POLICY_NAME = re.compile(
 )
 _ENV_NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])(?:--meta)?\.pkl')
 _MAX_INFERENCES = 1_000_000
+_NOT_AN_ENV_RECORD = f'the file is not an env record of openpi: {COPY_OR_LEAVE_OUT}'
 
 
 @dataclass(frozen=True)
@@ -68,20 +68,18 @@ def is_root(path: Path) -> bool:
     return (path / ENV_RECORDS).is_dir() and (path / POLICY_RECORDS).is_dir()
 
 
-def find_roots(path: Path) -> list[Path]:
-    """Return the roots in a folder: the folder itself, or roots up to two levels below it."""
+def find_roots(path: Path, notes: list[str] | None = None) -> list[Path]:
+    """Return the roots in a folder: the folder itself, or roots up to two levels below it.
+
+    ``notes`` gets a message for each link that is not followed.
+    """
     if not path.is_dir():
         return []
     if is_root(path):
         return [path]
-    found = [place for place in _folders(path) if is_root(place)]
-    found += [inner for place in _folders(path) for inner in _folders(place) if is_root(inner)]
+    records = (ENV_RECORDS, POLICY_RECORDS)
+    found = [place for place, _ in walk(path, records, notes, depth=2) if is_root(place)]
     return sorted(found, key=lambda root: natural_key(root.relative_to(path).as_posix()))
-
-
-def _folders(path: Path) -> list[Path]:
-    with os.scandir(path) as entries:
-        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def has_env_names_of_droid(root: Path) -> bool:
@@ -95,8 +93,10 @@ def read_dict(file: Path) -> dict[Any, Any]:
     record = load_pickle(file)
     if type(record) is not dict:
         raise DumpError(
-            f'{file}: expected a dict as openpi writes it, found {shape_text(record)}; the file '
-            'is not a record of openpi'
+            where=str(file),
+            expected='a dict with the values of an openpi record',
+            found=shape_text(record),
+            advice=f'the file is not a record of openpi: {COPY_OR_LEAVE_OUT}',
         )
     return record
 
@@ -126,9 +126,10 @@ def read_env_record(root: Path, name: str) -> OpenpiEpisode:
     missing = [key for key in needed if key not in record]
     if missing:
         raise DumpError(
-            f'{file}: expected {", ".join(missing)}, found only '
-            f'{", ".join(str(key)[:40] for key in list(record)[:12])}; the file is not an env '
-            'record of openpi'
+            where=str(file),
+            expected=f'the keys {", ".join(missing)}',
+            found=f'only the keys {", ".join(str(key)[:40] for key in list(record)[:12])}',
+            advice=_NOT_AN_ENV_RECORD,
         )
     success = _integer(file, record, 'episode_success', 0, 1)
     episode = OpenpiEpisode(
@@ -151,8 +152,10 @@ def read_env_record(root: Path, name: str) -> OpenpiEpisode:
         ):
             if named != found:
                 raise DumpError(
-                    f'{file}: expected {key} {named} as the file name says, found {found}; '
-                    'the file was renamed or belongs to another episode'
+                    where=str(file),
+                    expected=f'{key} {named}, as in the file name',
+                    found=str(found),
+                    advice=RENAMED,
                 )
     return episode
 
@@ -164,8 +167,10 @@ def _integer(file: Path, record: Mapping[Any, Any], key: str, low: int, high: in
     if not isinstance(value, (bool, int, np.integer, np.bool_)) or not low <= int(value) <= high:
         shown = int(value) if isinstance(value, (int, np.integer)) else shape_text(value)
         raise DumpError(
-            f'{file}: expected {key} from {low} to {high}, found {shown}; the file is not an '
-            'env record of openpi'
+            where=str(file),
+            expected=f'{key} as an integer from {low} to {high}',
+            found=str(shown),
+            advice=_NOT_AN_ENV_RECORD,
         )
     return int(value)
 
@@ -174,8 +179,10 @@ def _text(file: Path, record: Mapping[Any, Any], key: str) -> str:
     value = record.get(key, '')
     if type(value) is not str:
         raise DumpError(
-            f'{file}: expected {key} as text, found {shape_text(value)}; the file is not an env '
-            'record of openpi'
+            where=str(file),
+            expected=f'{key} as text',
+            found=shape_text(value),
+            advice=_NOT_AN_ENV_RECORD,
         )
     return value
 
@@ -207,8 +214,8 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
             unmatched.append(str(error))
     names = list_names(root / POLICY_RECORDS, '.pkl')
     unmatched += [
-        f'{root / POLICY_RECORDS / name}: expected a name that ends in meta.pkl, found another; '
-        'restore the name or move the file to another folder'
+        f'{root / POLICY_RECORDS / name}: expected a file name that ends in meta.pkl, found '
+        f'{name}; rename the file, or move the file to another folder'
         for name in names
         if not name.endswith('meta.pkl')
     ]
@@ -221,8 +228,11 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
     else:
         plain = next(name for name, match in zip(names, matches, strict=True) if not match)
         raise DumpError(
-            f'{root / POLICY_RECORDS / plain}: expected a name with task, episode and step as the '
-            'other records have, found none; records of two recordings may be mixed: separate them'
+            where=str(root / POLICY_RECORDS / plain),
+            expected='a file name with task, episode and step, like the names of the other records',
+            found='a file name without these numbers',
+            advice='records of two recordings may be mixed: move the records of one recording to '
+            'another folder',
         )
     episodes, twice = _without_duplicates(episodes)
     videos = set(list_names(root / ENV_RECORDS, '.mp4'))
@@ -233,17 +243,20 @@ def _match_by_order(
     root: Path, episodes: list[OpenpiEpisode], names: list[str], unmatched: list[str]
 ) -> list[OpenpiEpisode]:
     if unmatched:
+        problem = unmatched[0].rpartition('; ')[0] or unmatched[0]
         raise DumpError(
-            f'{unmatched[0]} (the names of the policy records do not contain the episode, so no '
-            'record can be used without this file)'
+            f'{problem}; the names of the policy records do not contain the episode, therefore '
+            f'all episodes need this file: {COPY_AGAIN}'
         )
     total = sum(episode.inferences for episode in episodes)
     if total != len(names):
         raise DumpError(
-            f'{root / POLICY_RECORDS}: expected {total} policy records, the sum of '
-            f'model_infer_times of {len(episodes)} episodes, found {len(names)}; their names do '
-            'not say to which episode they belong, so no record can be used: copy the folder '
-            'from its source again'
+            where=str(root / POLICY_RECORDS),
+            expected=f'{total} policy records, the sum of model_infer_times of {len(episodes)} '
+            'episodes',
+            found=f'{len(names)} policy records',
+            advice='the file names do not contain the episode, therefore no record can be used: '
+            'copy the folder from its source again',
         )
     matched = []
     start = 0
@@ -272,21 +285,22 @@ def _match_by_name(
         if len(records) != episode.inferences:
             problems.append(
                 f'{episode.env_file}: expected {episode.inferences} policy records of task '
-                f'{key[0]}, episode {key[1]}, as model_infer_times says, found {len(records)} in '
-                f'{root / POLICY_RECORDS}; copy the files again or leave the episode out'
+                f'{key[0]}, episode {key[1]} in {root / POLICY_RECORDS} (the number in '
+                f'model_infer_times), found {len(records)} policy records; {COPY_OR_LEAVE_OUT}'
             )
         elif any(later <= earlier for earlier, later in itertools.pairwise(times)):
             problems.append(
-                f'{episode.env_file}: expected policy records whose time t_ rises with their step_ '
-                f'number, found another order in {records[0][2]} and the next ones; records of '
-                'two runs may be mixed: separate them or leave the episode out'
+                f'{episode.env_file}: expected policy records in which the time t_ increases with '
+                f'the number step_, found a different order in {records[0][2]} and the next '
+                'records; records of two runs may be mixed: move the records of one run to another '
+                'folder, or leave the episode out with --skip-bad'
             )
         else:
             matched.append(replace(episode, records=tuple(name for _, _, name in records)))
     problems += [
         f'{root / POLICY_RECORDS / min(records)[2]}: expected an env record of task {key[0]}, '
-        f'episode {key[1]}, in {ENV_RECORDS}, found none for these {len(records)} policy records; '
-        'copy it from the source or move the records away'
+        f'episode {key[1]} in {ENV_RECORDS}, found no env record for these {len(records)} policy '
+        'records; copy the env record from its source, or move the policy records to another folder'
         for key, records in sorted(groups.items())
         if key not in used
     ]
@@ -318,7 +332,7 @@ def _without_duplicates(
     for episode in episodes:
         by_number.setdefault(episode.recorded, []).append(episode)
     messages = [
-        f'{group[1].env_file}: expected every episode once, found task {key[0]}, episode '
+        f'{group[1].env_file}: expected each episode once, found task {key[0]}, episode '
         f'{key[1]} also in {group[0].env_file.name}; move the wrong file to another folder'
         for key, group in by_number.items()
         if len(group) > 1
@@ -338,8 +352,10 @@ def _video(episode: OpenpiEpisode, videos: set[str]) -> str:
 def no_inference(episode: OpenpiEpisode) -> DumpError:
     """Return the error of an episode without a policy record."""
     return DumpError(
-        f'{episode.env_file}: expected at least one inference, found none; '
-        'leave the episode out (--skip-bad)'
+        where=str(episode.env_file),
+        expected='at least one inference',
+        found='no inference',
+        advice='leave the episode out with --skip-bad',
     )
 
 

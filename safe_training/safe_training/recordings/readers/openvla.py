@@ -12,7 +12,6 @@ token statistics, action variances and signals.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -21,14 +20,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, RENAMED, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeSource,
     Pooling,
     ReadOptions,
     wanted_feature,
 )
+from safe_training.recordings.readers.listing import walk
 from safe_training.recordings.readers.openvla_table import (
     executed_actions,
     read_table,
@@ -40,10 +39,11 @@ from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import rollout_signals
-from vla_feature_bridge.step import ROBOT
+from vla_feature_bridge.step import NO_FEATURE, ROBOT
 from vla_feature_bridge.tensors import first_not_finite
 
 _FEATURE = 'hidden_states'
+_NOT_AN_EPISODE = f'the file is not the pickle of an OpenVLA episode: {COPY_OR_LEAVE_OUT}'
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
 #: openpi gives its episode records names of the same form, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
@@ -73,8 +73,11 @@ class OpenVlaSource(EpisodeSource):
         super().__init__(path, why, options)
         if options.feature not in (None, _FEATURE, NO_FEATURE):
             raise DumpError(
-                f'{path}: expected feature {_FEATURE}, the only one of an OpenVLA dump, '
-                f'or {NO_FEATURE}, found {options.feature!r}'
+                where=str(path),
+                expected=f'the feature {_FEATURE} or {NO_FEATURE}, the only choices for an '
+                'OpenVLA dump',
+                found=repr(options.feature),
+                advice='give one of these names as --feature',
             )
         self._featureless = options.feature == NO_FEATURE
         if not self._featureless:
@@ -82,19 +85,19 @@ class OpenVlaSource(EpisodeSource):
             self._wanted = wanted_feature(
                 path, _FEATURE, self.raw_axes, options, self.default_pooling[_FEATURE]
             )
-        self._episodes, self.unmatched = _list_episodes(path)
+        self._episodes, self.unmatched = _list_episodes(path, self.notes)
         self._descriptions: dict[tuple[Path, int], str] = {}
         folders = {episode.stem.parent for episode in self._episodes}
         if len(folders) > 1:
-            self.notes.append(f'episodes in {len(folders)} folders, as on WidowX')
+            self.notes.append(f'the episodes are in {len(folders)} folders, as in a WidowX dump')
 
     @staticmethod
     def detect(path: Path) -> str | None:
         if not path.is_dir():
             return None
-        for file in _walk(path):
+        for file in _files(path):
             if _NAME.fullmatch(file.name) and file.suffix in ('.csv', '.pkl'):
-                return f'holds {file.relative_to(path)}'
+                return f'contains {file.relative_to(path)}'
         return None
 
     @property
@@ -164,9 +167,9 @@ class OpenVlaSource(EpisodeSource):
         return rollout, spec
 
     def _description_of(self, episode: _Episode) -> str:
-        """Return the instruction for an episode without pickle.
+        """Return the instruction of an episode without a pickle.
 
-        The instruction of another episode of the same task.
+        The instruction comes from another episode of the same task.
         """
         key = (episode.stem.parent, episode.task_id)
         if key not in self._descriptions:
@@ -181,36 +184,35 @@ class OpenVlaSource(EpisodeSource):
 # -- files
 
 
-def _walk(path: Path) -> Iterator[Path]:
-    """Yield the files below ``path`` in a fixed order, without following links to folders."""
-    for folder, names, files in os.walk(path):
-        names[:] = sorted(name for name in names if name != _OPENPI_FOLDER)
-        if os.path.basename(os.path.abspath(folder)) != _OPENPI_FOLDER:
-            yield from (Path(folder, name) for name in sorted(files))
+def _files(path: Path, notes: list[str] | None = None) -> Iterator[Path]:
+    """Yield the files below ``path`` in a fixed order."""
+    for _, files in walk(path, (_OPENPI_FOLDER,), notes):
+        yield from files
 
 
-def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
+def _list_episodes(path: Path, notes: list[str]) -> tuple[list[_Episode], list[str]]:
     """Return the episodes, and a message for each file that does not belong to an episode.
 
-    Files of an episode are paired by their names.
+    Files of an episode are paired by their names. ``notes`` gets the files that are not read.
     """
     found: dict[tuple[Path, int, int, bool], dict[str, Path]] = {}
     others = []
-    for file in _walk(path):
+    for file in _files(path, notes):
         match = _NAME.fullmatch(file.name)
         if match:
             task, index, success, suffix = match.groups()
             key = (file.parent, int(task), int(index), success == '1')
             found.setdefault(key, {})[suffix] = file
-        elif file.suffix == '.pkl':
+        elif file.suffix.lower() in ('.csv', '.pkl'):
             others.append(file)
     folders = {folder for folder, *_ in found}
     unmatched = [
-        f'{file}: expected a name like task0--ep0--succ1.pkl, found another name; '
-        'give the file its old name or move it away'
+        f'{file}: expected a file name like task0--ep0--succ1.pkl, found {file.name}; '
+        'rename the file, or move the file to another folder'
         for file in others
-        if file.parent in folders
+        if file.parent in folders and file.suffix == '.pkl'
     ]
+    notes += _ignored(path, [f for f in others if f.parent not in folders or f.suffix != '.pkl'])
     episodes = []
     for (folder, task_id, index, success), files in sorted(found.items(), key=_order):
         name = (folder.relative_to(path) / f'task{task_id}--ep{index}').as_posix()
@@ -219,12 +221,20 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
             continue  # A video without csv or pickle is not an episode.
         if (folder, task_id, index, not success) in found:
             unmatched.append(
-                f'{stem}: expected one outcome of this episode, found files of both; '
-                'move the wrong files away'
+                f'{stem}: expected files with one outcome of this episode (succ0 or succ1), found '
+                'files with both outcomes; move the wrong files to another folder'
             )
             continue
         episodes.append(_Episode(name, stem, task_id, index, success, files))
     return episodes, unmatched
+
+
+def _ignored(path: Path, files: list[Path]) -> list[str]:
+    if not files:
+        return []
+    names = ', '.join(file.relative_to(path).as_posix() for file in files[:8])
+    more = f' and {len(files) - 8} more' if len(files) > 8 else ''
+    return [f'these files do not have the name of an episode and are not read: {names}{more}']
 
 
 def _order(item: tuple[tuple[Path, int, int, bool], dict[str, Path]]) -> tuple[str, int, int, bool]:
@@ -233,13 +243,18 @@ def _order(item: tuple[tuple[Path, int, int, bool], dict[str, Path]]) -> tuple[s
 
 
 def _check_files(episode: _Episode, needed: tuple[str, ...]) -> None:
-    for suffix, holds in (('csv', 'its actions'), ('pkl', 'its hidden states')):
+    featureless = f', or read the dump without features with --feature {NO_FEATURE}'
+    for suffix, content, more in (
+        ('csv', 'the actions of the episode', ''),
+        ('pkl', 'the hidden states of the episode', featureless),
+    ):
         if suffix in needed and suffix not in episode.files:
             present = ' and '.join(sorted(file.name for file in episode.files.values()))
             raise DumpError(
-                f'{episode.stem}.{suffix}: expected this file with {holds} next to {present}, '
-                'found none; copy it from its source, or leave the episode out (--skip-bad)'
-                + ('' if suffix == 'csv' else ', or read without features (--feature none)')
+                where=f'{episode.stem}.{suffix}',
+                expected=f'a file with {content} beside {present}',
+                found='no file',
+                advice=COPY_OR_LEAVE_OUT + more,
             )
 
 
@@ -251,23 +266,28 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
     record = load_pickle(file)
     if type(record) is not dict:
         raise DumpError(
-            f'{file}: expected a dict with hidden_states, found {shape_text(record)}; the file '
-            'is not an OpenVLA episode'
+            where=str(file),
+            expected='a dict with the values of an OpenVLA episode',
+            found=shape_text(record),
+            advice=_NOT_AN_EPISODE,
         )
     index_key = 'episode_idx' if 'episode_idx' in record else 'eposide_idx'
     needed = (*arrays, 'task_description', 'task_id', index_key, 'episode_success')
     missing = [key for key in needed if key not in record]
     if missing:
         raise DumpError(
-            f'{file}: expected {", ".join(missing)}, found only '
-            f'{", ".join(str(key)[:40] for key in list(record)[:12])}; the file is not an '
-            'OpenVLA episode'
+            where=str(file),
+            expected=f'the keys {", ".join(missing)}',
+            found=f'only the keys {", ".join(str(key)[:40] for key in list(record)[:12])}',
+            advice=_NOT_AN_EPISODE,
         )
     for key in ('task_description', 'task_suite_name'):
         if type(record.setdefault(key, '')) is not str:
             raise DumpError(
-                f'{file}: expected {key} as text, found {shape_text(record[key])}; the file is '
-                'not an OpenVLA episode'
+                where=str(file),
+                expected=f'{key} as text',
+                found=shape_text(record[key]),
+                advice=_NOT_AN_EPISODE,
             )
     for key, named in (
         ('task_id', episode.task_id),
@@ -280,8 +300,10 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
                 int(value) if isinstance(value, (int, np.integer, np.bool_)) else shape_text(value)
             )
             raise DumpError(
-                f'{file}: expected {key} {named} as the file name says, found {shown}; '
-                'the file was renamed or belongs to another episode'
+                where=str(file),
+                expected=f'{key} {named}, as in the file name',
+                found=str(shown),
+                advice=RENAMED,
             )
     return record
 
@@ -291,24 +313,34 @@ def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
     if type(value) is list and value:
         for step, part in enumerate(value):
             if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != value[0].shape:
+                first = f' and {shape_text(value[0])} at step 0' if step else ''
                 raise DumpError(
-                    f'{file}: expected hidden states (tokens, width) of one shape in every step, '
-                    f'found {shape_text(part)} at step {step}, {shape_text(value[0])} at step 0'
+                    where=str(file),
+                    expected='hidden states with one shape (tokens, width) at all steps',
+                    found=f'{shape_text(part)} at step {step}{first}',
+                    advice=LEAVE_OUT,
                 )
             if part.dtype != value[0].dtype:
                 raise DumpError(
-                    f'{file}: expected hidden states of one dtype, found {part.dtype} at step '
-                    f'{step}, {value[0].dtype} at step 0'
+                    where=str(file),
+                    expected='hidden states with one dtype at all steps',
+                    found=f'{part.dtype} at step {step} and {value[0].dtype} at step 0',
+                    advice=LEAVE_OUT,
                 )
     elif not isinstance(value, np.ndarray) or value.ndim != 3 or len(value) == 0:
         raise DumpError(
-            f'{file}: expected hidden states of shape (steps, tokens, width), '
-            f'found {shape_text(value)}'
+            where=str(file),
+            expected='hidden states of shape (steps, tokens, width)',
+            found=shape_text(value),
+            advice=LEAVE_OUT,
         )
     if 0 in value[0].shape or value[0].dtype.name not in FLOATS:
         raise DumpError(
-            f'{file}: expected hidden states of shape (steps, tokens, width) as floats, '
-            f'found {value[0].dtype} {value[0].shape} at each of {len(value)} steps'
+            where=str(file),
+            expected='hidden states of shape (steps, tokens, width) with float values and no '
+            'empty axis',
+            found=f'{len(value)} steps of {value[0].dtype} with shape {value[0].shape}',
+            advice=LEAVE_OUT,
         )
     return value
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, DumpError
 from safe_training.recordings.untrusted.csv_file import number_column, read_rows
 
 _ACTIONS = tuple(
@@ -28,6 +28,10 @@ _SAMPLE_SIGNALS = (
     'entropy_linkage.05',
 )
 _TOKEN = re.compile(r'action/token_(\d{1,3})_(prob|entropy)')
+#: A column that a person or a program wrote in another way, such as ``Action/Token 3 Prob``.
+_LIKE_TOKEN = re.compile(
+    r'(?:action\W)?\W*token[\W_]*(\d+)[\W_]*(prob|entropy)(?:ability)?', re.IGNORECASE
+)
 
 
 def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
@@ -42,31 +46,73 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
     Raises
     ------
     DumpError
-        The file is not a csv file, an action column is missing, the number of rows is not
-        ``steps``, or a cell is not a number.
+        The file is not a csv file, an action column or the column of a token is missing, the
+        number of rows is not ``steps``, or a cell is not a number.
     """
     header, rows = read_rows(file)
     missing = [name for name in _ACTIONS if name not in header]
     if missing:
         raise DumpError(
-            f'{file}: expected columns {", ".join(missing)}, found {len(header)} others; the '
-            'file is not the table of an OpenVLA episode'
+            where=str(file),
+            expected=f'the columns {", ".join(missing)}',
+            found=f'{len(header)} columns with other names' if header else 'an empty file',
+            advice=f'the file is not the csv file of an OpenVLA episode: {COPY_OR_LEAVE_OUT}',
         )
     if steps is None and not rows:
         raise DumpError(
-            f'{file}: expected a row for each step, found only the header; copy it again'
+            where=str(file),
+            expected='one row for each step',
+            found='no row after the header',
+            advice=COPY_OR_LEAVE_OUT,
         )
     if steps is not None and len(rows) != steps:
         raise DumpError(
-            f'{file}: expected {steps} rows, one for each hidden state of the pickle, found '
-            f'{len(rows)}; the files belong to different episodes, or a file is incomplete'
+            where=str(file),
+            expected=f'{steps} rows, one row for each hidden state in the pickle',
+            found=f'{len(rows)} rows',
+            advice='the csv file and the pickle belong to different episodes, or one file is '
+            'incomplete: copy both files from their source again, or leave the episode out with '
+            '--skip-bad',
         )
     used = [name for name in header if name in _ACTIONS or _is_quantity(name)]
-    if len(set(used)) != len(used):
+    twice = next((name for name in used if used.count(name) > 1), None)
+    if twice is not None:
         raise DumpError(
-            f'{file}: expected every column once, found a repeated column; copy the file again'
+            where=str(file),
+            expected='each column once',
+            found=f'the column {twice!r} more than once',
+            advice=COPY_OR_LEAVE_OUT,
         )
+    _check_tokens(file, header)
     return {name: number_column(file, header, rows, name) for name in used}
+
+
+def _check_tokens(file: Path, header: list[str]) -> None:
+    """Raise DumpError unless probability and entropy have columns of the same tokens 0 to n - 1."""
+    numbers: dict[str, set[int]] = {}
+    for name in header:
+        match = _TOKEN.fullmatch(name)
+        if match and name != f'action/token_{int(match[1])}_{match[2]}':
+            match = None
+        if match:
+            numbers.setdefault(match[2], set()).add(int(match[1]))
+        elif like := _LIKE_TOKEN.fullmatch(name):
+            raise DumpError(
+                where=str(file),
+                expected=f'the column name action/token_{int(like[1])}_{like[2].lower()}',
+                found=repr(name[:80]),
+                advice='correct the name of the column',
+            )
+    most = max((max(found) for found in numbers.values()), default=-1)
+    for what, found in numbers.items():
+        missing = [number for number in range(most + 1) if number not in found]
+        if missing:
+            raise DumpError(
+                where=str(file),
+                expected=f'the columns action/token_0_{what} to action/token_{most}_{what}',
+                found=f'no column action/token_{missing[0]}_{what}',
+                advice=COPY_OR_LEAVE_OUT,
+            )
 
 
 def _is_quantity(name: str) -> bool:
@@ -79,8 +125,10 @@ def executed_actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:
     finite = np.isfinite(actions).all(axis=1)
     if not finite.all():
         raise DumpError(
-            f'{file}: expected finite actions, found NaN or infinity at step '
-            f'{int(np.argmin(finite))}; leave the episode out (--skip-bad) or record it again'
+            where=str(file),
+            expected='actions without NaN and infinity',
+            found=f'NaN or infinity at step {int(np.argmin(finite))}',
+            advice=LEAVE_OUT,
         )
     return actions[:, None, None, :]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads openpi's recordings of pi0, as on LIBERO: one root of env and policy records.
+"""Reads recordings of pi0 by openpi, for example on LIBERO: one root of env and policy records.
 
 The feature is ``pre_velocity`` ``(denoising steps, horizon, width)``: the state of the action
 expert before its projection to a velocity, averaged over the horizon, then over the denoising
@@ -31,4 +31,4 @@ class Pi0Source(OpenpiSource):
     def detect(path: Path) -> str | None:
         if not is_root(path) or find_policy(path) != 'pi0':
             return None
-        return 'holds env_records and policy_records without tokens'
+        return 'contains env_records and policy_records without tokens'

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads openpi's recordings of pi0-FAST, as on LIBERO: one root of env and policy records.
+"""Reads recordings of pi0-FAST by openpi, for example on LIBERO.
+
+A recording is one root of env and policy records.
 
 The feature is ``pre_logits`` ``(tokens, width)``, the last state that emitted each token, or
 ``encoded``. Both are averaged over the tokens, whose number differs from step to step. Probability
@@ -35,4 +37,4 @@ class Pi0FastSource(OpenpiSource):
     def detect(path: Path) -> str | None:
         if not is_root(path) or has_env_names_of_droid(path) or find_policy(path) != 'pi0_fast':
             return None
-        return 'holds env_records and policy_records with tokens'
+        return 'contains env_records and policy_records with tokens'

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads openpi's recordings of pi0-FAST on the Franka (DROID): several roots, one protocol.
+"""Reads recordings of pi0-FAST by openpi on the Franka (DROID): several roots, one protocol.
 
 The protocol is as published (Gu et al., SAFE, arXiv 2506.09937). Tasks are numbered by their sorted
 descriptions over all roots. Only episodes with the standard length of their task are kept. Then
@@ -27,7 +27,7 @@ from safe_training.recordings.readers.openpi_episodes import (
 )
 from safe_training.recordings.readers.pi0_fast import Pi0FastSource
 
-#: Standard length [inferences] of tasks for which it is not the length of the longest episode.
+#: Standard length [inferences] of the tasks whose standard length is not their longest episode.
 STANDARD_LENGTH = {'close the drawer': 25}
 SUCCESS_RATE = (0.5, 0.5)
 MAX_ROLLOUTS = 60
@@ -47,12 +47,12 @@ class Pi0FastDroidSource(Pi0FastSource):
             return None
         if find_policy(roots[0]) != 'pi0_fast':
             return None
-        return f'holds {len(roots)} root{"s" * (len(roots) > 1)} of env_records and policy_records'
+        return f'contains {len(roots)} roots with env_records and policy_records'
 
     def _list(self) -> tuple[list[OpenpiEpisode], list[str]]:
         episodes: list[OpenpiEpisode] = []
         unmatched: list[str] = []
-        for root in find_roots(self.path):
+        for root in find_roots(self.path, self.notes):
             try:
                 found, wrong = list_root(root)
             except DumpError as error:
@@ -81,10 +81,11 @@ class Pi0FastDroidSource(Pi0FastSource):
         )
         if len(kept) < len(episodes):
             self.notes.append(
-                f'the published protocol leaves out {len(episodes) - len(standard)} of '
-                f'{len(episodes)} episodes that are not of standard length and '
-                f'{len(standard) - len(kept)} to balance success rates (at most {MAX_ROLLOUTS} a '
-                'task); --all-episodes keeps them'
+                f'the published protocol keeps {len(kept)} of {len(episodes)} episodes: '
+                f'{len(episodes) - len(standard)} episodes do not have the standard length of '
+                f'their task, and {len(standard) - len(kept)} episodes are left out to balance the '
+                f'success rates (at most {MAX_ROLLOUTS} episodes for each task); --all-episodes '
+                'keeps all episodes'
             )
         return [standard[index] for index in kept]
 

@@ -22,9 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import LEAVE_OUT, DumpError
 from safe_training.recordings.readers.base import (
-    NO_FEATURE,
     EpisodeProgress,
     ReadOptions,
     Source,
@@ -35,8 +34,10 @@ from safe_training.recordings.untrusted.npz_file import read_array, shapes
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
+from vla_feature_bridge.step import NO_FEATURE
 
 _DEFAULT_FEATURES = ('features', 'feat_mean')
+_CORRECT = 'correct this array, or copy the archive from its source again'
 
 
 class PooledNpzSource(Source):
@@ -59,9 +60,9 @@ class PooledNpzSource(Source):
             return None
         names = shapes(path)
         if {'offsets', 'success', 'task'} <= set(names):
-            return 'an .npz with offsets, success and task'
+            return 'contains offsets, success and task'
         if {'offsets', 'success', 'task_id', 'task_names'} <= set(names):
-            return 'an .npz with offsets, success, task_id and task_names'
+            return 'contains offsets, success, task_id and task_names'
         return None
 
     def __len__(self) -> int:
@@ -80,7 +81,10 @@ class PooledNpzSource(Source):
         duplicate = _first_repeated(columns['episode_id'])
         if duplicate is not None:
             raise DumpError(
-                f'{self.path}: expected every episode once, found {duplicate!r} more than once'
+                where=str(self.path),
+                expected='each episode once',
+                found=f'episode {duplicate!r} more than once',
+                advice='give the episodes of a task different numbers',
             )
         for index in range(len(self)):
             if progress:
@@ -103,7 +107,10 @@ class PooledNpzSource(Source):
         rows = slice(int(self._offsets[index]), int(self._offsets[index + 1]))
         if rows.start == rows.stop:
             raise DumpError(
-                f'{self.path}: episode {name!r}: expected at least one step, found none'
+                where=f'{self.path}: episode {name!r}',
+                expected='at least one step',
+                found='no step',
+                advice='leave the episode out with --skip-bad',
             )
         features = steps['features'][rows]
         actions = None if steps['actions'] is None else steps['actions'][rows]
@@ -141,8 +148,10 @@ class PooledNpzSource(Source):
         finite = np.isfinite(array).reshape(len(array), -1).all(axis=1)
         if not finite.all():
             raise DumpError(
-                f'{self.path}: episode {episode!r}: expected finite {what}, found NaN or infinity '
-                f'at step {int(np.argmin(finite))}; leave it out (--skip-bad) or record it again'
+                where=f'{self.path}: episode {episode!r}',
+                expected=f'{what} without NaN and infinity',
+                found=f'NaN or infinity at step {int(np.argmin(finite))}',
+                advice=LEAVE_OUT,
             )
 
     # -- arrays
@@ -154,14 +163,20 @@ class PooledNpzSource(Source):
         offsets = self._array('offsets')
         if offsets.ndim != 1 or offsets.dtype.kind not in 'iu' or len(offsets) < 2:
             raise DumpError(
-                f'{self.path}: expected offsets of at least one episode as integers, found '
-                f'shape {offsets.shape} of {offsets.dtype}'
+                where=str(self.path),
+                expected='offsets as integers of shape (episodes + 1,), for at least one episode',
+                found=f'the dtype {offsets.dtype} and the shape {offsets.shape}',
+                advice=_CORRECT,
             )
         offsets = offsets.astype(np.int64)
         if offsets[0] != 0 or (np.diff(offsets) < 0).any():
             raise DumpError(
-                f'{self.path}: expected offsets that start at 0 and never decrease, found other '
-                'values; the archive is damaged'
+                where=str(self.path),
+                expected='offsets that start at 0 and never decrease',
+                found=f'the offsets {offsets[:4].tolist()} at the beginning'
+                if offsets[0]
+                else 'an offset that is less than the previous offset',
+                advice=_CORRECT,
             )
         return offsets
 
@@ -173,10 +188,18 @@ class PooledNpzSource(Source):
             horizon = arguments.get('exec_horizon', 1)
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise DumpError(
-                f"{self.path}: expected JSON with 'args' in meta_json, found {error!r}"
+                where=str(self.path),
+                expected="JSON with the key 'args' in meta_json",
+                found=f'other content ({type(error).__name__}: {error})',
+                advice=_CORRECT,
             ) from error
         if type(horizon) is not int or horizon < 1:
-            raise DumpError(f'{self.path}: expected exec_horizon from 1, found {horizon!r}')
+            raise DumpError(
+                where=str(self.path),
+                expected='exec_horizon in meta_json as an integer from 1',
+                found=repr(horizon),
+                advice=_CORRECT,
+            )
         return arguments
 
     def _feature_widths(self) -> dict[str, int]:
@@ -220,7 +243,12 @@ class PooledNpzSource(Source):
         values = self._per_step('action_signals', (2,)).astype(np.float32, copy=False)
         names = self._texts('action_signal_names', values.shape[1])
         if len(set(names)) != len(names):
-            raise DumpError(f'{self.path}: expected signal names without repetition, found {names}')
+            raise DumpError(
+                where=str(self.path),
+                expected='different names in action_signal_names',
+                found=str(names),
+                advice=_CORRECT,
+            )
         return {name: values[:, column] for column, name in enumerate(names)}
 
     def _optional_per_step(self, name: str) -> np.ndarray | None:
@@ -231,8 +259,11 @@ class PooledNpzSource(Source):
         steps = int(self._offsets[-1])
         if array.ndim not in dimensions or len(array) != steps or array.dtype.kind != 'f':
             raise DumpError(
-                f'{self.path}: expected {name} as floats with {steps} rows, one per step, and '
-                f'{" or ".join(map(str, dimensions))} axes, found {array.dtype} {array.shape}'
+                where=str(self.path),
+                expected=f'{name} with float values, {steps} rows (one row for each step) and '
+                f'{" or ".join(map(str, dimensions))} axes',
+                found=f'the dtype {array.dtype} and the shape {array.shape}',
+                advice=_CORRECT,
             )
         return array
 
@@ -240,9 +271,14 @@ class PooledNpzSource(Source):
         count = len(self)
         success = self._array('success')
         if success.shape != (count,) or not np.isin(success, (0, 1)).all():
+            found = f'the dtype {success.dtype} and the shape {success.shape}'
+            if success.shape == (count,):
+                found = f'the values {np.unique(success)[:8].tolist()}'
             raise DumpError(
-                f'{self.path}: expected success as an array of {count} values 0 or 1, found a '
-                'different array'
+                where=str(self.path),
+                expected=f'success with {count} values 0 or 1, one value for each episode',
+                found=found,
+                advice=_CORRECT,
             )
         columns: dict[str, list[Any]] = {'success': [bool(value) for value in success]}
         if 'task' in self._shapes:
@@ -266,8 +302,11 @@ class PooledNpzSource(Source):
         instructions = self._optional_texts('task_instructions', len(names))
         if min(numbers) < 0 or max(numbers) >= len(names):
             raise DumpError(
-                f'{self.path}: expected task_id from 0 to {len(names) - 1}, because task_names '
-                f'has this number of entries, found {min(numbers)} to {max(numbers)}'
+                where=str(self.path),
+                expected=f'task_id from 0 to {len(names) - 1}, because task_names has '
+                f'{len(names)} names',
+                found=f'task_id from {min(numbers)} to {max(numbers)}',
+                advice=_CORRECT,
             )
         return {
             'task_id': numbers,
@@ -280,8 +319,10 @@ class PooledNpzSource(Source):
         array = self._array(name)
         if array.shape != (count,) or array.dtype.kind not in 'iu':
             raise DumpError(
-                f'{self.path}: expected {name} as {count} integers, found {array.dtype} '
-                f'{array.shape}'
+                where=str(self.path),
+                expected=f'{name} with {count} integers',
+                found=f'the dtype {array.dtype} and the shape {array.shape}',
+                advice=_CORRECT,
             )
         return [int(value) for value in array]
 
@@ -290,8 +331,10 @@ class PooledNpzSource(Source):
         array = self._array(name)
         if array.ndim != 1 or array.dtype.kind != 'U' or count not in (None, len(array)):
             raise DumpError(
-                f'{self.path}: expected {name} as {"" if count is None else f"{count} "}texts, '
-                f'found {array.dtype} {array.shape}'
+                where=str(self.path),
+                expected=f'{name} with {"" if count is None else f"{count} "}texts',
+                found=f'the dtype {array.dtype} and the shape {array.shape}',
+                advice=_CORRECT,
             )
         return [str(value) for value in array]
 
@@ -301,7 +344,10 @@ class PooledNpzSource(Source):
     def _require(self, name: str) -> None:
         if name not in self._shapes:
             raise DumpError(
-                f'{self.path}: expected an array {name}, found {", ".join(self._shapes)}'
+                where=str(self.path),
+                expected=f'an array {name}',
+                found=f'only the arrays {", ".join(self._shapes)}',
+                advice='write this array into the archive',
             )
 
 

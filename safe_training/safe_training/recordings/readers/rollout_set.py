@@ -31,33 +31,40 @@ class RolloutSetSource(EpisodeSource):
         self.stored = stored = self.set.feature
         if options.feature not in (None, stored.name):
             raise DumpError(
-                f'{path}: expected feature {stored.name!r}, the only one of this set, '
-                f'found {options.feature!r}; convert the dump again with another --feature'
+                where=str(path),
+                expected=f'the feature {stored.name!r}, the only feature of this set',
+                found=repr(options.feature),
+                advice='remove --feature, or convert the dump again with another --feature',
             )
         if not stored.pooled:
             self.raw_axes = stored.axes
             self._wanted = wanted_feature(path, stored.name, stored.axes, options)
             if self._wanted.pooled:
                 self.notes.append(
-                    f'holds raw {stored.name} ({", ".join(stored.axes)}), pooled while it is read'
+                    f'contains the raw feature {stored.name} with the axes '
+                    f'{", ".join(stored.axes)}; the feature is pooled during reading'
                 )
             return
         self._wanted = stored
         if options.keep == 'raw' and stored.axes:
             raise DumpError(
-                f'{path}: expected a raw set, found pooled features, {stored}; '
-                'convert the dump again with --keep raw'
+                where=str(path),
+                expected='a set with raw features, because of --keep raw',
+                found=f'a set with the pooled features {stored}',
+                advice='remove --keep raw, or convert the dump again with --keep raw',
             )
         if options.pooling not in (None, stored.pooling):
             raise DumpError(
-                f'{path}: expected the pooling of this set, {stored}, found a different pooling '
-                'in the options; convert the dump again (with --keep raw, every pooling is '
-                'possible later)'
+                where=str(path),
+                expected=f'the pooling of this set, {stored}',
+                found=f'the pooling {",".join("=".join(pair) for pair in options.pooling)}',
+                advice='remove --pooling, or convert the dump again with --keep raw (raw '
+                'features can be pooled with any pooling)',
             )
 
     @staticmethod
     def detect(path: Path) -> str | None:
-        return f'holds {MANIFEST}' if (path / MANIFEST).is_file() else None
+        return f'contains {MANIFEST}' if (path / MANIFEST).is_file() else None
 
     @property
     def episode_count(self) -> int:
@@ -74,6 +81,10 @@ class RolloutSetSource(EpisodeSource):
 
     def files(self, index: int) -> list[Path]:
         return [self.path / ARRAYS / self.set.array_files[index]]
+
+    def compared_files(self, index: int) -> list[Path]:
+        """Return nothing: a set has each episode once, and rollouts may have equal arrays."""
+        return []
 
     def read(self, index: int) -> Rollout:
         rollout = self._load(index)

@@ -10,18 +10,21 @@ An episode without an outcome has no label.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from safe_training.recordings.errors import DumpError
-from safe_training.recordings.labels import Label, check_step, labels_file, read_labels
+from safe_training.recordings.errors import LEAVE_OUT, DumpError
+from safe_training.recordings.label_files import custom_data, labels_of
+from safe_training.recordings.labels import Label, check_step
 from safe_training.recordings.readers.base import (
     EpisodeProgress,
     ReadOptions,
     Source,
+    no_readable_episode,
     wanted_feature,
 )
 from safe_training.recordings.readers.rosbag2_arrays import (
@@ -30,7 +33,12 @@ from safe_training.recordings.readers.rosbag2_arrays import (
     stacked_fields,
     stacked_signals,
 )
-from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, Episode, read_extras
+from safe_training.recordings.readers.rosbag2_episodes import (
+    CONVERTED,
+    CUSTOM_KEY,
+    Episode,
+    read_extras,
+)
 from safe_training.recordings.untrusted.bag import detect_bag, open_bag
 from safe_training.recordings.untrusted.bag_budget import Message, Topic
 from safe_training.recordings.untrusted.cdr import (
@@ -60,11 +68,13 @@ class RosbagSource(Source):
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
         self._bag = open_bag(path)
-        self._extras = read_extras(path, self._bag.custom.get(CUSTOM_KEY))
+        self._extras = read_extras(path, custom_data(self._bag, CUSTOM_KEY))
         self._unreadable: list[str] = []
+        self._other_features: dict[str, None] = {}
         self._episodes: dict[str, Episode] = {}
         self._layouts: dict[Topic, str] = {}
         self._scan()
+        self._note_lost_extras()
         self._label()
         self._number()
         self._recorded = self._find_feature()
@@ -72,16 +82,13 @@ class RosbagSource(Source):
             listed = ', '.join(map(repr, names[:8]))
             more = f' and {len(names) - 8} more' if len(names) > 8 else ''
             self.notes.append(
-                f'{len(names)} episodes have no outcome: {listed}{more}; label them with: '
-                'python -m safe_training label'
+                f'{len(names)} episodes have no outcome: {listed}{more}; label the episodes with: '
+                f'python -m safe_training label {shlex.quote(str(path))}'
             )
 
     @staticmethod
     def detect(path: Path) -> str | None:
-        """Return the reason why the path is recognised as a recording.
-
-        None if it is not a recording.
-        """
+        """Return the reason why the path is recognised as a recording; None if it is not."""
         return detect_bag(path)
 
     def __len__(self) -> int:
@@ -89,18 +96,19 @@ class RosbagSource(Source):
 
     @cached_property
     def feature(self) -> FeatureSpec:
-        """Specification of the features of the rollouts.
-
-        As recorded, or with the pooling in the options.
-        """
+        """The feature of the rollouts: the recorded feature, or pooled as in the options."""
         recorded = self._recorded
         if recorded.pooled:
             if self.options.pooling not in (None, recorded.pooling) or (
                 self.options.keep == 'raw' and recorded.axes
             ):
+                pairs = ['='.join(pair) for pair in self.options.pooling or ()]
                 raise DumpError(
-                    f'{self.path}: expected the pooling of the recording, {recorded}, found '
-                    'another one in the options; record raw features to pool them in another way'
+                    where=str(self.path),
+                    expected=f'the pooling of this recording, {recorded}',
+                    found=f'--pooling {", ".join(pairs)}' if pairs else '--keep raw',
+                    advice='remove this option, or record raw features (raw features can be '
+                    'pooled with any pooling)',
                 )
             return recorded
         wanted = wanted_feature(self.path, recorded.name, recorded.axes, self.options)
@@ -155,6 +163,8 @@ class RosbagSource(Source):
     def _note(self, message: Message, step: PolicyStep) -> None:
         wanted = self.options.feature
         if wanted not in (None, step.feature_name, _base_name(step.feature_name)):
+            if len(self._other_features) < 8:
+                self._other_features[step.feature_name[:200]] = None
             return
         episode = self._episodes.get(step.episode_id)
         if episode is None:
@@ -163,7 +173,7 @@ class RosbagSource(Source):
 
     def _leave_out(self, message: str) -> None:
         if not self.options.skip_bad:
-            raise DumpError(f'{message}; leave it out with --skip-bad, or record again')
+            raise DumpError(f'{message}; {LEAVE_OUT}')
         self._unreadable.append(message)
 
     def _check_topics(self) -> None:
@@ -172,11 +182,19 @@ class RosbagSource(Source):
                 self._layout(topic)
         if self._episodes or self._unreadable:
             return
+        if self._other_features:
+            raise DumpError(
+                where=str(self.path),
+                expected=f'steps with the feature {self.options.feature!r}',
+                found=f'only the features {", ".join(map(repr, self._other_features))}',
+                advice='give one of these names as --feature',
+            )
         found = ', '.join(f'{t.name[:80]!r} ({t.type[:80]!r})' for t in self._bag.topics[:8])
-        wanted = f' with features {self.options.feature!r}' if self.options.feature else ''
         raise DumpError(
-            f'{self.path}: expected messages of type {STEP}{wanted}, found none; topics: '
-            f'{found or "none"}. Record with: ros2 bag record vla/policy_step vla/episode'
+            where=str(self.path),
+            expected=f'messages of type {STEP}',
+            found=f'no matching message in the topics {found}' if found else 'no topic',
+            advice='record with: ros2 bag record vla/policy_step vla/episode',
         )
 
     def _layout(self, topic: Topic) -> str:
@@ -196,23 +214,34 @@ class RosbagSource(Source):
             step = self._extra(name).get('failure_step')
             if step is not None and step not in episode.steps:
                 raise DumpError(
-                    f'{self.path}: episode {name!r}: expected a failure_step among its '
-                    f'{len(episode.steps)} steps, found {step}'
+                    where=f'{self.path}: episode {name!r}',
+                    expected=f'failure_step as the number of one of the {len(episode.steps)} steps',
+                    found=str(step),
+                    advice='the metadata is damaged: convert the rollout set to a recording again',
                 )
             success = episode.stated_success
             episode.label = Label(success, step if success is False else None)
-        file = labels_file(self.path)
-        if not file.exists():
-            return
-        for name, label in read_labels(file).items():
-            if name not in self._episodes:
-                raise DumpError(
-                    f'{file}: expected episodes of {self.path.name}, found {name!r}; correct '
-                    'the name, or move the file to another folder if it belongs to another '
-                    'recording'
-                )
+        found, notes = labels_of(self.path, self._episodes)
+        self.notes += notes
+        for name, (label, file) in found.items():
             check_step(label, max(self._episodes[name].steps) + 1, f'{file}: episode {name!r}')
             self._episodes[name].label = label
+
+    def _note_lost_extras(self) -> None:
+        """Add a note if convert wrote the recording, but what messages cannot contain is lost."""
+        lost = [
+            name
+            for name, episode in self._episodes.items()
+            if name not in self._extras['episodes']
+            and any(event.reason == CONVERTED for _, event in episode.events)
+        ]
+        if lost:
+            self.notes.append(
+                f'convert wrote {len(lost)} of these episodes, but the custom_data of the '
+                'recording does not name them: unseen tasks count as seen, failure steps and '
+                'videos are lost, and tasks and episodes get new numbers; convert the rollout '
+                'set to a recording again'
+            )
 
     def _number(self) -> None:
         tasks = sorted({episode.task for episode in self._episodes.values()})
@@ -230,9 +259,9 @@ class RosbagSource(Source):
     # -- features
 
     def _find_feature(self) -> FeatureSpec:
-        """Return the features of the first good episode.
+        """Return the feature of the first good episode.
 
-        An episode with different features or another action space is reported as bad.
+        Episodes with a different feature or action space are reported as bad.
         """
         good = [episode for episode in self._episodes.values() if not episode.check()]
         if not good:
@@ -241,14 +270,14 @@ class RosbagSource(Source):
         for episode in good:
             if episode.feature != good[0].feature:
                 episode.problem = (
-                    f'expected features {name!r} with {ndim} axes and width {width} as in '
-                    f'episode {good[0].episode_id!r}, found {episode.feature[0]!r} with '
-                    f'{episode.feature[1]} axes and width {episode.feature[2]}; if the '
-                    'recording contains several features, choose one with --feature'
+                    f'expected the feature {name!r} (axes: {ndim}, width: {width}), as in '
+                    f'episode {good[0].episode_id!r}, found the feature {episode.feature[0]!r} '
+                    f'(axes: {episode.feature[1]}, width: {episode.feature[2]}); if the '
+                    'recording contains several features, choose one feature with --feature NAME'
                 )
             elif episode.action_space != good[0].action_space:
                 episode.problem = (
-                    f'expected the action space {good[0].action_space!r} as in episode '
+                    f'expected the action space {good[0].action_space!r}, as in episode '
                     f'{good[0].episode_id!r}, found {episode.action_space!r}'
                 )
         self.policy = good[0].policy
@@ -258,10 +287,7 @@ class RosbagSource(Source):
 
     def _no_episode(self) -> FeatureSpec:
         problems = [*self._unreadable, *self._problems()]
-        raise DumpError(
-            f'{self.path}: expected at least one readable episode, found none of {len(self)}; '
-            f'the first: {problems[0]}'
-        )
+        raise no_readable_episode(self, problems)
 
     def _recorded_spec(self, name: str, ndim: int, width: int) -> FeatureSpec:
         try:
@@ -301,7 +327,7 @@ class RosbagSource(Source):
 
     def _problems(self) -> list[str]:
         return [
-            f'{self.path}: episode {name!r}: {problem}; leave it out with --skip-bad'
+            f'{self.path}: episode {name!r}: {problem}; leave the episode out with --skip-bad'
             for name, episode in self._episodes.items()
             if (problem := episode.check())
         ]
@@ -336,7 +362,10 @@ class RosbagSource(Source):
         horizons = {step.exec_horizon for step in steps[:-1]} or {steps[0].exec_horizon}
         if len(horizons) > 1:
             raise DumpError(
-                f'{where}: expected one exec_horizon, found {", ".join(map(str, sorted(horizons)))}'
+                where=where,
+                expected='one value of exec_horizon at all steps',
+                found=', '.join(map(str, sorted(horizons))),
+                advice=LEAVE_OUT,
             )
         fields = stacked_fields(where, steps)
         if not extra.get('stamps', True):

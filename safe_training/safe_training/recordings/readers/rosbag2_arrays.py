@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import LEAVE_OUT, DumpError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.step import STEP_FIELDS, PolicyStep, StepField
 from vla_feature_bridge.tensors import FLOATS, first_not_finite
@@ -52,11 +52,17 @@ def stacked_features(
     for step, row in enumerate(rows):
         if row.dtype != rows[0].dtype or row.dtype.name not in FLOATS:
             raise DumpError(
-                f'{where}: expected features of one float dtype, found {row.dtype} at step {step}'
+                where=where,
+                expected='features with one float dtype at all steps',
+                found=f'{row.dtype} at step {step} and {rows[0].dtype} at step 0',
+                advice=LEAVE_OUT,
             )
         if not np.isfinite(row).all():
             raise DumpError(
-                f'{where}: expected finite features, found NaN or infinity at step {step}'
+                where=where,
+                expected='features without NaN and infinity',
+                found=f'NaN or infinity at step {step}',
+                advice=LEAVE_OUT,
             )
     if spec is not None:
         return np.stack([pooled(where, spec, row) for row in rows]), None
@@ -64,9 +70,11 @@ def stacked_features(
         return np.stack(rows), None
     if len({row.shape[1:] for row in rows}) > 1:
         raise DumpError(
-            f'{where}: expected raw features with equal shapes except for the first axis, found '
-            f'shapes {rows[0].shape} and '
-            f'{next(row.shape for row in rows if row.shape[1:] != rows[0].shape[1:])}'
+            where=where,
+            expected='raw features with one shape at all steps (only the first axis may differ)',
+            found=f'the shapes {rows[0].shape} and '
+            f'{next(row.shape for row in rows if row.shape[1:] != rows[0].shape[1:])}',
+            advice=LEAVE_OUT,
         )
     lengths = np.array([len(row) for row in rows], np.int64)
     check_padding(where, len(rows) * int(lengths.max()), int(lengths.sum()))
@@ -103,14 +111,13 @@ def stacked_signals(where: str, steps: list[PolicyStep]) -> dict[str, np.ndarray
 
 
 def check_padding(where: str, padded: int, given: int) -> None:
-    """Refuse steps with very different lengths.
-
-    Reason: their table would be very large and mostly empty.
-    """
+    """Raise DumpError for very different lengths: the table would be large and mostly empty."""
     if padded > _FREE_PADDING + _MAX_PADDING * given:
         raise DumpError(
-            f'{where}: expected steps with a similar number of tokens and signals, found {given} '
-            f'values that need a table of {padded}'
+            where=where,
+            expected='steps with similar numbers of tokens and signals',
+            found=f'{given} values that need a table of {padded} values',
+            advice=LEAVE_OUT,
         )
 
 
@@ -119,16 +126,20 @@ def _tensors(where: str, field: StepField, rows: list[np.ndarray | None]) -> np.
     if not given:
         return None
     if len({(row.shape, row.dtype) for row in given}) > 1 or len(given) != len(rows):
+        kinds = {'no value' if r is None else f'{r.dtype} of shape {r.shape}' for r in rows}
         raise DumpError(
-            f'{where}: expected {field.name} of one shape and dtype at every step, found '
-            + ' and '.join(
-                sorted({'none' if r is None else f'{r.dtype} {r.shape}' for r in rows})[:4]
-            )
+            where=where,
+            expected=f'{field.name} with one dtype and one shape at all steps',
+            found=' and '.join(sorted(kinds)[:4]),
+            advice=LEAVE_OUT,
         )
     stacked = np.stack(given)
     if stacked.dtype.kind not in 'iu' and (step := first_not_finite(stacked)) is not None:
         raise DumpError(
-            f'{where}: expected finite {field.name}, found NaN or infinity at step {step}'
+            where=where,
+            expected=f'{field.name} without NaN and infinity',
+            found=f'NaN or infinity at step {step}',
+            advice=LEAVE_OUT,
         )
     return stacked
 

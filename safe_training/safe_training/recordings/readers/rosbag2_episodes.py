@@ -19,6 +19,9 @@ from vla_feature_bridge.step import PolicyStep
 #: Key in ``custom_data`` of our recordings for metadata that messages cannot contain.
 CUSTOM_KEY = 'safe_rollout_set'
 CUSTOM_VERSION = 1
+#: Reason in the events of our recordings.
+CONVERTED = 'converted from a rollout set'
+_CONVERT_AGAIN = 'convert the rollout set to a recording again with this version of the software'
 
 #: Fields stored for each episode, with their types.
 _EXTRAS = {
@@ -84,16 +87,17 @@ class Episode:
         if step.step in self.steps:
             self.problem = self.problem or (
                 f'expected each step once, found step {step.step} twice; two recordings or two '
-                'policies use the same episode_id'
+                'policies used the same episode_id'
             )
         elif feature != self.feature:
             self.problem = self.problem or (
-                f'expected features {self.feature[0]!r} of width {self.feature[2]} at every '
-                f'step, found {step.feature_name!r} of width {feature[2]} at step {step.step}'
+                f'expected the feature {self.feature[0]!r} (axes: {self.feature[1]}, width: '
+                f'{self.feature[2]}) at all steps, found the feature {step.feature_name!r} (axes: '
+                f'{feature[1]}, width: {feature[2]}) at step {step.step}'
             )
         elif step.action_space != self.action_space:
             self.problem = self.problem or (
-                f'expected the action space {self.action_space!r} at every step, found '
+                f'expected the action space {self.action_space!r} at all steps, found '
                 f'{step.action_space!r} at step {step.step}'
             )
         self.steps.add(step.step)
@@ -106,9 +110,9 @@ class Episode:
         if self.steps != set(range(len(self.steps))):
             missing = next(n for n in range(len(self.steps)) if n not in self.steps)
             return (
-                f'expected all steps from 0 to {max(self.steps)}, found {len(self.steps)}, '
-                f'without {missing}; the recording started after the episode began, or messages '
-                'were lost'
+                f'expected all steps from 0 to {max(self.steps)}, found {len(self.steps)} steps '
+                f'without step {missing}; the recording started after the start of the episode, '
+                'or messages were lost'
             )
         return ''
 
@@ -150,22 +154,41 @@ def read_extras(path: Path, text: str | None) -> dict[str, Any]:
     """
     if text is None:
         return {'episodes': {}}
-    problem = f'{path}: expected custom data {CUSTOM_KEY!r} as convert writes it, found'
+    where = str(path)
+    expected = f'the custom data {CUSTOM_KEY!r} in the form that convert writes'
     try:
         extras = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise DumpError(f'{problem} {str(error)[:160]}') from None
+        raise DumpError(
+            where=where,
+            expected=expected,
+            found=f'text that is not JSON ({str(error)[:160]})',
+            advice=_CONVERT_AGAIN,
+        ) from None
     if type(extras) is not dict or extras.get('version') != CUSTOM_VERSION:
-        raise DumpError(f'{problem} a different version')
+        raise DumpError(
+            where=where,
+            expected=expected,
+            found='a different version',
+            advice=_CONVERT_AGAIN,
+        )
     episodes = extras.get('episodes')
     if type(episodes) is not dict or type(extras.get('feature')) not in (dict, type(None)):
         raise DumpError(
-            f'{problem} a different layout; convert the rollout set again with this version'
+            where=where,
+            expected=expected,
+            found='a different layout',
+            advice=_CONVERT_AGAIN,
         )
     for name, extra in episodes.items():
         if type(extra) is not dict or not all(
             type(value) is _EXTRAS.get(key) and (type(value) is not int or abs(value) < 2**62)
             for key, value in extra.items()
         ):
-            raise DumpError(f'{problem} fields with a wrong type for episode {name[:200]!r}')
+            raise DumpError(
+                where=where,
+                expected=expected,
+                found=f'fields with a wrong type for episode {name[:200]!r}',
+                advice=_CONVERT_AGAIN,
+            )
     return extras

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import LEAVE_OUT, DumpError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.tensors import first_not_finite
 
@@ -22,9 +22,9 @@ class StepFeatures:
     Parameters
     ----------
     spec : FeatureSpec
-        The expected feature; a width of 0 is set by the first step.
+        The expected feature. If its width is 0, the first step sets the width.
     what : str
-        Name of the tensor in messages, for example ``hidden states``.
+        Name of the tensor in error texts, for example ``hidden states``.
     steps : int
         Number of steps of the episode, so that raw tensors of one shape are not copied twice.
     """
@@ -49,18 +49,24 @@ class StepFeatures:
         axes = ', '.join([*self.spec.axes, 'width'])
         if not isinstance(raw, np.ndarray) or raw.ndim != len(self.spec.axes) + 1:
             raise DumpError(
-                f'{file}: expected {self.what} ({axes}) at each step, '
-                f'found {shape_text(raw)} at step {step}'
+                where=str(file),
+                expected=f'{self.what} of shape ({axes}) at each step',
+                found=f'{shape_text(raw)} at step {step}',
+                advice=LEAVE_OUT,
             )
         if 0 in raw.shape or raw.dtype.name not in FLOATS:
             raise DumpError(
-                f'{file}: expected {self.what} of shape ({axes}) as floats, '
-                f'found {raw.dtype} {raw.shape} at step {step}'
+                where=str(file),
+                expected=f'{self.what} of shape ({axes}) with float values and no empty axis',
+                found=f'{raw.dtype} of shape {raw.shape} at step {step}',
+                advice=LEAVE_OUT,
             )
         if first_not_finite(raw) is not None:
             raise DumpError(
-                f'{file}: expected finite {self.what}, found NaN or infinity at step {step}; '
-                'leave the episode out (--skip-bad) or record it again'
+                where=str(file),
+                expected=f'{self.what} without NaN and infinity',
+                found=f'NaN or infinity at step {step}',
+                advice=LEAVE_OUT,
             )
         try:
             # Averages are computed in float32 for every stored dtype; selections are exact.
@@ -87,14 +93,20 @@ class StepFeatures:
     def _check_raw(self, file: Path, step: int, raw: np.ndarray) -> None:
         if self.spec.dim not in (0, raw.shape[-1]):
             raise DumpError(
-                f'{file}: expected {self.what} of width {self.spec.dim} as in the other episodes, '
-                f'found width {raw.shape[-1]} at step {step}; leave the episode out (--skip-bad)'
+                where=str(file),
+                expected=f'{self.what} of width {self.spec.dim}, as in the other episodes',
+                found=f'width {raw.shape[-1]} at step {step}',
+                advice='leave the episode out with --skip-bad',
             )
         first = self._rows[0] if self._rows else raw
         if raw.dtype != first.dtype or raw.shape[1:] != first.shape[1:]:
             raise DumpError(
-                f'{file}: expected {self.what} of one dtype and shape in every step, found '
-                f'{raw.dtype} {raw.shape} at step {step}, {first.dtype} {first.shape} at step 0'
+                where=str(file),
+                expected=f'{self.what} with one dtype and one shape at all steps (only the first '
+                'axis may differ)',
+                found=f'{raw.dtype} of shape {raw.shape} at step {step} and {first.dtype} of '
+                f'shape {first.shape} at step 0',
+                advice=LEAVE_OUT,
             )
 
     def stack(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -125,6 +137,11 @@ def shape_text(value: Any) -> str:
     """Return the kind or shape of a value from a dump, for a message."""
     if isinstance(value, np.ndarray):
         return f'an array of shape {value.shape}'
-    if type(value) in (list, dict) and not value:
-        return f'an empty {type(value).__name__}'
-    return 'nothing' if value is None else f'a {type(value).__name__}'
+    if type(value) in (list, dict):
+        return f'a {type(value).__name__}' if value else f'an empty {type(value).__name__}'
+    return 'no value' if value is None else f'a value of type {type(value).__name__}'
+
+
+def bad_values(array: np.ndarray) -> str:
+    """Return why an array has no usable numbers, for a message."""
+    return 'NaN or infinity' if array.dtype.name in FLOATS else f'the dtype {array.dtype}'

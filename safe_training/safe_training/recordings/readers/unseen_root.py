@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,18 @@ class WithUnseenRoot(EpisodeSource):
         super().__init__(seen.path, f'{seen.why}; unseen: {unseen.why}', seen.options)
         if seen.kind != unseen.kind:
             raise DumpError(
-                f'{unseen.path}: expected unseen tasks in the format of {seen.path}, '
-                f'{seen.kind}, found {unseen.kind}; convert both to rollout sets first'
+                where=str(unseen.path),
+                expected=f'unseen tasks in the format {seen.kind}, the format of {seen.path}',
+                found=f'the format {unseen.kind}',
+                advice='give two sources of the same format, or convert both sources to rollout '
+                'sets first',
+            )
+        if os.path.realpath(seen.path) == os.path.realpath(unseen.path):
+            raise DumpError(
+                where=str(unseen.path),
+                expected='unseen tasks that are not in the first source',
+                found='the first source again',
+                advice='give another source as --unseen-root',
             )
         self.seen, self.unseen = seen, unseen
         self.kind = seen.kind  # type: ignore[misc]
@@ -60,13 +71,18 @@ class WithUnseenRoot(EpisodeSource):
         source, inner = self._of(index)
         return source.files(inner)
 
+    def compared_files(self, index: int) -> list[Path]:
+        source, inner = self._of(index)
+        return source.compared_files(inner)
+
     def find_feature(self, index: int) -> FeatureSpec:
         feature, other = self.seen.feature, self.unseen.feature
         if feature != other:
             raise DumpError(
-                f'{self.unseen.path}: expected {feature} of width {feature.dim} as in '
-                f'{self.seen.path}, found {other} of width {other.dim}; '
-                'give two roots of the same policy'
+                where=str(self.unseen.path),
+                expected=f'the feature {feature} of width {feature.dim}, as in {self.seen.path}',
+                found=f'the feature {other} of width {other.dim}',
+                advice='give two sources of the same policy',
             )
         self.raw_axes = self.seen.raw_axes
         return feature

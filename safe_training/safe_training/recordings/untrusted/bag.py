@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the messages of a rosbag2 recording from mcap or sqlite3 files, completely or not at all.
 
-A recording can come from an untrusted source. Every length is therefore compared with the file
-before it is used: no record reaches past the end, nothing unpacks to more than a bounded multiple
-of the file, and no message definition in a recording becomes code. The rosbags library trusts
-lengths, so the storage is read here, and that library gets only single messages (``cdr``) and our
-own recordings (``write_bag``).
+A recording can come from an untrusted source. Therefore every length is compared with the file
+before the length is used. No record ends after the end of the file. No data unpacks to more than a
+limited multiple of the file size. No message definition in a recording becomes code. The rosbags
+library does not check lengths. Therefore this module reads the storage, and the library gets only
+single messages (``cdr``) and our own recordings (``write_bag``).
 """
 
 from __future__ import annotations
 
+import shlex
 import tempfile
 from collections import Counter
 from collections.abc import Collection, Iterator
@@ -20,9 +21,8 @@ from typing import Any
 
 from backports import zstd
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_AGAIN, DumpError
 from safe_training.recordings.untrusted.bag_budget import (
-    COPY_AGAIN,
     COPY_BYTES,
     MAX_METADATA_BYTES,
     MCAP_MAGIC,
@@ -33,12 +33,14 @@ from safe_training.recordings.untrusted.bag_budget import (
 )
 from safe_training.recordings.untrusted.mcap_file import McapFile
 from safe_training.recordings.untrusted.sqlite_file import SqliteFile
+from safe_training.recordings.untrusted.text_file import read_text
 
 METADATA = 'metadata.yaml'
 INFORMATION = 'rosbag2_bagfile_information'
 SUFFIXES = ('.mcap', '.db3')
 _MAGICS = {'.mcap': MCAP_MAGIC, '.db3': SQLITE_MAGIC}
 _STORAGES = {'mcap': '.mcap', 'sqlite3': '.db3'}
+_METADATA_AGAIN = f'{COPY_AGAIN}, or make the metadata again with: ros2 bag reindex FOLDER'
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Bag:
     why : str
         Reason why the path was recognised as a recording.
     files : list of Path
-        Its storage files, in order.
+        The storage files, in order.
     compression : str
         Compression of the whole recording: ``file``, ``message`` or empty. Chunks of mcap have
         their own.
@@ -95,8 +97,11 @@ class Bag:
         for name in types:
             if counts[name] < self.stated.get(name, 0):
                 raise DumpError(
-                    f'{self.path}: expected {self.stated[name]} messages of type {name} as '
-                    f'{METADATA} says, found {counts[name]}; {COPY_AGAIN}'
+                    where=str(self.path),
+                    expected=f'{self.stated[name]} messages of type {name}, the number in '
+                    f'{METADATA}',
+                    found=f'{counts[name]} messages',
+                    advice=_METADATA_AGAIN,
                 )
 
     @contextmanager
@@ -114,8 +119,10 @@ class Bag:
                 yield SqliteFile(plain, file)
             else:
                 raise DumpError(
-                    f'{file}: expected a recording in mcap or sqlite3, found '
-                    f'{"an empty file" if not magic else "other bytes"}; {COPY_AGAIN}'
+                    where=str(file),
+                    expected='a recording in the format mcap or sqlite3',
+                    found=f'a file that begins with {magic!r}' if magic else 'an empty file',
+                    advice=COPY_AGAIN,
                 )
 
 
@@ -127,7 +134,12 @@ def _unpack_file(file: Path, plain: Path) -> None:
                 budget.spend(len(block))
                 out.write(block)
     except (zstd.ZstdError, EOFError) as error:
-        raise DumpError(f'{file}: expected zstd data, found {error}; {COPY_AGAIN}') from None
+        raise DumpError(
+            where=str(file),
+            expected='complete zstd data',
+            found=f'the error: {error}',
+            advice=COPY_AGAIN,
+        ) from None
 
 
 # -- which files
@@ -143,19 +155,20 @@ def detect_bag(path: Path) -> str | None:
         if metadata.is_file():
             with metadata.open('rb') as stream:
                 if INFORMATION.encode() in stream.read(1 << 16):
-                    return f'holds {METADATA} of rosbag2'
-        names = sorted(entry.name for entry in path.iterdir())
+                    return f'contains {METADATA} of rosbag2'
+        # Hidden files belong to the system: a Mac writes ._NAME beside NAME.
+        names = sorted(e.name for e in path.iterdir() if not e.name.startswith('.'))
         storage = [name for name in names if name.removesuffix('.zstd').endswith(SUFFIXES)]
-        return f'holds {storage[0]}' if storage else None
+        return f'contains {storage[0]}' if storage else None
     if not path.is_file():
         return None  # opening a pipe would wait for its writer
     if path.name.removesuffix('.zstd').endswith(SUFFIXES):
-        return f'is named *{path.suffix}'
+        return f'the name ends in {path.suffix}'
     with path.open('rb') as stream:
         magic = stream.read(8)
     if magic == MCAP_MAGIC:
-        return 'begins as an mcap file does'
-    return 'begins as a sqlite3 file does' if magic == SQLITE_MAGIC[:8] else None
+        return 'begins like an mcap file'
+    return 'begins like a sqlite3 file' if magic == SQLITE_MAGIC[:8] else None
 
 
 def open_bag(path: Path) -> Bag:
@@ -168,23 +181,23 @@ def open_bag(path: Path) -> Bag:
     """
     why = detect_bag(path)
     if why is None:
-        raise DumpError(f'{path}: expected a rosbag2 recording, found none; check the path')
+        raise DumpError(
+            where=str(path),
+            expected='a rosbag2 recording',
+            found='a different format',
+            advice='check the path',
+        )
     if not path.is_dir():
         return _open_file(path, why)
     if not (path / METADATA).is_file():
         raise DumpError(
-            f'{path / METADATA}: expected the metadata of a recording ({why}), found none; make '
-            'it with: ros2 bag reindex, or give the path of the storage file'
+            where=f'{path / METADATA}',
+            expected=f'the metadata of a recording, because the folder {why}',
+            found='no file',
+            advice=f'make this file with: ros2 bag reindex {shlex.quote(str(path))}, or give the '
+            'path of the mcap or db3 file instead of the folder',
         )
-    if (path / METADATA).stat().st_size > MAX_METADATA_BYTES:
-        raise DumpError(
-            f'{path / METADATA}: expected at most {MAX_METADATA_BYTES} bytes, found '
-            f'{(path / METADATA).stat().st_size}; {COPY_AGAIN}'
-        )
-    try:
-        text = (path / METADATA).read_text(encoding='utf-8')
-    except ValueError as error:
-        raise DumpError(f'{path / METADATA}: expected text, found {error}; {COPY_AGAIN}') from None
+    text = read_text(path / METADATA, MAX_METADATA_BYTES, 'the metadata of rosbag2')
     bag = Bag(path, why, [])
     _read_metadata(bag, path / METADATA, text)
     return bag
@@ -212,7 +225,12 @@ def _read_metadata(bag: Bag, file: Path, text: str) -> None:
     # For manipulated text, the YAML parser can raise undocumented exceptions.
     except (YAMLError, RecursionError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = ' '.join(str(error).split())[:160]
-        raise DumpError(f'{file}: expected YAML of rosbag2, found {reason}; {COPY_AGAIN}') from None
+        raise DumpError(
+            where=str(file),
+            expected='the metadata of rosbag2 in YAML',
+            found=f'text that is not YAML ({reason})',
+            advice=_METADATA_AGAIN,
+        ) from None
     # Inside an mcap file the outermost key is left out.
     information = content.get(INFORMATION, content) if isinstance(content, dict) else None
     try:
@@ -220,9 +238,14 @@ def _read_metadata(bag: Bag, file: Path, text: str) -> None:
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         if isinstance(error, DumpError):
             raise
+        found = 'fields with other types'
+        if isinstance(error, KeyError):
+            found = f'no field {str(error)[:80]}'
         raise DumpError(
-            f'{file}: expected the metadata of rosbag2, found {type(error).__name__}: '
-            f'{str(error)[:160]}; {COPY_AGAIN}'
+            where=str(file),
+            expected='the metadata of rosbag2',
+            found=found,
+            advice=_METADATA_AGAIN,
         ) from None
 
 
@@ -230,34 +253,51 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
     storage = information['storage_identifier']
     if storage not in _STORAGES:
         raise DumpError(
-            f'{file}: expected storage mcap or sqlite3, found {str(storage)[:40]!r}; '
-            'convert the recording with: ros2 bag convert'
+            where=str(file),
+            expected='the storage mcap or sqlite3',
+            found=f'the storage {str(storage)[:40]!r}',
+            advice='convert the recording to mcap with: ros2 bag convert',
         )
     mode = str(information.get('compression_mode') or '').lower()
     form = str(information.get('compression_format') or '').lower()
     packed = mode in ('file', 'message')
     if mode not in ('', 'none') and (not packed or form != 'zstd'):
         raise DumpError(
-            f'{file}: expected zstd compression of files or messages, found compression format '
-            f'{form[:40]!r} with mode {mode[:40]!r}; convert the recording with: ros2 bag '
-            'convert'
+            where=str(file),
+            expected='no compression, or zstd compression of files or messages',
+            found=f'the compression format {form[:40]!r} with the mode {mode[:40]!r}',
+            advice='convert the recording to mcap with: ros2 bag convert',
         )
     bag.compression = mode if packed else ''
     for entry in information['topics_with_message_count']:
         name, count = entry['topic_metadata']['type'], entry['message_count']
         if type(name) is not str or type(count) is not int:
-            raise TypeError('a topic without type and message_count')
+            raise DumpError(
+                where=str(file),
+                expected='a type and a message_count of each topic',
+                found='other values',
+                advice=_METADATA_AGAIN,
+            )
         bag.stated[name] = bag.stated.get(name, 0) + count
     custom = information.get('custom_data') or {}
     bag.custom = {str(key): value for key, value in custom.items() if type(value) is str}
     names = information['relative_file_paths']
     if type(names) is not list or not names:
-        raise TypeError('no relative_file_paths')
+        raise DumpError(
+            where=str(file),
+            expected='a list of file names in relative_file_paths',
+            found='no file name',
+            advice=_METADATA_AGAIN,
+        )
     for name in names:
         # Use only the file name, like ros2 bag: the files of a recording are in its folder.
         place = bag.path / PurePosixPath(str(name)).name
         if bag.path.is_dir() and not place.is_file():
             raise DumpError(
-                f'{place}: expected this file of the recording, found none; {COPY_AGAIN}'
+                where=str(place),
+                expected='this file, because the metadata of the recording contains this file name',
+                found='no file',
+                advice='copy the file from its source, or make the metadata again with: ros2 bag '
+                f'reindex {shlex.quote(str(bag.path))}',
             )
         bag.files.append(place)

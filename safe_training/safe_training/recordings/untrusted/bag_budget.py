@@ -9,7 +9,7 @@ from typing import NamedTuple
 import lz4.frame
 from backports import zstd
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_AGAIN, DumpError
 
 MCAP_MAGIC = b'\x89MCAP0\r\n'
 SQLITE_MAGIC = b'SQLite format 3\x00'
@@ -22,8 +22,6 @@ _MAX_CHUNK_BYTES = 64 << 20
 _FREE_BYTES = 64 << 20
 _MAX_RATIO = 256
 COPY_BYTES = 1 << 20
-
-COPY_AGAIN = 'copy the file again, or repair the recording with: ros2 bag reindex'
 
 
 class Topic(NamedTuple):
@@ -51,16 +49,20 @@ class Budget:
 
     def __init__(self, name: Path, size: int) -> None:
         self.name = name
-        self.left = _FREE_BYTES + _MAX_RATIO * size
+        self.limit = self.left = _FREE_BYTES + _MAX_RATIO * size
 
     def spend(self, amount: int) -> None:
         """Count unpacked bytes; raises DumpError if the file unpacks to too many."""
         self.left -= amount
         if amount > _MAX_CHUNK_BYTES or self.left < 0:
+            expected = f'at most {self.limit} bytes after unpacking'
+            if amount > _MAX_CHUNK_BYTES:
+                expected = f'messages and chunks of at most {_MAX_CHUNK_BYTES} bytes'
             raise DumpError(
-                f'{self.name}: expected a recording, found a file with a much larger unpacked '
-                'size than a normal recording; it was probably made to fill the memory: do not '
-                'use it'
+                where=str(self.name),
+                expected=expected,
+                found='more bytes' if self.left < 0 else 'a larger message or chunk',
+                advice='the file was probably made to fill the memory: do not use the file',
             )
 
     def unpack_zstd(self, data: bytes | memoryview) -> bytes:
@@ -71,10 +73,13 @@ class Budget:
             out = unpacker.decompress(data, limit + 1)
             self.spend(len(out))
             if not unpacker.eof or unpacker.unused_data:
-                raise zstd.ZstdError('compressed data that does not end where it should')
+                raise zstd.ZstdError('compressed data with a wrong end')
         except zstd.ZstdError as error:
             raise DumpError(
-                f'{self.name}: expected zstd data, found {error}; {COPY_AGAIN}'
+                where=str(self.name),
+                expected='complete zstd data',
+                found=f'the error: {error}',
+                advice=COPY_AGAIN,
             ) from None
         return out
 
@@ -86,9 +91,12 @@ class Budget:
             out: bytes = unpacker.decompress(data, max_length=limit + 1)
             self.spend(len(out))
             if not unpacker.eof or unpacker.unused_data:
-                raise RuntimeError('compressed data that does not end where it should')
+                raise RuntimeError('compressed data with a wrong end')
         except (RuntimeError, EOFError) as error:
             raise DumpError(
-                f'{self.name}: expected lz4 data, found {error}; {COPY_AGAIN}'
+                where=str(self.name),
+                expected='complete lz4 data',
+                found=f'the error: {error}',
+                advice=COPY_AGAIN,
             ) from None
         return out

@@ -8,19 +8,23 @@ from typing import Any
 
 import numpy as np
 
+from safe_training.recordings.errors import COPY_AGAIN
+
 MAX_FILE_BYTES = 4 << 30
 MAX_OPCODES = 5_000_000
 MAX_DEPTH = 64
-#: The arrays of a tree, repeats included, take at most this multiple of the file's size.
+#: The arrays of a tree, including repeated arrays, have at most this multiple of the file size.
 MAX_EXPANSION = 4
 SLACK_BYTES = 1 << 20
 
-GET_AGAIN = 'copy the file from its source again'
-_DISTRUST = 'nothing was executed; do not use this file unless you know why it holds that'
+_DISTRUST = (
+    'nothing was executed; the file is damaged or unsafe: get the file again from a source that '
+    'you trust'
+)
 
 
 class Refused(Exception):
-    """A refusal by the pickle machine; ``load_bytes`` turns it into a DumpError with the file."""
+    """The pickle machine refuses a file; ``load_bytes`` raises a DumpError with the file name."""
 
     def __init__(self, expected: str, found: str, advice: str = _DISTRUST) -> None:
         super().__init__(f'expected {expected}, found {found}; {advice}')
@@ -29,7 +33,7 @@ class Refused(Exception):
 class Budget:
     """Remaining limits for reading a file of a given size.
 
-    A pickle shares them with the pickles inside it.
+    A pickle and the pickles inside it share these limits.
     """
 
     def __init__(self, file_bytes: int) -> None:
@@ -41,13 +45,16 @@ class Budget:
         """Count one opcode; raises Refused if there are too many."""
         self.opcodes -= 1
         if self.opcodes < 0:
-            raise Refused(f'at most {MAX_OPCODES} pickle opcodes', 'more')
+            raise Refused(f'at most {MAX_OPCODES} pickle opcodes', 'more opcodes')
 
     def spend_copy(self, count: int) -> None:
         """Count bytes before they are copied; raises Refused if there are too many."""
         self._copied += count
         if self._copied > self.bytes:
-            raise Refused(f'arrays of at most {self.bytes} bytes for a file of this size', 'more')
+            raise Refused(
+                f'arrays of at most {self.bytes} bytes for a file of this size',
+                'arrays with more bytes',
+            )
 
 
 class Global:
@@ -79,13 +86,15 @@ def decode(text: bytes) -> str:
     try:
         return text.decode('utf-8')
     except UnicodeDecodeError:
-        raise Refused('text in UTF-8', 'other bytes', GET_AGAIN) from None
+        raise Refused('text in UTF-8', 'bytes that are not UTF-8', COPY_AGAIN) from None
 
 
 def kind_of(value: Any) -> str:
     """Return the kind of a value of the pickle machine, for a message."""
-    names = {Pending: 'an unfinished array', Storage: 'a torch storage'}
-    return value.name if type(value) is Global else names.get(type(value), type(value).__name__)
+    names = {Pending: 'an incomplete array', Storage: 'a torch storage'}
+    if type(value) is Global:
+        return f'a reference to {value.name}'
+    return names.get(type(value), f'a value of type {type(value).__name__}')
 
 
 def shown(text: str) -> str:
@@ -96,10 +105,16 @@ def shown(text: str) -> str:
 def lengths(value: Any, what: str) -> tuple[int, ...]:
     """Return a tuple of lengths from 0, at most 32; raises Refused, which names ``what``."""
     if type(value) is not tuple or len(value) > 32:
-        raise Refused(f'{what} as a tuple of at most 32 lengths', kind_of(value))
+        raise Refused(
+            f'{what} as a tuple of at most 32 lengths',
+            f'a tuple of {len(value)} values' if type(value) is tuple else kind_of(value),
+        )
     for length in value:
         if type(length) is not int or not 0 <= length < 1 << 40:
-            raise Refused(f'{what} of lengths from 0', 'another value')
+            raise Refused(
+                f'{what} with lengths from 0',
+                str(length)[:40] if type(length) is int else kind_of(length),
+            )
     return value
 
 

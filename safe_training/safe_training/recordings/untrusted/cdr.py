@@ -3,7 +3,7 @@
 
 The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``), or the
 files of the same checkout. Code is generated only from these definitions. A definition in a bag is
-compared with our definitions, present and older, and is then ignored.
+compared with our present and older definitions, and is then ignored.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TENSOR = 'safe_msgs/msg/Tensor'
 _HEADER = 'std_msgs/msg/Header'
 _TIME = 'builtin_interfaces/msg/Time'
 _NANOSECONDS = 1_000_000_000
-#: Our own definitions have 3000 characters, comments included.
+#: Our own definitions have 3000 characters, including comments.
 _MAX_DEFINITION_CHARACTERS = 1 << 16
 
 #: Definitions of other packages that ours use.
@@ -48,17 +48,14 @@ _STANDARD = {
         'int32 sec\nuint32 nanosec\n'
     ),
 }
-#: Layout of the steps of version 0.1: the present fields without the last one.
+#: Layout of the steps of version 0.1: the present fields without the last field.
 _STEP_0_1 = f'{STEP}Of0_1'
 _NOT_IN_0_1 = ('action_space',)
 _PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
 
 
 class BagMessageError(SafeError):
-    """A message in a bag cannot be read or written.
-
-    This is also raised if its definition in the bag differs from our definition.
-    """
+    """A message in a bag, or its definition, cannot be read or written."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def own_definition(name: str) -> str:
     Raises
     ------
     BagMessageError
-        The installation lacks the definition.
+        The installation does not contain the definition.
     """
     if name in _STANDARD:
         return _STANDARD[name]
@@ -103,9 +100,11 @@ def own_definition(name: str) -> str:
         if (folder / file).is_file():
             return (folder / file).read_text(encoding='utf-8')
     raise BagMessageError(
-        f'{folders[0] / file}: expected the copy of this definition that the installation makes, '
-        'found none, no safe_msgs in a checkout, and no installed package safe_msgs; install '
-        'safe_training again from a checkout (pip install ./safe_training), or source the workspace'
+        where=f'{folders[0] / file}',
+        expected='the copy of this message definition that the installation makes',
+        found='no copy, no folder safe_msgs in a checkout, and no installed package safe_msgs',
+        advice='install safe_training again from a checkout with: pip install ./safe_training, '
+        'or source the ROS workspace',
     )
 
 
@@ -121,10 +120,7 @@ def _definition_folders() -> list[Path]:
 
 
 def full_definition(name: str) -> str:
-    """Return the text of a definition and of all definitions that it uses.
-
-    Recorders store this format in a bag.
-    """
+    """Return the definition with all definitions that it uses, as recorders store it in a bag."""
     parts = [own_definition(name)]
     for part in _PARTS[name]:
         package, _, short = part.replace('/msg/', '/').partition('/')
@@ -146,15 +142,14 @@ def check_definition(name: str, encoding: str, text: str) -> str:
     Raises
     ------
     BagMessageError
-        They differ: the bag was recorded with other messages of the same name.
+        The definitions differ: the bag was recorded with other messages of the same name.
     """
     from rosbags.typesys import TypesysError, get_types_from_idl, get_types_from_msg
 
     if not text or encoding not in ('ros2msg', 'ros2idl'):
         return ''
-    problem = f'expected the definition of {name} that this software has, found'
     if len(text) > _MAX_DEFINITION_CHARACTERS:
-        raise BagMessageError(f'{problem} one of {len(text)} characters')
+        raise _other_definition(name, f'a definition of {len(text)} characters')
     try:
         if encoding == 'ros2msg':
             found: dict[str, Any] = dict(get_types_from_msg(text, name))
@@ -165,7 +160,8 @@ def check_definition(name: str, encoding: str, text: str) -> str:
                 found |= get_types_from_idl(idl) if idl.strip() else {}
     # For manipulated text, the parser can raise other exceptions than its own error class.
     except (TypesysError, RecursionError, ValueError, LookupError, TypeError) as error:
-        raise BagMessageError(f'{problem} one that cannot be read ({_short(error)})') from None
+        problem = f'a definition that cannot be read ({_short(error)})'
+        raise _other_definition(name, problem) from None
     ours = _typestore().fielddefs
     fields = found[name][1] if name in found else None
     layouts = (name, _STEP_0_1) if name == STEP else (name,)
@@ -173,11 +169,17 @@ def check_definition(name: str, encoding: str, text: str) -> str:
     for part in (name, *_PARTS[name]):
         is_ours = layout if part == name else part in found and found[part][1] == ours[part][1]
         if not is_ours:
-            raise BagMessageError(
-                f'{problem} another definition of {part}; the bag was recorded with another '
-                'version of this software: convert the bag with that version'
-            )
+            raise _other_definition(name, f'a different definition of {part}')
     return layout
+
+
+def _other_definition(name: str, found: str) -> BagMessageError:
+    return BagMessageError(
+        expected=f'the definition of {name} in this software',
+        found=found,
+        advice='the recording was made with another version of this software: convert the '
+        'recording to a rollout set with that version',
+    )
 
 
 @cache
@@ -242,15 +244,14 @@ def step_from_cdr(data: bytes | memoryview, layout: str = STEP) -> PolicyStep:
     where = f'step {message.step} of episode {message.episode_id[:200]!r}'
     features = _array(message.features, f'{where}: features')
     if features is None or features.ndim == 0:
-        raise BagMessageError(f'{where}: expected features, found none')
+        raise BagMessageError(where=where, expected='features', found='no features')
     names = message.signal_names
     if len(names) != len(message.signals) or len(set(names)) != len(names):
-        raise BagMessageError(
-            f'{where}: expected one name for each of {len(message.signals)} signals, found '
-            f'{len(set(names))} different names'
-        )
+        expected = f'{len(message.signals)} different names of signals, one for each signal'
+        found = f'{len(names)} names, {len(set(names))} of them different'
+        raise BagMessageError(where=where, expected=expected, found=found)
     if not message.episode_id:
-        raise BagMessageError(f'{where}: expected an episode_id, found an empty one')
+        raise BagMessageError(where=where, expected='an episode_id', found='an empty episode_id')
     return PolicyStep(
         features=features,
         feature_name=message.features.name,
@@ -263,9 +264,9 @@ def step_from_cdr(data: bytes | memoryview, layout: str = STEP) -> PolicyStep:
         signals=dict(zip(names, map(float, message.signals), strict=True)),
         action_space=getattr(message, 'action_space', ''),
         **{
-            f.name: _unpacked(f, getattr(message, f.name), where)
-            for f in STEP_FIELDS
-            if f.kind != 'stamp'
+            field.name: _unpacked(field, getattr(message, field.name), where)
+            for field in STEP_FIELDS
+            if field.kind != 'stamp'
         },
     )
 
@@ -293,10 +294,8 @@ def _unpacked(field: StepField, value: Any, where: str) -> Any:
         return value
     array = _array(value, f'{where}: {field.name}')
     if array is not None and array.ndim != len(field.axes):
-        raise BagMessageError(
-            f'{where}: expected {field.name} of shape ({", ".join(field.axes)}), '
-            f'found {array.shape}'
-        )
+        expected = f'{field.name} of shape ({", ".join(field.axes)})'
+        raise BagMessageError(where=where, expected=expected, found=f'shape {array.shape}')
     return array
 
 
@@ -326,9 +325,11 @@ def event_from_cdr(data: bytes | memoryview) -> Event:
     message = _unpack(data, EVENT)
     where = f'event of episode {message.episode_id[:200]!r}'
     if message.kind not in (KIND_START, KIND_END, KIND_LABEL):
-        raise BagMessageError(f'{where}: expected kind 0, 1 or 2, found {message.kind}')
+        kinds = 'kind 0 (start), 1 (end) or 2 (label)'
+        raise BagMessageError(where=where, expected=kinds, found=f'kind {message.kind}')
     if message.outcome not in OUTCOMES:
-        raise BagMessageError(f'{where}: expected outcome 0, 1 or 2, found {message.outcome}')
+        outcomes = 'outcome 0 (unknown), 1 (success) or 2 (failure)'
+        raise BagMessageError(where=where, expected=outcomes, found=f'outcome {message.outcome}')
     return Event(
         episode_id=message.episode_id,
         kind=message.kind,
@@ -346,14 +347,19 @@ def _unpack(data: bytes | memoryview, name: str) -> Any:
     try:
         return _typestore().deserialize_cdr(data, name)
     except SerdeError as error:
-        raise BagMessageError(f'expected a {name}, found other bytes ({_short(error)})') from None
+        found = f'bytes of a different form ({_short(error)})'
+        raise BagMessageError(expected=f'a message of type {name}', found=found) from None
 
 
 def _header(stamp: int) -> Any:
     types = _typestore().types
     seconds = stamp // _NANOSECONDS
     if not -(2**31) <= seconds < 2**31:
-        raise BagMessageError(f'expected a stamp of 32 bits of seconds, found {stamp} ns')
+        raise BagMessageError(
+            expected='a stamp whose seconds fit 32 bits',
+            found=f'{stamp} ns',
+            advice='correct the stamps of this episode',
+        )
     time = types[_TIME](sec=seconds, nanosec=stamp % _NANOSECONDS)
     return types[_HEADER](stamp=time, frame_id='')
 
@@ -380,10 +386,8 @@ def _tensor(array: np.ndarray | None, name: str) -> Any:
 
 def _array(tensor: Any, where: str) -> np.ndarray | None:
     if not tensor.dtype:
-        if len(tensor.data):
-            raise BagMessageError(
-                f'{where}: expected a dtype for {len(tensor.data)} bytes, found none'
-            )
+        if count := len(tensor.data):
+            raise BagMessageError(where=where, expected=f'a dtype for {count} bytes', found='none')
         return None
     try:
         return array_of_bytes(tensor.dtype, tensor.shape.tolist(), tensor.data)

@@ -8,14 +8,18 @@ import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_AGAIN, DumpError
 from safe_training.recordings.untrusted.bag_budget import (
-    COPY_AGAIN,
     MAX_METADATA_BYTES,
     MCAP_MAGIC,
     Budget,
     Message,
     Topic,
+)
+
+_RECOVER = (
+    f'{COPY_AGAIN}, or write the readable part of the file to a new file with: '
+    'mcap recover FILE -o NEW.mcap'
 )
 
 
@@ -33,11 +37,12 @@ class McapFile:
         if end < 8 + 9 + 9 + 20 or bytes(self._data[end:]) != MCAP_MAGIC:
             raise self._cut(
                 'the end of an mcap file',
-                ('none, because the file is incomplete or was never closed'),
+                'no end, because the file is incomplete or was never closed',
+                _RECOVER,
             )
 
-    def _cut(self, expected: str, found: str) -> DumpError:
-        return DumpError(f'{self.name}: expected {expected}, found {found}; {COPY_AGAIN}')
+    def _cut(self, expected: str, found: str, advice: str = COPY_AGAIN) -> DumpError:
+        return DumpError(where=str(self.name), expected=expected, found=found, advice=advice)
 
     def topics(self) -> list[Topic]:
         """Return the topics found so far."""
@@ -72,9 +77,11 @@ class McapFile:
                 seen += code == 0x05
                 yield from self._take(code, record, types)
         if last != 0x02:
-            raise self._cut('a footer at the end', 'none')
+            raise self._cut('a footer at the end', 'no footer', _RECOVER)
         if stated is not None and stated != seen:
-            raise self._cut(f'{stated} messages as its statistics say', str(seen))
+            raise self._cut(
+                f'{stated} messages, the number in the statistics of the file', f'{seen} messages'
+            )
 
     def _take(self, code: int, record: memoryview, types: Collection[str]) -> Iterator[Message]:
         if code == 0x03:
@@ -90,7 +97,7 @@ class McapFile:
             time, _ = self._number(record, 6, 8)
             topic = self._channels.get(number)
             if topic is None or len(record) < 22:
-                raise self._cut('a message of a known channel', f'one of channel {number}')
+                raise self._cut('a message of a known channel', f'a message of channel {number}')
             if topic.type in types:
                 yield Message(topic, time, record[22:])
 
@@ -100,13 +107,15 @@ class McapFile:
         topic, at = self._text(record, at)
         encoding, _ = self._text(record, at)
         if schema not in self._schemas:
-            raise self._cut(f'a schema {schema} of topic {topic[:200]!r}', 'none')
+            raise self._cut(
+                f'a schema {schema} of topic {topic[:200]!r}', 'no schema with this number'
+            )
         found = Topic(topic, *self._schemas[schema])
         if encoding != 'cdr':
             # A topic of another program in the same file.
             found = found._replace(type=f'{found.type} in {encoding[:40]!r}')
         if self._channels.setdefault(number, found) != found:
-            raise self._cut(f'one channel {number}', 'two')
+            raise self._cut(f'one description of channel {number}', 'two different descriptions')
 
     def _chunk(self, record: memoryview) -> memoryview:
         size, _ = self._number(record, 16, 8)
@@ -115,7 +124,7 @@ class McapFile:
         length, at = self._number(record, at, 8)
         packed = record[at:]
         if len(packed) != length:
-            raise self._cut(f'a chunk of {length} bytes', str(len(packed)))
+            raise self._cut(f'a chunk of {length} bytes', f'{len(packed)} bytes')
         if compression == '':
             data = packed
         elif compression == 'zstd':
@@ -123,11 +132,14 @@ class McapFile:
         elif compression == 'lz4':
             data = memoryview(self.budget.unpack_lz4(packed))
         else:
-            raise self._cut('chunks in zstd or lz4', repr(compression[:40]))
+            raise self._cut(
+                'chunks without compression, or compressed with zstd or lz4',
+                f'the compression {compression[:40]!r}',
+            )
         if len(data) != size:
-            raise self._cut(f'a chunk that unpacks to {size} bytes', str(len(data)))
+            raise self._cut(f'a chunk with {size} bytes after unpacking', f'{len(data)} bytes')
         if crc and zlib.crc32(data) != crc:
-            raise self._cut(f'a chunk with checksum {crc}', str(zlib.crc32(data)))
+            raise self._cut(f'a chunk with checksum {crc}', f'checksum {zlib.crc32(data)}')
         return data
 
     def _records(self, data: memoryview) -> Iterator[tuple[int, memoryview]]:
@@ -139,14 +151,16 @@ class McapFile:
             # Opcode 0 is not a record: zeros at the end of an incomplete file must not count as
             # records.
             if len(head) != 9 or at + length > len(data) or head[0] == 0:
-                raise self._cut(f'a record of {length} bytes', f'{max(0, len(data) - at)} bytes')
+                raise self._cut(
+                    f'a record of {length} bytes', f'only {max(0, len(data) - at)} bytes'
+                )
             yield head[0], data[at : at + length]
             at += length
 
     def _number(self, record: memoryview, at: int, size: int) -> tuple[int, int]:
         part = record[at : at + size]
         if len(part) != size:
-            raise self._cut('a complete record', 'a shorter one')
+            raise self._cut('a complete record', 'a shorter record')
         return int.from_bytes(part, 'little'), at + size
 
     def _text(self, record: memoryview, at: int) -> tuple[str, int]:
@@ -157,4 +171,4 @@ class McapFile:
         try:
             return str(part, 'utf-8'), at + length
         except UnicodeDecodeError:
-            raise self._cut('a text in UTF-8', 'other bytes') from None
+            raise self._cut('text in UTF-8', 'bytes that are not UTF-8') from None

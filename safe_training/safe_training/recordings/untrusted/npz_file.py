@@ -14,9 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_AGAIN, DumpError
 
 _MAX_ARRAY_BYTES = 16 << 30
+_NO_OBJECTS = (
+    'Python objects can execute code during reading: write the archive with arrays of numbers or '
+    'texts only'
+)
+
+
+class _ArrayError(ValueError):
+    """An array of the archive is refused; the text of the error is what was found."""
+
+    def __init__(self, found: str, advice: str = COPY_AGAIN) -> None:
+        self.advice = advice
+        super().__init__(found)
 
 
 def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
@@ -35,13 +47,11 @@ def shapes(path: Path) -> dict[str, tuple[tuple[int, ...], np.dtype[Any]]]:
                 if name.endswith('.npy')
             }
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError) as error:
-        raise DumpError(
-            f'{path}: expected a NumPy archive (.npz), found {error}; copy the file again'
-        ) from error
+        raise _refusal(path, 'a NumPy archive (.npz)', error) from error
 
 
 def read_array(path: Path, name: str) -> np.ndarray:
-    """Return one array, after comparing its claimed size with the directory of the archive.
+    """Return one array. Its size in the header is first compared with the size in the archive.
 
     Raises
     ------
@@ -54,8 +64,8 @@ def read_array(path: Path, name: str) -> np.ndarray:
             size = archive.getinfo(f'{name}.npy').file_size
             expected = math.prod(shape) * dtype.itemsize
             if size - start != expected or expected > _MAX_ARRAY_BYTES:
-                raise ValueError(
-                    f'array {name} of shape {shape} and {dtype} in {size - start} bytes'
+                raise _ArrayError(
+                    f'{size - start} bytes for the array {name} of shape {shape} and dtype {dtype}'
                 )
             with archive.open(f'{name}.npy') as member:
                 data = member.read()
@@ -68,11 +78,17 @@ def read_array(path: Path, name: str) -> np.ndarray:
         RuntimeError,
         KeyError,
     ) as error:
-        raise DumpError(
-            f'{path}: expected array {name} of a NumPy archive, found {error}; copy the file again'
-        ) from error
+        raise _refusal(path, f'an undamaged array {name}', error) from error
     array = np.frombuffer(data, dtype, offset=start) if expected else np.empty(0, dtype)
     return array.reshape(shape, order='F' if fortran else 'C')
+
+
+def _refusal(path: Path, expected: str, error: Exception) -> DumpError:
+    if isinstance(error, _ArrayError):
+        return DumpError(where=str(path), expected=expected, found=str(error), advice=error.advice)
+    return DumpError(
+        where=str(path), expected=expected, found=f'the error: {error}', advice=COPY_AGAIN
+    )
 
 
 def _read_header(
@@ -86,11 +102,9 @@ def _read_header(
             (2, 0): np.lib.format.read_array_header_2_0,
         }.get(version)
         if read is None:
-            raise ValueError(f'array {name} in .npy version {version}')
+            raise _ArrayError(f'the array {name} in version {version} of the .npy format')
         shape, fortran, dtype = read(member)
         start = member.tell()
     if dtype.hasobject:
-        raise ValueError(
-            f'array {name} of Python objects, which would execute code when they are read'
-        )
+        raise _ArrayError(f'the array {name} of Python objects', _NO_OBJECTS)
     return shape, dtype, fortran, start

@@ -8,9 +8,9 @@ Python callable, class or attribute access. Every other name and every other opc
 
 The result is a tree of dict, list, tuple, str, int, float, bool, None, ``memoryview`` (byte
 strings, not copied), numpy scalars and read-only numpy arrays. A torch tensor becomes a numpy
-array, bfloat16 becomes ``ml_dtypes.bfloat16``.
+array. The dtype bfloat16 becomes ``ml_dtypes.bfloat16``.
 
-The size of the file bounds the memory. Lengths are checked before anything is read. Arrays are
+The size of the file limits the memory. Lengths are checked before anything is read. Arrays are
 views of the bytes of the file and must use all bytes that belong to them. Values that refer to each
 other many times (the "billion laughs" attack) are counted each time.
 """
@@ -20,9 +20,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import COPY_AGAIN, DumpError
 from safe_training.recordings.untrusted.budget import (
-    GET_AGAIN,
     MAX_FILE_BYTES,
     Budget,
     Global,
@@ -62,14 +61,19 @@ def load_pickle(path: str | Path) -> Any:
         size = file.stat().st_size
         if size > MAX_FILE_BYTES:
             raise DumpError(
-                f'{file}: expected a file of at most {MAX_FILE_BYTES} bytes, found {size}; this '
-                'is too large for one episode: check the file'
+                where=str(file),
+                expected=f'a file of at most {MAX_FILE_BYTES} bytes, the largest size of one '
+                'episode',
+                found=f'{size} bytes',
+                advice='check that the file belongs to this dump',
             )
         data = file.read_bytes()
     except OSError as error:
         raise DumpError(
-            f'{file}: expected a readable file, found {error.strerror}; '
-            'check the path and its permissions'
+            where=str(file),
+            expected='a readable file',
+            found=str(error.strerror),
+            advice='check the path and the permissions of the file',
         ) from error
     return load_bytes(data, str(file))
 
@@ -93,14 +97,14 @@ def load_bytes(data: bytes, name: str) -> Any:
     budget = Budget(len(data))
     try:
         if not len(view):
-            raise Refused('a pickle', 'an empty file', GET_AGAIN)
+            raise Refused('a pickle', 'an empty file', COPY_AGAIN)
         if bytes(view[:4]) == b'PK\x03\x04':
             tree = read_torch_zip(view, _ARCHIVE_NAMES, budget)
         elif view[0] != 0x80:
             raise Refused(
-                'a pickle (or a torch.save archive)',
-                f'a file that begins with {bytes(view[:8])!r}; it may have been renamed',
-                GET_AGAIN,
+                'a pickle or a torch.save archive',
+                f'a file that begins with {bytes(view[:8])!r}',
+                f'the file was perhaps renamed: {COPY_AGAIN}',
             )
         else:
             machine = PickleMachine(view, _NAMES, budget)
@@ -109,7 +113,7 @@ def load_bytes(data: bytes, name: str) -> Any:
                 raise Refused(
                     f'the end of the file at byte {machine.position}',
                     f'{len(view) - machine.position} more bytes',
-                    GET_AGAIN,
+                    COPY_AGAIN,
                 )
         check_tree(tree, budget)
     except Refused as error:
@@ -119,7 +123,7 @@ def load_bytes(data: bytes, name: str) -> Any:
 
 def _build_ordered_dict(arguments: Any, budget: Budget) -> dict[Any, Any]:
     if len(arguments):
-        raise Refused('an empty OrderedDict', 'one with arguments')
+        raise Refused('an OrderedDict without arguments', f'{len(arguments)} arguments')
     return {}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from safe_training.recordings.errors import COPY_AGAIN
 from safe_training.recordings.untrusted.budget import (
-    GET_AGAIN,
     MAX_DEPTH,
     MAX_OPCODES,
     Budget,
@@ -23,10 +23,14 @@ from safe_training.recordings.untrusted.budget import (
 )
 
 _MARK = object()
+_NOT_ALLOWED = (
+    'nothing was executed; if you wrote the file, save only these kinds of values in the file; if '
+    'you did not write the file, do not use the file'
+)
 
 
 class PickleMachine:
-    """Interprets one pickle program; knows only the opcodes that the dumps use.
+    """Interprets one pickle program. Knows only the opcodes that the dumps use.
 
     Parameters
     ----------
@@ -36,9 +40,9 @@ class PickleMachine:
         The names that the program may use.
     budget : Budget
     position : int
-        Where the program begins; afterwards, where it ended.
+        The byte at which the program begins; after ``run``, the byte after its end.
     persistent : callable, optional
-        Returns the value of a persistent id; without it such ids are refused.
+        Returns the value of a persistent id. If None, persistent ids are refused.
     """
 
     def __init__(
@@ -66,17 +70,19 @@ class PickleMachine:
             self._budget.spend_opcode()
             if opcode == 0x2E:  # STOP
                 if len(stack) != 1 or stack[0] is _MARK:
-                    raise Refused('one value at the end of the pickle', 'more or fewer values')
+                    raise Refused(
+                        'one value at the end of the pickle', 'a different number of values'
+                    )
                 return stack[0]
             operation = _OPERATIONS.get(opcode)
             if operation is None:
                 raise Refused(
-                    'only the pickle opcodes that dumps use',
-                    f'opcode 0x{opcode:02x} at byte {self.position - 1} (protocols 2 to 5 of '
-                    'plain values, numpy arrays and torch tensors are read)',
+                    'pickle opcodes for plain values, numpy arrays and torch tensors (protocols '
+                    '2 to 5)',
+                    f'opcode 0x{opcode:02x} at byte {self.position - 1}',
                 )
             operation(self)
-        raise Refused('the end mark of a pickle', f'the end of the file at byte {end}', GET_AGAIN)
+        raise Refused('the end mark of a pickle', f'the end of the file at byte {end}', COPY_AGAIN)
 
     # -- reading
 
@@ -85,8 +91,8 @@ class PickleMachine:
         if stop > len(self._data):
             raise Refused(
                 f'{count} bytes at byte {start}',
-                f'only {len(self._data) - start} until the end of the file',
-                GET_AGAIN,
+                f'only {len(self._data) - start} bytes before the end of the file',
+                COPY_AGAIN,
             )
         self.position = stop
         return self._data[start:stop]
@@ -101,7 +107,7 @@ class PickleMachine:
         text = bytes(self._data[start : start + 256])
         length = text.find(b'\n')
         if length < 0:
-            raise Refused(f'a name at byte {start}', 'a longer name')
+            raise Refused(f'a name of at most 255 bytes at byte {start}', 'a longer name')
         self.position = start + length + 1
         return decode(text[:length])
 
@@ -109,7 +115,7 @@ class PickleMachine:
 
     def _pop(self) -> Any:
         if not self._stack or self._stack[-1] is _MARK:
-            raise Refused(f'a value before byte {self.position}', 'an empty stack')
+            raise Refused(f'a value on the stack at byte {self.position}', 'an empty stack')
         return self._stack.pop()
 
     def _pop_to_mark(self) -> list[Any]:
@@ -119,12 +125,15 @@ class PickleMachine:
                 items = stack[index + 1 :]
                 del stack[index:]
                 return items
-        raise Refused(f'a mark before byte {self.position}', 'none')
+        raise Refused(f'a mark on the stack at byte {self.position}', 'no mark')
 
     def _top(self, kind: type) -> Any:
         if not self._stack or type(self._stack[-1]) is not kind:
-            expected = 'unfinished array' if kind is Pending else kind.__name__
-            raise Refused(f'a {expected} before byte {self.position}', 'another value')
+            expected = 'an incomplete array' if kind is Pending else f'a {kind.__name__}'
+            raise Refused(
+                f'{expected} on the stack at byte {self.position}',
+                'a different value',
+            )
         return self._stack[-1]
 
     def _remember(self, slot: int) -> None:
@@ -153,7 +162,7 @@ class PickleMachine:
     def _protocol(self) -> None:
         version = self._integer(1)
         if not 2 <= version <= 5:
-            raise Refused('pickle protocol 2 to 5', f'{version}')
+            raise Refused('pickle protocol 2 to 5', f'protocol {version}')
 
     def _frame(self) -> None:
         length = self._integer(8)
@@ -161,8 +170,8 @@ class PickleMachine:
         if length > left:
             raise Refused(
                 f'a frame of {length} bytes at byte {self.position}',
-                f'only {left} until the end of the file',
-                GET_AGAIN,
+                f'only {left} bytes before the end of the file',
+                COPY_AGAIN,
             )
 
     def _long(self) -> None:
@@ -207,18 +216,21 @@ class PickleMachine:
 
     def _set(self, target: dict[Any, Any], items: list[Any]) -> None:
         if len(items) % 2:
-            raise Refused('pairs of key and value', f'{len(items)} values')
+            raise Refused('an even number of keys and values', f'{len(items)} keys and values')
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) not in (str, int, bool, type(None)):
-                raise Refused('keys that are text or integers', f'a {type(key).__name__}')
+                raise Refused(
+                    'keys that are text or integers', f'a key of type {type(key).__name__}'
+                )
             target[key] = value
 
     def _find(self, module: str, name: str) -> None:
         found = self._names.get((module, name))
         if found is None:
             raise Refused(
-                'only numpy arrays, torch tensors and plain values',
+                'only plain values, numpy arrays and torch tensors',
                 f'a reference to {shown(f"{module}.{name}")} at byte {self.position}',
+                _NOT_ALLOWED,
             )
         self._stack.append(found)
 
@@ -230,19 +242,19 @@ class PickleMachine:
         name = self._pop()
         module = self._pop()
         if type(module) is not str or type(name) is not str:
-            raise Refused('a module and a name as text', 'something else')
+            raise Refused(
+                'a module name and a name as text', f'{kind_of(module)} and {kind_of(name)}'
+            )
         self._find(module, name)
 
     def _reduce(self) -> None:
         arguments = self._pop()
         function = self._pop()
         if type(function) is not Global or function.build is None:
-            raise Refused(
-                f'a known builder before byte {self.position}',
-                f'{shown(kind_of(function))} applied to arguments',
-            )
+            name = function.name if type(function) is Global else kind_of(function)
+            raise Refused(f'a known builder at byte {self.position}', f'a call of {name}')
         if type(arguments) is not tuple:
-            raise Refused(f'a tuple of arguments of {function.name}', kind_of(arguments))
+            raise Refused(f'a tuple of arguments for {function.name}', kind_of(arguments))
         self._stack.append(function.build(arguments, self._budget))
 
     def _build(self) -> None:
@@ -255,7 +267,9 @@ class PickleMachine:
 
     def _persistent_id(self) -> None:
         if self._persistent is None:
-            raise Refused('a plain pickle', f'a persistent id at byte {self.position}')
+            raise Refused(
+                'a pickle without persistent ids', f'a persistent id at byte {self.position}'
+            )
         self._stack.append(self._persistent(self._pop()))
 
 
@@ -308,9 +322,9 @@ _OPERATIONS: dict[int, Callable[[PickleMachine], None]] = {
 
 
 def check_tree(root: Any, budget: Budget) -> None:
-    """Refuse a value that is not a finite tree of plain values, or that repeats itself too often.
+    """Refuse a value that is not a finite tree of plain values, or has too many repeated parts.
 
-    Every shared part is visited once and counted as often as a reader would meet it.
+    A shared part is visited once, but it is counted at each place that refers to it.
     """
     done: dict[int, tuple[int, int, int]] = {}
     open_nodes: set[int] = set()
@@ -322,7 +336,9 @@ def check_tree(root: Any, budget: Budget) -> None:
         children = _children(node)
         if not leaving and children:
             if id(node) in open_nodes:
-                raise Refused('a tree of values', 'a value that contains itself')
+                raise Refused(
+                    'values that do not contain themselves', 'a value that contains itself'
+                )
             open_nodes.add(id(node))
             work.append((node, True))
             work.extend((child, False) for child in children if id(child) not in done)
@@ -333,11 +349,11 @@ def check_tree(root: Any, budget: Budget) -> None:
         count = 1 + sum(part[1] for part in parts)
         size = _leaf_bytes(node) + sum(part[2] for part in parts)
         if height > MAX_DEPTH:
-            raise Refused(f'values nested at most {MAX_DEPTH} deep', 'deeper ones')
+            raise Refused(f'at most {MAX_DEPTH} levels of nested values', 'more levels')
         if count > MAX_OPCODES or size > budget.bytes:
             raise Refused(
                 f'at most {MAX_OPCODES} values and {budget.bytes} bytes for a file of this size',
-                'a file with repeated references that expand to more than this limit',
+                f'{count} values and {size} bytes, because references are repeated',
             )
         done[id(node)] = (height, count, size)
 
@@ -357,4 +373,4 @@ def _leaf_bytes(node: Any) -> int:
         return 0
     if isinstance(node, np.generic):
         return 0
-    raise Refused('only finished values', f'{shown(kind_of(node))} on its own')
+    raise Refused('only complete values', kind_of(node))

@@ -9,8 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from safe_training.recordings.errors import COPY_AGAIN
 from safe_training.recordings.untrusted.budget import (
-    GET_AGAIN,
     Budget,
     Global,
     Pending,
@@ -32,7 +32,9 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
         dtype = np.dtype(code)
     else:
         found = shown(code) if type(code) is str else kind_of(code)
-        raise Refused(f'an array of one of {", ".join(_NUMPY_DTYPES)}, bfloat16', found)
+        raise Refused(
+            f'an array with one of the dtypes {", ".join(_NUMPY_DTYPES)}, bfloat16', found
+        )
 
     def finish(state: Any, budget: Budget) -> np.dtype[Any]:
         if type(state) is not tuple or len(state) != 8 or type(state[1]) is not str:
@@ -41,7 +43,7 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
             raise Refused('a plain dtype', 'a structured dtype')
         order = state[1]
         if order not in ('<', '>', '|', '='):
-            raise Refused('a byte order', shown(order))
+            raise Refused('a byte order <, >, | or =', shown(order))
         return dtype.newbyteorder('>') if order == '>' and dtype.itemsize > 1 else dtype
 
     return Pending(finish)
@@ -49,12 +51,15 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
 
 def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
     """Return an array that waits for its shape, dtype and bytes."""
-    if not arguments or kind_of(arguments[0]) != 'numpy.ndarray':
+    kind = arguments[0] if arguments else None
+    if type(kind) is not Global or kind.name != 'numpy.ndarray':
         raise Refused('a numpy.ndarray', 'a different array class')
 
     def finish(state: Any, budget: Budget) -> np.ndarray[Any, Any]:
         if type(state) is not tuple or len(state) != 5:
-            raise Refused('the state of an array (version, shape, dtype, order, bytes)', 'another')
+            raise Refused(
+                'the state of an array: version, shape, dtype, order and bytes', 'a different state'
+            )
         _, shape, dtype, fortran, data = state
         return _array(data, dtype, shape, 'F' if fortran is True else 'C', budget)
 
@@ -64,7 +69,9 @@ def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
 def build_from_buffer(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
     """Return an array from its bytes, dtype, shape and order (pickle protocol 5)."""
     if len(arguments) != 4 or type(arguments[3]) is not str or arguments[3] not in ('C', 'F'):
-        raise Refused('bytes, dtype, shape and order of an array', 'something else')
+        raise Refused(
+            'the arguments of an array: bytes, dtype, shape and order', 'different arguments'
+        )
     data, dtype, shape, order = arguments
     return _array(data, dtype, shape, order, budget)
 
@@ -72,27 +79,29 @@ def build_from_buffer(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
 def build_scalar(arguments: Any, budget: Budget) -> Any:
     """Return a numpy scalar from its dtype and bytes."""
     if len(arguments) != 2:
-        raise Refused('dtype and bytes of a numpy scalar', 'something else')
+        raise Refused(
+            'the arguments of a numpy scalar: dtype and bytes', f'{len(arguments)} arguments'
+        )
     dtype, data = arguments
     return _array(data, dtype, (), 'C', budget)[()]
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: str, budget: Budget) -> np.ndarray[Any, Any]:
     if not isinstance(dtype, np.dtype):
-        raise Refused('a finished dtype', kind_of(dtype))
+        raise Refused('a complete dtype', kind_of(dtype))
     if type(data) is not memoryview:
         raise Refused('the bytes of an array', kind_of(data))
     count = math.prod(lengths(shape, 'a shape'))
     if count * dtype.itemsize != len(data):
         raise Refused(
             f'{count * dtype.itemsize} bytes for an array of shape {shape} and dtype {dtype}',
-            f'{len(data)}',
-            GET_AGAIN,
+            f'{len(data)} bytes',
+            COPY_AGAIN,
         )
     try:
         return flat(data, dtype, budget).reshape(shape, order='F' if order == 'F' else 'C')
     except ValueError as error:  # an empty array may claim more axes than numpy supports
-        raise Refused('a shape that numpy can hold', str(error)) from None
+        raise Refused('a shape that numpy supports', f'the error: {error}') from None
 
 
 def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[Any, Any]:

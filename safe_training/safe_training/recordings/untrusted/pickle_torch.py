@@ -13,8 +13,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from safe_training.recordings.errors import COPY_AGAIN
 from safe_training.recordings.untrusted.budget import (
-    GET_AGAIN,
     Budget,
     Global,
     Refused,
@@ -46,10 +46,10 @@ _TORCH_STORAGES: dict[str, np.dtype[Any]] = {
 def build_storage(arguments: Any, budget: Budget) -> Storage:
     """Return a storage that a pickle holds as the bytes of a file of ``torch.save``."""
     if len(arguments) != 1 or type(arguments[0]) is not memoryview:
-        raise Refused('the bytes of a torch storage', 'something else')
+        raise Refused('the bytes of a torch storage', 'different arguments')
     data = arguments[0]
     if bytes(data[:4]) == b'PK\x03\x04':
-        # Inside it only storage classes are known, so archives cannot nest.
+        # Inside the archive only storage classes are known. Therefore archives cannot be nested.
         found = read_torch_zip(data, STORAGE_NAMES, budget)
     else:
         found = _read_torch_legacy(data, budget)
@@ -61,19 +61,25 @@ def build_storage(arguments: Any, budget: Budget) -> Storage:
 def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
     """Return a tensor as an array: a view of its storage."""
     if len(arguments) not in (6, 7) or type(arguments[0]) is not Storage:
-        raise Refused('storage, offset, size and stride of a torch tensor', 'something else')
+        raise Refused(
+            'the arguments of a torch tensor: storage, offset, size and stride',
+            'different arguments',
+        )
     storage, offset = arguments[0], arguments[1]
     size = lengths(arguments[2], 'the size of a tensor')
     stride = lengths(arguments[3], 'the stride of a tensor')
     if type(offset) is not int or offset < 0 or len(size) != len(stride):
-        raise Refused('an offset and one stride per axis of a tensor', 'something else')
+        raise Refused(
+            'a tensor with an offset from 0 and one stride for each axis',
+            'a different offset or a different number of strides',
+        )
     values = flat(storage.data, storage.dtype, budget)
     count = math.prod(size)
     last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
     # A stride of 0 would repeat one element: a tensor must not be larger than its storage.
     if count and (last >= len(values) or count > len(values)):
         raise Refused(
-            f'a tensor inside its storage of {len(values)} elements',
+            f'a tensor inside a storage of {len(values)} elements',
             f'size {size}, stride {stride}, offset {offset}',
         )
     width = values.itemsize
@@ -86,7 +92,7 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
             strides=[step * width for step in stride] if count else None,
         )
     except (ValueError, TypeError) as error:
-        raise Refused('a tensor that numpy can hold', str(error)) from None
+        raise Refused('a tensor that numpy supports', f'the error: {error}') from None
 
 
 def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
@@ -115,13 +121,13 @@ def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
     if magic != TORCH_LEGACY_MAGIC or version != TORCH_LEGACY_PROTOCOL:
         raise Refused('a torch storage', 'a different magic number or version')
     if type(sysinfo) is not dict or sysinfo.get('little_endian') is not True:
-        raise Refused('a torch storage in little-endian order', 'another order')
+        raise Refused('a torch storage in little-endian order', 'a different order')
     if (
         type(keys) is not list
         or any(type(key) is not str for key in keys)
         or sorted(keys) != sorted(waiting)
     ):
-        raise Refused(f'the data of {len(waiting)} torch storages', 'other keys')
+        raise Refused(f'the keys of {len(waiting)} torch storages', 'different keys')
     for key in keys:
         dtype, count = waiting[key]
         header = data[position : position + 8]
@@ -129,14 +135,14 @@ def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
         stop = position + 8 + length
         if len(header) != 8 or stop > len(data):
             raise Refused(
-                f'{count} elements of a torch storage',
+                f'{count} elements ({length} bytes) of a torch storage',
                 f'only {max(0, len(data) - position - 8)} bytes',
-                GET_AGAIN,
+                COPY_AGAIN,
             )
         if int.from_bytes(header, 'little') != count:
             raise Refused(
                 f'{count} elements of a torch storage',
-                ('a different number of elements in its header'),
+                'a header with a different number of elements',
             )
         storage_of[key].data = data[position + 8 : stop]
         position = stop
@@ -147,14 +153,14 @@ def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
 
 def _storage_identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
     if type(identity) is not tuple or len(identity) not in (5, 6):
-        raise Refused('the description of a torch storage', 'something else')
+        raise Refused('the description of a torch storage', kind_of(identity))
     word, kind, key, _, count = identity[:5]
     if type(kind) is not Global or kind.name not in _TORCH_STORAGES:
         raise Refused('a torch storage class', kind_of(kind))
     if len(identity) == 6 and identity[5] is not None:
-        raise Refused('a whole torch storage', 'a view of one')
+        raise Refused('a complete torch storage', 'a view of a torch storage')
     if [type(part) for part in (word, key, count)] != [str, str, int] or not 0 <= count < 1 << 40:
-        raise Refused('key and length of a torch storage', 'something else')
+        raise Refused('the key and the length of a torch storage', 'values of other types')
     return key, _TORCH_STORAGES[kind.name], count
 
 
@@ -166,11 +172,13 @@ def read_torch_zip(
     members = _zip_members(data)
     programs = [name for name in members if name.endswith('/data.pkl') and name.count('/') == 1]
     if len(programs) != 1:
-        raise Refused('a torch archive with one NAME/data.pkl', f'{len(programs)} of them')
+        raise Refused(
+            'a torch archive with one file NAME/data.pkl', f'{len(programs)} files with this name'
+        )
     root = programs[0].removesuffix('/data.pkl')
     order = members.get(f'{root}/byteorder')
     if order is not None and bytes(order[:8]) != b'little':
-        raise Refused('a torch archive in little-endian order', 'another order')
+        raise Refused('a torch archive in little-endian order', 'a different order')
 
     def persistent(identity: Any) -> Storage:
         key, dtype, count = _storage_identity(identity)
@@ -178,8 +186,8 @@ def read_torch_zip(
         if content is None or len(content) != count * dtype.itemsize:
             raise Refused(
                 f'{count * dtype.itemsize} bytes in {shown(f"{root}/data/{key}")}',
-                'no such member' if content is None else f'{len(content)}',
-                GET_AGAIN,
+                'no file with this name' if content is None else f'{len(content)} bytes',
+                COPY_AGAIN,
             )
         return Storage(dtype, content)
 
@@ -193,7 +201,9 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, struct.error, NotImplementedError, ValueError, OSError) as error:
-        raise Refused('a zip archive of torch.save', shown(str(error)), GET_AGAIN) from None
+        raise Refused(
+            'a zip archive of torch.save', f'the error: {shown(str(error))}', COPY_AGAIN
+        ) from None
     members = {}
     for entry in entries:
         header = data[entry.header_offset : entry.header_offset + 30]
@@ -202,11 +212,18 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
             or entry.header_offset < 0
             or len(header) != 30
         ):
-            raise Refused('uncompressed members in a torch archive', shown(entry.filename))
+            raise Refused(
+                'a torch archive without compressed files',
+                f'the compressed file {shown(entry.filename)}',
+            )
         names = int.from_bytes(header[26:28], 'little') + int.from_bytes(header[28:30], 'little')
         start = entry.header_offset + 30 + names
         if entry.file_size != entry.compress_size or start + entry.file_size > len(data):
-            raise Refused('members inside a torch archive', shown(entry.filename), GET_AGAIN)
+            raise Refused(
+                'files inside the torch archive',
+                f'{shown(entry.filename)} outside the archive',
+                COPY_AGAIN,
+            )
         members[entry.filename] = data[start : start + entry.file_size]
     return members
 

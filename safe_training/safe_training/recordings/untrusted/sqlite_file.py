@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sqlite3
 import struct
 from collections.abc import Collection, Iterator
@@ -10,8 +11,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from safe_training.recordings.errors import DumpError
-from safe_training.recordings.untrusted.bag_budget import COPY_AGAIN, Budget, Message, Topic
+from safe_training.recordings.errors import COPY_AGAIN, DumpError
+from safe_training.recordings.untrusted.bag_budget import Budget, Message, Topic
 
 
 class SqliteFile:
@@ -26,19 +27,28 @@ class SqliteFile:
             header = stream.read(100)
         if len(header) < 100:
             raise DumpError(
-                f'{name}: expected a complete sqlite3 database, found an incomplete file; '
-                f'{COPY_AGAIN}'
+                where=str(name),
+                expected='a complete sqlite3 database',
+                found=f'an incomplete file of {size} bytes',
+                advice=COPY_AGAIN,
             )
         (page,), (pages,) = struct.unpack('>H', header[16:18]), struct.unpack('>I', header[28:32])
         expected = (65536 if page == 1 else page) * pages
         if size < expected:
-            raise DumpError(f'{name}: expected {expected} bytes, found {size}; {COPY_AGAIN}')
+            raise DumpError(
+                where=str(name),
+                expected=f'{expected} bytes, the size in the header of the file',
+                found=f'{size} bytes',
+                advice=COPY_AGAIN,
+            )
         log = file.with_name(f'{file.name}-wal')
         if log.is_file() and log.stat().st_size:
             raise DumpError(
-                f'{log}: expected no log next to a finished recording, found a log; the '
-                f'recorder was killed: open {name.name} with sqlite3 once, which adds the '
-                'messages of the log to the database'
+                where=str(log),
+                expected='no log file beside a complete recording',
+                found=f'a log file of {log.stat().st_size} bytes, because the recorder was killed',
+                advice='copy the messages of the log file into the recording with: '
+                f'sqlite3 {shlex.quote(str(name))} "PRAGMA wal_checkpoint(TRUNCATE)"',
             )
 
     @contextmanager
@@ -51,8 +61,10 @@ class SqliteFile:
                 yield connection
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
             raise DumpError(
-                f'{self.name}: expected the tables of rosbag2, found {str(error)[:160]}; '
-                f'{COPY_AGAIN}'
+                where=str(self.name),
+                expected='the tables of rosbag2',
+                found=f'the error: {str(error)[:160]}',
+                advice=COPY_AGAIN,
             ) from None
 
     def _check_tables(self, connection: sqlite3.Connection) -> None:
@@ -67,8 +79,12 @@ class SqliteFile:
             plain = [kind for kind, _ in kinds] == ['table'] and not any(c[6] for c in columns)
             if not plain or 'VIRTUAL' in str(kinds[0][1]).upper().split('(')[0]:
                 raise DumpError(
-                    f'{self.name}: expected a plain table {table!r} of rosbag2, found '
-                    f'{"none" if not kinds else "something else"}; the file is not a recording'
+                    where=str(self.name),
+                    expected=f'a plain table {table!r} of rosbag2',
+                    found='a view or a table with computed columns'
+                    if kinds
+                    else 'no table with this name',
+                    advice='the file is not a rosbag2 recording: give another file',
                 )
 
     def topics(self) -> list[Topic]:
@@ -109,8 +125,10 @@ class SqliteFile:
             for number, time, data in rows:
                 if type(time) is not int or type(data) is not bytes:
                     raise DumpError(
-                        f'{self.name}: expected messages with time and bytes, found another row; '
-                        f'{COPY_AGAIN}'
+                        where=str(self.name),
+                        expected='messages with a time and bytes',
+                        found='a row with different types',
+                        advice=COPY_AGAIN,
                     )
                 self.budget.spend(len(data))
                 yield Message(topics[number], time, data)

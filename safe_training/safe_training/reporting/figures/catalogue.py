@@ -98,7 +98,7 @@ class FigureEntry:
     draw : callable (data, variant) -> Figure
     needs : callable data -> bool
         Returns True if data for the figure exist.
-    variants : callable data -> mapping of variant to what people call it
+    variants : callable data -> mapping of variant to its display name
     """
 
     name: str
@@ -144,7 +144,7 @@ def _every_projector(data: FigureData) -> Mapping[str, str]:
     return {name: PROJECTORS[name] for name in data.projectors}
 
 
-# -- how each is drawn
+# -- drawing functions
 
 
 def _score_curves(data: FigureData, variant: str) -> Figure:
@@ -237,7 +237,7 @@ FIGURES: tuple[FigureEntry, ...] = (
     ),
     FigureEntry(
         'false_alarms',
-        'Realised false-alarm rate of each part, with its 95 % interval, and the promised one',
+        'Promised false-alarm rate, and realised rate of each part with its 95 % interval',
         _false_alarms,
         needs=_has_successes,
     ),
@@ -248,25 +248,25 @@ FIGURES: tuple[FigureEntry, ...] = (
     ),
     FigureEntry(
         'cumulative_detections',
-        'Share of the rollouts with an alarm by each relative time',
+        'Share of the rollouts with an alarm so far, over the relative time',
         _cumulative_detections,
     ),
     FigureEntry(
         'detected_against_annotated',
-        'First alarm against the step at which a person saw the failure begin',
+        'Time of the first alarm against the annotated beginning of the failure',
         _detected_against_annotated,
         needs=_has_annotations,
     ),
     FigureEntry(
         'lead_times',
-        'By how many steps the first alarm preceded the step at which a person saw the failure',
+        'Lead: steps from the first alarm to the annotated beginning of the failure',
         _leads,
         needs=_has_annotations,
     ),
     FigureEntry(
         'reliability',
-        'How often rollouts of the part {variant} fail against the probability given at the '
-        'minimum length of their task',
+        'Part {variant}: share of failures against the predicted probability of failure, at the '
+        'minimum length of the task',
         _reliability,
         needs=_gives_probability,
         variants=_every_part,

@@ -27,8 +27,8 @@ from safe_training.reporting.figures.style import (
 # Maximum number of bars in the histogram of leads.
 _MOST_BARS = 30
 _NOT_ANNOTATED = (
-    'figures of lead times need a failure with an annotated failure step, found none; annotate '
-    'failures with the verb `label`'
+    'figure of lead times: expected a failure with an annotated failure step, found none; annotate '
+    'failure steps (verb `label`)'
 )
 
 
@@ -93,7 +93,7 @@ def detected_against_annotated(
         raise FigureError(_NOT_ANNOTATED)
     names = np.asarray(parts)
     present = list(dict.fromkeys(names.tolist()))
-    # Each part's missed failures have a row of their own above the square.
+    # The missed failures of each part are in a separate row above the square.
     missed_at = 1.06 + 0.05 * np.arange(len(present))
     figure = Figure(figsize=(6.4, 6.2), layout='constrained')
     axis = figure.subplots()
@@ -129,9 +129,7 @@ def detected_against_annotated(
 
 
 def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
-    """Draw for each part the lead.
-
-    The number of steps between the first alarm and the annotated failure.
+    """Draw for each part the leads: the steps from the first alarm to the annotated failure.
 
     Late alarms have hatched bars to the left of the dotted line. Missed failures have no lead; the
     legend contains their number.
@@ -139,7 +137,7 @@ def lead_times(parts: Mapping[str, LeadTimes], title: str) -> Figure:
     Parameters
     ----------
     parts : mapping of part to LeadTimes
-        At least one with an annotated failure; the others are left out.
+        At least one part has an annotated failure. Parts without are left out.
     """
     parts = {part: found for part, found in parts.items() if found.annotated}
     if not parts:

@@ -42,8 +42,10 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
     points = np.asarray(features, dtype=np.float64)
     if points.ndim != 2 or points.shape[0] < 3 or points.shape[1] < 2:
         raise FigureError(
-            f'feature map: expected features of shape (N >= 3, D >= 2), found {points.shape}; '
-            'record more steps, or use features with two or more dimensions'
+            where='feature map',
+            expected='features of shape (N, D) with N >= 3 and D >= 2',
+            found=str(points.shape),
+            advice='record more steps, or use features with two or more dimensions',
         )
     if projector == 'pca':
         return np.asarray(PCA(2, random_state=seed).fit_transform(points))
@@ -59,14 +61,19 @@ def project(features: ArrayLike, projector: str = 'pca', seed: int = 0) -> np.nd
             from umap import UMAP
         except ImportError as error:
             raise FigureError(
-                'the projector umap needs the package umap-learn, which is not installed; run: '
-                'pip install "umap-learn>=0.5", or use --projector pca or tsne'
+                where='--projector umap',
+                expected='the package umap-learn',
+                found='none',
+                advice='run `pip install "umap-learn>=0.5"`, or use --projector pca or '
+                '--projector tsne',
             ) from error
         # With a seed, UMAP runs in one thread. It prints a warning if one thread is not requested
         # explicitly.
         chart = UMAP(random_state=seed, n_jobs=1)
         return np.asarray(chart.fit_transform(reduced), dtype=np.float64)
-    raise FigureError(f'projector: expected one of {", ".join(PROJECTORS)}, found {projector!r}')
+    raise FigureError(
+        where='projector', expected=f'one of {", ".join(PROJECTORS)}', found=repr(projector)
+    )
 
 
 def outcome_values(lengths: Sequence[int], failed: Sequence[bool]) -> np.ndarray:

@@ -37,7 +37,9 @@ def conformal(parts: Mapping[str, AlphaCurve], title: str, alpha: float | None =
         A promised rate to mark.
     """
     if not parts:
-        raise FigureError('the conformal figure needs at least one part with rollouts, found none')
+        raise FigureError(
+            where='conformal figure', expected='at least one part with rollouts', found='none'
+        )
     # If there are many panels, use rows of two. One long row would be too small to read on a page.
     panels = len(parts) + 1
     columns = panels if panels < 4 else 2
@@ -107,7 +109,9 @@ def promise_bars(realised: Mapping[str, tuple[int, int]], promised: float, title
     parts = {name: counts for name, counts in realised.items() if counts[1] > 0}
     if not parts:
         raise FigureError(
-            'the figure of realised false-alarm rates needs at least one success, found none'
+            where='figure of realised false-alarm rates',
+            expected='at least one success',
+            found='none',
         )
     figure = Figure(figsize=(6.4, 1.4 + 0.5 * len(parts)), layout='constrained')
     axis = figure.subplots()

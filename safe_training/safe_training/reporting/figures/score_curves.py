@@ -43,7 +43,9 @@ def score_curves(parts: Mapping[str, Sequence[ScoredRollout]], title: str) -> Fi
     parts : mapping of part to rollouts with labels and thresholds
     """
     if not parts:
-        raise FigureError('score curves need at least one part with rollouts, found none')
+        raise FigureError(
+            where='score curves', expected='at least one part with rollouts', found='none'
+        )
     columns = len(parts)
     figure = Figure(figsize=(max(5.0, 4.2 * columns), 6.4), layout='constrained')
     axes = figure.subplots(2, columns, squeeze=False, sharex=True, sharey=True)
@@ -101,7 +103,7 @@ def _draw_bands(axis: Axes, low: np.ndarray, high: np.ndarray) -> None:
 def band_range(edges: Sequence[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the lowest and the highest of several bands at each step, both of shape (length,).
 
-    NaN past the end of all bands, +inf at steps with an infinite band.
+    Values are NaN after the end of all bands, and +inf at steps with an infinite band.
     """
     table = np.full((len(edges), length), np.nan)
     for row, edge in zip(table, edges, strict=True):

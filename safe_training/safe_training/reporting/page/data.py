@@ -18,13 +18,13 @@ from safe_training.reporting.page.videos import PageVideo
 def rollout_data(
     scored: Sequence[ScoredRollout], videos: Mapping[str, PageVideo], names: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Return what the page draws, as JSON takes it.
+    """Return the data that the page draws, as JSON values.
 
     Parameters
     ----------
     videos : mapping of episode id to PageVideo
     names : mapping of episode id to str
-        Id of the page's element that holds the video, for those in the page.
+        Id of the page element with the video; only for embedded videos.
     """
     longest = max(len(j.scores) for j in scored)
     # Many rollouts have the same band. Each band is written once, and rollouts refer to it by its

@@ -4,7 +4,7 @@
 The page needs no network and no other file.
 
 Everything that comes from data is escaped: text and tables by the templates, the rollouts as JSON
-without a single ``<``. The content security policy of the page allows only its own script, and
+without any ``<``. The content security policy of the page allows only its own script, and
 videos in the same folder.
 """
 
@@ -134,7 +134,7 @@ def _video_counts(videos: Mapping[str, PageVideo]) -> dict[str, int]:
 def _provenance(loaded: CalibratedDetector) -> str:
     episodes = loaded.provenance.get('episodes', {})
     counts = ', '.join(f'{len(members)} {part}' for part, members in episodes.items())
-    return counts + ' rollouts' if counts else 'nothing recorded'
+    return counts + ' rollouts' if counts else 'no episodes'
 
 
 def _base64(content: bytes) -> str:

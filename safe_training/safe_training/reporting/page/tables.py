@@ -32,23 +32,24 @@ _RATES = (
     'detection_time',
 )
 _EVALUATION_NOTE = (
-    'Percent. AUC: ROC-AUC of the largest score until the minimum length of the task (that of '
-    'its shortest rollout), pooled over tasks; macro: mean of the AUC over tasks with both '
-    'outcomes. Clock: the same numbers for a score that is only the step number; a useful '
-    'detector must be better. T_det: step of the first alarm as a share of the length of the '
-    'failure, 100 without alarm.'
+    'All numbers are in percent. AUC: ROC-AUC of the largest score until the minimum length of '
+    'the task (the length of its shortest rollout), pooled over tasks. Macro: mean of the AUC '
+    'over tasks with both outcomes. Clock: the same numbers for a score that is only the step '
+    'number; a useful detector must be better. T_det: step of the first alarm as a share of the '
+    'length of the failure, 100 without alarm.'
 )
 _PER_TASK_NOTE = (
-    'Percent. A single task has few rollouts. Therefore its rates are coarse, and some are '
-    'high or low by chance. AUC: failures compared with successes of the same task, by the '
-    'largest score until the minimum length of the task; - if the task has only one outcome. '
-    'Detected and T_det: over the failures of the task; T_det of a missed failure is 100.'
+    'All numbers are in percent. A single task has few rollouts. Therefore its rates are coarse, '
+    'and some rates are high or low by chance. AUC: failures compared with successes of the same '
+    'task, by the largest score until the minimum length of the task; "-" if the task has only '
+    'one outcome. Detected and T_det: over the failures of the task; T_det of a missed failure is '
+    '100.'
 )
 _EVALUATION_TIMES_NOTE = (
-    'Percent. "At" a share of the minimum length: the score of that one step. "Running": only '
-    'rollouts that still run at this share of the median length of the successes of their '
-    'task, by their largest score so far; the clock has 50 here. AP: average precision; its '
-    'chance level is the share of failures.'
+    'All numbers are in percent. "At" a share of the minimum length: the score at this step. '
+    '"Running": only rollouts that still run at this share of the median length of the successes '
+    'of their task, ranked by their largest score so far; the macro AUC of the clock is 50. AP: '
+    'average precision; its chance level is the share of failures.'
 )
 _PROMISE_NOTE = (
     'The promise holds for rollouts similar to the calibration rollouts, which are usually the '

@@ -37,7 +37,9 @@ from safe_training.reporting.tables.model import (
 )
 from safe_training.sweep.results import Result
 
-NO_RESULTS = 'expected results in the folders, found no rows; run a sweep or an evaluation first'
+NO_RESULTS = (
+    'results: expected rows in the folders, found none; run `sweep` or `evaluate --out` first'
+)
 
 _PAPER_NOTE = (
     'Published protocol, reproduced for comparison: ROC-AUC x 100 of the largest score until '
@@ -76,9 +78,9 @@ _COLUMNS_NOTE = (
     'false-alarm rate; the promise holds for tasks similar to the seen tasks. T_det: step of '
     'the first alarm as a share of the length of the failure, 100 without alarm.'
 )
-_ON_UNSEEN_TITLE = ', CHOSEN ON THE UNSEEN TASKS THAT IT REPORTS'
+_ON_UNSEEN_TITLE = ', CHOSEN ON THE REPORTED UNSEEN TASKS'
 _ON_UNSEEN = (
-    'CHOSEN ON WHAT IS REPORTED (--select-on unseen): for each method, the combination with '
+    'CHOSEN ON THE REPORTED TASKS (--select-on unseen): for each method, the combination with '
     'the best numbers on the unseen tasks is shown. These numbers are too optimistic, because '
     'the choice uses the reported results. This favours methods with more combinations. Use '
     'this table only for comparison with papers that chose in the same way.'
@@ -99,7 +101,7 @@ _COMBINATIONS = 'of'
 
 
 def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> ResultTable:
-    """Return Table 1 of the results of the published protocol, three columns a benchmark.
+    """Return Table 1: results of the published protocol, with three columns per benchmark.
 
     For a benchmark with subsets, the columns contain the mean over the subsets, see `over_subsets`.
 
@@ -154,9 +156,11 @@ def results_by_kind(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> list[ResultTable]:
-    """Return one table for each benchmark and kind of split, every choice made inside each split.
+    """Return one table for each benchmark and kind of split.
 
-    Which results a table is made of, `results_by_kind` says.
+    Every choice is made inside a split.
+
+    `results_by_kind` selects the results of each table.
 
     Raises
     ------
@@ -215,7 +219,7 @@ def _robust_notes(found: Sequence[Entry]) -> tuple[str, ...]:
     )
     notes = [
         note + _COLUMNS_NOTE,
-        f'"of": how many combinations were chosen among on each {many[:-1]}.',
+        f'"of": number of combinations from which one was chosen on each {many[:-1]}.',
     ]
     if protocol == 'paper':
         count = max(e.splits for e in found)
@@ -223,9 +227,9 @@ def _robust_notes(found: Sequence[Entry]) -> tuple[str, ...]:
     cannot_alarm = [e.detector for e in found if _finite_share(e) < 1]
     if cannot_alarm:
         notes.append(
-            f'In some {many} there are too few successes for calibration. The band is infinite '
-            f'there and no alarm is possible; the alarms of {", ".join(cannot_alarm)} say '
-            'nothing there.'
+            f'On some {many}, the successes are too few for calibration. On these {many} the band '
+            'is infinite and no alarm is possible. Therefore the alarm rates of '
+            f'{", ".join(cannot_alarm)} are too low.'
         )
     return (*notes, *_gaps(found, ('unseen',), MACRO, many))
 

@@ -27,20 +27,21 @@ from safe_training.reporting.tables.model import (
 from safe_training.reporting.tables.terminal import shortened
 
 COMPARISON_LEGEND = (
-    'Percent. Promised: maximum share of the successes with an alarm. Like: held-out successes '
-    'of the seen\ntasks; one half is used for calibration and the other half for the test '
-    f'({DRAWS} random halves per split). New:\nsuccesses of unseen tasks. Worst: highest rate '
-    f'of a task with {FEWEST} or more successes. No alarm: number\nof splits with too few '
-    'successes for this rate; the band is infinite there. "!": the lower end of the\n95 % '
-    'interval (bootstrap over splits) is above the promised rate. Left-out scores: scores of '
-    'the\ntraining successes, each from a detector that was fitted without its task. Moved by '
-    'labels: every success is\nlabelled immediately; the promise is about the long-run average.'
+    'All numbers are in percent. Promised: maximum share of the successes with an alarm. Ranked '
+    'on: number of calibration rollouts. Like: held-out successes of the seen tasks; one half is '
+    f'used for calibration and the other half for the test ({DRAWS} random halves per split). New: '
+    f'successes of unseen tasks. Worst: highest rate of a task with {FEWEST} or more successes. No '
+    'alarm: number of splits with too few successes for this rate; on these splits the band is '
+    'infinite. "!": the lower end of the 95 % interval (bootstrap over splits) is above the '
+    'promised rate. Left-out scores: scores of the training successes, each from a detector that '
+    'was fitted without its task. Updated by labels: every success is labelled immediately; the '
+    'promise is about the long-run average.'
 )
 FOLDER_LEGEND = (
-    'Percent of the successes that raised an alarm. Interval: Clopper-Pearson. '
-    'Calibration\nrollouts of the band are shown for completeness; their rate is not evidence. '
-    '"!": the lower end of the\ninterval is above the promised rate. Worst task: only tasks '
-    f'with {FEWEST} or more successes.'
+    'Realised: percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rows '
+    'with "(calibration)" are the calibration rollouts of the band; their rate is not evidence '
+    'for the promise. "!": the lower end of the interval is above the promised rate. Worst task: '
+    f'only tasks with {FEWEST} or more successes.'
 )
 _COMPARISON_COLUMNS = (
     *name_columns('band'),
@@ -112,7 +113,7 @@ def _band_row(splits: Sequence[BandResult]) -> TableRow:
 
 
 def promised_cell(rates: Sequence[float], alpha: float) -> Cell:
-    """Return the mean of a rate over splits, flagged if even its interval lies above ``alpha``."""
+    """Return the mean of a rate over splits, flagged if its interval lies above ``alpha``."""
     return _mean_cell(rates, flag='above' if summary_of(rates).low > alpha else '')
 
 
@@ -158,17 +159,17 @@ def promise_text(band: Band, alpha: float) -> str:
     made = band.provenance
     text = (
         f'Band {band.kind} of {band.length} steps, ranked on {band.n_calibration} rollouts'
-        + (f' (shape from {band.n_center} others)' if band.n_center else '')
+        + (f' (shape from {band.n_center} other rollouts)' if band.n_center else '')
         + (f': {made["calibrated_on"]}' if made.get('calibrated_on') else '')
         + '.'
     )
     own = [t for t in band.tasks if band.at(alpha, t).task]
     if own:
-        text += f' Bands of their tasks at alpha {alpha:g}: {", ".join(own)}.'
+        text += f' Tasks with their own band at alpha {alpha:g}: {", ".join(own)}.'
     if made.get('scores') == 'loto':
         text += (
-            ' Scores of detectors that were fitted without the task: an estimate for new '
-            'tasks, without a finite-sample promise.'
+            ' The scores come from detectors that were fitted without the task. The band is an '
+            'estimate for new tasks, without a finite-sample promise.'
         )
     if made.get('note'):
         text += f' {made["note"]}'

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The entries of tables: the chosen combination of each method, and its numbers.
 
-A method is a detector. A configuration is a detector with parameters and features. (This module
-calls it combination.) `paper_entry` chooses the combination with the highest mean ROC-AUC on the
-held-out rollouts of the seen tasks, and reports the same numbers, as in the paper. `robust_entry`
-chooses on each split by the seen tasks of the split, and reports the numbers of the chosen
-combination on the unseen tasks, which had no part in the choice.
+A method is a detector. A combination is a detector with parameters and features. `paper_entry`
+chooses the combination with the highest mean ROC-AUC on the held-out rollouts of the seen tasks,
+and reports the same numbers, as in the paper. `robust_entry` chooses on each split by the seen
+tasks of the split, and reports the numbers of the chosen combination on the unseen tasks. The
+unseen tasks were not used for the choice.
 
 Both can choose on the unseen tasks instead, as some papers did. Then the reported numbers are the
 numbers used for the choice. Each table with such numbers must contain a warning.
@@ -147,20 +147,28 @@ def paper_entries(
     Raises
     ------
     TableError
-        There are no results of this protocol, or none that can be compared.
+        There are no results of this protocol, or no method can be compared.
     """
     published = [result for result in results if result.protocol == 'paper']
     if not published:
         raise TableError(
-            'expected results of the published protocol, found none; run '
-            '`sweep --protocol paper` first'
+            where='results',
+            expected='results of the published protocol',
+            found='none',
+            advice='run `sweep --protocol paper` first',
         )
     averaged, notes = over_subsets(published)
     found = entries(averaged, partial(paper_entry, select_on=select_on))
     if not found:
         raise TableError(
-            f'expected a ROC-AUC on {select_on} tasks to choose by, found no method with one; '
-            + ' '.join(notes or ['record tasks with both outcomes.'])
+            where='results',
+            expected=f'a method with a ROC-AUC on {select_on} tasks, to choose its parameters',
+            found='none',
+            advice=' '.join(
+                ['record tasks with both outcomes, or run the sweep on all subsets.', *notes]
+                if notes
+                else ['record tasks with both outcomes']
+            ),
         )
     return found, notes
 
@@ -197,9 +205,10 @@ def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
             continue
         if '' in names:
             raise TableError(
-                f'{whole}: expected results of all its tasks or of subsets, found it undivided '
-                f'and in subsets ({", ".join(n for n in names if n)}); make a table from only '
-                'one of the two kinds of results'
+                where=whole,
+                expected='results of all tasks, or results of subsets',
+                found=f'results of all tasks and of the subsets {", ".join(n for n in names if n)}',
+                advice='make a table from only one of the two kinds of results',
             )
         means, note = _means(whole, sorted(names), [r for r in results if r.whole == whole])
         kept += means
@@ -230,10 +239,10 @@ def _means(
             }
             means.append(replace(there[subsets[0]], benchmark=whole, values=mean))
     if len(subsets) == 1:
-        return means, f'{whole}: there are results of its subset {subsets[0]} only.'
+        return means, f'{whole}: only the subset {subsets[0]} has results.'
     note = (
-        f'{whole}: mean over its subsets {", ".join(subsets)} within each split; each subset '
-        'was split, trained on and evaluated separately.'
+        f'{whole}: mean over the subsets {", ".join(subsets)} within each split. Each subset was '
+        'split, trained on and evaluated separately.'
     )
     if lacking:
         total = {d: sum(key[0] == d for key in runs) for d in lacking}
@@ -263,9 +272,11 @@ def _runs(results: Sequence[Result]) -> _Runs:
         split = runs.setdefault(combination, {}).setdefault(result.split, {})
         if result.part in split:
             raise TableError(
-                f'expected each result once, found {result.detector} {result.params} on '
-                f'{result.benchmark}, split {result.split}, part {result.part}, twice; leave one '
-                'of the two results out'
+                where='results',
+                expected='each result once',
+                found=f'two results of {result.detector} {result.params} on {result.benchmark}, '
+                f'split {result.split}, part {result.part}',
+                advice='remove one of the two results',
             )
         split[result.part] = result.values
     return runs
@@ -291,7 +302,7 @@ def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summa
 def rows_of(present: set[str]) -> list[tuple[str, str, str]]:
     """Return group, detector and title of the rows of a table.
 
-    Rows are in the order of the registry; detectors that it does not have come last.
+    Rows are in the order of the registry. Detectors that are not registered come last.
     """
     known = [
         (entry.group, detector, entry.title)

@@ -24,15 +24,15 @@ from safe_training.reporting.tables.model import (
 from safe_training.reporting.tables.terminal import shortened
 
 LEGEND = (
-    'All numbers in percent, except the time to fit and calibrate. AUC: ROC-AUC of the largest\n'
-    'score until the minimum length of the task (that of its shortest rollout), pooled over\n'
-    'tasks; macro: its mean over tasks that have both outcomes; clock: the same number for a\n'
-    'score that is only the step number. False alarms: successes with an alarm during the\n'
-    'rollout; detected: failures with an alarm; T_det: step of the first alarm as a share of the\n'
-    'length of the failure, 100 without alarm. The detector "clock" only counts steps: failures\n'
-    'run until the time limit, so it detects all failures, but late. A useful detector must be\n'
-    'better than the clock. A number in brackets is the number of splits in which the value\n'
-    'exists.'
+    'All numbers are in percent, except the time to fit and calibrate. AUC: ROC-AUC of the '
+    'largest score until the minimum length of the task (the length of its shortest rollout), '
+    'pooled over tasks. Macro: mean of the AUC over tasks that have both outcomes. Clock: the '
+    'same number for a score that is only the step number. False alarms: successes with an alarm '
+    'during the rollout. Detected: failures with an alarm. T_det: step of the first alarm as a '
+    'share of the length of the failure, 100 without alarm. The detector "clock" only counts '
+    'steps. It detects all failures, but late, because failures run until the time limit. A '
+    'useful detector must be better than the clock. A number in brackets is the number of splits '
+    'in which the value exists.'
 )
 _MAIN = (
     HEADLINE,
@@ -53,26 +53,26 @@ _RANKINGS = (
     (Column('clock macro', narrow='clock\nmacro'), 'clock_macro_roc_auc_'),
 )
 _RANKINGS_LEGEND = (
-    'AP: average precision; its chance level is the share of failures. "Running": only rollouts\n'
-    'that still run at this share of the median length of the successes of their task, by their\n'
-    'largest score so far.'
+    'AP: average precision; its chance level is the share of failures. "Running": only rollouts '
+    'that still run at this share of the median length of the successes of their task, ranked by '
+    'their largest score so far.'
 )
 _RATES = (
     ('detected (TPR)', 'detection_rate'),
     ('false alarms (FPR)', 'false_alarm_rate'),
     ('balanced accuracy', 'balanced_accuracy'),
-    ('weighted accuracy (the rarer class weighs more)', 'weighted_accuracy'),
+    ('weighted accuracy (the smaller class has more weight)', 'weighted_accuracy'),
     ('accuracy', 'accuracy'),
     ('F1 of failures', 'f1'),
     ('T_det', 'detection_time'),
     ('detected, mean over tasks', 'macro_detection_rate'),
     ('false alarms, mean over tasks', 'macro_false_alarm_rate'),
     ('detected until the minimum length', 'detection_rate_until_min_length'),
-    ('false alarms until it', 'false_alarm_rate_until_min_length'),
-    ('balanced accuracy until it', 'balanced_accuracy_until_min_length'),
+    ('false alarms until the minimum length', 'false_alarm_rate_until_min_length'),
+    ('balanced accuracy until the minimum length', 'balanced_accuracy_until_min_length'),
     ('alarms before the annotated failure', 'alarms_before_annotated_failure'),
     ('Brier score at the minimum length', 'brier_score_at_min_length'),
-    ('calibration error at it', 'calibration_error_score_at_min_length'),
+    ('calibration error at the minimum length', 'calibration_error_score_at_min_length'),
 )
 _TASK_RATES = (HEADLINE, 'false_alarm_rate', 'detection_rate', 'detection_time')
 
@@ -113,9 +113,9 @@ def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
             line += f'; macro AUC {percent(auc.low)} to {percent(auc.high)}'
         if finite.mean < 1:
             line += (
-                f'. In {round(finite.splits * (1 - finite.mean))} of {finite.splits} splits '
-                'there are too few successes for calibration: the band is infinite and no '
-                'alarm is possible'
+                f'. On {round(finite.splits * (1 - finite.mean))} of {finite.splits} splits the '
+                'successes are too few for calibration: the band is infinite and no alarm is '
+                'possible'
             )
         yield line
 
@@ -196,7 +196,7 @@ def _task_row(task: str, splits: Sequence[Mapping[str, float]]) -> TableRow:
 
 
 def _summary_cell(summary: Summary, splits: int = 0) -> Cell:
-    """Return a mean with its deviation, and its number of splits if that is below ``splits``."""
+    """Return a mean with its deviation, and its number of splits if it is below ``splits``."""
     return rate_cell(
         summary.mean,
         summary.std if summary.splits > 1 else None,

@@ -39,7 +39,7 @@ def exact_table(found: Sequence[Entry]) -> ResultTable:
 
 def _row(entry: Entry, metrics: Sequence[str]) -> TableRow:
     chosen = sorted({f'{c.params} {c.feature}' for c in entry.chosen.values()})
-    reported = ' (WHICH IS REPORTED)' if entry.select_on == 'unseen' else ''
+    reported = ' (THE REPORTED PART)' if entry.select_on == 'unseen' else ''
     return TableRow(
         (
             _name(entry.benchmark),

@@ -33,7 +33,7 @@ class Cell:
     detail : str
         Text in brackets after the number, such as '1 of 2'.
     emphasis : bool
-        Whether the cell is the best of its column.
+        True if the cell is the best of its column.
     flag : str
         Warning for the cell as one word, such as 'above'; empty if there is no warning.
     value : float or str or None
@@ -62,7 +62,7 @@ class Column:
     align : {'left', 'right'}
         'left' for names, 'right' for numbers.
     explanation : str
-        What the numbers are, for formats that can show it beside the title.
+        Meaning of the numbers, for formats that can show it beside the title.
     """
 
     title: str
@@ -99,7 +99,7 @@ class ResultTable:
         The first one names the rows.
     rows : tuple of TableRow
     notes : tuple of str
-        What the numbers mean and what is missing. Line breaks count in a terminal only.
+        What the numbers mean and what is missing. Writers wrap long lines.
     warning : str
         Important warning. It is shown inside the table, because notes are easily overlooked.
     group_title : str
@@ -115,7 +115,7 @@ class ResultTable:
 
     @property
     def has_groups(self) -> bool:
-        """Whether rows belong to groups."""
+        """True if rows belong to groups."""
         return any(row.group for row in self.rows)
 
 

@@ -23,7 +23,8 @@ def wide_console() -> Console:
 def print_table(console: Console, table: ResultTable) -> None:
     """Print a table and its notes.
 
-    In a narrow terminal, lines are wrapped and numbers are not truncated.
+    Notes are wrapped at the width of the console. A table that is wider than the console is printed
+    completely, so that no number is truncated.
     """
     shown = _rich_table(table)
     if table.warning:

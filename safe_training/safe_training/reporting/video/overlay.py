@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,6 @@ _PANEL_SHARE = 0.42
 _BORDER = 6
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 52, 12, 26, 30
 _INK, _GRID, _PAPER = (40, 40, 40), (225, 225, 225), (255, 255, 255)
-
-
-def file_name(episode_id: str) -> str:
-    """Return the id of an episode as a name that every file system accepts."""
-    return re.sub(r'[^\w.-]+', '_', episode_id).strip('._')[:150] or 'episode'
 
 
 def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameSteps:
@@ -78,8 +72,10 @@ def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameStep
                     good, picture = capture.read()
                     if not good:
                         raise VideoError(
-                            f'{source}: expected {len(frames.steps)} frames, found fewer; the '
-                            'file changed while it was read: run the command again'
+                            where=str(source),
+                            expected=f'{len(frames.steps)} frames',
+                            found='fewer, because the file changed during the command',
+                            advice='run the command again',
                         )
                     picture = cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR)
                     if entry.alarm_step is not None and step >= entry.alarm_step:
@@ -97,8 +93,10 @@ def _writer(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Any:
             return writer
         writer.release()
     raise VideoError(
-        f'{path.parent}: expected an OpenCV that writes mp4 videos, found none of the codecs '
-        f'{", ".join(_CODECS)}; pip install -r requirements/vision.txt'
+        where=str(path.parent),
+        expected=f'OpenCV with one of the video codecs {", ".join(_CODECS)}',
+        found='none',
+        advice='run `pip install -r requirements/vision.txt`',
     )
 
 

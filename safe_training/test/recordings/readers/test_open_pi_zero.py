@@ -42,8 +42,9 @@ def test_both_robots(tmp_path):
     source = open_source(tmp_path)
     rollouts = list(source.rollouts())
     assert source.kind == 'open_pi_zero'
-    assert source.why == f'holds 1 bridge, 1 fractal task folders of SimplerEnv, such as {BRIDGE}'
-    assert source.notes == ['ignored, no tasks of this format: logs']
+    found = 'contains 1 bridge, 1 fractal task folders of SimplerEnv'
+    assert source.why == f'{found}, for example {BRIDGE}'
+    assert source.notes == ['these files and folders are not tasks and are not read: logs']
     assert [(r.task, r.task_id, r.episode_index) for r in rollouts] == [
         (BRIDGE, 0, 9),
         (BRIDGE, 0, 10),
@@ -90,40 +91,55 @@ def test_raw_and_no_features(tmp_path):
     (none,) = found
     feature = found.feature
     assert (str(feature), none.features.shape) == ('none', (3, 0))
-    with pytest.raises(DumpError, match='either raw features or a pooling'):
+    with pytest.raises(DumpError, match=r'either raw features \(--keep raw\) or a pooling .*both'):
         open_source(tmp_path, keep='raw', pooling=(('horizon', 'mean'), ('denoise', 'mean')))
 
 
 DAMAGES = {
-    'no-pickle': (lambda file: file.unlink(), 'expected this file with its steps'),
+    'no-pickle': (
+        lambda file: file.unlink(),
+        'a file with the steps of the episode beside ep0_succ1_meta.json',
+    ),
     'no-json': (
         lambda file: file.with_name('ep0_succ1_meta.json').unlink(),
-        'expected this file with its outcome',
+        'a file with the outcome of the episode beside ep0_succ1.pkl',
     ),
-    'empty': (lambda file: file.write_bytes(pickle.dumps([])), 'list over the inferences'),
-    'no-actions': (lambda file: file.write_bytes(pickle.dumps([{}])), 'sampled_actions at step 0'),
+    'empty': (
+        lambda file: file.write_bytes(pickle.dumps([])),
+        'a list with one entry for each inference, found an empty list',
+    ),
+    'no-actions': (
+        lambda file: file.write_bytes(pickle.dumps([{}])),
+        'at step 0, found a dict without',
+    ),
     'not-json': (
         lambda file: file.with_name('ep0_succ1_meta.json').write_text('{'),
-        'expected JSON of an episode',
+        'expected a JSON file of an episode, found the error: Expecting',
     ),
     'json-list': (
         lambda file: file.with_name('ep0_succ1_meta.json').write_text('[]'),
-        'expected task as str',
+        'expected task as text, found an empty list',
     ),
 }
 RECORDS = {
-    'outcome': ({'meta': {'success': False}}, 'success 1 as the file name says, found 0'),
-    'index': ({'meta': {'episode_id': 4}}, 'episode_id 0 as the file name says, found 4'),
-    'task': ({'meta': {'task': None}}, 'expected task as str, found nothing'),
+    'outcome': ({'meta': {'success': False}}, 'success 1, as in the file name, found 0'),
+    'index': ({'meta': {'episode_id': 4}}, 'episode_id 0, as in the file name, found 4'),
+    'task': ({'meta': {'task': None}}, 'expected task as text, found no value'),
     'nan': (
         {'sampled_action_embeds': torch.full((3, 2, 4, 6), torch.nan)},
-        'finite sampled_action_embeds, found NaN',
+        'sampled_action_embeds without NaN and infinity, found NaN .* step 0',
     ),
     'axes': ({'sampled_action_embeds': torch.zeros(3, 4, 6)}, r'found an array of shape \(3, 4'),
     'samples': ({'sampled_action_embeds': torch.zeros(2, 2, 4, 6)}, '3 samples, denoise'),
-    'no-embeds': ({'sampled_action_embeds': None}, 'found nothing at step 0'),
-    'actions': ({'sampled_actions': np.zeros((3, 4))}, 'expected sampled_actions .samples'),
-    'inf': ({'sampled_actions': np.full((3, 4, 7), np.inf)}, 'as finite floats'),
+    'no-embeds': ({'sampled_action_embeds': None}, 'found no value at step 0'),
+    'actions': (
+        {'sampled_actions': np.zeros((3, 4))},
+        'expected sampled_actions of shape .samples',
+    ),
+    'inf': (
+        {'sampled_actions': np.full((3, 4, 7), np.inf)},
+        'sampled_actions with float values, .* found NaN or infinity at step 0',
+    ),
 }
 
 
@@ -149,7 +165,7 @@ def test_an_episode_with_both_outcomes(tmp_path):
     write_episode(tmp_path, episode=1)
     write_episode(tmp_path, episode=1, success=False)
     write_episode(tmp_path, episode=2)
-    with pytest.raises(DumpError, match='expected one outcome of episode 1'):
+    with pytest.raises(DumpError, match=r'with one outcome of episode 1, found also .*ep1_succ'):
         load_rollouts(tmp_path)
     rollouts = load_rollouts(tmp_path, skip_bad=True)
     assert [r.episode_index for r in rollouts] == [2]
@@ -160,7 +176,7 @@ def test_another_width(tmp_path):
     write_episode(tmp_path, episode=1, sampled_action_embeds=torch.zeros(3, 2, 4, 8))
     for keep, message in (
         ('pooled', 'pooled width of 6, found 8'),
-        ('raw', 'width 6 .* found width 8'),
+        ('raw', 'width 6, as in the other episodes, found width 8'),
     ):
         with pytest.raises(DumpError, match=message):
             load_rollouts(tmp_path, keep=keep)

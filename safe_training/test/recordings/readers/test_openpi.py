@@ -231,7 +231,7 @@ def test_several_samples_without_features(tmp_path, policy):
     assert (source.kind, str(source.feature)) == (policy, 'none')
     assert [r.features.shape for r in rollouts] == [(3, 0), (6, 0), (2, 0)]
     assert rollouts[1].actions.shape == (6, 4, 5, 7)
-    with pytest.raises(DumpError, match=r'expected one of .* to pool or to keep raw'):
+    with pytest.raises(DumpError, match=r'expected one of .* because --keep raw needs a feature'):
         load_rollouts(tmp_path, keep='raw')
 
 
@@ -291,36 +291,52 @@ WITHOUT_1_0 = ['task0--ep0', 'task0--ep1']
 ALL = ['task0--ep0', 'task0--ep1', 'task1--ep0']
 NAN = np.full((4, 5, 6), np.nan, np.float32)
 
-#: What is done to a named recording, what is said, and what --skip-bad leaves.
+#: The damage of a named recording, the error text, and the episodes that --skip-bad keeps.
 DAMAGES = {
     'lost': (
         lose_record,
-        'expected 6 policy records of task 0, episode 1, .* found 5',
+        'expected 6 policy records of task 0, episode 1 in .* found 5',
         WITHOUT_0_1,
     ),
     'more': (add_record, 'expected 6 policy records .* found 7', WITHOUT_0_1),
     'unmatched': (
         stray_records,
-        'expected an env record of task 1, episode 9.* these 1 policy',
+        'expected an env record of task 1, episode 9 in .* these 1 policy',
         ALL,
     ),
-    'twice': (env_again, 'expected every episode once, found task 1, episode 0 also', WITHOUT_1_0),
-    'runs': (mixed_runs, 'records whose time t_ rises .* two runs may be mixed', WITHOUT_0_0),
+    'twice': (env_again, 'expected each episode once, found task 1, episode 0 also', WITHOUT_1_0),
+    'runs': (mixed_runs, 'in which the time t_ increases .* two runs may be mixed', WITHOUT_0_0),
     'outcome': (
         edit_env(episode_success=False),
-        'episode_success 1 as the file name says, found 0',
+        'episode_success 1, as in the file name, found 0',
         WITHOUT_0_0,
     ),
-    'task': (edit_env(task_id=1), 'task_id 0 as the file name says, found 1', WITHOUT_0_0),
+    'task': (edit_env(task_id=1), 'task_id 0, as in the file name, found 1', WITHOUT_0_0),
     'count': (edit_env(model_infer_times=4), 'expected 4 policy records .* found 3', WITHOUT_0_0),
-    'count-text': (edit_env(model_infer_times='3'), 'model_infer_times from 0', WITHOUT_0_0),
-    'horizon': (edit_env(replan_steps=6), 'replan_steps of at most 5', WITHOUT_0_0),
-    'no-index': (edit_env(eposide_idx=None), 'expected eposide_idx, found only', WITHOUT_0_0),
+    'count-text': (
+        edit_env(model_infer_times='3'),
+        'model_infer_times as an integer from 0',
+        WITHOUT_0_0,
+    ),
+    'horizon': (edit_env(replan_steps=6), 'replan_steps from 1 to 5, .* found 6', WITHOUT_0_0),
+    'no-index': (edit_env(eposide_idx=None), 'the keys eposide_idx, found only', WITHOUT_0_0),
     'description': (edit_env(task_description=3), 'task_description as text', WITHOUT_0_0),
-    'nan': (edit_record(pre_velocity=NAN), 'finite pre_velocity, found NaN', WITHOUT_0_0),
-    'no-actions': (edit_record(actions=None), 'expected actions, found only', WITHOUT_0_0),
-    'actions': (edit_record(actions=np.zeros(3)), 'expected actions .horizon', WITHOUT_0_0),
-    'actions-change': (edit_record(actions=np.zeros((4, 7))), 'of one shape', WITHOUT_0_0),
+    'nan': (
+        edit_record(pre_velocity=NAN),
+        'pre_velocity without NaN and infinity, found NaN',
+        WITHOUT_0_0,
+    ),
+    'no-actions': (edit_record(actions=None), 'the key actions, found only', WITHOUT_0_0),
+    'actions': (
+        edit_record(actions=np.zeros(3)),
+        'expected actions of shape .horizon',
+        WITHOUT_0_0,
+    ),
+    'actions-change': (
+        edit_record(actions=np.zeros((4, 7))),
+        'one dtype and one shape at all steps',
+        WITHOUT_0_0,
+    ),
     'axes': (edit_record(pre_velocity=np.zeros((5, 6))), r'\(5, 6\) at step 0', WITHOUT_0_0),
     'width': (
         lambda r: change(r.policy_files[0], pre_velocity=np.zeros((4, 5, 8), np.float32)),
@@ -329,7 +345,7 @@ DAMAGES = {
     ),
     'no-feature': (
         lambda r: change(r.policy_files[0], pre_velocity=None),
-        'expected pre_velocity, found only',
+        'the key pre_velocity, found only',
         WITHOUT_1_0,
     ),
     'a-list': (
@@ -339,17 +355,17 @@ DAMAGES = {
     ),
     'cut': (
         lambda r: first_record(r).write_bytes(first_record(r).read_bytes()[:-50]),
-        'until the end of the file; copy',
+        'before the end of the file; copy',
         WITHOUT_0_0,
     ),
     'env-cut': (
         lambda r: first_env(r).write_bytes(first_env(r).read_bytes()[:-50]),
-        'until the end of the file; copy',
+        'before the end of the file; copy',
         WITHOUT_0_0,
     ),
     'renamed': (
         lambda r: first_record(r).rename(r.root / 'policy_records' / 'best.pkl'),
-        'expected a name that ends in meta.pkl',
+        'expected a file name that ends in meta.pkl, found best.pkl',
         WITHOUT_0_0,
     ),
 }
@@ -367,11 +383,14 @@ def test_a_bad_episode_is_refused_or_left_out(tmp_path, name):
     assert source.skipped
 
 
-#: Without names one lost record shifts all that follow: nothing can be skipped.
+#: Without names, one lost record shifts all later records: no episode can be left out.
 SHIFTS = {
     'lost': (lambda r: r.policy_files[0].unlink(), 'expected 11 policy records, the sum of'),
-    'more': (lambda r: r.inference(0, 0, 0, TASKS[0]), 'expected 11 .* found 12; their names'),
-    'env': (lambda r: r.env.write_bytes(b''), 'no record can be used without this file'),
+    'more': (
+        lambda r: r.inference(0, 0, 0, TASKS[0]),
+        'expected 11 .* found 12 policy records; the file names',
+    ),
+    'env': (lambda r: r.env.write_bytes(b''), 'all episodes need this file: copy'),
     'mixed': (
         lambda r: r.policy_files[0].rename(
             r.root / 'policy_records' / 'step_9--run--task_1--ep_0--t_0--meta.pkl'
@@ -398,7 +417,8 @@ def test_a_shift_that_counts_do_not_show_is_found_by_the_prompt(tmp_path):
         load_rollouts(tmp_path, skip_bad=True)
     for file in recorder.root.glob('policy_records/*'):
         change(file, **{'run/episode_idx': None})
-    with pytest.raises(DumpError, match="task 'close the drawer', found the prompt 'open the dr"):
+    message = "task 'close the drawer', found a record with the prompt 'open the drawer'; a policy"
+    with pytest.raises(DumpError, match=message):
         load_rollouts(tmp_path)
 
 
@@ -427,7 +447,7 @@ def test_franka_roots(tmp_path):
     source = open_source(tmp_path)
     assert (source.kind, source.why) == (
         'pi0_fast_droid',
-        'holds 2 roots of env_records and policy_records',
+        'contains 2 roots with env_records and policy_records',
     )
     rollouts = list(source.rollouts())
     counts = Counter((r.task, r.success) for r in rollouts)
@@ -436,7 +456,8 @@ def test_franka_roots(tmp_path):
     for task in ('task a', 'task b'):
         numbers = sorted(r.episode_index for r in rollouts if r.task == task)
         assert numbers == list(range(len(numbers)))
-    assert '1 of 11 episodes that are not of standard length and 4 to balance' in source.notes[0]
+    assert 'keeps 6 of 11 episodes: 1 episodes do not have the standard' in source.notes[0]
+    assert 'and 4 episodes are left out to balance the success rates' in source.notes[0]
     everything = load_rollouts(tmp_path, all_episodes=True)
     assert len(everything) == 11
     assert {r.episode_id.split('/')[0] for r in everything} == {'run0', 'run1'}
@@ -497,5 +518,14 @@ def test_a_second_root_of_unseen_tasks(tmp_path):
     assert (last.task_id, last.task) == (2, 'wipe the table')
     assert last.episode_id == 'unseen/task0--ep0'
     Recorder(tmp_path / 'other', 'pi0_fast').episode(0, 0, True, 3, 'x')
-    with pytest.raises(DumpError, match=r'unseen tasks in the format of .*, pi0, found pi0_fast'):
+    with pytest.raises(DumpError, match=r'in the format pi0, .* found the format pi0_fast'):
         open_source(tmp_path / 'seen', unseen_root=tmp_path / 'other')
+
+
+def test_a_protocol_that_keeps_no_episode_is_named(tmp_path):
+    recorder = Recorder(tmp_path, 'pi0_fast', droid=True)
+    for episode in range(3):
+        recorder.episode(0, episode, True, 4, 'x')
+    with pytest.raises(DumpError, match=r'the published protocol keeps 0 of 3 .* --all-episodes'):
+        load_rollouts(tmp_path)
+    assert len(load_rollouts(tmp_path, all_episodes=True)) == 3

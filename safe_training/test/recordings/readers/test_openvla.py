@@ -88,7 +88,7 @@ def test_the_shipped_dump_equals_an_independent_reading(command):
 
 def test_counts_order_and_names_of_the_shipped_dump():
     source = open_source(DUMP)
-    assert (source.kind, source.why) == ('openvla', 'holds task0--ep0--succ0.csv')
+    assert (source.kind, source.why) == ('openvla', 'contains task0--ep0--succ0.csv')
     assert len(source) == 24
     rollouts = list(source.rollouts())
     order = [(rollout.task_id, rollout.episode_index) for rollout in rollouts]
@@ -192,34 +192,43 @@ def with_nan(step, token=3):
 RECORDS = {
     'nan': (
         {'hidden_states': with_nan(2)},
-        'expected finite hidden states, found NaN or infinity at step 2',
+        'hidden states without NaN and infinity, found NaN or infinity at step 2',
     ),
     'nan-in-a-list': ({'hidden_states': list(with_nan(1))}, 'NaN or infinity at step 1'),
     'no-steps': ({'hidden_states': []}, r'\(steps, tokens, width\), found an empty list'),
     'two-axes': ({'hidden_states': torch.zeros(4, 6)}, r'found an array of shape \(4, 6\)'),
-    'integers': ({'hidden_states': torch.zeros(4, 7, 6).int()}, 'as floats, found int32'),
-    'no-tokens': ({'hidden_states': torch.zeros(4, 0, 6)}, r'found float32 \(0, 6\) at each of 4'),
-    'text': ({'hidden_states': 'x'}, 'found a str'),
+    'integers': (
+        {'hidden_states': torch.zeros(4, 7, 6).int()},
+        'with float values and no empty axis, found 4 steps of int32',
+    ),
+    'no-tokens': (
+        {'hidden_states': torch.zeros(4, 0, 6)},
+        r'found 4 steps of float32 with shape \(0, 6\)',
+    ),
+    'text': ({'hidden_states': 'x'}, 'found a value of type str'),
     'ragged': (
         {'hidden_states': [torch.zeros(7, 6), torch.zeros(7, 6), torch.zeros(5, 6)]},
-        r'found an array of shape \(5, 6\) at step 2, an array of shape \(7, 6\) at step 0',
+        r'found an array of shape \(5, 6\) at step 2 and an array of shape \(7, 6\) at step 0',
     ),
     'mixed-dtypes': (
         {'hidden_states': [torch.zeros(7, 6), torch.zeros(7, 6).half()]},
-        'of one dtype, found float16 at step 1, float32 at step 0',
+        'with one dtype .* found float16 at step 1 and float32 at step 0',
     ),
-    'none-in-a-list': ({'hidden_states': [None]}, 'found nothing at step 0'),
-    'no-hidden-states': ({'hidden_states': None}, 'expected hidden_states, found only'),
-    'no-description': ({'task_description': None}, 'expected task_description, found only'),
-    'no-episode': ({'eposide_idx': None}, 'expected eposide_idx, found only'),
-    'description-not-text': ({'task_description': 5}, 'task_description as text, found a int'),
-    'another-task': ({'task_id': 3}, 'task_id 0 as the file name says, found 3'),
-    'another-episode': ({'eposide_idx': 3}, 'eposide_idx 0 as the file name says, found 3'),
+    'none-in-a-list': ({'hidden_states': [None]}, 'found no value at step 0'),
+    'no-hidden-states': ({'hidden_states': None}, 'the keys hidden_states, found only'),
+    'no-description': ({'task_description': None}, 'the keys task_description, found only'),
+    'no-episode': ({'eposide_idx': None}, 'the keys eposide_idx, found only'),
+    'description-not-text': (
+        {'task_description': 5},
+        'task_description as text, found a value of type int',
+    ),
+    'another-task': ({'task_id': 3}, 'task_id 0, as in the file name, found 3'),
+    'another-episode': ({'eposide_idx': 3}, 'eposide_idx 0, as in the file name, found 3'),
     'another-outcome': (
         {'episode_success': False},
-        'episode_success 1 as the file name says, found 0',
+        'episode_success 1, as in the file name, found 0',
     ),
-    'outcome-not-boolean': ({'episode_success': 'yes'}, 'the file name says, found a str'),
+    'outcome-not-boolean': ({'episode_success': 'yes'}, 'the file name, found a value of type str'),
     'another-length': ({'hidden_states': torch.zeros(5, 7, 6)}, 'expected 5 rows, .* found 4'),
     'another-width': (
         {'hidden_states': torch.zeros(4, 7, 8)},
@@ -229,7 +238,7 @@ RECORDS = {
 
 
 def check_refused(folder, bad_file, message, good=('task0--ep1', 'task0--ep2')):
-    """A bad episode is refused by file name, and only it is left out when that is wanted."""
+    """A bad episode is refused with its file name; ``skip_bad`` leaves out only this episode."""
     before = listing(folder)
     with pytest.raises(DumpError, match=message) as caught:
         load_rollouts(folder)
@@ -286,31 +295,34 @@ def test_a_truncated_pickle_is_refused_or_left_out(tmp_path):
         write_episode(tmp_path, episode=episode)
     file = tmp_path / 'task0--ep0--succ1.pkl'
     file.write_bytes(file.read_bytes()[:-200])
-    check_refused(tmp_path, file.name, 'until the end of the file; copy the file')
+    check_refused(tmp_path, file.name, 'before the end of the file; copy the file')
 
 
 TABLES = {
     'row-missing': (lambda text: text.rsplit('\n', 2)[0] + '\n', 'expected 4 rows, .* found 3'),
     'row-more': (lambda text: text + text.splitlines()[-1] + '\n', 'expected 4 rows, .* found 5'),
-    'empty': (lambda text: '', 'expected columns action/dx'),
-    'column-missing': (lambda text: text.replace('action/dz', 'z'), 'expected columns action/dz'),
+    'empty': (lambda text: '', 'expected the columns action/dx, .* found an empty file'),
+    'column-missing': (
+        lambda text: text.replace('action/dz', 'z'),
+        'expected the columns action/dz, found',
+    ),
     'column-twice': (
         lambda text: text.replace('token_1_prob', 'token_0_prob'),
-        'every column once, found a repeated column',
+        "each column once, found the column 'action/token_0_prob' more than once",
     ),
     'word': (
         lambda text: text.replace('\n2,2.0,', '\n2,two,'),
-        "number in row 3, column 'action/dx', found 'two'",
+        "number in row 3 after the header, column 'action/dx', found 'two'",
     ),
     'cell-missing': (
         lambda text: text.replace(text.splitlines()[2], '1,1.0,2'),
-        "row 2, column 'action/dz', found a shorter row",
+        "row 2 after the header, column 'action/dz', found a shorter row",
     ),
     'nan': (
         lambda text: text.replace('\n1,1.0,', '\n1,nan,'),
-        'expected finite actions, found NaN or infinity at step 1',
+        'actions without NaN and infinity, found NaN or infinity at step 1',
     ),
-    'quote': (lambda text: text + '"', 'expected a readable csv file'),
+    'quote': (lambda text: text + '"', 'expected a csv file, found text that is not csv'),
 }
 
 
@@ -332,11 +344,11 @@ def test_a_missing_file_is_named_before_anything_is_read(tmp_path, monkeypatch, 
     source = open_source(tmp_path)
     stream = source.rollouts()
     monkeypatch.setattr(type(source), 'feature', None)
-    with pytest.raises(DumpError, match=rf'next to task0--ep2--succ1\.{other}, found none; copy'):
+    with pytest.raises(DumpError, match=rf'beside task0--ep2--succ1\.{other}, found no file; copy'):
         next(stream)
     monkeypatch.undo()
     check_refused(
-        tmp_path, f'task0--ep2--succ1.{suffix}', 'found none', ['task0--ep0', 'task0--ep1']
+        tmp_path, f'task0--ep2--succ1.{suffix}', 'found no file', ['task0--ep0', 'task0--ep1']
     )
 
 
@@ -344,7 +356,7 @@ def test_a_renamed_pickle(tmp_path):
     for episode in range(3):
         write_episode(tmp_path, episode=episode)
     (tmp_path / 'task0--ep0--succ1.pkl').rename(tmp_path / 'best.pkl')
-    with pytest.raises(DumpError, match=r'best\.pkl: expected a name like task0--ep0--succ1'):
+    with pytest.raises(DumpError, match=r'best\.pkl: expected a file name like task0--ep0--succ1'):
         load_rollouts(tmp_path)
     source = open_source(tmp_path, skip_bad=True)
     assert len(list(source.rollouts())) == 2
@@ -359,7 +371,7 @@ def test_a_renamed_episode(tmp_path):
     check_refused(
         tmp_path,
         'task0--ep2--succ0.pkl',
-        'episode_success 0 as the file name says, found 1',
+        'episode_success 0, as in the file name, found 1',
         ['task0--ep0', 'task0--ep1'],
     )
 
@@ -368,7 +380,7 @@ def test_an_episode_with_both_outcomes(tmp_path):
     for episode in range(3):
         write_episode(tmp_path, episode=episode)
     write_episode(tmp_path, episode=0, success=False)
-    with pytest.raises(DumpError, match='expected one outcome of this episode'):
+    with pytest.raises(DumpError, match=r'files with one outcome of this episode .* both outcomes'):
         load_rollouts(tmp_path)
     rollouts = load_rollouts(tmp_path, skip_bad=True)
     assert [rollout.episode_id for rollout in rollouts] == ['task0--ep1', 'task0--ep2']
@@ -376,7 +388,9 @@ def test_an_episode_with_both_outcomes(tmp_path):
 
 def test_a_dump_with_nothing_readable(tmp_path):
     write_episode(tmp_path, hidden_states=[])
-    with pytest.raises(DumpError, match=r'at least one readable episode, found none of 1; .*ep0'):
+    with pytest.raises(
+        DumpError, match=r'at least one readable episode, found no readable .* 1; .*ep0'
+    ):
         load_rollouts(tmp_path, skip_bad=True)
 
 
@@ -384,13 +398,15 @@ def test_what_is_left_out_is_said(tmp_path, caplog):
     write_episode(tmp_path, episode=0)
     write_episode(tmp_path, episode=1, hidden_states=[])
     load_rollouts(tmp_path, skip_bad=True)
-    assert 'left out: ' in caplog.text
+    assert 'episode left out: ' in caplog.text
     assert 'task0--ep1--succ1.pkl' in caplog.text
 
 
 def test_options_that_do_not_fit_a_dump(tmp_path):
     write_episode(tmp_path)
-    with pytest.raises(DumpError, match='expected feature hidden_states'):
+    with pytest.raises(
+        DumpError, match=r"the feature hidden_states or none, .* found 'pre_logits'"
+    ):
         open_source(tmp_path, feature='pre_logits')
     with pytest.raises(DumpError, match=r"names each of the axes \['token'\] once"):
         open_source(tmp_path, pooling=(('horizon', 'mean'),))

@@ -147,36 +147,60 @@ def nan_at(row):
 
 
 ARCHIVES = {
-    'nan': (named(features=nan_at(4)), "'open/7': expected finite features, .* at step 1"),
-    'infinite-actions': (numbered(action=np.full((6, 7), np.inf, np.float32)), 'finite actions'),
+    'nan': (
+        named(features=nan_at(4)),
+        "'open/7': expected features without NaN and infinity, .* at step 1",
+    ),
+    'infinite-actions': (
+        numbered(action=np.full((6, 7), np.inf, np.float32)),
+        'actions without NaN and infinity',
+    ),
     'empty-episode': (named(offsets=np.array([0, 2, 2, 6])), "'close/0': expected at least one"),
-    'no-episodes': (named(offsets=np.array([0])), 'offsets of at least one episode'),
+    'no-episodes': (
+        named(offsets=np.array([0])),
+        'offsets as integers .* for at least one episode',
+    ),
     'offsets-fall': (named(offsets=np.array([0, 4, 3, 6])), 'start at 0 and never decrease'),
-    'offsets-begin-late': (named(offsets=np.array([1, 2, 3, 6])), 'start at 0'),
-    'offsets-too-far': (named(offsets=np.array([0, 2, 3, 7])), 'action_signals as floats with 7'),
-    'offsets-are-floats': (named(offsets=np.array([0.0, 6.0])), 'as integers'),
+    'offsets-begin-late': (
+        named(offsets=np.array([1, 2, 3, 6])),
+        r'start at 0 .* found the offsets \[1, 2, 3, 6\]',
+    ),
+    'offsets-too-far': (
+        named(offsets=np.array([0, 2, 3, 7])),
+        'action_signals with float values, 7 rows',
+    ),
+    'offsets-are-floats': (
+        named(offsets=np.array([0.0, 6.0])),
+        'offsets as integers .* found the dtype float64',
+    ),
     'success-too-short': (
         named(success=np.array([True, False])),
-        'success as an array of 3 values 0 or 1',
+        r'success with 3 values 0 or 1, .* found the dtype bool and the shape \(2,\)',
     ),
-    'success-is-2': (named(success=np.array([0, 1, 2])), 'success as an array of 3 values 0 or 1'),
-    'task-too-short': (named(task=np.array(['a', 'b'])), 'task as 3 texts'),
-    'task-not-text': (named(task=np.array([1, 2, 3])), 'task as 3 texts'),
+    'success-is-2': (named(success=np.array([0, 1, 2])), r'found the values \[0, 1, 2\]'),
+    'task-too-short': (named(task=np.array(['a', 'b'])), 'task with 3 texts'),
+    'task-not-text': (named(task=np.array([1, 2, 3])), 'task with 3 texts'),
     'same-episode-twice': (named(episode_index=np.array([0, 0, 0])), "'open/0' more than once"),
     'no-episode-index': (named(episode_index=None), 'an array episode_index'),
-    'signal-names-too-few': (named(action_signal_names=np.array(['a'])), 'names as 2 texts'),
-    'signal-names-repeat': (named(action_signal_names=np.array(['a', 'a'])), 'repetition'),
+    'signal-names-too-few': (named(action_signal_names=np.array(['a'])), 'names with 2 texts'),
+    'signal-names-repeat': (
+        named(action_signal_names=np.array(['a', 'a'])),
+        r"different names .* found \['a', 'a'\]",
+    ),
     'no-signal-names': (named(action_signal_names=None), 'an array action_signal_names'),
     'unknown-task': (numbered(task_id=np.array([0, 1, 2])), 'task_id from 0 to 1'),
-    'rows-missing': (numbered(token_prob=np.zeros((5, 7), np.float32)), 'token_prob as floats'),
-    'meta-not-json': (numbered(meta_json=np.array('{')), 'JSON with .args. in meta_json'),
+    'rows-missing': (
+        numbered(token_prob=np.zeros((5, 7), np.float32)),
+        'token_prob with float values',
+    ),
+    'meta-not-json': (numbered(meta_json=np.array('{')), "JSON with the key 'args' in meta_json"),
     'meta-horizon': (
         numbered(meta_json=np.array('{"args": {"exec_horizon": 0}}')),
-        'exec_horizon from 1',
+        'exec_horizon in meta_json as an integer from 1, found 0',
     ),
     'object-array': (
         named(features=np.array([[{}]] * 6, dtype=object)),
-        'array features.npy of Python objects, which would execute code',
+        'array features.npy of Python objects; Python objects can execute code',
     ),
 }
 
@@ -201,7 +225,7 @@ def test_options_that_do_not_fit_an_archive(tmp_path):
     path = save(tmp_path / 'x.npz', numbered())
     with pytest.raises(DumpError, match='one of the features feat_mean, feat_first, none, found'):
         load_rollouts(path, feature='hidden_states')
-    with pytest.raises(DumpError, match='pooled already, found token=mean'):
+    with pytest.raises(DumpError, match='already pooled, found --pooling token=mean'):
         open_source(path, pooling=(('token', 'mean'),))
 
 

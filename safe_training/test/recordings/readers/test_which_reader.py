@@ -30,9 +30,13 @@ def test_a_rollout_set_is_a_source(tmp_path):
         np.testing.assert_array_equal(one.features, other.features)
         np.testing.assert_array_equal(one.actions, other.actions)
     open_source(tmp_path / 'set', pooling=(('token', 'last'),), feature='hidden_states')
-    with pytest.raises(DumpError, match='expected the pooling of this set'):
+    with pytest.raises(
+        DumpError, match=r'expected the pooling of this set, .* found the pooling token=mean'
+    ):
         open_source(tmp_path / 'set', pooling=(('token', 'mean'),))
-    with pytest.raises(DumpError, match="expected feature 'hidden_states'"):
+    with pytest.raises(
+        DumpError, match=r"expected the feature 'hidden_states', .* found 'feat_mean'"
+    ):
         open_source(tmp_path / 'set', feature='feat_mean')
 
 
@@ -57,25 +61,31 @@ def test_what_no_reader_recognises(tmp_path):
         assert str(caught.value).startswith(f'{path}: expected ')
         return str(caught.value)
 
-    assert 'Found an empty folder' in message(tmp_path)
-    assert 'a file or folder, found none' in message(tmp_path / 'nothing')
+    assert 'found an empty folder; check the path' in message(tmp_path)
+    assert 'a file or folder, found no file or folder; check the path' in message(
+        tmp_path / 'nothing'
+    )
     (tmp_path / 'a.txt').write_text('hello')
-    assert 'Found a.txt' in message(tmp_path)
-    assert 'Found a file of 5 bytes named a.txt' in message(tmp_path / 'a.txt')
+    assert 'found a folder that contains a.txt; check' in message(tmp_path)
+    assert 'found a file of 5 bytes with the name a.txt; check' in message(tmp_path / 'a.txt')
     np.savez(tmp_path / 'other.npz', x=np.zeros(3))
     looked_for = message(tmp_path / 'other.npz')
     for part in ('rollout_set.json', 'offsets, success', 'task{t}--ep{e}--succ{0|1}.csv'):
         assert part in looked_for
     (tmp_path / 'z.npz').write_bytes(b'hello')
-    assert 'a NumPy archive (.npz), found File is not a zip file' in message(tmp_path / 'z.npz')
+    assert 'a NumPy archive (.npz), found the error: File is not a zip file' in message(
+        tmp_path / 'z.npz'
+    )
 
 
 def test_openpi_records_are_not_taken_for_openvla(tmp_path):
     write_episode(tmp_path / 'env_records')
     (tmp_path / 'policy_records').mkdir()
-    with pytest.raises(DumpError, match=r'policy_records: expected \*meta\.pkl, one per inference'):
+    with pytest.raises(
+        DumpError, match=r'policy_records: expected files named \*meta\.pkl, one file'
+    ):
         open_source(tmp_path)
-    with pytest.raises(DumpError, match='expected one of'):
+    with pytest.raises(DumpError, match='expected one of these formats: '):
         open_source(tmp_path / 'env_records')
 
 

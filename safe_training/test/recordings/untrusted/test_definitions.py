@@ -83,7 +83,9 @@ def test_a_build_without_them_fails_and_says_what_to_do(checkout, tmp_path):
 def test_a_missing_copy_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv('AMENT_PREFIX_PATH', str(tmp_path))
     monkeypatch.setattr(cdr, '__file__', str(tmp_path / 'a' / 'b' / 'c' / 'cdr.py'))
-    with pytest.raises(cdr.BagMessageError, match=r'Tensor\.msg: expected the copy .* install'):
+    with pytest.raises(
+        cdr.BagMessageError, match=r'Tensor\.msg: expected the copy .* found no copy, .* install'
+    ):
         cdr.own_definition('safe_msgs/msg/Tensor')
 
 

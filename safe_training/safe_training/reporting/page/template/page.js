@@ -170,7 +170,7 @@
     const path = (points) => points.map(([t, v], k) => `${k ? 'L' : 'M'}${x(t).toFixed(1)} ${y(v).toFixed(1)}`).join('');
     const svg = element('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label':
       `Score over ${n} policy steps, highest ${number(rollout.highest)}; ` +
-      (rollout.alarm === null ? 'it never crosses the band' : `it crosses the band at step ${rollout.alarm}`) });
+      (rollout.alarm === null ? 'no alarm' : `first alarm at step ${rollout.alarm}`) });
     const every = (span, count) => {
       const raw = span / count, power = 10 ** Math.floor(Math.log10(raw));
       return power * [1, 2, 5, 10].find((m) => raw <= m * power * 1.0001);
@@ -290,7 +290,7 @@
       video.src = blobUrl;
     } else {
       video.src = source.path;
-      $('video-note').textContent = `not in this page: read from ${decodeURI(source.path)}`;
+      $('video-note').textContent = `This video is not in this page. The page reads the file ${decodeURI(source.path)}.`;
     }
     if (source.note) $('video-note').textContent += ` ${source.note}`;
   }
@@ -304,8 +304,8 @@
   });
   video.addEventListener('error', () => {
     if (!video.getAttribute('src')) return;
-    $('video-note').textContent = 'This video cannot be shown: the file is not there, or this browser does not play its format ' +
-      '(VP9 and H.264 in mp4 play in most).';
+    $('video-note').textContent = 'This video cannot be shown. Either the file does not exist, or this browser does not play its format. ' +
+      'Most browsers play VP9 and H.264 in mp4 files.';
   });
 
   // ---- start ---------------------------------------------------------------------------------

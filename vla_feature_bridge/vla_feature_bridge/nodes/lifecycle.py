@@ -27,6 +27,32 @@ class ManagedNode(LifecycleNode):
         super().__init__(name, **kwargs)
         self.active = False
         self.failure = ''
+        self._refuse_impossible_requests()
+
+    def _refuse_impossible_requests(self) -> None:
+        """Answer ``success: false`` to a transition that the present state does not allow.
+
+        rclpy 7.1 raises out of ``spin`` if such a request names the transition by its id, as
+        nav2's lifecycle manager does.
+        """
+        service = self._service_change_state
+        change_state = service.callback
+
+        def answer(request: Any, response: Any) -> Any:
+            try:
+                return change_state(request, response)
+            except RuntimeError as error:  # the base of RCLError, which has no public name
+                name = request.transition.label or f'id {request.transition.id}'
+                self.get_logger().error(f'transition {name} is refused: {error}')
+                response.success = False
+                return response
+
+        service.callback = answer
+
+    @property
+    def finalized(self) -> bool:
+        """Whether the node was shut down: this state has no way out."""
+        return str(self._state_machine.current_state[1]) == 'finalized'
 
     def _setup(self) -> None:
         """Make everything that the active node needs; raise with the reason if that fails."""

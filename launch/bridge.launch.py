@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Start the bridge and its monitors: ``ros2 launch safe_bringup bridge.launch.py``.
+
+Without ``detector_folder``, only the bridge starts. The parameters come from ``params_file`` and
+``monitor_params``. A non-empty argument overrides the value in the file. An empty argument changes
+nothing.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+from launch.substitutions import PathJoinSubstitution
+from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
+
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from safe_bringup.launch_arguments import (
+    argument,
+    given_parameters,
+    log_arguments,
+    parameter_file,
+)
+
+PARAMETERS = {
+    'listen': list[str],
+    'episode_from': str,
+    'features_topic': str,
+    'actions_topic': str,
+    'autostart': bool,
+    'use_sim_time': bool,
+}
+"""Arguments that are parameters of the bridge."""
+
+
+def _params(name: str) -> PathJoinSubstitution:
+    return PathJoinSubstitution([FindPackageShare('safe_bringup'), 'params', name])
+
+
+def _text(name: str, description: str) -> DeclareLaunchArgument:
+    return DeclareLaunchArgument(name, default_value='', description=description)
+
+
+ARGUMENTS = (
+    _text(
+        'listen',
+        'Addresses at which sources connect, separated by commas; empty: as in params_file.',
+    ),
+    _text('episode_from', 'Where episodes come from; empty: as in params_file.'),
+    _text('features_topic', 'Topic of the features; empty: as in params_file.'),
+    _text('actions_topic', 'Topic of the actions; empty: as in params_file.'),
+    _text(
+        'detector_folder',
+        'Folder of the fitted detector of the monitors; empty: no monitor is started.',
+    ),
+    _text(
+        'sources',
+        'Names of the sources that get a monitor each, separated by commas; empty: one monitor for '
+        'the source without a name.',
+    ),
+    DeclareLaunchArgument(
+        'params_file',
+        default_value=_params('bridge.yaml'),
+        description='Parameter file of the bridge.',
+    ),
+    DeclareLaunchArgument(
+        'monitor_params',
+        default_value=_params('monitor.yaml'),
+        description='Parameter file of the monitors.',
+    ),
+    _text('namespace', 'Namespace of the nodes and of their topics.'),
+    DeclareLaunchArgument(
+        'autostart',
+        default_value='',
+        choices=['', 'true', 'false'],
+        description=(
+            'Configure and activate at start-up; false: wait for a lifecycle manager; empty: '
+            'the value in the parameter files.'
+        ),
+    ),
+    DeclareLaunchArgument(
+        'use_sim_time',
+        default_value='',
+        choices=['', 'true', 'false'],
+        description='Take the time from /clock; empty: as in the parameter files.',
+    ),
+    DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=['debug', 'info', 'warn', 'error', 'fatal'],
+        description=(
+            'The least severe messages to log; debug: debug messages of the nodes only, not of rcl.'
+        ),
+    ),
+)
+
+
+def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
+    """Return the bridge, and the monitors if there is a detector for them."""
+    bridge = Node(
+        package='vla_feature_bridge',
+        executable='bridge',
+        name='bridge',
+        namespace=argument(context, 'namespace'),
+        parameters=[
+            parameter_file(context, 'params_file'),
+            given_parameters(context, PARAMETERS),
+        ],
+        ros_arguments=log_arguments(context, 'bridge'),
+        output='screen',
+    )
+    if not argument(context, 'detector_folder'):
+        return [bridge]
+    sources = [name.strip() for name in argument(context, 'sources').split(',')]
+    return [bridge, *(monitor_of(context, source) for source in sources)]
+
+
+def monitor_of(context: LaunchContext, source: str) -> IncludeLaunchDescription:
+    """Return the monitor of a source, in the namespace of its topics."""
+    namespace = '/'.join(part for part in (argument(context, 'namespace'), source) if part)
+    passed = ('detector_folder', 'autostart', 'use_sim_time', 'log_level')
+    return IncludeLaunchDescription(
+        PythonLaunchDescriptionSource(str(Path(__file__).with_name('monitor.launch.py'))),
+        launch_arguments={
+            'params_file': str(parameter_file(context, 'monitor_params')),
+            'namespace': namespace,
+            **{name: argument(context, name) for name in passed},
+        }.items(),
+    )
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return what ``ros2 launch`` runs."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=start_bridge)])

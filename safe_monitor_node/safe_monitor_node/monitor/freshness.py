@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the monitor sees the present: the age of the last step, and the ROS clock. No ROS."""
+
+from __future__ import annotations
+
+import math
+
+from safe_monitor_node.monitor.alarm import AlarmState, Verdict
+
+_ANOTHER_TIME = 86400.0
+_LASTING = (AlarmState.ALARM, AlarmState.INVALID)
+
+
+class Freshness:
+    """Makes a verdict STALE if its step was old when it arrived, or if the ROS clock stands still.
+
+    An old step is scored, because a recurrent detector needs all steps. Its score is about the
+    past, for example because the monitor was suspended and now finds the steps that have come
+    meanwhile. ALARM and INVALID stay, because they are true also if they are late.
+
+    Attributes
+    ----------
+    max_age : float
+        Largest age of a step [s]; 0: every age is accepted.
+    age : float or None
+        Age of the last step of the running episode when it arrived: ROS time minus stamp [s]. None
+        if no step has come, or if the stamp is 0.
+    clock_problem : str
+        Why the ROS clock cannot be used; empty if it can.
+    """
+
+    def __init__(self, max_age: float = 0.0) -> None:
+        self.max_age = max_age
+        self.age: float | None = None
+        self.clock_problem = ''
+        self._step = 0
+
+    def take(self, step: int, age: float | None) -> None:
+        """Take a step and its age."""
+        self._step, self.age = step, age
+
+    def forget(self) -> None:
+        """Forget the last step, because its episode is over."""
+        self.age = None
+
+    def applied_to(self, verdict: Verdict) -> Verdict:
+        """Return the verdict, or STALE if it is not about the present."""
+        if verdict.state in _LASTING:
+            return verdict
+        reason = self.clock_problem
+        if not reason and verdict.state != AlarmState.STALE:
+            reason = self._old()
+        if not reason:
+            return verdict
+        return Verdict(AlarmState.STALE, reason, verdict.step, math.nan, math.nan)
+
+    def _old(self) -> str:
+        """Return that the last step was too old; empty if it was not."""
+        if self.age is None or not 0.0 < self.max_age < self.age:
+            return ''
+        cause = (
+            'the stamp is not in the ROS time of this computer. Set max_age to 0 if that is so, '
+            'or set use_sim_time if there is a /clock'
+            if self.age > _ANOTHER_TIME
+            else 'the step had waited, or the clocks of two computers differ'
+        )
+        return (
+            f'step {self._step} was {self.age:.3g} s old when it arrived, max_age is '
+            f'{self.max_age:g} s: {cause}'
+        )
+
+    @property
+    def warning(self) -> str:
+        """That the age of the steps is not known, and why; empty if it is known."""
+        if self.age is None or not 0.0 < self.max_age < -self.age:
+            return ''
+        return (
+            f'the stamp of the last step is {-self.age:.3g} s in the future, so that its age is '
+            'not known: the clocks of two computers differ'
+        )

@@ -1,0 +1,111 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Remarks about events and steps that are accepted but are probably a mistake. No ROS."""
+
+from __future__ import annotations
+
+from safe_monitor_node.monitor.step_order import shown, steps
+
+RECENT = 10.0
+"""How long a remark is shown after its cause was seen last [s]."""
+
+_KEPT_IDS = 1000
+
+
+class Remarks:
+    """What a person should know about the events and steps of the last seconds.
+
+    A START without steps and an END without START are usually a wrong episode id in one of the two
+    topics. A step that comes again is ignored, but somebody publishes it twice.
+    """
+
+    def __init__(self) -> None:
+        self._remarks: dict[str, tuple[float, str]] = {}
+        self._new: list[str] = []
+        # Hashes, because an id can be as long as a message.
+        self._known: dict[int, None] = {}
+        self._started = ''
+        # Whether the episode of the last START waits for its first step.
+        self._waits = False
+        self._repeated = 0
+
+    def _say(self, about: str, text: str, now: float) -> None:
+        if about not in self._remarks:
+            self._new.append(text)
+        self._remarks[about] = now, text
+
+    def tick(self, now: float) -> None:
+        """Forget the remarks whose cause was seen long ago."""
+        self._remarks = {
+            about: (seen, text)
+            for about, (seen, text) in self._remarks.items()
+            if now - seen < RECENT
+        }
+
+    @property
+    def texts(self) -> list[str]:
+        """The remarks of the last seconds."""
+        return [text for _, text in self._remarks.values()]
+
+    def take_new(self) -> list[str]:
+        """Return the remarks that were not returned before, for the log."""
+        new, self._new = self._new, []
+        return new
+
+    def knows(self, episode_id: str) -> bool:
+        """Return whether a START or a step of the episode has come."""
+        return hash(episode_id) in self._known
+
+    def know(self, episode_id: str) -> None:
+        """Take note that a START or a step of the episode has come."""
+        self._known[hash(episode_id)] = None
+        if len(self._known) > _KEPT_IDS:
+            del self._known[next(iter(self._known))]
+
+    def started(self, episode_id: str, now: float, *, has_steps: bool) -> None:
+        """Take the START of an episode; its first steps may have come before."""
+        if self._waits and episode_id != self._started:
+            self._remark_start(f'START of episode {shown(episode_id)}', now)
+        self._started, self._waits = episode_id, not has_steps
+        self.know(episode_id)
+
+    def stepped(self, episode_id: str, now: float) -> None:
+        """Take a step of the running episode."""
+        if self._waits and episode_id != self._started:
+            self._remark_start(f'a step of episode {shown(episode_id)}', now)
+        self._waits = False
+        self.know(episode_id)
+
+    def _remark_start(self, instead: str, now: float) -> None:
+        text = f'START of episode {shown(self._started)} came, then no step of it but {instead}'
+        self._say('start', text, now)
+
+    def ended(self, episode_id: str, now: float) -> None:
+        """Take the END of an episode."""
+        episode = shown(episode_id)
+        if not self.knows(episode_id):
+            text = f'END of episode {episode} came, but neither its START nor a step with this id'
+            self._say('end', text, now)
+        elif self._waits and episode_id == self._started:
+            self._waits = False
+            self._say('end', f'END of episode {episode} came, but no step with this id', now)
+
+    def repeated(self, episode_id: str, index: int, now: float) -> None:
+        """Take a step that came again and is ignored."""
+        if 'repeated' not in self._remarks:
+            self._repeated = 0
+        self._repeated += 1
+        self._say(
+            'repeated',
+            f'{steps(self._repeated)} came again or late and {_was(self._repeated)} ignored; the '
+            f'last is step {index} of episode {shown(episode_id)}',
+            now,
+        )
+
+    def publisher_changed(self, episode_id: str, index: int, now: float) -> None:
+        """Take the step at which another publisher takes over an episode."""
+        text = f'another publisher has taken over episode {shown(episode_id)} at step {index}'
+        self._say('publisher', text, now)
+
+
+def _was(count: int) -> str:
+    return 'was' if count == 1 else 'were'

@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings of a session: what a monitor is made with from a detector folder. No ROS."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.monitor.alarm import AlarmConfig
+from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
+from safe_monitor_node.monitor.thresholds import CalibratedThresholds, MonitorError
+from safe_monitor_node.storage.detector_folder import load_detector
+
+
+@dataclass(frozen=True)
+class MonitorSettings:
+    """Settings for making a monitor from a detector folder.
+
+    Attributes
+    ----------
+    alpha, warning_alpha, adaptation_step : float
+        Same meaning as in :class:`EpisodeMonitor`.
+    alarm : AlarmConfig
+    adaptation_file : str
+        File that stores the updates of the thresholds; if empty, the updates are only in memory.
+    max_age : float
+        If a step is older than this when it arrives, the state is STALE [s]. 0: the age is only
+        reported.
+    """
+
+    alpha: float = 0.0
+    warning_alpha: float = 0.0
+    adaptation_step: float = 0.0
+    adaptation_file: str = ''
+    alarm: AlarmConfig = field(default_factory=AlarmConfig)
+    max_age: float = 0.0
+
+    def monitor_of(self, folder: str) -> EpisodeMonitor:
+        """Return a new monitor with the detector of a folder.
+
+        Raises
+        ------
+        SafeError
+            The folder cannot be read, or has no thresholds for these settings.
+        """
+        if not folder:
+            raise MonitorError(
+                where='parameter detector_folder',
+                expected='a detector folder',
+                found='an empty text',
+                advice='give a folder made by: python -m safe_training fit',
+            )
+        return EpisodeMonitor(
+            load_detector(folder),
+            alpha=self.alpha,
+            warning_alpha=self.warning_alpha,
+            config=self.alarm,
+            adaptation_step=self.adaptation_step,
+        )
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """The false-alarm rates of alarms and of warnings."""
+        return self.alpha, self.warning_alpha
+
+    def thresholds_of(self, calibrated: CalibratedDetector) -> CalibratedThresholds:
+        """Return the thresholds of a detector at these rates.
+
+        Raises
+        ------
+        MonitorError
+            The thresholds are adaptive, or the detector has no thresholds at these rates.
+        """
+        if self.adaptation_step > 0.0:
+            raise MonitorError(
+                where='parameters alpha and warning_alpha',
+                expected='no change while adaptation_step is above 0, because the updates of the '
+                'thresholds belong to one alpha',
+                found=f'alpha {self.alpha:g} and warning_alpha {self.warning_alpha:g}',
+                advice='start the monitor again with these rates',
+            )
+        return CalibratedThresholds(calibrated, *self.rates)

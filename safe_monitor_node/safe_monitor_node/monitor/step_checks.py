@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks whether the features and actions of a step can be what the detector was fitted on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors import StepError
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.tensors import FLOATS, as_float32, dtype_name
+
+LARGEST_FEATURE = 1e9
+"""No hidden state of a network has such a large number; float16 ends at 65504."""
+
+
+class StepChecks:
+    """Checks and pools the steps of one episode after another.
+
+    A detector computes a score from any numbers of the right shape. These checks find numbers that
+    cannot be the hidden state of the policy: a frozen pipeline, an array that was never filled,
+    token ids.
+
+    Attributes
+    ----------
+    calibrated : CalibratedDetector
+    max_identical : int
+        Number of steps in succession that may have identical features; 0: any number.
+    warning : str
+        What is doubtful about the last step that was accepted; empty if nothing is.
+    """
+
+    def __init__(self, calibrated: CalibratedDetector) -> None:
+        self.calibrated = calibrated
+        self.max_identical = 0
+        self.begin()
+
+    def begin(self, max_identical: int = 0) -> None:
+        """Begin an episode."""
+        self.max_identical = max_identical
+        self.warning = ''
+        self._last: np.ndarray | None = None
+        self._identical = 0
+
+    def checked(self, step: PolicyStep) -> PolicyStep:
+        """Return the step with pooled features.
+
+        Raises
+        ------
+        StepError
+            The features or the actions are not those that the detector was fitted on.
+        PoolingError
+            The features cannot be pooled.
+        """
+        spec = self.calibrated.feature
+        if problem := self.calibrated.action_problem(step.action_space):
+            raise StepError(
+                f'step {step.step}: {problem}; publish the actions in the space of the detector, '
+                'or fit the detector on actions in the space of the policy'
+            )
+        if 'features' not in self.calibrated.detector.needs:
+            return step
+        self._check_name(step)
+        if dtype_name(step.features) not in FLOATS:
+            raise StepError(
+                where=f'step {step.step}',
+                expected=f'features of type {", ".join(FLOATS)}',
+                found=dtype_name(step.features),
+                advice='publish the hidden state, not token ids or images',
+            )
+        if spec.axes and step.features.ndim == len(spec.axes) + 1:
+            step = replace(step, features=spec.apply(step.features))
+        self._check_numbers(step)
+        self.warning = (
+            ''
+            if step.feature_name
+            else 'the features have no name, so that nothing shows whether they are '
+            f'{str(spec)!r}, which the detector was fitted on; set features.name'
+        )
+        return step
+
+    def _check_name(self, step: PolicyStep) -> None:
+        spec = self.calibrated.feature
+        if step.feature_name and step.feature_name != str(spec):
+            raw = FeatureSpec(spec.name, spec.dim, spec.axes)
+            if step.feature_name != str(raw):
+                raise StepError(
+                    where=f'step {step.step}',
+                    expected=f'the features {str(spec)!r} that the detector was fitted on',
+                    found=repr(step.feature_name),
+                    advice='set the same feature and the same pooling in the bridge',
+                )
+
+    def _check_numbers(self, step: PolicyStep) -> None:
+        if step.features.shape != (self.calibrated.detector.dim_,):
+            return  # The detector states the shape that it expects.
+        features = as_float32(step.features)
+        if not features.any():
+            raise StepError(
+                f'step {step.step}: all features are 0; publish the hidden state after the '
+                'policy has computed it'
+            )
+        largest = float(np.abs(features).max())
+        if LARGEST_FEATURE < largest < np.inf:
+            raise StepError(
+                where=f'step {step.step}',
+                expected=f'features of at most {LARGEST_FEATURE:g}',
+                found=f'{largest:.3g}',
+                advice='check the type and the byte order of the array',
+            )
+        same = self._last is not None and np.array_equal(features, self._last)
+        self._identical = self._identical + 1 if same else 1
+        self._last = features
+        if 0 < self.max_identical < self._identical:
+            raise StepError(
+                where=f'step {step.step}',
+                expected=f'at most {self.max_identical} steps in succession with identical '
+                'features, because with more the camera or the policy seems to stand still',
+                found=str(self._identical),
+                advice='if this is right, increase max_identical_features',
+            )

@@ -1,0 +1,243 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a step belongs: in the running episode, in a new one, or in none. No ROS."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from safe_monitor_node.monitor.steps import StepId
+
+_KEPT_CONTENTS = 10_000
+_SHOWN_OF_ID = 60
+
+
+class Placement(Enum):
+    """Where a step belongs."""
+
+    NEXT = auto()
+    """It is the next step of the running episode."""
+    REPEATED = auto()
+    """It came before, or it is a step of an episode whose END has just come; ignored."""
+    NOWHERE = auto()
+    """It belongs to no episode, or it contradicts a step that came before."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a step.
+
+    Attributes
+    ----------
+    placement : Placement
+    problem : str
+        Why the episode cannot be judged any more, whatever `placement` is; empty if it can.
+    missing : int
+        Number of steps that are missing before this step.
+    gap : str
+        Which steps are missing; empty if none is.
+    hint : str
+        Why they are missing, to be added to a sentence; empty if it is not known.
+    """
+
+    placement: Placement
+    problem: str = ''
+    missing: int = 0
+    gap: str = ''
+    hint: str = ''
+
+
+_REPEATED = Place(Placement.REPEATED)
+
+
+def shown(episode_id: str) -> str:
+    """Return an episode id in quotes, shortened, because an id can be as long as a message."""
+    if len(episode_id) > _SHOWN_OF_ID:
+        return f'{episode_id[:_SHOWN_OF_ID]!r}... ({len(episode_id)} characters)'
+    return repr(episode_id)
+
+
+class StepOrder:
+    """Keeps the order of the steps of one episode after another.
+
+    Attributes
+    ----------
+    episode_id : str
+        The running episode, or the last one; empty before the first.
+    ended_id : str
+        The episode that has ended last, unless it has begun again.
+    running : bool
+    next_index : int
+        Index of the next step of the running episode.
+    changed_at : int or None
+        Step at which another publisher has taken over the running episode; None if none has.
+    """
+
+    def __init__(self) -> None:
+        self.episode_id = self.ended_id = ''
+        self.running = False
+        self._last_stamp = -1
+        self._late_until = -math.inf
+        self._begin_steps()
+
+    def _begin_steps(self) -> None:
+        self.next_index = 0
+        self._stride = 0
+        self._sequence: int | None = None
+        self._changes = 0
+        self.changed_at: int | None = None
+        self._contents: dict[int, int] = {}
+
+    # --- begin and end
+
+    def begins(self, step_id: StepId) -> bool:
+        """Return True if a step begins an episode.
+
+        A step with a new episode id begins an episode. A step with the id of the running or the
+        last episode begins an episode if it is step 0 and later than all previous steps. Every
+        other step 0 is a repetition and must not release an alarm. The last steps of an episode can
+        arrive after END, or after the START of the next episode. A step without an id begins an
+        episode only if none is running: the rest of it is INVALID.
+        """
+        if not step_id.episode_id:
+            return not self.running
+        again = step_id.index == 0 and step_id.stamp > self._last_stamp
+        if self.running and step_id.episode_id == self.episode_id:
+            return again and self.next_index > 0
+        return again or step_id.episode_id != self.ended_id
+
+    def begin(self, episode_id: str) -> None:
+        """Begin an episode."""
+        self.episode_id, self.running = episode_id, True
+        if episode_id == self.ended_id:
+            self.ended_id = ''
+        self._begin_steps()
+
+    def expect_late(self, until: float) -> None:
+        """Accept until this time that steps of the running episode arrive although it has ended."""
+        self._late_until = until
+
+    def end(self) -> None:
+        """End the running episode."""
+        self.running = False
+        self.ended_id = self.episode_id
+
+    def forget(self) -> None:
+        """Forget all episodes."""
+        self.running = False
+        self.episode_id = self.ended_id = ''
+        self.accept_earlier_stamps()
+
+    def accept_earlier_stamps(self) -> None:
+        """Accept a step 0 that begins an episode with a stamp that is earlier than all before."""
+        self._last_stamp = -1
+
+    def take_over(self, previous: StepOrder) -> None:
+        """Go on after another order: its last episode."""
+        self.ended_id, self._last_stamp = previous.ended_id, previous._last_stamp
+        self._late_until = previous._late_until
+
+    # --- steps
+
+    def place(self, step_id: StepId, now: float) -> Place:
+        """Return the place of a step that begins no episode, and take note of it."""
+        if not step_id.episode_id:
+            return Place(
+                Placement.NOWHERE,
+                f'step {step_id.index}: expected an episode_id, found an empty one; give each '
+                'episode an id of its own',
+            )
+        if self.running and step_id.episode_id == self.episode_id:
+            return self._place_in_running(step_id)
+        if now < self._late_until:
+            return _REPEATED
+        return Place(Placement.NOWHERE, self._after_end(step_id))
+
+    def _after_end(self, step_id: StepId) -> str:
+        episode = shown(step_id.episode_id)
+        if step_id.index == 0:
+            stamp = 'is 0' if step_id.stamp == 0 else 'is not later than the stamps before'
+            return (
+                f'step 0 of episode {episode} came after the END of this episode, and its stamp '
+                f'{stamp}, so that it cannot be told from a repetition; give each episode an id of '
+                'its own, or send START, or stamp the steps with the ROS time'
+            )
+        return (
+            f'step {step_id.index} of episode {episode} came after the END of this episode; send '
+            'END after the last step, or increase end_grace'
+        )
+
+    def _place_in_running(self, step_id: StepId) -> Place:
+        problem = self._second_speaker(step_id)
+        index = step_id.index
+        if index < self.next_index:
+            problem = problem or self._contradiction(step_id)
+            return Place(Placement.NOWHERE, problem) if problem else _REPEATED
+        place = self._place_of_next(index, problem)
+        self.next_index = index + 1
+        self._last_stamp = max(step_id.stamp, self._last_stamp)
+        if len(self._contents) < _KEPT_CONTENTS:
+            self._contents[index] = step_id.content
+        return place
+
+    def _place_of_next(self, index: int, problem: str) -> Place:
+        first, missing = self.next_index, index - self.next_index
+        # The distance to the step before; without a step before, it is not known.
+        stride, before = missing + 1 if first else 0, self._stride
+        self._stride = stride
+        if not missing:
+            return Place(Placement.NEXT, problem)
+        numbers = str(first) if missing == 1 else f'{first} to {index - 1}'
+        gap = f'{steps(missing)} of the episode {"is" if missing == 1 else "are"} missing'
+        hint = (
+            f'; each step number is {stride} larger than the one before: `step` seems to count '
+            'control cycles or time steps of the environment; number the inferences 0, 1, 2, ...'
+        )
+        return Place(
+            Placement.NEXT,
+            problem,
+            missing,
+            f'{gap} ({numbers})',
+            hint if stride and stride == before else '',
+        )
+
+    def _second_speaker(self, step_id: StepId) -> str:
+        """Return that the episode comes from two publishers; empty if nothing shows this.
+
+        Each publisher numbers its messages, and connections keep their order: a number that does
+        not grow is of another publisher. One such change is a publisher that was restarted, for
+        example a bridge. The second one shows that both publish.
+        """
+        last, self._sequence = self._sequence, step_id.sequence
+        if last is None or step_id.sequence is None or step_id.sequence > last:
+            return ''
+        self._changes += 1
+        self.changed_at = step_id.index
+        if self._changes < 2:
+            return ''
+        return (
+            f'the steps of episode {shown(step_id.episode_id)} come from more than one publisher '
+            f'(noticed at step {step_id.index}); let one node publish the steps of an episode'
+        )
+
+    def _contradiction(self, step_id: StepId) -> str:
+        """Return that a step came before with other numbers; empty if it is a repetition."""
+        known = self._contents.get(step_id.index, 0)
+        if not known or not step_id.content or known == step_id.content:
+            return ''
+        text = (
+            f'step {step_id.index} of episode {shown(step_id.episode_id)} came twice, with '
+            'different features or signals'
+        )
+        if step_id.index == 0:
+            return (
+                f'{text}; if this is a new episode, give it an id of its own, or send END and '
+                'START, or stamp the steps with the ROS time'
+            )
+        return f'{text}; let one node publish the steps of an episode, and each step once'
+
+
+def steps(count: int) -> str:
+    """Return a number of steps in words."""
+    return f'{count} step' if count == 1 else f'{count} steps'

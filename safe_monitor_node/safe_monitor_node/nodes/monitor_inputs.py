@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The subscriptions of the monitor node, and the nodes around it."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import Bool
+
+from safe_monitor_node.nodes.topic_watch import InputWatch, OutputWatch
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
+from vla_feature_bridge.nodes.levels import Finding
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
+
+_KEPT_EVENTS = 200
+
+
+class MonitorInputs:
+    """Subscribes to steps and events, from configure to cleanup.
+
+    A publisher of events may be transient local, as ``StepPublisher`` is, or volatile, as
+    ``create_publisher(EpisodeEvent, 'vla/episode', 10)`` and ``ros2 topic pub`` are. No single
+    subscription gets both the earlier events of the first and all events of the second. Therefore
+    there are two, and an event that both receive counts once.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    on_step, on_event : callable
+        Called with each message and its information.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        on_step: Callable[[PolicyStep, dict[str, Any]], None],
+        on_event: Callable[[EpisodeEvent, dict[str, Any]], None],
+    ) -> None:
+        self._node, self._on_step, self._take_event = node, on_step, on_event
+        self._subscriptions: list[Any] = []
+        self._inputs: list[InputWatch] = []
+        self._outputs: list[OutputWatch] = []
+        self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+
+    def open(self) -> None:
+        """Create the subscriptions."""
+        volatile = QoSProfile(depth=EPISODE_QOS.depth, reliability=EPISODE_QOS.reliability)
+        steps = self._subscribe(PolicyStep, 'vla/policy_step', self._on_step, STEP_QOS)
+        events = self._subscribe(EpisodeEvent, 'vla/episode', self._on_event, volatile)
+        self._subscribe(EpisodeEvent, 'vla/episode', self._on_event, EPISODE_QOS)
+        self._inputs = [
+            InputWatch(
+                self._node,
+                'vla/policy_step',
+                'safe_msgs/msg/PolicyStep',
+                steps.qos_profile,
+                required=True,
+            ),
+            InputWatch(
+                self._node,
+                'vla/episode',
+                'safe_msgs/msg/EpisodeEvent',
+                events.qos_profile,
+                required=False,
+            ),
+        ]
+        self._outputs = [
+            OutputWatch(self._node, 'safe/stop', Bool),
+            OutputWatch(self._node, 'safe/alarm', FailureAlarm),
+        ]
+
+    def _subscribe(self, kind: Any, topic: str, callback: Any, qos: QoSProfile) -> Any:
+        # The default callback of incompatible QoS logs every volatile publisher of events.
+        events = None
+        if qos.durability == DurabilityPolicy.TRANSIENT_LOCAL:
+            events = SubscriptionEventCallbacks(incompatible_qos=lambda event: None)
+        subscription = self._node.create_subscription(
+            kind,
+            topic,
+            callback,
+            qos,
+            event_callbacks=events,
+            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+        )
+        self._subscriptions.append(subscription)
+        return subscription
+
+    def close(self) -> None:
+        """Destroy all subscriptions."""
+        for output in self._outputs:
+            output.close()
+        for subscription in self._subscriptions:
+            self._node.destroy_subscription(subscription)
+        self._inputs, self._outputs, self._subscriptions = [], [], []
+        self._seen.clear()
+
+    def _on_event(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
+        stamp = event.header.stamp
+        key = (
+            info['source_timestamp'],
+            info['publication_sequence_number'],
+            (stamp.sec, stamp.nanosec, event.kind, event.outcome, hash(event.episode_id)),
+        )
+        if key in self._seen:
+            return
+        self._seen[key] = None
+        if len(self._seen) > _KEPT_EVENTS:
+            self._seen.popitem(last=False)
+        self._take_event(event, info)
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong with the nodes around the monitor."""
+        found = [finding for output in self._outputs for finding in output.findings()]
+        return found + [finding for watch in self._inputs for finding in watch.findings()]

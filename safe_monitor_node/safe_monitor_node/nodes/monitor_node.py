@@ -1,0 +1,317 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The monitor node: life cycle, steps, events and timers. ``monitor`` is its executable."""
+
+from __future__ import annotations
+
+import gc
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import rclpy
+from rclpy.clock import Clock, ClockType
+from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
+from rclpy.logging import LoggingSeverity
+
+from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.monitor.steps import StepId
+from safe_monitor_node.monitor.thresholds import MonitorError
+from safe_monitor_node.nodes.diagnosis import introduce
+from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
+from safe_monitor_node.nodes.monitor_messages import label_of, label_sentence, score_message
+from safe_monitor_node.nodes.monitor_outputs import MonitorOutputs
+from safe_monitor_node.nodes.monitor_parameters import PARAMETERS, settings_of
+from safe_monitor_node.nodes.monitor_services import MonitorServices
+from safe_monitor_node.threads import NOT_LIMITED, limit_threads
+from safe_msgs.msg import EpisodeEvent
+from safe_msgs.msg import PolicyStep as PolicyStepMessage
+from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
+from vla_feature_bridge.nodes.levels import Finding, Level
+from vla_feature_bridge.nodes.lifecycle import ManagedNode
+from vla_feature_bridge.ros.clock_watch import ClockWatch
+from vla_feature_bridge.ros.messages import MessageError, step_from_message, time_from_message
+from vla_feature_bridge.ros.parameter_changes import ParameterChanges
+from vla_feature_bridge.ros.parameter_overrides import check_overrides
+from vla_feature_bridge.ros.parameters import declare_parameters
+
+_LOOK_PERIOD = 0.5
+
+
+class MonitorNode(ManagedNode):
+    """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
+
+    Services: ``~/reset`` (std_srvs/Trigger) releases a latched alarm; ``~/load_detector`` replaces
+    the detector; ``~/label_episode`` publishes an outcome on ``vla/episode``. Outcomes on
+    ``vla/episode`` update the thresholds of later episodes if ``adaptation_step`` is not 0. For a
+    message that cannot be scored, the node publishes an INVALID score and a diagnosis, and keeps
+    running.
+
+    Timers and the times of the session are of the steady clock, because the ROS clock can be set
+    back, stop or be missing. The ROS clock stamps messages and tells the age of steps.
+
+    Attributes
+    ----------
+    values : SimpleNamespace
+        The values of the parameters.
+    folder : str
+        Detector folder that was loaded last, or is to be loaded.
+    session : MonitorSession or None
+        None while the node is not configured.
+    inputs : MonitorInputs
+    outputs : MonitorOutputs
+    answers : MonitorServices
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__('monitor', **kwargs)
+        self.values: SimpleNamespace = declare_parameters(self, PARAMETERS)
+        self._unknown = check_overrides(self)
+        if self._unknown:
+            self.get_logger().warning(self._unknown)
+        self.folder: str = self.values.detector_folder
+        self.session: MonitorSession | None = None
+        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self._clock_watch = ClockWatch(self)
+        self._active_since = 0.0
+        self._findings: list[Finding] = []
+        self._tick_timer: Any = None
+        self._grace_timer: Any = None
+        self.inputs = MonitorInputs(self, self._on_step, self._on_episode)
+        self.outputs = MonitorOutputs(self)
+        self.answers = MonitorServices(self)
+        self._changes = ParameterChanges(
+            self, PARAMETERS, self.values, self._check_change, self._on_change
+        )
+        self._timer(self.values.diagnostics_period, self.outputs.publish_diagnostics)
+        self._timer(_LOOK_PERIOD, self._look_around)
+
+    def autostart(self) -> None:
+        """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
+        if not self.values.autostart:
+            return
+        if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
+            self.trigger_activate()
+
+    def _timer(self, period: float, callback: Any) -> Any:
+        return self.create_timer(period, callback, clock=self._steady)
+
+    # --- life cycle
+
+    def _setup(self) -> None:
+        self.session = MonitorSession(self.folder, settings_of(self.values), self._on_episode_ended)
+        self.limit_threads()
+        self.outputs.open()
+        self.inputs.open()
+        self._tick_timer = self._timer(self.values.stop_period, self._on_tick)
+        for sentence in introduce(self.session):
+            self.get_logger().info(sentence)
+
+    def limit_threads(self) -> None:
+        """Limit the threads of NumPy and PyTorch to the parameter."""
+        if not limit_threads(self.values.threads):
+            self.get_logger().warning(NOT_LIMITED, once=True)
+
+    def _teardown(self) -> None:
+        self._cancel_grace()
+        if self.session is not None:
+            self.session.keep_adaptation()
+            self.log_file_problem(self.session)
+        if self._tick_timer is not None:
+            self.destroy_timer(self._tick_timer)
+        self.inputs.close()
+        self.outputs.close()
+        self._tick_timer = self.session = None
+        self._findings = []
+
+    def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Begin to score and to publish."""
+        result = super().on_activate(state)
+        # The weights stay in memory. Exclude them from garbage collection, so that a collection
+        # during a step is short.
+        gc.collect()
+        gc.freeze()
+        self._active_since = time.monotonic()
+        if self.session is not None:
+            self.session.activate(self._active_since)
+        self.outputs.announce()
+        return result
+
+    def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
+        """Forget the running episode and stop publishing."""
+        if self.session is not None:
+            self.session.finish_episode()
+            self.outputs.announce_inactive()
+            self.session.deactivate()
+        return super().on_deactivate(state)
+
+    # --- parameters that change
+
+    def _check_change(self, values: SimpleNamespace) -> None:
+        settings = settings_of(values)
+        if self.session is not None:
+            self.session.check(settings)
+
+    def _on_change(self) -> None:
+        if self.session is not None:
+            self.session.change(settings_of(self.values))
+        self.outputs.announce()
+        self.outputs.publish_diagnostics()
+
+    # --- steps and episodes
+
+    def _age(self, stamp: int) -> float | None:
+        """Return the age of a step with this stamp [s]; None if it is not known."""
+        now = int(self.get_clock().now().nanoseconds)
+        return (now - stamp) * 1e-9 if stamp != 0 and now != 0 else None
+
+    def _on_step(self, message: PolicyStepMessage, info: dict[str, Any]) -> None:
+        received = time.perf_counter()
+        session = self.session
+        if session is None:
+            return
+        if not self.active:
+            session.watch.stepped(message.episode_id)
+            return
+        self._look_at_clock(session)
+        stamp = time_from_message(message.header.stamp)
+        now, age = time.monotonic(), self._age(stamp)
+        sequence = info['publication_sequence_number']
+        try:
+            step = step_from_message(message)
+        except MessageError as error:
+            step_id = StepId(message.episode_id, message.step, stamp, sequence=sequence)
+            result = session.refuse(step_id, str(error), now, age)
+        else:
+            result = session.step(step, now, age, sequence)
+        self._log_remarks(session)
+        if result is None:
+            return
+        if result.problem and result.problem != result.verdict.reason:
+            self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
+        score = score_message(session, message, result)
+        score.latency = time.perf_counter() - received
+        self.outputs.publish_score(score)
+        session.latencies.append(score.latency)
+        if self.get_logger().is_enabled_for(LoggingSeverity.DEBUG):
+            self.get_logger().debug(
+                f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
+                f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
+            )
+        self.outputs.announce(message)
+
+    def _log_remarks(self, session: MonitorSession) -> None:
+        for text in session.remarks.take_new():
+            self.get_logger().warning(text)
+
+    def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
+        session = self.session
+        if session is None:
+            return
+        if event.kind == EpisodeEvent.KIND_LABEL or (
+            # An END without outcome does not withdraw an earlier label. A LABEL without outcome
+            # does.
+            event.kind == EpisodeEvent.KIND_END and event.outcome != EpisodeEvent.OUTCOME_UNKNOWN
+        ):
+            self._take_label(session, event)
+        now, task = time.monotonic(), event.task or event.instruction
+        earlier = not self.active or self._is_from_before(info, now)
+        if event.kind == EpisodeEvent.KIND_START and earlier:
+            session.began_earlier(event.episode_id, now, task)
+        elif event.kind == EpisodeEvent.KIND_START:
+            session.start(event.episode_id, now, task)
+        elif event.kind == EpisodeEvent.KIND_END:
+            grace = max(self.values.end_grace, 1e-3)
+            if session.end(event.episode_id, now, grace, earlier=earlier):
+                self._cancel_grace()
+                self._grace_timer = self._timer(grace, session.finish_episode)
+        self._log_remarks(session)
+        self.outputs.announce()
+
+    def _is_from_before(self, info: dict[str, Any], now: float) -> bool:
+        """Return True for an event that was published before the node was active.
+
+        ``vla/episode`` is latched, so that such events arrive when the node becomes active.
+        """
+        # The system clock may have been set since then. It is read only now.
+        age = (time.time_ns() - info['source_timestamp']) * 1e-9
+        return age > now - self._active_since
+
+    def _on_episode_ended(self) -> None:
+        self._cancel_grace()
+        self.outputs.announce()
+
+    def _cancel_grace(self) -> None:
+        if self._grace_timer is not None:
+            self.destroy_timer(self._grace_timer)
+            self._grace_timer = None
+
+    def _take_label(self, session: MonitorSession, event: EpisodeEvent) -> None:
+        try:
+            label = label_of(event)
+        except MonitorError as error:
+            self.get_logger().warning(str(error))
+            return
+        if event.kind == EpisodeEvent.KIND_LABEL and session.own_labels.take(label):
+            return
+        effect = session.label(label)
+        if effect is not LabelEffect.OFF:
+            self.get_logger().info(label_sentence(label, effect))
+            self.log_file_problem(session)
+
+    def log_file_problem(self, session: MonitorSession) -> None:
+        """Log that the adaptation file cannot be written, if it cannot."""
+        if session.file_problem:
+            self.get_logger().error(session.file_problem, throttle_duration_sec=10.0)
+
+    # --- time
+
+    def _on_tick(self) -> None:
+        if not self.active or self.session is None:
+            return
+        self._look_at_clock(self.session)
+        self.session.tick(time.monotonic())
+        self.log_file_problem(self.session)
+        self.outputs.announce()
+        self.outputs.publish_stop()
+
+    def _look_at_clock(self, session: MonitorSession) -> None:
+        ran_back = self._clock_watch.ran_back()
+        if ran_back:
+            self.get_logger().warning(
+                f'the ROS time ran back by {ran_back:.3g} s: the running episode goes on; a step 0 '
+                'with its id begins it again'
+            )
+            session.clock_ran_back()
+        session.freshness.clock_problem = self._clock_watch.problem()
+
+    def _look_around(self) -> None:
+        """Look at the nodes around the monitor; what is new is diagnosed at once."""
+        findings = self.inputs.findings()
+        if findings != self._findings:
+            for finding in findings:
+                if finding not in self._findings:
+                    self.get_logger().warning(finding.text)
+            self._findings = findings
+            self.outputs.publish_diagnostics()
+
+    def problems(self) -> list[Finding]:
+        """Return what is wrong with clock, parameters and the nodes around, for a person."""
+        texts = (self._clock_watch.problem(), self._unknown)
+        return [Finding(Level.WARN, text) for text in texts if text] + self._findings
+
+
+@ends_on_interrupt
+def main(args: list[str] | None = None) -> int:
+    """Run the node until it is shut down."""
+
+    def work() -> int:
+        node = MonitorNode()
+        try:
+            node.autostart()
+            rclpy.spin(node)
+        finally:
+            node.destroy_node()
+        return 0
+
+    return run_node('monitor', work, args)

@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the monitor node publishes: scores, the alarm, ``safe/stop`` and ``/diagnostics``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import Bool
+
+from safe_monitor_node.monitor.alarm import AlarmState
+from safe_monitor_node.monitor.step_order import shown
+from safe_monitor_node.nodes.diagnosis import diagnose, facts_of
+from safe_monitor_node.nodes.monitor_messages import (
+    alarm_message,
+    diagnostic_status,
+    inactive_message,
+)
+from safe_monitor_node.nodes.monitor_parameters import advice_of, demands
+from safe_msgs.msg import FailureAlarm, FailureScore, PolicyStep
+from vla_feature_bridge.ros.qos import (
+    ALARM_QOS,
+    DIAGNOSTICS_QOS,
+    SCORE_QOS,
+    STOP_QOS,
+    alive_qos,
+    stop_deadline,
+)
+
+if TYPE_CHECKING:
+    from safe_monitor_node.nodes.monitor_node import MonitorNode
+
+HALTING = (FailureAlarm.ADVICE_STOP, FailureAlarm.ADVICE_BACKTRACK, FailureAlarm.ADVICE_ASK)
+"""Advice with which ``safe/stop`` is true."""
+
+
+class MonitorOutputs:
+    """Publishers of a monitor node.
+
+    ``/diagnostics`` comes in every lifecycle state, above all after a failed configure. The others
+    exist from configure to cleanup.
+    """
+
+    def __init__(self, node: MonitorNode) -> None:
+        self._node = node
+        self._published: tuple[object, ...] = ()
+        self._advice = FailureAlarm.ADVICE_NONE
+        self._open: dict[str, Any] = {}
+        self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', DIAGNOSTICS_QOS)
+
+    def open(self) -> None:
+        """Create the publishers of an active node."""
+        deadline = stop_deadline(self._node.values.stop_period)
+        for topic, kind, qos in (
+            ('safe/score', FailureScore, SCORE_QOS),
+            ('safe/alarm', FailureAlarm, alive_qos(ALARM_QOS)),
+            ('safe/stop', Bool, alive_qos(STOP_QOS, deadline=deadline)),
+        ):
+            self._open[topic] = self._node.create_lifecycle_publisher(
+                kind,
+                topic,
+                qos,
+                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            )
+
+    def close(self) -> None:
+        """Destroy them, also if only some of them exist."""
+        while self._open:
+            self._node.destroy_lifecycle_publisher(self._open.popitem()[1])
+        self._published = ()
+
+    def publish_score(self, message: FailureScore) -> None:
+        """Publish the score of a step."""
+        self._open['safe/score'].publish(message)
+
+    def announce(self, step: PolicyStep | None = None) -> None:
+        """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
+
+        Parameters
+        ----------
+        step : PolicyStep, optional
+            The step that made the state; the alarm gets its header.
+        """
+        session = self._node.session
+        if session is None or not self._node.active:
+            return
+        verdict, advice = session.verdict, advice_of(self._node.values, session)
+        # The cause of INVALID can become more precise with the next step.
+        cause = session.monitor.alarms.history.cause if verdict.state == AlarmState.INVALID else ''
+        key = (verdict.state, session.running_id or '', advice, cause)
+        if key == self._published:
+            return
+        is_new = key[:2] != self._published[:2]
+        self._published, self._advice = key, advice
+        message = alarm_message(session, verdict, advice)
+        if step is not None:
+            message.header = step.header
+        else:
+            message.header.stamp = self._node.get_clock().now().to_msg()
+        self._open['safe/alarm'].publish(message)
+        self.publish_stop()
+        if is_new and verdict.state in (AlarmState.ALARM, AlarmState.INVALID):
+            self._node.get_logger().warning(
+                f'{verdict.state.name}, episode {shown(message.episode_id)}: {verdict.reason}'
+            )
+        self.publish_diagnostics()
+
+    def announce_inactive(self) -> None:
+        """Publish that the node becomes inactive: no state is known from now on.
+
+        The latched alarm must not stay NOMINAL. A robot that was stopped stays stopped: the last
+        ``safe/stop`` and the advice remain as they were.
+        """
+        session = self._node.session
+        if session is None:
+            return
+        message = inactive_message(session, self._advice)
+        message.header.stamp = self._node.get_clock().now().to_msg()
+        self._open['safe/alarm'].publish(message)
+        self._published = ()
+
+    def publish_stop(self) -> None:
+        """Publish ``safe/stop`` for the present state."""
+        session = self._node.session
+        if session is not None and self._node.active:
+            halts = advice_of(self._node.values, session) in HALTING
+            self._open['safe/stop'].publish(Bool(data=halts))
+
+    def publish_diagnostics(self) -> None:
+        """Publish the diagnosis of the node."""
+        node = self._node
+        level, message = diagnose(node.session, node.active, node.failure, node.problems())
+        facts: dict[str, object] = {'detector_folder': node.folder}
+        if node.session is not None:
+            facts |= facts_of(node.session)
+        facts |= demands(node.values)
+        name = node.get_fully_qualified_name()
+        status = diagnostic_status(name, level, message, facts)
+        # Two robots are two devices, also if they run the same detector.
+        status.hardware_id = node.get_namespace().strip('/')
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = node.get_clock().now().to_msg()
+        self._diagnostics.publish(array)

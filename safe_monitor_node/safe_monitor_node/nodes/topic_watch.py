@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who else publishes the topics of the monitor, seen in the ROS graph and by liveliness."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
+
+from vla_feature_bridge.nodes.levels import Finding, Level
+from vla_feature_bridge.ros.qos import LEASE, alive_qos
+
+_INFINITE = 1_000_000_000 * 10**9
+_SHOWN_NAMES = 4
+
+
+class InputWatch:
+    """Looks at the publishers of a topic that the monitor subscribes to.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    topic : str
+        Name of the topic as the node subscribes to it.
+    type_name : str
+        Type of the messages, such as ``safe_msgs/msg/PolicyStep``.
+    qos : QoSProfile
+        QoS of the subscription.
+    required : bool
+        Whether the topic needs exactly one publisher.
+    """
+
+    def __init__(
+        self, node: Node, topic: str, type_name: str, qos: QoSProfile, *, required: bool
+    ) -> None:
+        self._node, self._name, self._type, self._qos = node, topic, type_name, qos
+        self._required = required
+        self.topic = node.resolve_topic_name(topic)
+
+    def findings(self) -> list[Finding]:
+        """Return what is wrong with the publishers."""
+        mine = self._node.get_name(), self._node.get_namespace()
+        found = [
+            info
+            for info in self._node.get_publishers_info_by_topic(self._name)
+            if (info.node_name, info.node_namespace) != mine
+        ]
+        right = [info for info in found if info.topic_type == self._type]
+        texts = [
+            *self._wrong_types(found),
+            *self._wrong_qos(right),
+        ]
+        if self._required and not found:
+            texts.append(f'no node publishes {self.topic}{self._elsewhere()}')
+        if self._required and len(right) > 1:
+            texts.append(
+                f'{len(right)} publishers of {self.topic} ({_names(right)}): let one node publish '
+                'the steps of a robot. A node that was killed counts for up to 20 s'
+            )
+        return [Finding(Level.WARN, text) for text in texts]
+
+    def _wrong_types(self, found: Iterable[Any]) -> list[str]:
+        wrong = [info for info in found if info.topic_type != self._type]
+        if not wrong:
+            return []
+        types = ', '.join(sorted({info.topic_type for info in wrong}))
+        return [
+            f'{self.topic}: expected messages of type {self._type}, found {types} ({_names(wrong)})'
+        ]
+
+    def _wrong_qos(self, right: Iterable[Any]) -> list[str]:
+        texts = []
+        for info in right:
+            compatibility, reason = qos_check_compatible(info.qos_profile, self._qos)
+            if compatibility == QoSCompatibility.ERROR:
+                reason = reason.replace('ERROR: ', '').strip('; ').lower()
+                texts.append(
+                    f'{self.topic}: no message of {_names([info])} arrives, because the QoS does '
+                    f'not match ({reason}); publish with reliability RELIABLE, or set '
+                    f'qos_overrides.{self.topic}.subscription.reliability to best_effort'
+                )
+        return texts
+
+    def _elsewhere(self) -> str:
+        """Return which other topics have messages of this type, to be added to a sentence."""
+        others = sorted(
+            topic
+            for topic, types in self._node.get_topic_names_and_types()
+            if self._type in types and topic != self.topic and self._node.count_publishers(topic)
+        )
+        if not others:
+            return ''
+        return (
+            f', but {_listed(others)} has messages of this type: remap the topic, or start the '
+            'monitor in the namespace of the policy'
+        )
+
+
+class OutputWatch:
+    """Looks at the publishers of a topic that only this monitor may publish.
+
+    The ROS graph shows the publishers of a killed process for 20 s. Liveliness shows within
+    seconds that they are dead. Therefore publishers that offer it are counted by it.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    topic : str
+    kind : type
+        Class of the messages.
+    """
+
+    def __init__(self, node: Node, topic: str, kind: Any) -> None:
+        self._node, self._name = node, topic
+        self.topic = node.resolve_topic_name(topic)
+        self._alive = 0
+        self._subscription = node.create_subscription(
+            kind,
+            topic,
+            _ignore,
+            alive_qos(QoSProfile(depth=1), 2.0 * LEASE),
+            raw=True,
+            event_callbacks=SubscriptionEventCallbacks(
+                liveliness=self._on_liveliness, incompatible_qos=_ignore, incompatible_type=_ignore
+            ),
+        )
+
+    def _on_liveliness(self, info: Any) -> None:
+        self._alive = info.alive_count
+
+    def close(self) -> None:
+        """End the subscription."""
+        self._node.destroy_subscription(self._subscription)
+
+    def findings(self) -> list[Finding]:
+        """Return that there is another publisher."""
+        infos = self._node.get_publishers_info_by_topic(self._name)
+        # One of those that offer liveliness is this monitor.
+        offering = [info for info in infos if _offers_liveliness(info)]
+        others = len(infos) - len(offering) + min(self._alive, len(offering)) - 1
+        if others < 1:
+            return []
+        return [
+            Finding(
+                Level.ERROR,
+                f'{self.topic} has {others + 1} publishers ({_names(infos)}), so that a robot '
+                'follows now one and now the other: end the other monitor, or start it in another '
+                f'namespace (`ros2 topic info -v {self.topic}` shows the nodes)',
+            )
+        ]
+
+
+def _offers_liveliness(info: Any) -> bool:
+    return bool(info.qos_profile.liveliness_lease_duration.nanoseconds < _INFINITE)
+
+
+def _ignore(event: Any) -> None:
+    """Do nothing: the ROS graph and the liveliness show the same."""
+
+
+def _names(infos: Iterable[Any]) -> str:
+    return _listed(map(_name, infos))
+
+
+def _name(info: Any) -> str:
+    # The publisher is known before the name of its node.
+    if 'UNKNOWN' in info.node_name:
+        return 'a node that is not known yet'
+    return f'{info.node_namespace.rstrip("/")}/{info.node_name}'
+
+
+def _listed(names: Iterable[str]) -> str:
+    listed = list(names)
+    more = f' and {len(listed) - _SHOWN_NAMES} more' if len(listed) > _SHOWN_NAMES else ''
+    return ', '.join(listed[:_SHOWN_NAMES]) + more

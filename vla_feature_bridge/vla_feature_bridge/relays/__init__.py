@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Relays between a policy server and its client: they forward unchanged and send policy steps.
+
+A relay needs the standard library and NumPy only, and no ROS. It forwards bytes, not messages. It
+cuts a copy of the bytes into messages while they pass, and one worker thread decodes them.
+
+The modules; each may import only modules above it:
+
+arrays             arrays that a message describes; dtypes from a fixed list
+bounded_msgpack    msgpack with limits, and its three encodings of arrays
+bounded_json       JSON with limits, and the arrays of json-numpy
+byte_stream        the base of what cuts a stream into messages
+http_stream        HTTP/1.1
+websocket_stream   WebSocket
+zmtp_stream        ZeroMQ
+exchanges          requests paired with their replies, by protocol
+tcp_link           one connection: forwards its bytes
+addresses          HOST:PORT
+crew               threads that are used again
+tcp_relay          listens, connects, and refuses clients while the server is away
+kill_gate          stops GR00T's request ``kill``
+work_queue         hands what was seen to the worker
+readings           what a step needs, out of decoded messages
+policies           the messages of openpi, GR00T and OpenVLA
+episodes           where an episode begins and ends
+reporter           sends the steps
+options            the command line
+main               runs a relay
+"""

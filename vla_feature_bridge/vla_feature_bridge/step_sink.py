@@ -1,0 +1,359 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The base of what sends the steps of a policy: counts, logs, and never raises into its loop."""
+
+from __future__ import annotations
+
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
+from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.step import PolicyStep
+from vla_feature_bridge.step_checks import StepError, check_success, check_text
+
+#: A problem of the same kind is logged again after this time [s].
+_LOG_AGAIN = 10.0
+#: Number of kinds of problems that are told apart.
+_MAX_KINDS = 50
+#: How often a sink looks whether a monitor listens [s].
+_LOOK_AGAIN = 0.01
+
+
+class ProblemLog:
+    """Logs each kind of problem once, and then at most every 10 seconds.
+
+    Parameters
+    ----------
+    log : callable
+        Takes the text of one problem.
+    """
+
+    def __init__(self, log: Callable[[str], None]) -> None:
+        self._log = log
+        self._kinds: dict[object, tuple[float, int]] = {}
+
+    def add(self, kind: object, text: str) -> None:
+        """Log a problem, or count it if this kind was logged a moment ago."""
+        if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
+            kind = None
+        now = time.monotonic()
+        last, silent = self._kinds.get(kind, (-_LOG_AGAIN, 0))
+        if now - last < _LOG_AGAIN:
+            self._kinds[kind] = (last, silent + 1)
+            return
+        self._kinds[kind] = (now, 0)
+        self._log(f'{text} ({silent} more of this kind before)' if silent else text)
+
+
+class EpisodeSink(ABC):
+    """Sends the steps and events that :class:`EpisodeSteps` makes; a ``StepSink``.
+
+    After its construction it never raises an error, unless ``strict`` is true. Wrong input is
+    counted, logged and kept in ``last_error``:
+
+    * A wrong step is not sent. Its number is used up, so that the reader notices the gap.
+    * A START with a wrong text is sent with an empty text.
+    * An END with a wrong outcome is sent with an unknown outcome.
+    * A step or an END without START is not sent.
+
+    With ``strict``, wrong input raises the error and changes nothing.
+
+    All methods may be called from any thread.
+
+    Parameters
+    ----------
+    steps : EpisodeSteps
+    log : callable
+        Takes the text of one problem.
+    strict : bool
+        Raise errors: for development and tests.
+    wait_for_monitor : float
+        How long the first :meth:`start` waits until a monitor listens [s]; 0 does not wait.
+
+    Attributes
+    ----------
+    published : int
+        Number of steps that were handed over for sending.
+    refused : int
+        Number of calls with wrong input.
+    last_error : str
+        Text of the last problem; empty if there was none.
+    """
+
+    def __init__(
+        self,
+        steps: EpisodeSteps,
+        log: Callable[[str], None],
+        strict: bool = False,
+        wait_for_monitor: float = 0.0,
+    ) -> None:
+        self.published = self.refused = self._lost = 0
+        self.last_error = ''
+        self._episode_steps = steps
+        self._is_strict = strict
+        self._problems = ProblemLog(log)
+        self._wait_time = check_seconds(wait_for_monitor, 'wait_for_monitor')
+        self._calls = threading.RLock()
+        self._is_closed = False
+
+    @property
+    def dropped(self) -> int:
+        """Number of correct steps that were lost on this side."""
+        return self._lost
+
+    @property
+    def episode_id(self) -> str:
+        """Id of the episode that runs; empty if none does."""
+        return self._episode_steps.episode_id
+
+    def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
+        """Begin an episode. If another episode still runs, it is ended first.
+
+        The first call waits until a monitor listens, at most ``wait_for_monitor`` seconds.
+
+        Parameters
+        ----------
+        task, instruction, episode_id : str
+            As in :meth:`EpisodeSteps.start`.
+
+        Returns
+        -------
+        str
+            The ``episode_id``; empty if the sink is closed.
+
+        Raises
+        ------
+        StepError
+            An argument is no text or the sink is closed, and it is strict. A running episode goes
+            on.
+        """
+        texts = {'task': task, 'instruction': instruction, 'episode_id': episode_id}
+        try:
+            return self._start(texts)
+        except Exception as error:  # a clock that is gone, for example
+            if self._is_strict:
+                raise
+            self._refuse(error)
+            return ''
+
+    def publish(
+        self, features: Any, actions: Any = None, *, stamp: Any = None, **fields: Any
+    ) -> PolicyStep | None:
+        """Send the next step of the episode.
+
+        Parameters
+        ----------
+        features, actions, stamp, **fields
+            As in :meth:`EpisodeSteps.step`.
+
+        Returns
+        -------
+        PolicyStep or None
+            The step; None if it was refused or lost.
+
+        Raises
+        ------
+        StepError
+            No episode runs or the input is wrong, and the sink is strict. Nothing is sent, and the
+            next step gets the same number and the same signals.
+        """
+        with self._calls:
+            if not self._can_send():
+                return None
+            try:
+                step = self._episode_steps.step(features, actions, stamp=stamp, **fields)
+            except Exception as error:
+                self._refuse(error)
+                self._episode_steps.skip()
+                return None
+            try:
+                self._send_step(step)
+            except Exception as error:
+                if self._is_strict:
+                    self._episode_steps.undo()
+                self._lose(error)
+                return None
+            self.published += 1
+            return step
+
+    def skip(self, reason: str) -> None:
+        """Leave out the step of an inference whose data are not right.
+
+        Its number is used up, so that the reader notices the gap. Counted in ``refused``.
+
+        Parameters
+        ----------
+        reason : str
+            What is wrong with the data.
+
+        Raises
+        ------
+        StepError
+            No episode runs, and the sink is strict.
+        """
+        with self._calls:
+            if not self._can_send():
+                return
+            try:
+                self._episode_steps.check_running('skip')
+            except StepError as error:
+                self._refuse(error)
+                return
+            self._episode_steps.skip()
+            self.refused += 1
+            self._problem('skip', f'a step is left out: {reason}')
+
+    def end(self, success: bool | None = None, reason: str = '') -> None:
+        """End the episode.
+
+        Parameters
+        ----------
+        success, reason
+            As in :meth:`EpisodeSteps.end`.
+
+        Raises
+        ------
+        StepError
+            No episode runs or an argument is wrong, and the sink is strict. The episode goes on.
+        """
+        try:
+            self._end(success, reason)
+        except Exception as error:
+            if self._is_strict:
+                raise
+            self._refuse(error)
+
+    @abstractmethod
+    def close(self) -> None:
+        """Send nothing more. A running episode is not ended."""
+
+    @abstractmethod
+    def _send_step(self, step: PolicyStep) -> None:
+        """Hand a step over for sending."""
+
+    @abstractmethod
+    def _send_event(self, event: EpisodeEventRecord) -> None:
+        """Hand an event over for sending."""
+
+    @abstractmethod
+    def _monitor_listens(self) -> bool:
+        """Return True if steps and events that are sent now reach a monitor."""
+
+    def _start(self, texts: dict[str, str]) -> str:
+        if not self._can_send():
+            return ''
+        self._wait_for_a_monitor()
+        with self._calls:
+            for name, value in texts.items():
+                try:
+                    check_text(value, name, 'start')
+                except StepError as error:
+                    self._refuse(error)
+                    texts[name] = ''
+            self._send_events(self._episode_steps.start(**texts))
+            return self.episode_id
+
+    def _end(self, success: bool | None, reason: str) -> None:
+        with self._calls:
+            if not self._can_send():
+                return
+            self._episode_steps.check_running('end')
+            try:
+                success = check_success(success, 'end')
+            except StepError as error:
+                self._refuse(error)
+                success = None
+            try:
+                check_text(reason, 'reason', 'end')
+            except StepError as error:
+                self._refuse(error)
+                reason = ''
+            self._send_events([self._episode_steps.end(success, reason)])
+
+    def _check_open(self) -> None:
+        name = type(self).__name__
+        if self._is_closed:
+            raise StepError(where=name, expected=f'an open {name}', found='a closed one')
+
+    def _can_send(self) -> bool:
+        """Return True if the sink is open; refuse the call otherwise."""
+        try:
+            self._check_open()
+        except StepError as error:
+            self._refuse(error)
+            return False
+        return True
+
+    def _send_events(self, events: list[EpisodeEventRecord]) -> None:
+        for number, event in enumerate(events):
+            try:
+                self._send_event(event)
+            except Exception as error:
+                if self._is_strict:
+                    self._episode_steps.undo()
+                    if number:  # The END of the episode before was sent.
+                        self._episode_steps.end()
+                self._note(error)
+
+    def _wait_for_a_monitor(self) -> None:
+        wait_time, self._wait_time = self._wait_time, 0.0
+        if not wait_time:
+            return
+        deadline = time.monotonic() + wait_time
+        while not self._monitor_listens():
+            if time.monotonic() >= deadline:
+                self._problem(
+                    'monitor',
+                    f'no monitor listens after {wait_time:g} s (wait_for_monitor); the episode '
+                    'starts without it, and steps that it does not receive count as missing',
+                )
+                return
+            time.sleep(_LOOK_AGAIN)
+
+    def _refuse(self, error: Exception) -> None:
+        self.refused += 1
+        self._note(error)
+
+    def _lose(self, error: Exception) -> None:
+        if isinstance(error, SafeError):
+            self.refused += 1
+        else:
+            self._lost += 1
+        self._note(error)
+
+    def _note(self, error: Exception) -> None:
+        """Raise the error if the sink is strict; keep and log it otherwise."""
+        if self._is_strict:
+            raise error
+        kind = (type(error), getattr(error, 'expected', ''))
+        self._problem(kind, str(error) if isinstance(error, SafeError) else repr(error))
+
+    def _problem(self, kind: object, text: str) -> None:
+        self.last_error = text
+        with suppress(Exception):  # A log that fails must not stop the robot.
+            self._problems.add(kind, text)
+
+
+def check_seconds(value: Any, name: str) -> float:
+    """Return a time in seconds.
+
+    Raises
+    ------
+    StepError
+        ``value`` is not a number from 0 to a day.
+    """
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise StepError(
+            where='settings of the policy',
+            expected=f'{name} as a number of seconds from 0 to 86400',
+            found=repr(value),
+        )
+    return seconds

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Publishes inferences through a sink, and starts and ends its episodes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+from vla_feature_bridge.episode_steps import StepSink
+from vla_feature_bridge.taps.inference import Inference
+
+
+class Episodes:
+    """Hands inferences and the borders of episodes to a sink; never raises.
+
+    Parameters
+    ----------
+    sink : StepSink or None
+    automatic : bool
+        An episode starts at the first inference after :meth:`reset`, and ends at the next reset.
+    report : callable
+        Takes the kind and the text of a problem.
+    """
+
+    def __init__(
+        self, sink: StepSink | None, automatic: bool, report: Callable[[str, str], None]
+    ) -> None:
+        self._sink, self._automatic, self._report = sink, automatic, report
+        self._runs = False
+        # Policies may be reset in one thread while they infer in another.
+        self._lock = threading.RLock()
+
+    def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
+        """Start an episode; returns its id, or an empty text if that is not possible."""
+        with self._lock:
+            started = self._ask('start', task=task, instruction=instruction, episode_id=episode_id)
+            self._runs = True
+        return str(started or '')
+
+    def end(self, success: bool | None = None, reason: str = '') -> None:
+        """End the episode."""
+        with self._lock:
+            self._ask('end', success, reason)
+            self._runs = False
+
+    def before_step(self, instruction: str) -> None:
+        """Start an episode, if they follow the resets of the policy and none runs."""
+        with self._lock:
+            if self._automatic and not self._runs:
+                self.start(task=instruction, instruction=instruction)
+
+    def reset(self) -> None:
+        """End the episode that runs, because the policy was reset."""
+        self._end_automatic('the policy was reset')
+
+    def close(self) -> None:
+        """End the episode that runs, if it was not the caller who started it."""
+        self._end_automatic('the tap was detached')
+
+    def _end_automatic(self, reason: str) -> None:
+        with self._lock:
+            if self._automatic and self._runs:
+                self.end(None, reason)
+
+    def publish(self, inference: Inference, wanted: bool) -> None:
+        """Publish one inference, or leave its step out if ``wanted`` features are missing.
+
+        The number of a step that is left out is used up. Therefore the reader notices the gap.
+        """
+        with self._lock:
+            if self._sink is None:
+                return
+            if wanted and inference.features is None:
+                self._ask('skip', inference.problem)
+                return
+            fields: dict[str, Any] = {'inference_time': inference.inference_time}
+            if inference.token_probability is not None:
+                fields['token_probability'] = inference.token_probability
+                fields['token_entropy'] = inference.token_entropy
+            if inference.instruction:
+                fields['instruction'] = inference.instruction
+            self._ask(
+                'publish', inference.features, inference.actions, stamp=inference.stamp, **fields
+            )
+
+    def _ask(self, method: str, *values: Any, **named: Any) -> Any:
+        if self._sink is None:
+            self._report('no_sink', f'{method}() needs a sink; give the tap one (sink=...)')
+            return None
+        try:
+            return getattr(self._sink, method)(*values, **named)
+        except Exception as error:
+            self._report('sink', f'{method} of the sink: {type(error).__name__}: {error}')
+            return None

@@ -1,0 +1,286 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Attaches to a policy, and notes for each thread when an inference begins, calls and ends."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vla_feature_bridge.taps.capture import (
+    CallHook,
+    Running,
+    TensorStack,
+    keep_logits,
+    keep_state,
+)
+from vla_feature_bridge.taps.errors import TapError
+from vla_feature_bridge.taps.inference import Inference
+from vla_feature_bridge.taps.methods import WrappedMethod
+from vla_feature_bridge.taps.paths import find_module, find_number
+from vla_feature_bridge.taps.preset import AFTER_CALLS, RETURNED, Preset
+from vla_feature_bridge.taps.reader import Reader
+from vla_feature_bridge.taps.results import (
+    ResultError,
+    instruction_of,
+    kept_vocabulary,
+    prompt_length,
+)
+
+Report = Callable[[str, str], None]
+#: Stacks that are kept for the next inferences; more threads than this never infer at once.
+_MAX_FREE = 4
+
+
+class Recorder:
+    """Records every inference of a policy. After construction it never raises into the policy.
+
+    Parameters
+    ----------
+    policy : object
+    preset : Preset
+    clock : callable
+        Returns the time [ns].
+    report : callable
+        Takes the kind and the text of a problem.
+    on_begin : callable
+        Takes the instruction of an inference that begins.
+    on_end : callable
+        Takes each inference that has ended.
+
+    Raises
+    ------
+    TapError
+        The preset does not fit the policy, which is unchanged.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        preset: Preset,
+        *,
+        clock: Callable[[], int],
+        report: Report,
+        on_begin: Callable[[str], None],
+        on_end: Callable[[Inference], None],
+    ) -> None:
+        self._policy, self._preset = policy, preset
+        self._clock, self._report = clock, report
+        self._on_begin, self._on_end = on_begin, on_end
+        self._reader = Reader(policy, preset)
+        self._by_thread: dict[int, Running] = {}
+        # Raw features are the memory of a stack; only pooled ones leave it to the next inference.
+        self._pooled = preset.spec.pooled
+        self._free: list[tuple[TensorStack, TensorStack]] = []
+        self._closed = False
+        self._hooks: list[Any] = []
+        self._methods: list[WrappedMethod] = []
+        try:
+            self._attach()
+        except BaseException:
+            self.detach()
+            raise
+
+    def _attach(self) -> None:
+        preset = self._preset
+        self._horizon = find_number(self._policy, preset.action_horizon)
+        if preset.action_horizon and self._horizon is None:
+            raise TapError(
+                where=f'preset {preset.name}: action_horizon',
+                expected='a number',
+                found=f'none at {", ".join(map(str, preset.action_horizon))}',
+            )
+        if preset.module:
+            module = find_module(self._policy, preset.module)
+            hook = CallHook(self._on_input)
+            self._hooks.append(module.register_forward_pre_hook(hook, with_kwargs=True))
+            if preset.token_logits:
+                self._vocabulary = self._find_vocabulary()
+                self._hooks.append(module.register_forward_hook(CallHook(self._on_output)))
+        if preset.ends != AFTER_CALLS:
+            self.listen(preset.ends, _Inferences(self))
+        for path in preset.token_ids:
+            if path != RETURNED:
+                self.listen(path, _Tokens(self))
+
+    def _find_vocabulary(self) -> slice:
+        try:
+            return kept_vocabulary(self._policy, self._preset)
+        except ResultError as error:
+            raise TapError(f'preset {self._preset.name}: vocabulary: {error}') from None
+
+    def listen(self, path: str, listener: Any) -> None:
+        """Wrap a method of the policy until :meth:`detach`; raises TapError if there is none."""
+        self._methods.append(WrappedMethod(self._policy, path, listener))
+
+    def detach(self) -> None:
+        """Leave the policy as it was."""
+        self._closed = True
+        while self._hooks:
+            self._hooks.pop().remove()
+        while self._methods:
+            method = self._methods.pop()
+            if not method.restore():
+                self._report(
+                    'replaced',
+                    f'{method.path} was replaced after the tap was attached; the tap is detached, '
+                    'but what replaced it may still call it',
+                )
+
+    @property
+    def unfinished(self) -> int:
+        """Calls of the submodule in inferences that have not ended."""
+        return sum(running.calls for running in list(self._by_thread.values()))
+
+    def drop_unfinished(self, why: str) -> None:
+        """Forget inferences that only their last call would end, because it will not come."""
+        if self._preset.ends != AFTER_CALLS:
+            return
+        dropped, self._by_thread = self._by_thread, {}
+        for running in dropped.values():
+            self._report(
+                'unfinished',
+                f'{why}: an inference had only {running.calls} calls of {self._preset.module}, and '
+                'is not sent; name the method that makes one inference (ends=...)',
+            )
+
+    def guarded(self, function: Callable[[], Any]) -> Any:
+        """Call a function of the tap; an exception is reported, and None returned."""
+        try:
+            return function()
+        except Exception as error:
+            self._report('internal', f'the tap failed: {type(error).__name__}: {error}')
+            return None
+
+    # -- what the policy calls
+
+    def _on_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        try:
+            self._input(args, kwargs)
+        except Exception as error:
+            self._report('internal', f'the tap failed: {type(error).__name__}: {error}')
+
+    def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        running = self._by_thread.get(threading.get_ident())
+        by_calls = self._preset.ends == AFTER_CALLS
+        if running is None and by_calls and not self._closed:
+            running = self.begin((), {})
+        if running is None:
+            return
+        keep_state(running, self._preset, self._horizon, (args, kwargs))
+        if by_calls and not self._preset.token_logits:
+            self._finish_if_complete(running)
+
+    def _on_output(self, args: Any, output: Any) -> None:
+        self.guarded(lambda: self._output(output))
+
+    def _output(self, output: Any) -> None:
+        running = self._by_thread.get(threading.get_ident())
+        if running is None:
+            return
+        keep_logits(running, self._vocabulary, output)
+        if self._preset.ends == AFTER_CALLS:
+            self._finish_if_complete(running)
+
+    def _finish_if_complete(self, running: Running) -> None:
+        expected = self._reader.expected_calls()
+        if expected is None or running.calls >= expected:
+            self.finish(running, None)
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Running | None:
+        """Begin an inference in this thread, or go one level deeper into the one that runs."""
+        if self._closed:
+            return None
+        running = self._by_thread.get(threading.get_ident())
+        if running is not None:
+            running.depth += 1
+            return running
+        states, logits = self._stacks()
+        running = Running(int(self._clock()), states, logits)
+        running.instruction = instruction_of(self._preset, args, kwargs)
+        if RETURNED in self._preset.token_ids:
+            running.prompt = prompt_length(args, kwargs)
+        self._on_begin(running.instruction)
+        self._by_thread[threading.get_ident()] = running
+        return running
+
+    def finish(self, running: Running, result: Any) -> None:
+        """End an inference of this thread: read it, and hand it on."""
+        running.depth -= 1
+        if running.depth > 0:
+            return
+        self._by_thread.pop(threading.get_ident(), None)
+        if self._closed:
+            return
+        seconds = time.perf_counter() - running.began
+        try:
+            inference = self._reader.read(running, result, seconds)
+        except Exception as error:  # The step must not be missing without a notice.
+            running.note('internal', f'the tap failed: {type(error).__name__}: {error}')
+            inference = self._reader.failed(running, seconds)
+        self._reuse(running)
+        for kind, text in running.problems.items():
+            self._report(kind, text)
+        self._on_end(inference)
+
+    def fail(self, running: Running) -> None:
+        """Forget an inference of this thread that raised an exception."""
+        running.depth -= 1
+        if running.depth <= 0:
+            self._by_thread.pop(threading.get_ident(), None)
+            self._reuse(running)
+            self._report('raised', 'an inference raised an exception, and is not sent')
+
+    def _stacks(self) -> tuple[TensorStack, TensorStack]:
+        try:
+            return self._free.pop()
+        except IndexError:
+            capacity = self._reader.expected_calls() or 8
+            return TensorStack(capacity), TensorStack(capacity)
+
+    def _reuse(self, running: Running) -> None:
+        if self._pooled and len(self._free) < _MAX_FREE:
+            running.states.clear()
+            running.logits.clear()
+            self._free.append((running.states, running.logits))
+
+    def note_tokens(self, result: Any) -> None:
+        """Keep the tokens that a method returned for the inference of this thread."""
+        running = self._by_thread.get(threading.get_ident())
+        if running is not None:
+            running.token_ids = result
+
+
+class _Inferences:
+    """Listens to the method that makes one inference."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self._recorder.guarded(lambda: self._recorder.begin(args, kwargs))
+
+    def finish(self, mark: Any, result: Any) -> None:
+        if mark is not None:
+            self._recorder.guarded(lambda: self._recorder.finish(mark, result))
+
+    def fail(self, mark: Any) -> None:
+        if mark is not None:
+            self._recorder.guarded(lambda: self._recorder.fail(mark))
+
+
+class _Tokens:
+    """Listens to a method that returns the generated tokens."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return None
+
+    def finish(self, mark: Any, result: Any) -> None:
+        self._recorder.guarded(lambda: self._recorder.note_tokens(result))
+
+    def fail(self, mark: Any) -> None:
+        return None
