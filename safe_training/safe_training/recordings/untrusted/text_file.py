@@ -7,6 +7,7 @@ Another encoding is never guessed, because a wrong guess changes names. The erro
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 
 from safe_training.recordings.errors import DumpError
@@ -39,7 +40,9 @@ def read_text(file: Path, most_bytes: int, what: str) -> str:
     """
     try:
         with file.open('rb') as stream:
-            data = stream.read(most_bytes + 1)
+            size = os.fstat(stream.fileno()).st_size
+            # A read of most_bytes would allocate them, although the file is small.
+            data = stream.read(size) if size <= most_bytes else b''
     except OSError as error:
         raise DumpError(
             where=str(file),
@@ -47,11 +50,11 @@ def read_text(file: Path, most_bytes: int, what: str) -> str:
             found=str(error.strerror),
             advice='check the path and the permissions of the file',
         ) from error
-    if len(data) > most_bytes:
+    if size > most_bytes:
         raise DumpError(
             where=str(file),
             expected=f'{what} with at most {most_bytes} bytes',
-            found=f'{file.stat().st_size} bytes',
+            found=f'{size} bytes',
             advice='check the path',
         )
     return decode_text(data, str(file), what)
