@@ -31,6 +31,7 @@ from safe_training.recordings.readers.step_features import (
     bad_values,
     shape_text,
 )
+from safe_training.recordings.untrusted.foreign_file import foreign_kind_of
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -230,11 +231,12 @@ def _read_meta(file: Path) -> dict[str, Any]:
             raise ValueError(f'{file.stat().st_size} bytes')
         meta = json.loads(file.read_text(encoding='utf-8'))
     except (OSError, ValueError, RecursionError) as error:
+        foreign = foreign_kind_of(file)
         raise DumpError(
             where=str(file),
             expected=f'a JSON file of an episode with at most {_MAX_JSON_BYTES} bytes',
-            found=f'the error: {error}',
-            advice=COPY_OR_LEAVE_OUT,
+            found=foreign.found if foreign else f'the error: {error}',
+            advice=foreign.advice if foreign else COPY_OR_LEAVE_OUT,
         ) from error
     kinds = {
         'task': (str, 'text'),

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, DumpError
+from safe_training.recordings.foreign_folders import openpi_recorder
 from safe_training.recordings.readers.base import (
     EpisodeSource,
     ReadOptions,
@@ -107,11 +108,15 @@ def find_policy(root: Path) -> str:
     """
     names = list_names(root / POLICY_RECORDS, 'meta.pkl')
     if not names:
+        found, advice = openpi_recorder(root / POLICY_RECORDS) or (
+            'no file with this name',
+            'copy the folder from its source again',
+        )
         raise DumpError(
             where=str(root / POLICY_RECORDS),
             expected='files named *meta.pkl, one file for each inference',
-            found='no file with this name',
-            advice='copy the folder from its source again',
+            found=found,
+            advice=advice,
         )
     first: DumpError | None = None
     for name in names[:_MAX_TRIES]:

@@ -34,6 +34,7 @@ from safe_training.recordings.readers.openvla_table import (
     sample_signals,
     token_quantity,
 )
+from safe_training.recordings.readers.plain_values import number_text, plain_text, whole_number
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
@@ -275,28 +276,26 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
             advice=_NOT_AN_EPISODE,
         )
     for key in ('task_description', 'task_suite_name'):
-        if type(record.setdefault(key, '')) is not str:
+        text = plain_text(record.get(key, ''))
+        if text is None:
             raise DumpError(
                 where=str(file),
                 expected=f'{key} as text',
                 found=shape_text(record[key]),
                 advice=_NOT_AN_EPISODE,
             )
+        record[key] = text
     for key, named in (
         ('task_id', episode.task_id),
         (index_key, episode.episode_index),
         ('episode_success', int(episode.success)),
     ):
-        value = record[key]
-        if not isinstance(value, (bool, int, np.integer, np.bool_)) or int(value) != named:
-            shown = (
-                int(value) if isinstance(value, (int, np.integer, np.bool_)) else shape_text(value)
-            )
+        if whole_number(record[key]) != named:
             raise DumpError(
                 where=str(file),
                 expected=f'{key} {named}, as in the file name',
-                found=str(shown),
-                advice=RENAMED,
+                found=number_text(record[key]) or shape_text(record[key]),
+                advice=RENAMED if number_text(record[key]) else _NOT_AN_EPISODE,
             )
     return record
 

@@ -31,6 +31,7 @@ from safe_training.recordings.untrusted.bag_budget import (
     Message,
     Topic,
 )
+from safe_training.recordings.untrusted.foreign_file import begins_with, foreign_kind_of
 from safe_training.recordings.untrusted.mcap_file import McapFile
 from safe_training.recordings.untrusted.sqlite_file import SqliteFile
 
@@ -117,11 +118,12 @@ class Bag:
             elif magic == SQLITE_MAGIC:
                 yield SqliteFile(plain, file)
             else:
+                found, advice = foreign_kind_of(plain) or (begins_with(magic), COPY_AGAIN)
                 raise DumpError(
                     where=str(file),
                     expected='a recording in the format mcap or sqlite3',
-                    found=f'a file that begins with {magic!r}' if magic else 'an empty file',
-                    advice=COPY_AGAIN,
+                    found=found,
+                    advice=advice,
                 )
 
 

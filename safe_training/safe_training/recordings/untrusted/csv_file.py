@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, DumpError
+from safe_training.recordings.untrusted.foreign_file import foreign_kind_of
 
 
 def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
@@ -23,6 +24,10 @@ def read_rows(file: Path) -> tuple[list[str], list[list[str]]]:
     DumpError
         The file cannot be read, is not UTF-8, or is not csv.
     """
+    if kind := foreign_kind_of(file):
+        raise DumpError(
+            where=str(file), expected='a csv file', found=kind.found, advice=kind.advice
+        )
     try:
         rows = list(csv.reader(io.StringIO(file.read_text(encoding='utf-8')), strict=True))
     except (OSError, UnicodeDecodeError, csv.Error) as error:

@@ -38,6 +38,11 @@ _HDF5 = ForeignKind(
     'this format is not read: write the rollouts as a .npz archive, or record with ROS 2',
 )
 _PICKLE = ForeignKind('a pickle', 'give the folder of the dump that contains the file')
+_MCAP = ForeignKind('an mcap recording', 'give the file the ending .mcap')
+_SQLITE = ForeignKind('an sqlite3 database', 'give the file the ending .db3')
+_ZIP = ForeignKind('a zip archive', _UNPACK.format('unzip'))
+#: Kinds that the readers know; such a file in a folder does not explain why no reader takes it.
+READ_KINDS = (_PICKLE, _MCAP, _SQLITE)
 
 _MAGICS: tuple[tuple[bytes, ForeignKind], ...] = (
     (_LFS, _POINTER),
@@ -50,7 +55,6 @@ _MAGICS: tuple[tuple[bytes, ForeignKind], ...] = (
     (b'\x04\x22\x4d\x18', ForeignKind('a file compressed with lz4', _UNPACK.format('lz4 -d'))),
     (b'7z\xbc\xaf\x27\x1c', ForeignKind('a 7z archive', _UNPACK.format('7z x'))),
     (b'Rar!\x1a\x07', ForeignKind('a RAR archive', _UNPACK.format('unrar x'))),
-    (b'PK\x03\x04', ForeignKind('a zip archive', _UNPACK.format('unzip'))),
     (
         b'\x93NUMPY',
         ForeignKind(
@@ -65,8 +69,9 @@ _MAGICS: tuple[tuple[bytes, ForeignKind], ...] = (
             'this format holds no features: record the policy with ROS 2 or with the bridge',
         ),
     ),
-    (b'\x89MCAP0\r\n', ForeignKind('an mcap recording', 'give the file the ending .mcap')),
-    (b'SQLite format 3\x00', ForeignKind('an sqlite3 database', 'give the file the ending .db3')),
+    (b'\x89MCAP0\r\n', _MCAP),
+    (b'SQLite format 3\x00', _SQLITE),
+    (b'PK\x03\x04', _ZIP),
     (b'<!DOCTYPE', _PAGE),
     (b'<!doctype', _PAGE),
     (b'<html', _PAGE),

@@ -237,7 +237,7 @@ def test_archives_of_another_kind_are_named(tmp_path):
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, 'w') as archive:
         archive.writestr('rollouts/task0--ep0--succ1.csv', 'x')
-    with pytest.raises(DumpError, match='a zip archive that contains .*unzip'):
+    with pytest.raises(DumpError, match=r'a zip archive that contains .*unzip'):
         load_bytes(stream.getvalue(), 'x.pkl')
 
     class Twice(torch.nn.Module):
