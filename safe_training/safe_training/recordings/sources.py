@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +46,7 @@ __all__ = [
     'open_source',
 ]
 
+_APPLE_DOUBLE = b'\0\5\x16\7'
 _log = logging.getLogger(__name__)
 
 #: Readers are tried in this order. The first reader that recognises a path is used.
@@ -123,10 +125,14 @@ def _open(place: Path, options: ReadOptions) -> Source:
             found='no file or folder',
             advice='check the path',
         )
-    for reader in READERS:
+    _refuse_companion(place)
+    for number, reader in enumerate(READERS):
         why = reader.detect(place)
         if why is not None:
-            return reader(place, why, options)
+            source = reader(place, why, options)
+            if place.is_dir() and not isinstance(source, RolloutSetSource):
+                source.notes += _other_formats(place, reader, READERS[number + 1 :])
+            return source
     formats = dict.fromkeys(reader.looks_for for reader in READERS)
     looked_for = ', '.join(f'({number}) {text}' for number, text in enumerate(formats, start=1))
     foreign = foreign_place(place)
@@ -191,6 +197,34 @@ def load_rollouts(
 def no_rollouts(source: Source) -> DumpError:
     """Return the error of a source that gave no rollout, with the first reason."""
     return no_readable_episode(source, source.skipped)
+
+
+def _refuse_companion(place: Path) -> None:
+    """Raise DumpError for the file that a Mac writes beside another file."""
+    if not place.name.startswith('._') or not place.is_file():
+        return
+    with place.open('rb') as stream:
+        if stream.read(4) != _APPLE_DOUBLE:
+            return
+    raise DumpError(
+        where=str(place),
+        expected='a file of recorded rollouts',
+        found=f'a file of macOS with data about {place.name[2:]}',
+        advice=f'give the path {place.with_name(place.name[2:])}',
+    )
+
+
+def _other_formats(place: Path, used: type[Source], others: Sequence[type[Source]]) -> list[str]:
+    """Return a note for each other format in a folder, because only one format is read."""
+    notes = []
+    for reader in others:
+        try:
+            why = reader.detect(place)
+        except DumpError:
+            continue  # The part that belongs to another format is damaged.
+        if why is not None:
+            notes.append(f'{place} also {why} ({reader.kind}); only the format {used.kind} is read')
+    return notes
 
 
 def _content(place: Path) -> str:

@@ -3,7 +3,8 @@
 
 base              the interface of a source
 step_features     the features of one step, raw or pooled
-listing           the files of a folder, in a fixed order
+listing           the files of a dump, in a fixed order
+copies            finds episodes that are there twice
 unseen_root       adds a second folder with unseen tasks
 openvla           OpenVLA
 openvla_table     the csv of an OpenVLA episode

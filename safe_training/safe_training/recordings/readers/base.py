@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.copies import find_copies
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
 
@@ -166,6 +167,25 @@ class EpisodeSource(Source):
     def files(self, index: int) -> list[Path]:
         """Return the existing files of one episode."""
 
+    def compared_files(self, index: int) -> list[Path]:
+        """Return the files by which a copy of an episode is found: its pickles, if it has any.
+
+        A person may have saved the csv or json file of a copy again.
+        """
+        files = self.files(index)
+        return [file for file in files if file.suffix == '.pkl'] or files
+
+    @cached_property
+    def copies(self) -> dict[int, str]:
+        """For each episode that is a copy of an earlier episode, the message that says so."""
+        files = {index: self.compared_files(index) for index in range(self.episode_count)}
+        return {
+            copy: f'{files[copy][0]}: expected each episode once, found the same content twice, '
+            f'also in {files[first][0]}; move the copy to another folder, or leave it out with '
+            '--skip-bad'
+            for copy, first in find_copies(files).items()
+        }
+
     def check_listing(self) -> None:
         """Raise DumpError if names alone show that an episode is bad; reads no episode."""
 
@@ -199,6 +219,8 @@ class EpisodeSource(Source):
         if self.unmatched:
             raise DumpError(self.unmatched[0])
         self.check_listing()
+        if self.copies:
+            raise DumpError(next(iter(self.copies.values())))
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield one rollout after the other, in the order of the episodes."""
@@ -209,6 +231,9 @@ class EpisodeSource(Source):
         for index in range(self.episode_count):
             if progress:
                 progress(index + len(self.unmatched), len(self))
+            if index in self.copies:
+                self.skipped.append(self.copies[index])
+                continue
             try:
                 rollout = self.read(index)
             except DumpError as error:

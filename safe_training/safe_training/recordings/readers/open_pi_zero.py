@@ -94,7 +94,7 @@ class OpenPiZeroSource(EpisodeSource):
                 path, FEATURE, self.raw_axes, options, self.default_pooling[FEATURE]
             )
         self._episodes, self.unmatched = _list_episodes(path)
-        ignored = sorted(place.name for place in path.iterdir() if place.name not in TASKS)
+        ignored = [name for name in list_names(path, '') if name not in TASKS]
         if ignored:
             names = ', '.join(ignored[:8])
             self.notes.append(f'these files and folders are not tasks and are not read: {names}')
@@ -194,7 +194,7 @@ class OpenPiZeroSource(EpisodeSource):
 
 
 def _holds_records(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob(f'*{_META}'))
+    return folder.is_dir() and bool(list_names(folder, _META))
 
 
 def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:

@@ -12,7 +12,6 @@ token statistics, action variances and signals.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,6 +27,7 @@ from safe_training.recordings.readers.base import (
     ReadOptions,
     wanted_feature,
 )
+from safe_training.recordings.readers.listing import walk
 from safe_training.recordings.readers.openvla_table import (
     executed_actions,
     read_table,
@@ -86,7 +86,7 @@ class OpenVlaSource(EpisodeSource):
             self._wanted = wanted_feature(
                 path, _FEATURE, self.raw_axes, options, self.default_pooling[_FEATURE]
             )
-        self._episodes, self.unmatched = _list_episodes(path)
+        self._episodes, self.unmatched = _list_episodes(path, self.notes)
         self._descriptions: dict[tuple[Path, int], str] = {}
         folders = {episode.stem.parent for episode in self._episodes}
         if len(folders) > 1:
@@ -96,7 +96,7 @@ class OpenVlaSource(EpisodeSource):
     def detect(path: Path) -> str | None:
         if not path.is_dir():
             return None
-        for file in _walk(path):
+        for file in _files(path):
             if _NAME.fullmatch(file.name) and file.suffix in ('.csv', '.pkl'):
                 return f'contains {file.relative_to(path)}'
         return None
@@ -185,36 +185,35 @@ class OpenVlaSource(EpisodeSource):
 # -- files
 
 
-def _walk(path: Path) -> Iterator[Path]:
-    """Yield the files below ``path`` in a fixed order, without following links to folders."""
-    for folder, names, files in os.walk(path):
-        names[:] = sorted(name for name in names if name != _OPENPI_FOLDER)
-        if os.path.basename(os.path.abspath(folder)) != _OPENPI_FOLDER:
-            yield from (Path(folder, name) for name in sorted(files))
+def _files(path: Path, notes: list[str] | None = None) -> Iterator[Path]:
+    """Yield the files below ``path`` in a fixed order."""
+    for _, files in walk(path, (_OPENPI_FOLDER,), notes):
+        yield from files
 
 
-def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
+def _list_episodes(path: Path, notes: list[str]) -> tuple[list[_Episode], list[str]]:
     """Return the episodes, and a message for each file that does not belong to an episode.
 
-    Files of an episode are paired by their names.
+    Files of an episode are paired by their names. ``notes`` gets the files that are not read.
     """
     found: dict[tuple[Path, int, int, bool], dict[str, Path]] = {}
     others = []
-    for file in _walk(path):
+    for file in _files(path, notes):
         match = _NAME.fullmatch(file.name)
         if match:
             task, index, success, suffix = match.groups()
             key = (file.parent, int(task), int(index), success == '1')
             found.setdefault(key, {})[suffix] = file
-        elif file.suffix == '.pkl':
+        elif file.suffix.lower() in ('.csv', '.pkl'):
             others.append(file)
     folders = {folder for folder, *_ in found}
     unmatched = [
         f'{file}: expected a file name like task0--ep0--succ1.pkl, found {file.name}; '
         'rename the file, or move the file to another folder'
         for file in others
-        if file.parent in folders
+        if file.parent in folders and file.suffix == '.pkl'
     ]
+    notes += _ignored(path, [f for f in others if f.parent not in folders or f.suffix != '.pkl'])
     episodes = []
     for (folder, task_id, index, success), files in sorted(found.items(), key=_order):
         name = (folder.relative_to(path) / f'task{task_id}--ep{index}').as_posix()
@@ -229,6 +228,14 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
             continue
         episodes.append(_Episode(name, stem, task_id, index, success, files))
     return episodes, unmatched
+
+
+def _ignored(path: Path, files: list[Path]) -> list[str]:
+    if not files:
+        return []
+    names = ', '.join(file.relative_to(path).as_posix() for file in files[:8])
+    more = f' and {len(files) - 8} more' if len(files) > 8 else ''
+    return [f'these files do not have the name of an episode and are not read: {names}{more}']
 
 
 def _order(item: tuple[tuple[Path, int, int, bool], dict[str, Path]]) -> tuple[str, int, int, bool]:

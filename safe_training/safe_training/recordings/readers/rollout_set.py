@@ -82,6 +82,10 @@ class RolloutSetSource(EpisodeSource):
     def files(self, index: int) -> list[Path]:
         return [self.path / ARRAYS / self.set.array_files[index]]
 
+    def compared_files(self, index: int) -> list[Path]:
+        """Return nothing: a set has each episode once, and rollouts may have equal arrays."""
+        return []
+
     def read(self, index: int) -> Rollout:
         rollout = self._load(index)
         if self._wanted.pooled and not self.stored.pooled:

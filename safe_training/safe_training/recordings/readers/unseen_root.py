@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,6 +32,13 @@ class WithUnseenRoot(EpisodeSource):
                 found=f'the format {unseen.kind}',
                 advice='give two sources of the same format, or convert both sources to rollout '
                 'sets first',
+            )
+        if os.path.realpath(seen.path) == os.path.realpath(unseen.path):
+            raise DumpError(
+                where=str(unseen.path),
+                expected='unseen tasks that are not in the first source',
+                found='the first source again',
+                advice='give another source as --unseen-root',
             )
         self.seen, self.unseen = seen, unseen
         self.kind = seen.kind  # type: ignore[misc]
@@ -62,6 +70,10 @@ class WithUnseenRoot(EpisodeSource):
     def files(self, index: int) -> list[Path]:
         source, inner = self._of(index)
         return source.files(inner)
+
+    def compared_files(self, index: int) -> list[Path]:
+        source, inner = self._of(index)
+        return source.compared_files(inner)
 
     def find_feature(self, index: int) -> FeatureSpec:
         feature, other = self.seen.feature, self.unseen.feature

@@ -157,7 +157,8 @@ def detect_bag(path: Path) -> str | None:
             with metadata.open('rb') as stream:
                 if INFORMATION.encode() in stream.read(1 << 16):
                     return f'contains {METADATA} of rosbag2'
-        names = sorted(entry.name for entry in path.iterdir())
+        # Hidden files belong to the system: a Mac writes ._NAME beside NAME.
+        names = sorted(e.name for e in path.iterdir() if not e.name.startswith('.'))
         storage = [name for name in names if name.removesuffix('.zstd').endswith(SUFFIXES)]
         return f'contains {storage[0]}' if storage else None
     if not path.is_file():
