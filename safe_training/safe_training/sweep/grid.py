@@ -99,7 +99,8 @@ def read_grid(name_or_path: str) -> Grid:
         ).read_text()
     else:
         try:
-            text = path.read_text(encoding='utf-8')
+            # An editor may have added a byte order mark.
+            text = path.read_text(encoding='utf-8-sig')
         except (OSError, UnicodeDecodeError) as error:
             absent = isinstance(error, FileNotFoundError)
             raise SweepError(

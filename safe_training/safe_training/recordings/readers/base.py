@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.copies import find_copies
+from safe_training.recordings.readers.statistics import checked_statistics
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
 
@@ -128,7 +129,11 @@ class EpisodeSource(Source):
     ----------
     unmatched : list of str
         One message for each file that does not belong to a readable episode.
+    checks_statistics : bool
+        True if :meth:`read_checked` refuses episodes with an infinite statistic.
     """
+
+    checks_statistics: bool = True
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
@@ -158,6 +163,19 @@ class EpisodeSource(Source):
         DumpError
             The episode cannot be read.
         """
+
+    def read_checked(self, index: int) -> Rollout:
+        """Return one episode as :meth:`read` does, after a check of its statistics.
+
+        Raises
+        ------
+        DumpError
+            Also if a statistic is infinite, or NaN where it should have a value.
+        """
+        if not self.checks_statistics:
+            return self.read(index)
+        files = self.files(index)
+        return checked_statistics(self.read(index), files[0] if files else self.path)
 
     @abstractmethod
     def find_feature(self, index: int) -> FeatureSpec:
@@ -235,7 +253,7 @@ class EpisodeSource(Source):
                 self.skipped.append(self.copies[index])
                 continue
             try:
-                rollout = self.read(index)
+                rollout = self.read_checked(index)
             except DumpError as error:
                 if not self.options.skip_bad or isinstance(error, WholeDumpError):
                     raise

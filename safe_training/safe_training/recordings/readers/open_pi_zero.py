@@ -31,8 +31,8 @@ from safe_training.recordings.readers.step_features import (
     bad_values,
     shape_text,
 )
-from safe_training.recordings.untrusted.foreign_file import foreign_kind_of
 from safe_training.recordings.untrusted.pickle_file import load_pickle
+from safe_training.recordings.untrusted.text_file import read_text
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
@@ -227,16 +227,15 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
 
 def _read_meta(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f'{file.stat().st_size} bytes')
-        meta = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
-        foreign = foreign_kind_of(file)
+        meta = json.loads(read_text(file, _MAX_JSON_BYTES, 'a JSON file of an episode'))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DumpError):
+            raise
         raise DumpError(
             where=str(file),
-            expected=f'a JSON file of an episode with at most {_MAX_JSON_BYTES} bytes',
-            found=foreign.found if foreign else f'the error: {error}',
-            advice=foreign.advice if foreign else COPY_OR_LEAVE_OUT,
+            expected='a JSON file of an episode',
+            found=f'the error: {error}',
+            advice=COPY_OR_LEAVE_OUT,
         ) from error
     kinds = {
         'task': (str, 'text'),

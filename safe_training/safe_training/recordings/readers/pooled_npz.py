@@ -24,6 +24,7 @@ import numpy as np
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
 from safe_training.recordings.readers.base import EpisodeProgress, ReadOptions, Source
+from safe_training.recordings.readers.statistics import checked_statistics
 from safe_training.recordings.untrusted.npz_file import read_array, shapes
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
@@ -142,7 +143,7 @@ class PooledNpzSource(Source):
                 own = rollout_signals(actions, exec_horizon) | own
             except SignalError as error:
                 raise DumpError(f'{self.path}: episode {name!r}: {error}') from error
-        return Rollout(
+        rollout = Rollout(
             features=features,
             task=columns['task'][index],
             success=columns['success'][index],
@@ -158,6 +159,7 @@ class PooledNpzSource(Source):
             token_entropy=_rows(steps['token_entropy'], rows),
             signals=own,
         )
+        return checked_statistics(rollout, self.path)
 
     def _check_finite(self, episode: str, what: str, array: np.ndarray | None) -> None:
         if array is None:

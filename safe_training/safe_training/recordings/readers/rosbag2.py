@@ -33,6 +33,7 @@ from safe_training.recordings.readers.rosbag2_arrays import (
     stacked_signals,
 )
 from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, Episode, read_extras
+from safe_training.recordings.readers.statistics import checked_statistics
 from safe_training.recordings.untrusted.bag import detect_bag, open_bag
 from safe_training.recordings.untrusted.bag_budget import Message, Topic
 from safe_training.recordings.untrusted.cdr import (
@@ -357,7 +358,7 @@ class RosbagSource(Source):
         if not extra.get('stamps', True):
             fields['stamps'] = None
         task = episode.task
-        return Rollout(
+        rollout = Rollout(
             features=features,
             task=task,
             success=episode.label.success,
@@ -376,6 +377,7 @@ class RosbagSource(Source):
             feature_lengths=lengths,
             **fields,
         )
+        return checked_statistics(rollout, self.path)
 
 
 def _base_name(feature_name: str) -> str:

@@ -43,6 +43,7 @@ class WithUnseenRoot(EpisodeSource):
         self.seen, self.unseen = seen, unseen
         self.kind = seen.kind  # type: ignore[misc]
         self.policy = seen.policy
+        self.checks_statistics = seen.checks_statistics
         self.unmatched = [*seen.unmatched, *unseen.unmatched]
         self.notes = [*seen.notes, *unseen.notes]
         self._shift = max(seen.task_ids, default=-1) + 1

@@ -34,6 +34,7 @@ from safe_training.recordings.untrusted.bag_budget import (
 from safe_training.recordings.untrusted.foreign_file import begins_with, foreign_kind_of
 from safe_training.recordings.untrusted.mcap_file import McapFile
 from safe_training.recordings.untrusted.sqlite_file import SqliteFile
+from safe_training.recordings.untrusted.text_file import read_text
 
 METADATA = 'metadata.yaml'
 INFORMATION = 'rosbag2_bagfile_information'
@@ -198,22 +199,7 @@ def open_bag(path: Path) -> Bag:
             advice=f'make this file with: ros2 bag reindex {shlex.quote(str(path))}, or give the '
             'path of the mcap or db3 file instead of the folder',
         )
-    if (path / METADATA).stat().st_size > MAX_METADATA_BYTES:
-        raise DumpError(
-            where=f'{path / METADATA}',
-            expected=f'at most {MAX_METADATA_BYTES} bytes',
-            found=f'{(path / METADATA).stat().st_size} bytes',
-            advice=_METADATA_AGAIN,
-        )
-    try:
-        text = (path / METADATA).read_text(encoding='utf-8')
-    except ValueError as error:
-        raise DumpError(
-            where=f'{path / METADATA}',
-            expected='text in UTF-8',
-            found=f'the error: {error}',
-            advice=_METADATA_AGAIN,
-        ) from None
+    text = read_text(path / METADATA, MAX_METADATA_BYTES, 'the metadata of rosbag2')
     bag = Bag(path, why, [])
     _read_metadata(bag, path / METADATA, text)
     return bag
