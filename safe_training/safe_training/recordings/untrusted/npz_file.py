@@ -16,6 +16,7 @@ import numpy as np
 
 from safe_training.recordings.errors import COPY_AGAIN, DumpError
 from safe_training.recordings.untrusted.foreign_file import ForeignKind, foreign_kind_of
+from vla_feature_bridge.tensors import BFLOAT16
 
 _MAX_ARRAY_BYTES = 16 << 30
 _NO_OBJECTS = (
@@ -107,6 +108,9 @@ def _read_header(
             raise _ArrayError(f'the array {name} in version {version} of the .npy format')
         shape, fortran, dtype = read(member)
         start = member.tell()
+    if dtype.str[1:] == 'V2' and dtype.names is None:
+        # NumPy does not know bfloat16 and writes its name as two bytes of any kind.
+        dtype = BFLOAT16
     if dtype.hasobject:
         raise _ArrayError(f'the array {name} of Python objects', _NO_OBJECTS)
     return shape, dtype, fortran, start
