@@ -114,7 +114,7 @@ def build_scalar(arguments: Any, budget: Budget) -> Any:
         )
     dtype, data = arguments
     value = _array(data, dtype, (), 'C', budget)[()]
-    return str(value) if isinstance(value, np.str_) else value
+    return str(value) if dtype.kind == 'U' else value
 
 
 def build_encoded(arguments: Any, budget: Budget) -> memoryview:

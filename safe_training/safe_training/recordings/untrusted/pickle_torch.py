@@ -85,7 +85,7 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
     """Return a tensor as an array: a view of its storage."""
     if len(arguments) not in (4, 6, 7) or type(arguments[0]) is not Storage:
         raise _not_a_tensor()
-    return _with_metadata(_viewed(*arguments[:4], budget), arguments[6:], budget)
+    return _with_metadata(_viewed(arguments[0], arguments[1:4], budget), arguments[6:], budget)
 
 
 def build_tensor_v3(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
@@ -95,7 +95,7 @@ def build_tensor_v3(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
     storage = Storage(_dtype_of(arguments[6]), arguments[0].data)
     if len(storage.data) % storage.dtype.itemsize:
         raise Refused(f'a storage of {storage.dtype}', f'{len(storage.data)} bytes')
-    return _with_metadata(_viewed(storage, *arguments[1:4], budget), arguments[7:], budget)
+    return _with_metadata(_viewed(storage, arguments[1:4], budget), arguments[7:], budget)
 
 
 def build_parameter(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
@@ -170,9 +170,8 @@ def _with_metadata(
     return array
 
 
-def _viewed(
-    storage: Storage, offset: Any, shape: Any, strides: Any, budget: Budget
-) -> np.ndarray[Any, Any]:
+def _viewed(storage: Storage, place: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    offset, shape, strides = place
     size = lengths(shape, 'the size of a tensor')
     stride = lengths(strides, 'the stride of a tensor')
     if type(offset) is not int or offset < 0 or len(size) != len(stride):
