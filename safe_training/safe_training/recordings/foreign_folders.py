@@ -54,9 +54,9 @@ def foreign_place(place: Path) -> ForeignKind | None:
             if ending in file.relative_to(place).as_posix():
                 return ForeignKind(f'{kind.found}, for example {file.name}', kind.advice)
     for file in files:
-        kind = foreign_kind_of(file)
-        if kind is not None and kind not in READ_KINDS and file.suffix != '.npz':
-            return ForeignKind(f'{kind.found} with the name {file.name}', kind.advice)
+        other = foreign_kind_of(file)
+        if other is not None and other not in READ_KINDS and file.suffix != '.npz':
+            return ForeignKind(f'{other.found} with the name {file.name}', other.advice)
     parts = {ENV_RECORDS, POLICY_RECORDS}
     present = {name for name in parts if (place / name).is_dir()}
     if len(present) == 1:

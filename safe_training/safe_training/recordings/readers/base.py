@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -176,6 +176,13 @@ class EpisodeSource(Source):
             return self.read(index)
         files = self.files(index)
         return checked_statistics(self.read(index), files[0] if files else self.path)
+
+    def note_not_read(self, where: Path, names: Iterable[object]) -> None:
+        """Add a note that lists values of the first file that no part of the rollout comes from."""
+        listed = [str(name)[:80] for name in names]
+        if listed:
+            more = f' and {len(listed) - 16} more' if len(listed) > 16 else ''
+            self.notes.append(f'not read from {where.name}: {", ".join(listed[:16])}{more}')
 
     @abstractmethod
     def find_feature(self, index: int) -> FeatureSpec:

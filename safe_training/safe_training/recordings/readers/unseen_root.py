@@ -86,6 +86,8 @@ class WithUnseenRoot(EpisodeSource):
                 advice='give two sources of the same policy',
             )
         self.raw_axes = self.seen.raw_axes
+        later = [*self.seen.notes, *self.unseen.notes]
+        self.notes += [note for note in later if note not in self.notes]
         return feature
 
     def read(self, index: int) -> Rollout:

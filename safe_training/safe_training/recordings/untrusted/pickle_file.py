@@ -184,7 +184,7 @@ _NAMES: dict[tuple[str, str], Global] = dict(
         name_entry('torch', 'Tensor', None),
         name_entry('torch.nn.parameter', 'Parameter', None),
         name_entry('torch', 'Size', build_size),
-        *(name_entry(*name.split('.'), None) for name in TORCH_DTYPES),
+        *(name_entry('torch', name.split('.')[1], None) for name in TORCH_DTYPES),
         name_entry('torch.storage', '_load_from_bytes', build_storage),
         name_entry('collections', 'OrderedDict', _build_ordered_dict),
     ]
