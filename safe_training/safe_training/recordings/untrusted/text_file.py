@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.foreign_file import HEAD_BYTES, foreign_kind
 
 _SAVE_AS_UTF8 = 'save the file as UTF-8 (in Excel: CSV UTF-8)'
 #: A BOM of UTF-32 begins like a BOM of UTF-16, so it is tried first.
@@ -62,6 +63,8 @@ def read_text(file: Path, most_bytes: int, what: str) -> str:
 
 def decode_text(data: bytes, where: str, what: str) -> str:
     """Return bytes as text; see :func:`read_text`, which calls this function."""
+    if kind := foreign_kind(data[:HEAD_BYTES], len(data)):
+        raise DumpError(where=where, expected=what, found=kind.found, advice=kind.advice)
     coding = next((name for bom, name in _BOMS if data.startswith(bom)), None)
     if coding is None and b'\0' in data:
         coding = 'bytes that are zero, as in UTF-16 or in a damaged file'
