@@ -113,7 +113,7 @@ def test_debounce_needs_k_of_n_and_reset_releases_the_latch(
     assert response.success
     assert 'ALARM' in response.message
     probe.spin_until(
-        lambda: probe.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'the latch is released'
+        lambda: probe.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'the alarm is cleared'
     )
 
 

@@ -72,7 +72,10 @@ class UntrainedDetector(Detector):
         """
 
     def plan(self, step: PolicyStep) -> Plan | None:
-        """Return what the quantity of the next step needs from this step (already scored)."""
+        """Return the data of this step that the quantity of the next step needs.
+
+        This step is already scored.
+        """
         return None
 
     def _fitter(self) -> Callable[..., None]:

@@ -191,7 +191,7 @@ class AlarmStateMachine:
         self._repeated = 0
 
     def _held_alarm(self) -> Verdict | None:
-        """Return the alarm that outlives the episode that ends now; None if there is none."""
+        """Return the alarm that stays when the episode ends now; None if no alarm stays."""
         if self._alarm is None or self.config.latch is not Latch.RESET:
             return None
         if self._holds:
@@ -231,7 +231,7 @@ class AlarmStateMachine:
         return self.verdict
 
     def end(self) -> Verdict:
-        """End the episode: an alarm is released, unless the latch holds it."""
+        """End the episode. This clears an alarm, except with the latch RESET."""
         self._clear(running=False)
         self.verdict = self._alarm or NOTHING
         return self.verdict
@@ -243,7 +243,7 @@ class AlarmStateMachine:
             self.verdict = self._alarm
 
     def reset(self) -> Verdict:
-        """Release a latched alarm; the next scored step may raise it again.
+        """Clear a latched alarm; the next scored step may raise it again.
 
         The reset does not repair an episode with missing steps: such an episode stays INVALID.
         """

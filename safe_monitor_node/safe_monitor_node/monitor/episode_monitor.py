@@ -281,7 +281,7 @@ class EpisodeMonitor:
         return self.thresholds.label(episode_id, success)
 
     def reset(self) -> Verdict:
-        """Release a latched alarm."""
+        """Clear a latched alarm."""
         return self.alarms.reset()
 
     def tick(self, now: float) -> Verdict:

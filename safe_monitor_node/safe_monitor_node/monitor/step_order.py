@@ -96,9 +96,9 @@ class StepOrder:
 
         A step with a new episode id begins an episode. A step with the id of the running or the
         last episode begins an episode if it is step 0 and later than all previous steps. Every
-        other step 0 is a repetition and must not release an alarm. The last steps of an episode can
+        other step 0 is a repetition and must not clear an alarm. The last steps of an episode can
         arrive after END, or after the START of the next episode. A step without an id begins an
-        episode only if none is running: the rest of it is INVALID.
+        episode only if no episode is running. The rest of the new episode is INVALID.
         """
         if not step_id.episode_id:
             return not self.running
@@ -115,7 +115,7 @@ class StepOrder:
         self._begin_steps()
 
     def expect_late(self, until: float) -> None:
-        """Accept until this time that steps of the running episode arrive although it has ended."""
+        """Until this time, accept late steps of the current episode after its end."""
         self._late_until = until
 
     def end(self) -> None:

@@ -117,7 +117,9 @@ def _shortened(text: str) -> str:
 
 
 def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
-    """Return a label as the service of the node publishes it. The caller must set the stamp.
+    """Return the message that the label service of the node publishes.
+
+    The caller must set the stamp.
 
     Raises
     ------

@@ -39,7 +39,7 @@ class MonitorServices:
         node.create_service(LabelEpisode, '~/label_episode', self.label_episode)
 
     def reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        """Release a latched alarm."""
+        """Clear a latched alarm."""
         session = self._node.session
         if session is None or not self._node.active:
             response.success, response.message = False, 'the monitor is not active'

@@ -584,8 +584,8 @@ def test_what_no_sequence_of_events_may_do(events, config):
         if event in ('scored', 'not_scored', 'misplaced') and not good:
             assert state in (INVALID, ALARM), 'a step that was not scored is no step that is fine'
         if before == ALARM:
-            releases = ('reset',) if config.latch is Latch.RESET else ('reset', 'end', 'start')
-            assert state == ALARM or event in releases
+            clears = ('reset',) if config.latch is Latch.RESET else ('reset', 'end', 'start')
+            assert state == ALARM or event in clears
         if state == ALARM and before != ALARM:
             assert good
             assert value > 1.0

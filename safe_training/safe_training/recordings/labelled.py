@@ -44,7 +44,10 @@ class Labelled(ABC):
 
     @abstractmethod
     def describe(self, episode: str) -> dict[str, Any]:
-        """Return facts that help a person to recognise an episode; ``steps`` is its length."""
+        """Return facts that help a person to recognise an episode.
+
+        The entry ``steps`` is the length of the episode.
+        """
 
     @abstractmethod
     def _write(self, labels: dict[str, Label]) -> None: ...

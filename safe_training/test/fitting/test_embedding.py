@@ -293,7 +293,7 @@ def test_one_rollout_alone_is_no_class_of_neighbours():
     rollouts = rollouts_from(np.random.default_rng(10), 6, 8)
     lonely = [r for i, r in enumerate(rollouts) if i in (0, 1, 2, 4)]
     with pytest.raises(
-        DetectorError, match=r'neighbours of at most 0, .*; add failures .* have 0 steps'
+        DetectorError, match=r'neighbours of at most 0, .*; add failures .* have 0 steps together'
     ):
         make_detector('cosine_knn').fit(lonely)
     make_detector('cosine_knn', success_only=True).fit(lonely)

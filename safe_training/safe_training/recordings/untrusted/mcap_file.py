@@ -112,7 +112,8 @@ class McapFile:
             raise self._cut('a footer at the end', 'no footer')
         if stated is not None and stated != seen:
             raise self._cut(
-                f'{stated} messages, the number in the statistics of the file', f'{seen} messages'
+                f'{stated} messages (this number is in the statistics of the file)',
+                f'{seen} messages',
             )
 
     def _take(self, code: int, record: memoryview, types: Collection[str]) -> Iterator[Message]:
