@@ -33,10 +33,10 @@ from safe_training.recordings.readers.rosbag2_arrays import (
     stacked_signals,
 )
 from safe_training.recordings.readers.rosbag2_episodes import (
-    CONVERTED,
     CUSTOM_KEY,
     CUT,
     Episode,
+    lost_extras,
     read_extras,
     unlabelled_note,
 )
@@ -77,7 +77,7 @@ class RosbagSource(Source):
         self._episodes: dict[str, Episode] = {}
         self._layouts: dict[Topic, str] = {}
         self._scan()
-        self._note_lost_extras()
+        self.notes += lost_extras(self._episodes, self._extras['episodes'])
         self._label()
         self._number()
         self._recorded = self._find_feature()
@@ -243,22 +243,6 @@ class RosbagSource(Source):
                 continue  # The episode is left out.
             check_step(label, max(self._episodes[name].steps) + 1, f'{file}: episode {name!r}')
             self._episodes[name].label = label
-
-    def _note_lost_extras(self) -> None:
-        """Add a note if convert wrote the recording, but what messages cannot contain is lost."""
-        lost = [
-            name
-            for name, episode in self._episodes.items()
-            if name not in self._extras['episodes']
-            and any(event.reason == CONVERTED for _, event in episode.events)
-        ]
-        if lost:
-            self.notes.append(
-                f'convert wrote {len(lost)} of these episodes, but the custom_data of the '
-                'recording does not name them: unseen tasks count as seen, failure steps and '
-                'videos are lost, and tasks and episodes get new numbers; convert the rollout '
-                'set to a recording again'
-            )
 
     def _number(self) -> None:
         tasks = sorted({episode.task for episode in self._episodes.values()})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -208,3 +209,27 @@ def read_extras(path: Path, text: str | None) -> dict[str, Any]:
                 advice=_CONVERT_AGAIN,
             )
     return extras
+
+
+def lost_extras(episodes: Mapping[str, Episode], named: Container[str]) -> list[str]:
+    """Return a note if convert wrote the recording, but what messages cannot contain is lost.
+
+    Parameters
+    ----------
+    episodes : mapping of str to Episode
+    named : container of str
+        Names of the episodes in the ``custom_data`` of the recording.
+    """
+    lost = [
+        name
+        for name, episode in episodes.items()
+        if name not in named and any(event.reason == CONVERTED for _, event in episode.events)
+    ]
+    if not lost:
+        return []
+    return [
+        f'convert wrote {len(lost)} of these episodes, but the custom_data of the '
+        'recording does not name them: unseen tasks count as seen, failure steps and '
+        'videos are lost, and tasks and episodes get new numbers; convert the rollout '
+        'set to a recording again'
+    ]
