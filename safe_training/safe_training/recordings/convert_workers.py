@@ -126,7 +126,7 @@ def _results(source: EpisodeSource, writer: RolloutSetWriter, jobs: int) -> Iter
 
 def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: int) -> Result:
     try:
-        rollout = source.read(number)
+        rollout = source.read_checked(number)
     except WholeDumpError:
         raise
     except DumpError as error:

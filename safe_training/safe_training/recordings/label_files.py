@@ -63,9 +63,18 @@ def _beside(recording: Path) -> Path:
 
 
 def labels_of(
-    path: Path, episodes: Iterable[str]
+    path: Path, episodes: Iterable[str], *, incomplete: bool = False
 ) -> tuple[dict[str, tuple[Label, Path]], list[str]]:
     """Return the labels of a recording, each with the file that holds it.
+
+    Parameters
+    ----------
+    path : Path
+        The recording.
+    episodes : iterable of str
+        Names of its episodes.
+    incomplete : bool
+        True if a part of the recording is lost: labels of other episodes are then no error.
 
     Returns
     -------
@@ -96,7 +105,7 @@ def labels_of(
                     found=_text(label),
                     advice='correct the wrong file, or move it to another folder',
                 )
-        if others and not _may_name_others(path, file):
+        if others and not incomplete and not _may_name_others(path, file):
             raise DumpError(
                 where=str(file),
                 expected=f'names of episodes of {path.name}',
@@ -105,9 +114,13 @@ def labels_of(
                 'belongs to another recording',
             )
         if others:
+            reason = (
+                'these episodes are in a lost part of the recording, or in another file'
+                if incomplete
+                else 'they belong to another file of the recording'
+            )
             notes.append(
-                f'{file} has labels of {len(others)} episodes that are not in {path.name}; they '
-                'belong to another file of the recording'
+                f'{file} has labels of {len(others)} episodes that are not in {path.name}; {reason}'
             )
     return found, notes if files else _orphans(path, known)
 

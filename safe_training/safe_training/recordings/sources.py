@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
+from safe_training.recordings.foreign_folders import foreign_place
 from safe_training.recordings.readers.base import (
     EpisodeProgress,
     EpisodeSource,
@@ -33,6 +34,7 @@ from safe_training.recordings.readers.rollout_set import RolloutSetSource
 from safe_training.recordings.readers.rosbag2 import RosbagSource
 from safe_training.recordings.readers.unseen_root import WithUnseenRoot
 from safe_training.recordings.rollouts import Rollouts
+from safe_training.recordings.untrusted.npz_file import shapes
 from vla_feature_bridge.rollout import Rollout
 
 __all__ = [
@@ -136,6 +138,14 @@ def _open(place: Path, options: ReadOptions) -> Source:
             return source
     formats = dict.fromkeys(reader.looks_for for reader in READERS)
     looked_for = ', '.join(f'({number}) {text}' for number, text in enumerate(formats, start=1))
+    foreign = foreign_place(place)
+    if foreign is not None:
+        raise DumpError(
+            where=str(place),
+            expected='a dump, an archive, a recording or a rollout set',
+            found=foreign.found,
+            advice=foreign.advice,
+        )
     raise DumpError(
         where=str(place),
         expected=f'one of these formats: {looked_for}',
@@ -251,6 +261,8 @@ def _other_formats(place: Path, used: type[Source], others: Sequence[type[Source
 
 
 def _content(place: Path) -> str:
+    if place.suffix == '.npz':
+        return f'an archive with the arrays {", ".join(list(shapes(place))[:16])}'
     if place.is_file():
         return f'a file of {place.stat().st_size} bytes with the name {place.name}'
     names = sorted(entry.name for entry in place.iterdir())

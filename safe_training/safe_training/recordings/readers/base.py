@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import ClassVar, Literal
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.readers.copies import find_copies
+from safe_training.recordings.readers.statistics import checked_statistics
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import NO_FEATURE
@@ -129,7 +130,11 @@ class EpisodeSource(Source):
     ----------
     unmatched : list of str
         One message for each file that does not belong to a readable episode.
+    checks_statistics : bool
+        True if :meth:`read_checked` refuses episodes with an infinite statistic.
     """
+
+    checks_statistics: bool = True
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
@@ -159,6 +164,26 @@ class EpisodeSource(Source):
         DumpError
             The episode cannot be read.
         """
+
+    def read_checked(self, index: int) -> Rollout:
+        """Return one episode as :meth:`read` does, after a check of its statistics.
+
+        Raises
+        ------
+        DumpError
+            Also if a statistic is infinite, or NaN where it should have a value.
+        """
+        if not self.checks_statistics:
+            return self.read(index)
+        files = self.files(index)
+        return checked_statistics(self.read(index), files[0] if files else self.path)
+
+    def note_not_read(self, where: Path, names: Iterable[object]) -> None:
+        """Add a note that lists values of the first file that no part of the rollout comes from."""
+        listed = [str(name)[:80] for name in names]
+        if listed:
+            more = f' and {len(listed) - 16} more' if len(listed) > 16 else ''
+            self.notes.append(f'not read from {where.name}: {", ".join(listed[:16])}{more}')
 
     @abstractmethod
     def find_feature(self, index: int) -> FeatureSpec:
@@ -236,7 +261,7 @@ class EpisodeSource(Source):
                 self.skipped.append(self.copies[index])
                 continue
             try:
-                rollout = self.read(index)
+                rollout = self.read_checked(index)
             except DumpError as error:
                 if not self.options.skip_bad or isinstance(error, WholeDumpError):
                     raise

@@ -134,7 +134,12 @@ class OpenPiZeroSource(EpisodeSource):
     def find_feature(self, index: int) -> FeatureSpec:
         if self._featureless:
             return FeatureSpec(NO_FEATURE, 0)
-        return self._read(self._episodes[index], self._wanted)[1]
+        episode = self._episodes[index]
+        spec = self._read(episode, self._wanted)[1]
+        file = self.path / episode.task / f'{episode.name}.pkl'
+        first = _read_steps(file)[0]
+        self.note_not_read(file, [key for key in first if key not in (FEATURE, 'sampled_actions')])
+        return spec
 
     def read(self, index: int) -> Rollout:
         return self._read(self._episodes[index], self.feature)[0]

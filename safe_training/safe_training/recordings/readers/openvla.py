@@ -33,7 +33,9 @@ from safe_training.recordings.readers.openvla_table import (
     read_table,
     sample_signals,
     token_quantity,
+    unknown_columns,
 )
+from safe_training.recordings.readers.plain_values import number_text, plain_text, whole_number
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
@@ -44,6 +46,10 @@ from vla_feature_bridge.tensors import first_not_finite
 
 _FEATURE = 'hidden_states'
 _NOT_AN_EPISODE = f'the file is not the pickle of an OpenVLA episode: {COPY_OR_LEAVE_OUT}'
+_KEYS = {
+    *('hidden_states', 'task_suite_name', 'task_description', 'task_id', 'episode_idx'),
+    *('eposide_idx', 'episode_success', 'mp4_path'),
+}
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
 #: openpi gives its episode records names of the same form, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
@@ -118,8 +124,15 @@ class OpenVlaSource(EpisodeSource):
 
     def find_feature(self, index: int) -> FeatureSpec:
         if self._featureless:
+            _check_files(self._episodes[index], self._needed)
+            file = self._episodes[index].files['csv']
+            self.note_not_read(file, unknown_columns(file))
             return FeatureSpec(NO_FEATURE, 0)
-        return self._read(self._episodes[index], self._wanted)[1]
+        episode = self._episodes[index]
+        spec = self._read(episode, self._wanted)[1]
+        self.note_not_read(episode.files['pkl'], _set_aside(_read_record(episode, ())))
+        self.note_not_read(episode.files['csv'], unknown_columns(episode.files['csv']))
+        return spec
 
     def read(self, index: int) -> Rollout:
         return self._read(self._episodes[index], self.feature)[0]
@@ -282,30 +295,33 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
             advice=_NOT_AN_EPISODE,
         )
     for key in ('task_description', 'task_suite_name'):
-        if type(record.setdefault(key, '')) is not str:
+        text = plain_text(record.get(key, ''))
+        if text is None:
             raise DumpError(
                 where=str(file),
                 expected=f'{key} as text',
                 found=shape_text(record[key]),
                 advice=_NOT_AN_EPISODE,
             )
+        record[key] = text
     for key, named in (
         ('task_id', episode.task_id),
         (index_key, episode.episode_index),
         ('episode_success', int(episode.success)),
     ):
-        value = record[key]
-        if not isinstance(value, (bool, int, np.integer, np.bool_)) or int(value) != named:
-            shown = (
-                int(value) if isinstance(value, (int, np.integer, np.bool_)) else shape_text(value)
-            )
+        if whole_number(record[key]) != named:
             raise DumpError(
                 where=str(file),
                 expected=f'{key} {named}, as in the file name',
-                found=str(shown),
-                advice=RENAMED,
+                found=number_text(record[key]) or shape_text(record[key]),
+                advice=RENAMED if number_text(record[key]) else _NOT_AN_EPISODE,
             )
     return record
+
+
+def _set_aside(record: dict[str, Any]) -> list[str]:
+    """Return the keys of a record that are not known, and therefore not read."""
+    return [key for key in record if key not in _KEYS]
 
 
 def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:

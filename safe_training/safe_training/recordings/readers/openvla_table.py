@@ -27,6 +27,8 @@ _SAMPLE_SIGNALS = (
     'entropy_linkage.01',
     'entropy_linkage.05',
 )
+#: Columns of the published dumps that are made from other columns.
+_DERIVED = re.compile(r'action/(timestep|dpos|drot|cum_.*|(mean|max|min|avg)_token_(prob|entropy))')
 _TOKEN = re.compile(r'action/token_(\d{1,3})_(prob|entropy)')
 #: A column that a person or a program wrote in another way, such as ``Action/Token 3 Prob``.
 _LIKE_TOKEN = re.compile(
@@ -84,7 +86,25 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
             advice=COPY_OR_LEAVE_OUT,
         )
     _check_tokens(file, header)
-    return {name: number_column(file, header, rows, name) for name in used}
+    table = {name: number_column(file, header, rows, name) for name in used}
+    for name in used:
+        _check_quantity(file, name, table[name])
+    return table
+
+
+def _check_quantity(file: Path, name: str, values: np.ndarray) -> None:
+    """Raise DumpError for NaN in one row of a token or sample quantity; infinity is refused later.
+
+    A whole column of NaN says that the quantity was not measured.
+    """
+    missing = np.isnan(values)
+    if _is_quantity(name) and missing.any() and not (missing.all() and len(values) > 1):
+        raise DumpError(
+            where=str(file),
+            expected=f'numbers in the column {name!r}',
+            found=f'NaN at step {int(np.argmax(missing))}',
+            advice=LEAVE_OUT,
+        )
 
 
 def _check_tokens(file: Path, header: list[str]) -> None:
@@ -117,6 +137,15 @@ def _check_tokens(file: Path, header: list[str]) -> None:
 
 def _is_quantity(name: str) -> bool:
     return name.removeprefix('action/') in _SAMPLE_SIGNALS or bool(_TOKEN.fullmatch(name))
+
+
+def unknown_columns(file: Path) -> list[str]:
+    """Return the columns that are not read, apart from those that follow from other columns."""
+    return [
+        name
+        for name in read_rows(file)[0]
+        if name not in _ACTIONS and not _is_quantity(name) and not _DERIVED.fullmatch(name)
+    ]
 
 
 def executed_actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:

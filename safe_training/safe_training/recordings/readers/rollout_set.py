@@ -23,6 +23,9 @@ class RolloutSetSource(EpisodeSource):
 
     kind = 'rollout_set'
     looks_for = f'{MANIFEST} (rollout set)'
+    # A set of version 0.1 may hold an infinite statistic. Detectors that do not use this statistic
+    # can still be fitted.
+    checks_statistics = False
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)

@@ -43,6 +43,7 @@ class WithUnseenRoot(EpisodeSource):
         self.seen, self.unseen = seen, unseen
         self.kind = seen.kind  # type: ignore[misc]
         self.policy = seen.policy
+        self.checks_statistics = seen.checks_statistics
         self.unmatched = [*seen.unmatched, *unseen.unmatched]
         self.notes = [*seen.notes, *unseen.notes]
         self._shift = max(seen.task_ids, default=-1) + 1
@@ -85,6 +86,8 @@ class WithUnseenRoot(EpisodeSource):
                 advice='give two sources of the same policy',
             )
         self.raw_axes = self.seen.raw_axes
+        later = [*self.seen.notes, *self.unseen.notes]
+        self.notes += [note for note in later if note not in self.notes]
         return feature
 
     def read(self, index: int) -> Rollout:

@@ -7,9 +7,11 @@ Another encoding is never guessed, because a wrong guess changes names. The erro
 from __future__ import annotations
 
 import codecs
+import os
 from pathlib import Path
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.foreign_file import HEAD_BYTES, foreign_kind
 
 _SAVE_AS_UTF8 = 'save the file as UTF-8 (in Excel: CSV UTF-8)'
 #: A BOM of UTF-32 begins like a BOM of UTF-16, so it is tried first.
@@ -39,7 +41,9 @@ def read_text(file: Path, most_bytes: int, what: str) -> str:
     """
     try:
         with file.open('rb') as stream:
-            data = stream.read(most_bytes + 1)
+            size = os.fstat(stream.fileno()).st_size
+            # A read of most_bytes would allocate them, although the file is small.
+            data = stream.read(size) if size <= most_bytes else b''
     except OSError as error:
         raise DumpError(
             where=str(file),
@@ -47,11 +51,11 @@ def read_text(file: Path, most_bytes: int, what: str) -> str:
             found=str(error.strerror),
             advice='check the path and the permissions of the file',
         ) from error
-    if len(data) > most_bytes:
+    if size > most_bytes:
         raise DumpError(
             where=str(file),
             expected=f'{what} with at most {most_bytes} bytes',
-            found=f'{file.stat().st_size} bytes',
+            found=f'{size} bytes',
             advice='check the path',
         )
     return decode_text(data, str(file), what)
@@ -59,6 +63,8 @@ def read_text(file: Path, most_bytes: int, what: str) -> str:
 
 def decode_text(data: bytes, where: str, what: str) -> str:
     """Return bytes as text; see :func:`read_text`, which calls this function."""
+    if kind := foreign_kind(data[:HEAD_BYTES], len(data)):
+        raise DumpError(where=where, expected=what, found=kind.found, advice=kind.advice)
     coding = next((name for bom, name in _BOMS if data.startswith(bom)), None)
     if coding is None and b'\0' in data:
         coding = 'bytes that are zero, as in UTF-16 or in a damaged file'
