@@ -92,7 +92,7 @@ def test_the_alarm_reaches_a_supervisor_that_joins_late(
         late.close()
 
 
-def test_debounce_needs_k_of_n_and_reset_releases_the_latch(
+def test_debounce_needs_k_of_n_and_reset_clears_the_alarm(
     probe, run_monitor, mlp_folder, alarming
 ):
     rollout, alarm_step = alarming
