@@ -199,7 +199,7 @@ def test_a_repeated_step_is_ignored_and_said(probe, run_monitor, mlp_folder, qui
     # A sentinel: whatever answers next belongs to step 2, so the repetition published nothing.
     assert probe.step(quiet(2)).step == 2
     assert [s.step for s in probe.scores] == [0, 1, 2]
-    probe.spin_until(lambda: '1 step came again' in probe.status.message, 'it is diagnosed')
+    probe.spin_until(lambda: '1 step was ignored' in probe.status.message, 'it is diagnosed')
     assert probe.status.level == DiagnosticStatus.WARN
     assert probe.facts()['steps repeated'] == '1'
 
