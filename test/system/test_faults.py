@@ -310,6 +310,23 @@ def volatile_events(bench: FaultBench) -> None:
         bench.probe.spin_until(lambda: bench.state == 'UNKNOWN', 'END has arrived')
 
 
+def monitor_stops_while_an_episode_ends(bench: FaultBench) -> None:
+    """Steps and END wait together, and END is a message of another topic."""
+    episode = bench.new_id()
+    bench.play(episode, [0])
+    bench.probe.scores.clear()
+    os.kill(bench.process.pid, signal.SIGSTOP)
+    try:
+        bench.play(episode, range(1, 20), gap=0.0)
+        bench.probe.event(episode, EpisodeEvent.KIND_END)
+        bench.spin(0.5)
+    finally:
+        os.kill(bench.process.pid, signal.SIGCONT)
+    scores = bench.probe.scores
+    bench.probe.spin_until(lambda: len(scores) == 19, 'every step is scored', LIMIT)
+    assert {score.state for score in scores} == {FailureAlarm.STATE_NOMINAL}
+
+
 def silent(bench: FaultBench) -> None:
     bench.play(bench.new_id(), range(3))
 
@@ -527,6 +544,13 @@ FAULTS = (
         '',
         lambda bench: replayed(bench, again=True),
         limit=15.0,
+    ),
+    Fault(
+        'the monitor stops while an episode ends',
+        'SIGSTOP, 19 steps and END, SIGCONT',
+        'UNKNOWN',
+        '',
+        monitor_stops_while_an_episode_ends,
     ),
     # Texts and events.
     Fault('id and task of 5 MB', 'START and 4 steps', 'NOMINAL', '5000000 characters', long_texts),

@@ -488,7 +488,9 @@ def test_an_own_label_that_comes_back_after_another_one_counts_for_nothing(
 
     try:
         node.autostart()
-        node._on_step(step_to_message(quiet(0)), {'publication_sequence_number': 1})
+        node._on_step(
+            step_to_message(quiet(0)), {'publication_sequence_number': 1, 'source_timestamp': 0}
+        )
         published = []
         node.answers._labels = SimpleNamespace(publish=published.append)
         node.answers._label('', EpisodeEvent.OUTCOME_SUCCESS)

@@ -92,7 +92,6 @@ class EpisodeMonitor:
         self.order = StepOrder()
         self.checks = StepChecks(calibrated)
         self.task = ''
-        self._ending = False
         self._stream: Stream | None = None
 
     @property
@@ -181,13 +180,14 @@ class EpisodeMonitor:
     def end(self, episode_id: str) -> Verdict:
         """End the episode if it is the running episode. Its label affects the next episodes."""
         if self.running and episode_id == self.episode_id:
-            self._ending = False
             self.order.end()
             self.thresholds.finish(self.task)
             return self.alarms.end()
         return self.verdict
 
-    def end_after_grace(self, episode_id: str, late_until: float = -math.inf) -> bool:
+    def end_after_grace(
+        self, episode_id: str, late_until: float = -math.inf, ended_at: int = 0
+    ) -> bool:
         """Take the END of the running episode whose last steps may still arrive.
 
         Steps and events are two topics, so steps may be delivered after END. They are scored until
@@ -197,8 +197,8 @@ class EpisodeMonitor:
         Parameters
         ----------
         episode_id : str
-        late_until : float
-            Until this time, steps of the episode are ignored if the next episode has begun.
+        late_until, ended_at
+            As in `StepOrder.expect_end`.
 
         Returns
         -------
@@ -207,13 +207,12 @@ class EpisodeMonitor:
         """
         if not self.running or episode_id != self.episode_id:
             return False
-        self._ending = True
-        self.order.expect_late(late_until)
+        self.order.expect_end(late_until, ended_at)
         return True
 
     def finish(self) -> bool:
         """End the episode for which END has arrived. Return False if there is no such episode."""
-        if not self._ending:
+        if not self.order.ending:
             return False
         self.end(self.episode_id)
         return True
@@ -250,7 +249,6 @@ class EpisodeMonitor:
 
     def abandon(self) -> Verdict:
         """Forget the running episode, for example because the monitor is deactivated."""
-        self._ending = False
         self.thresholds.invalidate()
         self.thresholds.finish(self.task)
         self.order.forget()
@@ -289,7 +287,7 @@ class EpisodeMonitor:
 
         The state becomes STALE if no step has arrived for too long, except after END.
         """
-        return self.verdict if self._ending else self.alarms.tick(now)
+        return self.verdict if self.order.ending else self.alarms.tick(now)
 
     def step(self, step: PolicyStep, now: float) -> StepResult | None:
         """Score the next step.

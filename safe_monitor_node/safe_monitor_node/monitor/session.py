@@ -18,7 +18,7 @@ from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
 from safe_monitor_node.monitor.remarks import Remarks
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.start_of_watch import StartOfWatch
-from safe_monitor_node.monitor.steps import StepId, StepResult
+from safe_monitor_node.monitor.steps import Publication, StepId, StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
 from vla_feature_bridge.step import PolicyStep
@@ -155,7 +155,7 @@ class MonitorSession:
         step: PolicyStep,
         now: float,
         age: float | None = None,
-        sequence: int | None = None,
+        publication: Publication | None = None,
     ) -> StepResult | None:
         """Score the next step; see `EpisodeMonitor.step`.
 
@@ -165,10 +165,9 @@ class MonitorSession:
         now : float
         age : float or None
             ROS time minus stamp of the step [s]; None if it is not known.
-        sequence : int or None
-            Number that the publisher gave to the message; None if it is not known.
+        publication : Publication, optional
         """
-        step_id = StepId.of(step, sequence)
+        step_id = StepId.of(step, publication)
         self._begin_with(step_id, now)
         return self._kept(self.monitor.continue_with(step, now, step_id), step_id, now, age)
 
@@ -209,7 +208,13 @@ class MonitorSession:
         return replace(result, verdict=self.freshness.applied_to(result.verdict))
 
     def end(
-        self, episode_id: str, now: float = 0.0, grace: float = 0.0, *, earlier: bool = False
+        self,
+        episode_id: str,
+        now: float = 0.0,
+        grace: float = 0.0,
+        *,
+        ended_at: int = 0,
+        earlier: bool = False,
     ) -> bool:
         """Take the END of an episode; True if `finish_episode` is to be called after the grace.
 
@@ -219,6 +224,8 @@ class MonitorSession:
         now : float
         grace : float
             Time in which steps of the episode may arrive [s].
+        ended_at : int
+            Time of publication of END [ns]; 0 if it is not known.
         earlier : bool
             Whether the END was published before the monitor was active.
         """
@@ -226,7 +233,7 @@ class MonitorSession:
         self.watch.ended(episode_id)
         if not earlier:
             self.remarks.ended(episode_id, now)
-        return self.monitor.end_after_grace(episode_id, now + grace)
+        return self.monitor.end_after_grace(episode_id, now + grace, ended_at)
 
     def finish_episode(self) -> None:
         """End the episode for which END has arrived; do nothing if no END has arrived."""

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from safe_monitor_node.monitor.steps import StepId
+from safe_monitor_node.monitor.steps import Publication, StepId
 
 _KEPT_CONTENTS = 10_000
 _NEW_EPISODE = (
@@ -73,6 +73,8 @@ class StepOrder:
     ended_id : str
         The episode that has ended last, unless it has begun again.
     running : bool
+    ending : bool
+        Whether the END of the running episode has come.
     next_index : int
         Index of the next step of the running episode.
     changed_at : int or None
@@ -81,15 +83,15 @@ class StepOrder:
 
     def __init__(self) -> None:
         self.episode_id = self.ended_id = ''
-        self.running = False
+        self.running = self.ending = False
         self._last_stamp = -1
-        self._late_until = -math.inf
+        self._late_until, self._ended_at = -math.inf, 0
         self._begin_steps()
 
     def _begin_steps(self) -> None:
         self.next_index = 0
         self._stride = 0
-        self._sequence: int | None = None
+        self._last_number: int | None = None
         self._changes = 0
         self.changed_at: int | None = None
         self._contents: dict[int, int] = {}
@@ -114,23 +116,44 @@ class StepOrder:
 
     def begin(self, episode_id: str) -> None:
         """Begin an episode."""
-        self.episode_id, self.running = episode_id, True
+        self.episode_id, self.running, self.ending = episode_id, True, False
         if episode_id == self.ended_id:
             self.ended_id = ''
         self._begin_steps()
 
-    def expect_late(self, until: float) -> None:
-        """Until this time, accept late steps of the current episode after its end."""
-        self._late_until = until
+    def expect_end(self, until: float, ended_at: int = 0) -> None:
+        """Take the END of the running episode, and accept late steps after the episode.
+
+        Parameters
+        ----------
+        until : float
+            Late steps are accepted until this time.
+        ended_at : int
+            Time of publication of END [ns]; 0 if it is not known. Steps that were published before
+            this time are accepted at any time.
+        """
+        self.ending = True
+        self._late_until, self._ended_at = until, ended_at
+
+    def waits_after(self, publication: Publication) -> bool:
+        """Return whether the end of the episode must wait, because of a late step.
+
+        If END has come, and a step that was published before END is only now here, then more of
+        these steps may be on their way.
+        """
+        return self.ending and self._is_before_end(publication)
+
+    def _is_before_end(self, publication: Publication) -> bool:
+        return 0 < publication.time <= self._ended_at
 
     def end(self) -> None:
         """End the running episode."""
-        self.running = False
+        self.running = self.ending = False
         self.ended_id = self.episode_id
 
     def forget(self) -> None:
         """Forget all episodes."""
-        self.running = False
+        self.running = self.ending = False
         self.episode_id = self.ended_id = ''
         self.accept_earlier_stamps()
 
@@ -141,7 +164,7 @@ class StepOrder:
     def take_over(self, previous: StepOrder) -> None:
         """Go on after another order: its last episode."""
         self.ended_id, self._last_stamp = previous.ended_id, previous._last_stamp
-        self._late_until = previous._late_until
+        self._late_until, self._ended_at = previous._late_until, previous._ended_at
 
     # --- steps
 
@@ -155,7 +178,7 @@ class StepOrder:
             )
         if self.running and step_id.episode_id == self.episode_id:
             return self._place_in_running(step_id)
-        if now < self._late_until:
+        if now < self._late_until or self._is_before_end(step_id.publication):
             return _REPEATED
         return Place(Placement.NOWHERE, self._after_end(step_id))
 
@@ -214,8 +237,9 @@ class StepOrder:
         not grow is of another publisher. One such change is a publisher that was restarted, for
         example a bridge. The second one shows that both publish.
         """
-        last, self._sequence = self._sequence, step_id.sequence
-        if last is None or step_id.sequence is None or step_id.sequence > last:
+        number = step_id.publication.number
+        last, self._last_number = self._last_number, number
+        if last is None or number is None or number > last:
             return ''
         self._changes += 1
         self.changed_at = step_id.index

@@ -16,6 +16,22 @@ _READ_OF_FEATURES = 4096
 
 
 @dataclass(frozen=True, slots=True)
+class Publication:
+    """What the middleware says about the publication of a message.
+
+    Attributes
+    ----------
+    number : int or None
+        Number that the publisher gave to the message; None if it is not known.
+    time : int
+        Time of publication [ns]; 0 if it is not known.
+    """
+
+    number: int | None = None
+    time: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class StepId:
     """Identity of a step: episode and index.
 
@@ -28,20 +44,20 @@ class StepId:
         Time of the step [ns].
     content : int
         What :func:`content_of` returns; 0 if the content is not known.
-    sequence : int or None
-        Number that the publisher gave to the message; None if it is not known.
+    publication : Publication
     """
 
     episode_id: str
     index: int
     stamp: int
     content: int = field(default=0, compare=False)
-    sequence: int | None = field(default=None, compare=False)
+    publication: Publication = field(default_factory=Publication, compare=False)
 
     @classmethod
-    def of(cls, step: PolicyStep, sequence: int | None = None) -> StepId:
+    def of(cls, step: PolicyStep, publication: Publication | None = None) -> StepId:
         """Return the identity of a policy step."""
-        return cls(step.episode_id, step.step, step.stamp, content_of(step), sequence)
+        content = content_of(step)
+        return cls(step.episode_id, step.step, step.stamp, content, publication or Publication())
 
 
 def content_of(step: PolicyStep) -> int:
@@ -94,7 +110,7 @@ class Counts:
     missing : int
         Steps that did not come.
     repeated : int
-        Steps that came again, or came later than a step after them; ignored.
+        Steps that came again, or came later than a step after them or than END; ignored.
     misplaced : int
         Steps that belong to no episode, or that contradict a step before.
     episodes : int

@@ -15,7 +15,7 @@ from rclpy.logging import LoggingSeverity
 
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.session import MonitorSession
-from safe_monitor_node.monitor.steps import StepId
+from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
 from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
@@ -176,14 +176,16 @@ class MonitorNode(ManagedNode):
         self._look_at_clock(session)
         stamp = time_from_message(message.header.stamp)
         now, age = time.monotonic(), self._age(stamp)
-        sequence = info['publication_sequence_number']
+        published = Publication(info['publication_sequence_number'], info['source_timestamp'])
         try:
             step = step_from_message(message)
         except MessageError as error:
-            step_id = StepId(message.episode_id, message.step, stamp, sequence=sequence)
+            step_id = StepId(message.episode_id, message.step, stamp, publication=published)
             result = session.refuse(step_id, str(error), now, age)
         else:
-            result = session.step(step, now, age, sequence)
+            result = session.step(step, now, age, published)
+        if self._grace_timer is not None and session.monitor.order.waits_after(published):
+            self._grace_timer.reset()
         self._log_remarks(session)
         if result is None:
             return
@@ -222,7 +224,8 @@ class MonitorNode(ManagedNode):
             session.start(event.episode_id, now, task)
         elif event.kind == EpisodeEvent.KIND_END:
             grace = max(self.values.end_grace, 1e-3)
-            if session.end(event.episode_id, now, grace, earlier=earlier):
+            ended_at = info['source_timestamp']
+            if session.end(event.episode_id, now, grace, ended_at=ended_at, earlier=earlier):
                 self._cancel_grace()
                 self._grace_timer = self._timer(grace, session.finish_episode)
         self._log_remarks(session)

@@ -32,7 +32,7 @@ from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.detectors.probe import HISTORY
 from safe_monitor_node.monitor.alarm import AlarmConfig, Latch
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
-from safe_monitor_node.monitor.steps import StepId
+from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds
 
 # --- one episode
@@ -170,7 +170,7 @@ def play_messages(messages, **config):
     states = []
     for index, sequence in messages:
         step = make_step(index, stamp=index + 1)
-        step_id = StepId.of(step, sequence)
+        step_id = StepId.of(step, Publication(sequence))
         if live.monitor.begins(step_id):
             live.monitor.begin('a', live.now)
         result = live.monitor.continue_with(step, live.now, step_id)
@@ -219,7 +219,7 @@ def test_a_restarted_publisher_may_begin_the_episode_anew():
     live = Live()
     for index, sequence, stamp in ((0, 10, 1), (1, 11, 2), (0, 1, 30), (1, 2, 40)):
         step = make_step(index, stamp=stamp)
-        step_id = StepId.of(step, sequence)
+        step_id = StepId.of(step, Publication(sequence))
         if live.monitor.begins(step_id):
             live.monitor.begin('a', live.now)
         assert live.monitor.continue_with(step, live.now, step_id).verdict.state == NOMINAL
@@ -296,6 +296,25 @@ def test_steps_after_end_break_the_next_episode_unless_they_come_in_the_grace():
     assert result.verdict.state == INVALID
     assert live.state(1, episode='b') == INVALID
     assert live.monitor.episode_id == 'b'
+
+
+def test_a_step_that_was_published_before_end_is_late_and_no_contradiction():
+    live = Live()
+    live.step(0)
+    live.monitor.end_after_grace('a', live.now + 0.1, ended_at=1000)
+    order = live.monitor.order
+    times = (0, 999, 1000, 1001)
+    assert [order.waits_after(Publication(1, t)) for t in times] == [False, True, True, False]
+    live.monitor.finish()
+    assert not order.waits_after(Publication(1, 999)), 'the grace is over'
+    late, later = (
+        StepId.of(make_step(index), Publication(index, time))
+        for index, time in ((1, 999), (2, 1001))
+    )
+    assert live.monitor.continue_with(make_step(1), live.now + 5.0, late) is None
+    assert live.monitor.verdict.state == UNKNOWN
+    result = live.monitor.continue_with(make_step(2), live.now + 5.0, later)
+    assert result.verdict.state == INVALID, 'the policy goes on after END'
 
 
 def test_an_unreadable_message_has_a_place_as_every_other():

@@ -17,7 +17,7 @@ from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
-from safe_monitor_node.monitor.steps import StepId
+from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFileError
 from safe_monitor_node.storage.detector_folder import DetectorFolderError
@@ -242,7 +242,7 @@ def test_a_start_and_an_end_of_ids_that_no_step_has_are_remarked(folder):
 def test_a_publisher_that_takes_over_an_episode_is_remarked(folder):
     live = Live(folder)
     for index, sequence in ((0, 500), (1, 1), (2, 2)):
-        result = live.session.step(make_step('a', index), 0.0, sequence=sequence)
+        result = live.session.step(make_step('a', index), 0.0, None, Publication(sequence))
         assert result.verdict.state == AlarmState.NOMINAL
     assert remarks(live) == "episode 'a': the publisher of the steps has changed at step 1"
 
