@@ -35,12 +35,13 @@ Give them on the command line (`--ros-args -p alpha:=0.05`) or in a YAML file
 or a value that is not allowed, ends the start with the reason. A `double` needs its decimal point:
 `10.0`, not `10`. A name that is similar to a parameter of the node is a misspelt name, and ends the
 start with the nearest name. Any other unknown name can belong to another node, for example if it is
-below `/**` in the YAML file: the node warns in the log and in `/diagnostics`.
+below `/**` in the YAML file: the node warns in the log and in `/diagnostics`. It also warns if a
+YAML file contains no parameters of this node.
 
-The column *changes* says when a value that is set at run time (`ros2 param set /monitor max_age
-2.0`) takes effect. A parameter without an entry is read when the node starts, and cannot be changed
-afterwards. A request that changes several parameters changes all of them, or none of them if one
-value is refused. `/diagnostics` shows the values in force."""
+The column *changes* says when a value that is set at run time
+(`ros2 param set /monitor max_age 2.0`) takes effect. A parameter without an entry is read when the
+node starts, and cannot be changed afterwards. A request that changes several parameters changes all
+of them, or none of them if one value is refused. `/diagnostics` shows the values in force."""
 
 
 def page() -> str:

@@ -18,8 +18,6 @@ BAND = Band(np.array([0.1]), np.ones((1, 8)), 'any', 9)
 SPEC = FeatureSpec('hidden_states', WIDTH, ('token',), (('token', 'last'),))
 DATA = frozenset({'features', 'actions', 'sampled_actions', 'tokens', 'signals'})
 TINY = {'hidden': 8, 'epochs': 5}
-# A group of the normalisation must hold more than a few numbers: one that holds four and happens to
-# have no spread magnifies rounding 300 times, on some processors past the tolerance below.
 TINY_UNET = {
     'down_dims': [16, 16],
     'kernel_size': 3,
@@ -78,9 +76,11 @@ VARIANTS = {
     'signal': [{'signal': 'action_jerk', 'accumulate': 'none', 'negate': True}],
     'rnd': [
         {'success_only': True, 'accumulate': 'sum', 'lambda_reg': 0.1},
+        {'groups': 8},  # groups of a few values, which are normalised in float64
     ],
     'logpzo': [
         {'success_only': True, 'accumulate': 'sum', 'chunk': 10, 'batch_size': 1},
+        {'groups': 8},
     ],
     'mahalanobis': [
         {'accumulate': 'sum'},

@@ -158,7 +158,7 @@ class Probe:
         return self.scores[-1]
 
     def reset(self) -> Trigger.Response:
-        """Call the service that releases an alarm."""
+        """Call the service that clears an alarm."""
         return self._call(self._reset, Trigger.Request())
 
     def label_episode(self, episode: str, outcome: int) -> LabelEpisode.Response:

@@ -22,6 +22,7 @@ from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
 from vla_feature_bridge.nodes import bridge_parameters, replay_node
 from vla_feature_bridge.relays.options import make_parser, parse_options
+from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.wire import StepReceiver
 
@@ -176,6 +177,14 @@ def test_a_rollout_set_is_written_as_the_how_to_page_shows_it(tmp_path, monkeypa
     assert len(RolloutSet.open('my_rollouts')) == 20
 
 
+def test_the_detector_of_the_recipe_scores_as_the_recipe_says():
+    (module,) = blocks('CONTRIBUTING.md', 'python')
+    detector = run_block('CONTRIBUTING.md', module)['LargestJump'](floor=2.0)
+    chunks = np.array([[[0, 3], [1, 3]], [[0, 3], [4, 1]], [[1, 1], [1, 1]]], np.float32)
+    rollout = Rollout(np.zeros((3, 2), np.float32), 'task', actions=chunks[:, None])
+    np.testing.assert_array_equal(detector.fit([rollout]).score(rollout), [0, 4, 4])
+
+
 def test_the_public_names_are_where_the_page_of_0_1_says():
     (block,) = blocks(FROM_0_1, 'python')
     run_block(FROM_0_1, block)
@@ -208,6 +217,7 @@ def test_every_block_of_python_has_a_test():
         'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
         'docs/reference/topics.md': 1,
+        'CONTRIBUTING.md': 1,
         FROM_0_1: 1,
         # test/repository/test_tap_pages.py
         'docs/how-to/tap_a_torch_policy.md': 2,

@@ -114,7 +114,7 @@ def two_publishers(ids: int) -> Callable[[FaultBench], None]:
         with bench.node('second_policy') as node:
             second = node.create_publisher(PolicyStepMessage, 'vla/policy_step', 10)
             bench.until_matched(second)
-            for index in range(4):
+            for index in range(6):
                 bench.play(episodes[0], [index])
                 second.publish(bench.message(index, episodes[1]))
                 bench.spin(0.02)
@@ -216,6 +216,10 @@ def environment_steps(bench: FaultBench) -> None:
     episode = bench.new_id()
     for index in range(4):
         bench.send(bench.quiet(index, episode), step=50 * index)
+    alarms = bench.probe.alarms
+    bench.probe.spin_until(
+        lambda: 'number the inferences' in alarms[-1].reason, 'the supervisor gets the advice too'
+    )
 
 
 def out_of_order(*indices: int) -> Callable[[FaultBench], None]:
@@ -348,7 +352,7 @@ FAULTS = (
         'a recording without events played twice',
         'the same 5 steps twice, then silence',
         'STALE',
-        'no new policy step.*5 came again and were ignored',
+        'no new policy step has arrived.*5 came again and were ignored',
         played_twice,
     ),
     Fault(
@@ -505,12 +509,12 @@ FAULTS = (
         'missing',
         out_of_order(0, 2**32 - 1),
     ),
-    Fault('steps cease', '3 steps, then silence', 'STALE', 'no policy step for more', silent),
+    Fault('steps cease', '3 steps, then silence', 'STALE', 'no policy step has arrived', silent),
     Fault(
         'publisher killed',
         'kill -9 of replay at step 2',
         'STALE',
-        'no policy step for more',
+        'no policy step has arrived',
         lambda bench: replayed(bench, again=False),
         limit=15.0,
     ),

@@ -113,7 +113,7 @@ def test_debounce_needs_k_of_n_and_reset_releases_the_latch(
     assert response.success
     assert 'ALARM' in response.message
     probe.spin_until(
-        lambda: probe.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'the latch is released'
+        lambda: probe.alarms[-1].state == FailureAlarm.STATE_UNKNOWN, 'the alarm is cleared'
     )
 
 
@@ -355,6 +355,17 @@ def test_an_error_while_threads_are_limited_is_the_answer_of_the_service(
         # Without a known BLAS library, the parameter has no effect on NumPy: a warning, no error.
         monkeypatch.setattr('safe_monitor_node.nodes.monitor_node.limit_threads', lambda count: 0)
         assert node.answers.load_detector(request, LoadDetector.Response()).success
+    finally:
+        node.destroy_node()
+
+
+def test_the_device_in_diagnostics_is_the_robot(probe):
+    node = MonitorNode(context=probe.context, namespace='robot1')
+    try:
+        published = []
+        node.outputs._diagnostics = SimpleNamespace(publish=published.append)
+        node.outputs.publish_diagnostics()
+        assert published[0].status[0].hardware_id == 'robot1'
     finally:
         node.destroy_node()
 

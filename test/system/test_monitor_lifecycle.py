@@ -200,7 +200,7 @@ def test_parameters_that_make_no_sense_change_nothing(
     probe.wait_until_active()
     for values, words in (
         ({'stale_after': 9.0, 'alarm_k': 2}, 'k = 2'),
-        ({'stale_after': 9.0, 'alpha': 0.123}, 'not calibrated for alpha 0.123'),
+        ({'stale_after': 9.0, 'alpha': 0.123}, 'found alpha 0.123'),
         ({'stale_after': 9.0, 'alarm_advice': 'run'}, "found 'run'"),
         ({'stale_after': -1.0}, 'stale_after'),
         ({'threads': 2}, 'read-only'),

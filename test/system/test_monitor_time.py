@@ -8,14 +8,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
+from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from probe import Probe
+from rclpy.clock import ClockType
+from rclpy.parameter import Parameter
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
 
 from safe_bringup.live import Process
+from safe_monitor_node.nodes.monitor_node import MonitorNode
 from safe_msgs.msg import FailureAlarm, FailureScore
 from vla_feature_bridge.ros.messages import step_to_message
 from vla_feature_bridge.step import PolicyStep
@@ -201,7 +205,7 @@ def test_a_slow_policy_is_learned_and_said(
     probe.spin_until(lambda: probe.status is not None, 'diagnostics come')
     assert probe.facts()['stale after [s]'] == '2 (learned: no period is known yet)'
     probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'silence is STALE')
-    assert 'no policy step for more than 2 s' in probe.alarms[-1].reason
+    assert 'no policy step has arrived for more than 2 s' in probe.alarms[-1].reason
     assert feed().state == FailureScore.STATE_NOMINAL
     probe.spin_until(
         lambda: '3 times the period of' in probe.facts()['stale after [s]'], 'the period is learned'
@@ -222,3 +226,58 @@ def test_without_watching_for_silence_a_hung_policy_is_not_stale(
     probe.spin_until(lambda: len(probe.stops) > before + 10, 'a second goes by')
     assert probe.alarms[-1].state == FailureAlarm.STATE_NOMINAL
     assert probe.facts()['stale after [s]'] == 'never'
+
+
+def test_every_timer_of_the_node_is_of_the_steady_clock(probe: Probe, mlp_folder: object) -> None:
+    node = MonitorNode(
+        context=probe.context,
+        parameter_overrides=[Parameter('detector_folder', value=str(mlp_folder))],
+    )
+    try:
+        node.autostart()
+        assert node.active
+        timers = list(node.timers)
+        assert len(timers) >= 2, 'safe/stop and diagnostics'
+        assert {timer.clock.clock_type for timer in timers} == {ClockType.STEADY_TIME}
+    finally:
+        node.destroy_node()
+
+
+FAKETIME = sorted(Path('/usr/lib').glob('*/faketime/libfaketimeMT.so.1'))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not FAKETIME, reason='libfaketime is missing: apt install libfaketime')
+def test_a_system_clock_that_is_set_back_stops_nothing(
+    probe: Probe,
+    run_monitor: Callable[..., Process],
+    mlp_folder: object,
+    feed: Callable[..., FailureScore],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    offset = tmp_path / 'offset'
+
+    def set_clock(text: str) -> None:
+        (tmp_path / 'new').write_text(text + '\n')
+        (tmp_path / 'new').replace(offset)
+
+    set_clock('+0')
+    with monkeypatch.context() as patch:
+        patch.setenv('LD_PRELOAD', str(FAKETIME[0]))
+        patch.setenv('FAKETIME_TIMESTAMP_FILE', str(offset))
+        patch.setenv('FAKETIME_NO_CACHE', '1')
+        patch.setenv('FAKETIME_DONT_FAKE_MONOTONIC', '1')
+        run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    assert feed(time.time_ns()).state == FailureScore.STATE_NOMINAL
+    set_clock('-60s')
+    before = len(probe.stops)
+    probe.spin_until(lambda: len(probe.stops) > before + 10, 'safe/stop goes on')
+    assert feed(time.time_ns()).state == FailureScore.STATE_NOMINAL, 'the episode goes on'
+    probe.spin_until(
+        lambda: probe.status and 's in the future' in probe.status.message, 'the age is not known'
+    )
+    probe.spin_until(
+        lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'silence is noticed'
+    )

@@ -176,7 +176,9 @@ class AdaptiveBand:
         ]
 
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
-        """Continue from a state that `state` returned. The band must not have been updated before.
+        """Restore the values that an earlier call of `state` returned.
+
+        The band must not have been updated before.
 
         Raises
         ------

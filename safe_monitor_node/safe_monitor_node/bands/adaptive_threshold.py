@@ -139,7 +139,7 @@ class AdaptiveThreshold:
 
     @property
     def level(self) -> float:
-        """alpha_t; may leave [0, 1]."""
+        """Return the current level alpha_t. It can be below 0 or above 1."""
         # Sum of eq. 2. The level is computed only from counts, so that an undo restores it exactly.
         return self._first_level + self._moved_by()
 

@@ -170,8 +170,8 @@ class Band:
             )
         if not np.array_equal(band.alphas, self.alphas) or band.length != self.length:
             raise refused(
-                f'the alphas {self.alphas.tolist()} and {self.length} steps in the band of task '
-                f'{task!r}, as in the band of all tasks',
+                f'the band of task {task!r} to have the same alphas ({self.alphas.tolist()}) and '
+                f'number of steps ({self.length}) as the band of all tasks',
                 f'the alphas {band.alphas.tolist()} and {band.length} steps',
             )
 

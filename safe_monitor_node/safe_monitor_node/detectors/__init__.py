@@ -7,18 +7,12 @@ base              what a detector is
 registry          detectors by name, and the functions that fit them
 accumulation      sum or running mean of a score over an episode
 stepwise          base class of detectors that learn nothing
-controls          clock, constant, random, action_norm
-signal            one named signal
-tokens            probability and entropy of the emitted tokens
-samples           variances of sampled action chunks
-clustering        clusters of sampled action chunks
-consistency       contradictions between consecutive action chunks
-probe             the linear probe
 embedding         base class of distances in the feature space
-gaussian, neighbours, clusters   the distances: Mahalanobis, nearest neighbours, k-means
-learned, networks SAFE-MLP and SAFE-LSTM (PyTorch)
 density, unet     base class of density estimates (PyTorch)
-rnd, logpzo       the density estimates RND and LogpZO (PyTorch)
+networks          the networks of the learned detectors (PyTorch)
+
+All other modules contain detectors. :data:`registry.ENTRIES` lists the detectors of each module.
+CONTRIBUTING.md has the recipe for a new detector.
 
 :data:`DETECTORS` imports a detector on first use, so that PyTorch is loaded only for the detectors
 that need it.

@@ -10,6 +10,7 @@ baselines by Gu et al. (arXiv 2506.09937).
 
 from __future__ import annotations
 
+import copy
 import functools
 import math
 from abc import abstractmethod
@@ -26,8 +27,8 @@ from safe_monitor_node.detectors.accumulation import (
     Accumulator,
     accumulated,
 )
-from safe_monitor_node.detectors.base import ArraySpec, Stream, checked_vector
-from safe_monitor_node.detectors.unet import UNet
+from safe_monitor_node.detectors.base import ArraySpec, DetectorError, Stream, checked_vector
+from safe_monitor_node.detectors.unet import UNet, smallest_group
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
@@ -40,6 +41,11 @@ FINAL_GROUPS = 8
 _STEPS_PER_PASS = 16
 # Same value as in torch.nn.PairwiseDistance.
 EPS = 1e-6
+# A normalisation over a few values that are nearly equal magnifies rounding errors up to 300 times
+# (1 / sqrt(eps) of torch.nn.GroupNorm), and a U-Net has one normalisation after another. In
+# float32, live and offline scores then differ by up to 1e-2. In float64 they differ by less than
+# 1e-10.
+_FEWEST_VALUES_IN_FLOAT32 = 8
 
 Inputs = tuple[torch.Tensor, ...]
 """What the networks read: features (n, D), for RND also executed chunks."""
@@ -84,6 +90,18 @@ def _shapes(channels: int, condition: int, sizes: _Sizes) -> dict[str, tuple[int
     return {name: tuple(p.shape) for name, p in network.state_dict().items()}
 
 
+class _InFloat64(nn.Module):
+    """A copy of a network that takes float32 tensors and computes and returns float64."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self._network = copy.deepcopy(network).double()
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """Return the output of the network."""
+        return self._network(*(tensor.double() for tensor in inputs))
+
+
 @dataclass(kw_only=True, eq=False)
 class DensityDetector(AccumulatingDetector):
     """A difference of two nonconformities, each computed by a U-Net trained on one outcome.
@@ -99,7 +117,8 @@ class DensityDetector(AccumulatingDetector):
     kernel_size : int
         Width of the convolutions; odd.
     groups : int
-        Groups of the normalisation.
+        Groups of the normalisation. Each group must have at least 2 values: the channels of a level
+        divided by ``groups``, times the rows of the sequence at this level.
     time_dim : int
         Width of the embedded time; even.
     success_only : bool
@@ -133,6 +152,9 @@ class DensityDetector(AccumulatingDetector):
     seed: int = 0
 
     networks_: nn.ModuleDict = field(init=False, repr=False)
+    """The trained networks, float32."""
+    scoring_: nn.ModuleDict = field(init=False, repr=False)
+    """The networks that compute the score: the trained networks, or float64 copies of them."""
 
     def check_params(self) -> None:
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
@@ -176,6 +198,10 @@ class DensityDetector(AccumulatingDetector):
     def set_networks(self, networks: nn.ModuleDict, dim: int) -> None:
         """Take over trained networks."""
         self.networks_ = networks.eval().requires_grad_(False)
+        self.scoring_ = self.networks_
+        if self._smallest_group(dim) < _FEWEST_VALUES_IN_FLOAT32:
+            precise = {name: _InFloat64(network) for name, network in networks.items()}
+            self.scoring_ = nn.ModuleDict(precise)
         self.dim_ = dim
 
     @abstractmethod
@@ -235,6 +261,13 @@ class DensityDetector(AccumulatingDetector):
     def layout(self, dim: int) -> tuple[tuple[str, ...], int, int]:
         """Return the names of the networks, their channels and the width of their condition."""
 
+    @abstractmethod
+    def rows(self, dim: int) -> int:
+        """Return the length of the sequence that the networks read."""
+
+    def _smallest_group(self, dim: int) -> int:
+        return smallest_group(self.rows(dim), self.widths(), self.groups, FINAL_GROUPS)
+
     def _sizes(self) -> _Sizes:
         return _Sizes(tuple(self.widths()), self.time_dim, self.kernel_size, self.groups)
 
@@ -242,7 +275,20 @@ class DensityDetector(AccumulatingDetector):
         """Return the untrained networks for ``dim`` features.
 
         Initial weights come from PyTorch's global random generator.
+
+        Raises
+        ------
+        DetectorError
+            A group of the normalisation has one value only. Its normalised value is always 0.
         """
+        if self._smallest_group(dim) < 2:
+            raise DetectorError(
+                where=f'detector {self.name}: parameters down_dims and groups',
+                expected='at least 2 values in each group of the normalisation',
+                found=f'a group of 1 value, for down_dims {self.widths()}, groups {self.groups} '
+                f'and sequences of {self.rows(dim)} rows',
+                advice='choose fewer groups, or larger down_dims',
+            )
         names, channels, condition = self.layout(dim)
         return nn.ModuleDict({name: _unet(channels, condition, self._sizes()) for name in names})
 

@@ -12,6 +12,7 @@ from safe_monitor_node.detectors.density import (
     Inputs,
     as_sequence,
     real_entries,
+    sequence_rows,
 )
 
 
@@ -53,6 +54,10 @@ class LogpZO(DensityDetector):
         """Return the names of the networks, their channels and the width of their condition."""
         return self.trained_outcomes(), self.in_dim, 0
 
+    def rows(self, dim: int) -> int:
+        """Return the length of the sequence that the networks read."""
+        return sequence_rows(dim, self.in_dim, self.multiple)
+
     def sequence(self, features: torch.Tensor) -> torch.Tensor:
         """Return features (n, D) as the network's input (n, rows, in_dim)."""
         return as_sequence(features, self.in_dim, self.multiple)
@@ -66,7 +71,7 @@ class LogpZO(DensityDetector):
         """Return the squared distance from 0 after one step of the flow, as float64 (n,)."""
         (features,) = inputs
         x = self.sequence(features)
-        latent = x + self.networks_[outcome](x, x.new_zeros(len(x)))
+        latent = x + self.scoring_[outcome](x, x.new_zeros(len(x)))
         squares = (latent.double() * self.counted(self.dim_)).square().sum(dim=(1, 2))
         # The mean square is about 1 for noise, whatever the number of features.
         return squares if self.reference_compatible else squares / self.dim_

@@ -11,7 +11,13 @@ import torch
 from torch import nn
 
 from safe_monitor_node.detectors.base import ArraySpec, DetectorError, StepError, checked_chunk
-from safe_monitor_node.detectors.density import EPS, DensityDetector, Inputs, as_sequence
+from safe_monitor_node.detectors.density import (
+    EPS,
+    DensityDetector,
+    Inputs,
+    as_sequence,
+    sequence_rows,
+)
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
@@ -78,6 +84,11 @@ class Rnd(DensityDetector):
         """Return the names of the networks, their channels and the width of their condition."""
         return ('target', *self.trained_outcomes()), self.action_shape_[1], dim
 
+    def rows(self, dim: int) -> int:
+        """Return the length of the sequence that the networks read."""
+        horizon, width = self.action_shape_
+        return sequence_rows(horizon * width, width, self.multiple)
+
     def errors(self, target: nn.Module, predictor: nn.Module, inputs: Inputs) -> torch.Tensor:
         """Return the distance between the outputs of two networks (n,), averaged over the chunk.
 
@@ -96,7 +107,7 @@ class Rnd(DensityDetector):
 
     def nonconformity(self, outcome: str, inputs: Inputs) -> torch.Tensor:
         """Return the error of the imitator of one outcome as float64 (n,)."""
-        return self.errors(self.networks_['target'], self.networks_[outcome], inputs).double()
+        return self.errors(self.scoring_['target'], self.scoring_[outcome], inputs).double()
 
     def rollout_inputs(self, rollout: Rollout) -> Inputs:
         """Return the features and executed chunks of a rollout, checked."""

@@ -20,8 +20,8 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-# A quantity depends only on the current and the previous step. Therefore the first two steps show
-# if a rollout contains the data.
+# A quantity reads data of the current step and of the previous step. Therefore the first two steps
+# show if a rollout contains the data.
 _STEPS_CHECKED_AT_FIT = 2
 # Scores are float32; a larger quantity would overflow the sum over an episode.
 _LARGEST = 1e30
@@ -35,27 +35,47 @@ class Plan(NamedTuple):
 
 
 class Before(NamedTuple):
-    """State of a stream: the number of previous steps, and the plan of the last step."""
+    """What a stream knows of the episode before a step.
+
+    Attributes
+    ----------
+    steps : int
+        Number of previous steps.
+    quantity : float or None
+        Quantity of the previous step, before any accumulation; None at the first step. With this
+        quantity, a detector can remember more than one step: the running maximum of x is
+        ``max(x, before.quantity)``.
+    plan : Plan or None
+        What :meth:`UntrainedDetector.plan` returned for the previous step; None at the first step.
+    """
 
     steps: int = 0
+    quantity: float | None = None
     plan: Plan | None = None
 
 
 class UntrainedDetector(Detector):
-    """A detector of one quantity per step, which may depend on the previous step.
+    """A detector of one quantity per step, which may depend on the steps before.
 
-    Nothing is learned, so a subclass needs no fitter: :meth:`fit` checks that the rollouts hold the
-    data that the quantity needs, so that unsuitable data is refused offline and not on the robot.
+    Nothing is learned, so a subclass needs no fitter. :meth:`fit` checks that the rollouts contain
+    the data that the quantity needs. Therefore unsuitable data is refused offline and not on the
+    robot.
     """
 
     accumulate: Accumulate = 'none'
 
     @abstractmethod
     def quantity(self, step: PolicyStep, before: Before) -> float:
-        """Return the quantity of a step; raises :class:`StepError` if the step has none."""
+        """Return the quantity of a step; raise :class:`StepError` if the step lacks its data.
+
+        The score is this quantity, or its sum or mean if the detector has ``accumulate``.
+        """
 
     def plan(self, step: PolicyStep) -> Plan | None:
-        """Return what the quantity of the next step needs from this step (already scored)."""
+        """Return the data of this step that the quantity of the next step needs.
+
+        This step is already scored.
+        """
         return None
 
     def _fitter(self) -> Callable[..., None]:
@@ -120,5 +140,5 @@ class _StepwiseStream(Stream):
                 found=f'{value:g}',
                 advice='check the actions and the signals of the policy',
             )
-        self._before = Before(self._before.steps + 1, self._detector.plan(step))
+        self._before = Before(self._before.steps + 1, value, self._detector.plan(step))
         return float(np.float32(self._accumulator.add(value)))

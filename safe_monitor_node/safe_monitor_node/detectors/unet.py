@@ -94,6 +94,23 @@ class ResidualBlock(nn.Module):
         return self.second(out) + self.skip(x)
 
 
+def smallest_group(rows: int, widths: Sequence[int], groups: int, final_groups: int) -> int:
+    """Return the number of values in the smallest group that a :class:`UNet` normalises.
+
+    Parameters
+    ----------
+    rows : int
+        Length L of the sequence.
+    widths, groups, final_groups
+        As in :class:`UNet`.
+    """
+    last = len(widths) - 1
+    # The decoder blocks of a level have the length of the level below.
+    lengths = [rows >> min(level + 1, last) for level in range(len(widths))]
+    inside = [width // groups * length for width, length in zip(widths, lengths, strict=True)]
+    return min(*inside, widths[0] // final_groups * rows)
+
+
 class UNet(nn.Module):
     """A U-Net over ``(B, L, channels)``; ``L`` must be a multiple of :attr:`multiple`.
 
@@ -160,7 +177,7 @@ class UNet(nn.Module):
         self, x: torch.Tensor, time: torch.Tensor, condition: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Map ``x`` (B, L, channels) at ``time`` (B,), ``condition`` (B, C), to the same shape."""
-        embedded = self.time(sinusoidal_embedding(time, self.time_width))
+        embedded = self.time(sinusoidal_embedding(time, self.time_width).to(x.dtype))
         if condition is not None:
             embedded = torch.cat([embedded, condition], dim=-1)
         embedded = nn.functional.mish(embedded)

@@ -26,6 +26,7 @@ from collections import deque
 from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
+from safe_monitor_node.monitor.step_history import StepHistory
 from safe_monitor_node.monitor.step_period import StepPeriod
 from vla_feature_bridge.errors import SafeError
 
@@ -148,6 +149,9 @@ class AlarmStateMachine:
         The configuration of the next episode.
     period : StepPeriod
         The period of the steps of all episodes.
+    history : StepHistory
+        What is missing of the running episode. It is recorded here; the verdict follows with the
+        next step.
     verdict : Verdict
     """
 
@@ -180,16 +184,14 @@ class AlarmStateMachine:
     def _clear(self, *, running: bool) -> None:
         self._alarm, self._holds = self._held_alarm(), True
         self._running = running
-        self._missing = 0
-        self._first_cause = self._contradiction = ''
-        self._gap_is_first = False
+        self.history = StepHistory(self.config.max_missing_steps)
         self._above.clear()
         self._last_time: float | None = None
         self._last_step_time: float | None = None
         self._repeated = 0
 
     def _held_alarm(self) -> Verdict | None:
-        """Return the alarm that outlives the episode that ends now; None if there is none."""
+        """Return the alarm that stays when the episode ends now; None if no alarm stays."""
         if self._alarm is None or self.config.latch is not Latch.RESET:
             return None
         if self._holds:
@@ -214,6 +216,7 @@ class AlarmStateMachine:
         """
         self._clear(running=True)
         self._take_next_config()
+        self.history = StepHistory(self.config.max_missing_steps)
         self._episode = episode
         self._last_time = now
         self.verdict = self._alarm or Verdict(
@@ -228,7 +231,7 @@ class AlarmStateMachine:
         return self.verdict
 
     def end(self) -> Verdict:
-        """End the episode: an alarm is released, unless the latch holds it."""
+        """End the episode. This clears an alarm, except with the latch RESET."""
         self._clear(running=False)
         self.verdict = self._alarm or NOTHING
         return self.verdict
@@ -240,7 +243,7 @@ class AlarmStateMachine:
             self.verdict = self._alarm
 
     def reset(self) -> Verdict:
-        """Release a latched alarm; the next scored step may raise it again.
+        """Clear a latched alarm; the next scored step may raise it again.
 
         The reset does not repair an episode with missing steps: such an episode stays INVALID.
         """
@@ -248,9 +251,9 @@ class AlarmStateMachine:
         self._above.clear()
         if self.verdict.state == AlarmState.ALARM:
             last = self.verdict
-            if self._broken():
+            if self.history.cause:
                 self.verdict = self._broken_verdict(
-                    f'the alarm was reset, but {self._cause()}', last.step
+                    f'the alarm was reset, but {self.history.cause}', last.step
                 )
             else:
                 self.verdict = Verdict(
@@ -269,9 +272,9 @@ class AlarmStateMachine:
         if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
             return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
         self._step_came(now)
-        if self._alarm is None and self._broken():
+        if self._alarm is None and self.history.cause:
             # The band was calibrated with scores of complete episodes.
-            self.verdict = self._broken_verdict(self._cause(), step)
+            self.verdict = self._broken_verdict(self.history.cause, step)
             return self.verdict
         above = score > threshold
         self._above.append(above)
@@ -296,47 +299,20 @@ class AlarmStateMachine:
             )
         return self.verdict
 
-    def missing(self, count: int, reason: str, hint: str = '') -> None:
-        """Record that steps of the episode are missing.
-
-        Parameters
-        ----------
-        count : int
-        reason : str
-            Which steps are missing.
-        hint : str
-            Why steps are missing again and again, if it is known. It is added to the first cause,
-            if steps were missing then too.
-        """
-        self._missing += count
-        if not self._first_cause:
-            self._first_cause, self._gap_is_first = reason, True
-        if hint and self._gap_is_first:
-            self._first_cause, self._gap_is_first = f'{self._first_cause}{hint}', False
-
     def not_scored(self, step: int, reason: str, now: float) -> Verdict:
         """Process a step that cannot be scored.
 
         The state becomes INVALID, except if an alarm is latched.
         """
         self._step_came(now)
-        self._missing += 1
-        self._first_cause = self._first_cause or reason
+        self.history.not_scored(reason)
         if self._alarm is None:
-            self.verdict = self._broken_verdict(self._cause() if self._broken() else reason, step)
+            self.verdict = self._broken_verdict(self.history.cause or reason, step)
         return self.verdict
 
     def repeated(self) -> None:
         """Record that a step came again. It does not show that the policy goes on."""
         self._repeated += 1
-
-    def contradict(self, reason: str) -> None:
-        """Record that the steps of the episode contradict each other.
-
-        From the next step on the state is INVALID, however many steps may be missing.
-        """
-        if not self._broken():
-            self._contradiction = reason
 
     def misplaced(self, step: int, reason: str, now: float) -> Verdict:
         """Process a step that belongs to no episode, or that contradicts the running episode.
@@ -346,8 +322,8 @@ class AlarmStateMachine:
         """
         self._last_time = now
         if self._running:
-            self.contradict(reason)
-            reason = self._cause()
+            self.history.contradict(reason)
+            reason = self.history.cause
         if self._alarm is None:
             self.verdict = self._broken_verdict(reason, step)
         return self.verdict
@@ -370,8 +346,8 @@ class AlarmStateMachine:
             reason = f'no new{reason[2:]}; {self._repeated} came again and were ignored'
         if not self.config.stale_after:
             reason += f' ({self.period.explain()})'
-        if self._broken():
-            reason += f'; before: {self._cause()}'
+        if self.history.cause:
+            reason += f'; before: {self.history.cause}'
         self.verdict = Verdict(AlarmState.STALE, reason, self.verdict.step, math.nan, math.nan)
         return self.verdict
 
@@ -385,25 +361,6 @@ class AlarmStateMachine:
             self.period.add(now - self._last_step_time)
         self._last_time = self._last_step_time = now
         self._repeated = 0
-
-    def _broken(self) -> bool:
-        return bool(self._contradiction) or self._missing > self.config.max_missing_steps
-
-    def _cause(self) -> str:
-        """Return why the history of the episode is broken."""
-        if self._contradiction:
-            return self._contradiction
-        if not self.config.max_missing_steps:
-            return self._first_cause
-        return (
-            f'{self._missing} steps are missing or have no score, max_missing_steps is '
-            f'{self.config.max_missing_steps}; the first cause: {self._first_cause}'
-        )
-
-    @property
-    def cause(self) -> str:
-        """Why the episode cannot be judged any more; empty if it can."""
-        return self._cause() if self._broken() else ''
 
     @staticmethod
     def _broken_verdict(reason: str, step: int) -> Verdict:

@@ -281,7 +281,7 @@ class EpisodeMonitor:
         return self.thresholds.label(episode_id, success)
 
     def reset(self) -> Verdict:
-        """Release a latched alarm."""
+        """Clear a latched alarm."""
         return self.alarms.reset()
 
     def tick(self, now: float) -> Verdict:
@@ -337,10 +337,10 @@ class EpisodeMonitor:
             if instruction and is_first and not self.task:
                 self._use_task(instruction)
             if place.problem:
-                self.alarms.contradict(place.problem)
+                self.alarms.history.contradict(place.problem)
             if place.missing:
                 self.counts.missing += place.missing
-                self.alarms.missing(place.missing, place.gap, place.hint)
+                self.alarms.history.missing(place.missing, place.gap, place.hint)
         return place
 
     def _off_order(self, place: Place, step_id: StepId, now: float) -> StepResult | None:

@@ -101,6 +101,11 @@ class Remarks:
             now,
         )
 
+    def publisher_changed(self, episode_id: str, index: int, now: float) -> None:
+        """Take the step at which another publisher takes over an episode."""
+        text = f'another publisher has taken over episode {shown(episode_id)} at step {index}'
+        self._say('publisher', text, now)
+
 
 def _was(count: int) -> str:
     return 'was' if count == 1 else 'were'

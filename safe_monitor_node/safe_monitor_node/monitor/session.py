@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from safe_monitor_node.monitor.alarm import Verdict
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.freshness import Freshness
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
 from safe_monitor_node.monitor.remarks import Remarks
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.start_of_watch import StartOfWatch
@@ -23,28 +24,6 @@ from safe_monitor_node.storage.adaptation_file import AdaptationFile, Adaptation
 from vla_feature_bridge.step import PolicyStep
 
 _KEPT_LATENCIES = 1000
-_KEPT_OWN_LABELS = 100
-
-
-@dataclass(frozen=True)
-class EpisodeLabel:
-    """The outcome of an episode as a label on ``vla/episode`` states it.
-
-    Attributes
-    ----------
-    episode_id : str
-    success : bool or None
-        None: unknown; it withdraws an earlier label.
-    stamp : int
-        Time of the label [ns].
-    reason : str
-        Who labelled, and why.
-    """
-
-    episode_id: str
-    success: bool | None
-    stamp: int = 0
-    reason: str = ''
 
 
 class MonitorSession:
@@ -69,6 +48,8 @@ class MonitorSession:
         What is known about episodes that began before the monitor was active.
     folder : str
         Folder of the detector that was loaded last.
+    own_labels : OwnLabels
+        The labels that the node itself has published.
     remarks : Remarks
         What a person should know about the last events and steps.
     problem : str
@@ -99,7 +80,7 @@ class MonitorSession:
         self.watch = StartOfWatch()
         self.remarks = Remarks()
         self._on_end = on_end
-        self._own_labels: deque[EpisodeLabel] = deque(maxlen=_KEPT_OWN_LABELS)
+        self.own_labels = OwnLabels()
         self._next: EpisodeMonitor | None = None
         self.monitor = settings.monitor_of(folder)
         self._file = self._open_file()
@@ -218,9 +199,13 @@ class MonitorSession:
         if step_id.episode_id == self.running_id:
             self.remarks.stepped(step_id.episode_id, now)
             self.freshness.take(step_id.index, age)
+            if self.monitor.order.changed_at == step_id.index:
+                self.remarks.publisher_changed(step_id.episode_id, step_id.index, now)
         if result.problem:
             self.problem = result.problem
-        self.first_problem = self.monitor.alarms.cause or self.first_problem or result.problem
+        self.first_problem = (
+            self.monitor.alarms.history.cause or self.first_problem or result.problem
+        )
         return replace(result, verdict=self.freshness.applied_to(result.verdict))
 
     def end(
@@ -353,23 +338,6 @@ class MonitorSession:
         effect = self.monitor.label(label.episode_id, label.success)
         self.keep_adaptation()
         return effect
-
-    def expect_own(self, label: EpisodeLabel) -> None:
-        """Record that the node itself published this label and will receive it."""
-        self._own_labels.append(label)
-
-    def is_own(self, label: EpisodeLabel) -> bool:
-        """Return True if the node itself published this received label.
-
-        True only once for each label.
-
-        Such a label had its effect when the node published the label. The label must not have a
-        second effect when the node receives the label, possibly after a label from another node.
-        """
-        if label not in self._own_labels:
-            return False
-        self._own_labels.remove(label)
-        return True
 
     def keep_adaptation(self) -> None:
         """Write the adaptation file if a file is set and the thresholds have changed."""

@@ -120,5 +120,5 @@ class StepChecks:
                 expected=f'at most {self.max_identical} steps in succession with identical '
                 'features, because with more the camera or the policy seems to stand still',
                 found=str(self._identical),
-                advice='if this is right, increase max_identical_features',
+                advice='if this is right, set max_identical_features to a larger value',
             )

@@ -70,6 +70,8 @@ class StepOrder:
     running : bool
     next_index : int
         Index of the next step of the running episode.
+    changed_at : int or None
+        Step at which another publisher has taken over the running episode; None if none has.
     """
 
     def __init__(self) -> None:
@@ -83,6 +85,8 @@ class StepOrder:
         self.next_index = 0
         self._stride = 0
         self._sequence: int | None = None
+        self._changes = 0
+        self.changed_at: int | None = None
         self._contents: dict[int, int] = {}
 
     # --- begin and end
@@ -92,9 +96,9 @@ class StepOrder:
 
         A step with a new episode id begins an episode. A step with the id of the running or the
         last episode begins an episode if it is step 0 and later than all previous steps. Every
-        other step 0 is a repetition and must not release an alarm. The last steps of an episode can
+        other step 0 is a repetition and must not clear an alarm. The last steps of an episode can
         arrive after END, or after the START of the next episode. A step without an id begins an
-        episode only if none is running: the rest of it is INVALID.
+        episode only if no episode is running. The rest of the new episode is INVALID.
         """
         if not step_id.episode_id:
             return not self.running
@@ -111,7 +115,7 @@ class StepOrder:
         self._begin_steps()
 
     def expect_late(self, until: float) -> None:
-        """Accept until this time that steps of the running episode arrive although it has ended."""
+        """Until this time, accept late steps of the current episode after its end."""
         self._late_until = until
 
     def end(self) -> None:
@@ -201,15 +205,20 @@ class StepOrder:
     def _second_speaker(self, step_id: StepId) -> str:
         """Return that the episode comes from two publishers; empty if nothing shows this.
 
-        Each publisher numbers its messages. Reliable and best-effort connections keep their order.
+        Each publisher numbers its messages, and connections keep their order: a number that does
+        not grow is of another publisher. One such change is a publisher that was restarted, for
+        example a bridge. The second one shows that both publish.
         """
         last, self._sequence = self._sequence, step_id.sequence
         if last is None or step_id.sequence is None or step_id.sequence > last:
             return ''
+        self._changes += 1
+        self.changed_at = step_id.index
+        if self._changes < 2:
+            return ''
         return (
-            f'the steps of episode {shown(step_id.episode_id)} come from more than one publisher: '
-            f'message {step_id.sequence} came after message {last} (seen at step '
-            f'{step_id.index}); let one node publish the steps of an episode'
+            f'the steps of episode {shown(step_id.episode_id)} come from more than one publisher '
+            f'(noticed at step {step_id.index}); let one node publish the steps of an episode'
         )
 
     def _contradiction(self, step_id: StepId) -> str:

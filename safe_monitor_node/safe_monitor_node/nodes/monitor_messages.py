@@ -10,7 +10,8 @@ from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
 from safe_monitor_node.monitor.label_feedback import LabelEffect
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.own_labels import EpisodeLabel
+from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.step_order import shown
 from safe_monitor_node.monitor.steps import StepResult
 from safe_monitor_node.monitor.thresholds import MonitorError
@@ -116,7 +117,9 @@ def _shortened(text: str) -> str:
 
 
 def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
-    """Return a label as the service of the node publishes it. The caller must set the stamp.
+    """Return the message that the label service of the node publishes.
+
+    The caller must set the stamp.
 
     Raises
     ------

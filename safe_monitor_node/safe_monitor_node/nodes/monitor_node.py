@@ -41,7 +41,7 @@ _LOOK_PERIOD = 0.5
 class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
 
-    Services: ``~/reset`` (std_srvs/Trigger) releases a latched alarm; ``~/load_detector`` replaces
+    Services: ``~/reset`` (std_srvs/Trigger) clears a latched alarm; ``~/load_detector`` replaces
     the detector; ``~/label_episode`` publishes an outcome on ``vla/episode``. Outcomes on
     ``vla/episode`` update the thresholds of later episodes if ``adaptation_step`` is not 0. For a
     message that cannot be scored, the node publishes an INVALID score and a diagnosis, and keeps
@@ -252,7 +252,7 @@ class MonitorNode(ManagedNode):
         except MonitorError as error:
             self.get_logger().warning(str(error))
             return
-        if event.kind == EpisodeEvent.KIND_LABEL and session.is_own(label):
+        if event.kind == EpisodeEvent.KIND_LABEL and session.own_labels.take(label):
             return
         effect = session.label(label)
         if effect is not LabelEffect.OFF:

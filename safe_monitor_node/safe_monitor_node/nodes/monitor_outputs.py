@@ -75,7 +75,7 @@ class MonitorOutputs:
         self._open['safe/score'].publish(message)
 
     def announce(self, step: PolicyStep | None = None) -> None:
-        """Publish ``safe/alarm`` and ``safe/stop`` if the state, the episode or the advice is new.
+        """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
 
         Parameters
         ----------
@@ -86,7 +86,9 @@ class MonitorOutputs:
         if session is None or not self._node.active:
             return
         verdict, advice = session.verdict, advice_of(self._node.values, session)
-        key = (verdict.state, session.running_id or '', advice)
+        # The cause of INVALID can become more precise with the next step.
+        cause = session.monitor.alarms.history.cause if verdict.state == AlarmState.INVALID else ''
+        key = (verdict.state, session.running_id or '', advice, cause)
         if key == self._published:
             return
         is_new = key[:2] != self._published[:2]

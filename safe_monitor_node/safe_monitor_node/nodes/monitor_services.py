@@ -39,7 +39,7 @@ class MonitorServices:
         node.create_service(LabelEpisode, '~/label_episode', self.label_episode)
 
     def reset(self, request: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        """Release a latched alarm."""
+        """Clear a latched alarm."""
         session = self._node.session
         if session is None or not self._node.active:
             response.success, response.message = False, 'the monitor is not active'
@@ -113,7 +113,7 @@ class MonitorServices:
         if session is None:
             self._labels.publish(event)
             return label_sentence(label, None)
-        session.expect_own(label)
+        session.own_labels.expect(label)
         self._labels.publish(event)
         sentence = label_sentence(label, session.label(label))
         if not session.remarks.knows(episode_id):

@@ -103,7 +103,8 @@ class OutputWatch:
     """Looks at the publishers of a topic that only this monitor may publish.
 
     The ROS graph shows the publishers of a killed process for 20 s. Liveliness shows within
-    seconds that they are dead. Therefore publishers that offer it are counted by it.
+    seconds that they are dead. Therefore publishers that offer liveliness are counted by their
+    liveliness, not by the ROS graph.
 
     Parameters
     ----------

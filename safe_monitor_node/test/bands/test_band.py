@@ -225,7 +225,7 @@ def test_bands_of_tasks_and_shapes_are_stored_with_the_band():
         ),
         (
             lambda: make_band(tasks={'a': Band(np.array([0.1]), np.ones((1, 3)), 'any', 1)}),
-            r'as in the band of all tasks, found the alphas \[0\.1\] and 3 steps',
+            r'as the band of all tasks, found the alphas \[0\.1\] and 3 steps',
         ),
     ],
 )

@@ -140,7 +140,7 @@ def test_a_latched_alarm_outlives_low_scores_silence_and_broken_steps():
     assert (episode.verdict.step, episode.verdict.score) == (1, LOW), 'the score goes on'
     assert episode.wait(1000.0) == ALARM
     assert episode.not_scored() == ALARM
-    episode.alarms.missing(5, 'steps are missing')
+    episode.alarms.history.missing(5, 'steps are missing')
     assert episode.score(LOW) == ALARM
     assert episode.verdict.reason == reason, 'the reason stays the one that raised it'
 
@@ -182,7 +182,7 @@ def test_nothing_is_stale_after_the_end():
 def test_the_next_episode_starts_with_a_clean_record():
     episode = Episode(k=2, n=3)
     episode.score(HIGH)
-    episode.alarms.missing(1, 'a step is missing')
+    episode.alarms.history.missing(1, 'a step is missing')
     episode.alarms.end()
     episode.alarms.start(episode.now)
     assert episode.score(HIGH) == WARNING, 'the high step of the last episode does not count'
@@ -271,11 +271,11 @@ def test_steps_that_come_again_do_not_end_the_silence_and_are_said():
         episode.wait(0.9)
     assert episode.state == STALE
     assert episode.verdict.reason == (
-        'no new policy step for more than 2 s; 3 came again and were ignored'
+        'no new policy step has arrived for more than 2 s; 3 came again and were ignored'
     )
     episode.score(LOW)
     episode.wait(3.0)
-    assert episode.verdict.reason == 'no policy step for more than 2 s'
+    assert episode.verdict.reason == 'no policy step has arrived for more than 2 s'
 
 
 def test_infinity_means_never_stale():
@@ -314,7 +314,7 @@ def test_the_first_cause_stays_through_other_causes_and_silence_until_the_end():
     episode = Episode(stale_after=2.0)
     episode.score(LOW)
     episode.not_scored('step 1: NaN')
-    episode.alarms.missing(3, '3 steps are missing')
+    episode.alarms.history.missing(3, '3 steps are missing')
     episode.not_scored('step 5: the width is wrong')
     assert episode.verdict.reason == 'step 1: NaN'
     assert episode.wait(3.0) == STALE
@@ -324,35 +324,36 @@ def test_the_first_cause_stays_through_other_causes_and_silence_until_the_end():
     assert episode.verdict.reason == 'step 1: NaN'
     episode.alarms.end()
     episode.alarms.start(episode.now)
-    assert episode.alarms.cause == ''
+    assert episode.alarms.history.cause == ''
     assert episode.score(LOW) == NOMINAL
 
 
 def test_a_hint_explains_a_first_gap_and_no_other_cause():
     gap, hint = '49 steps are missing (1 to 49)', '; number the inferences'
     episode = Episode()
-    episode.alarms.missing(49, gap)
+    episode.alarms.history.missing(49, gap)
     episode.score(LOW)
-    episode.alarms.missing(49, '49 steps are missing (51 to 99)', hint)
-    episode.alarms.missing(49, '49 steps are missing (101 to 149)', hint)
+    episode.alarms.history.missing(49, '49 steps are missing (51 to 99)', hint)
+    episode.alarms.history.missing(49, '49 steps are missing (101 to 149)', hint)
     episode.score(LOW)
     assert episode.verdict.reason == gap + hint
     other = Episode()
     other.not_scored('step 0: NaN')
-    other.alarms.missing(49, gap, hint)
+    other.alarms.history.missing(49, gap, hint)
     other.score(LOW)
     assert other.verdict.reason == 'step 0: NaN'
 
 
-def test_with_an_allowance_the_count_and_the_first_cause_are_said():
+def test_with_an_allowance_the_limit_and_the_first_cause_are_said():
     episode = Episode(max_missing_steps=1)
     assert episode.not_scored('step 0: NaN') == INVALID
     assert episode.verdict.reason == 'step 0: NaN'
     assert episode.score(LOW) == NOMINAL
-    episode.alarms.missing(2, '2 steps are missing (2 to 3)')
+    episode.alarms.history.missing(2, '2 steps are missing (2 to 3)')
     assert episode.score(LOW) == INVALID
     assert episode.verdict.reason == (
-        '3 steps are missing or have no score, max_missing_steps is 1; the first cause: step 0: NaN'
+        'more steps are missing or have no score than max_missing_steps = 1; '
+        'the first cause: step 0: NaN'
     )
 
 
@@ -461,18 +462,18 @@ def test_nan_is_never_nominal(broken):
 def test_missing_steps_break_the_history_at_the_next_step():
     episode = Episode()
     episode.score(LOW)
-    episode.alarms.missing(2, '2 steps are missing (1 to 2)')
+    episode.alarms.history.missing(2, '2 steps are missing (1 to 2)')
     assert episode.score(LOW) == INVALID
-    assert 'in this episode is 2' in episode.verdict.reason
+    assert episode.verdict.reason == '2 steps are missing (1 to 2)'
 
 
 def test_as_many_steps_as_allowed_may_be_missing():
     episode = Episode(max_missing_steps=2)
-    episode.alarms.missing(1, 'a step is missing')
+    episode.alarms.history.missing(1, 'a step is missing')
     assert episode.score(LOW) == NOMINAL
     assert episode.not_scored() == INVALID, 'this step itself was not scored'
     assert episode.score(LOW) == NOMINAL
-    episode.alarms.missing(1, 'a step is missing')
+    episode.alarms.history.missing(1, 'a step is missing')
     assert episode.score(LOW) == INVALID
 
 
@@ -552,7 +553,7 @@ def happen(alarms, event, value, step, now):
         case 'not_scored':
             return alarms.not_scored(step, 'unreadable', now).state
         case 'missing':
-            alarms.missing(value, 'steps are missing')
+            alarms.history.missing(value, 'steps are missing')
             return alarms.verdict.state
         case 'misplaced':
             return alarms.misplaced(step, 'of no episode', now).state
@@ -583,8 +584,8 @@ def test_what_no_sequence_of_events_may_do(events, config):
         if event in ('scored', 'not_scored', 'misplaced') and not good:
             assert state in (INVALID, ALARM), 'a step that was not scored is no step that is fine'
         if before == ALARM:
-            releases = ('reset',) if config.latch is Latch.RESET else ('reset', 'end', 'start')
-            assert state == ALARM or event in releases
+            clears = ('reset',) if config.latch is Latch.RESET else ('reset', 'end', 'start')
+            assert state == ALARM or event in clears
         if state == ALARM and before != ALARM:
             assert good
             assert value > 1.0

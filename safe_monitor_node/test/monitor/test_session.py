@@ -14,7 +14,8 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Latch
 from safe_monitor_node.monitor.label_feedback import LabelEffect
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
+from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.steps import StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
@@ -231,6 +232,14 @@ def test_a_start_and_an_end_of_ids_that_no_step_has_are_remarked(folder):
     assert 'but START of episode' in remarks(live)
 
 
+def test_a_publisher_that_takes_over_an_episode_is_remarked(folder):
+    live = Live(folder)
+    for index, sequence in ((0, 500), (1, 1), (2, 2)):
+        result = live.session.step(make_step('a', index), 0.0, sequence=sequence)
+        assert result.verdict.state == AlarmState.NOMINAL
+    assert remarks(live) == "another publisher has taken over episode 'a' at step 1"
+
+
 def test_nothing_is_remarked_of_episodes_that_are_in_order(folder):
     live = Live(folder)
     for episode in ('a', 'b', 'a'):
@@ -362,15 +371,15 @@ def label(episode='a', success=True, stamp=0):
     return EpisodeLabel(episode, success, stamp, 'by hand')
 
 
-def test_an_own_label_is_known_once(folder):
-    session = Live(folder).session
-    session.expect_own(label(stamp=1))
-    session.expect_own(label(stamp=2))
-    assert not session.is_own(label(stamp=3))
-    assert not session.is_own(label(success=False, stamp=1))
-    assert session.is_own(label(stamp=2))
-    assert session.is_own(label(stamp=1))
-    assert not session.is_own(label(stamp=1)), 'played from a bag it is a label like any other'
+def test_an_own_label_is_known_once():
+    own = OwnLabels()
+    own.expect(label(stamp=1))
+    own.expect(label(stamp=2))
+    assert not own.take(label(stamp=3))
+    assert not own.take(label(success=False, stamp=1))
+    assert own.take(label(stamp=2))
+    assert own.take(label(stamp=1))
+    assert not own.take(label(stamp=1)), 'played from a bag it is a label like any other'
 
 
 def test_a_label_has_its_effect_from_the_next_episode_on(folder):

@@ -289,7 +289,7 @@ def test_rates_change_at_once_while_no_episode_runs(active):
 
 
 def test_rates_that_the_band_lacks_are_refused(active):
-    with pytest.raises(ValueError, match=r'not calibrated for alpha 0\.3'):
+    with pytest.raises(ValueError, match=r'calibrated alphas 0\.1, 0\.2, found alpha 0\.3'):
         active.session.check(MonitorSettings(alpha=0.3))
     assert active.session.monitor.threshold.alpha == 0.1
 

@@ -9,7 +9,8 @@ from band_factory import constant_band
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.monitor.session import EpisodeLabel, MonitorSession
+from safe_monitor_node.monitor.own_labels import EpisodeLabel
+from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.nodes.diagnosis import diagnose, facts_of, introduce
 from vla_feature_bridge.nodes.levels import Finding, Level

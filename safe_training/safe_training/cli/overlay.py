@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import argparse
 
     from safe_training.metrics.scored import ScoredRollout
+    from safe_training.reporting.video.frames import VideoError
 
 DESCRIPTION = 'Write the video of each rollout with its score, band and alarm under it.'
 EXAMPLE = """examples:
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the videos; returns 1 if a video cannot be read, after writing the others."""
+    from safe_training.reporting.file_names import file_names
     from safe_training.reporting.video.frames import VideoError, opencv
 
     opencv()  # If OpenCV is missing, raise the error before the rollouts are scored.
@@ -55,12 +57,19 @@ def run(args: argparse.Namespace) -> int:
         )
     judged = judged_rollouts(args, need_outcomes=False)
     chosen = _chosen(args, judged.rollouts)
-    videos = _videos(args, chosen)
+    videos, unclear, sources = _videos(args, judged.rollouts, chosen)
+    # A name does not depend on --episode.
+    names = file_names(rollout.episode_id for rollout in judged.rollouts)
     args.out.mkdir(parents=True, exist_ok=True)
-    written, failed = [], []
+    written, failed = [], [str(error) for error in unclear]
+    for message in failed:
+        print(f'safe_training overlay: {message}', file=sys.stderr)
     for rollout, source in videos:
         try:
-            target = _write(args, rollout, source)
+            target = args.out / f'{names[rollout.episode_id]}.mp4'
+            if target.resolve() in sources:
+                raise _overwrites_video(target)
+            _write(rollout, source, target)
         except VideoError as error:
             failed.append(str(error))
             print(f'safe_training overlay: {error}', file=sys.stderr)
@@ -68,12 +77,28 @@ def run(args: argparse.Namespace) -> int:
         written.append({'episode': rollout.episode_id, 'file': str(target)})
         if not args.json:
             print(target)
-    without = len(chosen) - len(videos)
+    without = len(chosen) - len(videos) - len(unclear)
     if args.json:
         print(plain_json({'files': written, 'failed': failed, 'without_video': without}))
-    elif without:
-        print(f'{without} of {len(chosen)} rollouts have no video in {args.videos}')
+    else:
+        _report(args, chosen, without, names)
     return 1 if failed else 0
+
+
+def _report(
+    args: argparse.Namespace, chosen: list[ScoredRollout], without: int, names: dict[str, str]
+) -> None:
+    """Print how many rollouts have no video, and how many names are not the plain name."""
+    from safe_training.reporting.file_names import is_marked
+
+    marked = sum(is_marked(names[rollout.episode_id], rollout.episode_id) for rollout in chosen)
+    if marked:
+        print(
+            f'{marked} file names end in a mark, because the names of their episodes are long or '
+            'alike; --json prints the episode of each file'
+        )
+    if without:
+        print(f'{without} of {len(chosen)} rollouts have no video in {args.videos}')
 
 
 def _chosen(args: argparse.Namespace, judged: list[ScoredRollout]) -> list[ScoredRollout]:
@@ -96,38 +121,44 @@ def _chosen(args: argparse.Namespace, judged: list[ScoredRollout]) -> list[Score
 
 
 def _videos(
-    args: argparse.Namespace, rollouts: list[ScoredRollout]
-) -> list[tuple[ScoredRollout, Path]]:
-    """Return the rollouts that have a video, each with its file."""
-    from safe_training.reporting.video.frames import VideoError, find_video
+    args: argparse.Namespace, judged: list[ScoredRollout], chosen: list[ScoredRollout]
+) -> tuple[list[tuple[ScoredRollout, Path]], list[VideoError], set[Path]]:
+    """Return the chosen rollouts that have a video, each with its file.
 
-    found = [(rollout, find_video(rollout.required_rollout, args.videos)) for rollout in rollouts]
-    videos = [(rollout, path) for rollout, path in found if path is not None]
-    if not videos:
-        example = rollouts[0].required_rollout
+    Also returns the errors of unclear videos, and the videos of all rollouts.
+    """
+    from safe_training.reporting.video.frames import VideoError, find_videos
+
+    found, unclear = find_videos([rollout.required_rollout for rollout in judged], args.videos)
+    videos = [(r, found[r.episode_id]) for r in chosen if r.episode_id in found]
+    errors = [unclear[r.episode_id] for r in chosen if r.episode_id in unclear]
+    if not videos and not errors:
+        example = chosen[0].required_rollout
         raise VideoError(
             where=str(args.videos),
-            expected=f'videos of the {len(rollouts)} rollouts, such as '
+            expected=f'videos of the {len(chosen)} rollouts, such as '
             f'{example.video or example.episode_id + ".mp4"!r}',
             found='none',
             advice='check --videos, and the names of the files',
         )
-    return videos
+    return videos, errors, set(found.values())
 
 
-def _write(args: argparse.Namespace, rollout: ScoredRollout, source: Path) -> Path:
-    """Write the video of one rollout; returns its file."""
+def _overwrites_video(target: Path) -> VideoError:
     from safe_training.reporting.video.frames import VideoError
-    from safe_training.reporting.video.overlay import file_name, write_overlay
 
-    target: Path = args.out / f'{file_name(rollout.episode_id)}.mp4'
-    if target.resolve() == source:
-        raise VideoError(
-            where=str(source),
-            expected='an output file that differs from the source video',
-            found='the same file',
-            advice='give another folder with --out',
-        )
+    return VideoError(
+        where=str(target),
+        expected='an output file that differs from every source video',
+        found='a source video',
+        advice='give another folder with --out',
+    )
+
+
+def _write(rollout: ScoredRollout, source: Path, target: Path) -> None:
+    """Write the video of one rollout."""
+    from safe_training.reporting.video.overlay import write_overlay
+
     frames = write_overlay(rollout, source, target)
     if frames.rule == 'stretched':
         print(
@@ -136,4 +167,3 @@ def _write(args: argparse.Namespace, rollout: ScoredRollout, source: Path) -> Pa
             f'{len(frames.steps)} frames; the steps are spread evenly over the video',
             file=sys.stderr,
         )
-    return target

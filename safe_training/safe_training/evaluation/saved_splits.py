@@ -166,7 +166,7 @@ def _content(path: Path) -> Mapping[str, Any]:
                 found=f'{path.stat().st_size} bytes',
                 advice='give the file that `evaluate --save-splits` or `sweep` wrote',
             )
-        content = json.loads(path.read_text(encoding='utf-8'))
+        content = json.loads(path.read_text(encoding='utf-8-sig'))
     except (ValueError, RecursionError) as error:
         if isinstance(error, SplitError):
             raise

@@ -60,8 +60,8 @@ class Split:
         indices = sorted((*self.train, *self.seen, *self.unseen))
         if indices != list(range(len(indices))):
             raise SplitError(
-                f'split: expected each of the rollouts 0 to {len(indices) - 1} exactly once in '
-                'train, seen and unseen, found missing or repeated rollouts'
+                f'split: expected each of the rollouts 0 to {len(indices) - 1} in exactly one of '
+                'train, seen and unseen, found rollouts that are missing or repeated'
             )
         tasks = (*self.seen_tasks, *self.unseen_tasks)
         if len(set(tasks)) != len(tasks):

@@ -220,7 +220,7 @@ def _divergence(name: str, epoch: int | None) -> DetectorError:
         where=f'{name}, after the last epoch' if epoch is None else f'{name}, epoch {epoch}',
         expected='finite weights' if epoch is None else 'a finite training loss',
         found='NaN or infinity',
-        advice='lower learning_rate, or set max_grad_norm',
+        advice='set learning_rate to a smaller value, or set max_grad_norm',
     )
 
 

@@ -99,7 +99,7 @@ def batch_loss(
 
 
 def training_inputs(detector: DensityDetector, rollouts: Sequence[Rollout]) -> Inputs:
-    """Return the inputs of the networks from all steps of all rollouts, checked."""
+    """Check and return the inputs of the networks, from all steps of all rollouts."""
     features = torch.from_numpy(stack_rollouts(rollouts).flat)
     if not isinstance(detector, Rnd):
         return (features,)
@@ -161,7 +161,8 @@ def train(
                 where=f'{detector.name}, epoch {epoch}',
                 expected='a finite training loss',
                 found=str(total),
-                advice='lower learning_rate, or check the scale of the features and actions',
+                advice='set learning_rate to a smaller value, or check the scale of the '
+                'features and actions',
             )
         if progress is not None:
             progress(epoch + 1, detector.epochs, f'loss {total / max(batches, 1):.4f}')

@@ -96,7 +96,7 @@ def gaussian(detector: Mahalanobis, steps: OutcomeSteps) -> dict[str, np.ndarray
             where=detector.name,
             expected=f'a covariance of the {steps.plural} that can be inverted',
             found=f'a singular matrix with ridge={detector.ridge}',
-            advice='increase ridge',
+            advice='set ridge to a larger value',
         ) from error
     factor, info = lapack.dtrtri(lower, lower=True, overwrite_c=True)
     assert info == 0, 'a Cholesky factor has a positive diagonal'
@@ -112,10 +112,11 @@ def neighbours(detector: NeighbourDetector, steps: OutcomeSteps) -> dict[str, np
     if others < detector.neighbours:
         raise DetectorError(
             where=detector.name,
-            expected=f'neighbours of at most {others}',
+            expected=f'a value of neighbours of at most {others}',
             found=f'neighbours={detector.neighbours}',
-            advice=(f'lower neighbours, or add {steps.plural}' if others else f'add {steps.plural}')
-            + f' (all {steps.plural} except the longest rollout have {others} steps)',
+            advice=('set neighbours to a smaller value, or ' if others else '')
+            + f'add {steps.plural} (without the longest rollout, the {steps.plural} have {others} '
+            'steps together)',
         )
     wide = steps.features.astype(np.float64)
     if isinstance(detector, CosineKnn):
@@ -131,17 +132,18 @@ def clusters(detector: PcaKmeans, steps: OutcomeSteps) -> dict[str, np.ndarray]:
     if detector.pca_dim > min(count, dim):
         raise DetectorError(
             where=detector.name,
-            expected=f'pca_dim of at most {min(count, dim)} (the {steps.plural} have {count} steps '
-            f'of {dim} features)',
+            expected=f'a value of pca_dim of at most {min(count, dim)} (the {steps.plural} have '
+            f'{count} steps of {dim} features)',
             found=f'pca_dim={detector.pca_dim}',
-            advice='lower pca_dim',
+            advice='set pca_dim to a smaller value',
         )
     if detector.clusters > count:
         raise DetectorError(
             where=detector.name,
-            expected=f'clusters of at most {count} (the {steps.plural} have {count} steps)',
+            expected=f'a value of clusters of at most {count} (the {steps.plural} have {count} '
+            'steps)',
             found=f'clusters={detector.clusters}',
-            advice=f'lower clusters, or add {steps.plural}',
+            advice=f'set clusters to a smaller value, or add {steps.plural}',
         )
     wide = steps.features.astype(np.float64)
     pca = PCA(detector.pca_dim, random_state=detector.seed)

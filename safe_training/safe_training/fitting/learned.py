@@ -199,7 +199,7 @@ def training_epochs(
                 where=f'{detector.name}, epoch {index}',
                 expected='a finite training loss',
                 found=str(total),
-                advice='lower learning_rate, or set max_grad_norm',
+                advice='set learning_rate to a smaller value, or set max_grad_norm',
             )
         yield Epoch(index, total, float(schedule.get_last_lr()[0]))
 
@@ -303,6 +303,6 @@ def fit_learned(
             where=f'{detector.name}, after the last epoch',
             expected='finite weights',
             found='NaN or infinity',
-            advice='lower learning_rate, or set max_grad_norm',
+            advice='set learning_rate to a smaller value, or set max_grad_norm',
         )
     detector.set_network(network, dim)

@@ -7,6 +7,7 @@ describe          what a source holds
 convert           any source to a rollout set or a recording
 convert_workers   the episodes of a source on several cores
 labels            outcomes set by people, in a rollout set or in the csv file of a recording
+label_files       which files belong to a recording, whatever path leads to it
 labelled          the episodes of a rollout set or a recording, with their labels
 write_bag         rollouts to a rosbag2 recording
 rollouts          the rollouts of one source, with their feature

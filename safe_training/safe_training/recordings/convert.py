@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from safe_training.recordings.convert_workers import add_episodes, useful_jobs, work_of
 from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, Source
-from safe_training.recordings.sources import no_rollouts, open_source
+from safe_training.recordings.sources import no_rollouts, open_source, read_rollouts
 from safe_training.recordings.write_bag import convert_to_bag, is_bag_destination
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
@@ -109,7 +109,7 @@ def _convert_to_set(
         if isinstance(source, EpisodeSource):
             add_episodes(source, writer, jobs or useful_jobs(source), progress)
         else:
-            for rollout in source.rollouts(progress):
+            for rollout in read_rollouts(source, progress):
                 writer.add(rollout)
         if not writer.steps:
             raise no_rollouts(source)

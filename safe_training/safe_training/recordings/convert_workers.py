@@ -120,12 +120,13 @@ def _results(source: EpisodeSource, writer: RolloutSetWriter, jobs: int) -> Iter
         yield from _in_processes(source, writer, numbers, min(jobs, len(numbers)))
         return
     for number in numbers:
-        yield _convert(source, writer.folder, source.feature, number)
+        copy = source.copies.get(number)
+        yield (None, copy) if copy else _convert(source, writer.folder, source.feature, number)
 
 
 def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: int) -> Result:
     try:
-        rollout = source.read(number)
+        rollout = source.read_checked(number)
     except WholeDumpError:
         raise
     except DumpError as error:
@@ -143,6 +144,8 @@ def _in_processes(
     workers: list[_Worker] = []
 
     def work(number: int) -> Result:
+        if number in source.copies:
+            return None, source.copies[number]
         worker = idle.get()
         try:
             return worker.convert(number)

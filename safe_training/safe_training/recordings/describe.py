@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.readers.base import EpisodeProgress
-from safe_training.recordings.sources import no_rollouts, open_source
+from safe_training.recordings.sources import no_rollouts, open_source, read_rollouts
 from vla_feature_bridge.rollout import Rollout
 
 
@@ -25,7 +25,7 @@ def info(path: str | os.PathLike[str], progress: EpisodeProgress | None = None) 
     """
     source = open_source(path, skip_bad=True)
     summary = _Summary()
-    for rollout in source.rollouts(progress):
+    for rollout in read_rollouts(source, progress):
         summary.add(rollout)
     if not summary.lengths:
         raise no_rollouts(source)

@@ -19,3 +19,7 @@ class DumpError(SafeError):
 
     The message contains the file name, what was expected, what was found, and what to do.
     """
+
+
+class CutError(DumpError):
+    """A recording ends too early or is damaged. What comes before can be read."""

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.label_files import store_labels
 from safe_training.recordings.labels import (
     Label,
     check_step,
-    labels_file,
     set_labels,
-    write_labels,
     write_set_labels,
 )
 from safe_training.recordings.readers.base import ReadOptions
@@ -45,7 +44,10 @@ class Labelled(ABC):
 
     @abstractmethod
     def describe(self, episode: str) -> dict[str, Any]:
-        """Return facts that help a person to recognise an episode; ``steps`` is its length."""
+        """Return facts that help a person to recognise an episode.
+
+        The entry ``steps`` is the length of the episode.
+        """
 
     @abstractmethod
     def _write(self, labels: dict[str, Label]) -> None: ...
@@ -108,7 +110,7 @@ class _LabelledRecording(Labelled):
         return self._source.describe(episode)
 
     def _write(self, labels: dict[str, Label]) -> None:
-        write_labels(labels_file(self.path), labels)
+        store_labels(self.path, labels)
 
 
 def open_labelled(path: Path) -> Labelled:

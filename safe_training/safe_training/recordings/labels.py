@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.untrusted.csv_file import read_rows
 from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.rollout_set.layout import INDEX
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -91,12 +91,6 @@ def check_step(label: Label, length: int, where: str) -> None:
 # -- csv
 
 
-def labels_file(recording: Path) -> Path:
-    """Return the csv of the labels of a recording: its path with ``.labels.csv`` added."""
-    whole = Path(os.path.abspath(recording))
-    return whole.with_name(f'{whole.name}.labels.csv')
-
-
 def read_labels(file: Path) -> dict[str, Label]:
     """Return the label of each episode in a csv.
 
@@ -106,8 +100,8 @@ def read_labels(file: Path) -> dict[str, Label]:
         A column is missing, a row has no known outcome, or an episode has two rows.
     """
     labels: dict[str, Label] = {}
-    for number, row in enumerate(_read_rows(file), start=2):
-        where = f'{file}, line {number}'
+    for line, row in _read_rows(file):
+        where = f'{file}, line {line}'
         episode = row['episode_id']
         if not episode:
             raise DumpError(
@@ -129,7 +123,7 @@ def read_labels(file: Path) -> dict[str, Label]:
 
 def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
     """Add labels to a csv, or replace them; the file is written completely or not at all."""
-    rows = {row['episode_id']: row for row in _read_rows(file)} if file.exists() else {}
+    rows = {row['episode_id']: row for _, row in _read_rows(file)} if file.exists() else {}
     for episode, label in labels.items():
         step = '' if label.failure_step is None else str(label.failure_step)
         row = rows.setdefault(episode, {'episode_id': episode})
@@ -142,36 +136,9 @@ def write_labels(file: Path, labels: Mapping[str, Label]) -> None:
     replace_file(file, text.getvalue().encode())
 
 
-def _read_rows(file: Path) -> list[dict[str, str]]:
-    try:
-        if file.stat().st_size > _MAX_BYTES:
-            raise DumpError(
-                where=str(file),
-                expected=f'a csv file of labels with at most {_MAX_BYTES} bytes',
-                found=f'{file.stat().st_size} bytes',
-                advice='give the path of a csv file of labels',
-            )
-        text = file.read_text(encoding='utf-8-sig')
-        reader = csv.DictReader(io.StringIO(text, newline=''), strict=True)
-        rows = [dict(row) for row in reader]
-    except OSError as error:
-        raise DumpError(
-            where=str(file),
-            expected='a readable csv file of labels',
-            found=str(error.strerror),
-            advice='check the path and the permissions of the file',
-        ) from error
-    except (ValueError, csv.Error) as error:
-        if isinstance(error, DumpError):
-            raise
-        raise DumpError(
-            where=str(file),
-            expected='a csv file of labels',
-            found=f'text that is not csv ({error})',
-            advice='correct the text, for example the quotation marks, and save the file as csv '
-            'in UTF-8',
-        ) from error
-    names = list(reader.fieldnames or ())
+def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
+    """Return the rows of a csv of labels, each with its line number."""
+    names, rows = read_rows(file, 'a csv file of labels', _MAX_BYTES)
     missing = [name for name in COLUMNS[:2] if name not in names]
     if missing or len(set(names)) != len(names):
         raise DumpError(
@@ -181,15 +148,15 @@ def _read_rows(file: Path) -> list[dict[str, str]]:
             found=(f'the columns {", ".join(names)[:200]}' if names else 'an empty file'),
             advice=f'write this first line: {",".join(COLUMNS)}',
         )
-    for number, row in enumerate(rows, start=2):
-        if None in row or None in row.values():
+    for line, row in rows:
+        if len(row) != len(names):
             raise DumpError(
-                where=f'{file}, line {number}',
+                where=f'{file}, line {line}',
                 expected=f'{len(names)} values, one value for each column',
-                found=f'{"more" if None in row else "fewer"} values',
+                found=f'{"more" if len(row) > len(names) else "fewer"} values',
                 advice='correct the line',
             )
-    return rows
+    return [(line, dict(zip(names, row, strict=True))) for line, row in rows]
 
 
 # -- rollout sets

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens any source of recorded rollouts; the format is detected from the folder or file.
 
-A new format is a module in ``readers/`` with a subclass of :class:`Source`, and one line in
-:data:`READERS`.
+A reader is a module in ``readers/`` with a subclass of :class:`Source`, and one line in
+:data:`READERS`. CONTRIBUTING.md has the recipe for a new reader.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from safe_training.recordings.errors import DumpError
+from safe_training.recordings.errors import LEAVE_OUT, DumpError
+from safe_training.recordings.foreign_folders import foreign_place
 from safe_training.recordings.readers.base import (
     EpisodeProgress,
     EpisodeSource,
@@ -21,6 +23,7 @@ from safe_training.recordings.readers.base import (
     Source,
     no_readable_episode,
 )
+from safe_training.recordings.readers.copies import SeenRollouts
 from safe_training.recordings.readers.open_pi_zero import OpenPiZeroSource
 from safe_training.recordings.readers.openvla import OpenVlaSource
 from safe_training.recordings.readers.pi0 import Pi0Source
@@ -31,6 +34,8 @@ from safe_training.recordings.readers.rollout_set import RolloutSetSource
 from safe_training.recordings.readers.rosbag2 import RosbagSource
 from safe_training.recordings.readers.unseen_root import WithUnseenRoot
 from safe_training.recordings.rollouts import Rollouts
+from safe_training.recordings.untrusted.npz_file import shapes
+from vla_feature_bridge.rollout import Rollout
 
 __all__ = [
     'READERS',
@@ -41,8 +46,10 @@ __all__ = [
     'Source',
     'load_rollouts',
     'open_source',
+    'read_rollouts',
 ]
 
+_APPLE_DOUBLE = b'\0\5\x16\7'
 _log = logging.getLogger(__name__)
 
 #: Readers are tried in this order. The first reader that recognises a path is used.
@@ -121,12 +128,24 @@ def _open(place: Path, options: ReadOptions) -> Source:
             found='no file or folder',
             advice='check the path',
         )
-    for reader in READERS:
+    _refuse_companion(place)
+    for number, reader in enumerate(READERS):
         why = reader.detect(place)
         if why is not None:
-            return reader(place, why, options)
+            source = reader(place, why, options)
+            if place.is_dir() and not isinstance(source, RolloutSetSource):
+                source.notes += _other_formats(place, reader, READERS[number + 1 :])
+            return source
     formats = dict.fromkeys(reader.looks_for for reader in READERS)
     looked_for = ', '.join(f'({number}) {text}' for number, text in enumerate(formats, start=1))
+    foreign = foreign_place(place)
+    if foreign is not None:
+        raise DumpError(
+            where=str(place),
+            expected='a dump, an archive, a recording or a rollout set',
+            found=foreign.found,
+            advice=foreign.advice,
+        )
     raise DumpError(
         where=str(place),
         expected=f'one of these formats: {looked_for}',
@@ -170,7 +189,7 @@ def load_rollouts(
             'correct the name'
         )
     source = open_source(path, **reading)
-    rollouts = list(source.rollouts(progress))
+    rollouts = list(read_rollouts(source, progress))
     if not rollouts:
         raise no_rollouts(source)
     for message in source.skipped:
@@ -178,12 +197,72 @@ def load_rollouts(
     return Rollouts(rollouts, source.feature, os.fspath(path))
 
 
+def read_rollouts(source: Source, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
+    """Yield the rollouts of a source; a copy of an earlier rollout is refused, or left out.
+
+    An :class:`EpisodeSource` finds copies by its files, before it reads them.
+
+    Raises
+    ------
+    DumpError
+        See :meth:`Source.rollouts`. Also raised for a copy if ``skip_bad`` is off.
+    """
+    if isinstance(source, EpisodeSource):
+        yield from source.rollouts(progress)
+        return
+    seen = SeenRollouts()
+    for rollout in source.rollouts(progress):
+        first = seen.first_equal(rollout)
+        if first is None:
+            yield rollout
+            continue
+        error = DumpError(
+            where=f'{source.path}: episode {rollout.episode_id!r}',
+            expected='each episode once',
+            found=f'the features and actions of episode {first!r} again',
+            advice=LEAVE_OUT,
+        )
+        if not source.options.skip_bad:
+            raise error
+        source.skipped.append(str(error))
+
+
 def no_rollouts(source: Source) -> DumpError:
     """Return the error of a source that gave no rollout, with the first reason."""
     return no_readable_episode(source, source.skipped)
 
 
+def _refuse_companion(place: Path) -> None:
+    """Raise DumpError for the file that a Mac writes beside another file."""
+    if not place.name.startswith('._') or not place.is_file():
+        return
+    with place.open('rb') as stream:
+        if stream.read(4) != _APPLE_DOUBLE:
+            return
+    raise DumpError(
+        where=str(place),
+        expected='a file of recorded rollouts',
+        found=f'a file of macOS with data about {place.name[2:]}',
+        advice=f'give the path {place.with_name(place.name[2:])}',
+    )
+
+
+def _other_formats(place: Path, used: type[Source], others: Sequence[type[Source]]) -> list[str]:
+    """Return a note for each other format in a folder, because only one format is read."""
+    notes = []
+    for reader in others:
+        try:
+            why = reader.detect(place)
+        except DumpError:
+            continue  # The part that belongs to another format is damaged.
+        if why is not None:
+            notes.append(f'{place} also {why} ({reader.kind}); only the format {used.kind} is read')
+    return notes
+
+
 def _content(place: Path) -> str:
+    if place.suffix == '.npz':
+        return f'an archive with the arrays {", ".join(list(shapes(place))[:16])}'
     if place.is_file():
         return f'a file of {place.stat().st_size} bytes with the name {place.name}'
     names = sorted(entry.name for entry in place.iterdir())

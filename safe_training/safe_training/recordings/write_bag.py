@@ -22,10 +22,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.labels import labels_file
+from safe_training.recordings.label_files import label_files
 from safe_training.recordings.readers.base import EpisodeProgress, EpisodeSource, Source
-from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, CUSTOM_VERSION
-from safe_training.recordings.sources import no_rollouts
+from safe_training.recordings.readers.rosbag2_episodes import CONVERTED, CUSTOM_KEY, CUSTOM_VERSION
+from safe_training.recordings.sources import no_rollouts, read_rollouts
 from safe_training.recordings.untrusted.bag import METADATA, detect_bag
 from safe_training.recordings.untrusted.bag_budget import MCAP_MAGIC
 from safe_training.recordings.untrusted.cdr import (
@@ -88,7 +88,7 @@ def convert_to_bag(
     try:
         return write_bag(
             destination,
-            source.rollouts(progress),
+            read_rollouts(source, progress),
             source.feature,
             frequency,
             compression,
@@ -162,10 +162,9 @@ def write_bag(
 
 
 def _check_destination(place: Path, overwrite: bool) -> None:
-    labels = labels_file(place)
-    if labels.exists():
+    if labels := label_files(place):
         raise DumpError(
-            where=str(labels),
+            where=str(labels[0]),
             expected=f'no label file beside the new recording {place.name}',
             found='the label file of an earlier recording',
             advice='the old labels would be used for the new recording: move the label file to '
@@ -293,7 +292,7 @@ def _write_rollout(
         kind=KIND_START,
         task=rollout.task,
         instruction=rollout.instruction,
-        reason='converted from a rollout set',
+        reason=CONVERTED,
         stamp=begin - shift,
     )
     unmeasured = [

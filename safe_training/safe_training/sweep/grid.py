@@ -99,7 +99,8 @@ def read_grid(name_or_path: str) -> Grid:
         ).read_text()
     else:
         try:
-            text = path.read_text(encoding='utf-8')
+            # An editor may have added a byte order mark.
+            text = path.read_text(encoding='utf-8-sig')
         except (OSError, UnicodeDecodeError) as error:
             absent = isinstance(error, FileNotFoundError)
             raise SweepError(
@@ -143,6 +144,15 @@ def _grid(path: str, values: Any) -> Grid:
                 found=f'only {", ".join(fields)}' if fields else 'no field',
                 advice=f'add the field {name!r}; a grid has the fields {", ".join(_FIELDS)}',
             )
+    names = {str(name).casefold(): name for name in fields.get('subsets', {})}
+    if len(names) != len(fields.get('subsets', {})):
+        raise SweepError(
+            where=f"{path}, 'subsets'",
+            expected='names that differ in more than capital letters, because they become names '
+            'of files',
+            found=', '.join(map(str, fields['subsets'])),
+            advice='rename one of the subsets',
+        )
     default = Protocol()
     splits = tuple(fields.get('splits', [0, 1, 2]))
     if not splits or any(type(split) is not int or split < 0 for split in splits):

@@ -95,7 +95,7 @@ BAD_OPTIONS = [
     (('--max-steps', '-1'), '--max-steps'),
     (('--splits-from', 'absent.json'), 'absent.json: No such file or directory; check the path'),
     (('--split', '-1'), 'a split number from 0 to 4294967295, found -1'),
-    (('--param', 'learning_rate=1e30'), 'lower learning_rate'),
+    (('--param', 'learning_rate=1e30'), 'set learning_rate to a smaller value'),
     (('--param', 'learning_rate=-1'), 'learning_rate: expected'),
     (('--param', 'schedule_every=0'), 'schedule_every: expected'),
     (('--param', 'epochs=0'), 'epochs: expected'),

@@ -11,7 +11,7 @@ import pytest
 from rollout_factory import make_rollout
 
 from safe_training.cli.main import main
-from safe_training.recordings.labels import labels_file
+from safe_training.recordings.label_files import labels_file
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.write_bag import write_bag
 from vla_feature_bridge.pooling import FeatureSpec

@@ -14,8 +14,8 @@ from shared_files import assert_golden, golden_arrays
 
 import safe_training  # noqa: F401  (registers the fitters)
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
-from safe_monitor_node.detectors.density import as_sequence, real_entries
-from safe_monitor_node.detectors.unet import sinusoidal_embedding
+from safe_monitor_node.detectors.density import FINAL_GROUPS, as_sequence, real_entries
+from safe_monitor_node.detectors.unet import sinusoidal_embedding, smallest_group
 from safe_training.fitting.density import batch_loss, flow_matching_loss
 from safe_training.fitting.losses import sum_of_squares
 
@@ -283,6 +283,89 @@ def test_training_makes_successes_familiar(name, rate):
     for rollout in rollouts[10:]:
         scores[rollout.failed].append(detector.score(rollout).mean())
     assert max(scores[False]) < min(scores[True])
+
+
+# --- groups of the normalisation with few values
+
+
+def density_of(name, dim, horizon, seed=0, **params):
+    detector = make_detector(name, **{**TINY, **params})
+    detector.check_params()
+    if name == 'rnd':
+        detector.action_shape_ = (horizon, 7)
+    torch.manual_seed(seed)
+    detector.set_networks(detector.build(dim), dim)
+    return detector
+
+
+@pytest.mark.parametrize('name', ['rnd', 'logpzo'])
+@pytest.mark.parametrize(
+    ('widths', 'groups', 'length'),
+    [
+        ([8, 8], 8, 4),
+        ([8, 8], 1, 2),
+        ([16, 8], 2, 6),
+        ([8, 16], 8, 4),
+        ([8, 16, 32], 4, 4),
+        ([32, 16, 64], 8, 12),
+        ([8, 64], 1, 16),
+    ],
+)
+def test_the_smallest_group_is_the_smallest_that_is_normalised(name, widths, groups, length):
+    dim = 4 * length if name == 'logpzo' else 6
+    own = {'in_dim': 4} if name == 'logpzo' else {}
+    detector = density_of(name, dim, length, down_dims=widths, groups=groups, **own)
+    sizes = []
+
+    def note(module, inputs):
+        sizes.append(inputs[0][0].numel() // module.num_groups)
+
+    for module in detector.scoring_.modules():
+        if isinstance(module, torch.nn.GroupNorm):
+            module.register_forward_pre_hook(note)
+    (rollout,) = rollouts_with_actions(1, dim, length)
+    detector.stream().step(rollout.step(0))
+    assert min(sizes) == smallest_group(detector.rows(dim), widths, groups, FINAL_GROUPS)
+
+
+@pytest.mark.parametrize('seed', range(2))
+@pytest.mark.parametrize(
+    ('name', 'params', 'dim', 'horizon'),
+    [
+        ('rnd', {'groups': 8}, 6, 4),  # two rows of one channel
+        ('rnd', {'down_dims': [16, 16], 'groups': 8}, 6, 2),  # one row of two channels
+        ('logpzo', {'groups': 8, 'in_dim': 4}, 16, 1),
+        ('logpzo', {'groups': 2, 'in_dim': 4}, 8, 1),
+    ],
+)
+def test_live_scores_equal_offline_scores_if_groups_are_small(name, params, dim, horizon, seed):
+    detector = density_of(name, dim, horizon, seed, **params)
+    for rollout in rollouts_with_actions(8, dim, horizon, seed):
+        np.testing.assert_allclose(
+            streamed(detector, rollout), detector.score(rollout), rtol=0, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize(
+    ('name', 'own', 'horizon', 'found'),
+    [
+        ('logpzo', {'in_dim': 4, 'kernel_size': 1}, 5, r'\[8, 8\], groups 8 .* of 2 rows'),
+        ('rnd', {'kernel_size': 1}, 2, r'\[8, 8\], groups 8 and sequences of 2 rows'),
+    ],
+)
+def test_a_group_of_one_value_is_refused_at_fit_and_at_load(name, own, horizon, found):
+    rollouts = rollouts_with_actions(dim=8, horizon=horizon)
+    detector = make_detector(name, **{**TINY, **own, 'groups': 8})
+    refusal = (
+        rf'{name}: parameters down_dims and groups: .*found a group of 1 value.*{found}.*fewer'
+    )
+    with pytest.raises(DetectorError, match=refusal):
+        detector.fit(rollouts)
+    assert not detector.fitted
+    # The arrays have the same shapes for any number of groups.
+    state = make_detector(name, **{**TINY, **own}).fit(rollouts).state()
+    with pytest.raises(DetectorError, match=refusal):
+        make_detector(name, **{**TINY, **own, 'groups': 8}).load_state(state, 8)
 
 
 # --- what cannot be

@@ -293,7 +293,7 @@ def test_a_loss_that_is_no_number_is_reported_with_what_to_do(name, params, mess
     detector = make_detector(name, **{**TINY, **params})
     with pytest.raises(DetectorError, match=message) as caught:
         detector.fit(cued_rollouts())
-    assert 'lower learning_rate' in str(caught.value)
+    assert 'set learning_rate to a smaller value' in str(caught.value)
     assert not detector.fitted
 
 

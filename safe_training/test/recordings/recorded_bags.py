@@ -145,7 +145,9 @@ def record(
         ]
         String = store.types['std_msgs/msg/String']
         for rollout in rollouts:
-            for time, event in (events or default_events)(rollout):
+            said = (events or default_events)(rollout)
+            after = [pair for pair in said if pair[0] > int(rollout.stamps[-1])]
+            for time, event in (pair for pair in said if pair not in after):
                 writer.write(connections[1], time, bag_messages.event_to_cdr(event))
             for t in range(len(rollout)):
                 time = int(rollout.stamps[t])
@@ -153,6 +155,8 @@ def record(
                 if keep(rollout, t):
                     data = bag_messages.step_to_cdr(rollout.step(t))
                     writer.write(connections[0], time + 5, data)
+            for time, event in after:
+                writer.write(connections[1], time, bag_messages.event_to_cdr(event))
         for time, step in extra_steps:
             writer.write(connections[0], time, bag_messages.step_to_cdr(step))
     return folder

@@ -400,8 +400,14 @@ def test_unseen_tasks_are_a_column(tmp_path, dump):
     assert found.unseen == [False] * 6 + [True] * 6
     assert sorted(set(found.task_ids)) == [0, 1, 4, 5]
     assert [r.unseen for r in found] == found.unseen
-    with pytest.raises(RolloutSetError, match='only seen or only unseen rollouts of'):
+    with pytest.raises(DumpError, match='found the first source again'):
         convert(dump, tmp_path / 'twice', unseen_root=dump)
+    same_task = tmp_path / 'same_task'
+    same_task.mkdir()
+    for file in dump.glob('task0--ep0--*'):
+        file.rename(same_task / file.name)
+    with pytest.raises(RolloutSetError, match='only seen or only unseen rollouts of'):
+        convert(dump, tmp_path / 'twice', unseen_root=same_task)
 
 
 # -- interruptions

@@ -29,7 +29,7 @@ from recorded_bags import (
 from rosbags.rosbag2 import CompressionMode, StoragePlugin
 
 from safe_training.recordings.errors import DumpError
-from safe_training.recordings.labels import labels_file
+from safe_training.recordings.label_files import labels_file
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.untrusted import cdr as bag_messages
 from safe_training.recordings.untrusted.cdr import STEP, BagMessageError, Event

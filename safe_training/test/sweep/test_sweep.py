@@ -235,6 +235,10 @@ def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
             'benchmark: x\nsubsets: {a/b: [x]}\ndetectors: [{name: clock}]',
             'names of letters, digits, "_" and "-", found \'a/b\'',
         ),
+        (
+            'benchmark: x\nsubsets: {a: [x], A: [y]}\ndetectors: [{name: clock}]',
+            'more than capital letters',
+        ),
         ('benchmark: x\nsubsets: {a: x_*}\ndetectors: [{name: clock}]', 'task names or patterns'),
         ('benchmark: x\nsubsets: {a: []}\ndetectors: [{name: clock}]', 'task names or patterns'),
     ],

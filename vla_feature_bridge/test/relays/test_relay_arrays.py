@@ -227,7 +227,7 @@ def test_broken_messages_are_refused(data, text):
         (b'[' * 100_000 + b']' * 100_000, 'levels'),
         (b'[' * 40 + b']' * 40, f'at most {MAX_DEPTH} levels'),
         (b'[' + b'[],' * MAX_VALUES + b'[]]', f'fewer than {MAX_VALUES} values'),
-        (b'{"a": 1, "a": 2}', 'each key once'),
+        (b'{"a": 1, "a": 2}', 'each key only once'),
         (b'9' * 10_000, 'valid JSON'),
         (json.dumps({'encoded': '{"a": ['}).encode(), 'valid JSON'),
     ],

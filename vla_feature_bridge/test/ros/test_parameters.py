@@ -64,7 +64,7 @@ def test_a_value_for_an_old_name_is_refused_and_the_new_name_is_said(declare):
     assert not node.has_parameter('rate')
     refusal = (
         r"/somebody: expected the parameter 'frequency', found 'rate'.*"
-        r'write frequency:=20.0; .*another node.*/\*\*'
+        r'write frequency:=20.0\. .*another node.*/\*\*'
     )
     with pytest.raises(ParameterError, match=refusal):
         declare(table, rate=20.0)

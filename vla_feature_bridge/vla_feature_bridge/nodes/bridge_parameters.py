@@ -217,7 +217,7 @@ def check_settings(p: Any) -> None:
     Raises
     ------
     BridgeSettingsError
-        They do not.
+        The parameters do not fit together.
     """
     joins = bool(p.features_topic or p.actions_topic)
     if joins and p.episode_from == 'sender':

@@ -81,8 +81,8 @@ def chosen_rollouts(
         indices = [i for i in indices if rollouts.tasks[i] in tasks]
     if not indices:
         raise ReplayError(
-            f'{rollouts.path}: expected episodes to play, found none that is in both tasks and '
-            'episodes'
+            f'{rollouts.path}: expected at least one episode to play, found no episode that '
+            'matches both parameters, tasks and episodes'
         )
     return indices[:limit] if limit else indices
 

@@ -74,7 +74,9 @@ def _map(pairs: list[tuple[str, Any]]) -> Any:
     found = dict(pairs)
     if len(found) != len(pairs):
         raise DecodeError(
-            where='JSON', expected='each key once', found=f'a key of {shown(list(found))} twice'
+            where='JSON',
+            expected='each key only once',
+            found=f'a repeated key (the keys are {shown(list(found))})',
         )
     if '__numpy__' not in found:
         return found

@@ -6,8 +6,9 @@
 * GR00T until N1.6: a map with ``__ndarray_class__`` and ``as_npy``, the bytes of a ``.npy`` file.
 * GR00T N1.7 (msgpack-numpy): a map with ``nd``, ``type``, ``kind``, ``shape``, ``data``.
 
-The decoder is our own, because that of msgpack bounds each container, but not their number: a body
-of ten million empty lists would take a gigabyte. msgpack-numpy's decoder would also unpickle.
+We use our own decoder. The decoder of msgpack limits the size of each container, but not the number
+of containers. A body of ten million empty lists would need a gigabyte of memory. The decoder of
+msgpack-numpy would also unpickle.
 """
 
 from __future__ import annotations

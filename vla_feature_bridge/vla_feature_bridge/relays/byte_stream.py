@@ -52,7 +52,11 @@ class Body:
         return self.size if self.complete else 0
 
     def add(self, piece: memoryview, mask: bytes = b'') -> None:
-        """Append bytes. ``mask`` is the mask of a WebSocket frame, turned to the first byte."""
+        """Append bytes.
+
+        ``mask`` is the mask of a WebSocket frame, rotated so that its first byte belongs to the
+        first byte of ``piece``.
+        """
         self.size += len(piece)
         if self.size > LONGEST_MESSAGE or len(self._pieces) >= _MOST_PIECES:
             self.complete = False

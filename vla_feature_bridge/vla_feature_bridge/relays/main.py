@@ -72,7 +72,7 @@ class Relay:
             self._ended.set()
             self._tcp.close()
             self._worker.close()
-            # The episode that runs is not ended: an END would release an alarm.
+            # The episode that runs is not ended: an END would clear the alarm.
             for sender in self._senders:
                 sender.close()
             self._say(self.statistics())

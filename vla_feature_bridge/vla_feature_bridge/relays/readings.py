@@ -210,7 +210,7 @@ def pooled(spec: FeatureSpec, features: np.ndarray) -> np.ndarray:
             where=f'feature {spec.name}',
             expected=f'the axes ({", ".join([*spec.axes, "feature"])})',
             found=f'shape {features.shape}',
-            advice='name the axes in front of the feature axis with --axes',
+            advice='use --axes to give the names of all axes that come before the feature axis',
         )
     try:
         return spec.apply(features)

@@ -178,7 +178,7 @@ def _refuse_old_name(node: Node, parameter: Parameter) -> None:
             expected=f'the parameter {parameter.name!r}',
             found=f'{old!r}, which is the name of this parameter in an earlier version',
             # A value below /** or from -p cannot be told from a value for this node only.
-            advice=f'write {parameter.name}:={value}; if {old!r} is a parameter of another node, '
-            'write its value below the name of the other node in the parameter file, and not '
-            'below /**',
+            advice=f'write {parameter.name}:={value}. If {old!r} is a parameter of another node, '
+            'change the parameter file: move the value from the section /** to the section of that '
+            'node',
         )

@@ -320,7 +320,8 @@ def _policy_of(policy: Any) -> Any:
     if not (hasattr(model, 'action_out_proj') or hasattr(getattr(model, 'PaliGemma', 0), 'llm')):
         raise TapError(
             where='policy of openpi',
-            expected='a Policy with _model and _sample_actions, and a model pi0, pi0.5 or pi0-FAST',
+            expected='a Policy that has _model and _sample_actions, and whose model is pi0, pi0.5 '
+            'or pi0-FAST',
             found=f'a model of class {type(model).__name__}',
             advice='give the object that create_trained_policy returns',
         )

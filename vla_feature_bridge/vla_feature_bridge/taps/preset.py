@@ -220,7 +220,7 @@ def _check_keys(where: str, values: Mapping[Any, Any]) -> None:
 
 
 def default_of(name: str) -> Any:
-    """Return the default of a field of a preset; None if it has none."""
+    """Return the default of a field of a preset, or None if the field has no default."""
     (entry,) = (entry for entry in fields(Preset) if entry.name == name)
     return None if entry.default is MISSING else entry.default
 

@@ -134,7 +134,10 @@ class Recorder:
         return sum(running.calls for running in list(self._by_thread.values()))
 
     def drop_unfinished(self, why: str) -> None:
-        """Forget inferences that only their last call would end, because it will not come."""
+        """Discard the unfinished inferences.
+
+        Each of them ends only with its last call, and this call will not come.
+        """
         if self._preset.ends != AFTER_CALLS:
             return
         dropped, self._by_thread = self._by_thread, {}

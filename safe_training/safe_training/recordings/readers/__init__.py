@@ -1,21 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One module for each format; each turns a dump or a recording into rollouts.
+"""Readers: each turns the dumps or recordings of one format into rollouts.
+
+A reader is a module with the name of its format, such as ``openvla``, ``pi0`` or ``rosbag2``.
+``recordings.sources.READERS`` lists the readers. All other modules are shared or are parts of a
+reader:
 
 base              the interface of a source
 step_features     the features of one step, raw or pooled
-listing           the files of a folder, in a fixed order
+listing           the files of a dump, in a fixed order
+copies            finds episodes that are there twice
 unseen_root       adds a second folder with unseen tasks
-openvla           OpenVLA
-openvla_table     the csv of an OpenVLA episode
 openpi            common code of pi0 and pi0-FAST
 openpi_episodes   the episodes of an openpi dump
-pi0               pi0 (openpi)
-pi0_fast          pi0-FAST (openpi)
-pi0_fast_droid    pi0-FAST on DROID
-open_pi_zero      open-pi-zero on SimplerEnv
-pooled_npz        pooled features in one .npz archive
-rollout_set       our own rollout sets
-rosbag2           rosbag2 recordings
+openvla_table     the csv of an OpenVLA episode
 rosbag2_episodes  the episodes of a recording
 rosbag2_arrays    the arrays of an episode
 

@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, Literal
 
 from safe_training.recordings.errors import DumpError
+from safe_training.recordings.readers.copies import find_copies
+from safe_training.recordings.readers.statistics import checked_statistics
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout import Rollout
+from vla_feature_bridge.step import NO_FEATURE
 
 #: Called with the number of episodes that are done and the number of all episodes.
 EpisodeProgress = Callable[[int, int], None]
@@ -127,7 +130,11 @@ class EpisodeSource(Source):
     ----------
     unmatched : list of str
         One message for each file that does not belong to a readable episode.
+    checks_statistics : bool
+        True if :meth:`read_checked` refuses episodes with an infinite statistic.
     """
+
+    checks_statistics: bool = True
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
@@ -158,6 +165,26 @@ class EpisodeSource(Source):
             The episode cannot be read.
         """
 
+    def read_checked(self, index: int) -> Rollout:
+        """Return one episode as :meth:`read` does, after a check of its statistics.
+
+        Raises
+        ------
+        DumpError
+            Also if a statistic is infinite, or NaN where it should have a value.
+        """
+        if not self.checks_statistics:
+            return self.read(index)
+        files = self.files(index)
+        return checked_statistics(self.read(index), files[0] if files else self.path)
+
+    def note_not_read(self, where: Path, names: Iterable[object]) -> None:
+        """Add a note that lists values of the first file that no part of the rollout comes from."""
+        listed = [str(name)[:80] for name in names]
+        if listed:
+            more = f' and {len(listed) - 16} more' if len(listed) > 16 else ''
+            self.notes.append(f'not read from {where.name}: {", ".join(listed[:16])}{more}')
+
     @abstractmethod
     def find_feature(self, index: int) -> FeatureSpec:
         """Return the feature of one episode; raises DumpError as :meth:`read` does."""
@@ -165,6 +192,25 @@ class EpisodeSource(Source):
     @abstractmethod
     def files(self, index: int) -> list[Path]:
         """Return the existing files of one episode."""
+
+    def compared_files(self, index: int) -> list[Path]:
+        """Return the files by which a copy of an episode is found: its pickles, if it has any.
+
+        A person may have saved the csv or json file of a copy again.
+        """
+        files = self.files(index)
+        return [file for file in files if file.suffix == '.pkl'] or files
+
+    @cached_property
+    def copies(self) -> dict[int, str]:
+        """For each episode that is a copy of an earlier episode, the message that says so."""
+        files = {index: self.compared_files(index) for index in range(self.episode_count)}
+        return {
+            copy: f'{files[copy][0]}: expected each episode once, found the same content twice, '
+            f'also in {files[first][0]}; move the copy to another folder, or leave it out with '
+            '--skip-bad'
+            for copy, first in find_copies(files).items()
+        }
 
     def check_listing(self) -> None:
         """Raise DumpError if names alone show that an episode is bad; reads no episode."""
@@ -199,6 +245,8 @@ class EpisodeSource(Source):
         if self.unmatched:
             raise DumpError(self.unmatched[0])
         self.check_listing()
+        if self.copies:
+            raise DumpError(next(iter(self.copies.values())))
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield one rollout after the other, in the order of the episodes."""
@@ -209,8 +257,11 @@ class EpisodeSource(Source):
         for index in range(self.episode_count):
             if progress:
                 progress(index + len(self.unmatched), len(self))
+            if index in self.copies:
+                self.skipped.append(self.copies[index])
+                continue
             try:
-                rollout = self.read(index)
+                rollout = self.read_checked(index)
             except DumpError as error:
                 if not self.options.skip_bad or isinstance(error, WholeDumpError):
                     raise
@@ -282,6 +333,57 @@ def wanted_feature(
         return FeatureSpec(name, 0, axes, pooling)
     except PoolingError as error:
         raise DumpError(f'{path}: {error}') from error
+
+
+def pooled_feature(
+    path: Path, options: ReadOptions, widths: Mapping[str, int], default: str = NO_FEATURE
+) -> FeatureSpec:
+    """Return the requested feature of a source whose features are pooled already.
+
+    Parameters
+    ----------
+    path : Path
+        The source, for messages.
+    options : ReadOptions
+    widths : mapping of str to int
+        The features of the source by name, with their widths. The feature ``none`` is added.
+    default : str
+        The feature if the options name none.
+
+    Raises
+    ------
+    DumpError
+        The options ask for another feature, for a pooling or for raw features.
+    """
+    refuse_raw_options(path, options)
+    choices = {**widths, NO_FEATURE: 0}
+    name = default if options.feature is None else options.feature
+    if name not in choices:
+        raise DumpError(
+            where=str(path),
+            expected=f'one of the features {", ".join(choices)}',
+            found=repr(name),
+            advice='give one of these names as --feature',
+        )
+    return FeatureSpec(name, choices[name])
+
+
+def refuse_raw_options(path: Path, options: ReadOptions) -> None:
+    """Raise DumpError if the options ask for a pooling or raw features; see `pooled_feature`."""
+    if options.pooling:
+        raise DumpError(
+            where=str(path),
+            expected='no pooling, because the features of this source are already pooled',
+            found=f'--pooling {", ".join("=".join(pair) for pair in options.pooling)}',
+            advice='remove --pooling, or choose another feature of this source with --feature NAME',
+        )
+    if options.keep == 'raw':
+        raise DumpError(
+            where=str(path),
+            expected='--keep pooled, because this source contains only pooled features',
+            found='--keep raw',
+            advice='remove --keep raw',
+        )
 
 
 def _default_of_its_reader(feature: str) -> Pooling | None:

@@ -32,6 +32,7 @@ from safe_training.recordings.readers.step_features import (
     shape_text,
 )
 from safe_training.recordings.untrusted.pickle_file import load_pickle
+from safe_training.recordings.untrusted.text_file import read_text
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
@@ -93,7 +94,7 @@ class OpenPiZeroSource(EpisodeSource):
                 path, FEATURE, self.raw_axes, options, self.default_pooling[FEATURE]
             )
         self._episodes, self.unmatched = _list_episodes(path)
-        ignored = sorted(place.name for place in path.iterdir() if place.name not in TASKS)
+        ignored = [name for name in list_names(path, '') if name not in TASKS]
         if ignored:
             names = ', '.join(ignored[:8])
             self.notes.append(f'these files and folders are not tasks and are not read: {names}')
@@ -133,7 +134,12 @@ class OpenPiZeroSource(EpisodeSource):
     def find_feature(self, index: int) -> FeatureSpec:
         if self._featureless:
             return FeatureSpec(NO_FEATURE, 0)
-        return self._read(self._episodes[index], self._wanted)[1]
+        episode = self._episodes[index]
+        spec = self._read(episode, self._wanted)[1]
+        file = self.path / episode.task / f'{episode.name}.pkl'
+        first = _read_steps(file)[0]
+        self.note_not_read(file, [key for key in first if key not in (FEATURE, 'sampled_actions')])
+        return spec
 
     def read(self, index: int) -> Rollout:
         return self._read(self._episodes[index], self.feature)[0]
@@ -193,7 +199,7 @@ class OpenPiZeroSource(EpisodeSource):
 
 
 def _holds_records(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.glob(f'*{_META}'))
+    return folder.is_dir() and bool(list_names(folder, _META))
 
 
 def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
@@ -226,13 +232,13 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
 
 def _read_meta(file: Path) -> dict[str, Any]:
     try:
-        if file.stat().st_size > _MAX_JSON_BYTES:
-            raise ValueError(f'{file.stat().st_size} bytes')
-        meta = json.loads(file.read_text(encoding='utf-8'))
-    except (OSError, ValueError, RecursionError) as error:
+        meta = json.loads(read_text(file, _MAX_JSON_BYTES, 'a JSON file of an episode'))
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, DumpError):
+            raise
         raise DumpError(
             where=str(file),
-            expected=f'a JSON file of an episode with at most {_MAX_JSON_BYTES} bytes',
+            expected='a JSON file of an episode',
             found=f'the error: {error}',
             advice=COPY_OR_LEAVE_OUT,
         ) from error

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from safe_training.recordings.errors import COPY_OR_LEAVE_OUT, LEAVE_OUT, DumpError
+from safe_training.recordings.foreign_folders import openpi_recorder
 from safe_training.recordings.readers.base import (
     EpisodeSource,
     ReadOptions,
@@ -51,6 +52,11 @@ from vla_feature_bridge.tokens import pad_tokens, token_statistics
 
 #: Only pi0-FAST emits tokens, so only its records hold one of these keys.
 _FAST_KEYS = {'pre_logits', 'encoded', 'logits', 'decode_step', 'action_start_index_in_vocab'}
+#: Keys that are read, or that every record holds and that describe the input of the policy.
+_USUAL_KEYS = {
+    *('actions', 'logits', 'prompt', 'state', 'raw_actions', 'decode_step'),
+    *('action_start_index_in_vocab', 'action_end_index_in_vocab'),
+}
 _SHIFTED = (
     'a policy record is lost or comes from another recording, and the file names do not show '
     'which record: copy the folder from its source again'
@@ -107,11 +113,15 @@ def find_policy(root: Path) -> str:
     """
     names = list_names(root / POLICY_RECORDS, 'meta.pkl')
     if not names:
+        found, advice = openpi_recorder(root / POLICY_RECORDS) or (
+            'no file with this name',
+            'copy the folder from its source again',
+        )
         raise DumpError(
             where=str(root / POLICY_RECORDS),
             expected='files named *meta.pkl, one file for each inference',
-            found='no file with this name',
-            advice='copy the folder from its source again',
+            found=found,
+            advice=advice,
         )
     first: DumpError | None = None
     for name in names[:_MAX_TRIES]:
@@ -177,6 +187,7 @@ class OpenpiSource(EpisodeSource):
         file = episode.root / POLICY_RECORDS / episode.records[0]
         record = self._checked(_kept.read(file), episode, file)
         name = self.options.feature or next((f for f in self.features if f in record), NO_FEATURE)
+        self.note_not_read(file, _not_read(record, name))
         if name == NO_FEATURE:
             if self.options.keep == 'raw' or self.options.pooling:
                 option = '--keep raw' if self.options.keep == 'raw' else '--pooling'
@@ -322,6 +333,15 @@ class OpenpiSource(EpisodeSource):
                 f'with --feature {NO_FEATURE}',
             )
         return record[name]
+
+
+def _not_read(record: Mapping[Any, Any], feature: str) -> list[str]:
+    """Return the keys of a record that no part of a rollout comes from, apart from usual keys."""
+    return [
+        str(key)
+        for key in record
+        if key not in {*_USUAL_KEYS, feature} and not str(key).startswith(('run/', 'observation/'))
+    ]
 
 
 def _chunk(

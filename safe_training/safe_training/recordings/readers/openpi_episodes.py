@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import itertools
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from safe_training.recordings.errors import COPY_AGAIN, COPY_OR_LEAVE_OUT, RENAMED, DumpError
-from safe_training.recordings.readers.listing import list_names, natural_key
+from safe_training.recordings.readers.listing import list_names, natural_key, walk
+from safe_training.recordings.readers.plain_values import number_text, whole_number
+from safe_training.recordings.readers.plain_values import plain_text as plain_value
 from safe_training.recordings.readers.step_features import shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 
@@ -69,20 +68,18 @@ def is_root(path: Path) -> bool:
     return (path / ENV_RECORDS).is_dir() and (path / POLICY_RECORDS).is_dir()
 
 
-def find_roots(path: Path) -> list[Path]:
-    """Return the roots in a folder: the folder itself, or roots up to two levels below it."""
+def find_roots(path: Path, notes: list[str] | None = None) -> list[Path]:
+    """Return the roots in a folder: the folder itself, or roots up to two levels below it.
+
+    ``notes`` gets a message for each link that is not followed.
+    """
     if not path.is_dir():
         return []
     if is_root(path):
         return [path]
-    found = [place for place in _folders(path) if is_root(place)]
-    found += [inner for place in _folders(path) for inner in _folders(place) if is_root(inner)]
+    records = (ENV_RECORDS, POLICY_RECORDS)
+    found = [place for place, _ in walk(path, records, notes, depth=2) if is_root(place)]
     return sorted(found, key=lambda root: natural_key(root.relative_to(path).as_posix()))
-
-
-def _folders(path: Path) -> list[Path]:
-    with os.scandir(path) as entries:
-        return [Path(entry.path) for entry in entries if entry.is_dir(follow_symlinks=False)]
 
 
 def has_env_names_of_droid(root: Path) -> bool:
@@ -164,27 +161,24 @@ def read_env_record(root: Path, name: str) -> OpenpiEpisode:
 
 
 def _integer(file: Path, record: Mapping[Any, Any], key: str, low: int, high: int) -> int:
-    value = record[key]
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if not isinstance(value, (bool, int, np.integer, np.bool_)) or not low <= int(value) <= high:
-        shown = int(value) if isinstance(value, (int, np.integer)) else shape_text(value)
+    value = whole_number(record[key])
+    if value is None or not low <= value <= high:
         raise DumpError(
             where=str(file),
             expected=f'{key} as an integer from {low} to {high}',
-            found=str(shown),
+            found=number_text(record[key]) or shape_text(record[key]),
             advice=_NOT_AN_ENV_RECORD,
         )
-    return int(value)
+    return value
 
 
 def _text(file: Path, record: Mapping[Any, Any], key: str) -> str:
-    value = record.get(key, '')
-    if type(value) is not str:
+    value = plain_value(record.get(key, ''))
+    if value is None:
         raise DumpError(
             where=str(file),
             expected=f'{key} as text',
-            found=shape_text(value),
+            found=shape_text(record[key]),
             advice=_NOT_AN_ENV_RECORD,
         )
     return value

@@ -12,7 +12,6 @@ token statistics, action variances and signals.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -28,12 +27,15 @@ from safe_training.recordings.readers.base import (
     ReadOptions,
     wanted_feature,
 )
+from safe_training.recordings.readers.listing import walk
 from safe_training.recordings.readers.openvla_table import (
     executed_actions,
     read_table,
     sample_signals,
     token_quantity,
+    unknown_columns,
 )
+from safe_training.recordings.readers.plain_values import number_text, plain_text, whole_number
 from safe_training.recordings.readers.step_features import FLOATS, StepFeatures, shape_text
 from safe_training.recordings.untrusted.pickle_file import load_pickle
 from vla_feature_bridge.pooling import FeatureSpec
@@ -44,6 +46,10 @@ from vla_feature_bridge.tensors import first_not_finite
 
 _FEATURE = 'hidden_states'
 _NOT_AN_EPISODE = f'the file is not the pickle of an OpenVLA episode: {COPY_OR_LEAVE_OUT}'
+_KEYS = {
+    *('hidden_states', 'task_suite_name', 'task_description', 'task_id', 'episode_idx'),
+    *('eposide_idx', 'episode_success', 'mp4_path'),
+}
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
 #: openpi gives its episode records names of the same form, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
@@ -85,7 +91,7 @@ class OpenVlaSource(EpisodeSource):
             self._wanted = wanted_feature(
                 path, _FEATURE, self.raw_axes, options, self.default_pooling[_FEATURE]
             )
-        self._episodes, self.unmatched = _list_episodes(path)
+        self._episodes, self.unmatched = _list_episodes(path, self.notes)
         self._descriptions: dict[tuple[Path, int], str] = {}
         folders = {episode.stem.parent for episode in self._episodes}
         if len(folders) > 1:
@@ -95,7 +101,7 @@ class OpenVlaSource(EpisodeSource):
     def detect(path: Path) -> str | None:
         if not path.is_dir():
             return None
-        for file in _walk(path):
+        for file in _files(path):
             if _NAME.fullmatch(file.name) and file.suffix in ('.csv', '.pkl'):
                 return f'contains {file.relative_to(path)}'
         return None
@@ -118,8 +124,15 @@ class OpenVlaSource(EpisodeSource):
 
     def find_feature(self, index: int) -> FeatureSpec:
         if self._featureless:
+            _check_files(self._episodes[index], self._needed)
+            file = self._episodes[index].files['csv']
+            self.note_not_read(file, unknown_columns(file))
             return FeatureSpec(NO_FEATURE, 0)
-        return self._read(self._episodes[index], self._wanted)[1]
+        episode = self._episodes[index]
+        spec = self._read(episode, self._wanted)[1]
+        self.note_not_read(episode.files['pkl'], _set_aside(_read_record(episode, ())))
+        self.note_not_read(episode.files['csv'], unknown_columns(episode.files['csv']))
+        return spec
 
     def read(self, index: int) -> Rollout:
         return self._read(self._episodes[index], self.feature)[0]
@@ -184,36 +197,35 @@ class OpenVlaSource(EpisodeSource):
 # -- files
 
 
-def _walk(path: Path) -> Iterator[Path]:
-    """Yield the files below ``path`` in a fixed order, without following links to folders."""
-    for folder, names, files in os.walk(path):
-        names[:] = sorted(name for name in names if name != _OPENPI_FOLDER)
-        if os.path.basename(os.path.abspath(folder)) != _OPENPI_FOLDER:
-            yield from (Path(folder, name) for name in sorted(files))
+def _files(path: Path, notes: list[str] | None = None) -> Iterator[Path]:
+    """Yield the files below ``path`` in a fixed order."""
+    for _, files in walk(path, (_OPENPI_FOLDER,), notes):
+        yield from files
 
 
-def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
+def _list_episodes(path: Path, notes: list[str]) -> tuple[list[_Episode], list[str]]:
     """Return the episodes, and a message for each file that does not belong to an episode.
 
-    Files of an episode are paired by their names.
+    Files of an episode are paired by their names. ``notes`` gets the files that are not read.
     """
     found: dict[tuple[Path, int, int, bool], dict[str, Path]] = {}
     others = []
-    for file in _walk(path):
+    for file in _files(path, notes):
         match = _NAME.fullmatch(file.name)
         if match:
             task, index, success, suffix = match.groups()
             key = (file.parent, int(task), int(index), success == '1')
             found.setdefault(key, {})[suffix] = file
-        elif file.suffix == '.pkl':
+        elif file.suffix.lower() in ('.csv', '.pkl'):
             others.append(file)
     folders = {folder for folder, *_ in found}
     unmatched = [
         f'{file}: expected a file name like task0--ep0--succ1.pkl, found {file.name}; '
         'rename the file, or move the file to another folder'
         for file in others
-        if file.parent in folders
+        if file.parent in folders and file.suffix == '.pkl'
     ]
+    notes += _ignored(path, [f for f in others if f.parent not in folders or f.suffix != '.pkl'])
     episodes = []
     for (folder, task_id, index, success), files in sorted(found.items(), key=_order):
         name = (folder.relative_to(path) / f'task{task_id}--ep{index}').as_posix()
@@ -228,6 +240,14 @@ def _list_episodes(path: Path) -> tuple[list[_Episode], list[str]]:
             continue
         episodes.append(_Episode(name, stem, task_id, index, success, files))
     return episodes, unmatched
+
+
+def _ignored(path: Path, files: list[Path]) -> list[str]:
+    if not files:
+        return []
+    names = ', '.join(file.relative_to(path).as_posix() for file in files[:8])
+    more = f' and {len(files) - 8} more' if len(files) > 8 else ''
+    return [f'these files do not have the name of an episode and are not read: {names}{more}']
 
 
 def _order(item: tuple[tuple[Path, int, int, bool], dict[str, Path]]) -> tuple[str, int, int, bool]:
@@ -275,30 +295,33 @@ def _read_record(episode: _Episode, arrays: tuple[str, ...]) -> dict[str, Any]:
             advice=_NOT_AN_EPISODE,
         )
     for key in ('task_description', 'task_suite_name'):
-        if type(record.setdefault(key, '')) is not str:
+        text = plain_text(record.get(key, ''))
+        if text is None:
             raise DumpError(
                 where=str(file),
                 expected=f'{key} as text',
                 found=shape_text(record[key]),
                 advice=_NOT_AN_EPISODE,
             )
+        record[key] = text
     for key, named in (
         ('task_id', episode.task_id),
         (index_key, episode.episode_index),
         ('episode_success', int(episode.success)),
     ):
-        value = record[key]
-        if not isinstance(value, (bool, int, np.integer, np.bool_)) or int(value) != named:
-            shown = (
-                int(value) if isinstance(value, (int, np.integer, np.bool_)) else shape_text(value)
-            )
+        if whole_number(record[key]) != named:
             raise DumpError(
                 where=str(file),
                 expected=f'{key} {named}, as in the file name',
-                found=str(shown),
-                advice=RENAMED,
+                found=number_text(record[key]) or shape_text(record[key]),
+                advice=RENAMED if number_text(record[key]) else _NOT_AN_EPISODE,
             )
     return record
+
+
+def _set_aside(record: dict[str, Any]) -> list[str]:
+    """Return the keys of a record that are not known, and therefore not read."""
+    return [key for key in record if key not in _KEYS]
 
 
 def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:

@@ -27,7 +27,13 @@ _SAMPLE_SIGNALS = (
     'entropy_linkage.01',
     'entropy_linkage.05',
 )
+#: Columns of the published dumps that are made from other columns.
+_DERIVED = re.compile(r'action/(timestep|dpos|drot|cum_.*|(mean|max|min|avg)_token_(prob|entropy))')
 _TOKEN = re.compile(r'action/token_(\d{1,3})_(prob|entropy)')
+#: A column that a person or a program wrote in another way, such as ``Action/Token 3 Prob``.
+_LIKE_TOKEN = re.compile(
+    r'(?:action\W)?\W*token[\W_]*(\d+)[\W_]*(prob|entropy)(?:ability)?', re.IGNORECASE
+)
 
 
 def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
@@ -42,8 +48,8 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
     Raises
     ------
     DumpError
-        The file is not a csv file, an action column is missing, the number of rows is not
-        ``steps``, or a cell is not a number.
+        The file is not a csv file, an action column or the column of a token is missing, the
+        number of rows is not ``steps``, or a cell is not a number.
     """
     header, rows = read_rows(file)
     missing = [name for name in _ACTIONS if name not in header]
@@ -79,11 +85,67 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
             found=f'the column {twice!r} more than once',
             advice=COPY_OR_LEAVE_OUT,
         )
-    return {name: number_column(file, header, rows, name) for name in used}
+    _check_tokens(file, header)
+    table = {name: number_column(file, header, rows, name) for name in used}
+    for name in used:
+        _check_quantity(file, name, table[name])
+    return table
+
+
+def _check_quantity(file: Path, name: str, values: np.ndarray) -> None:
+    """Raise DumpError for NaN in one row of a token or sample quantity; infinity is refused later.
+
+    A whole column of NaN says that the quantity was not measured.
+    """
+    missing = np.isnan(values)
+    if _is_quantity(name) and missing.any() and not (missing.all() and len(values) > 1):
+        raise DumpError(
+            where=str(file),
+            expected=f'numbers in the column {name!r}',
+            found=f'NaN at step {int(np.argmax(missing))}',
+            advice=LEAVE_OUT,
+        )
+
+
+def _check_tokens(file: Path, header: list[str]) -> None:
+    """Raise DumpError unless probability and entropy have columns of the same tokens 0 to n - 1."""
+    numbers: dict[str, set[int]] = {}
+    for name in header:
+        match = _TOKEN.fullmatch(name)
+        if match and name != f'action/token_{int(match[1])}_{match[2]}':
+            match = None
+        if match:
+            numbers.setdefault(match[2], set()).add(int(match[1]))
+        elif like := _LIKE_TOKEN.fullmatch(name):
+            raise DumpError(
+                where=str(file),
+                expected=f'the column name action/token_{int(like[1])}_{like[2].lower()}',
+                found=repr(name[:80]),
+                advice='correct the name of the column',
+            )
+    most = max((max(found) for found in numbers.values()), default=-1)
+    for what, found in numbers.items():
+        missing = [number for number in range(most + 1) if number not in found]
+        if missing:
+            raise DumpError(
+                where=str(file),
+                expected=f'the columns action/token_0_{what} to action/token_{most}_{what}',
+                found=f'no column action/token_{missing[0]}_{what}',
+                advice=COPY_OR_LEAVE_OUT,
+            )
 
 
 def _is_quantity(name: str) -> bool:
     return name.removeprefix('action/') in _SAMPLE_SIGNALS or bool(_TOKEN.fullmatch(name))
+
+
+def unknown_columns(file: Path) -> list[str]:
+    """Return the columns that are not read, apart from those that follow from other columns."""
+    return [
+        name
+        for name in read_rows(file)[0]
+        if name not in _ACTIONS and not _is_quantity(name) and not _DERIVED.fullmatch(name)
+    ]
 
 
 def executed_actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:

@@ -52,7 +52,7 @@ class Pi0FastDroidSource(Pi0FastSource):
     def _list(self) -> tuple[list[OpenpiEpisode], list[str]]:
         episodes: list[OpenpiEpisode] = []
         unmatched: list[str] = []
-        for root in find_roots(self.path):
+        for root in find_roots(self.path, self.notes):
             try:
                 found, wrong = list_root(root)
             except DumpError as error:

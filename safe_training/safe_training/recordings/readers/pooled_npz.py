@@ -6,10 +6,12 @@ Rollout i is rows ``offsets[i]:offsets[i + 1]`` of every array with one row per 
 * *named*: ``offsets``, ``success``, ``task`` (names), and ``features`` or ``action_signals`` with
   ``action_signal_names`` or both;
 * *numbered*: ``offsets``, ``success``, ``task_id`` into ``task_names``, features ``feat_*``, and
-  optionally ``sampled_actions``, ``action``, ``token_prob``, ``token_entropy``, ``meta_json``.
+  optionally ``sampled_actions``, ``action``, ``token_prob``, ``token_entropy`` (or ``logits``,
+  from which both are computed), ``meta_json``.
 
-An archive without features gives rollouts with an empty feature, shape (T, 0). This is enough for
-detectors that use only signals, actions or the step number.
+Other arrays are listed in a note. An array that can be meant as the feature is read or refused by
+its name. Only an archive without such an array gives rollouts with an empty feature, shape (T, 0).
+This is enough for detectors that use only signals, actions or the step number.
 """
 
 from __future__ import annotations
@@ -23,14 +25,27 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
-from safe_training.recordings.readers.base import EpisodeProgress, ReadOptions, Source
+from safe_training.recordings.readers.base import (
+    EpisodeProgress,
+    ReadOptions,
+    Source,
+    refuse_raw_options,
+)
+from safe_training.recordings.readers.npz_features import (
+    LOGITS,
+    TOKEN_NAMES,
+    choose_feature,
+    not_read,
+    statistics_of_logits,
+)
+from safe_training.recordings.readers.statistics import checked_statistics
 from safe_training.recordings.untrusted.npz_file import read_array, shapes
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SignalError, rollout_signals
 from vla_feature_bridge.step import NO_FEATURE
+from vla_feature_bridge.tensors import BFLOAT16, FLOATS
 
-_DEFAULT_FEATURES = ('features', 'feat_mean')
 _CORRECT = 'correct this array, or copy the archive from its source again'
 
 
@@ -42,21 +57,7 @@ class PooledNpzSource(Source):
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
-        if options.pooling:
-            raise DumpError(
-                where=str(path),
-                expected='no pooling, because the features of this archive are already pooled',
-                found=f'--pooling {", ".join("=".join(pair) for pair in options.pooling)}',
-                advice='remove --pooling, or choose another feature of the archive with '
-                '--feature NAME',
-            )
-        if options.keep == 'raw':
-            raise DumpError(
-                where=str(path),
-                expected='--keep pooled, because this archive contains only pooled features',
-                found='--keep raw',
-                advice='remove --keep raw',
-            )
+        refuse_raw_options(path, options)
         self._shapes = shapes(path)
         self._offsets = self._read_offsets()
         self._meta = self._read_meta()
@@ -78,18 +79,29 @@ class PooledNpzSource(Source):
 
     @cached_property
     def feature(self) -> FeatureSpec:
-        choices = self._feature_choices()
-        name = self.options.feature
-        if name is None:
-            name = next((n for n in _DEFAULT_FEATURES if n in choices), NO_FEATURE)
-        if name not in choices:
-            raise DumpError(
-                where=str(self.path),
-                expected=f'one of the features {", ".join(choices)}',
-                found=repr(name),
-                advice='give one of these names as --feature',
-            )
-        return FeatureSpec(name, dim=choices[name])
+        steps = int(self._offsets[-1])
+        spec = choose_feature(self.path, self._shapes, steps, self.options.feature)
+        if spec.name in self._shapes and self._shapes[spec.name][1] == BFLOAT16:
+            self.notes.append(f'the values of {spec.name} have two bytes and are read as bfloat16')
+        self.notes += not_read(self._shapes, spec.name, self._used())
+        return spec
+
+    def _used(self) -> set[str]:
+        """Return the names of the arrays that are read, without the feature."""
+        present = set(self._shapes)
+        used = {'offsets', 'success', 'meta_json', 'action_signals', 'action_signal_names'}
+        used |= (
+            {'task', 'instruction'}
+            if 'task' in present
+            else {*('task_id', 'task_names', 'task_instructions')}
+        )
+        used.add('episode_idx' if 'episode_idx' in present else 'episode_index')
+        used.add('sampled_actions' if 'sampled_actions' in present else 'action')
+        tokens = {name for what in TOKEN_NAMES if (name := self._token_name(what))}
+        return used | (tokens or {LOGITS})
+
+    def _token_name(self, what: str) -> str | None:
+        return next((name for name in TOKEN_NAMES[what] if name in self._shapes), None)
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         self.skipped = []
@@ -142,7 +154,8 @@ class PooledNpzSource(Source):
                 own = rollout_signals(actions, exec_horizon) | own
             except SignalError as error:
                 raise DumpError(f'{self.path}: episode {name!r}: {error}') from error
-        return Rollout(
+        probability, entropy = self._token_rows(name, steps, rows)
+        rollout = Rollout(
             features=features,
             task=columns['task'][index],
             success=columns['success'][index],
@@ -154,10 +167,20 @@ class PooledNpzSource(Source):
             feature_name=str(self.feature),
             actions=actions,
             exec_horizon=exec_horizon,
-            token_probability=_rows(steps['token_prob'], rows),
-            token_entropy=_rows(steps['token_entropy'], rows),
+            token_probability=probability,
+            token_entropy=entropy,
             signals=own,
         )
+        return checked_statistics(rollout, self.path)
+
+    def _token_rows(
+        self, episode: str, steps: dict[str, Any], rows: slice
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        if steps[LOGITS] is None:
+            found = [steps[what] for what in TOKEN_NAMES]
+            probability, entropy = (None if values is None else values[rows] for values in found)
+            return probability, entropy
+        return statistics_of_logits(f'{self.path}: episode {episode!r}', steps[LOGITS][rows])
 
     def _check_finite(self, episode: str, what: str, array: np.ndarray | None) -> None:
         if array is None:
@@ -219,19 +242,6 @@ class PooledNpzSource(Source):
             )
         return arguments
 
-    def _feature_choices(self) -> dict[str, int]:
-        """Return the names of the arrays that can be the feature, with their width."""
-        steps = int(self._offsets[-1])
-        choices = {
-            name: shape[1]
-            for name, (shape, dtype) in self._shapes.items()
-            if len(shape) == 2
-            and shape[0] == steps
-            and dtype.kind == 'f'
-            and (name.startswith('feat') or name == 'action_signals')
-        }
-        return choices | {NO_FEATURE: 0}
-
     def _step_arrays(self) -> dict[str, Any]:
         name = self.feature.name
         if name == NO_FEATURE:
@@ -241,8 +251,7 @@ class PooledNpzSource(Source):
         return {
             'features': features,
             'actions': self._actions(),
-            'token_prob': self._optional_per_step('token_prob'),
-            'token_entropy': self._optional_per_step('token_entropy'),
+            **self._tokens(),
             'signals': self._signals(),
         }
 
@@ -269,13 +278,16 @@ class PooledNpzSource(Source):
             )
         return {name: values[:, column] for column, name in enumerate(names)}
 
-    def _optional_per_step(self, name: str) -> np.ndarray | None:
-        return self._per_step(name, (2,)) if name in self._shapes else None
+    def _tokens(self) -> dict[str, np.ndarray | None]:
+        names = {what: self._token_name(what) for what in TOKEN_NAMES}
+        tokens = {what: self._per_step(n, (2,)) if n else None for what, n in names.items()}
+        needs_logits = not any(names.values()) and LOGITS in self._shapes
+        return tokens | {LOGITS: self._per_step(LOGITS, (3,)) if needs_logits else None}
 
     def _per_step(self, name: str, dimensions: tuple[int, ...]) -> np.ndarray:
         array = self._array(name)
         steps = int(self._offsets[-1])
-        if array.ndim not in dimensions or len(array) != steps or array.dtype.kind != 'f':
+        if array.ndim not in dimensions or len(array) != steps or array.dtype.name not in FLOATS:
             raise DumpError(
                 where=str(self.path),
                 expected=f'{name} with float values, {steps} rows (one row for each step) and '
@@ -367,10 +379,6 @@ class PooledNpzSource(Source):
                 found=f'only the arrays {", ".join(self._shapes)}',
                 advice='write this array into the archive',
             )
-
-
-def _rows(array: np.ndarray | None, rows: slice) -> np.ndarray | None:
-    return None if array is None else array[rows]
 
 
 def _first_repeated(names: Sequence[str]) -> str | None:

@@ -23,6 +23,9 @@ class RolloutSetSource(EpisodeSource):
 
     kind = 'rollout_set'
     looks_for = f'{MANIFEST} (rollout set)'
+    # A set of version 0.1 may hold an infinite statistic. Detectors that do not use this statistic
+    # can still be fitted.
+    checks_statistics = False
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
@@ -81,6 +84,10 @@ class RolloutSetSource(EpisodeSource):
 
     def files(self, index: int) -> list[Path]:
         return [self.path / ARRAYS / self.set.array_files[index]]
+
+    def compared_files(self, index: int) -> list[Path]:
+        """Return nothing: a set has each episode once, and rollouts may have equal arrays."""
+        return []
 
     def read(self, index: int) -> Rollout:
         rollout = self._load(index)

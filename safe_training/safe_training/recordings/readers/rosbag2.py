@@ -10,7 +10,6 @@ An episode without an outcome has no label.
 from __future__ import annotations
 
 import re
-import shlex
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
@@ -18,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from safe_training.recordings.errors import LEAVE_OUT, DumpError
-from safe_training.recordings.labels import Label, check_step, labels_file, read_labels
+from safe_training.recordings.label_files import custom_data, labels_of
+from safe_training.recordings.labels import Label, check_step
 from safe_training.recordings.readers.base import (
     EpisodeProgress,
     ReadOptions,
@@ -32,11 +32,20 @@ from safe_training.recordings.readers.rosbag2_arrays import (
     stacked_fields,
     stacked_signals,
 )
-from safe_training.recordings.readers.rosbag2_episodes import CUSTOM_KEY, Episode, read_extras
+from safe_training.recordings.readers.rosbag2_episodes import (
+    CUSTOM_KEY,
+    CUT,
+    Episode,
+    lost_extras,
+    read_extras,
+    unlabelled_note,
+)
+from safe_training.recordings.readers.statistics import checked_statistics
 from safe_training.recordings.untrusted.bag import detect_bag, open_bag
 from safe_training.recordings.untrusted.bag_budget import Message, Topic
 from safe_training.recordings.untrusted.cdr import (
     EVENT,
+    KIND_END,
     STEP,
     BagMessageError,
     Event,
@@ -61,23 +70,22 @@ class RosbagSource(Source):
 
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
-        self._bag = open_bag(path)
-        self._extras = read_extras(path, self._bag.custom.get(CUSTOM_KEY))
+        self._bag = open_bag(path, whole=not options.skip_bad)
+        self._extras = read_extras(path, custom_data(self._bag, CUSTOM_KEY))
         self._unreadable: list[str] = []
         self._other_features: dict[str, None] = {}
         self._episodes: dict[str, Episode] = {}
         self._layouts: dict[Topic, str] = {}
         self._scan()
+        self.notes += lost_extras(self._episodes, self._extras['episodes'])
         self._label()
         self._number()
         self._recorded = self._find_feature()
         if names := self.unlabelled:
-            listed = ', '.join(map(repr, names[:8]))
-            more = f' and {len(names) - 8} more' if len(names) > 8 else ''
-            self.notes.append(
-                f'{len(names)} episodes have no outcome: {listed}{more}; label the episodes with: '
-                f'python -m safe_training label {shlex.quote(str(path))}'
-            )
+            self.notes.append(unlabelled_note(path, names))
+        if self._other_features:
+            others = ', '.join(map(repr, self._other_features))
+            self.notes.append(f'steps with these features are not read: {others}')
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -85,7 +93,7 @@ class RosbagSource(Source):
         return detect_bag(path)
 
     def __len__(self) -> int:
-        return len(self._episodes) + len(self._unreadable)
+        return len(self._episodes) + len(self._unreadable) + len(self._bag.losses)
 
     @cached_property
     def feature(self) -> FeatureSpec:
@@ -138,24 +146,36 @@ class RosbagSource(Source):
 
     def _scan(self) -> None:
         events: dict[str, list[tuple[int, Event]]] = {}
+        last, seen, cut = '', 0, set()
         for message in self._bag.messages((STEP, EVENT)):
+            if len(self._bag.losses) > seen:
+                seen = len(self._bag.losses)
+                cut.add(last)
             try:
                 if message.topic.type == EVENT:
                     event = event_from_cdr(message.data)
                     events.setdefault(event.episode_id, []).append((message.time, event))
+                    if event.kind == KIND_END and event.episode_id == last:
+                        last = ''
                 else:
-                    self._note(message, step_from_cdr(message.data, self._layout(message.topic)))
+                    step = step_from_cdr(message.data, self._layout(message.topic))
+                    self._note(message, step)
+                    last = step.episode_id
             except BagMessageError as error:
                 self._leave_out(f'{self.path}: topic {message.topic.name[:200]!r}: {error}')
+        if self._bag.losses:
+            cut.add(last)
         self._check_topics()
         # A recording can contain events of earlier episodes, because a recorder receives the last
         # events when it starts.
         for name, episode in self._episodes.items():
             episode.events = sorted(events.get(name, ()), key=lambda pair: pair[0])
+            if name in cut:
+                episode.problem = episode.problem or CUT
 
     def _note(self, message: Message, step: PolicyStep) -> None:
         wanted = self.options.feature
-        if wanted not in (None, step.feature_name, _base_name(step.feature_name)):
+        if wanted not in (None, step.feature_name, step.feature_name.partition('[')[0]):
             if len(self._other_features) < 8:
                 self._other_features[step.feature_name[:200]] = None
             return
@@ -175,6 +195,8 @@ class RosbagSource(Source):
                 self._layout(topic)
         if self._episodes or self._unreadable:
             return
+        if self._bag.losses:
+            raise no_readable_episode(self, self._bag.losses)
         if self._other_features:
             raise DumpError(
                 where=str(self.path),
@@ -205,7 +227,7 @@ class RosbagSource(Source):
     def _label(self) -> None:
         for name, episode in self._episodes.items():
             step = self._extra(name).get('failure_step')
-            if step is not None and step not in episode.steps:
+            if step is not None and step not in episode.steps and not self._bag.losses:
                 raise DumpError(
                     where=f'{self.path}: episode {name!r}',
                     expected=f'failure_step as the number of one of the {len(episode.steps)} steps',
@@ -214,18 +236,11 @@ class RosbagSource(Source):
                 )
             success = episode.stated_success
             episode.label = Label(success, step if success is False else None)
-        file = labels_file(self.path)
-        if not file.exists():
-            return
-        for name, label in read_labels(file).items():
-            if name not in self._episodes:
-                raise DumpError(
-                    where=str(file),
-                    expected=f'names of episodes of {self.path.name}',
-                    found=repr(name),
-                    advice='correct the name, or move the file to another folder if the file '
-                    'belongs to another recording',
-                )
+        found, notes = labels_of(self.path, self._episodes, incomplete=bool(self._bag.losses))
+        self.notes += notes
+        for name, (label, file) in found.items():
+            if self._episodes[name].check():
+                continue  # The episode is left out.
             check_step(label, max(self._episodes[name].steps) + 1, f'{file}: episode {name!r}')
             self._episodes[name].label = label
 
@@ -272,7 +287,7 @@ class RosbagSource(Source):
         return recorded
 
     def _no_episode(self) -> FeatureSpec:
-        problems = [*self._unreadable, *self._problems()]
+        problems = [*self._bag.losses, *self._unreadable, *self._problems()]
         raise no_readable_episode(self, problems)
 
     def _recorded_spec(self, name: str, ndim: int, width: int) -> FeatureSpec:
@@ -292,7 +307,7 @@ class RosbagSource(Source):
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield the rollouts in the order of the recording time of their last steps."""
-        self.skipped = [*self._unreadable, *self._problems()]
+        self.skipped = [*self._bag.losses, *self._unreadable, *self._problems()]
         if self.skipped and not self.options.skip_bad:
             raise DumpError(self.skipped[0])
         done = len(self.skipped)
@@ -357,7 +372,7 @@ class RosbagSource(Source):
         if not extra.get('stamps', True):
             fields['stamps'] = None
         task = episode.task
-        return Rollout(
+        rollout = Rollout(
             features=features,
             task=task,
             success=episode.label.success,
@@ -376,7 +391,4 @@ class RosbagSource(Source):
             feature_lengths=lengths,
             **fields,
         )
-
-
-def _base_name(feature_name: str) -> str:
-    return feature_name.partition('[')[0]
+        return checked_statistics(rollout, self.path)

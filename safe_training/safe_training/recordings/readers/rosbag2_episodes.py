@@ -7,6 +7,8 @@ The facts are known before the arrays are read.
 from __future__ import annotations
 
 import json
+import shlex
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,13 @@ from vla_feature_bridge.step import PolicyStep
 #: Key in ``custom_data`` of our recordings for metadata that messages cannot contain.
 CUSTOM_KEY = 'safe_rollout_set'
 CUSTOM_VERSION = 1
+#: Reason in the events of our recordings.
+CONVERTED = 'converted from a rollout set'
+#: The problem of the last episode before a lost part of a recording.
+CUT = (
+    'expected the event of the end of the episode after its last step, found a recording that is '
+    'cut or incomplete during the episode'
+)
 _CONVERT_AGAIN = 'convert the rollout set to a recording again with this version of the software'
 
 #: Fields stored for each episode, with their types.
@@ -136,6 +145,16 @@ def _feature_of(step: PolicyStep) -> tuple[str, int, int]:
     return step.feature_name, step.features.ndim, step.features.shape[-1]
 
 
+def unlabelled_note(path: Path, names: list[str]) -> str:
+    """Return the note about episodes without an outcome, with the command that labels them."""
+    listed = ', '.join(map(repr, names[:8]))
+    more = f' and {len(names) - 8} more' if len(names) > 8 else ''
+    return (
+        f'{len(names)} episodes have no outcome: {listed}{more}; label the episodes with: '
+        f'python -m safe_training label {shlex.quote(str(path))}'
+    )
+
+
 def read_extras(path: Path, text: str | None) -> dict[str, Any]:
     """Read what :mod:`safe_training.recordings.write_bag` wrote into the metadata.
 
@@ -190,3 +209,27 @@ def read_extras(path: Path, text: str | None) -> dict[str, Any]:
                 advice=_CONVERT_AGAIN,
             )
     return extras
+
+
+def lost_extras(episodes: Mapping[str, Episode], named: Container[str]) -> list[str]:
+    """Return a note if convert wrote the recording, but what messages cannot contain is lost.
+
+    Parameters
+    ----------
+    episodes : mapping of str to Episode
+    named : container of str
+        Names of the episodes in the ``custom_data`` of the recording.
+    """
+    lost = [
+        name
+        for name, episode in episodes.items()
+        if name not in named and any(event.reason == CONVERTED for _, event in episode.events)
+    ]
+    if not lost:
+        return []
+    return [
+        f'convert wrote {len(lost)} of these episodes, but the custom_data of the '
+        'recording does not name them: unseen tasks count as seen, failure steps and '
+        'videos are lost, and tasks and episodes get new numbers; convert the rollout '
+        'set to a recording again'
+    ]

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,9 +33,17 @@ class WithUnseenRoot(EpisodeSource):
                 advice='give two sources of the same format, or convert both sources to rollout '
                 'sets first',
             )
+        if os.path.realpath(seen.path) == os.path.realpath(unseen.path):
+            raise DumpError(
+                where=str(unseen.path),
+                expected='unseen tasks that are not in the first source',
+                found='the first source again',
+                advice='give another source as --unseen-root',
+            )
         self.seen, self.unseen = seen, unseen
         self.kind = seen.kind  # type: ignore[misc]
         self.policy = seen.policy
+        self.checks_statistics = seen.checks_statistics
         self.unmatched = [*seen.unmatched, *unseen.unmatched]
         self.notes = [*seen.notes, *unseen.notes]
         self._shift = max(seen.task_ids, default=-1) + 1
@@ -63,6 +72,10 @@ class WithUnseenRoot(EpisodeSource):
         source, inner = self._of(index)
         return source.files(inner)
 
+    def compared_files(self, index: int) -> list[Path]:
+        source, inner = self._of(index)
+        return source.compared_files(inner)
+
     def find_feature(self, index: int) -> FeatureSpec:
         feature, other = self.seen.feature, self.unseen.feature
         if feature != other:
@@ -73,6 +86,8 @@ class WithUnseenRoot(EpisodeSource):
                 advice='give two sources of the same policy',
             )
         self.raw_axes = self.seen.raw_axes
+        later = [*self.seen.notes, *self.unseen.notes]
+        self.notes += [note for note in later if note not in self.notes]
         return feature
 
     def read(self, index: int) -> Rollout:

@@ -7,6 +7,7 @@ pickle_machine    the pickle opcodes
 pickle_numpy      NumPy arrays inside a pickle
 pickle_torch      PyTorch tensors inside a pickle
 npz_file          NumPy archives
+text_file         text in UTF-8, with or without a BOM
 csv_file          csv files
 bag               rosbag2 recordings in any storage
 bag_budget        limits on the cost of unpacking a recording

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the messages of a rosbag2 recording from mcap or sqlite3 files, completely or not at all.
+"""Reads the messages of a rosbag2 recording from mcap or sqlite3 files: whole, or up to a cut.
 
 A recording can come from an untrusted source. Therefore every length is compared with the file
 before the length is used. No record ends after the end of the file. No data unpacks to more than a
@@ -10,6 +10,7 @@ single messages (``cdr``) and our own recordings (``write_bag``).
 
 from __future__ import annotations
 
+import re
 import shlex
 import tempfile
 from collections import Counter
@@ -21,18 +22,21 @@ from typing import Any
 
 from backports import zstd
 
-from safe_training.recordings.errors import COPY_AGAIN, DumpError
+from safe_training.recordings.errors import COPY_AGAIN, CutError, DumpError
 from safe_training.recordings.untrusted.bag_budget import (
     COPY_BYTES,
     MAX_METADATA_BYTES,
     MCAP_MAGIC,
     SQLITE_MAGIC,
+    ZSTD_MAGIC,
     Budget,
     Message,
     Topic,
 )
+from safe_training.recordings.untrusted.foreign_file import begins_with, foreign_kind_of
 from safe_training.recordings.untrusted.mcap_file import McapFile
 from safe_training.recordings.untrusted.sqlite_file import SqliteFile
+from safe_training.recordings.untrusted.text_file import read_text
 
 METADATA = 'metadata.yaml'
 INFORMATION = 'rosbag2_bagfile_information'
@@ -54,24 +58,28 @@ class Bag:
         Reason why the path was recognised as a recording.
     files : list of Path
         The storage files, in order.
-    compression : str
-        Compression of the whole recording: ``file``, ``message`` or empty. Chunks of mcap have
-        their own.
     stated : dict of str to int
         Number of messages of each type according to the metadata; empty if there is none.
     custom : dict of str to str
         ``custom_data`` of the metadata.
     topics : list of Topic
         All topics, also those without a message; known after the messages have been read.
+    whole : bool
+        Refuse a recording that is cut, damaged or incomplete. If False, the recording is read as
+        far as it is whole.
+    losses : list of str
+        One message for each part that could not be read, in the order of the files; complete after
+        the messages have been read.
     """
 
     path: Path
     why: str
     files: list[Path]
-    compression: str = ''
     stated: dict[str, int] = field(default_factory=dict)
     custom: dict[str, str] = field(default_factory=dict)
     topics: list[Topic] = field(default_factory=list)
+    whole: bool = True
+    losses: list[str] = field(default_factory=list)
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
         """Yield the messages of some types in recorded order.
@@ -85,47 +93,69 @@ class Bag:
         """
         counts: Counter[str] = Counter()
         for file in self.files:
-            with self._opened(file) as storage:
-                for message in storage.messages(types):
+            try:
+                for message in self._messages_of(file, types):
                     counts[message.topic.type] += 1
-                    if self.compression == 'message':
-                        data = storage.budget.unpack_zstd(message.data)
-                        message = message._replace(data=data)
                     yield message
-                self.topics += [topic for topic in storage.topics() if topic not in self.topics]
+            except CutError as error:
+                self.lose(error)
         for name in types:
-            if counts[name] < self.stated.get(name, 0):
-                raise DumpError(
+            if counts[name] < self.stated.get(name, 0) and not self.losses:
+                missing = CutError(
                     where=str(self.path),
                     expected=f'{self.stated[name]} messages of type {name}, the number in '
                     f'{METADATA}',
                     found=f'{counts[name]} messages',
                     advice=_METADATA_AGAIN,
                 )
+                self.lose(missing)
+
+    def _messages_of(self, file: Path, types: Collection[str]) -> Iterator[Message]:
+        with self._opened(file) as storage:
+            for message in storage.messages(types):
+                # The metadata may be lost or old. A message without compression begins with 0.
+                if bytes(message.data[:4]) == ZSTD_MAGIC:
+                    data = storage.budget.unpack_zstd(message.data)
+                    message = message._replace(data=data)
+                yield message
+            self.topics += [topic for topic in storage.topics() if topic not in self.topics]
+
+    def lose(self, error: DumpError) -> None:
+        """Keep the error as a loss; raise it if the recording must be whole."""
+        if self.whole:
+            raise error
+        if str(error) not in self.losses:
+            self.losses.append(str(error))
 
     @contextmanager
     def _opened(self, file: Path) -> Iterator[McapFile | SqliteFile]:
         with tempfile.TemporaryDirectory() as folder:
-            plain = file
-            if self.compression == 'file':
+            plain, magic = file, _magic_of(file)
+            # By content: the metadata may be old, and a person may have unpacked the file.
+            if magic[:4] == ZSTD_MAGIC:
                 plain = Path(folder, file.stem)
-                _unpack_file(file, plain)
-            with plain.open('rb') as stream:
-                magic = stream.read(16)
+                _unpack_file(file, plain, self.whole)
+                magic = _magic_of(plain)
             if magic[:8] == MCAP_MAGIC:
-                yield McapFile(plain, file)
+                yield McapFile(plain, file, self.whole)
             elif magic == SQLITE_MAGIC:
-                yield SqliteFile(plain, file)
+                yield SqliteFile(plain, file, self.whole)
             else:
-                raise DumpError(
+                found, advice = foreign_kind_of(plain) or (begins_with(magic), COPY_AGAIN)
+                raise CutError(
                     where=str(file),
                     expected='a recording in the format mcap or sqlite3',
-                    found=f'a file that begins with {magic!r}' if magic else 'an empty file',
-                    advice=COPY_AGAIN,
+                    found=found,
+                    advice=advice,
                 )
 
 
-def _unpack_file(file: Path, plain: Path) -> None:
+def _magic_of(file: Path) -> bytes:
+    with file.open('rb') as stream:
+        return stream.read(16)
+
+
+def _unpack_file(file: Path, plain: Path, whole: bool) -> None:
     budget = Budget(file, file.stat().st_size)
     try:
         with zstd.open(file, 'rb') as packed, plain.open('wb') as out:
@@ -133,11 +163,13 @@ def _unpack_file(file: Path, plain: Path) -> None:
                 budget.spend(len(block))
                 out.write(block)
     except (zstd.ZstdError, EOFError) as error:
-        raise DumpError(
+        if not whole:
+            return  # The storage that was unpacked so far is cut, and says what is lost.
+        raise CutError(
             where=str(file),
             expected='complete zstd data',
             found=f'the error: {error}',
-            advice=COPY_AGAIN,
+            advice=f'{COPY_AGAIN}, or read the part before the cut with --skip-bad',
         ) from None
 
 
@@ -155,12 +187,13 @@ def detect_bag(path: Path) -> str | None:
             with metadata.open('rb') as stream:
                 if INFORMATION.encode() in stream.read(1 << 16):
                     return f'contains {METADATA} of rosbag2'
-        names = sorted(entry.name for entry in path.iterdir())
-        storage = [name for name in names if name.removesuffix('.zstd').endswith(SUFFIXES)]
+        # Hidden files belong to the system: a Mac writes ._NAME beside NAME.
+        names = sorted(e.name for e in path.iterdir() if not e.name.startswith('.'))
+        storage = [name for name in names if _without_zstd(name).endswith(SUFFIXES)]
         return f'contains {storage[0]}' if storage else None
     if not path.is_file():
         return None  # opening a pipe would wait for its writer
-    if path.name.removesuffix('.zstd').endswith(SUFFIXES):
+    if _without_zstd(path.name).endswith(SUFFIXES):
         return f'the name ends in {path.suffix}'
     with path.open('rb') as stream:
         magic = stream.read(8)
@@ -169,8 +202,18 @@ def detect_bag(path: Path) -> str | None:
     return 'begins like a sqlite3 file' if magic == SQLITE_MAGIC[:8] else None
 
 
-def open_bag(path: Path) -> Bag:
+def _without_zstd(name: str) -> str:
+    return name.removesuffix('.zstd').removesuffix('.zst')
+
+
+def open_bag(path: Path, whole: bool = True) -> Bag:
     """Open a recording: a folder with ``metadata.yaml``, or one ``.mcap`` or ``.db3`` file.
+
+    Parameters
+    ----------
+    path : Path
+    whole : bool
+        Refuse a recording that is cut or incomplete. If False, see :attr:`Bag.losses`.
 
     Raises
     ------
@@ -186,46 +229,52 @@ def open_bag(path: Path) -> Bag:
             advice='check the path',
         )
     if not path.is_dir():
-        return _open_file(path, why)
+        return _open_file(path, why, whole)
+    bag = Bag(path, why, [], whole=whole)
+    try:
+        _read_metadata(bag, path / METADATA, _metadata_text(path, why))
+    except DumpError as error:
+        bag.lose(error)
+        bag.stated, bag.custom = {}, {}
+        bag.files = _storage_files(path)
+    return bag
+
+
+def _storage_files(folder: Path) -> list[Path]:
+    """Return the storage files of a folder, ``run_2`` before ``run_10``."""
+    names = [e.name for e in folder.iterdir() if not e.name.startswith('.') and e.is_file()]
+    found = [name for name in names if _without_zstd(name).endswith(SUFFIXES)]
+    return [folder / name for name in sorted(found, key=_natural)]
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    parts = re.split(r'(\d+)', name)
+    return [(int(part), '') if part.isdecimal() else (-1, part) for part in parts if part]
+
+
+def _metadata_text(path: Path, why: str) -> str:
     if not (path / METADATA).is_file():
-        raise DumpError(
+        raise CutError(
             where=f'{path / METADATA}',
             expected=f'the metadata of a recording, because the folder {why}',
             found='no file',
             advice=f'make this file with: ros2 bag reindex {shlex.quote(str(path))}, or give the '
-            'path of the mcap or db3 file instead of the folder',
+            'path of the mcap or db3 file instead of the folder, or read all files of the folder '
+            'in the order of their names with --skip-bad',
         )
-    if (path / METADATA).stat().st_size > MAX_METADATA_BYTES:
-        raise DumpError(
-            where=f'{path / METADATA}',
-            expected=f'at most {MAX_METADATA_BYTES} bytes',
-            found=f'{(path / METADATA).stat().st_size} bytes',
-            advice=_METADATA_AGAIN,
-        )
+    return read_text(path / METADATA, MAX_METADATA_BYTES, 'the metadata of rosbag2')
+
+
+def _open_file(path: Path, why: str, whole: bool) -> Bag:
+    bag = Bag(path, why, [path], whole=whole)
     try:
-        text = (path / METADATA).read_text(encoding='utf-8')
-    except ValueError as error:
-        raise DumpError(
-            where=f'{path / METADATA}',
-            expected='text in UTF-8',
-            found=f'the error: {error}',
-            advice=_METADATA_AGAIN,
-        ) from None
-    bag = Bag(path, why, [])
-    _read_metadata(bag, path / METADATA, text)
-    return bag
-
-
-def _open_file(path: Path, why: str) -> Bag:
-    compression = 'file' if path.suffix == '.zstd' else ''
-    bag = Bag(path, why, [path], compression)
-    with bag._opened(path) as storage:
-        if isinstance(storage, McapFile) and (text := storage.metadata()):
-            _read_metadata(bag, path, text)
+        with bag._opened(path) as storage:
+            if isinstance(storage, McapFile) and (text := storage.metadata()):
+                _read_metadata(bag, path, text)
+    except DumpError as error:
+        bag.lose(error)
     # The metadata describes the whole recording; this file may be one of several.
     bag.files, bag.stated = [path], {}
-    if compression or bag.compression == 'file':
-        bag.compression = compression
     return bag
 
 
@@ -281,7 +330,6 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
             found=f'the compression format {form[:40]!r} with the mode {mode[:40]!r}',
             advice='convert the recording to mcap with: ros2 bag convert',
         )
-    bag.compression = mode if packed else ''
     for entry in information['topics_with_message_count']:
         name, count = entry['topic_metadata']['type'], entry['message_count']
         if type(name) is not str or type(count) is not int:
@@ -305,12 +353,24 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
     for name in names:
         # Use only the file name, like ros2 bag: the files of a recording are in its folder.
         place = bag.path / PurePosixPath(str(name)).name
+        place = _packed_or_unpacked(place)
         if bag.path.is_dir() and not place.is_file():
-            raise DumpError(
+            lost = CutError(
                 where=str(place),
                 expected='this file, because the metadata of the recording contains this file name',
                 found='no file',
                 advice='copy the file from its source, or make the metadata again with: ros2 bag '
                 f'reindex {shlex.quote(str(bag.path))}',
             )
+            bag.lose(lost)
+            continue
         bag.files.append(place)
+
+
+def _packed_or_unpacked(place: Path) -> Path:
+    """Return the file with or without the ending of zstd: a person may have unpacked the file."""
+    if place.is_file():
+        return place
+    name = _without_zstd(place.name)
+    others = [place.with_name(name + ending) for ending in ('', '.zstd', '.zst')]
+    return next((other for other in others if other.is_file()), place)

@@ -9,9 +9,10 @@ from typing import NamedTuple
 import lz4.frame
 from backports import zstd
 
-from safe_training.recordings.errors import COPY_AGAIN, DumpError
+from safe_training.recordings.errors import COPY_AGAIN, CutError, DumpError
 
 MCAP_MAGIC = b'\x89MCAP0\r\n'
+ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 SQLITE_MAGIC = b'SQLite format 3\x00'
 
 #: A metadata file names topics and files; our files also hold about 100 bytes for each episode.
@@ -75,12 +76,28 @@ class Budget:
             if not unpacker.eof or unpacker.unused_data:
                 raise zstd.ZstdError('compressed data with a wrong end')
         except zstd.ZstdError as error:
-            raise DumpError(
+            raise CutError(
                 where=str(self.name),
                 expected='complete zstd data',
                 found=f'the error: {error}',
                 advice=COPY_AGAIN,
             ) from None
+        return out
+
+    def unpack_part(self, compression: str, data: bytes | memoryview) -> bytes:
+        """Return what can be unpacked of a zstd or lz4 frame that is cut; else nothing."""
+        limit = min(self.left, _MAX_CHUNK_BYTES)
+        try:
+            if compression == 'zstd':
+                out = zstd.ZstdDecompressor().decompress(data, limit + 1)
+            elif compression == 'lz4':
+                unpacker = lz4.frame.LZ4FrameDecompressor()
+                out = unpacker.decompress(data, max_length=limit + 1)
+            else:
+                return b''
+        except (zstd.ZstdError, RuntimeError, EOFError):
+            return b''
+        self.spend(len(out))
         return out
 
     def unpack_lz4(self, data: bytes | memoryview) -> bytes:
@@ -93,7 +110,7 @@ class Budget:
             if not unpacker.eof or unpacker.unused_data:
                 raise RuntimeError('compressed data with a wrong end')
         except (RuntimeError, EOFError) as error:
-            raise DumpError(
+            raise CutError(
                 where=str(self.name),
                 expected='complete lz4 data',
                 found=f'the error: {error}',

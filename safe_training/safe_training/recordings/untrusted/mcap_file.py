@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from safe_training.recordings.errors import COPY_AGAIN, DumpError
+from safe_training.recordings.errors import COPY_AGAIN, CutError
 from safe_training.recordings.untrusted.bag_budget import (
     MAX_METADATA_BYTES,
     MCAP_MAGIC,
@@ -19,14 +19,25 @@ from safe_training.recordings.untrusted.bag_budget import (
 
 _RECOVER = (
     f'{COPY_AGAIN}, or write the readable part of the file to a new file with: '
-    'mcap recover FILE -o NEW.mcap'
+    'mcap recover FILE -o NEW.mcap, or read this part with --skip-bad'
 )
+#: In place of the opcode of a chunk that is cut.
+_CUT_CHUNK = -1
 
 
 class McapFile:
-    """One mcap file, mapped and read from its first to its last record, without its index."""
+    """One mcap file, mapped and read from its first to its last record, without its index.
 
-    def __init__(self, file: Path, name: Path) -> None:
+    Parameters
+    ----------
+    file, name : Path
+        The file, and its name in messages.
+    whole : bool
+        Refuse a file without an end at once. If False, :meth:`messages` yields what comes before
+        the cut and then raises CutError.
+    """
+
+    def __init__(self, file: Path, name: Path, whole: bool = True) -> None:
         self.name = name
         with file.open('rb') as stream:
             self._data = memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
@@ -34,15 +45,19 @@ class McapFile:
         self._schemas: dict[int, tuple[str, str, str]] = {0: ('', '', '')}
         self._channels: dict[int, Topic] = {}
         end = len(self._data) - len(MCAP_MAGIC)
-        if end < 8 + 9 + 9 + 20 or bytes(self._data[end:]) != MCAP_MAGIC:
-            raise self._cut(
+        complete = end >= 8 + 9 + 9 + 20 and bytes(self._data[end:]) == MCAP_MAGIC
+        self._body = self._data[8 : end if complete else len(self._data)]
+        self._incomplete: CutError | None = None
+        if not complete:
+            self._incomplete = self._cut(
                 'the end of an mcap file',
                 'no end, because the file is incomplete or was never closed',
-                _RECOVER,
             )
+            if whole:
+                raise self._incomplete
 
-    def _cut(self, expected: str, found: str, advice: str = COPY_AGAIN) -> DumpError:
-        return DumpError(where=str(self.name), expected=expected, found=found, advice=advice)
+    def _cut(self, expected: str, found: str, advice: str = _RECOVER) -> CutError:
+        return CutError(where=str(self.name), expected=expected, found=found, advice=advice)
 
     def topics(self) -> list[Topic]:
         """Return the topics found so far."""
@@ -50,7 +65,7 @@ class McapFile:
 
     def metadata(self) -> str:
         """Return the YAML that rosbag2 stores in the file; empty if there is none."""
-        for code, record in self._records(self._data[8 : len(self._data) - 8]):
+        for code, record in self._records(self._body):
             if code == 0x0C:
                 name, at = self._text(record, 0)
                 if name != 'rosbag2':
@@ -63,13 +78,30 @@ class McapFile:
         return ''
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
-        """Yield the messages of some types; raises DumpError if the file is cut or damaged."""
+        """Yield the messages of some types.
+
+        Raises
+        ------
+        CutError
+            The file is cut or damaged; raised after the messages before the cut.
+        DumpError
+            The file unpacks to too many bytes.
+        """
+        try:
+            yield from self._messages(types)
+        except CutError as error:
+            raise (self._incomplete or error) from None
+
+    def _messages(self, types: Collection[str]) -> Iterator[Message]:
         seen, stated, last = 0, None, 0
-        for code, record in self._records(self._data[8 : len(self._data) - 8]):
+        for code, record in self._records(self._body):
             last = code
             if code == 0x06:
                 for inner, part in self._records(self._chunk(record)):
                     seen += inner == 0x05
+                    yield from self._take(inner, part, types)
+            elif code == _CUT_CHUNK:
+                for inner, part in self._records(self._part_of_chunk(record)):
                     yield from self._take(inner, part, types)
             elif code == 0x0B:
                 stated, _ = self._number(record, 0, 8)
@@ -77,10 +109,11 @@ class McapFile:
                 seen += code == 0x05
                 yield from self._take(code, record, types)
         if last != 0x02:
-            raise self._cut('a footer at the end', 'no footer', _RECOVER)
+            raise self._cut('a footer at the end', 'no footer')
         if stated is not None and stated != seen:
             raise self._cut(
-                f'{stated} messages, the number in the statistics of the file', f'{seen} messages'
+                f'{stated} messages (this number is in the statistics of the file)',
+                f'{seen} messages',
             )
 
     def _take(self, code: int, record: memoryview, types: Collection[str]) -> Iterator[Message]:
@@ -117,6 +150,14 @@ class McapFile:
         if self._channels.setdefault(number, found) != found:
             raise self._cut(f'one description of channel {number}', 'two different descriptions')
 
+    def _part_of_chunk(self, record: memoryview) -> memoryview:
+        """Return what can be unpacked of the last chunk of a file that is cut."""
+        compression, at = self._text(record, 28)
+        _, at = self._number(record, at, 8)
+        if compression == '':
+            return record[at:]
+        return memoryview(self.budget.unpack_part(compression, record[at:]))
+
     def _chunk(self, record: memoryview) -> memoryview:
         size, _ = self._number(record, 16, 8)
         crc, _ = self._number(record, 24, 4)
@@ -151,6 +192,8 @@ class McapFile:
             # Opcode 0 is not a record: zeros at the end of an incomplete file must not count as
             # records.
             if len(head) != 9 or at + length > len(data) or head[0] == 0:
+                if head[:1] == b'\x06' and self._incomplete is not None and at < len(data):
+                    yield _CUT_CHUNK, data[at:]
                 raise self._cut(
                     f'a record of {length} bytes', f'only {max(0, len(data) - at)} bytes'
                 )

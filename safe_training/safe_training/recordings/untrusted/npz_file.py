@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from safe_training.recordings.errors import COPY_AGAIN, DumpError
+from safe_training.recordings.untrusted.foreign_file import ForeignKind, foreign_kind_of
+from vla_feature_bridge.tensors import BFLOAT16
 
 _MAX_ARRAY_BYTES = 16 << 30
 _NO_OBJECTS = (
@@ -86,9 +88,10 @@ def read_array(path: Path, name: str) -> np.ndarray:
 def _refusal(path: Path, expected: str, error: Exception) -> DumpError:
     if isinstance(error, _ArrayError):
         return DumpError(where=str(path), expected=expected, found=str(error), advice=error.advice)
-    return DumpError(
-        where=str(path), expected=expected, found=f'the error: {error}', advice=COPY_AGAIN
-    )
+    kind = foreign_kind_of(path)
+    if kind is None or isinstance(error, KeyError) or kind.found == 'a zip archive':
+        kind = ForeignKind(f'the error: {error}', COPY_AGAIN)
+    return DumpError(where=str(path), expected=expected, found=kind.found, advice=kind.advice)
 
 
 def _read_header(
@@ -105,6 +108,9 @@ def _read_header(
             raise _ArrayError(f'the array {name} in version {version} of the .npy format')
         shape, fortran, dtype = read(member)
         start = member.tell()
+    if dtype.str[1:] == 'V2' and dtype.names is None:
+        # NumPy does not know bfloat16 and writes its name as two bytes of any kind.
+        dtype = BFLOAT16
     if dtype.hasobject:
         raise _ArrayError(f'the array {name} of Python objects', _NO_OBJECTS)
     return shape, dtype, fortran, start

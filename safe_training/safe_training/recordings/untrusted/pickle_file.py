@@ -28,17 +28,33 @@ from safe_training.recordings.untrusted.budget import (
     Refused,
     name_entry,
 )
+from safe_training.recordings.untrusted.foreign_file import (
+    HEAD_BYTES,
+    begins_with,
+    foreign_kind,
+)
 from safe_training.recordings.untrusted.pickle_machine import PickleMachine, check_tree
 from safe_training.recordings.untrusted.pickle_numpy import (
+    ARRAY_CLASSES,
+    build_bytes,
     build_dtype,
+    build_encoded,
     build_from_buffer,
     build_reconstruct,
     build_scalar,
 )
 from safe_training.recordings.untrusted.pickle_torch import (
     STORAGE_NAMES,
+    TORCH_DTYPES,
+    TORCH_LEGACY_MAGIC,
+    build_from_device,
+    build_from_type,
+    build_parameter,
+    build_size,
     build_storage,
     build_tensor,
+    build_tensor_v3,
+    read_torch_legacy,
     read_torch_zip,
 )
 
@@ -101,24 +117,37 @@ def load_bytes(data: bytes, name: str) -> Any:
         if bytes(view[:4]) == b'PK\x03\x04':
             tree = read_torch_zip(view, _ARCHIVE_NAMES, budget)
         elif view[0] != 0x80:
-            raise Refused(
-                'a pickle or a torch.save archive',
-                f'a file that begins with {bytes(view[:8])!r}',
+            head = bytes(view[:HEAD_BYTES])
+            found, advice = foreign_kind(head, len(view), bytes(view[-1:])) or (
+                begins_with(head),
                 f'the file was perhaps renamed: {COPY_AGAIN}',
             )
+            raise Refused('a pickle or a torch.save archive', found, advice)
         else:
-            machine = PickleMachine(view, _NAMES, budget)
-            tree = machine.run()
-            if machine.position != len(view):
-                raise Refused(
-                    f'the end of the file at byte {machine.position}',
-                    f'{len(view) - machine.position} more bytes',
-                    COPY_AGAIN,
-                )
+            tree = _read_program(view, budget)
         check_tree(tree, budget)
     except Refused as error:
         raise DumpError(f'{name}: {error}') from None
     return tree
+
+
+def _read_program(view: memoryview, budget: Budget) -> Any:
+    machine = PickleMachine(view, _NAMES, budget)
+    tree = machine.run()
+    left = len(view) - machine.position
+    if not left:
+        return tree
+    if type(tree) is int and tree == TORCH_LEGACY_MAGIC:
+        return read_torch_legacy(view, budget, _ARCHIVE_NAMES)
+    if view[machine.position] == 0x80:
+        raise Refused(
+            f'one pickle that ends at byte {machine.position}',
+            'a second pickle behind the first pickle',
+            'write each value to its own file',
+        )
+    raise Refused(
+        f'the end of the file at byte {machine.position}', f'{left} more bytes', COPY_AGAIN
+    )
 
 
 def _build_ordered_dict(arguments: Any, budget: Budget) -> dict[Any, Any]:
@@ -129,7 +158,7 @@ def _build_ordered_dict(arguments: Any, budget: Budget) -> dict[Any, Any]:
 
 _NAMES: dict[tuple[str, str], Global] = dict(
     [
-        name_entry('numpy', 'ndarray', None),
+        *(name_entry(module, name, None) for module, name in ARRAY_CLASSES),
         name_entry('numpy', 'dtype', build_dtype),
         name_entry('numpy.core.multiarray', '_reconstruct', build_reconstruct),
         name_entry('numpy._core.multiarray', '_reconstruct', build_reconstruct),
@@ -138,11 +167,28 @@ _NAMES: dict[tuple[str, str], Global] = dict(
         name_entry('numpy.core.numeric', '_frombuffer', build_from_buffer),
         name_entry('numpy._core.numeric', '_frombuffer', build_from_buffer),
         name_entry('ml_dtypes', 'bfloat16', None),
+        name_entry('_codecs', 'encode', build_encoded),
+        *(
+            name_entry(module, name, build_bytes)
+            for module in ('__builtin__', 'builtins')
+            for name in ('bytes', 'bytearray')
+        ),
+        name_entry('torch._utils', '_rebuild_tensor', build_tensor),
         name_entry('torch._utils', '_rebuild_tensor_v2', build_tensor),
+        name_entry('torch._utils', '_rebuild_tensor_v3', build_tensor_v3),
+        name_entry('torch._utils', '_rebuild_parameter', build_parameter),
+        name_entry('torch._utils', '_rebuild_parameter_with_state', build_parameter),
+        name_entry('torch._utils', '_rebuild_device_tensor_from_numpy', build_from_device),
+        name_entry('torch._utils', '_rebuild_device_tensor_from_cpu_tensor', build_from_device),
+        name_entry('torch._tensor', '_rebuild_from_type_v2', build_from_type),
+        name_entry('torch', 'Tensor', None),
+        name_entry('torch.nn.parameter', 'Parameter', None),
+        name_entry('torch', 'Size', build_size),
+        *(name_entry('torch', name.split('.')[1], None) for name in TORCH_DTYPES),
         name_entry('torch.storage', '_load_from_bytes', build_storage),
         name_entry('collections', 'OrderedDict', _build_ordered_dict),
     ]
 )
 _ARCHIVE_NAMES = {
-    key: found for key, found in (_NAMES | STORAGE_NAMES).items() if key[0] != 'torch.storage'
-}
+    key: found for key, found in _NAMES.items() if key != ('torch.storage', '_load_from_bytes')
+} | STORAGE_NAMES

@@ -177,6 +177,17 @@ class PickleMachine:
     def _long(self) -> None:
         self._stack.append(self._integer(self._integer(1), signed=True))
 
+    def _long_text(self) -> None:
+        # Python 2 writes integers of more than 32 bits as text.
+        text = self._line()
+        if not text.lstrip('-').isdecimal():
+            raise Refused('an integer as text', shown(text))
+        self._stack.append(int(text))
+
+    def _byte_text(self, width: int) -> None:
+        # Text or bytes of Python 2. An array takes the bytes back from Latin-1 without loss.
+        self._stack.append(str(self._take(self._integer(width)), 'latin-1'))
+
     def _float(self) -> None:
         self._stack.append(struct.unpack('>d', self._take(8))[0])
 
@@ -286,6 +297,9 @@ _OPERATIONS: dict[int, Callable[[PickleMachine], None]] = {
     ord('K'): lambda m: m._stack.append(m._integer(1)),
     ord('M'): lambda m: m._stack.append(m._integer(2)),
     0x8A: PickleMachine._long,
+    ord('I'): PickleMachine._long_text,
+    ord('U'): lambda m: m._byte_text(1),
+    ord('T'): lambda m: m._byte_text(4),
     ord('G'): PickleMachine._float,
     0x8C: lambda m: m._text(1),
     ord('X'): lambda m: m._text(4),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import ml_dtypes
@@ -20,7 +21,25 @@ from safe_training.recordings.untrusted.budget import (
     shown,
 )
 
-_NUMPY_DTYPES = ('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8')
+_NUMPY_DTYPES = (
+    *('b1', 'i1', 'i2', 'i4', 'i8', 'u1', 'u2', 'u4', 'u8', 'f2', 'f4', 'f8'),
+    *('c8', 'c16'),
+)
+_TEXT_DTYPE = re.compile(r'[US]\d{1,7}')
+_OTHER_DTYPE = (
+    'nothing was executed; save the array again with one of these dtypes, for example with '
+    'array.astype("float32")'
+)
+#: Array classes that NumPy pickles as it pickles an array: their values are the values of an array.
+ARRAY_CLASSES = (
+    ('numpy', 'ndarray'),
+    ('numpy', 'memmap'),
+    ('numpy.core.memmap', 'memmap'),
+    ('numpy._core.memmap', 'memmap'),
+    ('numpy', 'matrix'),
+    ('numpy.matrixlib.defmatrix', 'matrix'),
+)
+_ARRAY_CLASS_NAMES = frozenset('.'.join(name) for name in ARRAY_CLASSES)
 
 
 def build_dtype(arguments: Any, budget: Budget) -> Pending:
@@ -28,12 +47,14 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
     code = arguments[0] if arguments else None
     if type(code) is Global and code.name == 'ml_dtypes.bfloat16':
         dtype = np.dtype(ml_dtypes.bfloat16)
-    elif type(code) is str and code in _NUMPY_DTYPES:
+    elif type(code) is str and (code in _NUMPY_DTYPES or _TEXT_DTYPE.fullmatch(code)):
         dtype = np.dtype(code)
     else:
         found = shown(code) if type(code) is str else kind_of(code)
         raise Refused(
-            f'an array with one of the dtypes {", ".join(_NUMPY_DTYPES)}, bfloat16', found
+            f'an array with one of the dtypes {", ".join(_NUMPY_DTYPES)}, bfloat16, or text',
+            found,
+            _OTHER_DTYPE,
         )
 
     def finish(state: Any, budget: Budget) -> np.dtype[Any]:
@@ -52,7 +73,7 @@ def build_dtype(arguments: Any, budget: Budget) -> Pending:
 def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
     """Return an array that waits for its shape, dtype and bytes."""
     kind = arguments[0] if arguments else None
-    if type(kind) is not Global or kind.name != 'numpy.ndarray':
+    if type(kind) is not Global or kind.name not in _ARRAY_CLASS_NAMES:
         raise Refused('a numpy.ndarray', 'a different array class')
 
     def finish(state: Any, budget: Budget) -> np.ndarray[Any, Any]:
@@ -68,12 +89,21 @@ def build_reconstruct(arguments: Any, budget: Budget) -> Pending:
 
 def build_from_buffer(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
     """Return an array from its bytes, dtype, shape and order (pickle protocol 5)."""
-    if len(arguments) != 4 or type(arguments[3]) is not str or arguments[3] not in ('C', 'F'):
-        raise Refused(
-            'the arguments of an array: bytes, dtype, shape and order', 'different arguments'
-        )
-    data, dtype, shape, order = arguments
-    return _array(data, dtype, shape, order, budget)
+    order, axes = (*arguments[3:], None, None)[:2]
+    if len(arguments) not in (4, 5) or (order, axes) not in (('C', None), ('F', None)):
+        if len(arguments) != 5 or order != 'K':
+            raise Refused(
+                'the arguments of an array: bytes, dtype, shape and order', 'different arguments'
+            )
+        order = 'C'
+    data, dtype, shape = arguments[:3]
+    array = _array(data, dtype, shape, order, budget)
+    if axes is None:
+        return array
+    # NumPy 2.3 and later: the order of the axes in memory.
+    if sorted(lengths(axes, 'the order of axes')) != list(range(array.ndim)):
+        raise Refused(f'an order of {array.ndim} axes', shown(str(axes)))
+    return array.transpose(axes)
 
 
 def build_scalar(arguments: Any, budget: Budget) -> Any:
@@ -83,12 +113,42 @@ def build_scalar(arguments: Any, budget: Budget) -> Any:
             'the arguments of a numpy scalar: dtype and bytes', f'{len(arguments)} arguments'
         )
     dtype, data = arguments
-    return _array(data, dtype, (), 'C', budget)[()]
+    value = _array(data, dtype, (), 'C', budget)[()]
+    return str(value) if dtype.kind == 'U' else value
+
+
+def build_encoded(arguments: Any, budget: Budget) -> memoryview:
+    """Return bytes that protocol 2 holds as text in Latin-1 (``_codecs.encode``)."""
+    if len(arguments) != 2 or arguments[1] not in ('latin1', 'latin-1'):
+        raise Refused('bytes as text in Latin-1', 'different arguments')
+    return _encoded(arguments[0], budget)
+
+
+def build_bytes(arguments: Any, budget: Budget) -> memoryview:
+    """Return bytes from ``bytes()`` or ``bytearray(...)``."""
+    if not arguments:
+        return memoryview(b'')
+    if len(arguments) == 1 and type(arguments[0]) is memoryview:
+        found: memoryview = arguments[0]
+        return found
+    return build_encoded(arguments, budget)
+
+
+def _encoded(text: Any, budget: Budget) -> memoryview:
+    if type(text) is not str:
+        raise Refused('bytes as text in Latin-1', kind_of(text))
+    budget.spend_copy(len(text))
+    try:
+        return memoryview(text.encode('latin-1'))
+    except UnicodeEncodeError:
+        raise Refused('bytes as text in Latin-1', 'other characters') from None
 
 
 def _array(data: Any, dtype: Any, shape: Any, order: str, budget: Budget) -> np.ndarray[Any, Any]:
     if not isinstance(dtype, np.dtype):
         raise Refused('a complete dtype', kind_of(dtype))
+    if type(data) is str:  # bytes of Python 2
+        data = _encoded(data, budget)
     if type(data) is not memoryview:
         raise Refused('the bytes of an array', kind_of(data))
     count = math.prod(lengths(shape, 'a shape'))
@@ -117,5 +177,14 @@ def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[A
         if dtype.byteorder == '>':
             budget.spend_copy(len(data))
             values = values.astype(dtype.newbyteorder('='))
+        if dtype.kind == 'U':
+            _check_text(values)
     values.flags.writeable = False
     return values
+
+
+def _check_text(values: np.ndarray[Any, Any]) -> None:
+    """Refuse characters that are no characters: NumPy would fail later, without the file name."""
+    codes = np.ascontiguousarray(values).view(np.uint32)
+    if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
+        raise Refused('text of Unicode characters', 'numbers that are no characters', COPY_AGAIN)

@@ -30,6 +30,10 @@ TORCH_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 TORCH_LEGACY_PROTOCOL = 1001
 
 _TORCH_STORAGES: dict[str, np.dtype[Any]] = {
+    'UntypedStorage': np.dtype('u1'),
+    '_UntypedStorage': np.dtype('u1'),
+    'ComplexFloatStorage': np.dtype('<c8'),
+    'ComplexDoubleStorage': np.dtype('<c16'),
     'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
     'HalfStorage': np.dtype('<f2'),
     'FloatStorage': np.dtype('<f4'),
@@ -42,6 +46,25 @@ _TORCH_STORAGES: dict[str, np.dtype[Any]] = {
     'LongStorage': np.dtype('<i8'),
 }
 
+TORCH_DTYPES: dict[str, np.dtype[Any]] = {
+    'torch.bfloat16': np.dtype(ml_dtypes.bfloat16),
+    'torch.float16': np.dtype('<f2'),
+    'torch.float32': np.dtype('<f4'),
+    'torch.float64': np.dtype('<f8'),
+    'torch.complex64': np.dtype('<c8'),
+    'torch.complex128': np.dtype('<c16'),
+    'torch.bool': np.dtype('?'),
+    **{
+        f'torch.{sign}int{8 * size}': np.dtype(f'<{sign or "i"}{size}')
+        for sign in ('', 'u')
+        for size in (1, 2, 4, 8)
+    },
+}
+SAVE_PLAIN = (
+    'nothing was executed; save the tensor as a plain tensor, for example with '
+    'tensor.detach().cpu().float()'
+)
+
 
 def build_storage(arguments: Any, budget: Budget) -> Storage:
     """Return a storage that a pickle holds as the bytes of a file of ``torch.save``."""
@@ -52,7 +75,7 @@ def build_storage(arguments: Any, budget: Budget) -> Storage:
         # Inside the archive only storage classes are known. Therefore archives cannot be nested.
         found = read_torch_zip(data, STORAGE_NAMES, budget)
     else:
-        found = _read_torch_legacy(data, budget)
+        found = read_torch_legacy(data, budget, STORAGE_NAMES)
     if type(found) is not Storage:
         raise Refused('a torch storage', kind_of(found))
     return found
@@ -60,14 +83,97 @@ def build_storage(arguments: Any, budget: Budget) -> Storage:
 
 def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
     """Return a tensor as an array: a view of its storage."""
-    if len(arguments) not in (6, 7) or type(arguments[0]) is not Storage:
-        raise Refused(
-            'the arguments of a torch tensor: storage, offset, size and stride',
-            'different arguments',
-        )
-    storage, offset = arguments[0], arguments[1]
-    size = lengths(arguments[2], 'the size of a tensor')
-    stride = lengths(arguments[3], 'the stride of a tensor')
+    if len(arguments) not in (4, 6, 7) or type(arguments[0]) is not Storage:
+        raise _not_a_tensor()
+    return _with_metadata(_viewed(arguments[0], arguments[1:4], budget), arguments[6:], budget)
+
+
+def build_tensor_v3(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    """Return a tensor whose storage has no dtype of its own, such as uint16."""
+    if len(arguments) not in (7, 8) or type(arguments[0]) is not Storage:
+        raise _not_a_tensor()
+    storage = Storage(_dtype_of(arguments[6]), arguments[0].data)
+    if len(storage.data) % storage.dtype.itemsize:
+        raise Refused(f'a storage of {storage.dtype}', f'{len(storage.data)} bytes')
+    return _with_metadata(_viewed(storage, arguments[1:4], budget), arguments[7:], budget)
+
+
+def build_parameter(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    """Return a ``torch.nn.Parameter`` as its array."""
+    if not 3 <= len(arguments) <= 4 or not isinstance(arguments[0], np.ndarray):
+        raise Refused('the arguments of a torch parameter', 'different arguments')
+    found: np.ndarray[Any, Any] = arguments[0]
+    return found
+
+
+def build_from_type(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    """Return a tensor that has Python attributes; the attributes are left out."""
+    if len(arguments) != 4 or type(arguments[0]) is not Global or type(arguments[1]) is not Global:
+        raise Refused('the arguments of a torch tensor with attributes', 'different arguments')
+    builder, kind, inner, _ = arguments
+    if builder.build not in (build_tensor, build_tensor_v3, build_parameter):
+        raise Refused('a builder of a torch tensor', kind_of(builder))
+    if (
+        kind.name not in ('torch.Tensor', 'torch.nn.parameter.Parameter')
+        or type(inner) is not tuple
+    ):
+        raise Refused('a plain torch tensor', kind_of(kind), SAVE_PLAIN)
+    array: np.ndarray[Any, Any] = builder.build(inner, budget)
+    return array
+
+
+def build_from_device(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    """Return a tensor of a device such as XLA, which torch pickles as a NumPy array."""
+    if len(arguments) != 4 or not isinstance(arguments[0], np.ndarray):
+        raise Refused('the arguments of a torch tensor of a device', 'different arguments')
+    array, dtype = arguments[0], _dtype_of(arguments[1])
+    budget.spend_copy(array.size * dtype.itemsize)
+    converted = array.astype(dtype)
+    converted.flags.writeable = False
+    return converted
+
+
+def build_size(arguments: Any, budget: Budget) -> tuple[int, ...]:
+    """Return a ``torch.Size`` as a tuple."""
+    if len(arguments) != 1:
+        raise Refused('the lengths of a torch.Size', 'different arguments')
+    return lengths(arguments[0], 'a torch.Size')
+
+
+def _not_a_tensor() -> Refused:
+    return Refused(
+        'the arguments of a torch tensor: storage, offset, size and stride', 'different arguments'
+    )
+
+
+def _dtype_of(value: Any) -> np.dtype[Any]:
+    dtype = TORCH_DTYPES.get(value.name) if type(value) is Global else None
+    if dtype is None:
+        raise Refused(f'one of the dtypes {", ".join(TORCH_DTYPES)}', kind_of(value), SAVE_PLAIN)
+    return dtype
+
+
+def _with_metadata(
+    array: np.ndarray[Any, Any], metadata: Any, budget: Budget
+) -> np.ndarray[Any, Any]:
+    """Return the values of a tensor: torch stores some tensors without their sign."""
+    marks = metadata[0] if metadata else None
+    if not marks:
+        return array
+    if type(marks) is not dict or not set(marks) <= {'conj', 'neg'}:
+        raise Refused('a tensor without other metadata than conj and neg', kind_of(marks))
+    for mark, change in (('conj', np.conjugate), ('neg', np.negative)):
+        if marks.get(mark) is True:
+            budget.spend_copy(array.nbytes)
+            array = change(array)
+            array.flags.writeable = False
+    return array
+
+
+def _viewed(storage: Storage, place: Any, budget: Budget) -> np.ndarray[Any, Any]:
+    offset, shape, strides = place
+    size = lengths(shape, 'the size of a tensor')
+    stride = lengths(strides, 'the stride of a tensor')
     if type(offset) is not int or offset < 0 or len(size) != len(stride):
         raise Refused(
             'a tensor with an offset from 0 and one stride for each axis',
@@ -95,7 +201,9 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
         raise Refused('a tensor that numpy supports', f'the error: {error}') from None
 
 
-def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
+def read_torch_legacy(
+    data: memoryview, budget: Budget, names: Mapping[tuple[str, str], Global]
+) -> Any:
     """Read the legacy format of ``torch.save``, which pickled storages still use.
 
     The format is five small pickles (magic number, version, machine, description of the storage,
@@ -111,13 +219,19 @@ def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
 
     position = 0
     parts: list[Any] = []
+    starts: list[int] = []
+    # The elements come after the values. Therefore the values are read twice: the first time
+    # without tensors, to find the elements.
+    without = {
+        key: found if found.build is None or not key[0].startswith('torch') else _no_tensor(found)
+        for key, found in names.items()
+    }
     for index in range(5):
-        machine = PickleMachine(
-            data, STORAGE_NAMES, budget, position, persistent if index == 3 else None
-        )
+        machine = PickleMachine(data, without, budget, position, persistent if index == 3 else None)
+        starts.append(position)
         parts.append(machine.run())
         position = machine.position
-    magic, version, sysinfo, found, keys = parts
+    magic, version, sysinfo, _, keys = parts
     if magic != TORCH_LEGACY_MAGIC or version != TORCH_LEGACY_PROTOCOL:
         raise Refused('a torch storage', 'a different magic number or version')
     if type(sysinfo) is not dict or sysinfo.get('little_endian') is not True:
@@ -148,7 +262,11 @@ def _read_torch_legacy(data: memoryview, budget: Budget) -> Any:
         position = stop
     if position != len(data):
         raise Refused('the end of a torch storage', f'{len(data) - position} more bytes')
-    return found
+    return PickleMachine(data, names, budget, starts[3], persistent).run()
+
+
+def _no_tensor(found: Global) -> Global:
+    return Global(found.name, lambda arguments, budget: None)
 
 
 def _storage_identity(identity: Any) -> tuple[str, np.dtype[Any], int]:
@@ -204,6 +322,7 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
         raise Refused(
             'a zip archive of torch.save', f'the error: {shown(str(error))}', COPY_AGAIN
         ) from None
+    _check_kind([entry.filename for entry in entries])
     members = {}
     for entry in entries:
         header = data[entry.header_offset : entry.header_offset + 30]
@@ -228,6 +347,30 @@ def _zip_members(data: memoryview) -> dict[str, memoryview]:
     return members
 
 
+def _check_kind(names: list[str]) -> None:
+    """Refuse zip archives that torch.save did not write, by their name."""
+    if any(name.endswith('/constants.pkl') for name in names):
+        raise Refused(
+            'a torch archive of values',
+            'a TorchScript program',
+            'nothing was executed; save values with torch.save, not a program with torch.jit.save',
+        )
+    if names and all(name.endswith('.npy') for name in names):
+        raise Refused(
+            'a pickle or a torch.save archive',
+            'a NumPy archive (.npz)',
+            'give the file the ending .npz and give its path',
+        )
+    if names and not any(name.endswith('data.pkl') for name in names):
+        raise Refused(
+            'a pickle or a torch.save archive',
+            f'a zip archive that contains {shown(names[0])}',
+            'unpack the file first with: unzip FILE',
+        )
+
+
 STORAGE_NAMES: dict[tuple[str, str], Global] = {
-    ('torch', name): Global(name, None) for name in _TORCH_STORAGES
+    (module, name): Global(name, None)
+    for module in ('torch', 'torch.cuda', 'torch.storage')
+    for name in _TORCH_STORAGES
 }

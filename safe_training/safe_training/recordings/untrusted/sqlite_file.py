@@ -11,14 +11,26 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from safe_training.recordings.errors import COPY_AGAIN, DumpError
+from safe_training.recordings.errors import COPY_AGAIN, CutError, DumpError
 from safe_training.recordings.untrusted.bag_budget import Budget, Message, Topic
+
+#: A journal with other first bytes was finished and is empty.
+_JOURNAL_MAGIC = bytes.fromhex('d9d505f920a163d7')
 
 
 class SqliteFile:
-    """One sqlite3 file with the tables of any version of rosbag2, opened read-only."""
+    """One sqlite3 file with the tables of any version of rosbag2, opened read-only.
 
-    def __init__(self, file: Path, name: Path) -> None:
+    Parameters
+    ----------
+    file, name : Path
+        The file, and its name in messages.
+    whole : bool
+        Refuse an incomplete file at once. If False, :meth:`messages` yields what can be read and
+        then raises CutError.
+    """
+
+    def __init__(self, file: Path, name: Path, whole: bool = True) -> None:
         self.name = name
         self._file = file
         size = file.stat().st_size
@@ -26,7 +38,7 @@ class SqliteFile:
         with file.open('rb') as stream:
             header = stream.read(100)
         if len(header) < 100:
-            raise DumpError(
+            raise CutError(
                 where=str(name),
                 expected='a complete sqlite3 database',
                 found=f'an incomplete file of {size} bytes',
@@ -34,13 +46,33 @@ class SqliteFile:
             )
         (page,), (pages,) = struct.unpack('>H', header[16:18]), struct.unpack('>I', header[28:32])
         expected = (65536 if page == 1 else page) * pages
+        self._cut = None
         if size < expected:
-            raise DumpError(
+            self._cut = CutError(
                 where=str(name),
                 expected=f'{expected} bytes, the size in the header of the file',
                 found=f'{size} bytes',
-                advice=COPY_AGAIN,
+                advice=f'{COPY_AGAIN}, or read the part before the cut with --skip-bad',
             )
+            if whole:
+                raise self._cut
+        self._refuse_logs(file, name)
+
+    def _refuse_logs(self, file: Path, name: Path) -> None:
+        """Refuse a recording of a killed recorder until sqlite3 has brought it up to date."""
+        journal = file.with_name(f'{file.name}-journal')
+        if journal.is_file():
+            with journal.open('rb') as stream:
+                started = stream.read(8) == _JOURNAL_MAGIC
+            if started:
+                raise DumpError(
+                    where=str(journal),
+                    expected='no journal beside a complete recording',
+                    found=f'a journal of {journal.stat().st_size} bytes, because the recorder was '
+                    'killed while it wrote',
+                    advice='take the incomplete write back with: '
+                    f'sqlite3 {shlex.quote(str(name))} "SELECT count(*) FROM messages"',
+                )
         log = file.with_name(f'{file.name}-wal')
         if log.is_file() and log.stat().st_size:
             raise DumpError(
@@ -60,11 +92,13 @@ class SqliteFile:
                 self._check_tables(connection)
                 yield connection
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:
-            raise DumpError(
+            if self._cut is not None:
+                raise self._cut from None
+            raise CutError(
                 where=str(self.name),
                 expected='the tables of rosbag2',
                 found=f'the error: {str(error)[:160]}',
-                advice=COPY_AGAIN,
+                advice=f'{COPY_AGAIN}, or read the part before the damage with --skip-bad',
             ) from None
 
     def _check_tables(self, connection: sqlite3.Connection) -> None:
@@ -132,3 +166,5 @@ class SqliteFile:
                     )
                 self.budget.spend(len(data))
                 yield Message(topics[number], time, data)
+        if self._cut is not None:
+            raise self._cut

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,9 +11,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 from safe_training.metrics.scored import ScoredRollout
-from safe_training.reporting.video.frames import VideoError, find_video, frame_steps, video_facts
+from safe_training.reporting.video.frames import VideoError, find_videos, frame_steps, video_facts
 from vla_feature_bridge.rollout import Rollout
 
+_log = logging.getLogger(__name__)
 _MEDIA_TYPES = {'.mp4': 'video/mp4', '.webm': 'video/webm'}
 
 
@@ -45,6 +47,7 @@ def page_videos(
 ) -> dict[str, PageVideo]:
     """Return the rollouts' videos by episode id; rollouts without one are left out.
 
+    A video that matches two rollouts is left out and logged as a warning.
     Videos are embedded in order until ``embed_bytes`` is reached.
 
     Parameters
@@ -56,8 +59,11 @@ def page_videos(
     """
     videos = {}
     left = embed_bytes
+    files, unclear = find_videos([entry.required_rollout for entry in scored], folder)
+    for error in unclear.values():
+        _log.warning('video left out: %s', error)
     for entry in scored:
-        found = find_video(entry.required_rollout, folder)
+        found = files.get(entry.episode_id)
         if found is None:
             continue
         size = found.stat().st_size

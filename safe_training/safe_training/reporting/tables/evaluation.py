@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the tables of an evaluation: the main one, and the details of one part.
+"""Makes the tables of an evaluation: the main table, and a table with the details of one part.
 
-The details contain every evaluation time, every rate and every task.
+The table with the details contains every evaluation time, every rate and every task.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -92,23 +92,60 @@ def frame_steps(
     return FrameSteps(frame * length // frames, 'stretched')
 
 
-def find_video(rollout: Rollout, folder: Path) -> Path | None:
-    """Return the video of a rollout in a folder or its subfolders; None if there is no video.
+def find_videos(
+    rollouts: Sequence[Rollout], folder: Path
+) -> tuple[dict[str, Path], dict[str, VideoError]]:
+    """Return the video of each rollout in a folder or its subfolders.
 
     Paths are tried in this order: the path stored in the recording; its file name; the episode id;
     the episode id with ``_`` instead of ``/``. The endings .mp4 and .webm are tried for ids. A path
     outside the folder is not used.
+
+    A video belongs to one rollout. If several rollouts lead to it, the rollout whose path is
+    earlier in this order has it.
+
+    Returns
+    -------
+    videos : dict of str to Path
+        By episode id; rollouts without a video are left out.
+    unclear : dict of str to VideoError
+        By episode id; each of these rollouts leads to the same video as another rollout.
     """
-    names = [rollout.video, Path(rollout.video).name] if rollout.video else []
-    for stem in (rollout.episode_id, rollout.episode_id.replace('/', '_')):
-        names += [stem + suffix for suffix in SUFFIXES]
     root = folder.resolve()
-    for name in names:
+    found = {r.episode_id: hit for r in rollouts if (hit := _find(r, root)) is not None}
+    claims: dict[Path, list[str]] = {}
+    for name, (path, _) in found.items():
+        claims.setdefault(path, []).append(name)
+    videos, unclear = {}, {}
+    for path, names in claims.items():
+        ranks = [found[name][1] for name in names]
+        best = [name for name in names if found[name][1] == min(ranks)]
+        if len(best) == 1:
+            videos[best[0]] = path
+            continue
+        for name in best:
+            other = next(text for text in best if text != name)
+            unclear[name] = VideoError(
+                where=str(path),
+                expected='the video of one rollout',
+                found=f'a video that matches {name!r} and {other!r}',
+                advice='give the folder that the paths of the videos begin in, or name each video '
+                'like its episode',
+            )
+    return {name: videos[name] for name in found if name in videos}, unclear
+
+
+def _find(rollout: Rollout, root: Path) -> tuple[Path, int] | None:
+    """Return the video of a rollout, and the number of the rule that found it."""
+    names = [(rollout.video, 0), (Path(rollout.video).name, 1)] if rollout.video else []
+    ids = (rollout.episode_id, rollout.episode_id.replace('/', '_'))
+    names += [(stem + suffix, rule) for rule, stem in enumerate(ids, 2) for suffix in SUFFIXES]
+    for name, rule in names:
         if '\0' in name:
             continue
         path = (root / name).resolve()
         if path.is_relative_to(root) and path.suffix.lower() in SUFFIXES and path.is_file():
-            return path
+            return path, rule
     return None
 
 

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import math
-import re
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +32,6 @@ _PANEL_SHARE = 0.42
 _BORDER = 6
 _MARGIN_LEFT, _MARGIN_RIGHT, _MARGIN_TOP, _MARGIN_BOTTOM = 52, 12, 26, 30
 _INK, _GRID, _PAPER = (40, 40, 40), (225, 225, 225), (255, 255, 255)
-
-
-def file_name(episode_id: str) -> str:
-    """Return the id of an episode as a name that every file system accepts."""
-    return re.sub(r'[^\w.-]+', '_', episode_id).strip('._')[:150] or 'episode'
 
 
 def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameSteps:

@@ -322,7 +322,7 @@ TABLES = {
         lambda text: text.replace('\n1,1.0,', '\n1,nan,'),
         'actions without NaN and infinity, found NaN or infinity at step 1',
     ),
-    'quote': (lambda text: text + '"', 'expected a readable csv file'),
+    'quote': (lambda text: text + '"', 'expected a csv file, found text that is not csv'),
 }
 
 

@@ -167,7 +167,7 @@ ARCHIVES = {
     ),
     'offsets-too-far': (
         named(offsets=np.array([0, 2, 3, 7])),
-        'action_signals with float values, 7 rows',
+        r'expected features with float values and the shape \(7, width\)',
     ),
     'offsets-are-floats': (
         named(offsets=np.array([0.0, 6.0])),
