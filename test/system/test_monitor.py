@@ -92,9 +92,7 @@ def test_the_alarm_reaches_a_supervisor_that_joins_late(
         late.close()
 
 
-def test_debounce_needs_k_of_n_and_reset_clears_the_alarm(
-    probe, run_monitor, mlp_folder, alarming
-):
+def test_debounce_needs_k_of_n_and_reset_clears_the_alarm(probe, run_monitor, mlp_folder, alarming):
     rollout, alarm_step = alarming
     run_monitor(detector_folder=mlp_folder, alarm_k=2, alarm_n=2, alarm_advice='slow')
     probe.wait_until_active()
