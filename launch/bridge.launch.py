@@ -91,7 +91,8 @@ ARGUMENTS = (
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
         description=(
-            'The least severe messages to log; debug: debug messages of the nodes only, not of rcl.'
+            'Lowest severity of the messages that are logged; with debug, only debug messages of '
+            'the nodes are logged, not of rcl.'
         ),
     ),
 )

@@ -139,7 +139,8 @@ ARGUMENTS = (
         default_value='info',
         choices=['debug', 'info', 'warn', 'error', 'fatal'],
         description=(
-            'Lowest severity of the messages that are logged; debug: of the nodes only, not of rcl.'
+            'Lowest severity of the messages that are logged; with debug, only debug messages of '
+            'the nodes are logged, not of rcl.'
         ),
     ),
 )

@@ -166,7 +166,7 @@ def test_executed_numbers_give_the_same_live_and_over_a_whole_rollout(actions, d
 def test_a_number_that_the_last_chunk_does_not_have_is_refused_and_changes_nothing(executed):
     stream = SignalStream(2)
     stream.step(PREVIOUS[None])
-    with pytest.raises(SignalError, match=rf'executed .* from 0 to 4 .*found {executed!r}'):
+    with pytest.raises(SignalError, match=rf"'executed' .* from 0 to 4 .*found {executed!r}"):
         stream.step(CHUNK[None], executed)
     assert stream.step(CHUNK[None]) == action_signals(PREVIOUS, CHUNK, 2)
 

@@ -175,7 +175,7 @@ class SignalStream:
             number = -1
         if not 0 <= number <= len(self._previous):
             raise SignalError(
-                expected=f'executed as an integer from 0 to {len(self._previous)} (the number of '
+                expected=f"'executed' as an integer from 0 to {len(self._previous)} (the number of "
                 'actions of the previous chunk)',
                 found=repr(executed),
             )

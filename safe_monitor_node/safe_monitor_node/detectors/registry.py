@@ -185,9 +185,8 @@ def fitter_of(name: str) -> Fitter:
         where=f'detector {name!r}',
         expected=f'an installed package with an entry point {name!r} in the group {FITTERS!r}',
         found='no such package',
-        advice='install the package safe_training, which fits detectors; build the workspace again '
-        'if safe_training was installed before an update; or import safe_training.fitting before '
-        'the fit',
+        advice='install the package safe_training, which fits detectors; if safe_training is '
+        'installed, build the workspace again, or import safe_training.fitting before the fit',
     )
 
 

@@ -60,8 +60,8 @@ def choose_thresholds(
             where=f'detector {name}',
             expected=f'more than {band.n_calibration} calibration rollouts for a false-alarm rate '
             f'alpha of {alpha:g}',
-            found=f'{band.n_calibration} calibration rollouts, with which the monitor can never '
-            'raise an alarm',
+            found=f'{band.n_calibration} calibration rollouts (too few: the monitor could never '
+            'raise an alarm)',
             advice=f'{advice}fit the detector again on more successful rollouts',
         )
     if warning_alpha and warning_alpha < alpha:

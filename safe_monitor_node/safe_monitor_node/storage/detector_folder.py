@@ -184,6 +184,7 @@ def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
             where=str(folder),
             expected='a detector folder',
             found=f'a file that cannot be read ({error})',
+            advice='check the permissions of the folder, or copy the detector folder again',
         ) from error
 
 
