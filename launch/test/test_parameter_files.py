@@ -35,7 +35,7 @@ def test_a_file_sets_only_what_differs_from_the_defaults(
 def test_a_file_shows_every_parameter_with_its_default_and_its_sentence(node: str) -> None:
     text = (PARAMS / f'{node}.yaml').read_text()
     set_here = yaml.safe_load(text)[f'/**/{node}']['ros__parameters']
-    # As a person would: without {}, and without the # before the lines of the parameters.
+    # What a person does: remove {}, and remove the # in front of the lines of the parameters.
     names = '|'.join(p.name for p in TABLES[node])
     shown = re.sub(rf'^    # (?=({names}): )', '    ', text.replace(' {}', ''), flags=re.M)
     found = yaml.safe_load(shown)[f'/**/{node}']['ros__parameters']

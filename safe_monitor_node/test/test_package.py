@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python API of the package, and what a robot pays to load it."""
+"""The Python API of the package, and the modules that it loads."""
 
 import json
 import subprocess

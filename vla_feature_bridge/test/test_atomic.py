@@ -18,7 +18,7 @@ from vla_feature_bridge.atomic import (
 
 
 class Stop(BaseException):
-    """An interruption, which is no Exception."""
+    """An interruption: a BaseException that is not an Exception."""
 
 
 def test_a_file_is_written_with_its_folders(tmp_path):
@@ -249,7 +249,7 @@ def failing_sync(monkeypatch, number, only=lambda status: True):
 
 
 def write_everything(folder):
-    """Write, and write again, a file, two files and a folder."""
+    """Write a file, two files and a folder, and write all of them a second time."""
     for text in ('old', 'new'):
         replace_file(folder / 'a', text)
         replace_files({folder / 'b': text, folder / 'c': text})

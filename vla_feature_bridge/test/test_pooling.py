@@ -40,7 +40,7 @@ def test_golden_two_axes_in_the_stated_order():
 
 
 def test_bfloat16_is_averaged_in_float32_unlike_the_published_code():
-    """Defect D33: the published mean runs in the stored dtype and is off by up to 0.07."""
+    """Defect D33: the published mean is computed in the stored dtype; its error is up to 0.07."""
     exact = GOLDEN['bf16mean/out/exact_float32']
     published = GOLDEN['bf16mean/out/reference_bf16']
     stored = GOLDEN['bf16mean/in/A_as_float32'].astype(ml_dtypes.bfloat16)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The action signals: worked by hand, and the same live as over a whole rollout."""
+"""The action signals: computed by hand, and equal for live steps and whole rollouts."""
 
 import math
 
@@ -17,7 +17,7 @@ from vla_feature_bridge.signals import (
     rollout_signals,
 )
 
-# Two arm dimensions and the gripper, a horizon of four of which two are executed.
+# Two arm dimensions and the gripper. The horizon is four, and two actions are executed.
 PREVIOUS = np.array([[5, 0, -1], [1, 0, 1], [2, 0, -1], [3, 0, -1]], np.float32)
 CHUNK = np.array([[2, 1, -1], [3, 1, 1], [0, 0, 1], [0, 0, 1]], np.float32)
 
@@ -26,12 +26,13 @@ def test_the_signals_of_a_step_worked_by_hand():
     signals = action_signals(PREVIOUS, CHUNK, 2)
     assert signals == {
         'action_norm': pytest.approx(math.sqrt(19)),
-        # Not executed of the last chunk: (2, 0, -1), (3, 0, -1); replaced by (2, 1, -1), (3, 1, 1).
+        # Actions of the last chunk that were not executed: (2, 0, -1), (3, 0, -1); (2, 1, -1) and
+        # (3, 1, 1) replace them.
         'chunk_mse': pytest.approx((0 + 1 + 0 + 0 + 1 + 4) / 6),
         # The arm moves (5, 0), (1, 0), (2, 1), (3, 1): second differences (5, 1) and (0, -1).
         'action_jerk': pytest.approx(math.sqrt((25 + 1 + 0 + 1) / 4)),
         'direction_reversals': 0.0,
-        # The gripper is told -1, 1, -1, 1.
+        # The gripper commands are -1, 1, -1, 1.
         'gripper_oscillation': 2.0,
     }
 
@@ -130,12 +131,12 @@ def test_the_executed_number_of_the_last_chunk_is_given_one_step_later():
     assert stream.step(PREVIOUS[None], executed=4) == action_signals(None, PREVIOUS, 2)
     assert stream.step(CHUNK[None], executed=np.int64(3)) == {
         'action_norm': pytest.approx(math.sqrt(19)),
-        # Not executed of the last chunk: (3, 0, -1); replaced by (2, 1, -1).
+        # The action of the last chunk that was not executed: (3, 0, -1); (2, 1, -1) replaces it.
         'chunk_mse': pytest.approx((1 + 1 + 0) / 3),
         # The arm moves (1, 0), (2, 0), (2, 1), (3, 1): second differences (-1, 1) and (1, -1).
         'action_jerk': pytest.approx(1.0),
         'direction_reversals': 0.0,
-        # The gripper is told 1, -1, -1, 1.
+        # The gripper commands are 1, -1, -1, 1.
         'gripper_oscillation': 1.0,
     }
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A rollout is its steps: what it takes, what it refuses, and that its steps are views of it."""
+"""A rollout: what it accepts, what it refuses, and steps that are views of its arrays."""
 
 import dataclasses
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A band whose thresholds move: what it is at first, what each label does, and what is refused."""
+"""A band with adaptive thresholds: its first values, the effect of each label, and refusals."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_nonconformity_says_whether_a_score_was_above_the_threshold():
         value = adaptive.nonconformity('', scores)
         assert crossed == (value > adaptive.of('').threshold)
         adaptive.observe('', value, crossed)
-    # Ties are not above: the calibration rollout that a threshold comes from raises no alarm.
+    # An equal score is not above: the calibration rollout of the threshold raises no alarm.
     one = AdaptiveBand(constant_band([0.1, 0.7], (0.4,), 1), 0.4, 0.02)
     assert one.thresholds()[0].first_crossing([0.7]) is None
 

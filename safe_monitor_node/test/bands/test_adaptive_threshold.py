@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The adaptive threshold keeps its long-run promise where a fixed one breaks it."""
+"""The adaptive threshold keeps its long-run promise if scores drift; a fixed threshold does not."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_late_labels_and_take_backs_widen_the_bound_as_stated(late, share_taken_
     generator = np.random.default_rng(late)
     adaptive = AdaptiveThreshold(generator.normal(size=30), alpha, gamma, window=100)
     scores, waiting, learned = drifting(generator, 3000), [], []
-    # Every one of the `late` episodes that begin in between may bring a label and a take-back.
+    # Each of the `late` episodes that begin in between may have a label and a withdrawn label.
     between, taken_back = 2 * late, 0
     for score in scores:
         waiting.append((score, bool(score > adaptive.threshold)))
@@ -95,7 +95,7 @@ def state(adaptive):
 def test_what_was_taken_back_might_never_have_come(window, seed):
     generator = np.random.default_rng(seed)
     calibrated = generator.normal(size=9)
-    # Few different values, so that some come twice.
+    # Few different values, so that some values occur twice.
     scores = np.round(2.0 * generator.normal(size=150), 1).tolist()
     alarmed = (generator.random(150) < 0.3).tolist()
     taken_back = generator.permutation(150)[:KEPT_BEYOND_WINDOW]

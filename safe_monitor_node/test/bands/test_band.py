@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The band at run time: strict comparison, its two ends, and what it refuses to load."""
+"""The band at run time: strict comparison, first and last step, and bands that are refused."""
 
 import json
 
@@ -178,7 +178,7 @@ def test_a_task_has_its_own_threshold_where_that_is_finite():
     band = make_band(tasks={'pour': own})
     assert band.at(0.5, 'pour').upper.tolist() == [0.1, 0.2, 0.3]
     assert band.at(0.5, 'pour').task == 'pour'
-    # One rollout cannot promise 0.15 for the task alone; an alarm that cannot come is no band.
+    # One rollout cannot promise 0.15 for one task. A band that can never alarm is not used.
     assert band.at(0.15, 'pour').upper.tolist() == [1.0, 2.0, 3.0]
     assert band.at(0.15, 'pour').task == ''
     assert band.at(0.5, 'stack').upper.tolist() == band.at(0.5).upper.tolist() == [0.5, 1.5, 3.0]

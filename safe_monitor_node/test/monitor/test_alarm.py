@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The alarm state machine: every arrow of its drawing, and what no sequence of events may do."""
+"""The alarm state machine: every transition, and properties of all sequences of events."""
 
 import math
 
@@ -20,7 +20,7 @@ from safe_monitor_node.monitor.alarm import (
 
 UNKNOWN, NOMINAL, WARNING, ALARM, STALE, INVALID = AlarmState
 
-# Of a band of 1.0 and a warning band of 0.5.
+# Scores for a threshold of 1.0 and a warning threshold of 0.5.
 LOW, RAISED, HIGH = 0.2, 0.7, 1.2
 
 
@@ -598,7 +598,7 @@ def test_what_no_sequence_of_events_may_do(events, config):
 
 
 def expected_states(scores, k, n):
-    """Say in the plainest way what an episode of good steps must show."""
+    """Return the states of an episode of good steps, computed in the simplest way."""
     states, high = [], []
     for score in scores:
         high.append(score > 1.0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Episodes scored step by step: the order of things, and all that may go wrong with a step."""
+"""Episodes scored step by step: the order of events, and every problem of a step."""
 
 import dataclasses
 import math

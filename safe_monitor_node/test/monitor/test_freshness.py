@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verdict about the past is STALE: old steps, stamps of another time, a clock that stands."""
+"""A verdict about the past is STALE: old steps, stamps of another clock, a stopped clock."""
 
 import math
 

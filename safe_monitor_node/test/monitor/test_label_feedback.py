@@ -101,7 +101,7 @@ def test_a_label_that_is_withdrawn_is_undone_exactly(correction):
     assert live.monitor.label('a', correction) is LabelEffect.UNDONE
     assert level_of(live) == 0.1
     live.monitor.start('b', live.now)
-    # The folder's own thresholds are not rounded up, which the moving ones are.
+    # Adaptive thresholds are rounded up. The thresholds of the folder are not.
     np.testing.assert_allclose(live.monitor.threshold.upper, before, rtol=1e-14)
     assert live.monitor.label('a', correction) is LabelEffect.UNCHANGED
     assert live.monitor.label('a', True) is LabelEffect.UPDATED
@@ -217,7 +217,7 @@ def test_what_holds_in_the_long_run_holds_where_every_start_comes_late():
         live.monitor.end(f'e{index}')
         live.monitor.label(f'e{index}', True)
     moving = live.monitor.adaptation.of('pour')
-    # Every one of them is above the band of all tasks, which scored the first steps.
+    # Every score is above the band of all tasks, with which the first steps were compared.
     assert moving.successes == 1500
     assert abs(moving.false_alarms / 1500 - 0.1) < (0.9 + 0.01) / (1500 * 0.01)
     assert math.isfinite(moving.threshold)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session: what happens when, between END and the next episode, to detector, file and labels."""
+"""A session: detector, file and labels, between END and the next episode."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def make_step(episode, index, score=LOW, stamp=0):
 
 
 class Live:
-    """A session, and what was the state whenever an episode had ended."""
+    """A session, and the state of the alarm after each episode."""
 
     def __init__(self, folder, settings=ADAPTING):
         self.at_end = []

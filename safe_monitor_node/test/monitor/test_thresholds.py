@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which thresholds an episode is held against: by alpha, and by task."""
+"""The thresholds that an episode is compared with: by alpha, and by task."""
 
 import dataclasses
 import math

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The updates of a monitor, on disk: they survive, or are refused with what to do."""
+"""The updates of a monitor on disk: they are restored, or refused with advice."""
 
 from __future__ import annotations
 

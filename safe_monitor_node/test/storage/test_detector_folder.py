@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The detector folder: what goes in comes out, and nothing else ever comes out."""
+"""The detector folder: what is saved is loaded, and everything else is refused."""
 
 import hashlib
 import json
@@ -59,7 +59,7 @@ def contents(folder):
 
 
 def rewrite(folder, change=lambda content: None, weights=None):
-    """Change a folder as somebody would who knows how to make its checksum."""
+    """Change a folder, and make its checksum fit the change."""
     content = json.loads((folder / DESCRIPTION).read_text())
     if weights is not None:
         (folder / WEIGHTS).write_bytes(weights)
@@ -92,7 +92,7 @@ def folder(tmp_path):
     return save(tmp_path / 'detector')
 
 
-# --- what goes in comes out
+# --- what is saved is loaded
 
 
 def test_a_folder_gives_back_all_that_was_saved(folder):
@@ -182,7 +182,7 @@ def test_one_flipped_byte_anywhere_is_refused(folder, file):
     accepted = []
     for position in range(len(intact)):
         damaged = bytearray(intact)
-        # Another digit, another case, another sign, no text at all.
+        # A changed digit, upper case for lower case, a changed sign, bytes that are not text.
         damaged[position] ^= (0x01, 0x20, 0x06, 0x80)[position % 4]
         path.write_bytes(damaged)
         try:
@@ -415,7 +415,7 @@ def test_arrays_that_lie_about_their_place_are_refused(folder):
         refused(folder, 'expected a safetensors file', WEIGHTS)
 
 
-# --- saving leaves all or nothing
+# --- a folder is saved completely or not at all
 
 
 class Unfit:

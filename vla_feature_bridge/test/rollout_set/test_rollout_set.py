@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Rollout sets on disk: what goes in comes out, and what is broken is refused."""
+"""Rollout sets on disk: what is written is read, and damaged sets are refused."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def small(tmp_path):
     return write(tmp_path / 'set', [make_rollout(i, steps=i + 1, success=i > 0) for i in range(4)])
 
 
-# -- what goes in comes out
+# -- what is written is read
 
 
 def test_every_field_survives(tmp_path):
@@ -416,7 +416,7 @@ def test_a_broken_folder_is_refused_by_name(small, name):
 
 
 def forge(path, described, data):
-    """Replace one arrays file, with a checksum that fits: only the header's own checks are left."""
+    """Replace one file of arrays, with a checksum that fits, so that only the header is checked."""
     header = json.dumps(described).encode() if isinstance(described, dict) else described
     content = len(header).to_bytes(8, 'little') + header + data
     (path / ARRAY).write_bytes(content)

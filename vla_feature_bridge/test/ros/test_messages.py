@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps and tensors on their way through ROS messages: bit for bit, with no copy too many."""
+"""Steps and tensors in ROS messages: every bit is kept, and nothing is copied twice."""
 
 import struct
 
