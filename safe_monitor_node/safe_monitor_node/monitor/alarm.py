@@ -144,7 +144,7 @@ class AlarmStateMachine:
     Attributes
     ----------
     config : AlarmConfig
-        The configuration in force.
+        The configuration in use.
     next_config : AlarmConfig
         The configuration of the next episode.
     period : StepPeriod

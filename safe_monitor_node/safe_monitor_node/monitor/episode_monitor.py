@@ -54,7 +54,7 @@ class EpisodeMonitor:
     ----------
     alarms : AlarmStateMachine
     thresholds : Thresholds
-        Thresholds in force.
+        Thresholds in use.
     next_thresholds : Thresholds or None
         Thresholds of the next episode, if they are others.
     counts : Counts
@@ -116,12 +116,12 @@ class EpisodeMonitor:
 
     @property
     def threshold(self) -> Threshold:
-        """The alarm threshold in force."""
+        """The alarm threshold in use."""
         return self.thresholds.alarm
 
     @property
     def warning(self) -> Threshold:
-        """The warning threshold in force."""
+        """The warning threshold in use."""
         return self.thresholds.warning
 
     @property

@@ -244,7 +244,7 @@ class MonitorSession:
             self._on_end()
 
     def clock_ran_back(self) -> None:
-        """Take note that the ROS time ran back; see `EpisodeMonitor.clock_ran_back`."""
+        """Record that the ROS time ran back; see `EpisodeMonitor.clock_ran_back`."""
         self.monitor.clock_ran_back()
 
     def tick(self, now: float) -> None:

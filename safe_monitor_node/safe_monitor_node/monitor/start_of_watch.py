@@ -56,7 +56,7 @@ class StartOfWatch:
         return earlier[1] if earlier is not None and earlier[0] == episode_id else ''
 
     def know(self) -> None:
-        """Take note that a step or an event has told whether an episode is running."""
+        """Record that a step or an event has shown whether an episode is running."""
         self._active_since = None
 
     def tick(self, now: float) -> None:

@@ -169,7 +169,7 @@ class StepOrder:
     # --- steps
 
     def place(self, step_id: StepId, now: float) -> Place:
-        """Return the place of a step that begins no episode, and take note of it."""
+        """Return the place of a step that begins no episode, and record the step."""
         if not step_id.episode_id:
             return Place(
                 Placement.NOWHERE,
