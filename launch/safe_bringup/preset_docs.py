@@ -86,6 +86,12 @@ PROBLEM_KINDS = (
         LOST,
     ),
     ('wrong_calls', 'The submodule was called more or less often than the preset says.', LOST),
+    (
+        'concurrent',
+        'Two inferences ran at the same time in one policy. Only the tap of openpi in JAX reports '
+        'this problem.',
+        LOST,
+    ),
     ('batch', 'The policy got several observations, or beam search is on.', LOST),
     ('shape', 'The hidden state has other axes than the preset says, or another width.', LOST),
     ('dtype', 'The hidden state is no float32, bfloat16, float16 or float64.', LOST),

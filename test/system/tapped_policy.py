@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,21 +84,23 @@ def lerobot(arguments: argparse.Namespace) -> None:
     from lerobot.policies.act.modeling_act import ACTPolicy
     from lerobot.scripts.lerobot_eval import eval_policy
     from lerobot.utils.import_utils import register_third_party_plugins
+    from lerobot.utils.utils import init_logging
     from tiny_lerobot_env import TinyEnv
 
+    init_logging()
     register_third_party_plugins()
     policy = ACTPolicy.from_pretrained(arguments.policy)
     config = TinyEnv(length=TICKS, disturbed=arguments.disturbed)
     (environment,) = make_env(config)['tiny'].values()
     before, after = make_pre_post_processors(policy.config, pretrained_path=arguments.policy)
     recorded = Recorded(policy.model.action_head, 1)
-    reset = policy.reset
+    reset = environment.reset
 
-    def counted_reset() -> None:
+    def counted_reset(**options: Any) -> Any:
         recorded.episodes.append([])
-        reset()
+        return reset(**options)
 
-    policy.reset = counted_reset
+    environment.reset = counted_reset
     eval_policy(
         environment,
         policy,

@@ -92,9 +92,7 @@ def test_the_alarm_reaches_a_supervisor_that_joins_late(
         late.close()
 
 
-def test_debounce_needs_k_of_n_and_reset_releases_the_latch(
-    probe, run_monitor, mlp_folder, alarming
-):
+def test_debounce_needs_k_of_n_and_reset_clears_the_alarm(probe, run_monitor, mlp_folder, alarming):
     rollout, alarm_step = alarming
     run_monitor(detector_folder=mlp_folder, alarm_k=2, alarm_n=2, alarm_advice='slow')
     probe.wait_until_active()
@@ -199,7 +197,7 @@ def test_a_repeated_step_is_ignored_and_said(probe, run_monitor, mlp_folder, qui
     # A sentinel: whatever answers next belongs to step 2, so the repetition published nothing.
     assert probe.step(quiet(2)).step == 2
     assert [s.step for s in probe.scores] == [0, 1, 2]
-    probe.spin_until(lambda: '1 step came again' in probe.status.message, 'it is diagnosed')
+    probe.spin_until(lambda: '1 step was ignored' in probe.status.message, 'it is diagnosed')
     assert probe.status.level == DiagnosticStatus.WARN
     assert probe.facts()['steps repeated'] == '1'
 
@@ -298,7 +296,7 @@ def test_no_service_call_ends_the_node(probe, run_monitor, mlp_folder, quiet):
     assert process.exit_status is None
 
 
-def test_a_repeated_first_step_releases_no_alarm(probe, run_monitor, mlp_folder, alarming):
+def test_a_repeated_first_step_clears_no_alarm(probe, run_monitor, mlp_folder, alarming):
     rollout, alarm_step = alarming
     run_monitor(detector_folder=mlp_folder)
     probe.wait_until_active()

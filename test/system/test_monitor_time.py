@@ -151,7 +151,7 @@ def test_an_old_step_is_stale_and_a_fresh_one_ends_it(
     assert score.state == FailureScore.STATE_STALE
     assert score.score == score.score, 'it is scored'
     probe.spin_until(lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'it is announced')
-    assert 's old when it arrived, max_age is 5 s' in probe.alarms[-1].reason
+    assert 'expected an age of at most 5 s (max_age) at arrival, found' in probe.alarms[-1].reason
     probe.spin_until(lambda: probe.stops[-1], 'safe/stop is true')
     assert feed(time.time_ns()).state == FailureScore.STATE_NOMINAL
     probe.spin_until(

@@ -197,7 +197,10 @@ class AlarmStateMachine:
         if self._holds:
             return self._alarm
         episode = f' of episode {self._episode}' if self._episode else ''
-        reason = f'{self._alarm.reason}{episode}; latch is {Latch.RESET.value}: call ~/reset'
+        reason = (
+            f'{self._alarm.reason}{episode}; the parameter latch is {Latch.RESET.value}: call '
+            '~/reset to end the alarm'
+        )
         return replace(self._alarm, reason=reason)
 
     @property
@@ -343,7 +346,7 @@ class AlarmStateMachine:
             return self.verdict
         reason = f'no policy step has arrived for more than {self.silence:.3g} s'
         if self._repeated:
-            reason = f'no new{reason[2:]}; {self._repeated} came again and were ignored'
+            reason = f'no new{reason[2:]}; the number of ignored repetitions is {self._repeated}'
         if not self.config.stale_after:
             reason += f' ({self.period.explain()})'
         if self.history.cause:

@@ -59,14 +59,14 @@ class Freshness:
         if self.age is None or not 0.0 < self.max_age < self.age:
             return ''
         cause = (
-            'the stamp is not in the ROS time of this computer. Set max_age to 0 if that is so, '
-            'or set use_sim_time if there is a /clock'
+            'the stamp is not in the ROS time of this computer: set max_age to 0, or set '
+            'use_sim_time if a node publishes /clock'
             if self.age > _ANOTHER_TIME
-            else 'the step had waited, or the clocks of two computers differ'
+            else 'the step has waited before its arrival, or the clocks of two computers differ'
         )
         return (
-            f'step {self._step} was {self.age:.3g} s old when it arrived, max_age is '
-            f'{self.max_age:g} s: {cause}'
+            f'step {self._step}: expected an age of at most {self.max_age:g} s (max_age) at '
+            f'arrival, found {self.age:.3g} s; {cause}'
         )
 
     @property
@@ -75,6 +75,6 @@ class Freshness:
         if self.age is None or not 0.0 < self.max_age < -self.age:
             return ''
         return (
-            f'the stamp of the last step is {-self.age:.3g} s in the future, so that its age is '
-            'not known: the clocks of two computers differ'
+            f'the stamp of the last step is {-self.age:.3g} s in the future, so that the age of '
+            'the step is unknown; synchronise the clocks of the two computers'
         )

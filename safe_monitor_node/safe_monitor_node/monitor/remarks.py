@@ -9,6 +9,7 @@ RECENT = 10.0
 """How long a remark is shown after its cause was seen last [s]."""
 
 _KEPT_IDS = 1000
+_SAME_ID = 'use the same episode_id in vla/episode and in vla/policy_step'
 
 
 class Remarks:
@@ -52,11 +53,11 @@ class Remarks:
         return new
 
     def knows(self, episode_id: str) -> bool:
-        """Return whether a START or a step of the episode has come."""
+        """Return whether a START or a step of the episode has arrived."""
         return hash(episode_id) in self._known
 
     def know(self, episode_id: str) -> None:
-        """Take note that a START or a step of the episode has come."""
+        """Record that a START or a step of the episode has arrived."""
         self._known[hash(episode_id)] = None
         if len(self._known) > _KEPT_IDS:
             del self._known[next(iter(self._known))]
@@ -76,18 +77,23 @@ class Remarks:
         self.know(episode_id)
 
     def _remark_start(self, instead: str, now: float) -> None:
-        text = f'START of episode {shown(self._started)} came, then no step of it but {instead}'
+        episode = shown(self._started)
+        text = (
+            f'START of episode {episode}: expected a step of this episode next, found {instead}; '
+            f'{_SAME_ID}'
+        )
         self._say('start', text, now)
 
     def ended(self, episode_id: str, now: float) -> None:
         """Take the END of an episode."""
         episode = shown(episode_id)
         if not self.knows(episode_id):
-            text = f'END of episode {episode} came, but neither its START nor a step with this id'
-            self._say('end', text, now)
+            text = f'expected START or a step with this id before END, found none; {_SAME_ID}'
+            self._say('end', f'END of episode {episode}: {text}', now)
         elif self._waits and episode_id == self._started:
             self._waits = False
-            self._say('end', f'END of episode {episode} came, but no step with this id', now)
+            text = f'expected a step with this id before END, found none; {_SAME_ID}'
+            self._say('end', f'END of episode {episode}: {text}', now)
 
     def repeated(self, episode_id: str, index: int, now: float) -> None:
         """Take a step that came again and is ignored."""
@@ -96,14 +102,16 @@ class Remarks:
         self._repeated += 1
         self._say(
             'repeated',
-            f'{steps(self._repeated)} came again or late and {_was(self._repeated)} ignored; the '
-            f'last is step {index} of episode {shown(episode_id)}',
+            f'{steps(self._repeated)} {_was(self._repeated)} ignored, because of repetition or '
+            f'late arrival; the last ignored step is step {index} of episode {shown(episode_id)}',
             now,
         )
 
     def publisher_changed(self, episode_id: str, index: int, now: float) -> None:
         """Take the step at which another publisher takes over an episode."""
-        text = f'another publisher has taken over episode {shown(episode_id)} at step {index}'
+        text = (
+            f'episode {shown(episode_id)}: the publisher of the steps has changed at step {index}'
+        )
         self._say('publisher', text, now)
 
 

@@ -59,7 +59,7 @@ class StepChecks:
         if problem := self.calibrated.action_problem(step.action_space):
             raise StepError(
                 f'step {step.step}: {problem}; publish the actions in the space of the detector, '
-                'or fit the detector on actions in the space of the policy'
+                'or fit the detector again on actions in the space of the policy'
             )
         if 'features' not in self.calibrated.detector.needs:
             return step
@@ -77,8 +77,8 @@ class StepChecks:
         self.warning = (
             ''
             if step.feature_name
-            else 'the features have no name, so that nothing shows whether they are '
-            f'{str(spec)!r}, which the detector was fitted on; set features.name'
+            else f'expected features with the name {str(spec)!r}, which the detector was fitted '
+            'on, found features without a name; set features.name in vla/policy_step'
         )
         return step
 
@@ -100,8 +100,10 @@ class StepChecks:
         features = as_float32(step.features)
         if not features.any():
             raise StepError(
-                f'step {step.step}: all features are 0; publish the hidden state after the '
-                'policy has computed it'
+                where=f'step {step.step}',
+                expected='features that are not all 0',
+                found='only zeros',
+                advice='publish the hidden state after the policy has computed it',
             )
         largest = float(np.abs(features).max())
         if LARGEST_FEATURE < largest < np.inf:
@@ -118,7 +120,8 @@ class StepChecks:
             raise StepError(
                 where=f'step {step.step}',
                 expected=f'at most {self.max_identical} steps in succession with identical '
-                'features, because with more the camera or the policy seems to stand still',
-                found=str(self._identical),
-                advice='if this is right, set max_identical_features to a larger value',
+                'features (more identical steps show that the camera or the policy has stopped)',
+                found=f'{self._identical} steps',
+                advice='check the camera and the policy; if identical features are correct, set '
+                'max_identical_features to a larger value',
             )

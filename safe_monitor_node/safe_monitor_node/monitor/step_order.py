@@ -10,6 +10,11 @@ from enum import Enum, auto
 from safe_monitor_node.monitor.steps import Publication, StepId
 
 _KEPT_CONTENTS = 10_000
+_NEW_EPISODE = (
+    'for a new episode, use a different episode_id, or send END and START, or stamp the steps with '
+    'the ROS time'
+)
+_ONE_NODE = 'let only one node publish the steps of an episode'
 _SHOWN_OF_ID = 60
 
 
@@ -182,13 +187,13 @@ class StepOrder:
         if step_id.index == 0:
             stamp = 'is 0' if step_id.stamp == 0 else 'is not later than the stamps before'
             return (
-                f'step 0 of episode {episode} came after the END of this episode, and its stamp '
-                f'{stamp}, so that it cannot be told from a repetition; give each episode an id of '
-                'its own, or send START, or stamp the steps with the ROS time'
+                f'step 0 of episode {episode} arrived after the END of this episode, and its stamp '
+                f'{stamp}: the step can be a repetition or the begin of a new episode; '
+                f'{_NEW_EPISODE}'
             )
         return (
-            f'step {step_id.index} of episode {episode} came after the END of this episode; send '
-            'END after the last step, or increase end_grace'
+            f'step {step_id.index} of episode {episode} arrived after the END of this episode; '
+            'send END after the last step, or increase end_grace'
         )
 
     def _place_in_running(self, step_id: StepId) -> Place:
@@ -214,7 +219,7 @@ class StepOrder:
         numbers = str(first) if missing == 1 else f'{first} to {index - 1}'
         gap = f'{steps(missing)} of the episode {"is" if missing == 1 else "are"} missing'
         hint = (
-            f'; each step number is {stride} larger than the one before: `step` seems to count '
+            f'; each step number is {stride} larger than the number before: `step` seems to count '
             'control cycles or time steps of the environment; number the inferences 0, 1, 2, ...'
         )
         return Place(
@@ -241,8 +246,8 @@ class StepOrder:
         if self._changes < 2:
             return ''
         return (
-            f'the steps of episode {shown(step_id.episode_id)} come from more than one publisher '
-            f'(noticed at step {step_id.index}); let one node publish the steps of an episode'
+            f'episode {shown(step_id.episode_id)}: expected one publisher of all steps, found '
+            f'another publisher at step {step_id.index}; {_ONE_NODE}'
         )
 
     def _contradiction(self, step_id: StepId) -> str:
@@ -251,15 +256,12 @@ class StepOrder:
         if not known or not step_id.content or known == step_id.content:
             return ''
         text = (
-            f'step {step_id.index} of episode {shown(step_id.episode_id)} came twice, with '
+            f'step {step_id.index} of episode {shown(step_id.episode_id)} arrived twice, with '
             'different features or signals'
         )
         if step_id.index == 0:
-            return (
-                f'{text}; if this is a new episode, give it an id of its own, or send END and '
-                'START, or stamp the steps with the ROS time'
-            )
-        return f'{text}; let one node publish the steps of an episode, and each step once'
+            return f'{text}; {_NEW_EPISODE}'
+        return f'{text}; {_ONE_NODE}, and publish each step once'
 
 
 def steps(count: int) -> str:

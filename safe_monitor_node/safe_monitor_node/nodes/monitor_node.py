@@ -282,8 +282,8 @@ class MonitorNode(ManagedNode):
         ran_back = self._clock_watch.ran_back()
         if ran_back:
             self.get_logger().warning(
-                f'the ROS time ran back by {ran_back:.3g} s: the running episode goes on; a step 0 '
-                'with its id begins it again'
+                f'the ROS time ran back by {ran_back:.3g} s; the running episode continues, and a '
+                'step 0 with the same episode_id begins the episode again'
             )
             session.clock_ran_back()
         session.freshness.clock_problem = self._clock_watch.problem()

@@ -75,9 +75,9 @@ PARAMETERS = (
     Parameter(
         'stale_after',
         0.0,
-        'If no step arrives for this time while an episode runs, the state is STALE [s]; 0 learns '
-        f'it: {PERIODS} times the period of the steps, at least {SHORTEST_SILENCE:g} and at most '
-        f'{LONGEST_SILENCE:g}.',
+        'If no step arrives for this time while an episode runs, the state is STALE [s]; 0 uses '
+        f'{PERIODS} times the measured period of the steps, at least {SHORTEST_SILENCE:g} and at '
+        f'most {LONGEST_SILENCE:g}.',
         0.0,
         3600.0,
         changes=AT_ONCE,
@@ -85,7 +85,8 @@ PARAMETERS = (
     Parameter(
         'stale_mode',
         'watch',
-        'Silence makes the state STALE after stale_after (watch), or never (never).',
+        '`watch`: without a step for stale_after, the state is STALE; `never`: the time without a '
+        'step is ignored.',
         choices=('watch', 'never'),
         changes=AT_ONCE,
     ),
@@ -109,8 +110,8 @@ PARAMETERS = (
     Parameter(
         'max_identical_features',
         5,
-        'Number of steps in succession that may have identical features; more are INVALID, because '
-        'the camera or the policy seems to stand still; 0 accepts any number.',
+        'Number of steps in succession that may have identical features; the next identical step '
+        'is INVALID, because the camera or the policy seems to have stopped; 0 accepts any number.',
         0,
         100000,
         changes=NEXT_EPISODE,
@@ -118,8 +119,8 @@ PARAMETERS = (
     Parameter(
         'latch',
         Latch.EPISODE.value,
-        'An alarm lasts until its episode ends or ~/reset is called (episode), or until ~/reset is '
-        'called, whatever episodes come (reset).',
+        '`episode`: an alarm lasts until its episode ends or ~/reset is called; `reset`: an alarm '
+        'lasts until ~/reset is called, also during later episodes.',
         choices=tuple(latch.value for latch in Latch),
         changes=AT_ONCE,
     ),

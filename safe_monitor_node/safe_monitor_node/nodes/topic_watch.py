@@ -54,11 +54,11 @@ class InputWatch:
             *self._wrong_qos(right),
         ]
         if self._required and not found:
-            texts.append(f'no node publishes {self.topic}{self._elsewhere()}')
+            texts.append(f'{self.topic}: expected a publisher, found none{self._elsewhere()}')
         if self._required and len(right) > 1:
             texts.append(
-                f'{len(right)} publishers of {self.topic} ({_names(right)}): let one node publish '
-                'the steps of a robot. A node that was killed counts for up to 20 s'
+                f'{self.topic}: expected one publisher, found {len(right)} ({_names(right)}); stop '
+                'the other publishers (a killed node is counted for up to 20 s)'
             )
         return [Finding(Level.WARN, text) for text in texts]
 
@@ -94,7 +94,7 @@ class InputWatch:
         if not others:
             return ''
         return (
-            f', but {_listed(others)} has messages of this type: remap the topic, or start the '
+            f'; messages of this type are on {_listed(others)}: remap the topic, or start the '
             'monitor in the namespace of the policy'
         )
 
@@ -147,9 +147,10 @@ class OutputWatch:
         return [
             Finding(
                 Level.ERROR,
-                f'{self.topic} has {others + 1} publishers ({_names(infos)}), so that a robot '
-                'follows now one and now the other: end the other monitor, or start it in another '
-                f'namespace (`ros2 topic info -v {self.topic}` shows the nodes)',
+                f'{self.topic}: expected this monitor as the only publisher, found {others + 1} '
+                f'publishers ({_names(infos)}), so that a robot follows all of them in turn; stop '
+                'the other monitor, or start it in another namespace (`ros2 topic info -v '
+                f'{self.topic}` shows the nodes)',
             )
         ]
 

@@ -271,7 +271,7 @@ def test_steps_that_come_again_do_not_end_the_silence_and_are_said():
         episode.wait(0.9)
     assert episode.state == STALE
     assert episode.verdict.reason == (
-        'no new policy step has arrived for more than 2 s; 3 came again and were ignored'
+        'no new policy step has arrived for more than 2 s; the number of ignored repetitions is 3'
     )
     episode.score(LOW)
     episode.wait(3.0)

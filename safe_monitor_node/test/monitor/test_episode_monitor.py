@@ -126,7 +126,7 @@ def test_a_step_that_comes_again_with_other_content_is_no_repetition(index, chan
     result = live.step(index, **changes)
     assert result.verdict.state == INVALID
     assert f'step {index} of episode' in result.problem
-    assert 'came twice, with different features or signals' in result.problem
+    assert 'arrived twice, with different features or signals' in result.problem
     assert ('START' in result.problem) == (index == 0)
     assert live.monitor.counts.misplaced == 1
     assert live.state(3) == INVALID, 'two streams of steps are mixed'
@@ -140,7 +140,7 @@ def test_a_second_episode_of_a_constant_id_and_stamp_is_never_taken_for_the_firs
         live.step(index, stamp=0)
     again = [live.step(index, features=np.full(WIDTH, 0.1 * index + 0.1)) for index in range(6)]
     assert {result.verdict.state for result in again} == {INVALID}, 'also the steps 3 to 5'
-    assert 'give it an id of its own' in live.monitor.verdict.reason
+    assert 'use a different episode_id' in live.monitor.verdict.reason
 
 
 def test_a_large_raw_array_is_told_from_another_one():
@@ -196,7 +196,7 @@ def play_messages(messages, **config):
 def test_an_episode_of_two_publishers_is_invalid(messages, states):
     found, monitor = play_messages(messages, max_missing_steps=9)
     assert found == states
-    assert 'more than one publisher' in monitor.verdict.reason
+    assert 'expected one publisher of all steps, found another' in monitor.verdict.reason
 
 
 def test_a_restarted_bridge_goes_on_with_the_episode():
@@ -262,7 +262,7 @@ def test_a_second_episode_of_a_constant_id_after_end_is_invalid(stamp):
     result = live.step(0, stamp=stamp)
     assert result.verdict.state == INVALID
     assert 'after the END of this episode' in result.problem
-    assert 'give each episode an id of its own' in result.problem
+    assert 'for a new episode, use a different episode_id' in result.problem
     assert ('is 0' in result.problem) == (stamp == 0)
     assert live.state(1, stamp=stamp) == INVALID
     assert not live.monitor.running
@@ -493,8 +493,8 @@ def test_an_abandoned_episode_is_not_scored_any_further():
             'expected at least one position on axis -2',
         ),
         ({'features': np.zeros((3, 5), np.float32)}, 'pooled width of 4, found 5'),
-        ({'features': np.zeros(WIDTH, np.float32)}, 'all features are 0'),
-        ({'features': np.zeros((3, WIDTH), np.float32)}, 'all features are 0'),
+        ({'features': np.zeros(WIDTH, np.float32)}, 'not all 0, found only zeros'),
+        ({'features': np.zeros((3, WIDTH), np.float32)}, 'not all 0, found only zeros'),
         ({'features': np.full(WIDTH, 1e30, np.float32)}, r'at most 1e\+09, found 1e\+30'),
         ({'features': np.arange(WIDTH, dtype=np.int32)}, 'float64, found int32; .*token ids'),
         ({'features': np.ones(WIDTH, np.uint8)}, 'found uint8'),
@@ -597,7 +597,7 @@ def test_raw_features_are_pooled_as_the_detector_was_trained():
 def test_features_without_a_name_are_scored_with_a_warning():
     live = Live(recurrent())
     assert live.state(0, feature_name='') == NOMINAL
-    assert 'no name' in live.monitor.checks.warning
+    assert 'without a name' in live.monitor.checks.warning
     assert str(SPEC) in live.monitor.checks.warning
     assert live.state(1) == NOMINAL
     assert live.monitor.checks.warning == ''

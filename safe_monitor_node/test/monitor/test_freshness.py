@@ -35,8 +35,8 @@ def test_an_old_step_is_stale_and_says_why(state):
     assert stale.step == 4
     assert math.isnan(stale.score)
     assert stale.reason == (
-        'step 4 was 8.24 s old when it arrived, max_age is 5 s: the step had waited, or the clocks '
-        'of two computers differ'
+        'step 4: expected an age of at most 5 s (max_age) at arrival, found 8.24 s; the step has '
+        'waited before its arrival, or the clocks of two computers differ'
     )
 
 

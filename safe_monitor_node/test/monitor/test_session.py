@@ -24,6 +24,8 @@ from safe_monitor_node.storage.detector_folder import DetectorFolderError
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 
+SAME_ID = 'use the same episode_id in vla/episode and in vla/policy_step'
+
 WIDTH = 4
 SPEC = FeatureSpec('hidden_states', WIDTH)
 LOW, HIGH = 0.2, 1.2
@@ -198,11 +200,12 @@ def test_repeated_steps_are_counted_and_said_for_a_while(folder):
     assert remarks(live) == ''
     live.step('a', 0)
     assert remarks(live) == (
-        "1 step came again or late and was ignored; the last is step 0 of episode 'a'"
+        '1 step was ignored, because of repetition or late arrival; the last ignored step is '
+        "step 0 of episode 'a'"
     )
     live.step('a', 1)
     live.step('a', 1)
-    assert remarks(live).startswith('2 steps came again or late and were ignored; the last is step')
+    assert remarks(live).startswith('2 steps were ignored, because of repetition')
     assert len(live.session.remarks.take_new()) == 1, 'logged once'
     live.session.tick(9.0)
     assert remarks(live)
@@ -215,21 +218,25 @@ def test_a_start_and_an_end_of_ids_that_no_step_has_are_remarked(folder):
     live.session.start('a', 0.0, '')
     live.step('run 7', 0)
     assert remarks(live) == (
-        "START of episode 'a' came, then no step of it but a step of episode 'run 7'"
+        "START of episode 'a': expected a step of this episode next, found a step of episode "
+        f"'run 7'; {SAME_ID}"
     )
     live.session.tick(20.0)
     live.session.end('b', 20.0)
     assert remarks(live) == (
-        "END of episode 'b' came, but neither its START nor a step with this id"
+        "END of episode 'b': expected START or a step with this id before END, found none; "
+        f'{SAME_ID}'
     )
     live.session.tick(40.0)
     live.session.start('c', 40.0, '')
     live.session.end('c', 40.0)
-    assert remarks(live) == "END of episode 'c' came, but no step with this id"
+    assert remarks(live) == (
+        f"END of episode 'c': expected a step with this id before END, found none; {SAME_ID}"
+    )
     live.session.tick(60.0)
     live.session.start('d', 60.0, '')
     live.session.start('e', 60.0, '')
-    assert 'but START of episode' in remarks(live)
+    assert 'found START of episode' in remarks(live)
 
 
 def test_a_publisher_that_takes_over_an_episode_is_remarked(folder):
@@ -237,7 +244,7 @@ def test_a_publisher_that_takes_over_an_episode_is_remarked(folder):
     for index, sequence in ((0, 500), (1, 1), (2, 2)):
         result = live.session.step(make_step('a', index), 0.0, None, Publication(sequence))
         assert result.verdict.state == AlarmState.NOMINAL
-    assert remarks(live) == "another publisher has taken over episode 'a' at step 1"
+    assert remarks(live) == "episode 'a': the publisher of the steps has changed at step 1"
 
 
 def test_nothing_is_remarked_of_episodes_that_are_in_order(folder):

@@ -105,7 +105,7 @@ def test_what_is_around_the_monitor_raises_the_level_and_is_said_after_the_state
     play(session, 0, 0.1)
     level, message = diagnose(session, True, '')
     assert level == Level.WARN
-    assert message.startswith('NOMINAL, but 1 step came again or late and was ignored')
+    assert message.startswith('NOMINAL, but 1 step was ignored, because of repetition')
     assert facts_of(session)['steps repeated'] == 1
 
 
@@ -116,8 +116,8 @@ def test_the_first_cause_stays_in_message_and_facts(session):
         play(session, index, 0.1)
         level, message = diagnose(session, True, '')
         assert level == Level.ERROR
-        assert message.startswith("INVALID: step 0 of episode 'a' came twice")
-        assert 'came twice' in str(facts_of(session)['first problem'])
+        assert message.startswith("INVALID: step 0 of episode 'a' arrived twice")
+        assert 'arrived twice' in str(facts_of(session)['first problem'])
     assert facts_of(session)['steps misplaced'] == 1
 
 

@@ -304,7 +304,7 @@ def train_on_nothing(content):
         (train_on_nothing, 'split 0: expected training rollouts, found none'),
         (put('splits', [3]), 'expected a mapping of fields, found 3'),
         (put_in_split('train', 'all'), "'train': expected a list of indices, found 'all'"),
-        (put_in_split('unseen', []), 'exactly once'),
+        (put_in_split('unseen', []), 'in exactly one of'),
         (put_in_split('seen_tasks', ['nobody']), r"one of the tasks \['nobody'\]"),
         (lambda content: content['splits'].append(content['splits'][0]), 'different numbers'),
     ],

@@ -166,8 +166,8 @@ def test_a_split_of_other_rollouts_is_noticed():
 @pytest.mark.parametrize(
     ('change', 'message'),
     [
-        ({'train': [0, 0]}, 'exactly once'),
-        ({'train': [0, 99]}, 'exactly once'),
+        ({'train': [0, 0]}, 'in exactly one of'),
+        ({'train': [0, 99]}, 'in exactly one of'),
         ({'train': ['0']}, 'list of integers'),
         ({'train': 3}, 'list of indices'),
         ({'split': 0.5}, 'an integer from 0'),

@@ -283,7 +283,7 @@ def test_rollouts_that_were_not_trained_on_score_the_same_either_way():
 def test_too_few_neighbours_are_refused_with_the_numbers():
     rollouts = rollouts_from(np.random.default_rng(9), 4, 8, length=5)
     with pytest.raises(
-        DetectorError, match=r'at most 5, found neighbours=10; lower .*successes .* have 5 steps'
+        DetectorError, match=r'at most 5, found neighbours=10; set .*successes .* have 5 steps'
     ):
         make_detector('euclidean_knn').fit(rollouts)
     make_detector('euclidean_knn', neighbours=5).fit(rollouts)
