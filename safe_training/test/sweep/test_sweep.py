@@ -225,8 +225,11 @@ def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
         ('[', 'expected YAML'),
         ('benchmark: x', "expected the field 'detectors'"),
         ('benchmark: x\ndetectors: [{name: clock}]\nspeed: 1', "found 'speed'"),
-        ('benchmark: x\ndetectors: [{name: klock}]', "unknown detector 'klock'"),
-        ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {width: [1]}}]', "no parameter 'width'"),
+        ('benchmark: x\ndetectors: [{name: klock}]', "expected a known name, found 'klock'"),
+        (
+            'benchmark: x\ndetectors: [{name: safe_mlp, grid: {width: [1]}}]',
+            "expected a parameter of this detector, found 'width'",
+        ),
         ('benchmark: x\ndetectors: [{name: safe_mlp, grid: {hidden: 1}}]', 'list of values'),
         ('benchmark: x\nsplits: [a]\ndetectors: [{name: clock}]', 'list of split numbers'),
         ('benchmark: 3\ndetectors: [{name: clock}]', 'a value of type str, found 3'),
