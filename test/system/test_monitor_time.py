@@ -76,7 +76,9 @@ def test_a_missing_clock_is_stale_and_said_although_steps_come(
     run_monitor(detector_folder=mlp_folder, use_sim_time=True)
     probe.wait_until_active()
     probe.spin_until(lambda: feed().state == FailureScore.STATE_STALE, 'a step is STALE')
-    assert probe.alarms[-1].reason.startswith('no /clock for ')
+    probe.spin_until(
+        lambda: probe.alarms[-1].reason.startswith('no /clock for '), 'the alarm says it too'
+    )
     assert 'no node publishes /clock' in probe.alarms[-1].reason
     assert probe.alarms[-1].advice == FailureAlarm.ADVICE_STOP
     probe.spin_until(lambda: probe.stops[-1], 'safe/stop is true')
