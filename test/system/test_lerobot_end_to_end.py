@@ -188,8 +188,8 @@ def run_bridge(own_domain: int, tmp_path: Path) -> Iterator[Callable[[str], Proc
         assert 'Traceback' not in process.log(), process.log()
 
 
-# The bridge waits for one subscriber of the steps. If DDS matches the monitor before the listener of
-# the test, the listener misses the first steps: then the test runs again.
+# The bridge waits for one subscriber of the steps. If DDS matches the monitor before the listener
+# of the test, the listener misses the first steps: then the test runs again.
 @pytest.mark.flaky(reruns=5)
 @pytest.mark.ros
 @pytest.mark.parametrize('disturbed', [True, False], ids=['disturbed', 'undisturbed'])
