@@ -89,13 +89,13 @@ def test_refused(name, good, tmp_path, capsys):
     assert time.monotonic() - started < MOST_SECONDS
 
 
-# The verb label opens what is whole of a cut recording, so that its episodes can be labelled.
-@pytest.mark.parametrize('verb', ['convert', 'info', 'fit', 'evaluate'])
+@pytest.mark.parametrize('verb', ['convert', 'info', 'label', 'fit', 'evaluate'])
 def test_every_verb_refuses(verb, good, tmp_path, capsys):
     bad = CASES['changed-mcap-cut-in-half'](tmp_path, good)
     more = {
         'convert': [str(tmp_path / 'set')],
         'info': [],
+        'label': ['--list'],
         'fit': ['--detector', 'clock', '--out', str(tmp_path / 'detector')],
         'evaluate': ['--detector', 'clock'],
     }

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from safe_training.cli.messages import print_messages
+from safe_training.cli.messages import print_bad
 from safe_training.cli.progress import progress_bar
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps(found, indent=2, ensure_ascii=False))
     else:
         _print_info(found)
-    print_messages('bad', found.get('bad', []))
+    print_bad(found.get('bad', []))
     return 1 if found.get('bad') else 0
 
 

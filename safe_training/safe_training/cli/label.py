@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safe_training.cli.messages import print_bad
 from safe_training.cli.parsing import UsageError
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import OUTCOMES, Label, check_step, make_label, read_labels
@@ -22,7 +23,8 @@ if TYPE_CHECKING:
     from safe_training.recordings.labelled import Labelled
 
 DESCRIPTION = """Set the outcome of the unlabelled episodes of a rosbag2 recording or a rollout
-set: in the terminal, or with options from a script."""
+set: in the terminal, or with options from a script. Episodes that cannot be read are named. If
+there are such episodes, the exit status of --list is 1."""
 EXAMPLE = r"""examples:
   python -m safe_training label recordings/monday
   python -m safe_training label recordings/monday --list
@@ -76,7 +78,8 @@ def run(args: argparse.Namespace) -> int:
             )
         _ask(episodes, args.all)
     _report(episodes, args)
-    return 0
+    print_bad(episodes.left_out)
+    return 1 if args.list and episodes.left_out else 0
 
 
 def _check_usage(args: argparse.Namespace) -> None:
@@ -108,6 +111,7 @@ def _report(episodes: Labelled, args: argparse.Namespace) -> None:
             'success': counts['success'],
             'failure': counts['failure'],
             'unlabelled': episodes.unlabelled,
+            'bad': episodes.left_out,
         }
         if args.list:
             found['episodes'] = [

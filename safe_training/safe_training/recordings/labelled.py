@@ -41,6 +41,8 @@ class Labelled(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.labels: dict[str, Label] = {}
+        #: Why parts of the recording and episodes cannot be read; they cannot be labelled.
+        self.left_out: list[str] = []
 
     @abstractmethod
     def describe(self, episode: str) -> dict[str, Any]:
@@ -105,6 +107,7 @@ class _LabelledRecording(Labelled):
         # An episode that cannot be read needs no label, and the others can still be labelled.
         self._source = RosbagSource(path, why, ReadOptions(skip_bad=True))
         self.labels = self._source.labels
+        self.left_out = self._source.left_out()
 
     def describe(self, episode: str) -> dict[str, Any]:
         return self._source.describe(episode)

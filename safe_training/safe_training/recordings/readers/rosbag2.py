@@ -286,9 +286,12 @@ class RosbagSource(Source):
         self.raw_axes = () if recorded.pooled else recorded.axes
         return recorded
 
+    def left_out(self) -> list[str]:
+        """Return why parts of the recording and episodes cannot be read, one text for each."""
+        return [*self._bag.losses, *self._unreadable, *self._problems()]
+
     def _no_episode(self) -> FeatureSpec:
-        problems = [*self._bag.losses, *self._unreadable, *self._problems()]
-        raise no_readable_episode(self, problems)
+        raise no_readable_episode(self, self.left_out())
 
     def _recorded_spec(self, name: str, ndim: int, width: int) -> FeatureSpec:
         try:
@@ -307,7 +310,7 @@ class RosbagSource(Source):
 
     def rollouts(self, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
         """Yield the rollouts in the order of the recording time of their last steps."""
-        self.skipped = [*self._bag.losses, *self._unreadable, *self._problems()]
+        self.skipped = self.left_out()
         if self.skipped and not self.options.skip_bad:
             raise DumpError(self.skipped[0])
         done = len(self.skipped)
