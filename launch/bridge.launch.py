@@ -21,6 +21,7 @@ from safe_bringup.launch_arguments import (
     argument,
     given_parameters,
     log_arguments,
+    node_arguments,
     parameter_file,
 )
 
@@ -71,30 +72,7 @@ ARGUMENTS = (
         description='Parameter file of the monitors.',
     ),
     _text('namespace', 'Namespace of the nodes and of their topics.'),
-    DeclareLaunchArgument(
-        'autostart',
-        default_value='',
-        choices=['', 'true', 'false'],
-        description=(
-            'Configure and activate at start-up; false: wait for a lifecycle manager; empty: '
-            'the value in the parameter files.'
-        ),
-    ),
-    DeclareLaunchArgument(
-        'use_sim_time',
-        default_value='',
-        choices=['', 'true', 'false'],
-        description='Take the time from /clock; empty: as in the parameter files.',
-    ),
-    DeclareLaunchArgument(
-        'log_level',
-        default_value='info',
-        choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description=(
-            'Lowest severity of the messages that are logged; with debug, only debug messages of '
-            'the nodes are logged, not of rcl.'
-        ),
-    ),
+    *node_arguments(),
 )
 
 

@@ -37,6 +37,7 @@ from safe_bringup.launch_arguments import (
     argument,
     given_parameters,
     log_arguments,
+    log_level_argument,
     parameter_file,
 )
 
@@ -134,15 +135,7 @@ ARGUMENTS = (
         default_value='',
         description='Namespace of the nodes and of their topics.',
     ),
-    DeclareLaunchArgument(
-        'log_level',
-        default_value='info',
-        choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description=(
-            'Lowest severity of the messages that are logged; with debug, only debug messages of '
-            'the nodes are logged, not of rcl.'
-        ),
-    ),
+    log_level_argument(),
 )
 
 

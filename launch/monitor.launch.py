@@ -17,6 +17,7 @@ from safe_bringup.launch_arguments import (
     argument,
     given_parameters,
     log_arguments,
+    node_arguments,
     parameter_file,
 )
 
@@ -49,33 +50,7 @@ ARGUMENTS = (
         default_value='',
         description='Namespace of the node and of its topics.',
     ),
-    DeclareLaunchArgument(
-        'autostart',
-        default_value='',
-        choices=['', 'true', 'false'],
-        description=(
-            'Configure and activate at start-up; false: wait for a lifecycle manager; empty: '
-            'the value in params_file.'
-        ),
-    ),
-    DeclareLaunchArgument(
-        'use_sim_time',
-        default_value='',
-        choices=['', 'true', 'false'],
-        description=(
-            'Take the time from /clock, which `ros2 bag play --clock` publishes; empty: the value '
-            'in params_file.'
-        ),
-    ),
-    DeclareLaunchArgument(
-        'log_level',
-        default_value='info',
-        choices=['debug', 'info', 'warn', 'error', 'fatal'],
-        description=(
-            'Lowest severity of the messages that are logged; with debug, only debug messages of '
-            'the node are logged, not of rcl.'
-        ),
-    ),
+    *node_arguments(),
 )
 
 

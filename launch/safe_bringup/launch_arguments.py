@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from launch.actions import DeclareLaunchArgument
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext
@@ -18,6 +19,44 @@ EXPECTED: dict[object, str] = {bool: 'true or false', int: 'a whole number', flo
 
 class LaunchArgumentError(SafeError):
     """An argument of a launch file cannot be used; the message contains its name."""
+
+
+def log_level_argument() -> DeclareLaunchArgument:
+    """Return the argument that :func:`log_arguments` reads."""
+    return DeclareLaunchArgument(
+        'log_level',
+        default_value='info',
+        choices=['debug', 'info', 'warn', 'error', 'fatal'],
+        description=(
+            'Lowest severity of the messages that are logged; with debug, only debug messages of '
+            'the nodes are logged, not of rcl.'
+        ),
+    )
+
+
+def node_arguments() -> list[DeclareLaunchArgument]:
+    """Return the arguments that every launch file of a lifecycle node has."""
+    return [
+        DeclareLaunchArgument(
+            'autostart',
+            default_value='',
+            choices=['', 'true', 'false'],
+            description=(
+                'Configure and activate at start-up; false: wait for a lifecycle manager; empty: '
+                'the value in the parameter file.'
+            ),
+        ),
+        DeclareLaunchArgument(
+            'use_sim_time',
+            default_value='',
+            choices=['', 'true', 'false'],
+            description=(
+                'Take the time from /clock, which `ros2 bag play --clock` publishes; empty: the '
+                'value in the parameter file.'
+            ),
+        ),
+        log_level_argument(),
+    ]
 
 
 def argument(context: LaunchContext, name: str) -> str:

@@ -97,7 +97,7 @@ def test_the_number_of_executed_actions_changes_the_signals(steps):
     for name, values in expected.items():
         assert np.float32(step.signals[name]) == values[1]
     with pytest.raises(
-        SafeError, match=r'step 2 of episode .*expected executed as an integer from 0 to 4'
+        SafeError, match=r"step 2 of episode .*expected 'executed' as an integer from 0 to 4"
     ):
         steps.step(np.zeros(4), actions[1], executed=5)
 
@@ -212,7 +212,7 @@ def test_an_outcome_that_is_no_bool_is_refused(steps, success):
         (np.zeros(4), {'exec_horizon': 5}, 'at least exec_horizon = 5 actions'),
         (np.zeros(4), {'exec_horizon': 0}, 'exec_horizon from 1 to'),
         (np.zeros(4), {'exec_horizon': 2.0}, 'exec_horizon from 1 to'),
-        (np.zeros(4), {'executed': -1}, 'expected executed as an integer from 0 to 4'),
+        (np.zeros(4), {'executed': -1}, "expected 'executed' as an integer from 0 to 4"),
         (np.zeros(4), {'instruction': 7}, 'expected instruction as a text'),
         (np.zeros(4), {'instruction': '\ud800'}, 'expected instruction as a text'),
         (np.zeros(4), {'token_entropy': [1e300]}, 'expected finite token_entropy'),

@@ -242,6 +242,7 @@ def test_a_reader_that_stops_costs_the_oldest_steps_only(tmp_path):
                 assert sender.waiting <= 9
             sender.end(success=True)
             assert sender.dropped >= 60 - 9
+            assert (sender.dropped_events, sender.dropped_images) == (0, 0)
             assert sender.state == 'connected'
             frames = []
             while not frames or frames[-1].kind != 'event' or frames[-1].header['event'] == 'start':
