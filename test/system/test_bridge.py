@@ -183,6 +183,8 @@ def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     run_bridge()
     listener.spin_until(lambda: len(listener.numbers(episode)) > before, 'steps flow again')
     # The bridge that came in mid-episode has the START, and says which steps it has not seen.
+    # Events and steps are two topics, so that each is waited for.
+    listener.spin_until(lambda: len(listener.kinds()) > 1, 'the START comes again')
     assert listener.kinds() == [('start', episode)] * 2
     listener.spin_until(
         lambda: 'missing before step' in listener.message_of('source'), 'the loss is said'
@@ -191,9 +193,11 @@ def test_a_killed_bridge_stops_no_policy_and_says_what_was_lost(
     listener.spin_until(lambda: ('end', episode) in listener.kinds(), 'END arrives')
     counted = policy.counted()
     assert counted['inferences'] == counted['published'] == len(alarming[0])
+    listener.spin_until(
+        lambda: listener.numbers(episode)[-1] == len(alarming[0]) - 1, 'the last step arrives'
+    )
     numbers = listener.numbers(episode)
     assert numbers == sorted(set(numbers)), 'each step once, in order'
-    assert numbers[-1] == len(alarming[0]) - 1
 
 
 @pytest.mark.slow
@@ -211,7 +215,8 @@ def test_a_killed_monitor_disturbs_nobody_and_the_next_one_scores_the_next_episo
         'safe_monitor_node.nodes.monitor', {'detector_folder': mlp_folder}, tmp_path / 'killed.log'
     )
     with Observer() as observer:
-        policy = run_policy(rollout.episode_id, '--again', 2)
+        # Slow enough that the observer is connected to the monitor before the policy ends.
+        policy = run_policy(rollout.episode_id, '--again', 2, '--period', 0.1)
         while not (scored := observer.episodes.get(rollout.episode_id)) or len(scored.steps) < 3:
             observer.spin(0.1)
             assert not policy.has_ended, policy.output

@@ -7,6 +7,7 @@ and copies nothing but heads, because it runs in the thread that forwards.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator
 from typing import Any
@@ -163,7 +164,7 @@ class Incoming:
                 raise StreamError(expected=f'{end!r} within {most} bytes', found='none')
 
 
-class Cutter:
+class Cutter(ABC):
     """Base class: feeds a generator that cuts the stream, and hands each message on.
 
     Parameters
@@ -194,8 +195,8 @@ class Cutter:
                     expected='the answer to a request to change the protocol', found='more bytes'
                 ) from None
 
-    def end(self) -> None:
+    def end(self) -> None:  # noqa: B027  (most streams have nothing to do then)
         """Take the end of the stream."""
 
-    def _messages(self) -> Wait:
-        raise NotImplementedError
+    @abstractmethod
+    def _messages(self) -> Wait: ...

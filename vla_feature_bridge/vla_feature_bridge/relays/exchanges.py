@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -118,7 +119,7 @@ Seen = Asked | Exchange | Closed | Unwatched | Blocked
 Report = Callable[[Seen], None]
 
 
-class Watching:
+class Watching(ABC):
     """Base class of the watches: pairs requests and replies in their order.
 
     Parameters
@@ -166,11 +167,11 @@ class Watching:
         self._report(Closed(self._peer, self._connection))
         self._wake()
 
-    def _take_request_bytes(self, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _take_request_bytes(self, data: bytes) -> None: ...
 
-    def _take_reply_bytes(self, data: bytes) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _take_reply_bytes(self, data: bytes) -> None: ...
 
     def _look(self, take: Callable[[bytes], None], data: bytes) -> None:
         with self._lock:

@@ -118,7 +118,7 @@ class Relay:
         return sender
 
     def _open_watch(self, peer: str) -> Watching:
-        watch: type[Watching] = {
+        watch: Callable[..., Watching] = {
             'openpi': WebsocketWatching,
             'groot': ZmtpWatching if self._options.allow_kill else KillGate,
             'openvla': HttpWatching,

@@ -159,10 +159,7 @@ class Recorder:
     # -- what the policy calls
 
     def _on_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        try:
-            self._input(args, kwargs)
-        except Exception as error:
-            self._report('internal', f'the tap failed: {type(error).__name__}: {error}')
+        self.guarded(lambda: self._input(args, kwargs))
 
     def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running = self._by_thread.get(threading.get_ident())
