@@ -3,7 +3,8 @@
 
 ::
 
-    FOLDER/detector.json         method, parameters, feature, action space, band, origin, checksum
+    FOLDER/detector.json         method, parameters, feature, action space, band, probability map,
+                                 origin, checksum
     FOLDER/weights.safetensors   all arrays, named detector.* and band.*
 
 Reading a folder executes no code and checks all data: a changed byte in one of the two files is
@@ -27,6 +28,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DetectorError, make_detector
@@ -135,6 +137,8 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
         'software': _versions(),
         'provenance': dict(calibrated.provenance),
     }
+    if calibrated.probability is not None:
+        content['probability'] = calibrated.probability.to_dict()
     try:
         return weights, with_checksum(content)
     except (TypeError, ValueError) as error:
@@ -209,6 +213,9 @@ def _load(folder: Path) -> CalibratedDetector:
         band = Band.from_state(_part(arrays, 'band.'), content['band'])
         band.at(alpha)
         provenance = dict(content['provenance'])
+        # Folders up to 0.2 do not have the entry, and a fit with few failures makes no map.
+        given = content.get('probability')
+        probability = None if given is None else ProbabilityMap.from_dict(given)
         action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
         if not isinstance(action_space, str):
             raise DetectorError(
@@ -233,7 +240,9 @@ def _load(folder: Path) -> CalibratedDetector:
             'folder',
         )
     sha256 = str(content['weights_sha256'])
-    return CalibratedDetector(detector, feature, band, alpha, provenance, sha256, action_space)
+    return CalibratedDetector(
+        detector, feature, band, alpha, provenance, sha256, action_space, probability
+    )
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -301,7 +310,7 @@ def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a detector folder holds, as JSON values, after checking all of it."""
     calibrated = load_detector(folder)
-    band = calibrated.band
+    band, probability = calibrated.band, calibrated.probability
     return {
         'kind': 'detector folder',
         'detector': calibrated.detector.name,
@@ -312,6 +321,13 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
         'alpha': calibrated.alpha,
         'alphas': band.alphas.tolist(),
         'band': {'steps': band.length, **band.meta()},
+        'probability': probability
+        and {
+            'described': probability.described,
+            'rollouts': probability.rollouts,
+            'failures': probability.failures,
+            'median_steps': probability.median_steps,
+        },
         'provenance': calibrated.provenance,
     }
 

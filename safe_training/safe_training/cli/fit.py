@@ -90,7 +90,7 @@ def _print_fitted(
 ) -> None:
     from rich.console import Console
 
-    from safe_training.evaluation.provenance import describe_task_bands
+    from safe_training.evaluation.provenance import describe_task_bands, probability_text
 
     band, alpha = fitted.band, fitted.alpha
     # Print without rich markup: a name such as hidden_states[token=last] must not be read as
@@ -106,6 +106,7 @@ def _print_fitted(
     )
     if not band.at(alpha).can_alarm:
         console.print(f'note: {band.provenance["note"]}')
+    console.print(probability_text(fitted.probability))
     if per_task:
         console.print(describe_task_bands(band, list(map(str, split.seen_tasks)), alpha))
     console.print(

@@ -9,10 +9,12 @@ from typing import Any
 
 import safe_training.fitting  # noqa: F401  (registers the fitters)
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector, make_detector
 from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
 from safe_training.calibration.kinds import KINDS, BandRequest
+from safe_training.calibration.probability import fit_probability
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.left_out import leave_one_task_out_scores
 from safe_training.evaluation.protocol import EvaluationError, Protocol, require_rollouts
@@ -25,6 +27,11 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
+HELD_OUT_ROLLOUTS = 'held-out rollouts of the seen tasks'
+LEFT_OUT_ROLLOUTS = (
+    'training rollouts of the seen tasks, each scored by a detector that was fitted without its '
+    'task (leave-one-task-out)'
+)
 LEFT_OUT = (
     'successes among the training rollouts of the seen tasks, each scored by a detector that was '
     'fitted without its task (leave-one-task-out)'
@@ -121,11 +128,10 @@ def fit_and_calibrate(
     """
     fit_on(detector, rollouts, split, protocol, progress)
     if protocol.calibrate_on == 'loto':
-        successes = left_out_successes(detector, rollouts, split, progress)
+        scored = left_out_rollouts(detector, rollouts, split, progress)
     else:
-        kept = [rollouts[i] for i in split.seen if not rollouts[i].failed]
-        successes = held_out_successes(score_part(detector, kept, 'seen'), split)
-    return calibrated_detector(detector, successes, rollouts, split, protocol)
+        scored = score_part(detector, [rollouts[i] for i in split.seen], 'seen')
+    return calibrated_detector(detector, scored, rollouts, split, protocol)
 
 
 def fit_on(
@@ -149,12 +155,19 @@ def fit_on(
 
 def calibrated_detector(
     detector: Detector,
-    successes: Successes,
+    scored: Sequence[ScoredRollout],
     rollouts: Rollouts,
     split: Split,
     protocol: Protocol,
 ) -> CalibratedDetector:
-    """Return a fitted detector with its band, features and provenance."""
+    """Return a fitted detector with its band, probability map, features and provenance.
+
+    Parameters
+    ----------
+    scored : sequence of ScoredRollout
+        Successes and failures for the calibration, see `calibration_successes`.
+    """
+    successes = calibration_successes(scored, split, protocol)
     return CalibratedDetector(
         detector=detector,
         feature=rollouts.feature,
@@ -162,6 +175,39 @@ def calibrated_detector(
         alpha=protocol.alpha,
         provenance=provenance_of(rollouts, split),
         action_space=rollouts.action_space,
+        probability=probability_map(scored, split, protocol),
+    )
+
+
+def calibration_successes(
+    scored: Sequence[ScoredRollout], split: Split, protocol: Protocol
+) -> Successes:
+    """Return the successes on which a band is calibrated.
+
+    Parameters
+    ----------
+    scored : sequence of ScoredRollout
+        The held-out rollouts of the seen tasks, or for ``calibrate_on='loto'`` the training
+        rollouts with their leave-one-task-out scores (`left_out_rollouts`).
+    """
+    if protocol.calibrate_on == 'loto':
+        return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
+    return held_out_successes(scored, split)
+
+
+def probability_map(
+    scored: Sequence[ScoredRollout], split: Split, protocol: Protocol
+) -> ProbabilityMap | None:
+    """Return the map from score and time to the probability of failure.
+
+    None with too few failures or successes. Parameters are those of `calibration_successes`.
+    """
+    described = LEFT_OUT_ROLLOUTS if protocol.calibrate_on == 'loto' else HELD_OUT_ROLLOUTS
+    return fit_probability(
+        [rollout.scores for rollout in scored],
+        [bool(rollout.failed) for rollout in scored],
+        [str(rollout.task) for rollout in scored],
+        f'{described}, split {split.number}',
     )
 
 
@@ -229,10 +275,20 @@ def left_out_successes(
 
     Each is scored by a detector that was fitted without its task.
     """
+    scored = left_out_rollouts(detector, rollouts, split, progress)
+    return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
+
+
+def left_out_rollouts(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    progress: Progress | None = None,
+) -> list[ScoredRollout]:
+    """Return the training rollouts, each scored by a detector that was fitted without its task."""
     training = [rollouts[i] for i in split.train]
     scores = leave_one_task_out_scores(detector, training, progress=progress)
-    scored = scored_rollouts(scores, training, 'train')
-    return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
+    return scored_rollouts(scores, training, 'train')
 
 
 def make_seeded(name: str, params: Mapping[str, Any], seed: int) -> Detector:

@@ -23,6 +23,8 @@ ProtocolName = Literal['robust', 'paper', 'loto']
 PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
 CalibrateOn = Literal['heldout', 'loto']
 ROBUST_SPLITS = 10
+# For detectors that are fitted in about a second.
+CHEAP_SPLITS = 50
 PAPER_SPLITS = (0, 1, 2)
 
 # Part of each split that is used to choose a combination of parameters.
