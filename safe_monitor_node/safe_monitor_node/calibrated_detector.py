@@ -67,7 +67,7 @@ class CalibratedDetector:
             f'found actions in the space {action_space!r}'
         )
 
-    def probability_at(self, score: float, step: int, task: str = '') -> float:
+    def probability_at(self, score: float, step: int) -> float:
         """Return the probability that an episode fails that runs at a step; NaN without a map.
 
         Parameters
@@ -76,10 +76,8 @@ class CalibratedDetector:
             Score at this step; NaN gives NaN.
         step : int
             Step of the episode, 0-based.
-        task : str
-            Task of the episode; empty if unknown.
         """
-        return math.nan if self.probability is None else self.probability.at(score, step, task)
+        return math.nan if self.probability is None else self.probability.at(score, step)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a detector folder and return its path; see ``storage.detector_folder``.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -31,10 +31,10 @@ class ProbabilityMap:
     """Maps a score and a step to the probability that the episode fails.
 
     The score is replaced by its rank u in [0, 1] among the scores of the fit: `quantiles` are the
-    scores at evenly spaced ranks. The step t is replaced by its share r = (t + 1) / m, where m is
-    the median length of the successes of the task, or `median_steps` for a task that the fit did
-    not see. The probability is sigmoid(intercept + sum of slope * max(value - bend, 0)) over the
-    bends of u (:data:`SCORE_BENDS`) and of r (:data:`TIME_BENDS`).
+    scores at evenly spaced ranks. The step t is replaced by its share r = (t + 1) / m of the length
+    m of a usual success: `median_steps`, for all tasks. The probability is sigmoid(intercept + sum
+    of slope * max(value - bend, 0)) over the bends of u (:data:`SCORE_BENDS`) and of r
+    (:data:`TIME_BENDS`).
 
     Attributes
     ----------
@@ -48,9 +48,7 @@ class ProbabilityMap:
     base_rate : float
         Share of failures among the rollouts of the fit. For comparison.
     median_steps : float
-        Median over tasks of the median success length [policy steps].
-    task_medians : dict of str to float
-        Median success length of each task of the fit.
+        Median over the tasks of the fit of their median success length [policy steps].
     rollouts, failures : int
         Number of rollouts of the fit, and of failures among them.
     described : str
@@ -70,7 +68,6 @@ class ProbabilityMap:
     clock_slopes: tuple[float, ...]
     base_rate: float
     median_steps: float
-    task_medians: dict[str, float] = field(default_factory=dict)
     rollouts: int = 0
     failures: int = 0
     described: str = ''
@@ -92,13 +89,10 @@ class ProbabilityMap:
             raise refused('2 or more quantiles in order', f'{self.quantiles!r:.80}', FIT_AGAIN)
         if not 0.0 <= self.base_rate <= 1.0:
             raise refused('a base rate in [0, 1]', str(self.base_rate), FIT_AGAIN)
-        if not isinstance(self.task_medians, dict):
-            raise refused('task_medians by task', f'{self.task_medians!r:.80}', FIT_AGAIN)
-        medians = _numbers(list(self.task_medians.values()), 'task_medians', None)
-        if min((self.median_steps, *medians)) <= 0:
-            raise refused('median lengths above 0', str((self.median_steps, *medians)), FIT_AGAIN)
+        if self.median_steps <= 0:
+            raise refused('a median length above 0', str(self.median_steps), FIT_AGAIN)
 
-    def at(self, score: float, step: int, task: str = '') -> float:
+    def at(self, score: float, step: int) -> float:
         """Return the probability that an episode fails that runs at a step, in [0, 1].
 
         Parameters
@@ -107,32 +101,30 @@ class ProbabilityMap:
             Score at this step; NaN gives NaN.
         step : int
             Step of the episode, 0-based.
-        task : str
-            Task of the episode; empty if unknown.
         """
         if math.isnan(score):
             return math.nan
         sum_of_score = _bent(self.rank(score), self.score_slopes, SCORE_BENDS)
-        sum_of_time = _bent(self.share(step, task), self.time_slopes, TIME_BENDS)
+        sum_of_time = _bent(self.share(step), self.time_slopes, TIME_BENDS)
         return _sigmoid(self.intercept + sum_of_score + sum_of_time)
 
-    def along(self, scores: ArrayLike, task: str = '') -> NDArray[np.float64]:
+    def along(self, scores: ArrayLike) -> NDArray[np.float64]:
         """Return the probability at each step of an episode, shape (T,), from its scores (T,)."""
         values = np.asarray(scores, dtype=np.float64).tolist()
-        return np.array([self.at(score, step, task) for step, score in enumerate(values)])
+        return np.array([self.at(score, step) for step, score in enumerate(values)])
 
-    def clock_at(self, step: int, task: str = '') -> float:
+    def clock_at(self, step: int) -> float:
         """Return the probability that the step alone gives, in [0, 1]; for comparison."""
-        sum_of_time = _bent(self.share(step, task), self.clock_slopes, TIME_BENDS)
+        sum_of_time = _bent(self.share(step), self.clock_slopes, TIME_BENDS)
         return _sigmoid(self.clock_intercept + sum_of_time)
 
     def rank(self, score: float) -> float:
         """Return the rank of a score among those of the fit, in [0, 1]; ties have their mean."""
         return rank_in(self.quantiles, score)
 
-    def share(self, step: int, task: str = '') -> float:
+    def share(self, step: int) -> float:
         """Return the share of the median success length that is over after a step, up to 3."""
-        return min((step + 1) / self.task_medians.get(task, self.median_steps), LATEST)
+        return min((step + 1) / self.median_steps, LATEST)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the map as JSON values."""

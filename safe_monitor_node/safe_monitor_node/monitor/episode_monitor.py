@@ -383,7 +383,7 @@ class EpisodeMonitor:
         return StepResult(score, threshold, verdict, probability=self._probability(score, index))
 
     def _probability(self, score: float, index: int) -> float:
-        return self.calibrated.probability_at(score, index, self.task)
+        return self.calibrated.probability_at(score, index)
 
     def _not_scored(
         self, index: int, problem: str, now: float, score: float = math.nan

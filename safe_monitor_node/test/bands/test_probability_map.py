@@ -21,7 +21,6 @@ FIELDS = {
     'clock_slopes': (0.0, 0.0, 0.0, 3.0, 0.0),
     'base_rate': 0.25,
     'median_steps': 10.0,
-    'task_medians': {'short': 4.0},
     'rollouts': 30,
     'failures': 9,
     'described': 'by hand',
@@ -37,13 +36,13 @@ def test_the_formula_by_hand():
     # Rank of 3.0: 3 of 4. Step 4 is the fifth of ten: r = 0.5.
     score = 1.0 * 0.75 + 0.5 * 0.25
     assert fitted.at(3.0, 4) == pytest.approx(sigmoid(-2.0 + score + 0.5 * 0.5))
-    # The same step of a task with a median of four steps: r = 1.25.
-    late = 0.5 * 1.25 + 2.0 * 0.25
-    assert fitted.at(3.0, 4, 'short') == pytest.approx(sigmoid(-2.0 + score + late))
+    # After 12 of 10 steps: r = 1.2.
+    late = 0.5 * 1.2 + 2.0 * 0.2
+    assert fitted.at(3.0, 11) == pytest.approx(sigmoid(-2.0 + score + late))
     # Above the largest score: rank 1, and the last bend counts.
     top = 1.0 + 0.5 * 0.5 + 10.0 * 0.05
     assert fitted.at(99.0, 4) == fitted.at(5.0, 4) == pytest.approx(sigmoid(-2.0 + top + 0.25))
-    assert fitted.clock_at(4, 'short') == pytest.approx(sigmoid(-1.0 + 3.0 * 0.25))
+    assert fitted.clock_at(11) == pytest.approx(sigmoid(-1.0 + 3.0 * 0.2))
     assert fitted.at(0.0, 29) == fitted.at(0.0, 10**9), 'after three median lengths time stands'
     assert math.isnan(fitted.at(math.nan, 4))
 
@@ -57,8 +56,8 @@ def test_ranks_of_ties_and_between():
 def test_along_is_at_each_step():
     fitted = ProbabilityMap(**FIELDS)
     scores = np.array([0.3, 2.0, 9.0, -1.0])
-    along = fitted.along(scores, 'short')
-    assert along.tolist() == [fitted.at(float(s), t, 'short') for t, s in enumerate(scores)]
+    along = fitted.along(scores)
+    assert along.tolist() == [fitted.at(float(s), t) for t, s in enumerate(scores)]
 
 
 @given(score=st.floats(allow_nan=False), step=st.integers(0, 10**6))
@@ -88,9 +87,7 @@ def test_json_holds_every_bit():
         ({'clock_slopes': [True, 0.0, 0.0, 0.0, 0.0]}, 'clock_slopes: 5 finite numbers'),
         ({'intercept': None}, 'intercept: 1 finite numbers'),
         ({'base_rate': 1.5}, r'base rate in \[0, 1\]'),
-        ({'median_steps': 0.0}, 'median lengths above 0'),
-        ({'task_medians': {'a': -1.0}}, 'median lengths above 0'),
-        ({'task_medians': [3.0]}, 'task_medians by task'),
+        ({'median_steps': 0.0}, 'a median length above 0'),
         ({'rollouts': -1}, 'rollouts as a count'),
         ({'described': 3}, 'described as a text'),
         ({'more': 1}, 'the entries'),

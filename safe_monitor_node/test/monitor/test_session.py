@@ -490,12 +490,10 @@ def probability_map():
         clock_slopes=(0.5, 0.0, 0.0, 1.0, 0.0),
         base_rate=0.3,
         median_steps=2.0,
-        task_medians={'pour': 1.0},
     )
 
 
-@pytest.mark.parametrize('task', ['', 'pour', 'never seen'])
-def test_the_probability_is_that_of_the_map_at_the_step_and_task(tmp_path, task):
+def test_the_probability_is_that_of_the_map_at_the_step(tmp_path):
     detector = make_detector('safe_lstm', hidden=2)
     detector.set_network(detector.build(WIDTH), WIDTH)
     band = Band(np.array([0.1]), np.ones((1, 2)), 'any', 9)
@@ -504,9 +502,8 @@ def test_the_probability_is_that_of_the_map_at_the_step_and_task(tmp_path, task)
     live = Live(
         str(made.save(tmp_path / 'lstm')), MonitorSettings(alarm=AlarmConfig(max_missing_steps=9))
     )
-    live.session.monitor.begin('a', 0.0, task)
     results = [live.step('a', index) for index in (0, 1, 2)]
-    offline = fitted.along([result.score for result in results], task)
+    offline = fitted.along([result.score for result in results])
     assert [result.probability for result in results] == offline.tolist()
     assert 'number of steps of the band' in results[2].problem, 'a probability needs no threshold'
     refused = live.session.refuse(StepId('a', 3, 0), 'unreadable', 0.0)

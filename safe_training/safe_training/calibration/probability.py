@@ -4,6 +4,10 @@
 It is a logistic regression at every step of every rollout. The probability is that of an episode
 that is *still running*: at a given time, each running rollout counts once. A step of a task whose
 successes have a median length of m steps therefore has the weight 1 / m.
+
+Time is counted in shares of the length of a usual success. The map is for new tasks, whose length
+is not known. Therefore each rollout is fitted with the median over the *other* tasks. With the
+median of its own task, time would seem to say more than it does on a new task.
 """
 
 from __future__ import annotations
@@ -57,22 +61,18 @@ def fit_probability(
     if min(outcomes.sum(), (~outcomes).sum()) < FEWEST:
         return None
     lengths = np.array([len(curve) for curve in scores])
-    medians = {
-        task: float(np.median(lengths[members & ~outcomes]))
-        for task in dict.fromkeys(tasks)
-        if (members := np.array([t == task for t in tasks])).any() and (members & ~outcomes).any()
-    }
+    medians = _success_medians(lengths, outcomes, tasks)
     usual = float(np.median(list(medians.values())))
     steps = np.concatenate([np.arange(1, n + 1) for n in lengths])
-    own = np.repeat([medians.get(task, usual) for task in tasks], lengths)
+    shares = steps / np.repeat([_median_of_others(medians, task, usual) for task in tasks], lengths)
+    weights = 1.0 / np.repeat([medians.get(task, usual) for task in tasks], lengths)
+    weights *= len(lengths) / weights.sum()
     values = np.concatenate([np.asarray(curve, dtype=np.float64) for curve in scores])
     positive = np.repeat(outcomes, lengths)
-    weights = 1.0 / own
-    weights *= len(lengths) / weights.sum()
     quantiles = _weighted_quantiles(values, weights)
     ranks = np.array([rank_in(quantiles, value) for value in values.tolist()])
     rising = _bent(ranks, SCORE_BENDS)
-    late = _bent(np.minimum(steps / own, LATEST), TIME_BENDS)
+    late = _bent(np.minimum(shares, LATEST), TIME_BENDS)
     both = _monotone_regression(np.column_stack([rising, late]), positive, weights)
     clock = _monotone_regression(late, positive, weights)
     return ProbabilityMap(
@@ -84,11 +84,27 @@ def fit_probability(
         clock_slopes=clock[1:],
         base_rate=float(outcomes.mean()),
         median_steps=usual,
-        task_medians=medians,
         rollouts=len(lengths),
         failures=int(outcomes.sum()),
         described=described,
     )
+
+
+def _success_medians(
+    lengths: NDArray[np.int64], failed: NDArray[np.bool_], tasks: Sequence[str]
+) -> dict[str, float]:
+    """Return the median length of the successes of each task that has one."""
+    found: dict[str, list[int]] = {}
+    for length, fails, task in zip(lengths.tolist(), failed.tolist(), tasks, strict=True):
+        if not fails:
+            found.setdefault(task, []).append(length)
+    return {task: float(np.median(values)) for task, values in found.items()}
+
+
+def _median_of_others(medians: dict[str, float], task: str, usual: float) -> float:
+    """Return the median of the other tasks, as for a task that the fit has not seen."""
+    others = [median for name, median in medians.items() if name != task]
+    return float(np.median(others)) if others else usual
 
 
 def _weighted_quantiles(values: NDArray[np.float64], weights: NDArray[np.float64]) -> list[float]:

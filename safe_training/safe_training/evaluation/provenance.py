@@ -34,8 +34,8 @@ def probability_text(fitted: ProbabilityMap | None) -> str:
     """Return a text that says how the probability of failure was fitted."""
     if fitted is None:
         return (
-            f'no probability of failure: it needs {FEWEST} failures and {FEWEST} successes that the '
-            'detector was not fitted on'
+            f'no probability of failure: it needs {FEWEST} failures and {FEWEST} successes that '
+            'the detector was not fitted on'
         )
     return (
         f'probability of failure from {fitted.rollouts} {fitted.described} '

@@ -102,9 +102,8 @@ def probability_report(
             if 0 <= step < len(rollout):
                 tasks.append(rollout.task)
                 outcomes.append(bool(rollout.failed))
-                name = str(rollout.task)
-                given.append(fitted.at(float(rollout.scores[step]), step, name))
-                clock.append(fitted.clock_at(step, name))
+                given.append(fitted.at(float(rollout.scores[step]), step))
+                clock.append(fitted.clock_at(step))
     if not tasks:
         return None
     failed = np.array(outcomes)

@@ -45,7 +45,7 @@ def test_a_score_that_says_nothing_gives_the_clock():
     scores, failed, tasks = drawn(generator, 400)
     noise = [generator.normal(size=len(s)) for s in scores]
     fitted = fit_probability(noise, failed, tasks)
-    lows, highs = ([fitted.at(score, 9, 'task 0') for score in ends] for ends in ((-9.0,), (9.0,)))
+    lows, highs = ([fitted.at(score, 9) for score in ends] for ends in ((-9.0,), (9.0,)))
     assert highs[0] - lows[0] < 0.15
     turned = fit_probability([-s for s in scores], failed, tasks)
     assert turned.at(-9.0, 9) == turned.at(9.0, 9), 'a score that falls with failure is not used'
@@ -60,33 +60,39 @@ def test_a_constant_score_is_no_difficulty():
 
 def test_the_probability_rises_with_score_and_time():
     fitted = fit_probability(*drawn(np.random.default_rng(3), 200))
-    values = np.array(
-        [[fitted.at(s, t, 'task 1') for t in range(60)] for s in np.linspace(-4, 6, 50)]
-    )
+    values = np.array([[fitted.at(s, t) for t in range(60)] for s in np.linspace(-4, 6, 50)])
     assert (np.diff(values, axis=0) >= 0).all()
     assert (np.diff(values, axis=1) >= 0).all()
     assert ((values > 0) & (values < 1)).all()
 
 
-def test_each_running_rollout_counts_once_at_a_time():
-    """A task of twice as many steps has the same weight."""
-    scores, failed, tasks = drawn(np.random.default_rng(4), 200, tasks=1)
+def test_time_is_counted_as_on_a_task_that_the_fit_has_not_seen():
+    """Three tasks of equal length, and one of twice the length whose rollouts are twice as slow."""
+    scores, failed, tasks = drawn(np.random.default_rng(4), 400)
     slow = [np.repeat(s, 2) for s in scores]
-    both = fit_probability(scores + slow, failed * 2, tasks + ['slow'] * 200)
-    assert both.task_medians['slow'] == 2 * both.task_medians['task 0']
+    fitted = fit_probability(scores + slow, failed * 2, tasks + ['slow'] * 400)
     alone = fit_probability(scores, failed, tasks)
+    assert fitted.median_steps == pytest.approx(alone.median_steps, abs=0.5)
+    # With tasks of two lengths, the step says less: the curve over time is flatter.
+    rise = [m.clock_at(20) - m.clock_at(5) for m in (fitted, alone)]
+    assert rise[0] < rise[1]
+
+
+def test_each_running_rollout_counts_once_at_a_time():
+    """Steps that come twice as often, of a task of its own, change nothing."""
+    scores, failed, tasks = drawn(np.random.default_rng(4), 200, tasks=1)
+    once = fit_probability(scores, failed, tasks)
+    half = fit_probability([np.repeat(s, 2) for s in scores], failed, tasks)
+    assert half.median_steps == 2 * once.median_steps
     for step in (3, 9, 20):
-        at = both.at(1.0, 2 * step + 1, 'slow')
-        assert at == both.at(1.0, step, 'task 0')
-        assert at == pytest.approx(alone.at(1.0, step, 'task 0'), abs=0.03)
+        assert half.at(1.0, 2 * step + 1) == pytest.approx(once.at(1.0, step), abs=0.02)
 
 
-def test_an_unknown_task_has_the_usual_length():
+def test_a_task_without_a_success_has_the_usual_length():
     scores, failed, tasks = drawn(np.random.default_rng(5), 100)
     fitted = fit_probability(scores, failed, tasks)
-    assert fitted.median_steps == np.median(list(fitted.task_medians.values()))
-    hopeless = fit_probability([*scores, np.zeros(LIMIT)], [*failed, True], [*tasks, 'no success'])
-    assert 'no success' not in hopeless.task_medians
+    more = [*scores, np.zeros(LIMIT)], [*failed, True], [*tasks, 'no success']
+    assert fit_probability(*more).median_steps == fitted.median_steps
 
 
 @pytest.mark.parametrize('failures', [0, FEWEST - 1, 60 - FEWEST + 1, 60])
