@@ -128,7 +128,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         (result(detector=None), 'detector: expected a value of type str, found None'),
         (
             result(benchmark=1),
-            "expected no number with the name of a key column, found the name 'benchmark'",
+            "expected no number with the name of another column, found the name 'benchmark'",
         ),
     ],
 )

@@ -119,6 +119,12 @@ _ROBUST_COLUMNS = (
     ('balanced_accuracy', False, True),
     ('detection_time', False, True),
 )
+# Results up to version 0.2 lack these numbers.
+_NEW_COLUMNS = frozenset({EARLY, CLOCK_EARLY, SAVED, SAVED_OVER_CLOCK, AT_MEDIAN})
+_NO_TASKS = (
+    'The results hold no numbers of single tasks, so that there are no intervals over tasks: they '
+    'were written by version 0.2 or before. Run the sweep or the evaluation again.'
+)
 _METHOD = name_columns('Method')
 _COMBINATIONS = 'of'
 
@@ -214,8 +220,7 @@ def task_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> list
             of_it = [r for r in members if r.benchmark == benchmark]
             found = entries(of_it, partial(robust_entry, select_on=select_on))
             titles = {d: title for _, d, title in rows_of({e.detector for e in found})}
-            unseen = {titles[e.detector]: e.parts.get('unseen', ()) for e in found}
-            detectors = {name: rs for name, rs in unseen.items() if any(r.tasks for r in rs)}
+            detectors = {titles[e.detector]: e.parts['unseen'] for e in found if _has_tasks(e)}
             if detectors:
                 table = task_table(f'{benchmark}, {kind}, unseen tasks: by task', detectors)
                 tables.append(table if select_on == 'seen' else _warned(table))
@@ -233,17 +238,18 @@ def _robust_table(benchmark: str, found: Sequence[Entry]) -> ResultTable:
         if left_out and metric == HEADLINE:
             # With a single task, the pooled AUC is equal to the macro AUC.
             continue
-        columns.append(MEASURES[metric])
         cells = _numbers(of_rows, f'unseen/{metric}', spread=spread)
+        if metric in _NEW_COLUMNS and all(cell == Cell() for cell in cells):
+            continue
+        columns.append(MEASURES[metric])
         filled.append(_best_marked(cells, of_rows, metric) if compared else cells)
-        if compared:
+        intervals = [
+            task_interval_cell(metric, entry.values.get(f'unseen/{metric}') if entry else None)
+            for entry in of_rows
+        ]
+        if compared and any(cell != Cell() for cell in intervals):
             columns.append(INTERVAL)
-            filled.append(
-                [
-                    task_interval_cell(metric, e.values.get(f'unseen/{metric}') if e else None)
-                    for e in of_rows
-                ]
-            )
+            filled.append(intervals)
     columns += [Column('folds' if left_out else 'splits'), Column(_COMBINATIONS)]
     filled += [
         [Cell(_used_of(e, f'unseen/{MACRO}')) if e else Cell() for e in of_rows],
@@ -266,7 +272,7 @@ def _robust_notes(found: Sequence[Entry]) -> tuple[str, ...]:
     )
     notes = [
         note + _COLUMNS_NOTE,
-        INTERVALS_NOTE,
+        INTERVALS_NOTE if any(_has_tasks(entry) for entry in found) else _NO_TASKS,
         *_comparison_notes(found),
         f'"of": number of combinations from which one was chosen on each {many[:-1]}.',
     ]
@@ -333,6 +339,10 @@ def _best_marked(cells: Sequence[Cell], of_rows: Sequence[Entry | None], metric:
 def _differences(found: Sequence[Entry | None], metric: str) -> list[Difference]:
     unseen = {entry.detector: entry.parts.get('unseen', ()) for entry in found if entry}
     return differences_to_best(metric, unseen)
+
+
+def _has_tasks(entry: Entry) -> bool:
+    return any(result.tasks for result in entry.parts.get('unseen', ()))
 
 
 def _comparison_notes(found: Sequence[Entry]) -> list[str]:
