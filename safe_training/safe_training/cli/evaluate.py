@@ -18,6 +18,7 @@ from safe_training.cli.options import (
     add_source_options,
     add_split_options,
     add_training_options,
+    calibration_note,
     check_splits,
     protocol_of,
     rollouts_of,
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     saved = args.splits_from
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)
-    protocol = protocol_of(args, name)
+    protocol = protocol_of(args, names, name)
     rollouts = rollouts_of(args)
     params = detector_params(names, args.params)
     splits, what = splits_of(args, protocol, rollouts)
@@ -132,7 +133,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(plain_json(_as_json(args, protocol, splits, params, rows)))
     else:
-        _print(args, protocol, rows, what)
+        parts = [[rollouts[i] for i in split.train] for split in splits]
+        note = calibration_note(args, names, protocol, parts)
+        _print(args, protocol, rows, (what, note))
     return 0
 
 
@@ -159,7 +162,10 @@ def splits_of(
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
 
 
-def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], what: str) -> None:
+def _print(
+    args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], texts: tuple[str, str]
+) -> None:
+    """Print the rows; ``texts`` describe the splits and the calibration of the bands."""
     from safe_training.reporting.tables.evaluation import (
         detail_tables,
         promise_lines,
@@ -168,8 +174,10 @@ def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], wh
     from safe_training.reporting.tables.terminal import print_table, wide_console
 
     console = wide_console()
+    what, calibration = texts
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     print_table(console, report_table(rows, title))
+    console.print(calibration, style='dim', markup=False)
     for line in promise_lines(rows):
         console.print(line, style='dim', markup=False)
     if protocol.name == 'paper':

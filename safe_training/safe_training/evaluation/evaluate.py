@@ -23,6 +23,7 @@ from safe_training.evaluation.fit_and_calibrate import (
     held_out_successes,
     left_out_successes,
     make_seeded,
+    settled_for,
 )
 from safe_training.evaluation.judge import JudgedSet, score_part, with_alarms
 from safe_training.evaluation.protocol import Protocol, require_rollouts
@@ -121,6 +122,7 @@ def fit_and_judge(
     Every rollout is scored once: the band is calibrated on the scores that are reported. The time
     includes the calibration and the scores that the band is calibrated on, and no other scores.
     """
+    protocol = settled_for(protocol, rollouts, split)
     started = time.perf_counter()
     fit_on(detector, rollouts, split, protocol, progress)
     seconds = time.perf_counter() - started
