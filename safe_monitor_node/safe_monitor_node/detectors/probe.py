@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,17 +22,18 @@ from safe_monitor_node.detectors.base import (
     checked_vector,
     missing_signal,
 )
+from safe_monitor_node.detectors.signal_history import (
+    HISTORY,
+    SignalHistory,
+    signal_histories,
+    smoothed,
+)
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
 _INPUTS = ('both', 'features', 'signals')
 _METHODS = ('linear', 'distance')
 
-HISTORY = ('value', 'mean', 'max', 'recent')
-"""Inputs from one signal at a step: its value, and three summaries of the episode so far."""
-
-# Weight of the past in the exponential moving average of a signal.
-_RECENT = 0.7
 # Scores are float32.
 _LARGEST = 1e30
 _NO_FEATURES = np.zeros(0, np.float32)
@@ -41,55 +41,6 @@ _ADD_SIGNAL = (
     'add the signal to the steps, or add the action chunks, from which the bridge computes its '
     'signals'
 )
-
-
-class SignalHistory:
-    """Computes the history of S signals step by step: the compressed value and three summaries.
-
-    A signal v is compressed to ``sign(v) log(1 + |v| / scale)``. Each signal has its own scale.
-    """
-
-    def __init__(self, scale: np.ndarray) -> None:
-        self._scale = scale
-        self._steps = 0
-        self._total = np.zeros(len(scale))
-        self._largest = np.full(len(scale), -np.inf)
-        self._recent = np.zeros(len(scale))
-
-    def add(self, values: np.ndarray) -> np.ndarray:
-        """Return the history (S, 4), columns as :data:`HISTORY`, after a step's signals (S,)."""
-        squashed = np.sign(values) * np.log1p(np.abs(values) / self._scale)
-        past = _RECENT if self._steps else 0.0
-        self._steps += 1
-        self._total += squashed
-        np.maximum(self._largest, squashed, out=self._largest)
-        self._recent = past * self._recent + (1.0 - past) * squashed
-        mean = self._total / self._steps
-        return np.stack([squashed, mean, self._largest, self._recent], axis=1)
-
-
-def signal_history(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return the history (T, S, 4) of the signals (T, S) of a rollout.
-
-    Equal to the steps of :class:`SignalHistory`, and many times faster.
-    """
-    squashed = np.sign(values) * np.log1p(np.abs(values) / scale)
-    steps = np.arange(1, len(values) + 1)[:, None]
-    recent = np.empty_like(squashed)
-    for signal in range(squashed.shape[1]):
-        recent[:, signal] = smoothed(squashed[:, signal], _RECENT)
-    mean, largest = np.cumsum(squashed, axis=0) / steps, np.maximum.accumulate(squashed, axis=0)
-    return np.stack([squashed, mean, largest, recent], axis=2)
-
-
-def smoothed(raw: np.ndarray, smoothing: float) -> np.ndarray:
-    """Return the exponential moving average (T,) that starts at the first value."""
-    if smoothing == 0.0:
-        return raw
-    new = 1.0 - smoothing
-    # Python numbers: a loop over the entries of an array takes several times as long.
-    averages = itertools.accumulate(raw.tolist(), lambda past, now: smoothing * past + new * now)
-    return np.fromiter(averages, np.float64, len(raw))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -225,14 +176,26 @@ class LinearProbe(Detector):
 
     def score(self, rollout: Rollout) -> np.ndarray:
         """Return the scores of a whole rollout, float32 of shape (T,)."""
-        features = self._features_of(rollout)
-        history = signal_history(self.signals_of(rollout), self.signal_scale_)
-        raw = self.raw_scores(features, history)
-        return smoothed(raw, self.choice_['smoothing']).astype(np.float32)
+        return self.score_all([rollout])[0]
+
+    def score_all(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Return the scores of many rollouts; see :meth:`score`."""
+        self._require_fitted()
+        if not rollouts:
+            return []
+        ends = np.cumsum([len(rollout) for rollout in rollouts])
+        signals = np.concatenate([self.signals_of(rollout) for rollout in rollouts])
+        history = signal_histories(signals, np.diff(ends, prepend=0), self.signal_scale_)
+        return [
+            smoothed(
+                self.raw_scores(self._features_of(rollout), history[end - len(rollout) : end]),
+                self.choice_['smoothing'],
+            ).astype(np.float32)
+            for rollout, end in zip(rollouts, ends, strict=True)
+        ]
 
     def _features_of(self, rollout: Rollout) -> np.ndarray:
         """Return the checked features (T, D); a probe fitted without features ignores them."""
-        self._require_fitted()
         return self._checked_features(rollout) if self.dim_ else np.zeros((len(rollout), 0))
 
     def stream(self) -> Stream:

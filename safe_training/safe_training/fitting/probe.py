@@ -18,14 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from safe_monitor_node.detectors.base import DetectorError
-from safe_monitor_node.detectors.probe import (
-    HISTORY,
-    LinearProbe,
-    signal_history,
-    stacked_signals,
-)
+from safe_monitor_node.detectors.probe import LinearProbe, stacked_signals
+from safe_monitor_node.detectors.signal_history import HISTORY, signal_histories
 from safe_training.fitting.data import require_both_outcomes, stack_rollouts
-from safe_training.fitting.probe_components import Components, TaskMoments, principal
+from safe_training.fitting.probe_components import Components, SumsOfTasks, TaskMoments, principal
 from safe_training.fitting.probe_regression import (
     FALLBACK_MARGIN,
     L2_CHOICES,
@@ -50,6 +46,9 @@ FIXED_L2, FIXED_SMOOTHING = 1.0, 0.5
 FIXED_L2_SIGNALS, FIXED_SMOOTHING_SIGNALS = 0.3, 0.7
 # The first candidates of a choice.
 FIRST_L2, FIRST_SMOOTHING = 0.3, 0.7
+# Sums of wider features cost more than one decomposition.
+_WIDEST_PRODUCTS = 1024
+_SUMS = SumsOfTasks(most_bytes=256 << 20)
 
 
 class _Choice:
@@ -245,7 +244,7 @@ class _Maps:
 def _prepare(inputs: _Inputs, components: Components) -> tuple[ProbeData, _Maps]:
     lengths = inputs.lengths
     scale = _signal_scale(np.concatenate(inputs.signals))
-    history = np.concatenate([signal_history(values, scale) for values in inputs.signals])
+    history = signal_histories(np.concatenate(inputs.signals), lengths, scale)
     history = history.reshape(len(history), -1)
     history_mean, history_scale = history.mean(axis=0), history.std(axis=0)
     history_scale[history_scale < 1e-9] = 1.0
@@ -299,6 +298,8 @@ def fit_probe(
     inputs = _Inputs.of(probe, rollouts)
     if inputs.flat is None:
         components = Components.none(int(inputs.lengths.sum()), inputs.width)
+    elif inputs.width <= _WIDEST_PRODUCTS and (moments := _moments(probe, inputs, rollouts)):
+        components = moments.components(probe.components)
     else:
         components = principal(inputs.flat, probe.components)
     _fit(probe, inputs, components)
@@ -323,10 +324,7 @@ def fit_without_each_task(
     """
     inputs = _Inputs.of(probe, rollouts)
     names, task = np.unique(inputs.tasks, return_inverse=True)
-    steps, count = int(inputs.lengths.sum()), probe.components
-    moments = None
-    if inputs.flat is not None and TaskMoments.pay(steps, inputs.width, len(names), count):
-        moments = TaskMoments(inputs.flat, np.repeat(task, inputs.lengths))
+    moments = _moments(probe, inputs, rollouts)
     for number, name in enumerate(names.tolist()):
         others = task != number
         model = LinearProbe(**probe.get_params())
@@ -336,10 +334,32 @@ def fit_without_each_task(
                 model.fit(kept)
             else:
                 require_both_outcomes(kept, probe.name)
-                _fit(model, inputs.take(others), moments.without(number, count))
+                components = moments.components(probe.components, without=number)
+                _fit(model, inputs.take(others), components)
         except DetectorError as error:
             raise DetectorError(f'leave-one-task-out, without task {name!r}: {error}') from error
         yield name, model
+
+
+def _moments(
+    probe: LinearProbe, inputs: _Inputs, rollouts: Sequence[Rollout]
+) -> TaskMoments | None:
+    """Return the sums over the features of each task; None if they do not pay."""
+    names, task = np.unique(inputs.tasks, return_inverse=True)
+    steps = int(inputs.lengths.sum())
+    if inputs.flat is None or not TaskMoments.pay(
+        steps, inputs.width, len(names), probe.components
+    ):
+        return None
+    task_of_step = np.repeat(task, inputs.lengths)
+    sums = {
+        number: _SUMS.of(
+            [rollouts[i] for i in np.flatnonzero(task == number)],
+            inputs.flat[task_of_step == number],
+        )
+        for number in range(len(names))
+    }
+    return TaskMoments(inputs.flat, task_of_step, sums)
 
 
 def _fit(probe: LinearProbe, inputs: _Inputs, components: Components) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
 
-from safe_monitor_node.detectors.probe import smoothed
+from safe_monitor_node.detectors.signal_history import smoothed
 
 Array = NDArray[np.float64]
 

@@ -9,7 +9,12 @@ from rollout_factory import make_rollout
 from sklearn.linear_model import LogisticRegression
 
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
-from safe_monitor_node.detectors.probe import signal_history, smoothed
+from safe_monitor_node.detectors.signal_history import (
+    SignalHistory,
+    signal_histories,
+    signal_history,
+    smoothed,
+)
 from safe_training.calibration.functional import calibrate
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
 from safe_training.evaluation.left_out import leave_one_task_out_scores
@@ -118,6 +123,21 @@ def test_the_history_of_a_signal():
     np.testing.assert_allclose(history[-1, :, 2], squashed.max(axis=1))
     recent = 0.7 * (0.7 * squashed[:, 0] + 0.3 * squashed[:, 1]) + 0.3 * squashed[:, 2]
     np.testing.assert_allclose(history[-1, :, 3], recent)
+
+
+def test_histories_of_many_rollouts_are_those_of_their_steps():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 300)
+    values = rng.normal(size=(lengths.sum(), 2)) * rng.integers(0, 2, (lengths.sum(), 2))
+    scale = np.array([0.5, 2.0])
+    found = signal_histories(values, lengths, scale)
+    for part, rows in zip(
+        np.split(found, np.cumsum(lengths)[:-1]),
+        np.split(values, np.cumsum(lengths)[:-1]),
+        strict=True,
+    ):
+        history = SignalHistory(scale)
+        np.testing.assert_allclose(part, [history.add(row) for row in rows], atol=1e-12)
 
 
 def test_smoothing_starts_at_the_first_value():

@@ -40,7 +40,7 @@ def test_components_have_unit_variance_and_belong_to_their_map(features):
 def test_components_without_a_task_are_those_of_the_other_steps(features, left_out):
     flat, task = features
     expected = principal(flat[task != left_out], 10)
-    found = TaskMoments(flat, task).without(left_out, 10)
+    found = TaskMoments(flat, task).components(10, without=left_out)
     assert found.values.shape == expected.values.shape
     # Each component up to its sign.
     signs = np.sign((found.values * expected.values).sum(axis=0))
