@@ -53,6 +53,14 @@ class CalibratedDetector:
     action_space: str = ''
     probability: ProbabilityMap | None = None
 
+    @property
+    def reads_features(self) -> bool:
+        """False if the score depends on actions and signals alone.
+
+        Steps then need no features, and features of any name and width are ignored.
+        """
+        return 'features' in self.detector.needs and self.feature.dim > 0
+
     def action_problem(self, action_space: str) -> str:
         """Return why actions of this space do not match the detector; empty if they match.
 

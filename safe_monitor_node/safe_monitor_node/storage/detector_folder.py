@@ -33,6 +33,7 @@ from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DetectorError, make_detector
 from safe_monitor_node.storage.checksum import FileFormat, read_with_checksum, with_checksum
+from safe_monitor_node.storage.shipped import SHIPPED, located
 from vla_feature_bridge.atomic import replaced_folder
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
@@ -41,7 +42,10 @@ DESCRIPTION = 'detector.json'
 WEIGHTS = 'weights.safetensors'
 
 _FIT_AGAIN = 'fit the detector again'
-_MADE_BY_FIT = 'give a detector folder made by: python -m safe_training fit'
+_MADE_BY_FIT = (
+    'give a detector folder made by: python -m safe_training fit; or the name of a shipped '
+    f'detector: {", ".join(SHIPPED)}'
+)
 
 
 class DetectorFolderError(SafeError):
@@ -175,6 +179,11 @@ def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
     """Return the calibrated detector that a folder holds, after checking all of the folder.
 
+    Parameters
+    ----------
+    folder : path
+        A detector folder, or the name of a shipped detector: see ``storage.shipped``.
+
     Raises
     ------
     DetectorFolderError
@@ -182,7 +191,7 @@ def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
         folder contains no band. The message contains the name of the file.
     """
     try:
-        return _load(Path(folder))
+        return _load(located(folder))
     except OSError as error:
         raise DetectorFolderError(
             where=str(folder),
@@ -334,4 +343,4 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 def is_detector_folder(path: str | os.PathLike[str]) -> bool:
     """Return True if ``path`` looks like a detector folder. The content is not checked."""
-    return (Path(path) / DESCRIPTION).is_file()
+    return (located(path) / DESCRIPTION).is_file()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from safe_training.cli.params import detector_params
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.compared_bands import COMPARED
-from safe_training.evaluation.protocol import CHEAP_SPLITS, ROBUST_SPLITS, Protocol
+from safe_training.evaluation.protocol import CHEAP_SPLITS, HELD_OUT_PROTOCOL, ROBUST_SPLITS
 from safe_training.reporting.numbers import as_number, plain_json
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         )
     rollouts = rollouts_of(args)
     alphas = sorted(set(args.alpha or ALPHAS))
-    protocol = Protocol(alpha=alphas[0])
+    protocol = replace(HELD_OUT_PROTOCOL, alpha=alphas[0])
     if args.splits_from is not None:
         splits = list(read_splits(args.splits_from, rollouts).splits.values())
     else:

@@ -18,6 +18,7 @@ from safe_training.cli.options import (
     add_source_options,
     add_split_options,
     add_training_options,
+    calibration_note,
     check_splits,
     protocol_of,
     rollouts_of,
@@ -129,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     saved = args.splits_from
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)
-    protocol = protocol_of(args, name)
+    protocol = protocol_of(args, names, name)
     rollouts = rollouts_of(args)
     params = detector_params(names, args.params)
     splits, what = splits_of(args, protocol, rollouts, names)
@@ -144,7 +145,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(plain_json(_as_json(args, protocol, _longest(splits), params, rows)))
     else:
-        _print(args, protocol, rows, what)
+        parts = [[rollouts[i] for i in split.train] for split in _longest(splits)]
+        note = calibration_note(args, names, protocol, parts)
+        _print(args, protocol, rows, (what, note))
     return 0
 
 
@@ -214,7 +217,10 @@ def _same_splits(
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
 
 
-def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], what: str) -> None:
+def _print(
+    args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], texts: tuple[str, str]
+) -> None:
+    """Print the rows; ``texts`` describe the splits and the calibration of the bands."""
     from safe_training.reporting.tables.evaluation import (
         by_task_table,
         comparison_lines,
@@ -225,8 +231,10 @@ def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], wh
     from safe_training.reporting.tables.terminal import print_table, wide_console
 
     console = wide_console()
+    what, calibration = texts
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     print_table(console, report_table(rows, title))
+    console.print(calibration, style='dim', markup=False)
     for line in (*promise_lines(rows), *comparison_lines(rows)):
         console.print(line, style='dim', markup=False)
     if protocol.name == 'paper':

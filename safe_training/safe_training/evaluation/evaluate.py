@@ -7,19 +7,21 @@ to test it.
 
 from __future__ import annotations
 
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from safe_monitor_node.detectors import Detector, DetectorError
-from safe_monitor_node.detectors.registry import ENTRIES
+from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import (
     calibrated_detector,
     fit_on,
     left_out_rollouts,
     make_seeded,
+    settled_for,
 )
 from safe_training.evaluation.judge import JudgedSet, score_part, with_alarms
 from safe_training.evaluation.protocol import (
@@ -34,7 +36,6 @@ from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.progress import Progress
 
 CLOCK = 'clock'
-_TRAINED = frozenset({'safe_lstm', 'safe_mlp', 'rnd', 'logpzo'})
 
 
 @dataclass(frozen=True)
@@ -55,10 +56,10 @@ def default_splits(name: str) -> int:
     """Return how many random task splits a detector is evaluated on by default.
 
     50 if fitting takes about a second: signals, tokens, probe, distances, controls. Ten if a
-    network is trained, and for detectors of other packages.
+    network is trained over epochs.
     """
-    cheap = name in ENTRIES and name not in _TRAINED
-    return CHEAP_SPLITS if cheap else ROBUST_SPLITS
+    trained = 'epochs' in inspect.signature(DETECTORS[name]).parameters
+    return ROBUST_SPLITS if trained else CHEAP_SPLITS
 
 
 def evaluate(
@@ -148,6 +149,7 @@ def fit_and_judge(
     Every rollout is scored once: the band is calibrated on the scores that are reported. The time
     includes the calibration and the scores that the band is calibrated on, and no other scores.
     """
+    protocol = settled_for(protocol, rollouts, split)
     started = time.perf_counter()
     fit_on(detector, rollouts, split, protocol, progress)
     seconds = time.perf_counter() - started

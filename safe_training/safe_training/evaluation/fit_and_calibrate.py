@@ -17,7 +17,12 @@ from safe_training.calibration.kinds import KINDS, BandRequest
 from safe_training.calibration.probability import fit_probability
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.left_out import leave_one_task_out_scores
-from safe_training.evaluation.protocol import EvaluationError, Protocol, require_rollouts
+from safe_training.evaluation.protocol import (
+    EvaluationError,
+    Protocol,
+    require_rollouts,
+    settled,
+)
 from safe_training.evaluation.provenance import provenance_of
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.part_report import scored_rollouts
@@ -90,7 +95,8 @@ def fit(
     params : mapping of parameter to value, optional
         Parameters of the detector; its defaults if not given.
     protocol : Protocol, optional
-        How the band is calibrated; the default promises a false-alarm rate of 0.1.
+        How the band is calibrated; the default promises a false-alarm rate of 0.1, and calibrates
+        on leave-one-task-out scores if there are more than two seen tasks.
     progress : callable, optional
         Called with (done, total, note) while the detector is fitted.
 
@@ -126,12 +132,26 @@ def fit_and_calibrate(
     The number of the split seeds the draw of the band, so that every detector is calibrated on the
     same rollouts.
     """
+    protocol = settled_for(protocol, rollouts, split)
     fit_on(detector, rollouts, split, protocol, progress)
     if protocol.calibrate_on == 'loto':
         scored = left_out_rollouts(detector, rollouts, split, progress)
     else:
         scored = score_part(detector, [rollouts[i] for i in split.seen], 'seen')
     return calibrated_detector(detector, scored, rollouts, split, protocol)
+
+
+def settled_for(protocol: Protocol, rollouts: Sequence[Rollout], split: Split) -> Protocol:
+    """Return the protocol with a fixed ``calibrate_on`` for the training rollouts of a split.
+
+    Raises
+    ------
+    SplitError
+        The split was made from different rollouts, or from these in another order.
+    """
+    split.check_rollouts(rollouts)
+    fixed = settled(protocol, [rollouts[i] for i in split.train])
+    return replace(fixed, seen_train_ratio=split.seen_train_ratio)
 
 
 def fit_on(
@@ -260,9 +280,24 @@ def held_out_successes(seen: Sequence[ScoredRollout], split: Split) -> Successes
             expected=f'successes among the {len(split.seen)} held-out rollouts of the '
             f'{len(split.seen_tasks)} seen tasks',
             found='none',
-            advice='lower --train-ratio, add rollouts, or choose another split',
+            advice='lower --train-ratio (such as 0.6), add rollouts, or choose another split',
         )
     return successes_of(kept)
+
+
+def left_out_rollouts(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    progress: Progress | None = None,
+) -> list[ScoredRollout]:
+    """Return the training rollouts of both outcomes.
+
+    Each is scored by a detector that was fitted without its task.
+    """
+    training = [rollouts[i] for i in split.train]
+    scores = leave_one_task_out_scores(detector, training, progress=progress)
+    return scored_rollouts(scores, training, 'train')
 
 
 def left_out_successes(
@@ -277,18 +312,6 @@ def left_out_successes(
     """
     scored = left_out_rollouts(detector, rollouts, split, progress)
     return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
-
-
-def left_out_rollouts(
-    detector: Detector,
-    rollouts: Sequence[Rollout],
-    split: Split,
-    progress: Progress | None = None,
-) -> list[ScoredRollout]:
-    """Return the training rollouts, each scored by a detector that was fitted without its task."""
-    training = [rollouts[i] for i in split.train]
-    scores = leave_one_task_out_scores(detector, training, progress=progress)
-    return scored_rollouts(scores, training, 'train')
 
 
 def make_seeded(name: str, params: Mapping[str, Any], seed: int) -> Detector:

@@ -272,7 +272,8 @@ def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[
 def check_inputs(detector: CalibratedDetector, rollouts: Rollouts) -> None:
     """Raise `EvaluationError` if the detector was fitted on different features or actions."""
     feature = rollouts.feature
-    if feature != detector.feature:
+    ignored = detector.feature.dim == 0 and not detector.reads_features
+    if feature != detector.feature and not ignored:
         raise EvaluationError(
             where='rollouts',
             expected=f'the features of the detector: {detector.feature} of width '

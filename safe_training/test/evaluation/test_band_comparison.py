@@ -15,7 +15,13 @@ from safe_training.cli import main as cli
 from safe_training.cli.compare_bands import _plain
 from safe_training.evaluation.band_comparison import COMPARED, BandResult, Comparison, compare_bands
 from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
-from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
+from safe_training.evaluation.protocol import (
+    HELD_OUT_PROTOCOL,
+    EvaluationError,
+    Protocol,
+    choose_split,
+    choose_splits,
+)
 from safe_training.metrics.binomial import Tally, worst_task
 from safe_training.reporting.tables.bands import promised_cell
 
@@ -134,7 +140,7 @@ def rollouts_with_signal(tasks=5, per_task=24):
 
 def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
     rollouts = rollouts_with_signal()
-    splits = choose_splits(rollouts, Protocol(), range(3))
+    splits = choose_splits(rollouts, HELD_OUT_PROTOCOL, range(3))
     found = compare_bands('signal', rollouts, splits, Comparison([0.1, 0.3], draws=5))
     assert [kept.band for kept in found[:16:2]] == list(COMPARED)
     assert len(found) == 3 * 2 * len(COMPARED)
@@ -188,7 +194,7 @@ def test_rollouts_that_are_drawn_again_are_no_further_rollouts():
 
 def test_bands_that_cannot_alarm_say_nothing_of_the_promise():
     rollouts = rollouts_with_signal(per_task=8)
-    splits = choose_splits(rollouts, Protocol(), [0])
+    splits = choose_splits(rollouts, HELD_OUT_PROTOCOL, [0])
     (kept,) = compare_bands('signal', rollouts, splits, Comparison([0.1], ['none']))
     assert kept.n_calibration < 18 and kept.finite, 'a half has fewer than nine'
     assert np.isnan(kept.like.rate) and not np.isnan(kept.new.rate)
