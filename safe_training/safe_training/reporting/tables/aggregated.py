@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from safe_training.evaluation.protocol import SelectOn
-from safe_training.evaluation.summary import Difference, differences_to_best
+from safe_training.reporting.tables.compared import best_marked, comparison_notes, has_tasks
 from safe_training.reporting.tables.entries import (
     HEADLINE,
     MACRO,
@@ -47,8 +47,6 @@ from safe_training.reporting.tables.model import (
 )
 from safe_training.reporting.tables.numbers import (
     INTERVALS_NOTE,
-    difference_lines,
-    fragile_line,
     task_interval_cell,
 )
 from safe_training.reporting.tables.tasks import task_table
@@ -220,7 +218,7 @@ def task_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> list
             of_it = [r for r in members if r.benchmark == benchmark]
             found = entries(of_it, partial(robust_entry, select_on=select_on))
             titles = {d: title for _, d, title in rows_of({e.detector for e in found})}
-            detectors = {titles[e.detector]: e.parts['unseen'] for e in found if _has_tasks(e)}
+            detectors = {titles[e.detector]: e.parts['unseen'] for e in found if has_tasks(e)}
             if detectors:
                 table = task_table(f'{benchmark}, {kind}, unseen tasks: by task', detectors)
                 tables.append(table if select_on == 'seen' else _warned(table))
@@ -242,7 +240,7 @@ def _robust_table(benchmark: str, found: Sequence[Entry]) -> ResultTable:
         if metric in _NEW_COLUMNS and all(cell == Cell() for cell in cells):
             continue
         columns.append(MEASURES[metric])
-        filled.append(_best_marked(cells, of_rows, metric) if compared else cells)
+        filled.append(best_marked(cells, of_rows, metric) if compared else cells)
         intervals = [
             task_interval_cell(metric, entry.values.get(f'unseen/{metric}') if entry else None)
             for entry in of_rows
@@ -272,8 +270,8 @@ def _robust_notes(found: Sequence[Entry]) -> tuple[str, ...]:
     )
     notes = [
         note + _COLUMNS_NOTE,
-        INTERVALS_NOTE if any(_has_tasks(entry) for entry in found) else _NO_TASKS,
-        *_comparison_notes(found),
+        INTERVALS_NOTE if any(has_tasks(entry) for entry in found) else _NO_TASKS,
+        *comparison_notes(found),
         f'"of": number of combinations from which one was chosen on each {many[:-1]}.',
     ]
     if protocol == 'paper':
@@ -318,50 +316,6 @@ def _numbers(
         else:
             cells.append(rate_cell(summary.mean, std, decimals=decimals))
     return cells
-
-
-def _best_marked(cells: Sequence[Cell], of_rows: Sequence[Entry | None], metric: str) -> list[Cell]:
-    """Return the cells; those that no paired interval over tasks separates from the best are bold.
-
-    Nothing is bold if this would be every cell: then the tasks do not tell which one is better.
-    """
-    made = _differences(of_rows, metric)
-    worse = {difference.second for difference in made if difference.clear}
-    if not worse:
-        return list(cells)
-    marked = {name for d in made for name in (d.first, d.second)} - worse
-    return [
-        replace(cell, emphasis=entry is not None and entry.detector in marked)
-        for cell, entry in zip(cells, of_rows, strict=True)
-    ]
-
-
-def _differences(found: Sequence[Entry | None], metric: str) -> list[Difference]:
-    unseen = {entry.detector: entry.parts.get('unseen', ()) for entry in found if entry}
-    return differences_to_best(metric, unseen)
-
-
-def _has_tasks(entry: Entry) -> bool:
-    return any(result.tasks for result in entry.parts.get('unseen', ()))
-
-
-def _comparison_notes(found: Sequence[Entry]) -> list[str]:
-    """Return notes about the differences to the best detector, and about fragile tasks."""
-    titles = {detector: title for _, detector, title in rows_of({e.detector for e in found})}
-    notes = [
-        '; '.join(lines) + '.'
-        for metric in (EARLY, MACRO)
-        if (lines := difference_lines(_differences(found, metric), titles))
-    ]
-    if notes:
-        notes.insert(
-            0,
-            'Differences of the best detector to the others, with their 95 % interval over tasks '
-            '(paired). Bold: the best detector and those whose difference to it is inside its '
-            'interval; nothing is bold if this holds for all.',
-        )
-    fragile = fragile_line([result for e in found for result in e.parts.get('unseen', ())])
-    return [*notes, f'{fragile}.'] if fragile else notes
 
 
 def _used_of(entry: Entry, name: str) -> str:
