@@ -330,15 +330,14 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
         'alpha': calibrated.alpha,
         'alphas': band.alphas.tolist(),
         'band': {'steps': band.length, **band.meta()},
-        'probability': probability
-        and {
-            'described': probability.described,
-            'rollouts': probability.rollouts,
-            'failures': probability.failures,
-            'median_steps': probability.median_steps,
-        },
+        **({} if probability is None else {'probability': _described(probability)}),
         'provenance': calibrated.provenance,
     }
+
+
+def _described(probability: ProbabilityMap) -> dict[str, Any]:
+    names = ('described', 'rollouts', 'failures', 'median_steps')
+    return {name: getattr(probability, name) for name in names}
 
 
 def is_detector_folder(path: str | os.PathLike[str]) -> bool:
