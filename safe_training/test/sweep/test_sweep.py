@@ -307,7 +307,7 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
         r for r in everything if r.task.startswith(('door-', 'drawer-', 'window'))
     )
     splits = choose_splits(doors, HELD_OUT_PROTOCOL, [0, 1])
-    alone = evaluate(['mahalanobis'], doors, splits)
+    alone = evaluate(['mahalanobis'], doors, splits, protocol=HELD_OUT_PROTOCOL)
     values = {
         (r.split, r.part): r.values
         for r in found
