@@ -11,6 +11,7 @@ Ratios are measured side by side in one run; single times depend on the machine.
 * handover: handing over a step to the bridge or to ROS 2, in the thread of the policy.
 * relay: an answer of a policy server through a relay against without one.
 * tap: the cost of a tap in the thread of a policy.
+* peers: whether an inference is late when bridge and monitor are killed or stopped.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
 """
 
@@ -39,6 +40,7 @@ from rich.table import Table
 from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
 from bench.handover import bench_handover, print_handover
+from bench.peers import bench_peers, print_peers
 from bench.relay import bench_relay, print_relay
 from bench.sweep import bench_sweep, print_sweep
 from bench.tap import bench_tap, print_tap
@@ -299,6 +301,12 @@ def run_tap(args: argparse.Namespace) -> list[dict[str, Any]]:
         return bench_tap(args.steps, progress=lambda note: status.update(note))
 
 
+def run_peers(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the benchmark ``peers``."""
+    with Console(stderr=True).status('peers') as status:
+        return bench_peers(args.steps, progress=lambda note: status.update(note))
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'stream': (run_stream, print_stream),
     'latency': (run_latency, print_latency),
@@ -307,6 +315,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any],
     'handover': (run_handover, print_handover),
     'relay': (run_relay, print_relay),
     'tap': (run_tap, print_tap),
+    'peers': (run_peers, print_peers),
     'conversion': (run_conversion, print_conversion),
 }
 
