@@ -45,7 +45,7 @@ DETECTOR = 'safe_lstm'
 # so a small network is enough.
 PARAMETERS = {'hidden': 64, 'learning_rate': 1e-3}
 DUMP = 'openvla_dump'
-POOLED = 'miniature_flow.npz'
+POOLED = 'miniature_disturbed.npz'
 
 
 class DemoError(SafeError):

@@ -74,7 +74,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def rollout_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return the folder of the shipped rollouts, converted."""
     folder = tmp_path_factory.mktemp('live') / 'rollouts'
-    assert safe_training(['convert', str(DATA / 'miniature_flow.npz'), str(folder), '--json']) == 0
+    assert safe_training(['convert', str(DATA / 'miniature_disturbed.npz'), str(folder), '--json']) == 0
     return folder
 
 

@@ -260,7 +260,7 @@ def test_demo_makes_what_is_missing_and_plays_tasks_never_trained_on(
 def write_fewer_recordings(folder: Path) -> None:
     """Write the recordings that the demo starts from, with every fifth of the pooled rollouts."""
     shutil.copytree(DATA / 'openvla_dump', folder / 'openvla_dump')
-    with np.load(DATA / 'miniature_flow.npz', allow_pickle=False) as archive:
+    with np.load(DATA / 'miniature_disturbed.npz', allow_pickle=False) as archive:
         arrays = dict(archive)
     lengths = np.diff(arrays['offsets'])
     kept = arrays['episode_idx'] % 5 == 0
@@ -271,7 +271,7 @@ def write_fewer_recordings(folder: Path) -> None:
         elif array.shape[:1] == kept_steps.shape:
             arrays[name] = array[kept_steps]
     arrays['offsets'] = np.concatenate([[0], np.cumsum(lengths[kept])])
-    np.savez(folder / 'miniature_flow.npz', **arrays)
+    np.savez(folder / 'miniature_disturbed.npz', **arrays)
 
 
 @needs_launch
@@ -281,7 +281,7 @@ def test_demo_says_why_nothing_could_be_made_and_starts_no_node(
     monkeypatch.setenv('SAFE_DEMO_DATA', str(tmp_path / 'nothing'))
     launched = ros2_launch('safe_bringup', 'demo.launch.py')
     assert launched.wait() == 1
-    assert 'expected the file miniature_flow.npz, found no such file' in launched.output
+    assert 'expected the file miniature_disturbed.npz, found no such file' in launched.output
     assert 'expected that `demo --prepare` makes a detector folder' in launched.output
     assert re.findall(r'\[(\S+)\]: process started', launched.output) == ['prepare-1']
 
