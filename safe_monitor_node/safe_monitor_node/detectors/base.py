@@ -105,11 +105,6 @@ class Detector(ABC):
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
 
     @property
-    def gives_probability(self) -> bool:
-        """True if the score is a probability that the rollout fails."""
-        return False
-
-    @property
     def reads_actions(self) -> bool:
         """True if the score depends on actions, or on signals, which are computed from actions."""
         return not self.needs.isdisjoint({'actions', 'sampled_actions', 'signals'})

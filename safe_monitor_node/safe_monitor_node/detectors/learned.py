@@ -285,14 +285,6 @@ class SafeLstm(LearnedDetector):
         if not self.dropout < 1:
             raise self._refused('dropout', 'a number of at least 0 and below 1')
 
-    @property
-    def gives_probability(self) -> bool:
-        """True if ``accumulate`` is 'none'.
-
-        Only then is the score of a step a probability trained by cross-entropy.
-        """
-        return self.accumulate == 'none'
-
     def build(self, dim: int) -> LstmNetwork:
         """Return the untrained network for ``dim`` features.
 

@@ -22,65 +22,25 @@ from safe_monitor_node.detectors.base import (
     checked_vector,
     missing_signal,
 )
+from safe_monitor_node.detectors.signal_history import (
+    HISTORY,
+    SignalHistory,
+    signal_histories,
+    smoothed,
+)
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
 _INPUTS = ('both', 'features', 'signals')
 _METHODS = ('linear', 'distance')
 
-HISTORY = ('value', 'mean', 'max', 'recent')
-"""Inputs from one signal at a step: its value, and three summaries of the episode so far."""
-
-# Weight of the past in the exponential moving average of a signal.
-_RECENT = 0.7
 # Scores are float32.
 _LARGEST = 1e30
+_NO_FEATURES = np.zeros(0, np.float32)
 _ADD_SIGNAL = (
     'add the signal to the steps, or add the action chunks, from which the bridge computes its '
     'signals'
 )
-
-
-class SignalHistory:
-    """Computes the history of S signals step by step: the compressed value and three summaries.
-
-    A signal v is compressed to ``sign(v) log(1 + |v| / scale)``. Each signal has its own scale.
-    """
-
-    def __init__(self, scale: np.ndarray) -> None:
-        self._scale = scale
-        self._steps = 0
-        self._total = np.zeros(len(scale))
-        self._largest = np.full(len(scale), -np.inf)
-        self._recent = np.zeros(len(scale))
-
-    def add(self, values: np.ndarray) -> np.ndarray:
-        """Return the history (S, 4), columns as :data:`HISTORY`, after a step's signals (S,)."""
-        squashed = np.sign(values) * np.log1p(np.abs(values) / self._scale)
-        past = _RECENT if self._steps else 0.0
-        self._steps += 1
-        self._total += squashed
-        np.maximum(self._largest, squashed, out=self._largest)
-        self._recent = past * self._recent + (1.0 - past) * squashed
-        mean = self._total / self._steps
-        return np.stack([squashed, mean, self._largest, self._recent], axis=1)
-
-
-def signal_history(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return the history (T, S, 4) of the signals (T, S) of a rollout."""
-    history = SignalHistory(scale)
-    return np.stack([history.add(row) for row in values])
-
-
-def smoothed(raw: np.ndarray, smoothing: float) -> np.ndarray:
-    """Return the exponential moving average (T,) that starts at the first value."""
-    if smoothing == 0.0:
-        return raw
-    result = np.empty_like(raw)
-    result[0] = raw[0]
-    for t in range(1, len(raw)):
-        result[t] = smoothing * result[t - 1] + (1.0 - smoothing) * raw[t]
-    return result
 
 
 @dataclass(kw_only=True, eq=False)
@@ -89,17 +49,21 @@ class LinearProbe(Detector):
 
     Fitting standardises the features, reduces them to principal components, appends the history of
     the action signals, and trains a logistic regression in which failures and successes of each
-    task have the same total weight. Parameters with the value None or 'auto' are chosen by
-    leave-one-task-out cross-validation on the training tasks. All linear maps are combined into one
-    vector. The score is the log-odds of failure.
+    task have the same total weight. All linear maps are combined into one vector. The score is the
+    log-odds of failure.
 
-    If the Mahalanobis distance to successful steps (32 principal components) has a better
+    A parameter with the value None or 'auto' has a fixed value: features and signals as inputs,
+    ``l2`` 1 and ``smoothing`` 0.5. Rollouts without features are scored by their signals alone,
+    with ``l2`` 0.3 and ``smoothing`` 0.7. With ``choose``, these parameters are chosen by
+    leave-one-task-out cross-validation on the training tasks instead, as in version 0.1. If the
+    Mahalanobis distance to successful steps (32 principal components) then has a better
     leave-one-task-out AUC than every probe, the score is this distance (method 'distance').
 
     Parameters
     ----------
     inputs : {'auto', 'both', 'features', 'signals'}
-        The inputs. With 'features' a rollout needs no signals; otherwise it must have both.
+        The inputs. With 'features' a rollout needs no signals; otherwise it must have both, or only
+        signals.
     signals : list of str or None
         Signals by name; None uses the signals of :mod:`vla_feature_bridge.signals`, which the
         bridge computes live. If a recording contains none of the signals of this module, None uses
@@ -112,6 +76,9 @@ class LinearProbe(Detector):
         Weight of the past in the moving average of the score; 0 is none.
     method : {'auto', 'linear', 'distance'}
         The kind of score.
+    choose : bool
+        Choose the parameters with the value None or 'auto' on the training tasks. On tasks that
+        were not used for training, the fixed values are as good or better.
     """
 
     name = 'linear_probe'
@@ -123,9 +90,12 @@ class LinearProbe(Detector):
     l2: float | None = None
     smoothing: float | None = None
     method: str = 'auto'
+    choose: bool = False
 
     choice_: dict[str, Any] = field(init=False, repr=False)
-    """What fitting chose: inputs, l2, method, smoothing, signals, leave-one-task-out AUC."""
+    """Values in use: inputs, l2, method, smoothing, signals; and the leave-one-task-out AUC, or
+    None if nothing was chosen.
+    """
     projection_: np.ndarray = field(init=False, repr=False)
     """Projection of the features, (k, D): one row for method 'linear', whitened axes for method
     'distance'.
@@ -149,6 +119,7 @@ class LinearProbe(Detector):
         self._check_choice('inputs', ('auto', *_INPUTS))
         self._check_choice('method', ('auto', *_METHODS))
         self._check_integer('components')
+        self._check_flag('choose')
         if self.l2 is not None:
             self._check_number('l2', above=0)
         if self.smoothing is not None and not 0 <= self.smoothing < 1:
@@ -186,6 +157,7 @@ class LinearProbe(Detector):
         return {
             **self.get_params(),
             **{name: self.choice_[name] for name in ('inputs', 'method', 'l2', 'smoothing')},
+            'choose': False,
             'signals': None if self.inputs == 'features' else list(self.choice_['signals']),
         }
 
@@ -204,10 +176,27 @@ class LinearProbe(Detector):
 
     def score(self, rollout: Rollout) -> np.ndarray:
         """Return the scores of a whole rollout, float32 of shape (T,)."""
-        features = self._checked_features(rollout)
-        history = signal_history(self.signals_of(rollout), self.signal_scale_)
-        raw = self.raw_scores(features, history)
-        return smoothed(raw, self.choice_['smoothing']).astype(np.float32)
+        return self.score_all([rollout])[0]
+
+    def score_all(self, rollouts: Sequence[Rollout]) -> list[np.ndarray]:
+        """Return the scores of many rollouts; see :meth:`score`."""
+        self._require_fitted()
+        if not rollouts:
+            return []
+        ends = np.cumsum([len(rollout) for rollout in rollouts])
+        signals = np.concatenate([self.signals_of(rollout) for rollout in rollouts])
+        history = signal_histories(signals, np.diff(ends, prepend=0), self.signal_scale_)
+        return [
+            smoothed(
+                self.raw_scores(self._features_of(rollout), history[end - len(rollout) : end]),
+                self.choice_['smoothing'],
+            ).astype(np.float32)
+            for rollout, end in zip(rollouts, ends, strict=True)
+        ]
+
+    def _features_of(self, rollout: Rollout) -> np.ndarray:
+        """Return the checked features (T, D); a probe fitted without features ignores them."""
+        return self._checked_features(rollout) if self.dim_ else np.zeros((len(rollout), 0))
 
     def stream(self) -> Stream:
         """Return a stream that scores a new episode step by step."""
@@ -316,7 +305,7 @@ class _ProbeStream(Stream):
 
     def step(self, step: PolicyStep) -> float:
         probe, where = self._probe, f'step {step.step}'
-        features = checked_vector(step, probe.dim_, probe.name)
+        features = checked_vector(step, probe.dim_, probe.name) if probe.dim_ else _NO_FEATURES
         try:
             values = np.array([step.signals[name] for name in self._names], dtype=np.float64)
         except KeyError as error:

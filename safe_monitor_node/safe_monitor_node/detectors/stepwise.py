@@ -13,6 +13,7 @@ import numpy as np
 from safe_monitor_node.detectors.accumulation import (
     Accumulate,
     AccumulatingDetector,
+    Accumulation,
     Accumulator,
 )
 from safe_monitor_node.detectors.base import Detector, DetectorError, StepError, Stream
@@ -23,8 +24,8 @@ from vla_feature_bridge.step import PolicyStep
 # A quantity reads data of the current step and of the previous step. Therefore the first two steps
 # show if a rollout contains the data.
 _STEPS_CHECKED_AT_FIT = 2
-# Scores are float32; a larger quantity would overflow the sum over an episode.
-_LARGEST = 1e30
+LARGEST = 1e30
+"""Scores are float32; a larger quantity would overflow the sum over an episode."""
 
 
 class Plan(NamedTuple):
@@ -78,6 +79,10 @@ class UntrainedDetector(Detector):
         """
         return None
 
+    def accumulation(self) -> Accumulation:
+        """Return what turns the quantities of a new episode into scores."""
+        return Accumulator(self.accumulate)
+
     def _fitter(self) -> Callable[..., None]:
         return fit_untrained
 
@@ -93,7 +98,7 @@ class UntrainedDetector(Detector):
     def stream(self) -> Stream:
         """Return a stream that scores a new episode step by step."""
         self._require_fitted()
-        return _StepwiseStream(self)
+        return _StepwiseStream(self, self.accumulation())
 
 
 @dataclass(kw_only=True, eq=False)
@@ -115,30 +120,35 @@ def fit_untrained(
     DetectorError
         A rollout lacks the data that the quantity needs.
     """
+    check_data(detector, rollouts)
+    detector.load_state({}, rollouts[0].features.shape[-1])
+
+
+def check_data(detector: UntrainedDetector, rollouts: Sequence[Rollout]) -> None:
+    """Raise :class:`DetectorError` if a rollout lacks the data that the quantity needs."""
     for rollout in rollouts if detector.needs else ():
-        stream = _StepwiseStream(detector)
+        stream = _StepwiseStream(detector, Accumulator('none'))
         try:
             for t in range(min(_STEPS_CHECKED_AT_FIT, len(rollout))):
                 stream.step(rollout.step(t))
         except StepError as error:
             raise DetectorError(f'rollout {rollout.episode_id!r}: {error}') from error
-    detector.load_state({}, rollouts[0].features.shape[-1])
 
 
 class _StepwiseStream(Stream):
-    def __init__(self, detector: UntrainedDetector) -> None:
+    def __init__(self, detector: UntrainedDetector, accumulation: Accumulation) -> None:
         self._detector = detector
         self._before = Before()
-        self._accumulator = Accumulator(detector.accumulate)
+        self._accumulation = accumulation
 
     def step(self, step: PolicyStep) -> float:
         value = self._detector.quantity(step, self._before)
-        if not abs(value) < _LARGEST:
+        if not abs(value) < LARGEST:
             raise StepError(
                 where=f'step {step.step}',
-                expected=f'a quantity below {_LARGEST:g} for detector {self._detector.name}',
+                expected=f'a quantity below {LARGEST:g} for detector {self._detector.name}',
                 found=f'{value:g}',
                 advice='check the actions and the signals of the policy',
             )
         self._before = Before(self._before.steps + 1, value, self._detector.plan(step))
-        return float(np.float32(self._accumulator.add(value)))
+        return float(np.float32(self._accumulation.add(value)))

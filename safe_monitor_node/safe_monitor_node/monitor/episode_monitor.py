@@ -378,12 +378,12 @@ class EpisodeMonitor:
             # is nominal.
             self.counts.invalid += 1
             verdict = self.alarms.not_scored(index, problem, now)
-            return StepResult(score, threshold, verdict, problem, self._probability(score))
+            return StepResult(score, threshold, verdict, problem, self._probability(score, index))
         verdict = self.alarms.scored(index, score, threshold, warning, now)
-        return StepResult(score, threshold, verdict, probability=self._probability(score))
+        return StepResult(score, threshold, verdict, probability=self._probability(score, index))
 
-    def _probability(self, score: float) -> float:
-        return score if self.calibrated.detector.gives_probability else math.nan
+    def _probability(self, score: float, index: int) -> float:
+        return self.calibrated.probability_at(score, index)
 
     def _not_scored(
         self, index: int, problem: str, now: float, score: float = math.nan
@@ -391,4 +391,4 @@ class EpisodeMonitor:
         self.counts.invalid += 1
         self.thresholds.invalidate()
         verdict = self.alarms.not_scored(index, problem, now)
-        return StepResult(score, math.nan, verdict, problem, self._probability(score))
+        return StepResult(score, math.nan, verdict, problem, self._probability(score, index))

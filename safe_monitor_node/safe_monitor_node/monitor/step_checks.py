@@ -61,7 +61,7 @@ class StepChecks:
                 f'step {step.step}: {problem}; publish the actions in the space of the detector, '
                 'or fit the detector again on actions in the space of the policy'
             )
-        if 'features' not in self.calibrated.detector.needs:
+        if not self.calibrated.reads_features:
             return step
         self._check_name(step)
         if dtype_name(step.features) not in FLOATS:

@@ -88,7 +88,8 @@ class StepResult:
     problem : str
         Reason why the step could not be scored or compared; empty if there was no problem.
     probability : float
-        Probability that the episode fails, in [0, 1]; NaN if the detector gives none.
+        Probability that the episode fails, in [0, 1]; NaN if the step was not scored, or if the
+        detector folder holds no probability map.
     """
 
     score: float

@@ -4,6 +4,7 @@
 A file is checked completely when it is read. A file is written completely or not at all.
 
 checksum          JSON files that hold their own checksum
+shipped           detector folders that come with this package
 detector_folder   a fitted detector with its band
 adaptation_file   the updates that labels made to the thresholds
 

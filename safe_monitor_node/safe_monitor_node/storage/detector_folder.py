@@ -3,7 +3,8 @@
 
 ::
 
-    FOLDER/detector.json         method, parameters, feature, action space, band, origin, checksum
+    FOLDER/detector.json         method, parameters, feature, action space, band, probability map,
+                                 origin, checksum
     FOLDER/weights.safetensors   all arrays, named detector.* and band.*
 
 Reading a folder executes no code and checks all data: a changed byte in one of the two files is
@@ -27,10 +28,12 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DetectorError, make_detector
 from safe_monitor_node.storage.checksum import FileFormat, read_with_checksum, with_checksum
+from safe_monitor_node.storage.shipped import SHIPPED, located
 from vla_feature_bridge.atomic import replaced_folder
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
@@ -39,7 +42,10 @@ DESCRIPTION = 'detector.json'
 WEIGHTS = 'weights.safetensors'
 
 _FIT_AGAIN = 'fit the detector again'
-_MADE_BY_FIT = 'give a detector folder made by: python -m safe_training fit'
+_MADE_BY_FIT = (
+    'give a detector folder made by: python -m safe_training fit; or the name of a shipped '
+    f'detector: {", ".join(SHIPPED)}'
+)
 
 
 class DetectorFolderError(SafeError):
@@ -135,6 +141,8 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
         'software': _versions(),
         'provenance': dict(calibrated.provenance),
     }
+    if calibrated.probability is not None:
+        content['probability'] = calibrated.probability.to_dict()
     try:
         return weights, with_checksum(content)
     except (TypeError, ValueError) as error:
@@ -171,6 +179,11 @@ def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
     """Return the calibrated detector that a folder holds, after checking all of the folder.
 
+    Parameters
+    ----------
+    folder : path
+        A detector folder, or the name of a shipped detector: see ``storage.shipped``.
+
     Raises
     ------
     DetectorFolderError
@@ -178,7 +191,7 @@ def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
         folder contains no band. The message contains the name of the file.
     """
     try:
-        return _load(Path(folder))
+        return _load(located(folder))
     except OSError as error:
         raise DetectorFolderError(
             where=str(folder),
@@ -209,6 +222,9 @@ def _load(folder: Path) -> CalibratedDetector:
         band = Band.from_state(_part(arrays, 'band.'), content['band'])
         band.at(alpha)
         provenance = dict(content['provenance'])
+        # Folders up to 0.2 do not have the entry, and a fit with few failures makes no map.
+        given = content.get('probability')
+        probability = None if given is None else ProbabilityMap.from_dict(given)
         action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
         if not isinstance(action_space, str):
             raise DetectorError(
@@ -233,7 +249,9 @@ def _load(folder: Path) -> CalibratedDetector:
             'folder',
         )
     sha256 = str(content['weights_sha256'])
-    return CalibratedDetector(detector, feature, band, alpha, provenance, sha256, action_space)
+    return CalibratedDetector(
+        detector, feature, band, alpha, provenance, sha256, action_space, probability
+    )
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
@@ -301,7 +319,7 @@ def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
     """Return what a detector folder holds, as JSON values, after checking all of it."""
     calibrated = load_detector(folder)
-    band = calibrated.band
+    band, probability = calibrated.band, calibrated.probability
     return {
         'kind': 'detector folder',
         'detector': calibrated.detector.name,
@@ -312,10 +330,17 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
         'alpha': calibrated.alpha,
         'alphas': band.alphas.tolist(),
         'band': {'steps': band.length, **band.meta()},
+        'probability': probability
+        and {
+            'described': probability.described,
+            'rollouts': probability.rollouts,
+            'failures': probability.failures,
+            'median_steps': probability.median_steps,
+        },
         'provenance': calibrated.provenance,
     }
 
 
 def is_detector_folder(path: str | os.PathLike[str]) -> bool:
     """Return True if ``path`` looks like a detector folder. The content is not checked."""
-    return (Path(path) / DESCRIPTION).is_file()
+    return (located(path) / DESCRIPTION).is_file()

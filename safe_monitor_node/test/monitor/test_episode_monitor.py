@@ -29,7 +29,7 @@ from scripted_episodes import (
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.detectors import make_detector
-from safe_monitor_node.detectors.probe import HISTORY
+from safe_monitor_node.detectors.signal_history import HISTORY
 from safe_monitor_node.monitor.alarm import AlarmConfig, Latch
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.steps import Publication, StepId

@@ -10,6 +10,7 @@ import pytest
 from band_factory import constant_band
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Latch
@@ -479,18 +480,41 @@ def test_a_detector_without_adaptation_says_nothing_of_it(folder, other_folder):
 # --- probabilities
 
 
-def test_the_probability_is_the_score_if_the_detector_gives_one(tmp_path):
-    for accumulate, gives in (('none', True), ('mean', False)):
-        detector = make_detector('safe_lstm', hidden=2, accumulate=accumulate)
-        detector.set_network(detector.build(WIDTH), WIDTH)
-        band = Band(np.array([0.1]), np.ones((1, 2)), 'any', 9)
-        folder = CalibratedDetector(detector, SPEC, band, 0.1).save(tmp_path / accumulate)
-        live = Live(str(folder), MonitorSettings(alarm=AlarmConfig(max_missing_steps=9)))
-        for index in (0, 1, 2):
-            result = live.step('a', index)
-            assert 0.0 < result.score < 1.0
-            assert (result.probability == result.score) == gives
-            assert np.isnan(result.probability) != gives
-        assert 'number of steps of the band' in result.problem, 'a probability needs no threshold'
-        refused = live.session.refuse(StepId('a', 3, 0), 'unreadable', 0.0)
-        assert np.isnan(refused.probability)
+def probability_map():
+    return ProbabilityMap(
+        quantiles=(0.0, 0.5, 1.0),
+        intercept=-1.0,
+        score_slopes=(2.0, 1.0, 0.0, 0.0),
+        time_slopes=(0.5, 0.0, 0.0, 1.0, 0.0),
+        clock_intercept=-1.0,
+        clock_slopes=(0.5, 0.0, 0.0, 1.0, 0.0),
+        base_rate=0.3,
+        median_steps=2.0,
+    )
+
+
+def test_the_probability_is_that_of_the_map_at_the_step(tmp_path):
+    detector = make_detector('safe_lstm', hidden=2)
+    detector.set_network(detector.build(WIDTH), WIDTH)
+    band = Band(np.array([0.1]), np.ones((1, 2)), 'any', 9)
+    fitted = probability_map()
+    made = CalibratedDetector(detector, SPEC, band, 0.1, probability=fitted)
+    live = Live(
+        str(made.save(tmp_path / 'lstm')), MonitorSettings(alarm=AlarmConfig(max_missing_steps=9))
+    )
+    results = [live.step('a', index) for index in (0, 1, 2)]
+    offline = fitted.along([result.score for result in results])
+    assert [result.probability for result in results] == offline.tolist()
+    assert 'number of steps of the band' in results[2].problem, 'a probability needs no threshold'
+    refused = live.session.refuse(StepId('a', 3, 0), 'unreadable', 0.0)
+    assert np.isnan(refused.probability)
+
+
+def test_a_folder_without_a_map_gives_no_probability(tmp_path):
+    detector = make_detector('safe_lstm', hidden=2)
+    detector.set_network(detector.build(WIDTH), WIDTH)
+    band = Band(np.array([0.1]), np.ones((1, 2)), 'any', 9)
+    folder = CalibratedDetector(detector, SPEC, band, 0.1).save(tmp_path / 'lstm')
+    result = Live(str(folder), MonitorSettings()).step('a', 0)
+    assert 0.0 < result.score < 1.0
+    assert np.isnan(result.probability)

@@ -15,6 +15,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.storage.detector_folder import (
@@ -529,3 +530,53 @@ def test_when_the_new_folder_cannot_be_moved_in_the_old_one_comes_back(
         save(folder, seed=1, overwrite=True)
     assert contents(folder) == before
     assert list(tmp_path.iterdir()) == [folder]
+
+
+# --- the probability map
+
+
+def with_map(**changes):
+    fields = {
+        'quantiles': (0.0, 0.1 + 0.2, 1.0),
+        'intercept': -1 / 3,
+        'score_slopes': (1.0, 0.0, 0.0, 0.0),
+        'time_slopes': (1.0, 0.0, 0.0, 0.0, 0.0),
+        'clock_intercept': -1.0,
+        'clock_slopes': (1.0, 0.0, 0.0, 0.0, 0.0),
+        'base_rate': 0.25,
+        'median_steps': 7.0,
+        'rollouts': 40,
+        'failures': 10,
+        'described': 'held-out rollouts',
+    }
+    return replace(calibrated(), probability=ProbabilityMap(**{**fields, **changes}))
+
+
+def test_a_folder_gives_back_its_probability_map(tmp_path):
+    folder = save_detector(tmp_path / 'd', with_map())
+    loaded = load_detector(folder)
+    assert loaded.probability == with_map().probability
+    assert loaded.probability_at(0.3, 2) == with_map().probability_at(0.3, 2)
+    assert describe(folder)['probability'] == {
+        'described': 'held-out rollouts',
+        'rollouts': 40,
+        'failures': 10,
+        'median_steps': 7.0,
+    }
+
+
+def test_a_folder_without_a_map_gives_no_probability(tmp_path):
+    folder = save(tmp_path / 'd')
+    assert 'probability' not in json.loads((folder / DESCRIPTION).read_text())
+    loaded = load_detector(folder)
+    assert loaded.probability is None
+    assert np.isnan(loaded.probability_at(0.3, 2))
+    assert describe(folder)['probability'] is None
+
+
+@pytest.mark.parametrize('damaged', [[], 'text', {}, {'quantiles': [0, 1]}])
+def test_a_damaged_map_is_refused_with_the_name_of_the_file(tmp_path, damaged):
+    folder = save_detector(tmp_path / 'd', with_map())
+    rewrite(folder, lambda content: content.update(probability=damaged))
+    with pytest.raises(DetectorFolderError, match=r'detector\.json: .*fit the detector again'):
+        load_detector(folder)

@@ -6,6 +6,7 @@ quantile     the conformal quantile
 functional   a threshold for each step
 constant     one threshold for all steps
 kinds        one class for each kind of band: name, promise, ``calibrate``
+probability  the map from score and time to the probability of failure
 
 This subpackage does not depend on detectors: it imports only ``safe_monitor_node.bands``.
 """

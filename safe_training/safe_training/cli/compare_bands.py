@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from safe_training.cli.params import detector_params
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.compared_bands import COMPARED
-from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol
+from safe_training.evaluation.protocol import CHEAP_SPLITS, HELD_OUT_PROTOCOL, ROBUST_SPLITS
 from safe_training.reporting.numbers import as_number, plain_json
 
 if TYPE_CHECKING:
@@ -65,7 +66,8 @@ def add_arguments(parser: VerbParser) -> None:
         '--splits',
         type=int,
         metavar='COUNT',
-        help=f'number of task splits (default {ROBUST_SPLITS})',
+        help=f'number of task splits (default {CHEAP_SPLITS}, or {ROBUST_SPLITS} for a detector '
+        'that trains a network)',
     )
     group.add_argument(
         '--first-split', type=int, metavar='N', help='number of the first split (default 0)'
@@ -87,6 +89,7 @@ def add_arguments(parser: VerbParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, compare and print."""
     from safe_training.evaluation.band_comparison import Comparison, compare_bands
+    from safe_training.evaluation.evaluate import default_splits
     from safe_training.evaluation.protocol import choose_splits
     from safe_training.evaluation.saved_splits import read_splits
     from safe_training.reporting.tables.bands import comparison_tables
@@ -103,12 +106,12 @@ def run(args: argparse.Namespace) -> int:
         )
     rollouts = rollouts_of(args)
     alphas = sorted(set(args.alpha or ALPHAS))
-    protocol = Protocol(alpha=alphas[0])
+    protocol = replace(HELD_OUT_PROTOCOL, alpha=alphas[0])
     if args.splits_from is not None:
         splits = list(read_splits(args.splits_from, rollouts).splits.values())
     else:
         first = args.first_split or 0
-        numbers = range(first, first + (args.splits or ROBUST_SPLITS))
+        numbers = range(first, first + (args.splits or default_splits(args.detector)))
         splits = choose_splits(rollouts, protocol, numbers)
     params = detector_params([args.detector], args.params)[args.detector]
     with progress_bar(f'calibrate {args.detector}', quiet=args.json) as progress:

@@ -18,6 +18,7 @@ from safe_training.cli.options import (
     add_source_options,
     add_split_options,
     add_training_options,
+    calibration_note,
     check_splits,
     protocol_of,
     rollouts_of,
@@ -25,7 +26,13 @@ from safe_training.cli.options import (
 from safe_training.cli.params import detector_params
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.protocol import PAPER_SPLITS, PROTOCOLS, ROBUST_SPLITS, Protocol
+from safe_training.evaluation.protocol import (
+    CHEAP_SPLITS,
+    PAPER_SPLITS,
+    PROTOCOLS,
+    ROBUST_SPLITS,
+    Protocol,
+)
 from safe_training.reporting.numbers import as_number, percent, plain_json
 
 if TYPE_CHECKING:
@@ -40,7 +47,7 @@ DESCRIPTION = """Fit detectors on many task splits and evaluate them on seen and
 EXAMPLE = """examples:
   python -m safe_training evaluate my_set
   python -m safe_training evaluate my_set --detector safe_lstm --detector linear_probe --details
-  python -m safe_training evaluate my_set --detector linear_probe --protocol loto
+  python -m safe_training evaluate my_set --detector linear_probe --protocol loto --by-task
 """
 PAPER_NOTE = (
     'Use the protocol `paper` only for comparison with published numbers. The splits are drawn by '
@@ -62,6 +69,11 @@ def add_arguments(parser: VerbParser) -> None:
         help='also print all evaluation times, all rates and each task of the unseen part',
     )
     parser.add_argument(
+        '--by-task',
+        action='store_true',
+        help='also print the main numbers of each task of the unseen part',
+    )
+    parser.add_argument(
         '--out', type=Path, metavar='RESULTS', help='also write results that `table` reads'
     )
     parser.add_argument(
@@ -73,7 +85,8 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help=f'robust (default): {ROBUST_SPLITS} random task splits; paper: the published splits '
+        help=f'robust (default): {CHEAP_SPLITS} random task splits, or {ROBUST_SPLITS} for a '
+        'detector that trains a network; paper: the published splits '
         f'{", ".join(map(str, PAPER_SPLITS))}; loto: leave-one-task-out, one split for each '
         'task',
     )
@@ -117,12 +130,12 @@ def run(args: argparse.Namespace) -> int:
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     saved = args.splits_from
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)
-    protocol = protocol_of(args, name)
+    protocol = protocol_of(args, names, name)
     rollouts = rollouts_of(args)
     params = detector_params(names, args.params)
-    splits, what = splits_of(args, protocol, rollouts)
+    splits, what = splits_of(args, protocol, rollouts, names)
     if args.save_splits is not None:
-        write_splits(args.save_splits, rollouts, splits, protocol.name)
+        write_splits(args.save_splits, rollouts, _longest(splits), protocol.name)
     with progress_bar('evaluate', quiet=args.json) as progress:
         rows = evaluate(
             names, rollouts, splits, params=params, protocol=protocol, progress=progress
@@ -130,16 +143,61 @@ def run(args: argparse.Namespace) -> int:
     if args.out is not None:
         _write(args, protocol, rows, params, rollouts.feature)
     if args.json:
-        print(plain_json(_as_json(args, protocol, splits, params, rows)))
+        print(plain_json(_as_json(args, protocol, _longest(splits), params, rows)))
     else:
-        _print(args, protocol, rows, what)
+        parts = [[rollouts[i] for i in split.train] for split in _longest(splits)]
+        note = calibration_note(args, names, protocol, parts)
+        _print(args, protocol, rows, (what, note))
     return 0
 
 
 def splits_of(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    rollouts: Sequence[Rollout],
+    detectors: Sequence[str],
+) -> tuple[dict[str, list[Split]], str]:
+    """Return the splits of each detector that the options ask for, and their description."""
+    if args.splits_from is None and args.splits is None and protocol.name == 'robust':
+        return _default_splits(args, protocol, rollouts, detectors)
+    splits, what = _same_splits(args, protocol, rollouts)
+    return dict.fromkeys(detectors, splits), what
+
+
+def _default_splits(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    rollouts: Sequence[Rollout],
+    detectors: Sequence[str],
+) -> tuple[dict[str, list[Split]], str]:
+    """Return random task splits: more of them for detectors that are quick to fit."""
+    from safe_training.evaluation.evaluate import default_splits
+    from safe_training.evaluation.protocol import choose_splits
+
+    counts = {name: default_splits(name) for name in detectors}
+    first = args.first_split or 0
+    splits = choose_splits(rollouts, protocol, range(first, first + max(counts.values())))
+    what = ', '.join(
+        f'{count} random task splits'
+        + (
+            f' ({", ".join(n for n in counts if counts[n] == count)})'
+            if len(set(counts.values())) > 1
+            else ''
+        )
+        for count in sorted(set(counts.values()), reverse=True)
+    )
+    return {name: splits[:count] for name, count in counts.items()}, what
+
+
+def _longest(splits: Mapping[str, list[Split]]) -> list[Split]:
+    """Return the splits of the detector that has most of them; the others have the first ones."""
+    return max(splits.values(), key=len)
+
+
+def _same_splits(
     args: argparse.Namespace, protocol: Protocol, rollouts: Sequence[Rollout]
 ) -> tuple[list[Split], str]:
-    """Return the splits that the options ask for, and their description."""
+    """Return the splits of all detectors, and their description."""
     from safe_training.evaluation.protocol import choose_splits, fold_count, numbered_tasks
     from safe_training.evaluation.saved_splits import read_splits
 
@@ -155,12 +213,17 @@ def splits_of(
         drawn = 'published splits' if numbered_tasks(rollouts) else 'splits by task name'
         return splits, f'{drawn} {", ".join(map(str, numbers))}'
     first = args.first_split or 0
-    splits = choose_splits(rollouts, protocol, range(first, first + (args.splits or ROBUST_SPLITS)))
+    splits = choose_splits(rollouts, protocol, range(first, first + args.splits))
     return splits, f'{len(splits)} random task split{"s" if len(splits) > 1 else ""}'
 
 
-def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], what: str) -> None:
+def _print(
+    args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], texts: tuple[str, str]
+) -> None:
+    """Print the rows; ``texts`` describe the splits and the calibration of the bands."""
     from safe_training.reporting.tables.evaluation import (
+        by_task_table,
+        comparison_lines,
         detail_tables,
         promise_lines,
         report_table,
@@ -168,12 +231,16 @@ def _print(args: argparse.Namespace, protocol: Protocol, rows: Sequence[Row], wh
     from safe_training.reporting.tables.terminal import print_table, wide_console
 
     console = wide_console()
+    what, calibration = texts
     title = f'{what} (mean ± std), promised false-alarm rate {percent(protocol.alpha)} %'
     print_table(console, report_table(rows, title))
-    for line in promise_lines(rows):
+    console.print(calibration, style='dim', markup=False)
+    for line in (*promise_lines(rows), *comparison_lines(rows)):
         console.print(line, style='dim', markup=False)
     if protocol.name == 'paper':
         console.print(PAPER_NOTE, style='dim')
+    if args.by_task:
+        print_table(console, by_task_table(rows, 'unseen'))
     if args.details:
         for table in detail_tables(rows, 'unseen'):
             print_table(console, table)
@@ -186,7 +253,7 @@ def _as_json(
     params: Mapping[str, Mapping[str, Any]],
     rows: Sequence[Row],
 ) -> dict[str, Any]:
-    from safe_training.evaluation.evaluate import summarise
+    from safe_training.evaluation.summary import summarise
 
     summary = {
         detector: {
@@ -229,6 +296,7 @@ def _write(
             row.split,
             row.part,
             row.values,
+            row.tasks,
         )
         for row in rows
     ]

@@ -13,6 +13,7 @@ from safe_training.cli.options import (
     add_source_options,
     add_split_options,
     add_training_options,
+    calibration_note,
     protocol_of,
     rollouts_of,
 )
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
     from safe_monitor_node.calibrated_detector import CalibratedDetector
     from safe_training.evaluation.splits import Split
 
-DESCRIPTION = """Fit a detector on the seen tasks of a rollout set, calibrate its band on held-out
-successes of these tasks, and write a detector folder."""
+DESCRIPTION = """Fit a detector on the seen tasks of a rollout set, calibrate its band on successes
+of these tasks, and write a detector folder."""
 EXAMPLE = """example:
   python -m safe_training fit my_set --detector safe_lstm --out my_detector --param epochs=200
 """
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         )
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
-    protocol = protocol_of(args)
+    protocol = protocol_of(args, [args.detector])
     rollouts = rollouts_of(args)
     if args.splits_from is not None:
         split = saved_split(args.splits_from, rollouts, args.split)
@@ -81,16 +82,18 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(plain_json(describe(args.out)))
     else:
-        _print_fitted(args, fitted, split, per_task=protocol.per_task)
+        training = [rollouts[i] for i in split.train]
+        note = calibration_note(args, [args.detector], protocol, [training])
+        _print_fitted(args, fitted, split, note)
     return 0
 
 
 def _print_fitted(
-    args: argparse.Namespace, fitted: CalibratedDetector, split: Split, *, per_task: bool
+    args: argparse.Namespace, fitted: CalibratedDetector, split: Split, note: str
 ) -> None:
     from rich.console import Console
 
-    from safe_training.evaluation.provenance import describe_task_bands
+    from safe_training.evaluation.provenance import describe_task_bands, probability_text
 
     band, alpha = fitted.band, fitted.alpha
     # Print without rich markup: a name such as hidden_states[token=last] must not be read as
@@ -104,9 +107,11 @@ def _print_fitted(
         f'band of {band.length} steps from {band.n_center + band.n_calibration} '
         f'{band.provenance["calibrated_on"]}; alpha {alpha:g}'
     )
+    console.print(note)
     if not band.at(alpha).can_alarm:
         console.print(f'note: {band.provenance["note"]}')
-    if per_task:
+    console.print(probability_text(fitted.probability))
+    if args.per_task:
         console.print(describe_task_bands(band, list(map(str, split.seen_tasks)), alpha))
     console.print(
         f'not used: {len(split.unseen)} rollouts of {len(split.unseen_tasks)} unseen tasks'

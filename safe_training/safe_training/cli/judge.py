@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='also print all evaluation times, all rates and each task of each part',
     )
     what.add_argument(
+        '--by-task', action='store_true', help='also print the main numbers of each task'
+    )
+    what.add_argument(
         '--bands',
         action='store_true',
         help='print only the promised and the realised false-alarm rates, for all rates of the '
@@ -128,7 +131,13 @@ def _plain_curve(curve: object) -> dict[str, list[float | None]]:
 
 
 def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Row]) -> None:
-    from safe_training.reporting.tables.evaluation import detail_tables, report_table
+    from safe_training.reporting.tables.evaluation import (
+        by_task_table,
+        detail_tables,
+        promise_lines,
+        report_table,
+    )
+    from safe_training.reporting.tables.numbers import INTERVALS_NOTE, fragile_line
     from safe_training.reporting.tables.terminal import print_table, wide_console
 
     console = wide_console()
@@ -138,15 +147,23 @@ def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Ro
     for part, found in judged.intervals().items():
         auc, rate = found['roc_auc_max_score_until_min_length'], found['false_alarm_rate']
         console.print(
-            f'{part}: 95 % intervals over rollouts: AUC {percent(auc[0])} to {percent(auc[1])} '
+            f'{part}: 95 % intervals over rollouts of these tasks: AUC {percent(auc[0])} to '
+            f'{percent(auc[1])} '
             f'(bootstrap), false alarms {percent(rate[0])} to {percent(rate[1])} (Clopper-Pearson)',
             style='dim',
         )
     if not band.at(alpha).can_alarm:
         console.print(f'No alarm is possible at this alpha. {band.provenance.get("note", "")}')
-    for part in judged.parts if args.details else ():
-        for table in detail_tables(rows, part):
-            print_table(console, table)
+    lines = [line for part in judged.parts for line in promise_lines(rows, part)]
+    for line in (*lines, INTERVALS_NOTE, fragile_line(rows)):
+        if line:
+            console.print(line, style='dim', markup=False)
+    for part in judged.parts:
+        if args.by_task:
+            print_table(console, by_task_table(rows, part))
+        if args.details:
+            for table in detail_tables(rows, part):
+                print_table(console, table)
 
 
 def _print_bands(args: argparse.Namespace, judged: JudgedSet, alphas: Sequence[float]) -> None:
@@ -157,7 +174,13 @@ def _print_bands(args: argparse.Namespace, judged: JudgedSet, alphas: Sequence[f
 
     rates = judged.realised_rates(alphas or None)
     if args.json:
-        rows = [asdict(rate) for rate in rates]
+        rows = [
+            {
+                name: as_number(value) if isinstance(value, float) else value
+                for name, value in asdict(rate).items()
+            }
+            for rate in rates
+        ]
         print(plain_json({'folder': str(args.folder), 'band': judged.band.meta(), 'rows': rows}))
         return
     detector = judged.detector

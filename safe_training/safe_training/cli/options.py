@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -10,13 +12,21 @@ from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.calibration.curves import Quantile
 from safe_training.calibration.kinds import KINDS
 from safe_training.cli.parsing import UsageError, VerbParser
-from safe_training.evaluation.protocol import EvaluationError, Protocol, ProtocolName
+from safe_training.evaluation.protocol import (
+    FEW_TASKS,
+    SEEN_TRAIN_RATIO,
+    CalibrateOn,
+    EvaluationError,
+    Protocol,
+    ProtocolName,
+)
 from vla_feature_bridge.pooling import parse_pooling
 
 if TYPE_CHECKING:
     import argparse
 
     from safe_training.recordings.rollouts import Rollouts
+    from vla_feature_bridge.rollout import Rollout
 
 _DEFAULT = Protocol()
 
@@ -98,7 +108,8 @@ def add_split_options(parser: VerbParser) -> None:
         metavar='SHARE',
         help=(
             'share of the rollouts of each seen task used for training; the others are held '
-            f'out for calibration (default {_DEFAULT.seen_train_ratio})'
+            'out, for results on seen tasks and for --calibrate-on heldout (default: all '
+            f'rollouts with --calibrate-on loto, otherwise {SEEN_TRAIN_RATIO})'
         ),
     )
     parser.exclude(
@@ -137,10 +148,11 @@ def add_band_options(parser: VerbParser) -> None:
     )
     group.add_argument(
         '--calibrate-on',
-        choices=('heldout', 'loto'),
+        choices=get_args(CalibrateOn),
         help='heldout: calibrate on held-out rollouts of the seen tasks; loto: calibrate on '
         'training rollouts, each scored by a detector that was fitted without its task, '
-        f'which is closer to new tasks (default {_DEFAULT.calibrate_on})',
+        'which is closer to new tasks; auto (default): loto if there are more than '
+        f'{FEW_TASKS} seen tasks',
     )
     group.add_argument(
         '--per-task',
@@ -208,8 +220,58 @@ def rollouts_of(args: argparse.Namespace, *, need_outcomes: bool = True) -> Roll
     return labelled(rollouts) if need_outcomes else rollouts
 
 
-def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Protocol:
-    """Return the protocol that the options ask for."""
+def trained_in_epochs(detectors: Sequence[str]) -> list[str]:
+    """Return the detectors that are trained over epochs, which takes long."""
+    return [n for n in detectors if 'epochs' in inspect.signature(DETECTORS[n]).parameters]
+
+
+def calibration_note(
+    args: argparse.Namespace,
+    detectors: Sequence[str],
+    protocol: Protocol,
+    parts: Sequence[Sequence[Rollout]],
+) -> str:
+    """Return which scores calibrate the bands; with the reason if no option says it.
+
+    Parameters
+    ----------
+    detectors : sequence of str
+        Detectors of the command.
+    protocol : Protocol
+        From :func:`protocol_of`.
+    parts : sequence of sequence of Rollout
+        Training rollouts of each split.
+    """
+    from safe_training.evaluation.protocol import settled, why_held_out
+
+    used = [settled(protocol, part).calibrate_on for part in parts]
+    if set(used) == {'loto'}:
+        return (
+            'bands calibrated on training successes, each scored by a detector that was fitted '
+            'without its task (leave-one-task-out)'
+        )
+    some = '' if set(used) == {'heldout'} else f' in {used.count("heldout")} of {len(used)} splits'
+    text = f'bands calibrated on held-out successes of the seen tasks{some}'
+    slow = trained_in_epochs(detectors)
+    if args.calibrate_on == 'heldout':
+        return text
+    if args.calibrate_on is None and slow:
+        return (
+            f'{text}, because leave-one-task-out trains {" and ".join(slow)} once more for each '
+            'seen task (--calibrate-on loto does it)'
+        )
+    reasons = {why_held_out(protocol, part) for part in parts} - {''}
+    return f'{text}, because {"; ".join(sorted(reasons))}'
+
+
+def protocol_of(
+    args: argparse.Namespace, detectors: Sequence[str], name: ProtocolName = 'robust'
+) -> Protocol:
+    """Return the protocol that the options ask for.
+
+    Without ``--calibrate-on``, detectors that are trained over epochs are calibrated on held-out
+    rollouts: leave-one-task-out would train them once more for each seen task.
+    """
     check_alpha(args.alpha)
     if args.max_steps is not None and args.max_steps < 0:
         raise UsageError(where='--max-steps', expected='at least 0', found=str(args.max_steps))
@@ -222,6 +284,8 @@ def protocol_of(args: argparse.Namespace, name: ProtocolName = 'robust') -> Prot
         'quantile': args.quantile,
         'calibrate_on': args.calibrate_on,
     }
+    if args.calibrate_on is None and trained_in_epochs(detectors):
+        given['calibrate_on'] = 'heldout'
     try:
         return Protocol(
             per_task=args.per_task,

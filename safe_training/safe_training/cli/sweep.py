@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, get_args
 from safe_training.cli.options import check_alpha, check_splits
 from safe_training.cli.parsing import VerbParser
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.protocol import PROTOCOLS, ROBUST_SPLITS, Protocol
+from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, PROTOCOLS, ROBUST_SPLITS
 from safe_training.fitting.precision import Precision
 from safe_training.reporting.numbers import plain_json
 from safe_training.sweep.grid import shipped_grids
@@ -50,7 +50,7 @@ def add_arguments(parser: VerbParser) -> None:
         '--alpha',
         type=float,
         metavar='RATE',
-        default=Protocol().alpha,
+        default=HELD_OUT_PROTOCOL.alpha,
         help='promised false-alarm rate (default %(default)s)',
     )
     _add_training_options(parser)
@@ -127,7 +127,7 @@ def run(args: argparse.Namespace) -> int:
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)
     grid = read_grid(args.grid)
     protocol = replace(
-        Protocol(),
+        HELD_OUT_PROTOCOL,
         unseen_ratio=grid.unseen_ratio,
         seen_train_ratio=grid.seen_train_ratio,
         alpha=args.alpha,

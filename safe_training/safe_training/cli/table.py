@@ -45,6 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         'optimistic; use `unseen` only for comparison with papers that did the same (default '
         '%(default)s)',
     )
+    parser.add_argument(
+        '--by-task', action='store_true', help='also make a table of each unseen task'
+    )
     shown = parser.add_mutually_exclusive_group()
     shown.add_argument(
         '--format', choices=FORMATS, default='markdown', help='what to print (default %(default)s)'
@@ -81,7 +84,9 @@ def run(args: argparse.Namespace) -> int:
     for line in unfinished(args.results, results, filtered):
         print(f'safe_training table: {line}', file=sys.stderr)
     with_paper = args.protocol == 'paper' or any(r.protocol == 'paper' for r in results)
-    made = tables_of_results(results, with_paper=with_paper, select_on=args.select_on)
+    made = tables_of_results(
+        results, with_paper=with_paper, select_on=args.select_on, by_task=args.by_task
+    )
     texts = {name: tables.texts() for name, tables in made.items()}
     if args.out is not None:
         _write(args, texts)

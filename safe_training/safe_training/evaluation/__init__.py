@@ -8,6 +8,7 @@ fit_and_calibrate one detector on one split
 left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
 evaluate          many detectors on many splits
+summary           their numbers over splits and over tasks, and differences of detectors
 band_comparison   promised and realised false-alarm rates of the kinds of bands
 compared_bands    the bands that are compared
 provenance        the origin of a detector

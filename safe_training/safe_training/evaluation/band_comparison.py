@@ -27,7 +27,7 @@ from safe_training.evaluation.fit_and_calibrate import (
     successes_of,
 )
 from safe_training.evaluation.judge import score_part
-from safe_training.evaluation.protocol import EvaluationError, Protocol
+from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, EvaluationError, Protocol
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.alarms import band_alarms
 from safe_training.metrics.binomial import Tally
@@ -141,7 +141,7 @@ def compare_bands(
                 progress(number, len(splits), f'split {number + 1}: {done}/{total} {detail}')
 
         detector.fit([rollouts[i] for i in split.train], progress=note)
-        one = _OneSplit.of(detector, rollouts, split, protocol or Protocol(), comparison)
+        one = _OneSplit.of(detector, rollouts, split, protocol or HELD_OUT_PROTOCOL, comparison)
         for band in comparison.bands:
             note(0, 1, f'band: {band}')
             found += one.moving() if COMPARED[band].moves else one.fixed(band, note)

@@ -7,27 +7,30 @@ to test it.
 
 from __future__ import annotations
 
-import itertools
+import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from safe_monitor_node.detectors import Detector, DetectorError
+from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import (
     calibrated_detector,
     fit_on,
-    held_out_successes,
-    left_out_successes,
+    left_out_rollouts,
     make_seeded,
+    settled_for,
 )
 from safe_training.evaluation.judge import JudgedSet, score_part, with_alarms
-from safe_training.evaluation.protocol import Protocol, require_rollouts
+from safe_training.evaluation.protocol import (
+    CHEAP_SPLITS,
+    ROBUST_SPLITS,
+    Protocol,
+    require_rollouts,
+)
 from safe_training.evaluation.splits import Split
-from safe_training.metrics.bootstrap import bootstrap_interval
 from safe_training.metrics.part_report import flatten_report, per_task
 from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.progress import Progress
@@ -49,10 +52,20 @@ class Row:
     tasks: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
+def default_splits(name: str) -> int:
+    """Return how many random task splits a detector is evaluated on by default.
+
+    50 if fitting takes about a second: signals, tokens, probe, distances, controls. Ten if a
+    network is trained over epochs.
+    """
+    trained = 'epochs' in inspect.signature(DETECTORS[name]).parameters
+    return ROBUST_SPLITS if trained else CHEAP_SPLITS
+
+
 def evaluate(
     names: Sequence[str],
     rollouts: Rollouts,
-    splits: Sequence[Split],
+    splits: Sequence[Split] | Mapping[str, Sequence[Split]],
     *,
     params: Mapping[str, Mapping[str, Any]] | None = None,
     protocol: Protocol | None = None,
@@ -66,7 +79,7 @@ def evaluate(
         Registered detectors.
     rollouts : Rollouts
         Labelled rollouts of several tasks.
-    splits : sequence of Split
+    splits : sequence of Split, or mapping of detector to sequence of Split
         The number of a split is also the seed of detectors that use random numbers.
     params : mapping of detector to parameters, optional
     protocol : Protocol, optional
@@ -80,13 +93,15 @@ def evaluate(
         A split was made from different rollouts, or from these in another order.
     """
     require_rollouts(rollouts)
+    splits_of = splits if isinstance(splits, Mapping) else dict.fromkeys(names, splits)
+    work = _in_turn(names, splits_of)
     # Check all splits before hours of training.
-    for split in splits:
+    for _, split in work:
         split.check_rollouts(rollouts)
     rows = []
     chosen = protocol or Protocol()
-    total = len(splits) * len(names)
-    for number, (split, name) in enumerate(itertools.product(splits, names)):
+    total = len(work)
+    for number, (name, split) in enumerate(work):
         detector = make_seeded(name, (params or {}).get(name, {}), split.number)
         note = f'{name}, split {split.number}'
 
@@ -108,6 +123,19 @@ def evaluate(
     return rows
 
 
+def _in_turn(
+    names: Sequence[str], splits_of: Mapping[str, Sequence[Split]]
+) -> list[tuple[str, Split]]:
+    """Return detectors with their splits: all detectors on the first split, then on the next."""
+    most = max((len(splits_of[name]) for name in names), default=0)
+    return [
+        (name, splits_of[name][turn])
+        for turn in range(most)
+        for name in names
+        if turn < len(splits_of[name])
+    ]
+
+
 def fit_and_judge(
     detector: Detector,
     rollouts: Rollouts,
@@ -121,6 +149,7 @@ def fit_and_judge(
     Every rollout is scored once: the band is calibrated on the scores that are reported. The time
     includes the calibration and the scores that the band is calibrated on, and no other scores.
     """
+    protocol = settled_for(protocol, rollouts, split)
     started = time.perf_counter()
     fit_on(detector, rollouts, split, protocol, progress)
     seconds = time.perf_counter() - started
@@ -134,56 +163,13 @@ def fit_and_judge(
             seconds += time.perf_counter() - started
     started = time.perf_counter()
     if protocol.calibrate_on == 'loto':
-        successes = left_out_successes(detector, rollouts, split, progress)
+        scored = left_out_rollouts(detector, rollouts, split, progress)
     else:
-        successes = held_out_successes(parts.get('seen', []), split)
-    calibrated = calibrated_detector(detector, successes, rollouts, split, protocol)
+        scored = parts.get('seen', [])
+    calibrated = calibrated_detector(detector, scored, rollouts, split, protocol)
     seconds += time.perf_counter() - started
     judged = {
-        name: with_alarms(scored, calibrated.band, protocol.alpha) for name, scored in parts.items()
+        name: with_alarms(members, calibrated.band, protocol.alpha)
+        for name, members in parts.items()
     }
     return JudgedSet(calibrated, protocol.alpha, judged), seconds
-
-
-@dataclass(frozen=True)
-class Summary:
-    """Mean, standard deviation (ddof 1) over splits and a 95 % bootstrap interval of the mean."""
-
-    mean: float
-    std: float
-    low: float
-    high: float
-    splits: int
-
-
-def summarise(rows: Sequence[Row]) -> dict[str, dict[str, dict[str, Summary]]]:
-    """Return rows summarised over splits as ``[detector][part][value]``.
-
-    Splits without a value are excluded.
-    """
-    grouped: dict[str, dict[str, dict[str, list[float]]]] = {}
-    for row in rows:
-        part = grouped.setdefault(row.detector, {}).setdefault(row.part, {})
-        for name, value in row.values.items():
-            part.setdefault(name, []).append(value)
-    return {
-        detector: {
-            part: {name: summary_of(values) for name, values in named.items()}
-            for part, named in parts.items()
-        }
-        for detector, parts in grouped.items()
-    }
-
-
-def summary_of(values: Sequence[float]) -> Summary:
-    """Summarise one number over splits. A split without the number has the value NaN."""
-    array = np.array(values, dtype=np.float64)
-    used = array[np.isfinite(array)]
-    interval = bootstrap_interval(array, generator=np.random.default_rng(0))
-    return Summary(
-        mean=float(used.mean()) if used.size else np.nan,
-        std=float(used.std(ddof=1)) if used.size > 1 else np.nan,
-        low=interval.low,
-        high=interval.high,
-        splits=int(used.size),
-    )

@@ -9,13 +9,20 @@ from typing import Any
 
 import safe_training.fitting  # noqa: F401  (registers the fitters)
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector, make_detector
 from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
 from safe_training.calibration.kinds import KINDS, BandRequest
+from safe_training.calibration.probability import fit_probability
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.left_out import leave_one_task_out_scores
-from safe_training.evaluation.protocol import EvaluationError, Protocol, require_rollouts
+from safe_training.evaluation.protocol import (
+    EvaluationError,
+    Protocol,
+    require_rollouts,
+    settled,
+)
 from safe_training.evaluation.provenance import provenance_of
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.part_report import scored_rollouts
@@ -25,6 +32,11 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
+HELD_OUT_ROLLOUTS = 'held-out rollouts of the seen tasks'
+LEFT_OUT_ROLLOUTS = (
+    'training rollouts of the seen tasks, each scored by a detector that was fitted without its '
+    'task (leave-one-task-out)'
+)
 LEFT_OUT = (
     'successes among the training rollouts of the seen tasks, each scored by a detector that was '
     'fitted without its task (leave-one-task-out)'
@@ -83,7 +95,8 @@ def fit(
     params : mapping of parameter to value, optional
         Parameters of the detector; its defaults if not given.
     protocol : Protocol, optional
-        How the band is calibrated; the default promises a false-alarm rate of 0.1.
+        How the band is calibrated; the default promises a false-alarm rate of 0.1, and calibrates
+        on leave-one-task-out scores if there are more than two seen tasks.
     progress : callable, optional
         Called with (done, total, note) while the detector is fitted.
 
@@ -119,13 +132,26 @@ def fit_and_calibrate(
     The number of the split seeds the draw of the band, so that every detector is calibrated on the
     same rollouts.
     """
+    protocol = settled_for(protocol, rollouts, split)
     fit_on(detector, rollouts, split, protocol, progress)
     if protocol.calibrate_on == 'loto':
-        successes = left_out_successes(detector, rollouts, split, progress)
+        scored = left_out_rollouts(detector, rollouts, split, progress)
     else:
-        kept = [rollouts[i] for i in split.seen if not rollouts[i].failed]
-        successes = held_out_successes(score_part(detector, kept, 'seen'), split)
-    return calibrated_detector(detector, successes, rollouts, split, protocol)
+        scored = score_part(detector, [rollouts[i] for i in split.seen], 'seen')
+    return calibrated_detector(detector, scored, rollouts, split, protocol)
+
+
+def settled_for(protocol: Protocol, rollouts: Sequence[Rollout], split: Split) -> Protocol:
+    """Return the protocol with a fixed ``calibrate_on`` for the training rollouts of a split.
+
+    Raises
+    ------
+    SplitError
+        The split was made from different rollouts, or from these in another order.
+    """
+    split.check_rollouts(rollouts)
+    fixed = settled(protocol, [rollouts[i] for i in split.train])
+    return replace(fixed, seen_train_ratio=split.seen_train_ratio)
 
 
 def fit_on(
@@ -149,12 +175,19 @@ def fit_on(
 
 def calibrated_detector(
     detector: Detector,
-    successes: Successes,
+    scored: Sequence[ScoredRollout],
     rollouts: Rollouts,
     split: Split,
     protocol: Protocol,
 ) -> CalibratedDetector:
-    """Return a fitted detector with its band, features and provenance."""
+    """Return a fitted detector with its band, probability map, features and provenance.
+
+    Parameters
+    ----------
+    scored : sequence of ScoredRollout
+        Successes and failures for the calibration, see `calibration_successes`.
+    """
+    successes = calibration_successes(scored, split, protocol)
     return CalibratedDetector(
         detector=detector,
         feature=rollouts.feature,
@@ -162,6 +195,39 @@ def calibrated_detector(
         alpha=protocol.alpha,
         provenance=provenance_of(rollouts, split),
         action_space=rollouts.action_space,
+        probability=probability_map(scored, split, protocol),
+    )
+
+
+def calibration_successes(
+    scored: Sequence[ScoredRollout], split: Split, protocol: Protocol
+) -> Successes:
+    """Return the successes on which a band is calibrated.
+
+    Parameters
+    ----------
+    scored : sequence of ScoredRollout
+        The held-out rollouts of the seen tasks, or for ``calibrate_on='loto'`` the training
+        rollouts with their leave-one-task-out scores (`left_out_rollouts`).
+    """
+    if protocol.calibrate_on == 'loto':
+        return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
+    return held_out_successes(scored, split)
+
+
+def probability_map(
+    scored: Sequence[ScoredRollout], split: Split, protocol: Protocol
+) -> ProbabilityMap | None:
+    """Return the map from score and time to the probability of failure.
+
+    None with too few failures or successes. Parameters are those of `calibration_successes`.
+    """
+    described = LEFT_OUT_ROLLOUTS if protocol.calibrate_on == 'loto' else HELD_OUT_ROLLOUTS
+    return fit_probability(
+        [rollout.scores for rollout in scored],
+        [bool(rollout.failed) for rollout in scored],
+        [str(rollout.task) for rollout in scored],
+        f'{described}, split {split.number}',
     )
 
 
@@ -214,9 +280,24 @@ def held_out_successes(seen: Sequence[ScoredRollout], split: Split) -> Successes
             expected=f'successes among the {len(split.seen)} held-out rollouts of the '
             f'{len(split.seen_tasks)} seen tasks',
             found='none',
-            advice='lower --train-ratio, add rollouts, or choose another split',
+            advice='lower --train-ratio (such as 0.6), add rollouts, or choose another split',
         )
     return successes_of(kept)
+
+
+def left_out_rollouts(
+    detector: Detector,
+    rollouts: Sequence[Rollout],
+    split: Split,
+    progress: Progress | None = None,
+) -> list[ScoredRollout]:
+    """Return the training rollouts of both outcomes.
+
+    Each is scored by a detector that was fitted without its task.
+    """
+    training = [rollouts[i] for i in split.train]
+    scores = leave_one_task_out_scores(detector, training, progress=progress)
+    return scored_rollouts(scores, training, 'train')
 
 
 def left_out_successes(
@@ -229,9 +310,7 @@ def left_out_successes(
 
     Each is scored by a detector that was fitted without its task.
     """
-    training = [rollouts[i] for i in split.train]
-    scores = leave_one_task_out_scores(detector, training, progress=progress)
-    scored = scored_rollouts(scores, training, 'train')
+    scored = left_out_rollouts(detector, rollouts, split, progress)
     return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
 
 

@@ -18,7 +18,7 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector
 from safe_training.evaluation.protocol import EvaluationError, require_rollouts
 from safe_training.metrics.alarms import band_alarms
-from safe_training.metrics.binomial import Tally, clopper_pearson, worst_task
+from safe_training.metrics.binomial import Tally, clopper_pearson, tally_cells, worst_task
 from safe_training.metrics.bootstrap import bootstrap_auc_interval
 from safe_training.metrics.part_report import PartReport, report_part, scored_rollouts
 from safe_training.metrics.scored import (
@@ -28,6 +28,7 @@ from safe_training.metrics.scored import (
     max_scores_until_min_length,
     min_lengths,
 )
+from safe_training.metrics.task_bootstrap import task_interval
 from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.rollout import Rollout
 
@@ -49,9 +50,11 @@ class RealisedRate:
     successes : int
     promised, realised : float
     low, high : float
-        95 % interval of the realised rate (Clopper-Pearson).
+        95 % interval of the realised rate over rollouts (Clopper-Pearson).
+    tasks_low, tasks_high : float
+        95 % bootstrap interval over tasks; NaN with fewer than two tasks.
     above : bool
-        True if the lower end of the interval is above the promised rate.
+        True if the lower end of the interval over tasks is above the promised rate.
     worst_task : str or None
         The task with the highest rate; None if no task has enough successes.
     worst_rate : float or None
@@ -65,6 +68,8 @@ class RealisedRate:
     realised: float
     low: float
     high: float
+    tasks_low: float
+    tasks_high: float
     above: bool
     worst_task: str | None
     worst_rate: float | None
@@ -126,7 +131,7 @@ class JudgedSet:
                 self.shortest,
                 self.band,
                 self.alpha if alpha is None else alpha,
-                probability=self.detector.detector.gives_probability,
+                probability=self.detector.probability,
             )
             for part, members in self.parts.items()
         }
@@ -267,7 +272,8 @@ def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[
 def check_inputs(detector: CalibratedDetector, rollouts: Rollouts) -> None:
     """Raise `EvaluationError` if the detector was fitted on different features or actions."""
     feature = rollouts.feature
-    if feature != detector.feature:
+    ignored = detector.feature.dim == 0 and not detector.reads_features
+    if feature != detector.feature and not ignored:
         raise EvaluationError(
             where='rollouts',
             expected=f'the features of the detector: {detector.feature} of width '
@@ -300,6 +306,7 @@ def _realised(
     for rollout, alarm in zip(successes, band_alarms(successes, band, alpha), strict=True):
         tally.add(str(rollout.task), alarm is not None)
     low, high = clopper_pearson(sum(tally.alarms.values()), len(successes))
+    over_tasks = task_interval(tally_cells({0: tally}))
     worst = worst_task([tally])
     return RealisedRate(
         rollouts=name,
@@ -308,7 +315,9 @@ def _realised(
         realised=tally.rate,
         low=low,
         high=high,
-        above=low > alpha,
+        tasks_low=over_tasks.low,
+        tasks_high=over_tasks.high,
+        above=over_tasks.low > alpha,
         worst_task=None if worst is None else worst[0],
         worst_rate=None if worst is None else worst[1],
         infinite=not band.at(alpha).can_alarm,

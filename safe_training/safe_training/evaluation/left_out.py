@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,9 +44,6 @@ def leave_one_task_out_scores(
         There are fewer than two tasks, or the rollouts of the other tasks are not suitable for
         fitting.
     """
-    params = detector.get_params()
-    if isinstance(detector, LinearProbe) and detector.fitted:
-        params = detector.chosen()
     tasks = list(dict.fromkeys(rollout.task for rollout in rollouts))
     if len(tasks) < 2:
         raise DetectorError(
@@ -56,14 +53,29 @@ def leave_one_task_out_scores(
             advice='add rollouts of other tasks, or calibrate on held-out rollouts',
         )
     scores: dict[int, NDArray[np.float32]] = {}
-    for done, task in enumerate(tasks):
-        model = make_detector(detector.name, **params)
-        try:
-            model.fit([r for r in rollouts if r.task != task])
-        except DetectorError as error:
-            raise DetectorError(f'leave-one-task-out, without task {task!r}: {error}') from error
+    for done, (task, model) in enumerate(_without_each(detector, rollouts, tasks)):
         left_out = [i for i, r in enumerate(rollouts) if r.task == task]
         scores |= zip(left_out, model.score_all([rollouts[i] for i in left_out]), strict=True)
         if progress is not None:
             progress(done + 1, len(tasks), f'leave-one-task-out, {task}')
     return [scores[i] for i in range(len(rollouts))]
+
+
+def _without_each(
+    detector: Detector, rollouts: Sequence[Rollout], tasks: Sequence[str]
+) -> Iterator[tuple[str, Detector]]:
+    """Yield each task, and the same detector fitted on the other tasks."""
+    if isinstance(detector, LinearProbe):
+        # scikit-learn is loaded only for a fit.
+        from safe_training.fitting.probe import fit_without_each_task
+
+        params = detector.chosen() if detector.fitted else detector.get_params()
+        yield from fit_without_each_task(LinearProbe(**params), rollouts)
+        return
+    for task in tasks:
+        model = make_detector(detector.name, **detector.get_params())
+        try:
+            model.fit([r for r in rollouts if r.task != task])
+        except DetectorError as error:
+            raise DetectorError(f'leave-one-task-out, without task {task!r}: {error}') from error
+        yield task, model

@@ -8,7 +8,7 @@ every task. No protocol uses the reported rollouts to choose parameters.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
@@ -21,8 +21,16 @@ from vla_feature_bridge.rollout import Rollout
 
 ProtocolName = Literal['robust', 'paper', 'loto']
 PROTOCOLS: tuple[ProtocolName, ...] = ('robust', 'paper', 'loto')
-CalibrateOn = Literal['heldout', 'loto']
+CalibrateOn = Literal['auto', 'heldout', 'loto']
+SEEN_TRAIN_RATIO = 0.6
+"""Share of the rollouts of a seen task that are used for training if others are held out."""
+FEW_TASKS = 2
+"""With so few seen tasks or fewer, a band is not calibrated on leave-one-task-out scores by
+default.
+"""
 ROBUST_SPLITS = 10
+# For detectors that are fitted in about a second.
+CHEAP_SPLITS = 50
 PAPER_SPLITS = (0, 1, 2)
 
 # Part of each split that is used to choose a combination of parameters.
@@ -45,8 +53,10 @@ class Protocol:
     unseen_ratio : float
         Share of the tasks that are unseen (not used for training). ``loto`` ignores it and leaves
         out one task.
-    seen_train_ratio : float
-        Share of the rollouts of a seen task that are used for training.
+    seen_train_ratio : float or None
+        Share of the rollouts of a seen task that are used for training. None takes all rollouts if
+        the band is calibrated on leave-one-task-out scores, and 0.6 otherwise. With 0.6, the other
+        rollouts are held out: results for seen tasks are computed from them (part 'seen').
     alpha : float
         Promised false-alarm rate.
     modulation : {'max_deviation', 'std', 'constant', 'none'}
@@ -57,10 +67,11 @@ class Protocol:
         'finite_sample': the rank that keeps the promise for any number of rollouts. 'published':
         the interpolated quantile of the published code. With few rollouts, the realised rate is
         higher than promised. Only for comparison.
-    calibrate_on : {'heldout', 'loto'}
+    calibrate_on : {'auto', 'heldout', 'loto'}
         Rollouts for calibration. 'heldout': held-out successes of the seen tasks; the promise holds
         for similar tasks. 'loto': the training successes, each scored by a detector that was fitted
-        on the other tasks (leave-one-task-out); this is closer to new tasks.
+        on the other tasks (leave-one-task-out); this is closer to new tasks. 'auto': see
+        :func:`settled`.
     per_task : bool
         Calibrate a band for every seen task as well (Mondrian): the promise then holds within each
         task. Tasks with too few successes share a band; new tasks have the band of all tasks.
@@ -72,12 +83,12 @@ class Protocol:
     """
 
     unseen_ratio: float = 0.3
-    seen_train_ratio: float = 0.6
+    seen_train_ratio: float | None = None
     alpha: float = 0.1
     modulation: str = 'max_deviation'
     max_steps: int = 0
     quantile: Quantile = 'finite_sample'
-    calibrate_on: CalibrateOn = 'heldout'
+    calibrate_on: CalibrateOn = 'auto'
     per_task: bool = False
     stop_early: bool = False
     name: ProtocolName = 'robust'
@@ -114,6 +125,50 @@ def _check_number(protocol: Protocol, field: str, valid: bool, expected: str) ->
         raise EvaluationError(
             where=f'protocol, {field}', expected=expected, found=repr(getattr(protocol, field))
         )
+
+
+HELD_OUT_PROTOCOL = Protocol(calibrate_on='heldout', seen_train_ratio=SEEN_TRAIN_RATIO)
+"""The protocol of version 0.1: a part of each seen task is held out, and calibrates the band."""
+
+
+def settled(protocol: Protocol, seen: Sequence[Rollout]) -> Protocol:
+    """Return the protocol with a fixed ``calibrate_on`` and ``seen_train_ratio``.
+
+    ``calibrate_on='auto'`` becomes 'loto' if there are more than two seen tasks and a detector can
+    be fitted without each of them: successes and failures must be rollouts of two tasks or more.
+    Rollouts without any failure are also suitable. It becomes 'heldout' with the protocol 'paper',
+    with the published quantile, with bands of single tasks and with early stopping, which need
+    held-out rollouts or are only for comparison with the paper.
+
+    Parameters
+    ----------
+    seen : sequence of Rollout
+        Labelled rollouts of the seen tasks; once a split exists, its training rollouts.
+    """
+    calibrate_on = protocol.calibrate_on
+    if calibrate_on == 'auto':
+        calibrate_on = 'heldout' if why_held_out(protocol, seen) else 'loto'
+    ratio = protocol.seen_train_ratio
+    if ratio is None:
+        ratio = 1.0 if calibrate_on == 'loto' and not protocol.stop_early else SEEN_TRAIN_RATIO
+    return replace(protocol, calibrate_on=calibrate_on, seen_train_ratio=ratio)
+
+
+def why_held_out(protocol: Protocol, seen: Sequence[Rollout]) -> str:
+    """Return why ``calibrate_on='auto'`` becomes 'heldout'; empty if it becomes 'loto'."""
+    if protocol.per_task:
+        return 'the bands of single tasks need held-out rollouts'
+    if protocol.stop_early:
+        return 'early stopping needs held-out rollouts'
+    if protocol.name == 'paper' or protocol.quantile == 'published':
+        return 'the published protocol does it'
+    tasks = {r.task for r in seen}
+    failing, succeeding = ({r.task for r in seen if r.failed is f} for f in (True, False))
+    if len(tasks) <= FEW_TASKS:
+        return f'leave-one-task-out needs more than {FEW_TASKS} seen tasks'
+    if len(failing) == 1 or len(succeeding) < FEW_TASKS:
+        return 'leave-one-task-out needs successes and failures of two seen tasks'
+    return ''
 
 
 def require_rollouts(rollouts: Any) -> None:
@@ -204,28 +259,54 @@ def _draw(rollouts: Sequence[Rollout], split: int, protocol: Protocol) -> Split:
                 found=f'{len(aside)} tasks that the source marks as unseen, such as {min(aside)!r}',
                 advice='use --protocol robust',
             )
-        return leave_one_task_out(
-            [r.task for r in rollouts], fold=split, seen_train_ratio=protocol.seen_train_ratio
+        return _divided(
+            rollouts,
+            protocol,
+            lambda ratio: leave_one_task_out(
+                [r.task for r in rollouts], fold=split, seen_train_ratio=ratio
+            ),
         )
     order = numbered_tasks([rollouts[i] for i in known]) if protocol.name == 'paper' else None
     labels = [rollouts[i].task for i in known]
     if not aside:
-        return split_tasks(
-            labels,
-            number=split,
-            unseen_ratio=protocol.unseen_ratio,
-            seen_train_ratio=protocol.seen_train_ratio,
-            order=order,
+        return _divided(
+            rollouts,
+            protocol,
+            lambda ratio: split_tasks(
+                labels,
+                number=split,
+                unseen_ratio=protocol.unseen_ratio,
+                seen_train_ratio=ratio,
+                order=order,
+            ),
         )
     seen_tasks = order or split_tasks(labels, number=split, unseen_ratio=0.0).seen_tasks
-    return divide(
-        [r.task for r in rollouts],
-        seen_tasks=seen_tasks,
-        unseen_tasks=sorted(aside),
-        number=split,
-        unseen_ratio=0.0,
-        seen_train_ratio=protocol.seen_train_ratio,
+    return _divided(
+        rollouts,
+        protocol,
+        lambda ratio: divide(
+            [r.task for r in rollouts],
+            seen_tasks=seen_tasks,
+            unseen_tasks=sorted(aside),
+            number=split,
+            unseen_ratio=0.0,
+            seen_train_ratio=ratio,
+        ),
     )
+
+
+def _divided(
+    rollouts: Sequence[Rollout], protocol: Protocol, draw: Callable[[float], Split]
+) -> Split:
+    """Return the split that ``draw`` makes with the share of training rollouts of the protocol.
+
+    The seen tasks decide about an open share. They do not depend on it.
+    """
+    if protocol.seen_train_ratio is not None:
+        return draw(protocol.seen_train_ratio)
+    drawn = draw(1.0)
+    ratio = settled(protocol, [rollouts[i] for i in drawn.train]).seen_train_ratio
+    return drawn if ratio in (None, 1.0) else draw(ratio)
 
 
 def numbered_tasks(rollouts: Sequence[Rollout]) -> list[str] | None:

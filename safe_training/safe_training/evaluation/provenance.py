@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
+from safe_training.calibration.probability import FEWEST
 from safe_training.evaluation.splits import Split
 from safe_training.recordings.rollouts import Rollouts
 
@@ -26,6 +28,19 @@ def provenance_of(rollouts: Rollouts, split: Split) -> dict[str, Any]:
             part: [rollouts[i].episode_id for i in indices] for part, indices in split.parts.items()
         },
     }
+
+
+def probability_text(fitted: ProbabilityMap | None) -> str:
+    """Return a text that says how the probability of failure was fitted."""
+    if fitted is None:
+        return (
+            f'no probability of failure: it needs {FEWEST} failures and {FEWEST} successes that '
+            'the detector was not fitted on'
+        )
+    return (
+        f'probability of failure from {fitted.rollouts} {fitted.described} '
+        f'({fitted.failures} failures)'
+    )
 
 
 def describe_task_bands(band: Band, tasks: Sequence[str], alpha: float) -> str:

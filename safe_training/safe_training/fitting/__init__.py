@@ -10,6 +10,7 @@ precision         number formats of their matrix products
 density           RND and logpZO
 embedding         distances in the feature space
 probe             the linear probe
+probe_components  its principal components
 probe_regression  its logistic regressions
 
 A fitter is ``fit(detector, rollouts, *, validation=None, progress=None)``; it fits the detector in

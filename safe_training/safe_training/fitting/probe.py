@@ -1,29 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fit the linear probe.
 
-Open parameters are chosen by leave-one-task-out: each training task is scored by a probe fitted on
-the other tasks, and the candidate with the highest AUC within the tasks is chosen. Components,
-scales and the list of signals are computed from all training rollouts, because they do not depend
-on outcomes.
+Open parameters have fixed values, unless ``choose`` is set. Then they are chosen by
+leave-one-task-out: each training task is scored by a probe fitted on the other tasks, and the
+candidate with the highest AUC within the tasks is chosen. For this choice, components, scales and
+the list of signals are computed from all training rollouts, because they do not depend on outcomes.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from safe_monitor_node.detectors.base import DetectorError
-from safe_monitor_node.detectors.probe import (
-    HISTORY,
-    LinearProbe,
-    signal_history,
-    stacked_signals,
-)
+from safe_monitor_node.detectors.probe import LinearProbe, stacked_signals
+from safe_monitor_node.detectors.signal_history import HISTORY, signal_histories
 from safe_training.fitting.data import require_both_outcomes, stack_rollouts
+from safe_training.fitting.probe_components import Components, SumsOfTasks, TaskMoments, principal
 from safe_training.fitting.probe_regression import (
     FALLBACK_MARGIN,
     L2_CHOICES,
@@ -35,7 +33,6 @@ from safe_training.fitting.probe_regression import (
     distance_left_out,
     linear_left_out,
     logistic_regression,
-    principal,
     ranking,
     task_balanced_weights,
     whitening_matrix,
@@ -44,8 +41,14 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SIGNAL_NAMES
 
-DEFAULT_L2 = 0.3
-DEFAULT_SMOOTHING = 0.7
+# The values in use if nothing is chosen.
+FIXED_L2, FIXED_SMOOTHING = 1.0, 0.5
+FIXED_L2_SIGNALS, FIXED_SMOOTHING_SIGNALS = 0.3, 0.7
+# The first candidates of a choice.
+FIRST_L2, FIRST_SMOOTHING = 0.3, 0.7
+# Sums of wider features cost more than one decomposition.
+_WIDEST_PRODUCTS = 1024
+_SUMS = SumsOfTasks(most_bytes=256 << 20)
 
 
 class _Choice:
@@ -98,25 +101,14 @@ def _fit_all(data: ProbeData, inputs: str, l2: float, start: Array | None = None
     )
 
 
-def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
-    """Return the candidate that leave-one-task-out chooses, and its AUC (NaN if unknown)."""
-    choice = _Choice(data)
+def _possible_inputs(probe: LinearProbe, data: ProbeData) -> list[str]:
+    """Return the inputs that the parameters and the rollouts allow; the preferred ones first."""
     has_features, has_signals = data.components.shape[1] > 0, data.history.shape[1] > 0
     which = [probe.inputs] if probe.inputs != 'auto' else ['both', 'features', 'signals']
     which = [
         w for w in which if (has_features or w == 'signals') and (has_signals or w == 'features')
     ]
-    smoothings = (
-        [DEFAULT_SMOOTHING, *(s for s in SMOOTHING_CHOICES if s != DEFAULT_SMOOTHING)]
-        if probe.smoothing is None
-        else [probe.smoothing]
-    )
-    l2s = (
-        [DEFAULT_L2, *(v for v in L2_CHOICES if v != DEFAULT_L2)]
-        if probe.l2 is None
-        else [probe.l2]
-    )
-    if not which:
+    if not which or (probe.method == 'distance' and not has_features):
         present = {'features': has_features, 'signals': has_signals}
         raise DetectorError(
             where=f'{probe.name}, inputs={probe.inputs!r}',
@@ -124,6 +116,31 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
             found=' and '.join(f'no {name}' for name in _used(probe) if not present[name]),
             advice='use --param inputs=auto, or other rollouts',
         )
+    return which
+
+
+def _fixed(probe: LinearProbe, which: Sequence[str]) -> Candidate:
+    """Return the candidate with the fixed values of all open parameters."""
+    only_signals = which[0] == 'signals'
+    l2 = FIXED_L2_SIGNALS if only_signals else FIXED_L2
+    smoothing = FIXED_SMOOTHING_SIGNALS if only_signals else FIXED_SMOOTHING
+    return Candidate(
+        'linear' if probe.method == 'auto' else probe.method,
+        'features' if probe.method == 'distance' else which[0],
+        l2 if probe.l2 is None else probe.l2,
+        smoothing if probe.smoothing is None else probe.smoothing,
+    )
+
+
+def _choose(probe: LinearProbe, data: ProbeData, which: Sequence[str]) -> tuple[Candidate, float]:
+    """Return the candidate that leave-one-task-out chooses, and its AUC (NaN if unknown)."""
+    choice = _Choice(data)
+    smoothings = (
+        [FIRST_SMOOTHING, *(s for s in SMOOTHING_CHOICES if s != FIRST_SMOOTHING)]
+        if probe.smoothing is None
+        else [probe.smoothing]
+    )
+    l2s = [FIRST_L2, *(v for v in L2_CHOICES if v != FIRST_L2)] if probe.l2 is None else [probe.l2]
     linear = Candidate('linear', which[0], l2s[0], smoothings[0])
     linear = choice.best([Candidate('linear', w, l2s[0], smoothings[0]) for w in which], MARGIN)
     grid = itertools.product(l2s, smoothings)
@@ -132,7 +149,7 @@ def _choose(probe: LinearProbe, data: ProbeData) -> tuple[Candidate, float]:
     chosen = linear
     if probe.method == 'distance':
         chosen = choice.best(distances, MARGIN)
-    elif probe.method == 'auto' and has_features and probe.inputs != 'signals':
+    elif probe.method == 'auto' and data.components.shape[1] > 0 and probe.inputs != 'signals':
         chosen = choice.best([linear, *distances], FALLBACK_MARGIN)
     settled = len(which) == len(l2s) == len(smoothings) == 1 and probe.method != 'auto'
     return chosen, float('nan') if settled else choice.auc(chosen)
@@ -161,6 +178,59 @@ def _signal_names(probe: LinearProbe, rollouts: Sequence[Rollout]) -> list[str]:
 
 
 @dataclass(frozen=True)
+class _Inputs:
+    """Checked training rollouts, read into memory once.
+
+    Attributes
+    ----------
+    names : list of str
+        Signals in use.
+    signals : list of B ndarrays (T_i, S)
+    flat : ndarray of float32, shape (N, D), or None
+        Features of all steps; None if the probe does not read features.
+    width : int
+        D.
+    lengths, failed, tasks : ndarray, shape (B,)
+    """
+
+    names: list[str]
+    signals: list[Array]
+    flat: NDArray[np.float32] | None
+    width: int
+    lengths: NDArray[np.int64]
+    failed: NDArray[np.bool_]
+    tasks: NDArray[np.str_]
+
+    @classmethod
+    def of(cls, probe: LinearProbe, rollouts: Sequence[Rollout]) -> _Inputs:
+        probe.check_params()
+        width = rollouts[0].features.shape[-1] if rollouts else 1
+        flat = stack_rollouts(rollouts).flat if width > 0 else None
+        require_both_outcomes(rollouts, probe.name)
+        names = _signal_names(probe, rollouts)
+        return cls(
+            names=names,
+            signals=[stacked_signals(rollout, names, probe.name) for rollout in rollouts],
+            flat=None if probe.inputs == 'signals' else flat,
+            width=width,
+            lengths=np.array([len(r) for r in rollouts]),
+            failed=np.array([r.failed for r in rollouts]),
+            tasks=np.array([r.task for r in rollouts]),
+        )
+
+    def take(self, kept: NDArray[np.bool_]) -> _Inputs:
+        """Return some of the rollouts, without their features."""
+        return replace(
+            self,
+            signals=list(itertools.compress(self.signals, kept)),
+            flat=None,
+            lengths=self.lengths[kept],
+            failed=self.failed[kept],
+            tasks=self.tasks[kept],
+        )
+
+
+@dataclass(frozen=True)
 class _Maps:
     """The maps from raw inputs to the columns of :class:`ProbeData`."""
 
@@ -171,29 +241,26 @@ class _Maps:
     history_scale: Array
 
 
-def _prepare(
-    probe: LinearProbe, rollouts: Sequence[Rollout], signals: Sequence[Array]
-) -> tuple[ProbeData, _Maps]:
-    lengths = np.array([len(r) for r in rollouts])
-    components, projection, offset = principal(probe, rollouts)
-    scale = _signal_scale(np.concatenate(signals))
-    history = np.concatenate([signal_history(values, scale) for values in signals])
+def _prepare(inputs: _Inputs, components: Components) -> tuple[ProbeData, _Maps]:
+    lengths = inputs.lengths
+    scale = _signal_scale(np.concatenate(inputs.signals))
+    history = signal_histories(np.concatenate(inputs.signals), lengths, scale)
     history = history.reshape(len(history), -1)
     history_mean, history_scale = history.mean(axis=0), history.std(axis=0)
     history_scale[history_scale < 1e-9] = 1.0
-    numbers = {name: i for i, name in enumerate(sorted({r.task for r in rollouts}))}
-    task = np.array([numbers[r.task] for r in rollouts])
-    shortest = np.array([lengths[task == number].min() for number in range(len(numbers))])
+    names, task = np.unique(inputs.tasks, return_inverse=True)
+    shortest = np.array([lengths[task == number].min() for number in range(len(names))])
     data = ProbeData(
-        components=components,
+        components=components.values,
         history=(history - history_mean) / history_scale,
         starts=np.cumsum(lengths) - lengths,
         lengths=lengths,
-        failed=np.array([r.failed for r in rollouts]),
+        failed=inputs.failed,
         task=task,
         min_lengths=shortest[task],
     )
-    return data, _Maps(projection, offset, scale, history_mean, history_scale)
+    maps = _Maps(components.projection, components.offset, scale, history_mean, history_scale)
+    return data, maps
 
 
 def _signal_scale(values: Array) -> Array:
@@ -209,7 +276,7 @@ def fit_probe(
     validation: Sequence[Rollout] | None = None,
     progress: Progress | None = None,
 ) -> None:
-    """Fit a linear probe; open parameters are chosen by leave-one-task-out.
+    """Fit a linear probe; with ``choose``, open parameters are chosen by leave-one-task-out.
 
     Parameters
     ----------
@@ -228,23 +295,87 @@ def fit_probe(
     DetectorError
         All rollouts have the same outcome, or a rollout lacks features or signals.
     """
-    probe.check_params()
-    if not rollouts or rollouts[0].features.shape[-1] > 0:
-        stack_rollouts(rollouts)
-    require_both_outcomes(rollouts, probe.name)
-    names = _signal_names(probe, rollouts)
-    signals = [stacked_signals(rollout, names, probe.name) for rollout in rollouts]
-    data, maps = _prepare(probe, rollouts, signals)
-    candidate, auc = _choose(probe, data)
+    inputs = _Inputs.of(probe, rollouts)
+    if inputs.flat is None:
+        components = Components.none(int(inputs.lengths.sum()), inputs.width)
+    elif inputs.width <= _WIDEST_PRODUCTS and (moments := _moments(probe, inputs, rollouts)):
+        components = moments.components(probe.components)
+    else:
+        components = principal(inputs.flat, probe.components)
+    _fit(probe, inputs, components)
+    if progress is not None:
+        choice, auc = probe.choice_, probe.choice_['leave_one_task_out_auc']
+        known = '' if auc is None else f', leave-one-task-out AUC {auc:.2f}'
+        progress(1, 1, f'{choice["method"]}, {choice["inputs"]}{known}')
+
+
+def fit_without_each_task(
+    probe: LinearProbe, rollouts: Sequence[Rollout]
+) -> Iterator[tuple[str, LinearProbe]]:
+    """Yield each task, and a probe with the same parameters that is fitted on the other tasks.
+
+    Equal to a fit for each task, except for rounding. The products of the features are summed only
+    once, see :class:`TaskMoments`.
+
+    Raises
+    ------
+    DetectorError
+        The rollouts of the other tasks are not suitable for fitting.
+    """
+    inputs = _Inputs.of(probe, rollouts)
+    names, task = np.unique(inputs.tasks, return_inverse=True)
+    moments = _moments(probe, inputs, rollouts)
+    for number, name in enumerate(names.tolist()):
+        others = task != number
+        model = LinearProbe(**probe.get_params())
+        kept = [rollout for rollout, keep in zip(rollouts, others, strict=True) if keep]
+        try:
+            if moments is None:
+                model.fit(kept)
+            else:
+                require_both_outcomes(kept, probe.name)
+                components = moments.components(probe.components, without=number)
+                _fit(model, inputs.take(others), components)
+        except DetectorError as error:
+            raise DetectorError(f'leave-one-task-out, without task {name!r}: {error}') from error
+        yield name, model
+
+
+def _moments(
+    probe: LinearProbe, inputs: _Inputs, rollouts: Sequence[Rollout]
+) -> TaskMoments | None:
+    """Return the sums over the features of each task; None if they do not pay."""
+    names, task = np.unique(inputs.tasks, return_inverse=True)
+    steps = int(inputs.lengths.sum())
+    if inputs.flat is None or not TaskMoments.pay(
+        steps, inputs.width, len(names), probe.components
+    ):
+        return None
+    task_of_step = np.repeat(task, inputs.lengths)
+    sums = {
+        number: _SUMS.of(
+            [rollouts[i] for i in np.flatnonzero(task == number)],
+            inputs.flat[task_of_step == number],
+        )
+        for number in range(len(names))
+    }
+    return TaskMoments(inputs.flat, task_of_step, sums)
+
+
+def _fit(probe: LinearProbe, inputs: _Inputs, components: Components) -> None:
+    """Fit a probe on checked rollouts and the components of their steps."""
+    data, maps = _prepare(inputs, components)
+    which = _possible_inputs(probe, data)
+    candidate, auc = _choose(probe, data, which) if probe.choose else (_fixed(probe, which), np.nan)
     choice: dict[str, Any] = {
         'inputs': candidate.inputs,
         'l2': candidate.l2,
         'method': candidate.method,
         'smoothing': candidate.smoothing,
-        'signals': names,
+        'signals': inputs.names,
         'leave_one_task_out_auc': None if np.isnan(auc) else round(float(auc), 4),
     }
-    signal_weights = np.zeros((len(names), len(HISTORY)))
+    signal_weights = np.zeros((len(inputs.names), len(HISTORY)))
     if candidate.method == 'distance':
         mean, whitening = whitening_matrix(data, np.ones(len(data.task), dtype=bool))
         projection = whitening @ maps.projection[: len(mean)]
@@ -259,5 +390,3 @@ def fit_probe(
             offset = offset - per_column @ maps.history_mean
             signal_weights = per_column.reshape(signal_weights.shape)
     probe.set_probe(choice, projection, offset, maps.signal_scale, signal_weights)
-    if progress is not None:
-        progress(1, 1, f'{candidate.method}, {candidate.inputs}, leave-one-task-out AUC {auc:.2f}')

@@ -3,17 +3,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import rankdata
-from sklearn.utils.extmath import randomized_svd
 
-from safe_monitor_node.detectors.probe import LinearProbe, smoothed
-from safe_training.fitting.data import stack_rollouts
-from vla_feature_bridge.rollout import Rollout
+from safe_monitor_node.detectors.signal_history import smoothed
 
 Array = NDArray[np.float64]
 
@@ -218,24 +214,3 @@ def ranking(data: ProbeData, raw: Array, smoothing: float) -> float:
         ]
     )
     return within_task_auc(largest, data.failed, data.task)
-
-
-def principal(probe: LinearProbe, rollouts: Sequence[Rollout]) -> tuple[Array, Array, Array]:
-    """Return unit-variance components (N, k), and the map (k, D), (k,) that makes them."""
-    width = rollouts[0].features.shape[-1]
-    if width == 0 or probe.inputs == 'signals':
-        steps = sum(len(r) for r in rollouts)
-        return np.zeros((steps, 0)), np.zeros((0, width)), np.zeros(0)
-    flat = stack_rollouts(rollouts).flat
-    mean = flat.mean(axis=0, dtype=np.float64)
-    deviation = flat.std(axis=0, dtype=np.float64)
-    deviation[deviation < 1e-6 * (np.abs(mean) + 1e-6)] = np.inf
-    standard = ((flat - mean) / deviation).astype(np.float32)
-    k = min(probe.components, *standard.shape)
-    _, singular, axes = randomized_svd(standard, k, n_iter=3, random_state=0)
-    spread = singular.astype(np.float64) / np.sqrt(len(standard))
-    kept = spread > 1e-4 * max(float(spread[0]), 1e-4)
-    axes = axes[kept].astype(np.float64) / spread[kept][:, None]
-    components = (standard @ axes.T.astype(np.float32)).astype(np.float64)
-    projection = axes / deviation
-    return components, projection, -projection @ mean

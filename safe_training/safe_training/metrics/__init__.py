@@ -4,8 +4,10 @@
 scored            a scored rollout, and the steps at which its score is evaluated
 ranking           how well scores rank failures
 alarms            how well alarms detect failures
+early             failures found early and steps saved, beside the clock
 lead_time         number of steps between the alarm and the failure
-bootstrap         bootstrap intervals
+bootstrap         bootstrap interval over rollouts
+task_bootstrap    bootstrap intervals over tasks, also of differences
 binomial          Clopper-Pearson intervals, and counts of alarms by task
 reliability       agreement of probabilities with outcomes
 operating_curves  detection against false alarms

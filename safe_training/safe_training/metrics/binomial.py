@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -50,6 +50,15 @@ class Tally:
         """Share with an alarm; NaN without a rollout."""
         total = sum(self.rollouts.values())
         return sum(self.alarms.values()) / total if total else np.nan
+
+
+def tally_cells(tallies: Mapping[int, Tally]) -> dict[tuple[str, int], tuple[float, float]]:
+    """Return the rate of each task and split with its number of rollouts, for `task_interval`."""
+    return {
+        (task, split): (tally.alarms[task] / count, float(count))
+        for split, tally in tallies.items()
+        for task, count in tally.rollouts.items()
+    }
 
 
 def worst_task(tallies: Sequence[Tally]) -> tuple[str, float] | None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Percentile bootstrap intervals of means and of the ROC-AUC."""
+"""Percentile bootstrap interval of the ROC-AUC over rollouts."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _BOOTSTRAP_CHUNK = 1_000_000
 class Interval:
     """An estimate with a percentile bootstrap interval.
 
-    `given` is the number of values (or of resamples, for an AUC). `used` is the number of values
-    that are not NaN. If used < given, the mean does not include all values.
+    `given` is the number of tasks, or of resamples if rollouts are resampled. `used` is the number
+    of them for which the number exists.
     """
 
     value: float
@@ -28,43 +28,6 @@ class Interval:
     high: float
     used: int
     given: int
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    *,
-    generator: np.random.Generator,
-    level: float = 0.95,
-    resamples: int = 2000,
-) -> Interval:
-    """Return the mean of some values, such as one AUC per split, with its bootstrap interval.
-
-    NaN values are left out of the mean and counted: see `Interval`. The values are resampled as if
-    they were independent. But splits of one set of rollouts overlap. Therefore the interval
-    describes the variation between splits and not between new rollouts.
-
-    Parameters
-    ----------
-    values : (N,) array
-        Values, possibly with NaN. If fewer than two values are not NaN, the interval is NaN.
-    generator : numpy.random.Generator
-        Draws the resamples.
-    level : float
-        Confidence level of the interval, in (0, 1).
-    resamples : int
-        Number of resamples.
-    """
-    _check_bootstrap(level, resamples)
-    given = np.asarray(values, dtype=np.float64)
-    if given.ndim != 1:
-        raise MetricError(where='metrics', expected='values of shape (N,)', found=str(given.shape))
-    used = given[~np.isnan(given)]
-    value = float(used.mean()) if used.size else np.nan
-    if used.size < 2:
-        return Interval(value, np.nan, np.nan, int(used.size), int(given.size))
-    means = used[generator.integers(used.size, size=(resamples, used.size))].mean(axis=1)
-    low, high = _percentiles(means, level)
-    return Interval(value, low, high, int(used.size), int(given.size))
 
 
 def bootstrap_auc_interval(
@@ -84,11 +47,14 @@ def bootstrap_auc_interval(
     ----------
     values, failed : (N,) arrays
         As in `rank`.
-    generator, level, resamples
-        As in `bootstrap_interval`.
-
+    generator : numpy.random.Generator
+        Draws the resamples.
+    level : float
+        Confidence level of the interval, in (0, 1).
+    resamples : int
+        Number of resamples.
     """
-    _check_bootstrap(level, resamples)
+    check_bootstrap(level, resamples)
     scores, positive = values_and_outcomes(values, failed)
     value = rank(scores, positive).roc_auc
     if np.isnan(value):
@@ -105,7 +71,7 @@ def bootstrap_auc_interval(
     existing = aucs[~np.isnan(aucs)]
     if existing.size == 0:
         return Interval(value, np.nan, np.nan, 0, resamples)
-    low, high = _percentiles(existing, level)
+    low, high = percentiles(existing, level)
     return Interval(value, low, high, int(existing.size), resamples)
 
 
@@ -127,14 +93,16 @@ def _weighted_auc(
     return np.divide(wins, pairs, out=np.full(pairs.shape, np.nan), where=pairs > 0)
 
 
-def _check_bootstrap(level: float, resamples: int) -> None:
+def check_bootstrap(level: float, resamples: int) -> None:
+    """Raise `MetricError` unless the level is inside (0, 1) and there is a resample."""
     if not 0.0 < level < 1.0:
         raise MetricError(where='metrics', expected='level inside (0, 1)', found=str(level))
     if resamples < 1:
         raise MetricError(where='metrics', expected='at least one resample', found=str(resamples))
 
 
-def _percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+def percentiles(values: NDArray[np.float64], level: float) -> tuple[float, float]:
+    """Return the two ends of the central interval that contains the share `level` of values."""
     tail = (1.0 - level) / 2
     low, high = np.quantile(values, (tail, 1.0 - tail))
     return float(low), float(high)

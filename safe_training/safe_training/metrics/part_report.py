@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_training.metrics.alarms import (
     AlarmReport,
     ClassificationReport,
@@ -21,10 +22,11 @@ from safe_training.metrics.alarms import (
     band_alarms,
     classification_report,
 )
+from safe_training.metrics.early import EarlyReport, early_report
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.ranking import RankingReport, all_rankings
-from safe_training.metrics.reliability import Reliability, reliability
-from safe_training.metrics.scored import ScoredRollout, clock_scores, labels, scores_at_min_length
+from safe_training.metrics.reliability import Brier, ProbabilityReport, probability_report
+from safe_training.metrics.scored import ScoredRollout, Task, clock_scores, labels
 from vla_feature_bridge.rollout import Rollout
 
 # Display names of the evaluation times of `all_rankings`, from early to late.
@@ -51,6 +53,8 @@ class PartReport:
 
     Attributes
     ----------
+    early : EarlyReport
+        Share of the failures that are found early, and steps saved, beside the clock.
     ranking, clock : dict of str to RankingReport
         Rankings at every evaluation time of :func:`safe_training.metrics.ranking.all_rankings`: of
         the detector, and of the step counter (`clock`).
@@ -60,9 +64,10 @@ class PartReport:
         Classification report in which a rollout with an alarm is classified as a failure.
     lead : LeadTimes or None
         Lead times; None if no failure of the part has an annotated step.
-    reliability : Reliability or None
-        Reliability of the score at the minimum length of the task; None if the score is not a
-        probability.
+    probability : ProbabilityReport or None
+        Agreement of the probability of failure with the outcomes; None without a probability map.
+    min_lengths : dict of task to int
+        Length of the shortest rollout of each task of the part [steps].
     alpha : float
         Promised false-alarm rate.
     own_bands : int
@@ -71,13 +76,15 @@ class PartReport:
         False if the band of all tasks is infinite because there are too few calibration rollouts.
     """
 
+    early: EarlyReport
     ranking: dict[str, RankingReport]
     clock: dict[str, RankingReport]
     alarms: AlarmReport
     alarms_until_min_length: AlarmReport
     classification: ClassificationReport
     lead: LeadTimes | None
-    reliability: Reliability | None
+    probability: ProbabilityReport | None
+    min_lengths: dict[Task, int]
     alpha: float
     own_bands: int
     finite_band: bool
@@ -107,7 +114,7 @@ def report_part(
     band: Band,
     alpha: float,
     *,
-    probability: bool = False,
+    probability: ProbabilityMap | None = None,
 ) -> PartReport:
     """Return what scored rollouts achieve.
 
@@ -121,22 +128,22 @@ def report_part(
         Each rollout is compared with the band of its task, if the band has one.
     alpha : float
         Promised false-alarm rate.
-    probability : bool
-        True if the score is a probability of failure.
+    probability : ProbabilityMap, optional
+        Turns scores into probabilities of failure.
     """
     alarms = band_alarms(scored, band, alpha)
     failed = labels(scored)
     annotated = [r.failure_step for r in scored]
     return PartReport(
+        early=early_report(scored, alarms),
         ranking=all_rankings(scored, shortest),
         clock=all_rankings(clock_scores(scored), shortest),
         alarms=alarm_report(scored, alarms),
         alarms_until_min_length=alarm_report_until_min_length(scored, alarms, shortest),
         classification=classification_report([float(a is not None) for a in alarms], failed, 0.5),
         lead=None if set(annotated) == {None} else lead_times(scored, alarms, annotated),
-        reliability=(
-            reliability(scores_at_min_length(scored, shortest), failed) if probability else None
-        ),
+        probability=None if probability is None else probability_report(scored, probability),
+        min_lengths={r.task: shortest[r.task] for r in scored},
         alpha=alpha,
         own_bands=sum(bool(band.at(alpha, str(r.task)).task) for r in scored),
         finite_band=band.at(alpha).can_alarm,
@@ -148,7 +155,7 @@ def flatten_report(report: PartReport) -> dict[str, float]:
 
     A number that does not exist is NaN.
     """
-    values: dict[str, float] = {}
+    values = _early_values(report.early)
     for prefix, ranking in (('', report.ranking), ('clock_', report.clock)):
         for when, entry in ranking.items():
             values[f'{prefix}roc_auc_{when}'] = entry.pooled.roc_auc
@@ -170,30 +177,67 @@ def flatten_report(report: PartReport) -> dict[str, float]:
         **{f'{name}_until_min_length': getattr(early, name) for name in _RATES},
         **{name: getattr(report.classification, name) for name in _CLASSIFIED},
     }
-    lead, brier, error = np.nan, np.nan, np.nan
-    in_time, annotated = np.nan, 0
+    lead, in_time, annotated = np.nan, np.nan, 0
     if report.lead is not None:
         lead, annotated = report.lead.median, report.lead.annotated
         in_time = report.lead.in_time / annotated
-    if report.reliability is not None:
-        brier, error = report.reliability.brier, report.reliability.calibration_error
     return values | {
         'annotated_failures': annotated,
         'median_lead_steps': lead,
         'alarms_before_annotated_failure': in_time,
-        'brier_score_at_min_length': brier,
-        'calibration_error_score_at_min_length': error,
+        **_probability_values(report.probability),
+    }
+
+
+def _early_values(report: EarlyReport) -> dict[str, float]:
+    pooled = report.pooled
+    return {
+        'found_early': pooled.found_early.detector,
+        'clock_found_early': pooled.found_early.clock,
+        'steps_saved': pooled.steps_saved.detector,
+        'steps_saved_over_clock': pooled.steps_saved.gain,
+        'macro_found_early': report.macro_found_early.detector,
+        'clock_macro_found_early': report.macro_found_early.clock,
+        'failures_without_median': pooled.n_failures - pooled.n_with_median,
+    }
+
+
+def _probability_values(report: ProbabilityReport | None) -> dict[str, float]:
+    brier = Brier(np.nan, np.nan, np.nan) if report is None else report.brier
+    error = np.nan if report is None else report.reliability.calibration_error
+    return {**_brier_values(brier), 'calibration_error': error}
+
+
+def _brier_values(brier: Brier) -> dict[str, float]:
+    return {
+        'brier_score': brier.detector,
+        'clock_brier_score': brier.clock,
+        'base_rate_brier_score': brier.base_rate,
     }
 
 
 def per_task(report: PartReport) -> dict[str, dict[str, float]]:
     """Return the numbers of each task as a mapping. A number that does not exist is NaN."""
     ranking = report.ranking['max_score_until_min_length'].per_task
-    return {
-        str(task): {
+    at_median = report.ranking['running_100_percent'].per_task
+    brier = {} if report.probability is None else report.probability.per_task
+    nothing = Brier(np.nan, np.nan, np.nan)
+    values = {}
+    for task, rates in report.alarms.per_task.items():
+        early = report.early.per_task[task]
+        running = at_median.get(task)
+        values[str(task)] = {
+            'found_early': early.found_early.detector,
+            'clock_found_early': early.found_early.clock,
+            'steps_saved': early.steps_saved.detector,
+            'steps_saved_over_clock': early.steps_saved.gain,
             'roc_auc_max_score_until_min_length': ranking[task].roc_auc,
             'average_precision_max_score_until_min_length': ranking[task].average_precision,
+            'roc_auc_running_100_percent': np.nan if running is None else running.roc_auc,
             **asdict(rates),
+            **_brier_values(brier.get(task, nothing)),
+            'n_failures_with_median': early.n_with_median,
+            'min_length': report.min_lengths[task],
+            'median_success_length': report.early.medians.get(task, np.nan),
         }
-        for task, rates in report.alarms.per_task.items()
-    }
+    return values

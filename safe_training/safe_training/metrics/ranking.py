@@ -15,7 +15,6 @@ minimum length: see `min_lengths`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -23,13 +22,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from safe_training.metrics.scored import (
-    MetricError,
     ScoredRollout,
     Task,
     labels,
     max_scores,
     max_scores_until_min_length,
     mean_where_it_exists,
+    median_success_lengths,
+    running_steps,
     scores_at_min_length,
     scores_at_quantile,
     task_members,
@@ -185,22 +185,10 @@ def running_rankings(
     task are ranked at the same step, so that a step counter has an AUC of 0.5 within each task. (It
     would have 0.7 if ended rollouts kept their last score.) Tasks without a success are excluded.
     """
-    lengths: dict[Task, list[int]] = {}
-    for rollout, failed in zip(scored, labels(scored), strict=True):
-        if not failed:
-            lengths.setdefault(rollout.task, []).append(len(rollout))
-    medians = {task: float(np.median(values)) for task, values in lengths.items()}
+    medians = median_success_lengths(scored)
     reports = {}
     for fraction in fractions:
-        if not fraction > 0.0:
-            raise MetricError(
-                where='metrics', expected='fractions of a length above 0', found=str(fraction)
-            )
-        # A product slightly above an integer because of rounding, such as 0.07 * 100, must not be
-        # rounded up.
-        steps = {
-            task: max(1, math.ceil(round(fraction * median, 9))) for task, median in medians.items()
-        }
+        steps = running_steps(medians, fraction)
         running = [r for r in scored if r.task in steps and len(r) >= steps[r.task]]
         reports[fraction] = rank_by_task(
             [r.scores[: steps[r.task]].max() for r in running],

@@ -1,14 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reliability of scores that are probabilities of failure."""
+"""Reliability of probabilities of failure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from safe_training.metrics.scored import MetricError, values_and_outcomes
+from safe_monitor_node.bands.probability import ProbabilityMap
+from safe_training.metrics.scored import (
+    MetricError,
+    ScoredRollout,
+    Task,
+    median_success_lengths,
+    running_steps,
+    task_members,
+    values_and_outcomes,
+)
+
+FRACTIONS = (0.25, 0.5, 0.75, 1.0)
+"""Shares of the median success length at which probabilities are compared with outcomes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,11 +50,76 @@ class Reliability:
     bin_count: NDArray[np.int64]
 
 
-def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> Reliability:
-    """Return how one probability of failure per rollout agrees with the labels.
+@dataclass(frozen=True)
+class Brier:
+    """Brier scores: of the detector, of the step number alone, and of a constant probability.
 
-    This is for detectors whose score is a probability. The caller chooses the step of the score;
-    the last step of a rollout reveals its length.
+    All three come from fits on the same rollouts: see
+    :class:`safe_monitor_node.bands.probability.ProbabilityMap`. Lower is better.
+    """
+
+    detector: float
+    clock: float
+    base_rate: float
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityReport:
+    """How good the probabilities of failure of a detector are while rollouts run.
+
+    A rollout counts at each time of :data:`FRACTIONS` at which it still runs. A time is a share of
+    the median length of the successes of its task in the given rollouts. Rollouts of tasks without
+    a success are left out.
+
+    Attributes
+    ----------
+    brier : Brier
+        Over all pairs of a rollout and a time.
+    per_task : dict of task to Brier
+    reliability : Reliability
+        Of the detector, over the same pairs.
+    """
+
+    brier: Brier
+    per_task: dict[Task, Brier]
+    reliability: Reliability
+
+
+def probability_report(
+    scored: Sequence[ScoredRollout], fitted: ProbabilityMap
+) -> ProbabilityReport | None:
+    """Return how the probabilities of running rollouts agree with their outcomes.
+
+    None if no rollout belongs to a task with a success.
+    """
+    medians = median_success_lengths(scored)
+    tasks: list[Task] = []
+    given, clock, outcomes = [], [], []
+    for fraction in FRACTIONS:
+        steps = running_steps(medians, fraction)
+        for rollout in scored:
+            step = steps.get(rollout.task, 0) - 1
+            if 0 <= step < len(rollout):
+                tasks.append(rollout.task)
+                outcomes.append(bool(rollout.failed))
+                given.append(fitted.at(float(rollout.scores[step]), step))
+                clock.append(fitted.clock_at(step))
+    if not tasks:
+        return None
+    failed = np.array(outcomes)
+    errors = (np.array([given, clock, [fitted.base_rate] * len(tasks)]) - failed) ** 2
+    return ProbabilityReport(
+        brier=Brier(*errors.mean(axis=1).tolist()),
+        per_task={
+            task: Brier(*errors[:, members].mean(axis=1).tolist())
+            for task, members in task_members(tasks, len(tasks)).items()
+        },
+        reliability=reliability(given, failed),
+    )
+
+
+def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> Reliability:
+    """Return how probabilities of failure agree with the labels.
 
     Parameters
     ----------
@@ -70,7 +148,7 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
             where=f'metrics: rollout {outside[0]}',
             expected='a probability in [0, 1]',
             found=str(values[outside[0]]),
-            advice='use this measure only for detectors whose score is a probability',
+            advice='give the probability of failure, not the score',
         )
     which = np.minimum((values * bins).astype(np.int64), bins - 1)
     count = np.bincount(which, minlength=bins)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -183,6 +184,44 @@ def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
             )
         shortest[task] = min(int(length), shortest.get(task, int(length)))
     return shortest
+
+
+def median_success_lengths(scored: Sequence[ScoredRollout]) -> dict[Task, float]:
+    """Return the median length of the successes of each task [steps]; only tasks with a success.
+
+    Raises
+    ------
+    MetricError
+        A rollout has no label.
+    """
+    lengths: dict[Task, list[int]] = {}
+    for rollout, failed in zip(scored, labels(scored), strict=True):
+        if not failed:
+            lengths.setdefault(rollout.task, []).append(len(rollout))
+    return {task: float(np.median(values)) for task, values in lengths.items()}
+
+
+def running_steps(medians: Mapping[Task, float], fraction: float) -> dict[Task, int]:
+    """Return how many steps of each task are over at a fraction of its median success length.
+
+    The number is ceil(fraction * median), at least 1.
+
+    Parameters
+    ----------
+    medians : mapping of task to float
+        From `median_success_lengths`.
+    fraction : float
+        Above 0.
+    """
+    if not fraction > 0.0:
+        raise MetricError(
+            where='metrics', expected='fractions of a length above 0', found=str(fraction)
+        )
+    # A product slightly above an integer because of rounding, such as 0.07 * 100, must not be
+    # rounded up.
+    return {
+        task: max(1, math.ceil(round(fraction * median, 9))) for task, median in medians.items()
+    }
 
 
 def scores_at_quantile(

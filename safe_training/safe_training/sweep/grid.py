@@ -19,7 +19,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
 from safe_monitor_node.detectors import DetectorError, make_detector
-from safe_training.evaluation.protocol import Protocol
+from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, SEEN_TRAIN_RATIO
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.pooling import parse_pooling
 
@@ -153,7 +153,6 @@ def _grid(path: str, values: Any) -> Grid:
             found=', '.join(map(str, fields['subsets'])),
             advice='rename one of the subsets',
         )
-    default = Protocol()
     splits = tuple(fields.get('splits', [0, 1, 2]))
     if not splits or any(type(split) is not int or split < 0 for split in splits):
         raise SweepError(
@@ -164,8 +163,8 @@ def _grid(path: str, values: Any) -> Grid:
     return Grid(
         benchmark=fields['benchmark'],
         splits=splits,
-        unseen_ratio=fields.get('unseen_ratio', default.unseen_ratio),
-        seen_train_ratio=fields.get('seen_train_ratio', default.seen_train_ratio),
+        unseen_ratio=fields.get('unseen_ratio', HELD_OUT_PROTOCOL.unseen_ratio),
+        seen_train_ratio=fields.get('seen_train_ratio', SEEN_TRAIN_RATIO),
         variants=tuple(_variant(path, v) for v in fields.get('poolings', [{}])),
         families=tuple(_family(path, v) for v in fields['detectors']),
         subsets=tuple(_subset(path, *item) for item in fields.get('subsets', {}).items()),

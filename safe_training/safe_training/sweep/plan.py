@@ -6,10 +6,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from safe_monitor_node.detectors import DETECTORS
-from safe_training.evaluation.protocol import ROBUST_SPLITS, Protocol, ProtocolName
+from safe_training.evaluation.protocol import (
+    ROBUST_SPLITS,
+    SEEN_TRAIN_RATIO,
+    Protocol,
+    ProtocolName,
+)
 from safe_training.fitting.precision import Precision
 from safe_training.recordings.sources import open_source
 from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
@@ -24,6 +29,8 @@ class Settings:
     Attributes
     ----------
     protocol : Protocol
+        The band of a configuration is always calibrated on held-out rollouts, because a sweep
+        chooses among the configurations on the same rollouts.
     benchmark : str
         Name of the rollouts in results.
     precision : {'float32', 'bfloat16'}
@@ -36,6 +43,15 @@ class Settings:
     benchmark: str
     precision: Precision
     device: str = 'cpu'
+
+    def __post_init__(self) -> None:
+        ratio = self.protocol.seen_train_ratio
+        held_out = replace(
+            self.protocol,
+            calibrate_on='heldout',
+            seen_train_ratio=SEEN_TRAIN_RATIO if ratio is None else ratio,
+        )
+        object.__setattr__(self, 'protocol', held_out)
 
 
 @dataclass(frozen=True)

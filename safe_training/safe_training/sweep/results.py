@@ -11,6 +11,8 @@ one file; tables read all files of a folder. Columns::
     feature    string   which features were given, and how they were pooled
     split      int64    number of the split; for 'loto', number of the unseen task
     part       string   'train', 'seen' or 'unseen'
+    per_task   string   numbers of each task as a JSON object, named as in `per_task`, null for a
+                        number that does not exist; files up to version 0.2 lack this column
     ...        float64  named as in `flatten_report`; NaN for a number that does not exist
 """
 
@@ -18,7 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,8 @@ _RENAMED = {
     'brier_at_earliest_stop': 'brier_score_at_min_length',
     'calibration_error_at_earliest_stop': 'calibration_error_score_at_min_length',
 }
+# The numbers of each task; optional.
+_TASKS = 'per_task'
 KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'split', 'part')
 
 # Limits far above the size of a real sweep. A damaged or manipulated file with larger claimed sizes
@@ -89,6 +93,8 @@ class Result:
     part : {'train', 'seen', 'unseen'}
     values : dict of str to float
         Numbers by name; NaN for a number that does not exist.
+    tasks : dict of task to dict of str to float
+        The same for each task; empty in results up to version 0.2.
     """
 
     benchmark: str
@@ -99,6 +105,7 @@ class Result:
     split: int
     part: str
     values: dict[str, float]
+    tasks: dict[str, dict[str, float]] = field(default_factory=dict)
 
     @property
     def whole(self) -> str:
@@ -166,10 +173,10 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
         _check(path, result)
         _add_key(seen, path, result)
     names = list(dict.fromkeys(name for result in results for name in result.values))
-    for name in set(names) & set(KEY):
+    for name in set(names) & {*KEY, _TASKS}:
         raise ResultsError(
             where=str(path),
-            expected='no number with the name of a key column',
+            expected='no number with the name of another column',
             found=f'the name {name!r}',
             advice='rename this number',
         )
@@ -180,6 +187,7 @@ def write_results(path: Path, results: Sequence[Result]) -> None:
         )
         for name in KEY
     }
+    columns[_TASKS] = pyarrow.array([_tasks_text(r.tasks) for r in results], pyarrow.string())
     for name in names:
         values = [float(result.values.get(name, np.nan)) for result in results]
         columns[name] = pyarrow.array(np.array(values, dtype=np.float64))
@@ -260,12 +268,13 @@ def _read(path: Path) -> list[Result]:
         )
     table = table.rename_columns(names)
     columns = {name: _column(path, name, table.column(name)) for name in names}
-    values = [name for name in names if name not in KEY]
+    values = [name for name in names if name not in KEY and name != _TASKS]
     results = []
     for row in range(table.num_rows):
         result = Result(
             **{name: columns[name][row] for name in KEY},
             values={name: columns[name][row] for name in values},
+            tasks=_tasks(path, columns[_TASKS][row]) if _TASKS in columns else {},
         )
         _check(path, result)
         results.append(result)
@@ -291,18 +300,43 @@ def _column(path: Path, name: str, column: Any) -> list[Any]:
     from pyarrow import types
 
     kind = column.type
-    if name in _TEXT:
+    if name in (*_TEXT, _TASKS):
         fits, wanted = types.is_string(kind) or types.is_large_string(kind), 'text'
     elif name == 'split':
         fits, wanted = types.is_int64(kind), 'int64'
     else:
         fits, wanted = types.is_floating(kind) or types.is_integer(kind), 'numbers'
-    if not fits or (column.null_count and name in KEY):
+    if not fits or (column.null_count and name in (*KEY, _TASKS)):
         found = 'empty cells' if fits else str(kind)
         raise ResultsError(where=f'{path}, column {name!r}', expected=wanted, found=found)
-    if name in KEY:
+    if name in (*KEY, _TASKS):
         return list(column.to_pylist())
     return [np.nan if value is None else float(value) for value in column.to_pylist()]
+
+
+def _tasks_text(tasks: Mapping[str, Mapping[str, float]]) -> str:
+    """Return the numbers of each task as JSON, in which a NaN is null."""
+    plain = {
+        task: {name: None if value != value else float(value) for name, value in values.items()}
+        for task, values in tasks.items()
+    }
+    return json.dumps(plain, allow_nan=False)
+
+
+def _tasks(path: Path, text: str) -> dict[str, dict[str, float]]:
+    try:
+        found = json.loads(text)
+        return {
+            task: {name: np.nan if v is None else float(v) for name, v in values.items()}
+            for task, values in found.items()
+        }
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise ResultsError(
+            where=f'{path}, column {_TASKS!r}',
+            expected='numbers of each task as a JSON object',
+            found=f'{text!r:.80}',
+            advice='move this file to another folder, and run the command that wrote it again',
+        ) from error
 
 
 def _check(path: Path, result: Result) -> None:

@@ -19,6 +19,7 @@ from safe_training.evaluation.fit_and_calibrate import (
     calibrated_band,
     held_out_successes,
     make_seeded,
+    probability_map,
 )
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.protocol import EvaluationError, Protocol
@@ -26,7 +27,12 @@ from safe_training.evaluation.splits import Split
 from safe_training.fitting.batched import Learned, can_be_stacked, stacks, train_together
 from safe_training.fitting.data import require_both_outcomes
 from safe_training.fitting.learned import TrainingData
-from safe_training.metrics.part_report import flatten_report, report_part
+from safe_training.metrics.part_report import (
+    PartReport,
+    flatten_report,
+    per_task,
+    report_part,
+)
 from safe_training.metrics.scored import min_lengths
 from safe_training.sweep.plan import Settings, Unit, benchmark_of, members_of
 from safe_training.sweep.results import Result, canonical
@@ -112,7 +118,7 @@ def run_unit(
         reason = fitted.reason
         if not reason:
             try:
-                values = _evaluated(fitted, data, settings.protocol)
+                reports = _evaluated(fitted, data, settings.protocol)
             except (CalibrationError, DetectorError, EvaluationError) as error:
                 reason = str(error)
         if reason:
@@ -127,9 +133,10 @@ def run_unit(
                 str(feature),
                 unit.split,
                 part,
-                numbers,
+                {**flatten_report(report), 'fit_seconds': fitted.seconds},
+                per_task(report),
             )
-            for part, numbers in values.items()
+            for part, report in reports.items()
         ]
     return results, failures
 
@@ -147,25 +154,17 @@ def _unit_data(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _UnitDa
     )
 
 
-def _evaluated(fitted: _Fitted, data: _UnitData, protocol: Protocol) -> dict[str, dict[str, float]]:
-    """Calibrate a fitted detector and return its numbers on each part."""
+def _evaluated(fitted: _Fitted, data: _UnitData, protocol: Protocol) -> dict[str, PartReport]:
+    """Calibrate a fitted detector and return what it achieves on each part."""
     detector = fitted.detector
     scored = {name: score_part(detector, part, name) for name, part in data.parts.items()}
-    successes = held_out_successes(scored.get('seen', []), data.split)
-    band = calibrated_band(successes, data.rollouts, data.split, protocol)
+    held_out = scored.get('seen', [])
+    band = calibrated_band(
+        held_out_successes(held_out, data.split), data.rollouts, data.split, protocol
+    )
+    probability = probability_map(held_out, data.split, protocol)
     return {
-        part: {
-            **flatten_report(
-                report_part(
-                    members,
-                    data.shortest,
-                    band,
-                    protocol.alpha,
-                    probability=detector.gives_probability,
-                )
-            ),
-            'fit_seconds': fitted.seconds,
-        }
+        part: report_part(members, data.shortest, band, protocol.alpha, probability=probability)
         for part, members in scored.items()
     }
 

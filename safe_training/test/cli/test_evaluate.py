@@ -40,7 +40,11 @@ def test_several_detectors_and_splits_are_summarised(run, rollouts):
         assert auc['splits'] == 3
         assert auc['mean'] == pytest.approx(np.mean(rows))
         assert auc['std'] == pytest.approx(np.std(rows, ddof=1))
-        assert auc['low'] <= auc['mean'] <= auc['high']
+        assert auc['low'] is None, 'a pooled AUC has no value by task'
+        early = summary['found_early']
+        assert early['low'] <= early['over_tasks'] <= early['high']
+        unseen = [row['per_task'] for row in found['rows'] if row['part'] == 'unseen']
+        assert early['tasks'] == len({task for tasks in unseen for task in tasks})
     clock = found['summary']['clock']['unseen']
     for name in ('roc_auc_max_score_until_min_length', 'macro_roc_auc_max_score_until_min_length'):
         assert clock[name]['mean'] == clock[f'clock_{name}']['mean'] == 0.5, 'no length leak'
@@ -55,10 +59,30 @@ def test_the_table_has_the_clock_beside_every_number(run, rollouts, folder):
             assert word in said
 
 
-def test_many_random_splits_are_the_default(run, rollouts):
-    found = evaluated(run, rollouts)
-    assert found['splits'] == list(range(10))
+def test_many_random_splits_are_the_default_and_fewer_if_a_network_is_trained(run, rollouts):
+    both = ('--detector', 'safe_mlp', *TINY)
+    found = evaluated(run, rollouts, *both, '--first-split', 3)
+    assert found['splits'] == list(range(3, 53))
     assert found['protocol']['name'] == 'robust'
+    splits = {
+        name: sorted({row['split'] for row in found['rows'] if row['detector'] == name})
+        for name in ('clock', 'safe_mlp')
+    }
+    assert splits == {'clock': list(range(3, 53)), 'safe_mlp': list(range(3, 13))}
+
+
+def test_each_task_is_shown_if_it_is_asked_for(run, rollouts):
+    splits = (*CHEAP, '--detector', 'random', '--splits', 8)
+    status, said, _ = run('evaluate', rollouts, *splits)
+    assert status == 0
+    assert 'by task' not in said
+    lines = ' '.join(said.split())
+    assert 'clock, unseen: found early ' in lines
+    assert 'about 90 % of the cases' in lines
+    status, said, _ = run('evaluate', rollouts, *splits, '--by-task')
+    shown = said.split('unseen: by task')[1]
+    for task in range(4):
+        assert shown.count(f'task_{task} ') == 2, 'once for each detector'
 
 
 def test_published_splits_and_one_task_left_out(run, rollouts):
@@ -149,7 +173,7 @@ def test_a_band_that_cannot_alarm_is_said_beside_its_rates(run, rollouts):
         'evaluate', rollouts, '--detector', 'clock', '--splits', 2, '--alpha', 0.01
     )
     assert status == 0
-    assert 'On 2 of 2 splits the successes are too few for calibration' in ' '.join(said.split())
+    assert 'on 2 of 2 splits the successes are too few for calibration' in ' '.join(said.split())
     assert 'the band is infinite and no alarm is possible' in ' '.join(said.split())
 
 

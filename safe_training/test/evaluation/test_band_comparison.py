@@ -15,7 +15,13 @@ from safe_training.cli import main as cli
 from safe_training.cli.compare_bands import _plain
 from safe_training.evaluation.band_comparison import COMPARED, BandResult, Comparison, compare_bands
 from safe_training.evaluation.fit_and_calibrate import HELD_OUT, calibrated_band
-from safe_training.evaluation.protocol import EvaluationError, Protocol, choose_split, choose_splits
+from safe_training.evaluation.protocol import (
+    HELD_OUT_PROTOCOL,
+    EvaluationError,
+    Protocol,
+    choose_split,
+    choose_splits,
+)
 from safe_training.metrics.binomial import Tally, worst_task
 from safe_training.reporting.tables.bands import promised_cell
 
@@ -134,7 +140,7 @@ def rollouts_with_signal(tasks=5, per_task=24):
 
 def test_every_kind_of_band_is_judged_by_rollouts_that_did_not_make_it():
     rollouts = rollouts_with_signal()
-    splits = choose_splits(rollouts, Protocol(), range(3))
+    splits = choose_splits(rollouts, HELD_OUT_PROTOCOL, range(3))
     found = compare_bands('signal', rollouts, splits, Comparison([0.1, 0.3], draws=5))
     assert [kept.band for kept in found[:16:2]] == list(COMPARED)
     assert len(found) == 3 * 2 * len(COMPARED)
@@ -188,7 +194,7 @@ def test_rollouts_that_are_drawn_again_are_no_further_rollouts():
 
 def test_bands_that_cannot_alarm_say_nothing_of_the_promise():
     rollouts = rollouts_with_signal(per_task=8)
-    splits = choose_splits(rollouts, Protocol(), [0])
+    splits = choose_splits(rollouts, HELD_OUT_PROTOCOL, [0])
     (kept,) = compare_bands('signal', rollouts, splits, Comparison([0.1], ['none']))
     assert kept.n_calibration < 18 and kept.finite, 'a half has fewer than nine'
     assert np.isnan(kept.like.rate) and not np.isnan(kept.new.rate)
@@ -197,8 +203,21 @@ def test_bands_that_cannot_alarm_say_nothing_of_the_promise():
 
 
 def test_a_rate_is_marked_only_where_its_whole_interval_is_above():
-    assert not promised_cell([0.08, 0.09, 0.2, 0.3], 0.1).flag
-    assert promised_cell([0.2, 0.21, 0.22, 0.23], 0.1).flag == 'above'
+    def tally(*rates):
+        counted = Tally()
+        for task, rate in enumerate(rates):
+            for index in range(100):
+                counted.add(f'task {task}', index < 100 * rate)
+        return counted
+
+    assert promised_cell({0: tally(0.2, 0.21, 0.22, 0.23)}, 0.1).flag == 'above'
+    # Every split has the same rate of 0.17, but it comes from one task.
+    splits = {number: tally(0.08, 0.02, 0.08, 0.5) for number in range(50)}
+    cell = promised_cell(splits, 0.1)
+    assert (cell.text, cell.spread, cell.flag) == ('17.0', '0.0', '')
+    low, high = (float(x) for x in cell.detail.split(' to '))
+    assert low < 10 < 17 < high
+    assert not promised_cell({0: tally(0.9)}, 0.1).flag, 'one task says nothing of others'
 
 
 def test_a_tally_adds_up_by_task():
@@ -265,7 +284,8 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
         'Tasks with their own band at alpha 0.1',
         'seen (calibration)',
         'unseen',
-        '95 % interval',
+        'Over tasks: bootstrap interval',
+        'Clopper-Pearson',
     ):
         assert words in ' '.join(said.split())
     rows = json.loads(verb(capsys, *judge, '--json', name='judge')[1])['rows']
@@ -273,6 +293,7 @@ def test_the_verb_judges_a_folder_by_others_than_it_was_ranked_on(archive, capsy
     assert by_name['seen (calibration)']['realised'] <= 0.2
     unseen = by_name['unseen']
     assert unseen['low'] <= unseen['realised'] <= unseen['high']
+    assert unseen['tasks_low'] <= unseen['realised'] <= unseen['tasks_high']
 
 
 @pytest.mark.parametrize(

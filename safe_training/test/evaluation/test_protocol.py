@@ -17,11 +17,14 @@ from safe_training.evaluation.evaluate import evaluate
 from safe_training.evaluation.fit_and_calibrate import fit, labelled
 from safe_training.evaluation.judge import judge
 from safe_training.evaluation.protocol import (
+    HELD_OUT_PROTOCOL,
     EvaluationError,
     Protocol,
     choose_split,
     choose_splits,
     fold_count,
+    settled,
+    why_held_out,
 )
 from safe_training.evaluation.saved_splits import read_splits, saved_split, write_splits
 from safe_training.evaluation.splits import SplitError, leave_one_task_out
@@ -67,7 +70,7 @@ def test_random_splits_do_not_depend_on_numbers():
 def test_numbers_that_do_not_tell_tasks_apart_are_not_used():
     same = [replace(r, task_id=0) for r in numbered_rollouts()]
     published = choose_split(same, 0, Protocol(name='paper'))
-    assert published == choose_split(same, 0, Protocol())
+    assert published == choose_split(same, 0, HELD_OUT_PROTOCOL)
 
 
 def test_a_second_root_of_unseen_tasks_is_not_shuffled():
@@ -79,12 +82,13 @@ def test_a_second_root_of_unseen_tasks_is_not_shuffled():
 
 def test_each_task_is_left_out_once():
     rollouts = numbered_rollouts()
-    protocol = Protocol(name='loto')
+    protocol = Protocol(name='loto', seen_train_ratio=0.6)
     splits = choose_splits(rollouts, protocol, range(fold_count(rollouts)))
     assert [split.unseen_tasks for split in splits] == [(name,) for name in sorted(NAMES)]
     for split in splits:
         assert {rollouts[i].task for i in split.unseen} == set(split.unseen_tasks)
         assert Counter(rollouts[i].task for i in split.train) == dict.fromkeys(split.seen_tasks, 3)
+        assert len(split.seen) == 2 * len(split.seen_tasks)
     assert len({split.train for split in splits}) == len(splits)
 
 
@@ -114,11 +118,72 @@ def test_bands_of_tasks_and_scores_without_tasks_exclude_each_other():
         Protocol(per_task=True, calibrate_on='loto')
 
 
+def two_outcomes(names, failing):
+    """Return five rollouts of each task; the first two of the named tasks are failures."""
+    return [
+        replace(r, success=r.episode_index > 1 or r.task not in failing)
+        for r in numbered_rollouts(names=names)
+    ]
+
+
+@pytest.mark.parametrize(
+    ('changes', 'rollouts', 'reason'),
+    [
+        ({}, two_outcomes(NAMES[:3], NAMES[:3]), ''),
+        ({}, two_outcomes(NAMES[:3], ()), ''),  # a first monitor: no failure was recorded yet
+        ({}, two_outcomes(NAMES[:2], NAMES[:2]), 'more than 2 seen tasks'),
+        ({}, two_outcomes(NAMES[:3], NAMES[:1]), 'successes and failures of two seen tasks'),
+        ({'per_task': True}, two_outcomes(NAMES[:3], NAMES[:3]), 'bands of single tasks'),
+        ({'stop_early': True}, two_outcomes(NAMES[:3], NAMES[:3]), 'early stopping'),
+        ({'name': 'paper'}, two_outcomes(NAMES[:3], NAMES[:3]), 'published protocol'),
+        ({'quantile': 'published'}, two_outcomes(NAMES[:3], NAMES[:3]), 'published protocol'),
+    ],
+)
+def test_a_band_comes_from_leave_one_task_out_unless_there_is_a_reason(changes, rollouts, reason):
+    protocol = Protocol(**changes)
+    found = why_held_out(protocol, rollouts)
+    assert found if reason else not found
+    assert reason in found
+    fixed = settled(protocol, rollouts)
+    assert fixed.calibrate_on == ('heldout' if reason else 'loto')
+    assert fixed.seen_train_ratio == (0.6 if reason else 1.0)
+    assert settled(fixed, rollouts) == fixed
+    for chosen in ('heldout', 'loto'):
+        if chosen == 'heldout' or not protocol.per_task:
+            named = replace(protocol, calibrate_on=chosen)
+            assert settled(named, rollouts).calibrate_on == chosen
+    kept = replace(protocol, seen_train_ratio=0.5)
+    assert settled(kept, rollouts).seen_train_ratio == 0.5
+
+
+@pytest.mark.parametrize('name', ['robust', 'loto'])
+def test_all_rollouts_of_seen_tasks_train_if_the_band_comes_from_leave_one_task_out(name):
+    rollouts = two_outcomes(NAMES, NAMES)
+    split = choose_split(rollouts, 1, Protocol(name=name))
+    assert not split.seen
+    assert split.seen_train_ratio == 1.0
+    assert len(split.train) == 5 * len(split.seen_tasks)
+    # Whoever wants numbers of seen tasks holds rollouts out.
+    held_out = choose_split(rollouts, 1, Protocol(name=name, seen_train_ratio=0.6))
+    assert len(held_out.seen) == 2 * len(split.seen_tasks)
+    assert (held_out.seen_tasks, held_out.unseen) == (split.seen_tasks, split.unseen)
+    named = choose_split(rollouts, 1, Protocol(name=name, calibrate_on='heldout'))
+    assert named == held_out
+
+
+def test_few_seen_tasks_hold_rollouts_out():
+    rollouts = two_outcomes(NAMES[:3], NAMES[:3])
+    split = choose_split(rollouts, 0, Protocol())
+    assert len(split.seen_tasks) == 2
+    assert split == choose_split(rollouts, 0, HELD_OUT_PROTOCOL)
+    assert len(split.seen) == 4
+
+
 @pytest.mark.parametrize(
     ('field', 'value', 'expected'),
     [
         ('name', 'rubust', 'one of robust, paper, loto'),
-        ('calibrate_on', 'LOTO', 'one of heldout, loto'),
+        ('calibrate_on', 'LOTO', 'one of auto, heldout, loto'),
         ('quantile', 'exact', 'one of finite_sample, published'),
         ('modulation', 'adaptive', 'one of max_deviation'),
         ('alpha', 2.0, 'a rate above 0 and below 1'),

@@ -9,7 +9,12 @@ from rollout_factory import make_rollout
 from sklearn.linear_model import LogisticRegression
 
 from safe_monitor_node.detectors import DetectorError, StepError, make_detector
-from safe_monitor_node.detectors.probe import signal_history, smoothed
+from safe_monitor_node.detectors.signal_history import (
+    SignalHistory,
+    signal_histories,
+    signal_history,
+    smoothed,
+)
 from safe_training.calibration.functional import calibrate
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
 from safe_training.evaluation.left_out import leave_one_task_out_scores
@@ -120,6 +125,21 @@ def test_the_history_of_a_signal():
     np.testing.assert_allclose(history[-1, :, 3], recent)
 
 
+def test_histories_of_many_rollouts_are_those_of_their_steps():
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(1, 40, 300)
+    values = rng.normal(size=(lengths.sum(), 2)) * rng.integers(0, 2, (lengths.sum(), 2))
+    scale = np.array([0.5, 2.0])
+    found = signal_histories(values, lengths, scale)
+    for part, rows in zip(
+        np.split(found, np.cumsum(lengths)[:-1]),
+        np.split(values, np.cumsum(lengths)[:-1]),
+        strict=True,
+    ):
+        history = SignalHistory(scale)
+        np.testing.assert_allclose(part, [history.add(row) for row in rows], atol=1e-12)
+
+
 def test_smoothing_starts_at_the_first_value():
     raw = np.array([2.0, 4.0, 0.0])
     np.testing.assert_array_equal(smoothed(raw, 0.0), raw)
@@ -138,7 +158,8 @@ def test_it_finds_failures_of_new_tasks_where_they_show(where, rest):
     rollouts = marked_rollouts(**where, tasks=8)
     seen = [r for r in rollouts if r.task < 'task_5']
     unseen = [r for r in rollouts if r.task >= 'task_5']
-    probe = make_detector('linear_probe').fit(seen)
+    assert auc(make_detector('linear_probe').fit(seen), unseen) > 0.85
+    probe = make_detector('linear_probe', choose=True).fit(seen)
     assert probe.choice_['method'] == 'linear'
     assert probe.choice_['inputs'] != rest
     assert auc(probe, unseen) > 0.85
@@ -156,7 +177,8 @@ def test_it_falls_back_to_the_distance_where_failures_go_elsewhere_in_every_task
             away *= 25 / np.linalg.norm(away)
             rollout = dataclasses.replace(rollout, features=rollout.features + np.float32(away))
         strange.append(rollout)
-    probe = make_detector('linear_probe', method='auto').fit(strange)
+    assert make_detector('linear_probe').fit(strange).choice_['method'] == 'linear'
+    probe = make_detector('linear_probe', choose=True).fit(strange)
     assert probe.choice_['method'] == 'distance'
     assert auc(probe, strange) > 0.9
     assert probe.choice_['leave_one_task_out_auc'] > 0.9
@@ -196,24 +218,41 @@ def test_the_collapsed_probe_is_the_long_way_round():
     np.testing.assert_allclose(found, x @ beta[:-1] + beta[-1], atol=2e-3)
 
 
+def test_by_default_nothing_is_chosen():
+    rollouts = marked_rollouts(in_features=6.0)
+    fixed = {'inputs': 'both', 'l2': 1.0, 'smoothing': 0.5, 'method': 'linear'}
+    for given in ({}, {'smoothing': 0.2, 'l2': 0.7}, {'inputs': 'features'}):
+        probe = make_detector('linear_probe', **given).fit(rollouts)
+        expected = {**fixed, **given}
+        assert {name: probe.choice_[name] for name in expected} == expected
+        assert probe.choice_['leave_one_task_out_auc'] is None
+    bare = [dataclasses.replace(r, features=np.zeros((len(r), 0), np.float32)) for r in rollouts]
+    probe = make_detector('linear_probe').fit(bare)
+    signals = {'inputs': 'signals', 'l2': 0.3, 'smoothing': 0.7}
+    assert {name: probe.choice_[name] for name in signals} == signals
+    with pytest.raises(DetectorError, match='found no features'):
+        make_detector('linear_probe', method='distance').fit(bare)
+
+
 def test_without_anything_to_choose_nothing_is_chosen():
     rollouts = marked_rollouts(in_features=1.0)
     params = {'inputs': 'features', 'l2': 1.0, 'smoothing': 0.3, 'method': 'linear'}
-    probe = make_detector('linear_probe', **params).fit(rollouts)
+    probe = make_detector('linear_probe', **params, choose=True).fit(rollouts)
     assert {name: probe.choice_[name] for name in params} == params
     assert probe.choice_['leave_one_task_out_auc'] is None
 
 
 def test_what_it_chose_makes_the_same_probe_again():
     rollouts = marked_rollouts(in_features=2.0, in_signals=0.5)
-    probe = make_detector('linear_probe').fit(rollouts)
+    probe = make_detector('linear_probe', choose=True).fit(rollouts)
+    assert not probe.chosen()['choose']
     again = make_detector('linear_probe', **probe.chosen()).fit(rollouts)
     np.testing.assert_allclose(again.score(rollouts[0]), probe.score(rollouts[0]), atol=1e-4)
 
 
 def test_one_task_leaves_nothing_out_and_is_fitted_by_default_choices():
     rollouts = [r for r in marked_rollouts(in_features=3.0) if r.task == 'task_4']
-    probe = make_detector('linear_probe').fit(rollouts)
+    probe = make_detector('linear_probe', choose=True).fit(rollouts)
     assert auc(probe, rollouts) > 0.8
     assert probe.choice_['leave_one_task_out_auc'] is None
 
@@ -343,7 +382,7 @@ def test_a_band_is_calibrated_on_successes_scored_without_their_task():
     rollouts = Rollouts(made, FeatureSpec('features', WIDTH))
     bands = {}
     for calibration in ('heldout', 'loto'):
-        protocol = Protocol(calibrate_on=calibration)
+        protocol = Protocol(calibrate_on=calibration, seen_train_ratio=0.6)
         split = choose_split(rollouts, 0, protocol)
         fitted = fit_and_calibrate(make_detector('linear_probe'), rollouts, split, protocol)
         bands[calibration] = fitted.band

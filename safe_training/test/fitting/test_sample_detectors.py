@@ -318,7 +318,7 @@ def test_a_signal_is_averaged_taken_as_it_is_or_turned_round():
     values = np.array([1.0, 3.0, -4.0])
     rollout = rollout_of(np.zeros((3, 1, 2, 7)), signals={'chunk_mse': values, 'speed': -values})
     for params, expected in (
-        ({}, [1, 2, 0]),
+        ({'accumulate': 'mean'}, [1, 2, 0]),
         ({'accumulate': 'none'}, [1, 3, -4]),
         ({'accumulate': 'sum', 'negate': True}, [-1, -4, 0]),
         ({'signal': 'speed', 'accumulate': 'none'}, [-1, -3, 4]),

@@ -9,7 +9,6 @@ from safe_monitor_node.bands.threshold import BandError
 from safe_training.metrics.alarms import (
     alarm_report,
 )
-from safe_training.metrics.bootstrap import bootstrap_interval
 from safe_training.metrics.lead_time import lead_times
 from safe_training.metrics.operating_curves import operating_curve
 from safe_training.metrics.ranking import (
@@ -88,7 +87,6 @@ def test_what_was_not_judged_or_not_kept_is_refused_by_name():
 
 def test_what_does_not_fit_together_is_refused():
     scored = [ScoredRollout([0.1, 0.2], True, 'a')]
-    generator = np.random.default_rng(0)
     with pytest.raises(MetricError, match="task 'a': expected a minimum length, found none"):
         max_scores_until_min_length(scored, {'b': 1})
     with pytest.raises(
@@ -116,11 +114,5 @@ def test_what_does_not_fit_together_is_refused():
         rank([0.1, np.nan], [True, False])
     with pytest.raises(MetricError, match='one task for each of 2 rollouts, found 1 tasks'):
         rank_by_task([0.1, 0.2], [True, False], ['a'])
-    with pytest.raises(MetricError, match=r'level inside \(0, 1\), found 1\.0'):
-        bootstrap_interval([0.1], generator=generator, level=1.0)
-    with pytest.raises(MetricError, match='at least one resample, found 0'):
-        bootstrap_interval([0.1], generator=generator, resamples=0)
-    with pytest.raises(MetricError, match=r'shape \(N,\)'):
-        bootstrap_interval([[0.1]], generator=generator)
     with pytest.raises(BandError, match=r'number of steps of the band: 1\), found step 1'):
         alarm_steps(scored, constant_threshold(0.5, length=1))

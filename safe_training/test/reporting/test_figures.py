@@ -13,6 +13,7 @@ from matplotlib.patches import Rectangle
 from report_pages import ALPHA, HORIZON, judged, judged_set
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_training.metrics.lead_time import LeadTimes
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.figures.catalogue import FIGURES, FigureData, figures_of
@@ -148,13 +149,26 @@ def test_every_entry_of_the_catalogue_is_drawn_if_there_are_data_for_it():
         for part in ('seen', 'unseen')
         for k in range(2)
     ]
-    data = FigureData(judged_set(entries, ONE_BAND, 'safe_lstm'), 'title')
+    fitted = ProbabilityMap(
+        quantiles=(0.0, 1.0),
+        intercept=-1.0,
+        score_slopes=(1.0, 0.0, 0.0, 0.0),
+        time_slopes=(1.0, 0.0, 0.0, 0.0, 0.0),
+        clock_intercept=-1.0,
+        clock_slopes=(1.0, 0.0, 0.0, 0.0, 0.0),
+        base_rate=0.5,
+        median_steps=4.0,
+    )
+    data = FigureData(judged_set(entries, ONE_BAND, probability=fitted), 'title')
     names = [figure.name for figure in figures_of(data)]
     assert len(set(names)) == len(names)
     for entry in FIGURES:
         variants = [v for v in entry.variants(data) if v]
         assert ({f'{entry.name}_{v}' for v in variants} or {entry.name}) <= set(names)
     assert {'reliability_seen', 'reliability_unseen', 'features_pca'} <= set(names)
+    assert names[:2] == ['found_early_seen', 'found_early_unseen'], 'first of all'
+    without = FigureData(judged_set(entries, ONE_BAND, 'safe_lstm'), 'title')
+    assert not any(f.name.startswith('reliability') for f in figures_of(without))
     titles = {figure.name: figure.title for figure in figures_of(data)}
     assert 'Part unseen: share of failures' in titles['reliability_unseen']
     assert '(PCA)' in titles['features_pca']

@@ -63,14 +63,32 @@ def test_the_table_per_task_counts_what_became_of_its_rollouts(tmp_path):
         judged('f', rising, failed=True, task='a push', part='unseen'),
     ]
     table = Table(write_report(tmp_path / 'page.html', entries), 'Per task')
-    header = ['task', 'part', 'failures', 'successes', 'AUC', 'false alarms', 'detected', 'T_det']
+    early = ['found early', 'clock early', 'steps saved', 'over clock']
+    rates = ['failures', 'successes', 'AUC', 'false alarms', 'detected', 'T_det']
+    header = ['task', 'part', *early, *rates]
+    lift = ['50.0 (1 of 2)', '50.0', '1.0', '-0.5']
     assert table.rows == [
         header,
         # By the earliest stop of the task, step 2, three of its rollouts look the same.
-        ['lift', 'seen', '2', '2', '75.0', '50.0 (1 of 2)', '50.0 (1 of 2)', '75.0'],
-        ['a push', 'unseen', '1', '0', '-', '-', '100.0 (1 of 1)', '50.0'],
-        ['lift', 'unseen', '0', '1', '-', '0.0 (0 of 1)', '-', '-'],
+        ['lift', 'seen', *lift, '2', '2', '75.0', '50.0 (1 of 2)', '50.0 (1 of 2)', '75.0'],
+        # Without a success, no failure of the task can be found early.
+        ['a push', 'unseen', '-', '-', '2.0', '0.0', '1', '0', '-', '-', '100.0 (1 of 1)', '50.0'],
+        ['lift', 'unseen', '-', '-', '-', '-', '0', '1', '-', '0.0 (0 of 1)', '-', '-'],
     ]
+
+
+def test_the_page_begins_with_what_is_found_early(tmp_path):
+    rising = [0.1, 0.4, 0.6, 0.9]
+    entries = [
+        judged('a', rising, failed=True, task='lift', part='unseen'),
+        judged('b', [0.1, 0.2, 0.3], task='lift', part='unseen'),
+        judged('c', rising, failed=True, task='a push', part='unseen'),
+    ]
+    text = write_report(tmp_path / 'page.html', entries).read_text('utf-8')
+    first = text.index('Part unseen: 100.0 % of 1 failures are found before a median success')
+    assert first < text.index('<table')
+    assert 'A clock with the same false-alarm rate (0.0 %) finds 0.0 %' in text
+    assert '1 failures of tasks without a success are left out' in text
 
 
 @pytest.mark.parametrize(

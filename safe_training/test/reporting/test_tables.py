@@ -200,7 +200,7 @@ def paper_runs(benchmark, detector, seen, unseen, **options):
     return runs(detector, seen, unseen, protocol='paper', benchmark=benchmark, **options)
 
 
-def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold():
+def test_methods_that_do_not_apply_are_dashes_and_nothing_is_bold_without_intervals():
     results = [
         *paper_runs('one', 'safe_mlp', [0.7, 0.8, 0.9], [0.6, 0.7, 0.8]),
         *paper_runs('one', 'clock', [0.5] * 3, [0.5] * 3),
@@ -222,14 +222,14 @@ def test_methods_that_do_not_apply_are_dashes_and_the_best_of_a_column_is_bold()
         'two of',
     ]
     assert rows['SAFE-MLP'] == [
-        '**80.00** ± 10.00',
-        '**70.00** ± 10.00',
+        '80.00 ± 10.00',
+        '70.00 ± 10.00',
         '1',
         '50.00 ± 0.00',
         '50.00 ± 0.00',
         '1',
     ]
-    assert rows['Max entropy'] == ['-', '-', '-', '**60.00** ± 0.00', '**75.00** ± 0.00', '1']
+    assert rows['Max entropy'] == ['-', '-', '-', '60.00 ± 0.00', '75.00 ± 0.00', '1']
     assert rows['Clock'][3:] == ['-', '-', '-']
     assert [*rows][2:] == ['Max entropy', 'SAFE-MLP', 'Clock'], "in the paper's order"
     assert 'Published protocol' in text and 'a running monitor does not know it' in text
@@ -248,26 +248,122 @@ def test_a_detector_of_someone_else_has_a_row_too():
     assert '| Others | my\\_own |' in text
 
 
-def test_robust_table_shows_interval_clock_and_promise():
+def of_tasks(detector, aucs, found, *, splits=4, protocol='robust', benchmark='toy'):
+    """Return results on unseen tasks; each split has every task, and no split differs."""
+    tasks = {
+        f'task {i}': {
+            HEADLINE: auc,
+            'found_early': early,
+            'n_failures': 10,
+            'n_failures_with_median': 10,
+            'n_successes': 20,
+            'false_alarm_rate': 0.25,
+            'min_length': 1 if i == 0 else 5,
+        }
+        for i, (auc, early) in enumerate(zip(aucs, found, strict=True))
+    }
     values = {
+        HEADLINE: 0.65,
+        MACRO: float(np.mean(aucs)),
+        f'clock_{MACRO}': 0.5,
+        'found_early': float(np.mean(found)),
+        'clock_found_early': 0.05,
+        'steps_saved': 12.5,
+        'steps_saved_over_clock': -1.25,
+        'macro_roc_auc_running_100_percent': 0.8,
+        'alpha': 0.1,
         'false_alarm_rate': 0.25,
         'detection_rate': 0.6,
         'balanced_accuracy': 0.675,
         'detection_time': 0.4,
     }
-    results = runs('safe_mlp', [0.7] * 4, [0.5, 0.6, 0.7, 0.8])
-    results = [
-        Result(r.benchmark, r.protocol, r.detector, r.params, r.feature, r.split, r.part,
-               {**r.values, **values})
-        for r in results
-    ]  # fmt: skip
-    line = next(x for x in to_markdown(robust_tables(results)[0]).splitlines() if 'SAFE-MLP' in x)
+    return [
+        Result(benchmark, protocol, detector, '{}', 'f', split, part, values, tasks)
+        for split in range(splits)
+        for part in ('seen', 'unseen')
+    ]
+
+
+def row_of(table, method):
+    titles = [column.title for column in table.columns]
+    (row,) = [row for row in table.rows if row.cells[0].text == method]
+    return list(zip(titles, row.cells, strict=True))[1:]
+
+
+def test_robust_table_begins_with_what_is_found_early():
+    aucs = [0.5, 0.6, 0.7, 0.8]
+    (table,) = robust_tables(of_tasks('safe_mlp', aucs, [0.0, 0.5, 0.5, 1.0]))
+    line = next(x for x in to_markdown(table).splitlines() if 'SAFE-MLP' in x)
     cells = [c.strip() for c in line.split('|')][3:-1]
-    assert cells[0] == cells[1] == '**65.0** ± 12.9'
-    low, high = (float(x) for x in cells[2].split(' to '))
+    assert cells[0] == '50.0 ± 0.0'
+    low, high = (float(x) for x in cells[1].split(' to '))
+    assert low == 12.5 and high == 87.5
+    assert cells[2:5] == ['5.0', '12.5 ± 0.0', '-1.2 ± 0.0']
+    assert cells[5] == '65.0 ± 0.0'
+    low, high = (float(x) for x in cells[6].split(' to '))
     assert 50 <= low < 65 < high <= 80
-    assert cells[3:6] == ['50.0', '25.0 ± 0.0', '10.0']
-    assert cells[6:] == ['60.0 ± 0.0', '**67.5** ± 0.0', '40.0 ± 0.0', '4', '1']
+    assert cells[7:10] == ['80.0 ± 0.0', '50.0', '65.0 ± 0.0']
+    assert cells[10:] == ['25.0 ± 0.0', '10.0', '60.0 ± 0.0', '67.5 ± 0.0', '40.0 ± 0.0', '4', '1']
+    notes = ' '.join(table.notes)
+    assert 'about 90 % of the cases' in notes
+    assert 'The shortest rollout has one step in task 0' in notes
+
+
+def test_bold_rests_on_paired_intervals_over_tasks():
+    """The tasks differ a lot, but the difference of two detectors hardly differs between tasks."""
+    generator = np.random.default_rng(0)
+    base = generator.uniform(0.4, 0.9, size=12)
+    results = [
+        *of_tasks('safe_mlp', base + 0.05, [0.5] * 12),
+        *of_tasks('signal', base + 0.05 + generator.normal(0, 0.02, 12), [0.5] * 12),
+        *of_tasks('mahalanobis', base, [0.5] * 12),
+    ]
+    (table,) = robust_tables(results)
+    bold = {
+        method: {title for title, cell in row_of(table, method) if cell.emphasis}
+        for method in ('SAFE-MLP', 'Action signal', 'Mahalanobis dist.')
+    }
+    assert bold == {
+        'SAFE-MLP': {'macro AUC'},
+        'Action signal': {'macro AUC'},
+        'Mahalanobis dist.': set(),
+    }, 'found early is the same for all: nothing is bold'
+    notes = ' '.join(table.notes)
+    assert 'WARNING: 12 tasks do not tell which one is better' in notes
+    assert 'Mahalanobis dist.: +5' in notes
+
+
+def test_many_tasks_need_no_warning():
+    base = np.linspace(0.4, 0.9, 24)
+    noise = np.tile([0.01, -0.01], 12)
+    results = [*of_tasks('signal', base, base), *of_tasks('safe_mlp', base + noise, base)]
+    (table,) = robust_tables(results)
+    assert 'WARNING' not in ' '.join(table.notes)
+
+
+def test_results_without_numbers_of_tasks_have_no_interval_and_say_so():
+    (table,) = robust_tables(runs('safe_mlp', [0.7] * 4, [0.5, 0.6, 0.7, 0.8]))
+    cells = dict(row_of(table, 'SAFE-MLP'))
+    assert 'found early' not in cells and '95 %' not in cells
+    assert (cells['macro AUC'].text, cells['macro AUC'].spread) == ('65.0', '12.9')
+    assert not any(cell.emphasis for cell in cells.values())
+    assert any('no intervals over tasks' in note for note in table.notes)
+
+
+def test_tables_by_task_show_what_averages_hide(tmp_path, capsys):
+    results = [
+        *of_tasks('signal', [0.5, 0.9], [0.0, 1.0]),
+        *of_tasks('signal', [0.5, 0.9], [0.0, 1.0], protocol='loto'),
+    ]
+    (tmp_path / 'results').mkdir()
+    write_results(tmp_path / 'results' / 'x.parquet', results)
+    assert main(['table', str(tmp_path / 'results')]) == 0
+    assert 'by task' not in capsys.readouterr().out
+    assert main(['table', str(tmp_path / 'results'), '--by-task']) == 0
+    said = capsys.readouterr().out
+    assert said.count('by task') == 2
+    assert '| task 0 | 4 | 10 | 20 | 0.0 ± 0.0 |' in said
+    assert '| task 1 | 4 | 10 | 20 | 100.0 ± 0.0 |' in said
 
 
 def test_choosing_on_unseen_tasks_is_said_loudly_in_every_format(tmp_path, capsys):
@@ -326,7 +422,7 @@ def test_leaving_one_task_out_has_a_table_of_its_own_that_random_splits_are_not_
     ]
     robust, folds = robust_tables(results)
     assert robust.title == 'toy, 2 task splits, unseen tasks'
-    assert robust.rows[0].cells[1].text == '20.0'
+    assert dict(row_of(robust, 'SAFE-MLP'))['macro AUC'].text == '20.0'
     assert folds.title == 'toy, leave one task out, 4 folds, the unseen task of each'
     headings = [column.title for column in folds.columns[1:]]
     assert headings[0] == 'macro AUC' and headings[-2:] == ['folds', 'of']

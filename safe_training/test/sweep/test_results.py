@@ -33,6 +33,19 @@ def test_what_is_written_is_read_back(tmp_path):
     assert schema.field('roc_auc').type == pyarrow.float64()
 
 
+def test_numbers_of_tasks_are_read_back_and_may_be_absent(tmp_path):
+    tasks = {'a "task"': {'found_early': 0.1 + 0.2, 'n_failures': 3.0}, 'b': {'found_early': 1.0}}
+    lacking = {'c': {'found_early': math.nan}}
+    written = [replace(result(0), tasks=tasks), replace(result(1), tasks=lacking), result(2)]
+    write_results(tmp_path / 'a.parquet', written)
+    read = read_results(tmp_path)
+    assert read[0].tasks == tasks
+    assert math.isnan(read[1].tasks['c']['found_early'])
+    assert read[2].tasks == {}
+    edited(tmp_path / 'a.parquet', per_task=None)
+    assert [r.tasks for r in read_results(tmp_path)] == [{}] * 3, 'as version 0.2 wrote it'
+
+
 def test_a_benchmark_may_be_of_a_subset_of_tasks(tmp_path):
     written = [replace(result(), benchmark='toy/bridge', protocol='loto'), result()]
     write_results(tmp_path / 'a.parquet', written)
@@ -128,7 +141,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):
         (result(detector=None), 'detector: expected a value of type str, found None'),
         (
             result(benchmark=1),
-            "expected no number with the name of a key column, found the name 'benchmark'",
+            "expected no number with the name of another column, found the name 'benchmark'",
         ),
     ],
 )
@@ -168,6 +181,11 @@ def edited(path, **columns):
         (lambda p: edited(p, part=['val']), 'part: expected one of'),
         (lambda p: edited(p, params=['[' * 100_000]), 'expected a JSON object'),
         (lambda p: edited(p, params=[json.dumps('x' * 10_000)]), 'expected a JSON object'),
+        (lambda p: edited(p, per_task=['[1]']), 'numbers of each task as a JSON object'),
+        (lambda p: edited(p, per_task=['{"a": {"b": "c"}}']), 'numbers of each task'),
+        (lambda p: edited(p, per_task=['{"a": 3}']), 'numbers of each task'),
+        (lambda p: edited(p, per_task=['[' * 100_000]), 'numbers of each task'),
+        (lambda p: edited(p, per_task=[0.5]), "column 'per_task': expected text"),
     ],
 )
 def test_damaged_and_wrong_files_are_refused_by_name(tmp_path, damage, message):

@@ -20,7 +20,13 @@ from safe_training.cli.main import main
 from safe_training.evaluation import fit_and_calibrate
 from safe_training.evaluation.evaluate import evaluate
 from safe_training.evaluation.fit_and_calibrate import labelled
-from safe_training.evaluation.protocol import Protocol, choose_split, choose_splits, numbered_tasks
+from safe_training.evaluation.protocol import (
+    HELD_OUT_PROTOCOL,
+    Protocol,
+    choose_split,
+    choose_splits,
+    numbered_tasks,
+)
 from safe_training.recordings.readers.open_pi_zero import TASKS as SIMPLER_TASKS
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.recordings.sources import load_rollouts
@@ -92,7 +98,7 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     alone += [('mahalanobis', {'accumulate': 'none'}), ('mahalanobis', {'accumulate': 'mean'})]
     alone += [('clock', {})]
     assert len(found) == len(alone) * 2 * 3
-    splits = choose_splits(rollouts, Protocol(), [0, 1])
+    splits = choose_splits(rollouts, HELD_OUT_PROTOCOL, [0, 1])
     for name, params in alone:
         text = json.dumps(params, sort_keys=True)
         for row in evaluate([name], rollouts, splits, params={name: params}):
@@ -114,7 +120,7 @@ def test_the_scores_that_calibrate_are_the_scores_that_are_judged(monkeypatch):
 
     monkeypatch.setattr(fit_and_calibrate, 'make_detector', lambda _, **params: Recorded(**params))
     rollouts = labelled(load_rollouts(SET))
-    (split,) = choose_splits(rollouts, Protocol(), [0])
+    (split,) = choose_splits(rollouts, HELD_OUT_PROTOCOL, [0])
     everything = sorted(r.episode_id for r in rollouts)
     evaluate(['clock'], rollouts, [split])
     assert sorted(scored) == everything
@@ -297,7 +303,7 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
     doors = everything.take(
         r for r in everything if r.task.startswith(('door-', 'drawer-', 'window'))
     )
-    splits = choose_splits(doors, Protocol(), [0, 1])
+    splits = choose_splits(doors, HELD_OUT_PROTOCOL, [0, 1])
     alone = evaluate(['mahalanobis'], doors, splits)
     values = {
         (r.split, r.part): r.values

@@ -15,10 +15,11 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from safe_training.evaluation.judge import JudgedSet
+from safe_training.metrics.early import early_curve, early_report
 from safe_training.metrics.lead_time import LeadTimes, lead_times
 from safe_training.metrics.operating_curves import alpha_curve
-from safe_training.metrics.reliability import reliability
-from safe_training.metrics.scored import ScoredRollout, scores_at_min_length
+from safe_training.metrics.reliability import probability_report
+from safe_training.metrics.scored import ScoredRollout
 from safe_training.reporting.figures import (
     detections,
     feature_map,
@@ -133,11 +134,25 @@ def _has_annotations(data: FigureData) -> bool:
 
 
 def _gives_probability(data: FigureData) -> bool:
-    return data.judged.detector.detector.gives_probability
+    return data.judged.detector.probability is not None
 
 
-def _every_part(data: FigureData) -> Mapping[str, str]:
-    return {part: part for part in data.parts}
+def _parts_with_both(data: FigureData) -> Mapping[str, str]:
+    """Return the parts with a failure of a task that has a median success length."""
+    return {
+        part: part
+        for part in _parts_with_successes(data)
+        if early_report(data.parts[part], _alarms(data.parts[part])).pooled.n_with_median
+    }
+
+
+def _parts_with_successes(data: FigureData) -> Mapping[str, str]:
+    """Return the parts that have a median success length."""
+    return {
+        part: part
+        for part, members in data.parts.items()
+        if not all(rollout.failed for rollout in members)
+    }
 
 
 def _every_projector(data: FigureData) -> Mapping[str, str]:
@@ -149,6 +164,13 @@ def _every_projector(data: FigureData) -> Mapping[str, str]:
 
 def _score_curves(data: FigureData, variant: str) -> Figure:
     return score_curves.score_curves(data.parts, data.title)
+
+
+def _found_early(data: FigureData, variant: str) -> Figure:
+    members = data.parts[variant]
+    return detections.found_early(
+        early_curve(members, _alarms(members)), f'{data.title}, {variant}'
+    )
 
 
 def _false_alarms(data: FigureData, variant: str) -> Figure:
@@ -189,10 +211,10 @@ def _leads(data: FigureData, variant: str) -> Figure:
 
 
 def _reliability(data: FigureData, variant: str) -> Figure:
-    members = data.parts[variant]
-    # The last step of a rollout would reveal its length.
-    given = scores_at_min_length(members, data.judged.shortest)
-    found = reliability(given, np.array([r.failed for r in members]))
+    fitted = data.judged.detector.probability
+    assert fitted is not None, 'the entry needs it'
+    found = probability_report(data.parts[variant], fitted)
+    assert found is not None, 'only parts with running rollouts are variants'
     return probabilities.reliability_diagram(found, f'{data.title}, {variant}')
 
 
@@ -214,6 +236,10 @@ def _feature_map(data: FigureData, variant: str) -> Figure:
     )
 
 
+def _alarms(members: Sequence[ScoredRollout]) -> list[int | None]:
+    return [rollout.alarm_step for rollout in members]
+
+
 def _lead_times(members: Sequence[ScoredRollout]) -> LeadTimes:
     failures = [r for r in members if r.failed]
     return lead_times(
@@ -230,6 +256,14 @@ def _relative(rollout: ScoredRollout, step: int | None) -> float:
 
 
 FIGURES: tuple[FigureEntry, ...] = (
+    FigureEntry(
+        'found_early',
+        'Part {variant}: failures with an alarm so far, against the time as a share of the median '
+        'success length of the task, and the same for a step counter with the same false-alarm '
+        'rate',
+        _found_early,
+        variants=_parts_with_both,
+    ),
     FigureEntry(
         'score_curves',
         'Scores over the policy steps: every rollout, and mean with standard deviation, by part',
@@ -265,11 +299,11 @@ FIGURES: tuple[FigureEntry, ...] = (
     ),
     FigureEntry(
         'reliability',
-        'Part {variant}: share of failures against the predicted probability of failure, at the '
-        'minimum length of the task',
+        'Part {variant}: share of failures against the predicted probability of failure, of '
+        'rollouts that still run at 25, 50, 75 and 100 % of the median success length',
         _reliability,
         needs=_gives_probability,
-        variants=_every_part,
+        variants=_parts_with_successes,
     ),
     FigureEntry(
         'features',

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 
+from safe_training.metrics.early import EarlyCurve
 from safe_training.metrics.lead_time import LeadTimes
 from safe_training.reporting.figures.style import (
     FAILURE,
@@ -30,6 +31,38 @@ _NOT_ANNOTATED = (
     'figure of lead times: expected a failure with an annotated failure step, found none; annotate '
     'failure steps (verb `label`)'
 )
+
+
+def found_early(curve: EarlyCurve, title: str) -> Figure:
+    """Draw the share of the failures with an alarm so far, over the time of a median success.
+
+    Parameters
+    ----------
+    curve : EarlyCurve
+    title : str
+    """
+    found = curve.found_early
+    figure = Figure(figsize=(7.4, 4.4), layout='constrained')
+    axis = figure.subplots()
+    for name, share, early, colour, style in (
+        ('this detector', curve.detector, found.detector, FAILURE, '-'),
+        ('step counter', curve.clock, found.clock, '0.4', '--'),
+    ):
+        axis.plot(
+            curve.shares, share, color=colour, linestyle=style,
+            label=f'{name}: {100 * early:.0f} % found early',
+        )  # fmt: skip
+        axis.plot([1.0], [early], color=colour, marker='o')
+    axis.axvline(1.0, color='0.4', linestyle=':', linewidth=1)
+    axis.set_xlim(0, float(curve.shares[-1]))
+    axis.set_ylim(0, 1.02)
+    axis.set_xlabel('time (share of the median success length of the task)')
+    axis.set_ylabel('share of the failures with an alarm so far')
+    rate = 100 * curve.false_alarm_rate
+    axis.set_title(f'{title}\nboth raise alarms on {rate:.1f} % of the successes', fontsize=10)
+    axis.legend(frameon=False, fontsize=8, loc='upper left')
+    open_axis(axis)
+    return figure
 
 
 def cumulative_detections(

@@ -1,23 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures of scores that are probabilities of failure."""
+"""Figures of probabilities of failure."""
 
 from __future__ import annotations
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from safe_training.metrics.reliability import Reliability
+from safe_training.metrics.reliability import ProbabilityReport
 from safe_training.reporting.figures.style import FAILURE, SUCCESS, open_axis
 
 
-def reliability_diagram(found: Reliability, title: str) -> Figure:
+def reliability_diagram(report: ProbabilityReport, title: str) -> Figure:
     """Draw the frequency of failures as a function of the predicted probability.
 
     Parameters
     ----------
-    found : Reliability
-        Of the scores at the minimum length of each rollout's task.
+    report : ProbabilityReport
+        Of rollouts that still run.
+    title : str
     """
+    found, brier = report.reliability, report.brier
     given, size = np.asarray(found.bin_confidence), np.asarray(found.bin_count)
     frequency = np.asarray(found.bin_frequency)
     figure = Figure(figsize=(5.0, 5.6), layout='constrained')
@@ -29,13 +31,16 @@ def reliability_diagram(found: Reliability, title: str) -> Figure:
     axis.set_ylabel('share that failed')
     axis.set_xlim(-0.02, 1.02)
     axis.set_ylim(-0.02, 1.02)
-    errors = f'Brier score {found.brier:.3f}, calibration error {found.calibration_error:.3f}'
+    errors = (
+        f'Brier score {brier.detector:.3f} (step number {brier.clock:.3f}, '
+        f'constant {brier.base_rate:.3f})'
+    )
     axis.set_title(f'{title}\n{errors}', fontsize=10)
     axis.legend(frameon=False, fontsize=8)
     edges = np.linspace(0, 1, len(size) + 1)
     below.bar(edges[:-1], size, width=np.diff(edges), align='edge', color='0.75', edgecolor='white')
-    below.set_xlabel('probability of failure given at the minimum length')
-    below.set_ylabel('rollouts')
+    below.set_xlabel('probability of failure, while the rollout runs')
+    below.set_ylabel('count')
     open_axis(axis)
     open_axis(below)
     return figure

@@ -29,6 +29,7 @@ from safe_training.reporting.page.tables import (
     evaluation_times_table,
     per_task_table,
     promise_table,
+    summary_text,
 )
 from safe_training.reporting.page.videos import PageVideo
 from safe_training.reporting.tables.html import environment, to_html
@@ -72,6 +73,7 @@ def page(
                 f'{len({j.task for j in scored})} tasks; '
                 f'promised false-alarm rate {percent(judged.alpha)} %.'
             ),
+            first_numbers=summary_text(judged.report()),
             style=style,
             script=script,
             **_tables(judged),

@@ -3,8 +3,11 @@
 
 model             the data model of a table
 measures          columns of the numbers that several tables show
+numbers           cells and sentences of the numbers that several tables show
 entries           the chosen combination of each method in the results of a sweep
 aggregated        builder: the paper's Table 1 and the robust tables
+compared          bold cells and notes by paired intervals over tasks
+tasks             builder: the numbers of each task
 exact             builder: every number of some entries, for programs
 evaluation        builder: the tables of an evaluation
 bands             builder: promised and realised false-alarm rates

@@ -13,7 +13,7 @@ from dataclasses import replace
 from functools import partial
 
 from safe_training.evaluation.protocol import SelectOn
-from safe_training.reporting.numbers import MISSING
+from safe_training.reporting.tables.compared import best_marked, comparison_notes, has_tasks
 from safe_training.reporting.tables.entries import (
     HEADLINE,
     MACRO,
@@ -23,7 +23,17 @@ from safe_training.reporting.tables.entries import (
     robust_entry,
     rows_of,
 )
-from safe_training.reporting.tables.measures import CLOCK_MACRO, MEASURES
+from safe_training.reporting.tables.measures import (
+    AT_MEDIAN,
+    CLOCK_EARLY,
+    CLOCK_MACRO,
+    EARLY,
+    INTERVAL,
+    MEASURES,
+    SAVED,
+    SAVED_OVER_CLOCK,
+    STEPS,
+)
 from safe_training.reporting.tables.model import (
     Cell,
     Column,
@@ -31,10 +41,15 @@ from safe_training.reporting.tables.model import (
     TableError,
     TableRow,
     count_cell,
-    interval_cell,
     name_columns,
     rate_cell,
+    steps_cell,
 )
+from safe_training.reporting.tables.numbers import (
+    INTERVALS_NOTE,
+    task_interval_cell,
+)
+from safe_training.reporting.tables.tasks import task_table
 from safe_training.sweep.results import Result
 
 NO_RESULTS = (
@@ -56,17 +71,14 @@ _PAPER_CHOICE = (
 )
 _ROBUST_NOTE = (
     'All numbers are for unseen tasks, in percent. On each split, the combination with the '
-    'highest macro ROC-AUC on {choice}. Macro: mean over tasks with both outcomes, with the 95 '
-    '% bootstrap interval of the mean over splits (splits share rollouts: the interval '
-    'describes the variation between splits, not between new rollouts). '
+    'highest macro ROC-AUC on {choice}. Macro: mean over tasks with both outcomes. '
 )
 _LOTO_NOTE = (
     'Each task is unseen once: in fold k, the k-th task in sorted order is used for the test '
     'and all other tasks are used for training. Numbers are in percent: mean and standard '
     'deviation over the folds in which the number exists. A task with only one outcome has no '
     'AUC. On each fold the combination with the highest macro ROC-AUC on {choice}. Macro: mean '
-    'over folds, with its 95 % bootstrap interval (folds share rollouts: the interval '
-    'describes the variation between tasks, not between new rollouts). '
+    'over folds. '
 )
 _ROBUST_CHOICE = {
     'seen': 'the held-out rollouts of the seen tasks is chosen; unseen tasks are not used for the '
@@ -74,7 +86,11 @@ _ROBUST_CHOICE = {
     'unseen': 'the unseen tasks is chosen',
 }
 _COLUMNS_NOTE = (
-    'Clock: the same number for a score that is only the step number. Promised: the promised '
+    'Found early: failures with an alarm before the median success of their task is over; clock '
+    'early: the same for a step counter with the same false-alarm rate. Steps saved: policy steps '
+    'from the alarm to the end of the failure (0 without alarm), as a mean over failures; over '
+    'clock: minus those of the step counter. At median: only rollouts that still run at the median '
+    'success length. Clock macro: the macro AUC of the step number. Promised: the promised '
     'false-alarm rate; the promise holds for tasks similar to the seen tasks. T_det: step of '
     'the first alarm as a share of the length of the failure, 100 without alarm.'
 )
@@ -85,16 +101,27 @@ _ON_UNSEEN = (
     'the choice uses the reported results. This favours methods with more combinations. Use '
     'this table only for comparison with papers that chose in the same way.'
 )
-# Metric, True if the best value of the column is marked, True if the metric varies between splits.
+# Metric; True if it has an interval and its best values are marked; True if it varies over splits.
 _ROBUST_COLUMNS = (
-    (HEADLINE, True, True),
+    (EARLY, True, True),
+    (CLOCK_EARLY, False, False),
+    (SAVED, False, True),
+    (SAVED_OVER_CLOCK, False, True),
     (MACRO, True, True),
+    (AT_MEDIAN, False, True),
     (CLOCK_MACRO, False, False),
+    (HEADLINE, False, True),
     ('false_alarm_rate', False, True),
     ('alpha', False, False),
     ('detection_rate', False, True),
-    ('balanced_accuracy', True, True),
+    ('balanced_accuracy', False, True),
     ('detection_time', False, True),
+)
+# Results up to version 0.2 lack these numbers.
+_NEW_COLUMNS = frozenset({EARLY, CLOCK_EARLY, SAVED, SAVED_OVER_CLOCK, AT_MEDIAN})
+_NO_TASKS = (
+    'The results hold no numbers of single tasks, so that there are no intervals over tasks: they '
+    'were written by version 0.2 or before. Run the sweep or the evaluation again.'
 )
 _METHOD = name_columns('Method')
 _COMBINATIONS = 'of'
@@ -119,7 +146,7 @@ def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Resu
         of_rows = [by_place.get((benchmark, detector)) for _, detector, _ in rows]
         for part in ('seen', 'unseen'):
             columns.append(Column(part.capitalize(), benchmark))
-            filled.append(_best_marked(_numbers(of_rows, f'{part}/{HEADLINE}', decimals=2)))
+            filled.append(_numbers(of_rows, f'{part}/{HEADLINE}', decimals=2))
         columns.append(Column(_COMBINATIONS, benchmark))
         filled.append(_combinations(of_rows))
     choice = _PAPER_CHOICE.format(part=select_on.capitalize())
@@ -180,6 +207,24 @@ def robust_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> li
     return tables
 
 
+def task_tables(results: Sequence[Result], select_on: SelectOn = 'seen') -> list[ResultTable]:
+    """Return one table for each benchmark and kind of split, with the unseen tasks of each method.
+
+    Results of version 0.2 and before have no numbers of tasks.
+    """
+    tables = []
+    for kind, members in results_by_kind(results).items():
+        for benchmark in dict.fromkeys(r.benchmark for r in members):
+            of_it = [r for r in members if r.benchmark == benchmark]
+            found = entries(of_it, partial(robust_entry, select_on=select_on))
+            titles = {d: title for _, d, title in rows_of({e.detector for e in found})}
+            detectors = {titles[e.detector]: e.parts['unseen'] for e in found if has_tasks(e)}
+            if detectors:
+                table = task_table(f'{benchmark}, {kind}, unseen tasks: by task', detectors)
+                tables.append(table if select_on == 'seen' else _warned(table))
+    return tables
+
+
 def _robust_table(benchmark: str, found: Sequence[Entry]) -> ResultTable:
     left_out = found[0].protocol == 'loto'
     rows = rows_of({e.detector for e in found})
@@ -187,16 +232,22 @@ def _robust_table(benchmark: str, found: Sequence[Entry]) -> ResultTable:
     of_rows: list[Entry | None] = [by_name[detector] for _, detector, _ in rows]
     columns: list[Column] = []
     filled: list[list[Cell]] = []
-    for metric, best, spread in _ROBUST_COLUMNS:
+    for metric, compared, spread in _ROBUST_COLUMNS:
         if left_out and metric == HEADLINE:
             # With a single task, the pooled AUC is equal to the macro AUC.
             continue
-        columns.append(MEASURES[metric])
         cells = _numbers(of_rows, f'unseen/{metric}', spread=spread)
-        filled.append(_best_marked(cells) if best else cells)
-        if metric == MACRO:
-            columns.append(Column('95 %'))
-            filled.append([_interval(entry, f'unseen/{MACRO}') for entry in of_rows])
+        if metric in _NEW_COLUMNS and all(cell == Cell() for cell in cells):
+            continue
+        columns.append(MEASURES[metric])
+        filled.append(best_marked(cells, of_rows, metric) if compared else cells)
+        intervals = [
+            task_interval_cell(metric, entry.values.get(f'unseen/{metric}') if entry else None)
+            for entry in of_rows
+        ]
+        if compared and any(cell != Cell() for cell in intervals):
+            columns.append(INTERVAL)
+            filled.append(intervals)
     columns += [Column('folds' if left_out else 'splits'), Column(_COMBINATIONS)]
     filled += [
         [Cell(_used_of(e, f'unseen/{MACRO}')) if e else Cell() for e in of_rows],
@@ -219,6 +270,8 @@ def _robust_notes(found: Sequence[Entry]) -> tuple[str, ...]:
     )
     notes = [
         note + _COLUMNS_NOTE,
+        INTERVALS_NOTE if any(has_tasks(entry) for entry in found) else _NO_TASKS,
+        *comparison_notes(found),
         f'"of": number of combinations from which one was chosen on each {many[:-1]}.',
     ]
     if protocol == 'paper':
@@ -258,22 +311,11 @@ def _numbers(
             cells.append(Cell())
             continue
         std = summary.std if spread and summary.splits > 1 else None
-        cells.append(rate_cell(summary.mean, std, decimals=decimals))
+        if name.partition('/')[2] in STEPS:
+            cells.append(steps_cell(summary.mean, std))
+        else:
+            cells.append(rate_cell(summary.mean, std, decimals=decimals))
     return cells
-
-
-def _best_marked(cells: Sequence[Cell]) -> list[Cell]:
-    """Return the cells. Cells with the highest displayed number are emphasised."""
-    numbers = [float(cell.text) for cell in cells if cell.text != MISSING]
-    return [
-        replace(cell, emphasis=cell.text != MISSING and float(cell.text) == max(numbers))
-        for cell in cells
-    ]
-
-
-def _interval(entry: Entry | None, name: str) -> Cell:
-    summary = entry.values.get(name) if entry else None
-    return Cell() if summary is None else interval_cell(summary.low, summary.high)
 
 
 def _used_of(entry: Entry, name: str) -> str:

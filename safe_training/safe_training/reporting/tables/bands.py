@@ -3,15 +3,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from safe_monitor_node.bands.band import Band
 from safe_training.evaluation.band_comparison import COMPARED, DRAWS, BandResult
-from safe_training.evaluation.evaluate import summary_of
 from safe_training.evaluation.judge import RealisedRate
-from safe_training.metrics.binomial import FEWEST, Tally, worst_task
+from safe_training.evaluation.summary import spread_of
+from safe_training.metrics.binomial import FEWEST, Tally, tally_cells, worst_task
+from safe_training.metrics.task_bootstrap import task_interval
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.tables.measures import MEASURES
 from safe_training.reporting.tables.model import (
@@ -29,19 +30,22 @@ from safe_training.reporting.tables.terminal import shortened
 COMPARISON_LEGEND = (
     'All numbers are in percent. Promised: maximum share of the successes with an alarm. Ranked '
     'on: number of calibration rollouts. Like: held-out successes of the seen tasks; one half is '
-    f'used for calibration and the other half for the test ({DRAWS} random halves per split). New: '
-    f'successes of unseen tasks. Worst: highest rate of a task with {FEWEST} or more successes. No '
-    'alarm: number of splits with too few successes for this rate; on these splits the band is '
-    'infinite. "!": the lower end of the 95 % interval (bootstrap over splits) is above the '
-    'promised rate. Left-out scores: scores of the training successes, each from a detector that '
-    'was fitted without its task. Updated by labels: every success is labelled immediately; the '
+    f'used for calibration and the other half for the test ({DRAWS} random halves per split). '
+    f'New: successes of unseen tasks. Worst: highest rate of a task with {FEWEST} or more '
+    'successes. No alarm: number of splits with too few successes for this rate; on these splits '
+    'the band is infinite. In brackets: 95 % bootstrap interval over tasks of the mean over '
+    'tasks; with a dozen tasks it covers the true mean in about 90 % of the cases. "!": its '
+    'lower end is above the promised rate. ± is the standard deviation over splits, which share '
+    'tasks. Left-out scores: scores of the training successes, each from a detector that was '
+    'fitted without its task. Updated by labels: every success is labelled immediately; the '
     'promise is about the long-run average.'
 )
 FOLDER_LEGEND = (
-    'Realised: percent of the successes that raised an alarm. Interval: Clopper-Pearson. Rows '
+    'Realised: percent of the successes that raised an alarm. Over tasks: bootstrap interval over '
+    'tasks. Over rollouts: Clopper-Pearson interval, which is too narrow for other tasks. Rows '
     'with "(calibration)" are the calibration rollouts of the band; their rate is not evidence '
-    'for the promise. "!": the lower end of the interval is above the promised rate. Worst task: '
-    f'only tasks with {FEWEST} or more successes.'
+    'for the promise. "!": the lower end of the interval over tasks is above the promised rate. '
+    f'Worst task: only tasks with {FEWEST} or more successes.'
 )
 _COMPARISON_COLUMNS = (
     *name_columns('band'),
@@ -59,7 +63,8 @@ _FOLDER_COLUMNS = (
     Column('successes'),
     Column('promised'),
     Column('realised'),
-    Column('95 % interval'),
+    Column('95 % over tasks', narrow='95 %\nover tasks'),
+    Column('95 % over rollouts', narrow='95 %\nover rollouts'),
     Column('worst task'),
     Column('no alarm possible', narrow='no alarm\npossible'),
 )
@@ -102,9 +107,9 @@ def _band_row(splits: Sequence[BandResult]) -> TableRow:
             Cell(COMPARED[name].title),
             Cell(f'{ranked_on:.0f}', value=ranked_on),
             Cell(f'{sum(not result.finite for result in splits)}/{len(splits)}'),
-            promised_cell([result.like.rate for result in splits], alpha),
+            promised_cell({r.split: r.like for r in splits}, alpha),
             _worst_cell([result.like for result in splits]),
-            promised_cell([result.new.rate for result in splits], alpha),
+            promised_cell({r.split: r.new for r in splits}, alpha),
             _worst_cell([result.new for result in splits]),
             _mean_cell([result.detected.rate for result in splits]),
             _mean_cell(times),
@@ -112,14 +117,27 @@ def _band_row(splits: Sequence[BandResult]) -> TableRow:
     )
 
 
-def promised_cell(rates: Sequence[float], alpha: float) -> Cell:
-    """Return the mean of a rate over splits, flagged if its interval lies above ``alpha``."""
-    return _mean_cell(rates, flag='above' if summary_of(rates).low > alpha else '')
+def promised_cell(tallies: Mapping[int, Tally], alpha: float) -> Cell:
+    """Return the mean of a rate over splits with its interval over tasks.
+
+    It is flagged if the interval lies above ``alpha``.
+
+    Parameters
+    ----------
+    tallies : mapping of split to Tally
+    """
+    found = task_interval(tally_cells(tallies))
+    return _mean_cell(
+        [tally.rate for tally in tallies.values()],
+        detail=interval_cell(found.low, found.high).text if found.used > 1 else '',
+        flag='above' if found.low > alpha else '',
+    )
 
 
-def _mean_cell(rates: Sequence[float], flag: str = '') -> Cell:
-    summary = summary_of(rates)
-    return rate_cell(summary.mean, summary.std if summary.splits > 1 else None, flag=flag)
+def _mean_cell(rates: Sequence[float], detail: str = '', flag: str = '') -> Cell:
+    summary = spread_of(rates)
+    std = summary.std if summary.splits > 1 else None
+    return rate_cell(summary.mean, std, detail=detail, flag=flag)
 
 
 def _worst_cell(tallies: Sequence[Tally]) -> Cell:
@@ -147,6 +165,7 @@ def _folder_row(rate: RealisedRate) -> TableRow:
             count_cell(rate.successes),
             rate_cell(rate.promised),
             rate_cell(rate.realised, flag='above' if rate.above else ''),
+            interval_cell(rate.tasks_low, rate.tasks_high),
             interval_cell(rate.low, rate.high),
             worst,
             Cell('yes' if rate.infinite else ''),

@@ -14,15 +14,16 @@ numbers used for the choice. Each table with such numbers must contain a warning
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
 from safe_monitor_node.detectors.registry import ENTRIES, OTHERS
-from safe_training.evaluation.evaluate import Summary, summary_of
 from safe_training.evaluation.protocol import SelectOn
+from safe_training.evaluation.summary import Summary, summaries
 from safe_training.reporting.tables.measures import HEADLINE, MACRO
 from safe_training.reporting.tables.model import TableError
 from safe_training.sweep.results import Result
@@ -56,6 +57,8 @@ class Entry:
     values : dict of str to Summary
         Numbers over splits, named ``part/metric`` such as
         ``unseen/roc_auc_max_score_until_min_length``.
+    parts : dict of part to tuple of Result
+        The results of the reported combinations.
     """
 
     benchmark: str
@@ -66,10 +69,11 @@ class Entry:
     chosen: dict[int, Combination]
     splits: int
     values: dict[str, Summary]
+    parts: dict[str, tuple[Result, ...]]
 
 
-# [combination][split][part] -> numbers
-_Runs = dict[Combination, dict[int, dict[str, dict[str, float]]]]
+# [combination][split][part] -> result
+_Runs = dict[Combination, dict[int, dict[str, Result]]]
 
 
 def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
@@ -82,9 +86,7 @@ def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entr
     """
     runs = _runs(results)
     scores = {
-        combination: _existing(
-            parts.get(select_on, {}).get(HEADLINE, np.nan) for parts in splits.values()
-        )
+        combination: _existing(_number(parts, select_on, HEADLINE) for parts in splits.values())
         for combination, splits in runs.items()
     }
     most = max(len(values) for values in scores.values())
@@ -101,7 +103,7 @@ def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entr
         combinations=len(complete),
         chosen=dict.fromkeys(seeds, best),
         splits=len({seed for splits in runs.values() for seed in splits}),
-        values=_summaries([runs[best][seed] for seed in seeds]),
+        **_reported([runs[best][seed] for seed in seeds]),
     )
 
 
@@ -117,7 +119,7 @@ def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Ent
     for seed in seeds:
         there = [c for c in sorted(runs, key=_order) if seed in runs[c]]
         for metric in (MACRO, HEADLINE):
-            scores = {c: runs[c][seed].get(select_on, {}).get(metric, np.nan) for c in there}
+            scores = {c: _number(runs[c][seed], select_on, metric) for c in there}
             existing = [c for c in there if not math.isnan(scores[c])]
             if existing:
                 chosen[seed] = max(existing, key=scores.__getitem__)
@@ -135,7 +137,7 @@ def robust_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Ent
         combinations=len(runs),
         chosen=chosen,
         splits=len(seeds),
-        values=_summaries([runs[chosen[seed]][seed] for seed in sorted(chosen)]),
+        **_reported([runs[chosen[seed]][seed] for seed in sorted(chosen)]),
     )
 
 
@@ -237,7 +239,8 @@ def _means(
                 name: sum(v.get(name, math.nan) for v in values) / len(values)
                 for name in dict.fromkeys(name for v in values for name in v)
             }
-            means.append(replace(there[subsets[0]], benchmark=whole, values=mean))
+            tasks = {task: v for subset in subsets for task, v in there[subset].tasks.items()}
+            means.append(replace(there[subsets[0]], benchmark=whole, values=mean, tasks=tasks))
     if len(subsets) == 1:
         return means, f'{whole}: only the subset {subsets[0]} has results.'
     note = (
@@ -278,7 +281,7 @@ def _runs(results: Sequence[Result]) -> _Runs:
                 f'split {result.split}, part {result.part}',
                 advice='remove one of the two results',
             )
-        split[result.part] = result.values
+        split[result.part] = result
     return runs
 
 
@@ -290,13 +293,22 @@ def _existing(values: Iterator[float]) -> list[float]:
     return [value for value in values if not math.isnan(value)]
 
 
-def _summaries(splits: Sequence[dict[str, dict[str, float]]]) -> dict[str, Summary]:
-    names = {f'{part}/{name}' for split in splits for part in split for name in split[part]}
-    found = {}
-    for path in sorted(names):
-        part, name = path.split('/', 1)
-        found[path] = summary_of([split.get(part, {}).get(name, np.nan) for split in splits])
-    return found
+def _number(parts: Mapping[str, Result], part: str, metric: str) -> float:
+    """Return a number of one part of a split; NaN if the part or the number does not exist."""
+    return parts[part].values.get(metric, np.nan) if part in parts else np.nan
+
+
+def _reported(splits: Sequence[Mapping[str, Result]]) -> dict[str, Any]:
+    """Return the fields `values` and `parts` of an entry."""
+    found: dict[str, tuple[Result, ...]] = {}
+    for part in sorted({part for split in splits for part in split}):
+        found[part] = tuple(split[part] for split in splits if part in split)
+    values = {
+        f'{part}/{name}': summary
+        for part, results in found.items()
+        for name, summary in sorted(summaries(results).items())
+    }
+    return {'values': values, 'parts': found}
 
 
 def rows_of(present: set[str]) -> list[tuple[str, str, str]]:

@@ -8,40 +8,68 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from safe_training.evaluation.evaluate import Row, Summary, summarise, summary_of
+from safe_training.evaluation.evaluate import CLOCK as CLOCK_DETECTOR
+from safe_training.evaluation.evaluate import Row
+from safe_training.evaluation.summary import (
+    Summary,
+    TaskNumbers,
+    differences_to_best,
+    summarise,
+)
 from safe_training.metrics.part_report import EVALUATION_TIMES
 from safe_training.reporting.numbers import percent
-from safe_training.reporting.tables.measures import CLOCK, CLOCK_MACRO, HEADLINE, MACRO, MEASURES
+from safe_training.reporting.tables.measures import (
+    AT_MEDIAN,
+    CLOCK,
+    CLOCK_EARLY,
+    EARLY,
+    HEADLINE,
+    MACRO,
+    MEASURES,
+    SAVED,
+    SAVED_OVER_CLOCK,
+)
 from safe_training.reporting.tables.model import (
     Cell,
     Column,
     ResultTable,
     TableRow,
-    count_cell,
     name_columns,
-    rate_cell,
 )
-from safe_training.reporting.tables.terminal import shortened
+from safe_training.reporting.tables.numbers import (
+    INTERVALS_NOTE,
+    difference_lines,
+    fragile_line,
+    interval_text,
+    summary_cell,
+)
+from safe_training.reporting.tables.tasks import task_table
 
 LEGEND = (
-    'All numbers are in percent, except the time to fit and calibrate. AUC: ROC-AUC of the '
-    'largest score until the minimum length of the task (the length of its shortest rollout), '
-    'pooled over tasks. Macro: mean of the AUC over tasks that have both outcomes. Clock: the '
-    'same number for a score that is only the step number. False alarms: successes with an alarm '
-    'during the rollout. Detected: failures with an alarm. T_det: step of the first alarm as a '
-    'share of the length of the failure, 100 without alarm. The detector "clock" only counts '
-    'steps. It detects all failures, but late, because failures run until the time limit. A '
-    'useful detector must be better than the clock. A number in brackets is the number of splits '
-    'in which the value exists.'
+    'Numbers are in percent, except steps and the time to fit and calibrate. Found early: failures '
+    'with an alarm before the median success of their task is over. Clock early: the same for a '
+    'step counter with the same false-alarm rate. Steps saved: policy steps from the alarm to the '
+    'end of the failure, 0 without alarm, mean over failures. Over clock: minus the steps that the '
+    'step counter saves. AUC: ROC-AUC of the largest score until the minimum length of the task '
+    '(the length of its shortest rollout), pooled over tasks. Macro: mean of the AUC over tasks '
+    'that have both outcomes. At median: macro AUC of the rollouts that still run at the median '
+    'success length of their task. Clock AUC: the AUC of the step number. False alarms: successes '
+    'with an alarm during the rollout. Detected: failures with an alarm. T_det: step of the first '
+    'alarm as a share of the length of the failure, 100 without alarm. The detector "clock" only '
+    'counts steps. It detects most failures, but late, because failures run until the time limit. '
+    'A number in brackets is the number of splits in which the value exists.'
 )
 _MAIN = (
-    HEADLINE,
+    EARLY,
+    CLOCK_EARLY,
+    SAVED,
+    SAVED_OVER_CLOCK,
     MACRO,
+    AT_MEDIAN,
+    HEADLINE,
     CLOCK,
-    CLOCK_MACRO,
     'false_alarm_rate',
     'detection_rate',
-    'balanced_accuracy',
     'detection_time',
 )
 _RANKINGS = (
@@ -58,6 +86,10 @@ _RANKINGS_LEGEND = (
     'their largest score so far.'
 )
 _RATES = (
+    ('found early', EARLY),
+    ('found early by the clock', CLOCK_EARLY),
+    ('found early, mean over tasks', 'macro_found_early'),
+    ('found early by the clock, mean over tasks', 'clock_macro_found_early'),
     ('detected (TPR)', 'detection_rate'),
     ('false alarms (FPR)', 'false_alarm_rate'),
     ('balanced accuracy', 'balanced_accuracy'),
@@ -71,10 +103,11 @@ _RATES = (
     ('false alarms until the minimum length', 'false_alarm_rate_until_min_length'),
     ('balanced accuracy until the minimum length', 'balanced_accuracy_until_min_length'),
     ('alarms before the annotated failure', 'alarms_before_annotated_failure'),
-    ('Brier score at the minimum length', 'brier_score_at_min_length'),
-    ('calibration error at the minimum length', 'calibration_error_score_at_min_length'),
+    ('Brier score of the probability', 'brier_score'),
+    ('Brier score of the step number', 'clock_brier_score'),
+    ('Brier score of a constant', 'base_rate_brier_score'),
+    ('calibration error of the probability', 'calibration_error'),
 )
-_TASK_RATES = (HEADLINE, 'false_alarm_rate', 'detection_rate', 'detection_time')
 
 
 def report_table(rows: Sequence[Row], title: str) -> ResultTable:
@@ -87,7 +120,7 @@ def report_table(rows: Sequence[Row], title: str) -> ResultTable:
     for detector, parts in summarise(rows).items():
         for part, values in parts.items():
             splits = values['alpha'].splits
-            cells = [Cell(part), *(_summary_cell(values[name], splits) for name in _MAIN)]
+            cells = [Cell(part), *(summary_cell(name, values[name], splits) for name in _MAIN)]
             if timed:
                 seconds = values['fit_seconds'].mean
                 cells.append(Cell(f'{seconds:.2f}', value=seconds))
@@ -95,29 +128,72 @@ def report_table(rows: Sequence[Row], title: str) -> ResultTable:
     return ResultTable(title, tuple(columns), tuple(shown), (LEGEND,), group_title='detector')
 
 
-def promise_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Return a sentence with the promised and the realised rate on unseen tasks, per detector."""
+def promise_lines(rows: Sequence[Row], part: str = 'unseen') -> Iterator[str]:
+    """Yield sentences about one part of each detector, with intervals over tasks.
+
+    They say what is found early, the promised and the realised rate, and how good the probability
+    of failure is.
+    """
     for detector, parts in summarise(rows).items():
-        values = parts.get('unseen')
+        values = parts.get(part)
         if values is None:
             continue
-        found, finite = values['false_alarm_rate'], values['finite_band']
-        line = (
-            f'{detector}: promised {percent(values["alpha"].mean)} %, '
-            f'realised on unseen tasks {percent(found.mean)} %'
+        yield (
+            f'{detector}, {part}: found early {interval_text(values[EARLY])}, '
+            f'clock {percent(values[CLOCK_EARLY].over_tasks)} %; '
+            f'macro AUC {interval_text(values[MACRO])}; '
+            f'false alarms {interval_text(values["false_alarm_rate"])}, '
+            f'promised {percent(values["alpha"].mean)} %{_excluded(values)}'
         )
-        if found.splits > 1:
-            line += f' (95 % interval over splits {percent(found.low)} to {percent(found.high)})'
-        auc = values[MACRO]
-        if auc.splits > 1:
-            line += f'; macro AUC {percent(auc.low)} to {percent(auc.high)}'
-        if finite.mean < 1:
-            line += (
-                f'. On {round(finite.splits * (1 - finite.mean))} of {finite.splits} splits the '
-                'successes are too few for calibration: the band is infinite and no alarm is '
-                'possible'
+        yield from _infinite_line(detector, values['finite_band'])
+        if values['brier_score'].splits:
+            yield (
+                f'{detector}, {part}: Brier score of the probability of failure '
+                f'{values["brier_score"].mean:.4f}, of the step number '
+                f'{values["clock_brier_score"].mean:.4f}, of a constant '
+                f'{values["base_rate_brier_score"].mean:.4f} (lower is better); '
+                f'calibration error {values["calibration_error"].mean:.3f}'
             )
-        yield line
+
+
+def _excluded(values: Mapping[str, Summary]) -> str:
+    count = values['failures_without_median'].mean
+    if not count > 0:
+        return ''
+    return f'; {count:.4g} failures of tasks without a success cannot be found early: left out'
+
+
+def _infinite_line(detector: str, finite: Summary) -> Iterator[str]:
+    if finite.mean < 1:
+        yield (
+            f'{detector}: on {round(finite.splits * (1 - finite.mean))} of {finite.splits} splits '
+            'the successes are too few for calibration: the band is infinite and no alarm is '
+            'possible'
+        )
+
+
+def comparison_lines(rows: Sequence[Row], part: str = 'unseen') -> Iterator[str]:
+    """Yield sentences that compare detectors over the tasks of a part, and that name weak spots."""
+    of_part: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.part == part:
+            of_part.setdefault(row.detector, []).append(row)
+    compared = {name: members for name, members in of_part.items() if name != CLOCK_DETECTOR}
+    for number in (EARLY, MACRO):
+        yield from difference_lines(differences_to_best(number, compared), {})
+    if of_part:
+        yield INTERVALS_NOTE
+        if fragile := fragile_line([row for members in of_part.values() for row in members]):
+            yield fragile
+
+
+def by_task_table(rows: Sequence[Row], part: str) -> ResultTable:
+    """Return one row for each detector and task of a part."""
+    detectors: dict[str, list[TaskNumbers]] = {}
+    for row in rows:
+        if row.part == part:
+            detectors.setdefault(row.detector, []).append(row)
+    return task_table(f'{part}: by task', detectors)
 
 
 def detail_tables(rows: Sequence[Row], part: str) -> Iterator[ResultTable]:
@@ -128,7 +204,7 @@ def detail_tables(rows: Sequence[Row], part: str) -> Iterator[ResultTable]:
             yield _rankings_table(title, parts[part])
             yield _rates_table(title, parts[part])
             own = [row for row in rows if (row.detector, row.part) == (detector, part)]
-            yield _task_table(title, own)
+            yield task_table(f'{title}: by task', {detector: own}, with_note=False)
 
 
 def _rankings_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
@@ -137,7 +213,7 @@ def _rankings_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
         TableRow(
             (
                 Cell(shown),
-                *(_summary_cell(values[f'{name}{time}'], splits) for _, name in _RANKINGS),
+                *(summary_cell(name, values[f'{name}{time}'], splits) for _, name in _RANKINGS),
             )
         )
         for time, shown in EVALUATION_TIMES.items()
@@ -149,7 +225,7 @@ def _rankings_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
 def _rates_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
     splits = values['alpha'].splits
     rows = [
-        TableRow((Cell(shown), _summary_cell(values[name], splits)))
+        TableRow((Cell(shown), summary_cell(name, values[name], splits)))
         for shown, name in _RATES
         if values[name].splits
     ]
@@ -159,46 +235,3 @@ def _rates_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
         rows.append(TableRow((Cell('median lead before the annotated failure [steps]'), steps)))
     columns = (*name_columns('rate'), Column('%'))
     return ResultTable(f'{title}: alarms', columns, tuple(rows))
-
-
-def _task_table(title: str, rows: Sequence[Row]) -> ResultTable:
-    by_task: dict[str, list[Mapping[str, float]]] = {}
-    for row in rows:
-        for task, values in row.tasks.items():
-            by_task.setdefault(task, []).append(values)
-    columns = (
-        *name_columns('task'),
-        Column('splits'),
-        Column('failures'),
-        Column('successes'),
-        MEASURES[HEADLINE],
-        MEASURES['false_alarm_rate'],
-        Column('detected'),
-        MEASURES['detection_time'],
-    )
-    shown = tuple(_task_row(task, by_task[task]) for task in sorted(by_task))
-    return ResultTable(f'{title}: by task', columns, shown)
-
-
-def _task_row(task: str, splits: Sequence[Mapping[str, float]]) -> TableRow:
-    def summary(name: str) -> Summary:
-        return summary_of([values[name] for values in splits])
-
-    counts = [summary(name).mean for name in ('n_failures', 'n_successes')]
-    return TableRow(
-        (
-            Cell(shortened(task), value=task),
-            count_cell(len(splits)),
-            *(Cell(f'{count:.4g}', value=count) for count in counts),
-            *(_summary_cell(summary(name)) for name in _TASK_RATES),
-        )
-    )
-
-
-def _summary_cell(summary: Summary, splits: int = 0) -> Cell:
-    """Return a mean with its deviation, and its number of splits if it is below ``splits``."""
-    return rate_cell(
-        summary.mean,
-        summary.std if summary.splits > 1 else None,
-        detail=str(summary.splits) if 0 < summary.splits < splits else '',
-    )

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from safe_training.evaluation.evaluate import Summary
+from safe_training.evaluation.summary import Summary
 from safe_training.reporting.tables.entries import Entry, group_of
 from safe_training.reporting.tables.model import (
     Cell,
@@ -17,7 +17,7 @@ from safe_training.reporting.tables.model import (
     name_columns,
 )
 
-_FIELDS = ('mean', 'std', 'low', 'high', 'splits')
+_FIELDS = ('mean', 'std', 'splits', 'over_tasks', 'low', 'high', 'tasks')
 
 
 def exact_table(found: Sequence[Entry]) -> ResultTable:

@@ -137,6 +137,18 @@ def rate_cell(
     return Cell(percent(rate, decimals), spread, detail, flag=flag, value=rate)
 
 
+def steps_cell(
+    steps: float | None, std: float | None = None, *, detail: str = '', flag: str = ''
+) -> Cell:
+    """Return a cell that shows a number of steps, with its standard deviation if it has one."""
+    spread = '' if std is None else _decimal(std)
+    return Cell(_decimal(steps), spread, detail, flag=flag, value=steps)
+
+
+def _decimal(value: float | None) -> str:
+    return MISSING if value is None or value != value else f'{value:.1f}'
+
+
 def count_cell(count: int) -> Cell:
     """Return a cell that shows a count."""
     return Cell(str(count), value=count)

@@ -14,6 +14,7 @@ from safe_training.reporting.tables.aggregated import (
     paper_table,
     results_by_kind,
     robust_tables,
+    task_tables,
 )
 from safe_training.reporting.tables.csv import to_csv
 from safe_training.reporting.tables.entries import entries, paper_entries, robust_entry
@@ -57,7 +58,11 @@ class ProtocolTables:
 
 
 def tables_of_results(
-    results: Sequence[Result], *, with_paper: bool, select_on: SelectOn = 'seen'
+    results: Sequence[Result],
+    *,
+    with_paper: bool,
+    select_on: SelectOn = 'seen',
+    by_task: bool = False,
 ) -> dict[str, ProtocolTables]:
     """Return the tables of each protocol, by its name.
 
@@ -72,7 +77,10 @@ def tables_of_results(
         made['paper'] = ProtocolTables((paper_table(results, select_on),), exact_table(found))
     for kind, members in results_by_kind(results).items():
         found = entries(members, partial(robust_entry, select_on=select_on))
-        made[kind] = ProtocolTables(tuple(robust_tables(members, select_on)), exact_table(found))
+        shown = robust_tables(members, select_on)
+        if by_task:
+            shown += task_tables(members, select_on)
+        made[kind] = ProtocolTables(tuple(shown), exact_table(found))
     if not made:
         raise TableError(NO_RESULTS)
     return made
