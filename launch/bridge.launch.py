@@ -54,7 +54,8 @@ ARGUMENTS = (
     _text('actions_topic', 'Topic of the actions; empty: as in params_file.'),
     _text(
         'detector_folder',
-        'Folder of the fitted detector of the monitors; empty: no monitor is started.',
+        'Folder of the fitted detector of the monitors, or the name of a shipped one: '
+        'signal_probe; empty: no monitor is started.',
     ),
     _text(
         'sources',

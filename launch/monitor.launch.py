@@ -28,7 +28,10 @@ ARGUMENTS = (
     DeclareLaunchArgument(
         'detector_folder',
         default_value='',
-        description='Folder of the fitted detector; empty: the value in params_file.',
+        description=(
+            'Folder of the fitted detector, or the name of a shipped one: signal_probe; empty: the '
+            'value in params_file.'
+        ),
     ),
     DeclareLaunchArgument(
         'alpha',

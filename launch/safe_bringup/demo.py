@@ -26,7 +26,7 @@ from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
 from safe_training.evaluation.judge import judge as judge_set
-from safe_training.evaluation.protocol import Protocol, choose_split
+from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, choose_split
 from safe_training.metrics.part_report import flatten_report
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.convert import convert
@@ -130,7 +130,8 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     """Convert, fit, calibrate, evaluate, save; returns the evaluation for the summary."""
     rollouts_on_disk = convert_recordings(args.out, console)
     rollouts = labelled(Rollouts(rollouts_on_disk, rollouts_on_disk.feature, POOLED))
-    protocol = Protocol(alpha=args.alpha)
+    # Leave-one-task-out would train the network once more for each task.
+    protocol = replace(HELD_OUT_PROTOCOL, alpha=args.alpha)
     split = choose_split(rollouts, args.seed, protocol)
     failures = sum(r.failed for r in rollouts)
     console.print(

@@ -24,7 +24,11 @@ ADVICE = {
 """Values of the parameter ``alarm_advice``."""
 
 PARAMETERS = (
-    Parameter('detector_folder', '', 'Folder of the fitted detector.'),
+    Parameter(
+        'detector_folder',
+        '',
+        'Folder of the fitted detector, or the name of a shipped one: signal_probe.',
+    ),
     Parameter(
         'alpha',
         0.0,
