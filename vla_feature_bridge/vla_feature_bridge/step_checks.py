@@ -105,7 +105,7 @@ def check_positive(number: Any, name: str, where: str) -> int:
     Raises
     ------
     StepError
-        ``number`` is no such integer of Python, NumPy or PyTorch.
+        ``number`` is not an integer of Python, NumPy or PyTorch, or is out of range.
     """
     try:
         value = operator.index(number)

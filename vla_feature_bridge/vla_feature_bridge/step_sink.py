@@ -107,7 +107,7 @@ class EpisodeSink(ABC):
 
     @property
     def episode_id(self) -> str:
-        """Id of the episode that runs; empty if none does."""
+        """Id of the running episode; empty if no episode runs."""
         return self._episode_steps.episode_id
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:

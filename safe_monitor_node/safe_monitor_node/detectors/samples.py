@@ -58,7 +58,7 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
 class SpreadDetector(StepwiseDetector):
     """Base class of detectors that measure the spread of the sampled chunks of one step.
 
-    OpenVLA dumps with several samples contain these quantities but not the samples. For a step
+    OpenVLA dumps with several samples contain the spreads but not the samples. For a step
     without samples, the recorded signal is the score.
     """
 
@@ -70,7 +70,7 @@ class SpreadDetector(StepwiseDetector):
 
     @abstractmethod
     def spread(self, samples: np.ndarray) -> float:
-        """Return the quantity of samples, shape (samples, horizon, action_dim)."""
+        """Return the spread of samples of shape (samples, horizon, action_dim)."""
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
         """Return the spread of the samples, or the recorded signal if there are none."""

@@ -65,7 +65,7 @@ class MonitorOutputs:
             )
 
     def close(self) -> None:
-        """Destroy them, also if only some of them exist."""
+        """Destroy the publishers, also if only some publishers exist."""
         while self._open:
             self._node.destroy_lifecycle_publisher(self._open.popitem()[1])
         self._published = ()

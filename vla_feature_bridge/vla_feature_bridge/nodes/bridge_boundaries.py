@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an episode begins and ends, if its policy does not say so. No ROS in it.
+"""Finds where an episode begins and ends, if its policy does not say so. Does not use ROS.
 
-Each rule reads one kind of sign of the robot: values of a topic, the goals of an action, the
+Each rule reads one kind of sign of the robot: values of a topic, the goals of an action, or the
 language instruction.
 """
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A channel: the steps and the episodes of one source on their way to its topics. No ROS in it."""
+"""A channel: the steps and the episodes of one source on their way to its topics. No ROS."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Channel:
     default_task : str
         Task of episodes that begin here without one.
     running : str
-        Id of the episode that runs; empty if none does.
+        Id of the running episode; empty if no episode runs.
     counts : ChannelCounts
     pace : Pace
     problem : str
@@ -160,7 +160,7 @@ class Channel:
         return in_episode or now - self.problem_at < recent
 
     def start(self, boundary: Boundary) -> str:
-        """Begin an episode, after the end of the episode that runs; returns its id."""
+        """End the running episode, begin a new episode and return the id of the new episode."""
         event = EpisodeEventRecord(
             kind='start',
             episode_id=boundary.episode_id or f'{datetime.now():%Y%m%d-%H%M%S}-{token_hex(3)}',
@@ -173,7 +173,7 @@ class Channel:
         return event.episode_id
 
     def end(self, boundary: Boundary) -> bool:
-        """End the episode that runs; returns False if none does."""
+        """End the running episode. Return False if no episode runs."""
         if not self.running or self._start_record is None:
             return False
         self._finish(

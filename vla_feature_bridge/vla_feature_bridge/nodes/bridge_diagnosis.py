@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Severity and facts of the bridge and of its sources for ``/diagnostics``. No ROS in it."""
+"""Severity and facts of the bridge and of its sources for ``/diagnostics``. No ROS."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ class SourceOutputs:
         return sorted(found)
 
     def publish_step(self, step: PolicyStep) -> None:
-        """Publish a step, and its executed chunk if somebody subscribes to chunks.
+        """Publish a step, and its executed chunk if a node subscribes to chunks.
 
         Raises
         ------

@@ -202,12 +202,12 @@ class BridgeSession:
     # --- what people ask for
 
     def serve(self, boundary: Boundary, name: str) -> list[str]:
-        """Begin or end the episode of a source, or of all; returns the ids of the episodes.
+        """Begin or end the episode of one source or of all sources. Return the ids of the episodes.
 
         Raises
         ------
         SafeError
-            Episodes come from elsewhere, or there is no such source.
+            The parameter ``episode_from`` is not ``service``, or no source has this name.
         """
         if self._p.episode_from != 'service':
             raise SafeError(
@@ -229,7 +229,7 @@ class BridgeSession:
         return [source.channel.running for source in sources]
 
     def label(self, episode_id: str, success: bool | None, reason: str) -> str:
-        """Publish the outcome of an episode; returns what was done.
+        """Publish the outcome of an episode and return what was done.
 
         Raises
         ------

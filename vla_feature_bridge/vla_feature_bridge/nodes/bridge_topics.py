@@ -115,7 +115,7 @@ class TopicSteps:
             topic.close()
 
     def forget_unjoined(self) -> None:
-        """Do not count messages from before an episode as missing steps of it."""
+        """Do not count messages that came before an episode as missing steps of the episode."""
         self._last_ordinal = self.join.counts[self._leading].received - 1
 
     def clock_jumped(self) -> None:

@@ -13,7 +13,7 @@ from vla_feature_bridge.nodes.startup import start
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node; returns 0 if all episodes were played, otherwise 1."""
+    """Run the node and return 0 if all episodes were played, otherwise 1."""
     return start(_load, args)
 
 

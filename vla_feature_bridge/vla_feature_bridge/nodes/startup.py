@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def start(load: Callable[[], Callable[..., int]], args: list[str] | None = None) -> int:
-    """Import a node and run its ``main``; returns the exit status.
+    """Import a node, run its ``main`` and return the exit status.
 
     The status is 0 after a signal, also during the import.
 

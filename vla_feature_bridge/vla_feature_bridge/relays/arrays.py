@@ -154,7 +154,7 @@ def array_of_npy(data: bytes | memoryview) -> np.ndarray:
     Raises
     ------
     ArrayError
-        The bytes are no such file, or hold a structured or object array.
+        The bytes are not a ``.npy`` file, or contain a structured array or an array of objects.
     """
     head = bytes(data[:12])
     long = head[6:7] in (b'\x02', b'\x03')

@@ -197,7 +197,7 @@ def _add_steps(parser: argparse.ArgumentParser, policy: str) -> None:
         metavar='KEY',
         nargs='*',
         default=None,
-        help='also send the images of the requests; without a KEY all of them',
+        help='also send the images of the requests; without a KEY: all images',
     )
 
 

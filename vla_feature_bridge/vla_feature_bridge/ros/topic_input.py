@@ -137,7 +137,7 @@ class TopicInput:
         self.message_class, self._type_name = message_type(name), name
 
     def _connect(self, found: list[Any]) -> str:
-        """Subscribe; returns why that is not possible, or an empty text."""
+        """Subscribe. Return the reason if this is not possible, otherwise an empty text."""
         types = sorted({info.topic_type for info in found})
         if not found:
             self.publishers = 0

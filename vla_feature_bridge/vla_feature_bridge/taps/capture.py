@@ -45,11 +45,11 @@ class TensorStack:
         return self._count
 
     def clear(self) -> None:
-        """Forget the tensors; keeps the memory."""
+        """Forget the tensors, and keep the memory for the next tensors."""
         self._count = 0
 
     def add(self, tensor: torch.Tensor) -> bool:
-        """Copy a tensor; returns False if its shape, dtype or device differs from the first."""
+        """Copy a tensor. Return False if its shape, dtype or device differs from the first."""
         kind = (tensor.shape, tensor.dtype, tensor.device)
         if kind != self._kind:
             if self._count:

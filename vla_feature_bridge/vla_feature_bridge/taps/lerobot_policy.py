@@ -59,7 +59,7 @@ class LerobotSink:
         self.sender.last_error = text
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Begin an episode; returns its id."""
+        """Begin an episode and return its id."""
         return self.sender.start(
             task=self._settings.task or task, instruction=instruction, episode_id=episode_id
         )
@@ -67,7 +67,7 @@ class LerobotSink:
     def publish(
         self, features: Any, actions: Any = None, *, stamp: Any = None, **fields: Any
     ) -> PolicyStep | None:
-        """Send the next step; returns it, or None if it was refused or lost."""
+        """Send the next step and return it, or None if it was refused or lost."""
         if self._settings.exec_horizon is None:
             config = getattr(self._policy(), 'config', None)
             rtc = getattr(config, 'rtc_config', None)
@@ -211,7 +211,7 @@ def _preset_of(policy: Any, settings: LerobotSettings) -> Preset:
 
 
 def _wait(sender: StepSender, settings: LerobotSettings) -> None:
-    """Wait until a monitor listens, before the robot moves; say so if none does."""
+    """Wait until a monitor listens, before the robot moves; warn if no monitor listens."""
     deadline = time.monotonic() + settings.wait
     while settings.wait and not sender.monitor_listens:
         if time.monotonic() >= deadline:

@@ -60,9 +60,9 @@ class OpenpiJaxTap:
         Who starts the episodes of the sink: the caller by :meth:`start` and :meth:`end`, or each
         change of the prompt.
     pooling : sequence of (axis, command) pairs, optional
-        The mean over all axes without it; ``()`` keeps the raw tensor.
+        Default: the mean over all axes. ``()`` keeps the raw tensor.
     module_jit : callable, optional
-        Compiles the method of a model; ``openpi.shared.nnx_utils.module_jit`` without it.
+        Compiles the method of a model; default: ``openpi.shared.nnx_utils.module_jit``.
 
     Attributes
     ----------
@@ -121,7 +121,7 @@ class OpenpiJaxTap:
         return 'pi05' if getattr(self._model, 'pi05', False) else 'pi0'
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Start an episode of the sink; returns its id."""
+        """Start an episode of the sink and return its id."""
         return self._episodes.start(task=task, instruction=instruction, episode_id=episode_id)
 
     def end(self, success: bool | None = None, reason: str = '') -> None:
@@ -129,7 +129,7 @@ class OpenpiJaxTap:
         self._episodes.end(success, reason)
 
     def detach(self) -> None:
-        """Leave the policy as it was. Closes the sink if the tap made it."""
+        """Restore the policy. Close the sink if the tap made the sink."""
         if vars(self._policy).get('infer') is self._infer:
             del self._policy.infer
         owner, name = self._place()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries steps over a socket, from the process of a policy to the bridge. NumPy only, no ROS.
+"""Carries steps over a socket, from the process of a policy to the bridge. Needs only NumPy.
 
 The modules; each may import only modules above it:
 

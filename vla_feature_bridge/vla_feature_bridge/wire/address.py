@@ -70,7 +70,7 @@ class Address:
         Raises
         ------
         OSError
-            Nobody listens there, or nobody answers within ``timeout`` seconds.
+            No process listens on the address, or no answer comes within ``timeout`` seconds.
         """
         if not self.path:
             return socket.create_connection((self.host, self.port), timeout)

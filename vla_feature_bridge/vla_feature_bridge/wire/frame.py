@@ -223,7 +223,7 @@ class FrameReader:
                 where='frame',
                 expected=f'the first bytes {MAGIC!r}',
                 found=repr(magic),
-                advice='connect senders of this software only',
+                advice='connect only senders of this software',
             )
         if version != VERSION:
             raise VersionError(

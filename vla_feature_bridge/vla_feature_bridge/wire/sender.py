@@ -49,9 +49,10 @@ class StepSender(EpisodeSink):
     """Sends one frame for each inference, and one when an episode starts and ends.
 
     A thread connects to the bridge, sends, and connects again if the connection ends. The thread of
-    the policy only checks and copies the arrays; it waits for nobody. If the bridge does not read,
-    frames wait in a queue, and the oldest steps are dropped and counted; START and END are dropped
-    last. After a new connection, the last START or END is sent again.
+    the policy only checks and copies the arrays; it never waits for the bridge. If the bridge does
+    not read, frames wait in a queue. If the queue is full, the oldest steps are dropped and
+    counted; START and END are dropped last. After a new connection, the last START or END is sent
+    again.
 
     Steps are numbered, checked and refused as :class:`~vla_feature_bridge.step_sink.EpisodeSink`
     says. Problems are logged by the logger ``vla_feature_bridge``.
@@ -172,7 +173,7 @@ class StepSender(EpisodeSink):
             Name of the camera.
         array : array of uint8, shape (height, width, 3) RGB, (height, width, 1) or (height, width)
         stamp : int [ns] or builtin_interfaces/Time, optional
-            Time of the image; the present time without it.
+            Time of the image; default: the present time.
 
         Raises
         ------
