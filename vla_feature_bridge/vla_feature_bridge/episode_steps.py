@@ -141,7 +141,8 @@ class EpisodeSteps:
     Raises
     ------
     StepError
-        ``feature_name`` is empty, ``exec_horizon`` is no positive integer, or a name is no text.
+        ``feature_name`` is empty, ``exec_horizon`` is not a positive integer, or a name is not
+        text.
     """
 
     def __init__(
@@ -196,7 +197,7 @@ class EpisodeSteps:
         Raises
         ------
         StepError
-            An argument is no text.
+            An argument is not text.
         """
         for name, value in (('task', task), ('instruction', instruction)):
             check_text(value, name, 'start')
@@ -237,7 +238,7 @@ class EpisodeSteps:
         Raises
         ------
         StepError
-            No episode runs, ``success`` is of another type, or ``reason`` is no text.
+            No episode runs, ``success`` is of another type, or ``reason`` is not text.
         """
         event = self._ended(self.check_running('end'), check_success(success, 'end'), reason)
         self._advance(_State(None, self._state.dim))

@@ -38,7 +38,7 @@ def check_text(value: Any, name: str, where: str) -> str:
     Raises
     ------
     StepError
-        ``value`` is no text.
+        ``value`` is not text.
     """
     try:
         if isinstance(value, str):

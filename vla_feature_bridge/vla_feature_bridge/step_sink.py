@@ -128,7 +128,7 @@ class EpisodeSink(ABC):
         Raises
         ------
         StepError
-            An argument is no text or the sink is closed, and it is strict. A running episode goes
+            An argument is not text or the sink is closed, and it is strict. A running episode goes
             on.
         """
         texts = {'task': task, 'instruction': instruction, 'episode_id': episode_id}

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts steps to alarms, without ROS.
 
-step_period        the usual time between steps, and the silence after which they have stopped
+step_period        the usual time between steps, and how long a silence means that they stopped
 alarm              the alarm state machine of one episode after another
 step_history       whether the steps of an episode are complete, and the first cause if not
 steps              the identity and the result of a step, and counts of steps
@@ -13,9 +13,9 @@ episode_monitor    detector, thresholds and alarm state machine, step by step
 settings           what a monitor is made with from a detector folder
 freshness          the age of the last step, and the ROS clock
 start_of_watch     what is known about episodes that began before the monitor was active
-own_labels         labels of episodes, and those that the node itself has published
+own_labels         labels of episodes, and which labels the node itself has published
 remarks            what is accepted but is probably a mistake, for a person
-session            the monitor in use, the next one, and the adaptation file
+session            the monitor in use, the next monitor, and the adaptation file
 
 This subpackage imports ``detectors``, ``bands`` and ``storage``.
 """

@@ -43,7 +43,7 @@ class AlarmState(IntEnum):
 
 
 class Latch(Enum):
-    """How long an ALARM stays, unless somebody resets it."""
+    """How long an ALARM stays if no person resets it."""
 
     EPISODE = 'episode'
     RESET = 'reset'
@@ -150,8 +150,7 @@ class AlarmStateMachine:
     period : StepPeriod
         The period of the steps of all episodes.
     history : StepHistory
-        What is missing of the running episode. It is recorded here; the verdict follows with the
-        next step.
+        What is missing of the running episode. It changes the verdict at the next step.
     verdict : Verdict
     """
 
@@ -271,7 +270,7 @@ class AlarmStateMachine:
     def scored(
         self, step: int, score: float, threshold: float, warning_threshold: float, now: float
     ) -> Verdict:
-        """Take a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
+        """Handle a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
         if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
             return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
         self._step_came(now)
@@ -320,8 +319,8 @@ class AlarmStateMachine:
     def misplaced(self, step: int, reason: str, now: float) -> Verdict:
         """Process a step that belongs to no episode, or that contradicts the running episode.
 
-        The state becomes INVALID, except if an alarm is latched. Without a running episode it stays
-        INVALID until no such step has come for a while.
+        The state becomes INVALID, except if an alarm is latched. Without a running episode, the
+        state stays INVALID until no such step has come for some time.
         """
         self._last_time = now
         if self._running:

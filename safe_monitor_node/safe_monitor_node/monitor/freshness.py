@@ -36,7 +36,7 @@ class Freshness:
         self._step = 0
 
     def take(self, step: int, age: float | None) -> None:
-        """Take a step and its age."""
+        """Handle a step and its age."""
         self._step, self.age = step, age
 
     def forget(self) -> None:

@@ -38,8 +38,8 @@ HALTING = (FailureAlarm.ADVICE_STOP, FailureAlarm.ADVICE_BACKTRACK, FailureAlarm
 class MonitorOutputs:
     """Publishers of a monitor node.
 
-    ``/diagnostics`` comes in every lifecycle state, above all after a failed configure. The others
-    exist from configure to cleanup.
+    ``/diagnostics`` is published in every lifecycle state, because it shows why a configure failed.
+    The other publishers exist from configure to cleanup.
     """
 
     def __init__(self, node: MonitorNode) -> None:

@@ -154,7 +154,7 @@ class GivenEpisodes(Channel):
             raise
 
     def take_event(self, event: EpisodeEventRecord) -> None:
-        """Take an event of the source: it neither begins nor ends an episode here."""
+        """Handle an event of the source: it neither begins nor ends an episode here."""
 
     def _begin(self, event: EpisodeEventRecord) -> None:
         self._number = 0

@@ -129,7 +129,7 @@ class SourceOutputs:
         OutputError
             The name cannot be part of a topic, or the source has too many images.
         ImageError
-            The array is no image.
+            The array is not an image.
         """
         message = image_to_message(array, stamp)
         if name not in self._images:

@@ -119,7 +119,7 @@ class TopicSteps:
         self._last_ordinal = self.join.counts[self._leading].received - 1
 
     def clock_jumped(self) -> None:
-        """Take the next step whatever its stamp is."""
+        """Accept the next step with any stamp."""
         self._last_stamp = 0
 
     @property

@@ -196,7 +196,7 @@ class Cutter(ABC):
                 ) from None
 
     def end(self) -> None:  # noqa: B027  (most streams have nothing to do then)
-        """Take the end of the stream."""
+        """Handle the end of the stream."""
 
     @abstractmethod
     def _messages(self) -> Wait: ...

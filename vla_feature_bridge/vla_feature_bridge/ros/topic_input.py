@@ -75,7 +75,7 @@ class TopicInput:
     TopicInputError
         ``type_name`` is none of ``types``.
     MessageTypeError
-        ``type_name`` is no message type that is installed here.
+        ``type_name`` is not a message type that is installed here.
     """
 
     def __init__(

@@ -133,7 +133,7 @@ class LerobotPlugin:
 
 
 class _Nested:
-    """Tells whether a call of this thread is inside another one: a policy in a policy."""
+    """Knows whether a call of this thread is inside another call: a policy in a policy."""
 
     def __init__(self, calls: threading.local) -> None:
         self._calls = calls

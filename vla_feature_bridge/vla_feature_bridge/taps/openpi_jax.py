@@ -74,7 +74,7 @@ class OpenpiJaxTap:
     Raises
     ------
     TapError
-        The policy is no openpi policy in JAX, or an option is wrong. The policy is unchanged.
+        The policy is not an openpi policy in JAX, or an option is wrong. The policy is unchanged.
     """
 
     def __init__(

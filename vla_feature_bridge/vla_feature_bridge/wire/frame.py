@@ -45,7 +45,7 @@ BRIDGE_KINDS = ('status', 'refused')
 
 
 class FrameError(SafeError):
-    """Bytes are no frame, or a message does not fit a frame."""
+    """Bytes are not a frame, or a message does not fit a frame."""
 
 
 class VersionError(FrameError):
@@ -176,7 +176,7 @@ class FrameReader:
         Raises
         ------
         FrameError
-            The bytes are no frame. The stream cannot be read on.
+            The bytes are not a frame. The rest of the stream cannot be read.
         """
         self._have += count
         if self._have < len(self._buffer):

@@ -216,7 +216,7 @@ class StepReceiver:
                     where=f'source {hello.source!r}',
                     expected='a name that no connected sender has',
                     found=f'one that process {source.hello.pid} has',
-                    advice='give every StepSender another source, or end the other one',
+                    advice='give every StepSender another source, or end the other sender',
                 )
             source.connect(hello, connection)
             self._forget_old_sources()

@@ -82,7 +82,7 @@ class StepSender(EpisodeSink):
     Raises
     ------
     SafeError
-        A parameter is wrong. That no bridge listens is no error.
+        A parameter is wrong. It is not an error if no bridge listens.
     """
 
     address: str
@@ -178,7 +178,7 @@ class StepSender(EpisodeSink):
         Raises
         ------
         SafeError
-            The array is no image, or a name is no text, and the sender is strict.
+            The array is not an image, or a name is not text, and the sender is strict.
         """
         with self._calls:
             if not self._can_send():
