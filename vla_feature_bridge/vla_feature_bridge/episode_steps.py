@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the steps and the events of a policy's episodes: checks, numbers, signals. Without ROS.
+"""Makes the steps and the events of a policy's episodes: checks, numbers, signals. No ROS.
 
-``StepPublisher`` (ROS 2) and ``StepSender`` (socket) send what :class:`EpisodeSteps` makes. Each of
-them is a :class:`StepSink`.
+``StepPublisher`` (ROS 2) and ``StepSender`` (socket) send what :class:`EpisodeSteps` makes. Both
+classes are a :class:`StepSink`.
 """
 
 from __future__ import annotations

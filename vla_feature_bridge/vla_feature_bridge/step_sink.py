@@ -277,7 +277,7 @@ class EpisodeSink(ABC):
     def _check_open(self) -> None:
         name = type(self).__name__
         if self._is_closed:
-            raise StepError(where=name, expected=f'an open {name}', found='a closed one')
+            raise StepError(where=name, expected=f'an open {name}', found=f'a closed {name}')
 
     def _can_send(self) -> bool:
         """Return True if the sink is open; refuse the call otherwise."""

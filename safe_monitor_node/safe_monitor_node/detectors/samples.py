@@ -196,7 +196,7 @@ class _PartVariance(SpreadDetector):
         return self.signal
 
     def spread(self, samples: np.ndarray) -> float:
-        """Return the sum of the variances of the chosen numbers of a chunk."""
+        """Return the sum of the variances over the chosen dimensions of a chunk."""
         variance = samples.var(axis=0, ddof=1)
         if self.reference_compatible:
             return float(variance.ravel()[self.published].sum())

@@ -12,7 +12,7 @@
              the history of the scores is incomplete. INVALID lasts until the episode ends. If
              max_missing_steps allows the missing steps, the next scored step ends INVALID. The
              reason is the first cause, until the episode ends.
-             Also: steps come that belong to no episode. INVALID lasts as long as they come.
+             Steps that belong to no episode also cause INVALID, as long as such steps come.
 
 An ALARM is latched: only a reset or the end of the episode ends an ALARM. STALE, INVALID and lower
 scores do not end an ALARM. With the latch RESET, only a reset ends it. A step that cannot be scored

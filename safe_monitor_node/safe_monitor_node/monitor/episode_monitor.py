@@ -111,7 +111,7 @@ class EpisodeMonitor:
 
     @property
     def latest_id(self) -> str:
-        """The episode that runs now, or ran last; empty before the first."""
+        """The running episode, or the last episode; empty before the first episode."""
         return self.episode_id or self.order.ended_id
 
     @property

@@ -109,8 +109,8 @@ class MonitorOutputs:
     def announce_inactive(self) -> None:
         """Publish that the node becomes inactive: no state is known from now on.
 
-        The latched alarm must not stay NOMINAL. A robot that was stopped stays stopped: the last
-        ``safe/stop`` and the advice remain as they were.
+        The last message on ``safe/alarm`` is latched and must not say NOMINAL. A robot that was
+        stopped stays stopped: the last ``safe/stop`` and the last advice do not change.
         """
         session = self._node.session
         if session is None:

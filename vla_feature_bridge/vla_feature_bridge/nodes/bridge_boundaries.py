@@ -15,7 +15,7 @@ from vla_feature_bridge.errors import SafeError
 
 
 class BoundaryError(SafeError):
-    """A message does not hold the sign of an episode that it is read for."""
+    """A message does not contain the field or the value that shows an episode."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class GoalRule:
 
 
 class InstructionRule:
-    """Boundaries from the instruction: a new one begins an episode, an empty one ends it."""
+    """Boundaries from the instruction: a new text begins an episode, an empty text ends it."""
 
     def __init__(self) -> None:
         self._last = ''

@@ -21,7 +21,7 @@ _KEPT_IDS = 100
 
 
 class ChannelError(SafeError):
-    """A step or an event cannot be passed on."""
+    """A step or an event cannot be forwarded."""
 
 
 class Outputs(Protocol):
@@ -36,7 +36,7 @@ class Outputs(Protocol):
 
 @dataclass
 class ChannelCounts:
-    """What became of the steps of a channel.
+    """Numbers of received, published and refused steps of a channel.
 
     Attributes
     ----------

@@ -35,7 +35,7 @@ class Diagnosis:
 
 @dataclass
 class Surroundings:
-    """What is around a source.
+    """The connection of a source, and the nodes around it.
 
     Attributes
     ----------

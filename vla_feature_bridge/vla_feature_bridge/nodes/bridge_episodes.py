@@ -24,7 +24,7 @@ from vla_feature_bridge.step import PolicyStep
 
 
 class SenderEpisodes(Channel):
-    """Passes on the episodes and the step numbers of a source."""
+    """Forwards the episodes and the step numbers of a source."""
 
     def __init__(self, name: str, outputs: Outputs, clock: Callable[[], int]) -> None:
         super().__init__(name, outputs, clock)

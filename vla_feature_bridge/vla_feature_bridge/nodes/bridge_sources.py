@@ -90,7 +90,7 @@ class BridgedSource:
 
 
 class Sources:
-    """All sources by their names; a new one gets its topics when it first comes.
+    """All sources by their names. A new source gets its topics at its first connection.
 
     Parameters
     ----------

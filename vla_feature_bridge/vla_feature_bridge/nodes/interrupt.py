@@ -18,7 +18,7 @@ from vla_feature_bridge.ros.parameters import ParameterError
 
 
 class Main(Protocol):
-    """The entry point of a node: takes command-line arguments, returns the exit status."""
+    """The entry point of a node. It takes command-line arguments and returns the exit status."""
 
     def __call__(self, args: list[str] | None = None) -> int:
         """Run the node."""

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executable ``replay``: ``ros2 run vla_feature_bridge replay``.
 
-The node itself is in ``replay_node``, which takes a while to import.
+The node is in ``replay_node``, because the import of the node takes some time.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts the process of a node so that SIGINT and SIGTERM end it cleanly from the beginning.
 
-This module imports nothing but the standard library, because the signals must be handled before
-the node's module and the packages that it needs are imported, which can take seconds.
+This module imports only the standard library, because the signals must be handled before the module
+of the node and its packages are imported. This import can take seconds.
 """
 
 from __future__ import annotations

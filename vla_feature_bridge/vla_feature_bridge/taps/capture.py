@@ -31,8 +31,8 @@ _HOST_DTYPES = {
 class TensorStack:
     """Copies of tensors of one shape, one after the other, on their device.
 
-    A stack can be used again after :meth:`clear`. It then needs no new memory, whose first use
-    would cost more time than the copy.
+    A stack can be used again after :meth:`clear`. It then needs no new memory, because the first
+    use of new memory costs more time than the copy.
     """
 
     def __init__(self, capacity: int = 8) -> None:

@@ -12,7 +12,7 @@ from vla_feature_bridge.taps.inference import Inference
 
 
 class Episodes:
-    """Hands inferences and the borders of episodes to a sink; never raises.
+    """Gives inferences, and the start and end of episodes, to a sink. Never raises an error.
 
     Parameters
     ----------

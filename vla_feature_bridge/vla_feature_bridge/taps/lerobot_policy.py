@@ -33,9 +33,9 @@ _HORIZONS: tuple[int | str, ...] = (
 class LerobotSink:
     """Sends the steps of a policy of LeRobot with its present ``exec_horizon`` and task.
 
-    Real-time chunking is switched on after a policy was loaded. Therefore ``exec_horizon`` is asked
-    for at each step. With real-time chunking it is the nominal ``execution_horizon``: the true
-    number depends on the latency, and is not known yet.
+    A program can start real-time chunking after it loaded the policy. Therefore ``exec_horizon`` is
+    read at each step. With real-time chunking, ``exec_horizon`` is the nominal
+    ``execution_horizon``, because the true number depends on the latency and is not known yet.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ class PolicyTap:
 
 
 class _Watch:
-    """Says once if a policy gives actions, but the tap sees no inference."""
+    """Warns once if a policy gives actions, but the tap sees no inference."""
 
     def __init__(self, name: str, horizon: int) -> None:
         self._name, self._limit = name, horizon + 1

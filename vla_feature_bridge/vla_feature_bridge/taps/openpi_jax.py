@@ -8,7 +8,7 @@
     policy = policy_config.create_trained_policy(config, checkpoint)
     tap = OpenpiJaxTap(policy, exec_horizon=5, sink='unix:/tmp/safe_bridge.sock')
 
-Needs JAX and Flax, as openpi does; neither PyTorch nor a change of openpi.
+The tap needs JAX and Flax, as openpi does. It needs no PyTorch and no change of openpi.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ _TOKEN_POOLING = (('token', 'mean'),)
 class OpenpiJaxTap:
     """Copies the hidden states of each inference of an openpi policy in JAX.
 
-    A module that passes everything on takes the place of ``model.action_out_proj`` (pi0, pi0.5) or
-    ``model.PaliGemma.llm`` (pi0-FAST). ``Policy`` freezes and compiles the model when it is made;
-    therefore the tap makes ``policy._sample_actions`` again. The next inference compiles again.
+    A module that forwards all calls takes the place of ``model.action_out_proj`` (pi0, pi0.5) or
+    ``model.PaliGemma.llm`` (pi0-FAST). ``Policy`` freezes and compiles the model in its
+    constructor. Therefore the tap makes ``policy._sample_actions`` again, and the next inference
+    compiles again.
 
     Actions do not change. After construction, the tap never raises into the policy: see ``problem``
     of an inference, and :attr:`problems`.

@@ -34,12 +34,12 @@ class FeatureTap:
         ...  # the policy runs as always, and each inference is sent
         tap.end(success=True)
 
-    After construction a tap never raises into the policy. It says what is wrong in ``problem`` of
-    the inference, counts it in :attr:`problems`, and logs the first of each kind. Features with a
-    problem are never sent.
+    After construction, a tap never raises an error into the policy. It writes a problem to
+    ``problem`` of the inference, counts the problem in :attr:`problems`, and logs the first problem
+    of each kind. Features with a problem are never sent.
 
-    Attach a tap before the first inference: code that ``torch.compile`` has compiled never calls a
-    hook that comes later.
+    Attach a tap before the first inference, because code that ``torch.compile`` has compiled never
+    calls a hook that is added later.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection of a sender, on the side of the bridge: a thread that reads and hands on."""
+"""One connection of a sender, on the side of the bridge: a thread that reads its frames."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ class Connection:
                 raise FrameError(
                     where='first frame',
                     expected=f'the whole frame within {HELLO_TIMEOUT:g} s',
-                    found='a part of it',
+                    found='a part of the frame',
                 )
             if frame is not None:
                 self._take(frame, reader)

@@ -2,8 +2,8 @@
 """Frames: how messages lie in a stream of bytes.
 
 A frame is a prefix of 16 bytes (``SAFT``, version, lengths), a header in JSON, and the bytes of its
-arrays. ``docs/reference/bridge_protocol.md`` describes it. Nothing of it is executed, and every
-length is checked before it is used.
+arrays. ``docs/reference/bridge_protocol.md`` describes the format. No part of a frame is executed.
+Every length is checked before it is used.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thread of a sender: connects, introduces itself, sends what waits, and connects again."""
+"""The thread of a sender: connects, sends a hello and the waiting frames, and connects again."""
 
 from __future__ import annotations
 

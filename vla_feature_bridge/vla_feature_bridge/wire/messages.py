@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps, events, images and the answers of the bridge to frames and back, field by field."""
+"""Converts steps, events, images and the answers of the bridge to frames, and frames back."""
 
 from __future__ import annotations
 
@@ -320,7 +320,7 @@ DECODERS: dict[str, Callable[[Frame], PolicyStep | EpisodeEventRecord | Image]] 
 
 
 class _Fields:
-    """Reads the fields of a header, and refuses wrong ones by name."""
+    """Reads the fields of a header. The error for a wrong field contains its name."""
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame

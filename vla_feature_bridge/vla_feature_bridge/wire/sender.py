@@ -46,7 +46,7 @@ _ALL: weakref.WeakSet[StepSender] = weakref.WeakSet()
 
 @dataclass(eq=False, repr=False)
 class StepSender(EpisodeSink):
-    """Sends one frame for each inference, and one when an episode starts and ends.
+    """Sends one frame for each inference, and one frame at each start and end of an episode.
 
     A thread connects to the bridge, sends, and connects again if the connection ends. The thread of
     the policy only checks and copies the arrays; it never waits for the bridge. If the bridge does
@@ -221,8 +221,8 @@ class StepSender(EpisodeSink):
         if self._owner != os.getpid():
             raise StepError(
                 where='StepSender',
-                expected=f'the process {self._owner} that made it',
-                found=f'its child {os.getpid()}',
+                expected=f'a call in the process {self._owner}, which made the sender',
+                found=f'a call in its child process {os.getpid()}',
                 advice='make a StepSender after the fork',
             )
         super()._check_open()
