@@ -34,7 +34,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of a check. ``str(result)`` is a table.
+    """The result of a check. ``str(report)`` is a table.
 
     Attributes
     ----------
