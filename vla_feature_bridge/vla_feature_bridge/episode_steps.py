@@ -141,8 +141,7 @@ class EpisodeSteps:
     Raises
     ------
     StepError
-        ``feature_name`` is empty, ``exec_horizon`` is not a positive integer, or a name is not
-        text.
+        ``feature_name`` is empty, a name is not text, or ``exec_horizon`` is below 1.
     """
 
     def __init__(
@@ -283,8 +282,7 @@ class EpisodeSteps:
             No episode runs, an array has another shape or dtype than expected, or a value is not
             finite or does not fit a message.
         SignalError
-            ``action_dim`` differs from the previous step, or ``executed`` is larger than the
-            previous chunk.
+            ``action_dim`` differs from the previous step, or ``executed`` is too large.
         """
         episode = self.check_running('publish')
         where = f'step {episode.step} of episode {episode.start.episode_id!r}'
