@@ -38,7 +38,7 @@ class StartOfWatch:
         self.earlier, self._ended_id = (episode_id, task), ''
 
     def stepped(self, episode_id: str) -> None:
-        """Handle a step that was published before the monitor was active, even before the END."""
+        """Handle a step from before the activation. The step may arrive after the END."""
         if episode_id != self._ended_id and (self.earlier is None or self.earlier[0] != episode_id):
             self.began(episode_id)
 

@@ -115,7 +115,7 @@ class Connection:
             self.abort()
 
     def abort(self) -> None:
-        """End the connection; nothing more is handed on, except what is being handed on."""
+        """End the connection. No message is delivered any more, except a message in delivery."""
         self.is_aborted = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
