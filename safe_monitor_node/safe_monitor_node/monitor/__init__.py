@@ -13,9 +13,9 @@ episode_monitor    detector, thresholds and alarm state machine, step by step
 settings           what a monitor is made with from a detector folder
 freshness          the age of the last step, and the ROS clock
 start_of_watch     what is known about episodes that began before the monitor was active
-own_labels         labels of episodes, and which labels the node itself has published
+own_labels         labels of episodes, and those that the node itself has published
 remarks            what is accepted but is probably a mistake, for a person
-session            the monitor in use, the next monitor, and the adaptation file
+session            the monitor in use, the next one, and the adaptation file
 
 This subpackage imports ``detectors``, ``bands`` and ``storage``.
 """

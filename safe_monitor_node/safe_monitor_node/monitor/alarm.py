@@ -43,7 +43,7 @@ class AlarmState(IntEnum):
 
 
 class Latch(Enum):
-    """How long an ALARM stays if no person resets it."""
+    """How long an ALARM stays, unless somebody resets it."""
 
     EPISODE = 'episode'
     RESET = 'reset'
