@@ -150,7 +150,8 @@ class AlarmStateMachine:
     period : StepPeriod
         The period of the steps of all episodes.
     history : StepHistory
-        What is missing of the running episode. It changes the verdict at the next step.
+        What is missing of the running episode. It is recorded here; the verdict follows with the
+        next step.
     verdict : Verdict
     """
 
