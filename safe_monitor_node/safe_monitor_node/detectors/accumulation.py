@@ -47,7 +47,7 @@ def accumulated(values: np.ndarray, accumulate: Accumulate) -> np.ndarray:
 
 
 class Accumulator:
-    """Accumulates one step at a time what :func:`accumulated` does for a whole rollout."""
+    """Accumulates values step by step, as :func:`accumulated` does for a whole rollout."""
 
     def __init__(self, accumulate: Accumulate) -> None:
         self._accumulate = accumulate
