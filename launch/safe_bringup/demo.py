@@ -109,7 +109,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def convert_recordings(out: Path, console: Console) -> RolloutSet:
-    """Convert the dump and the pooled archive of the source checkout; returns the pooled set."""
+    """Convert the dump and the pooled archive of the source checkout. Return the pooled set."""
     data = data_folder()
     for source, name in ((DUMP, 'openvla_rollouts'), (POOLED, 'rollouts')):
         with progress_bar(f'convert {source}') as progress:
@@ -127,7 +127,7 @@ def convert_recordings(out: Path, console: Console) -> RolloutSet:
 
 
 def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Convert, fit, calibrate, evaluate, save; returns the evaluation for the summary."""
+    """Convert, fit, calibrate, evaluate and save. Return the evaluation for the summary."""
     rollouts_on_disk = convert_recordings(args.out, console)
     rollouts = labelled(Rollouts(rollouts_on_disk, rollouts_on_disk.feature, POOLED))
     # Leave-one-task-out would train the network once more for each task.
@@ -338,7 +338,7 @@ def curves(lives: Sequence[LiveRollout], episodes: Sequence[LiveEpisode]) -> lis
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo and return the exit status."""
     console = wide_console()
     started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -177,12 +177,16 @@ def test_a_rollout_set_is_written_as_the_how_to_page_shows_it(tmp_path, monkeypa
     assert len(RolloutSet.open('my_rollouts')) == 20
 
 
-def test_the_detector_of_the_recipe_scores_as_the_recipe_says():
-    (module,) = blocks('CONTRIBUTING.md', 'python')
-    detector = run_block('CONTRIBUTING.md', module)['LargestJump'](floor=2.0)
+def test_the_detectors_of_the_recipe_score_as_the_recipe_says():
+    jump, recent = blocks('CONTRIBUTING.md', 'python')
+    detector = run_block('CONTRIBUTING.md', jump)['LargestJump'](floor=2.0)
     chunks = np.array([[[0, 3], [1, 3]], [[0, 3], [4, 1]], [[1, 1], [1, 1]]], np.float32)
     rollout = Rollout(np.zeros((3, 2), np.float32), 'task', actions=chunks[:, None])
     np.testing.assert_array_equal(detector.fit([rollout]).score(rollout), [0, 4, 4])
+    detector = run_block('CONTRIBUTING.md', recent)['RecentNorm'](window=2)
+    norms = np.linalg.norm(chunks.reshape(3, -1), axis=1)
+    expected = [norms[0], norms[:2].mean(), norms[1:].mean()]
+    np.testing.assert_allclose(detector.fit([rollout]).score(rollout), expected, rtol=1e-6)
 
 
 def test_the_public_names_are_where_the_page_of_0_1_says():
@@ -217,7 +221,7 @@ def test_every_block_of_python_has_a_test():
         'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
         'docs/reference/topics.md': 1,
-        'CONTRIBUTING.md': 1,
+        'CONTRIBUTING.md': 2,
         FROM_0_1: 1,
         # test/repository/test_tap_pages.py
         'docs/how-to/tap_a_torch_policy.md': 2,

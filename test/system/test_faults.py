@@ -352,8 +352,8 @@ INF = np.full(WIDTH, np.inf, np.float32)
 
 FAULTS = (
     # Steps that belong to no episode, or contradict each other.
-    Fault('empty id from step 0', '5 steps', 'INVALID', 'found an empty one', without_id(0)),
-    Fault('empty id from step 5', '5 steps', 'INVALID', 'found an empty one', without_id(5)),
+    Fault('empty id from step 0', '5 steps', 'INVALID', 'found an empty text', without_id(0)),
+    Fault('empty id from step 5', '5 steps', 'INVALID', 'found an empty text', without_id(5)),
     Fault(
         'constant id and stamp 0, END without START',
         '2 episodes of one id',

@@ -23,10 +23,11 @@ from safe_monitor_node.bands.threshold import Threshold
 class AdaptiveBand:
     """Updates the thresholds of a band: ``upper(t) = center(t) + w width(t)`` with an adaptive w.
 
-    The band of all tasks has one
-    :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`, and each task with a
-    finite band of its own has another one. Each adaptive threshold is updated only by the episodes
-    for which its band was used. Before the first update the thresholds are those of the band.
+    The band of all tasks has an
+    :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`. Each task with its own
+    finite band has another adaptive threshold. An episode updates only the adaptive threshold of
+    the band that was used for it. Before the first update, the thresholds are the thresholds of the
+    band.
 
     The warning threshold is the quantile of the same values at level + (warning_alpha - alpha).
     Therefore it is never above the alarm threshold. No false-alarm rate is promised for warnings.

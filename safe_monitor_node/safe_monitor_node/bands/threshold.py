@@ -25,7 +25,7 @@ class BandError(SafeError):
 
 
 def refused(expected: str, found: str, advice: str = '') -> BandError:
-    """Return the error for a band, or for a question that the band cannot answer."""
+    """Return the error for a band, or for an alpha or a step that the band does not have."""
     return BandError(where='band', expected=expected, found=found, advice=advice)
 
 

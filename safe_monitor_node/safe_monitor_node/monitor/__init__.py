@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Converts steps to alarms, without ROS.
 
-step_period        the usual time between steps, and the silence after which they have stopped
+step_period        the usual time between steps, and how long a silence means that they stopped
 alarm              the alarm state machine of one episode after another
 step_history       whether the steps of an episode are complete, and the first cause if not
 steps              the identity and the result of a step, and counts of steps

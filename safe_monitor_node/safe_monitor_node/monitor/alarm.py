@@ -12,7 +12,7 @@
              the history of the scores is incomplete. INVALID lasts until the episode ends. If
              max_missing_steps allows the missing steps, the next scored step ends INVALID. The
              reason is the first cause, until the episode ends.
-             Also: steps come that belong to no episode. INVALID lasts as long as they come.
+             Steps that belong to no episode also cause INVALID, as long as such steps come.
 
 An ALARM is latched: only a reset or the end of the episode ends an ALARM. STALE, INVALID and lower
 scores do not end an ALARM. With the latch RESET, only a reset ends it. A step that cannot be scored
@@ -271,7 +271,7 @@ class AlarmStateMachine:
     def scored(
         self, step: int, score: float, threshold: float, warning_threshold: float, now: float
     ) -> Verdict:
-        """Take a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
+        """Handle a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
         if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
             return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
         self._step_came(now)
@@ -320,8 +320,8 @@ class AlarmStateMachine:
     def misplaced(self, step: int, reason: str, now: float) -> Verdict:
         """Process a step that belongs to no episode, or that contradicts the running episode.
 
-        The state becomes INVALID, except if an alarm is latched. Without a running episode it stays
-        INVALID until no such step has come for a while.
+        The state becomes INVALID, except if an alarm is latched. Without a running episode, the
+        state stays INVALID until no such step has come for some time.
         """
         self._last_time = now
         if self._running:

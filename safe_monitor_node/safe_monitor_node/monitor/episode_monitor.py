@@ -101,7 +101,7 @@ class EpisodeMonitor:
 
     @property
     def episode_id(self) -> str:
-        """The running episode, or the last one; empty before the first."""
+        """The running episode, or the last episode; empty before the first episode."""
         return self.order.episode_id
 
     @property
@@ -111,7 +111,7 @@ class EpisodeMonitor:
 
     @property
     def latest_id(self) -> str:
-        """The episode that runs now, or ran last; empty before the first."""
+        """The running episode, or the last episode; empty before the first episode."""
         return self.episode_id or self.order.ended_id
 
     @property
@@ -137,7 +137,7 @@ class EpisodeMonitor:
     # --- begin and end
 
     def start(self, episode_id: str, now: float, task: str = '') -> Verdict:
-        """Take the START of an episode of a task; the task is empty if unknown.
+        """Handle the START of an episode of a task; the task is empty if unknown.
 
         A START of the running episode does not begin a new episode, because START and steps use two
         topics and START can arrive after the first steps. If START has a different task, the
@@ -188,7 +188,7 @@ class EpisodeMonitor:
     def end_after_grace(
         self, episode_id: str, late_until: float = -math.inf, ended_at: int = 0
     ) -> bool:
-        """Take the END of the running episode whose last steps may still arrive.
+        """Handle the END of the running episode whose last steps may still arrive.
 
         Steps and events are two topics, so steps may be delivered after END. They are scored until
         `finish` is called at the end of the grace period, or until the next episode begins. During
@@ -230,15 +230,15 @@ class EpisodeMonitor:
         )
 
     def clock_ran_back(self) -> None:
-        """Accept stamps that are earlier than those of previous steps.
+        """Accept stamps that are earlier than the stamps of previous steps.
 
-        The running episode goes on. A step 0 with its id begins it again, as in a recording that is
-        played in a loop.
+        The running episode goes on. A step 0 with the id of this episode begins the episode again,
+        as in a recording that is played in a loop.
         """
         self.order.accept_earlier_stamps()
 
     def take_thresholds(self, thresholds: Thresholds) -> None:
-        """Compare the next episode, and those after it, with other thresholds."""
+        """Compare the next episode, and all later episodes, with other thresholds."""
         self.next_thresholds = thresholds
         if not self.running:
             self._use_next_thresholds()
@@ -312,7 +312,7 @@ class EpisodeMonitor:
         return replace(result, problem=place.problem) if place.problem else result
 
     def continue_without(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
-        """Take a step of the running episode whose message cannot be read; None if it is ignored.
+        """Handle a step of the running episode whose message cannot be read; None if it is ignored.
 
         Parameters
         ----------
@@ -342,7 +342,7 @@ class EpisodeMonitor:
         return place
 
     def _off_order(self, place: Place, step_id: StepId, now: float) -> StepResult | None:
-        """Return the result of a step that is not the next one; None if it is ignored."""
+        """Return the result of a step that is not the next step; None if it is ignored."""
         if place.placement is Placement.REPEATED:
             self.counts.repeated += 1
             self.alarms.repeated()

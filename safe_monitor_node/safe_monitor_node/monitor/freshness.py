@@ -36,7 +36,7 @@ class Freshness:
         self._step = 0
 
     def take(self, step: int, age: float | None) -> None:
-        """Take a step and its age."""
+        """Handle a step and its age."""
         self._step, self.age = step, age
 
     def forget(self) -> None:
@@ -44,7 +44,7 @@ class Freshness:
         self.age = None
 
     def applied_to(self, verdict: Verdict) -> Verdict:
-        """Return the verdict, or STALE if it is not about the present."""
+        """Return the verdict, or STALE if the last step is too old or the clock has a problem."""
         if verdict.state in _LASTING:
             return verdict
         reason = self.clock_problem
@@ -55,7 +55,7 @@ class Freshness:
         return Verdict(AlarmState.STALE, reason, verdict.step, math.nan, math.nan)
 
     def _old(self) -> str:
-        """Return that the last step was too old; empty if it was not."""
+        """Return the reason why the last step is too old; empty if it is not too old."""
         if self.age is None or not 0.0 < self.max_age < self.age:
             return ''
         cause = (

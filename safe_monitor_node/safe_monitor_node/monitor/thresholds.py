@@ -228,7 +228,7 @@ class AdaptiveThresholds(Thresholds):
             self.use(task)
 
     def begin(self, episode_id: str) -> None:
-        """Begin to keep what an update by this episode needs."""
+        """Start to store the data that an update by this episode needs."""
         self._feedback.begin(episode_id)
 
     def scored(self, index: int, score: float) -> None:

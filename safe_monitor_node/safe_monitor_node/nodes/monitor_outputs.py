@@ -38,8 +38,8 @@ HALTING = (FailureAlarm.ADVICE_STOP, FailureAlarm.ADVICE_BACKTRACK, FailureAlarm
 class MonitorOutputs:
     """Publishers of a monitor node.
 
-    ``/diagnostics`` comes in every lifecycle state, above all after a failed configure. The others
-    exist from configure to cleanup.
+    ``/diagnostics`` is published in every lifecycle state, because it shows why a configure failed.
+    The other publishers exist from configure to cleanup.
     """
 
     def __init__(self, node: MonitorNode) -> None:
@@ -65,7 +65,7 @@ class MonitorOutputs:
             )
 
     def close(self) -> None:
-        """Destroy them, also if only some of them exist."""
+        """Destroy the publishers, also if only some publishers exist."""
         while self._open:
             self._node.destroy_lifecycle_publisher(self._open.popitem()[1])
         self._published = ()
@@ -109,8 +109,8 @@ class MonitorOutputs:
     def announce_inactive(self) -> None:
         """Publish that the node becomes inactive: no state is known from now on.
 
-        The latched alarm must not stay NOMINAL. A robot that was stopped stays stopped: the last
-        ``safe/stop`` and the advice remain as they were.
+        The last message on ``safe/alarm`` is latched and must not say NOMINAL. A robot that was
+        stopped stays stopped: the last ``safe/stop`` and the last advice do not change.
         """
         session = self._node.session
         if session is None:

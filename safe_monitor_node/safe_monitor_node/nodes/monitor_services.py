@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class MonitorServices:
     """``~/reset``, ``~/load_detector`` and ``~/label_episode``, in every lifecycle state.
 
-    Every error is reported to the caller. None ends the node.
+    Every error is reported to the caller. No error ends the node.
     """
 
     def __init__(self, node: MonitorNode) -> None:

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read and print; returns the exit status, 1 if some episodes cannot be read."""
+    """Print what a source holds. Return the exit status, 1 if some episodes cannot be read."""
     from safe_monitor_node.storage.detector_folder import describe, is_detector_folder
     from safe_training.recordings.describe import info
 

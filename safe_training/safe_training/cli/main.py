@@ -37,7 +37,7 @@ class VerbModule(Protocol):
         """Add the options of the verb, without slow imports."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run the verb; returns the exit status."""
+        """Run the verb and return the exit status."""
 
 
 VERBS = {
@@ -59,7 +59,7 @@ VERBS = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = words[0] if words and words[0] in VERBS else ''
     program = f'safe_training {verb}'.strip()
@@ -129,7 +129,7 @@ def _file_error(error: OSError) -> str:
 
 
 def _failed(program: str, reason: object, status: int) -> int:
-    """Print why a command failed on standard error; returns the exit status."""
+    """Print on standard error why a command failed. Return the exit status."""
     print(f'{program}: {reason}', file=sys.stderr)
     return status
 

@@ -32,7 +32,7 @@ _DEFAULT = Protocol()
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add SET and how to read it."""
+    """Add the argument SET, and the options that say how to read SET."""
     parser.add_argument(
         'set', metavar='SET', help='rollout set, or any source that `convert` reads'
     )

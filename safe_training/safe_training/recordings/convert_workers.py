@@ -50,7 +50,7 @@ def add_episodes(
     Parameters
     ----------
     jobs : int
-        Number of processes that may work at the same time; 1 works in this process.
+        Number of processes that may work at the same time. With 1, only this process works.
 
     Raises
     ------
@@ -200,7 +200,7 @@ class _Worker:
         )
 
     def convert(self, number: int) -> Result:
-        """Convert one episode in the process; raises the error of the process."""
+        """Convert one episode in the process, and raise the error of the process if it fails."""
         assert self._process.stdout is not None
         self._send({'number': number})
         line = self._process.stdout.readline()

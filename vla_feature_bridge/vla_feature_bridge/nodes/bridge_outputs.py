@@ -103,7 +103,7 @@ class SourceOutputs:
         return sorted(found)
 
     def publish_step(self, step: PolicyStep) -> None:
-        """Publish a step, and its executed chunk if somebody subscribes to chunks.
+        """Publish a step, and its executed chunk if a node subscribes to chunks.
 
         Raises
         ------
@@ -129,7 +129,7 @@ class SourceOutputs:
         OutputError
             The name cannot be part of a topic, or the source has too many images.
         ImageError
-            The array is no image.
+            The array is not an image.
         """
         message = image_to_message(array, stamp)
         if name not in self._images:

@@ -146,7 +146,7 @@ def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Remove the features from the arrays of a file; returns them and their lengths.
+    """Remove the features from the arrays of a file and return them and their lengths.
 
     The lengths are those of the first raw axis at each step; None if all steps have the same.
 
@@ -197,7 +197,7 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
 
 
 def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tuple[int, int]:
-    """Write one file; returns its size [bytes] and the CRC-32 of its header."""
+    """Write one file and return its size [bytes] and the CRC-32 of its header."""
     for name, array in arrays.items():
         if array.dtype not in _DTYPE_NAMES:
             raise RolloutSetError(

@@ -364,7 +364,7 @@ def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
 def _features(
     file: Path, states: list[np.ndarray] | np.ndarray, spec: FeatureSpec
 ) -> tuple[np.ndarray, np.ndarray | None, FeatureSpec]:
-    """Return features, lengths and feature; pools step by step, without a copy of the episode."""
+    """Return features, lengths and feature. Pool step by step, without a copy of the episode."""
     if not spec.pooled and isinstance(states, np.ndarray):
         StepFeatures(spec, 'hidden states', 1).add(file, 0, states[0])
         bad = first_not_finite(states)

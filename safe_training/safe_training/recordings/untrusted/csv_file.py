@@ -96,7 +96,7 @@ def number_column(
     Raises
     ------
     DumpError
-        A cell is missing or is no number; the message names row and column.
+        A cell is missing or is not a number; the message names row and column.
     """
     column = header.index(name)
     values = np.empty(len(rows))
