@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.good_runs import GoodRunsError, SeenScores
 from safe_monitor_node.detectors import Detector
 from vla_feature_bridge.pooling import FeatureSpec
 
@@ -38,6 +39,9 @@ class CalibratedDetector:
         was not loaded from a folder.
     action_space : str
         Name of the space of the actions that the detector was fitted on; empty if unknown.
+    seen_scores : SeenScores or None
+        Largest scores of the successes of the seen tasks, from which good runs of a new task make
+        its threshold; None if they are not stored.
     """
 
     detector: Detector
@@ -47,6 +51,7 @@ class CalibratedDetector:
     provenance: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = ''
     action_space: str = ''
+    seen_scores: SeenScores | None = None
 
     def action_problem(self, action_space: str) -> str:
         """Return why actions of this space do not match the detector; empty if they match.
@@ -60,6 +65,34 @@ class CalibratedDetector:
         return (
             f'expected actions in the space {self.action_space!r} that the detector was fitted on, '
             f'found actions in the space {action_space!r}'
+        )
+
+    @property
+    def known_tasks(self) -> frozenset[str]:
+        """Tasks that the detector was fitted on, and tasks that have a band of their own."""
+        seen = self.provenance.get('seen_tasks')
+        named = map(str, seen) if isinstance(seen, (list, tuple)) else ()
+        stored = () if self.seen_scores is None else self.seen_scores.largest
+        return frozenset({*named, *stored, *self.band.tasks})
+
+    def scores_for_good_runs(self) -> SeenScores:
+        """Return the scores that a threshold from good runs needs.
+
+        Raises
+        ------
+        GoodRunsError
+            The detector has no such scores.
+        """
+        if self.seen_scores is not None:
+            return self.seen_scores
+        reason = self.provenance.get('no_seen_scores')
+        raise GoodRunsError(
+            where=f'detector {self.detector.name}',
+            expected='the largest scores of the successes of the seen tasks, which a threshold '
+            'from good runs needs',
+            found=f'none ({reason})' if reason else 'none',
+            advice='fit the detector again with: python -m safe_training fit, on successes of at '
+            'least 2 seen tasks',
         )
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:

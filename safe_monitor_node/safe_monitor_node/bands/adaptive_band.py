@@ -67,26 +67,62 @@ class AdaptiveBand:
         self.alpha, self.adaptation_step = alpha, adaptation_step
         self.warning_alpha = max(alpha, warning_alpha)
         self.revision = 0
+        self._window = window
         self._row = band.row(alpha)
         self._shapes: dict[str, BandShape] = {}
         self._moving: dict[str, AdaptiveThreshold] = {}
         for task in ('', *band.tasks):
             if band.at(alpha, task).task != task:
                 continue  # such episodes use the band of all tasks
-            shape = (band.tasks[task] if task else band).shape
-            if shape is None:
-                raise AdaptationError(
-                    where=name_of(task),
-                    expected='center, width and nonconformities, which are needed to update the '
-                    'thresholds',
-                    found='only thresholds',
-                    advice='fit the detector again with this version of the software and '
-                    '--quantile finite_sample, or set adaptation_step to 0',
-                )
-            self._shapes[task] = shape
-            self._moving[task] = AdaptiveThreshold(
-                shape.nonconformity[self._row], alpha, adaptation_step, window=window
+            self._add(task, band.tasks[task] if task else band)
+        self._own = tuple(self._moving)
+
+    def _add(self, task: str, band: Band) -> None:
+        shape = band.shape
+        if shape is None:
+            raise AdaptationError(
+                where=name_of(task),
+                expected='center, width and nonconformities, which are needed to update the '
+                'thresholds',
+                found='only thresholds',
+                advice='fit the detector again with this version of the software and '
+                '--quantile finite_sample, or set adaptation_step to 0',
             )
+        self._shapes[task] = shape
+        self._moving[task] = AdaptiveThreshold(
+            shape.nonconformity[self._row], self.alpha, self.adaptation_step, window=self._window
+        )
+
+    def take_learned(self, bands: Mapping[str, Band]) -> set[str]:
+        """Use these bands of learned tasks, and no other learned tasks.
+
+        A learned task is a task that is not in the band of the detector folder. If its band is
+        already in use, its updates stay.
+
+        Parameters
+        ----------
+        bands : mapping of task to Band
+            With the alphas and the length of the band.
+
+        Returns
+        -------
+        set of str
+            Tasks whose updates are lost, because their band changed or is not used any more.
+        """
+        usable = {task: band for task, band in bands.items() if band.at(self.alpha).can_alarm}
+        learned = [task for task in self._moving if task not in self._own]
+        lost = {
+            task
+            for task in learned
+            if task not in usable or usable[task].shape is not self._shapes[task]
+        }
+        for task in lost:
+            del self._moving[task], self._shapes[task]
+        for task, band in usable.items():
+            if task not in self._moving:
+                self._add(task, band)
+        self.revision += len(lost)
+        return lost
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -178,17 +214,18 @@ class AdaptiveBand:
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Restore the values that an earlier call of `state` returned.
 
-        The band must not have been updated before.
+        The band must not have been updated before. Learned tasks may be missing in the state.
 
         Raises
         ------
         AdaptationError
             The state does not belong to these bands. Do not use this object after this error.
         """
-        found = [entry['task'] for entry in state]
-        if found != list(self._moving):
+        learned = set(self._moving).difference(self._own)
+        found = [entry['task'] for entry in state if entry['task'] not in learned]
+        if found != list(self._own):
             raise AdaptationError(
-                expected=f'the updates of {", ".join(map(name_of, self._moving))}',
+                expected=f'the updates of {", ".join(map(name_of, self._own))}',
                 found=f'the updates of {", ".join(map(name_of, found)) or "no band"}',
             )
         for entry in state:

@@ -5,6 +5,7 @@ curves       promised rates and score curves, checked
 quantile     the conformal quantile
 functional   a threshold for each step
 constant     one threshold for all steps
+good_runs    largest scores of successes, for thresholds of new tasks
 kinds        one class for each kind of band: name, promise, ``calibrate``
 
 This subpackage does not depend on detectors: it imports only ``safe_monitor_node.bands``.

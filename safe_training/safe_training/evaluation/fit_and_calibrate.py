@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import safe_training.fitting  # noqa: F401  (registers the fitters)
@@ -13,6 +14,7 @@ from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import Detector, make_detector
 from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
 from safe_training.calibration.kinds import KINDS, BandRequest
+from safe_training.evaluation.good_runs import add_seen_scores
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.left_out import leave_one_task_out_scores
 from safe_training.evaluation.protocol import EvaluationError, Protocol, require_rollouts
@@ -120,12 +122,14 @@ def fit_and_calibrate(
     same rollouts.
     """
     fit_on(detector, rollouts, split, protocol, progress)
+    left_out = cache(lambda: left_out_successes(detector, rollouts, split, progress))
     if protocol.calibrate_on == 'loto':
-        successes = left_out_successes(detector, rollouts, split, progress)
+        successes = left_out()
     else:
         kept = [rollouts[i] for i in split.seen if not rollouts[i].failed]
         successes = held_out_successes(score_part(detector, kept, 'seen'), split)
-    return calibrated_detector(detector, successes, rollouts, split, protocol)
+    calibrated = calibrated_detector(detector, successes, rollouts, split, protocol)
+    return add_seen_scores(calibrated, left_out)
 
 
 def fit_on(
