@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +39,8 @@ FEWEST_TASKS = 2
 """Number of seen tasks that a threshold needs."""
 
 _SEED = 0
+
+Form = Literal['plain', 'shrunk']
 
 PROMISE = (
     'At most a share alpha of the next successes raises an alarm. This is an average over tasks '
@@ -74,6 +76,8 @@ class Shift:
     ----------
     k : int
         Number of good runs.
+    form : str
+        'plain' if B is 1 by choice, 'shrunk' if B comes from the spread of the seen tasks.
     mu : float
         Mean over the seen tasks of the mean largest score of the task.
     factor : float
@@ -85,15 +89,11 @@ class Shift:
     """
 
     k: int
+    form: Form
     mu: float
     factor: float
     differences: NDArray[np.float64]
     tasks: int
-
-    @property
-    def form(self) -> str:
-        """'plain' if B is 1 because k is large enough, otherwise 'shrunk'."""
-        return 'plain' if self.k >= DEFAULT_RUNS else 'shrunk'
 
     def center(self, mean: float) -> float:
         """Return ``mu + B (m - mu)`` for good runs with the mean largest score m."""
@@ -161,11 +161,17 @@ class SeenScores:
         noise = sigma2 * float(np.mean([1 / task.size for task in values]))
         return float(means.mean()), sigma2, max(0.0, float(means.var(ddof=1)) - noise)
 
-    def shift(self, k: int) -> Shift:
+    def shift(self, k: int, form: Form | None = None) -> Shift:
         """Return how k good runs shift the threshold of their task.
 
         From every seen task with more than k successes, k successes are drawn 15 times, with a
         fixed seed. Up to five other successes of the task are compared with them.
+
+        Parameters
+        ----------
+        k : int
+        form : {'plain', 'shrunk'}, optional
+            The default is 'plain' from k = 5 on, and 'shrunk' below.
 
         Raises
         ------
@@ -185,7 +191,8 @@ class SeenScores:
             )
         mu, sigma2, tau2 = self.spread()
         total = tau2 + sigma2 / k
-        factor = 1.0 if k >= DEFAULT_RUNS or total == 0.0 else tau2 / total
+        form = form or ('plain' if k >= DEFAULT_RUNS else 'shrunk')
+        factor = 1.0 if form == 'plain' or total == 0.0 else tau2 / total
         generator = np.random.default_rng(_SEED)
         used = [values for values in self.largest.values() if values.size > k]
         parts = []
@@ -194,7 +201,7 @@ class SeenScores:
             mean = drawn[:, :k].mean(axis=1, keepdims=True)
             others = drawn[:, k : k + OTHERS]
             parts.append((others - mu - factor * (mean - mu)).ravel())
-        return Shift(k, mu, factor, np.sort(np.concatenate(parts)), len(used))
+        return Shift(k, form, mu, factor, np.sort(np.concatenate(parts)), len(used))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the scores as JSON values for :meth:`from_dict`."""
