@@ -75,7 +75,7 @@ class AdaptiveBand:
             if band.at(alpha, task).task != task:
                 continue  # such episodes use the band of all tasks
             self._add(task, band.tasks[task] if task else band)
-        self._own = tuple(self._moving)
+        self._learned: dict[str, Band] = {}
 
     def _add(self, task: str, band: Band) -> None:
         shape = band.shape
@@ -110,19 +110,20 @@ class AdaptiveBand:
             Tasks whose updates are lost, because their band changed or is not used any more.
         """
         usable = {task: band for task, band in bands.items() if band.at(self.alpha).can_alarm}
-        learned = [task for task in self._moving if task not in self._own]
-        lost = {
-            task
-            for task in learned
-            if task not in usable or usable[task].shape is not self._shapes[task]
-        }
+        lost = {task for task, band in self._learned.items() if usable.get(task) is not band}
         for task in lost:
-            del self._moving[task], self._shapes[task]
+            del self._moving[task], self._shapes[task], self._learned[task]
         for task, band in usable.items():
-            if task not in self._moving:
+            if task not in self._learned:
                 self._add(task, band)
+                self._learned[task] = band
         self.revision += len(lost)
         return lost
+
+    def _runs(self, task: str) -> dict[str, Any]:
+        """Return the good runs of a learned task, which its updates belong to."""
+        band = self._learned.get(task)
+        return {} if band is None else {'runs': band.provenance['calibration_rollouts']}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -207,6 +208,7 @@ class AdaptiveBand:
                 'successes': moving.successes,
                 'false_alarms': moving.false_alarms,
                 'observed': list(moving.observed),
+                **self._runs(task),
             }
             for task, moving in self._moving.items()
         ]
@@ -214,21 +216,27 @@ class AdaptiveBand:
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Restore the values that an earlier call of `state` returned.
 
-        The band must not have been updated before. Learned tasks may be missing in the state.
+        The band must not have been updated before. Updates of a learned task are restored if the
+        same good runs have made its band.
 
         Raises
         ------
         AdaptationError
             The state does not belong to these bands. Do not use this object after this error.
         """
-        learned = set(self._moving).difference(self._own)
-        found = [entry['task'] for entry in state if entry['task'] not in learned]
-        if found != list(self._own):
+        learned = [entry for entry in state if 'runs' in entry]
+        own = [entry for entry in state if 'runs' not in entry]
+        found = [entry['task'] for entry in own]
+        expected = [task for task in self._moving if task not in self._learned]
+        if found != expected:
             raise AdaptationError(
-                expected=f'the updates of {", ".join(map(name_of, self._own))}',
+                expected=f'the updates of {", ".join(map(name_of, expected))}',
                 found=f'the updates of {", ".join(map(name_of, found)) or "no band"}',
             )
-        for entry in state:
+        own += [
+            entry for entry in learned if self._runs(entry['task']).get('runs') == entry['runs']
+        ]
+        for entry in own:
             self._moving[entry['task']].restore(
                 entry['level'], entry['successes'], entry['false_alarms'], entry['observed']
             )

@@ -160,7 +160,6 @@ def write_adaptation(
         'alpha': before.get('alpha'),
         'gamma': before.get('gamma'),
         'bands': before.get('bands', []),
-        'wanted_runs': before.get('wanted_runs', 0),
         'good_runs': before.get('good_runs', []),
     }
     if adaptation is not None:
@@ -170,7 +169,7 @@ def write_adaptation(
             'bands': adaptation.state(),
         }
     if good_runs is not None:
-        content |= {'wanted_runs': good_runs.wanted, 'good_runs': good_runs.state()}
+        content['good_runs'] = good_runs.state()
     text = with_checksum(content)
     try:
         # Do not create folders: the path can contain a typing error.
@@ -232,6 +231,10 @@ def read_adaptation(
     return content
 
 
+def _has_only_good_runs(content: Mapping[str, Any]) -> bool:
+    return content.get('version') != 1 and content.get('alpha') is None
+
+
 def _check_owner(
     path: Path,
     content: Mapping[str, Any],
@@ -242,7 +245,7 @@ def _check_owner(
         'weights_sha256': ('of the detector folder', calibrated.weights_sha256)
     }
     # A file that has only good runs belongs to no alpha.
-    if adaptation is not None and (content.get('version') == 1 or content.get('bands') != []):
+    if adaptation is not None and not _has_only_good_runs(content):
         expected['alpha'] = ('of the monitor', adaptation.alpha)
     for entry, (owner, value) in expected.items():
         if content.get(entry) != value:
@@ -258,13 +261,8 @@ def _restore(
     adaptation: AdaptiveBand, good_runs: GoodRunRecords | None, content: Mapping[str, Any]
 ) -> None:
     """Restore the updates: of the bands of the folder, and of the bands from good runs."""
-    bands = content['bands']
-    if content['version'] != 1 and bands == []:
+    if _has_only_good_runs(content):
         return
-    learned = {entry['task'] for entry in content.get('good_runs', [])}
-    if good_runs is not None and good_runs.wanted == content.get('wanted_runs'):
+    if good_runs is not None:
         adaptation.take_learned(good_runs.bands)
-    # The updates of a band from another number of good runs do not belong to the present band.
-    adaptation.restore(
-        [e for e in bands if e['task'] in adaptation.tasks or e['task'] not in learned]
-    )
+    adaptation.restore(content['bands'])

@@ -37,12 +37,14 @@ def realised(k, form, spread, seed=0):
     return rates
 
 
-@pytest.mark.parametrize('spread', [0.5, 2.0])
-@pytest.mark.parametrize('form', ['plain', 'shrunk'])
+# The plain form does not depend on the spread of the tasks.
+@pytest.mark.parametrize(('form', 'spread'), [('plain', 1.0), ('shrunk', 0.5), ('shrunk', 2.0)])
 @pytest.mark.parametrize('k', [1, 3, 5, 10])
+@pytest.mark.slow
 def test_the_rate_over_tasks_is_the_promised_rate(k, form, spread):
     rates = realised(k, form, spread)
     found, error = rates.mean(axis=0), rates.std(axis=0, ddof=1) / math.sqrt(RESAMPLINGS)
-    cells = ' '.join(f'{f:.3f}+-{1.96 * e:.3f}' for f, e in zip(found, error, strict=True))
-    print(f'\nk {k:2d} {form:6s} spread {spread:g}: {cells}', end='')
-    assert True
+    cells = [f'{f:.3f} +- {1.96 * e:.3f}' for f, e in zip(found, error, strict=True)]
+    print(f'\n| {k} | {form} | {spread:g} | {" | ".join(cells)} |', end='')
+    # 36 intervals at once: each has a confidence of 99.86 %, all together 95 %.
+    assert (np.abs(found - ALPHAS) < 3.2 * error).all()
