@@ -50,6 +50,17 @@ def begin(probe, episode, task=TASK):
     return probe.step(make_step(0, QUIET, episode))
 
 
+def restart(probe, monitor, run_monitor, **parameters):
+    """Stop the monitor, and start another one; returns when it listens."""
+    monitor.stop()
+    probe.spin_until(
+        lambda: probe.node.count_subscribers('vla/episode') == 0, 'the monitor has gone'
+    )
+    probe.stops.clear()
+    run_monitor(**parameters)
+    probe.wait_until_active()
+
+
 @pytest.mark.slow
 def test_a_new_task_has_its_own_threshold_after_five_good_runs_and_after_a_restart(
     probe, run_monitor, folder, tmp_path
@@ -74,12 +85,8 @@ def test_a_new_task_has_its_own_threshold_after_five_good_runs_and_after_a_resta
         'diagnostics show the good runs',
     )
     assert f"the band of task '{TASK}'" == probe.facts()['band']
-    first.stop()
     assert file.is_file()
-
-    probe.stops.clear()
-    run_monitor(**parameters)
-    probe.wait_until_active()
+    restart(probe, first, run_monitor, **parameters)
     assert begin(probe, 'seventh').threshold == learned(peaks)
     probe.end('seventh')
     # A label of an episode before the restart still counts.
@@ -102,8 +109,10 @@ def test_five_runs_of_which_one_is_relabelled_a_failure(probe, run_monitor, fold
     probe.event('e4', EpisodeEvent.KIND_LABEL, FAILURE, task='')
     quiet = begin(probe, 'e5')
     assert quiet.state == FailureScore.STATE_WARNING
+    probe.spin_until(
+        lambda: 'learning, 4 of 5' in probe.alarms[-1].reason, 'the state of the step arrives'
+    )
     assert probe.alarms[-1].episode_id == 'e5'
-    assert 'learning, 4 of 5' in probe.alarms[-1].reason
     assert probe.alarms[-1].advice == FailureAlarm.ADVICE_ASK
     probe.spin_until(lambda: probe.stops[-1], 'the advice stops the robot')
     # The label of the next success arrives while a later episode runs: it changes the text only.
@@ -125,10 +134,7 @@ def test_known_tasks_and_good_runs_0_change_nothing(probe, run_monitor, folder):
     assert begin(probe, 'a', 'pour').state == FailureScore.STATE_NOMINAL
     probe.end('a', SUCCESS)
     assert probe.step(make_step(0, QUIET, 'without a task')).state == FailureScore.STATE_NOMINAL
-    first.stop()
-    probe.stops.clear()
-    run_monitor(detector_folder=str(folder), good_runs=0)
-    probe.wait_until_active()
+    restart(probe, first, run_monitor, detector_folder=str(folder), good_runs=0)
     assert begin(probe, 'b').state == FailureScore.STATE_NOMINAL
     probe.spin_until(lambda: 'good runs' in probe.facts(), 'diagnostics arrive')
     assert probe.facts()['good runs'] == 'off: the parameter good_runs is 0'

@@ -272,7 +272,7 @@ def good_runs_band(
         'mean_of_good_runs': mean,
         'seen_tasks': shift.tasks,
         'calibration_rollouts': [run.episode_id for run in runs],
-        'largest_scores': [run.largest for run in runs],
+        'largest_scores': [float(run.largest) for run in runs],
         'alphas': alphas.tolist(),
         'max_steps': like.length,
     }
