@@ -56,8 +56,14 @@ def restart(probe, monitor, run_monitor, **parameters):
     probe.spin_until(
         lambda: probe.node.count_subscribers('vla/episode') == 0, 'the monitor has gone'
     )
-    probe.stops.clear()
     run_monitor(**parameters)
+    # Messages of the first monitor may still be on their way. It has had episodes.
+    probe.spin_until(
+        lambda: (
+            probe.facts().get('episodes') == '0' and 'no episode is running' in probe.status.message
+        ),
+        'the new monitor is active',
+    )
     probe.wait_until_active()
 
 

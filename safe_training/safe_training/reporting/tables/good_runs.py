@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,7 +25,7 @@ LEGEND = (
     'Without: the band of all tasks. With: the threshold from good runs, drawn '
     f'{DRAWS} times from the successes of the task; the good runs are not judged. T_det: step of '
     'the first alarm as a share of the length of the failure, 100 without alarm. The last rows are '
-    'the mean and the largest value over tasks. The promise is an average over tasks and runs that '
+    'the mean and the largest value over the tasks that have both numbers. The promise is an average over tasks and runs that '
     'are drawn alike.'
 )
 _COLUMNS = (
@@ -94,15 +94,19 @@ def _table(
         for task, (splits, rates) in tasks.items()
     ]
     for name, summary in (('mean over tasks', _mean), ('largest', _largest)):
-        rates = {
-            rate: (
-                summary([rates[rate][0] for _, rates in tasks.values()]),
-                summary([rates[rate][1] for _, rates in tasks.values()]),
-            )
-            for rate in _RATES
-        }
-        rows.append(TableRow((Cell(name), Cell(''), *_cells(rates))))
+        rows.append(TableRow((Cell(name), Cell(''), *_cells(_over_tasks(tasks, summary)))))
     return ResultTable(title, _COLUMNS, tuple(rows), notes)
+
+
+def _over_tasks(
+    tasks: dict[str, tuple[int, Rates]], summary: Callable[[Sequence[float]], float]
+) -> Rates:
+    """Return the rates over the tasks that have both, so that the two can be compared."""
+    found: Rates = {}
+    for name in _RATES:
+        pairs = [rates[name] for _, rates in tasks.values() if np.isfinite(rates[name]).all()]
+        found[name] = summary([pair[0] for pair in pairs]), summary([pair[1] for pair in pairs])
+    return found
 
 
 def _largest(values: Sequence[float]) -> float:
