@@ -69,9 +69,12 @@ class CalibratedDetector:
 
     @property
     def known_tasks(self) -> frozenset[str]:
-        """Tasks that the detector was fitted on, and tasks that have a band of their own."""
-        seen = self.provenance.get('seen_tasks')
-        named = map(str, seen) if isinstance(seen, (list, tuple)) else ()
+        """Tasks that the detector was fitted on, and tasks that have a band of their own.
+
+        Tasks that the detector was fitted on are also known by their instructions.
+        """
+        lists = (self.provenance.get(name) for name in ('seen_tasks', 'seen_instructions'))
+        named = (str(task) for tasks in lists if isinstance(tasks, list) for task in tasks)
         stored = () if self.seen_scores is None else self.seen_scores.largest
         return frozenset({*named, *stored, *self.band.tasks})
 

@@ -119,11 +119,12 @@ def rollouts(rollout_folder: Path) -> RolloutSet:
 def quiet(rollouts: RolloutSet, mlp_folder: Path) -> Callable[..., PolicyStep]:
     """Return steps that SAFE-MLP scores as nominal, for any t: ``quiet(t, episode='e')``."""
     loaded = load_detector(mlp_folder)
+    # An unknown task is never nominal: the monitor would be learning it.
+    known = list(itertools.islice((r for r in rollouts if r.task in loaded.known_tasks), 60))
     margins = [
-        (loaded.detector.score(r) - loaded.band.at(0.2).upper[: len(r)]).max()
-        for r in rollouts.select(range(60))
+        (loaded.detector.score(r) - loaded.band.at(0.2).upper[: len(r)]).max() for r in known
     ]
-    rollout = rollouts[int(np.argmin(margins))]
+    rollout = known[int(np.argmin(margins))]
 
     def step(t: int, episode: str = 'e') -> PolicyStep:
         made = rollout.step(min(t, len(rollout) - 1))

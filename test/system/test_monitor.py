@@ -33,6 +33,8 @@ def alarming(rollouts, mlp_folder):
     loaded = load_detector(mlp_folder)
     threshold = loaded.band.at(0.2)
     for rollout in rollouts:
+        if rollout.task not in loaded.known_tasks:
+            continue
         step = threshold.first_crossing(loaded.detector.score(rollout))
         if step is not None and 2 <= step < len(rollout) - 3:
             return rollout, step

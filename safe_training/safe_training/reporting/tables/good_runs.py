@@ -25,8 +25,8 @@ LEGEND = (
     'Without: the band of all tasks. With: the threshold from good runs, drawn '
     f'{DRAWS} times from the successes of the task; the good runs are not judged. T_det: step of '
     'the first alarm as a share of the length of the failure, 100 without alarm. The last rows are '
-    'the mean and the largest value over the tasks that have both numbers. The promise is an average over tasks and runs that '
-    'are drawn alike.'
+    'the mean and the largest value over the tasks that have both numbers. The promise is an '
+    'average over tasks and runs that are drawn alike.'
 )
 _COLUMNS = (
     *name_columns('task'),
