@@ -12,7 +12,7 @@ from vla_feature_bridge.errors import SafeError
 
 # Kinds of bands in which the threshold never increases with alpha. The kind max_deviation is not in
 # this list: its shape depends on alpha, so that the thresholds of two alphas can cross.
-ORDERED_KINDS = ('functional_constant', 'functional_std')
+ORDERED_KINDS = ('functional_constant', 'functional_std', 'good_runs')
 
 SHAPE = ('center', 'width', 'nonconformity')
 """Names of the arrays of a band's shape."""

@@ -15,16 +15,12 @@ from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
+from safe_monitor_node.monitor.good_runs import make_thresholds
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.step_checks import StepChecks
 from safe_monitor_node.monitor.step_order import Place, Placement, StepOrder, shown
 from safe_monitor_node.monitor.steps import Counts, StepId, StepResult
-from safe_monitor_node.monitor.thresholds import (
-    AdaptiveThresholds,
-    CalibratedThresholds,
-    MonitorError,
-    Thresholds,
-)
+from safe_monitor_node.monitor.thresholds import MonitorError, Thresholds
 from vla_feature_bridge.pooling import PoolingError
 from vla_feature_bridge.step import PolicyStep
 
@@ -49,6 +45,9 @@ class EpisodeMonitor:
     config : AlarmConfig, optional
     adaptation_step : float
         Step size of the threshold updates by labelled successes; 0 disables the updates.
+    good_runs : int
+        Number of labelled successes that give a new task its own threshold; 0: never. Nothing is
+        learned if the detector has no scores for it.
 
     Attributes
     ----------
@@ -79,12 +78,11 @@ class EpisodeMonitor:
         warning_alpha: float = 0.0,
         config: AlarmConfig | None = None,
         adaptation_step: float = 0.0,
+        good_runs: int = 0,
     ) -> None:
         self.calibrated = calibrated
-        self.thresholds: Thresholds = (
-            AdaptiveThresholds(calibrated, alpha, warning_alpha, adaptation_step)
-            if adaptation_step > 0.0
-            else CalibratedThresholds(calibrated, alpha, warning_alpha)
+        self.thresholds = make_thresholds(
+            calibrated, alpha, warning_alpha, adaptation_step, good_runs
         )
         self.next_thresholds: Thresholds | None = None
         self.alarms = AlarmStateMachine(config)
@@ -245,7 +243,8 @@ class EpisodeMonitor:
 
     def _use_next_thresholds(self) -> None:
         if self.next_thresholds is not None:
-            self.thresholds, self.next_thresholds = self.next_thresholds, None
+            self.thresholds = self.thresholds.succeeded_by(self.next_thresholds)
+            self.next_thresholds = None
 
     def abandon(self) -> Verdict:
         """Forget the running episode, for example because the monitor is deactivated."""
@@ -258,8 +257,12 @@ class EpisodeMonitor:
     def take_over(self, previous: EpisodeMonitor) -> None:
         """Take the last episode, the counts and a held alarm of a monitor with another detector.
 
-        The label feedback is not taken, because it belongs to scores of the other detector.
+        The label feedback is not taken, because it belongs to scores of the other detector. Good
+        runs are taken if it is the same detector.
         """
+        sha256 = self.calibrated.weights_sha256
+        if sha256 and sha256 == previous.calibrated.weights_sha256:
+            self.thresholds.take_over(previous.thresholds)
         self.order.take_over(previous.order)
         self.alarms.period = previous.alarms.period
         self.alarms.hold(previous.alarms)

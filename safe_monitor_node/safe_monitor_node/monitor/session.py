@@ -13,6 +13,7 @@ from dataclasses import replace
 from safe_monitor_node.monitor.alarm import Verdict
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.freshness import Freshness
+from safe_monitor_node.monitor.good_runs import while_learning, why_no_good_runs
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
 from safe_monitor_node.monitor.remarks import Remarks
@@ -89,21 +90,29 @@ class MonitorSession:
         path = self.settings.adaptation_file
         if not path:
             return None
-        if self.monitor.adaptation is None:
+        monitor, good_runs = self.monitor, self.monitor.thresholds.good_runs
+        if monitor.adaptation is None and good_runs is None:
+            why = why_no_good_runs(monitor.calibrated, self.settings.good_runs)
             raise MonitorError(
                 where='parameter adaptation_file',
                 expected='an empty text, because adaptation_step is 0 and labels do not change the '
                 'thresholds',
                 found=repr(path),
                 advice='set adaptation_step (for example to alpha / 10), or leave adaptation_file '
-                'empty',
+                f'empty; good runs are {why}',
             )
-        return AdaptationFile(path, self.monitor.calibrated, self.monitor.adaptation)
+        return AdaptationFile(path, monitor.calibrated, monitor.adaptation, good_runs)
 
     @property
     def verdict(self) -> Verdict:
         """The present verdict: of the monitor in use, if it is about the present."""
-        return self.freshness.applied_to(self.watch.applied_to(self.monitor.verdict))
+        verdict = while_learning(self.monitor.verdict, self.learning)
+        return self.freshness.applied_to(self.watch.applied_to(verdict))
+
+    @property
+    def learning(self) -> str:
+        """What is learned about the task of the running episode; empty if nothing."""
+        return self.monitor.thresholds.learning if self.monitor.running else ''
 
     @property
     def running_id(self) -> str | None:
@@ -205,7 +214,8 @@ class MonitorSession:
         self.first_problem = (
             self.monitor.alarms.history.cause or self.first_problem or result.problem
         )
-        return replace(result, verdict=self.freshness.applied_to(result.verdict))
+        verdict = while_learning(result.verdict, self.learning)
+        return replace(result, verdict=self.freshness.applied_to(verdict))
 
     def end(
         self,
@@ -313,14 +323,23 @@ class MonitorSession:
 
         Empty if there is no adaptation.
         """
-        if monitor.adaptation is None:
+        if monitor.adaptation is None and monitor.thresholds.good_runs is None:
             return ''
-        if self._file is None or self._file.belongs_to(monitor.calibrated, monitor.adaptation):
+        belongs = self._file is None or self._file.belongs_to(
+            monitor.calibrated, monitor.adaptation
+        )
+        if monitor.adaptation is None:
+            return '' if belongs else f'; {self._file_path} does not keep its good runs'
+        if belongs:
             return '; its adaptation starts from the calibrated thresholds'
         return (
             '; its adaptation starts from the calibrated thresholds and is only in memory: '
-            f'{self._file.path} belongs to the previous detector'
+            f'{self._file_path} belongs to the previous detector'
         )
+
+    @property
+    def _file_path(self) -> str:
+        return '' if self._file is None else str(self._file.path)
 
     def _take_next(self) -> None:
         if self._next is not None:
@@ -332,11 +351,11 @@ class MonitorSession:
         self.keep_adaptation()
         monitor.take_over(self.monitor)
         self.monitor = monitor
-        adaptation = monitor.adaptation
-        if self._file is None or adaptation is None:
+        adaptation, good_runs = monitor.adaptation, monitor.thresholds.good_runs
+        if self._file is None or (adaptation is None and good_runs is None):
             return
         if self._file.belongs_to(monitor.calibrated, adaptation):
-            self._file.start_anew(adaptation)
+            self._file.start_anew(adaptation, good_runs)
 
     # --- labels
 
@@ -345,6 +364,10 @@ class MonitorSession:
         effect = self.monitor.label(label.episode_id, label.success)
         self.keep_adaptation()
         return effect
+
+    def take_news(self) -> list[str]:
+        """Return what happened to good runs since the last call, one sentence each."""
+        return self.monitor.thresholds.take_news()
 
     def keep_adaptation(self) -> None:
         """Write the adaptation file if a file is set and the thresholds have changed."""
@@ -360,7 +383,8 @@ class MonitorSession:
     @property
     def adaptation_kept_in(self) -> str:
         """The adaptation file in use; empty if updates are kept in memory only."""
-        if self._file is None or not self._file.keeps(self.monitor.adaptation):
+        kept = self.monitor.adaptation, self.monitor.thresholds.good_runs
+        if self._file is None or not self._file.keeps(*kept):
             return ''
         return str(self._file.path)
 

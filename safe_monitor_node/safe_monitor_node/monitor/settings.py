@@ -26,6 +26,8 @@ class MonitorSettings:
     max_age : float
         If a step is older than this when it arrives, the state is STALE [s]. 0: the age is only
         reported.
+    good_runs : int
+        Same meaning as in :class:`EpisodeMonitor`.
     """
 
     alpha: float = 0.0
@@ -34,6 +36,7 @@ class MonitorSettings:
     adaptation_file: str = ''
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     max_age: float = 0.0
+    good_runs: int = 0
 
     def monitor_of(self, folder: str) -> EpisodeMonitor:
         """Return a new monitor with the detector of a folder.
@@ -56,6 +59,7 @@ class MonitorSettings:
             warning_alpha=self.warning_alpha,
             config=self.alarm,
             adaptation_step=self.adaptation_step,
+            good_runs=self.good_runs,
         )
 
     @property

@@ -10,6 +10,7 @@ import numpy as np
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.monitor.alarm import AlarmState
+from safe_monitor_node.monitor.good_runs import why_no_good_runs
 from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
 from vla_feature_bridge.nodes.levels import Finding, Level, most_severe, summarise
 
@@ -111,8 +112,10 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
         'last problem': session.problem,
         **_settings_facts(session),
     }
+    facts |= _good_runs_facts(session)
     if monitor.adaptation is not None:
         facts |= _adaptation_facts(monitor.adaptation, monitor.threshold.task)
+    if monitor.adaptation is not None or session.settings.adaptation_file:
         kept_in = session.adaptation_kept_in
         facts['adaptation file'] = (
             (session.file_problem or kept_in) if kept_in else 'none: updates are only in memory'
@@ -148,6 +151,22 @@ def _settings_facts(session: MonitorSession) -> dict[str, object]:
         upcoming.append('alpha {:g}, warning_alpha {:g}'.format(*rates))
     if upcoming:
         facts['at the next episode'] = ', '.join(upcoming)
+    return facts
+
+
+def _good_runs_facts(session: MonitorSession) -> dict[str, object]:
+    """Return what is learned about new tasks from good runs, and why nothing is."""
+    monitor = session.monitor
+    good_runs = monitor.thresholds.good_runs
+    if good_runs is None:
+        return {'good runs': why_no_good_runs(monitor.calibrated, session.settings.good_runs)}
+    facts: dict[str, object] = {'good runs': session.learning or 'not learning now'}
+    for task in good_runs.tasks:
+        count, band = good_runs.count(task), good_runs.bands.get(task)
+        text = f'{count} of {good_runs.wanted}'
+        if band is not None:
+            text += f'; threshold {band.at(monitor.threshold.alpha).at(0):.4g}'
+        facts[f'good runs of task {task!r}'] = text
     return facts
 
 

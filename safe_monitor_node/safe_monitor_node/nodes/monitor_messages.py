@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
@@ -167,10 +167,14 @@ def label_of(event: EpisodeEvent) -> EpisodeLabel:
     return EpisodeLabel(event.episode_id, OUTCOMES[event.outcome], stamp, event.reason)
 
 
-def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
+def label_sentence(
+    label: EpisodeLabel, effect: LabelEffect | None, news: Sequence[str] = ()
+) -> str:
     """Return a sentence about the effect of a label.
 
-    The effect None means that the label was only published.
+    The effect None means that the label was only published. ``news`` is what happened to good runs.
     """
     done = 'published, without an effect in this monitor' if effect is None else effect.value
+    if news:
+        done = '; '.join(news if effect is LabelEffect.OFF else (done, *news))
     return f'episode {shown(label.episode_id)}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

@@ -205,6 +205,8 @@ class MonitorNode(ManagedNode):
     def _log_remarks(self, session: MonitorSession) -> None:
         for text in session.remarks.take_new():
             self.get_logger().warning(text)
+        for text in session.take_news():
+            self.get_logger().info(text)
 
     def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
         session = self.session
@@ -242,6 +244,8 @@ class MonitorNode(ManagedNode):
 
     def _on_episode_ended(self) -> None:
         self._cancel_grace()
+        if self.session is not None:
+            self._log_remarks(self.session)
         self.outputs.announce()
 
     def _cancel_grace(self) -> None:
@@ -257,9 +261,9 @@ class MonitorNode(ManagedNode):
             return
         if event.kind == EpisodeEvent.KIND_LABEL and session.own_labels.take(label):
             return
-        effect = session.label(label)
-        if effect is not LabelEffect.OFF:
-            self.get_logger().info(label_sentence(label, effect))
+        effect, news = session.label(label), session.take_news()
+        if effect is not LabelEffect.OFF or news:
+            self.get_logger().info(label_sentence(label, effect, news))
             self.log_file_problem(session)
 
     def log_file_problem(self, session: MonitorSession) -> None:

@@ -77,6 +77,8 @@ class MonitorOutputs:
     def announce(self, step: PolicyStep | None = None) -> None:
         """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
 
+        They are also published if what is learned about the task is new.
+
         Parameters
         ----------
         step : PolicyStep, optional
@@ -88,7 +90,7 @@ class MonitorOutputs:
         verdict, advice = session.verdict, advice_of(self._node.values, session)
         # The cause of INVALID can become more precise with the next step.
         cause = session.monitor.alarms.history.cause if verdict.state == AlarmState.INVALID else ''
-        key = (verdict.state, session.running_id or '', advice, cause)
+        key = (verdict.state, session.running_id or '', advice, cause, session.learning)
         if key == self._published:
             return
         is_new = key[:2] != self._published[:2]

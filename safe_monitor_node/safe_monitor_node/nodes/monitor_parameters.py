@@ -6,6 +6,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from safe_monitor_node.bands.good_run_records import KEPT_RUNS
+from safe_monitor_node.bands.good_runs import DEFAULT_RUNS
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Latch
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
@@ -58,7 +60,24 @@ PARAMETERS = (
     Parameter(
         'adaptation_file',
         '',
-        'File that keeps the updates of the thresholds; empty keeps them in memory only.',
+        'File that keeps the updates of the thresholds and the good runs; empty keeps them in '
+        'memory only.',
+    ),
+    Parameter(
+        'good_runs',
+        DEFAULT_RUNS,
+        'Number of labelled successes of a task that the detector does not know, after which the '
+        'task has its own threshold; until then the monitor is learning, and its state is WARNING '
+        'instead of NOMINAL; 0: never; without effect if the detector folder has no data for it.',
+        0,
+        KEPT_RUNS,
+    ),
+    Parameter(
+        'learning_advice',
+        'none',
+        'Advice published while the monitor is learning a task and the state is WARNING.',
+        choices=tuple(ADVICE),
+        changes=AT_ONCE,
     ),
     Parameter(
         'alarm_k',
@@ -199,6 +218,7 @@ def settings_of(values: Any) -> MonitorSettings:
             latch=Latch(values.latch),
         ),
         max_age=values.max_age,
+        good_runs=values.good_runs,
     )
 
 
@@ -214,6 +234,8 @@ def advice_of(values: Any, session: MonitorSession) -> int:
     state = session.verdict.state
     if state == AlarmState.ALARM:
         return ADVICE[values.alarm_advice]
+    if state == AlarmState.WARNING and session.learning:
+        return ADVICE[values.learning_advice]
     blind = state in (AlarmState.STALE, AlarmState.INVALID) or not session.watch.knows
     unknown = state == AlarmState.UNKNOWN
     if (blind and values.stop_when_blind) or (unknown and values.stop_when_unknown):
@@ -225,6 +247,7 @@ def demands(values: Any) -> dict[str, object]:
     """Return what a person has chosen about advice and stop, for ``/diagnostics``."""
     return {
         'alarm_advice': values.alarm_advice,
+        'learning_advice': values.learning_advice,
         'stop_when_blind': str(values.stop_when_blind).lower(),
         'stop_when_unknown': str(values.stop_when_unknown).lower(),
     }

@@ -115,7 +115,8 @@ class MonitorServices:
             return label_sentence(label, None)
         session.own_labels.expect(label)
         self._labels.publish(event)
-        sentence = label_sentence(label, session.label(label))
+        effect = session.label(label)
+        sentence = label_sentence(label, effect, session.take_news())
         if not session.remarks.knows(episode_id):
             sentence += (
                 '; neither a START nor a step of this episode has come since the monitor was '

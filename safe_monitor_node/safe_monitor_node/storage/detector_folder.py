@@ -28,6 +28,8 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.good_runs import KIND as GOOD_RUNS
+from safe_monitor_node.bands.good_runs import GoodRunsError, SeenScores
 from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
@@ -143,6 +145,8 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
     }
     if calibrated.probability is not None:
         content['probability'] = calibrated.probability.to_dict()
+    if calibrated.seen_scores is not None:
+        content['good_runs'] = calibrated.seen_scores.to_dict()
     try:
         return weights, with_checksum(content)
     except (TypeError, ValueError) as error:
@@ -230,7 +234,10 @@ def _load(folder: Path) -> CalibratedDetector:
             raise DetectorError(
                 where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
             )
-    except (PoolingError, DetectorError, BandError) as error:
+        # Folders of 0.1, and folders with successes of one task only, do not have the entry.
+        stored = content.get('good_runs')
+        seen_scores = None if stored is None else SeenScores.from_dict(stored)
+    except (PoolingError, DetectorError, BandError, GoodRunsError) as error:
         raise DetectorFolderError(f'{path}: {error}') from error
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DetectorFolderError(
@@ -250,7 +257,15 @@ def _load(folder: Path) -> CalibratedDetector:
         )
     sha256 = str(content['weights_sha256'])
     return CalibratedDetector(
-        detector, feature, band, alpha, provenance, sha256, action_space, probability
+        detector,
+        feature,
+        band,
+        alpha,
+        provenance,
+        sha256,
+        action_space,
+        probability,
+        seen_scores,
     )
 
 
@@ -338,7 +353,30 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
             'median_steps': probability.median_steps,
         },
         'provenance': calibrated.provenance,
+        'good_runs': _describe_good_runs(calibrated),
     }
+
+
+def _describe_good_runs(calibrated: CalibratedDetector) -> dict[str, Any]:
+    """Return what good runs of a new task can use, and the thresholds that they made."""
+    seen = calibrated.seen_scores
+    return {
+        'seen_tasks': {} if seen is None else {t: v.size for t, v in seen.largest.items()},
+        'largest_k': 0 if seen is None else seen.most_runs,
+        'tasks': {
+            task: {
+                'threshold': _finite(band.at(calibrated.alpha).at(0)),
+                'k': band.provenance.get('k'),
+                'promise': band.provenance.get('promise'),
+            }
+            for task, band in calibrated.band.tasks.items()
+            if band.kind == GOOD_RUNS
+        },
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def is_detector_folder(path: str | os.PathLike[str]) -> bool:

@@ -148,6 +148,7 @@ def test_the_facts_without_adaptation(folder):
         'stale after [s]': '2 (learned: no period is known yet)',
         'max_age [s]': '0',
         'age of the last step [s]': 'unknown',
+        'good runs': 'off: the parameter good_runs is 0',
         'latency p50 [ms]': '2.000',
         'latency p99 [ms]': '2.000',
     }

@@ -45,6 +45,7 @@ VERBS = {
     'convert': Verb('convert', 'turn any source into a rollout set or a rosbag2 recording'),
     'label': Verb('label', 'set the outcomes of episodes of a recording or a rollout set'),
     'fit': Verb('fit', 'fit a detector and calibrate its band'),
+    'calibrate': Verb('calibrate', 'give new tasks thresholds from a few successes of each task'),
     'evaluate': Verb('evaluate', 'fit, calibrate and judge detectors over many task splits'),
     'judge': Verb('judge', 'judge a detector folder on a set: scores, alarms and tables'),
     'compare-bands': Verb(
