@@ -282,9 +282,9 @@ def stacked_signals(rollout: Rollout, names: Sequence[str], detector: str) -> np
     for name in names:
         if name not in rollout.signals:
             raise missing_signal(where, name, detector, rollout.signals, _ADD_SIGNAL)
-    if not names:
-        return np.zeros((len(rollout), 0))
-    values = np.stack([np.asarray(rollout.signals[n], dtype=np.float64) for n in names], axis=1)
+    values = np.empty((len(rollout), len(names)))
+    for column, name in enumerate(names):
+        values[:, column] = rollout.signals[name]
     if not np.isfinite(values).all():
         step, signal = np.argwhere(~np.isfinite(values))[0]
         raise StepError(

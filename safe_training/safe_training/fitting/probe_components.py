@@ -154,7 +154,9 @@ class TaskMoments:
         self._sums = sums or {number: TaskSums.of(flat[task == number]) for number in numbers}
         self._task = task
         self._mean, self._deviation, self._standard = _standardised(flat)
-        self._products = np.sum([self._sums[number].products for number in numbers], axis=0)
+        self._products = self._sums[numbers[0]].products.copy()
+        for number in numbers[1:]:
+            self._products += self._sums[number].products
 
     @staticmethod
     def pay(steps: int, width: int, tasks: int, count: int) -> bool:

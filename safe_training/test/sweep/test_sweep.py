@@ -101,7 +101,10 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     splits = choose_splits(rollouts, HELD_OUT_PROTOCOL, [0, 1])
     for name, params in alone:
         text = json.dumps(params, sort_keys=True)
-        for row in evaluate([name], rollouts, splits, params={name: params}):
+        rows = evaluate(
+            [name], rollouts, splits, params={name: params}, protocol=HELD_OUT_PROTOCOL
+        )
+        for row in rows:
             values = found[name, text, row.split, row.part]
             for metric, value in row.values.items():
                 if metric != 'fit_seconds':
@@ -304,7 +307,7 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
         r for r in everything if r.task.startswith(('door-', 'drawer-', 'window'))
     )
     splits = choose_splits(doors, HELD_OUT_PROTOCOL, [0, 1])
-    alone = evaluate(['mahalanobis'], doors, splits)
+    alone = evaluate(['mahalanobis'], doors, splits, protocol=HELD_OUT_PROTOCOL)
     values = {
         (r.split, r.part): r.values
         for r in found
