@@ -51,7 +51,7 @@ class LiveEpisode:
         Outcome in the END event.
     steps : list of int
         Step index of each score received, in order of arrival.
-    scores, thresholds, latencies : list of float
+    scores, thresholds, probabilities, latencies : list of float
         One for each step received; latency as the monitor measured it [s].
     alarm_step : int or None
         Step of the first ALARM on ``safe/alarm``.
@@ -64,6 +64,7 @@ class LiveEpisode:
     steps: list[int] = field(default_factory=list)
     scores: list[float] = field(default_factory=list)
     thresholds: list[float] = field(default_factory=list)
+    probabilities: list[float] = field(default_factory=list)
     latencies: list[float] = field(default_factory=list)
     alarm_step: int | None = None
     ended: bool = False
@@ -197,6 +198,7 @@ class Observer:
         episode.steps.append(message.step)
         episode.scores.append(message.score)
         episode.thresholds.append(message.threshold)
+        episode.probabilities.append(message.probability)
         episode.latencies.append(message.latency)
 
     def _on_alarm(self, message: FailureAlarm) -> None:

@@ -24,6 +24,7 @@ def test_scores_and_alarms_of_24_rollouts(
     # Every 31st rollout: all tasks, both outcomes, seen and unseen.
     chosen = {rollouts.episode_ids[i]: rollouts[i] for i in range(0, len(rollouts), 31)}
     assert len(chosen) >= 24
+    assert loaded.probability is not None
     assert {r.failed for r in chosen.values()} == {True, False}
 
     live = play_live(rollout_folder, folder, list(chosen), logs=tmp_path, frequency=100.0, gap=0.15)
@@ -36,6 +37,8 @@ def test_scores_and_alarms_of_24_rollouts(
         )
         np.testing.assert_allclose(episode.scores, offline, rtol=0, atol=1e-5)
         np.testing.assert_allclose(episode.thresholds, threshold.upper[: len(rollout)], rtol=1e-6)
+        given = loaded.probability.along(offline)
+        np.testing.assert_allclose(episode.probabilities, given, rtol=0, atol=1e-4)
         assert episode.alarm_step == threshold.first_crossing(offline), episode.episode_id
         assert episode.success == rollout.success
         assert episode.ended

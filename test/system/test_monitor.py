@@ -56,7 +56,8 @@ def test_an_alarm_is_latched_advises_to_stop_and_ends_with_the_episode(
         score = probe.step(rollout.step(t))
         assert score.alarm == (t >= alarm_step)
         assert score.margin == pytest.approx(score.score - score.threshold, abs=1e-6)
-        assert np.isnan(score.probability), 'a mean over the steps so far is no probability'
+        given = load_detector(mlp_folder).probability_at(score.score, t)
+        assert score.probability == pytest.approx(given, abs=1e-4)
         assert 0 < score.latency < 1
     probe.spin_until(lambda: probe.stops[-1], 'safe/stop is true')
     alarm = probe.alarms[-1]
