@@ -353,25 +353,33 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
             'median_steps': probability.median_steps,
         },
         'provenance': calibrated.provenance,
-        'good_runs': _describe_good_runs(calibrated),
+        **_describe_good_runs(calibrated),
     }
 
 
 def _describe_good_runs(calibrated: CalibratedDetector) -> dict[str, Any]:
-    """Return what good runs of a new task can use, and the thresholds that they made."""
+    """Return what good runs of a new task can use, and the thresholds that they made.
+
+    Empty if the folder has no scores for good runs.
+    """
     seen = calibrated.seen_scores
+    if seen is None:
+        return {}
+    tasks = {
+        task: {
+            'threshold': _finite(band.at(calibrated.alpha).at(0)),
+            'k': band.provenance.get('k'),
+            'promise': band.provenance.get('promise'),
+        }
+        for task, band in calibrated.band.tasks.items()
+        if band.kind == GOOD_RUNS
+    }
     return {
-        'seen_tasks': {} if seen is None else {t: v.size for t, v in seen.largest.items()},
-        'largest_k': 0 if seen is None else seen.most_runs,
-        'tasks': {
-            task: {
-                'threshold': _finite(band.at(calibrated.alpha).at(0)),
-                'k': band.provenance.get('k'),
-                'promise': band.provenance.get('promise'),
-            }
-            for task, band in calibrated.band.tasks.items()
-            if band.kind == GOOD_RUNS
-        },
+        'good_runs': {
+            'seen_tasks': {task: values.size for task, values in seen.largest.items()},
+            'largest_k': seen.most_runs,
+            'tasks': tasks,
+        }
     }
 
 

@@ -83,13 +83,15 @@ def _print_info(found: dict[str, Any]) -> None:
 
 def _good_runs_pairs(found: dict[str, Any]) -> dict[str, str]:
     """Return what a detector folder says about good runs, and the promise of each threshold."""
-    described = found['good_runs']
+    described = found.get('good_runs')
+    if described is None:
+        return {
+            'good_runs': 'no scores for thresholds of new tasks: fit the detector again to get them'
+        }
     seen = described['seen_tasks']
     text = (
-        f'a new task can get a threshold from 1 to {described["largest_k"]} good runs '
+        f'a new task can get a threshold from at most {described["largest_k"]} good runs '
         f'({len(seen)} seen tasks with {sum(seen.values())} successes)'
-        if seen
-        else 'no scores for thresholds of new tasks: fit the detector again to get them'
     )
     pairs = {'good_runs': text}
     for task, made in described['tasks'].items():
