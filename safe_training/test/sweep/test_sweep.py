@@ -101,9 +101,7 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     splits = choose_splits(rollouts, HELD_OUT_PROTOCOL, [0, 1])
     for name, params in alone:
         text = json.dumps(params, sort_keys=True)
-        rows = evaluate(
-            [name], rollouts, splits, params={name: params}, protocol=HELD_OUT_PROTOCOL
-        )
+        rows = evaluate([name], rollouts, splits, params={name: params}, protocol=HELD_OUT_PROTOCOL)
         for row in rows:
             values = found[name, text, row.split, row.part]
             for metric, value in row.values.items():
