@@ -73,7 +73,7 @@ def test_the_level_follows_the_state(session):
 
 def test_a_file_that_cannot_be_written_is_a_warning_while_all_else_is_well(session):
     play(session, 0, 0.1)
-    session.file_problem = 'updates.json: no more room'
+    session.ensemble.slots[0].file_problem = 'updates.json: no more room'
     assert diagnose(session, True, '') == (
         Level.WARN,
         'NOMINAL, but updates.json: no more room',
@@ -144,6 +144,7 @@ def test_the_facts_without_adaptation(folder):
         'first problem': '',
         'last problem': '',
         'alarm_k of alarm_n': '1 of 1',
+        'warning_steps': 1,
         'latch': 'episode',
         'stale after [s]': '2 (learned: no period is known yet)',
         'max_age [s]': '0',
