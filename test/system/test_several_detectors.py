@@ -189,7 +189,9 @@ def test_one_of_the_detectors_is_replaced_and_labels_reach_both(
     assert pair.scores['uncertain'][-1].threshold > 1.0, 'it has had a false alarm'
     assert probe.scores[-1].threshold <= 0.9 + 1e-6, 'the other detector has not'
     probe.spin_until(
-        lambda: 'false alarms 1 of 1' in probe.facts()['uncertain: adaptation of the band of all tasks'],
+        lambda: (
+            'false alarms 1 of 1' in probe.facts()['uncertain: adaptation of the band of all tasks']
+        ),
         'the adaptation of each is diagnosed',
     )
     assert 'false alarms 0 of 1' in probe.facts()['adaptation of the band of all tasks']

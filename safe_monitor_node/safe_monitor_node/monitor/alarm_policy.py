@@ -17,7 +17,7 @@ parameters say. The robot is stopped (``safe/stop``) while the advice is STOP, B
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -115,41 +115,44 @@ class AdviceTable:
         The advice in the state ALARM if no row fits.
     stop_when_blind, stop_when_unknown : bool
         Whether the advice is at least STOP in the states STALE and INVALID, and in UNKNOWN.
+    needs_margin : bool
+        Whether a row depends on the margin.
     """
 
     rows: tuple[Row, ...] = ()
     alarm_advice: Advice = Advice.STOP
     stop_when_blind: bool = True
     stop_when_unknown: bool = False
-    _by_state: Mapping[AlarmState, tuple[Row, ...]] = field(init=False, repr=False, compare=False)
+    needs_margin: bool = field(init=False, compare=False)
+    # By the value of the state, because this is looked up at every step.
+    _rows: list[tuple[Row, ...]] = field(init=False, repr=False, compare=False)
+    _stops: list[bool] = field(init=False, repr=False, compare=False)
+    _base: list[Advice] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         """Check the table as a whole."""
         refuse(self._problems())
-        by_state = {
-            state: tuple(row for row in reversed(self.rows) if row.state == state)
-            for state in AlarmState
-        }
-        object.__setattr__(self, '_by_state', by_state)
-
-    @property
-    def needs_margin(self) -> bool:
-        """Whether a row depends on the margin."""
-        return any(row.margin != -math.inf for row in self.rows)
-
-    def row(self, now: Situation) -> Row | None:
-        """Return the row that gives the advice; None if no row fits."""
-        return next((row for row in self._by_state[now.state] if row.fits(now)), None)
+        needs_margin = any(row.margin != -math.inf for row in self.rows)
+        last_first = self.rows[::-1]
+        rows = [tuple(row for row in last_first if row.state == state) for state in AlarmState]
+        base = [Advice.NONE] * len(AlarmState)
+        base[AlarmState.ALARM] = self.alarm_advice
+        object.__setattr__(self, 'needs_margin', needs_margin)
+        object.__setattr__(self, '_rows', rows)
+        object.__setattr__(self, '_stops', [self._demands_stop(state) for state in AlarmState])
+        object.__setattr__(self, '_base', base)
 
     def advice(self, now: Situation) -> Advice:
         """Return the advice for the present situation."""
-        halts = self._demands_stop(now.state) or (not now.known and self.stop_when_blind)
-        row = self.row(now)
-        if row is not None:
-            advice = row.advice
-        else:
-            advice = self.alarm_advice if now.state == AlarmState.ALARM else Advice.NONE
-        return Advice.STOP if halts and not advice.halts else advice
+        state = now.state
+        advice = self._base[state]
+        for row in self._rows[state]:
+            if row.fits(now):
+                advice = row.advice
+                break
+        if self._stops[state] or (not now.known and self.stop_when_blind):
+            return advice if advice.halts else Advice.STOP
+        return advice
 
     def _demands_stop(self, state: AlarmState) -> bool:
         if state in (AlarmState.STALE, AlarmState.INVALID):

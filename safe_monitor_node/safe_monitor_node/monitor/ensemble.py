@@ -39,6 +39,8 @@ class Ensemble:
     Attributes
     ----------
     slots : tuple of DetectorSlot
+    lead : EpisodeMonitor
+        The monitor of the first detector.
     names : tuple of str
     rule : Rule
         The rule of the running episode.
@@ -55,6 +57,7 @@ class Ensemble:
 
     def __init__(self, slots: Sequence[DetectorSlot], settings: MonitorSettings) -> None:
         self.slots = tuple(slots)
+        self.lead = self.slots[0].monitor
         self.names = tuple(slot.name for slot in slots)
         self.several = len(self.slots) > 1
         self.results: tuple[StepResult, ...] = ()
@@ -74,11 +77,6 @@ class Ensemble:
         return Rule.parse(settings.rule, self.names)
 
     # --- what it says
-
-    @property
-    def lead(self) -> EpisodeMonitor:
-        """The monitor of the first detector."""
-        return self.slots[0].monitor
 
     @property
     def monitors(self) -> list[EpisodeMonitor]:
@@ -300,6 +298,11 @@ class Ensemble:
         """Use the detectors that wait for the next episode."""
         for slot in self.slots:
             slot.take_next()
+        self._replaced()
+
+    def _replaced(self) -> None:
+        # A plain attribute, because every step reads it several times.
+        self.lead = self.slots[0].monitor
         if self.several:
             self._update()
 
@@ -314,8 +317,7 @@ class Ensemble:
         latest = {other.name: other.monitors[-1].calibrated for other in self.slots}
         check_features({**latest, slot.name: monitor.calibrated})
         answer = slot.replace(monitor, folder)
-        if self.several:
-            self._update()
+        self._replaced()
         return answer
 
 

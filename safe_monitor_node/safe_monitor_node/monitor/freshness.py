@@ -58,7 +58,8 @@ class Freshness:
 
     def applied_to_result(self, result: StepResult) -> StepResult:
         """Return the result of a step with such a verdict."""
-        return replace(result, verdict=self.applied_to(result.verdict))
+        verdict = self.applied_to(result.verdict)
+        return result if verdict is result.verdict else replace(result, verdict=verdict)
 
     def _old(self) -> str:
         """Return that the last step was too old; empty if it was not."""

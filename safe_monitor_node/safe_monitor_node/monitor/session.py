@@ -89,7 +89,7 @@ class MonitorSession:
     @property
     def monitor(self) -> EpisodeMonitor:
         """The monitor in use, of the first detector; it knows the episode and its steps."""
-        return self.ensemble.slots[0].monitor
+        return self.ensemble.lead
 
     @property
     def folder(self) -> str:
@@ -192,10 +192,11 @@ class MonitorSession:
         if result is None:
             self.remarks.repeated(step_id.episode_id, step_id.index, now)
             return None
-        if step_id.episode_id == self.running_id:
+        monitor = self.monitor
+        if monitor.running and step_id.episode_id == monitor.episode_id:
             self.remarks.stepped(step_id.episode_id, now)
             self.freshness.take(step_id.index, age)
-            if self.monitor.order.changed_at == step_id.index:
+            if monitor.order.changed_at == step_id.index:
                 self.remarks.publisher_changed(step_id.episode_id, step_id.index, now)
         if result.problem:
             self.problem = result.problem

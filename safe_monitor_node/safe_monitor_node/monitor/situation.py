@@ -65,16 +65,17 @@ class Situation:
             Whether an ALARM lasts beyond its episode (latch RESET). Then it keeps its age and task.
         """
         self.known = known
-        same = episode == self._episode or (held and state == AlarmState.ALARM)
-        if self._began is None or state != self.state or not same:
+        same = episode == self._episode
+        lasts = state == self.state and (same or (held and state == AlarmState.ALARM))
+        if self._began is None or not lasts:
             self.forget()
-            self.state, self._began, self._episode = state, now, episode
+            self.state, self._began, self._episode, same = state, now, episode, True
         elif stepped:
             self.steps += 1
-        if episode == self._episode:
+        if same:
             # START can arrive after the first steps, and change the task.
             self.task = task
-        self.seconds = now - self._began if self._began is not None else 0.0
+        self.seconds = now - self._began
 
     def take_margins(self, margins: Mapping[str, float]) -> None:
         """Take score minus threshold of each detector at the present step."""
