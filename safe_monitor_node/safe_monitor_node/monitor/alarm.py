@@ -134,6 +134,7 @@ class Verdict:
     threshold: float
 
 
+RESET_BY_REQUEST = 'the alarm was reset by request'
 NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math.nan)
 
 
@@ -266,7 +267,7 @@ class AlarmStateMachine:
             else:
                 self.verdict = Verdict(
                     AlarmState.UNKNOWN,
-                    'the alarm was reset by request',
+                    RESET_BY_REQUEST,
                     last.step,
                     last.score,
                     last.threshold,

@@ -13,7 +13,15 @@ from itertools import combinations
 from typing import Any
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_monitor_node.monitor.alarm import NOTHING, SCORED, AlarmState, Latch, Verdict, held
+from safe_monitor_node.monitor.alarm import (
+    NOTHING,
+    RESET_BY_REQUEST,
+    SCORED,
+    AlarmState,
+    Latch,
+    Verdict,
+    held,
+)
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.rules import Rule, checked_names
@@ -65,6 +73,8 @@ class Ensemble:
         self.rule = self.next_rule = self._rule_of(settings)
         self._verdict = NOTHING
         self._alarm: Verdict | None = None
+        # Whether an alarm was reset after the last step.
+        self._was_reset = False
         # The detector that the verdict is about, and the first one that cannot judge the episode.
         self._decisive = 0
         self._broken: int | None = None
@@ -157,6 +167,7 @@ class Ensemble:
 
     def reset(self) -> None:
         """Clear a latched alarm, and those of the detectors."""
+        self._was_reset |= self._verdict.state == AlarmState.ALARM
         self._alarm = None
         self._each(EpisodeMonitor.reset)
 
@@ -188,7 +199,7 @@ class Ensemble:
             self._update()
             return None
         self.results = tuple(result for result in results if result is not None)
-        self._step = step_id.index
+        self._step, self._was_reset = step_id.index, False
         self._update()
         problems = [result.problem for result in self.results]
         first = next((i for i, problem in enumerate(problems) if problem), None)
@@ -207,7 +218,7 @@ class Ensemble:
         episode = (self.lead.counts.episodes, self.lead.running)
         if episode != self._episode:
             self._episode, self._broken, self._step = episode, None, 0
-            self.results = ()
+            self.results, self._was_reset = (), False
             self._alarm, self.rule = self._held_alarm(), self.next_rule
         monitors = self.monitors
         if self._broken is None:
@@ -216,6 +227,9 @@ class Ensemble:
         verdicts = [monitor.verdict for monitor in monitors]
         if self._alarm is None:
             self._judge(verdicts, [monitor.alarms.raised_at for monitor in monitors])
+            if self._was_reset and self._verdict.state in SCORED:
+                unknown = AlarmState.UNKNOWN
+                self._verdict = replace(self._verdict, state=unknown, reason=RESET_BY_REQUEST)
         else:
             own = verdicts[self._decisive]
             self._verdict = self._alarm

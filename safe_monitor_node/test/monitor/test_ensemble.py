@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from signal_detectors import HIGH, LOW, RAISED, WARNING_ALPHA, save_signal_detector, signal_step
 
@@ -419,3 +420,45 @@ def test_advice_follows_state_persistence_margin_and_task(folders):
     live.session.start('b', live.now, 'wipe')
     live.begin('b')
     assert advice(HIGH, HIGH) == Advice.NONE
+
+
+@pytest.mark.parametrize('rule', ['any', 'all', 'all within 1 step'])
+@pytest.mark.parametrize('latch', Latch)
+def test_two_equal_detectors_are_one_detector(tmp_path, rule, latch):
+    """Random episodes with alarms, unreadable and missing steps, resets, silence and ends."""
+    folder = str(save_signal_detector(tmp_path / 'one', NAMES[0]))
+    alarm = AlarmConfig(k=2, n=3, warning_steps=2, latch=latch)
+    two = MonitorSession(folder, settings_of([folder, folder], rule, alarm=alarm))
+    one = MonitorSession(folder, MonitorSettings(warning_alpha=WARNING_ALPHA, alarm=alarm))
+    rng = np.random.default_rng(0)
+    seen, now = set(), 100.0
+    for session in (one, two):
+        session.activate(now)
+    for episode in map(str, range(60)):
+        index = 0
+        for _ in range(rng.integers(1, 12)):
+            now += 1.0
+            happens = rng.choice(
+                ['step', 'unreadable', 'missing', 'reset', 'silence'],
+                p=[0.82, 0.04, 0.02, 0.06, 0.06],
+            )
+            score = rng.choice([LOW, RAISED, HIGH], p=[0.6, 0.2, 0.2])
+            index += happens == 'missing'
+            for session in (one, two):
+                if happens == 'reset':
+                    session.reset()
+                elif happens == 'silence':
+                    session.tick(now + 40.0)
+                elif happens == 'unreadable':
+                    session.refuse(StepId(episode, index, 0), 'unreadable', now)
+                else:
+                    session.step(signal_step(index, episode, {NAMES[0]: score}), now)
+            index += happens not in ('reset', 'silence')
+            assert two.verdict.state == one.verdict.state, (episode, index, happens)
+            seen.add(one.verdict.state)
+        if rng.random() < 0.7:
+            for session in (one, two):
+                session.end(episode, now)
+                session.finish_episode()
+        assert two.verdict.state == one.verdict.state
+    assert seen == set(AlarmState)
