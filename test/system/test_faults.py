@@ -748,11 +748,12 @@ def pair(processes, tmp_path_factory, domains) -> Iterator[FaultBench]:
         detector_names=list(PAIR),
         detector_rule='all',
     )
+    # Other tests of this module start processes in its domain while this monitor runs.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv('ROS_DOMAIN_ID', str(domains()))
         made = FaultBench(monitor, processes, pair_step, pair_step)
-        yield made
-        made.close()
+    yield made
+    made.close()
 
 
 @pytest.mark.parametrize('fault', PAIR_FAULTS, ids=lambda fault: fault.name)
