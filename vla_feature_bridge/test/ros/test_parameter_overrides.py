@@ -87,7 +87,7 @@ def test_texts_with_a_colon_without_quotes_are_refused(check, tmp_path, rows):
     path = tmp_path / 'params.yaml'
     path.write_text(f'/**:\n  ros__parameters:\n    rows: {rows}\n')
     with pytest.raises(
-        ParameterError, match="found a value of 'rows.WARNING.*is in quotes: 'A: B'"
+        ParameterError, match=r"'rows\.WARNING.* put each text with a colon in quotes"
     ):
         check('--params-file', str(path))
 

@@ -49,8 +49,8 @@ def check_overrides(node: Node) -> str:
                 where=f'parameters of {node.get_fully_qualified_name()}',
                 expected=f'a value of {parent!r}',
                 found=f'a value of {name!r}, a name below it',
-                advice=f'write the value of {parent!r} in one line. In YAML, a text with a colon '
-                "is in quotes: 'A: B'",
+                advice="put each text with a colon in quotes, such as 'A: B', because YAML reads a "
+                'name and a value otherwise',
             )
         nearest = _nearest(name, known, _MISSPELT)
         if nearest:
