@@ -117,6 +117,8 @@ class AdviceTable:
         Whether the advice is at least STOP in the states STALE and INVALID, and in UNKNOWN.
     needs_margin : bool
         Whether a row depends on the margin.
+    tasks : frozenset of str
+        The tasks that have rows of their own.
     """
 
     rows: tuple[Row, ...] = ()
@@ -124,6 +126,7 @@ class AdviceTable:
     stop_when_blind: bool = True
     stop_when_unknown: bool = False
     needs_margin: bool = field(init=False, compare=False)
+    tasks: frozenset[str] = field(init=False, compare=False)
     # By the value of the state, because this is looked up at every step.
     _rows: list[tuple[Row, ...]] = field(init=False, repr=False, compare=False)
     _stops: list[bool] = field(init=False, repr=False, compare=False)
@@ -138,6 +141,8 @@ class AdviceTable:
         base = [Advice.NONE] * len(AlarmState)
         base[AlarmState.ALARM] = self.alarm_advice
         object.__setattr__(self, 'needs_margin', needs_margin)
+        tasks = frozenset(row.task for row in self.rows if row.task is not None)
+        object.__setattr__(self, 'tasks', tasks)
         object.__setattr__(self, '_rows', rows)
         object.__setattr__(self, '_stops', [self._demands_stop(state) for state in AlarmState])
         object.__setattr__(self, '_base', base)

@@ -45,6 +45,8 @@ class MonitorSession:
         The detectors and their alarm.
     situation : Situation
         What the table of advice judges.
+    tasks : set of str
+        The tasks of the table of advice that had an episode.
     freshness : Freshness
         The age of the last step, and the ROS clock.
     watch : StartOfWatch
@@ -84,6 +86,7 @@ class MonitorSession:
         self._on_end = on_end
         self.own_labels = OwnLabels()
         self.situation = Situation()
+        self.tasks: set[str] = set()
         self.ensemble = make_ensemble(folder, settings)
 
     @property
@@ -287,6 +290,9 @@ class MonitorSession:
             stepped=stepped,
             held=self.settings.alarm.latch is Latch.RESET,
         )
+        if table.tasks:
+            self.tasks.add(' '.join(monitor.task.split()))
+            self.tasks &= table.tasks
         if table.needs_margin:
             self.situation.take_margins(self.ensemble.margins())
         return table.advice(self.situation)

@@ -129,6 +129,8 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
             facts[f'detector {slot.name}'] = _described(slot)
         for slot in ensemble.slots[1:]:
             facts |= _adaptation_facts(slot, f'{slot.name}: ')
+    if unseen := session.settings.advice.tasks - session.tasks:
+        facts['tasks of alarm_policy without an episode'] = ', '.join(sorted(unseen))
     if session.latencies:
         p50, p99 = np.percentile(session.latencies, (50, 99)) * 1e3
         facts |= {'latency p50 [ms]': f'{p50:.3f}', 'latency p99 [ms]': f'{p99:.3f}'}
