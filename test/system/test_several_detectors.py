@@ -22,6 +22,8 @@ from signal_detectors import (
 )
 
 from safe_bringup.live import Process
+from safe_monitor_node.monitor.rules import Rule
+from safe_monitor_node.nodes.monitor_parameters import PARAMETERS
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
 
 NAMES = ('unfamiliar', 'uncertain')
@@ -272,6 +274,14 @@ def test_the_table_of_the_page_gives_its_advice_and_changes_at_run_time(
     until(FailureAlarm.ADVICE_SLOW, False)
     assert probe.set_parameters(alarm_policy=['']).successful
     until(FailureAlarm.ADVICE_STOP, True)
+
+
+def test_the_detectors_of_the_page_have_a_rule() -> None:
+    _, several = re.findall(r'^```yaml\n(.*?)^```$', PAGE.read_text(), re.DOTALL | re.MULTILINE)
+    given = yaml.safe_load(several)['/**/monitor']['ros__parameters']
+    assert set(given) <= {parameter.name for parameter in PARAMETERS}
+    rule = Rule.parse(given['detector_rule'], given['detector_names'])
+    assert (rule.needed, rule.window) == (1 + len(given['more_detectors']), 5)
 
 
 def test_advice_comes_with_time_and_task(
