@@ -462,3 +462,28 @@ def test_two_equal_detectors_are_one_detector(tmp_path, rule, latch):
                 session.finish_episode()
         assert two.verdict.state == one.verdict.state
     assert seen == set(AlarmState)
+
+
+def test_an_episode_from_before_the_monitor_was_active_is_invalid_until_its_step_0(folders):
+    live = Live(folders)
+    live.session.began_earlier('a', live.now, 'pour')
+    live.session.tick(live.now)
+    assert live.state == INVALID
+    assert live.reason.startswith("episode 'a' was running before the monitor was active")
+    assert live.states((LOW, LOW)) == [NOMINAL]
+    assert [monitor.task for monitor in live.session.ensemble.monitors] == ['pour', 'pour']
+    live.session.deactivate()
+    live.session.activate(live.now)
+    live.session.tick(live.now)
+    assert live.state == INVALID, 'the episode still runs'
+    assert live.states((LOW, HIGH)) == [INVALID], 'step 0 is missing for both'
+
+
+def test_a_recording_that_is_played_in_a_loop_begins_anew_for_all_detectors(folders):
+    live = Live(folders)
+    live.step(LOW, HIGH, stamp=5)
+    assert live.state == ALARM
+    live.session.clock_ran_back()
+    live.step(LOW, LOW, step=0, stamp=1)
+    assert live.state == NOMINAL
+    assert {monitor.counts.episodes for monitor in live.session.ensemble.monitors} == {2}
