@@ -34,6 +34,12 @@ def new_domain() -> int:
     return (base + next(_domains)) % 100 + 1
 
 
+@pytest.fixture(scope='session')
+def domains() -> Callable[[], int]:
+    """Return a function that returns a ROS domain that no other test of this run uses."""
+    return new_domain
+
+
 @pytest.fixture
 def own_domain(monkeypatch: pytest.MonkeyPatch) -> int:
     """Return a ROS domain that no other test of this run uses."""

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
+from safe_monitor_node.monitor.steps import StepResult
 
 _ANOTHER_TIME = 86400.0
 _LASTING = (AlarmState.ALARM, AlarmState.INVALID)
@@ -53,6 +55,11 @@ class Freshness:
         if not reason:
             return verdict
         return Verdict(AlarmState.STALE, reason, verdict.step, math.nan, math.nan)
+
+    def applied_to_result(self, result: StepResult) -> StepResult:
+        """Return the result of a step with such a verdict."""
+        verdict = self.applied_to(result.verdict)
+        return result if verdict is result.verdict else replace(result, verdict=verdict)
 
     def _old(self) -> str:
         """Return the reason why the last step is too old; empty if it is not too old."""
