@@ -345,13 +345,7 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
         'alpha': calibrated.alpha,
         'alphas': band.alphas.tolist(),
         'band': {'steps': band.length, **band.meta()},
-        'probability': probability
-        and {
-            'described': probability.described,
-            'rollouts': probability.rollouts,
-            'failures': probability.failures,
-            'median_steps': probability.median_steps,
-        },
+        **({} if probability is None else {'probability': _described(probability)}),
         'provenance': calibrated.provenance,
         **_describe_good_runs(calibrated),
     }
@@ -385,6 +379,11 @@ def _describe_good_runs(calibrated: CalibratedDetector) -> dict[str, Any]:
 
 def _finite(value: float) -> float | None:
     return value if np.isfinite(value) else None
+
+
+def _described(probability: ProbabilityMap) -> dict[str, Any]:
+    names = ('described', 'rollouts', 'failures', 'median_steps')
+    return {name: getattr(probability, name) for name in names}
 
 
 def is_detector_folder(path: str | os.PathLike[str]) -> bool:

@@ -27,8 +27,12 @@ from safe_monitor_node.bands.probability import (
 
 FEWEST = 5
 """With fewer failures or successes there is no map: it would be a guess."""
-# Strength of the penalty on squared slopes. The sum of all weights is the number of rollouts.
-_PENALTY = 0.1
+# Penalties on squared slopes; the sum of all weights is the number of rollouts. Time has a strong
+# one, because the length of a usual success is a poor guess on a new task. Steps much later than a
+# median success are left out: only failures run there, and they would decide the curve. The three
+# values were chosen on rollouts of pi0.5 and GR00T.
+_SCORE_PENALTY, _TIME_PENALTY = 0.1, 10.0
+_LAST_FITTED = 1.25
 _RANKS = 41
 
 
@@ -41,7 +45,7 @@ def fit_probability(
     """Return the map from score and step to the probability that the episode fails.
 
     The negative log-likelihood is minimised under the condition that no slope is negative, with a
-    penalty of half the sum of the squared slopes.
+    penalty on the squared slopes. Steps after 1.25 median success lengths of the task are left out.
 
     Parameters
     ----------
@@ -64,17 +68,20 @@ def fit_probability(
     medians = _success_medians(lengths, outcomes, tasks)
     usual = float(np.median(list(medians.values())))
     steps = np.concatenate([np.arange(1, n + 1) for n in lengths])
-    shares = steps / np.repeat([_median_of_others(medians, task, usual) for task in tasks], lengths)
-    weights = 1.0 / np.repeat([medians.get(task, usual) for task in tasks], lengths)
+    own = np.repeat([medians.get(task, usual) for task in tasks], lengths)
+    others = np.repeat([_median_of_others(medians, task, usual) for task in tasks], lengths)
+    used = steps <= _LAST_FITTED * own
+    shares = np.minimum(steps / others, LATEST)[used]
+    values = np.concatenate([np.asarray(curve, dtype=np.float64) for curve in scores])[used]
+    positive = np.repeat(outcomes, lengths)[used]
+    weights = 1.0 / own[used]
     weights *= len(lengths) / weights.sum()
-    values = np.concatenate([np.asarray(curve, dtype=np.float64) for curve in scores])
-    positive = np.repeat(outcomes, lengths)
     quantiles = _weighted_quantiles(values, weights)
     ranks = np.array([rank_in(quantiles, value) for value in values.tolist()])
-    rising = _bent(ranks, SCORE_BENDS)
-    late = _bent(np.minimum(shares, LATEST), TIME_BENDS)
-    both = _monotone_regression(np.column_stack([rising, late]), positive, weights)
-    clock = _monotone_regression(late, positive, weights)
+    rising, late = _bent(ranks, SCORE_BENDS), _bent(shares, TIME_BENDS)
+    penalties = [_SCORE_PENALTY] * len(SCORE_BENDS) + [_TIME_PENALTY] * len(TIME_BENDS)
+    both = _monotone_regression(np.column_stack([rising, late]), positive, weights, penalties)
+    clock = _monotone_regression(late, positive, weights, penalties[len(SCORE_BENDS) :])
     return ProbabilityMap(
         quantiles=tuple(quantiles),
         intercept=both[0],
@@ -122,20 +129,24 @@ def _bent(values: NDArray[np.float64], bends: Sequence[float]) -> NDArray[np.flo
 
 
 def _monotone_regression(
-    inputs: NDArray[np.float64], positive: NDArray[np.bool_], weights: NDArray[np.float64]
+    inputs: NDArray[np.float64],
+    positive: NDArray[np.bool_],
+    weights: NDArray[np.float64],
+    penalties: Sequence[float],
 ) -> tuple[float, ...]:
     """Return intercept and slopes >= 0 of a weighted logistic regression with an L2 penalty."""
     from scipy.optimize import minimize
 
     design = np.column_stack([np.ones(len(inputs)), inputs])
+    strength = np.array([0.0, *penalties])
     signs = np.where(positive, 1.0, -1.0)
 
     def loss(coefficients: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         margin = signs * (design @ coefficients)
-        slopes = np.concatenate([[0.0], coefficients[1:]])
-        value = (weights * np.logaddexp(0.0, -margin)).sum() + _PENALTY / 2 * (slopes @ slopes)
+        value = (weights * np.logaddexp(0.0, -margin)).sum()
+        value += (strength * coefficients**2).sum() / 2
         pull = -weights * signs / (1.0 + np.exp(np.clip(margin, -500, 500)))
-        return float(value), design.T @ pull + _PENALTY * slopes
+        return float(value), design.T @ pull + strength * coefficients
 
     share = float(np.average(positive, weights=weights))
     start = np.zeros(design.shape[1])
