@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The topics that the black box records, and its subscriptions to them as serialized messages."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.event_handler import SubscriptionEventCallbacks
+from rclpy.node import Node
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import Bool
+
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep
+from vla_feature_bridge.mcap_writer import Channel
+from vla_feature_bridge.ros.definitions import full_definition, offered_qos, type_hash
+from vla_feature_bridge.ros.message_types import type_name_of
+from vla_feature_bridge.ros.qos import (
+    ALARM_QOS,
+    DIAGNOSTICS_QOS,
+    EPISODE_QOS,
+    SCORE_QOS,
+    STEP_QOS,
+    STOP_QOS,
+)
+
+#: The black box may wait for the processor longer than the monitor.
+_DEPTH = 1000
+_KEPT_EVENTS = 200
+
+
+@dataclass(frozen=True)
+class RecordedTopic:
+    """A topic, its type, and the QoS with which a player publishes it again."""
+
+    name: str
+    kind: Any
+    qos: QoSProfile
+
+    @property
+    def latched(self) -> bool:
+        """Whether a late subscriber gets the last message."""
+        return bool(self.qos.durability == DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+TOPICS = (
+    RecordedTopic('vla/policy_step', PolicyStep, STEP_QOS),
+    RecordedTopic('vla/episode', EpisodeEvent, EPISODE_QOS),
+    RecordedTopic('safe/score', FailureScore, SCORE_QOS),
+    RecordedTopic('safe/alarm', FailureAlarm, ALARM_QOS),
+    RecordedTopic('safe/stop', Bool, STOP_QOS),
+    RecordedTopic('/diagnostics', DiagnosticArray, DIAGNOSTICS_QOS),
+)
+LATCHED = frozenset(number for number, topic in enumerate(TOPICS) if topic.latched)
+
+
+def channels_of(node: Node) -> list[Channel]:
+    """Return the topics with their full names and definitions, as a file describes them."""
+    return [
+        Channel(
+            node.resolve_topic_name(topic.name),
+            type_name_of(topic.kind),
+            full_definition(type_name_of(topic.kind)),
+            {
+                'offered_qos_profiles': offered_qos(topic.qos),
+                'topic_type_hash': type_hash(type_name_of(topic.kind)),
+            },
+        )
+        for topic in TOPICS
+    ]
+
+
+class RecordedTopics:
+    """Subscribes to all topics.
+
+    Events have two subscriptions, for publishers that keep their last messages and for those that
+    do not, as in the monitor. An event that both receive counts once.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    take : callable
+        Called with the position of the topic in :data:`TOPICS`, the serialized message, and the
+        time at which it was sent [ns of the system clock].
+    """
+
+    def __init__(self, node: Node, take: Callable[[int, bytes, int], None]) -> None:
+        self._node, self._take = node, take
+        self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
+        self._subscriptions: list[Any] = []
+        for number, topic in enumerate(TOPICS):
+            self._subscribe(number, topic, DurabilityPolicy.VOLATILE)
+            if topic.latched:
+                self._subscribe(number, topic, DurabilityPolicy.TRANSIENT_LOCAL)
+
+    def _subscribe(self, number: int, topic: RecordedTopic, durability: Any) -> None:
+        def on_message(data: bytes, info: dict[str, Any]) -> None:
+            if topic.latched and self._is_known(number, data, info):
+                return
+            self._take(number, data, int(info['source_timestamp']))
+
+        self._subscriptions.append(
+            self._node.create_subscription(
+                topic.kind,
+                topic.name,
+                on_message,
+                QoSProfile(depth=_DEPTH, reliability=topic.qos.reliability, durability=durability),
+                raw=True,
+                # A volatile publisher does not match the second subscription; that is no problem.
+                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: None),
+                qos_overriding_options=QoSOverridingOptions.with_default_policies()
+                if durability == DurabilityPolicy.VOLATILE
+                else None,
+            )
+        )
+
+    def _is_known(self, number: int, data: bytes, info: dict[str, Any]) -> bool:
+        key = (
+            number,
+            int(info['source_timestamp']),
+            int(info['publication_sequence_number']),
+            hash(data),
+        )
+        if key in self._seen:
+            return True
+        self._seen[key] = None
+        if len(self._seen) > _KEPT_EVENTS:
+            self._seen.popitem(last=False)
+        return False
+
+    def close(self) -> None:
+        """Destroy all subscriptions."""
+        while self._subscriptions:
+            self._node.destroy_subscription(self._subscriptions.pop())

@@ -1,0 +1,398 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks of one monitor process under load, with what is expected of it.
+
+* load: 1 kHz against a node that receives and discards, and the delay of an alarm at 100 Hz.
+* endurance: hours at 200 Hz: memory, losses, and scores that stay equal to the offline ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.context import Context
+from rclpy.executors import SingleThreadedExecutor
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from bench.load_peers import EPISODE_STEPS, features_of_episode
+from safe_bringup.live import Process
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors.base import Detector
+from safe_msgs.msg import FailureScore
+from vla_feature_bridge.pooling import FeatureSpec
+from vla_feature_bridge.rollout import Rollout
+
+WIDTH = 1024
+LAST = 1000
+"""Number of the last scores that are compared with the offline ones."""
+
+_TOLERANCE = 1e-5
+_P99_MS = 3.0
+_BLOCKS = 20
+_TICKS = os.sysconf('SC_CLK_TCK')
+_PAGE = os.sysconf('SC_PAGE_SIZE')
+
+Progress = Callable[[str], None]
+
+
+def quiet_folder(detector: Detector, folder: Path) -> Path:
+    """Write a detector whose band lies above every score: it never alarms."""
+    band = Band(
+        np.array([0.1]), np.full((1, EPISODE_STEPS), 1e6), kind='benchmark', n_calibration=0
+    )
+    return CalibratedDetector(detector, FeatureSpec('features', WIDTH), band, 0.1).save(folder)
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used [s]."""
+    fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
+    return (int(fields[11]) + int(fields[12])) / _TICKS
+
+
+def resident_bytes(pid: int) -> int:
+    """Return the resident memory of a process."""
+    return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * _PAGE
+
+
+class Facts:
+    """Listens to the diagnostics of the monitor, and to its scores if they are wanted."""
+
+    def __init__(self, scores: bool = False) -> None:
+        self._context = Context()
+        rclpy.init(context=self._context)
+        self._node = Node(
+            'bench_facts',
+            context=self._context,
+            start_parameter_services=False,
+            enable_rosout=False,
+        )
+        self._executor = SingleThreadedExecutor(context=self._context)
+        self._executor.add_node(self._node)
+        qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
+        self.facts: dict[str, str] = {}
+        self.scores: deque[tuple[str, int, float]] = deque(maxlen=LAST)
+        self.received = 0
+        self._node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, qos)
+        if scores:
+            self._node.create_subscription(FailureScore, 'safe/score', self._on_score, qos)
+
+    def _on_diagnostics(self, array: DiagnosticArray) -> None:
+        if 'failure monitor' in array.status[0].name:
+            self.facts = {pair.key: pair.value for pair in array.status[0].values}
+
+    def _on_score(self, score: FailureScore) -> None:
+        self.received += 1
+        self.scores.append((score.episode_id, score.step, score.score))
+
+    def spin(self, seconds: float) -> None:
+        """Listen for some time."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self._executor.spin_once(timeout_sec=left)
+
+    def number(self, name: str) -> int:
+        """Return a fact that is a number; 0 before the first diagnosis."""
+        return int(self.facts.get(name, '0'))
+
+    def close(self) -> None:
+        """End all subscriptions."""
+        self._executor.shutdown()
+        self._node.destroy_node()
+        rclpy.shutdown(context=self._context)
+
+
+@contextmanager
+def listening(scores: bool = False) -> Iterator[Facts]:
+    """Yield a listener."""
+    facts = Facts(scores)
+    try:
+        yield facts
+    finally:
+        facts.close()
+
+
+def start_peer(*arguments: object) -> subprocess.Popen[str]:
+    """Start one of the processes of ``bench.load_peers``."""
+    return subprocess.Popen(
+        [sys.executable, '-m', 'bench.load_peers', *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+
+
+def answer_of(peer: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return what a process printed at its end."""
+    output, _ = peer.communicate(timeout=60)
+    if peer.returncode != 0:
+        raise RuntimeError(f'a process of the benchmark ended with status {peer.returncode}')
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
+
+
+def stream_to(pid: int, frequency: float, seconds: float, facts: Facts | None) -> dict[str, Any]:
+    """Publish steps to one process; returns what was sent and the CPU time of the process."""
+    publisher = start_peer('publish', frequency, seconds, WIDTH)
+    before = cpu_seconds(pid)
+    while publisher.poll() is None:
+        if facts is None:
+            time.sleep(0.05)
+        else:
+            facts.spin(0.05)
+    sent = answer_of(publisher)
+    time.sleep(0.5)
+    return {**sent, 'cpu_seconds': cpu_seconds(pid) - before}
+
+
+def bench_throughput(seconds: float, detector: Detector, folder: Path) -> dict[str, Any]:
+    """Send 1 kHz to a node that discards, then to a monitor."""
+    peer = start_peer('discard')
+    try:
+        time.sleep(3.0)
+        discard = stream_to(peer.pid, 1000.0, seconds, None)
+        peer.send_signal(signal.SIGINT)
+        discard['received'] = answer_of(peer)['received']
+    finally:
+        peer.kill()
+    with listening() as facts, started_monitor(detector, folder, facts) as monitor:
+        judged = stream_to(monitor.pid, 1000.0, seconds, facts)
+        facts.spin(2.5)
+        judged['received'] = facts.number('steps scored')
+        judged['missing'] = facts.number('steps missing')
+        judged['invalid'] = facts.number('steps invalid')
+    return {
+        'seconds': seconds,
+        'discard': discard,
+        'monitor': judged,
+        'cpu_ratio': judged['cpu_seconds'] / max(discard['cpu_seconds'], 1e-9),
+        'failures': _failures_of_throughput(discard, judged),
+    }
+
+
+def _failures_of_throughput(discard: dict[str, Any], judged: dict[str, Any]) -> list[str]:
+    failures = []
+    for name, one in (('discard', discard), ('monitor', judged)):
+        rate = one['sent'] / one['seconds']
+        if rate < 990:
+            failures.append(f'{name}: the policy sent {rate:.0f} Hz, not 1000: a busy machine')
+        if lost := one['sent'] - one['received']:
+            failures.append(f'{name}: lost {lost} of {one["sent"]} steps')
+    if judged['invalid']:
+        failures.append(f'monitor: {judged["invalid"]} steps were INVALID')
+    return failures
+
+
+@contextmanager
+def started_monitor(detector: Detector, folder: Path, facts: Facts) -> Iterator[Process]:
+    """Run a monitor that never alarms; yields it when it is active."""
+    log = folder / 'monitor.log'
+    parameters = {
+        'detector_folder': quiet_folder(detector, folder / 'quiet'),
+        'max_identical_features': 0,
+    }
+    with Process('safe_monitor_node.nodes.monitor', parameters, log) as monitor:
+        deadline = time.monotonic() + 30
+        while facts.facts.get('state') is None:
+            if time.monotonic() > deadline:
+                raise monitor.fail('did not become active')
+            facts.spin(0.1)
+        yield monitor
+
+
+def bench_endurance(
+    minutes: float, frequency: float, detector: Detector, progress: Progress = lambda note: None
+) -> dict[str, Any]:
+    """Send steps for a long time; returns memory, losses, and the scores against the offline ones.
+
+    Parameters
+    ----------
+    minutes, frequency : float
+        How long, and how fast [Hz].
+    detector : Detector
+    progress : callable
+        Takes what is measured now.
+    """
+    with (
+        tempfile.TemporaryDirectory(prefix='safe_bench_') as folder,
+        listening(scores=True) as facts,
+        started_monitor(detector, Path(folder), facts) as monitor,
+    ):
+        publisher = start_peer('publish', frequency, minutes * 60, WIDTH)
+        before, began, samples = cpu_seconds(monitor.pid), time.monotonic(), []
+        while publisher.poll() is None:
+            facts.spin(1.0)
+            samples.append((time.monotonic() - began, resident_bytes(monitor.pid)))
+            progress(f'endurance: {samples[-1][0] / 60:.1f} of {minutes:g} min')
+        cpu = cpu_seconds(monitor.pid) - before
+        sent = answer_of(publisher)
+        facts.spin(2.5)
+        result = {
+            'minutes': minutes,
+            'frequency': frequency,
+            'sent': sent['sent'],
+            'scored': facts.number('steps scored'),
+            'missing': facts.number('steps missing'),
+            'invalid': facts.number('steps invalid'),
+            'heard': facts.received,
+            'cpu_percent': 100 * cpu / sent['seconds'],
+            'memory_mb': samples[-1][1] / 1e6,
+            **memory_slope(samples),
+            'largest_difference': largest_difference(list(facts.scores), detector),
+            'compared': len(facts.scores),
+        }
+    result['failures'] = _failures_of_endurance(result)
+    return result
+
+
+def memory_slope(samples: list[tuple[float, int]]) -> dict[str, float]:
+    """Return the slope of the resident memory and its standard error [MB/h].
+
+    The first fifth of the samples is warm-up. Neighbouring samples are not independent; therefore
+    the line is fitted to the means of 20 blocks.
+    """
+    kept = np.array(samples[len(samples) // 5 :], float)
+    blocks = np.array([block.mean(axis=0) for block in np.array_split(kept, _BLOCKS) if len(block)])
+    hours, megabytes = blocks[:, 0] / 3600, blocks[:, 1] / 1e6
+    centred = hours - hours.mean()
+    slope = float((centred * megabytes).sum() / (centred**2).sum())
+    rest = megabytes - megabytes.mean() - slope * centred
+    variance = float((rest**2).sum() / max(len(blocks) - 2, 1) / (centred**2).sum())
+    return {
+        'slope_mb_per_hour': slope,
+        'slope_error': variance**0.5,
+        'growth_mb': float(megabytes[-1] - megabytes[0]),
+    }
+
+
+def largest_difference(scores: list[tuple[str, int, float]], detector: Detector) -> float:
+    """Return the largest difference between live scores and offline scores of the same steps."""
+    offline: dict[str, np.ndarray] = {}
+    largest = 0.0
+    for episode, step, score in scores:
+        if episode not in offline:
+            features = features_of_episode(int(episode[1:]), WIDTH)
+            offline[episode] = detector.score(Rollout(features, task='bench'))
+        largest = max(largest, abs(float(offline[episode][step]) - score))
+    return largest
+
+
+def _failures_of_endurance(result: dict[str, Any]) -> list[str]:
+    failures = []
+    for name in ('scored', 'heard'):
+        if lost := result['sent'] - result[name]:
+            failures.append(f'{lost} of {result["sent"]} steps were not {name}')
+    if result['invalid']:
+        failures.append(f'{result["invalid"]} steps were INVALID')
+    if not result['largest_difference'] <= _TOLERANCE:
+        failures.append(
+            f'live and offline scores differ by {result["largest_difference"]:.2g}, '
+            f'more than {_TOLERANCE:g}'
+        )
+    slope, error = result['slope_mb_per_hour'], result['slope_error']
+    # A line through steps of single pages can be significant and small.
+    if slope > 2 * error and result['growth_mb'] > 0.5:
+        failures.append(f'the memory grows by {slope:.2f} +- {error:.2f} MB/h')
+    return failures
+
+
+def print_load(result: dict[str, Any]) -> None:
+    """Print the tables of load."""
+    table = Table(
+        'process',
+        'sent',
+        'lost',
+        'CPU [%]',
+        'CPU a step [ms]',
+        box=box.SIMPLE_HEAD,
+        title=f'1 kHz for {result["throughput"]["seconds"]:g} s, {WIDTH} features',
+    )
+    for name in ('discard', 'monitor'):
+        one = result['throughput'][name]
+        table.add_row(
+            name,
+            str(one['sent']),
+            str(one['sent'] - one['received']),
+            f'{100 * one["cpu_seconds"] / one["seconds"]:.0f}',
+            f'{1e3 * one["cpu_seconds"] / one["sent"]:.3f}',
+        )
+    console = Console(highlight=False, width=100)
+    console.print(table)
+    console.print(f'CPU of the monitor / CPU of discard: {result["throughput"]["cpu_ratio"]:.2f}')
+    delay = result['alarm']
+    table = Table(
+        'samples',
+        'p50 [ms]',
+        f'p99 [ms] (aim < {_P99_MS:g})',
+        "monitor's own p50",
+        "monitor's own p99",
+        box=box.SIMPLE_HEAD,
+        title='publish a step -> alarm received, at 100 Hz',
+    )
+    table.add_row(
+        str(delay['samples']),
+        *(f'{delay[key]:.2f}' for key in ('p50_ms', 'p99_ms', 'own_p50_ms', 'own_p99_ms')),
+    )
+    console.print(table)
+    _print_verdict(console, result['failures'])
+
+
+def failures_of_alarm(delay: dict[str, Any]) -> list[str]:
+    """Return what is not as expected of the delay of an alarm."""
+    if delay['p99_ms'] < _P99_MS:
+        return []
+    return [f'p99 from step to alarm is {delay["p99_ms"]:.2f} ms, not below {_P99_MS:g} ms']
+
+
+def print_endurance(result: dict[str, Any]) -> None:
+    """Print the table of endurance."""
+    table = Table(
+        'what',
+        'value',
+        box=box.SIMPLE_HEAD,
+        title=f'{result["minutes"]:g} min at {result["frequency"]:g} Hz, {WIDTH} features',
+    )
+    rows = {
+        'steps sent / scored / scores heard': (
+            f'{result["sent"]} / {result["scored"]} / {result["heard"]}'
+        ),
+        'CPU of the monitor': f'{result["cpu_percent"]:.1f} %',
+        'memory of the monitor': f'{result["memory_mb"]:.1f} MB',
+        'slope of the memory': (
+            f'{result["slope_mb_per_hour"]:.2f} +- {result["slope_error"]:.2f} MB/h'
+        ),
+        'growth after the warm-up': f'{result["growth_mb"]:.2f} MB',
+        f'largest |live - offline| of the last {result["compared"]} scores': (
+            f'{result["largest_difference"]:.1e}'
+        ),
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console = Console(highlight=False, width=100)
+    console.print(table)
+    _print_verdict(console, result['failures'])
+
+
+def _print_verdict(console: Console, failures: list[str]) -> None:
+    for failure in failures:
+        console.print(f'NOT AS EXPECTED: {failure}')
+    if not failures:
+        console.print('as expected')
+    console.print(f'load of the machine: {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores')
