@@ -73,6 +73,20 @@ class BlackBoxBench:
             self.spin(0.2)
         return self.process
 
+    def until_active(self) -> None:
+        """Wait until a monitor and the black box receive what the probe publishes."""
+        probe = self.probe
+        probe.spin_until(
+            lambda: (
+                probe._steps.get_subscription_count() == 2
+                and probe._events.get_subscription_count() >= 4
+                and probe.node.count_publishers('safe/score') == 1
+                and probe.node.count_subscribers('safe/score') == 2
+                and probe.stops
+            ),
+            'the monitor and the black box listen',
+        )
+
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
         if array.status[0].name.endswith(': black box'):
             self.status = array.status[0]
@@ -122,7 +136,9 @@ class BlackBoxBench:
     @property
     def files(self) -> list[Path]:
         """The recordings, the oldest first."""
-        return sorted(self.folder.glob('*.mcap')) if self.folder.is_dir() else []
+        if not self.folder.is_dir():
+            return []
+        return sorted(f for f in self.folder.glob('*.mcap') if not f.name.startswith('.'))
 
     def until_written(self, count: int, timeout: float = 15.0) -> list[Path]:
         """Wait until so many recordings were written; returns the files in the folder."""

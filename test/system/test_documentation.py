@@ -305,7 +305,7 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
     known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
-    known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode'}
+    known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
     known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))

@@ -26,6 +26,8 @@ from vla_feature_bridge.step import PolicyStep
 
 FREQUENCY = 200.0
 EPISODE_STEPS = 40
+# 100 stored steps are half a second: another process may take the processor for longer.
+DEEP = {'qos_overrides./vla/policy_step.subscription.depth': 1000}
 
 
 class Policy:
@@ -102,9 +104,6 @@ def check_nothing_was_lost(probe: Probe, policy: Policy) -> None:
         FailureScore.STATE_WARNING,
         FailureScore.STATE_ALARM,
     }
-    probe.spin_until(
-        lambda: probe.facts().get('steps scored') is not None, 'the monitor counts its steps'
-    )
 
 
 def episodes_of(scores: list[FailureScore]) -> list[list[FailureScore]]:
@@ -120,7 +119,7 @@ def test_another_detector_during_a_stream_loses_no_step_and_shows_in_the_score(
     lstm_folder: Path,
     quiet: Callable[..., PolicyStep],
 ) -> None:
-    run_monitor(detector_folder=mlp_folder)
+    run_monitor(detector_folder=mlp_folder, **DEEP)
     probe.spin_until(lambda: probe.stops, 'the monitor is active')
     with policy.running():
         spin(probe, 1.5)
@@ -160,8 +159,8 @@ def test_a_parameter_change_during_a_stream_loses_no_step_and_shows_in_the_score
     mlp_folder: Path,
 ) -> None:
     band = load_detector(mlp_folder).band
-    other = next(float(alpha) for alpha in band.alphas if abs(alpha - 0.2) > 0.05)
-    run_monitor(detector_folder=mlp_folder, warning_alpha=0.0)
+    other = next(float(alpha) for alpha in band.alphas if alpha > 0.25)
+    run_monitor(detector_folder=mlp_folder, warning_alpha=0.0, **DEEP)
     probe.spin_until(lambda: probe.stops, 'the monitor is active')
     with policy.running():
         spin(probe, 1.5)

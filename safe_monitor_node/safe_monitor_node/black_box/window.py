@@ -115,9 +115,14 @@ class Window:
     def __len__(self) -> int:
         return len(self._entries)
 
+    def _latest(self, episode: str) -> _Episode | None:
+        return next((known for known in reversed(self._episodes) if known.name == episode), None)
+
     def began(self, episode: str, now: int) -> None:
-        """Note the START of an episode."""
-        self._episodes.append(_Episode(episode, now))
+        """Note the START of an episode; its first step may have arrived before."""
+        known = self._latest(episode)
+        if known is None or known.last_step > 0 or known.ended is not None:
+            self._episodes.append(_Episode(episode, now))
 
     def ended(self, episode: str, now: int) -> None:
         """Note the END of an episode."""
@@ -126,13 +131,12 @@ class Window:
                 known.ended = now
 
     def stepped(self, episode: str, step: int, now: int) -> None:
-        """Note a step: an episode can begin without a START."""
-        last = self._episodes[-1] if self._episodes else None
-        again = last is not None and step == 0 and last.last_step > 0
-        if last is None or last.name != episode or again:
+        """Note a step: an episode can begin without a START, and again with the same id."""
+        known = self._latest(episode)
+        if known is None or (step == 0 and known.last_step > 0):
             self._episodes.append(_Episode(episode, now, step))
         else:
-            last.last_step = step
+            known.last_step = max(known.last_step, step)
 
     def add(self, entry: Entry, keep_from: int | None) -> None:
         """Keep a message, and let go of messages that are too old.

@@ -74,6 +74,19 @@ def test_an_episode_can_begin_without_a_start_and_again_with_the_same_id():
     assert kept.beginning(9 * SECOND) == 7 * SECOND, 'with its START'
 
 
+def test_messages_of_two_topics_can_overtake_each_other():
+    kept = window(span=1.0)
+    kept.stepped('e', 0, 1 * SECOND)
+    kept.began('e', 2 * SECOND)
+    kept.stepped('e', 1, 3 * SECOND)
+    kept.began('f', 5 * SECOND)
+    kept.stepped('e', 2, 6 * SECOND)
+    kept.ended('e', 7 * SECOND)
+    kept.stepped('f', 0, 7 * SECOND)
+    assert kept.beginning(5 * SECOND) == 1 * SECOND
+    assert kept.beginning(9 * SECOND) == 5 * SECOND
+
+
 def test_the_last_message_of_a_latched_topic_comes_with_a_recording():
     kept = window(span=2.0, whole=False)
     add(kept, 0, EVENTS)
