@@ -39,7 +39,9 @@ def allowed(node: str) -> dict[str, set[str]]:
 
 
 def used(probe: Node, node: str) -> dict[str, set[str]]:
-    """Return what a node uses, by the graph."""
+    """Return what a node uses, by the graph; nothing while the graph does not know the node."""
+    if (node, '/') not in probe.get_node_names_and_namespaces():
+        return {kind: set() for kind in KINDS}
     return {kind: {name for name, _ in look(probe, node, '/')} for kind, look in KINDS.items()}
 
 
