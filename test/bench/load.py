@@ -89,7 +89,7 @@ class Facts:
         qos = QoSProfile(depth=1000, reliability=ReliabilityPolicy.RELIABLE)
         self.facts: dict[str, str] = {}
         self.scores: deque[tuple[str, int, float]] = deque(maxlen=LAST)
-        self.received = 0
+        self.received = self.invalid = 0
         self._node.create_subscription(DiagnosticArray, '/diagnostics', self._on_diagnostics, qos)
         if scores:
             self._node.create_subscription(FailureScore, 'safe/score', self._on_score, qos)
@@ -100,6 +100,9 @@ class Facts:
 
     def _on_score(self, score: FailureScore) -> None:
         self.received += 1
+        if score.state == FailureScore.STATE_INVALID:
+            self.invalid += 1
+            return
         self.scores.append((score.episode_id, score.step, score.score))
 
     def spin(self, seconds: float) -> None:
@@ -250,7 +253,7 @@ def bench_endurance(
             'sent': sent['sent'],
             'scored': facts.number('steps scored'),
             'missing': facts.number('steps missing'),
-            'invalid': facts.number('steps invalid'),
+            'invalid': facts.invalid,
             'heard': facts.received,
             'cpu_percent': 100 * cpu / sent['seconds'],
             'memory_mb': samples[-1][1] / 1e6,
@@ -283,14 +286,15 @@ def memory_slope(samples: list[tuple[float, int]]) -> dict[str, float]:
 
 
 def largest_difference(scores: list[tuple[str, int, float]], detector: Detector) -> float:
-    """Return the largest difference between live scores and offline scores of the same steps."""
+    """Return the largest difference between live and offline scores; infinity if one is NaN."""
     offline: dict[str, np.ndarray] = {}
     largest = 0.0
     for episode, step, score in scores:
         if episode not in offline:
             features = features_of_episode(int(episode[1:]), WIDTH)
             offline[episode] = detector.score(Rollout(features, task='bench'))
-        largest = max(largest, abs(float(offline[episode][step]) - score))
+        difference = abs(float(offline[episode][step]) - score)
+        largest = max(largest, difference if np.isfinite(difference) else np.inf)
     return largest
 
 
@@ -301,6 +305,8 @@ def _failures_of_endurance(result: dict[str, Any]) -> list[str]:
             failures.append(f'{lost} of {result["sent"]} steps were not {name}')
     if result['invalid']:
         failures.append(f'{result["invalid"]} steps were INVALID')
+    if result['compared'] < LAST:
+        failures.append(f'only {result["compared"]} scores could be compared, not {LAST}')
     if not result['largest_difference'] <= _TOLERANCE:
         failures.append(
             f'live and offline scores differ by {result["largest_difference"]:.2g}, '
