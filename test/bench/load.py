@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks of one monitor process under load, with what is expected of it.
+"""Benchmark of one monitor at 1 kHz against a node that receives and discards.
 
-* load: 1 kHz against a node that receives and discards, and the delay of an alarm at 100 Hz.
-* endurance: hours at 200 Hz: memory, losses, and scores that stay equal to the offline ones.
+It says what is expected of the monitor, and what is not as expected.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,26 +29,20 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from bench.load_peers import EPISODE_STEPS, features_of_episode
+from bench.load_peers import EPISODE_STEPS
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors.base import Detector
 from safe_msgs.msg import FailureScore
 from vla_feature_bridge.pooling import FeatureSpec
-from vla_feature_bridge.rollout import Rollout
 
 WIDTH = 1024
 LAST = 1000
 """Number of the last scores that are compared with the offline ones."""
 
-_TOLERANCE = 1e-5
 _P99_MS = 3.0
-_BLOCKS = 20
 _TICKS = os.sysconf('SC_CLK_TCK')
-_PAGE = os.sysconf('SC_PAGE_SIZE')
-
-Progress = Callable[[str], None]
 
 
 def quiet_folder(detector: Detector, folder: Path) -> Path:
@@ -65,11 +57,6 @@ def cpu_seconds(pid: int) -> float:
     """Return the CPU time that a process has used [s]."""
     fields = Path(f'/proc/{pid}/stat').read_text().rpartition(')')[2].split()
     return (int(fields[11]) + int(fields[12])) / _TICKS
-
-
-def resident_bytes(pid: int) -> int:
-    """Return the resident memory of a process."""
-    return int(Path(f'/proc/{pid}/statm').read_text().split()[1]) * _PAGE
 
 
 class Facts:
@@ -220,105 +207,6 @@ def started_monitor(detector: Detector, folder: Path, facts: Facts) -> Iterator[
         yield monitor
 
 
-def bench_endurance(
-    minutes: float, frequency: float, detector: Detector, progress: Progress = lambda note: None
-) -> dict[str, Any]:
-    """Send steps for a long time; returns memory, losses, and the scores against the offline ones.
-
-    Parameters
-    ----------
-    minutes, frequency : float
-        How long, and how fast [Hz].
-    detector : Detector
-    progress : callable
-        Takes what is measured now.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix='safe_bench_') as folder,
-        listening(scores=True) as facts,
-        started_monitor(detector, Path(folder), facts) as monitor,
-    ):
-        publisher = start_peer('publish', frequency, minutes * 60, WIDTH)
-        before, began, samples = cpu_seconds(monitor.pid), time.monotonic(), []
-        while publisher.poll() is None:
-            facts.spin(1.0)
-            samples.append((time.monotonic() - began, resident_bytes(monitor.pid)))
-            progress(f'endurance: {samples[-1][0] / 60:.1f} of {minutes:g} min')
-        cpu = cpu_seconds(monitor.pid) - before
-        sent = answer_of(publisher)
-        facts.spin(2.5)
-        result = {
-            'minutes': minutes,
-            'frequency': frequency,
-            'sent': sent['sent'],
-            'scored': facts.number('steps scored'),
-            'missing': facts.number('steps missing'),
-            'invalid': facts.invalid,
-            'heard': facts.received,
-            'cpu_percent': 100 * cpu / sent['seconds'],
-            'memory_mb': samples[-1][1] / 1e6,
-            **memory_slope(samples),
-            'largest_difference': largest_difference(list(facts.scores), detector),
-            'compared': len(facts.scores),
-        }
-    result['failures'] = _failures_of_endurance(result)
-    return result
-
-
-def memory_slope(samples: list[tuple[float, int]]) -> dict[str, float]:
-    """Return the slope of the resident memory and its standard error [MB/h].
-
-    The first fifth of the samples is warm-up. Neighbouring samples are not independent; therefore
-    the line is fitted to the means of 20 blocks.
-    """
-    kept = np.array(samples[len(samples) // 5 :], float)
-    blocks = np.array([block.mean(axis=0) for block in np.array_split(kept, _BLOCKS) if len(block)])
-    hours, megabytes = blocks[:, 0] / 3600, blocks[:, 1] / 1e6
-    centred = hours - hours.mean()
-    slope = float((centred * megabytes).sum() / (centred**2).sum())
-    rest = megabytes - megabytes.mean() - slope * centred
-    variance = float((rest**2).sum() / max(len(blocks) - 2, 1) / (centred**2).sum())
-    return {
-        'slope_mb_per_hour': slope,
-        'slope_error': variance**0.5,
-        'growth_mb': float(megabytes[-1] - megabytes[0]),
-    }
-
-
-def largest_difference(scores: list[tuple[str, int, float]], detector: Detector) -> float:
-    """Return the largest difference between live and offline scores; infinity if one is NaN."""
-    offline: dict[str, np.ndarray] = {}
-    largest = 0.0
-    for episode, step, score in scores:
-        if episode not in offline:
-            features = features_of_episode(int(episode[1:]), WIDTH)
-            offline[episode] = detector.score(Rollout(features, task='bench'))
-        difference = abs(float(offline[episode][step]) - score)
-        largest = max(largest, difference if np.isfinite(difference) else np.inf)
-    return largest
-
-
-def _failures_of_endurance(result: dict[str, Any]) -> list[str]:
-    failures = []
-    for name in ('scored', 'heard'):
-        if lost := result['sent'] - result[name]:
-            failures.append(f'{lost} of {result["sent"]} steps were not {name}')
-    if result['invalid']:
-        failures.append(f'{result["invalid"]} steps were INVALID')
-    if result['compared'] < LAST:
-        failures.append(f'only {result["compared"]} scores could be compared, not {LAST}')
-    if not result['largest_difference'] <= _TOLERANCE:
-        failures.append(
-            f'live and offline scores differ by {result["largest_difference"]:.2g}, '
-            f'more than {_TOLERANCE:g}'
-        )
-    slope, error = result['slope_mb_per_hour'], result['slope_error']
-    # A line through steps of single pages can be significant and small.
-    if slope > 2 * error and result['growth_mb'] > 0.5:
-        failures.append(f'the memory grows by {slope:.2f} +- {error:.2f} MB/h')
-    return failures
-
-
 def print_load(result: dict[str, Any]) -> None:
     """Print the tables of load."""
     table = Table(
@@ -357,7 +245,7 @@ def print_load(result: dict[str, Any]) -> None:
         *(f'{delay[key]:.2f}' for key in ('p50_ms', 'p99_ms', 'own_p50_ms', 'own_p99_ms')),
     )
     console.print(table)
-    _print_verdict(console, result['failures'])
+    print_verdict(console, result['failures'])
 
 
 def failures_of_alarm(delay: dict[str, Any]) -> list[str]:
@@ -367,36 +255,8 @@ def failures_of_alarm(delay: dict[str, Any]) -> list[str]:
     return [f'p99 from step to alarm is {delay["p99_ms"]:.2f} ms, not below {_P99_MS:g} ms']
 
 
-def print_endurance(result: dict[str, Any]) -> None:
-    """Print the table of endurance."""
-    table = Table(
-        'what',
-        'value',
-        box=box.SIMPLE_HEAD,
-        title=f'{result["minutes"]:g} min at {result["frequency"]:g} Hz, {WIDTH} features',
-    )
-    rows = {
-        'steps sent / scored / scores heard': (
-            f'{result["sent"]} / {result["scored"]} / {result["heard"]}'
-        ),
-        'CPU of the monitor': f'{result["cpu_percent"]:.1f} %',
-        'memory of the monitor': f'{result["memory_mb"]:.1f} MB',
-        'slope of the memory': (
-            f'{result["slope_mb_per_hour"]:.2f} +- {result["slope_error"]:.2f} MB/h'
-        ),
-        'growth after the warm-up': f'{result["growth_mb"]:.2f} MB',
-        f'largest |live - offline| of the last {result["compared"]} scores': (
-            f'{result["largest_difference"]:.1e}'
-        ),
-    }
-    for name, value in rows.items():
-        table.add_row(name, value)
-    console = Console(highlight=False, width=100)
-    console.print(table)
-    _print_verdict(console, result['failures'])
-
-
-def _print_verdict(console: Console, failures: list[str]) -> None:
+def print_verdict(console: Console, failures: list[str]) -> None:
+    """Print what is not as expected, and how busy the machine is."""
     for failure in failures:
         console.print(f'NOT AS EXPECTED: {failure}')
     if not failures:

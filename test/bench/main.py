@@ -38,13 +38,12 @@ from rich.table import Table
 
 from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
+from bench.endurance import bench_endurance, print_endurance
 from bench.handover import bench_handover, print_handover
 from bench.latency import bench_latency, milliseconds, print_latency, untrained_lstm
 from bench.load import (
-    bench_endurance,
     bench_throughput,
     failures_of_alarm,
-    print_endurance,
     print_load,
 )
 from bench.relay import bench_relay, print_relay
