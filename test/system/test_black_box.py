@@ -475,7 +475,10 @@ def test_the_memory_is_bounded_and_what_is_missing_is_said(bench):
 
 
 @pytest.mark.slow
-def test_a_black_box_that_dies_costs_the_monitor_no_step(bench, run_monitor, mlp_folder, quiet):
+@pytest.mark.parametrize('number', [signal.SIGKILL, signal.SIGSTOP])
+def test_a_black_box_that_dies_or_hangs_costs_the_monitor_no_step(
+    bench, run_monitor, mlp_folder, quiet, number
+):
     run_monitor(detector_folder=mlp_folder)
     box = bench(alarms=False)
     probe = box.probe
@@ -483,7 +486,7 @@ def test_a_black_box_that_dies_costs_the_monitor_no_step(bench, run_monitor, mlp
     sent, began = [], time.monotonic()
     for count in range(200):
         if count == 100:
-            os.kill(box.process.pid, signal.SIGKILL)
+            os.kill(box.process.pid, number)
         episode, index = f'e{count // 20}', count % 20
         box.send(quiet(index, episode))
         sent.append((episode, index))
@@ -491,6 +494,8 @@ def test_a_black_box_that_dies_costs_the_monitor_no_step(bench, run_monitor, mlp
     probe.spin_until(lambda: len(probe.scores) >= len(sent), 'every step is scored')
     assert [(s.episode_id, s.step) for s in probe.scores] == sent
     assert FailureScore.STATE_INVALID not in {s.state for s in probe.scores}
+    if number == signal.SIGSTOP:
+        os.kill(box.process.pid, signal.SIGCONT)
 
 
 def test_garbage_on_the_topics_is_recorded_and_does_not_end_the_node(bench, tmp_path):
