@@ -26,6 +26,7 @@ from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep
 from safe_training.cli.main import main as safe_training
 from safe_training.recordings.sources import open_source
+from vla_feature_bridge.ros import StepPublisher
 
 NAME = re.compile(r'\d{8}T\d{6}\.\d{3}Z_(?P<episode>[A-Za-z0-9_-]{1,40})_[0-9a-f]{8}\.mcap')
 ALL_TOPICS = {
@@ -496,6 +497,31 @@ def test_a_black_box_that_dies_or_hangs_costs_the_monitor_no_step(
     assert FailureScore.STATE_INVALID not in {s.state for s in probe.scores}
     if number == signal.SIGSTOP:
         os.kill(box.process.pid, signal.SIGCONT)
+
+
+def test_a_policy_that_waits_for_its_monitor_does_not_take_the_black_box_for_one(
+    bench, run_monitor, mlp_folder, quiet
+):
+    box = bench(alarms=False)
+    box.probe.leave()
+    box.spin(1.0)
+    first = quiet(0)
+    publisher = StepPublisher(
+        box.probe.node, first.feature_name, first.exec_horizon, wait_for_monitor=2.0, strict=True
+    )
+    assert not publisher._monitor_listens()
+    run_monitor(detector_folder=mlp_folder)
+    box.probe.spin_until(publisher._monitor_listens, 'the monitor listens')
+    publisher.start(task='task')
+    publisher.publish(first.features, first.actions)
+    box.probe.spin_until(lambda: box.probe.scores, 'the first step is scored')
+    assert box.probe.scores[0].state == FailureScore.STATE_NOMINAL
+    assert box.save().success
+    (file,) = box.until_written(1)
+    found = content_of(file)
+    assert len(found['/vla/policy_step']) == 1
+    starts = [deserialize_message(data, EpisodeEvent) for _, data in found['/vla/episode']]
+    assert [event.kind for event in starts] == [EpisodeEvent.KIND_START]
 
 
 def test_garbage_on_the_topics_is_recorded_and_does_not_end_the_node(bench, tmp_path):

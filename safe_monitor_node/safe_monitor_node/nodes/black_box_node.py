@@ -212,6 +212,8 @@ class BlackBoxNode(ManagedNode):
         return response
 
     def _on_tick(self) -> None:
+        if self._topics is not None:
+            self._topics.update()
         if self._box is not None:
             self._box.tick(time.monotonic_ns())
             self._log_news()
@@ -253,7 +255,7 @@ class BlackBoxNode(ManagedNode):
         if not self.active:
             return [Finding(Level.STALE, 'not active'), *unknown]
         texts = [_left_behind(path) for path in folder.unfinished]
-        if not self.count_publishers('safe/alarm'):
+        if self._topics is not None and not self._topics.has_monitor():
             topic = self.resolve_topic_name('safe/alarm')
             texts.append(f'no monitor publishes {topic}: no alarm will be recorded')
         if box.window.dropped:

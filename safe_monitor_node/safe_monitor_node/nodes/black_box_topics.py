@@ -12,7 +12,6 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import DurabilityPolicy, QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep
@@ -31,6 +30,7 @@ from vla_feature_bridge.ros.qos import (
 #: The black box may wait for the processor longer than the monitor.
 _DEPTH = 1000
 _KEPT_EVENTS = 200
+_EVENTS, _OF_MONITOR = 'vla/episode', 'safe/alarm'
 
 
 @dataclass(frozen=True)
@@ -77,8 +77,11 @@ def channels_of(node: Node) -> list[Channel]:
 class RecordedTopics:
     """Subscribes to all topics.
 
-    Events have two subscriptions, for publishers that keep their last messages and for those that
-    do not, as in the monitor. An event that both receive counts once.
+    Latched topics have two subscriptions, for publishers that keep their last messages and for
+    those that do not, as in the monitor. A message that both receive counts once.
+
+    A policy waits until both its topics have a subscriber, and that must be a monitor. Therefore
+    events are subscribed only while a monitor is there. They are latched, so that none is missed.
 
     Parameters
     ----------
@@ -91,31 +94,49 @@ class RecordedTopics:
     def __init__(self, node: Node, take: Callable[[int, bytes, int], None]) -> None:
         self._node, self._take = node, take
         self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
-        self._subscriptions: list[Any] = []
-        for number, topic in enumerate(TOPICS):
-            self._subscribe(number, topic, DurabilityPolicy.VOLATILE)
-            if topic.latched:
-                self._subscribe(number, topic, DurabilityPolicy.TRANSIENT_LOCAL)
+        self._subscriptions: dict[str, list[Any]] = {}
+        for topic in TOPICS:
+            if topic.name != _EVENTS:
+                self._open(topic.name)
+        self.update()
 
-    def _subscribe(self, number: int, topic: RecordedTopic, durability: Any) -> None:
+    def has_monitor(self) -> bool:
+        """Return True if somebody publishes ``safe/alarm``."""
+        return bool(self._node.count_publishers(_OF_MONITOR))
+
+    def update(self) -> None:
+        """Look whether a monitor is there."""
+        if not self.has_monitor():
+            self._close(_EVENTS)
+        elif _EVENTS not in self._subscriptions:
+            self._open(_EVENTS)
+
+    def _open(self, name: str) -> None:
+        (number,) = (n for n, topic in enumerate(TOPICS) if topic.name == name)
+        topic = TOPICS[number]
+        self._subscriptions[name] = [self._subscribe(number, topic, DurabilityPolicy.VOLATILE)]
+        if topic.latched:
+            latched = self._subscribe(number, topic, DurabilityPolicy.TRANSIENT_LOCAL)
+            self._subscriptions[name].append(latched)
+
+    def _close(self, name: str) -> None:
+        for subscription in self._subscriptions.pop(name, []):
+            self._node.destroy_subscription(subscription)
+
+    def _subscribe(self, number: int, topic: RecordedTopic, durability: Any) -> Any:
         def on_message(data: bytes, info: dict[str, Any]) -> None:
             if topic.latched and self._is_known(number, data, info):
                 return
             self._take(number, data, int(info['source_timestamp']))
 
-        self._subscriptions.append(
-            self._node.create_subscription(
-                topic.kind,
-                topic.name,
-                on_message,
-                QoSProfile(depth=_DEPTH, reliability=topic.qos.reliability, durability=durability),
-                raw=True,
-                # A volatile publisher does not match the second subscription; that is no problem.
-                event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: None),
-                qos_overriding_options=QoSOverridingOptions.with_default_policies()
-                if durability == DurabilityPolicy.VOLATILE
-                else None,
-            )
+        return self._node.create_subscription(
+            topic.kind,
+            topic.name,
+            on_message,
+            QoSProfile(depth=_DEPTH, reliability=topic.qos.reliability, durability=durability),
+            raw=True,
+            # A volatile publisher does not match the second subscription; that is no problem.
+            event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: None),
         )
 
     def _is_known(self, number: int, data: bytes, info: dict[str, Any]) -> bool:
@@ -134,5 +155,5 @@ class RecordedTopics:
 
     def close(self) -> None:
         """Destroy all subscriptions."""
-        while self._subscriptions:
-            self._node.destroy_subscription(self._subscriptions.pop())
+        for name in list(self._subscriptions):
+            self._close(name)
