@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from black_box_bench import BlackBoxBench, content_of
 from diagnostic_msgs.msg import DiagnosticStatus
+from probe import RELIABLE
 from rclpy.serialization import deserialize_message
 
 from safe_bringup.live import Process
@@ -522,6 +523,29 @@ def test_a_policy_that_waits_for_its_monitor_does_not_take_the_black_box_for_one
     assert len(found['/vla/policy_step']) == 1
     starts = [deserialize_message(data, EpisodeEvent) for _, data in found['/vla/episode']]
     assert [event.kind for event in starts] == [EpisodeEvent.KIND_START]
+
+
+def test_the_scores_of_each_of_several_detectors_are_recorded(bench):
+    box = bench(seconds_after=0.1)
+    node = box.probe.node
+    publishers = [
+        node.create_publisher(FailureScore, f'safe/{name}/score', RELIABLE) for name in ('a', 'b')
+    ]
+    box.probe.spin_until(
+        lambda: all(publisher.get_subscription_count() for publisher in publishers),
+        'the black box listens to the scores of two detectors',
+    )
+    for step in range(3):
+        for publisher in publishers:
+            publisher.publish(FailureScore(episode_id='e', step=step))
+    box.spin(0.2)
+    box.alarm('e')
+    (file,) = box.until_written(1)
+    found = content_of(file)
+    for name in ('a', 'b'):
+        scores = [deserialize_message(d, FailureScore) for _, d in found[f'/safe/{name}/score']]
+        assert [score.step for score in scores] == [0, 1, 2]
+    assert len(found['/safe/alarm']) == 2
 
 
 def test_garbage_on_the_topics_is_recorded_and_does_not_end_the_node(bench, tmp_path):

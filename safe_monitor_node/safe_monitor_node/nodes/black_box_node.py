@@ -23,9 +23,10 @@ from safe_monitor_node.nodes.black_box_topics import (
     LATCHED,
     TOPICS,
     RecordedTopics,
-    channels_of,
+    channel_of,
 )
 from safe_msgs.msg import EpisodeEvent, FailureAlarm
+from vla_feature_bridge.mcap_writer import Channel
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.nodes.levels import Finding, Level, summarise
 from vla_feature_bridge.nodes.lifecycle import ManagedNode
@@ -59,6 +60,7 @@ class BlackBoxNode(ManagedNode):
         self._folder: RecordingFolder | None = None
         self._box: BlackBox | None = None
         self._topics: RecordedTopics | None = None
+        self._channels: list[Channel] = []
         self._tick_timer: Any = None
         self._active_since = 0.0
         self._state: tuple[int, str] = (FailureAlarm.STATE_UNKNOWN, '')
@@ -99,8 +101,9 @@ class BlackBoxNode(ManagedNode):
         self._folder.open()
         for path in self._folder.unfinished:
             self.get_logger().warning(_left_behind(path))
+        self._channels = [channel_of(self, topic) for topic in TOPICS]
         self._box = BlackBox(
-            channels_of(self),
+            self._channels,
             LATCHED,
             Span(values.seconds_before, values.seconds_after, values.whole_episodes),
             int(values.memory_mb * _MB),
@@ -132,7 +135,7 @@ class BlackBoxNode(ManagedNode):
         result = super().on_activate(state)
         self._active_since = time.monotonic()
         self._state = (FailureAlarm.STATE_UNKNOWN, '')
-        self._topics = RecordedTopics(self, self._take)
+        self._topics = RecordedTopics(self, self._channels, self._take)
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -153,7 +156,8 @@ class BlackBoxNode(ManagedNode):
             return
         now = time.monotonic_ns()
         # The window must know that an episode begins before it keeps the first message.
-        if (look := self._takes.get(TOPICS[topic].name)) is not None:
+        name = TOPICS[topic].name if topic < len(TOPICS) else ''
+        if (look := self._takes.get(name)) is not None:
             try:
                 look(box, data, published, now)
             except Exception:  # Other nodes publish here; their bytes are recorded as they are.
@@ -229,6 +233,8 @@ class BlackBoxNode(ManagedNode):
     # --- diagnostics
 
     def _publish_diagnostics(self) -> None:
+        if self._topics is not None:
+            self._topics.look_for_scores()
         findings = self._findings()
         level, message = summarise(findings, 'keeps the last seconds for an alarm')
         status = DiagnosticStatus(

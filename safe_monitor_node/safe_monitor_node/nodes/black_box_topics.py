@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ from vla_feature_bridge.ros.qos import (
 _DEPTH = 1000
 _KEPT_EVENTS = 200
 _EVENTS, _OF_MONITOR = 'vla/episode', 'safe/alarm'
+_SCORE = 'safe_msgs/msg/FailureScore'
+_MOST_TOPICS = 64
 
 
 @dataclass(frozen=True)
@@ -58,20 +61,17 @@ TOPICS = (
 LATCHED = frozenset(number for number, topic in enumerate(TOPICS) if topic.latched)
 
 
-def channels_of(node: Node) -> list[Channel]:
-    """Return the topics with their full names and definitions, as a file describes them."""
-    return [
-        Channel(
-            node.resolve_topic_name(topic.name),
-            type_name_of(topic.kind),
-            full_definition(type_name_of(topic.kind)),
-            {
-                'offered_qos_profiles': offered_qos(topic.qos),
-                'topic_type_hash': type_hash(type_name_of(topic.kind)),
-            },
-        )
-        for topic in TOPICS
-    ]
+def channel_of(node: Node, topic: RecordedTopic) -> Channel:
+    """Return a topic with its full name and definition, as a file describes it."""
+    return Channel(
+        node.resolve_topic_name(topic.name),
+        type_name_of(topic.kind),
+        full_definition(type_name_of(topic.kind)),
+        {
+            'offered_qos_profiles': offered_qos(topic.qos),
+            'topic_type_hash': type_hash(type_name_of(topic.kind)),
+        },
+    )
 
 
 class RecordedTopics:
@@ -83,16 +83,23 @@ class RecordedTopics:
     A policy waits until both its topics have a subscriber, and that must be a monitor. Therefore
     events are subscribed only while a monitor is there. They are latched, so that none is missed.
 
+    The scores of each of several detectors (``safe/NAME/score``) are subscribed as soon as they
+    are there.
+
     Parameters
     ----------
     node : rclpy.node.Node
+    channels : list of Channel
+        One for each topic of :data:`TOPICS`; more topics are appended.
     take : callable
-        Called with the position of the topic in :data:`TOPICS`, the serialized message, and the
-        time at which it was sent [ns of the system clock].
+        Called with the position of the topic in ``channels``, the serialized message, and the time
+        at which it was sent [ns of the system clock].
     """
 
-    def __init__(self, node: Node, take: Callable[[int, bytes, int], None]) -> None:
-        self._node, self._take = node, take
+    def __init__(
+        self, node: Node, channels: list[Channel], take: Callable[[int, bytes, int], None]
+    ) -> None:
+        self._node, self._channels, self._take = node, channels, take
         self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
         self._subscriptions: dict[str, list[Any]] = {}
         for topic in TOPICS:
@@ -110,6 +117,24 @@ class RecordedTopics:
             self._close(_EVENTS)
         elif _EVENTS not in self._subscriptions:
             self._open(_EVENTS)
+
+    def look_for_scores(self) -> None:
+        """Subscribe to the scores of detectors that are new in the graph."""
+        first = self._node.resolve_topic_name('safe') + '/'
+        for name, kinds in self._node.get_topic_names_and_types():
+            of_detector = re.fullmatch(re.escape(first) + r'[^/]+/score', name)
+            if not of_detector or kinds != [_SCORE] or name in self._subscriptions:
+                continue
+            topic = RecordedTopic(name, FailureScore, SCORE_QOS)
+            known = [channel.topic for channel in self._channels]
+            if name not in known:
+                if len(known) >= _MOST_TOPICS:
+                    return
+                self._channels.append(channel_of(self._node, topic))
+                known.append(name)
+            self._subscriptions[name] = [
+                self._subscribe(known.index(name), topic, DurabilityPolicy.VOLATILE)
+            ]
 
     def _open(self, name: str) -> None:
         (number,) = (n for n, topic in enumerate(TOPICS) if topic.name == name)
