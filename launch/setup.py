@@ -17,6 +17,7 @@ setup(
         (f'share/{PACKAGE}', ['package.xml']),
         (f'share/{PACKAGE}/launch', sorted(glob('*.launch.py'))),
         (f'share/{PACKAGE}/params', sorted(glob('params/*'))),
+        (f'share/{PACKAGE}/security', sorted(glob('security/*'))),
     ],
     python_requires='>=3.10',
     install_requires=[

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from safe_bringup.generated_page import write_page
-from safe_monitor_node.nodes import monitor_parameters
+from safe_monitor_node.nodes import black_box_parameters, monitor_parameters
 from vla_feature_bridge.nodes import bridge_parameters, replay_node
 from vla_feature_bridge.ros.parameters import Parameter
 
 NODES = (
     ('monitor', monitor_parameters, 'scores policy steps and raises alarms.'),
+    ('black_box', black_box_parameters, 'records the last seconds before and after an alarm.'),
     (
         'bridge',
         bridge_parameters,

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from safe_monitor_node.nodes import monitor_parameters
+from safe_monitor_node.nodes import black_box_parameters, monitor_parameters
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureScore, PolicyStep
 from safe_training.cli.main import VERBS, parser_of
@@ -309,7 +309,7 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
     known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
-    known |= {'--clock', '--delay', '--no-deps'}
+    known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
     known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))
@@ -342,7 +342,7 @@ def test_the_page_of_0_1_has_every_name_that_changed():
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    nodes = (bridge_parameters, monitor_parameters, replay_node)
+    nodes = (black_box_parameters, bridge_parameters, monitor_parameters, replay_node)
     known = {p.name for node in nodes for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page

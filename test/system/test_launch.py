@@ -392,3 +392,52 @@ def test_bridge_alone_takes_its_arguments(
     launched.press_ctrl_c()
     assert launched.wait() == 0
     assert_ended_cleanly(launched, 'bridge-1')
+
+
+# --- the black box
+
+
+@needs_launch
+def test_the_monitor_starts_with_a_black_box_if_it_gets_a_folder(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+) -> None:
+    launched = ros2_launch(
+        'safe_bringup',
+        'monitor.launch.py',
+        f'detector_folder:={mlp_folder}',
+        f'black_box_folder:={tmp_path / "alarms"}',
+    )
+    probe.spin_until(
+        lambda: probe.stops and probe.node.count_subscribers('/safe/score') == 2,
+        'monitor and black box are active',
+        TIMEOUT,
+    )
+    assert (tmp_path / 'alarms').is_dir()
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'monitor-1', 'black_box-2')
+
+
+@needs_launch
+def test_each_source_of_the_bridge_gets_a_black_box_with_a_folder_of_its_own(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+) -> None:
+    launched = ros2_launch(
+        'safe_bringup',
+        'bridge.launch.py',
+        f'listen:=unix:{tmp_path / "socket"}',
+        f'detector_folder:={mlp_folder}',
+        'sources:=left,right',
+        f'black_box_folder:={tmp_path / "alarms"}',
+    )
+    probe.spin_until(
+        lambda: all(
+            probe.node.count_subscribers(f'/{source}/safe/score') == 1
+            for source in ('left', 'right')
+        ),
+        'two black boxes listen',
+        TIMEOUT,
+    )
+    assert {path.name for path in (tmp_path / 'alarms').iterdir()} == {'left', 'right'}
+    launched.press_ctrl_c()
+    assert launched.wait() == 0

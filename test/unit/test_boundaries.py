@@ -90,6 +90,7 @@ ROOMS = {
         'calibrated_detector',
         'storage',
         'monitor',
+        'black_box',
         'nodes',
     ),
     'safe_training': (

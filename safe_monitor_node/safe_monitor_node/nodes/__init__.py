@@ -10,6 +10,10 @@ monitor_inputs        the subscriptions of the monitor node, and the nodes aroun
 monitor_services      the services of the monitor node
 monitor_node          life cycle, steps, events and timers of the monitor node
 monitor               executable of monitor_node
+black_box_parameters  the parameters of the black box node
+black_box_topics      the topics that the black box records
+black_box_node        topics, service and diagnostics of the black box node
+black_box             executable of black_box_node
 
 This subpackage imports all other subpackages.
 """

@@ -87,9 +87,13 @@ class SourceOutputs:
 
     @property
     def has_all_subscribers(self) -> bool:
-        """Whether there are subscribers of steps, and each one has been connected."""
+        """Whether there are subscribers of steps, and each one has been connected.
+
+        A black box subscribes to events only while a monitor is there. Therefore a subscriber of
+        events is needed too.
+        """
         there = self._node.count_subscribers(self.step_topic)
-        return 0 < there <= self.subscribers
+        return 0 < there <= self.subscribers and self._events.get_subscription_count() > 0
 
     def other_publishers(self) -> list[str]:
         """Return the names of other nodes that publish steps on the same topic."""
