@@ -12,6 +12,7 @@ Ratios are measured side by side in one run; single times depend on the machine.
 * relay: an answer of a policy server through a relay against without one.
 * tap: the cost of a tap in the thread of a policy.
 * conversion: converting dumps against reading their files, its memory, and opening a set.
+* rollouts: time and memory of each verb on many rollouts, with few open files; only if named.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
 from bench.handover import bench_handover, print_handover
 from bench.relay import bench_relay, print_relay
+from bench.rollouts import bench_rollouts, print_rollouts
 from bench.sweep import bench_sweep, print_sweep
 from bench.tap import bench_tap, print_tap
 from safe_bringup.live import Process
@@ -299,6 +301,12 @@ def run_tap(args: argparse.Namespace) -> list[dict[str, Any]]:
         return bench_tap(args.steps, progress=lambda note: status.update(note))
 
 
+def run_rollouts(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``rollouts``."""
+    with Console(stderr=True).status('rollouts') as status:
+        return bench_rollouts(args.rollouts, lambda note: status.update(note))
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'stream': (run_stream, print_stream),
     'latency': (run_latency, print_latency),
@@ -308,7 +316,10 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any],
     'relay': (run_relay, print_relay),
     'tap': (run_tap, print_tap),
     'conversion': (run_conversion, print_conversion),
+    'rollouts': (run_rollouts, print_rollouts),
 }
+#: Benchmarks that take many minutes: they run only if they are named.
+_LONG = ('rollouts',)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -317,7 +328,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog='bench', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        'names', nargs='*', metavar='NAME', help=f'{", ".join(BENCHMARKS)} (default: all)'
+        'names',
+        nargs='*',
+        metavar='NAME',
+        help=f'{", ".join(BENCHMARKS)} (default: all but {_LONG[0]})',
     )
     parser.add_argument(
         '--rounds', type=int, default=40, help=f'turns of {BLOCK} steps (default %(default)s)'
@@ -337,6 +351,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--steps', type=int, default=100, help='steps to hand over (default %(default)s)'
     )
+    parser.add_argument(
+        '--rollouts',
+        type=int,
+        default=20_000,
+        help='rollouts of the largest set of the rollouts benchmark (default %(default)s)',
+    )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
     args = parser.parse_args(arguments)
     if args.rounds < 2 or min(args.samples, args.epochs, args.steps) < 1:
@@ -345,7 +365,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f'no benchmark {unknown[0]!r}; there are: {", ".join(BENCHMARKS)}')
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
-    for name in args.names or BENCHMARKS:
+    for name in args.names or [name for name in BENCHMARKS if name not in _LONG]:
         run, show = BENCHMARKS[name]
         results[name] = run(args)
         if not args.json:

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
     from safe_training.evaluation.protocol import choose_split
     from safe_training.evaluation.saved_splits import saved_split
+    from vla_feature_bridge.atomic import check_writable
 
     if args.out.exists() and not args.overwrite:
         raise DetectorFolderError(
@@ -67,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
             found='an existing folder',
             advice='give another folder with --out, or add --overwrite',
         )
+    check_writable(args.out)  # before hours of fitting
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args)
