@@ -2,7 +2,7 @@
 """Benchmark of sets with many rollouts: time and memory of each verb, with few open files.
 
 Dumps of three sizes are written, each ten times as large as the one before. Every verb runs in a
-process of its own that may open 256 files. The times of the smallest size are the start of a
+process of its own that may open 256 files. Times are CPU times. Those of the smallest size are the start of a
 process; therefore growth is the extra cost of a rollout between the second and the third size, in
 units of the extra cost between the first and the second. Growth of 1 is linear.
 """
@@ -36,14 +36,13 @@ import json, resource, sys, time
 report, files, *words = sys.argv[1:]
 hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(files), hard))
-start = time.perf_counter()
 from safe_training.cli.main import main
 
 status = main(words)
 with open('/proc/self/status') as lines:
     peak = next(int(line.split()[1]) * 1024 for line in lines if line.startswith('VmHWM'))
 with open(report, 'w') as out:
-    json.dump({'seconds': time.perf_counter() - start, 'peak_bytes': peak}, out)
+    json.dump({'cpu_seconds': time.process_time(), 'peak_bytes': peak}, out)
 sys.exit(status)
 """
 
@@ -128,7 +127,7 @@ def print_rollouts(rows: Sequence[dict[str, Any]]) -> None:
     sizes = sorted({row['rollouts'] for row in rows})
     table = Table(
         'verb',
-        *(f'{size} rollouts\n[s], [MB]' for size in sizes),
+        *(f'{size} rollouts\n[s of CPU], [MB]' for size in sizes),
         'time, last\nto the one before',
         'memory',
         'growth of time\n(1: linear)',
@@ -138,7 +137,7 @@ def print_rollouts(rows: Sequence[dict[str, Any]]) -> None:
     )
     for verb in VERBS:
         mine = [row for row in rows if row['verb'] == verb]
-        times, peaks = ([row[key] for row in mine] for key in ('seconds', 'peak_bytes'))
+        times, peaks = ([row[key] for row in mine] for key in ('cpu_seconds', 'peak_bytes'))
         cells = [f'{t:.1f}, {p / 1e6:.0f}' for t, p in zip(times, peaks, strict=True)]
         table.add_row(
             verb,

@@ -24,7 +24,7 @@ for words in json.loads(sys.argv[2]):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         status = main(words)
-    said.append((words[0], status, out.getvalue()[-20000:], err.getvalue()[-2000:]))
+    said.append((words[0], status, out.getvalue(), err.getvalue()))
 print(json.dumps(said))
 """
 
