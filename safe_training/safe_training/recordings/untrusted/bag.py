@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from backports import zstd
 
@@ -139,7 +139,7 @@ class Bag:
             if magic[:8] == MCAP_MAGIC:
                 yield McapFile(plain, file, self.whole)
             elif magic == SQLITE_MAGIC:
-                yield SqliteFile(plain, file, self.whole)
+                yield SqliteFile(plain, file, self.whole, Path(folder))
             else:
                 found, advice = foreign_kind_of(plain) or (begins_with(magic), COPY_AGAIN)
                 raise CutError(
@@ -158,8 +158,8 @@ def _magic_of(file: Path) -> bytes:
 def _unpack_file(file: Path, plain: Path, whole: bool) -> None:
     budget = Budget(file, file.stat().st_size)
     try:
-        with zstd.open(file, 'rb') as packed, plain.open('wb') as out:
-            while block := packed.read(COPY_BYTES):
+        with file.open('rb') as packed, plain.open('wb') as out:
+            for block in _unpacked(packed):
                 budget.spend(len(block))
                 out.write(block)
     except (zstd.ZstdError, EOFError) as error:
@@ -171,6 +171,19 @@ def _unpack_file(file: Path, plain: Path, whole: bool) -> None:
             found=f'the error: {error}',
             advice=f'{COPY_AGAIN}, or read the part before the cut with --skip-bad',
         ) from None
+
+
+def _unpacked(packed: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of zstd frames, all that can be unpacked before an error is raised."""
+    unpacker = zstd.ZstdDecompressor()
+    while data := packed.read(COPY_BYTES):
+        while data or not (unpacker.needs_input or unpacker.eof):
+            if unpacker.eof:
+                unpacker = zstd.ZstdDecompressor()
+            yield unpacker.decompress(data, COPY_BYTES)
+            data = unpacker.unused_data if unpacker.eof else b''
+    if not unpacker.eof:
+        raise EOFError('the compressed data ends before its end marker')
 
 
 # -- which files

@@ -71,11 +71,12 @@ def _without_blank_end(row: list[str], width: int) -> list[str]:
 
 
 def _check_separator(file: Path, header: list[str], what: str) -> None:
-    if len(header) == 1 and header[0].startswith('sep='):
+    # With `sep=,` the line has two cells.
+    if header[0].startswith('sep=') and not any(header[1:]):
         raise DumpError(
             where=str(file),
             expected=f'{what} with the names of the columns in the first line',
-            found=f'the line {header[0][:20]!r}',
+            found=f'the line {",".join(header)[:20]!r}',
             advice='remove this line',
         )
     found = next((name for mark, name in _SEPARATORS.items() if mark in header[0]), None)
