@@ -2,9 +2,10 @@
 """Benchmark of sets with many rollouts: time and memory of each verb, with few open files.
 
 Dumps of three sizes are written, each ten times as large as the one before. Every verb runs in a
-process of its own that may open 256 files. Times are CPU times. Those of the smallest size are the start of a
-process; therefore growth is the extra cost of a rollout between the second and the third size, in
-units of the extra cost between the first and the second. Growth of 1 is linear.
+process of its own that may open 256 files. Times are CPU times, so that other processes change them
+little. The smallest size shows the cost of the start of a process. Therefore growth is the extra
+cost of a rollout between the second and the third size, in units of the extra cost between the
+first and the second. Growth of 1 is linear.
 """
 
 from __future__ import annotations

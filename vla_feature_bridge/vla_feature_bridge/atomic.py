@@ -166,11 +166,11 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
         for name in names:
             _sync_file(Path(parent, name))
         _sync_folder(Path(parent))
-    if not target.exists():
+    if not (overwrite and target.exists()):
         try:
             os.rename(folder, target)
         except OSError as error:
-            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
                 raise
             raise _exists(path) from error  # Another process was faster.
         _sync_renamed(target)

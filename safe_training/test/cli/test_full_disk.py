@@ -178,5 +178,3 @@ def test_errors_of_the_file_system_say_what_to_do(tmp_path, run, name):
     status, _, said = run('info', tmp_path / name)
     assert status == 1
     assert '; check the path' in said or '; use a shorter name' in said
-
-

@@ -25,6 +25,8 @@ _SAVE_WITH_COMMAS = 'save the file as csv with commas between the values'
 _NUMBER = re.compile(
     r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)', re.ASCII | re.IGNORECASE
 )
+#: Old programs of DOS and Windows write this character at the end of a text.
+_DOS_END = '\x1a'
 _DECIMAL_COMMA = re.compile(r'[+-]?\d+,\d+([eE][+-]?\d+)?', re.ASCII)
 
 
@@ -41,7 +43,7 @@ def read_rows(
     DumpError
         The file cannot be read, is too large, is not UTF-8, is not csv, or has another separator.
     """
-    text = read_text(file, most_bytes, what)
+    text = read_text(file, most_bytes, what).removesuffix(_DOS_END)
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     try:
         lines = [(reader.line_num, row) for row in reader if row]

@@ -39,6 +39,7 @@ READ = {
         ','.join(f'"{cell}"' for cell in line.split(',')) for line in TABLE.splitlines()
     ),
     'no-line-end': TABLE.rstrip('\n'),
+    'end-of-text-of-dos': TABLE + '\x1a',
 }
 
 
