@@ -128,7 +128,7 @@ def print_rollouts(rows: Sequence[dict[str, Any]]) -> None:
     sizes = sorted({row['rollouts'] for row in rows})
     table = Table(
         'verb',
-        *(f'{size} rollouts\n[s of CPU], [MB]' for size in sizes),
+        *(f'{size} rollouts\nCPU s, peak MB' for size in sizes),
         'time, last\nto the one before',
         'memory',
         'growth of time\n(1: linear)',
