@@ -18,6 +18,7 @@ Only by name, with the exit status 1 if something is not as expected:
 
 * load: one monitor at 1 kHz against a node that receives and discards, and alarms at 100 Hz.
 * endurance: one monitor at 200 Hz for --minutes: memory, losses, scores equal to the offline ones.
+* rollouts: time and memory of each verb on many rollouts, with few open files.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ from bench.load import (
 )
 from bench.peers import bench_peers, print_peers
 from bench.relay import bench_relay, print_relay
+from bench.rollouts import bench_rollouts, print_rollouts
 from bench.sweep import bench_sweep, print_sweep
 from bench.tap import bench_tap, print_tap
 from vla_feature_bridge.step import PolicyStep
@@ -197,6 +199,12 @@ def run_peers(args: argparse.Namespace) -> dict[str, Any]:
         return bench_peers(args.steps, progress=lambda note: status.update(note))
 
 
+def run_rollouts(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Run the benchmark ``rollouts``."""
+    with Console(stderr=True).status('rollouts') as status:
+        return bench_rollouts(args.rollouts, lambda note: status.update(note))
+
+
 BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'stream': (run_stream, print_stream),
     'latency': (run_latency, print_latency),
@@ -212,6 +220,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any],
 BY_NAME: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'load': (run_load, print_load),
     'endurance': (run_endurance, print_endurance),
+    'rollouts': (run_rollouts, print_rollouts),
 }
 
 
@@ -249,6 +258,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument(
         '--minutes', type=float, default=30.0, help='length of endurance (default %(default)s)'
+    )
+    parser.add_argument(
+        '--rollouts',
+        type=int,
+        default=20_000,
+        help='rollouts of the largest set of the rollouts benchmark (default %(default)s)',
     )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
     args = parser.parse_args(arguments)

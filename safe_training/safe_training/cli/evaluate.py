@@ -130,6 +130,7 @@ def run(args: argparse.Namespace) -> int:
     """Fit, evaluate and print."""
     from safe_training.evaluation.evaluate import evaluate
     from safe_training.evaluation.saved_splits import saved_protocol, write_splits
+    from vla_feature_bridge.atomic import check_writable
 
     check_splits(args.splits)
     if args.good_runs is not None and args.good_runs < 1:
@@ -141,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
             found='no --out',
             advice='add --out RESULTS, because the name is written to the results',
         )
+    if args.out is not None:
+        check_writable(args.out)  # before hours of fitting
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     saved = args.splits_from
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)

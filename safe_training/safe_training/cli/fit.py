@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.evaluation.good_runs import new_thresholds, with_thresholds
     from safe_training.evaluation.protocol import choose_split
     from safe_training.evaluation.saved_splits import saved_split
+    from vla_feature_bridge.atomic import check_writable
 
     if args.out.exists() and not args.overwrite:
         raise DetectorFolderError(
@@ -85,6 +86,7 @@ def run(args: argparse.Namespace) -> int:
             found='no --good-runs',
             advice='add --good-runs GOOD_RUNS, because K is a number of good runs',
         )
+    check_writable(args.out)  # before hours of fitting
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args, [args.detector])

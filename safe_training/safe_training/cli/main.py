@@ -10,7 +10,9 @@ happen only when the verb runs, so that ``--help`` is fast.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
@@ -56,6 +58,21 @@ VERBS = {
     'report': Verb('report', 'write one self-contained HTML page about a detector on a set'),
     'sweep': Verb('sweep', 'fit and evaluate a grid of configurations'),
     'table': Verb('table', "make the paper's Table 1 and the robust table"),
+}
+
+
+_ANOTHER_DISK = 'free space on this disk, or write to another disk'
+#: What to do about errors of the operating system.
+_ADVICE = {
+    errno.ENOENT: 'check the path',
+    errno.ENOSPC: _ANOTHER_DISK,
+    errno.EDQUOT: _ANOTHER_DISK,
+    errno.EFBIG: 'allow larger files with: ulimit -f unlimited, or write to another disk',
+    errno.EROFS: 'write to a folder on another disk, because this disk is read-only',
+    errno.EACCES: 'change the permissions, or use another path',
+    errno.EPERM: 'change the permissions, or use another path',
+    errno.EMFILE: 'allow more open files with: ulimit -n 1024',
+    errno.ENAMETOOLONG: 'use a shorter name',
 }
 
 
@@ -122,11 +139,14 @@ def parser_of_verbs() -> argparse.ArgumentParser:
 
 
 def _file_error(error: OSError) -> str:
-    """Return the error of the operating system as `FILE: reason`."""
-    if not error.filename or not error.strerror:
+    """Return the error of the operating system as `FILE: reason; advice`."""
+    if not error.errno:
         return str(error)
-    advice = '; check the path' if isinstance(error, FileNotFoundError) else ''
-    return f'{error.filename}: {error.strerror}{advice}'
+    # The text of other libraries contains the number and the reason twice.
+    known = error.errno in _ADVICE
+    reason = os.strerror(error.errno) if known else error.strerror or str(error)
+    where = f'{error.filename}: ' if error.filename else ''
+    return f'{where}{reason}' + (f'; {_ADVICE[error.errno]}' if known else '')
 
 
 def _failed(program: str, reason: object, status: int) -> int:

@@ -326,6 +326,8 @@ def _set_aside(record: dict[str, Any]) -> list[str]:
 
 def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
     """Return the hidden states, (tokens, width) for each step, from any of their stored forms."""
+    if type(value) is tuple:
+        value = list(value)
     if type(value) is list and value:
         for step, part in enumerate(value):
             if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != value[0].shape:

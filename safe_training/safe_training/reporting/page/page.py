@@ -23,7 +23,7 @@ from safe_training.evaluation.judge import JudgedSet
 from safe_training.reporting.figures.catalogue import DrawnFigure
 from safe_training.reporting.figures.style import svg
 from safe_training.reporting.numbers import percent
-from safe_training.reporting.page.data import rollout_data, script_json
+from safe_training.reporting.page.data import listed_rollouts, rollout_data, script_json
 from safe_training.reporting.page.tables import (
     evaluation_table,
     evaluation_times_table,
@@ -55,10 +55,12 @@ def page(
         At least one rollout; each has a label.
     drawn : sequence of DrawnFigure
     videos : mapping of episode id to PageVideo
+        Videos of rollouts in :func:`listed_rollouts`.
     results : sequence of ResultTable
         Tables of sweeps.
     """
     loaded, scored = judged.detector, judged.rollouts
+    listed = listed_rollouts(scored)
     script, style = (_file(name) for name in ('page.js', 'page.css'))
     embedded = {e: v.content for e, v in videos.items() if v.content is not None}
     elements = {episode: f'video-{number}' for number, episode in enumerate(embedded)}
@@ -79,12 +81,13 @@ def page(
             **_tables(judged),
             results=[to_html(table) for table in results],
             n_rollouts=len(scored),
+            n_listed=len(listed),
             videos=_video_counts(videos),
             figures=[
                 {'name': name, 'title': what, 'picture': _base64(svg(figure).encode())}
                 for name, what, figure in drawn
             ],
-            data=script_json(rollout_data(scored, videos, elements)),
+            data=script_json(rollout_data(listed, videos, elements)),
             embedded=[
                 {'id': elements[episode], 'content': _base64(content)}
                 for episode, content in embedded.items()
