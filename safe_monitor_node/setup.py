@@ -28,5 +28,10 @@ setup(
     maintainer_email='maintainers@safe-ros.org',
     description='Scores policy steps and raises failure alarms with a calibrated false-alarm rate.',
     license='Apache-2.0',
-    entry_points={'console_scripts': ['monitor = safe_monitor_node.nodes.monitor:main']},
+    entry_points={
+        'console_scripts': [
+            'monitor = safe_monitor_node.nodes.monitor:main',
+            'watch = safe_monitor_node.nodes.watch:main',
+        ]
+    },
 )

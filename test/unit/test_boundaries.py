@@ -90,6 +90,7 @@ ROOMS = {
         'calibrated_detector',
         'storage',
         'monitor',
+        'looking',
         'nodes',
     ),
     'safe_training': (

@@ -10,6 +10,9 @@ monitor_inputs        the subscriptions of the monitor node, and the nodes aroun
 monitor_services      the services of the monitor node
 monitor_node          life cycle, steps, events and timers of the monitor node
 monitor               executable of monitor_node
+robot_topics          subscriptions of what monitors publish, for nodes that show robots
+watch_node            all robots in a terminal
+watch                 executable of watch_node
 
 This subpackage imports all other subpackages.
 """
