@@ -9,7 +9,7 @@ setup(
     name=PACKAGE,
     version='0.2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['py.typed']},
+    package_data={PACKAGE: ['looking/web/*', 'py.typed']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -30,6 +30,7 @@ setup(
     license='Apache-2.0',
     entry_points={
         'console_scripts': [
+            'dashboard = safe_monitor_node.nodes.dashboard:main',
             'monitor = safe_monitor_node.nodes.monitor:main',
             'watch = safe_monitor_node.nodes.watch:main',
         ]

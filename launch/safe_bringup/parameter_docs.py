@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from safe_bringup.generated_page import write_page
-from safe_monitor_node.nodes import monitor_parameters
+from safe_monitor_node.nodes import dashboard_node, monitor_parameters
 from vla_feature_bridge.nodes import bridge_parameters, replay_node
 from vla_feature_bridge.ros.parameters import Parameter
 
@@ -23,6 +23,7 @@ NODES = (
         'takes the steps of policies from sockets or topics and publishes them.',
     ),
     ('replay', replay_node, 'plays a recorded rollout set as if its policy were running.'),
+    ('dashboard', dashboard_node, 'shows all robots live on a web page that it serves itself.'),
 )
 
 INTRODUCTION = """\

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from safe_monitor_node.looking.words import (
     GONE,
@@ -22,6 +22,8 @@ Point = tuple[int, float, float]
 """Step, score, threshold. NaN: no score, no band; infinite threshold: no alarm is possible."""
 
 LONGEST_ID = 1000
+"""Characters of an episode id; of a longer one the beginning is kept, with one character more."""
+
 _INTERVALS = 20
 
 
@@ -167,6 +169,7 @@ class RobotBoard:
 
     def take_score(self, name: str, sample: ScoreSample, now: float) -> None:
         """Take a score of a known robot; ``now`` is a steady time [s]."""
+        sample = replace(sample, episode_id=_cut(sample.episode_id), detector=sample.detector[:100])
         with self._lock:
             robot = self._robots.get(name)
             if robot is None:
@@ -185,6 +188,7 @@ class RobotBoard:
 
     def take_alarm(self, name: str, sample: AlarmSample) -> None:
         """Take a state of a known robot."""
+        sample = replace(sample, episode_id=_cut(sample.episode_id), reason=_cut(sample.reason))
         with self._lock:
             if (robot := self._robots.get(name)) is not None:
                 robot.alarm = sample
@@ -211,6 +215,10 @@ class RobotBoard:
 def by_urgency(view: RobotView) -> tuple[int, str]:
     """Return the sorting key of robots: the most urgent state first, then by name."""
     return ORDER.index(view.state.severity), view.name
+
+
+def _cut(text: str) -> str:
+    return text[: LONGEST_ID + 1]
 
 
 def _view(name: str, robot: _Robot, now: float) -> RobotView:

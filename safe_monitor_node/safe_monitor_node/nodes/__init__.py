@@ -13,6 +13,8 @@ monitor               executable of monitor_node
 robot_topics          subscriptions of what monitors publish, for nodes that show robots
 watch_node            all robots in a terminal
 watch                 executable of watch_node
+dashboard_node        all robots on a web page
+dashboard             executable of dashboard_node
 
 This subpackage imports all other subpackages.
 """
