@@ -31,7 +31,9 @@ setup(
     entry_points={
         'console_scripts': [
             'dashboard = safe_monitor_node.nodes.dashboard:main',
+            'markers = safe_monitor_node.nodes.markers:main',
             'monitor = safe_monitor_node.nodes.monitor:main',
+            'overlay = safe_monitor_node.nodes.overlay:main',
             'watch = safe_monitor_node.nodes.watch:main',
         ]
     },

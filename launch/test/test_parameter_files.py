@@ -25,7 +25,9 @@ def test_there_is_a_file_for_each_node() -> None:
     [
         ('bridge', {}),
         ('dashboard', {}),
+        ('markers', {}),
         ('monitor', {}),
+        ('overlay', {}),
         ('replay', {'frequency': 20.0, 'limit': 12}),
     ],
 )

@@ -15,6 +15,11 @@ watch_node            all robots in a terminal
 watch                 executable of watch_node
 dashboard_node        all robots on a web page
 dashboard             executable of dashboard_node
+marker_messages       a robot as markers for RViz
+markers_node          publishes these markers
+markers               executable of markers_node
+overlay_node          draws a robot into its camera image
+overlay               executable of overlay_node
 
 This subpackage imports all other subpackages.
 """
