@@ -196,6 +196,13 @@ def test_forty_robots_are_drawn_in_a_small_window_without_a_wide_page(browser, s
     assert browser.complaints() == []
 
 
+def test_a_wall_screen_begins_with_the_most_urgent(browser, serve):
+    board = RobotBoard()
+    fill(board, 4)
+    browser.go(f'{serve(board).url}#urgent')
+    assert texts(browser, 'h2') == [f'/robot{k}' for k in (2, 0, 1, 3)]
+
+
 def test_the_page_keeps_no_more_than_the_history(browser, serve):
     board = RobotBoard(history=50)
     fill(board, 1, steps=40)

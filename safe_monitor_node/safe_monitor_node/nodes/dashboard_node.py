@@ -25,7 +25,7 @@ PARAMETERS = (
         '127.0.0.1',
         'Address that the web server listens on; another one than 127.0.0.1 needs a token.',
     ),
-    Parameter('port', 8765, 'Port of the web server; 0 takes a free one.', 0, 65535),
+    Parameter('port', 8770, 'Port of the web server; 0 takes a free one.', 0, 65535),
     Parameter(
         'token',
         '',

@@ -175,6 +175,8 @@
 
   // A server that hangs closes nothing: what is shown becomes old all the same.
   setInterval(() => { if (heard && performance.now() - heard > LATE) setLost(true); }, 500);
+  // A wall screen without a keyboard opens /#urgent.
+  if (location.hash === '#urgent') $('order').value = 'urgent';
   $('order').addEventListener('change', arrange);
   connect();
 })();
