@@ -30,6 +30,7 @@ from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.ros.messages import time_from_message
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import Parameter, declare_parameters
+from vla_feature_bridge.ros.qos import OVERLAY_QOS
 
 PARAMETERS = (
     Parameter(
@@ -50,7 +51,6 @@ _LOOK_PERIOD = 0.5
 _OUT_OF_ORDER = 10**9
 # Only the newest image counts, and every camera matches: some publish best effort only.
 _CAMERA_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
-_OVERLAY_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 
 
 class OverlayNode(Node):
@@ -72,9 +72,7 @@ class OverlayNode(Node):
         self._topic = self.resolve_topic_name(self._values.image_topic)
         overriding = QoSOverridingOptions.with_default_policies()
         self._outputs = {
-            kind: self.create_publisher(
-                kind, topic, _OVERLAY_QOS, qos_overriding_options=overriding
-            )
+            kind: self.create_publisher(kind, topic, OVERLAY_QOS, qos_overriding_options=overriding)
             for kind, topic in (
                 (Image, 'safe/overlay'),
                 (CompressedImage, 'safe/overlay/compressed'),

@@ -88,7 +88,8 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """Return the parser of the options of ``watch``."""
     parser = argparse.ArgumentParser(
         prog='watch',
         description='Shows all robots with a monitor: score against the band, state, episode, '
@@ -113,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 def main(args: list[str] | None = None) -> int:
     """Show all robots in the terminal; returns the exit status."""
     arguments = sys.argv if args is None else ['watch', *args]
-    options = _parser().parse_args(remove_ros_args(arguments)[1:])
+    options = make_parser().parse_args(remove_ros_args(arguments)[1:])
 
     def work() -> int:
         node = WatchNode()
