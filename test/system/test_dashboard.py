@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import re
 import signal
 import subprocess
@@ -165,7 +166,10 @@ def test_it_ends_cleanly_with_open_browsers(own_domain, tmp_path, end):
         time.sleep(0.05)
     stream = events((found[1], int(found[2])))
     next(stream)
-    process._popen.send_signal(end)
-    assert process._popen.wait(10) == 0, process.log()
-    process.stop()
+    os.kill(process.pid, end)
+    deadline = time.monotonic() + 10
+    while process.exit_status is None:
+        assert time.monotonic() < deadline, process.log()
+        time.sleep(0.05)
+    assert process.stop() == 0, process.log()
     assert 'Traceback' not in process.log()
