@@ -7,6 +7,7 @@ import math
 
 import pytest
 from probe import RELIABLE
+from std_msgs.msg import Float32
 from visualization_msgs.msg import Marker, MarkerArray
 
 from safe_bringup.live import Process
@@ -101,3 +102,30 @@ def test_the_node_shows_its_monitor_and_says_when_it_is_gone(
         probe.spin_until(lambda: text().startswith('GONE'), 'the monitor is gone', timeout=6)
         assert markers.stop() == 0, markers.log()
         assert 'Traceback' not in markers.log()
+
+
+def test_the_numbers_are_published_only_if_wanted(probe, run_monitor, mlp_folder, quiet, tmp_path):
+    numbers: list[tuple[str, float]] = []
+    for name in ('score', 'threshold'):
+        probe.node.create_subscription(
+            Float32,
+            f'safe/{name}_value',
+            lambda message, name=name: numbers.append((name, message.data)),
+            RELIABLE,
+        )
+    run_monitor(detector_folder=mlp_folder)
+    with Process('safe_monitor_node.nodes.markers', {'numbers': 'true'}, tmp_path / 'log'):
+        probe.wait_until_active()
+        probe.spin_until(
+            lambda: (
+                probe.node.count_publishers('safe/score_value')
+                and probe.node.count_subscribers('safe/score') >= 3
+            ),
+            'the node listens',
+        )
+        score = probe.step(quiet(0))
+        probe.spin_until(lambda: len(numbers) == 2, 'both numbers arrive')
+        assert dict(numbers) == {'score': score.score, 'threshold': score.threshold}
+    with Process('safe_monitor_node.nodes.markers', {}, tmp_path / 'log'):
+        probe.spin_until(lambda: probe.node.count_publishers('safe/markers'), 'the node runs')
+        assert not probe.node.count_publishers('safe/score_value')

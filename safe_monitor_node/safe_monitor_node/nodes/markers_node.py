@@ -9,15 +9,17 @@ from typing import Any
 import rclpy
 from rclpy.node import Node
 from rclpy.qos_overriding_options import QoSOverridingOptions
+from std_msgs.msg import Float32
 from visualization_msgs.msg import MarkerArray
 
 from safe_monitor_node.looking.board import RobotBoard
 from safe_monitor_node.nodes.marker_messages import MarkerPlace, robot_markers
 from safe_monitor_node.nodes.robot_topics import RobotTopics
+from safe_msgs.msg import FailureScore
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import Parameter, declare_parameters
-from vla_feature_bridge.ros.qos import MARKER_QOS
+from vla_feature_bridge.ros.qos import MARKER_QOS, SCORE_QOS
 
 PARAMETERS = (
     Parameter('frame_id', 'base_link', 'Frame of the markers, which RViz must know.'),
@@ -26,6 +28,12 @@ PARAMETERS = (
     Parameter('z', 1.2, 'Centre of the bar in the frame, along z [m].', -1000.0, 1000.0),
     Parameter('size', 0.6, 'Length of the bar [m].', 0.01, 100.0),
     Parameter('period', 0.2, 'Time between two updates of the markers [s].', 0.02, 10.0),
+    Parameter(
+        'numbers',
+        False,
+        'If true, each score and its threshold are also published as std_msgs/Float32, for plugins '
+        'of RViz that show one number.',
+    ),
 )
 
 _LOOK_PERIOD = 0.5
@@ -63,6 +71,16 @@ class MarkersNode(Node):
         )
         self.create_timer(_LOOK_PERIOD, self._robot.update)
         self.create_timer(values.period, self._publish)
+        if values.numbers:
+            self._numbers = [
+                self.create_publisher(Float32, f'safe/{name}_value', SCORE_QOS)
+                for name in ('score', 'threshold')
+            ]
+            self.create_subscription(FailureScore, 'safe/score', self._publish_numbers, SCORE_QOS)
+
+    def _publish_numbers(self, message: FailureScore) -> None:
+        for publisher, value in zip(self._numbers, (message.score, message.threshold), strict=True):
+            publisher.publish(Float32(data=value))
 
     def _publish(self) -> None:
         view = self._board.view(self._name, time.monotonic())
