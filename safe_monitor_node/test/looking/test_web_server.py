@@ -65,6 +65,14 @@ class Stream:
                 return json.loads(line[6:])
         return None
 
+    def until(self, condition):
+        """Return the first row that meets a condition, of a stream of one robot."""
+        for _ in range(100):
+            (row,) = self.next()['robots']
+            if condition(row):
+                return row
+        raise AssertionError(f'never came true: {row}')
+
     def close(self):
         self.response.close()
         self._connection.close()
@@ -110,14 +118,12 @@ def test_a_stream_gives_everything_first_and_then_what_is_new(serve):
     assert row['points'] == []
     assert 'facts' not in row
     board.take_score('/r', ScoreSample('e', 3, math.nan, 0.5, math.nan, 5), time.monotonic())
-    while not row['points']:
-        (row,) = stream.next()['robots']
+    row = stream.until(lambda row: row['points'])
     assert row['points'] == [[3, None, 0.5]]
     assert not row['restart']
     assert row['facts']['word'] == 'INVALID'
     board.take_score('/r', ScoreSample('f', 0, 0.3, 0.5, math.nan, 1), time.monotonic())
-    while not row['restart']:
-        (row,) = stream.next()['robots']
+    row = stream.until(lambda row: row['restart'])
     assert row['points'] == [[0, 0.3, 0.5]]
     assert row['facts']['previous']['id'] == 'e'
     stream.close()
