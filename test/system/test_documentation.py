@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import yaml
 
-from safe_monitor_node.nodes import black_box_parameters, monitor_parameters
+from safe_bringup.parameter_docs import NODES
+from safe_monitor_node.nodes import monitor_parameters
+from safe_monitor_node.nodes.watch_node import make_parser as watch_parser
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureScore, PolicyStep
 from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
-from vla_feature_bridge.nodes import bridge_parameters, replay_node
+from vla_feature_bridge.nodes import replay_node
 from vla_feature_bridge.relays.options import make_parser, parse_options
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -310,6 +312,8 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
     known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
+    known |= {'--perspective-file', '--share'}
+    known |= {name for action in watch_parser()._actions for name in action.option_strings}
     known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))
@@ -342,8 +346,7 @@ def test_the_page_of_0_1_has_every_name_that_changed():
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    nodes = (black_box_parameters, bridge_parameters, monitor_parameters, replay_node)
-    known = {p.name for node in nodes for p in node.PARAMETERS}
+    known = {p.name for _, node, _ in NODES for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
 

@@ -91,6 +91,7 @@ ROOMS = {
         'storage',
         'monitor',
         'black_box',
+        'looking',
         'nodes',
     ),
     'safe_training': (

@@ -36,6 +36,7 @@ from safe_training.reporting.tables.html import environment, to_html
 from safe_training.reporting.tables.model import ResultTable
 
 _PACKAGE = 'safe_training.reporting.page'
+_CURVE_PACKAGE = 'safe_monitor_node.looking'
 # Tables with more rows than this number are folded.
 _MOST_UNFOLDED = 12
 
@@ -61,7 +62,11 @@ def page(
     """
     loaded, scored = judged.detector, judged.rollouts
     listed = listed_rollouts(scored)
-    script, style = (_file(name) for name in ('page.js', 'page.css'))
+    script, style = (
+        # The curve is the curve of the dashboard.
+        _file(_CURVE_PACKAGE, f'web/curve.{kind}') + _file(_PACKAGE, f'template/page.{kind}')
+        for kind in ('js', 'css')
+    )
     embedded = {e: v.content for e, v in videos.items() if v.content is not None}
     elements = {episode: f'video-{number}' for number, episode in enumerate(embedded)}
     return (
@@ -100,9 +105,9 @@ def page(
     )
 
 
-def _file(name: str) -> Markup:
-    """Return a template file of this package. It is trusted and is not escaped."""
-    return Markup((resources.files(_PACKAGE) / 'template' / name).read_text('utf-8'))
+def _file(package: str, name: str) -> Markup:
+    """Return a file of one of our packages. It is trusted and is not escaped."""
+    return Markup((resources.files(package) / name).read_text('utf-8'))
 
 
 def _policy(script: str) -> str:
