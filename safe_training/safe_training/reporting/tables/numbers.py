@@ -97,13 +97,11 @@ def difference_lines(found: Iterable[Difference], names: Mapping[str, str]) -> l
                 f' ({_signed(interval.low)} to {_signed(interval.high)} over {interval.used} tasks)'
             )
         if made.too_few_tasks:
-            line += f'. WARNING: {interval.used} tasks do not tell which one is better'
+            line += (
+                f'. WARNING: {interval.used} tasks do not tell which one is better; fewer than '
+                f'{FEW_TASKS} tasks cannot show a difference inside its interval'
+            )
         lines.append(line)
-    if any(made.too_few_tasks for made in found):
-        lines.append(
-            f'A difference inside its interval says nothing with fewer than {FEW_TASKS} tasks: '
-            'record more tasks, or choose by another reason'
-        )
     return lines
 
 
