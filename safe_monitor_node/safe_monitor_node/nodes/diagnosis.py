@@ -12,6 +12,7 @@ from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.good_runs import why_no_good_runs
 from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
+from safe_monitor_node.monitor.step_order import shown
 from vla_feature_bridge.nodes.levels import Finding, Level, most_severe, summarise
 
 _LEVELS = {
@@ -166,7 +167,7 @@ def _good_runs_facts(session: MonitorSession) -> dict[str, object]:
         text = f'{count} of {good_runs.wanted}'
         if band is not None:
             text += f'; threshold {band.at(monitor.threshold.alpha).at(0):.4g}'
-        facts[f'good runs of task {task!r}'] = text
+        facts[f'good runs of task {shown(task)}'] = text
     return facts
 
 
