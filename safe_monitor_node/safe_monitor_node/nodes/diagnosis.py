@@ -83,6 +83,10 @@ def introduce(session: MonitorSession) -> list[str]:
             f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after {moving.successes} '
             'successes' + (f', stored in {kept_in}' if kept_in else '')
         )
+    if (good_runs := monitor.thresholds.good_runs) is not None:
+        text = f'a new task gets its own threshold from {good_runs.wanted} good runs'
+        counts = [f'{shown(task)} {good_runs.count(task)}' for task in good_runs.tasks]
+        sentences.append(f'{text}; good runs so far: {", ".join(counts)}' if counts else text)
     return sentences
 
 
