@@ -367,7 +367,7 @@ def test_bridge_and_the_monitors_of_two_sources_come_up_and_down(
         wait_for_monitor=TIMEOUT,
         strict=True,
     )
-    sender.start(task='t')
+    sender.start(task=first.instruction)
     for t in range(3):
         sender.publish(quiet(t).features, quiet(t).actions)
     probe.spin_until(lambda: len(scores) == 3, 'the scores arrive', TIMEOUT)

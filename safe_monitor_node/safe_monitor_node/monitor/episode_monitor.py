@@ -47,7 +47,7 @@ class EpisodeMonitor:
         Step size of the threshold updates by labelled successes; 0 disables the updates.
     good_runs : int
         Number of labelled successes that give a new task its own threshold; 0: never. Nothing is
-        learned if the detector has no scores for it.
+        learned if the detector has no scores for it. `thresholds.learning` says what is learned.
 
     Attributes
     ----------

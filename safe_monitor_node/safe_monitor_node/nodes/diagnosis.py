@@ -13,6 +13,7 @@ from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.good_runs import why_no_good_runs
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.slot import DetectorSlot, name_of_detector
+from safe_monitor_node.monitor.step_order import shown
 from vla_feature_bridge.nodes.levels import Finding, Level, most_severe, summarise
 
 _LEVELS = {
@@ -92,6 +93,10 @@ def _introduce(slot: DetectorSlot) -> list[str]:
             f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after {moving.successes} '
             'successes' + (f', stored in {kept_in}' if kept_in else '')
         )
+    if (good_runs := monitor.thresholds.good_runs) is not None:
+        text = f'a new task gets its own threshold from {good_runs.wanted} good runs'
+        counts = [f'{shown(task)} {good_runs.count(task)}' for task in good_runs.tasks]
+        sentences.append(f'{text}; good runs so far: {", ".join(counts)}' if counts else text)
     return sentences
 
 
@@ -211,7 +216,7 @@ def _good_runs_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -
         text = f'{count} of {good_runs.wanted}'
         if band is not None:
             text += f'; threshold {band.at(monitor.threshold.alpha).at(0):.4g}'
-        facts[f'{prefix}good runs of task {task!r}'] = text
+        facts[f'{prefix}good runs of task {shown(task)}'] = text
     return facts
 
 

@@ -17,6 +17,7 @@ from safe_monitor_node.monitor.own_labels import EpisodeLabel
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.thresholds import MonitorError
+from safe_monitor_node.nodes.diagnosis import introduce
 
 BAND = constant_band((np.arange(39) + 1) / 39, (0.1, 0.2), 20)
 SEEN = SeenScores({t: np.linspace(0.1, 0.5, 9) + i / 5 for i, t in enumerate(('pour', 'stack'))})
@@ -253,6 +254,10 @@ def test_good_runs_survive_a_restart_with_and_without_adaptation(tmp_path):
 def test_updates_of_a_band_from_other_good_runs_are_not_restored(tmp_path):
     file = str(tmp_path / 'kept.json')
     robot = Robot(tmp_path, adaptation_step=0.05, adaptation_file=file)
+    robot.play('f', task='a task as long as a message ' * 1000)
+    (*_, told) = introduce(robot.session)
+    assert 'from 3 good runs; good runs so far:' in told
+    assert len(told) < 1000
     for number in range(5):
         robot.play(f'e{number}')
     robot.begin()

@@ -219,3 +219,14 @@ def test_evaluate_measures_false_alarms_with_and_without_good_runs(run, big):
     assert 'mean over tasks' in said
     status, _, errors = run('evaluate', big, *options, '--details')
     assert (status, '--details cannot be used with --good-runs' in errors) == (2, True)
+
+
+def test_a_recording_gives_the_same_threshold_as_the_set(run, fitted, tmp_path):
+    runs, bag = write(tmp_path / 'runs', runs_of()), tmp_path / 'runs.mcap'
+    assert run('convert', runs, bag)[0] == 0
+    made = [
+        json.loads(run('calibrate', fitted, source, '--out', tmp_path / name, '--json')[1])
+        for source, name in ((runs, 'a'), (bag, 'b'))
+    ]
+    thresholds = [found['tasks'][0]['threshold'] for found in made]
+    assert thresholds[0] == thresholds[1]
