@@ -20,6 +20,7 @@ import numpy as np
 from rich.console import Console
 
 from safe_bringup.demo_detectors import (
+    FEWEST_SUCCESSES,
     GOOD_RUNS,
     MONITORED,
     fit_all,
@@ -37,7 +38,7 @@ from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.figures.score_curves import plot_episodes
 from safe_training.reporting.numbers import as_number, plain_json
-from safe_training.reporting.tables.evaluation import comparison_lines, report_table
+from safe_training.reporting.tables.evaluation import report_table
 from safe_training.reporting.tables.terminal import print_table, wide_console
 from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.errors import SafeError
@@ -63,7 +64,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--alpha', type=float, default=0.1, help='promised false-alarm rate (default 0.1)'
     )
     parser.add_argument(
-        '--episodes', type=int, default=30, help='unseen rollouts to stream (default 30)'
+        '--episodes', type=int, default=45, help='unseen rollouts to stream (default 45)'
     )
     parser.add_argument(
         '--frequency', type=float, default=100.0, help='policy inferences per second (default 100)'
@@ -101,14 +102,21 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
     rows = judge_unseen(fitted, rollouts, split)
     title = f'one task split, promised false-alarm rate {100 * args.alpha:g} %'
     print_table(console, report_table(rows, title))
-    for line in (*early_lines(rows), *comparison_lines(rows)):
+    for line in early_lines(rows):
         console.print(line)
     new = learn_new_task(fitted[MONITORED], rollouts, split)
-    console.print(
-        f'{GOOD_RUNS} good runs of the new task {new.task}: false alarms in {new.alarms_with} of '
-        f'the other {new.successes} successes, {new.alarms_without} without good runs'
-    )
-    new.detector.save(args.out / 'detector', overwrite=True)
+    if new is None:
+        console.print(
+            f'no unseen task has {FEWEST_SUCCESSES} successes: no task gets a threshold from good '
+            'runs'
+        )
+    else:
+        console.print(
+            f'{GOOD_RUNS} good runs of the new task {new.task}: false alarms in {new.alarms_with} '
+            f'of the other {new.successes} successes, {new.alarms_without} without good runs'
+        )
+    monitored = fitted[MONITORED] if new is None else new.detector
+    monitored.save(args.out / 'detector', overwrite=True)
     return {
         'detector': MONITORED,
         'seed': args.seed,
@@ -119,7 +127,8 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         'evaluation': {
             row.detector: {k: as_number(v) for k, v in row.values.items()} for row in rows
         },
-        'good_runs': {
+        'good_runs': new
+        and {
             'task': new.task,
             'episodes': list(new.good_runs),
             'other_successes': new.successes,
