@@ -69,6 +69,7 @@ def restart(probe, monitor, run_monitor, **parameters):
             probe.facts().get('episodes') == '0' and 'no episode is running' in probe.status.message
         ),
         'the new monitor is active',
+        60.0,
     )
     probe.wait_until_active()
 
