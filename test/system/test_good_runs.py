@@ -38,9 +38,15 @@ def play(probe, episode, largest, outcome=SUCCESS, task=TASK):
     """Play an episode whose second step has the largest score; return both scores."""
     probe.start(episode, task)
     probe.spin_until(lambda: probe.facts().get('episode') == episode, 'START is handled')
-    scores = [probe.step(make_step(i, s, episode)) for i, s in enumerate((QUIET, largest))]
+    quiet = probe.step(make_step(0, QUIET, episode))
+    # The subscriber keeps one state only: wait for each.
+    probe.spin_until(
+        lambda: probe.alarms[-1].state == quiet.state and probe.alarms[-1].episode_id == episode,
+        'the state of the first step arrives',
+    )
+    loud = probe.step(make_step(1, largest, episode))
     probe.end(episode, outcome)
-    return scores
+    return quiet, loud
 
 
 def begin(probe, episode, task=TASK):
@@ -63,6 +69,7 @@ def restart(probe, monitor, run_monitor, **parameters):
             probe.facts().get('episodes') == '0' and 'no episode is running' in probe.status.message
         ),
         'the new monitor is active',
+        60.0,
     )
     probe.wait_until_active()
 

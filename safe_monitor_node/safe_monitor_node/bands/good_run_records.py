@@ -53,6 +53,7 @@ class GoodRunRecords:
         self._known = {'', *known, *band.tasks}
         self._runs: dict[str, list[GoodRun]] = {}
         self._bands: dict[str, Band] = {}
+        self._taken_out: dict[str, tuple[str, int, GoodRun]] = {}
 
     def is_new(self, task: str) -> bool:
         """Return whether the task has a name and the detector does not know the task."""
@@ -96,7 +97,25 @@ class GoodRunRecords:
         """Take a run out; return its task, or an empty text if it was no good run."""
         task = self.task_of(episode_id)
         if task:
-            self._set(task, [run for run in self._runs[task] if run.episode_id != episode_id])
+            runs = list(self._runs[task])
+            index = [run.episode_id for run in runs].index(episode_id)
+            self._taken_out[episode_id] = task, index, runs.pop(index)
+            if len(self._taken_out) > KEPT_RUNS:
+                del self._taken_out[next(iter(self._taken_out))]
+            self._set(task, runs)
+        return task
+
+    def put_back(self, episode_id: str) -> str:
+        """Count a run again that was taken out, at its place; return its task, or an empty text.
+
+        After a restart, the labels of an episode arrive again: an earlier one may take the run out.
+        """
+        if self.task_of(episode_id) or episode_id not in self._taken_out:
+            return ''
+        task, index, run = self._taken_out.pop(episode_id)
+        runs = list(self._runs.get(task, ()))
+        runs.insert(index, run)
+        self._set(task, runs)
         return task
 
     def _has_room(self) -> bool:

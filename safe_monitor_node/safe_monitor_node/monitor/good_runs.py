@@ -174,6 +174,8 @@ class GoodRunsThresholds(Thresholds):
             episode.label = success
         if success and episode is not None:
             self._count(episode)
+        elif success and (task := self.good_runs.put_back(episode_id)):
+            self._say(episode_id, f'a good run of task {shown(task)} again', task)
         elif not success:
             self._take_out(episode_id)
         return effect

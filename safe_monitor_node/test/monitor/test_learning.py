@@ -251,6 +251,18 @@ def test_good_runs_survive_a_restart_with_and_without_adaptation(tmp_path):
         assert robot.begin(episode='z') == learned([1.0, 3.0, LOUD])
 
 
+def test_labels_that_arrive_again_after_a_restart_leave_the_good_runs_as_they_were(tmp_path):
+    robot = Robot(tmp_path, adaptation_file=str(tmp_path / 'kept.json'))
+    for number in range(4):
+        robot.play(f'e{number}', (1.0 + number,))
+    robot.restart()
+    for success in (False, True, True):
+        robot.label('e1', success)
+    assert robot.begin() == learned([1.0, 2.0, 3.0])
+    robot.label('never scored', True)
+    assert robot.session.monitor.thresholds.good_runs.count('new') == 4
+
+
 def test_updates_of_a_band_from_other_good_runs_are_not_restored(tmp_path):
     file = str(tmp_path / 'kept.json')
     robot = Robot(tmp_path, adaptation_step=0.05, adaptation_file=file)
