@@ -4,6 +4,11 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# On a machine with much other work, drawing examples can be slow; that is no failure.
+settings.register_profile('safe', deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile('safe')
 
 TOP = Path(__file__).parent
 MARKERS = {

@@ -72,6 +72,16 @@ ARGUMENTS = (
         default_value=_params('monitor.yaml'),
         description='Parameter file of the monitors.',
     ),
+    _text(
+        'black_box_folder',
+        'Folder in which black boxes record alarms, each in a folder with the name of its source; '
+        'empty: no black box is started.',
+    ),
+    DeclareLaunchArgument(
+        'black_box_params',
+        default_value=_params('black_box.yaml'),
+        description='Parameter file of the black boxes.',
+    ),
     _text('namespace', 'Namespace of the nodes and of their topics.'),
     *node_arguments(),
 )
@@ -100,12 +110,14 @@ def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 def monitor_of(context: LaunchContext, source: str) -> IncludeLaunchDescription:
     """Return the monitor of a source, in the namespace of its topics."""
     namespace = '/'.join(part for part in (argument(context, 'namespace'), source) if part)
-    passed = ('detector_folder', 'autostart', 'use_sim_time', 'log_level')
+    passed = ('detector_folder', 'black_box_params', 'autostart', 'use_sim_time', 'log_level')
+    black_box = argument(context, 'black_box_folder')
     return IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(Path(__file__).with_name('monitor.launch.py'))),
         launch_arguments={
             'params_file': str(parameter_file(context, 'monitor_params')),
             'namespace': namespace,
+            'black_box_folder': str(Path(black_box, source)) if black_box else '',
             **{name: argument(context, name) for name in passed},
         }.items(),
     )

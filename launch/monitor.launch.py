@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start the monitor: ``ros2 launch safe_bringup monitor.launch.py detector_folder:=FOLDER``.
 
-The parameters come from ``params_file``. A non-empty argument overrides the value in the file. An
-empty argument changes nothing.
+With ``black_box_folder``, a black box starts beside it. The parameters come from ``params_file``
+and ``black_box_params``. A non-empty argument overrides the value in the file. An empty argument
+changes nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
@@ -49,17 +51,29 @@ ARGUMENTS = (
         description='Parameter file of the monitor.',
     ),
     DeclareLaunchArgument(
+        'black_box_folder',
+        default_value='',
+        description='Folder in which a black box records alarms; empty: no black box is started.',
+    ),
+    DeclareLaunchArgument(
+        'black_box_params',
+        default_value=PathJoinSubstitution(
+            [FindPackageShare('safe_bringup'), 'params', 'black_box.yaml']
+        ),
+        description='Parameter file of the black box.',
+    ),
+    DeclareLaunchArgument(
         'namespace',
         default_value='',
-        description='Namespace of the node and of its topics.',
+        description='Namespace of the nodes and of their topics.',
     ),
     *node_arguments(),
 )
 
 
 def start_monitor(context: LaunchContext) -> list[Node]:
-    """Return the node with its parameter file; the given arguments override values of the file."""
-    return [
+    """Return the nodes with their parameter files; given arguments override values of the files."""
+    nodes = [
         Node(
             package='safe_monitor_node',
             executable='monitor',
@@ -73,6 +87,23 @@ def start_monitor(context: LaunchContext) -> list[Node]:
             output='screen',
         )
     ]
+    if folder := argument(context, 'black_box_folder'):
+        nodes.append(
+            Node(
+                package='safe_monitor_node',
+                executable='black_box',
+                name='black_box',
+                namespace=argument(context, 'namespace'),
+                parameters=[
+                    parameter_file(context, 'black_box_params'),
+                    given_parameters(context, {'autostart': bool, 'use_sim_time': bool}),
+                    {'folder': ParameterValue(folder, value_type=str)},
+                ],
+                ros_arguments=log_arguments(context, 'black_box'),
+                output='screen',
+            )
+        )
+    return nodes
 
 
 def generate_launch_description() -> LaunchDescription:

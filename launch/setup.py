@@ -16,7 +16,9 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
         (f'share/{PACKAGE}/launch', sorted(glob('*.launch.py'))),
+        (f'share/{PACKAGE}/layouts', sorted(glob('layouts/*'))),
         (f'share/{PACKAGE}/params', sorted(glob('params/*'))),
+        (f'share/{PACKAGE}/security', sorted(glob('security/*'))),
     ],
     python_requires='>=3.10',
     install_requires=[

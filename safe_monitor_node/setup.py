@@ -9,7 +9,7 @@ setup(
     name=PACKAGE,
     version='0.2.0',
     packages=find_packages(include=[PACKAGE, f'{PACKAGE}.*']),
-    package_data={PACKAGE: ['py.typed', 'shipped/*/*']},
+    package_data={PACKAGE: ['looking/web/*', 'py.typed', 'shipped/*/*']},
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
@@ -28,5 +28,14 @@ setup(
     maintainer_email='maintainers@safe-ros.org',
     description='Scores policy steps and raises failure alarms with a calibrated false-alarm rate.',
     license='Apache-2.0',
-    entry_points={'console_scripts': ['monitor = safe_monitor_node.nodes.monitor:main']},
+    entry_points={
+        'console_scripts': [
+            'black_box = safe_monitor_node.nodes.black_box:main',
+            'dashboard = safe_monitor_node.nodes.dashboard:main',
+            'markers = safe_monitor_node.nodes.markers:main',
+            'monitor = safe_monitor_node.nodes.monitor:main',
+            'overlay = safe_monitor_node.nodes.overlay:main',
+            'watch = safe_monitor_node.nodes.watch:main',
+        ]
+    },
 )

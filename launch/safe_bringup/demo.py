@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The demo: from recorded rollouts to a live alarm (`./dev demo`).
 
-Converts the recorded rollouts that ship with the sources, fits SAFE-LSTM on some tasks, calibrates
-its band, evaluates it, then streams rollouts of unseen tasks through ``replay`` and ``monitor``.
+Converts the recorded rollouts that ship with the sources, fits detectors on some tasks, calibrates
+their bands and judges them on unseen tasks. One new task gets a threshold from five good runs. Then
+rollouts of unseen tasks are streamed through ``replay`` and ``monitor``.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,17 +19,22 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from safe_bringup.demo_detectors import (
+    FEWEST_SUCCESSES,
+    GOOD_RUNS,
+    MONITORED,
+    fit_all,
+    judge_unseen,
+    learn_new_task,
+)
+from safe_bringup.demo_recordings import POOLED, choose_episodes, convert_recordings
 from safe_bringup.live import LiveEpisode, play_live
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_monitor_node.detectors import make_detector
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row
-from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, labelled
-from safe_training.evaluation.judge import judge as judge_set
-from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, choose_split
-from safe_training.metrics.part_report import flatten_report
+from safe_training.evaluation.fit_and_calibrate import labelled
+from safe_training.evaluation.protocol import Protocol, choose_split
 from safe_training.metrics.scored import ScoredRollout
-from safe_training.recordings.convert import convert
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.figures.score_curves import plot_episodes
 from safe_training.reporting.numbers import as_number, plain_json
@@ -39,35 +44,6 @@ from vla_feature_bridge.atomic import replace_file
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
-
-DETECTOR = 'safe_lstm'
-# These values were chosen on the held-out rollouts of the seen tasks. The recorded policy is small,
-# so a small network is enough.
-PARAMETERS = {'hidden': 64, 'learning_rate': 1e-3}
-DUMP = 'openvla_dump'
-POOLED = 'miniature_flow.npz'
-
-
-class DemoError(SafeError):
-    """The demo cannot run; the message contains the name of the missing file."""
-
-
-def data_folder() -> Path:
-    """Return the folder of recorded rollouts.
-
-    ``SAFE_DEMO_DATA`` if it is set, otherwise the folder in the source checkout.
-    """
-    named = os.environ.get('SAFE_DEMO_DATA')
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / 'test' / 'data'
-    if not (folder / POOLED).is_file():
-        raise DemoError(
-            where=str(folder),
-            expected=f'the file {POOLED}',
-            found='no such file',
-            advice='run the demo in a source checkout (./dev demo), or set SAFE_DEMO_DATA to the '
-            'folder test/data of a source checkout',
-        )
-    return folder
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -85,13 +61,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--seed', type=int, default=0, help='task split, which defines the unseen tasks (default 0)'
     )
     parser.add_argument(
-        '--epochs', type=int, default=60, help='training epochs (default %(default)s)'
-    )
-    parser.add_argument(
         '--alpha', type=float, default=0.1, help='promised false-alarm rate (default 0.1)'
     )
     parser.add_argument(
-        '--episodes', type=int, default=30, help='unseen rollouts to stream (default 30)'
+        '--episodes', type=int, default=45, help='unseen rollouts to stream (default 45)'
     )
     parser.add_argument(
         '--frequency', type=float, default=100.0, help='policy inferences per second (default 100)'
@@ -100,38 +73,19 @@ def parse_arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
         '--prepare', action='store_true', help='convert, fit and evaluate only; start no nodes'
     )
     args = parser.parse_args(arguments)
-    if args.episodes < 1 or args.frequency <= 0 or args.epochs < 1:
+    if args.episodes < 1 or args.frequency <= 0:
         parser.error(
-            '--episodes, --frequency, --epochs: expected positive numbers, found '
-            f'{args.episodes}, {args.frequency:g}, {args.epochs}'
+            '--episodes, --frequency: expected positive numbers, found '
+            f'{args.episodes}, {args.frequency:g}'
         )
     return args
 
 
-def convert_recordings(out: Path, console: Console) -> RolloutSet:
-    """Convert the dump and the pooled archive of the source checkout; returns the pooled set."""
-    data = data_folder()
-    for source, name in ((DUMP, 'openvla_rollouts'), (POOLED, 'rollouts')):
-        with progress_bar(f'convert {source}') as progress:
-            done = convert(
-                data / source,
-                out / name,
-                overwrite=True,
-                progress=lambda n, total: progress(n, total, ''),
-            )
-        console.print(
-            f'{source} ({done["kind"]}) -> {out / name}: {done["rollouts"]} rollouts, '
-            f'{done["steps"]} steps'
-        )
-    return RolloutSet.open(out / 'rollouts')
-
-
 def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
-    """Convert, fit, calibrate, evaluate, save; returns the evaluation for the summary."""
+    """Convert, fit, calibrate, evaluate and save. Return the evaluation for the summary."""
     rollouts_on_disk = convert_recordings(args.out, console)
     rollouts = labelled(Rollouts(rollouts_on_disk, rollouts_on_disk.feature, POOLED))
-    # Leave-one-task-out would train the network once more for each task.
-    protocol = replace(HELD_OUT_PROTOCOL, alpha=args.alpha)
+    protocol = Protocol(alpha=args.alpha)
     split = choose_split(rollouts, args.seed, protocol)
     failures = sum(r.failed for r in rollouts)
     console.print(
@@ -139,59 +93,64 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
         f'them failures; {len(split.unseen_tasks)} tasks are unseen: they are not used for '
         'training'
     )
-    fitted: dict[str, CalibratedDetector] = {}
     started = time.monotonic()
-    for name, params in (
-        (DETECTOR, {**PARAMETERS, 'epochs': args.epochs, 'seed': args.seed}),
-        (CLOCK, {}),
-    ):
-        with progress_bar(f'fit {name}') as progress:
-            detector = make_detector(name, **params)
-            fitted[name] = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
+    fitted = fit_all(rollouts, split, protocol, progress_bar)
     seconds = time.monotonic() - started
-    console.print(f'fitted {DETECTOR} on {len(split.train)} rollouts in {seconds:.0f} s')
-    rows = [
-        Row(name, args.seed, part, flatten_report(report))
-        for name, one in fitted.items()
-        for part, report in judge_set(one, rollouts).report().items()
-    ]
+    console.print(
+        f'fitted on {len(split.train)} rollouts, and once without each task: {seconds:.0f} s'
+    )
+    rows = judge_unseen(fitted, rollouts, split)
     title = f'one task split, promised false-alarm rate {100 * args.alpha:g} %'
     print_table(console, report_table(rows, title))
-    fitted[DETECTOR].save(args.out / 'detector', overwrite=True)
+    for line in early_lines(rows):
+        console.print(line)
+    new = learn_new_task(fitted[MONITORED], rollouts, split)
+    if new is None:
+        console.print(
+            f'no unseen task has {FEWEST_SUCCESSES} successes: no task gets a threshold from good '
+            'runs'
+        )
+    else:
+        console.print(
+            f'{GOOD_RUNS} good runs of the new task {new.task}: false alarms in {new.alarms_with} '
+            f'of the other {new.successes} successes, {new.alarms_without} without good runs'
+        )
+    monitored = fitted[MONITORED] if new is None else new.detector
+    monitored.save(args.out / 'detector', overwrite=True)
     return {
-        'detector': DETECTOR,
-        'epochs': args.epochs,
-        'params': PARAMETERS,
+        'detector': MONITORED,
         'seed': args.seed,
         'alpha': args.alpha,
         'fit_seconds': round(seconds, 2),
         'seen_tasks': list(split.seen_tasks),
         'unseen_tasks': list(split.unseen_tasks),
         'evaluation': {
-            name: {
-                row.part: {k: as_number(v) for k, v in row.values.items()}
-                for row in rows
-                if row.detector == name
-            }
-            for name in fitted
+            row.detector: {k: as_number(v) for k, v in row.values.items()} for row in rows
+        },
+        'good_runs': new
+        and {
+            'task': new.task,
+            'episodes': list(new.good_runs),
+            'other_successes': new.successes,
+            'alarms_without': new.alarms_without,
+            'alarms_with': new.alarms_with,
         },
     }
 
 
-def choose_episodes(rollouts: RolloutSet, tasks: Sequence[str], count: int) -> list[int]:
-    """Return indices of rollouts: one of each task, then the next of each task, in recorded order.
-
-    The outcome of a rollout is not used.
-    """
-    members = [[i for i, task in enumerate(rollouts.tasks) if task == name] for name in tasks]
-    turns = [
-        index
-        for turn in range(max(map(len, members)))
-        for m in members
-        if turn < len(m)
-        for index in [m[turn]]
-    ]
-    return turns[:count]
+def early_lines(rows: Sequence[Row]) -> Iterator[str]:
+    """Yield the first numbers of each detector, beside the clock at the same false-alarm rate."""
+    for row in rows:
+        if row.detector == CLOCK:
+            continue
+        values = row.values
+        yield (
+            f'{row.detector}: {100 * values["found_early"]:.0f} % of the failures of unseen tasks '
+            f'are found before a median success is over (clock: '
+            f'{100 * values["clock_found_early"]:.0f} %), '
+            f'{values["steps_saved"]:.1f} steps saved per failure '
+            f'({values["steps_saved_over_clock"]:+.1f} against the clock)'
+        )
 
 
 @dataclass(frozen=True)
@@ -235,7 +194,8 @@ def compare(
     live: LiveEpisode, rollout: Rollout, calibrated: CalibratedDetector, alpha: float
 ) -> LiveRollout:
     """Compare what was received with the label and with offline scoring."""
-    offline, threshold = calibrated.detector.score(rollout), calibrated.band.at(alpha)
+    offline = calibrated.detector.score(rollout)
+    threshold = calibrated.band.at(alpha, rollout.task)
     received = np.full(len(rollout), np.nan)
     received[live.steps] = live.scores
     scored = ScoredRollout(
@@ -273,7 +233,12 @@ def stream(
     """Play unseen rollouts to the monitor, printing a line for each as it ends."""
     rollouts = RolloutSet.open(args.out / 'rollouts')
     unseen_tasks = calibrated.provenance['unseen_tasks']
-    indices = choose_episodes(rollouts, unseen_tasks, args.episodes)
+    good_runs = {
+        episode
+        for band in calibrated.band.tasks.values()
+        for episode in band.provenance['calibration_rollouts']
+    }
+    indices = choose_episodes(rollouts, unseen_tasks, args.episodes, good_runs)
     chosen = {rollouts.episode_ids[i]: rollouts[i] for i in indices}
     console.print(
         f'\nstreaming {len(chosen)} rollouts of {len(unseen_tasks)} unseen tasks: replay -> '
@@ -338,7 +303,7 @@ def curves(lives: Sequence[LiveRollout], episodes: Sequence[LiveEpisode]) -> lis
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run the demo; returns the exit status."""
+    """Run the demo and return the exit status."""
     console = wide_console()
     started = time.monotonic()
     args.out.mkdir(parents=True, exist_ok=True)
@@ -351,7 +316,7 @@ def run(args: argparse.Namespace) -> int:
     plot_episodes(
         args.out / 'scores.png',
         curves(lives, episodes),
-        title=(f'{DETECTOR} on unseen tasks, streamed over ROS 2 (band at alpha {args.alpha:g})'),
+        title=(f'{MONITORED} on unseen tasks, streamed over ROS 2 (band at alpha {args.alpha:g})'),
     )
     summary['seconds'] = round(time.monotonic() - started, 1)
     replace_file(args.out / 'summary.json', plain_json(summary) + '\n')

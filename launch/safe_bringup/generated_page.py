@@ -12,7 +12,7 @@ from vla_feature_bridge.atomic import replace_file
 
 
 def write_page(text: str, description: str | None, arguments: Sequence[str] | None = None) -> int:
-    """Write a page to the file that the command line names, or print it; returns status 0."""
+    """Write a page to the file that the command line names, or print it. Return status 0."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument('file', type=Path, nargs='?', help='file to write (default: print)')
     file = parser.parse_args(arguments).file

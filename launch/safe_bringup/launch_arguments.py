@@ -87,8 +87,8 @@ def parameter_file(context: LaunchContext, name: str) -> Path:
     Raises
     ------
     LaunchArgumentError
-        The file does not exist. (launch_ros would only print a warning and use the default
-        parameters.)
+        The file does not exist. Without this error, launch_ros prints only a warning, and the node
+        uses the default parameters.
     """
     path = Path(argument(context, name)).expanduser()
     if not path.is_file():

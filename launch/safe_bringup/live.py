@@ -255,7 +255,8 @@ def play_live(
     """
     logs.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + LONGEST_PLAY
-    parameters = {'detector_folder': detector_folder.resolve()}
+    # With good_runs, labels of new tasks would change their thresholds while they are played.
+    parameters = {'detector_folder': detector_folder.resolve(), 'good_runs': 0}
     listed = '[' + ', '.join(f'"{e}"' for e in episodes) + ']'
     with (
         Observer(on_ended) as observer,

@@ -11,18 +11,28 @@ from collections.abc import Iterable, Sequence
 from types import ModuleType
 
 from safe_bringup.generated_page import write_page
-from safe_monitor_node.nodes import monitor_parameters
+from safe_monitor_node.nodes import (
+    black_box_parameters,
+    dashboard_node,
+    markers_node,
+    monitor_parameters,
+    overlay_node,
+)
 from vla_feature_bridge.nodes import bridge_parameters, replay_node
 from vla_feature_bridge.ros.parameters import Parameter
 
 NODES = (
     ('monitor', monitor_parameters, 'scores policy steps and raises alarms.'),
+    ('black_box', black_box_parameters, 'records the last seconds before and after an alarm.'),
     (
         'bridge',
         bridge_parameters,
         'takes the steps of policies from sockets or topics and publishes them.',
     ),
     ('replay', replay_node, 'plays a recorded rollout set as if its policy were running.'),
+    ('dashboard', dashboard_node, 'shows all robots live on a web page that it serves itself.'),
+    ('markers', markers_node, 'publishes the state and the score of a robot for RViz.'),
+    ('overlay', overlay_node, 'draws the state and the curve of a robot into its camera image.'),
 )
 
 INTRODUCTION = """\

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Makes the detector folder that ``safe_monitor_node`` ships, from recorded rollouts.
 
-``python -m safe_bringup.shipped_detector test/data/miniature_flow.npz
+``python -m safe_bringup.shipped_detector test/data/miniature_flow_signals.npz
 safe_monitor_node/safe_monitor_node/shipped/signal_probe``
 
 The detector is a linear probe on the history of one action signal, ``chunk_mse``. It reads no

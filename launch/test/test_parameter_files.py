@@ -22,7 +22,15 @@ def test_there_is_a_file_for_each_node() -> None:
 
 @pytest.mark.parametrize(
     ('node', 'changed'),
-    [('bridge', {}), ('monitor', {}), ('replay', {'frequency': 20.0, 'limit': 12})],
+    [
+        ('black_box', {}),
+        ('bridge', {}),
+        ('dashboard', {}),
+        ('markers', {}),
+        ('monitor', {}),
+        ('overlay', {}),
+        ('replay', {'frequency': 20.0, 'limit': 12}),
+    ],
 )
 def test_a_file_sets_only_what_differs_from_the_defaults(
     node: str, changed: dict[str, object]
@@ -31,7 +39,7 @@ def test_a_file_sets_only_what_differs_from_the_defaults(
     assert yaml.safe_load(text)[f'/**/{node}']['ros__parameters'] == changed
 
 
-@pytest.mark.parametrize('node', ['bridge', 'monitor', 'replay'])
+@pytest.mark.parametrize('node', sorted(TABLES))
 def test_a_file_shows_every_parameter_with_its_default_and_its_sentence(node: str) -> None:
     text = (PARAMS / f'{node}.yaml').read_text()
     set_here = yaml.safe_load(text)[f'/**/{node}']['ros__parameters']

@@ -46,7 +46,7 @@ def test_another_name_is_refused_with_the_names_there_are():
 
 
 def test_the_command_makes_the_same_detector_again():
-    made = shipped_detector(str(DATA / 'miniature_flow.npz'))
+    made = shipped_detector(str(DATA / 'miniature_flow_signals.npz'))
     kept = load_detector('signal_probe')
     for name, array in made.detector.state().items():
         np.testing.assert_allclose(kept.detector.state()[name], array, rtol=1e-6, err_msg=name)

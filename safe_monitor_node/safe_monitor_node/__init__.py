@@ -6,8 +6,10 @@ bands                 thresholds with a promised false-alarm rate
 calibrated_detector   a fitted detector with its band
 storage               detector folders and adaptation files
 monitor               the alarm, one episode after another; no ROS
+looking               robots in the terminal, in the browser and in the camera image; no ROS
 threads               limits the CPU threads of NumPy and PyTorch
-nodes                 the ROS 2 node
+black_box             the last seconds before and after an alarm, in a file; no ROS
+nodes                 the ROS 2 nodes
 
 Each subpackage imports only subpackages that are listed above it. The package does not import
 ``safe_training``. The names below are loaded when they are first used::

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.good_runs import GoodRunsError, SeenScores
 from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.detectors import Detector
 from vla_feature_bridge.pooling import FeatureSpec
@@ -42,6 +43,9 @@ class CalibratedDetector:
         Name of the space of the actions that the detector was fitted on; empty if unknown.
     probability : ProbabilityMap or None
         Probability of failure as a function of score and time; None if it was not fitted.
+    seen_scores : SeenScores or None
+        Largest scores of the successes of the seen tasks, from which good runs of a new task make
+        its threshold; None if they are not stored.
     """
 
     detector: Detector
@@ -52,6 +56,7 @@ class CalibratedDetector:
     weights_sha256: str = ''
     action_space: str = ''
     probability: ProbabilityMap | None = None
+    seen_scores: SeenScores | None = None
 
     @property
     def reads_features(self) -> bool:
@@ -86,6 +91,37 @@ class CalibratedDetector:
             Step of the episode, 0-based.
         """
         return math.nan if self.probability is None else self.probability.at(score, step)
+
+    @property
+    def known_tasks(self) -> frozenset[str]:
+        """Tasks that the detector was fitted on, and tasks that have a band of their own.
+
+        Tasks that the detector was fitted on are also known by their instructions.
+        """
+        lists = (self.provenance.get(name) for name in ('seen_tasks', 'seen_instructions'))
+        named = (str(task) for tasks in lists if isinstance(tasks, list) for task in tasks)
+        stored = () if self.seen_scores is None else self.seen_scores.largest
+        return frozenset({*named, *stored, *self.band.tasks})
+
+    def scores_for_good_runs(self) -> SeenScores:
+        """Return the scores that a threshold from good runs needs.
+
+        Raises
+        ------
+        GoodRunsError
+            The detector has no such scores.
+        """
+        if self.seen_scores is not None:
+            return self.seen_scores
+        reason = self.provenance.get('no_seen_scores')
+        raise GoodRunsError(
+            where=f'detector {self.detector.name}',
+            expected='the largest scores of the successes of the seen tasks, which a threshold '
+            'from good runs needs',
+            found=f'none ({reason})' if reason else 'none',
+            advice='fit the detector again with: python -m safe_training fit, on successes of at '
+            'least 2 seen tasks',
+        )
 
     def save(self, folder: str | os.PathLike[str], *, overwrite: bool = False) -> Path:
         """Write a detector folder and return its path; see ``storage.detector_folder``.

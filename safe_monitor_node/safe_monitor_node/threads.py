@@ -29,7 +29,7 @@ NOT_LIMITED = (
 def limit_threads(count: int) -> int:
     """Limit the number of threads for matrix products of NumPy, and of PyTorch if it is loaded.
 
-    A library that cannot be limited is left as it is; this function raises no error for it.
+    A library that cannot be limited keeps its number of threads. It causes no error.
 
     Parameters
     ----------

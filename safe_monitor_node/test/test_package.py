@@ -77,7 +77,8 @@ def test_a_detector_in_numpy_is_saved_loaded_and_scored_without_torch():
 
 
 @pytest.mark.ros
-def test_the_node_loads_no_torch():
-    loaded = loaded_after('import safe_monitor_node.nodes.monitor_node')
+@pytest.mark.parametrize('node', ['monitor', 'watch', 'dashboard', 'markers', 'overlay'])
+def test_a_node_loads_no_torch(node):
+    loaded = loaded_after(f'import safe_monitor_node.nodes.{node}_node')
     assert 'rclpy' in loaded
-    assert not loaded & {'torch', 'pyarrow', 'safe_training'}
+    assert not loaded & {'torch', 'pyarrow', 'safe_training', 'cv2', 'cv_bridge'}

@@ -7,6 +7,7 @@ The Python API, loaded on first use::
     labelled        the rollouts that have a label
     choose_split    assigns rollouts to training, calibration and test
     fit             a fitted CalibratedDetector with its band
+    add_good_runs   a threshold for a new task from a few successful rollouts of it
     judge           scores, alarms and tables of a calibrated detector on given rollouts
     evaluate        many detectors on many splits
     Protocol        how rollouts are split and bands calibrated
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from safe_training.api import judge
     from safe_training.evaluation.evaluate import evaluate
     from safe_training.evaluation.fit_and_calibrate import fit, labelled
+    from safe_training.evaluation.good_runs import add_good_runs
     from safe_training.evaluation.protocol import Protocol, choose_split
     from safe_training.evaluation.splits import Split
     from safe_training.recordings.sources import load_rollouts
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 _MODULES = {
     'Protocol': 'evaluation.protocol',
     'Split': 'evaluation.splits',
+    'add_good_runs': 'evaluation.good_runs',
     'choose_split': 'evaluation.protocol',
     'evaluate': 'evaluation.evaluate',
     'fit': 'evaluation.fit_and_calibrate',
@@ -55,6 +58,7 @@ _MODULES = {
 __all__ = [
     'Protocol',
     'Split',
+    'add_good_runs',
     'choose_split',
     'evaluate',
     'fit',

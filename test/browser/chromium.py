@@ -90,7 +90,11 @@ class Chromium:
 
     def open(self, page: Path) -> None:
         """Open a file and wait until its script has run."""
-        self.call('Page.navigate', url=page.resolve().as_uri())
+        self.go(page.resolve().as_uri())
+
+    def go(self, address: str) -> None:
+        """Open an address and wait until the script of its page has run."""
+        self.call('Page.navigate', url=address)
         self.wait('document.documentElement?.dataset.ready === "yes"')
 
     def evaluate(self, expression: str) -> Any:
@@ -141,6 +145,18 @@ class Chromium:
             buttons=buttons,
             clickCount=1,
         )
+
+    def look(self, width: int, height: int, scheme: str = 'light', scale: float = 1.0) -> None:
+        """Have another window and another colour scheme: 'light' or 'dark'."""
+        self.call(
+            'Emulation.setDeviceMetricsOverride',
+            width=width,
+            height=height,
+            deviceScaleFactor=scale,
+            mobile=width < 600,
+        )
+        feature = {'name': 'prefers-color-scheme', 'value': scheme}
+        self.call('Emulation.setEmulatedMedia', features=[feature])
 
     def screenshot(self, path: Path) -> None:
         """Write what the window shows as PNG."""

@@ -107,7 +107,7 @@ def make_good(folder: Path) -> Good:
     CalibratedDetector(detector, spec, band, 0.1).save(folder / 'detector')
     return Good(
         dump,
-        DATA / 'miniature_flow.npz',
+        DATA / 'miniature_disturbed.npz',
         folder / 'set',
         folder / 'run.mcap',
         folder / 'run.bag',

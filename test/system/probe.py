@@ -121,14 +121,14 @@ class Probe:
         episode: str,
         kind: int,
         outcome: int = EpisodeEvent.OUTCOME_UNKNOWN,
-        task: str = 'task',
+        task: str = '',
     ) -> None:
         """Publish an event of an episode."""
         self._events.publish(
             EpisodeEvent(episode_id=episode, task=task, kind=kind, outcome=outcome)
         )
 
-    def start(self, episode: str, task: str = 'task') -> None:
+    def start(self, episode: str, task: str = '') -> None:
         """Publish the START of an episode."""
         self.event(episode, EpisodeEvent.KIND_START, task=task)
 

@@ -13,14 +13,16 @@ import numpy as np
 import pytest
 import yaml
 
+from safe_bringup.parameter_docs import NODES
 from safe_monitor_node.nodes import monitor_parameters
+from safe_monitor_node.nodes.watch_node import make_parser as watch_parser
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureScore, PolicyStep
 from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
 from safe_training.cli.renamed import VERBS as RENAMED_VERBS
 from safe_training.sweep.grid import read_grid
-from vla_feature_bridge.nodes import bridge_parameters, replay_node
+from vla_feature_bridge.nodes import replay_node
 from vla_feature_bridge.relays.options import make_parser, parse_options
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
@@ -177,12 +179,16 @@ def test_a_rollout_set_is_written_as_the_how_to_page_shows_it(tmp_path, monkeypa
     assert len(RolloutSet.open('my_rollouts')) == 20
 
 
-def test_the_detector_of_the_recipe_scores_as_the_recipe_says():
-    (module,) = blocks('CONTRIBUTING.md', 'python')
-    detector = run_block('CONTRIBUTING.md', module)['LargestJump'](floor=2.0)
+def test_the_detectors_of_the_recipe_score_as_the_recipe_says():
+    jump, recent = blocks('CONTRIBUTING.md', 'python')
+    detector = run_block('CONTRIBUTING.md', jump)['LargestJump'](floor=2.0)
     chunks = np.array([[[0, 3], [1, 3]], [[0, 3], [4, 1]], [[1, 1], [1, 1]]], np.float32)
     rollout = Rollout(np.zeros((3, 2), np.float32), 'task', actions=chunks[:, None])
     np.testing.assert_array_equal(detector.fit([rollout]).score(rollout), [0, 4, 4])
+    detector = run_block('CONTRIBUTING.md', recent)['RecentNorm'](window=2)
+    norms = np.linalg.norm(chunks.reshape(3, -1), axis=1)
+    expected = [norms[0], norms[:2].mean(), norms[1:].mean()]
+    np.testing.assert_allclose(detector.fit([rollout]).score(rollout), expected, rtol=1e-6)
 
 
 def test_the_public_names_are_where_the_page_of_0_1_says():
@@ -217,7 +223,7 @@ def test_every_block_of_python_has_a_test():
         'docs/how-to/connect_your_policy.md': 3,
         'docs/how-to/use_your_recordings.md': 1,
         'docs/reference/topics.md': 1,
-        'CONTRIBUTING.md': 1,
+        'CONTRIBUTING.md': 2,
         FROM_0_1: 1,
         # test/repository/test_tap_pages.py
         'docs/how-to/tap_a_torch_policy.md': 2,
@@ -305,7 +311,9 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
     known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
-    known |= {'--clock', '--delay', '--no-deps'}
+    known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
+    known |= {'--perspective-file', '--share'}
+    known |= {name for action in watch_parser()._actions for name in action.option_strings}
     known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))
@@ -338,8 +346,7 @@ def test_the_page_of_0_1_has_every_name_that_changed():
 
 
 def test_every_node_parameter_that_a_page_sets_exists():
-    nodes = (bridge_parameters, monitor_parameters, replay_node)
-    known = {p.name for node in nodes for p in node.PARAMETERS}
+    known = {p.name for _, node, _ in NODES for p in node.PARAMETERS}
     for page in PAGES:
         assert set(re.findall(r'-p (\w+):=', text_of(page))) <= known, page
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from diagnostic_msgs.msg import DiagnosticStatus
 from fault_bench import FaultBench, Outcome
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.qos import QoSProfile, ReliabilityPolicy
+from signal_detectors import HIGH, LOW, save_signal_detector, signal_step
 from std_msgs.msg import Bool, String
 
 from safe_bringup.live import Process
@@ -29,6 +31,7 @@ from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.ros.qos import ALARM_QOS, STOP_QOS, alive_qos, stop_deadline
+from vla_feature_bridge.step import PolicyStep
 
 LIMIT = 10.0
 """Longest time until a fault is said [s]; an idle machine needs a tenth, a busy one more."""
@@ -307,7 +310,8 @@ def volatile_events(bench: FaultBench) -> None:
         publisher.publish(EpisodeEvent(episode_id=episode, kind=EpisodeEvent.KIND_START, task=task))
         bench.probe.spin_until(lambda: f'task={task}' in bench.text, 'START has arrived')
         bench.play(episode, range(2))
-        bench.probe.spin_until(lambda: bench.state == 'NOMINAL', 'it runs')
+        # The task is unknown: the monitor learns it, and is not NOMINAL.
+        bench.probe.spin_until(lambda: bench.state == 'WARNING', 'it runs')
         publisher.publish(EpisodeEvent(episode_id=episode, kind=EpisodeEvent.KIND_END))
         bench.probe.spin_until(lambda: bench.state == 'UNKNOWN', 'END has arrived')
 
@@ -333,6 +337,12 @@ def silent(bench: FaultBench) -> None:
     bench.play(bench.new_id(), range(3))
 
 
+def releasing_policy(bench: FaultBench) -> None:
+    refused = bench.probe.set_parameters(alarm_policy=['STALE: SLOW'])
+    assert not refused.successful and 'stop_when_blind is true' in refused.reason
+    silent(bench)
+
+
 def replayed(bench: FaultBench, *, again: bool) -> None:
     """Kill a policy in the middle of an episode, and perhaps begin the same episode anew."""
     episode, scores = '', bench.probe.scores
@@ -352,8 +362,8 @@ INF = np.full(WIDTH, np.inf, np.float32)
 
 FAULTS = (
     # Steps that belong to no episode, or contradict each other.
-    Fault('empty id from step 0', '5 steps', 'INVALID', 'found an empty one', without_id(0)),
-    Fault('empty id from step 5', '5 steps', 'INVALID', 'found an empty one', without_id(5)),
+    Fault('empty id from step 0', '5 steps', 'INVALID', 'found an empty text', without_id(0)),
+    Fault('empty id from step 5', '5 steps', 'INVALID', 'found an empty text', without_id(5)),
     Fault(
         'constant id and stamp 0, END without START',
         '2 episodes of one id',
@@ -554,6 +564,13 @@ FAULTS = (
         '',
         monitor_stops_while_an_episode_ends,
     ),
+    Fault(
+        'an alarm policy that would release a blind robot',
+        "set 'STALE: SLOW', 3 steps, then silence",
+        'STALE',
+        'no policy step has arrived',
+        releasing_policy,
+    ),
     # Texts and events.
     Fault('id and task of 5 MB', 'START and 4 steps', 'NOMINAL', '5000000 characters', long_texts),
     Fault(
@@ -571,6 +588,85 @@ FAULTS = (
         "END of episode 'mistyped': expected START or a step with this id",
         end_of_nothing,
     ),
+)
+
+
+# --- two detectors with the rule `all`; bands of 20 and 6 steps
+
+PAIR = ('unfamiliar', 'uncertain')
+
+
+def pair_step(
+    t: int, episode: str = 'e', first: float = LOW, second: float | None = LOW
+) -> PolicyStep:
+    return signal_step(t, episode, dict(zip(PAIR, (first, second), strict=True)))
+
+
+def one_cannot_score(first: float) -> Callable[[FaultBench], None]:
+    def inject(bench: FaultBench) -> None:
+        episode = bench.new_id()
+        for index in range(5):
+            second = None if index == 2 else LOW
+            bench.send(pair_step(index, episode, first if index == 3 else LOW, second))
+
+    return inject
+
+
+def reset_of_one_alarm(bench: FaultBench) -> None:
+    episode = bench.new_id()
+    bench.send(pair_step(0, episode, HIGH, HIGH))
+    bench.send(pair_step(1, episode, LOW, None))
+    bench.probe.spin_until(lambda: bench.state == 'ALARM', 'both are above')
+    bench.probe.reset()
+
+
+def damaged_folder(bench: FaultBench) -> None:
+    answer = bench.probe.load_detector(Path('uncertain=/nowhere'))
+    assert not answer.success and '/nowhere' in answer.message
+    bench.send(pair_step(0, bench.new_id()))
+
+
+PAIR_FAULTS = (
+    Fault(
+        'one of two detectors cannot score',
+        'its signal is missing in step 2 of 5',
+        'INVALID',
+        "INVALID: uncertain: step 2: expected the signal 'uncertain'",
+        one_cannot_score(LOW),
+        ERROR,
+    ),
+    Fault(
+        'one of two detectors cannot score, the other alarms',
+        'rule all, HIGH in step 3',
+        'INVALID',
+        'INVALID: uncertain: step 2.*detector unfamiliar=ALARM, score',
+        one_cannot_score(HIGH),
+        ERROR,
+    ),
+    Fault(
+        'the band of one of two detectors ends',
+        '8 steps, bands of 20 and 6 steps',
+        'INVALID',
+        'INVALID: uncertain: .*6',
+        lambda bench: bench.play(bench.new_id(), range(8)),
+        ERROR,
+    ),
+    Fault(
+        'reset while one of two detectors cannot judge',
+        'both alarm, one loses a signal, ~/reset',
+        'INVALID',
+        'INVALID: uncertain: the alarm was reset, but step 1',
+        reset_of_one_alarm,
+        ERROR,
+    ),
+    Fault(
+        'a folder that does not exist for one of two detectors',
+        '~/load_detector uncertain=/nowhere',
+        'NOMINAL',
+        'detector uncertain=NOMINAL, score',
+        damaged_folder,
+    ),
+    Fault('two detectors, steps cease', '3 steps', 'STALE', 'STALE: no policy step', silent),
 )
 
 
@@ -635,6 +731,41 @@ def test_a_fault_is_said(
             bench.probe.reset()
             bench.probe.set_parameters(latch='episode')
     assert bench.process.exit_status is None
+
+
+@pytest.fixture(scope='module')
+def pair(processes, tmp_path_factory, domains) -> Iterator[FaultBench]:
+    """Yield a monitor with two detectors, in a domain of its own."""
+    folder = tmp_path_factory.mktemp('pair')
+    first, second = (
+        save_signal_detector(folder / name, name, length)
+        for name, length in zip(PAIR, (20, 6), strict=True)
+    )
+    monitor = partial(
+        processes,
+        'safe_monitor_node.nodes.monitor',
+        detector_folder=first,
+        more_detectors=[str(second)],
+        detector_names=list(PAIR),
+        detector_rule='all',
+    )
+    # Other tests of this module start processes in its domain while this monitor runs.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv('ROS_DOMAIN_ID', str(domains()))
+        made = FaultBench(monitor, processes, pair_step, pair_step)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize('fault', PAIR_FAULTS, ids=lambda fault: fault.name)
+def test_a_fault_of_one_of_two_detectors_is_said(
+    fault: Fault, pair: FaultBench, add_outcome: Callable[..., Outcome]
+) -> None:
+    pair.settle()
+    outcome = add_outcome(fault.name, fault.how, fault.state, fault.limit)
+    fault.inject(pair)
+    pair.expect(outcome, fault.state, fault.text, fault.level)
+    assert pair.process.exit_status is None
 
 
 def test_two_monitors_see_each_other(

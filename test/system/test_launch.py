@@ -260,7 +260,7 @@ def test_demo_makes_what_is_missing_and_plays_tasks_never_trained_on(
 def write_fewer_recordings(folder: Path) -> None:
     """Write the recordings that the demo starts from, with every fifth of the pooled rollouts."""
     shutil.copytree(DATA / 'openvla_dump', folder / 'openvla_dump')
-    with np.load(DATA / 'miniature_flow.npz', allow_pickle=False) as archive:
+    with np.load(DATA / 'miniature_disturbed.npz', allow_pickle=False) as archive:
         arrays = dict(archive)
     lengths = np.diff(arrays['offsets'])
     kept = arrays['episode_idx'] % 5 == 0
@@ -271,7 +271,7 @@ def write_fewer_recordings(folder: Path) -> None:
         elif array.shape[:1] == kept_steps.shape:
             arrays[name] = array[kept_steps]
     arrays['offsets'] = np.concatenate([[0], np.cumsum(lengths[kept])])
-    np.savez(folder / 'miniature_flow.npz', **arrays)
+    np.savez(folder / 'miniature_disturbed.npz', **arrays)
 
 
 @needs_launch
@@ -281,7 +281,7 @@ def test_demo_says_why_nothing_could_be_made_and_starts_no_node(
     monkeypatch.setenv('SAFE_DEMO_DATA', str(tmp_path / 'nothing'))
     launched = ros2_launch('safe_bringup', 'demo.launch.py')
     assert launched.wait() == 1
-    assert 'expected the file miniature_flow.npz, found no such file' in launched.output
+    assert 'expected the file miniature_disturbed.npz, found no such file' in launched.output
     assert 'expected that `demo --prepare` makes a detector folder' in launched.output
     assert re.findall(r'\[(\S+)\]: process started', launched.output) == ['prepare-1']
 
@@ -367,7 +367,7 @@ def test_bridge_and_the_monitors_of_two_sources_come_up_and_down(
         wait_for_monitor=TIMEOUT,
         strict=True,
     )
-    sender.start(task='t')
+    sender.start(task=first.instruction)
     for t in range(3):
         sender.publish(quiet(t).features, quiet(t).actions)
     probe.spin_until(lambda: len(scores) == 3, 'the scores arrive', TIMEOUT)
@@ -392,3 +392,52 @@ def test_bridge_alone_takes_its_arguments(
     launched.press_ctrl_c()
     assert launched.wait() == 0
     assert_ended_cleanly(launched, 'bridge-1')
+
+
+# --- the black box
+
+
+@needs_launch
+def test_the_monitor_starts_with_a_black_box_if_it_gets_a_folder(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+) -> None:
+    launched = ros2_launch(
+        'safe_bringup',
+        'monitor.launch.py',
+        f'detector_folder:={mlp_folder}',
+        f'black_box_folder:={tmp_path / "alarms"}',
+    )
+    probe.spin_until(
+        lambda: probe.stops and probe.node.count_subscribers('/safe/score') == 2,
+        'monitor and black box are active',
+        TIMEOUT,
+    )
+    assert (tmp_path / 'alarms').is_dir()
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'monitor-1', 'black_box-2')
+
+
+@needs_launch
+def test_each_source_of_the_bridge_gets_a_black_box_with_a_folder_of_its_own(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+) -> None:
+    launched = ros2_launch(
+        'safe_bringup',
+        'bridge.launch.py',
+        f'listen:=unix:{tmp_path / "socket"}',
+        f'detector_folder:={mlp_folder}',
+        'sources:=left,right',
+        f'black_box_folder:={tmp_path / "alarms"}',
+    )
+    probe.spin_until(
+        lambda: all(
+            probe.node.count_subscribers(f'/{source}/safe/score') == 1
+            for source in ('left', 'right')
+        ),
+        'two black boxes listen',
+        TIMEOUT,
+    )
+    assert {path.name for path in (tmp_path / 'alarms').iterdir()} == {'left', 'right'}
+    launched.press_ctrl_c()
+    assert launched.wait() == 0

@@ -90,6 +90,8 @@ ROOMS = {
         'calibrated_detector',
         'storage',
         'monitor',
+        'black_box',
+        'looking',
         'nodes',
     ),
     'safe_training': (

@@ -10,6 +10,10 @@ from pathlib import Path
 import pytest
 
 from vla_feature_bridge.atomic import (
+    check_writable,
+    locked,
+    move_folder,
+    names_file,
     replace_file,
     replace_files,
     replaced_file,
@@ -357,3 +361,64 @@ def test_a_long_suffix_can_be_written(tmp_path):
     name = 'a.' + 'b' * 248
     replace_file(tmp_path / name, 'x')
     assert os.listdir(tmp_path) == [name]
+
+
+# -- errors of the disk, and two writers
+
+
+def test_an_error_without_a_file_gets_the_name_of_the_file(tmp_path):
+    with pytest.raises(OSError, match='No space') as caught, names_file(tmp_path / 'out'):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+    assert caught.value.filename == str(tmp_path / 'out')
+    with pytest.raises(OSError, match='other') as caught, names_file(tmp_path / 'out'):
+        raise OSError(errno.ENOSPC, 'No space left on device', 'other')
+    assert caught.value.filename == 'other'
+    with pytest.raises(OSError, match='text only') as caught, names_file(tmp_path / 'out'):
+        raise FileExistsError('text only')
+    assert caught.value.filename is None
+
+
+def test_a_folder_that_may_not_be_written_is_found_before_the_work(open_folder):
+    def work():
+        check_writable(open_folder / 'new' / 'file')
+        os.chmod(open_folder, 0o500)
+        with pytest.raises(PermissionError, match='new/file'):
+            check_writable(open_folder / 'new' / 'file')
+        os.chmod(open_folder, 0o700)
+
+    as_a_normal_user(work)
+
+
+def test_a_read_only_file_system_is_named():
+    with pytest.raises(OSError, match='proc') as caught:
+        check_writable(Path('/proc/1/new'))
+    assert caught.value.errno in (errno.EROFS, errno.EACCES)
+
+
+def test_only_one_process_works_in_a_locked_folder(tmp_path):
+    with locked(tmp_path):
+        with pytest.raises(BlockingIOError, match='another process writes'), locked(tmp_path):
+            pass
+        with locked(tmp_path.parent):
+            pass
+    with locked(tmp_path):
+        pass
+
+
+def test_the_slower_of_two_folders_is_refused(tmp_path, monkeypatch):
+    """The name was taken between the last check and the rename."""
+    (tmp_path / 'mine').mkdir()
+    (tmp_path / 'mine' / 'file').write_text('mine')
+    fsync = os.fsync
+
+    def taken(descriptor):
+        fsync(descriptor)
+        (tmp_path / 'name').mkdir(exist_ok=True)
+        (tmp_path / 'name' / 'file').write_text('theirs')
+
+    monkeypatch.setattr(os, 'fsync', taken)
+    with pytest.raises(FileExistsError, match='name: expected a path that does not exist'):
+        move_folder(tmp_path / 'mine', tmp_path / 'name')
+    monkeypatch.undo()
+    assert (tmp_path / 'name' / 'file').read_text() == 'theirs'
+    assert (tmp_path / 'mine' / 'file').read_text() == 'mine'

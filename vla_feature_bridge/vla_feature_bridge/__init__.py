@@ -13,6 +13,7 @@ The modules; each may import only modules above it:
 errors             the base of all errors of the suite
 progress           how long work reports its progress
 atomic             files and folders that are written completely or not at all
+mcap_writer        messages in an mcap file, without ROS
 tensors            dtypes, bytes and arrays; NaN in arrays
 pooling            hidden states reduced to one feature vector: ``FeatureSpec``
 tokens             probability and entropy of emitted tokens

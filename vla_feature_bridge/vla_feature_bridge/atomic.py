@@ -11,6 +11,7 @@ the new name, if the file system allows a flush. All packages of the suite use t
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import shutil
@@ -66,11 +67,12 @@ def replace_files(files: Mapping[Path, bytes | str]) -> None:
         # The stack renames all files when it closes, in the reverse order of entering.
         for path, data in reversed(list(files.items())):
             aside = stack.enter_context(replaced_file(path))
-            aside.write_bytes(data.encode() if isinstance(data, str) else data)
-            if aside.is_file():
-                # A full disk may only be detected here; it must be detected before the first
-                # rename.
-                _sync_file(aside)
+            with names_file(path):
+                aside.write_bytes(data.encode() if isinstance(data, str) else data)
+                if aside.is_file():
+                    # A full disk may only be detected here; it must be detected before the first
+                    # rename.
+                    _sync_file(aside)
 
 
 @contextmanager
@@ -97,8 +99,9 @@ def replaced_file(path: Path) -> Iterator[Path]:
     made = make_folders(target.parent)
     aside = path_aside(target)
     try:
-        yield aside
-        _sync_file(aside)
+        with names_file(path):
+            yield aside
+            _sync_file(aside)
         if target.exists():
             aside.chmod(stat.S_IMODE(target.stat().st_mode))
         aside.replace(target)
@@ -134,7 +137,8 @@ def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     aside = path_aside(target)
     try:
         aside.mkdir()
-        yield aside
+        with names_file(path):
+            yield aside
         move_folder(aside, path, overwrite=overwrite)
     except BaseException:
         _remove(aside)
@@ -162,8 +166,13 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
         for name in names:
             _sync_file(Path(parent, name))
         _sync_folder(Path(parent))
-    if not target.exists():
-        os.rename(folder, target)
+    if not (overwrite and target.exists()):
+        try:
+            os.rename(folder, target)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            raise _exists(path) from error  # Another process was faster.
         _sync_renamed(target)
         return
     folder.chmod(stat.S_IMODE(target.stat().st_mode))
@@ -176,6 +185,71 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
         raise
     _sync_renamed(target)
     _remove(old)
+
+
+def check_writable(path: Path) -> None:
+    """Check, before long work begins, that a file or folder can be written at a path.
+
+    A disk can still become full.
+
+    Raises
+    ------
+    OSError
+        The file system is read-only, or the permissions do not allow to write.
+    """
+    target = Path(os.path.realpath(path))
+    folder = next(parent for parent in target.parents if parent.exists())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        read_only = os.statvfs(folder).f_flag & os.ST_RDONLY
+        code = errno.EROFS if read_only else errno.EACCES
+        raise OSError(code, os.strerror(code), str(path))
+
+
+@contextmanager
+def names_file(path: Path) -> Iterator[None]:
+    """Add the name of the file to an error of the operating system that names none.
+
+    The error of a full disk, for example, names no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno and not error.filename:
+            error.filename = str(path)
+        raise
+
+
+@contextmanager
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Let only one process work in a folder while the block runs.
+
+    Only processes that use this function are kept out. A file system without locks locks nothing.
+
+    Parameters
+    ----------
+    folder : Path
+        An existing folder.
+    wait : bool
+        Wait until the other process has finished, for short work.
+
+    Raises
+    ------
+    BlockingIOError
+        Another process works in the folder, and ``wait`` is false.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(
+                errno.EWOULDBLOCK, 'another process writes into this folder', str(folder)
+            ) from None
+        except OSError:
+            pass
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def make_folders(folder: Path) -> list[Path]:
@@ -206,16 +280,20 @@ def path_aside(target: Path) -> Path:
 
 def _folder_target(path: Path, overwrite: bool) -> Path:
     if not overwrite and os.path.lexists(path):
-        raise FileExistsError(
-            f'{path}: expected a path that does not exist, found a file or folder; '
-            'choose another path, or overwrite the existing file or folder'
-        )
+        raise _exists(path)
     target = Path(os.path.realpath(path))
     if target.exists() and not target.is_dir():
         raise FileExistsError(
             f'{path}: expected a folder to overwrite, found a file; choose another path'
         )
     return target
+
+
+def _exists(path: Path) -> FileExistsError:
+    return FileExistsError(
+        f'{path}: expected a path that does not exist, found a file or folder; '
+        'choose another path, or overwrite the existing file or folder'
+    )
 
 
 def _remove(folder: Path) -> None:

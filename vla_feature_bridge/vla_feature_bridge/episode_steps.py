@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the steps and the events of a policy's episodes: checks, numbers, signals. Without ROS.
+"""Makes the steps and the events of a policy's episodes: checks, numbers, signals. No ROS.
 
-``StepPublisher`` (ROS 2) and ``StepSender`` (socket) send what :class:`EpisodeSteps` makes. Each of
-them is a :class:`StepSink`.
+``StepPublisher`` (ROS 2) and ``StepSender`` (socket) send what :class:`EpisodeSteps` makes. Both
+classes are a :class:`StepSink`.
 """
 
 from __future__ import annotations
@@ -74,12 +74,12 @@ class StepSink(Protocol):
     last_error: str
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Begin an episode; returns its id."""
+        """Begin an episode and return its id."""
 
     def publish(
         self, features: Any, actions: Any = None, *, stamp: Any = None, **fields: Any
     ) -> PolicyStep | None:
-        """Send the next step; returns it, or None if it was refused or lost."""
+        """Send the next step and return it, or None if it was refused or lost."""
 
     def skip(self, reason: str) -> None:
         """Leave out the step of an inference, so that the reader notices the gap."""
@@ -141,7 +141,7 @@ class EpisodeSteps:
     Raises
     ------
     StepError
-        ``feature_name`` is empty, ``exec_horizon`` is no positive integer, or a name is no text.
+        ``feature_name`` is empty, a name is not text, or ``exec_horizon`` is below 1.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class EpisodeSteps:
 
     @property
     def episode_id(self) -> str:
-        """Id of the episode that runs; empty if none does."""
+        """Id of the running episode; empty if no episode runs."""
         return self._state.episode.start.episode_id if self._state.episode else ''
 
     def start(
@@ -186,7 +186,7 @@ class EpisodeSteps:
         instruction : str
             Language instruction of the policy.
         episode_id : str
-            Unique name of the episode; without it, one is made from the local time.
+            Unique name of the episode. The default name contains the local time.
 
         Returns
         -------
@@ -196,7 +196,7 @@ class EpisodeSteps:
         Raises
         ------
         StepError
-            An argument is no text.
+            An argument is not text.
         """
         for name, value in (('task', task), ('instruction', instruction)):
             check_text(value, name, 'start')
@@ -237,7 +237,7 @@ class EpisodeSteps:
         Raises
         ------
         StepError
-            No episode runs, ``success`` is of another type, or ``reason`` is no text.
+            No episode runs, ``success`` is of another type, or ``reason`` is not text.
         """
         event = self._ended(self.check_running('end'), check_success(success, 'end'), reason)
         self._advance(_State(None, self._state.dim))
@@ -264,13 +264,13 @@ class EpisodeSteps:
         actions : array, shape (samples, horizon, action_dim), or None
             Sampled action chunks, sample 0 is executed; at every step of an episode or at none.
         stamp : int [ns] or builtin_interfaces/Time, optional
-            Time of the observation that the policy acted on; the present time without it.
+            Time of the observation that the policy acted on; default: the present time.
         instruction : str, optional
             Language instruction from this step on.
         exec_horizon : int, optional
             Number of actions of this chunk that will be executed before the next inference.
         executed : int, optional
-            Number of actions of the previous chunk that were really executed; without it, the
+            Number of actions of the previous chunk that were really executed; default: the
             previous ``exec_horizon``.
         **fields
             Other fields of :data:`vla_feature_bridge.step.STEP_FIELDS`: ``token_probability`` and
@@ -282,7 +282,7 @@ class EpisodeSteps:
             No episode runs, an array has another shape or dtype than expected, or a value is not
             finite or does not fit a message.
         SignalError
-            ``action_dim`` differs from the previous step, or ``executed`` does not fit it.
+            ``action_dim`` differs from the previous step, or ``executed`` is too large.
         """
         episode = self.check_running('publish')
         where = f'step {episode.step} of episode {episode.start.episode_id!r}'

@@ -152,8 +152,8 @@ class SignalStream:
         Raises
         ------
         SignalError
-            The array has another shape, or ``executed`` is no integer from 0 to the length of the
-            previous chunk. The stream does not change.
+            The array has another shape, or ``executed`` is not an integer from 0 to the length of
+            the previous chunk. The stream does not change.
         """
         if actions.ndim != 3 or actions.shape[0] == 0:
             raise SignalError(

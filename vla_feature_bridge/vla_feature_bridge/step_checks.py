@@ -38,7 +38,7 @@ def check_text(value: Any, name: str, where: str) -> str:
     Raises
     ------
     StepError
-        ``value`` is no text.
+        ``value`` is not text.
     """
     try:
         if isinstance(value, str):
@@ -105,7 +105,7 @@ def check_positive(number: Any, name: str, where: str) -> int:
     Raises
     ------
     StepError
-        ``number`` is no such integer of Python, NumPy or PyTorch.
+        ``number`` is not an integer of Python, NumPy or PyTorch, or is out of range.
     """
     try:
         value = operator.index(number)

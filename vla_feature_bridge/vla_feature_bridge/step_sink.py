@@ -107,7 +107,7 @@ class EpisodeSink(ABC):
 
     @property
     def episode_id(self) -> str:
-        """Id of the episode that runs; empty if none does."""
+        """Id of the running episode; empty if no episode runs."""
         return self._episode_steps.episode_id
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
@@ -128,7 +128,7 @@ class EpisodeSink(ABC):
         Raises
         ------
         StepError
-            An argument is no text or the sink is closed, and it is strict. A running episode goes
+            An argument is not text or the sink is closed, and it is strict. A running episode goes
             on.
         """
         texts = {'task': task, 'instruction': instruction, 'episode_id': episode_id}
@@ -277,7 +277,7 @@ class EpisodeSink(ABC):
     def _check_open(self) -> None:
         name = type(self).__name__
         if self._is_closed:
-            raise StepError(where=name, expected=f'an open {name}', found='a closed one')
+            raise StepError(where=name, expected=f'an open {name}', found=f'a closed {name}')
 
     def _can_send(self) -> bool:
         """Return True if the sink is open; refuse the call otherwise."""

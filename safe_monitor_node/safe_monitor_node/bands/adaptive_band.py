@@ -23,10 +23,11 @@ from safe_monitor_node.bands.threshold import Threshold
 class AdaptiveBand:
     """Updates the thresholds of a band: ``upper(t) = center(t) + w width(t)`` with an adaptive w.
 
-    The band of all tasks has one
-    :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`, and each task with a
-    finite band of its own has another one. Each adaptive threshold is updated only by the episodes
-    for which its band was used. Before the first update the thresholds are those of the band.
+    The band of all tasks has an
+    :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`. Each task with its own
+    finite band has another adaptive threshold. An episode updates only the adaptive threshold of
+    the band that was used for it. Before the first update, the thresholds are the thresholds of the
+    band.
 
     The warning threshold is the quantile of the same values at level + (warning_alpha - alpha).
     Therefore it is never above the alarm threshold. No false-alarm rate is promised for warnings.
@@ -67,26 +68,63 @@ class AdaptiveBand:
         self.alpha, self.adaptation_step = alpha, adaptation_step
         self.warning_alpha = max(alpha, warning_alpha)
         self.revision = 0
+        self._window = window
         self._row = band.row(alpha)
         self._shapes: dict[str, BandShape] = {}
         self._moving: dict[str, AdaptiveThreshold] = {}
         for task in ('', *band.tasks):
             if band.at(alpha, task).task != task:
                 continue  # such episodes use the band of all tasks
-            shape = (band.tasks[task] if task else band).shape
-            if shape is None:
-                raise AdaptationError(
-                    where=name_of(task),
-                    expected='center, width and nonconformities, which are needed to update the '
-                    'thresholds',
-                    found='only thresholds',
-                    advice='fit the detector again with this version of the software and '
-                    '--quantile finite_sample, or set adaptation_step to 0',
-                )
-            self._shapes[task] = shape
-            self._moving[task] = AdaptiveThreshold(
-                shape.nonconformity[self._row], alpha, adaptation_step, window=window
+            self._add(task, band.tasks[task] if task else band)
+        self._learned: dict[str, Band] = {}
+
+    def _add(self, task: str, band: Band) -> None:
+        shape = band.shape
+        if shape is None:
+            raise AdaptationError(
+                where=name_of(task),
+                expected='center, width and nonconformities, which are needed to update the '
+                'thresholds',
+                found='only thresholds',
+                advice='fit the detector again with this version of the software and '
+                '--quantile finite_sample, or set adaptation_step to 0',
             )
+        self._shapes[task] = shape
+        self._moving[task] = AdaptiveThreshold(
+            shape.nonconformity[self._row], self.alpha, self.adaptation_step, window=self._window
+        )
+
+    def take_learned(self, bands: Mapping[str, Band]) -> set[str]:
+        """Use these bands of learned tasks, and no other learned tasks.
+
+        A learned task is a task that is not in the band of the detector folder. If its band is
+        already in use, its updates stay.
+
+        Parameters
+        ----------
+        bands : mapping of task to Band
+            With the alphas and the length of the band.
+
+        Returns
+        -------
+        set of str
+            Tasks whose updates are lost, because their band changed or is not used any more.
+        """
+        usable = {task: band for task, band in bands.items() if band.at(self.alpha).can_alarm}
+        lost = {task for task, band in self._learned.items() if usable.get(task) is not band}
+        for task in lost:
+            del self._moving[task], self._shapes[task], self._learned[task]
+        for task, band in usable.items():
+            if task not in self._learned:
+                self._add(task, band)
+                self._learned[task] = band
+        self.revision += len(lost)
+        return lost
+
+    def _runs(self, task: str) -> dict[str, Any]:
+        """Return the good runs of a learned task, which its updates belong to."""
+        band = self._learned.get(task)
+        return {} if band is None else {'runs': band.provenance['calibration_rollouts']}
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -171,6 +209,7 @@ class AdaptiveBand:
                 'successes': moving.successes,
                 'false_alarms': moving.false_alarms,
                 'observed': list(moving.observed),
+                **self._runs(task),
             }
             for task, moving in self._moving.items()
         ]
@@ -178,20 +217,27 @@ class AdaptiveBand:
     def restore(self, state: Sequence[Mapping[str, Any]]) -> None:
         """Restore the values that an earlier call of `state` returned.
 
-        The band must not have been updated before.
+        The band must not have been updated before. Updates of a learned task are restored if the
+        same good runs have made its band.
 
         Raises
         ------
         AdaptationError
             The state does not belong to these bands. Do not use this object after this error.
         """
-        found = [entry['task'] for entry in state]
-        if found != list(self._moving):
+        learned = [entry for entry in state if 'runs' in entry]
+        own = [entry for entry in state if 'runs' not in entry]
+        found = [entry['task'] for entry in own]
+        expected = [task for task in self._moving if task not in self._learned]
+        if found != expected:
             raise AdaptationError(
-                expected=f'the updates of {", ".join(map(name_of, self._moving))}',
+                expected=f'the updates of {", ".join(map(name_of, expected))}',
                 found=f'the updates of {", ".join(map(name_of, found)) or "no band"}',
             )
-        for entry in state:
+        own += [
+            entry for entry in learned if self._runs(entry['task']).get('runs') == entry['runs']
+        ]
+        for entry in own:
             self._moving[entry['task']].restore(
                 entry['level'], entry['successes'], entry['false_alarms'], entry['observed']
             )

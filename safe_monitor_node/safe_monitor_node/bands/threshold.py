@@ -12,7 +12,7 @@ from vla_feature_bridge.errors import SafeError
 
 # Kinds of bands in which the threshold never increases with alpha. The kind max_deviation is not in
 # this list: its shape depends on alpha, so that the thresholds of two alphas can cross.
-ORDERED_KINDS = ('functional_constant', 'functional_std')
+ORDERED_KINDS = ('functional_constant', 'functional_std', 'good_runs')
 
 SHAPE = ('center', 'width', 'nonconformity')
 """Names of the arrays of a band's shape."""
@@ -25,7 +25,7 @@ class BandError(SafeError):
 
 
 def refused(expected: str, found: str, advice: str = '') -> BandError:
-    """Return the error for a band, or for a question that the band cannot answer."""
+    """Return the error for a band, or for an alpha or a step that the band does not have."""
     return BandError(where='band', expected=expected, found=found, advice=advice)
 
 

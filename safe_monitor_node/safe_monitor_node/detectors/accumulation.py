@@ -56,7 +56,7 @@ class Accumulation(Protocol):
 
 
 class Accumulator:
-    """Accumulates one step at a time what :func:`accumulated` does for a whole rollout."""
+    """Accumulates values step by step, as :func:`accumulated` does for a whole rollout."""
 
     def __init__(self, accumulate: Accumulate) -> None:
         self._accumulate = accumulate

@@ -2,10 +2,10 @@
 """Base class of RND and LogpZO.
 
 The nonconformity of both detectors measures how much a step differs from the training steps of one
-outcome. Score: nonconformity with successes minus nonconformity with failures.
+outcome. The score is the nonconformity with successes minus the nonconformity with failures.
 
-Both are out-of-distribution detectors of FAIL-Detect (Xu et al., arXiv 2503.08558), used as
-baselines by Gu et al. (arXiv 2506.09937).
+Both are out-of-distribution detectors of FAIL-Detect (Xu et al., arXiv 2503.08558). Gu et al.
+(arXiv 2506.09937) use them as baselines.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """SAFE-MLP and SAFE-LSTM (Gu et al., arXiv 2506.09937, 4.2): learned scores of hidden states.
 
-Each network is defined once. Training and scoring of whole rollouts run it over the concatenated
-steps of many rollouts, so that no padding reaches a matrix product; the stream runs the same
-parameters one step at a time.
+Each network is defined once. Training and scoring of whole rollouts apply the network to the
+concatenated steps of many rollouts. Therefore no padding is multiplied. The stream applies the same
+parameters to one step at a time.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
 class SpreadDetector(StepwiseDetector):
     """Base class of detectors that measure the spread of the sampled chunks of one step.
 
-    OpenVLA dumps with several samples contain these quantities but not the samples. For a step
+    OpenVLA dumps with several samples contain the spreads but not the samples. For a step
     without samples, the recorded signal is the score.
     """
 
@@ -70,7 +70,7 @@ class SpreadDetector(StepwiseDetector):
 
     @abstractmethod
     def spread(self, samples: np.ndarray) -> float:
-        """Return the quantity of samples, shape (samples, horizon, action_dim)."""
+        """Return the spread of samples of shape (samples, horizon, action_dim)."""
 
     def quantity(self, step: PolicyStep, before: Before) -> float:
         """Return the spread of the samples, or the recorded signal if there are none."""
@@ -196,7 +196,7 @@ class _PartVariance(SpreadDetector):
         return self.signal
 
     def spread(self, samples: np.ndarray) -> float:
-        """Return the sum of the variances of the chosen numbers of a chunk."""
+        """Return the sum of the variances over the chosen dimensions of a chunk."""
         variance = samples.var(axis=0, ddof=1)
         if self.reference_compatible:
             return float(variance.ravel()[self.published].sum())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of detectors that learn nothing: one quantity of each step, accumulated."""
+"""Base class of detectors that learn nothing: the score is one quantity of each step."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@
              the history of the scores is incomplete. INVALID lasts until the episode ends. If
              max_missing_steps allows the missing steps, the next scored step ends INVALID. The
              reason is the first cause, until the episode ends.
-             Also: steps come that belong to no episode. INVALID lasts as long as they come.
+             Steps that belong to no episode also cause INVALID, as long as such steps come.
 
 An ALARM is latched: only a reset or the end of the episode ends an ALARM. STALE, INVALID and lower
 scores do not end an ALARM. With the latch RESET, only a reset ends it. A step that cannot be scored
@@ -40,6 +40,10 @@ class AlarmState(IntEnum):
     ALARM = 3
     STALE = 4
     INVALID = 5
+
+
+SCORED = (AlarmState.NOMINAL, AlarmState.WARNING, AlarmState.ALARM)
+"""States with a score."""
 
 
 class Latch(Enum):
@@ -74,6 +78,9 @@ class AlarmConfig:
         be scored. 0: any number.
     latch : Latch
         How long an ALARM stays: until its episode ends, or until a reset.
+    warning_steps : int
+        A WARNING ends after this number of scored steps in succession that are not above the
+        warning threshold.
     """
 
     k: int = 1
@@ -82,6 +89,7 @@ class AlarmConfig:
     max_missing_steps: int = 0
     max_identical_features: int = 5
     latch: Latch = Latch.EPISODE
+    warning_steps: int = 1
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -92,24 +100,18 @@ class AlarmConfig:
                 found=f'k = {self.k} and n = {self.n}',
                 advice='choose an alarm_n that is at least alarm_k',
             )
-        if not self.stale_after >= 0:
-            raise AlarmError(
-                where='parameter stale_after',
-                expected='a time of at least 0 s',
-                found=str(self.stale_after),
-            )
-        if self.max_missing_steps < 0:
-            raise AlarmError(
-                where='parameter max_missing_steps',
-                expected='a number of at least 0',
-                found=str(self.max_missing_steps),
-            )
-        if self.max_identical_features < 0:
-            raise AlarmError(
-                where='parameter max_identical_features',
-                expected='a number of at least 0',
-                found=str(self.max_identical_features),
-            )
+        for name, least in (
+            ('stale_after', 0),
+            ('max_missing_steps', 0),
+            ('max_identical_features', 0),
+            ('warning_steps', 1),
+        ):
+            if not getattr(self, name) >= least:
+                raise AlarmError(
+                    where=f'parameter {name}',
+                    expected=f'a number of at least {least}',
+                    found=str(getattr(self, name)),
+                )
 
 
 @dataclass(frozen=True)
@@ -132,6 +134,7 @@ class Verdict:
     threshold: float
 
 
+RESET_BY_REQUEST = 'the alarm was reset by request'
 NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math.nan)
 
 
@@ -152,6 +155,8 @@ class AlarmStateMachine:
     history : StepHistory
         What is missing of the running episode. It is recorded here; the verdict follows with the
         next step.
+    raised_at : int or None
+        The last step of the episode at which k of n steps were above the threshold.
     verdict : Verdict
     """
 
@@ -185,10 +190,16 @@ class AlarmStateMachine:
         self._alarm, self._holds = self._held_alarm(), True
         self._running = running
         self.history = StepHistory(self.config.max_missing_steps)
-        self._above.clear()
+        self._forget_scores()
         self._last_time: float | None = None
         self._last_step_time: float | None = None
         self._repeated = 0
+
+    def _forget_scores(self) -> None:
+        self._above.clear()
+        self.raised_at: int | None = None
+        # Steps in succession that are not above the warning threshold, since the last one above.
+        self._below = math.inf
 
     def _held_alarm(self) -> Verdict | None:
         """Return the alarm that stays when the episode ends now; None if no alarm stays."""
@@ -196,12 +207,7 @@ class AlarmStateMachine:
             return None
         if self._holds:
             return self._alarm
-        episode = f' of episode {self._episode}' if self._episode else ''
-        reason = (
-            f'{self._alarm.reason}{episode}; the parameter latch is {Latch.RESET.value}: call '
-            '~/reset to end the alarm'
-        )
-        return replace(self._alarm, reason=reason)
+        return held(self._alarm, self._episode)
 
     @property
     def running(self) -> bool:
@@ -251,7 +257,7 @@ class AlarmStateMachine:
         The reset does not repair an episode with missing steps: such an episode stays INVALID.
         """
         self._alarm = None
-        self._above.clear()
+        self._forget_scores()
         if self.verdict.state == AlarmState.ALARM:
             last = self.verdict
             if self.history.cause:
@@ -261,7 +267,7 @@ class AlarmStateMachine:
             else:
                 self.verdict = Verdict(
                     AlarmState.UNKNOWN,
-                    'the alarm was reset by request',
+                    RESET_BY_REQUEST,
                     last.step,
                     last.score,
                     last.threshold,
@@ -271,7 +277,7 @@ class AlarmStateMachine:
     def scored(
         self, step: int, score: float, threshold: float, warning_threshold: float, now: float
     ) -> Verdict:
-        """Take a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
+        """Handle a step's score and thresholds; ``warning_threshold`` may equal ``threshold``."""
         if not math.isfinite(score) or math.isnan(threshold) or math.isnan(warning_threshold):
             return self.not_scored(step, 'the score or its threshold is NaN or infinite', now)
         self._step_came(now)
@@ -282,24 +288,29 @@ class AlarmStateMachine:
         above = score > threshold
         self._above.append(above)
         count = sum(self._above)
+        if count >= self.config.k:
+            self.raised_at = step
         if self._alarm is None and count >= self.config.k:
             reason = f'score {score:.4g} is above the threshold {threshold:.4g} at step {step}'
             if self.config.n > 1:
                 reason += f' ({count} of the last {len(self._above)} steps were above)'
             self._alarm = Verdict(AlarmState.ALARM, reason, step, score, threshold)
             self._holds = False
+        self._below = 0 if above or score > warning_threshold else self._below + 1
         if self._alarm is not None:
-            self.verdict = Verdict(AlarmState.ALARM, self._alarm.reason, step, score, threshold)
-        elif above or score > warning_threshold:
+            state, reason = AlarmState.ALARM, self._alarm.reason
+        elif self._below < self.config.warning_steps:
+            state = AlarmState.WARNING
             reason = (
                 f'score {score:.4g} is above the warning threshold '
                 f'{min(threshold, warning_threshold):.4g}'
+                if self._below == 0
+                else f'{self._below} of {self.config.warning_steps} lower scores (warning_steps) '
+                'that end the warning have come'
             )
-            self.verdict = Verdict(AlarmState.WARNING, reason, step, score, threshold)
         else:
-            self.verdict = Verdict(
-                AlarmState.NOMINAL, 'the score is not above the threshold', step, score, threshold
-            )
+            state, reason = AlarmState.NOMINAL, 'the score is not above the threshold'
+        self.verdict = Verdict(state, reason, step, score, threshold)
         return self.verdict
 
     def not_scored(self, step: int, reason: str, now: float) -> Verdict:
@@ -320,8 +331,8 @@ class AlarmStateMachine:
     def misplaced(self, step: int, reason: str, now: float) -> Verdict:
         """Process a step that belongs to no episode, or that contradicts the running episode.
 
-        The state becomes INVALID, except if an alarm is latched. Without a running episode it stays
-        INVALID until no such step has come for a while.
+        The state becomes INVALID, except if an alarm is latched. Without a running episode, the
+        state stays INVALID until no such step has come for some time.
         """
         self._last_time = now
         if self._running:
@@ -368,3 +379,19 @@ class AlarmStateMachine:
     @staticmethod
     def _broken_verdict(reason: str, step: int) -> Verdict:
         return Verdict(AlarmState.INVALID, reason, step, math.nan, math.nan)
+
+
+def held(alarm: Verdict, episode: str) -> Verdict:
+    """Return the alarm of an episode that is over, or is about to be, with the latch RESET.
+
+    Parameters
+    ----------
+    alarm : Verdict
+    episode : str
+        The id of its episode in quotes, for a person; empty if unknown.
+    """
+    reason = (
+        f'{alarm.reason}{f" of episode {episode}" if episode else ""}; the parameter latch is '
+        f'{Latch.RESET.value}: call ~/reset to end the alarm'
+    )
+    return replace(alarm, reason=reason)

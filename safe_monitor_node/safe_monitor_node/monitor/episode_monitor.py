@@ -15,16 +15,12 @@ from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
+from safe_monitor_node.monitor.good_runs import make_thresholds
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.step_checks import StepChecks
 from safe_monitor_node.monitor.step_order import Place, Placement, StepOrder, shown
 from safe_monitor_node.monitor.steps import Counts, StepId, StepResult
-from safe_monitor_node.monitor.thresholds import (
-    AdaptiveThresholds,
-    CalibratedThresholds,
-    MonitorError,
-    Thresholds,
-)
+from safe_monitor_node.monitor.thresholds import MonitorError, Thresholds
 from vla_feature_bridge.pooling import PoolingError
 from vla_feature_bridge.step import PolicyStep
 
@@ -49,6 +45,9 @@ class EpisodeMonitor:
     config : AlarmConfig, optional
     adaptation_step : float
         Step size of the threshold updates by labelled successes; 0 disables the updates.
+    good_runs : int
+        Number of labelled successes that give a new task its own threshold; 0: never. Nothing is
+        learned if the detector has no scores for it. `thresholds.learning` says what is learned.
 
     Attributes
     ----------
@@ -79,12 +78,11 @@ class EpisodeMonitor:
         warning_alpha: float = 0.0,
         config: AlarmConfig | None = None,
         adaptation_step: float = 0.0,
+        good_runs: int = 0,
     ) -> None:
         self.calibrated = calibrated
-        self.thresholds: Thresholds = (
-            AdaptiveThresholds(calibrated, alpha, warning_alpha, adaptation_step)
-            if adaptation_step > 0.0
-            else CalibratedThresholds(calibrated, alpha, warning_alpha)
+        self.thresholds = make_thresholds(
+            calibrated, alpha, warning_alpha, adaptation_step, good_runs
         )
         self.next_thresholds: Thresholds | None = None
         self.alarms = AlarmStateMachine(config)
@@ -101,7 +99,7 @@ class EpisodeMonitor:
 
     @property
     def episode_id(self) -> str:
-        """The running episode, or the last one; empty before the first."""
+        """The running episode, or the last episode; empty before the first episode."""
         return self.order.episode_id
 
     @property
@@ -111,7 +109,7 @@ class EpisodeMonitor:
 
     @property
     def latest_id(self) -> str:
-        """The episode that runs now, or ran last; empty before the first."""
+        """The running episode, or the last episode; empty before the first episode."""
         return self.episode_id or self.order.ended_id
 
     @property
@@ -137,7 +135,7 @@ class EpisodeMonitor:
     # --- begin and end
 
     def start(self, episode_id: str, now: float, task: str = '') -> Verdict:
-        """Take the START of an episode of a task; the task is empty if unknown.
+        """Handle the START of an episode of a task; the task is empty if unknown.
 
         A START of the running episode does not begin a new episode, because START and steps use two
         topics and START can arrive after the first steps. If START has a different task, the
@@ -188,7 +186,7 @@ class EpisodeMonitor:
     def end_after_grace(
         self, episode_id: str, late_until: float = -math.inf, ended_at: int = 0
     ) -> bool:
-        """Take the END of the running episode whose last steps may still arrive.
+        """Handle the END of the running episode whose last steps may still arrive.
 
         Steps and events are two topics, so steps may be delivered after END. They are scored until
         `finish` is called at the end of the grace period, or until the next episode begins. During
@@ -230,22 +228,23 @@ class EpisodeMonitor:
         )
 
     def clock_ran_back(self) -> None:
-        """Accept stamps that are earlier than those of previous steps.
+        """Accept stamps that are earlier than the stamps of previous steps.
 
-        The running episode goes on. A step 0 with its id begins it again, as in a recording that is
-        played in a loop.
+        The running episode goes on. A step 0 with the id of this episode begins the episode again,
+        as in a recording that is played in a loop.
         """
         self.order.accept_earlier_stamps()
 
     def take_thresholds(self, thresholds: Thresholds) -> None:
-        """Compare the next episode, and those after it, with other thresholds."""
+        """Compare the next episode, and all later episodes, with other thresholds."""
         self.next_thresholds = thresholds
         if not self.running:
             self._use_next_thresholds()
 
     def _use_next_thresholds(self) -> None:
         if self.next_thresholds is not None:
-            self.thresholds, self.next_thresholds = self.next_thresholds, None
+            self.thresholds = self.thresholds.succeeded_by(self.next_thresholds)
+            self.next_thresholds = None
 
     def abandon(self) -> Verdict:
         """Forget the running episode, for example because the monitor is deactivated."""
@@ -258,8 +257,12 @@ class EpisodeMonitor:
     def take_over(self, previous: EpisodeMonitor) -> None:
         """Take the last episode, the counts and a held alarm of a monitor with another detector.
 
-        The label feedback is not taken, because it belongs to scores of the other detector.
+        The label feedback is not taken, because it belongs to scores of the other detector. Good
+        runs are taken if it is the same detector.
         """
+        sha256 = self.calibrated.weights_sha256
+        if sha256 and sha256 == previous.calibrated.weights_sha256:
+            self.thresholds.take_over(previous.thresholds)
         self.order.take_over(previous.order)
         self.alarms.period = previous.alarms.period
         self.alarms.hold(previous.alarms)
@@ -312,7 +315,7 @@ class EpisodeMonitor:
         return replace(result, problem=place.problem) if place.problem else result
 
     def continue_without(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
-        """Take a step of the running episode whose message cannot be read; None if it is ignored.
+        """Handle a step of the running episode whose message cannot be read; None if it is ignored.
 
         Parameters
         ----------
@@ -342,7 +345,7 @@ class EpisodeMonitor:
         return place
 
     def _off_order(self, place: Place, step_id: StepId, now: float) -> StepResult | None:
-        """Return the result of a step that is not the next one; None if it is ignored."""
+        """Return the result of a step that is not the next step; None if it is ignored."""
         if place.placement is Placement.REPEATED:
             self.counts.repeated += 1
             self.alarms.repeated()

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
+from safe_monitor_node.monitor.steps import StepResult
 
 _ANOTHER_TIME = 86400.0
 _LASTING = (AlarmState.ALARM, AlarmState.INVALID)
@@ -36,7 +38,7 @@ class Freshness:
         self._step = 0
 
     def take(self, step: int, age: float | None) -> None:
-        """Take a step and its age."""
+        """Handle a step and its age."""
         self._step, self.age = step, age
 
     def forget(self) -> None:
@@ -44,7 +46,7 @@ class Freshness:
         self.age = None
 
     def applied_to(self, verdict: Verdict) -> Verdict:
-        """Return the verdict, or STALE if it is not about the present."""
+        """Return the verdict, or STALE if the last step is too old or the clock has a problem."""
         if verdict.state in _LASTING:
             return verdict
         reason = self.clock_problem
@@ -54,8 +56,13 @@ class Freshness:
             return verdict
         return Verdict(AlarmState.STALE, reason, verdict.step, math.nan, math.nan)
 
+    def applied_to_result(self, result: StepResult) -> StepResult:
+        """Return the result of a step with such a verdict."""
+        verdict = self.applied_to(result.verdict)
+        return result if verdict is result.verdict else replace(result, verdict=verdict)
+
     def _old(self) -> str:
-        """Return that the last step was too old; empty if it was not."""
+        """Return the reason why the last step is too old; empty if it is not too old."""
         if self.age is None or not 0.0 < self.max_age < self.age:
             return ''
         cause = (

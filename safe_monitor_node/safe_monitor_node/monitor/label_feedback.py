@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Set
 from dataclasses import dataclass
 from enum import Enum
 
@@ -117,6 +118,12 @@ class LabelFeedback:
             del self._past[next(iter(self._past))]
         if episode.label:
             self._update(episode)
+
+    def forget(self, tasks: Set[str]) -> None:
+        """Forget what updates need of the episodes of these tasks, whose bands have changed."""
+        for episode in self._past.values():
+            if episode.task in tasks:
+                episode.nonconformity = episode.observation = None
 
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:
         """Take the outcome of an episode, running or over; None withdraws an earlier label."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of episodes, and those that the node itself has published. No ROS."""
+"""Labels of episodes, and which labels the node itself has published. No ROS."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class Remarks:
     """What a person should know about the events and steps of the last seconds.
 
     A START without steps and an END without START are usually a wrong episode id in one of the two
-    topics. A step that comes again is ignored, but somebody publishes it twice.
+    topics. A step that comes again is ignored, but a node publishes it twice.
     """
 
     def __init__(self) -> None:
@@ -63,14 +63,14 @@ class Remarks:
             del self._known[next(iter(self._known))]
 
     def started(self, episode_id: str, now: float, *, has_steps: bool) -> None:
-        """Take the START of an episode; its first steps may have come before."""
+        """Handle the START of an episode; its first steps may have come before."""
         if self._waits and episode_id != self._started:
             self._remark_start(f'START of episode {shown(episode_id)}', now)
         self._started, self._waits = episode_id, not has_steps
         self.know(episode_id)
 
     def stepped(self, episode_id: str, now: float) -> None:
-        """Take a step of the running episode."""
+        """Handle a step of the running episode."""
         if self._waits and episode_id != self._started:
             self._remark_start(f'a step of episode {shown(episode_id)}', now)
         self._waits = False
@@ -85,7 +85,7 @@ class Remarks:
         self._say('start', text, now)
 
     def ended(self, episode_id: str, now: float) -> None:
-        """Take the END of an episode."""
+        """Handle the END of an episode."""
         episode = shown(episode_id)
         if not self.knows(episode_id):
             text = f'expected START or a step with this id before END, found none; {_SAME_ID}'
@@ -96,7 +96,7 @@ class Remarks:
             self._say('end', f'END of episode {episode}: {text}', now)
 
     def repeated(self, episode_id: str, index: int, now: float) -> None:
-        """Take a step that came again and is ignored."""
+        """Handle a step that came again and is ignored."""
         if 'repeated' not in self._remarks:
             self._repeated = 0
         self._repeated += 1
@@ -108,7 +108,7 @@ class Remarks:
         )
 
     def publisher_changed(self, episode_id: str, index: int, now: float) -> None:
-        """Take the step at which another publisher takes over an episode."""
+        """Handle the step at which another publisher takes over an episode."""
         text = (
             f'episode {shown(episode_id)}: the publisher of the steps has changed at step {index}'
         )

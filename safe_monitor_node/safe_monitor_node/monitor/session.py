@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session: the monitor in use, the next one, the adaptation file and its own labels. No ROS.
+"""A session: its detectors, their alarm, the advice and its own labels. No ROS.
 
 A node has one session from configure to cleanup. Every ``now`` is a time of a steady clock [s].
 """
@@ -10,17 +10,20 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 
-from safe_monitor_node.monitor.alarm import Verdict
+from safe_monitor_node.monitor.alarm import AlarmState, Latch, Verdict
+from safe_monitor_node.monitor.alarm_policy import Advice
+from safe_monitor_node.monitor.ensemble import make_ensemble
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.freshness import Freshness
+from safe_monitor_node.monitor.good_runs import while_learning
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
 from safe_monitor_node.monitor.remarks import Remarks
 from safe_monitor_node.monitor.settings import MonitorSettings
+from safe_monitor_node.monitor.situation import Situation
+from safe_monitor_node.monitor.slot import DetectorSlot
 from safe_monitor_node.monitor.start_of_watch import StartOfWatch
 from safe_monitor_node.monitor.steps import Publication, StepId, StepResult
-from safe_monitor_node.monitor.thresholds import MonitorError
-from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
 from vla_feature_bridge.step import PolicyStep
 
 _KEPT_LATENCIES = 1000
@@ -32,7 +35,7 @@ class MonitorSession:
     Parameters
     ----------
     folder : str
-        Detector folder.
+        Folder of the first detector; ``settings`` has the folders of the others.
     settings : MonitorSettings
     on_end : callable, optional
         Function that is called after an episode has ended by END and before the next episode
@@ -40,14 +43,16 @@ class MonitorSession:
 
     Attributes
     ----------
-    monitor : EpisodeMonitor
-        The current monitor.
+    ensemble : Ensemble
+        The detectors and their alarm.
+    situation : Situation
+        What the table of advice judges.
+    tasks : set of str
+        The tasks of the table of advice that had an episode.
     freshness : Freshness
         The age of the last step, and the ROS clock.
     watch : StartOfWatch
         What is known about episodes that began before the monitor was active.
-    folder : str
-        Folder of the detector that was loaded last.
     own_labels : OwnLabels
         The labels that the node itself has published.
     remarks : Remarks
@@ -56,8 +61,8 @@ class MonitorSession:
         Reason why a step of the episode could not be scored, the last one; empty if all were.
     first_problem : str
         The same of the first one, or why the episode cannot be judged.
-    file_problem : str
-        Reason why the adaptation file could not be written; empty if it was written.
+    effects : dict of str to LabelEffect
+        Effect of the last label on each detector.
     latencies : deque of float
         Latencies of the last steps: time from receiving the step to publishing its score [s].
 
@@ -73,37 +78,39 @@ class MonitorSession:
         settings: MonitorSettings,
         on_end: Callable[[], None] = lambda: None,
     ) -> None:
-        self.folder, self.settings = folder, settings
-        self.problem = self.first_problem = self.file_problem = ''
+        self.settings = settings
+        self.problem = self.first_problem = ''
         self.latencies: deque[float] = deque(maxlen=_KEPT_LATENCIES)
         self.freshness = Freshness(settings.max_age)
         self.watch = StartOfWatch()
         self.remarks = Remarks()
+        self.effects: dict[str, LabelEffect] = {}
         self._on_end = on_end
         self.own_labels = OwnLabels()
-        self._next: EpisodeMonitor | None = None
-        self.monitor = settings.monitor_of(folder)
-        self._file = self._open_file()
+        self.situation = Situation()
+        self.tasks: set[str] = set()
+        self.ensemble = make_ensemble(folder, settings)
 
-    def _open_file(self) -> AdaptationFile | None:
-        path = self.settings.adaptation_file
-        if not path:
-            return None
-        if self.monitor.adaptation is None:
-            raise MonitorError(
-                where='parameter adaptation_file',
-                expected='an empty text, because adaptation_step is 0 and labels do not change the '
-                'thresholds',
-                found=repr(path),
-                advice='set adaptation_step (for example to alpha / 10), or leave adaptation_file '
-                'empty',
-            )
-        return AdaptationFile(path, self.monitor.calibrated, self.monitor.adaptation)
+    @property
+    def monitor(self) -> EpisodeMonitor:
+        """The monitor in use, of the first detector; it knows the episode and its steps."""
+        return self.ensemble.lead
+
+    @property
+    def folder(self) -> str:
+        """Folder of the first detector that was loaded last."""
+        return self.ensemble.slots[0].folder
 
     @property
     def verdict(self) -> Verdict:
-        """The present verdict: of the monitor in use, if it is about the present."""
-        return self.freshness.applied_to(self.watch.applied_to(self.monitor.verdict))
+        """The present verdict of all detectors, if it is about the present."""
+        verdict = while_learning(self.ensemble.verdict, self.learning)
+        return self.freshness.applied_to(self.watch.applied_to(verdict))
+
+    @property
+    def learning(self) -> str:
+        """What is learned about the task of the running episode; empty if nothing."""
+        return self.ensemble.learning if self.monitor.running else ''
 
     @property
     def running_id(self) -> str | None:
@@ -121,7 +128,8 @@ class MonitorSession:
         if self.monitor.running:
             self.watch.began(self.monitor.episode_id, self.monitor.task)
         self._forget_episode()
-        self.monitor.abandon()
+        self.ensemble.abandon()
+        self.situation.forget()
 
     def _forget_episode(self) -> None:
         self.freshness.forget()
@@ -144,11 +152,11 @@ class MonitorSession:
         self.finish_episode()
         is_new = episode_id != self.running_id
         if is_new:
-            self._take_next()
+            self.ensemble.take_next()
             self._forget_episode()
         has_steps = not is_new and self.monitor.order.next_index > 0
         self.remarks.started(episode_id, now, has_steps=has_steps)
-        self.monitor.start(episode_id, now, task)
+        self.ensemble.start(episode_id, now, task)
 
     def step(
         self,
@@ -169,25 +177,25 @@ class MonitorSession:
         """
         step_id = StepId.of(step, publication)
         self._begin_with(step_id, now)
-        return self._kept(self.monitor.continue_with(step, now, step_id), step_id, now, age)
+        return self._kept(self.ensemble.step(step, now, step_id), step_id, now, age)
 
     def refuse(
         self, step_id: StepId, problem: str, now: float, age: float | None = None
     ) -> StepResult | None:
         """Take a step whose message cannot be read; None if it is ignored."""
         self._begin_with(step_id, now)
-        result = self.monitor.continue_without(step_id, problem, now)
+        result = self.ensemble.refuse(step_id, problem, now)
         return self._kept(result, step_id, now, age)
 
     def _begin_with(self, step_id: StepId, now: float) -> None:
         self.watch.know()
         if self.monitor.begins(step_id):
             self.finish_episode()
-            self._take_next()
+            self.ensemble.take_next()
             # The START may have come before the monitor was active.
             task = self.watch.forget(step_id.episode_id)
             self._forget_episode()
-            self.monitor.begin(step_id.episode_id, now, task)
+            self.ensemble.begin(step_id.episode_id, now, task)
 
     def _kept(
         self, result: StepResult | None, step_id: StepId, now: float, age: float | None
@@ -195,17 +203,18 @@ class MonitorSession:
         if result is None:
             self.remarks.repeated(step_id.episode_id, step_id.index, now)
             return None
-        if step_id.episode_id == self.running_id:
+        monitor = self.monitor
+        if monitor.running and step_id.episode_id == monitor.episode_id:
             self.remarks.stepped(step_id.episode_id, now)
             self.freshness.take(step_id.index, age)
-            if self.monitor.order.changed_at == step_id.index:
+            if monitor.order.changed_at == step_id.index:
                 self.remarks.publisher_changed(step_id.episode_id, step_id.index, now)
         if result.problem:
             self.problem = result.problem
-        self.first_problem = (
-            self.monitor.alarms.history.cause or self.first_problem or result.problem
-        )
-        return replace(result, verdict=self.freshness.applied_to(result.verdict))
+        self.first_problem = self.ensemble.cause or self.first_problem or result.problem
+        if learning := self.learning:
+            result = replace(result, verdict=while_learning(result.verdict, learning))
+        return self.freshness.applied_to_result(result)
 
     def end(
         self,
@@ -233,19 +242,19 @@ class MonitorSession:
         self.watch.ended(episode_id)
         if not earlier:
             self.remarks.ended(episode_id, now)
-        return self.monitor.end_after_grace(episode_id, now + grace, ended_at)
+        return self.ensemble.end_after_grace(episode_id, now + grace, ended_at)
 
     def finish_episode(self) -> None:
         """End the episode for which END has arrived; do nothing if no END has arrived."""
-        if self.monitor.finish():
+        if self.ensemble.finish():
             self.freshness.forget()
             self.keep_adaptation()
-            self._take_next()
+            self.ensemble.take_next()
             self._on_end()
 
     def clock_ran_back(self) -> None:
         """Record that the ROS time ran back; see `EpisodeMonitor.clock_ran_back`."""
-        self.monitor.clock_ran_back()
+        self.ensemble.clock_ran_back()
 
     def tick(self, now: float) -> None:
         """Look at the time, and write the adaptation file if its last write failed."""
@@ -255,12 +264,51 @@ class MonitorSession:
             episode_id, task = self.watch.earlier
             self.watch.know()
             self.watch.forget()
-            self._take_next()
+            self.ensemble.take_next()
             self._forget_episode()
             self.remarks.know(episode_id)
-            self.monitor.begin_inside(episode_id, now, task)
-        self.monitor.tick(now)
+            self.ensemble.begin_inside(episode_id, now, task)
+        self.ensemble.tick(now)
         self.keep_adaptation()
+
+    def reset(self) -> None:
+        """Clear a latched alarm."""
+        self.ensemble.reset()
+
+    # --- advice
+
+    def advise(self, verdict: Verdict, now: float, *, stepped: bool = False) -> Advice:
+        """Return the advice for the present verdict.
+
+        Call this function after every event, because the age of the state counts.
+
+        Parameters
+        ----------
+        verdict : Verdict
+            The present one.
+        now : float
+        stepped : bool
+            Whether the event was a step.
+        """
+        monitor, table = self.monitor, self.settings.advice
+        self.situation.take(
+            verdict.state,
+            now,
+            known=self.watch.knows,
+            episode=monitor.episode_id,
+            task=monitor.task,
+            stepped=stepped,
+            held=self.settings.alarm.latch is Latch.RESET,
+        )
+        if table.tasks:
+            self.tasks.add(' '.join(monitor.task.split()))
+            self.tasks &= table.tasks
+        if table.needs_margin:
+            self.situation.take_margins(self.ensemble.margins())
+        advice = table.advice(self.situation)
+        if advice is Advice.NONE and verdict.state == AlarmState.WARNING and self.learning:
+            return self.settings.learning_advice
+        return advice
 
     # --- other settings
 
@@ -272,99 +320,68 @@ class MonitorSession:
         SafeError
             They cannot; nothing has changed.
         """
-        if settings.rates != self.settings.rates:
-            for monitor in self._monitors():
-                settings.thresholds_of(monitor.calibrated)
+        self.ensemble.check(self.settings, settings)
 
     def change(self, settings: MonitorSettings) -> None:
         """Use settings that `check` has accepted.
 
-        The times are used at once. The false-alarm rates, and k of n, are used from the next
-        episode on, so that an episode is judged by one rule.
+        The times and the table of advice are used at once. The false-alarm rates, k of n and the
+        rule of several detectors are used from the next episode on, so that an episode is judged
+        by one rule.
         """
-        for monitor in self._monitors():
-            monitor.alarms.change(settings.alarm)
-            if settings.rates != self.settings.rates:
-                monitor.take_thresholds(settings.thresholds_of(monitor.calibrated))
+        self.ensemble.change(self.settings, settings)
         self.freshness.max_age = settings.max_age
         self.settings = settings
 
-    def _monitors(self) -> list[EpisodeMonitor]:
-        return [self.monitor] if self._next is None else [self.monitor, self._next]
-
     # --- another detector
 
-    def replace(self, monitor: EpisodeMonitor, folder: str) -> str:
-        """Replace the monitor, now or at the next episode.
+    def replace(
+        self, monitor: EpisodeMonitor, folder: str, slot: DetectorSlot | None = None
+    ) -> str:
+        """Replace a detector, now or at the next episode.
 
-        Return a sentence that describes what happens.
+        Parameters
+        ----------
+        monitor : EpisodeMonitor
+        folder : str
+        slot : DetectorSlot, optional
+            The detector to be replaced; None: the first one.
+
+        Returns
+        -------
+        str
+            A sentence that describes what happens.
+
+        Raises
+        ------
+        MonitorError
+            The same steps cannot have the features of all detectors. Nothing has changed.
         """
-        self.folder = folder
-        adaptation = self._adaptation_after(monitor)
-        name = name_of_detector(monitor)
-        if self.monitor.running:
-            self._next = monitor
-            return f'{name} is used from the next episode on{adaptation}'
-        self._use(monitor)
-        return f'{name} is in use{adaptation}'
-
-    def _adaptation_after(self, monitor: EpisodeMonitor) -> str:
-        """Return a text that describes the effect on the adaptation.
-
-        Empty if there is no adaptation.
-        """
-        if monitor.adaptation is None:
-            return ''
-        if self._file is None or self._file.belongs_to(monitor.calibrated, monitor.adaptation):
-            return '; its adaptation starts from the calibrated thresholds'
-        return (
-            '; its adaptation starts from the calibrated thresholds and is only in memory: '
-            f'{self._file.path} belongs to the previous detector'
-        )
-
-    def _take_next(self) -> None:
-        if self._next is not None:
-            self._use(self._next)
-
-    def _use(self, monitor: EpisodeMonitor) -> None:
-        # An earlier detector may still wait for the next episode. Only the latest detector is used.
-        self._next = None
-        self.keep_adaptation()
-        monitor.take_over(self.monitor)
-        self.monitor = monitor
-        adaptation = monitor.adaptation
-        if self._file is None or adaptation is None:
-            return
-        if self._file.belongs_to(monitor.calibrated, adaptation):
-            self._file.start_anew(adaptation)
+        return self.ensemble.replace(slot or self.ensemble.slots[0], monitor, folder)
 
     # --- labels
 
     def label(self, label: EpisodeLabel) -> LabelEffect:
         """Process a label and store its update on disk."""
-        effect = self.monitor.label(label.episode_id, label.success)
+        self.effects = self.ensemble.label(label.episode_id, label.success)
         self.keep_adaptation()
-        return effect
+        return self.effects[self.ensemble.names[0]]
+
+    def take_news(self) -> list[str]:
+        """Return what happened to good runs since the last call, one sentence each."""
+        return self.ensemble.take_news()
 
     def keep_adaptation(self) -> None:
-        """Write the adaptation file if a file is set and the thresholds have changed."""
-        if self._file is None:
-            return
-        try:
-            self._file.keep()
-        except AdaptationFileError as error:
-            self.file_problem = str(error)
-        else:
-            self.file_problem = ''
+        """Write the adaptation files that are set and whose thresholds have changed."""
+        for slot in self.ensemble.slots:
+            slot.keep_adaptation()
+
+    @property
+    def file_problem(self) -> str:
+        """Reason why an adaptation file could not be written; empty if all were written."""
+        return '; '.join(filter(None, (slot.file_problem for slot in self.ensemble.slots)))
 
     @property
     def adaptation_kept_in(self) -> str:
-        """The adaptation file in use; empty if updates are kept in memory only."""
-        if self._file is None or not self._file.keeps(self.monitor.adaptation):
-            return ''
-        return str(self._file.path)
-
-
-def name_of_detector(monitor: EpisodeMonitor) -> str:
-    """Return the detector of a monitor and its features, in words."""
-    return f'{monitor.calibrated.detector.name} on {monitor.calibrated.feature}'
+        """The adaptation file of the first detector; empty if its updates are only in memory."""
+        return self.ensemble.slots[0].adaptation_kept_in

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_monitor_node.monitor.alarm import AlarmConfig
+from safe_monitor_node.monitor.alarm import AlarmConfig, Latch
+from safe_monitor_node.monitor.alarm_policy import Advice, AdviceTable
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
+from safe_monitor_node.monitor.rules import ANY
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds, MonitorError
 from safe_monitor_node.storage.detector_folder import load_detector
 
@@ -26,6 +28,18 @@ class MonitorSettings:
     max_age : float
         If a step is older than this when it arrives, the state is STALE [s]. 0: the age is only
         reported.
+    good_runs : int
+        Same meaning as in :class:`EpisodeMonitor`.
+    learning_advice : Advice
+        The advice in the state WARNING while a task is learned and the table gives no advice.
+    advice : AdviceTable
+        The advice for each state.
+    more_folders : tuple of str
+        Folders of the detectors that score the same steps as the first one.
+    names : tuple of str
+        Names of all detectors; empty: the names of their kinds.
+    rule : str
+        The rule that makes one state of the states of several detectors; see :class:`Rule`.
     """
 
     alpha: float = 0.0
@@ -34,6 +48,12 @@ class MonitorSettings:
     adaptation_file: str = ''
     alarm: AlarmConfig = field(default_factory=AlarmConfig)
     max_age: float = 0.0
+    good_runs: int = 0
+    learning_advice: Advice = Advice.NONE
+    advice: AdviceTable = field(default_factory=AdviceTable)
+    more_folders: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
+    rule: str = ANY
 
     def monitor_of(self, folder: str) -> EpisodeMonitor:
         """Return a new monitor with the detector of a folder.
@@ -54,9 +74,19 @@ class MonitorSettings:
             load_detector(folder),
             alpha=self.alpha,
             warning_alpha=self.warning_alpha,
-            config=self.alarm,
+            config=self.detector_alarm,
             adaptation_step=self.adaptation_step,
+            good_runs=self.good_runs,
         )
+
+    @property
+    def detector_alarm(self) -> AlarmConfig:
+        """The parameters of the alarm of one detector.
+
+        The alarm of several detectors is latched, not that of each, so that an old alarm of one
+        detector does not meet a new one of another.
+        """
+        return replace(self.alarm, latch=Latch.EPISODE) if self.more_folders else self.alarm
 
     @property
     def rates(self) -> tuple[float, float]:

@@ -14,8 +14,9 @@ LISTENING = 3.0
 class StartOfWatch:
     """Finds out whether an episode is running when the monitor becomes active.
 
-    A START that was published before tells it, because the topic of events is latched. So does the
-    next step. Until then nobody knows whether the robot is in the middle of an episode.
+    The monitor receives a START that was published before, because the topic of events is latched.
+    The next step also shows that an episode is running. Until then, the monitor does not know
+    whether an episode is running.
 
     Attributes
     ----------
@@ -33,22 +34,22 @@ class StartOfWatch:
         self._active_since = now
 
     def began(self, episode_id: str, task: str = '') -> None:
-        """Take the START of an episode from before the monitor was active."""
+        """Handle the START of an episode that began before the monitor was active."""
         self.earlier, self._ended_id = (episode_id, task), ''
 
     def stepped(self, episode_id: str) -> None:
-        """Take a step from before the monitor was active; it may come after the END."""
+        """Handle a step from before the activation. The step may arrive after the END."""
         if episode_id != self._ended_id and (self.earlier is None or self.earlier[0] != episode_id):
             self.began(episode_id)
 
     def ended(self, episode_id: str) -> None:
-        """Take the END of an episode."""
+        """Handle the END of an episode."""
         self._ended_id = episode_id
         if self.earlier is not None and self.earlier[0] == episode_id:
             self.earlier = None
 
     def forget(self, episode_id: str = '') -> str:
-        """Forget the earlier episode, because another one has begun, or the monitor knows it.
+        """Forget the earlier episode, because a new episode has begun or the monitor knows it.
 
         Returns its task if it has this id, otherwise an empty text.
         """

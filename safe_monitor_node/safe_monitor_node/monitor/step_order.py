@@ -69,9 +69,9 @@ class StepOrder:
     Attributes
     ----------
     episode_id : str
-        The running episode, or the last one; empty before the first.
+        The running episode, or the last episode; empty before the first episode.
     ended_id : str
-        The episode that has ended last, unless it has begun again.
+        The episode that ended last; empty if this episode has begun again.
     running : bool
     ending : bool
         Whether the END of the running episode has come.
@@ -122,7 +122,7 @@ class StepOrder:
         self._begin_steps()
 
     def expect_end(self, until: float, ended_at: int = 0) -> None:
-        """Take the END of the running episode, and accept late steps after the episode.
+        """Handle the END of the running episode, and accept late steps after the episode.
 
         Parameters
         ----------
@@ -138,8 +138,7 @@ class StepOrder:
     def waits_after(self, publication: Publication) -> bool:
         """Return whether the end of the episode must wait, because of a late step.
 
-        If END has come, and a step that was published before END is only now here, then more of
-        these steps may be on their way.
+        If a step that was published before END arrives after END, more such steps may arrive.
         """
         return self.ending and self._is_before_end(publication)
 
@@ -173,8 +172,8 @@ class StepOrder:
         if not step_id.episode_id:
             return Place(
                 Placement.NOWHERE,
-                f'step {step_id.index}: expected an episode_id, found an empty one; give each '
-                'episode an id of its own',
+                f'step {step_id.index}: expected an episode_id, found an empty text; give '
+                'each episode its own id',
             )
         if self.running and step_id.episode_id == self.episode_id:
             return self._place_in_running(step_id)

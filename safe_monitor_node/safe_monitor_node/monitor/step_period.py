@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learns the period of steps, and from it the silence after which steps have stopped. No ROS."""
+"""Learns the period of steps, and how long a silence means that the steps stopped. No ROS."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST_SILENCE = 30.0
 """Longest learned silence [s]."""
 
 PERIODS = 3
-"""The learned silence is so many periods long."""
+"""The learned silence, in periods."""
 
 _KEPT = 20
 _QUANTILE = 0.9
@@ -44,7 +44,7 @@ class StepPeriod:
 
     @property
     def silence(self) -> float:
-        """The time without a step after which steps have stopped [s]."""
+        """The time without a step after which the steps count as stopped [s]."""
         return min(max(PERIODS * (self.period or 0.0), SHORTEST_SILENCE), LONGEST_SILENCE)
 
     def explain(self) -> str:

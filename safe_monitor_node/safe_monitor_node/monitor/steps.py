@@ -111,7 +111,7 @@ class Counts:
     missing : int
         Steps that did not come.
     repeated : int
-        Steps that came again, or came later than a step after them or than END; ignored.
+        Steps that came again, or that came after a later step or after END. They are ignored.
     misplaced : int
         Steps that belong to no episode, or that contradict a step before.
     episodes : int

@@ -10,9 +10,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import replace
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
 from safe_monitor_node.bands.adaptive_threshold import AdaptationError
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.good_run_records import GoodRunRecords
 from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.monitor.label_feedback import LabelEffect, LabelFeedback
@@ -91,12 +95,35 @@ class Thresholds(ABC):
         Reason why no alarm is possible now, and what to do; empty if alarms are possible.
     adaptation : AdaptiveBand or None
         The adaptive thresholds; None if labels do not change the thresholds.
+    good_runs : GoodRunRecords or None
+        The good runs of new tasks; None if new tasks are not learned.
     """
 
     alarm: Threshold
     warning: Threshold
     no_threshold: str = ''
     adaptation: AdaptiveBand | None = None
+    good_runs: GoodRunRecords | None = None
+
+    @property
+    def learning(self) -> str:
+        """What is learned about the task of the episode; empty if nothing."""
+        return ''
+
+    def take_news(self) -> list[str]:
+        """Return what happened to good runs since the last call, one sentence each."""
+        return []
+
+    def succeeded_by(self, other: Thresholds) -> Thresholds:
+        """Return the thresholds of the next episode, if other rates are chosen."""
+        return other
+
+    def take_over(self, previous: Thresholds) -> None:  # noqa: B027  (only good runs are taken)
+        """Take the good runs of a monitor with the same detector."""
+
+    @abstractmethod
+    def take_learned(self, bands: Mapping[str, Band]) -> None:
+        """Use these bands of learned tasks, and no other learned tasks, from the next `use` on."""
 
     @abstractmethod
     def use(self, task: str) -> None:
@@ -140,7 +167,17 @@ class CalibratedThresholds(Thresholds):
         self, calibrated: CalibratedDetector, alpha: float = 0.0, warning_alpha: float = 0.0
     ) -> None:
         self._calibrated, self._alphas = calibrated, (alpha, warning_alpha)
+        self._folder_band = calibrated.band
+        self._learned: dict[str, Band] = {}
         self.use('')
+
+    def take_learned(self, bands: Mapping[str, Band]) -> None:
+        """Use these bands of learned tasks."""
+        if bands != self._learned:
+            self._learned = dict(bands)
+            band = self._folder_band
+            band = replace(band, tasks={**band.tasks, **bands}) if bands else band
+            self._calibrated = replace(self._calibrated, band=band)
 
     def use(self, task: str) -> None:
         """Use the calibrated thresholds of a task."""
@@ -205,6 +242,10 @@ class AdaptiveThresholds(Thresholds):
         self.adaptation = self._band
         self._feedback = LabelFeedback(self._band, calibrated.band.length)
 
+    def take_learned(self, bands: Mapping[str, Band]) -> None:
+        """Use these bands of learned tasks; the updates of a band that changed are lost."""
+        self._feedback.forget(self._band.take_learned(bands))
+
     def use(self, task: str) -> None:
         """Use the current thresholds of a task."""
         self.alarm, self.warning = self._band.thresholds(task)
@@ -228,7 +269,7 @@ class AdaptiveThresholds(Thresholds):
             self.use(task)
 
     def begin(self, episode_id: str) -> None:
-        """Begin to keep what an update by this episode needs."""
+        """Start to store the data that an update by this episode needs."""
         self._feedback.begin(episode_id)
 
     def scored(self, index: int, score: float) -> None:

@@ -10,6 +10,20 @@ monitor_inputs        the subscriptions of the monitor node, and the nodes aroun
 monitor_services      the services of the monitor node
 monitor_node          life cycle, steps, events and timers of the monitor node
 monitor               executable of monitor_node
+black_box_parameters  the parameters of the black box node
+black_box_topics      the topics that the black box records
+black_box_node        topics, service and diagnostics of the black box node
+black_box             executable of black_box_node
+robot_topics          subscriptions of what monitors publish, for nodes that show robots
+watch_node            all robots in a terminal
+watch                 executable of watch_node
+dashboard_node        all robots on a web page
+dashboard             executable of dashboard_node
+marker_messages       a robot as markers for RViz
+markers_node          publishes these markers
+markers               executable of markers_node
+overlay_node          draws a robot into its camera image
+overlay               executable of overlay_node
 
 This subpackage imports all other subpackages.
 """

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from safe_monitor_node.bands.adaptive_band import AdaptiveBand, name_of
+from safe_monitor_node.bands.adaptive_band import name_of
 from safe_monitor_node.monitor.alarm import AlarmState
-from safe_monitor_node.monitor.session import MonitorSession, name_of_detector
+from safe_monitor_node.monitor.good_runs import why_no_good_runs
+from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.monitor.slot import DetectorSlot, name_of_detector
+from safe_monitor_node.monitor.step_order import shown
 from vla_feature_bridge.nodes.levels import Finding, Level, most_severe, summarise
 
 _LEVELS = {
@@ -61,7 +64,7 @@ def _findings_of(session: MonitorSession) -> list[Finding]:
     texts = (
         session.file_problem,
         session.freshness.warning,
-        session.monitor.checks.warning,
+        *dict.fromkeys(monitor.checks.warning for monitor in session.ensemble.monitors),
         *session.remarks.texts,
     )
     return [Finding(Level.WARN, text) for text in texts if text]
@@ -69,18 +72,31 @@ def _findings_of(session: MonitorSession) -> list[Finding]:
 
 def introduce(session: MonitorSession) -> list[str]:
     """Return what a new session uses, one sentence for each line of the log."""
-    monitor = session.monitor
+    ensemble = session.ensemble
+    sentences = [sentence for slot in ensemble.slots for sentence in _introduce(slot)]
+    if ensemble.several:
+        names = ', '.join(ensemble.names)
+        sentences.append(f'rule {ensemble.rule.text!r} of the detectors {names}')
+    return sentences
+
+
+def _introduce(slot: DetectorSlot) -> list[str]:
+    monitor = slot.monitor
     sentences = [
         f'detector {name_of_detector(monitor)} (width {monitor.calibrated.feature.dim}), '
-        f'alpha {monitor.threshold.alpha:g}, from {session.folder}'
+        f'alpha {monitor.threshold.alpha:g}, from {slot.folder}'
     ]
     if (adaptation := monitor.adaptation) is not None:
-        moving, kept_in = adaptation.of(''), session.adaptation_kept_in
+        moving, kept_in = adaptation.of(''), slot.adaptation_kept_in
         sentences.append(
             'labelled episodes update the thresholds with adaptation_step '
             f'{adaptation.adaptation_step:g}: level {moving.level:.4g} after {moving.successes} '
             'successes' + (f', stored in {kept_in}' if kept_in else '')
         )
+    if (good_runs := monitor.thresholds.good_runs) is not None:
+        text = f'a new task gets its own threshold from {good_runs.wanted} good runs'
+        counts = [f'{shown(task)} {good_runs.count(task)}' for task in good_runs.tasks]
+        sentences.append(f'{text}; good runs so far: {", ".join(counts)}' if counts else text)
     return sentences
 
 
@@ -111,16 +127,35 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
         'last problem': session.problem,
         **_settings_facts(session),
     }
-    if monitor.adaptation is not None:
-        facts |= _adaptation_facts(monitor.adaptation, monitor.threshold.task)
-        kept_in = session.adaptation_kept_in
-        facts['adaptation file'] = (
-            (session.file_problem or kept_in) if kept_in else 'none: updates are only in memory'
-        )
+    ensemble = session.ensemble
+    facts |= _detector_facts(session, ensemble.slots[0], '')
+    if ensemble.several:
+        facts['detector_rule'] = ensemble.rule.text
+        for slot in ensemble.slots:
+            facts[f'detector {slot.name}'] = _described(slot)
+        for slot in ensemble.slots[1:]:
+            facts |= _detector_facts(session, slot, f'{slot.name}: ')
+    if unseen := session.settings.advice.tasks - session.tasks:
+        facts['tasks of alarm_policy without an episode'] = ', '.join(sorted(unseen))
     if session.latencies:
         p50, p99 = np.percentile(session.latencies, (50, 99)) * 1e3
         facts |= {'latency p50 [ms]': f'{p50:.3f}', 'latency p99 [ms]': f'{p99:.3f}'}
     return facts
+
+
+def _described(slot: DetectorSlot) -> str:
+    """Return the state of one of several detectors and what it is, in one line."""
+    monitor = slot.monitor
+    verdict, counts = monitor.verdict, monitor.counts
+    text = verdict.state.name
+    if math.isfinite(verdict.score):
+        text += f', score {verdict.score:.4g}, threshold {verdict.threshold:.4g}'
+    else:
+        text += f': {verdict.reason}'
+    text += f'; {name_of_detector(monitor)}, alpha {monitor.threshold.alpha:g}'
+    text += f'; steps scored {counts.scored}, invalid {counts.invalid}'
+    when = 'from' if slot.next_monitor is None else 'at the next episode'
+    return f'{text}; {when} {slot.folder}'
 
 
 def _settings_facts(session: MonitorSession) -> dict[str, object]:
@@ -135,12 +170,17 @@ def _settings_facts(session: MonitorSession) -> dict[str, object]:
             stale += f' (learned: {alarms.period.explain()})'
     facts: dict[str, object] = {
         'alarm_k of alarm_n': f'{config.k} of {config.n}',
-        'latch': config.latch.value,
+        'warning_steps': config.warning_steps,
+        'latch': session.settings.alarm.latch.value,
         'stale after [s]': stale,
         'max_age [s]': f'{freshness.max_age:g}',
         'age of the last step [s]': 'unknown' if age is None else f'{age:.3f}',
     }
     upcoming = []
+    if session.ensemble.next_rule != session.ensemble.rule:
+        upcoming.append(f'detector_rule {session.ensemble.next_rule.text}')
+    if config.warning_steps != alarms.next_config.warning_steps:
+        upcoming.append(f'warning_steps {alarms.next_config.warning_steps}')
     if (config.k, config.n) != (alarms.next_config.k, alarms.next_config.n):
         upcoming.append(f'alarm_k {alarms.next_config.k} of alarm_n {alarms.next_config.n}')
     if (thresholds := session.monitor.next_thresholds) is not None:
@@ -151,16 +191,52 @@ def _settings_facts(session: MonitorSession) -> dict[str, object]:
     return facts
 
 
-def _adaptation_facts(adaptation: AdaptiveBand, task_in_use: str) -> dict[str, object]:
+def _detector_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -> dict[str, object]:
+    """Return what one detector has learned from labels, and where it is stored."""
+    facts = _good_runs_facts(session, slot, prefix) | _adaptation_facts(slot, prefix)
+    if slot.monitor.adaptation is not None or session.settings.adaptation_file:
+        kept_in = slot.adaptation_kept_in
+        facts[f'{prefix}adaptation file'] = (
+            (slot.file_problem or kept_in) if kept_in else 'none: updates are only in memory'
+        )
+    return facts
+
+
+def _good_runs_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -> dict[str, object]:
+    """Return what is learned about new tasks from good runs, and why nothing is."""
+    monitor = slot.monitor
+    good_runs = monitor.thresholds.good_runs
+    if good_runs is None:
+        why = why_no_good_runs(monitor.calibrated, session.settings.good_runs)
+        return {f'{prefix}good runs': why}
+    learning = monitor.thresholds.learning if monitor.running else ''
+    facts: dict[str, object] = {f'{prefix}good runs': learning or 'not learning now'}
+    for task in good_runs.tasks:
+        count, band = good_runs.count(task), good_runs.bands.get(task)
+        text = f'{count} of {good_runs.wanted}'
+        if band is not None:
+            text += f'; threshold {band.at(monitor.threshold.alpha).at(0):.4g}'
+        facts[f'{prefix}good runs of task {shown(task)}'] = text
+    return facts
+
+
+def _adaptation_facts(slot: DetectorSlot, prefix: str) -> dict[str, object]:
     """Return the state of the adaptation of the band in use and of each updated band."""
-    facts: dict[str, object] = {'adaptation step': f'{adaptation.adaptation_step:g}'}
+    monitor = slot.monitor
+    if (adaptation := monitor.adaptation) is None:
+        return {}
+    facts: dict[str, object] = {f'{prefix}adaptation step': f'{adaptation.adaptation_step:g}'}
     for task in adaptation.tasks:
         moving = adaptation.of(task)
-        if not moving.successes and task != task_in_use:
+        if not moving.successes and task != monitor.threshold.task:
             continue
         share = f'{moving.false_alarms / moving.successes:.3g}' if moving.successes else 'unknown'
-        facts[f'adaptation of {name_of(task)}'] = (
+        facts[f'{prefix}adaptation of {name_of(task)}'] = (
             f'level {moving.level:.4g}; false alarms {moving.false_alarms} of '
             f'{moving.successes} labelled successes, realised {share}, promised {moving.alpha:g}'
         )
+    kept_in = slot.adaptation_kept_in
+    facts[f'{prefix}adaptation file'] = (
+        (slot.file_problem or kept_in) if kept_in else 'none: updates are only in memory'
+    )
     return facts

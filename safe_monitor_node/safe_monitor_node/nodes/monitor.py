@@ -13,7 +13,7 @@ from vla_feature_bridge.nodes.startup import start
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is shut down; returns the exit status."""
+    """Run the node until it is shut down and return the exit status."""
     return start(_load, args)
 
 

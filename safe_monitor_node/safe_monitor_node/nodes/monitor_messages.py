@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
@@ -34,12 +34,12 @@ _ALLOWED_OUTCOMES = (
 )
 
 
-def score_message(session: MonitorSession, step: PolicyStep, result: StepResult) -> FailureScore:
+def score_message(detector: str, step: PolicyStep, result: StepResult) -> FailureScore:
     """Return the score message of a step. The caller must set the latency."""
     message = FailureScore(
         episode_id=step.episode_id,
         step=step.step,
-        detector=session.monitor.calibrated.detector.name,
+        detector=detector,
         score=result.score,
         threshold=result.threshold,
         margin=result.score - result.threshold,
@@ -51,12 +51,26 @@ def score_message(session: MonitorSession, step: PolicyStep, result: StepResult)
     return message
 
 
+def detector_messages(session: MonitorSession, step: PolicyStep) -> dict[str, FailureScore]:
+    """Return the score messages of each of several detectors by its name; none of a single one.
+
+    Their state is the state of the detector, and not that of all. The caller must set the latency.
+    """
+    ensemble = session.ensemble
+    if not ensemble.several:
+        return {}
+    return {
+        name: score_message(name, step, session.freshness.applied_to_result(result))
+        for name, result in zip(ensemble.names, ensemble.results, strict=True)
+    }
+
+
 def alarm_message(session: MonitorSession, verdict: Verdict, advice: int) -> FailureAlarm:
     """Return the alarm message. The caller must set the header."""
     return FailureAlarm(
         episode_id=session.monitor.episode_id,
         step=verdict.step,
-        detector=session.monitor.calibrated.detector.name,
+        detector=session.ensemble.detector,
         state=int(verdict.state),
         reason=_shortened(verdict.reason),
         score=verdict.score,
@@ -78,7 +92,7 @@ def inactive_message(session: MonitorSession, advice: int) -> FailureAlarm:
     return FailureAlarm(
         episode_id=session.monitor.episode_id,
         step=verdict.step,
-        detector=session.monitor.calibrated.detector.name,
+        detector=session.ensemble.detector,
         state=int(AlarmState.UNKNOWN),
         reason=f'the monitor is not active; its last state was {verdict.state.name}: '
         f'{_shortened(verdict.reason)}',
@@ -167,10 +181,21 @@ def label_of(event: EpisodeEvent) -> EpisodeLabel:
     return EpisodeLabel(event.episode_id, OUTCOMES[event.outcome], stamp, event.reason)
 
 
-def label_sentence(label: EpisodeLabel, effect: LabelEffect | None) -> str:
+def label_sentence(
+    label: EpisodeLabel,
+    effect: LabelEffect | None,
+    effects: Mapping[str, LabelEffect] | None = None,
+    news: Sequence[str] = (),
+) -> str:
     """Return a sentence about the effect of a label.
 
-    The effect None means that the label was only published.
+    The effect None means that the label was only published. If the effects on several detectors
+    differ, the sentence has the name of each. ``news`` is what happened to good runs.
     """
     done = 'published, without an effect in this monitor' if effect is None else effect.value
+    if effects and len(set(effects.values())) > 1:
+        done = '; '.join(f'{name}: {one.value}' for name, one in effects.items())
+    elif news and effect is LabelEffect.OFF:
+        done = ''
+    done = '; '.join(filter(None, (done, *news)))
     return f'episode {shown(label.episode_id)}, outcome {_OUTCOME_NAMES[label.success]}: {done}'

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,12 @@ from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
 from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
-from safe_monitor_node.nodes.monitor_messages import label_of, label_sentence, score_message
+from safe_monitor_node.nodes.monitor_messages import (
+    detector_messages,
+    label_of,
+    label_sentence,
+    score_message,
+)
 from safe_monitor_node.nodes.monitor_outputs import MonitorOutputs
 from safe_monitor_node.nodes.monitor_parameters import PARAMETERS, settings_of
 from safe_monitor_node.nodes.monitor_services import MonitorServices
@@ -54,8 +60,8 @@ class MonitorNode(ManagedNode):
     ----------
     values : SimpleNamespace
         The values of the parameters.
-    folder : str
-        Detector folder that was loaded last, or is to be loaded.
+    folders : list of str
+        Folder of each detector that was loaded last, or is to be loaded.
     session : MonitorSession or None
         None while the node is not configured.
     inputs : MonitorInputs
@@ -69,7 +75,8 @@ class MonitorNode(ManagedNode):
         self._unknown = check_overrides(self)
         if self._unknown:
             self.get_logger().warning(self._unknown)
-        self.folder: str = self.values.detector_folder
+        more = [folder for folder in self.values.more_detectors if folder.strip()]
+        self.folders: list[str] = [self.values.detector_folder, *more]
         self.session: MonitorSession | None = None
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._clock_watch = ClockWatch(self)
@@ -99,9 +106,12 @@ class MonitorNode(ManagedNode):
     # --- life cycle
 
     def _setup(self) -> None:
-        self.session = MonitorSession(self.folder, settings_of(self.values), self._on_episode_ended)
+        first, *more = self.folders
+        settings = replace(settings_of(self.values), more_folders=tuple(more))
+        self.session = MonitorSession(first, settings, self._on_episode_ended)
         self.limit_threads()
-        self.outputs.open()
+        ensemble = self.session.ensemble
+        self.outputs.open(ensemble.names if ensemble.several else ())
         self.inputs.open()
         self._tick_timer = self._timer(self.values.stop_period, self._on_tick)
         for sentence in introduce(self.session):
@@ -191,9 +201,10 @@ class MonitorNode(ManagedNode):
             return
         if result.problem and result.problem != result.verdict.reason:
             self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
-        score = score_message(session, message, result)
+        score = score_message(session.ensemble.lead_name, message, result)
+        of_detectors = detector_messages(session, message)
         score.latency = time.perf_counter() - received
-        self.outputs.publish_score(score)
+        self.outputs.publish_scores(score, of_detectors)
         session.latencies.append(score.latency)
         if self.get_logger().is_enabled_for(LoggingSeverity.DEBUG):
             self.get_logger().debug(
@@ -205,6 +216,8 @@ class MonitorNode(ManagedNode):
     def _log_remarks(self, session: MonitorSession) -> None:
         for text in session.remarks.take_new():
             self.get_logger().warning(text)
+        for text in session.take_news():
+            self.get_logger().info(text)
 
     def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
         session = self.session
@@ -242,6 +255,8 @@ class MonitorNode(ManagedNode):
 
     def _on_episode_ended(self) -> None:
         self._cancel_grace()
+        if self.session is not None:
+            self._log_remarks(self.session)
         self.outputs.announce()
 
     def _cancel_grace(self) -> None:
@@ -257,9 +272,9 @@ class MonitorNode(ManagedNode):
             return
         if event.kind == EpisodeEvent.KIND_LABEL and session.own_labels.take(label):
             return
-        effect = session.label(label)
-        if effect is not LabelEffect.OFF:
-            self.get_logger().info(label_sentence(label, effect))
+        effect, news = session.label(label), session.take_news()
+        if effect is not LabelEffect.OFF or news:
+            self.get_logger().info(label_sentence(label, effect, session.effects, news))
             self.log_file_problem(session)
 
     def log_file_problem(self, session: MonitorSession) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -10,6 +12,7 @@ from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
 from safe_monitor_node.monitor.alarm import AlarmState
+from safe_monitor_node.monitor.alarm_policy import Advice
 from safe_monitor_node.monitor.step_order import shown
 from safe_monitor_node.nodes.diagnosis import diagnose, facts_of
 from safe_monitor_node.nodes.monitor_messages import (
@@ -17,7 +20,7 @@ from safe_monitor_node.nodes.monitor_messages import (
     diagnostic_status,
     inactive_message,
 )
-from safe_monitor_node.nodes.monitor_parameters import advice_of, demands
+from safe_monitor_node.nodes.monitor_parameters import demands
 from safe_msgs.msg import FailureAlarm, FailureScore, PolicyStep
 from vla_feature_bridge.ros.qos import (
     ALARM_QOS,
@@ -31,29 +34,33 @@ from vla_feature_bridge.ros.qos import (
 if TYPE_CHECKING:
     from safe_monitor_node.nodes.monitor_node import MonitorNode
 
-HALTING = (FailureAlarm.ADVICE_STOP, FailureAlarm.ADVICE_BACKTRACK, FailureAlarm.ADVICE_ASK)
-"""Advice with which ``safe/stop`` is true."""
-
 
 class MonitorOutputs:
     """Publishers of a monitor node.
 
-    ``/diagnostics`` comes in every lifecycle state, above all after a failed configure. The others
-    exist from configure to cleanup.
+    ``/diagnostics`` is published in every lifecycle state, because it shows why a configure failed.
+    The other publishers exist from configure to cleanup.
     """
 
     def __init__(self, node: MonitorNode) -> None:
         self._node = node
         self._published: tuple[object, ...] = ()
-        self._advice = FailureAlarm.ADVICE_NONE
+        self._advice = Advice.NONE
         self._open: dict[str, Any] = {}
         self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', DIAGNOSTICS_QOS)
 
-    def open(self) -> None:
-        """Create the publishers of an active node."""
+    def open(self, names: Sequence[str] = ()) -> None:
+        """Create the publishers of an active node.
+
+        Parameters
+        ----------
+        names : sequence of str
+            Names of the detectors whose scores have topics of their own.
+        """
         deadline = stop_deadline(self._node.values.stop_period)
         for topic, kind, qos in (
             ('safe/score', FailureScore, SCORE_QOS),
+            *((topic_of(name), FailureScore, SCORE_QOS) for name in names),
             ('safe/alarm', FailureAlarm, alive_qos(ALARM_QOS)),
             ('safe/stop', Bool, alive_qos(STOP_QOS, deadline=deadline)),
         ):
@@ -65,17 +72,24 @@ class MonitorOutputs:
             )
 
     def close(self) -> None:
-        """Destroy them, also if only some of them exist."""
+        """Destroy the publishers, also if only some publishers exist."""
         while self._open:
             self._node.destroy_lifecycle_publisher(self._open.popitem()[1])
         self._published = ()
 
-    def publish_score(self, message: FailureScore) -> None:
-        """Publish the score of a step."""
+    def publish_scores(
+        self, message: FailureScore, of_detectors: Mapping[str, FailureScore]
+    ) -> None:
+        """Publish the score of a step, and those of each of several detectors by its name."""
         self._open['safe/score'].publish(message)
+        for name, score in of_detectors.items():
+            score.latency = message.latency
+            self._open[topic_of(name)].publish(score)
 
     def announce(self, step: PolicyStep | None = None) -> None:
         """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
+
+        They are also published if what is learned about the task is new.
 
         Parameters
         ----------
@@ -85,10 +99,11 @@ class MonitorOutputs:
         session = self._node.session
         if session is None or not self._node.active:
             return
-        verdict, advice = session.verdict, advice_of(self._node.values, session)
+        verdict = session.verdict
+        advice = session.advise(verdict, time.monotonic(), stepped=step is not None)
         # The cause of INVALID can become more precise with the next step.
-        cause = session.monitor.alarms.history.cause if verdict.state == AlarmState.INVALID else ''
-        key = (verdict.state, session.running_id or '', advice, cause)
+        cause = session.ensemble.cause if verdict.state == AlarmState.INVALID else ''
+        key = (verdict.state, session.running_id or '', advice, cause, session.learning)
         if key == self._published:
             return
         is_new = key[:2] != self._published[:2]
@@ -109,8 +124,8 @@ class MonitorOutputs:
     def announce_inactive(self) -> None:
         """Publish that the node becomes inactive: no state is known from now on.
 
-        The latched alarm must not stay NOMINAL. A robot that was stopped stays stopped: the last
-        ``safe/stop`` and the advice remain as they were.
+        The last message on ``safe/alarm`` is latched and must not say NOMINAL. A robot that was
+        stopped stays stopped: the last ``safe/stop`` and the last advice do not change.
         """
         session = self._node.session
         if session is None:
@@ -121,20 +136,20 @@ class MonitorOutputs:
         self._published = ()
 
     def publish_stop(self) -> None:
-        """Publish ``safe/stop`` for the present state."""
-        session = self._node.session
-        if session is not None and self._node.active:
-            halts = advice_of(self._node.values, session) in HALTING
-            self._open['safe/stop'].publish(Bool(data=halts))
+        """Publish ``safe/stop`` for the last advice; `announce` keeps it up to date."""
+        if self._node.session is not None and self._node.active:
+            self._open['safe/stop'].publish(Bool(data=self._advice.halts))
 
     def publish_diagnostics(self) -> None:
         """Publish the diagnosis of the node."""
         node = self._node
         level, message = diagnose(node.session, node.active, node.failure, node.problems())
-        facts: dict[str, object] = {'detector_folder': node.folder}
+        facts: dict[str, object] = {'detector_folder': node.folders[0]}
         if node.session is not None:
             facts |= facts_of(node.session)
         facts |= demands(node.values)
+        if node.active:
+            facts['advice'] = self._advice.name
         name = node.get_fully_qualified_name()
         status = diagnostic_status(name, level, message, facts)
         # Two robots are two devices, also if they run the same detector.
@@ -142,3 +157,8 @@ class MonitorOutputs:
         array = DiagnosticArray(status=[status])
         array.header.stamp = node.get_clock().now().to_msg()
         self._diagnostics.publish(array)
+
+
+def topic_of(name: str) -> str:
+    """Return the topic of the scores of one of several detectors."""
+    return f'safe/{name}/score'

@@ -4,30 +4,44 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmState, Latch
-from safe_monitor_node.monitor.session import MonitorSession
+from safe_monitor_node.bands.good_run_records import KEPT_RUNS
+from safe_monitor_node.bands.good_runs import DEFAULT_RUNS
+from safe_monitor_node.monitor.alarm import AlarmConfig, Latch
+from safe_monitor_node.monitor.alarm_policy import Advice, AdviceTable
+from safe_monitor_node.monitor.policy_rows import read_rows
+from safe_monitor_node.monitor.rules import ANY
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.start_of_watch import LISTENING
 from safe_monitor_node.monitor.step_period import LONGEST_SILENCE, PERIODS, SHORTEST_SILENCE
-from safe_msgs.msg import FailureAlarm
 from vla_feature_bridge.ros.parameters import AT_ONCE, NEXT_EPISODE, Parameter
-
-ADVICE = {
-    'none': FailureAlarm.ADVICE_NONE,
-    'slow': FailureAlarm.ADVICE_SLOW,
-    'stop': FailureAlarm.ADVICE_STOP,
-    'backtrack': FailureAlarm.ADVICE_BACKTRACK,
-    'ask': FailureAlarm.ADVICE_ASK,
-}
-"""Values of the parameter ``alarm_advice``."""
 
 PARAMETERS = (
     Parameter(
         'detector_folder',
         '',
         'Folder of the fitted detector, or the name of a shipped one: signal_probe.',
+    ),
+    Parameter(
+        'more_detectors',
+        [''],
+        'Folders of further detectors that score the same steps; detector_rule makes one alarm of '
+        'all detectors.',
+    ),
+    Parameter(
+        'detector_names',
+        [''],
+        'Name of each detector, first that of detector_folder; empty: the kind of the detector. '
+        'With several detectors, the scores of each are on safe/NAME/score.',
+    ),
+    Parameter(
+        'detector_rule',
+        ANY,
+        'How several detectors make one alarm: `any`, `all`, `2 of 3`, `all within 5 steps`, '
+        '`NAME and NAME within 5 steps`.',
+        changes=NEXT_EPISODE,
     ),
     Parameter(
         'alpha',
@@ -58,7 +72,24 @@ PARAMETERS = (
     Parameter(
         'adaptation_file',
         '',
-        'File that keeps the updates of the thresholds; empty keeps them in memory only.',
+        'File that keeps the updates of the thresholds and the good runs; empty keeps them in '
+        'memory only.',
+    ),
+    Parameter(
+        'good_runs',
+        DEFAULT_RUNS,
+        'Number of labelled successes of a task that the detector does not know, after which the '
+        'task has its own threshold; until then the monitor is learning, and its state is WARNING '
+        'instead of NOMINAL; 0: never; without effect if the detector folder has no data for it.',
+        0,
+        KEPT_RUNS,
+    ),
+    Parameter(
+        'learning_advice',
+        'none',
+        'Advice published while the monitor is learning a task and the state is WARNING.',
+        choices=tuple(one.name.lower() for one in Advice),
+        changes=AT_ONCE,
     ),
     Parameter(
         'alarm_k',
@@ -72,6 +103,15 @@ PARAMETERS = (
         'alarm_n',
         1,
         'Number of the last steps among which alarm_k counts the scores above the band.',
+        1,
+        1000,
+        changes=NEXT_EPISODE,
+    ),
+    Parameter(
+        'warning_steps',
+        1,
+        'A WARNING ends after this number of steps in succession that are not above the warning '
+        'threshold.',
         1,
         1000,
         changes=NEXT_EPISODE,
@@ -131,8 +171,17 @@ PARAMETERS = (
     Parameter(
         'alarm_advice',
         'stop',
-        'Advice published with an alarm.',
-        choices=tuple(ADVICE),
+        'Advice published with an alarm, unless a row of alarm_policy gives another one.',
+        choices=tuple(advice.name.lower() for advice in Advice),
+        changes=AT_ONCE,
+    ),
+    Parameter(
+        'alarm_policy',
+        [''],
+        'Rows `STATE: ADVICE`, each in quotes; the last row that fits gives the advice. Examples: '
+        "'WARNING: SLOW', 'ALARM after 10 steps: ASK', 'STALE after 5 s: ASK', 'ALARM margin > "
+        "2.0: BACKTRACK', 'ALARM: SLOW for task NAME'. Advice: NONE, SLOW, STOP, BACKTRACK, ASK; "
+        'with the last three, safe/stop is true.',
         changes=AT_ONCE,
     ),
     Parameter(
@@ -182,8 +231,8 @@ def settings_of(values: Any) -> MonitorSettings:
 
     Raises
     ------
-    AlarmError
-        ``alarm_k`` is larger than ``alarm_n``.
+    SafeError
+        ``alarm_k`` is larger than ``alarm_n``, or ``alarm_policy`` is wrong.
     """
     return MonitorSettings(
         alpha=values.alpha,
@@ -197,34 +246,34 @@ def settings_of(values: Any) -> MonitorSettings:
             max_missing_steps=values.max_missing_steps,
             max_identical_features=values.max_identical_features,
             latch=Latch(values.latch),
+            warning_steps=values.warning_steps,
         ),
         max_age=values.max_age,
+        good_runs=values.good_runs,
+        learning_advice=Advice[values.learning_advice.upper()],
+        advice=AdviceTable(
+            read_rows(values.alarm_policy),
+            Advice[values.alarm_advice.upper()],
+            values.stop_when_blind,
+            values.stop_when_unknown,
+        ),
+        more_folders=_texts(values.more_detectors),
+        names=_texts(values.detector_names),
+        rule=values.detector_rule,
     )
 
 
-def advice_of(values: Any, session: MonitorSession) -> int:
-    """Return the advice for the present state of a session, one of ``FailureAlarm.ADVICE_...``.
-
-    Parameters
-    ----------
-    values
-        As in :func:`settings_of`.
-    session : MonitorSession
-    """
-    state = session.verdict.state
-    if state == AlarmState.ALARM:
-        return ADVICE[values.alarm_advice]
-    blind = state in (AlarmState.STALE, AlarmState.INVALID) or not session.watch.knows
-    unknown = state == AlarmState.UNKNOWN
-    if (blind and values.stop_when_blind) or (unknown and values.stop_when_unknown):
-        return FailureAlarm.ADVICE_STOP
-    return FailureAlarm.ADVICE_NONE
+def _texts(texts: Sequence[str]) -> tuple[str, ...]:
+    """Return the texts that are not empty."""
+    return tuple(text.strip() for text in texts if text.strip())
 
 
 def demands(values: Any) -> dict[str, object]:
     """Return what a person has chosen about advice and stop, for ``/diagnostics``."""
     return {
         'alarm_advice': values.alarm_advice,
+        'learning_advice': values.learning_advice,
+        'alarm_policy': '; '.join(_texts(values.alarm_policy)) or 'no rows',
         'stop_when_blind': str(values.stop_when_blind).lower(),
         'stop_when_unknown': str(values.stop_when_unknown).lower(),
     }

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_srvs.srv import Trigger
 
-from safe_monitor_node.monitor.session import name_of_detector
+from safe_monitor_node.monitor.slot import DetectorSlot, name_of_detector
 from safe_monitor_node.nodes.monitor_messages import label_message, label_of, label_sentence
 from safe_monitor_node.nodes.monitor_parameters import settings_of
 from safe_msgs.msg import EpisodeEvent
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class MonitorServices:
     """``~/reset``, ``~/load_detector`` and ``~/label_episode``, in every lifecycle state.
 
-    Every error is reported to the caller. None ends the node.
+    Every error is reported to the caller. No error ends the node.
     """
 
     def __init__(self, node: MonitorNode) -> None:
@@ -45,7 +45,7 @@ class MonitorServices:
             response.success, response.message = False, 'the monitor is not active'
             return response
         before = session.verdict.state
-        session.monitor.reset()
+        session.reset()
         after = session.verdict.state
         self._node.outputs.announce()
         response.success = True
@@ -62,21 +62,36 @@ class MonitorServices:
                 raise RuntimeError(
                     'the monitor was shut down and cannot be configured again; start it again'
                 )
-            monitor = settings_of(node.values).monitor_of(request.folder)
+            slot, folder = self._slot_of(request.folder)
+            monitor = settings_of(node.values).monitor_of(folder)
             # The detector may have loaded PyTorch.
             node.limit_threads()
+            if node.session is not None:
+                response.message = node.session.replace(monitor, folder, slot)
         except Exception as error:  # Report every error to the caller; the node must keep running.
             node.get_logger().error(f'cannot load a detector: {error}')
             response.success, response.message = False, str(error)
             return response
-        node.folder = request.folder
         response.success = True
         if node.session is None:
+            node.folders[0] = folder
             response.success, response.message = self._configure_with(name_of_detector(monitor))
         else:
-            response.message = node.session.replace(monitor, request.folder)
+            node.folders = [each.folder for each in node.session.ensemble.slots]
         node.get_logger().info(response.message)
         return response
+
+    def _slot_of(self, text: str) -> tuple[DetectorSlot | None, str]:
+        """Return the detector that a request replaces, and the folder of the new one.
+
+        One of several detectors is named by ``NAME=FOLDER``; the first is replaced without a name.
+        """
+        session = self._node.session
+        if session is not None and session.ensemble.several:
+            for slot in session.ensemble.slots:
+                if text.startswith(f'{slot.name}='):
+                    return slot, text.removeprefix(f'{slot.name}=')
+        return None, text
 
     def _configure_with(self, name: str) -> tuple[bool, str]:
         """Configure and activate with a folder that was just checked, if ``autostart`` is true."""
@@ -115,7 +130,8 @@ class MonitorServices:
             return label_sentence(label, None)
         session.own_labels.expect(label)
         self._labels.publish(event)
-        sentence = label_sentence(label, session.label(label))
+        effect = session.label(label)
+        sentence = label_sentence(label, effect, session.effects, session.take_news())
         if not session.remarks.knows(episode_id):
             sentence += (
                 '; neither a START nor a step of this episode has come since the monitor was '

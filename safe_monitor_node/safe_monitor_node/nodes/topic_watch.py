@@ -137,7 +137,7 @@ class OutputWatch:
         self._node.destroy_subscription(self._subscription)
 
     def findings(self) -> list[Finding]:
-        """Return that there is another publisher."""
+        """Return the finding that there is another publisher, if there is one."""
         infos = self._node.get_publishers_info_by_topic(self._name)
         # One of those that offer liveliness is this monitor.
         offering = [info for info in infos if _offers_liveliness(info)]
@@ -148,7 +148,7 @@ class OutputWatch:
             Finding(
                 Level.ERROR,
                 f'{self.topic}: expected this monitor as the only publisher, found {others + 1} '
-                f'publishers ({_names(infos)}), so that a robot follows all of them in turn; stop '
+                f'publishers ({_names(infos)}), so that a robot gets contradicting messages; stop '
                 'the other monitor, or start it in another namespace (`ros2 topic info -v '
                 f'{self.topic}` shows the nodes)',
             )

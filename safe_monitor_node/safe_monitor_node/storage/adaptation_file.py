@@ -1,17 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that stores the updates of adaptive thresholds, so that a restart keeps the updates.
+"""The file that stores what labels changed, so that a restart keeps it.
 
-The file is JSON with its own checksum. It belongs to one detector folder and one alpha. It is
+The file contains the updates of adaptive thresholds, and the good runs of new tasks. It is JSON
+with its own checksum. It belongs to one detector folder, and its updates belong to one alpha. It is
 written completely or not at all.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safe_monitor_node.bands.adaptive_band import AdaptiveBand
 from safe_monitor_node.bands.adaptive_threshold import AdaptationError
+from safe_monitor_node.bands.good_run_records import GoodRunRecords
+from safe_monitor_node.bands.good_runs import GoodRunsError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.storage.checksum import FileFormat, read_with_checksum, with_checksum
 from vla_feature_bridge.atomic import replace_file
@@ -26,25 +31,29 @@ class AdaptationFileError(SafeError):
 
 FORMAT = FileFormat(
     name='safe_adaptation',
-    version=1,
+    version=2,
     error=AdaptationFileError,
     repair=_REMEDY,
     renew=_REMEDY,
     other_format='give another adaptation_file',
+    earlier=(1,),
 )
 
 
 class AdaptationFile:
-    """The adaptation file of one monitor: read if it exists, written when a label changed the band.
+    """The adaptation file of one monitor: read if it exists, written when a label changed it.
 
     Parameters
     ----------
     path : path
     calibrated : CalibratedDetector
         As it was read from its folder.
-    adaptation : AdaptiveBand
+    adaptation : AdaptiveBand or None
         Adaptive band of this detector, not updated before. The updates in the file are applied to
-        this band.
+        this band. None: the file keeps the updates that it has.
+    good_runs : GoodRunRecords, optional
+        Good runs of this detector, none counted before. Those in the file are added. Without this
+        argument, the file keeps the good runs that it has.
 
     Raises
     ------
@@ -56,47 +65,85 @@ class AdaptationFile:
         self,
         path: str | os.PathLike[str],
         calibrated: CalibratedDetector,
-        adaptation: AdaptiveBand,
+        adaptation: AdaptiveBand | None,
+        good_runs: GoodRunRecords | None = None,
     ) -> None:
         self.path = Path(path)
-        self._calibrated, self._adaptation = calibrated, adaptation
-        self._written_revision = adaptation.revision
+        self._calibrated, self._adaptation, self._good_runs = calibrated, adaptation, good_runs
+        self._content: Mapping[str, Any] = {}
         if self.path.exists():
-            read_adaptation(self.path, calibrated, adaptation)
+            self._content = read_adaptation(self.path, calibrated, adaptation, good_runs)
         else:
-            write_adaptation(self.path, calibrated, adaptation)
+            self._write()
+        self._written_revision: object = self._revision()
 
-    def belongs_to(self, calibrated: CalibratedDetector, adaptation: AdaptiveBand) -> bool:
+    def belongs_to(self, calibrated: CalibratedDetector, adaptation: AdaptiveBand | None) -> bool:
         """Return True if a monitor uses the detector folder and the alpha of this file."""
-        same_alpha = adaptation.alpha == self._adaptation.alpha
+        same_alpha = _alpha_of(adaptation) == _alpha_of(self._adaptation)
         return calibrated.weights_sha256 == self._calibrated.weights_sha256 and same_alpha
 
-    def keeps(self, adaptation: AdaptiveBand | None) -> bool:
-        """Return True if the updates of this band are written to the file."""
-        return adaptation is self._adaptation
+    def keeps(
+        self, adaptation: AdaptiveBand | None, good_runs: GoodRunRecords | None = None
+    ) -> bool:
+        """Return True if the updates of this band and these good runs are written to the file."""
+        return adaptation is self._adaptation and good_runs is self._good_runs
 
-    def start_anew(self, adaptation: AdaptiveBand) -> None:
-        """From now on, store the updates of this other band of the same detector."""
-        self._adaptation, self._written_revision = adaptation, -1
+    def start_anew(
+        self, adaptation: AdaptiveBand | None, good_runs: GoodRunRecords | None = None
+    ) -> None:
+        """From now on, store the updates and good runs of another monitor of the same detector."""
+        self._adaptation, self._good_runs = adaptation, good_runs
+        self._written_revision = None
 
     def keep(self) -> None:
-        """Write the file if the band has changed since the last write; otherwise do nothing.
+        """Write the file if something has changed since the last write; otherwise do nothing.
 
         Raises
         ------
         AdaptationFileError
             As :func:`write_adaptation`; the next call tries again.
         """
-        if self._written_revision == self._adaptation.revision:
+        revision = self._revision()
+        if self._written_revision == revision:
             return
-        write_adaptation(self.path, self._calibrated, self._adaptation)
-        self._written_revision = self._adaptation.revision
+        self._write()
+        self._written_revision = revision
+
+    def _revision(self) -> tuple[int | None, int | None]:
+        adaptation, good_runs = self._adaptation, self._good_runs
+        return (
+            None if adaptation is None else adaptation.revision,
+            None if good_runs is None else good_runs.revision,
+        )
+
+    def _write(self) -> None:
+        write_adaptation(
+            self.path, self._calibrated, self._adaptation, self._good_runs, self._content
+        )
+
+
+def _alpha_of(adaptation: AdaptiveBand | None) -> float | None:
+    return None if adaptation is None else adaptation.alpha
 
 
 def write_adaptation(
-    path: str | os.PathLike[str], calibrated: CalibratedDetector, adaptation: AdaptiveBand
+    path: str | os.PathLike[str],
+    calibrated: CalibratedDetector,
+    adaptation: AdaptiveBand | None,
+    good_runs: GoodRunRecords | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the updates of an adaptive band; an earlier file is replaced.
+    """Write the updates of an adaptive band and the good runs; an earlier file is replaced.
+
+    Parameters
+    ----------
+    path : path
+    calibrated : CalibratedDetector
+    adaptation : AdaptiveBand or None
+    good_runs : GoodRunRecords, optional
+    earlier : mapping, optional
+        Content of the earlier file. It has the updates if ``adaptation`` is None, and the good runs
+        if ``good_runs`` is None.
 
     Raises
     ------
@@ -104,17 +151,26 @@ def write_adaptation(
         The file cannot be written; an earlier file is unchanged.
     """
     path = Path(path)
-    text = with_checksum(
-        {
-            'format': FORMAT.name,
-            'version': FORMAT.version,
-            'detector': calibrated.detector.name,
-            'weights_sha256': calibrated.weights_sha256,
+    before = earlier or {}
+    content = {
+        'format': FORMAT.name,
+        'version': FORMAT.version,
+        'detector': calibrated.detector.name,
+        'weights_sha256': calibrated.weights_sha256,
+        'alpha': before.get('alpha'),
+        'gamma': before.get('gamma'),
+        'bands': before.get('bands', []),
+        'good_runs': before.get('good_runs', []),
+    }
+    if adaptation is not None:
+        content |= {
             'alpha': adaptation.alpha,
             'gamma': adaptation.adaptation_step,
             'bands': adaptation.state(),
         }
-    )
+    if good_runs is not None:
+        content['good_runs'] = good_runs.state()
+    text = with_checksum(content)
     try:
         # Do not create folders: the path can contain a typing error.
         path.parent.resolve(strict=True)
@@ -129,15 +185,23 @@ def write_adaptation(
 
 
 def read_adaptation(
-    path: str | os.PathLike[str], calibrated: CalibratedDetector, adaptation: AdaptiveBand
-) -> None:
-    """Apply the updates in a file of `write_adaptation` to a band without any update yet.
+    path: str | os.PathLike[str],
+    calibrated: CalibratedDetector,
+    adaptation: AdaptiveBand | None,
+    good_runs: GoodRunRecords | None = None,
+) -> dict[str, Any]:
+    """Apply a file of `write_adaptation` to a band and to good runs without any update yet.
+
+    Returns
+    -------
+    dict
+        The content of the file.
 
     Raises
     ------
     AdaptationFileError
         The file is damaged, or belongs to another detector folder or another alpha. Do not use the
-        band after this error.
+        band and the good runs after this error.
     """
     path = Path(path)
     try:
@@ -149,10 +213,40 @@ def read_adaptation(
             found=f'a file that cannot be read ({error})',
             advice='give another adaptation_file',
         ) from error
-    expected = {
-        'weights_sha256': ('of the detector folder', calibrated.weights_sha256),
-        'alpha': ('of the monitor', adaptation.alpha),
+    _check_owner(path, content, calibrated, adaptation)
+    try:
+        if good_runs is not None:
+            good_runs.restore(content.get('good_runs', []))
+        if adaptation is not None:
+            _restore(adaptation, good_runs, content)
+    except (AdaptationError, GoodRunsError) as error:
+        raise AdaptationFileError(f'{path}: {error}; {_REMEDY}') from error
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise AdaptationFileError(
+            where=str(path),
+            expected='the entries of an adaptation file',
+            found=f'an entry that is missing or has the wrong type ({error!r})',
+            advice=_REMEDY,
+        ) from error
+    return content
+
+
+def _has_only_good_runs(content: Mapping[str, Any]) -> bool:
+    return content.get('version') != 1 and content.get('alpha') is None
+
+
+def _check_owner(
+    path: Path,
+    content: Mapping[str, Any],
+    calibrated: CalibratedDetector,
+    adaptation: AdaptiveBand | None,
+) -> None:
+    expected: dict[str, tuple[str, object]] = {
+        'weights_sha256': ('of the detector folder', calibrated.weights_sha256)
     }
+    # A file that has only good runs belongs to no alpha.
+    if adaptation is not None and not _has_only_good_runs(content):
+        expected['alpha'] = ('of the monitor', adaptation.alpha)
     for entry, (owner, value) in expected.items():
         if content.get(entry) != value:
             raise AdaptationFileError(
@@ -161,14 +255,14 @@ def read_adaptation(
                 found=f'the {entry} {content.get(entry)}',
                 advice=f'the updates in this file belong to a different {entry}: {_REMEDY}',
             )
-    try:
-        adaptation.restore(content['bands'])
-    except AdaptationError as error:
-        raise AdaptationFileError(f'{path}: {error}; {_REMEDY}') from error
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise AdaptationFileError(
-            where=str(path),
-            expected='the entries of an adaptation file',
-            found=f'an entry that is missing or has the wrong type ({error!r})',
-            advice=_REMEDY,
-        ) from error
+
+
+def _restore(
+    adaptation: AdaptiveBand, good_runs: GoodRunRecords | None, content: Mapping[str, Any]
+) -> None:
+    """Restore the updates: of the bands of the folder, and of the bands from good runs."""
+    if _has_only_good_runs(content):
+        return
+    if good_runs is not None:
+        adaptation.take_learned(good_runs.bands)
+    adaptation.restore(content['bands'])

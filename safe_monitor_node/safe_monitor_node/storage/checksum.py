@@ -40,6 +40,8 @@ class FileFormat:
         Advice for a file of another version.
     other_format : str
         Advice for a file of another format.
+    earlier : tuple of int
+        Earlier versions that can be read.
     """
 
     name: str
@@ -48,6 +50,7 @@ class FileFormat:
     repair: str
     renew: str
     other_format: str
+    earlier: tuple[int, ...] = ()
 
 
 def with_checksum(content: Mapping[str, Any]) -> str:
@@ -100,7 +103,7 @@ def read_with_checksum(path: Path, file_format: FileFormat) -> dict[str, Any]:
             found=f'{found!r}',
             advice=file_format.other_format,
         )
-    if content.get('version') != file_format.version:
+    if content.get('version') not in (file_format.version, *file_format.earlier):
         raise error(
             where=str(path),
             expected=f'version {file_format.version} of the format',

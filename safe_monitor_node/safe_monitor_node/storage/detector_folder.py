@@ -28,6 +28,8 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from safe_monitor_node.bands.band import Band
+from safe_monitor_node.bands.good_runs import KIND as GOOD_RUNS
+from safe_monitor_node.bands.good_runs import GoodRunsError, SeenScores
 from safe_monitor_node.bands.probability import ProbabilityMap
 from safe_monitor_node.bands.threshold import BandError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
@@ -143,6 +145,8 @@ def _contents(folder: Path, calibrated: CalibratedDetector) -> tuple[bytes, str]
     }
     if calibrated.probability is not None:
         content['probability'] = calibrated.probability.to_dict()
+    if calibrated.seen_scores is not None:
+        content['good_runs'] = calibrated.seen_scores.to_dict()
     try:
         return weights, with_checksum(content)
     except (TypeError, ValueError) as error:
@@ -230,7 +234,10 @@ def _load(folder: Path) -> CalibratedDetector:
             raise DetectorError(
                 where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
             )
-    except (PoolingError, DetectorError, BandError) as error:
+        # Folders of 0.1, and folders with successes of one task only, do not have the entry.
+        stored = content.get('good_runs')
+        seen_scores = None if stored is None else SeenScores.from_dict(stored)
+    except (PoolingError, DetectorError, BandError, GoodRunsError) as error:
         raise DetectorFolderError(f'{path}: {error}') from error
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise DetectorFolderError(
@@ -250,7 +257,15 @@ def _load(folder: Path) -> CalibratedDetector:
         )
     sha256 = str(content['weights_sha256'])
     return CalibratedDetector(
-        detector, feature, band, alpha, provenance, sha256, action_space, probability
+        detector,
+        feature,
+        band,
+        alpha,
+        provenance,
+        sha256,
+        action_space,
+        probability,
+        seen_scores,
     )
 
 
@@ -332,7 +347,38 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
         'band': {'steps': band.length, **band.meta()},
         **({} if probability is None else {'probability': _described(probability)}),
         'provenance': calibrated.provenance,
+        **_describe_good_runs(calibrated),
     }
+
+
+def _describe_good_runs(calibrated: CalibratedDetector) -> dict[str, Any]:
+    """Return what good runs of a new task can use, and the thresholds that they made.
+
+    Empty if the folder has no scores for good runs.
+    """
+    seen = calibrated.seen_scores
+    if seen is None:
+        return {}
+    tasks = {
+        task: {
+            'threshold': _finite(band.at(calibrated.alpha).at(0)),
+            'k': band.provenance.get('k'),
+            'promise': band.provenance.get('promise'),
+        }
+        for task, band in calibrated.band.tasks.items()
+        if band.kind == GOOD_RUNS
+    }
+    return {
+        'good_runs': {
+            'seen_tasks': {task: values.size for task, values in seen.largest.items()},
+            'largest_k': seen.most_runs,
+            'tasks': tasks,
+        }
+    }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
 
 
 def _described(probability: ProbabilityMap) -> dict[str, Any]:

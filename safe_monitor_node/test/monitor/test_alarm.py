@@ -105,6 +105,36 @@ def test_nominal_and_warning_follow_the_score():
     ]
 
 
+def test_a_warning_ends_after_so_many_lower_scores_in_succession():
+    episode = Episode(warning_steps=3)
+    assert episode.score(LOW, RAISED, LOW, LOW) == [NOMINAL, WARNING, WARNING, WARNING]
+    assert '2 of 3 lower scores' in episode.verdict.reason
+    assert episode.score(RAISED, LOW, LOW, LOW, LOW) == [WARNING] * 3 + [NOMINAL] * 2
+
+
+def test_a_warning_that_lasts_is_over_with_a_reset_an_episode_and_no_alarm():
+    episode = Episode(warning_steps=3)
+    episode.score(HIGH)
+    episode.alarms.reset()
+    assert episode.score(LOW) == NOMINAL
+    episode.score(RAISED)
+    episode.alarms.start(episode.now)
+    assert episode.score(LOW) == NOMINAL
+    episode.score(RAISED)
+    assert episode.wait(100.0) == STALE
+    assert episode.score(LOW) == WARNING, 'the silence was no lower score'
+    assert episode.score(HIGH) == ALARM
+
+
+def test_the_last_step_above_is_kept_while_the_alarm_is_latched():
+    episode = Episode(k=2, n=2)
+    assert episode.alarms.raised_at is None
+    episode.score(HIGH, HIGH, LOW, HIGH, HIGH, LOW)
+    assert episode.alarms.raised_at == 4
+    episode.alarms.reset()
+    assert episode.alarms.raised_at is None
+
+
 def test_on_the_band_is_not_above_it():
     episode = Episode()
     assert episode.score(0.5) == NOMINAL

@@ -232,7 +232,7 @@ def test_a_step_without_an_id_is_invalid_from_the_first_one_on():
     live = Live(stale_after=5.0)
     result = live.step(0, episode='')
     assert result.verdict.state == INVALID
-    assert 'expected an episode_id, found an empty one' in result.problem
+    assert 'expected an episode_id, found an empty text' in result.problem
     assert live.state(1, episode='') == INVALID
     assert live.monitor.tick(live.now + 6.0).state == STALE, 'an episode runs, whatever its name'
     assert live.state(0, episode='b') == NOMINAL

@@ -9,7 +9,9 @@ from band_factory import constant_band
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import make_detector
+from safe_monitor_node.monitor.alarm_policy import AdviceTable
 from safe_monitor_node.monitor.own_labels import EpisodeLabel
+from safe_monitor_node.monitor.policy_rows import read_rows
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.nodes.diagnosis import diagnose, facts_of, introduce
@@ -73,7 +75,7 @@ def test_the_level_follows_the_state(session):
 
 def test_a_file_that_cannot_be_written_is_a_warning_while_all_else_is_well(session):
     play(session, 0, 0.1)
-    session.file_problem = 'updates.json: no more room'
+    session.ensemble.slots[0].file_problem = 'updates.json: no more room'
     assert diagnose(session, True, '') == (
         Level.WARN,
         'NOMINAL, but updates.json: no more room',
@@ -144,10 +146,12 @@ def test_the_facts_without_adaptation(folder):
         'first problem': '',
         'last problem': '',
         'alarm_k of alarm_n': '1 of 1',
+        'warning_steps': 1,
         'latch': 'episode',
         'stale after [s]': '2 (learned: no period is known yet)',
         'max_age [s]': '0',
         'age of the last step [s]': 'unknown',
+        'good runs': 'off: the parameter good_runs is 0',
         'latency p50 [ms]': '2.000',
         'latency p99 [ms]': '2.000',
     }
@@ -186,3 +190,16 @@ def test_a_new_session_says_what_it_uses(session, folder, tmp_path):
         f'successes, stored in {tmp_path / "updates.json"}',
     ]
     assert introduce(MonitorSession(folder, MonitorSettings())) == [detector + folder]
+
+
+def test_a_task_of_the_table_that_has_no_episode_is_shown(folder):
+    rows = read_rows(['ALARM: ASK for task pour', 'ALARM: SLOW for task wipe  it'])
+    session = MonitorSession(folder, MonitorSettings(advice=AdviceTable(rows)))
+    key = 'tasks of alarm_policy without an episode'
+    assert facts_of(session)[key] == 'pour, wipe it'
+    session.start('a', 0.0, 'wipe it')
+    session.advise(session.verdict, 0.0)
+    assert facts_of(session)[key] == 'pour'
+    session.start('b', 0.0, 'pour')
+    session.advise(session.verdict, 0.0)
+    assert key not in facts_of(session)

@@ -99,8 +99,8 @@ def test_one_changed_byte_anywhere_is_found(path):
         ('[]', "expected the format 'safe_adaptation', found 'list'"),
         ('{"format": "safe_detector"}', "found 'safe_detector'; give another"),
         (
-            '{"format": "safe_adaptation", "version": 2}',
-            'expected version 1 of the format, found 2',
+            '{"format": "safe_adaptation", "version": 3}',
+            'expected version 2 of the format, found 3',
         ),
         ('[' * 100000, 'not valid JSON'),
     ],

@@ -9,9 +9,9 @@ params            parameters of detectors, as ``--param`` gives them
 progress          progress of long work
 messages          messages about single episodes
 
-The other modules are the verbs: ``info``, ``convert``, ``label``, ``fit``, ``evaluate``, ``judge``,
-``compare_bands``, ``figures``, ``overlay``, ``report``, ``sweep`` and ``table``. The module of a
-verb holds ``DESCRIPTION``, ``EXAMPLE``, ``add_arguments(parser)`` and ``run(args)``. It imports the
-other subpackages inside ``run``, so that ``--help`` does not load PyTorch. No other subpackage
-imports ``cli``.
+The other modules are the verbs: ``info``, ``convert``, ``label``, ``fit``, ``calibrate``,
+``evaluate``, ``judge``, ``compare_bands``, ``figures``, ``overlay``, ``report``, ``sweep`` and
+``table``. The module of a verb holds ``DESCRIPTION``, ``EXAMPLE``, ``add_arguments(parser)`` and
+``run(args)``. It imports the other subpackages inside ``run``, so that ``--help`` does not load
+PyTorch. No other subpackage imports ``cli``.
 """

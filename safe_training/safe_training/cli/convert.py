@@ -130,7 +130,7 @@ def _jobs_argument(argument: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert and print; returns the exit status."""
+    """Convert the source, print the result and return the exit status."""
     from safe_training.recordings.convert import BagOptions, convert
     from vla_feature_bridge.rollout_set.writer import partial_folder
 

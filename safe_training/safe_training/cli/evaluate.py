@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 
     from safe_training.evaluation.evaluate import Row
     from safe_training.evaluation.splits import Split
+    from safe_training.recordings.rollouts import Rollouts
     from vla_feature_bridge.pooling import FeatureSpec
     from vla_feature_bridge.rollout import Rollout
 
@@ -74,6 +75,12 @@ def add_arguments(parser: VerbParser) -> None:
         help='also print the main numbers of each task of the unseen part',
     )
     parser.add_argument(
+        '--good-runs',
+        type=int,
+        metavar='K',
+        help='print only the false alarms of each unseen task with and without K good runs of it',
+    )
+    parser.add_argument(
         '--out', type=Path, metavar='RESULTS', help='also write results that `table` reads'
     )
     parser.add_argument(
@@ -104,6 +111,11 @@ def add_arguments(parser: VerbParser) -> None:
     add_band_options(parser)
     add_training_options(parser)
     numbers = ('--splits', '--first-split')
+    parser.exclude(
+        ('--out', '--benchmark', '--details'),
+        by='--good-runs',
+        why='prints only false alarms of unseen tasks',
+    )
     parser.exclude(('--protocol', *numbers), by='--splits-from', why='reads existing splits')
     parser.exclude(
         (*numbers, '--unseen-ratio'),
@@ -118,8 +130,11 @@ def run(args: argparse.Namespace) -> int:
     """Fit, evaluate and print."""
     from safe_training.evaluation.evaluate import evaluate
     from safe_training.evaluation.saved_splits import saved_protocol, write_splits
+    from vla_feature_bridge.atomic import check_writable
 
     check_splits(args.splits)
+    if args.good_runs is not None and args.good_runs < 1:
+        raise UsageError(where='--good-runs', expected='at least 1', found=str(args.good_runs))
     if args.benchmark is not None and args.out is None:
         raise UsageError(
             where='--benchmark',
@@ -127,6 +142,8 @@ def run(args: argparse.Namespace) -> int:
             found='no --out',
             advice='add --out RESULTS, because the name is written to the results',
         )
+    if args.out is not None:
+        check_writable(args.out)  # before hours of fitting
     names = list(dict.fromkeys(args.detector or DEFAULT_DETECTORS))
     saved = args.splits_from
     name = (args.protocol or 'robust') if saved is None else saved_protocol(saved)
@@ -136,6 +153,8 @@ def run(args: argparse.Namespace) -> int:
     splits, what = splits_of(args, protocol, rollouts, names)
     if args.save_splits is not None:
         write_splits(args.save_splits, rollouts, _longest(splits), protocol.name)
+    if args.good_runs is not None:
+        return _print_good_runs(args, protocol, rollouts, splits)
     with progress_bar('evaluate', quiet=args.json) as progress:
         rows = evaluate(
             names, rollouts, splits, params=params, protocol=protocol, progress=progress
@@ -149,6 +168,52 @@ def run(args: argparse.Namespace) -> int:
         note = calibration_note(args, names, protocol, parts)
         _print(args, protocol, rows, (what, note))
     return 0
+
+
+def _print_good_runs(
+    args: argparse.Namespace,
+    protocol: Protocol,
+    rollouts: Rollouts,
+    splits: Mapping[str, list[Split]],
+) -> int:
+    from safe_training.evaluation.good_runs_rates import rates_with_good_runs
+    from safe_training.reporting.tables.good_runs import good_runs_tables
+    from safe_training.reporting.tables.terminal import print_table, wide_console
+
+    params = detector_params(list(splits), args.params)
+    with progress_bar('evaluate', quiet=args.json) as progress:
+        found = [
+            rates
+            for name, chosen in splits.items()
+            for rates in rates_with_good_runs(
+                [name],
+                rollouts,
+                chosen,
+                args.good_runs,
+                params=params,
+                protocol=protocol,
+                progress=progress,
+            )
+        ]
+    if args.json:
+        rows = [_without_nan(asdict(rates)) for rates in found]
+        print(plain_json({'set': str(args.set), 'k': args.good_runs, 'rows': rows}))
+        return 0
+    console = wide_console()
+    for table in good_runs_tables(found, args.good_runs, protocol.alpha):
+        print_table(console, table)
+    return 0
+
+
+def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_nan(value)
+        if isinstance(value, Mapping)
+        else as_number(value)
+        if isinstance(value, float)
+        else value
+        for name, value in values.items()
+    }
 
 
 def splits_of(

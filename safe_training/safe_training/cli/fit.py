@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from safe_monitor_node.detectors.registry import make_detector
+from safe_training.cli.calibrate import add_k_option, check_k, print_thresholds
 from safe_training.cli.options import (
     add_band_options,
     add_detector_option,
@@ -18,15 +20,14 @@ from safe_training.cli.options import (
     rollouts_of,
 )
 from safe_training.cli.params import detector_params
-from safe_training.cli.parsing import VerbParser
+from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.reporting.numbers import plain_json
 
 if TYPE_CHECKING:
-    import argparse
-
     from safe_monitor_node.calibrated_detector import CalibratedDetector
     from safe_training.evaluation.splits import Split
+    from safe_training.recordings.rollouts import Rollouts
 
 DESCRIPTION = """Fit a detector on the seen tasks of a rollout set, calibrate its band on successes
 of these tasks, and write a detector folder."""
@@ -49,6 +50,13 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--split', type=int, default=0, metavar='N', help='number of the task split (default 0)'
     )
+    parser.add_argument(
+        '--good-runs',
+        type=Path,
+        metavar='GOOD_RUNS',
+        help='also give the tasks of these successful rollouts thresholds, as `calibrate` does',
+    )
+    add_k_option(parser)
     add_split_options(parser)
     add_band_options(parser)
     add_training_options(parser)
@@ -58,8 +66,10 @@ def run(args: argparse.Namespace) -> int:
     """Fit, calibrate, write."""
     from safe_monitor_node.storage.detector_folder import DetectorFolderError, describe
     from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate
+    from safe_training.evaluation.good_runs import new_thresholds, with_thresholds
     from safe_training.evaluation.protocol import choose_split
     from safe_training.evaluation.saved_splits import saved_split
+    from vla_feature_bridge.atomic import check_writable
 
     if args.out.exists() and not args.overwrite:
         raise DetectorFolderError(
@@ -68,16 +78,29 @@ def run(args: argparse.Namespace) -> int:
             found='an existing folder',
             advice='give another folder with --out, or add --overwrite',
         )
+    check_k(args.k)
+    if args.k is not None and args.good_runs is None:
+        raise UsageError(
+            where='--k',
+            expected='--good-runs',
+            found='no --good-runs',
+            advice='add --good-runs GOOD_RUNS, because K is a number of good runs',
+        )
+    check_writable(args.out)  # before hours of fitting
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args, [args.detector])
     rollouts = rollouts_of(args)
+    good_runs = None if args.good_runs is None else _good_runs_of(args)
     if args.splits_from is not None:
         split = saved_split(args.splits_from, rollouts, args.split)
     else:
         split = choose_split(rollouts, args.split, protocol)
     with progress_bar(f'fit {args.detector}', quiet=args.json) as progress:
         fitted = fit_and_calibrate(detector, rollouts, split, protocol, progress=progress)
+    thresholds = [] if good_runs is None else new_thresholds(fitted, good_runs, args.k)
+    if good_runs is not None:
+        fitted = with_thresholds(fitted, thresholds, good_runs.source)
     fitted.save(args.out, overwrite=args.overwrite)
     if args.json:
         print(plain_json(describe(args.out)))
@@ -85,7 +108,15 @@ def run(args: argparse.Namespace) -> int:
         training = [rollouts[i] for i in split.train]
         note = calibration_note(args, [args.detector], protocol, [training])
         _print_fitted(args, fitted, split, note)
+        if thresholds:
+            print_thresholds(fitted, thresholds)
     return 0
+
+
+def _good_runs_of(args: argparse.Namespace) -> Rollouts:
+    """Return the good runs; they are read before hours of training."""
+    named = argparse.Namespace(**{**vars(args), 'set': args.good_runs})
+    return rollouts_of(named, need_outcomes=False)
 
 
 def _print_fitted(
@@ -111,6 +142,8 @@ def _print_fitted(
     if not band.at(alpha).can_alarm:
         console.print(f'note: {band.provenance["note"]}')
     console.print(probability_text(fitted.probability))
+    if fitted.seen_scores is None:
+        console.print(f'note: no scores for good runs: {fitted.provenance["no_seen_scores"]}')
     if args.per_task:
         console.print(describe_task_bands(band, list(map(str, split.seen_tasks)), alpha))
     console.print(

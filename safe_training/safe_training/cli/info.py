@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read and print; returns the exit status, 1 if some episodes cannot be read."""
+    """Print what a source holds. Return the exit status, 1 if some episodes cannot be read."""
     from safe_monitor_node.storage.detector_folder import describe, is_detector_folder
     from safe_training.recordings.describe import info
 
@@ -55,7 +55,7 @@ def _print_info(found: dict[str, Any]) -> None:
     console = Console(highlight=False)
     if 'tasks' not in found:
         space = found['action_space'] or 'not stated'
-        _print_pairs(console, {**found, 'action_space': space})
+        _print_pairs(console, {**found, 'action_space': space, **_good_runs_pairs(found)})
         return
     why = {'kind': f'{found["kind"]} ({found["why"]})', 'policy': found['policy'] or 'not stated'}
     length = found['length']
@@ -79,6 +79,27 @@ def _print_info(found: dict[str, Any]) -> None:
         },
     )
     _print_tasks(console, found['tasks'])
+
+
+def _good_runs_pairs(found: dict[str, Any]) -> dict[str, str]:
+    """Return what a detector folder says about good runs, and the promise of each threshold."""
+    described = found.get('good_runs')
+    if described is None:
+        return {
+            'good_runs': 'no scores for thresholds of new tasks: fit the detector again to get them'
+        }
+    seen = described['seen_tasks']
+    text = (
+        f'a new task can get a threshold from at most {described["largest_k"]} good runs '
+        f'({len(seen)} seen tasks with {sum(seen.values())} successes)'
+    )
+    pairs = {'good_runs': text}
+    for task, made in described['tasks'].items():
+        threshold = 'none' if made['threshold'] is None else f'{made["threshold"]:.4g}'
+        pairs[f'task {task!r}'] = (
+            f'threshold {threshold} from {made["k"]} good runs. {made["promise"]}'
+        )
+    return pairs
 
 
 def _feature_text(found: dict[str, Any]) -> str:

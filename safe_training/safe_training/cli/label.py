@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Label episodes and print the counts of labels; returns the exit status."""
+    """Label episodes and print the counts of labels. Return the exit status."""
     from safe_training.recordings.labelled import open_labelled
 
     _check_usage(args)

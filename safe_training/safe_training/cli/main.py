@@ -10,7 +10,9 @@ happen only when the verb runs, so that ``--help`` is fast.
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, cast
@@ -37,7 +39,7 @@ class VerbModule(Protocol):
         """Add the options of the verb, without slow imports."""
 
     def run(self, args: argparse.Namespace) -> int:
-        """Run the verb; returns the exit status."""
+        """Run the verb and return the exit status."""
 
 
 VERBS = {
@@ -45,6 +47,7 @@ VERBS = {
     'convert': Verb('convert', 'turn any source into a rollout set or a rosbag2 recording'),
     'label': Verb('label', 'set the outcomes of episodes of a recording or a rollout set'),
     'fit': Verb('fit', 'fit a detector and calibrate its band'),
+    'calibrate': Verb('calibrate', 'give new tasks thresholds from a few successes of each task'),
     'evaluate': Verb('evaluate', 'fit, calibrate and judge detectors over many task splits'),
     'judge': Verb('judge', 'judge a detector folder on a set: scores, alarms and tables'),
     'compare-bands': Verb(
@@ -58,8 +61,23 @@ VERBS = {
 }
 
 
+_ANOTHER_DISK = 'free space on this disk, or write to another disk'
+#: What to do about errors of the operating system.
+_ADVICE = {
+    errno.ENOENT: 'check the path',
+    errno.ENOSPC: _ANOTHER_DISK,
+    errno.EDQUOT: _ANOTHER_DISK,
+    errno.EFBIG: 'allow larger files with: ulimit -f unlimited, or write to another disk',
+    errno.EROFS: 'write to a folder on another disk, because this disk is read-only',
+    errno.EACCES: 'change the permissions, or use another path',
+    errno.EPERM: 'change the permissions, or use another path',
+    errno.EMFILE: 'allow more open files with: ulimit -n 1024',
+    errno.ENAMETOOLONG: 'use a shorter name',
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb; returns the exit status."""
+    """Run one verb and return the exit status."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     verb = words[0] if words and words[0] in VERBS else ''
     program = f'safe_training {verb}'.strip()
@@ -121,15 +139,18 @@ def parser_of_verbs() -> argparse.ArgumentParser:
 
 
 def _file_error(error: OSError) -> str:
-    """Return the error of the operating system as `FILE: reason`."""
-    if not error.filename or not error.strerror:
+    """Return the error of the operating system as `FILE: reason; advice`."""
+    if not error.errno:
         return str(error)
-    advice = '; check the path' if isinstance(error, FileNotFoundError) else ''
-    return f'{error.filename}: {error.strerror}{advice}'
+    # The text of other libraries contains the number and the reason twice.
+    known = error.errno in _ADVICE
+    reason = os.strerror(error.errno) if known else error.strerror or str(error)
+    where = f'{error.filename}: ' if error.filename else ''
+    return f'{where}{reason}' + (f'; {_ADVICE[error.errno]}' if known else '')
 
 
 def _failed(program: str, reason: object, status: int) -> int:
-    """Print why a command failed on standard error; returns the exit status."""
+    """Print on standard error why a command failed. Return the exit status."""
     print(f'{program}: {reason}', file=sys.stderr)
     return status
 

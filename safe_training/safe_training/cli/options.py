@@ -32,11 +32,16 @@ _DEFAULT = Protocol()
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add SET and how to read it."""
+    """Add the argument SET, and the options that say how to read SET."""
     parser.add_argument(
         'set', metavar='SET', help='rollout set, or any source that `convert` reads'
     )
-    group = parser.add_argument_group('reading SET')
+    add_reading_options(parser, 'SET')
+
+
+def add_reading_options(parser: argparse.ArgumentParser, source: str) -> None:
+    """Add how a source of rollouts is read; ``source`` is its name in the help."""
+    group = parser.add_argument_group(f'reading {source}')
     group.add_argument(
         '--pooling',
         action='append',
@@ -46,7 +51,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
         'in the order of the reductions',
     )
     group.add_argument(
-        '--feature', metavar='NAME', help='name of the feature array, if SET has several'
+        '--feature', metavar='NAME', help=f'name of the feature array, if {source} has several'
     )
     group.add_argument(
         '--skip-bad', action='store_true', help='skip episodes that cannot be read, and list them'

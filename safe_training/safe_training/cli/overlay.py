@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the videos; returns 1 if a video cannot be read, after writing the others."""
+    """Write the videos. Return 1 if a video cannot be read; the other videos are still written."""
     from safe_training.reporting.file_names import file_names
     from safe_training.reporting.video.frames import VideoError, opencv
 
@@ -102,7 +102,7 @@ def _report(
 
 
 def _chosen(args: argparse.Namespace, judged: list[ScoredRollout]) -> list[ScoredRollout]:
-    """Return the rollouts of --episode; all of them without it."""
+    """Return the rollouts that --episode names, or all rollouts without this option."""
     from safe_training.reporting.video.frames import VideoError
 
     if not args.episode:

@@ -58,11 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Judge, draw and write."""
     from safe_training.reporting.figures.catalogue import FigureData, figures_of
+    from safe_training.reporting.page.data import listed_rollouts
     from safe_training.reporting.page.page import page
     from safe_training.reporting.page.videos import page_videos
     from safe_training.reporting.video.frames import VideoError
-    from vla_feature_bridge.atomic import replace_files
+    from vla_feature_bridge.atomic import check_writable, replace_files
 
+    check_writable(args.out)
     if not 0 <= args.embed_videos < float('inf'):
         raise UsageError(
             where='--embed-videos', expected='0 or more MiB', found=str(args.embed_videos)
@@ -77,10 +79,11 @@ def run(args: argparse.Namespace) -> int:
     tables = _tables(args.results) if args.results else []
     judged = judged_rollouts(args)
     rollouts, name = judged.rollouts, judged.detector.detector.name
+    listed = listed_rollouts(rollouts)
     videos = (
         {}
         if args.videos is None
-        else page_videos(rollouts, args.videos, args.out, int(args.embed_videos * _MEBI))
+        else page_videos(rollouts, args.videos, args.out, int(args.embed_videos * _MEBI), listed)
     )
     title = args.title or f'{name} on {Path(args.set).name}'
     drawn = list(figures_of(FigureData(judged, name)))
@@ -89,6 +92,7 @@ def run(args: argparse.Namespace) -> int:
         'file': str(args.out),
         'bytes': args.out.stat().st_size,
         'rollouts': len(rollouts),
+        'listed_rollouts': len(listed),
         'videos': len(videos),
         'embedded_videos': sum(video.content is not None for video in videos.values()),
     }
@@ -96,6 +100,8 @@ def run(args: argparse.Namespace) -> int:
         print(plain_json(written))
         return 0
     print(f'{args.out}: {len(rollouts)} rollouts, {written["bytes"] / _MEBI:.1f} MiB')
+    if len(listed) < len(rollouts):
+        print(f'the page lists {len(listed)} rollouts, misses and false alarms first')
     if args.videos is not None:
         print(f'{len(videos)} videos, {written["embedded_videos"]} embedded in the page')
     return 0

@@ -9,6 +9,8 @@ left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
 evaluate          many detectors on many splits
 summary           their numbers over splits and over tasks, and differences of detectors
+good_runs         thresholds of new tasks from a few successes
+good_runs_rates   false alarms of new tasks with and without good runs
 band_comparison   promised and realised false-alarm rates of the kinds of bands
 compared_bands    the bands that are compared
 provenance        the origin of a detector

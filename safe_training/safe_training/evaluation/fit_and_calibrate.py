@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 import safe_training.fitting  # noqa: F401  (registers the fitters)
@@ -15,6 +16,7 @@ from safe_monitor_node.detectors import Detector, make_detector
 from safe_training.calibration.curves import ALPHAS, CalibrationError, Successes
 from safe_training.calibration.kinds import KINDS, BandRequest
 from safe_training.calibration.probability import fit_probability
+from safe_training.evaluation.good_runs import add_seen_scores
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.left_out import leave_one_task_out_scores
 from safe_training.evaluation.protocol import (
@@ -40,6 +42,11 @@ LEFT_OUT_ROLLOUTS = (
 LEFT_OUT = (
     'successes among the training rollouts of the seen tasks, each scored by a detector that was '
     'fitted without its task (leave-one-task-out)'
+)
+
+NO_SEEN_SCORES = (
+    'the band was calibrated on held-out rollouts; --calibrate-on loto makes the scores, and '
+    'trains the detector once without each seen task'
 )
 
 
@@ -134,11 +141,17 @@ def fit_and_calibrate(
     """
     protocol = settled_for(protocol, rollouts, split)
     fit_on(detector, rollouts, split, protocol, progress)
+    left_out = cache(lambda: left_out_rollouts(detector, rollouts, split, progress))
     if protocol.calibrate_on == 'loto':
-        scored = left_out_rollouts(detector, rollouts, split, progress)
+        scored = left_out()
     else:
         scored = score_part(detector, [rollouts[i] for i in split.seen], 'seen')
-    return calibrated_detector(detector, scored, rollouts, split, protocol)
+    calibrated = calibrated_detector(detector, scored, rollouts, split, protocol)
+    if protocol.calibrate_on != 'loto' and 'epochs' in detector.get_params():
+        # One more training for each seen task would take long, and nobody asked for it.
+        provenance = {**calibrated.provenance, 'no_seen_scores': NO_SEEN_SCORES}
+        return replace(calibrated, provenance=provenance)
+    return add_seen_scores(calibrated, lambda: left_out_successes_of(left_out()))
 
 
 def settled_for(protocol: Protocol, rollouts: Sequence[Rollout], split: Split) -> Protocol:
@@ -211,7 +224,7 @@ def calibration_successes(
         rollouts with their leave-one-task-out scores (`left_out_rollouts`).
     """
     if protocol.calibrate_on == 'loto':
-        return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
+        return left_out_successes_of(scored)
     return held_out_successes(scored, split)
 
 
@@ -310,7 +323,11 @@ def left_out_successes(
 
     Each is scored by a detector that was fitted without its task.
     """
-    scored = left_out_rollouts(detector, rollouts, split, progress)
+    return left_out_successes_of(left_out_rollouts(detector, rollouts, split, progress))
+
+
+def left_out_successes_of(scored: Sequence[ScoredRollout]) -> Successes:
+    """Return the successes among the rollouts of `left_out_rollouts`."""
     return successes_of([rollout for rollout in scored if not rollout.failed], LEFT_OUT)
 
 

@@ -32,7 +32,10 @@ from safe_training.metrics.task_bootstrap import task_interval
 from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.rollout import Rollout
 
-PARTS = ('train', 'seen', 'unseen', 'new')
+GOOD_RUNS_PART = 'good runs'
+"""The part of the rollouts that made thresholds of new tasks."""
+
+PARTS = ('train', 'seen', 'unseen', GOOD_RUNS_PART, 'new')
 """Parts in the provenance of a detector. 'new' contains rollouts that are in no other part."""
 
 Intervals = dict[str, tuple[float, float]]
@@ -158,6 +161,9 @@ class JudgedSet:
         asked = self.band.alphas.tolist() if alphas is None else list(alphas)
         made = self.band.provenance
         used = {*made.get('calibration_rollouts', ()), *made.get('center_rollouts', ())}
+        used.update(
+            *(b.provenance.get('calibration_rollouts', ()) for b in self.band.tasks.values())
+        )
         return [
             _realised(name, successes, self.band, alpha)
             for part, members in self.parts.items()

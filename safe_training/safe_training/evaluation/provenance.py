@@ -23,6 +23,10 @@ def provenance_of(rollouts: Rollouts, split: Split) -> dict[str, Any]:
         'unseen_ratio': split.unseen_ratio,
         'seen_train_ratio': split.seen_train_ratio,
         'seen_tasks': list(split.seen_tasks),
+        # A policy that sends no task sends the instruction: the monitor knows these tasks by it.
+        'seen_instructions': sorted(
+            {rollouts[i].instruction for i in (*split.train, *split.seen)} - {''}
+        ),
         'unseen_tasks': list(split.unseen_tasks),
         'episodes': {
             part: [rollouts[i].episode_id for i in indices] for part, indices in split.parts.items()

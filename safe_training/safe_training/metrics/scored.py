@@ -42,8 +42,8 @@ class ScoredRollout:
     episode_id : str
         Empty if the rollout has no name.
     part : str
-        'train', 'seen', 'unseen' or 'new', as the provenance of the detector says; empty if the
-        rollout belongs to no part.
+        'train', 'seen', 'unseen', 'good runs' or 'new', as the provenance of the detector says;
+        empty if the rollout belongs to no part.
     threshold : Threshold or None
         Threshold at each of the T steps. A score above it is an alarm. None if the rollout was not
         compared with a band.

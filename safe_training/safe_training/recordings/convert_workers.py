@@ -13,6 +13,7 @@ import importlib.metadata
 import itertools
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections import deque
@@ -37,6 +38,8 @@ Result = tuple[dict[str, Any] | None, str]
 
 #: Starting a process takes about as long as converting this many bytes.
 _WORTH_A_PROCESS = 1 << 30
+#: Open files that are left to the rest of this process.
+_OTHER_FILES = 48
 
 
 def add_episodes(
@@ -50,7 +53,7 @@ def add_episodes(
     Parameters
     ----------
     jobs : int
-        Number of processes that may work at the same time; 1 works in this process.
+        Number of processes that may work at the same time. With 1, only this process works.
 
     Raises
     ------
@@ -117,7 +120,7 @@ def _version() -> str:
 def _results(source: EpisodeSource, writer: RolloutSetWriter, jobs: int) -> Iterator[Result]:
     numbers = range(writer.entries, source.episode_count)
     if jobs > 1 and len(numbers) > 1:
-        yield from _in_processes(source, writer, numbers, min(jobs, len(numbers)))
+        yield from _in_processes(source, writer, numbers, min(jobs, len(numbers), _most_workers()))
         return
     for number in numbers:
         copy = source.copies.get(number)
@@ -135,6 +138,12 @@ def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: 
 
 
 # -- processes
+
+
+def _most_workers() -> int:
+    """Return how many processes the limit of open files allows: each one needs two pipes."""
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return max(1, (files - _OTHER_FILES) // 2)
 
 
 def _in_processes(
@@ -200,7 +209,7 @@ class _Worker:
         )
 
     def convert(self, number: int) -> Result:
-        """Convert one episode in the process; raises the error of the process."""
+        """Convert one episode in the process, and raise the error of the process if it fails."""
         assert self._process.stdout is not None
         self._send({'number': number})
         line = self._process.stdout.readline()

@@ -22,4 +22,4 @@ class DumpError(SafeError):
 
 
 class CutError(DumpError):
-    """A recording ends too early or is damaged. What comes before can be read."""
+    """A recording ends too early or is damaged. The part before the damage can be read."""

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from safe_training.recordings.readers.openpi_episodes import ENV_RECORDS, POLICY_RECORDS
+from safe_training.recordings.untrusted.bag import METADATA
 from safe_training.recordings.untrusted.foreign_file import READ_KINDS, ForeignKind, foreign_kind_of
 
 #: Number of files of a folder that are looked at.
@@ -57,15 +58,30 @@ def foreign_place(place: Path) -> ForeignKind | None:
         other = foreign_kind_of(file)
         if other is not None and other not in READ_KINDS and file.suffix != '.npz':
             return ForeignKind(f'{other.found} with the name {file.name}', other.advice)
+    return _recordings(files) or _half_of_openpi(place)
+
+
+def _recordings(files: list[Path]) -> ForeignKind | None:
+    folders = sorted({file.parent for file in files if file.name == METADATA})
+    if not folders:
+        return None
+    names = ', '.join(folder.name for folder in folders[:6])
+    return ForeignKind(
+        f'a folder of recordings: {names}',
+        f'give the path of one recording, for example {folders[0]}',
+    )
+
+
+def _half_of_openpi(place: Path) -> ForeignKind | None:
     parts = {ENV_RECORDS, POLICY_RECORDS}
     present = {name for name in parts if (place / name).is_dir()}
-    if len(present) == 1:
-        return ForeignKind(
-            f'a folder with {min(present)} and without {min(parts - present)}',
-            f'an openpi dump needs both folders, {ENV_RECORDS} and {POLICY_RECORDS}: copy '
-            'the other folder beside this folder',
-        )
-    return None
+    if len(present) != 1:
+        return None
+    return ForeignKind(
+        f'a folder with {min(present)} and without {min(parts - present)}',
+        f'an openpi dump needs both folders, {ENV_RECORDS} and {POLICY_RECORDS}: copy '
+        'the other folder beside this folder',
+    )
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.labels import Label, read_labels, write_labels
 from safe_training.recordings.untrusted.bag import METADATA, SUFFIXES, Bag, open_bag
+from vla_feature_bridge.atomic import locked
 
 _ENDING = '.labels.csv'
 #: Number of label files without a recording that are compared with a recording.
@@ -163,12 +164,14 @@ def _orphans(path: Path, known: set[str]) -> list[str]:
 def store_labels(path: Path, labels: Mapping[str, Label]) -> None:
     """Store labels of a recording: in the file that has a label of the episode, else in its own."""
     left = dict(labels)
-    for file in label_files(path):
-        held = {name: left.pop(name) for name in read_labels(file) if name in left}
-        if held:
-            write_labels(file, held)
-    if left:
-        write_labels(labels_file(path), left)
+    # Two processes that label at the same time must not lose labels.
+    with locked(labels_file(path).parent, wait=True):
+        for file in label_files(path):
+            held = {name: left.pop(name) for name in read_labels(file) if name in left}
+            if held:
+                write_labels(file, held)
+        if left:
+            write_labels(labels_file(path), left)
 
 
 def custom_data(bag: Bag, key: str) -> str | None:

@@ -24,7 +24,7 @@ from typing import Any
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.untrusted.csv_file import read_rows
-from vla_feature_bridge.atomic import replace_file
+from vla_feature_bridge.atomic import locked, replace_file
 from vla_feature_bridge.rollout_set.layout import INDEX
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
@@ -187,21 +187,23 @@ def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
                 f'{shlex.quote(str(folder))} --list --all',
             )
         check_step(label, lengths[episode], where)
-    table = pyarrow.parquet.read_table(folder / INDEX)
-    columns: dict[str, list[Any]] = {
-        name: table.column(name).to_pylist() for name in ('success', 'failure_step')
-    }
-    for position, episode in enumerate(table.column('episode_id').to_pylist()):
-        if episode in labels:
-            columns['success'][position] = labels[episode].success
-            columns['failure_step'][position] = labels[episode].failure_step
-    for name, values in columns.items():
-        place = table.column_names.index(name)
-        form = table.schema.field(name)
-        table = table.set_column(place, form, pyarrow.array(values, form.type))
-    data = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, data)
-    replace_file(folder / INDEX, data.getvalue().to_pybytes())
+    # Two processes that label at the same time must not lose labels.
+    with locked(folder, wait=True):
+        table = pyarrow.parquet.read_table(folder / INDEX)
+        columns: dict[str, list[Any]] = {
+            name: table.column(name).to_pylist() for name in ('success', 'failure_step')
+        }
+        for position, episode in enumerate(table.column('episode_id').to_pylist()):
+            if episode in labels:
+                columns['success'][position] = labels[episode].success
+                columns['failure_step'][position] = labels[episode].failure_step
+        for name, values in columns.items():
+            place = table.column_names.index(name)
+            form = table.schema.field(name)
+            table = table.set_column(place, form, pyarrow.array(values, form.type))
+        data = pyarrow.BufferOutputStream()
+        pyarrow.parquet.write_table(table, data)
+        replace_file(folder / INDEX, data.getvalue().to_pybytes())
 
 
 def set_labels(folder: Path) -> dict[str, Label]:

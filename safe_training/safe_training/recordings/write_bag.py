@@ -82,7 +82,7 @@ def convert_to_bag(
     overwrite: bool,
     progress: EpisodeProgress | None,
 ) -> tuple[int, int]:
-    """Write all rollouts of a source as :func:`write_bag` does; returns its result."""
+    """Write all rollouts of a source and return the result of :func:`write_bag`."""
     if isinstance(source, EpisodeSource):
         source.refuse_early()
     try:

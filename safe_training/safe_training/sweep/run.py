@@ -9,7 +9,8 @@ interrupted sweep can continue. Units can run on other machines (see `runners`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -37,6 +38,7 @@ from safe_training.sweep.plan import (
 )
 from safe_training.sweep.results import SUBSET_MARK, Result, write_results
 from safe_training.sweep.runners import Runner, runner
+from vla_feature_bridge.atomic import locked
 from vla_feature_bridge.pooling import parse_pooling
 from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
@@ -122,35 +124,54 @@ def run_sweep(
     _check(grid, settings, splits)
     variants, notes = existing_variants(source, grid)
     out.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest(out / MANIFEST, source, grid, settings, splits.saved)
-    reader = _Reader(source, manifest)
-    # The list of units depends on the tasks. If the sweep continues, the manifest contains the
-    # tasks.
-    if not manifest.tasks:
-        reader.read(variants[0])
-    subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
-    for note in (*notes, *left_out):
-        listener.say(note)
-    numbers = _numbers(subsets, grid, settings, splits)
-    units = plan(grid, variants, numbers)
-    missing = [unit for unit in units if not (out / unit.name()).exists()]
-    record = _Record(out, len(units), len(units) - len(missing), listener)
-    if missing:
-        rollouts = reader.read(variants[0])
-        if settings.protocol.name == 'paper' and numbered_tasks(rollouts) is None:
-            listener.say(
-                f'{source} has no unique task numbers: splits use the order of the task names'
-            )
-        # The same rollouts come in every pooling.
-        drawn = {
-            subset: _splits(members_of(rollouts, subset), subset, of_subset, settings, splits, out)
-            for subset, of_subset in numbers.items()
-        }
-        with runner(ray_address) as run:
-            for variant in dict.fromkeys(unit.variant for unit in missing):
-                of_variant = [unit for unit in missing if unit.variant == variant]
-                _run_units(run, of_variant, drawn, reader.take(variant), settings, record)
-    return record.outcome()
+    with _no_other_sweep(out):
+        manifest = Manifest(out / MANIFEST, source, grid, settings, splits.saved)
+        reader = _Reader(source, manifest)
+        # The list of units depends on the tasks. If the sweep continues, the manifest contains the
+        # tasks.
+        if not manifest.tasks:
+            reader.read(variants[0])
+        subsets, left_out = tasks_of_subsets(grid, manifest.tasks)
+        for note in (*notes, *left_out):
+            listener.say(note)
+        numbers = _numbers(subsets, grid, settings, splits)
+        units = plan(grid, variants, numbers)
+        missing = [unit for unit in units if not (out / unit.name()).exists()]
+        record = _Record(out, len(units), len(units) - len(missing), listener)
+        if missing:
+            rollouts = reader.read(variants[0])
+            if settings.protocol.name == 'paper' and numbered_tasks(rollouts) is None:
+                listener.say(
+                    f'{source} has no unique task numbers: splits use the order of the task names'
+                )
+            # The same rollouts come in every pooling.
+            drawn = {
+                subset: _splits(
+                    members_of(rollouts, subset), subset, of_subset, settings, splits, out
+                )
+                for subset, of_subset in numbers.items()
+            }
+            with runner(ray_address) as run:
+                for variant in dict.fromkeys(unit.variant for unit in missing):
+                    of_variant = [unit for unit in missing if unit.variant == variant]
+                    _run_units(run, of_variant, drawn, reader.take(variant), settings, record)
+        return record.outcome()
+
+
+@contextmanager
+def _no_other_sweep(out: Path) -> Iterator[None]:
+    """Refuse a second sweep that writes into the same folder at the same time."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(out))
+        except BlockingIOError as error:
+            raise SweepError(
+                where=str(out),
+                expected='only one sweep that writes into this folder',
+                found='another sweep that is still running',
+                advice='wait until the other sweep has finished, or give another folder with --out',
+            ) from error
+        yield
 
 
 def _check(grid: Grid, settings: Settings, splits: SplitChoice) -> None:

@@ -101,7 +101,7 @@ def test_one_threshold_needs_fewer_successes_and_says_where_it_has_none(tmp_path
     assert np.isinf(band.at(0.05).upper).all()
     assert band.at(0.1).upper.tolist() == [0.9] * 4
     assert 'too few for alpha 0.05' in band.provenance['note']
-    fit = ['fit', str(DATA / 'miniature_flow.npz'), '--detector', 'clock', '--json']
+    fit = ['fit', str(DATA / 'miniature_disturbed.npz'), '--detector', 'clock', '--json']
     assert main([*fit, '--modulation', 'none', '--out', str(tmp_path / 'detector')]) == 0
     assert json.loads(capsys.readouterr().out)['band']['kind'] == 'split_conformal'
 

@@ -39,7 +39,7 @@ def test_help_of_the_command_loads_no_verb():
     assert 'safe_training.cli.main' in loaded and not loaded & verbs
 
 
-@pytest.mark.parametrize('source', ['openvla_dump', 'miniature_flow.npz'])
+@pytest.mark.parametrize('source', ['openvla_dump', 'miniature_disturbed.npz'])
 def test_info_of_a_dump_or_an_archive(source):
     loaded = loaded_by(running(['info', DATA / source]))
     assert 'safe_training.recordings.describe' in loaded and 'rich' in loaded

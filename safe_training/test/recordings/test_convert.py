@@ -24,7 +24,7 @@ from vla_feature_bridge.rollout_set.layout import RolloutSetError
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 DUMP = DATA / 'openvla_dump'
-FLOW = DATA / 'miniature_flow.npz'
+POOLED = DATA / 'miniature_disturbed.npz'
 
 
 @pytest.fixture
@@ -62,21 +62,21 @@ def test_info_of_the_shipped_dump():
 
 
 def test_info_of_the_shipped_archive():
-    found = info(FLOW)
-    archive = np.load(FLOW, allow_pickle=False)
+    found = info(POOLED)
+    archive = np.load(POOLED, allow_pickle=False)
     lengths = np.diff(archive['offsets'])
-    assert (found['kind'], found['policy']) == ('pooled_npz', 'flow')
-    assert (found['episodes'], found['successes'], found['steps']) == (800, 431, 22839)
+    assert (found['kind'], found['policy']) == ('pooled_npz', 'token')
+    assert (found['episodes'], found['successes'], found['steps']) == (720, 548, 21213)
     assert found['length'] == {
         'shortest': lengths.min(),
         'median': np.median(lengths),
         'longest': lengths.max(),
     }
-    assert (found['actions'], found['tokens']) == (['4x8x4'], ['none'])
+    assert (found['actions'], found['tokens']) == (['1x8x4'], ['none'])
     for row in found['tasks']:
         members = archive['task_id'] == row['task_id']
         assert row['successes'] == archive['success'][members].sum()
-        assert row['episodes'] == 50
+        assert row['episodes'] == 30
 
 
 def test_info_lists_what_is_bad(dump, capsys):
@@ -91,7 +91,7 @@ def test_info_lists_what_is_bad(dump, capsys):
     assert (found['episodes'], len(found['bad'])) == (5, 1)
 
 
-@pytest.mark.parametrize('source', [DUMP, FLOW])
+@pytest.mark.parametrize('source', [DUMP, POOLED])
 def test_info_prints_for_people_and_for_machines(source, capsys):
     assert cli.main(['info', str(source)]) == 0
     printed = capsys.readouterr().out

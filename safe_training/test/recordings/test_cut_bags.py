@@ -103,6 +103,45 @@ def test_a_cut_recording_is_read_as_far_as_it_is_whole(tmp_path, storage, alone,
     assert (done['rollouts'], done['skipped']) == (len(found), source.skipped)
 
 
+def long_recording(tmp_path, storage, compression=None):
+    """A recording of 3 episodes, each larger than a block of zstd and than pages of sqlite3."""
+    made = [bag_rollout(number, length=300) for number in range(3)]
+    folder = record(tmp_path / 'run', made, storage, compression)
+    (file,) = (f for f in folder.iterdir() if f.name != 'metadata.yaml')
+    return file, {rollout.episode_id: rollout for rollout in made}
+
+
+@pytest.mark.parametrize('compression', [None, CompressionMode.FILE])
+@STORAGES
+def test_whole_episodes_before_the_cut_are_read(tmp_path, storage, compression):
+    """No part of a step that the cut damaged is read, not even as zeros."""
+    file, whole = long_recording(tmp_path, storage, compression)
+    data = file.read_bytes()
+    counts = []
+    for part in (0.5, 0.8, 0.97):
+        file.write_bytes(data[: int(len(data) * part)])
+        found, source = by_name(file, skip_bad=True)
+        assert str(file) in source.skipped[0]
+        counts.append(len(found))
+        for name, rollout in found.items():
+            assert rollout.features.tobytes() == whole[name].features.tobytes()
+            assert rollout.actions.tobytes() == whole[name].actions.tobytes()
+    assert counts == sorted(counts)
+    assert counts[0] >= 1
+    assert counts[2] >= 2
+
+
+def test_frames_of_zstd_behind_each_other_are_one_file(tmp_path):
+    _, file = recorded(tmp_path, StoragePlugin.SQLITE3)
+    data = file.read_bytes()
+    packed = tmp_path / 'run.db3.zstd'
+    packed.write_bytes(zstd.compress(data[:5000]) + zstd.compress(data[5000:]))
+    assert len(read(packed)) == COUNT
+    packed.write_bytes(packed.read_bytes() + b'no frame')
+    with pytest.raises(DumpError, match='complete zstd data'):
+        read(packed)
+
+
 def chunked(tmp_path):
     """A recording of several chunks, as a long recording has."""
     folder, file = recorded(tmp_path, StoragePlugin.MCAP)

@@ -10,7 +10,7 @@ from shared_files import DATA
 
 from safe_training.cli.main import main
 
-SET = DATA / 'miniature_flow.npz'
+SET = DATA / 'miniature_disturbed.npz'
 
 
 @pytest.fixture(scope='module')

@@ -13,6 +13,10 @@ import numpy as np
 import pytest
 from report_pages import HORIZON, judged, write_report
 
+from safe_training.metrics.scored import ScoredRollout
+from safe_training.reporting.page import data
+from safe_training.reporting.page.videos import page_videos
+
 
 def data_of(page: Path) -> dict[str, Any]:
     found = re.search(r'id="data">(.*?)</script>', page.read_text('utf-8'), re.DOTALL)
@@ -147,3 +151,53 @@ def test_the_axis_of_the_small_curves_holds_every_band(tmp_path, longest):
     data = data_of(write_report(tmp_path / 'page.html', entries))
     assert data['high'] == 3.0 and data['low'] == 0.0
     assert data['bands'][0] == [None] * longest
+
+
+def many(count: int) -> list[ScoredRollout]:
+    """Return quiet successes with a miss, a false alarm and a detection among them."""
+    entries = [judged(f'quiet {number}', [0.1, 0.2]) for number in range(count - 3)]
+    entries.insert(2, judged('detection', [0.1, 0.9], failed=True))
+    entries.insert(5, judged('false alarm', [0.1, 0.9]))
+    entries.append(judged('miss', [0.1, 0.2], failed=True))
+    return entries
+
+
+@pytest.mark.parametrize(
+    ('most_rollouts', 'most_scores', 'listed'),
+    [
+        (99, 99, None),
+        (4, 99, ['quiet 0', 'detection', 'false alarm', 'miss']),
+        (2, 99, ['false alarm', 'miss']),
+        (99, 5, ['false alarm', 'miss']),
+        (99, 1, ['miss']),
+    ],
+)
+def test_a_page_of_many_rollouts_lists_those_that_matter_most(
+    tmp_path, monkeypatch, most_rollouts, most_scores, listed
+):
+    monkeypatch.setattr(data, 'MOST_ROLLOUTS', most_rollouts)
+    monkeypatch.setattr(data, 'MOST_SCORES', most_scores)
+    entries = many(12)
+    page = write_report(tmp_path / 'page.html', entries)
+    found = [entry['id'] for entry in data_of(page)['rollouts']]
+    text = page.read_text('utf-8')
+    assert 'on 12 rollouts' in text  # tables and summary are about all
+    if listed is None:
+        assert found == [entry.episode_id for entry in entries]
+        assert 'are listed' not in text
+        return
+    assert found == listed
+    assert f'Only {len(listed)} of 12 rollouts are listed' in text
+    assert f'The other {12 - len(listed)} are left out of this list' in text
+
+
+def test_a_video_of_two_rollouts_is_left_out_if_one_of_them_is_not_listed(tmp_path):
+    (tmp_path / 'videos').mkdir()
+    (tmp_path / 'videos' / 'same.mp4').write_bytes(b'x')
+    entries = many(4)
+    for entry in entries:
+        entry.required_rollout.video = 'same.mp4'
+    listed = entries[:1]
+    assert page_videos(entries, tmp_path / 'videos', tmp_path / 'page.html', 9, listed) == {}
+    alone = page_videos(listed, tmp_path / 'videos', tmp_path / 'page.html', 9, listed)
+    assert list(alone) == [listed[0].episode_id]

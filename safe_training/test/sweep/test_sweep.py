@@ -36,7 +36,7 @@ from safe_training.sweep.plan import Settings, Unit, plan, planned_splits, tasks
 from safe_training.sweep.results import read_results
 from safe_training.sweep.unit import run_unit
 
-SET = DATA / 'miniature_flow.npz'
+SET = DATA / 'miniature_disturbed.npz'
 # Models trained together and alone differ by rounding, about 1e-7 in a score. With these learning
 # rates no score is as close as 1e-6 to its threshold, so that rounding decides no alarm.
 GRID = """
@@ -266,7 +266,7 @@ benchmark: flow
 subsets:
   doors: ['door-*', 'drawer-*', 'window-*']
   arms: ['arm_*']
-  pucks: [reach-v3, push-v3, 'p*-place-v3', 'plate-*', sweep-into-v3]
+  pucks: [push-v3, 'p*-place-v3', 'plate-*', 'sweep-*']
 detectors:
   - name: mahalanobis
   - name: token_max_entropy
@@ -290,7 +290,7 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
     assert json.loads(said.out)['units_run'] == 3 * 2 * 2
     assert len(read) == 1, 'the source is read once for both subsets'
     assert 'subset arms, because the source has no task that matches arm_*' in said.err
-    assert 'button-press-topdown-v3, coffee-button-v3, faucet-open-v3' in said.err
+    assert 'coffee-push-v3, dial-turn-v3, faucet-close-v3' in said.err
     for subset in ('doors', 'pucks'):
         assert f'left out: token_max_entropy, {subset}, split 0' in said.err
         assert len(list(out.glob(f'clock-{subset}-split?-*.parquet'))) == 2
@@ -332,12 +332,12 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
 
 def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, tmp_path, capsys):
     for patterns, message in (
-        ("{a: ['door-*'], b: ['*-open-v3']}", "'door-open-v3' in a and b; change the patterns"),
+        ("{a: ['door-o*'], b: ['*-open-v3']}", "'door-open-v3' in a and b; change the patterns"),
         (
             "{a: ['arm_*'], b: [leg]}",
             'expected tasks of the subsets a (arm_*), b (leg), found only the tasks ',
         ),
-        ("{a: ['door-*']}", 'flow/a: split: expected rollouts of two or more tasks'),
+        ("{a: ['dial-*']}", 'flow/a: split: expected rollouts of two or more tasks'),
     ):
         grid.write_text(f'benchmark: flow\nsubsets: {patterns}\ndetectors: [{{name: clock}}]')
         assert sweep(grid, tmp_path / 'out') == 1
@@ -409,7 +409,7 @@ def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
     grid, tmp_path, capsys, monkeypatch
 ):
     grid.write_text(
-        "benchmark: flow\nsubsets: {open: ['*-open-v3'], push: [push-v3, reach-v3, plate-*]}\n"
+        "benchmark: flow\nsubsets: {open: ['*-open-v3'], push: [push-v3, sweep-v3, plate-*]}\n"
         'detectors: [{name: clock}]'
     )
     out = tmp_path / 'out'
@@ -418,7 +418,7 @@ def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
     found = read_results(out)
     assert {r.protocol for r in found} == {'loto'}
     folds = {(r.subset, r.split) for r in found}
-    assert folds == {('open', k) for k in range(4)} | {('push', k) for k in range(3)}
+    assert folds == {('open', k) for k in range(3)} | {('push', k) for k in range(3)}
     assert {r.values['tasks'] for r in found if r.part == 'unseen'} == {1}
     capsys.readouterr()
     assert main([*arguments, '--splits', '3']) == 2

@@ -53,7 +53,7 @@ def test_a_source_in_order_is_ok_with_its_facts():
     ('around', 'level', 'text'),
     [
         ({'connected': False}, Level.STALE, 'not connected while an episode runs'),
-        ({'subscribers': 0}, Level.WARN, 'nobody subscribes to /left/vla/policy_step'),
+        ({'subscribers': 0}, Level.WARN, 'no node subscribes to /left/vla/policy_step'),
         ({'other_publishers': ['/other']}, Level.WARN, 'another node publishes'),
         (
             {'problems': [Finding(Level.ERROR, 'wrong type')], 'connected': False},

@@ -11,7 +11,11 @@ from std_msgs.msg import Empty
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import Parameter, ParameterError, declare_parameters
 
-TABLE = (Parameter('stale_after', 2.0, 'Time [s].'), Parameter('alarm_k', 1, 'Count.'))
+TABLE = (
+    Parameter('stale_after', 2.0, 'Time [s].'),
+    Parameter('alarm_k', 1, 'Count.'),
+    Parameter('rows', [''], 'Texts.'),
+)
 
 
 @pytest.fixture
@@ -73,3 +77,29 @@ def test_a_name_that_may_belong_to_another_node_is_said(check):
         'these values were given, but /somebody has no such parameters: '
         "'alarm_advice' (the nearest name is 'alarm_k'), 'robot_description'"
     )
+
+
+@pytest.mark.parametrize(
+    'rows', ['[WARNING: SLOW, ALARM: ASK]', '\n      WARNING: SLOW', '\n      - WARNING: SLOW']
+)
+def test_texts_with_a_colon_without_quotes_are_refused(check, tmp_path, rows):
+    """YAML reads them as names below the parameter, which the node would never look at."""
+    path = tmp_path / 'params.yaml'
+    path.write_text(f'/**:\n  ros__parameters:\n    rows: {rows}\n')
+    with pytest.raises(
+        ParameterError, match=r"'rows\.WARNING.* put each text with a colon in quotes"
+    ):
+        check('--params-file', str(path))
+
+
+def test_rows_in_quotes_are_read(check, tmp_path):
+    path = tmp_path / 'params.yaml'
+    path.write_text("/**:\n  ros__parameters:\n    rows:\n      - 'WARNING: SLOW'\n")
+    assert check('--params-file', str(path)) == ''
+
+
+def test_an_empty_list_is_refused_with_how_to_write_it(check, tmp_path):
+    path = tmp_path / 'params.yaml'
+    path.write_text('/**:\n  ros__parameters:\n    rows: []\n')
+    with pytest.raises(ParameterError, match=r"found no value; write \[''\] for an empty list"):
+        check('--params-file', str(path))

@@ -372,7 +372,9 @@ def test_a_closed_publisher_refuses(lenient, publisher):
     assert lenient.publish(np.zeros(4)) is None
     lenient.end()
     assert lenient.refused == 3
-    with pytest.raises(SafeError, match='expected an open StepPublisher, found a closed one'):
+    with pytest.raises(
+        SafeError, match='expected an open StepPublisher, found a closed StepPublisher'
+    ):
         publisher.start()
 
 

@@ -358,18 +358,24 @@ def run(site, bridge, tmp_path):
         process.wait()
 
 
-def evaluate(run, act_folder, **variables):
-    pytest.importorskip('datasets', reason='NOT CHECKED HERE: pip install lerobot[evaluation]')
-    process = run(
+def start_evaluation(run, act_folder, environments=1, **variables):
+    pytest.importorskip(
+        'datasets', reason="NOT CHECKED HERE: pip install 'lerobot[evaluation,dataset]'"
+    )
+    return run(
         'lerobot.scripts.lerobot_eval',
         f'--policy.path={act_folder}',
         '--policy.device=cpu',
         '--env.discover_packages_path=tiny_lerobot_env',
         '--env.type=tiny',
-        '--eval.batch_size=1',
+        f'--eval.batch_size={environments}',
         '--eval.n_episodes=2',
         **variables,
     )
+
+
+def evaluate(run, act_folder, **variables):
+    process = start_evaluation(run, act_folder, **variables)
     assert process.wait(300) == 0, process.log.read_text()
     return process.log.read_text()
 
@@ -394,15 +400,7 @@ def test_lerobot_eval_without_the_tap(run, bridge, act_folder):
 
 
 def test_lerobot_eval_of_several_environments_at_once_says_what_to_change(run, bridge, act_folder):
-    process = run(
-        'lerobot.scripts.lerobot_eval',
-        f'--policy.path={act_folder}',
-        '--policy.device=cpu',
-        '--env.discover_packages_path=tiny_lerobot_env',
-        '--env.type=tiny',
-        '--eval.batch_size=2',
-        '--eval.n_episodes=2',
-    )
+    process = start_evaluation(run, act_folder, environments=2)
     assert process.wait(300) == 0, process.log.read_text()
     assert not bridge.steps
     assert 'batch of 1' in process.log.read_text()

@@ -10,6 +10,7 @@ They need an environment with LeRobot, in Python 3.12 or newer::
 import copy
 import inspect
 import math
+import os
 import re
 import subprocess
 import sys
@@ -504,6 +505,8 @@ def test_the_command_of_a_page_checks_the_policy(smolvlm, tmp_path):
     done = subprocess.run(
         [*command, '--policy', 'my_robot:load_policy'],
         cwd=tmp_path,
+        # The path of these tests can be relative to another folder.
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(map(os.path.abspath, sys.path))},
         capture_output=True,
         text=True,
         timeout=300,

@@ -420,7 +420,9 @@ def test_a_socket_that_a_killed_bridge_left_is_taken_over(address, inbox):
 
 def test_the_socket_of_a_living_bridge_is_left_alone(address, inbox):
     with StepReceiver([address], inbox) as receiver:
-        with pytest.raises(SafeError, match='on which nobody listens, found another bridge; end'):
+        with pytest.raises(
+            SafeError, match='on which no process listens, found another bridge; end'
+        ):
             StepReceiver([address], inbox)
         assert works(receiver, inbox)
 

@@ -397,7 +397,7 @@ def test_a_strict_sender_raises(receiver):
     with pytest.raises(SafeError, match='expected uint8'):
         sender.image('x', np.zeros(3))
     sender.close()
-    with pytest.raises(SafeError, match='expected an open StepSender, found a closed one'):
+    with pytest.raises(SafeError, match='expected an open StepSender, found a closed StepSender'):
         sender.publish(np.zeros(4))
     with pytest.raises(SafeError, match='expected an open StepSender'):
         sender.start()
@@ -439,7 +439,7 @@ def test_closing_gives_up_after_its_timeout(tmp_path):
         assert sender.state == 'closed'
         sender.close()
         assert sender.start() == ''
-        assert 'found a closed one' in sender.last_error
+        assert 'found a closed StepSender' in sender.last_error
 
 
 def test_a_child_after_a_fork_says_so_and_leaves_the_parent_alone(tmp_path):

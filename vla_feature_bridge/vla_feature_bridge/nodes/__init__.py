@@ -6,14 +6,14 @@ The modules; each may import only modules above it:
 startup            starts the process of a node: signals end it from the beginning
 interrupt          ends a node's process cleanly on a signal
 lifecycle          a lifecycle node with one set-up and one teardown
-levels             the levels of a diagnosis; no ROS in it
-handover           hands calls of other threads over to the thread of the executor
+levels             the levels of a diagnosis; without ROS
+handover           moves calls of other threads to the thread of the executor
 replay_node        plays a rollout set as if its policy were running
 bridge_parameters  the parameters of the bridge
-bridge_boundaries  rules that read the start and the end of an episode; no ROS in it
-bridge_channel     the steps and episodes of one source on their way; no ROS in it
-bridge_episodes    three ways to number steps and begin episodes; no ROS in it
-bridge_diagnosis   severity and facts of a source; no ROS in it
+bridge_boundaries  rules that find the start and the end of an episode; without ROS
+bridge_channel     the steps and episodes of one source on their way; without ROS
+bridge_episodes    three ways to number steps and begin episodes; without ROS
+bridge_diagnosis   severity and facts of a source; without ROS
 bridge_outputs     the topics of one source
 bridge_signs       signs of episodes on topics
 bridge_sources     all sources by their names

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executable ``bridge``: ``ros2 run vla_feature_bridge bridge``.
 
-The node itself is in ``bridge_node``, which takes a while to import.
+The node is in ``bridge_node``, because the import of the node takes some time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vla_feature_bridge.nodes.startup import start
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is shut down; returns the exit status."""
+    """Run the node until it is shut down and return the exit status."""
     return start(_load, args)
 
 

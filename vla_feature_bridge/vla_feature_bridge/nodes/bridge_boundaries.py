@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an episode begins and ends, if its policy does not say so. No ROS in it.
+"""Finds where an episode begins and ends, if its policy does not say so. Does not use ROS.
 
-Each rule reads one kind of sign of the robot: values of a topic, the goals of an action, the
+Each rule reads one kind of sign of the robot: values of a topic, the goals of an action, or the
 language instruction.
 """
 
@@ -15,7 +15,7 @@ from vla_feature_bridge.errors import SafeError
 
 
 class BoundaryError(SafeError):
-    """A message does not hold the sign of an episode that it is read for."""
+    """A message does not contain the field or the value that shows an episode."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +178,7 @@ class GoalRule:
 
 
 class InstructionRule:
-    """Boundaries from the instruction: a new one begins an episode, an empty one ends it."""
+    """Boundaries from the instruction: a new text begins an episode, an empty text ends it."""
 
     def __init__(self) -> None:
         self._last = ''

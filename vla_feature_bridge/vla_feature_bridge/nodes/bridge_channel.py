@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A channel: the steps and the episodes of one source on their way to its topics. No ROS in it."""
+"""A channel: the steps and the episodes of one source on their way to its topics. No ROS."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _KEPT_IDS = 100
 
 
 class ChannelError(SafeError):
-    """A step or an event cannot be passed on."""
+    """A step or an event cannot be forwarded."""
 
 
 class Outputs(Protocol):
@@ -36,7 +36,7 @@ class Outputs(Protocol):
 
 @dataclass
 class ChannelCounts:
-    """What became of the steps of a channel.
+    """Numbers of received, published and refused steps of a channel.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class ChannelCounts:
     refused : int
         Steps that could not be published.
     repeated : int
-        Steps that came twice; only the first one is published.
+        Steps that came twice; only the first message is published.
     lost : int
         Steps that never arrived: missing numbers.
     outside : int
@@ -78,12 +78,12 @@ class Pace:
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=_KEPT_TIMES))
 
     def step(self, now: float, age: float) -> None:
-        """Take the arrival of a step."""
+        """Handle the arrival of a step."""
         self.last, self.age = now, age
         self._times.append(now)
 
     def rate(self, now: float) -> float:
-        """Return the steps per second of the last steps [Hz]; 0 if none came for a while."""
+        """Return the steps per second of the last steps [Hz]; 0 after a long pause."""
         times = [moment for moment in self._times if now - moment < 30.0]
         if len(times) < 2 or now - times[-1] > 3 * (times[-1] - times[0]) / (len(times) - 1) + 1:
             return 0.0
@@ -96,7 +96,7 @@ class Channel:
     Parameters
     ----------
     name : str
-        Name of the source; empty for the only one.
+        Name of the source; empty if there is only one source.
     outputs : Outputs
     clock : callable
         Returns the present ROS time [ns].
@@ -104,19 +104,20 @@ class Channel:
     Attributes
     ----------
     default_task : str
-        Task of episodes that begin here without one.
+        Task of episodes that begin in this channel without a task.
     running : str
-        Id of the episode that runs; empty if none does.
+        Id of the running episode; empty if no episode runs.
     counts : ChannelCounts
     pace : Pace
     problem : str
-        The first problem of the episode that runs, or the last one after it; empty if none.
+        The first problem of the running episode. Without a running episode: the last problem. Empty
+        if there is no problem.
     problem_at : float
         When the last problem was noticed, on the steady clock [s].
     outside_at : float or None
-        When the last step came while no episode ran; None if none did.
+        When the last step came while no episode ran; None if no step did.
     running_since : float
-        When the last episode began here, on the steady clock [s].
+        When the last episode of this channel began, on the steady clock [s].
     """
 
     def __init__(self, name: str, outputs: Outputs, clock: Callable[[], int]) -> None:
@@ -160,7 +161,7 @@ class Channel:
         return in_episode or now - self.problem_at < recent
 
     def start(self, boundary: Boundary) -> str:
-        """Begin an episode, after the end of the episode that runs; returns its id."""
+        """End the running episode, begin a new episode and return the id of the new episode."""
         event = EpisodeEventRecord(
             kind='start',
             episode_id=boundary.episode_id or f'{datetime.now():%Y%m%d-%H%M%S}-{token_hex(3)}',
@@ -173,7 +174,7 @@ class Channel:
         return event.episode_id
 
     def end(self, boundary: Boundary) -> bool:
-        """End the episode that runs; returns False if none does."""
+        """End the running episode. Return False if no episode runs."""
         if not self.running or self._start_record is None:
             return False
         self._finish(

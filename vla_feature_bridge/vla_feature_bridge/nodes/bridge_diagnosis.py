@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Severity and facts of the bridge and of its sources for ``/diagnostics``. No ROS in it."""
+"""Severity and facts of the bridge and of its sources for ``/diagnostics``. No ROS."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Diagnosis:
 
 @dataclass
 class Surroundings:
-    """What is around a source.
+    """The connection of a source, and the nodes around it.
 
     Attributes
     ----------
@@ -45,9 +45,9 @@ class Surroundings:
     other_publishers : list of str
         Other nodes that publish on its topic of steps.
     connected : bool
-        Whether its sender, or each of its topics, is there.
+        Whether its sender is connected, or each of its topics has a publisher.
     connection : str
-        Where its steps come from, for people.
+        A text about the origin of its steps, for people.
     problems : list of Finding
         Problems of its connection.
     """
@@ -104,7 +104,7 @@ def _connection_findings(channel: Channel, around: Surroundings) -> list[Finding
             Finding(Level.WARN, f'another node publishes {around.step_topic} too: {others}')
         )
     if around.connected and not around.subscribers:
-        findings.append(Finding(Level.WARN, f'nobody subscribes to {around.step_topic}'))
+        findings.append(Finding(Level.WARN, f'no node subscribes to {around.step_topic}'))
     return findings
 
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three ways in which a channel numbers steps and begins episodes. No ROS in it.
+"""The three ways in which a channel numbers steps and begins episodes. No ROS.
 
-* ``SenderEpisodes``: the source begins its episodes and numbers its steps; the channel passes them
-  on and looks for gaps.
-* ``GivenEpisodes``: the robot begins the episodes; the channel numbers the steps of the source
-  anew.
-* ``JoinedEpisodes``: there is no source but topics; the channel makes the steps.
+* ``SenderEpisodes``: the source begins its episodes and numbers its steps. The channel forwards the
+  steps and looks for gaps in the numbers.
+* ``GivenEpisodes``: the robot begins the episodes. The channel gives the steps of the source new
+  numbers.
+* ``JoinedEpisodes``: topics are the only source. The channel makes the steps from their messages.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from vla_feature_bridge.step import PolicyStep
 
 
 class SenderEpisodes(Channel):
-    """Passes on the episodes and the step numbers of a source."""
+    """Forwards the episodes and the step numbers of a source."""
 
     def __init__(self, name: str, outputs: Outputs, clock: Callable[[], int]) -> None:
         super().__init__(name, outputs, clock)
@@ -92,7 +92,7 @@ class SenderEpisodes(Channel):
 
 
 class GivenEpisodes(Channel):
-    """Numbers the steps of a source anew in episodes that the robot begins and ends.
+    """Gives the steps of a source new numbers in episodes that the robot begins and ends.
 
     Parameters
     ----------
@@ -154,7 +154,7 @@ class GivenEpisodes(Channel):
             raise
 
     def take_event(self, event: EpisodeEventRecord) -> None:
-        """Take an event of the source: it neither begins nor ends an episode here."""
+        """Handle an event of the source: it neither begins nor ends an episode here."""
 
     def _begin(self, event: EpisodeEventRecord) -> None:
         self._number = 0
@@ -204,7 +204,7 @@ class JoinedEpisodes(Channel):
         self._begin_with_step = begin_with_step
 
     def start(self, boundary: Boundary) -> str:
-        """Begin an episode, after the end of the episode that runs; returns its id."""
+        """End the running episode, begin a new episode and return the id of the new episode."""
         records = self._steps.start(
             task=boundary.task or self.default_task,
             instruction=boundary.instruction,
@@ -217,7 +217,7 @@ class JoinedEpisodes(Channel):
         return self.running
 
     def end(self, boundary: Boundary) -> bool:
-        """End the episode that runs; returns False if none does."""
+        """End the running episode. Return False if no episode runs."""
         if not self.running:
             return False
         self._finish(self._steps.end(boundary.success, boundary.reason))

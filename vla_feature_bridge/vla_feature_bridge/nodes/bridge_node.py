@@ -38,8 +38,8 @@ class BridgeNode(ManagedNode):
     """Publishes ``vla/policy_step`` and ``vla/episode`` for every source.
 
     Services: ``~/start_episode`` and ``~/end_episode`` if ``episode_from`` is ``service``;
-    ``~/label_episode`` publishes an outcome on ``vla/episode``. Nothing that a source sends ends
-    the node: it is refused, counted, and named in ``/diagnostics``.
+    ``~/label_episode`` publishes an outcome on ``vla/episode``. Wrong data of a source never end
+    the node. They are refused, counted, and named in ``/diagnostics``.
     """
 
     def __init__(self, **kwargs: Any) -> None:

@@ -87,9 +87,13 @@ class SourceOutputs:
 
     @property
     def has_all_subscribers(self) -> bool:
-        """Whether there are subscribers of steps, and each one has been connected."""
+        """Whether there are subscribers of steps, and each one has been connected.
+
+        A black box subscribes to events only while a monitor is there. Therefore a subscriber of
+        events is needed too.
+        """
         there = self._node.count_subscribers(self.step_topic)
-        return 0 < there <= self.subscribers
+        return 0 < there <= self.subscribers and self._events.get_subscription_count() > 0
 
     def other_publishers(self) -> list[str]:
         """Return the names of other nodes that publish steps on the same topic."""
@@ -103,7 +107,7 @@ class SourceOutputs:
         return sorted(found)
 
     def publish_step(self, step: PolicyStep) -> None:
-        """Publish a step, and its executed chunk if somebody subscribes to chunks.
+        """Publish a step, and its executed chunk if a node subscribes to chunks.
 
         Raises
         ------
@@ -129,7 +133,7 @@ class SourceOutputs:
         OutputError
             The name cannot be part of a topic, or the source has too many images.
         ImageError
-            The array is no image.
+            The array is not an image.
         """
         message = image_to_message(array, stamp)
         if name not in self._images:

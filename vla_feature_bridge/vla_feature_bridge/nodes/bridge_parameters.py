@@ -145,16 +145,16 @@ _EPISODES = (
     Parameter(
         'episode_start_values',
         [''],
-        'Values that begin an episode if episode_from is topic; empty: every new value does, and '
-        'false or an empty text ends it.',
+        'Values that begin an episode if episode_from is topic. If empty, every new value begins '
+        'an episode, and false or an empty text ends it.',
     ),
     Parameter('episode_success_values', [''], 'Values that end an episode with success.'),
     Parameter('episode_failure_values', [''], 'Values that end an episode with failure.'),
     Parameter(
         'episode_end_values',
         [''],
-        'Values that end an episode with unknown outcome; if no value is given that ends it, every '
-        'value does that does not begin it.',
+        'Values that end an episode with unknown outcome. If no parameter has a value that ends an '
+        'episode, every value that does not begin an episode ends it.',
     ),
     Parameter(
         'episode_action',
@@ -188,8 +188,8 @@ _DIAGNOSTICS = (
     Parameter(
         'max_step_age',
         5.0,
-        'Time from the stamp of a step to its arrival above which /diagnostics warns [s]; 0 does '
-        'not look at it.',
+        'Time from the stamp of a step to its arrival above which /diagnostics warns [s]; 0 '
+        'disables this warning.',
         0.0,
         86400.0,
     ),

@@ -128,7 +128,7 @@ class BridgeSession:
     # --- what comes in
 
     def _on_message(self, name: str, message: Any) -> None:
-        """Take a message of a sender, in a thread of the receiver."""
+        """Handle a message of a sender, in a thread of the receiver."""
         source = self.sources.get(name)
         # What waits here waits in the queue of the sender, which drops the oldest steps.
         while source is not None and not source.ready.wait(_TICK):
@@ -137,7 +137,7 @@ class BridgeSession:
         self._handover.call(lambda: self._take_message(name, message))
 
     def _on_source(self, hello: Hello, connected: bool) -> None:
-        """Take a connection that began or ended, in a thread of the receiver."""
+        """Handle the start or the end of a connection, in a thread of the receiver."""
         self._handover.call(lambda: self._take_connection(hello, connected))
 
     def _take_connection(self, hello: Hello, connected: bool) -> None:
@@ -202,12 +202,12 @@ class BridgeSession:
     # --- what people ask for
 
     def serve(self, boundary: Boundary, name: str) -> list[str]:
-        """Begin or end the episode of a source, or of all; returns the ids of the episodes.
+        """Begin or end the episode of one source or of all sources. Return the ids of the episodes.
 
         Raises
         ------
         SafeError
-            Episodes come from elsewhere, or there is no such source.
+            The parameter ``episode_from`` is not ``service``, or no source has this name.
         """
         if self._p.episode_from != 'service':
             raise SafeError(
@@ -229,7 +229,7 @@ class BridgeSession:
         return [source.channel.running for source in sources]
 
     def label(self, episode_id: str, success: bool | None, reason: str) -> str:
-        """Publish the outcome of an episode; returns what was done.
+        """Publish the outcome of an episode and return what was done.
 
         Raises
         ------
@@ -274,7 +274,7 @@ class BridgeSession:
         self._receiver.set_status(listens, detail, source.channel.name)
 
     def clock_jumped(self) -> None:
-        """Take stamps as they come from now on."""
+        """Accept every stamp from now on, also earlier stamps."""
         if self._topics is not None:
             self._topics.clock_jumped()
 

@@ -32,8 +32,8 @@ _STATUS_TYPE = 'action_msgs/msg/GoalStatusArray'
 def event_input(node: Node, topic: str, take: TakeBoundary) -> TopicInput:
     """Return a subscription of episode events whose START and END become boundaries.
 
-    Old events come again if the subscription is made anew. An event that came before is known by
-    its stamp, and is ignored.
+    A new subscription receives old events again. An event with the stamp of an earlier event is
+    ignored.
     """
     before: deque[tuple[int, str, int]] = deque(maxlen=_KEPT_EVENTS)
 
@@ -91,7 +91,7 @@ def value_of(message: Any, field: str) -> Any:
     Raises
     ------
     BoundaryError
-        There is no such field.
+        The message has no field with this name.
     """
     value = message
     for name in field.split('.'):

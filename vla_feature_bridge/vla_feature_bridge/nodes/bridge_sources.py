@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sources of the bridge: for each one a channel and its topics."""
+"""The sources of the bridge. Each source has a channel and topics."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _SETTLE = 0.25
 
 
 class SourceError(SafeError):
-    """A source cannot be taken, or there is no such source."""
+    """A source cannot be accepted, or no source has the given name."""
 
 
 @dataclass
@@ -90,7 +90,7 @@ class BridgedSource:
 
 
 class Sources:
-    """All sources by their names; a new one gets its topics when it first comes.
+    """All sources by their names. A new source gets its topics at its first connection.
 
     Parameters
     ----------
@@ -211,13 +211,13 @@ class Sources:
     # --- episodes
 
     def take_for_all(self, boundary: Boundary) -> None:
-        """Begin or end an episode of every source, also of those that come later."""
+        """Begin or end an episode of every source, also of sources that connect later."""
         self.remember(boundary)
         for source in self:
             self.take(boundary, source)
 
     def remember(self, boundary: Boundary) -> None:
-        """Keep an episode that begins for sources that come later, or forget it if it ends."""
+        """Remember the START of an episode for sources that connect later; forget it at its END."""
         self._running = boundary if boundary.kind == 'start' else None
 
     def begin_remembered(self) -> None:
@@ -236,12 +236,12 @@ class Sources:
             source.channel.end(boundary)
 
     def named(self, name: str) -> list[BridgedSource]:
-        """Return the source with a name; all of them for an empty name.
+        """Return the source with this name, or all sources if the name is empty.
 
         Raises
         ------
         SourceError
-            There is none.
+            No source is found.
         """
         found = [source for source in self if not name or source.channel.name == name]
         if found:

@@ -115,11 +115,11 @@ class TopicSteps:
             topic.close()
 
     def forget_unjoined(self) -> None:
-        """Do not count messages from before an episode as missing steps of it."""
+        """Do not count messages that came before an episode as missing steps of the episode."""
         self._last_ordinal = self.join.counts[self._leading].received - 1
 
     def clock_jumped(self) -> None:
-        """Take the next step whatever its stamp is."""
+        """Accept the next step with any stamp."""
         self._last_stamp = 0
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hands calls of other threads over to the thread of the executor."""
+"""Moves calls of other threads to the thread of the executor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _LOOK_AGAIN = 0.5
 class Handover:
     """Runs calls in the thread that spins a node; the calling thread waits until its call is done.
 
-    Nothing piles up here: a sender whose messages are handled slowly is read slowly.
+    Therefore there is no queue. If the node is slow, it also reads from the sender slowly.
 
     Parameters
     ----------

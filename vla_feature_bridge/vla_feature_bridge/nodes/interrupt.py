@@ -18,7 +18,7 @@ from vla_feature_bridge.ros.parameters import ParameterError
 
 
 class Main(Protocol):
-    """The entry point of a node: takes command-line arguments, returns the exit status."""
+    """The entry point of a node. It takes command-line arguments and returns the exit status."""
 
     def __call__(self, args: list[str] | None = None) -> int:
         """Run the node."""
@@ -59,7 +59,7 @@ def ends_on_interrupt(main: Main) -> Main:
 
 
 def run_node(name: str, work: Callable[[], int], args: list[str] | None) -> int:
-    """Run the work of a node between ``rclpy.init`` and shutdown; returns the exit status.
+    """Run the work of a node between ``rclpy.init`` and shutdown. Return the exit status.
 
     The status is 0 after a signal. It is 1 if a parameter is refused; the reason is printed on
     standard error.

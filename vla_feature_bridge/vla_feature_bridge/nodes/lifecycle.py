@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A lifecycle node with one set-up function and one teardown function.
 
-``_setup`` at configure, ``_teardown`` at cleanup, shutdown, error and after a failed configure.
+``_setup`` is called at configure. ``_teardown`` is called at cleanup, shutdown and error, and after
+a failed configure.
 """
 
 from __future__ import annotations

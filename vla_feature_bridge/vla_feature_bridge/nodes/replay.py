@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executable ``replay``: ``ros2 run vla_feature_bridge replay``.
 
-The node itself is in ``replay_node``, which takes a while to import.
+The node is in ``replay_node``, because the import of the node takes some time.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from vla_feature_bridge.nodes.startup import start
 
 
 def main(args: list[str] | None = None) -> int:
-    """Run the node; returns 0 if all episodes were played, otherwise 1."""
+    """Run the node and return 0 if all episodes were played, otherwise 1."""
     return start(_load, args)
 
 

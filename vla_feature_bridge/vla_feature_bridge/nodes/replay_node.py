@@ -137,7 +137,7 @@ class ReplayNode(Node):
             rclpy.spin_once(self, timeout_sec=0.02)
 
     def play(self) -> int:
-        """Play the episodes that the parameters choose; returns their number.
+        """Play the episodes that the parameters choose and return their number.
 
         Raises
         ------
@@ -205,7 +205,7 @@ class ReplayNode(Node):
 
 @ends_on_interrupt
 def main(args: list[str] | None = None) -> int:
-    """Run the node; returns 0 if all episodes were played, otherwise 1."""
+    """Run the node and return 0 if all episodes were played, otherwise 1."""
 
     def work() -> int:
         node = ReplayNode()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts the process of a node so that SIGINT and SIGTERM end it cleanly from the beginning.
 
-This module imports nothing but the standard library, because the signals must be handled before
-the node's module and the packages that it needs are imported, which can take seconds.
+This module imports only the standard library, because the signals must be handled before the module
+of the node and its packages are imported. This import can take seconds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def start(load: Callable[[], Callable[..., int]], args: list[str] | None = None) -> int:
-    """Import a node and run its ``main``; returns the exit status.
+    """Import a node, run its ``main`` and return the exit status.
 
     The status is 0 after a signal, also during the import.
 

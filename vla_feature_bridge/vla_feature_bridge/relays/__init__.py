@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Relays between a policy server and its client: they forward unchanged and send policy steps.
+"""Relays between a policy server and its client: they forward bytes and send policy steps.
 
-A relay needs the standard library and NumPy only, and no ROS. It forwards bytes, not messages. It
-cuts a copy of the bytes into messages while they pass, and one worker thread decodes them.
+A relay needs only the standard library and NumPy. It forwards the bytes unchanged. It divides a
+copy of the bytes into messages, and one worker thread decodes the messages.
 
 The modules; each may import only modules above it:
 
@@ -17,9 +17,9 @@ exchanges          requests paired with their replies, by protocol
 tcp_link           one connection: forwards its bytes
 addresses          HOST:PORT
 crew               threads that are used again
-tcp_relay          listens, connects, and refuses clients while the server is away
+tcp_relay          listens, connects, and refuses clients while the server cannot be reached
 kill_gate          stops GR00T's request ``kill``
-work_queue         hands what was seen to the worker
+work_queue         gives what was seen to the worker
 readings           what a step needs, out of decoded messages
 policies           the messages of openpi, GR00T and OpenVLA
 episodes           where an episode begins and ends

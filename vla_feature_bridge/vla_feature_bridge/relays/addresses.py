@@ -44,7 +44,7 @@ def parse_address(text: str, option: str) -> Address:
     Raises
     ------
     AddressError
-        The text is no such address, or the address of an encrypted server.
+        The text has another form, or is the address of an encrypted server.
     """
     rest = text
     for scheme in (*_SCHEMES, *_ENCRYPTED):

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays that a message describes by dtype, shape and bytes; nothing of the message is executed.
+"""Arrays that a message describes by dtype, shape and bytes. No part of a message is executed.
 
-The dtypes come from a fixed list: NumPy's own decoders accept ``|O`` over plain bytes, and then
-reading the array ends the process.
+The dtypes come from a fixed list, because the decoders of NumPy accept the dtype ``|O`` for plain
+bytes, and reading such an array ends the process.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ArrayError(SafeError):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Stands in a decoded message for a value that was not decoded.
+    """Takes the place of a value that was not decoded, in a decoded message.
 
     Attributes
     ----------
@@ -154,7 +154,7 @@ def array_of_npy(data: bytes | memoryview) -> np.ndarray:
     Raises
     ------
     ArrayError
-        The bytes are no such file, or hold a structured or object array.
+        The bytes are not a ``.npy`` file, or contain a structured array or an array of objects.
     """
     head = bytes(data[:12])
     long = head[6:7] in (b'\x02', b'\x03')

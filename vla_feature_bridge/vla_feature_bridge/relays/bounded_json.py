@@ -25,7 +25,7 @@ def load(body: bytes) -> Any:
     Raises
     ------
     DecodeError
-        The body is no JSON, repeats a key, or has more than :data:`MAX_VALUES` values or
+        The body is not JSON, repeats a key, or has more than :data:`MAX_VALUES` values or
         :data:`MAX_DEPTH` levels.
     """
     found = _parsed(body)

@@ -121,7 +121,7 @@ class Incoming:
         return piece
 
     def exactly(self, count: int) -> Wait:
-        """Wait for ``count`` bytes; returns them."""
+        """Wait for ``count`` bytes and return them."""
         while self._size < count:
             yield
         found = b''
@@ -141,7 +141,7 @@ class Incoming:
             moved += len(piece)
 
     def until(self, end: bytes, most: int) -> Wait:
-        """Wait for a separator; returns the bytes before it.
+        """Wait for a separator and return the bytes before it.
 
         Raises
         ------
@@ -196,7 +196,7 @@ class Cutter(ABC):
                 ) from None
 
     def end(self) -> None:  # noqa: B027  (most streams have nothing to do then)
-        """Take the end of the stream."""
+        """Handle the end of the stream."""
 
     @abstractmethod
     def _messages(self) -> Wait: ...

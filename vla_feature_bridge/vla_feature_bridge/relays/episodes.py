@@ -114,12 +114,12 @@ class Episodes:
         self._missed = ''
 
     def asked(self, connection: int, clock: int) -> None:
-        """Take a request, and its time [ns]: while it is not answered, there is no gap."""
+        """Handle a request that came at a time [ns]. Until its reply, there is no gap."""
         self.tick(clock)
         self._is_asked.add(connection)
 
     def answered(self, connection: int, clock: int) -> None:
-        """Take a reply, and its time [ns]."""
+        """Handle a reply that came at a time [ns]."""
         self._is_asked.discard(connection)
         self._last = max(self._last, clock)
 
@@ -138,7 +138,7 @@ class Episodes:
         self._instruction, self._connection = instruction, connection
 
     def miss(self, reason: str) -> None:
-        """Take an inference without a step. A reader of the steps must notice the gap."""
+        """Handle an inference without a step. A reader of the steps must notice the gap."""
         if self._runs:
             self._sink.skip(reason)
         if not self._runs or self._rules.instruction:
@@ -146,13 +146,13 @@ class Episodes:
             self._missed = reason
 
     def reset(self) -> None:
-        """Take the request ``reset``."""
+        """Handle the request ``reset``."""
         if self._rules.reset:
             self.end('the client reset the policy')
             self._missed = ''
 
     def closed(self, connection: int) -> None:
-        """Take the end of a connection."""
+        """Handle the end of a connection."""
         self._is_asked.discard(connection)
         if self._rules.connection and connection == self._connection:
             self.end('the client disconnected')

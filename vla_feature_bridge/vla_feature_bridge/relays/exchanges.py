@@ -99,7 +99,7 @@ class Closed:
 
 @dataclass
 class Unwatched:
-    """Nothing more of a connection is watched."""
+    """The rest of a connection is not watched."""
 
     peer: str
     connection: int

@@ -45,7 +45,7 @@ class HttpMessage:
 
     @property
     def status(self) -> int:
-        """The status of a reply; 0 if it is no number."""
+        """The status of a reply; 0 if it is not a number."""
         word = (self.first_line.split(' ') + [''])[1]
         return int(word) if word.isdecimal() and len(word) == 3 else 0
 

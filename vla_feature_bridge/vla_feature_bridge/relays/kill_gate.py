@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the request ``kill`` of anybody from ending a GR00T server.
+"""Prevents that a client ends a GR00T server with the request ``kill``.
 
-The server ends on this request, and asks nobody for a password unless a token was set. The gate
-lets no request pass completely before it has read it. It holds a short request, and answers
-``kill`` itself. The first bytes of a long request, an observation, pass while the rest arrives; if
-it turns out to be ``kill``, the connection is reset, and the server drops what it has.
+The server ends on this request. It asks for no password unless a token was set. The gate reads
+every request before the last bytes of the request pass. The gate holds a short request, and answers
+``kill`` itself. The first bytes of a long request (an observation) pass while the rest arrives. If
+the request is ``kill``, the gate resets the connection, and the server discards the first bytes.
 """
 
 from __future__ import annotations

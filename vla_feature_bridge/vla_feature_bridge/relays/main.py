@@ -135,7 +135,7 @@ class Relay:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a relay; returns 0 after an interrupt, and 1 if it cannot start."""
+    """Run a relay. Return 0 after an interrupt, and 1 if the relay cannot start."""
     name = 'relay'
     lock = threading.Lock()
 

@@ -100,8 +100,8 @@ def _add_addresses(parser: argparse.ArgumentParser, policy: str) -> None:
         '--listen',
         metavar='HOST:PORT',
         default=f'127.0.0.1:{port + 1}',
-        help='where clients connect (default %(default)s); anybody who reaches this address '
-        'reaches the server',
+        help='where clients connect (default %(default)s); everyone who can reach this address '
+        'can use the server',
     )
     parser.add_argument(
         '--server',
@@ -170,8 +170,8 @@ def _add_steps(parser: argparse.ArgumentParser, policy: str) -> None:
         '--feature-key',
         metavar='KEY',
         default='',
-        help='key of the hidden states in the replies (default: the first that is there of '
-        f'{", ".join(FEATURE_AXES)}); without features, steps carry actions only',
+        help='key of the hidden states in the replies (default: the first key that a reply has of '
+        f'{", ".join(FEATURE_AXES)}); without features, steps carry only actions',
     )
     parser.add_argument(
         '--axes', metavar='A,B', default='', help='axes in front of the feature axis'
@@ -197,7 +197,7 @@ def _add_steps(parser: argparse.ArgumentParser, policy: str) -> None:
         metavar='KEY',
         nargs='*',
         default=None,
-        help='also send the images of the requests; without a KEY all of them',
+        help='also send the images of the requests; without a KEY: all images',
     )
 
 

@@ -193,7 +193,9 @@ def _stacked(actions: Any) -> Any:
         return actions
     if len({a.shape for a in actions}) != 1:
         raise ReadingError(
-            where='reply', expected='actions of one shape', found=f'{len(actions)} of several'
+            where='reply',
+            expected='actions of one shape',
+            found=f'{len(actions)} actions of different shapes',
         )
     return np.stack(actions)
 

@@ -80,16 +80,16 @@ class Keys:
     Attributes
     ----------
     actions : tuple of str
-        Keys of the actions in the reply, in the order of the action dimensions; empty is the usual
-        place.
+        Keys of the actions in the reply, in the order of the action dimensions. If empty, the
+        actions are read from the usual place.
     instruction : str
-        Key of the instruction in the request; empty is the usual place.
+        Key of the instruction in the request. If empty, it is read from the usual place.
     features : tuple of str
-        Keys of the features in the reply; the first that is there counts.
+        Keys of the features in the reply. The first key that the reply has is read.
     with_images : bool
         Whether images of the request are wanted.
     images : tuple of str
-        Keys of the images; empty is every image.
+        Keys of the images; empty: all images.
     """
 
     actions: tuple[str, ...] = ()
@@ -175,7 +175,7 @@ def features_in(replies: list[Any], keys: Keys) -> tuple[str, np.ndarray | None]
     Raises
     ------
     ReadingError
-        The value under the key is no array of floats.
+        The value under the key is not an array of floats.
     """
     for key in keys.features:
         for reply in replies:

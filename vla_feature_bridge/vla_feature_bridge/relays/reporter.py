@@ -95,7 +95,7 @@ class Reporter:
     ----------
     settings : Settings
     make_sink : callable
-        Returns the sink of the steps; takes the name of the features, or ``'none'``.
+        Takes the name of the features, or ``'none'``, and returns the sink of the steps.
     say : callable
         Takes a line for people.
     """

@@ -42,13 +42,13 @@ class Watch(Protocol):
         """Return bytes of the relay itself that the client gets now."""
 
     def sent(self) -> None:
-        """Take the news that the bytes of the last call were sent."""
+        """Note that the bytes of the last call were sent."""
 
     def server_ended(self) -> bool:
-        """Take the end of the server's stream; returns True if the server may have died."""
+        """Handle the end of the server's stream. Return True if the server may have died."""
 
     def closed(self) -> None:
-        """Take the end of the connection."""
+        """Handle the end of the connection."""
 
 
 class RefusedError(Exception):
@@ -167,7 +167,7 @@ class Link:
         return b'' if self._reset else data
 
     def _send(self, pieces: Callable[[], Sequence[bytes]]) -> bool:
-        """Send to the client; returns False if it is gone."""
+        """Send to the client. Return False if the client has disconnected."""
         with self._sending_to_client:
             try:
                 for piece in pieces():

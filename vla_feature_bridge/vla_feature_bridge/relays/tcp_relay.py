@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Listens for clients, and connects each of them to the server.
+"""Listens for clients, and connects each client to the server.
 
 While the server cannot be reached, the relay does not listen, so that the kernel refuses clients as
 it does without a relay.
@@ -36,12 +36,12 @@ class TcpRelay:
     ----------
     listen, server : Address
     open_watch : callable
-        Returns the watch of a new connection; takes the address of the client.
+        Takes the address of a client and returns the watch of its new connection.
     say : callable
         Takes a line for people.
     probe : bytes
-        What the relay sends to see whether the server answers, so that the server does not log a
-        broken connection; empty if a connection alone disturbs nobody.
+        Bytes that the relay sends to test whether the server answers, so that the server does not
+        log a broken connection; empty if the server does not log a connection without bytes.
 
     Raises
     ------
@@ -215,7 +215,7 @@ class TcpRelay:
                 pass
 
     def _server_lost(self) -> None:
-        """Stop listening if the server does not answer; returns when clients are refused."""
+        """Stop listening if the server does not answer. Return as soon as clients are refused."""
         # The kernel may end the connections of a process before its listening socket.
         for pause in (0.0, *_DYING):
             time.sleep(pause)

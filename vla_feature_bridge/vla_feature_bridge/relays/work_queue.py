@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Hands what was seen to one worker thread; bounded, so that a slow worker delays nobody."""
+"""Gives what was seen to one worker thread. The queue is bounded: a slow worker delays nothing."""
 
 from __future__ import annotations
 

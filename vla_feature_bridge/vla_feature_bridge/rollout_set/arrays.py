@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The arrays of a rollout set on disk: safetensors files, mapped into memory."""
+"""The arrays of a rollout set on disk: safetensors files, read without a copy if possible."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from vla_feature_bridge.atomic import names_file
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.layout import ARRAYS, COPY_AGAIN, INDEX, RolloutSetError
+from vla_feature_bridge.rollout_set.mapping import file_bytes
 from vla_feature_bridge.step import STEP_FIELDS
 from vla_feature_bridge.tensors import first_not_finite
 
@@ -146,7 +148,7 @@ def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
 
 
 def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Remove the features from the arrays of a file; returns them and their lengths.
+    """Remove the features from the arrays of a file and return them and their lengths.
 
     The lengths are those of the first raw axis at each step; None if all steps have the same.
 
@@ -197,7 +199,7 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
 
 
 def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tuple[int, int]:
-    """Write one file; returns its size [bytes] and the CRC-32 of its header."""
+    """Write one file and return its size [bytes] and the CRC-32 of its header."""
     for name, array in arrays.items():
         if array.dtype not in _DTYPE_NAMES:
             raise RolloutSetError(
@@ -219,7 +221,7 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tu
         position += array.nbytes
     header = json.dumps(described, separators=(',', ':')).encode()
     header += b' ' * (-len(header) % 8)
-    with file.open('wb') as stream:
+    with names_file(file), file.open('wb') as stream:
         stream.write(len(header).to_bytes(8, 'little'))
         stream.write(header)
         for name in order:
@@ -228,7 +230,9 @@ def _write_arrays(file: Path, arrays: dict[str, np.ndarray], episode: str) -> tu
 
 
 def map_arrays(file: Path, size: int, crc: int) -> dict[str, np.ndarray]:
-    """Return the arrays of one file, mapped into memory and read-only; checks the whole header.
+    """Return the arrays of one file, read-only; checks the whole header.
+
+    Large files are mapped into memory: see :mod:`vla_feature_bridge.rollout_set.mapping`.
 
     Parameters
     ----------
@@ -241,22 +245,21 @@ def map_arrays(file: Path, size: int, crc: int) -> dict[str, np.ndarray]:
         The file is missing, damaged or of another format.
     """
     try:
-        mapped = np.memmap(file, dtype=np.uint8, mode='r')
-    except (OSError, ValueError) as error:
+        data = file_bytes(file)
+    except OSError as error:
         raise RolloutSetError(
             where=str(file),
             expected=f'a file of {size} bytes',
             found=f'a file that cannot be read ({error})',
             advice=COPY_AGAIN,
         ) from error
-    if len(mapped) != size or len(mapped) < 8:
+    if len(data) != size or len(data) < 8:
         raise RolloutSetError(
             where=str(file),
             expected=f'a file of {size} bytes',
-            found=f'{len(mapped)} bytes',
+            found=f'{len(data)} bytes',
             advice=COPY_AGAIN,
         )
-    data: np.ndarray = mapped.view(np.ndarray)
     length = int.from_bytes(data[:8].tobytes(), 'little')
     if length > min(_MAX_HEADER_BYTES, len(data) - 8):
         raise RolloutSetError(

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vla_feature_bridge.atomic import names_file
 from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.rollout_set.layout import (
     ARRAY_FILE,
@@ -159,7 +160,8 @@ def write_index(file: Path, rows: dict[str, list[Any]]) -> None:
 
     types = {str: pyarrow.string(), int: pyarrow.int64(), bool: pyarrow.bool_()}
     schema = pyarrow.schema([(name, types[kinds[0]]) for name, kinds in COLUMNS.items()])
-    pyarrow.parquet.write_table(pyarrow.table(rows, schema=schema), file)
+    with names_file(file):
+        pyarrow.parquet.write_table(pyarrow.table(rows, schema=schema), file)
 
 
 def check_array_files(folder: Path, columns: dict[str, list[Any]]) -> None:

@@ -3,9 +3,9 @@
 
 The journal lists the finished entries, so that the work can continue.
 
-The first line names the work. Every further line is one entry. The line of an entry is written
-after the arrays of the entry. An entry is ``{'row': ...}``, a row of the index, or ``{'left_out':
-...}``, a message.
+The first line says what is converted and how. Every further line is one entry. The line of an entry
+is written after the arrays of the entry. An entry is ``{'row': ...}`` with a row of the index, or
+``{'left_out': ...}`` with a message.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vla_feature_bridge.atomic import names_file
 from vla_feature_bridge.rollout_set.index import COLUMNS, LATER_COLUMNS
 from vla_feature_bridge.rollout_set.layout import ARRAY_FILE, ARRAYS, JOURNAL, RolloutSetError
 
@@ -58,19 +60,26 @@ class Journal:
                 advice='wait until the other process has finished, or choose another name',
             ) from None
         self.entries: list[dict[str, Any]] = []
-        if not self._read(work):
-            shutil.rmtree(folder / ARRAYS)
-            (folder / ARRAYS).mkdir()
-            self.note({'work': work})
+        try:
+            if not self._read(work):
+                shutil.rmtree(folder / ARRAYS)
+                (folder / ARRAYS).mkdir()
+                self.note({'work': work})
+        except BaseException:
+            self.close()
+            raise
 
     def note(self, entry: dict[str, Any]) -> None:
         """Add one entry."""
-        self._file.write(json.dumps(entry) + '\n')
-        self._file.flush()
+        with names_file(self._folder / JOURNAL):
+            self._file.write(json.dumps(entry) + '\n')
+            self._file.flush()
 
     def close(self) -> None:
         """Close the file; other processes can open it."""
-        self._file.close()
+        # If the disk is full, the last entry is still in a buffer and cannot be written either.
+        with suppress(OSError):
+            self._file.close()
 
     def _read(self, work: str) -> bool:
         """Read the valid lines and remove the rest.

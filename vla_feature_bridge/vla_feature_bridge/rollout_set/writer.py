@@ -15,7 +15,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vla_feature_bridge.atomic import make_folders, move_folder, path_aside, remove_empty
+from vla_feature_bridge.atomic import (
+    make_folders,
+    move_folder,
+    names_file,
+    path_aside,
+    remove_empty,
+)
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.arrays import write_rollout
@@ -93,16 +99,26 @@ class RolloutSetWriter:
         self._journal: Journal | None = None
         self._made_parents = make_folders(self.path.parent)
         self.folder = partial_folder(self.path) if self.work else path_aside(_absolute(self.path))
-        (self.folder / ARRAYS).mkdir(parents=True, exist_ok=bool(self.work))
-        if self.work:
-            self._journal = Journal(self.folder, self.work)
-            for entry in self._journal.entries:
-                if 'left_out' in entry:
-                    self.left_out.append(str(entry['left_out']))
-                else:
-                    self._take(entry['row'])
+        is_new = not self.folder.exists()
+        try:
+            (self.folder / ARRAYS).mkdir(parents=True, exist_ok=bool(self.work))
+            if self.work:
+                self._continue()
+        except OSError:
+            if is_new:
+                shutil.rmtree(self.folder, ignore_errors=True)
+                remove_empty(self._made_parents)
+            raise
         self.continued = self.entries
         return self
+
+    def _continue(self) -> None:
+        self._journal = Journal(self.folder, self.work)
+        for entry in self._journal.entries:
+            if 'left_out' in entry:
+                self.left_out.append(str(entry['left_out']))
+            else:
+                self._take(entry['row'])
 
     @property
     def entries(self) -> int:
@@ -244,7 +260,8 @@ class RolloutSetWriter:
             'software': software(),
         }
         text = json.dumps(manifest, indent=2, ensure_ascii=False) + '\n'
-        (self.folder / MANIFEST).write_text(text, encoding='utf-8')
+        with names_file(self.path):
+            (self.folder / MANIFEST).write_text(text, encoding='utf-8')
         self._check_destination()
         move_folder(self.folder, self.path, overwrite=self.overwrite)
         # Remove the journal last: before the rename, an interrupted work needs it to continue.

@@ -8,6 +8,7 @@ parameters         parameters of a node, declared once
 clock_watch        notices that the ROS time stands still
 messages           steps and events to messages and back
 message_types      message types by their names
+definitions        what a recording says about its topics
 foreign_arrays     features and actions in messages of other projects
 chunks             action chunks and images as messages for people
 topic_input        a subscription whose type and QoS follow the publishers

@@ -17,7 +17,7 @@ class ClockWatch:
 
     Without ``use_sim_time``, the ROS clock is the system clock. It never stands still, but a person
     or NTP can set it back. With ``use_sim_time``, the ROS clock shows the last time on ``/clock``:
-    it stands still if nobody publishes ``/clock`` or if the simulation is paused, and it runs back
+    it stands still if no node publishes ``/clock`` or if the simulation is paused, and it runs back
     if a recording starts again.
 
     Parameters

@@ -49,7 +49,7 @@ def features_of(message: Any) -> np.ndarray:
     Raises
     ------
     ForeignMessageError
-        The type is another one, or the shape does not fit the data.
+        The message has another type, or the shape does not fit the data.
     """
     name = type_name_of(message)
     if name in (_TENSOR, _STAMPED):
@@ -100,7 +100,7 @@ class ActionReader:
         Raises
         ------
         ForeignMessageError
-            The type is another one, a joint is missing, or the shape does not fit the data.
+            The message has another type, a joint is missing, or the shape does not fit the data.
         """
         name = type_name_of(message)
         reader = self._readers.get(name)

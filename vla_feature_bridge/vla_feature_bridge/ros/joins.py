@@ -123,7 +123,7 @@ class Join:
             self._synchronizer.registerCallback(self._on_set)
 
     def add(self, name: str, message: Any, now: int) -> None:
-        """Take a message of an input.
+        """Handle a message of an input.
 
         Parameters
         ----------

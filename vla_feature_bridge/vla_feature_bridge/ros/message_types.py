@@ -19,7 +19,7 @@ _NAME = re.compile(r'(?P<package>[a-z][a-z0-9_]*)/(msg/)?(?P<message>[A-Z][A-Za-
 
 
 class MessageTypeError(SafeError):
-    """There is no such message type here. The text contains its name and what to install."""
+    """A message type is not installed. The text contains its name and what to install."""
 
 
 def full_type_name(name: str) -> str:
@@ -33,7 +33,7 @@ def full_type_name(name: str) -> str:
     Raises
     ------
     MessageTypeError
-        The text is no name of a message type.
+        The text is not the name of a message type.
     """
     found = _NAME.fullmatch(name)
     if found is None:
@@ -52,7 +52,7 @@ def message_type(name: str) -> Any:
     Raises
     ------
     MessageTypeError
-        The name is wrong, or its package is not installed or has no such message.
+        The name is wrong, or the package is not installed, or the package has no such message.
     """
     package, _, message = full_type_name(name).split('/')
     try:
@@ -69,7 +69,7 @@ def message_type(name: str) -> Any:
         raise MessageTypeError(
             where=f'message type {name}',
             expected=f'a message of the package {package}',
-            found='a package without it',
+            found='a package without this message',
             advice=f'`ros2 interface package {package}` lists its messages',
         )
     try:

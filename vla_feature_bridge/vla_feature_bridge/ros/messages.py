@@ -199,7 +199,7 @@ def success_of(outcome: int) -> bool | None:
     Raises
     ------
     MessageError
-        There is no such outcome.
+        The number is not the number of an outcome.
     """
     for success, known in _OUTCOMES.items():
         if outcome == known:

@@ -34,7 +34,8 @@ def check_overrides(node: Node) -> str:
     Raises
     ------
     ParameterError
-        A value was given to a name that is similar to a parameter of the node.
+        A value was given to a name that is similar to a parameter of the node, or to a name below
+        a parameter of the node.
     """
     known = [name for name in node.get_parameters_by_prefix('') if name not in _OF_RCLPY]
     others = []
@@ -42,6 +43,15 @@ def check_overrides(node: Node) -> str:
     for name in sorted(node._parameter_overrides):
         if node.has_parameter(name) or name in _OF_RCLPY or name.startswith(_QOS):
             continue
+        parent = name.partition('.')[0]
+        if parent in known:
+            raise ParameterError(
+                where=f'parameters of {node.get_fully_qualified_name()}',
+                expected=f'a value of {parent!r}',
+                found=f'a value of {name!r}, a name below it',
+                advice="put each text with a colon in quotes, such as 'A: B', because YAML reads a "
+                'name and a value otherwise',
+            )
         nearest = _nearest(name, known, _MISSPELT)
         if nearest:
             raise ParameterError(

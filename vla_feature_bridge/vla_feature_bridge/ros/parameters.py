@@ -120,7 +120,7 @@ def declare_parameters(node: Node, parameters: Sequence[Parameter]) -> SimpleNam
             ).value
         except Exception as error:  # rclpy raises several unrelated classes for a refused value
             raise refusal(node, parameter, _given(node, parameter.name)) from error
-        if parameter.choices and value not in parameter.choices:
+        if value is None or (parameter.choices and value not in parameter.choices):
             raise refusal(node, parameter, value)
         values[parameter.name] = list(value) if isinstance(parameter.default, list) else value
     return SimpleNamespace(**values)
@@ -133,6 +133,9 @@ def refusal(node: Node, parameter: Parameter, value: Any) -> ParameterError:
     spelling = ''
     if type(value) is int and isinstance(parameter.default, float):
         spelling = f'write {value}.0; '
+    elif value is None and isinstance(parameter.default, list):
+        # ROS cannot tell the type of an empty list.
+        spelling = "write [''] for an empty list; "
     elif type(value) is str and isinstance(parameter.default, list):
         spelling = f'write {[value]}; '
     elif type(value) is not str and isinstance(parameter.default, str):

@@ -20,6 +20,8 @@ ALARM_QOS = QoSProfile(
 STOP_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 DIAGNOSTICS_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 CHUNK_QOS = QoSProfile(depth=10, reliability=ReliabilityPolicy.RELIABLE)
+MARKER_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
+OVERLAY_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 LEASE = 1.0

@@ -75,7 +75,7 @@ class TopicInput:
     TopicInputError
         ``type_name`` is none of ``types``.
     MessageTypeError
-        ``type_name`` is no message type that is installed here.
+        ``type_name`` is not a message type that is installed here.
     """
 
     def __init__(
@@ -137,7 +137,7 @@ class TopicInput:
         self.message_class, self._type_name = message_type(name), name
 
     def _connect(self, found: list[Any]) -> str:
-        """Subscribe; returns why that is not possible, or an empty text."""
+        """Subscribe. Return the reason if this is not possible, otherwise an empty text."""
         types = sorted({info.topic_type for info in found})
         if not found:
             self.publishers = 0

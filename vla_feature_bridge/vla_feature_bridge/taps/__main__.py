@@ -61,8 +61,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         '--inference',
         metavar='MODULE:FUNCTION',
-        help='a function that makes one inference with the policy that it is given; for a policy '
-        'of LeRobot, a random observation is made without it',
+        help='a function that takes the policy and makes one inference; default, for a policy of '
+        'LeRobot: an inference with a random observation',
     )
     verb.set_defaults(run=_check)
     return parser

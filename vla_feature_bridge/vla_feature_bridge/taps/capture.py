@@ -31,8 +31,8 @@ _HOST_DTYPES = {
 class TensorStack:
     """Copies of tensors of one shape, one after the other, on their device.
 
-    A stack can be used again after :meth:`clear`. It then needs no new memory, whose first use
-    would cost more time than the copy.
+    A stack can be used again after :meth:`clear`. It then needs no new memory, because the first
+    use of new memory costs more time than the copy.
     """
 
     def __init__(self, capacity: int = 8) -> None:
@@ -45,11 +45,11 @@ class TensorStack:
         return self._count
 
     def clear(self) -> None:
-        """Forget the tensors; keeps the memory."""
+        """Forget the tensors, and keep the memory for the next tensors."""
         self._count = 0
 
     def add(self, tensor: torch.Tensor) -> bool:
-        """Copy a tensor; returns False if its shape, dtype or device differs from the first."""
+        """Copy a tensor. Return False if its shape, dtype or device differs from the first."""
         kind = (tensor.shape, tensor.dtype, tensor.device)
         if kind != self._kind:
             if self._count:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks a preset on a policy: what one inference gave, against what the preset expects."""
+"""Checks a preset on a policy: compares one inference with what the preset expects."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class CheckRow:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check found. ``str`` of it is a table.
+    """The result of a check. ``str(report)`` is a table.
 
     Attributes
     ----------

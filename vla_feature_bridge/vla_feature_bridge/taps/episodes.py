@@ -12,7 +12,7 @@ from vla_feature_bridge.taps.inference import Inference
 
 
 class Episodes:
-    """Hands inferences and the borders of episodes to a sink; never raises.
+    """Gives inferences, and the start and end of episodes, to a sink. Never raises an error.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Episodes:
         self._lock = threading.RLock()
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Start an episode; returns its id, or an empty text if that is not possible."""
+        """Start an episode and return its id, or an empty text if that is not possible."""
         with self._lock:
             started = self._ask('start', task=task, instruction=instruction, episode_id=episode_id)
             self._runs = True

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error of taps, and the names that are nearest to a wrong one."""
+"""The error of taps, and the names that are nearest to a wrong name."""
 
 from __future__ import annotations
 

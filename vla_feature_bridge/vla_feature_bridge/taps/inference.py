@@ -33,7 +33,7 @@ class Inference:
     dtype : str
         dtype of the raw features in the policy.
     instruction : str
-        Language instruction of this inference; empty if the policy does not tell it.
+        Language instruction of this inference; empty if it is unknown.
     inference_time : float
         How long the inference took [s].
     stamp : int

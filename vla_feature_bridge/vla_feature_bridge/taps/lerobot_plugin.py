@@ -26,8 +26,8 @@ _LOG = logging.getLogger('vla_feature_bridge.taps')
 class LerobotPlugin:
     """Attaches a tap to the newest policy of a process.
 
-    The newest policy takes the place of the one before: LeRobot's policy server loads a policy
-    anew for each client. A policy that lost its tap never gets it back.
+    The newest policy takes the place of the previous policy, because LeRobot's policy server loads
+    a new policy for each client. A policy that lost its tap never gets it back.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ class LerobotPlugin:
 
 
 class _Nested:
-    """Tells whether a call of this thread is inside another one: a policy in a policy."""
+    """Knows whether a call of this thread is inside another call: a policy in a policy."""
 
     def __init__(self, calls: threading.local) -> None:
         self._calls = calls
@@ -164,7 +164,7 @@ def install(settings: LerobotSettings | None = None) -> LerobotPlugin | None:
     Parameters
     ----------
     settings : LerobotSettings, optional
-        Those of the environment without it.
+        Default: the settings of the environment variables.
 
     Returns
     -------

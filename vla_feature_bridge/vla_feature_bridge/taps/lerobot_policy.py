@@ -33,9 +33,9 @@ _HORIZONS: tuple[int | str, ...] = (
 class LerobotSink:
     """Sends the steps of a policy of LeRobot with its present ``exec_horizon`` and task.
 
-    Real-time chunking is switched on after a policy was loaded. Therefore ``exec_horizon`` is asked
-    for at each step. With real-time chunking it is the nominal ``execution_horizon``: the true
-    number depends on the latency, and is not known yet.
+    A program can start real-time chunking after it loaded the policy. Therefore ``exec_horizon`` is
+    read at each step. With real-time chunking, ``exec_horizon`` is the nominal
+    ``execution_horizon``, because the true number depends on the latency and is not known yet.
 
     Parameters
     ----------
@@ -59,7 +59,7 @@ class LerobotSink:
         self.sender.last_error = text
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Begin an episode; returns its id."""
+        """Begin an episode and return its id."""
         return self.sender.start(
             task=self._settings.task or task, instruction=instruction, episode_id=episode_id
         )
@@ -67,7 +67,7 @@ class LerobotSink:
     def publish(
         self, features: Any, actions: Any = None, *, stamp: Any = None, **fields: Any
     ) -> PolicyStep | None:
-        """Send the next step; returns it, or None if it was refused or lost."""
+        """Send the next step and return it, or None if it was refused or lost."""
         if self._settings.exec_horizon is None:
             config = getattr(self._policy(), 'config', None)
             rtc = getattr(config, 'rtc_config', None)
@@ -153,7 +153,7 @@ class PolicyTap:
 
 
 class _Watch:
-    """Says once if a policy gives actions, but the tap sees no inference."""
+    """Warns once if a policy gives actions, but the tap sees no inference."""
 
     def __init__(self, name: str, horizon: int) -> None:
         self._name, self._limit = name, horizon + 1
@@ -211,7 +211,7 @@ def _preset_of(policy: Any, settings: LerobotSettings) -> Preset:
 
 
 def _wait(sender: StepSender, settings: LerobotSettings) -> None:
-    """Wait until a monitor listens, before the robot moves; say so if none does."""
+    """Wait until a monitor listens, before the robot moves; warn if no monitor listens."""
     deadline = time.monotonic() + settings.wait
     while settings.wait and not sender.monitor_listens:
         if time.monotonic() >= deadline:

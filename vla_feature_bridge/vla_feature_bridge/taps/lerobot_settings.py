@@ -23,22 +23,22 @@ class LerobotSettings:
     Attributes
     ----------
     enabled : bool
-        ``SAFE_TAP``: 0 attaches nothing, 1 attaches in every program. Without it, a tap is attached
-        in every program but ``lerobot-train``.
+        ``SAFE_TAP``: 0 attaches no tap, 1 attaches a tap in every program. Default: a tap in every
+        program except ``lerobot-train``.
     address : str
-        ``SAFE_BRIDGE``: address of the bridge; the bridge of this user on this machine without it.
+        ``SAFE_BRIDGE``: address of the bridge; default: the bridge of this user on this machine.
     source : str
         ``SAFE_SOURCE``: name of this process at the bridge.
     task : str
-        ``SAFE_TASK``: name of the task of all episodes; the instruction without it.
+        ``SAFE_TASK``: name of the task of all episodes; default: the instruction.
     preset : str
         ``SAFE_PRESET``: ``auto``, the name of a preset or the path of its YAML file.
     exec_horizon : int or None
-        ``SAFE_EXEC_HORIZON``: number of actions that are executed before the next inference; the
-        configuration of the policy without it.
+        ``SAFE_EXEC_HORIZON``: number of actions that are executed before the next inference;
+        default: the number in the configuration of the policy.
     wait : float
-        ``SAFE_WAIT``: how long a program waits for a monitor when it has loaded a policy [s]; 5
-        without it, 0 does not wait.
+        ``SAFE_WAIT``: how long a program waits for a monitor when it has loaded a policy [s];
+        default: 5. With 0, the program does not wait.
     """
 
     enabled: bool = True

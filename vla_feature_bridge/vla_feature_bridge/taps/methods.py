@@ -29,16 +29,16 @@ def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Listener(Protocol):
-    """What a wrapped method calls; none of these functions may raise."""
+    """The functions that a wrapped method calls. They must not raise an error."""
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Take note of the beginning of a call, and return a mark of it."""
+        """Note the beginning of a call, and return a mark of this call."""
 
     def finish(self, mark: Any, result: Any) -> None:
-        """Take note of the return of a call."""
+        """Note the return of the call with this mark."""
 
     def fail(self, mark: Any) -> None:
-        """Take note of an exception of a call."""
+        """Note that the call with this mark raised an exception."""
 
 
 class WrappedMethod:
@@ -46,7 +46,7 @@ class WrappedMethod:
 
     It takes the place of the method as an attribute of the object, until :meth:`restore`. The
     arguments, the result and exceptions pass unchanged. A copy of the policy (``copy.deepcopy``,
-    pickle) has the method as it was.
+    pickle) has the original method.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ class WrappedMethod:
     Raises
     ------
     TapError
-        The policy has no such method, or does not let its attributes be set.
+        The policy has no such method, or its attributes cannot be set.
     """
 
     def __init__(self, policy: Any, path: str, listener: Listener) -> None:
@@ -91,7 +91,7 @@ class WrappedMethod:
         return result
 
     def restore(self) -> bool:
-        """Put the method back; returns False if the attribute was replaced in the meantime."""
+        """Restore the method. Return False if the attribute was replaced in the meantime."""
         outer = self._own_attribute()
         while isinstance(outer, WrappedMethod) and outer is not self:
             if outer._original is self:  # another tap came later, and stays

@@ -8,7 +8,7 @@
     policy = policy_config.create_trained_policy(config, checkpoint)
     tap = OpenpiJaxTap(policy, exec_horizon=5, sink='unix:/tmp/safe_bridge.sock')
 
-Needs JAX and Flax, as openpi does; neither PyTorch nor a change of openpi.
+The tap needs JAX and Flax, as openpi does. It needs no PyTorch and no change of openpi.
 """
 
 from __future__ import annotations
@@ -41,9 +41,10 @@ _TOKEN_POOLING = (('token', 'mean'),)
 class OpenpiJaxTap:
     """Copies the hidden states of each inference of an openpi policy in JAX.
 
-    A module that passes everything on takes the place of ``model.action_out_proj`` (pi0, pi0.5) or
-    ``model.PaliGemma.llm`` (pi0-FAST). ``Policy`` freezes and compiles the model when it is made;
-    therefore the tap makes ``policy._sample_actions`` again. The next inference compiles again.
+    A module that forwards all calls takes the place of ``model.action_out_proj`` (pi0, pi0.5) or
+    ``model.PaliGemma.llm`` (pi0-FAST). ``Policy`` freezes and compiles the model in its
+    constructor. Therefore the tap makes ``policy._sample_actions`` again, and the next inference
+    compiles again.
 
     Actions do not change. After construction, the tap never raises into the policy: see ``problem``
     of an inference, and :attr:`problems`.
@@ -60,9 +61,9 @@ class OpenpiJaxTap:
         Who starts the episodes of the sink: the caller by :meth:`start` and :meth:`end`, or each
         change of the prompt.
     pooling : sequence of (axis, command) pairs, optional
-        The mean over all axes without it; ``()`` keeps the raw tensor.
+        Default: the mean over all axes. ``()`` keeps the raw tensor.
     module_jit : callable, optional
-        Compiles the method of a model; ``openpi.shared.nnx_utils.module_jit`` without it.
+        Compiles the method of a model; default: ``openpi.shared.nnx_utils.module_jit``.
 
     Attributes
     ----------
@@ -74,7 +75,7 @@ class OpenpiJaxTap:
     Raises
     ------
     TapError
-        The policy is no openpi policy in JAX, or an option is wrong. The policy is unchanged.
+        The policy is not an openpi policy in JAX, or an option is wrong. The policy is unchanged.
     """
 
     def __init__(
@@ -121,7 +122,7 @@ class OpenpiJaxTap:
         return 'pi05' if getattr(self._model, 'pi05', False) else 'pi0'
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Start an episode of the sink; returns its id."""
+        """Start an episode of the sink and return its id."""
         return self._episodes.start(task=task, instruction=instruction, episode_id=episode_id)
 
     def end(self, success: bool | None = None, reason: str = '') -> None:
@@ -129,7 +130,7 @@ class OpenpiJaxTap:
         self._episodes.end(success, reason)
 
     def detach(self) -> None:
-        """Leave the policy as it was. Closes the sink if the tap made it."""
+        """Restore the policy. Close the sink if the tap made the sink."""
         if vars(self._policy).get('infer') is self._infer:
             del self._policy.infer
         owner, name = self._place()

@@ -35,7 +35,7 @@ def find_module(policy: Any, path: str) -> nn.Module:
     Raises
     ------
     TapError
-        The policy has no such submodule; names the nearest ones.
+        The policy has no such submodule. The text contains the nearest paths.
     """
     for root in (unwrapped(policy), policy):
         found = _follow(root, path)
@@ -56,7 +56,7 @@ def find_method(policy: Any, path: str) -> tuple[Any, str]:
     Raises
     ------
     TapError
-        The policy has no such method; names the nearest ones.
+        The policy has no such method. The text contains the nearest paths.
     """
     parent, _, name = path.rpartition('.')
     root = unwrapped(policy)

@@ -192,7 +192,7 @@ class Preset:
         Raises
         ------
         TapError
-            The values are no mapping, a key is unknown or missing, or a value is wrong.
+            The values are not a mapping, a key is unknown or missing, or a value is wrong.
         """
         if not isinstance(values, Mapping):
             raise TapError(

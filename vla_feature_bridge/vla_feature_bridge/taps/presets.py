@@ -28,7 +28,7 @@ def load_preset(name_or_path: str | Path) -> Preset:
     Raises
     ------
     TapError
-        No preset has the name, or the file cannot be read, is no YAML, or is no preset.
+        No preset has the name, or the file cannot be read, is not YAML, or is not a preset.
     """
     if isinstance(name_or_path, Path) or str(name_or_path).endswith(_ENDINGS):
         return _parse(_read(Path(name_or_path)), str(name_or_path))

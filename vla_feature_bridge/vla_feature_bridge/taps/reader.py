@@ -39,7 +39,7 @@ class Reader:
         self._width: int | None = None
 
     def expected_calls(self) -> int | None:
-        """Return how often the submodule is called; None if only the result tells it."""
+        """Return how often the submodule is called; None if only the result shows the number."""
         return find_number(self._policy, [s for s in self._preset.calls if s not in COUNTED])
 
     def read(self, running: Running, result: Any, seconds: float) -> Inference:

@@ -115,7 +115,7 @@ class Recorder:
         self._methods.append(WrappedMethod(self._policy, path, listener))
 
     def detach(self) -> None:
-        """Leave the policy as it was."""
+        """Restore the policy."""
         self._closed = True
         while self._hooks:
             self._hooks.pop().remove()
@@ -136,7 +136,7 @@ class Recorder:
     def drop_unfinished(self, why: str) -> None:
         """Discard the unfinished inferences.
 
-        Each of them ends only with its last call, and this call will not come.
+        An unfinished inference ends only with its last call, and this call will not come.
         """
         if self._preset.ends != AFTER_CALLS:
             return

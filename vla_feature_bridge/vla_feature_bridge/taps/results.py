@@ -101,7 +101,7 @@ def token_ids_of(result: Any, prompt: int | None) -> np.ndarray:
     Raises
     ------
     ResultError
-        The result holds no such tokens, or the length of the prompt is unknown.
+        The result holds no tokens of this shape, or the length of the prompt is unknown.
     """
     sequences = getattr(result, 'sequences', result)
     if not isinstance(sequences, torch.Tensor) or sequences.ndim != 2:

@@ -34,12 +34,12 @@ class FeatureTap:
         ...  # the policy runs as always, and each inference is sent
         tap.end(success=True)
 
-    After construction a tap never raises into the policy. It says what is wrong in ``problem`` of
-    the inference, counts it in :attr:`problems`, and logs the first of each kind. Features with a
-    problem are never sent.
+    After construction, a tap never raises an error into the policy. It writes a problem to
+    ``problem`` of the inference, counts the problem in :attr:`problems`, and logs the first problem
+    of each kind. Features with a problem are never sent.
 
-    Attach a tap before the first inference: code that ``torch.compile`` has compiled never calls a
-    hook that comes later.
+    Attach a tap before the first inference, because code that ``torch.compile`` has compiled never
+    calls a hook that is added later.
 
     Parameters
     ----------
@@ -190,7 +190,7 @@ class FeatureTap:
         return callback
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
-        """Start an episode of the sink, as its ``start`` does; returns the id of the episode."""
+        """Start an episode with ``start`` of the sink and return the id of the episode."""
         if self._is_closed('start'):
             return ''
         self._recorder.drop_unfinished('start')
@@ -203,7 +203,7 @@ class FeatureTap:
             self._episodes.end(success, reason)
 
     def detach(self) -> None:
-        """Remove the tap: the policy is as it was before. Closes the sink if the tap made it."""
+        """Remove the tap and restore the policy. Close the sink if the tap made the sink."""
         if self._closed:
             return
         self._closed = True

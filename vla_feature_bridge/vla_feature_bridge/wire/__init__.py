@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Carries steps over a socket, from the process of a policy to the bridge. NumPy only, no ROS.
+"""Carries steps over a socket, from the process of a policy to the bridge. Needs only NumPy.
 
 The modules; each may import only modules above it:
 
 address            addresses: ``unix:/path`` and ``tcp://host:port``
-frame              frames: bytes to header and arrays and back, with limits
+frame              frames: converts header and arrays to bytes and back, with limits
 budget             memory for the frames of all connections
-messages           steps, events and images to frames and back
-send_queue         what waits to be sent; bounded, drops the oldest
+messages           converts steps, events and images to frames and back
+send_queue         the frames that wait to be sent; a full queue drops the oldest frames
 link               the thread of a sender: connects, sends, connects again
 sender             ``StepSender``: sends the steps of a policy
 listener           listening sockets of the bridge

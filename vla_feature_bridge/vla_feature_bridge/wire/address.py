@@ -25,7 +25,7 @@ _LOOPBACK = ('localhost', '::1')
 
 
 class AddressError(SafeError):
-    """A text is no address of the bridge."""
+    """A text is not an address of the bridge."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Address:
         Raises
         ------
         OSError
-            Nobody listens there, or nobody answers within ``timeout`` seconds.
+            No process listens on the address, or no answer comes within ``timeout`` seconds.
         """
         if not self.path:
             return socket.create_connection((self.host, self.port), timeout)
@@ -108,7 +108,7 @@ def parse_address(text: str) -> Address:
     Raises
     ------
     AddressError
-        The text is no address, or its path or port is out of range.
+        The text is not an address, or its path or port is out of range.
     """
     if isinstance(text, str) and text.startswith('unix:'):
         path = text.removeprefix('unix:')

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection of a sender, on the side of the bridge: a thread that reads and hands on."""
+"""One connection of a sender, on the side of the bridge: a thread that reads its frames."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ class Connection:
             self.abort()
 
     def abort(self) -> None:
-        """End the connection; nothing more is handed on, except what is being handed on."""
+        """End the connection. No message is delivered any more, except a message in delivery."""
         self.is_aborted = True
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
@@ -160,7 +160,7 @@ class Connection:
                 raise FrameError(
                     where='first frame',
                     expected=f'the whole frame within {HELLO_TIMEOUT:g} s',
-                    found='a part of it',
+                    found='a part of the frame',
                 )
             if frame is not None:
                 self._take(frame, reader)

@@ -2,8 +2,8 @@
 """Frames: how messages lie in a stream of bytes.
 
 A frame is a prefix of 16 bytes (``SAFT``, version, lengths), a header in JSON, and the bytes of its
-arrays. ``docs/reference/bridge_protocol.md`` describes it. Nothing of it is executed, and every
-length is checked before it is used.
+arrays. ``docs/reference/bridge_protocol.md`` describes the format. No part of a frame is executed.
+Every length is checked before it is used.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ BRIDGE_KINDS = ('status', 'refused')
 
 
 class FrameError(SafeError):
-    """Bytes are no frame, or a message does not fit a frame."""
+    """Bytes are not a frame, or a message does not fit a frame."""
 
 
 class VersionError(FrameError):
@@ -176,7 +176,7 @@ class FrameReader:
         Raises
         ------
         FrameError
-            The bytes are no frame. The stream cannot be read on.
+            The bytes are not a frame. The rest of the stream cannot be read.
         """
         self._have += count
         if self._have < len(self._buffer):
@@ -223,7 +223,7 @@ class FrameReader:
                 where='frame',
                 expected=f'the first bytes {MAGIC!r}',
                 found=repr(magic),
-                advice='connect senders of this software only',
+                advice='connect only senders of this software',
             )
         if version != VERSION:
             raise VersionError(

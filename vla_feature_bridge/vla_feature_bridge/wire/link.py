@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The thread of a sender: connects, introduces itself, sends what waits, and connects again."""
+"""The thread of a sender: connects, sends a hello and the waiting frames, and connects again."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class Link:
             self._problem(('link', text), text)
 
     def _connect(self) -> None:
-        """Connect and introduce the sender; returns if the bridge accepts it."""
+        """Connect and send the hello of the sender. Return when the bridge accepts the sender."""
         self._socket = self._address.connect(CONNECT_TIMEOUT)
         self._address.keep_alive(self._socket)
         self._socket.sendall(encode_hello(self._hello))
@@ -196,7 +196,7 @@ class Link:
         self._finish_sending()
 
     def _send(self) -> bool:
-        """Send until nothing waits, or until the system takes no more; returns True then."""
+        """Send the waiting frames. Return True if the system takes no more bytes before the end."""
         assert self._socket is not None
         while self._rest or self._next():
             try:
@@ -229,7 +229,7 @@ class Link:
             self._last_event = done
 
     def _receive(self) -> bool:
-        """Read a part of a frame of the bridge; returns False if nothing has arrived."""
+        """Read a part of a frame of the bridge. Return False if no byte has arrived."""
         assert self._socket is not None
         try:
             count = self._socket.recv_into(self._reader.space())

@@ -28,8 +28,8 @@ class ListenError(SafeError):
 class Listener:
     """A listening socket.
 
-    The file of a Unix socket belongs to this user only (mode 0600). A file that a killed bridge
-    left is removed if nobody answers on it; any other file is kept.
+    Only this user can use the file of a Unix socket (mode 0600). A socket file of a killed bridge
+    is removed if no process answers on it. Any other file is kept.
 
     Parameters
     ----------
@@ -120,9 +120,9 @@ def _remove_stale(address: Address) -> None:
     if not stat.S_ISSOCK(mode):
         raise ListenError(
             where=str(address),
-            expected='no file, or a socket that nobody listens on',
+            expected='no file, or a socket on which no process listens',
             found='a file of another kind',
-            advice='choose another path; the file was not touched',
+            advice='choose another path; the file was not changed',
         )
     with address.new_socket() as probe:
         probe.settimeout(2.0)
@@ -136,7 +136,7 @@ def _remove_stale(address: Address) -> None:
                 raise
     raise ListenError(
         where=str(address),
-        expected='an address on which nobody listens',
+        expected='an address on which no process listens',
         found='another bridge',
-        advice='end the other bridge, or give this one another address',
+        advice='end the other bridge, or give this bridge another address',
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps, events, images and the answers of the bridge to frames and back, field by field."""
+"""Converts steps, events, images and the answers of the bridge to frames, and frames back."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def decode_hello(frame: Frame) -> Hello:
     Raises
     ------
     FrameError
-        It is no hello, or a field is wrong.
+        The frame is not a hello, or a field is wrong.
     """
     if frame.kind != 'hello':
         raise FrameError(where='first frame', expected='hello', found=frame.kind)
@@ -251,7 +251,7 @@ def encode_image(image: Image, dropped: int = 0) -> bytes:
     Raises
     ------
     FrameError
-        The array is no image.
+        The array is not an image.
     """
     _check_image(image.array, f'image {image.name!r}')
     header = {
@@ -268,7 +268,7 @@ def decode_image(frame: Frame) -> Image:
     Raises
     ------
     FrameError
-        A field is missing or wrong, or the array is no image.
+        A field is missing or wrong, or the array is not an image.
     """
     fields = _Fields(frame)
     name, array = fields.text('name'), fields.array('image')
@@ -306,7 +306,7 @@ def decode_refusal(frame: Frame) -> str:
     Raises
     ------
     FrameError
-        The reason is no text.
+        The reason is not text.
     """
     return _Fields(frame).text('reason')
 
@@ -320,7 +320,7 @@ DECODERS: dict[str, Callable[[Frame], PolicyStep | EpisodeEventRecord | Image]] 
 
 
 class _Fields:
-    """Reads the fields of a header, and refuses wrong ones by name."""
+    """Reads the fields of a header. The error for a wrong field contains its name."""
 
     def __init__(self, frame: Frame) -> None:
         self._frame = frame

@@ -36,25 +36,27 @@ _CLOSE_TIMEOUT = 5.0
 
 
 class StepReceiver:
-    """Listens for senders, and passes on what they send.
+    """Listens for senders, and gives their messages to a function.
 
     One thread for each connection reads, decodes and calls ``on_message``. While a call runs, this
-    connection is not read. So frames do not collect here: the sender drops the oldest steps.
+    connection is not read. Therefore the receiver holds no queue of frames. If the function is
+    slow, the sender drops its oldest steps.
 
     Parameters
     ----------
     addresses : sequence of str
-        Where to listen: ``unix:/path`` or ``tcp://host:port``. Nothing protects TCP: listen on
+        Where to listen: ``unix:/path`` or ``tcp://host:port``. TCP has no protection. Listen on
         127.0.0.1 unless every machine of the network may send.
     on_message : callable
         ``on_message(source, message)`` takes the name of the source and a
         :class:`~vla_feature_bridge.step.PolicyStep`, an
         :class:`~vla_feature_bridge.episode_steps.EpisodeEventRecord` or an
         :class:`~vla_feature_bridge.wire.messages.Image`. Messages of one source come one at a time
-        and in order; messages of different sources come at the same time, from different threads.
+        and in order. For different sources, the function can be called by several threads at once.
     on_source : callable, optional
-        ``on_source(hello, connected)`` is told when a source connects and disconnects. If a source
-        connects again before its old connection has ended, only the new connection is told.
+        ``on_source(hello, connected)`` is called when a source connects and when it disconnects. If
+        a source connects again before its old connection has ended, there is one call, for the new
+        connection.
     log : callable, optional
         Takes the text of a problem.
 
@@ -108,7 +110,7 @@ class StepReceiver:
 
     @property
     def last_refusal(self) -> str:
-        """Why the last one was refused; empty if none was."""
+        """Why the last refused connection was refused; empty if no connection was refused."""
         return self._last_refusal
 
     def statistics(self) -> dict[str, SourceStatistics]:
@@ -125,7 +127,7 @@ class StepReceiver:
         detail : str
             For people.
         source : str, optional
-            The source whose senders are told; without it, all senders are.
+            The source whose senders get the status; default: all senders.
         """
         status = BridgeStatus(bool(monitor), detail)
         with self._lock:
@@ -214,7 +216,7 @@ class StepReceiver:
                     where=f'source {hello.source!r}',
                     expected='a name that no connected sender has',
                     found=f'one that process {source.hello.pid} has',
-                    advice='give every StepSender another source, or end the other one',
+                    advice='give every StepSender another source, or end the other sender',
                 )
             source.connect(hello, connection)
             self._forget_old_sources()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What waits to be sent: bounded in number and in bytes; drops the oldest, events last."""
+"""The frames that wait to be sent. A full queue drops its oldest steps first, and events last."""
 
 from __future__ import annotations
 

@@ -46,12 +46,13 @@ _ALL: weakref.WeakSet[StepSender] = weakref.WeakSet()
 
 @dataclass(eq=False, repr=False)
 class StepSender(EpisodeSink):
-    """Sends one frame for each inference, and one when an episode starts and ends.
+    """Sends one frame for each inference, and one frame at each start and end of an episode.
 
     A thread connects to the bridge, sends, and connects again if the connection ends. The thread of
-    the policy only checks and copies the arrays; it waits for nobody. If the bridge does not read,
-    frames wait in a queue, and the oldest steps are dropped and counted; START and END are dropped
-    last. After a new connection, the last START or END is sent again.
+    the policy only checks and copies the arrays; it never waits for the bridge. If the bridge does
+    not read, frames wait in a queue. If the queue is full, the oldest steps are dropped and
+    counted; START and END are dropped last. After a new connection, the last START or END is sent
+    again.
 
     Steps are numbered, checked and refused as :class:`~vla_feature_bridge.step_sink.EpisodeSink`
     says. Problems are logged by the logger ``vla_feature_bridge``.
@@ -81,7 +82,7 @@ class StepSender(EpisodeSink):
     Raises
     ------
     SafeError
-        A parameter is wrong. That no bridge listens is no error.
+        A parameter is wrong. It is not an error if no bridge listens.
     """
 
     address: str
@@ -172,12 +173,12 @@ class StepSender(EpisodeSink):
             Name of the camera.
         array : array of uint8, shape (height, width, 3) RGB, (height, width, 1) or (height, width)
         stamp : int [ns] or builtin_interfaces/Time, optional
-            Time of the image; the present time without it.
+            Time of the image; default: the present time.
 
         Raises
         ------
         SafeError
-            The array is no image, or a name is no text, and the sender is strict.
+            The array is not an image, or a name is not text, and the sender is strict.
         """
         with self._calls:
             if not self._can_send():
@@ -220,8 +221,8 @@ class StepSender(EpisodeSink):
         if self._owner != os.getpid():
             raise StepError(
                 where='StepSender',
-                expected=f'the process {self._owner} that made it',
-                found=f'its child {os.getpid()}',
+                expected=f'a call in the process {self._owner}, which made the sender',
+                found=f'a call in its child process {os.getpid()}',
                 advice='make a StepSender after the fork',
             )
         super()._check_open()

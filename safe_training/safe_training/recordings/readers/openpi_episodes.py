@@ -227,7 +227,7 @@ def list_root(root: Path) -> tuple[list[OpenpiEpisode], list[str]]:
         raise DumpError(
             where=str(root / POLICY_RECORDS / plain),
             expected='a file name with task, episode and step, like the names of the other records',
-            found='a file name without these numbers',
+            found='a file name without the numbers of task, episode and step',
             advice='records of two recordings may be mixed: move the records of one recording to '
             'another folder',
         )

@@ -326,6 +326,8 @@ def _set_aside(record: dict[str, Any]) -> list[str]:
 
 def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
     """Return the hidden states, (tokens, width) for each step, from any of their stored forms."""
+    if type(value) is tuple:
+        value = list(value)
     if type(value) is list and value:
         for step, part in enumerate(value):
             if not isinstance(part, np.ndarray) or part.ndim != 2 or part.shape != value[0].shape:
@@ -364,7 +366,7 @@ def _hidden_states(file: Path, value: Any) -> list[np.ndarray] | np.ndarray:
 def _features(
     file: Path, states: list[np.ndarray] | np.ndarray, spec: FeatureSpec
 ) -> tuple[np.ndarray, np.ndarray | None, FeatureSpec]:
-    """Return features, lengths and feature; pools step by step, without a copy of the episode."""
+    """Return features, lengths and feature. Pool step by step, without a copy of the episode."""
     if not spec.pooled and isinstance(states, np.ndarray):
         StepFeatures(spec, 'hidden states', 1).add(file, 0, states[0])
         bad = first_not_finite(states)

@@ -140,7 +140,7 @@ def _is_quantity(name: str) -> bool:
 
 
 def unknown_columns(file: Path) -> list[str]:
-    """Return the columns that are not read, apart from those that follow from other columns."""
+    """Return the columns that are not read, except columns that follow from other columns."""
     return [
         name
         for name in read_rows(file)[0]

@@ -136,7 +136,7 @@ def balanced(
     lowest, highest : float
         The smallest and largest success rate of a task.
     most : int or None
-        The largest number of rollouts of a task; None is no limit.
+        The largest number of rollouts of a task; None: no limit.
     random : RandomState
         Generator that selects the removed rollouts. It must be the legacy NumPy generator, which
         gives the published subset.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes numbers and texts of a dump from every type in which recorders store them."""
+"""Reads numbers and texts of a dump from all types in which recorders store them."""
 
 from __future__ import annotations
 

@@ -30,6 +30,7 @@ class RolloutSetSource(EpisodeSource):
     def __init__(self, path: Path, why: str, options: ReadOptions) -> None:
         super().__init__(path, why, options)
         self.set = RolloutSet.open(path)
+        self._array_files = self.set.array_files
         self.policy = self.set.policy
         self.stored = stored = self.set.feature
         if options.feature not in (None, stored.name):
@@ -83,7 +84,7 @@ class RolloutSetSource(EpisodeSource):
         return self.stored
 
     def files(self, index: int) -> list[Path]:
-        return [self.path / ARRAYS / self.set.array_files[index]]
+        return [self.path / ARRAYS / self._array_files[index]]
 
     def compared_files(self, index: int) -> list[Path]:
         """Return nothing: a set has each episode once, and rollouts may have equal arrays."""

@@ -18,7 +18,7 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 from backports import zstd
 
@@ -80,6 +80,8 @@ class Bag:
     topics: list[Topic] = field(default_factory=list)
     whole: bool = True
     losses: list[str] = field(default_factory=list)
+    #: The cut of a compressed file, by its name: it explains the cut of the storage inside.
+    _cuts: dict[str, CutError] = field(default_factory=dict)
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
         """Yield the messages of some types in recorded order.
@@ -122,6 +124,7 @@ class Bag:
 
     def lose(self, error: DumpError) -> None:
         """Keep the error as a loss; raise it if the recording must be whole."""
+        error = self._cuts.get(error.where, error)
         if self.whole:
             raise error
         if str(error) not in self.losses:
@@ -134,12 +137,18 @@ class Bag:
             # By content: the metadata may be old, and a person may have unpacked the file.
             if magic[:4] == ZSTD_MAGIC:
                 plain = Path(folder, file.stem)
-                _unpack_file(file, plain, self.whole)
+                try:
+                    _unpack_file(file, plain)
+                except CutError as error:
+                    if self.whole:
+                        raise
+                    # The storage that was unpacked so far is read.
+                    self._cuts[str(file)] = error
                 magic = _magic_of(plain)
             if magic[:8] == MCAP_MAGIC:
                 yield McapFile(plain, file, self.whole)
             elif magic == SQLITE_MAGIC:
-                yield SqliteFile(plain, file, self.whole)
+                yield SqliteFile(plain, file, self.whole, Path(folder))
             else:
                 found, advice = foreign_kind_of(plain) or (begins_with(magic), COPY_AGAIN)
                 raise CutError(
@@ -155,22 +164,33 @@ def _magic_of(file: Path) -> bytes:
         return stream.read(16)
 
 
-def _unpack_file(file: Path, plain: Path, whole: bool) -> None:
+def _unpack_file(file: Path, plain: Path) -> None:
     budget = Budget(file, file.stat().st_size)
     try:
-        with zstd.open(file, 'rb') as packed, plain.open('wb') as out:
-            while block := packed.read(COPY_BYTES):
+        with file.open('rb') as packed, plain.open('wb') as out:
+            for block in _unpacked(packed):
                 budget.spend(len(block))
                 out.write(block)
     except (zstd.ZstdError, EOFError) as error:
-        if not whole:
-            return  # The storage that was unpacked so far is cut, and says what is lost.
         raise CutError(
             where=str(file),
             expected='complete zstd data',
             found=f'the error: {error}',
             advice=f'{COPY_AGAIN}, or read the part before the cut with --skip-bad',
         ) from None
+
+
+def _unpacked(packed: IO[bytes]) -> Iterator[bytes]:
+    """Yield the content of zstd frames, all that can be unpacked before an error is raised."""
+    unpacker = zstd.ZstdDecompressor()
+    while data := packed.read(COPY_BYTES):
+        while data or not (unpacker.needs_input or unpacker.eof):
+            if unpacker.eof:
+                unpacker = zstd.ZstdDecompressor()
+            yield unpacker.decompress(data, COPY_BYTES)
+            data = unpacker.unused_data if unpacker.eof else b''
+    if not unpacker.eof:
+        raise EOFError('the compressed data ends before its end marker')
 
 
 # -- which files

@@ -320,7 +320,7 @@ def event_from_cdr(data: bytes | memoryview) -> Event:
     Raises
     ------
     BagMessageError
-        The bytes are no event, or its kind or outcome is unknown.
+        The bytes are not an event, or its kind or outcome is unknown.
     """
     message = _unpack(data, EVENT)
     where = f'event of episode {message.episode_id[:200]!r}'

@@ -25,6 +25,8 @@ _SAVE_WITH_COMMAS = 'save the file as csv with commas between the values'
 _NUMBER = re.compile(
     r'[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(nan|inf|infinity)', re.ASCII | re.IGNORECASE
 )
+#: Old programs of DOS and Windows write this character at the end of a text.
+_DOS_END = '\x1a'
 _DECIMAL_COMMA = re.compile(r'[+-]?\d+,\d+([eE][+-]?\d+)?', re.ASCII)
 
 
@@ -41,7 +43,7 @@ def read_rows(
     DumpError
         The file cannot be read, is too large, is not UTF-8, is not csv, or has another separator.
     """
-    text = read_text(file, most_bytes, what)
+    text = read_text(file, most_bytes, what).removesuffix(_DOS_END)
     reader = csv.reader(io.StringIO(text, newline=''), strict=True)
     try:
         lines = [(reader.line_num, row) for row in reader if row]
@@ -71,11 +73,12 @@ def _without_blank_end(row: list[str], width: int) -> list[str]:
 
 
 def _check_separator(file: Path, header: list[str], what: str) -> None:
-    if len(header) == 1 and header[0].startswith('sep='):
+    # With `sep=,` the line has two cells.
+    if header[0].startswith('sep=') and not any(header[1:]):
         raise DumpError(
             where=str(file),
             expected=f'{what} with the names of the columns in the first line',
-            found=f'the line {header[0][:20]!r}',
+            found=f'the line {",".join(header)[:20]!r}',
             advice='remove this line',
         )
     found = next((name for mark, name in _SEPARATORS.items() if mark in header[0]), None)
@@ -96,7 +99,7 @@ def number_column(
     Raises
     ------
     DumpError
-        A cell is missing or is no number; the message names row and column.
+        A cell is missing or is not a number; the message names row and column.
     """
     column = header.index(name)
     values = np.empty(len(rows))

@@ -82,7 +82,9 @@ def read_array(path: Path, name: str) -> np.ndarray:
     ) as error:
         raise _refusal(path, f'an undamaged array {name}', error) from error
     array = np.frombuffer(data, dtype, offset=start) if expected else np.empty(0, dtype)
-    return array.reshape(shape, order='F' if fortran else 'C')
+    array = array.reshape(shape, order='F' if fortran else 'C')
+    # A rollout set stores little-endian numbers only.
+    return array if dtype.isnative else array.astype(dtype.newbyteorder('='))
 
 
 def _refusal(path: Path, expected: str, error: Exception) -> DumpError:

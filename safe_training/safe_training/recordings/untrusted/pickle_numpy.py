@@ -184,7 +184,7 @@ def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[A
 
 
 def _check_text(values: np.ndarray[Any, Any]) -> None:
-    """Refuse characters that are no characters: NumPy would fail later, without the file name."""
+    """Refuse numbers that are not characters: NumPy would fail later, without the file name."""
     codes = np.ascontiguousarray(values).view(np.uint32)
     if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
-        raise Refused('text of Unicode characters', 'numbers that are no characters', COPY_AGAIN)
+        raise Refused('text of Unicode characters', 'numbers that are not characters', COPY_AGAIN)

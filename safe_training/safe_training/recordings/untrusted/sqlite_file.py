@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import sqlite3
 import struct
 from collections.abc import Collection, Iterator
@@ -28,9 +30,14 @@ class SqliteFile:
     whole : bool
         Refuse an incomplete file at once. If False, :meth:`messages` yields what can be read and
         then raises CutError.
+    scratch : Path, optional
+        An empty folder, needed if ``whole`` is False: sqlite3 would read the rest of a page that is
+        cut as zeros, therefore the whole pages are copied to this folder.
     """
 
-    def __init__(self, file: Path, name: Path, whole: bool = True) -> None:
+    def __init__(
+        self, file: Path, name: Path, whole: bool = True, scratch: Path | None = None
+    ) -> None:
         self.name = name
         self._file = file
         size = file.stat().st_size
@@ -45,7 +52,8 @@ class SqliteFile:
                 advice=COPY_AGAIN,
             )
         (page,), (pages,) = struct.unpack('>H', header[16:18]), struct.unpack('>I', header[28:32])
-        expected = (65536 if page == 1 else page) * pages
+        size_of_page = 65536 if page == 1 else page
+        expected = size_of_page * pages
         self._cut = None
         if size < expected:
             self._cut = CutError(
@@ -54,9 +62,13 @@ class SqliteFile:
                 found=f'{size} bytes',
                 advice=f'{COPY_AGAIN}, or read the part before the cut with --skip-bad',
             )
-            if whole:
+            if whole or scratch is None:
                 raise self._cut
         self._refuse_logs(file, name)
+        if self._cut is not None and scratch is not None and size_of_page and size % size_of_page:
+            self._file = scratch / f'pages-{file.name}'
+            shutil.copyfile(file, self._file)
+            os.truncate(self._file, size - size % size_of_page)
 
     def _refuse_logs(self, file: Path, name: Path) -> None:
         """Refuse a recording of a killed recorder until sqlite3 has brought it up to date."""
@@ -89,6 +101,10 @@ class SqliteFile:
         try:
             with closing(sqlite3.connect(place, uri=True)) as connection:
                 connection.execute('PRAGMA trusted_schema=OFF')
+                if self._cut is not None:
+                    # Otherwise sqlite3 reads nothing of a file that is shorter than its header
+                    # says. Nothing can be written, because the file is opened read-only.
+                    connection.execute('PRAGMA writable_schema=ON')
                 self._check_tables(connection)
                 yield connection
         except (sqlite3.Error, UnicodeDecodeError, OverflowError) as error:

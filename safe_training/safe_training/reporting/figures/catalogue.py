@@ -220,12 +220,19 @@ def _reliability(data: FigureData, variant: str) -> Figure:
 
 def _feature_map(data: FigureData, variant: str) -> Figure:
     scored = data.scored
-    features = np.concatenate([r.required_rollout.features.astype(np.float64) for r in scored])
     lengths = [len(r) for r in scored]
     outcome = feature_map.outcome_values(lengths, [bool(r.failed) for r in scored])
     tasks = np.repeat([r.task for r in scored], lengths)
-    every = -(-len(features) // MOST_POINTS)
-    points = feature_map.project(features[::every], variant, data.seed)
+    every = -(-sum(lengths) // MOST_POINTS)
+    # Only the drawn steps are copied: the features of all steps may not fit into memory.
+    starts = np.cumsum([0, *lengths[:-1]])
+    features = np.concatenate(
+        [
+            r.required_rollout.features[-start % every :: every].astype(np.float64)
+            for r, start in zip(scored, starts.tolist(), strict=True)
+        ]
+    )
+    points = feature_map.project(features, variant, data.seed)
     steps = 'every step' if every == 1 else f'one step in {every}'
     return feature_map.feature_map(
         points,

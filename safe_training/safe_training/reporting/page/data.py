@@ -11,8 +11,27 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from safe_training.metrics.scored import ScoredRollout
+from safe_training.metrics.scored import OUTCOMES, ScoredRollout
 from safe_training.reporting.page.videos import PageVideo
+
+#: A page with more rollouts, or with more scores in all, opens slowly in a browser.
+MOST_ROLLOUTS = 5_000
+MOST_SCORES = 1_000_000
+
+
+def listed_rollouts(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
+    """Return the rollouts that the page lists, in the given order.
+
+    If there are too many, misses come first, then false alarms, detections and quiet successes.
+    """
+    kept: list[int] = []
+    scores = 0
+    for number in sorted(range(len(scored)), key=lambda n: OUTCOMES.index(scored[n].outcome)):
+        scores += len(scored[number])
+        if kept and (len(kept) >= MOST_ROLLOUTS or scores > MOST_SCORES):
+            break
+        kept.append(number)
+    return [scored[number] for number in sorted(kept)]
 
 
 def rollout_data(

@@ -23,7 +23,7 @@ from safe_training.evaluation.judge import JudgedSet
 from safe_training.reporting.figures.catalogue import DrawnFigure
 from safe_training.reporting.figures.style import svg
 from safe_training.reporting.numbers import percent
-from safe_training.reporting.page.data import rollout_data, script_json
+from safe_training.reporting.page.data import listed_rollouts, rollout_data, script_json
 from safe_training.reporting.page.tables import (
     evaluation_table,
     evaluation_times_table,
@@ -36,6 +36,7 @@ from safe_training.reporting.tables.html import environment, to_html
 from safe_training.reporting.tables.model import ResultTable
 
 _PACKAGE = 'safe_training.reporting.page'
+_CURVE_PACKAGE = 'safe_monitor_node.looking'
 # Tables with more rows than this number are folded.
 _MOST_UNFOLDED = 12
 
@@ -55,11 +56,17 @@ def page(
         At least one rollout; each has a label.
     drawn : sequence of DrawnFigure
     videos : mapping of episode id to PageVideo
+        Videos of rollouts in :func:`listed_rollouts`.
     results : sequence of ResultTable
         Tables of sweeps.
     """
     loaded, scored = judged.detector, judged.rollouts
-    script, style = (_file(name) for name in ('page.js', 'page.css'))
+    listed = listed_rollouts(scored)
+    script, style = (
+        # The curve is the curve of the dashboard.
+        _file(_CURVE_PACKAGE, f'web/curve.{kind}') + _file(_PACKAGE, f'template/page.{kind}')
+        for kind in ('js', 'css')
+    )
     embedded = {e: v.content for e, v in videos.items() if v.content is not None}
     elements = {episode: f'video-{number}' for number, episode in enumerate(embedded)}
     return (
@@ -79,12 +86,13 @@ def page(
             **_tables(judged),
             results=[to_html(table) for table in results],
             n_rollouts=len(scored),
+            n_listed=len(listed),
             videos=_video_counts(videos),
             figures=[
                 {'name': name, 'title': what, 'picture': _base64(svg(figure).encode())}
                 for name, what, figure in drawn
             ],
-            data=script_json(rollout_data(scored, videos, elements)),
+            data=script_json(rollout_data(listed, videos, elements)),
             embedded=[
                 {'id': elements[episode], 'content': _base64(content)}
                 for episode, content in embedded.items()
@@ -97,9 +105,9 @@ def page(
     )
 
 
-def _file(name: str) -> Markup:
-    """Return a template file of this package. It is trusted and is not escaped."""
-    return Markup((resources.files(_PACKAGE) / 'template' / name).read_text('utf-8'))
+def _file(package: str, name: str) -> Markup:
+    """Return a file of one of our packages. It is trusted and is not escaped."""
+    return Markup((resources.files(package) / name).read_text('utf-8'))
 
 
 def _policy(script: str) -> str:

@@ -43,7 +43,11 @@ class PageVideo:
 
 
 def page_videos(
-    scored: Sequence[ScoredRollout], folder: Path, page: Path, embed_bytes: int
+    scored: Sequence[ScoredRollout],
+    folder: Path,
+    page: Path,
+    embed_bytes: int,
+    listed: Sequence[ScoredRollout] | None = None,
 ) -> dict[str, PageVideo]:
     """Return the rollouts' videos by episode id; rollouts without one are left out.
 
@@ -56,13 +60,16 @@ def page_videos(
         Holds the videos.
     page : Path
         Path of the page that will be written.
+    listed : sequence of ScoredRollout, optional
+        The rollouts whose videos are wanted; all by default. A video that matches two rollouts of
+        ``scored`` is left out in either case.
     """
     videos = {}
     left = embed_bytes
     files, unclear = find_videos([entry.required_rollout for entry in scored], folder)
     for error in unclear.values():
         _log.warning('video left out: %s', error)
-    for entry in scored:
+    for entry in scored if listed is None else listed:
         found = files.get(entry.episode_id)
         if found is None:
             continue

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +84,22 @@ def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameStep
                     writer.write(np.vstack([picture, panel.at(int(step))]))
         finally:
             writer.release()
+        _check_written(cv2, aside, target, len(frames.steps))
     return frames
+
+
+def _check_written(cv2: Any, aside: Path, target: Path, frames: int) -> None:
+    """Raise VideoError for an incomplete file: OpenCV says nothing if the disk becomes full."""
+    found = 0
+    with suppress(VideoError), open_video(aside) as capture:
+        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+    if found != frames:
+        raise VideoError(
+            where=str(target),
+            expected=f'{frames} frames after writing',
+            found=f'{found} frames' if found else 'an incomplete file',
+            advice='free space on this disk, or give another folder with --out',
+        )
 
 
 def _writer(cv2: Any, path: Path, rate: float, size: tuple[int, int]) -> Any:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from openvla_dumps import write_episode
+from rollout_factory import make_rollout
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.sources import load_rollouts, open_source
+from safe_training.recordings.write_bag import write_bag
+from vla_feature_bridge.pooling import FeatureSpec
 
 POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:' + b'a' * 64 + b'\nsize 9\n'
 
@@ -57,6 +60,15 @@ def test_a_folder_of_another_recorder(tmp_path, files, match):
         file.write_text('x')
     with pytest.raises(DumpError, match=match):
         open_source(tmp_path / 'd')
+
+
+def test_a_folder_of_recordings(tmp_path):
+    rollouts = [make_rollout(number) for number in range(2)]
+    for name in ('monday', 'tuesday'):
+        write_bag(tmp_path / 'lab' / name, rollouts, FeatureSpec('state', 4))
+    with pytest.raises(DumpError, match='recordings: monday, tuesday; give the path of one'):
+        open_source(tmp_path / 'lab')
+    assert len(load_rollouts(tmp_path / 'lab' / 'monday')) == 2
 
 
 def test_a_folder_that_contains_a_recording_of_ros_1(tmp_path):

@@ -12,16 +12,16 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.sources import load_rollouts, open_source
 from vla_feature_bridge.signals import SIGNAL_NAMES, rollout_signals
 
-FLOW = DATA / 'miniature_flow.npz'
+POOLED = DATA / 'miniature_disturbed.npz'
 
 
 def test_the_shipped_archive_equals_its_arrays():
-    rollouts = load_rollouts(FLOW)
+    rollouts = load_rollouts(POOLED)
     feature = rollouts.feature
-    archive = np.load(FLOW, allow_pickle=False)
+    archive = np.load(POOLED, allow_pickle=False)
     offsets = archive['offsets']
-    features, actions = archive['feat_mean'], archive['sampled_actions']
-    assert (len(rollouts), feature.dim, str(feature)) == (800, 64, 'feat_mean')
+    features, actions = archive['feat_last'], archive['action'][:, None]
+    assert (len(rollouts), feature.dim, str(feature)) == (720, 128, 'feat_last')
     for index, rollout in enumerate(rollouts):
         rows = slice(offsets[index], offsets[index + 1])
         assert rollout.features.dtype == np.float16
@@ -32,13 +32,13 @@ def test_the_shipped_archive_equals_its_arrays():
     assert [r.episode_index for r in rollouts] == archive['episode_idx'].tolist()
     names = archive['task_names'][archive['task_id']].tolist()
     assert [rollout.task for rollout in rollouts] == names
-    assert rollouts[-1].instruction == str(archive['task_instructions'][15])
+    assert rollouts[-1].instruction == str(archive['task_instructions'][23])
     assert {rollout.exec_horizon for rollout in rollouts} == {4}
-    assert {rollout.policy for rollout in rollouts} == {'flow'}
-    assert rollouts[70].episode_id == 'push-v3/20'
-    expected = rollout_signals(rollouts[70].actions, 4)
+    assert {rollout.policy for rollout in rollouts} == {'token'}
+    assert rollouts[50].episode_id == 'push-v3/20'
+    expected = rollout_signals(rollouts[50].actions, 4)
     for name in SIGNAL_NAMES:
-        np.testing.assert_array_equal(rollouts[70].signals[name], expected[name])
+        np.testing.assert_array_equal(rollouts[50].signals[name], expected[name])
 
 
 def named(**changes):

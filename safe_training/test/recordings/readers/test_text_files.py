@@ -39,6 +39,7 @@ READ = {
         ','.join(f'"{cell}"' for cell in line.split(',')) for line in TABLE.splitlines()
     ),
     'no-line-end': TABLE.rstrip('\n'),
+    'end-of-text-of-dos': TABLE + '\x1a',
 }
 
 
@@ -56,7 +57,8 @@ def test_labels_that_a_spreadsheet_saved_stay_when_one_is_added(tmp_path):
 NAMED = {
     'semicolons': (TABLE.replace(',', ';'), 'found semicolons in the line'),
     'tabs': (TABLE.replace(',', '\t'), 'found tabs in the line'),
-    'sep-line': ('sep=,\n' + TABLE, "found the line 'sep=,'|found the columns sep="),
+    'sep-line': ('sep=,\n' + TABLE, "found the line 'sep=,'; remove this line"),
+    'sep-semicolon': ('sep=;\n' + TABLE, "found the line 'sep=;'; remove this line"),
     'utf-16': (TABLE.encode('utf-16'), 'in UTF-8, found text in UTF-16'),
     'utf-16-without-bom': (TABLE.encode('utf-16-le'), 'found bytes that are zero'),
     'utf-32': (TABLE.encode('utf-32'), 'in UTF-8, found text in UTF-32'),

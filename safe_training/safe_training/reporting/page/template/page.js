@@ -1,5 +1,5 @@
 'use strict';
-// Draws the rollouts of a report. All text reaches the page as text, never as markup.
+// Draws the rollouts of a report, with curve.js. All text reaches the page as text, never as markup.
 (() => {
   const page = JSON.parse(document.getElementById('data').textContent);
   const rollouts = page.rollouts;
@@ -8,25 +8,13 @@
   const marks = { miss: '✗', 'false alarm': '!', detection: '✓', quiet: '·' };
   const $ = (id) => document.getElementById(id);
   const list = $('list'), chart = $('chart'), slider = $('step'), video = $('video');
-  const SVG = 'http://www.w3.org/2000/svg';
-  const W = 640, H = 300, LEFT = 64, RIGHT = 12, TOP = 16, BOTTOM = 46;
+  const number = curve.number;
 
   let shown = [];       // rollout numbers, as filtered and sorted
   let chosen = -1;      // rollout number
   let step = 0;
   let blobUrl = null;
-  let moveCursor = () => {};
-
-  function element(name, attributes, text) {
-    const node = document.createElementNS(SVG, name);
-    for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);
-    if (text !== undefined) node.textContent = text;
-    return node;
-  }
-
-  function number(value) {
-    return Number.isFinite(value) ? String(Number(value.toPrecision(3))) : 'none';
-  }
+  let drawn = null;     // the curve of the chosen rollout
 
   // ---- list ----------------------------------------------------------------------------------
   function fill(select, values) {
@@ -160,65 +148,18 @@
   // ---- curve ---------------------------------------------------------------------------------
   function draw(rollout) {
     const n = rollout.scores.length;
-    const edge = rollout.band.slice(0, n);
-    const values = [...rollout.scores, ...edge.filter(Number.isFinite), 0];
-    const low = values.reduce((a, b) => Math.min(a, b)), top = values.reduce((a, b) => Math.max(a, b));
-    const room = 0.06 * (top - low) || 1;
-    const bottom = low < 0 ? low - room : 0, high = top + room;
-    const x = (t) => LEFT + (W - LEFT - RIGHT) * t / Math.max(1, n - 1);
-    const y = (v) => TOP + (H - TOP - BOTTOM) * (high - v) / (high - bottom);
-    const path = (points) => points.map(([t, v], k) => `${k ? 'L' : 'M'}${x(t).toFixed(1)} ${y(v).toFixed(1)}`).join('');
-    const svg = element('svg', { viewBox: `0 0 ${W} ${H}`, role: 'img', 'aria-label':
-      `Score over ${n} policy steps, highest ${number(rollout.highest)}; ` +
-      (rollout.alarm === null ? 'no alarm' : `first alarm at step ${rollout.alarm}`) });
-    const every = (span, count) => {
-      const raw = span / count, power = 10 ** Math.floor(Math.log10(raw));
-      return power * [1, 2, 5, 10].find((m) => raw <= m * power * 1.0001);
-    };
-    const dy = every(high - bottom, 4);
-    for (let v = Math.ceil(bottom / dy) * dy; v <= high; v += dy) {
-      svg.append(element('line', { x1: LEFT, x2: W - RIGHT, y1: y(v), y2: y(v), class: 'axis' }),
-        element('text', { x: LEFT - 6, y: y(v) + 4, 'text-anchor': 'end' }, String(Number(v.toPrecision(4)))));
-    }
-    const dx = Math.max(1, every(Math.max(1, n - 1), 8));
-    for (let t = 0; t < n; t += dx) svg.append(element('text', { x: x(t), y: H - BOTTOM + 18, 'text-anchor': 'middle' }, t));
-    svg.append(element('line', { x1: LEFT, x2: W - RIGHT, y1: H - BOTTOM, y2: H - BOTTOM, class: 'axis' }),
-      element('text', { x: (LEFT + W - RIGHT) / 2, y: H - 6, 'text-anchor': 'middle' }, 'policy step'),
-      element('text', { x: 15, y: (TOP + H - BOTTOM) / 2, 'text-anchor': 'middle',
-        transform: `rotate(-90 15 ${(TOP + H - BOTTOM) / 2})` }, 'failure score'));
-    let stretch = [];
-    const stretches = [stretch];
-    edge.forEach((v, t) => {
-      if (Number.isFinite(v)) stretch.push([t, v]);
-      else if (stretch.length) stretches.push(stretch = []);
+    drawn = curve.draw(chart, {
+      scores: rollout.scores, band: rollout.band.slice(0, n), alarm: rollout.alarm, failure: rollout.failure,
+      kind: rollout.failed ? 'failure' : 'success',
+      label: `Score over ${n} policy steps, highest ${number(rollout.highest)}; ` +
+        (rollout.alarm === null ? 'no alarm' : `first alarm at step ${rollout.alarm}`),
     });
-    for (const points of stretches.filter((s) => s.length)) {
-      const floor = Math.max(bottom, 0);
-      svg.append(element('path', { class: 'band-area', d: `${path(points)}L${x(points.at(-1)[0])} ${y(floor)}L${x(points[0][0])} ${y(floor)}Z` }),
-        element('path', { class: 'band-line', d: path(points) }));
-    }
-    if (rollout.failure !== null) {
-      svg.append(element('line', { class: 'annotated', x1: x(rollout.failure), x2: x(rollout.failure), y1: TOP, y2: H - BOTTOM }));
-    }
-    svg.append(element('path', { class: `score ${rollout.failed ? 'failure' : 'success'}`, d: path(rollout.scores.map((v, t) => [t, v])) }));
-    if (rollout.alarm !== null) {
-      const ax = x(rollout.alarm), ay = y(rollout.scores[rollout.alarm]) - 5;
-      svg.append(element('path', { class: 'alarm-mark', d: `M${ax - 7} ${ay - 11}h14l-7 11Z` }));
-    }
-    const cursor = element('line', { class: 'past', y1: TOP, y2: H - BOTTOM });
-    const dot = element('circle', { class: 'cursor-dot', r: 4.5 });
-    svg.append(cursor, dot);
-    chart.replaceChildren(svg);
-    moveCursor = (t) => {
-      cursor.setAttribute('x1', x(t)); cursor.setAttribute('x2', x(t));
-      dot.setAttribute('cx', x(t)); dot.setAttribute('cy', y(rollout.scores[t]));
-    };
   }
 
   function setStep(to, from) {
     const rollout = rollouts[chosen];
     step = Math.min(rollout.scores.length - 1, Math.max(0, to));
-    moveCursor(step);
+    drawn.moveCursor(step);
     if (from !== 'slider') slider.value = step;
     const alarmed = rollout.alarm !== null && step >= rollout.alarm;
     const text = `step ${step} of ${rollout.scores.length}: score ${number(rollout.scores[step])}, band ${number(rollout.band[step])}` +
@@ -231,11 +172,7 @@
   }
 
   slider.addEventListener('input', () => setStep(Number(slider.value), 'slider'));
-  function pick(event) {
-    const box = chart.getBoundingClientRect();
-    const at = ((event.clientX - box.left) * W / box.width - LEFT) / (W - LEFT - RIGHT);
-    setStep(Math.round(at * (rollouts[chosen].scores.length - 1)), 'chart');
-  }
+  const pick = (event) => setStep(drawn.indexAt(event), 'chart');
   chart.addEventListener('pointerdown', (event) => { chart.setPointerCapture(event.pointerId); pick(event); });
   chart.addEventListener('pointermove', (event) => { if (event.buttons) pick(event); });
 

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recordings of the demo: where they are, their conversion, and which of them are streamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from safe_training.cli.progress import progress_bar
+from safe_training.recordings.convert import convert
+from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.rollout_set.reader import RolloutSet
+
+DUMP = 'openvla_dump'
+POOLED = 'miniature_disturbed.npz'
+
+
+class DemoError(SafeError):
+    """The demo cannot run; the message contains the name of the missing file."""
+
+
+def data_folder() -> Path:
+    """Return the folder of recorded rollouts.
+
+    ``SAFE_DEMO_DATA`` if it is set, otherwise the folder in the source checkout.
+    """
+    named = os.environ.get('SAFE_DEMO_DATA')
+    folder = Path(named) if named else Path(__file__).resolve().parents[2] / 'test' / 'data'
+    if not (folder / POOLED).is_file():
+        raise DemoError(
+            where=str(folder),
+            expected=f'the file {POOLED}',
+            found='no such file',
+            advice='run the demo in a source checkout (./dev demo), or set SAFE_DEMO_DATA to the '
+            'folder test/data of a source checkout',
+        )
+    return folder
+
+
+def convert_recordings(out: Path, console: Console) -> RolloutSet:
+    """Convert the dump and the pooled archive of the source checkout. Return the pooled set."""
+    data = data_folder()
+    for source, name in ((DUMP, 'openvla_rollouts'), (POOLED, 'rollouts')):
+        with progress_bar(f'convert {source}') as progress:
+            done = convert(
+                data / source,
+                out / name,
+                overwrite=True,
+                progress=lambda n, total: progress(n, total, ''),
+            )
+        console.print(
+            f'{source} ({done["kind"]}) -> {out / name}: {done["rollouts"]} rollouts, '
+            f'{done["steps"]} steps'
+        )
+    return RolloutSet.open(out / 'rollouts')
+
+
+def choose_episodes(
+    rollouts: RolloutSet, tasks: Sequence[str], count: int, without: Collection[str] = ()
+) -> list[int]:
+    """Return indices of rollouts: one of each task, then the next of each task, in recorded order.
+
+    The outcome of a rollout is not used.
+    """
+    members = [
+        [
+            i
+            for i, task in enumerate(rollouts.tasks)
+            if task == name and rollouts.episode_ids[i] not in without
+        ]
+        for name in tasks
+    ]
+    turns = [
+        index
+        for turn in range(max(map(len, members)))
+        for m in members
+        if turn < len(m)
+        for index in [m[turn]]
+    ]
+    return turns[:count]
