@@ -246,15 +246,7 @@ def _load(folder: Path) -> CalibratedDetector:
             found=f'an entry that is missing or has the wrong type or value ({error!r})',
             advice=FORMAT.repair,
         ) from error
-    known = {f'band.{name}' for name in band.state()}
-    if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
-        raise DetectorFolderError(
-            where=str(folder / WEIGHTS),
-            expected='only arrays of the detector and its band',
-            found=f'the unknown array {surplus[0]!r}',
-            advice='fit the detector again, or use the version of the software that wrote the '
-            'folder',
-        )
+    _check_surplus(folder, arrays, band)
     sha256 = str(content['weights_sha256'])
     return CalibratedDetector(
         detector,
@@ -267,6 +259,18 @@ def _load(folder: Path) -> CalibratedDetector:
         probability,
         seen_scores,
     )
+
+
+def _check_surplus(folder: Path, arrays: Mapping[str, np.ndarray], band: Band) -> None:
+    known = {f'band.{name}' for name in band.state()}
+    if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
+        raise DetectorFolderError(
+            where=str(folder / WEIGHTS),
+            expected='only arrays of the detector and its band',
+            found=f'the unknown array {surplus[0]!r}',
+            advice='fit the detector again, or use the version of the software that wrote the '
+            'folder',
+        )
 
 
 def _read_description(folder: Path) -> dict[str, Any]:
