@@ -81,7 +81,9 @@ class CalibratedDetector:
         )
 
     def probability_at(self, score: float, step: int) -> float:
-        """Return the probability that an episode fails that runs at a step; NaN without a map.
+        """Return the probability that an episode that still runs at a step will fail.
+
+        NaN if the detector has no map of the probability.
 
         Parameters
         ----------

@@ -172,7 +172,7 @@ class Window:
         self._memory.release((entry,))
 
     def beginning(self, now: int) -> int:
-        """Return from when on a recording of an alarm at ``now`` is [ns]."""
+        """Return the time [ns] at which the recording of an alarm at ``now`` begins."""
         start = now - self._span
         if self._whole:
             for episode in reversed(self._episodes):

@@ -140,7 +140,7 @@ class JudgedSet:
         }
 
     def intervals(self) -> dict[str, Intervals]:
-        """Return 95 % intervals over the rollouts of each part, by the name of the number.
+        """Return the 95 % intervals over the rollouts of each part: part -> number -> interval.
 
         The AUC has a bootstrap interval, the rates have Clopper-Pearson intervals; NaN for a
         number that does not exist.

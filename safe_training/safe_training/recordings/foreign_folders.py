@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names what a path is that no reader recognises: data of other recorders, archives, pointers."""
+"""Says what a path contains if no reader recognises it: data of another recorder, an archive."""
 
 from __future__ import annotations
 

@@ -272,9 +272,11 @@ class Sources:
             return sources[0]
         raise SourceError(
             where='episode_id',
-            expected='an episode of a source',
-            found=f'{episode_id!r} and {len(sources)} sources',
-            advice='give the id of an episode',
+            expected=f'the id of an episode that one of the {len(sources)} sources has published',
+            found=repr(episode_id),
+            advice='check the id on the topic vla/episode of the source'
+            if sources
+            else 'start the policy first: no source is connected',
         )
 
     def look_for_subscribers(self) -> None:

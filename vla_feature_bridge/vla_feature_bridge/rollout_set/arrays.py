@@ -176,7 +176,8 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
             where=f'{file}: array {_OFFSETS!r}',
             expected=f'two or more int64 numbers that increase from 0 to {len(flat)} (the length '
             "of the array 'features')",
-            found=f'{offsets.dtype} of shape {offsets.shape} with other values',
+            found=f'{offsets.dtype} of shape {offsets.shape}'
+            + (f' from {offsets[0]} to {offsets[-1]}' if offsets.size else ''),
             advice=COPY_AGAIN,
         )
     lengths = np.diff(offsets)
@@ -185,8 +186,8 @@ def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, 
         raise RolloutSetError(
             where=f"{file}: array 'features'",
             expected='steps of similar length, because every step is padded to the longest step',
-            found=f'a step with {lengths.max()} entries, but {len(flat)} entries in all '
-            f'{len(lengths)} steps together',
+            found=f'a step with {lengths.max()} entries, and {len(flat)} entries in all '
+            f'{len(lengths)} steps together: padded, they need {padded} bytes',
         )
     features = np.zeros((len(lengths), int(lengths.max()), *flat.shape[1:]), flat.dtype)
     for step, (start, stop) in enumerate(itertools.pairwise(offsets)):

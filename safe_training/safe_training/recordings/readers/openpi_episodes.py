@@ -128,7 +128,8 @@ def read_env_record(root: Path, name: str) -> OpenpiEpisode:
         raise DumpError(
             where=str(file),
             expected=f'the keys {", ".join(missing)}',
-            found=f'only the keys {", ".join(str(key)[:40] for key in list(record)[:12])}',
+            found=f'{len(record)} keys: {", ".join(str(key)[:40] for key in list(record)[:12])}'
+            + (', ...' if len(record) > 12 else ''),
             advice=_NOT_AN_ENV_RECORD,
         )
     success = _integer(file, record, 'episode_success', 0, 1)
