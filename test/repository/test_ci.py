@@ -57,6 +57,20 @@ def test_one_line_for_each_reason(tmp_path):
     assert f'a Python other than {sys.version_info.major}.{sys.version_info.minor}' in other
 
 
+def test_a_module_is_counted_once_although_each_run_collects_it(tmp_path):
+    (tmp_path / 'test_some.py').write_text(TESTS)
+    (tmp_path / 'test_more.py').write_text(
+        "import pytest\npytest.importorskip('not_there', reason='no OpenCV')\n"
+    )
+    results = results_of(tmp_path)
+    lines = not_run(results, results).stdout.splitlines()
+    assert lines[:3] == [
+        'not run: 6 tests: no browser',
+        'not run: 2 tests: no ray',
+        'not run: 1 module: no OpenCV',
+    ]
+
+
 def test_a_run_that_skips_nothing_says_so(tmp_path):
     (tmp_path / 'test_some.py').write_text('def test_passes():\n    pass\n')
     assert 'no test was skipped' in not_run(results_of(tmp_path)).stdout
