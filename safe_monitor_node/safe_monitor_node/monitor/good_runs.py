@@ -75,7 +75,7 @@ class GoodRunsThresholds(Thresholds):
     def take_over(self, previous: Thresholds) -> None:
         """Take the good runs of a monitor with the same detector."""
         if isinstance(previous, GoodRunsThresholds):
-            self.good_runs = previous.good_runs
+            self.good_runs.take_from(previous.good_runs)
             self._past = previous._past
 
     @property

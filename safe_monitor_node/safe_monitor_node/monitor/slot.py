@@ -7,8 +7,9 @@ from itertools import combinations
 from pathlib import Path
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.monitor.alarm import Verdict
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
-from safe_monitor_node.monitor.good_runs import why_no_good_runs
+from safe_monitor_node.monitor.good_runs import while_learning, why_no_good_runs
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
@@ -82,6 +83,15 @@ class DetectorSlot:
     def monitors(self) -> list[EpisodeMonitor]:
         """The monitor in use, and the next one if it is another one."""
         return [self.monitor] if self.next_monitor is None else [self.monitor, self.next_monitor]
+
+    @property
+    def learning(self) -> str:
+        """What this detector learns about the task of the running episode; empty if nothing."""
+        return self.monitor.thresholds.learning if self.monitor.running else ''
+
+    def shown(self, verdict: Verdict) -> Verdict:
+        """Return a verdict of this detector as it is published: never NOMINAL while it learns."""
+        return while_learning(verdict, self.learning)
 
     def check(self, old: MonitorSettings, new: MonitorSettings) -> None:
         """Check that other settings can be used.

@@ -146,7 +146,7 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
 def _described(slot: DetectorSlot) -> str:
     """Return the state of one of several detectors and what it is, in one line."""
     monitor = slot.monitor
-    verdict, counts = monitor.verdict, monitor.counts
+    verdict, counts = slot.shown(monitor.verdict), monitor.counts
     text = verdict.state.name
     if math.isfinite(verdict.score):
         text += f', score {verdict.score:.4g}, threshold {verdict.threshold:.4g}'
@@ -209,8 +209,7 @@ def _good_runs_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -
     if good_runs is None:
         why = why_no_good_runs(monitor.calibrated, session.settings.good_runs)
         return {f'{prefix}good runs': why}
-    learning = monitor.thresholds.learning if monitor.running else ''
-    facts: dict[str, object] = {f'{prefix}good runs': learning or 'not learning now'}
+    facts: dict[str, object] = {f'{prefix}good runs': slot.learning or 'not learning now'}
     for task in good_runs.tasks:
         count, band = good_runs.count(task), good_runs.bands.get(task)
         text = f'{count} of {good_runs.wanted}'

@@ -297,6 +297,38 @@ def test_the_same_detector_loaded_again_keeps_the_good_runs(robot):
     assert robot.begin() == learned([GOOD] * 3)
 
 
+def other_detector(tmp_path, **fields):
+    """Save a detector in another folder, and return this folder."""
+    folder = str(tmp_path / 'other')
+    detector(**fields).save(folder)
+    return folder
+
+
+def test_good_runs_in_the_file_survive_another_detector_in_between(tmp_path):
+    path = tmp_path / 'good_runs.json'
+    robot = Robot(tmp_path, adaptation_file=str(path))
+    for number in range(3):
+        robot.play(f'e{number}')
+    other = other_detector(tmp_path, band=constant_band(np.arange(39) / 39, (0.1, 0.2), 20))
+    for folder in (other, robot.folder):
+        robot.session.replace(robot.settings.monitor_of(folder), folder)
+        robot.session.keep_adaptation()
+    assert robot.begin() == learned([GOOD] * 3)
+    assert robot.session.adaptation_kept_in == str(path)
+    robot.restart()
+    assert robot.begin() == learned([GOOD] * 3), 'the file still has them'
+
+
+def test_a_task_that_the_detector_knows_now_is_not_taken_from_the_earlier_one(tmp_path):
+    robot = Robot(tmp_path)
+    for number in range(3):
+        robot.play(f'e{number}')
+    folder = other_detector(tmp_path, provenance={'seen_tasks': ['pour', 'stack', 'new']})
+    robot.session.replace(robot.settings.monitor_of(folder), folder)
+    assert robot.begin() == ORDINARY
+    assert robot.session.learning == ''
+
+
 @pytest.mark.parametrize('state', [AlarmState.UNKNOWN, AlarmState.STALE, AlarmState.INVALID])
 def test_states_without_a_judgement_are_not_changed(state):
     verdict = Verdict(state, 'why', 3, 1.0, 2.0)
