@@ -11,9 +11,11 @@ from scripted_episodes import ALARM, NOMINAL, WARNING, make_step, scripted
 
 from safe_monitor_node.bands.good_runs import GoodRun, SeenScores, good_runs_band
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
+from safe_monitor_node.monitor.alarm_policy import Advice, AdviceTable
 from safe_monitor_node.monitor.good_runs import while_learning, why_no_good_runs
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.own_labels import EpisodeLabel
+from safe_monitor_node.monitor.policy_rows import read_rows
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.thresholds import MonitorError
@@ -23,6 +25,7 @@ BAND = constant_band((np.arange(39) + 1) / 39, (0.1, 0.2), 20)
 SEEN = SeenScores({t: np.linspace(0.1, 0.5, 9) + i / 5 for i, t in enumerate(('pour', 'stack'))})
 ORDINARY = BAND.at(0.1).at(0)
 QUIET, GOOD, LOUD = 0.3, 2.0, 9.0
+WARNED = (BAND.at(0.2).at(0) + ORDINARY) / 2
 
 
 def detector(seen=SEEN, **fields):
@@ -295,6 +298,27 @@ def test_the_same_detector_loaded_again_keeps_the_good_runs(robot):
         robot.play(f'e{number}')
     robot.session.replace(robot.settings.monitor_of(robot.folder), robot.folder)
     assert robot.begin() == learned([GOOD] * 3)
+
+
+@pytest.mark.parametrize(
+    ('rows', 'learning', 'known'),
+    [
+        ([], Advice.STOP, Advice.NONE),
+        (['WARNING: SLOW'], Advice.STOP, Advice.SLOW),
+        (['WARNING: ASK'], Advice.ASK, Advice.ASK),
+    ],
+)
+def test_while_learning_the_advice_is_the_stronger_one(tmp_path, rows, learning, known):
+    table = AdviceTable(read_rows(rows))
+    robot = Robot(tmp_path, advice=table, learning_advice=Advice.STOP, warning_alpha=0.2)
+    robot.session.activate(0.0)
+    robot.session.start('new', robot.now, 'new')
+    verdict = robot.step(0, QUIET, 'new').verdict
+    assert robot.session.advise(verdict, robot.now) is learning
+    robot.session.start('known', robot.now, 'pour')
+    verdict = robot.step(0, WARNED, 'known').verdict
+    assert verdict.state == WARNING
+    assert robot.session.advise(verdict, robot.now) is known
 
 
 def other_detector(tmp_path, **fields):
