@@ -67,7 +67,7 @@ class DetectorSlot:
         if not path:
             return None
         monitor, good_runs = self.monitor, self.monitor.thresholds.good_runs
-        if monitor.adaptation is None and good_runs is None:
+        if not learns(monitor):
             why = why_no_good_runs(monitor.calibrated, self._wanted_runs)
             raise MonitorError(
                 where='parameter adaptation_file',
@@ -133,7 +133,7 @@ class DetectorSlot:
 
         Empty if there is no adaptation.
         """
-        if monitor.adaptation is None and monitor.thresholds.good_runs is None:
+        if not learns(monitor):
             return ''
         belongs = self._file is None or self._file.belongs_to(
             monitor.calibrated, monitor.adaptation
@@ -160,7 +160,7 @@ class DetectorSlot:
         monitor.take_over(self.monitor)
         self.monitor = monitor
         adaptation, good_runs = monitor.adaptation, monitor.thresholds.good_runs
-        if self._file is None or (adaptation is None and good_runs is None):
+        if self._file is None or not learns(monitor):
             return
         if self._file.belongs_to(monitor.calibrated, adaptation):
             self._file.start_anew(adaptation, good_runs)
@@ -185,6 +185,11 @@ class DetectorSlot:
         if self._file is None or not self._file.keeps(*kept):
             return ''
         return str(self._file.path)
+
+
+def learns(monitor: EpisodeMonitor) -> bool:
+    """Return whether labels change the thresholds of a monitor."""
+    return monitor.adaptation is not None or monitor.thresholds.good_runs is not None
 
 
 def file_of(adaptation_file: str, name: str) -> str:
