@@ -226,14 +226,10 @@ def _load(folder: Path) -> CalibratedDetector:
         band = Band.from_state(_part(arrays, 'band.'), content['band'])
         band.at(alpha)
         provenance = dict(content['provenance'])
-        # Folders up to 0.2 do not have the entry, and a fit with few failures makes no map.
+        # Folders of 0.1 do not have the entry, and a fit with few failures makes no map.
         given = content.get('probability')
         probability = None if given is None else ProbabilityMap.from_dict(given)
-        action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
-        if not isinstance(action_space, str):
-            raise DetectorError(
-                where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
-            )
+        action_space = _action_space(content)
         # Folders of 0.1, and folders with successes of one task only, do not have the entry.
         stored = content.get('good_runs')
         seen_scores = None if stored is None else SeenScores.from_dict(stored)
@@ -267,6 +263,15 @@ def _load(folder: Path) -> CalibratedDetector:
         probability,
         seen_scores,
     )
+
+
+def _action_space(content: Mapping[str, Any]) -> str:
+    action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
+    if not isinstance(action_space, str):
+        raise DetectorError(
+            where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
+        )
+    return action_space
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

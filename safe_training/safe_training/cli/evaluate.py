@@ -110,6 +110,11 @@ def add_arguments(parser: VerbParser) -> None:
     add_split_options(parser)
     add_band_options(parser)
     add_training_options(parser)
+    _exclude_options(parser)
+
+
+def _exclude_options(parser: VerbParser) -> None:
+    """Say which options have no effect beside others."""
     numbers = ('--splits', '--first-split')
     parser.exclude(
         ('--out', '--benchmark', '--details'),
