@@ -226,10 +226,14 @@ def _load(folder: Path) -> CalibratedDetector:
         band = Band.from_state(_part(arrays, 'band.'), content['band'])
         band.at(alpha)
         provenance = dict(content['provenance'])
-        # Folders of 0.1 do not have the entry, and a fit with few failures makes no map.
+        # Folders up to 0.2 do not have the entry, and a fit with few failures makes no map.
         given = content.get('probability')
         probability = None if given is None else ProbabilityMap.from_dict(given)
-        action_space = _action_space(content)
+        action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
+        if not isinstance(action_space, str):
+            raise DetectorError(
+                where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
+            )
         # Folders of 0.1, and folders with successes of one task only, do not have the entry.
         stored = content.get('good_runs')
         seen_scores = None if stored is None else SeenScores.from_dict(stored)
@@ -242,15 +246,7 @@ def _load(folder: Path) -> CalibratedDetector:
             found=f'an entry that is missing or has the wrong type or value ({error!r})',
             advice=FORMAT.repair,
         ) from error
-    known = {f'band.{name}' for name in band.state()}
-    if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
-        raise DetectorFolderError(
-            where=str(folder / WEIGHTS),
-            expected='only arrays of the detector and its band',
-            found=f'the unknown array {surplus[0]!r}',
-            advice='fit the detector again, or use the version of the software that wrote the '
-            'folder',
-        )
+    _check_surplus(folder, arrays, band)
     sha256 = str(content['weights_sha256'])
     return CalibratedDetector(
         detector,
@@ -265,13 +261,16 @@ def _load(folder: Path) -> CalibratedDetector:
     )
 
 
-def _action_space(content: Mapping[str, Any]) -> str:
-    action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.
-    if not isinstance(action_space, str):
-        raise DetectorError(
-            where="entry 'action_space'", expected='a text', found=f'{action_space!r:.80}'
+def _check_surplus(folder: Path, arrays: Mapping[str, np.ndarray], band: Band) -> None:
+    known = {f'band.{name}' for name in band.state()}
+    if surplus := sorted(n for n in arrays if n not in known and not n.startswith('detector.')):
+        raise DetectorFolderError(
+            where=str(folder / WEIGHTS),
+            expected='only arrays of the detector and its band',
+            found=f'the unknown array {surplus[0]!r}',
+            advice='fit the detector again, or use the version of the software that wrote the '
+            'folder',
         )
-    return action_space
 
 
 def _read_description(folder: Path) -> dict[str, Any]:

@@ -89,6 +89,19 @@ def add_arguments(parser: VerbParser) -> None:
         help='name of the rollouts in the results (default: the name of SET)',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
+    _add_protocol(parser)
+    add_split_options(parser)
+    add_band_options(parser)
+    add_training_options(parser)
+    parser.exclude(
+        ('--out', '--benchmark', '--by-task', '--details'),
+        by='--good-runs',
+        why='prints only false alarms of unseen tasks',
+    )
+
+
+def _add_protocol(parser: VerbParser) -> None:
+    """Add the options that choose the task splits."""
     parser.add_argument(
         '--protocol',
         choices=PROTOCOLS,
@@ -107,20 +120,7 @@ def add_arguments(parser: VerbParser) -> None:
         metavar='FILE',
         help='write the splits to a file that --splits-from reads',
     )
-    add_split_options(parser)
-    add_band_options(parser)
-    add_training_options(parser)
-    _exclude_options(parser)
-
-
-def _exclude_options(parser: VerbParser) -> None:
-    """Say which options have no effect beside others."""
     numbers = ('--splits', '--first-split')
-    parser.exclude(
-        ('--out', '--benchmark', '--details'),
-        by='--good-runs',
-        why='prints only false alarms of unseen tasks',
-    )
     parser.exclude(('--protocol', *numbers), by='--splits-from', why='reads existing splits')
     parser.exclude(
         (*numbers, '--unseen-ratio'),
