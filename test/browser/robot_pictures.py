@@ -42,7 +42,7 @@ FIRST_STEPS, LIVE_STEPS = 38, 14
 
 
 def chosen_rollouts() -> tuple[CalibratedDetector, list[Rollout]]:
-    """Return a fitted detector, and rollouts of unseen tasks: one detected failure, else quiet ones."""
+    """Return a fitted detector, and unseen tasks: one detected failure, else quiet rollouts."""
     rollouts = st.load_rollouts(TOP / 'test' / 'data' / 'miniature_disturbed.npz')
     detector = st.fit('linear_probe', rollouts, st.choose_split(rollouts, split=0))
     judged = st.judge(detector, rollouts).parts['unseen']
