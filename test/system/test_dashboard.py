@@ -128,7 +128,7 @@ def test_a_monitor_that_is_gone_is_said_in_seconds_and_takes_no_label(
     probe.step(quiet(0))
     wait_for(stream, lambda robots: robots.get('/', {}).get('points'))
     assert monitor.stop() == 0
-    gone = wait_for(stream, lambda r: r['/'].get('facts', {}).get('word') == 'GONE', 6)
+    gone = wait_for(stream, lambda r: r['/'].get('facts', {}).get('word') == 'GONE', 10)
     assert gone['/']['facts']['severity'] == 'danger'
     answer = post(address, {'robot': '/', 'episode': 'e', 'outcome': 1})
     assert not answer['success']
