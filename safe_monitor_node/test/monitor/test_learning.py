@@ -321,6 +321,21 @@ def test_while_learning_the_advice_is_the_stronger_one(tmp_path, rows, learning,
     assert robot.session.advise(verdict, robot.now) is known
 
 
+def test_a_task_whose_good_runs_give_no_finite_threshold_is_still_learned(tmp_path):
+    band = constant_band((np.arange(99) + 1) / 99, (0.02, 0.1), 20)
+    few = SeenScores({task: np.array([0.1, 0.2]) for task in ('pour', 'stack')})
+    own = good_runs_band(few, [GoodRun('a', 1.0)], band)
+    assert not own.at(0.02).can_alarm
+    made = detector(seen=few, band=dataclasses.replace(band, tasks={'new': own}), alpha=0.02)
+    robot = Robot(tmp_path, made, good_runs=1)
+    assert robot.begin() == band.at(0.02).at(0), 'the band of all tasks'
+    assert robot.step(0, QUIET, 'next').verdict.state == WARNING
+    assert 'learning, 0 of 1 good runs' in robot.session.learning
+    finite = Robot(tmp_path, dataclasses.replace(made, alpha=0.1), good_runs=1)
+    assert finite.begin() == own.at(0.1).at(0)
+    assert finite.session.learning == ''
+
+
 def other_detector(tmp_path, **fields):
     """Save a detector in another folder, and return this folder."""
     folder = str(tmp_path / 'other')
