@@ -42,10 +42,10 @@ FIRST_STEPS, LIVE_STEPS = 38, 14
 
 
 def chosen_rollouts() -> tuple[CalibratedDetector, list[Rollout]]:
-    """Return a fitted detector, and rollouts of tests: one detected failure, else quiet ones."""
-    rollouts = st.load_rollouts(TOP / 'test' / 'data' / 'miniature_flow.npz')
+    """Return a fitted detector, and unseen tasks: one detected failure, else quiet rollouts."""
+    rollouts = st.load_rollouts(TOP / 'test' / 'data' / 'miniature_disturbed.npz')
     detector = st.fit('linear_probe', rollouts, st.choose_split(rollouts, split=0))
-    judged = st.judge(detector, rollouts).parts['seen']
+    judged = st.judge(detector, rollouts).parts['unseen']
     detected = next(r for r in judged if r.outcome == 'detection' and 8 < r.alarm_step < 25)
     quiet = [r for r in judged if r.outcome == 'quiet' and len(r.scores) > 20][: ROBOTS - 1]
     chosen = [*quiet[:ALARMING], detected, *quiet[ALARMING:]]

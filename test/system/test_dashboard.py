@@ -67,6 +67,13 @@ def post(address, body):
     return json.loads(connection.getresponse().read())
 
 
+def wait_until_it_listens(probe, stream):
+    """Wait until the dashboard has found the robot ``/`` and receives its scores."""
+    wait_for(stream, lambda robots: '/' in robots)
+    # The other subscription is that of the probe.
+    probe.spin_until(lambda: probe.node.count_subscribers('safe/score') >= 2, 'it listens')
+
+
 def test_scores_and_states_of_a_monitor_arrive_in_the_browser(
     probe, run_monitor, run_dashboard, mlp_folder, quiet
 ):
@@ -92,8 +99,10 @@ def test_a_label_in_the_browser_is_an_event_on_the_topic(
     address = run_dashboard()
     labels = probe.listen_to_events()
     probe.wait_until_active()
+    stream = events(address)
+    wait_until_it_listens(probe, stream)
     probe.step(quiet(0, episode='an "episode"'))
-    wait_for(events(address), lambda robots: robots.get('/', {}).get('points'))
+    wait_for(stream, lambda robots: robots.get('/', {}).get('points'))
     body = {'robot': '/', 'episode': 'an "episode"', 'outcome': 2}
     deadline = time.monotonic() + 10
     while not (answer := post(address, body))['success']:
@@ -114,11 +123,12 @@ def test_a_monitor_that_is_gone_is_said_in_seconds_and_takes_no_label(
     monitor = run_monitor(detector_folder=mlp_folder)
     address = run_dashboard()
     probe.wait_until_active()
-    probe.step(quiet(0))
     stream = events(address)
+    wait_until_it_listens(probe, stream)
+    probe.step(quiet(0))
     wait_for(stream, lambda robots: robots.get('/', {}).get('points'))
     assert monitor.stop() == 0
-    gone = wait_for(stream, lambda r: r['/'].get('facts', {}).get('word') == 'GONE', 6)
+    gone = wait_for(stream, lambda r: r['/'].get('facts', {}).get('word') == 'GONE', 10)
     assert gone['/']['facts']['severity'] == 'danger'
     answer = post(address, {'robot': '/', 'episode': 'e', 'outcome': 1})
     assert not answer['success']

@@ -9,6 +9,7 @@ from xml.etree import ElementTree
 
 import pytest
 from rclpy.node import Node
+from sensor_msgs.msg import Image
 
 from safe_bringup.live import Process
 from vla_feature_bridge.ros import StepPublisher
@@ -75,6 +76,29 @@ def test_the_nodes_use_exactly_what_the_policy_allows(
 
 
 @pytest.mark.slow
+def test_the_nodes_that_show_robots_use_exactly_what_the_policy_allows(
+    probe, run_monitor: Callable[..., Process], mlp_folder, tmp_path
+):
+    pytest.importorskip('cv2')
+    run_monitor(detector_folder=mlp_folder)
+    # The overlay subscribes to a camera as soon as somebody publishes its images.
+    camera = probe.node.create_publisher(Image, '/image', 1)
+    parameters = {'dashboard': {'port': 0}, 'markers': {}, 'overlay': {}}
+    for node, chosen in parameters.items():
+        module, log = f'safe_monitor_node.nodes.{node}', tmp_path / f'{node}.log'
+        with Process(module, {**chosen, 'use_sim_time': True}, log):
+            compare(probe, node)
+            if wanted := allowed(node)['request']:
+
+                def asked(node=node) -> set[str]:
+                    found = probe.node.get_client_names_and_types_by_node(node, '/')
+                    return {name for name, _ in found}
+
+                probe.spin_until(lambda: asked() == wanted, f'{node} asks for {wanted}')
+    probe.node.destroy_publisher(camera)
+
+
+@pytest.mark.slow
 def test_replay_uses_exactly_what_the_policy_allows(probe, rollout_folder, tmp_path):
     parameters = {'rollout_set': rollout_folder, 'subscribers': 9, 'use_sim_time': True}
     with Process('vla_feature_bridge.nodes.replay', parameters, tmp_path / 'replay.log'):
@@ -99,12 +123,13 @@ def test_the_process_of_a_policy_uses_what_the_policy_allows(probe):
 
 def test_only_the_monitor_may_stop_and_only_the_operator_may_silence():
     nodes = [profile.get('node') for profile in POLICY.iter('profile')]
-    assert len(set(nodes)) == len(nodes) == 6
+    assert len(set(nodes)) == len(nodes) == 9
     for topic in ('/safe/stop', '/safe/alarm', '/safe/score'):
         assert [node for node in nodes if topic in allowed(node)['publish']] == ['monitor']
     steps = [node for node in nodes if '/vla/policy_step' in allowed(node)['publish']]
     assert steps == ['policy', 'replay']
-    assert [node for node in nodes if allowed(node)['request']] == ['operator']
+    assert [node for node in nodes if allowed(node)['request']] == ['dashboard', 'operator']
+    assert allowed('dashboard')['request'] == {'/monitor/label_episode'}
     assert not allowed('supervisor')['reply']
 
 

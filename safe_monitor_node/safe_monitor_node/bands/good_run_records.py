@@ -118,6 +118,16 @@ class GoodRunRecords:
         self._set(task, runs)
         return task
 
+    def take_from(self, other: GoodRunRecords) -> None:
+        """Count the good runs of other records of the same detector.
+
+        Tasks that the detector knows now, and tasks that have good runs here, are left out.
+        """
+        for task, runs in other._runs.items():
+            if self.is_new(task) and task not in self._runs:
+                self._set(task, list(runs))
+        self._taken_out = {**other._taken_out, **self._taken_out}
+
     def _has_room(self) -> bool:
         """Return whether the runs of one more task can be kept; forget an old task if needed."""
         if len(self._runs) < KEPT_TASKS:

@@ -97,7 +97,11 @@ def table(views: Sequence[RobotView], style: Style) -> list[str]:
             text = f'{view.name} {view.state.word}: {view.reason}{advice}'
             reasons += _wrapped(_plain(text, style), '  ', style.width)
     if style.height:
-        reasons = reasons[: max(0, style.height - 1 - len(lines))]
+        room = max(0, style.height - 1 - len(lines))
+        if len(reasons) > room > 0:
+            left_out = f'and {len(reasons) - room + 1} more lines; make the terminal higher'
+            reasons = [*reasons[: room - 1], _cut(left_out, style.width)]
+        reasons = reasons[:room]
     return [_plain(line, style) for line in [*lines, *reasons]]
 
 

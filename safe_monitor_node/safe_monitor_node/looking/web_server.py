@@ -260,6 +260,10 @@ class _Handler(BaseHTTPRequestHandler):
             robot, episode, outcome = (asked[key] for key in ('robot', 'episode', 'outcome'))
             if not (isinstance(robot, str) and isinstance(episode, str) and episode):
                 raise ValueError
+            # ROS ends a text at a zero: another episode would be labelled. A lone surrogate has no
+            # UTF-8, which is a ValueError too.
+            if b'\0' in episode.encode():
+                raise ValueError
             if type(outcome) is not int or outcome not in _OUTCOMES:
                 raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError):

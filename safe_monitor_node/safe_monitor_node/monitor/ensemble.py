@@ -24,7 +24,7 @@ from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.rules import Rule, checked_names
 from safe_monitor_node.monitor.settings import MonitorSettings
-from safe_monitor_node.monitor.slot import DetectorSlot, check_features, file_of
+from safe_monitor_node.monitor.slot import DetectorSlot, check_features, file_of, learns
 from safe_monitor_node.monitor.step_order import shown
 from safe_monitor_node.monitor.steps import StepId, StepResult
 from vla_feature_bridge.step import PolicyStep
@@ -126,8 +126,11 @@ class Ensemble:
 
     def take_news(self) -> list[str]:
         """Return what happened to good runs since the last call, one sentence each."""
-        news = [news for monitor in self.monitors for news in monitor.thresholds.take_news()]
-        return list(dict.fromkeys(news))
+        each = [slot.monitor.thresholds.take_news() for slot in self.slots]
+        if all(news == each[0] for news in each):
+            return each[0]
+        named = zip(self.names, each, strict=True)
+        return [f'{name}: {text}' for name, news in named for text in news]
 
     def margins(self) -> dict[str, float]:
         """Return score minus threshold of each detector that has scored the last step."""
@@ -369,5 +372,9 @@ def make_ensemble(folder: str, settings: MonitorSettings) -> Ensemble:
     check_features(dict(zip(names, calibrated, strict=True)))
     files = [settings.adaptation_file]
     files += [file_of(settings.adaptation_file, name) for name in names[1:]]
+    learning = [learns(monitor) for monitor in monitors]
+    if any(learning):
+        # If no detector learns anything, the slot says why the file is refused.
+        files = [file if can else '' for file, can in zip(files, learning, strict=True)]
     parts = zip(folders, monitors, names, files, strict=True)
     return Ensemble([DetectorSlot(*part, settings.good_runs) for part in parts], settings)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.bands.good_run_records import GoodRunRecords
+from safe_monitor_node.bands.good_runs import KIND as GOOD_RUNS
 from safe_monitor_node.bands.good_runs import GoodRun, GoodRunsError
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
@@ -75,7 +76,7 @@ class GoodRunsThresholds(Thresholds):
     def take_over(self, previous: Thresholds) -> None:
         """Take the good runs of a monitor with the same detector."""
         if isinstance(previous, GoodRunsThresholds):
-            self.good_runs = previous.good_runs
+            self.good_runs.take_from(previous.good_runs)
             self._past = previous._past
 
     @property
@@ -225,8 +226,22 @@ def make_thresholds(
     seen = calibrated.seen_scores
     if seen is None or why_no_good_runs(calibrated, good_runs):
         return base
-    records = GoodRunRecords(seen, calibrated.band, calibrated.known_tasks, good_runs)
+    usable = _without_hopeless(calibrated, alpha or calibrated.alpha)
+    records = GoodRunRecords(seen, usable.band, usable.known_tasks, good_runs)
     return GoodRunsThresholds(base, records)
+
+
+def _without_hopeless(calibrated: CalibratedDetector, alpha: float) -> CalibratedDetector:
+    """Return the detector without bands from good runs that have no finite threshold.
+
+    Such a task is judged by the band of all tasks. It must not pass for a task with good runs.
+    """
+    tasks = {
+        task: band
+        for task, band in calibrated.band.tasks.items()
+        if band.kind != GOOD_RUNS or band.at(alpha).can_alarm
+    }
+    return replace(calibrated, band=replace(calibrated.band, tasks=tasks))
 
 
 def why_no_good_runs(calibrated: CalibratedDetector, wanted: int) -> str:

@@ -87,6 +87,10 @@ def _with_conditions(row: Row, text: str) -> Row:
             raise AdviceError(
                 where=place(row.text), expected='each condition once', found=repr(match[0].strip())
             )
+        if not math.isfinite(float(match[kind])):
+            raise AdviceError(
+                where=place(row.text), expected='a finite number', found=repr(match[0].strip())
+            )
         seen.add(kind)
         if kind == 'margin':
             margin, detector = float(match['margin']), match['detector'] or ''

@@ -34,7 +34,8 @@ _WHERE = 'parameter detector_rule'
 _WINDOW = re.compile(r'(?P<who>.*?)(?:\s+within\s+(?P<window>\d{1,6})\s+steps?)?', re.IGNORECASE)
 _COUNT = re.compile(r'(\d{1,3})\s+of\s+(\d{1,3})', re.IGNORECASE)
 _NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*')
-_WORDS = {'all', 'and', 'any', 'of', 'steps', 'within'}
+# Words of a rule; and safe/safe/score would look like the score of a robot in the namespace `safe`.
+_NO_NAMES = {'all', 'and', 'any', 'of', 'safe', 'steps', 'within'}
 
 
 class RuleError(SafeError):
@@ -210,11 +211,11 @@ def checked_names(detectors: Sequence[str], names: Sequence[str]) -> tuple[str, 
         )
     used = tuple(names or detectors)
     for name in used if len(used) > 1 else names:
-        if not _NAME.fullmatch(name) or name.lower() in _WORDS:
+        if not _NAME.fullmatch(name) or name.lower() in _NO_NAMES:
             raise RuleError(
                 where=where,
                 expected='a name of letters, digits and _ that begins with a letter and is not a '
-                'word of detector_rule',
+                "word of detector_rule or 'safe'",
                 found=repr(name),
                 advice='the name becomes a part of the topic safe/NAME/score',
             )

@@ -306,8 +306,9 @@ class MonitorSession:
         if table.needs_margin:
             self.situation.take_margins(self.ensemble.margins())
         advice = table.advice(self.situation)
-        if advice is Advice.NONE and verdict.state == AlarmState.WARNING and self.learning:
-            return self.settings.learning_advice
+        if verdict.state == AlarmState.WARNING and self.learning:
+            # A row for WARNING must not release a robot that learning_advice stops.
+            return max(advice, self.settings.learning_advice)
         return advice
 
     # --- other settings

@@ -31,7 +31,7 @@ class MonitorSettings:
     good_runs : int
         Same meaning as in :class:`EpisodeMonitor`.
     learning_advice : Advice
-        The advice in the state WARNING while a task is learned and the table gives no advice.
+        The advice in the state WARNING while a task is learned; a stronger one of the table counts.
     advice : AdviceTable
         The advice for each state.
     more_folders : tuple of str

@@ -7,8 +7,9 @@ from itertools import combinations
 from pathlib import Path
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.monitor.alarm import Verdict
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
-from safe_monitor_node.monitor.good_runs import why_no_good_runs
+from safe_monitor_node.monitor.good_runs import while_learning, why_no_good_runs
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.storage.adaptation_file import AdaptationFile, AdaptationFileError
@@ -66,7 +67,7 @@ class DetectorSlot:
         if not path:
             return None
         monitor, good_runs = self.monitor, self.monitor.thresholds.good_runs
-        if monitor.adaptation is None and good_runs is None:
+        if not learns(monitor):
             why = why_no_good_runs(monitor.calibrated, self._wanted_runs)
             raise MonitorError(
                 where='parameter adaptation_file',
@@ -82,6 +83,15 @@ class DetectorSlot:
     def monitors(self) -> list[EpisodeMonitor]:
         """The monitor in use, and the next one if it is another one."""
         return [self.monitor] if self.next_monitor is None else [self.monitor, self.next_monitor]
+
+    @property
+    def learning(self) -> str:
+        """What this detector learns about the task of the running episode; empty if nothing."""
+        return self.monitor.thresholds.learning if self.monitor.running else ''
+
+    def shown(self, verdict: Verdict) -> Verdict:
+        """Return a verdict of this detector as it is published: never NOMINAL while it learns."""
+        return while_learning(verdict, self.learning)
 
     def check(self, old: MonitorSettings, new: MonitorSettings) -> None:
         """Check that other settings can be used.
@@ -123,7 +133,7 @@ class DetectorSlot:
 
         Empty if there is no adaptation.
         """
-        if monitor.adaptation is None and monitor.thresholds.good_runs is None:
+        if not learns(monitor):
             return ''
         belongs = self._file is None or self._file.belongs_to(
             monitor.calibrated, monitor.adaptation
@@ -150,7 +160,7 @@ class DetectorSlot:
         monitor.take_over(self.monitor)
         self.monitor = monitor
         adaptation, good_runs = monitor.adaptation, monitor.thresholds.good_runs
-        if self._file is None or (adaptation is None and good_runs is None):
+        if self._file is None or not learns(monitor):
             return
         if self._file.belongs_to(monitor.calibrated, adaptation):
             self._file.start_anew(adaptation, good_runs)
@@ -175,6 +185,11 @@ class DetectorSlot:
         if self._file is None or not self._file.keeps(*kept):
             return ''
         return str(self._file.path)
+
+
+def learns(monitor: EpisodeMonitor) -> bool:
+    """Return whether labels change the thresholds of a monitor."""
+    return monitor.adaptation is not None or monitor.thresholds.good_runs is not None
 
 
 def file_of(adaptation_file: str, name: str) -> str:

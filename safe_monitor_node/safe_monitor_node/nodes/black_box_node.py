@@ -239,7 +239,7 @@ class BlackBoxNode(ManagedNode):
         level, message = summarise(findings, 'keeps the last seconds for an alarm')
         status = DiagnosticStatus(
             level=bytes([level]),
-            name=f'{self.get_fully_qualified_name().lstrip("/")}: black box',
+            name=status_name(self.get_fully_qualified_name()),
             message=message[:_LONGEST_TEXT],
             hardware_id=self.get_namespace().strip('/'),
             values=[
@@ -293,6 +293,11 @@ class BlackBoxNode(ManagedNode):
             'memory [MB]': f'{box.memory.used / _MB:.1f} of {self._values.memory_mb:g}',
             'messages dropped early': box.window.dropped,
         }
+
+
+def status_name(node: str) -> str:
+    """Return the name of the diagnosis of a black box node with this full name."""
+    return f'{node.lstrip("/")}: black box'
 
 
 def _left_behind(path: Path) -> str:

@@ -13,7 +13,7 @@ from rclpy.node import Node
 from safe_monitor_node.looking.board import RobotBoard
 from safe_monitor_node.looking.web_access import DashboardError, WebAccess
 from safe_monitor_node.looking.web_server import DashboardServer
-from safe_monitor_node.nodes.robot_topics import AllRobots
+from safe_monitor_node.nodes.robot_topics import AllRobots, call_every
 from safe_msgs.srv import LabelEpisode
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
@@ -72,7 +72,7 @@ class DashboardNode(Node):
         self._robots = AllRobots(self, self.board)
         # The thread of a browser must not create a client while the executor runs.
         self._label_clients: dict[str, tuple[str, Any]] = {}
-        self.create_timer(_LOOK_PERIOD, self._look)
+        call_every(self, _LOOK_PERIOD, self._look)
         self.server.start()
         need = ' with ?token=TOKEN at its end' if access.needs_token else ''
         self.get_logger().info(f'the dashboard is at {self.server.url}{need}')

@@ -12,7 +12,7 @@ from safe_monitor_node.bands.adaptive_band import name_of
 from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.good_runs import why_no_good_runs
 from safe_monitor_node.monitor.session import MonitorSession
-from safe_monitor_node.monitor.slot import DetectorSlot, name_of_detector
+from safe_monitor_node.monitor.slot import DetectorSlot, learns, name_of_detector
 from safe_monitor_node.monitor.step_order import shown
 from vla_feature_bridge.nodes.levels import Finding, Level, most_severe, summarise
 
@@ -146,7 +146,7 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
 def _described(slot: DetectorSlot) -> str:
     """Return the state of one of several detectors and what it is, in one line."""
     monitor = slot.monitor
-    verdict, counts = monitor.verdict, monitor.counts
+    verdict, counts = slot.shown(monitor.verdict), monitor.counts
     text = verdict.state.name
     if math.isfinite(verdict.score):
         text += f', score {verdict.score:.4g}, threshold {verdict.threshold:.4g}'
@@ -194,10 +194,11 @@ def _settings_facts(session: MonitorSession) -> dict[str, object]:
 def _detector_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -> dict[str, object]:
     """Return what one detector has learned from labels, and where it is stored."""
     facts = _good_runs_facts(session, slot, prefix) | _adaptation_facts(slot, prefix)
-    if slot.monitor.adaptation is not None or session.settings.adaptation_file:
+    if learns(slot.monitor) or session.settings.adaptation_file:
         kept_in = slot.adaptation_kept_in
+        lost = 'updates are only in memory' if learns(slot.monitor) else 'labels change nothing'
         facts[f'{prefix}adaptation file'] = (
-            (slot.file_problem or kept_in) if kept_in else 'none: updates are only in memory'
+            (slot.file_problem or kept_in) if kept_in else f'none: {lost}'
         )
     return facts
 
@@ -209,8 +210,7 @@ def _good_runs_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -
     if good_runs is None:
         why = why_no_good_runs(monitor.calibrated, session.settings.good_runs)
         return {f'{prefix}good runs': why}
-    learning = monitor.thresholds.learning if monitor.running else ''
-    facts: dict[str, object] = {f'{prefix}good runs': learning or 'not learning now'}
+    facts: dict[str, object] = {f'{prefix}good runs': slot.learning or 'not learning now'}
     for task in good_runs.tasks:
         count, band = good_runs.count(task), good_runs.bands.get(task)
         text = f'{count} of {good_runs.wanted}'
@@ -235,8 +235,4 @@ def _adaptation_facts(slot: DetectorSlot, prefix: str) -> dict[str, object]:
             f'level {moving.level:.4g}; false alarms {moving.false_alarms} of '
             f'{moving.successes} labelled successes, realised {share}, promised {moving.alpha:g}'
         )
-    kept_in = slot.adaptation_kept_in
-    facts[f'{prefix}adaptation file'] = (
-        (slot.file_problem or kept_in) if kept_in else 'none: updates are only in memory'
-    )
     return facts

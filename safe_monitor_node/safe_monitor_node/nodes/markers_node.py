@@ -14,7 +14,7 @@ from visualization_msgs.msg import MarkerArray
 
 from safe_monitor_node.looking.board import RobotBoard
 from safe_monitor_node.nodes.marker_messages import MarkerPlace, robot_markers
-from safe_monitor_node.nodes.robot_topics import RobotTopics
+from safe_monitor_node.nodes.robot_topics import RobotTopics, call_every
 from safe_msgs.msg import FailureScore
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
@@ -69,8 +69,8 @@ class MarkersNode(Node):
             MARKER_QOS,
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
-        self.create_timer(_LOOK_PERIOD, self._robot.update)
-        self.create_timer(values.period, self._publish)
+        call_every(self, _LOOK_PERIOD, self._robot.update)
+        call_every(self, values.period, self._publish)
         if values.numbers:
             self._numbers = [
                 self.create_publisher(Float32, f'safe/{name}_value', SCORE_QOS)

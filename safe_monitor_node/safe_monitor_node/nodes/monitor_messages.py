@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from diagnostic_msgs.msg import DiagnosticStatus, KeyValue
 
@@ -59,10 +60,12 @@ def detector_messages(session: MonitorSession, step: PolicyStep) -> dict[str, Fa
     ensemble = session.ensemble
     if not ensemble.several:
         return {}
-    return {
-        name: score_message(name, step, session.freshness.applied_to_result(result))
-        for name, result in zip(ensemble.names, ensemble.results, strict=True)
-    }
+    messages = {}
+    for slot, result in zip(ensemble.slots, ensemble.results, strict=True):
+        own = replace(result, verdict=slot.shown(result.verdict))
+        own = session.freshness.applied_to_result(own)
+        messages[slot.name] = score_message(slot.name, step, own)
+    return messages
 
 
 def alarm_message(session: MonitorSession, verdict: Verdict, advice: int) -> FailureAlarm:

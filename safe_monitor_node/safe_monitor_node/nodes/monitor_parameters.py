@@ -87,7 +87,8 @@ PARAMETERS = (
     Parameter(
         'learning_advice',
         'none',
-        'Advice published while the monitor is learning a task and the state is WARNING.',
+        'Advice while the monitor is learning a task and the state is WARNING, unless a row of '
+        'alarm_policy gives a stronger one.',
         choices=tuple(one.name.lower() for one in Advice),
         changes=AT_ONCE,
     ),

@@ -24,7 +24,7 @@ from safe_monitor_node.looking.pixels import (
     from_picture,
     to_picture,
 )
-from safe_monitor_node.nodes.robot_topics import RobotTopics
+from safe_monitor_node.nodes.robot_topics import RobotTopics, call_every
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.ros.messages import time_from_message
@@ -80,7 +80,7 @@ class OverlayNode(Node):
         }
         self._camera: Any = None
         self._last_stamp, self._drawn_at = 0, 0.0
-        self.create_timer(_LOOK_PERIOD, self._look)
+        call_every(self, _LOOK_PERIOD, self._look)
         self._look()
 
     def _look(self) -> None:

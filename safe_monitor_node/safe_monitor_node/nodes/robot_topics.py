@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any
 
+from rclpy.clock import Clock, ClockType
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
@@ -17,6 +19,14 @@ from vla_feature_bridge.ros.qos import ALARM_QOS, LEASE, SCORE_QOS, alive_qos
 _SCORE, _ALARM = 'safe/score', 'safe/alarm'
 _SCORE_TYPE = 'safe_msgs/msg/FailureScore'
 _INFINITE = 10**9 * 10**9
+
+
+def call_every(node: Node, period: float, callback: Callable[[], None]) -> None:
+    """Call a function again and again, also while ``/clock`` stands still or is missing.
+
+    Otherwise the last state of a monitor that is dead would be shown as if it were present.
+    """
+    node.create_timer(period, callback, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
 
 def robot_of(topic: str) -> str:

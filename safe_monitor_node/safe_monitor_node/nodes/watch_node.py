@@ -17,7 +17,7 @@ from rclpy.utilities import remove_ros_args
 
 from safe_monitor_node.looking.board import RobotBoard
 from safe_monitor_node.looking.terminal import style_of, table
-from safe_monitor_node.nodes.robot_topics import AllRobots
+from safe_monitor_node.nodes.robot_topics import AllRobots, call_every
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 
 _LOOK_PERIOD = 0.5
@@ -34,7 +34,7 @@ class WatchNode(Node):
         super().__init__(f'watch_{os.getpid()}', enable_rosout=False)
         self.board = RobotBoard(_HISTORY)
         self._robots = AllRobots(self, self.board)
-        self.create_timer(_LOOK_PERIOD, self._robots.update)
+        call_every(self, _LOOK_PERIOD, self._robots.update)
 
     def spin_for(self, seconds: float) -> None:
         """Handle messages for some time [s]."""

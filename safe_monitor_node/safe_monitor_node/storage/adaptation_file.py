@@ -91,7 +91,15 @@ class AdaptationFile:
     def start_anew(
         self, adaptation: AdaptiveBand | None, good_runs: GoodRunRecords | None = None
     ) -> None:
-        """From now on, store the updates and good runs of another monitor of the same detector."""
+        """From now on, store the updates and good runs of another monitor of the same detector.
+
+        The good runs in the file stay: they are counted by the other monitor too. They would be
+        lost otherwise if a different detector was in use in between.
+        """
+        if self._good_runs is not None and good_runs is not None:
+            good_runs.take_from(self._good_runs)
+        elif self._good_runs is not None:
+            self._content = {**self._content, 'good_runs': self._good_runs.state()}
         self._adaptation, self._good_runs = adaptation, good_runs
         self._written_revision = None
 

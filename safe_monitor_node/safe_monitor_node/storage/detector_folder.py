@@ -226,7 +226,7 @@ def _load(folder: Path) -> CalibratedDetector:
         band = Band.from_state(_part(arrays, 'band.'), content['band'])
         band.at(alpha)
         provenance = dict(content['provenance'])
-        # Folders up to 0.2 do not have the entry, and a fit with few failures makes no map.
+        # Folders of 0.1 do not have the entry, and a fit with few failures makes no map.
         given = content.get('probability')
         probability = None if given is None else ProbabilityMap.from_dict(given)
         action_space = content.get('action_space', '')  # Folders of 0.1 do not have the entry.

@@ -71,6 +71,14 @@ def test_robots_that_do_not_fit_are_counted_and_the_urgent_ones_stay():
     assert lines[8] == 'and 34 more robots; make the terminal higher'
 
 
+def test_reasons_that_do_not_fit_are_counted():
+    views = board_of(6, reason='a long reason ' * 20).views(0.0)
+    whole, cut = table(views, Style()), table(views, Style(height=12))
+    assert len(cut) == 11
+    assert cut[:10] == whole[:10]
+    assert cut[10] == f'and {len(whole) - 10} more lines; make the terminal higher'
+
+
 @pytest.mark.parametrize('score', [0.0, -3.0, math.nan, math.inf, -math.inf, 1e30, -1e-30])
 @pytest.mark.parametrize('threshold', [0.8, -2.0, math.nan, math.inf, 0.0])
 def test_any_score_and_threshold_make_a_bar_of_the_same_width(score, threshold):

@@ -216,6 +216,8 @@ GOOD = {'robot': '/r', 'episode': 'e', 'outcome': 1}
         (json.dumps({**GOOD, 'outcome': True}), JSON, 400),
         (json.dumps({**GOOD, 'outcome': '1'}), JSON, 400),
         (json.dumps({**GOOD, 'episode': ''}), JSON, 400),
+        (json.dumps({**GOOD, 'episode': 'e1\0x'}), JSON, 400),
+        (json.dumps({**GOOD, 'episode': '\ud800'}), JSON, 400),
         (json.dumps({**GOOD, 'robot': 7}), JSON, 400),
         (b'x' * 20000, JSON, 413),
         (json.dumps(GOOD), {'Content-Type': 'text/plain'}, 415),

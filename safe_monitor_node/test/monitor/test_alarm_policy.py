@@ -158,6 +158,8 @@ def test_a_row_is_read(text: str, row: tuple[object, ...]) -> None:
         ('ALARM margin > big: ASK', "found 'margin > big'"),
         ('ALARM margin < 2: ASK', "found 'margin < 2'"),
         ('ALARM after 2 steps after 3 steps: ASK', "each condition once, found 'after 3 steps'"),
+        ('ALARM margin > -1e999: NONE', "a finite number, found 'margin > -1e999'"),
+        ('STALE after 1e999 s: ASK', "a finite number, found 'after 1e999 s'"),
         ('STALE margin > 2: ASK', 'found a margin with STALE, which has no score'),
     ],
 )

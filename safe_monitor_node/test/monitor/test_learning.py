@@ -11,9 +11,11 @@ from scripted_episodes import ALARM, NOMINAL, WARNING, make_step, scripted
 
 from safe_monitor_node.bands.good_runs import GoodRun, SeenScores, good_runs_band
 from safe_monitor_node.monitor.alarm import AlarmState, Verdict
+from safe_monitor_node.monitor.alarm_policy import Advice, AdviceTable
 from safe_monitor_node.monitor.good_runs import while_learning, why_no_good_runs
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.own_labels import EpisodeLabel
+from safe_monitor_node.monitor.policy_rows import read_rows
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.thresholds import MonitorError
@@ -23,6 +25,7 @@ BAND = constant_band((np.arange(39) + 1) / 39, (0.1, 0.2), 20)
 SEEN = SeenScores({t: np.linspace(0.1, 0.5, 9) + i / 5 for i, t in enumerate(('pour', 'stack'))})
 ORDINARY = BAND.at(0.1).at(0)
 QUIET, GOOD, LOUD = 0.3, 2.0, 9.0
+WARNED = (BAND.at(0.2).at(0) + ORDINARY) / 2
 
 
 def detector(seen=SEEN, **fields):
@@ -295,6 +298,74 @@ def test_the_same_detector_loaded_again_keeps_the_good_runs(robot):
         robot.play(f'e{number}')
     robot.session.replace(robot.settings.monitor_of(robot.folder), robot.folder)
     assert robot.begin() == learned([GOOD] * 3)
+
+
+@pytest.mark.parametrize(
+    ('rows', 'learning', 'known'),
+    [
+        ([], Advice.STOP, Advice.NONE),
+        (['WARNING: SLOW'], Advice.STOP, Advice.SLOW),
+        (['WARNING: ASK'], Advice.ASK, Advice.ASK),
+    ],
+)
+def test_while_learning_the_advice_is_the_stronger_one(tmp_path, rows, learning, known):
+    table = AdviceTable(read_rows(rows))
+    robot = Robot(tmp_path, advice=table, learning_advice=Advice.STOP, warning_alpha=0.2)
+    robot.session.activate(0.0)
+    robot.session.start('new', robot.now, 'new')
+    verdict = robot.step(0, QUIET, 'new').verdict
+    assert robot.session.advise(verdict, robot.now) is learning
+    robot.session.start('known', robot.now, 'pour')
+    verdict = robot.step(0, WARNED, 'known').verdict
+    assert verdict.state == WARNING
+    assert robot.session.advise(verdict, robot.now) is known
+
+
+def test_a_task_whose_good_runs_give_no_finite_threshold_is_still_learned(tmp_path):
+    band = constant_band((np.arange(99) + 1) / 99, (0.02, 0.1), 20)
+    few = SeenScores({task: np.array([0.1, 0.2]) for task in ('pour', 'stack')})
+    own = good_runs_band(few, [GoodRun('a', 1.0)], band)
+    assert not own.at(0.02).can_alarm
+    made = detector(seen=few, band=dataclasses.replace(band, tasks={'new': own}), alpha=0.02)
+    robot = Robot(tmp_path, made, good_runs=1)
+    assert robot.begin() == band.at(0.02).at(0), 'the band of all tasks'
+    assert robot.step(0, QUIET, 'next').verdict.state == WARNING
+    assert 'learning, 0 of 1 good runs' in robot.session.learning
+    finite = Robot(tmp_path, dataclasses.replace(made, alpha=0.1), good_runs=1)
+    assert finite.begin() == own.at(0.1).at(0)
+    assert finite.session.learning == ''
+
+
+def other_detector(tmp_path, **fields):
+    """Save a detector in another folder, and return this folder."""
+    folder = str(tmp_path / 'other')
+    detector(**fields).save(folder)
+    return folder
+
+
+def test_good_runs_in_the_file_survive_another_detector_in_between(tmp_path):
+    path = tmp_path / 'good_runs.json'
+    robot = Robot(tmp_path, adaptation_file=str(path))
+    for number in range(3):
+        robot.play(f'e{number}')
+    other = other_detector(tmp_path, band=constant_band(np.arange(39) / 39, (0.1, 0.2), 20))
+    for folder in (other, robot.folder):
+        robot.session.replace(robot.settings.monitor_of(folder), folder)
+        robot.session.keep_adaptation()
+    assert robot.begin() == learned([GOOD] * 3)
+    assert robot.session.adaptation_kept_in == str(path)
+    robot.restart()
+    assert robot.begin() == learned([GOOD] * 3), 'the file still has them'
+
+
+def test_a_task_that_the_detector_knows_now_is_not_taken_from_the_earlier_one(tmp_path):
+    robot = Robot(tmp_path)
+    for number in range(3):
+        robot.play(f'e{number}')
+    folder = other_detector(tmp_path, provenance={'seen_tasks': ['pour', 'stack', 'new']})
+    robot.session.replace(robot.settings.monitor_of(folder), folder)
+    assert robot.begin() == ORDINARY
+    assert robot.session.learning == ''
 
 
 @pytest.mark.parametrize('state', [AlarmState.UNKNOWN, AlarmState.STALE, AlarmState.INVALID])

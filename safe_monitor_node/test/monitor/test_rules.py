@@ -144,6 +144,7 @@ def test_names_are_those_of_the_detectors_unless_others_are_given() -> None:
         (['rnd', 'knn'], ['a', '2nd'], "found '2nd'"),
         (['rnd', 'knn'], ['a', 'And'], 'not a word of detector_rule'),
         (['rnd', 'my-detector'], [], "found 'my-detector'"),
+        (['rnd', 'knn'], ['safe', 'near'], "or 'safe', found 'safe'; .*topic safe/NAME/score"),
     ],
 )
 def test_names_that_cannot_be_used_are_refused(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -151,11 +152,18 @@ def _threshold_of(
     ]
     seen = detector.scores_for_good_runs()
     band = good_runs_band(seen, runs, detector.band, source)
+    threshold = band.at(detector.alpha).at(0)
+    if math.isinf(threshold):
+        notes.append(
+            f'no finite threshold keeps the promise of alpha {detector.alpha:g}, because the seen '
+            'tasks have too few successes: the monitor uses the band of all tasks; choose a larger '
+            'alpha'
+        )
     return NewThreshold(
         task,
         band,
         before=detector.band.at(detector.alpha, task).at(0),
-        threshold=band.at(detector.alpha).at(0),
+        threshold=threshold,
         notes=tuple(notes),
     )
 

@@ -9,6 +9,7 @@ import pytest
 from rollout_factory import make_rollouts
 from small_sets import SPEC, contents, make_set
 
+from safe_monitor_node.bands.good_runs import SeenScores
 from safe_monitor_node.storage.detector_folder import load_detector
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
@@ -108,6 +109,20 @@ def test_several_tasks_and_fewer_runs_take_the_shrunk_form(run, fitted, tmp_path
         ('two', 3, 'shrunk'),
     ]
     assert all(0 <= task['factor'] < 1 for task in made)
+
+
+def test_a_threshold_that_keeps_no_promise_is_said(run, fitted, tmp_path):
+    few = SeenScores({task: np.array([1.0, 2.0]) for task in ('a', 'b')})
+    loaded = load_detector(fitted)
+    alpha = float(loaded.band.alphas[0])
+    folder = dataclasses.replace(loaded, seen_scores=few, alpha=alpha).save(tmp_path / 'few')
+    runs = write(tmp_path / 'runs', runs_of(count=1))
+    status, said, _ = run('calibrate', folder, runs, '--k', 1, '--out', tmp_path / 'out')
+    assert status == 0
+    assert f'threshold inf at alpha {alpha:g}' in said
+    assert f'no finite threshold keeps the promise of alpha {alpha:g}' in said
+    made = load_detector(tmp_path / 'out').band
+    assert made.at(alpha, 'new').task == '', 'the band of all tasks is used'
 
 
 def test_failures_are_left_out_and_said(run, fitted, tmp_path):

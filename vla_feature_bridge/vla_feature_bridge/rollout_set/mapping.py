@@ -20,7 +20,8 @@ SMALL_BYTES = 1 << 16
 #: Maps of this module at the same time. Half of the default limit of Linux is left to others.
 MAX_MAPS = 32_000
 
-_lock = threading.Lock()
+# Of one thread too: a collection of garbage can call `_give_map` while the thread holds it.
+_lock = threading.RLock()
 _maps = 0
 
 
