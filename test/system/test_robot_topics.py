@@ -9,7 +9,7 @@ import pytest
 from probe import Probe
 
 from safe_monitor_node.looking.board import RobotBoard
-from safe_monitor_node.nodes.robot_topics import AllRobots, robot_of
+from safe_monitor_node.nodes.robot_topics import FIRST_WORD, AllRobots, robot_of
 from safe_msgs.msg import FailureAlarm, FailureScore
 from vla_feature_bridge.ros.qos import ALARM_QOS, SCORE_QOS, alive_qos
 
@@ -65,6 +65,21 @@ def test_a_robot_is_alive_with_and_without_liveliness_and_gone_afterwards(probe,
     robots.wait(lambda: robots.view('/r1').state.word == 'GONE', 'it is gone')
     publish(other, '/r1/', qos)
     robots.wait(lambda: robots.view('/r1').state.word == 'NOMINAL', 'it is back')
+
+
+def test_a_monitor_that_was_just_found_has_not_gone(probe, other):
+    robots = Robots(probe)
+    publish(other, '/r1/', alive_qos(ALARM_QOS))
+    deadline = time.monotonic() + 15.0
+    while not robots.board.names():  # nothing spins, so DDS cannot tell that the monitor is alive
+        assert time.monotonic() < deadline, 'the robot is found'
+        robots.all.update()
+        time.sleep(0.05)
+    robots.all.update()
+    assert robots.view('/r1').state.word == 'UNKNOWN'
+    time.sleep(FIRST_WORD)
+    robots.all.update()
+    assert robots.view('/r1').state.word == 'GONE'
 
 
 def test_a_recording_of_scores_alone_is_a_robot(probe, other):

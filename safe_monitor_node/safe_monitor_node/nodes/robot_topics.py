@@ -19,6 +19,8 @@ from vla_feature_bridge.ros.qos import ALARM_QOS, LEASE, SCORE_QOS, alive_qos
 _SCORE, _ALARM = 'safe/score', 'safe/alarm'
 _SCORE_TYPE = 'safe_msgs/msg/FailureScore'
 _INFINITE = 10**9 * 10**9
+#: How long DDS may take to tell the liveliness of a monitor that was just found [s].
+FIRST_WORD = 2.0
 
 
 def call_every(node: Node, period: float, callback: Callable[[], None]) -> None:
@@ -52,7 +54,8 @@ class RobotTopics:
 
     def __init__(self, node: Node, board: RobotBoard, name: str, prefix: str = '') -> None:
         self._node, self._board, self.name = node, board, name
-        self._alive_count = 0
+        self._alive_count: int | None = None  # None until DDS has told it
+        self._found_at = time.monotonic()
         self.score_topic = node.resolve_topic_name(prefix + _SCORE)
         self.alarm_topic = node.resolve_topic_name(prefix + _ALARM)
         board.add(name)
@@ -78,7 +81,10 @@ class RobotTopics:
         """Look whether the monitor is running."""
         infos = self._node.get_publishers_info_by_topic(self.alarm_topic)
         offering = sum(map(_offers_liveliness, infos))
-        alive = len(infos) - offering + min(self._alive_count, offering)
+        told = self._alive_count
+        if told is None and time.monotonic() - self._found_at < FIRST_WORD:
+            told = offering  # a monitor that was just found is not one that has gone
+        alive = len(infos) - offering + min(told or 0, offering)
         if not infos:
             # A recording may have scores only.
             alive = self._node.count_publishers(self.score_topic)
