@@ -27,7 +27,7 @@ POINTER = b'version https://git-lfs.github.com/spec/v1\noid sha256:' + b'a' * 64
         ('x.db3', POINTER, 'a Git LFS pointer .*git lfs pull'),
         ('x.npz', POINTER, 'a Git LFS pointer .*git lfs pull'),
         ('x.npz', b'<!DOCTYPE html>', 'a web page .*failed'),
-        ('x.mcap.gz', gzip.compress(b'x'), 'gzip -d'),
+        ('x.mcap.gz', gzip.compress(b'x', mtime=0), 'gzip -d'),
         ('x.tar', b'd'.ljust(257, b'\x00') + b'ustar', 'tar -xf'),
         ('x.h5', b'\x89HDF\r\n\x1a\n', 'HDF5'),
         ('x.pkl', pickle.dumps({}), 'a pickle; give the folder'),
