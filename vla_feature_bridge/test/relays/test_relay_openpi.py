@@ -135,7 +135,8 @@ def test_a_server_that_dies_in_a_request_looks_the_same(how):
             client._ws.send(msgpack_numpy.packb({'seconds': 60}))
             server.kill()
             found = [outcome_of(client._ws.recv)]
-        # The client and a new client, at once: nobody listens.
+        server.wait()
+        # The client and a new client: nobody listens.
         found += [outcome_of(lambda: client.infer({})), outcome_of(lambda: Client(port))]
         return found
 

@@ -2,6 +2,7 @@
 """Inferences of several threads in one policy do not mix."""
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -40,6 +41,15 @@ def run_together(policy, seeds):
     return chunks
 
 
+def in_a_thread(function):
+    """Return the result of a function that runs in a thread of its own.
+
+    The main thread may compute with another number of threads, and round in another way.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(function).result(60)
+
+
 def features_alone(seeds, **changes):
     policy = tapped_policy()
     tap = FeatureTap(policy, FLOW, pooling='raw', **changes)
@@ -58,7 +68,7 @@ def tapped_policy():
 def test_calls_that_interleave_belong_to_their_threads():
     seeds = (1, 2, 3)
     for changes in ({}, {'ends': 'calls', 'actions': []}):
-        alone = features_alone(seeds, **changes)
+        alone = in_a_thread(lambda changes=changes: features_alone(seeds, **changes))
         policy = tapped_policy()
         meeting = Together(policy, len(seeds))
         tap = FeatureTap(policy, FLOW, pooling='raw', **changes)
@@ -81,9 +91,13 @@ def test_pooled_features_of_threads_share_no_memory():
     policy = tapped_policy()
     tap = flow_tap(policy, pooling=['horizon=first', 'denoise=first'])
     alone = {}
-    for seed in seeds:
-        policy.predict_action_chunk(policy.observation(seed), policy.noise(seed))
-        alone[f'policy {seed}'] = tap.last.features.copy()
+
+    def infer_alone():
+        for seed in seeds:
+            policy.predict_action_chunk(policy.observation(seed), policy.noise(seed))
+            alone[f'policy {seed}'] = tap.last.features.copy()
+
+    in_a_thread(infer_alone)
     seen = {}
     tap.on_inference(lambda inference: seen.update({inference.thread: inference.features}))
     for _ in range(3):

@@ -319,7 +319,7 @@ DAMAGES = {
         WITHOUT_0_0,
     ),
     'horizon': (edit_env(replan_steps=6), 'replan_steps from 1 to 5, .* found 6', WITHOUT_0_0),
-    'no-index': (edit_env(eposide_idx=None), 'the keys eposide_idx, found only', WITHOUT_0_0),
+    'no-index': (edit_env(eposide_idx=None), 'the keys eposide_idx, found', WITHOUT_0_0),
     'description': (edit_env(task_description=3), 'task_description as text', WITHOUT_0_0),
     'nan': (
         edit_record(pre_velocity=NAN),

@@ -199,7 +199,7 @@ def test_sparse_tensors_are_refused_by_name():
 
 def test_text_that_is_no_text():
     array = np.array(['abc'])
-    with pytest.raises(DumpError, match='numbers that are no characters'):
+    with pytest.raises(DumpError, match='numbers that are not characters'):
         load_bytes(pickle.dumps(array).replace(b'a\x00\x00\x00', b'\x00\x00\x11\x00'), 'x')
 
 
