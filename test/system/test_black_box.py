@@ -545,7 +545,7 @@ def test_the_scores_of_each_of_several_detectors_are_recorded(bench):
     for name in ('a', 'b'):
         scores = [deserialize_message(d, FailureScore) for _, d in found[f'/safe/{name}/score']]
         assert [score.step for score in scores] == [0, 1, 2]
-    assert len(found['/safe/alarm']) == 2
+    assert len(found['/safe/alarm']) >= 2
 
 
 def test_garbage_on_the_topics_is_recorded_and_does_not_end_the_node(bench, tmp_path):

@@ -24,7 +24,7 @@ from safe_msgs.srv import LoadDetector
 from vla_feature_bridge.ros.messages import step_to_message
 from vla_feature_bridge.ros.parameters import ParameterError
 
-WIDTH = 64
+WIDTH = 128
 
 
 @pytest.fixture
@@ -207,7 +207,8 @@ def test_a_repeated_step_is_ignored_and_said(probe, run_monitor, mlp_folder, qui
 
 def test_a_late_start_does_not_restart_the_episode(probe, run_monitor, lstm_folder, rollouts):
     rollout = rollouts[3]
-    offline = load_detector(lstm_folder).detector.score(rollout)
+    loaded = load_detector(lstm_folder)
+    offline = loaded.detector.score(rollout)
     run_monitor(detector_folder=lstm_folder)
     probe.wait_until_active()
     for t in range(4):
@@ -215,7 +216,7 @@ def test_a_late_start_does_not_restart_the_episode(probe, run_monitor, lstm_fold
         probe.start(rollout.episode_id)
         probe.executor.spin_once(timeout_sec=0.1)
     assert score.score == pytest.approx(offline[3], abs=1e-5)
-    assert score.probability == score.score, 'SAFE-LSTM gives the probability of a failure'
+    assert score.probability == pytest.approx(loaded.probability_at(offline[3], 3), abs=1e-5)
 
 
 def test_stale_when_features_stop_and_never_nominal_then(probe, run_monitor, mlp_folder, quiet):
