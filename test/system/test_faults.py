@@ -485,7 +485,7 @@ FAULTS = (
         'wrong width',
         'step 2 of 5',
         'INVALID',
-        r'INVALID: step 2: .*\(65,\)',
+        r'INVALID: step 2: .*\(129,\)',
         third_step(features=WIDE),
     ),
     Fault(

@@ -122,7 +122,7 @@ def test_debounce_needs_k_of_n_and_reset_clears_the_alarm(probe, run_monitor, ml
     ('break_step', 'problem'),
     [
         (lambda s: setattr(s, 'features', np.full(WIDTH, np.nan, np.float32)), 'NaN'),
-        (lambda s: setattr(s, 'features', np.zeros(WIDTH + 1, np.float32)), r'(65,)'),
+        (lambda s: setattr(s, 'features', np.zeros(WIDTH + 1, np.float32)), r'(129,)'),
         (lambda s: setattr(s, 'feature_name', 'other[token=mean]'), 'other[token=mean]'),
     ],
     ids=['nan', 'width', 'pooling'],
