@@ -23,6 +23,7 @@ from probe import RELIABLE
 from rclpy.serialization import deserialize_message
 
 from safe_bringup.live import Process
+from safe_monitor_node.nodes.black_box_topics import MOST_TOPICS
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep
 from safe_training.cli.main import main as safe_training
@@ -559,3 +560,15 @@ def test_garbage_on_the_topics_is_recorded_and_does_not_end_the_node(bench, tmp_
     (file,) = box.until_written(1)
     assert len(content_of(file)['/vla/policy_step']) == 3
     box.until_says(DiagnosticStatus.WARN, '3 messages could not be read')
+
+
+def test_scores_that_are_too_many_are_said(bench):
+    box = bench()
+    node = box.probe.node
+    for number in range(MOST_TOPICS):
+        node.create_publisher(FailureScore, f'safe/detector{number}/score', RELIABLE)
+    box.probe.spin_until(
+        lambda: box.status is not None and 'detectors are not recorded' in box.status.message,
+        'it is diagnosed',
+    )
+    assert f'at most {MOST_TOPICS} topics' in box.status.message

@@ -101,6 +101,11 @@ class Detector(ABC):
         """Return the parameters by name; all values can be written as JSON."""
         return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
 
+    @classmethod
+    def trains_over_epochs(cls) -> bool:
+        """Return True if fitting trains a network over epochs, which takes long."""
+        return 'epochs' in inspect.signature(cls).parameters
+
     def check_params(self) -> None:  # noqa: B027  (a detector without parameters checks nothing)
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
 

@@ -21,6 +21,7 @@ from safe_monitor_node.black_box.recorder import BlackBox, Span
 from safe_monitor_node.nodes.black_box_parameters import ALARM_OR_BLIND, PARAMETERS
 from safe_monitor_node.nodes.black_box_topics import (
     LATCHED,
+    MOST_TOPICS,
     TOPICS,
     RecordedTopics,
     channel_of,
@@ -264,6 +265,12 @@ class BlackBoxNode(ManagedNode):
         if self._topics is not None and not self._topics.has_monitor():
             topic = self.resolve_topic_name('safe/alarm')
             texts.append(f'no monitor publishes {topic}: no alarm will be recorded')
+        if self._topics is not None and self._topics.left_out:
+            texts.append(
+                f'the scores of {len(self._topics.left_out)} detectors are not recorded, such as '
+                f'{min(self._topics.left_out)}: a black box records at most {MOST_TOPICS} topics; '
+                'record the others with `ros2 bag record`'
+            )
         if box.window.dropped:
             texts.append(
                 f'{box.window.dropped} messages were dropped early, because memory_mb is too small'

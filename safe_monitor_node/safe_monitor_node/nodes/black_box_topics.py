@@ -33,7 +33,7 @@ _DEPTH = 1000
 _KEPT_EVENTS = 200
 _EVENTS, _OF_MONITOR = 'vla/episode', 'safe/alarm'
 _SCORE = 'safe_msgs/msg/FailureScore'
-_MOST_TOPICS = 64
+MOST_TOPICS = 64
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,11 @@ class RecordedTopics:
     take : callable
         Called with the position of the topic in ``channels``, the serialized message, and the time
         at which it was sent [ns of the system clock].
+
+    Attributes
+    ----------
+    left_out : set of str
+        Scores of detectors that are not recorded, because a file has a largest number of topics.
     """
 
     def __init__(
@@ -102,6 +107,7 @@ class RecordedTopics:
         self._node, self._channels, self._take = node, channels, take
         self._seen: OrderedDict[tuple[int, ...], None] = OrderedDict()
         self._subscriptions: dict[str, list[Any]] = {}
+        self.left_out: set[str] = set()
         for topic in TOPICS:
             if topic.name != _EVENTS:
                 self._open(topic.name)
@@ -128,8 +134,9 @@ class RecordedTopics:
             topic = RecordedTopic(name, FailureScore, SCORE_QOS)
             known = [channel.topic for channel in self._channels]
             if name not in known:
-                if len(known) >= _MOST_TOPICS:
-                    return
+                if len(known) >= MOST_TOPICS:
+                    self.left_out.add(name)
+                    continue
                 self._channels.append(channel_of(self._node, topic))
                 known.append(name)
             self._subscriptions[name] = [

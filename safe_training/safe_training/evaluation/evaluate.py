@@ -7,7 +7,6 @@ to test it.
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -58,8 +57,7 @@ def default_splits(name: str) -> int:
     50 if fitting takes about a second: signals, tokens, probe, distances, controls. Ten if a
     network is trained over epochs.
     """
-    trained = 'epochs' in inspect.signature(DETECTORS[name]).parameters
-    return ROBUST_SPLITS if trained else CHEAP_SPLITS
+    return ROBUST_SPLITS if DETECTORS[name].trains_over_epochs() else CHEAP_SPLITS
 
 
 def evaluate(

@@ -147,7 +147,7 @@ def fit_and_calibrate(
     else:
         scored = score_part(detector, [rollouts[i] for i in split.seen], 'seen')
     calibrated = calibrated_detector(detector, scored, rollouts, split, protocol)
-    if protocol.calibrate_on != 'loto' and 'epochs' in detector.get_params():
+    if protocol.calibrate_on != 'loto' and detector.trains_over_epochs():
         # One more training for each seen task would take long, and nobody asked for it.
         provenance = {**calibrated.provenance, 'no_seen_scores': NO_SEEN_SCORES}
         return replace(calibrated, provenance=provenance)
