@@ -81,6 +81,21 @@ class BridgeListener:
             )
             self.executor.spin_once(timeout_sec=0.02)
 
+    def spin_until_found(self, topic: str, subscribers: int, settle: float = 1.0) -> None:
+        """Wait until DDS knows the bridge and all subscribers of a topic that it will publish.
+
+        The bridge can find this node later than this node finds the bridge: ``settle`` s are
+        waited in addition.
+        """
+        self.spin_until(
+            lambda: (
+                'bridge' in self.node.get_node_names()
+                and self.node.count_subscribers(topic) >= subscribers
+            ),
+            f'there are the bridge and {subscribers} subscribers of {topic}',
+        )
+        self.spin(settle)
+
     def call(self, kind: Any, name: str, **fields: object) -> Any:
         """Call a service and return its response."""
         client = self.node.create_client(kind, name)

@@ -188,9 +188,8 @@ def run_bridge(own_domain: int, tmp_path: Path) -> Iterator[Callable[[str], Proc
         assert 'Traceback' not in process.log(), process.log()
 
 
-# The bridge waits for one subscriber of the steps. If DDS matches the monitor before the listener
-# of the test, the listener misses the first steps: then the test runs again.
-@pytest.mark.flaky(reruns=5)
+# The bridge finds its subscribers before the policy starts: else the listener could miss the first
+# steps.
 @pytest.mark.ros
 @pytest.mark.parametrize('disturbed', [True, False], ids=['disturbed', 'undisturbed'])
 def test_the_monitor_scores_what_the_policy_computes(
@@ -206,9 +205,11 @@ def test_the_monitor_scores_what_the_policy_computes(
     run_monitor(detector_folder=detector)
     options = ['--disturbed'] if disturbed else []
     listener = BridgeListener()
-    policy = TappedPolicy(tmp_path, site, address, '--episodes', 2, '--seed', 7, *options)
+    policy = None
     try:
         with Observer() as observer:
+            listener.spin_until_found('vla/policy_step', subscribers=2)
+            policy = TappedPolicy(tmp_path, site, address, '--episodes', 2, '--seed', 7, *options)
             while not policy.has_ended:
                 observer.spin(0.05)
                 listener.spin(0.05)
@@ -219,7 +220,8 @@ def test_the_monitor_scores_what_the_policy_computes(
             observer.spin(1.0)
             episodes = dict(observer.episodes)
     finally:
-        policy.kill()
+        if policy is not None:
+            policy.kill()
         listener.close()
     loaded = load_detector(detector)
     names = list(dict.fromkeys(step.episode_id for step in listener.steps))

@@ -86,6 +86,7 @@ class MonitorSession:
         self.remarks = Remarks()
         self.effects: dict[str, LabelEffect] = {}
         self._on_end = on_end
+        self._next_start: tuple[str, float, str] | None = None
         self.own_labels = OwnLabels()
         self.situation = Situation()
         self.tasks: set[str] = set()
@@ -146,9 +147,18 @@ class MonitorSession:
     # --- episodes and steps
 
     def start(self, episode_id: str, now: float, task: str) -> None:
-        """Take the START of an episode; see `EpisodeMonitor.start`."""
+        """Take the START of an episode; see `EpisodeMonitor.start`.
+
+        START can arrive before the last steps of the previous episode. Therefore, after an END,
+        START waits for the first step of its episode, or until the grace of END is over.
+        """
+        if self._next_start is not None:
+            self.finish_episode()
         self.watch.know()
         self.watch.forget()
+        if self.monitor.order.ending and episode_id != self.running_id:
+            self._next_start = episode_id, now, task
+            return
         self.finish_episode()
         is_new = episode_id != self.running_id
         if is_new:
@@ -167,13 +177,7 @@ class MonitorSession:
     ) -> StepResult | None:
         """Score the next step; see `EpisodeMonitor.step`.
 
-        Parameters
-        ----------
-        step : PolicyStep
-        now : float
-        age : float or None
-            ROS time minus stamp of the step [s]; None if it is not known.
-        publication : Publication, optional
+        The age is the ROS time minus the stamp of the step [s]; None if it is not known.
         """
         step_id = StepId.of(step, publication)
         self._begin_with(step_id, now)
@@ -187,8 +191,14 @@ class MonitorSession:
         result = self.ensemble.refuse(step_id, problem, now)
         return self._kept(result, step_id, now, age)
 
+    def _start_waiting(self, episode_id: str) -> None:
+        """Start an episode whose START waits for the end of the previous one."""
+        if self._next_start is not None and self._next_start[0] == episode_id:
+            self.finish_episode()
+
     def _begin_with(self, step_id: StepId, now: float) -> None:
         self.watch.know()
+        self._start_waiting(step_id.episode_id)
         if self.monitor.begins(step_id):
             self.finish_episode()
             self.ensemble.take_next()
@@ -238,6 +248,7 @@ class MonitorSession:
         earlier : bool
             Whether the END was published before the monitor was active.
         """
+        self._start_waiting(episode_id)
         self.watch.know()
         self.watch.ended(episode_id)
         if not earlier:
@@ -251,6 +262,9 @@ class MonitorSession:
             self.keep_adaptation()
             self.ensemble.take_next()
             self._on_end()
+        if self._next_start is not None:
+            waiting, self._next_start = self._next_start, None
+            self.start(*waiting)
 
     def clock_ran_back(self) -> None:
         """Record that the ROS time ran back; see `EpisodeMonitor.clock_ran_back`."""
@@ -282,13 +296,7 @@ class MonitorSession:
 
         Call this function after every event, because the age of the state counts.
 
-        Parameters
-        ----------
-        verdict : Verdict
-            The present one.
-        now : float
-        stepped : bool
-            Whether the event was a step.
+        ``stepped`` says whether the event was a step.
         """
         monitor, table = self.monitor, self.settings.advice
         self.situation.take(

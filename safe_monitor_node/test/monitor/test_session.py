@@ -106,20 +106,54 @@ def test_the_end_of_another_episode_begins_no_grace(folder):
     assert live.session.running_id == 'a'
 
 
-@pytest.mark.parametrize('how', ['step', 'unreadable step', 'start'])
+@pytest.mark.parametrize(
+    'how', ['step', 'unreadable step', 'start and step', 'start and end', 'two starts']
+)
 def test_the_next_episode_ends_the_grace_of_the_last_one(folder, how):
     live = Live(folder)
     live.step('a', 0, HIGH)
     live.session.end('a')
     if how == 'step':
         live.step('b', 0)
-    elif how == 'start':
+    elif how == 'start and step':
         live.session.start('b', 0.0, 'pour')
+        live.step('b', 0)
+    elif how == 'start and end':
+        live.session.start('b', 0.0, 'pour')
+        live.session.end('b')
+    elif how == 'two starts':
+        live.session.start('b', 0.0, 'pour')
+        live.session.start('c', 0.0, 'pour')
     else:
         live.session.refuse(StepId('b', 0, 0), 'unreadable', 0.0)
     assert live.at_end == [(AlarmState.UNKNOWN, 'a', None)], 'said before the next one begins'
-    assert live.session.running_id == 'b'
-    assert live.session.monitor.counts.episodes == 2
+    running, episodes = ('c', 3) if how == 'two starts' else ('b', 2)
+    assert live.session.running_id == running
+    assert live.session.monitor.counts.episodes == episodes
+
+
+def test_a_start_that_overtakes_the_last_steps_loses_no_alarm(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.end('a')
+    live.session.start('b', 0.0, 'pour')
+    assert live.session.running_id == 'a'
+    assert live.step('a', 1, HIGH).verdict.state == AlarmState.ALARM
+    assert live.step('older', 3) is not None, 'a step of a third episode begins that one'
+    assert live.session.running_id == 'older'
+
+
+def test_a_start_after_end_starts_when_the_grace_is_over(folder):
+    live = Live(folder)
+    live.step('a', 0, HIGH)
+    live.session.end('a')
+    live.session.start('b', 0.0, 'pour')
+    live.session.finish_episode()
+    assert live.at_end == [(AlarmState.UNKNOWN, 'a', None)]
+    assert (live.session.running_id, live.session.monitor.task) == ('b', 'pour')
+    assert live.step('b', 0).verdict.state == AlarmState.NOMINAL
+    live.session.finish_episode()
+    assert live.session.running_id == 'b', 'no END of b has come'
 
 
 def test_a_start_after_the_end_begins_the_episode_anew(folder):
