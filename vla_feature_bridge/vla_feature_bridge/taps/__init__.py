@@ -15,9 +15,7 @@ preset      the schema of a preset: ``Preset``
 paths       submodules, methods and numbers of a policy by their paths
 presets     loads presets by name or path: ``load_preset``; the folder ``presets`` holds the files
 methods     methods of a policy that tell when they begin and end
-tensor_stack  copies of tensors on their device
-states      hidden states of one inference: pooled vectors, or copies
-capture     keeps the input of a submodule at each call
+capture     copies of tensors at each call of a submodule
 results     instruction, actions and tokens in what a method takes and returns
 inference   what a tap took out of one inference: ``Inference``
 reader      makes an ``Inference`` of what was captured

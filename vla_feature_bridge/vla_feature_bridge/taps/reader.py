@@ -34,6 +34,7 @@ class Reader:
 
     def __init__(self, policy: Any, preset: Preset) -> None:
         self._policy, self._preset = policy, preset
+        self._spec = preset.spec
         self._name = str(preset.spec)
         self._width: int | None = None
 
@@ -54,12 +55,11 @@ class Reader:
             How long it took.
         """
         actions = self._actions(running, result)
-        features = probability = entropy = expected = None
-        shape: tuple[int, ...] = ()
+        raw = features = probability = entropy = expected = None
         if self._preset.module:
             expected, kept = self._counted(running, result, actions)
             if not _NO_FEATURES & set(running.problems):
-                features, shape = self._features(running, kept)
+                raw, features = self._features(running, kept)
                 probability, entropy = self._statistics(running, kept)
         return Inference(
             features=features,
@@ -69,7 +69,7 @@ class Reader:
             token_entropy=entropy,
             calls=running.calls,
             expected_calls=expected,
-            shape=shape,
+            shape=() if raw is None else raw.shape,
             dtype=running.states.dtype,
             instruction=running.instruction,
             inference_time=seconds,
@@ -162,18 +162,23 @@ class Reader:
             'the submodule that the policy calls, before anything is compiled'
         )
 
-    def _features(self, running: Running, kept: int) -> tuple[np.ndarray | None, tuple[int, ...]]:
-        """Return the features and the raw shape; notes a problem if they have another shape."""
-        features, shape = running.states.features(kept)
+    def _features(self, running: Running, kept: int) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Return the raw and the wanted features; notes a problem if they have another shape."""
+        raw = running.states.array(kept)[:, 0]
+        raw = raw if self._preset.stacked else raw[0]
+        if self._preset.keep == 'channels_first':
+            raw = np.swapaxes(raw, -1, -2)
+        # A pooled array must not stay a view of the memory that the next inference will use.
+        features = np.array(self._spec.apply(raw)) if self._spec.pooled else raw
         if self._width not in (None, features.shape[-1]):
             running.note(
                 'shape',
                 f'{self._preset.module}: expected a width of {self._width} as before, found '
                 f'{features.shape[-1]}',
             )
-            return None, shape
+            return raw, None
         self._width = features.shape[-1]
-        return features, shape
+        return raw, features
 
     def _statistics(
         self, running: Running, kept: int

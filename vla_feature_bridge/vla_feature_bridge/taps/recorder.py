@@ -11,6 +11,7 @@ from typing import Any
 from vla_feature_bridge.taps.capture import (
     CallHook,
     Running,
+    TensorStack,
     keep_logits,
     keep_state,
 )
@@ -26,8 +27,6 @@ from vla_feature_bridge.taps.results import (
     kept_vocabulary,
     prompt_length,
 )
-from vla_feature_bridge.taps.states import States
-from vla_feature_bridge.taps.tensor_stack import TensorStack
 
 Report = Callable[[str, str], None]
 #: Stacks that are kept for the next inferences; more threads than this never infer at once.
@@ -73,7 +72,7 @@ class Recorder:
         self._by_thread: dict[int, Running] = {}
         # Raw features are the memory of a stack; only pooled ones leave it to the next inference.
         self._pooled = preset.spec.pooled
-        self._free: list[tuple[States, TensorStack]] = []
+        self._free: list[tuple[TensorStack, TensorStack]] = []
         self._closed = False
         self._hooks: list[Any] = []
         self._methods: list[WrappedMethod] = []
@@ -233,12 +232,12 @@ class Recorder:
             self._reuse(running)
             self._report('raised', 'an inference raised an exception, and is not sent')
 
-    def _stacks(self) -> tuple[States, TensorStack]:
+    def _stacks(self) -> tuple[TensorStack, TensorStack]:
         try:
             return self._free.pop()
         except IndexError:
             capacity = self._reader.expected_calls() or 8
-            return States(self._preset, capacity), TensorStack(capacity)
+            return TensorStack(capacity), TensorStack(capacity)
 
     def _reuse(self, running: Running) -> None:
         if self._pooled and len(self._free) < _MAX_FREE:

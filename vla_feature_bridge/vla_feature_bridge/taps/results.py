@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vla_feature_bridge.taps.capture import on_host
 from vla_feature_bridge.taps.paths import find_value
 from vla_feature_bridge.taps.preset import Preset
-from vla_feature_bridge.taps.tensor_stack import on_host
 
 _PROMPTS = ('input_ids', 'inputs')
 
