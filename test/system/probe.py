@@ -87,6 +87,12 @@ class Probe:
             )
             self.executor.spin_once(timeout_sec=0.05)
 
+    def spin_for(self, seconds: float) -> None:
+        """Handle messages for some time."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.executor.spin_once(timeout_sec=left)
+
     def wait_until_active(self) -> None:
         """Return once every topic is connected both ways and the monitor is active."""
         self.spin_until(

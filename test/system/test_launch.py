@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import yaml
 from probe import Probe
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import GetParameters
 from shared_files import DATA
 
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -378,17 +380,27 @@ def test_bridge_and_the_monitors_of_two_sources_come_up_and_down(
     assert_ended_cleanly(launched, 'bridge-1', 'monitor-2', 'monitor-3')
 
 
+def parameter_of(probe: Probe, node: str, name: str) -> ParameterValue:
+    """Return the value of a parameter of a running node."""
+    client = probe.node.create_client(GetParameters, f'/{node}/get_parameters')
+    assert client.wait_for_service(timeout_sec=10)
+    future = client.call_async(GetParameters.Request(names=[name]))
+    probe.spin_until(future.done, f'{node} answers')
+    return future.result().values[0]
+
+
 @needs_launch
 def test_bridge_alone_takes_its_arguments(
     ros2_launch: Callable[..., Launched], probe: Probe
 ) -> None:
     launched = ros2_launch(
         *('safe_bringup', 'bridge.launch.py', 'listen:=none', 'episode_from:=gap'),
-        'actions_topic:=/commands',
+        *('actions_topic:=/commands', 'exec_horizon:=8'),
     )
     probe.spin_until(
         lambda: probe.facts().get('episode_from') == 'gap', 'the bridge is configured', TIMEOUT
     )
+    assert parameter_of(probe, 'bridge', 'exec_horizon').integer_value == 8
     launched.press_ctrl_c()
     assert launched.wait() == 0
     assert_ended_cleanly(launched, 'bridge-1')

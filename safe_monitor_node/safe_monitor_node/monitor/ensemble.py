@@ -132,6 +132,10 @@ class Ensemble:
         named = zip(self.names, each, strict=True)
         return [f'{name}: {text}' for name, news in named for text in news]
 
+    def take_faults(self) -> list[str]:
+        """Return the tracebacks of detectors that were not returned before."""
+        return [text for monitor in self.monitors for text in monitor.faults.take()]
+
     def margins(self) -> dict[str, float]:
         """Return score minus threshold of each detector that has scored the last step."""
         return {

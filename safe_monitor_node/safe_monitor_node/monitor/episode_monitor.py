@@ -15,6 +15,7 @@ from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
+from safe_monitor_node.monitor.detector_faults import DetectorFaults
 from safe_monitor_node.monitor.good_runs import make_thresholds
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.step_checks import StepChecks
@@ -61,6 +62,7 @@ class EpisodeMonitor:
         The order of the steps of the episodes.
     checks : StepChecks
         The checks of features and actions.
+    faults : DetectorFaults
     task : str
         Task of that episode; empty if unknown.
 
@@ -89,6 +91,7 @@ class EpisodeMonitor:
         self.counts = Counts()
         self.order = StepOrder()
         self.checks = StepChecks(calibrated)
+        self.faults = DetectorFaults()
         self.task = ''
         self._stream: Stream | None = None
 
@@ -166,7 +169,7 @@ class EpisodeMonitor:
         # An episode that begins again with the same id has the same task.
         self._use_task(task or (self.task if episode_id == self.episode_id else ''))
         self.order.begin(episode_id)
-        self._stream = self.calibrated.detector.stream()
+        self._stream = self.faults.stream_of(self.calibrated.detector)
         self.counts.episodes += 1
         self.alarms.start(now, shown(episode_id))
         self.checks.begin(self.alarms.config.max_identical_features)
@@ -362,10 +365,7 @@ class EpisodeMonitor:
         except (StepError, PoolingError) as error:
             return self._not_scored(index, str(error), now)
         except Exception as error:  # A detector's fault must not end the monitor.
-            problem = (
-                f'step {index}: detector {self.calibrated.detector.name} failed with '
-                f'{type(error).__name__}: {error}'
-            )
+            problem = self.faults.problem(self.calibrated.detector, index, error)
             return self._not_scored(index, problem, now)
         if not math.isfinite(score):
             problem = f'step {index}: expected a finite score, found {score}'

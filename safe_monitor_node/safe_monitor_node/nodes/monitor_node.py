@@ -201,6 +201,8 @@ class MonitorNode(ManagedNode):
             return
         if result.problem and result.problem != result.verdict.reason:
             self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
+        # The alarm goes first, because a robot waits for it.
+        is_new = self.outputs.publish_state(message)
         score = score_message(session.ensemble.lead_name, message, result)
         of_detectors = detector_messages(session, message)
         score.latency = time.perf_counter() - received
@@ -211,13 +213,16 @@ class MonitorNode(ManagedNode):
                 f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
                 f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
             )
-        self.outputs.announce(message)
+        if is_new:
+            self.outputs.publish_diagnostics()
 
     def _log_remarks(self, session: MonitorSession) -> None:
         for text in session.remarks.take_new():
             self.get_logger().warning(text)
         for text in session.take_news():
             self.get_logger().info(text)
+        for text in session.ensemble.take_faults():
+            self.get_logger().error(text)
 
     def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
         session = self.session
@@ -231,16 +236,16 @@ class MonitorNode(ManagedNode):
             self._take_label(session, event)
         now, task = time.monotonic(), event.task or event.instruction
         earlier = not self.active or self._is_from_before(info, now)
+        grace, published_at = max(self.values.end_grace, 1e-3), info['source_timestamp']
         if event.kind == EpisodeEvent.KIND_START and earlier:
             session.began_earlier(event.episode_id, now, task)
         elif event.kind == EpisodeEvent.KIND_START:
-            session.start(event.episode_id, now, task)
-        elif event.kind == EpisodeEvent.KIND_END:
-            grace = max(self.values.end_grace, 1e-3)
-            ended_at = info['source_timestamp']
-            if session.end(event.episode_id, now, grace, ended_at=ended_at, earlier=earlier):
-                self._cancel_grace()
-                self._grace_timer = self._timer(grace, session.finish_episode)
+            if session.start(event.episode_id, now, task, grace, published_at):
+                self._end_after(grace, session)
+        elif event.kind == EpisodeEvent.KIND_END and session.end(
+            event.episode_id, now, grace, ended_at=published_at, earlier=earlier
+        ):
+            self._end_after(grace, session)
         self._log_remarks(session)
         self.outputs.announce()
 
@@ -258,6 +263,10 @@ class MonitorNode(ManagedNode):
         if self.session is not None:
             self._log_remarks(self.session)
         self.outputs.announce()
+
+    def _end_after(self, grace: float, session: MonitorSession) -> None:
+        self._cancel_grace()
+        self._grace_timer = self._timer(grace, session.finish_episode)
 
     def _cancel_grace(self) -> None:
         if self._grace_timer is not None:
