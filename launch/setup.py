@@ -15,14 +15,16 @@ setup(
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
-        (f'share/{PACKAGE}/launch', sorted(glob('*.launch.py'))),
+        (f'share/{PACKAGE}/launch', sorted([*glob('*.launch.py'), *glob('*.launch.xml')])),
         (f'share/{PACKAGE}/layouts', sorted(glob('layouts/*'))),
         (f'share/{PACKAGE}/params', sorted(glob('params/*'))),
+        (f'share/{PACKAGE}/recording', sorted(glob('recording/*'))),
         (f'share/{PACKAGE}/security', sorted(glob('security/*'))),
     ],
     python_requires='>=3.10',
     install_requires=[
         'numpy>=1.26',
+        'PyYAML>=5.4',
         'rich>=13',
         'setuptools',
     ],
