@@ -44,7 +44,8 @@ class Launched:
     """``ros2 launch`` in a session of its own, at a terminal of its own."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
-        self._output = folder / 'ros2_launch.log'
+        count = len(list(folder.glob('ros2_launch*.log')))
+        self._output = folder / f'ros2_launch{count}.log'
         self._keyboard, terminal = os.openpty()
         with self._output.open('w') as output:
             self._popen = subprocess.Popen(
@@ -88,7 +89,16 @@ class Launched:
 
     def interrupt_group(self) -> None:
         """Send SIGINT to every process of the group, as ``timeout`` does."""
-        os.killpg(self._popen.pid, signal.SIGINT)
+        self.signal_group(signal.SIGINT)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to every process of the group."""
+        os.killpg(self._popen.pid, number)
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether the launch has ended, and every process that it had started."""
+        return self.ended and not self._group_lives()
 
     def close(self) -> None:
         """Kill what is left."""

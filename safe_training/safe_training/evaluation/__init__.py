@@ -7,6 +7,7 @@ saved_splits      splits on disk
 fit_and_calibrate one detector on one split
 left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
+live_parity       scores of a live session compared with those offline
 evaluate          many detectors on many splits
 summary           their numbers over splits and over tasks, and differences of detectors
 good_runs         thresholds of new tasks from a few successes
