@@ -205,6 +205,14 @@ class Detector(ABC):
         self.checked_state(state, {})
         self.dim_ = dim
 
+    def step_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return what each step alone adds to the scores (T,) of a rollout, float64 (T,).
+
+        A detector that accumulates or smooths over the episode undoes this here: its scores rise
+        later than what they are computed from. By default, the scores.
+        """
+        return np.asarray(scores, dtype=np.float64)
+
     def checked_state(
         self, state: Mapping[str, np.ndarray], expected: Mapping[str, ArraySpec]
     ) -> dict[str, np.ndarray]:

@@ -194,6 +194,10 @@ class SafeMlp(LearnedDetector):
     threshold : float or None
         If it is a number, the loss of failures is ``relu(threshold - S_t)``: it is 0 when the score
         reaches the threshold.
+    window : int or None
+        If it is a number, the network is trained by multiple-instance learning: only the window of
+        this number of steps with the highest mean score decides whether a rollout is a failure.
+        Needs ``accumulate`` 'none' and ``activation`` 'sigmoid'.
     """
 
     name = 'safe_mlp'
@@ -202,6 +206,7 @@ class SafeMlp(LearnedDetector):
     activation: Activation = 'sigmoid'
     accumulate: Accumulate = 'mean'
     threshold: float | None = None
+    window: int | None = None
 
     def check_params(self) -> None:
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
@@ -209,6 +214,25 @@ class SafeMlp(LearnedDetector):
         self._check_choice('activation', tuple(ACTIVATIONS))
         if self.threshold is not None:
             self._check_number('threshold')
+        if self.window is not None:
+            self._check_window()
+
+    def _check_window(self) -> None:
+        self._check_integer('window')
+        needed = {
+            'accumulate': 'none',
+            'activation': 'sigmoid',
+            'threshold': None,
+            'time_weighting': False,
+            'one_loss_per_rollout': False,
+        }
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise self._refused(
+                    name,
+                    f'{value!r} (window is {self.window})',
+                    advice=f'set {name}={value}, or remove window',
+                )
 
     def build(self, dim: int) -> MlpNetwork:
         """Return the untrained network for ``dim`` features.

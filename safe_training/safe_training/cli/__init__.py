@@ -8,6 +8,7 @@ options           options that several verbs share
 params            parameters of detectors, as ``--param`` gives them
 progress          progress of long work
 messages          messages about single episodes
+evaluate_only     options of ``evaluate`` that print one thing only
 
 The other modules are the verbs: ``info``, ``convert``, ``label``, ``fit``, ``calibrate``,
 ``evaluate``, ``judge``, ``compare_bands``, ``figures``, ``overlay``, ``report``, ``sweep`` and
