@@ -15,6 +15,7 @@ setup(
     data_files=[
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
+        (f'share/{PACKAGE}/fleet', sorted(glob('fleet/*'))),
         (f'share/{PACKAGE}/launch', sorted(glob('*.launch.py'))),
         (f'share/{PACKAGE}/layouts', sorted(glob('layouts/*'))),
         (f'share/{PACKAGE}/params', sorted(glob('params/*'))),
