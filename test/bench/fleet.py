@@ -41,6 +41,8 @@ FREQUENCY = 10.0
 _P99_MS = 20.0
 _MEMORY_MB = 1200.0
 _TOLERANCE = 1e-5
+_LATEST = 10.0
+"""Time after the last step in which scores may come [s]; a later one is lost."""
 
 Progress = Callable[[str], None]
 
@@ -57,14 +59,18 @@ def on_one_core() -> Iterator[None]:
 
 
 @contextmanager
-def listener(robots: int) -> Iterator[Callable[[], list[list[Any]]]]:
-    """Run the process that hears scores; yields a function that ends it and returns them."""
-    process = _peer('listen', robots)
+def listener(robots: int, scores: int) -> Iterator[Callable[[], list[list[Any]]]]:
+    """Run the process that hears scores; yields a function that returns them when it has all."""
+    process = _peer('listen', robots, scores)
 
     def heard() -> list[list[Any]]:
-        time.sleep(1.0)
-        process.send_signal(signal.SIGINT)
-        return json.loads(process.communicate(timeout=60)[0].splitlines()[-1])
+        try:
+            output, _ = process.communicate(timeout=_LATEST)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        found: list[list[Any]] = json.loads(output.splitlines()[-1])
+        return found
 
     try:
         # It must be found by the monitors before the first score.
@@ -126,7 +132,8 @@ def measure(
     garbage: int = 0,
 ) -> dict[str, Any]:
     """Let every robot send one episode; returns losses, delays, CPU and memory of the monitors."""
-    with listener(robots) as heard:
+    scores_wanted = round(FREQUENCY * seconds) * robots
+    with listener(robots, scores_wanted) as heard:
         publisher = _peer('publish', robots, FREQUENCY, seconds, WIDTH, episode, garbage)
         assert publisher.stdout is not None
         # It waits for all monitors, and for the listener.

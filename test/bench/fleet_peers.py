@@ -4,8 +4,8 @@
 ``python -m bench.fleet_peers publish ROBOTS FREQUENCY SECONDS WIDTH EPISODE GARBAGE`` publishes the
 steps of one episode of every robot, the robots one after another within a period. The last robots
 (GARBAGE of them) send what no detector can score. It prints a line when it begins, and what it did
-as JSON at its end. ``python -m bench.fleet_peers listen ROBOTS`` prints what it heard as JSON when
-it is interrupted.
+as JSON at its end. ``python -m bench.fleet_peers listen ROBOTS SCORES`` prints what it heard as
+JSON when it has heard so many scores, or when it is interrupted.
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ def _messages(features: np.ndarray) -> list[PolicyStepMessage]:
     ]
 
 
-def listen(robots: int) -> list[list[Any]]:
-    """Hear the scores of all robots until an interrupt.
+def listen(robots: int, scores: int) -> list[list[Any]]:
+    """Hear a number of scores of all robots, or as many as come until an interrupt.
 
     Returns
     -------
@@ -133,7 +133,8 @@ def listen(robots: int) -> list[list[Any]]:
             qos,
         )
     try:
-        rclpy.spin(node)
+        while len(heard) < scores:
+            rclpy.spin_once(node)
     except (KeyboardInterrupt, ExternalShutdownException):
         pass
     finally:
@@ -149,7 +150,7 @@ def main(arguments: Sequence[str]) -> int:
             int(robots), float(frequency), float(seconds), int(width), episode, int(garbage)
         )
     else:
-        done = listen(int(arguments[1]))
+        done = listen(int(arguments[1]), int(arguments[2]))
     print(json.dumps(done), flush=True)
     return 0
 

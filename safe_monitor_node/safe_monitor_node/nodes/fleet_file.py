@@ -266,6 +266,8 @@ def _allowed(parameter: Parameter, value: Any) -> bool:
         return bool(value) and all(isinstance(text, str) for text in value)
     if parameter.choices:
         return value in parameter.choices
+    if not isinstance(value, int | float):
+        return True
     low, high = parameter.low, parameter.high
     return (low is None or value >= low) and (high is None or value <= high)
 

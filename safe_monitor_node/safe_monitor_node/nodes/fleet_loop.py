@@ -201,7 +201,8 @@ class FleetLoop(SingleThreadedExecutor):
             raise ExternalShutdownException
         pointers = wait_set.get_ready_entities('subscription')
         # A robot with steps and events comes once.
-        return list({id(robot): robot for robot in map(self._robot_of.get, pointers)}.values())
+        robots = [self._robot_of[pointer] for pointer in pointers]
+        return list({id(robot): robot for robot in robots}.values())
 
     def _collect(self) -> None:
         """Find the subscriptions to wait for, after entities were created or destroyed."""

@@ -103,8 +103,9 @@ def run_fleet() -> int:
         )
         loop.spin()
     finally:
-        for node in (*monitors, fleet):
-            node.destroy_node()
+        for monitor in monitors:
+            monitor.destroy_node()
+        fleet.destroy_node()
     return 0
 
 
