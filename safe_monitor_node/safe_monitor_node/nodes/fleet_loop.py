@@ -26,7 +26,7 @@ from safe_monitor_node.monitor.scoring import Scoring, scored_together
 from safe_monitor_node.nodes.fleet_robot import FleetRobot
 from safe_monitor_node.nodes.fleet_schedule import Schedule
 
-LOOK_PERIOD = 0.2
+LOOK_PERIOD = 0.25
 """Time between two looks at the services of a robot [s]."""
 
 _CALLS_IN_A_TURN = 4
@@ -212,8 +212,7 @@ class FleetLoop(SingleThreadedExecutor):
         self._robot_of.clear()
         self._rest.clear()
         for robot in self._robots:
-            steps = robot.inputs.steps
-            for subscription in [*([] if steps is None else [steps]), *robot.inputs.events]:
+            for subscription in robot.inputs.waited_for:
                 self._hot.add(id(subscription))
                 self._waiting.append(subscription.handle)
                 self._robot_of[subscription.handle.pointer] = robot

@@ -34,6 +34,10 @@ class FleetRobot(MonitorNode):
         CPU threads of the process.
     """
 
+    # A look takes longer, the more topics there are: the looks of all robots together would take
+    # half of a core.
+    look_period = 1.5
+
     def __init__(self, robot: Robot, schedule: Schedule, threads: int) -> None:
         self._schedule = schedule
         values = {**robot.parameters, 'threads': threads}

@@ -37,6 +37,9 @@ class Call:
 class Schedule:
     """Calls functions when they are due.
 
+    Of the calls that are due, the one whose period ends first comes first. Therefore ``safe/stop``
+    with its short period does not wait for diagnostics on a busy machine.
+
     Parameters
     ----------
     now : callable
@@ -45,8 +48,10 @@ class Schedule:
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
-        self._heap: list[tuple[float, int, Call]] = []
         self._numbers = itertools.count()
+        # Entries (time, number, due, call). Those whose `due` is not that of the call are old.
+        self._later: list[tuple[float, int, float, Call]] = []
+        self._ready: list[tuple[float, int, float, Call]] = []
 
     def every(self, period: float, callback: Callable[[], object]) -> Call:
         """Return a new periodic call, the first time after one period [s]."""
@@ -57,21 +62,29 @@ class Schedule:
     def put(self, call: Call, due: float) -> None:
         """Set the next time of a call; an earlier time of the same call counts no more."""
         call.due = due
-        heapq.heappush(self._heap, (due, next(self._numbers), call))
+        heapq.heappush(self._later, (due, next(self._numbers), due, call))
 
     def next_due(self) -> float:
         """Return the time of the next call; infinity if there is none."""
-        while self._heap and self._heap[0][0] != self._heap[0][2].due:
-            heapq.heappop(self._heap)
-        return self._heap[0][0] if self._heap else math.inf
+        for heap in (self._ready, self._later):
+            while heap and heap[0][2] != heap[0][3].due:
+                heapq.heappop(heap)
+            if heap:
+                return heap[0][2]
+        return math.inf
 
     def take_due(self) -> Call | None:
         """Return a call that is due, and set its next time; None if none is due."""
         now = self.now()
-        if self.next_due() > now:
-            return None
-        _, _, call = heapq.heappop(self._heap)
-        # Calls that were missed during a long pause are not made up for.
-        following = call.due + call.period
-        self.put(call, following if following > now else now + call.period)
-        return call
+        while self._later and self._later[0][0] <= now:
+            _, number, due, call = heapq.heappop(self._later)
+            heapq.heappush(self._ready, (due + call.period, number, due, call))
+        while self._ready:
+            _, _, due, call = heapq.heappop(self._ready)
+            if due != call.due:
+                continue
+            # Calls that were missed during a long pause are not made up for.
+            following = due + call.period
+            self.put(call, following if following > now else now + call.period)
+            return call
+        return None

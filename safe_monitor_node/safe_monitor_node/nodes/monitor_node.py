@@ -43,8 +43,6 @@ from vla_feature_bridge.ros.parameter_changes import ParameterChanges
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import declare_parameters
 
-_LOOK_PERIOD = 0.5
-
 
 class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
@@ -69,7 +67,11 @@ class MonitorNode(ManagedNode):
     inputs : MonitorInputs
     outputs : MonitorOutputs
     answers : MonitorServices
+    look_period : float
+        Time between two looks at the nodes around the monitor [s].
     """
+
+    look_period = 0.5
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__('monitor', **kwargs)
@@ -95,7 +97,7 @@ class MonitorNode(ManagedNode):
             self, PARAMETERS, self.values, self._check_change, self._on_change
         )
         self._timer(self.values.diagnostics_period, self.outputs.publish_diagnostics)
-        self._timer(_LOOK_PERIOD, self._look_around)
+        self._timer(self.look_period, self._look_around)
 
     def autostart(self) -> None:
         """Configure and activate if the parameter says so; a failure is logged and diagnosed."""

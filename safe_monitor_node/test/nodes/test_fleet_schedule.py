@@ -73,3 +73,23 @@ def test_reset_begins_the_period_again():
     assert made == []
     run_until(schedule, clock, 102.0)
     assert made == [101.9]
+
+
+def test_of_the_calls_that_are_due_the_short_period_comes_first():
+    clock, made = Clock(), []
+    schedule = Schedule(clock)
+    for name, period in (('diagnosis', 1.0), ('stop', 0.1), ('look', 1.5)):
+        schedule.every(period, lambda name=name: made.append(name))
+    clock.time = 101.6
+    while (call := schedule.take_due()) is not None:
+        call.callback()
+    assert made == ['stop', 'diagnosis', 'look']
+    # A busy machine: each call takes so long that the next stop is due again.
+    made.clear()
+    for _ in range(40):
+        clock.time += 0.1
+        call = schedule.take_due()
+        if call is not None:
+            call.callback()
+    assert made.count('diagnosis') >= 2, 'a long period comes too when its time is over'
+    assert made.count('stop') > 30
