@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from safe_monitor_node.nodes.fleet_file import FleetFileError, Robot, read_robots
 
-EXAMPLE = Path(__file__).parents[3] / 'launch/fleet/robots.yaml'
+TOP = Path(__file__).parents[3]
+EXAMPLE = TOP / 'launch/fleet/robots.yaml'
+PAGE = TOP / 'docs/how-to/many_robots.md'
 
 
 @pytest.fixture
@@ -46,6 +49,21 @@ def test_the_example_can_be_used():
     left, right = read_robots(str(EXAMPLE))
     assert left == Robot('/arm_left', {'detector_folder': 'signal_probe'})
     assert right.parameters == {'detector_folder': 'signal_probe', 'alarm_advice': 'slow'}
+
+
+def test_the_page_shows_a_file_that_can_be_used_and_a_true_error(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text()
+    (block,) = re.findall(r'^```yaml\n(.*?)^```$', text, re.DOTALL | re.MULTILINE)
+    Path('my_robots.yaml').write_text(block)
+    left, right = read_robots('my_robots.yaml')
+    assert left.parameters == {'detector_folder': '/home/lab/detectors/lstm'}
+    assert right.parameters['alarm_advice'] == 'slow'
+    Path('my_robots.yaml').write_text(block.replace('alarm_advice', 'alarm_advise'))
+    with pytest.raises(FleetFileError) as caught:
+        read_robots('my_robots.yaml')
+    quoted = ' '.join(text.replace('\n> ', ' ').split())
+    assert f'`fleet: {caught.value}`' in quoted
 
 
 ROBOT = 'robots: [{namespace: a}]'
