@@ -39,6 +39,7 @@ setup(
         ('share/ament_index/resource_index/packages', [f'resource/{PACKAGE}']),
         (f'share/{PACKAGE}', ['package.xml']),
         *recordings(),
+        (f'share/{PACKAGE}/fleet', sorted(glob('fleet/*'))),
         (f'share/{PACKAGE}/launch', sorted([*glob('*.launch.py'), *glob('*.launch.xml')])),
         (f'share/{PACKAGE}/layouts', sorted(glob('layouts/*'))),
         (f'share/{PACKAGE}/params', sorted(glob('params/*'))),

@@ -344,6 +344,38 @@ def test_monitor_waits_unconfigured_where_it_shall_not_start_by_itself(
     assert_ended_cleanly(launched, 'monitor-1')
 
 
+# --- the fleet
+
+
+@needs_launch
+def test_fleet_runs_the_robots_of_its_file_below_its_namespace(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+) -> None:
+    robots = [{'namespace': 'left'}, {'namespace': '/right', 'parameters': {'alarm_advice': 'ask'}}]
+    (tmp_path / 'robots.yaml').write_text(
+        yaml.safe_dump({'parameters': {'detector_folder': str(mlp_folder)}, 'robots': robots})
+    )
+    launched = ros2_launch(
+        *(str(LAUNCH / 'fleet.launch.py'), f'robots_file:={tmp_path / "robots.yaml"}'),
+        *(f'params_file:={LAUNCH / "params" / "fleet.yaml"}', 'namespace:=hall', 'threads:=2'),
+    )
+    probe.spin_until(
+        lambda: all(
+            probe.node.count_publishers(f'{name}/safe/score') == 1
+            for name in ('/hall/left', '/right')
+        ),
+        'both monitors are configured',
+        TIMEOUT,
+    )
+    nodes = {
+        f'{place.rstrip("/")}/{name}' for name, place in probe.node.get_node_names_and_namespaces()
+    }
+    assert {'/hall/fleet', '/hall/left/monitor', '/right/monitor'} <= nodes
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'fleet-1')
+
+
 # --- the bridge
 
 

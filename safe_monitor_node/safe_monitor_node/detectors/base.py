@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from safe_monitor_node.detectors.together import Answer, one_by_one
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout, RolloutError
@@ -187,6 +188,14 @@ class Detector(ABC):
     @abstractmethod
     def stream(self) -> Stream:
         """Return a stream that scores a new episode step by step."""
+
+    def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
+        """Return the score of the next step of each stream, or the exception that refuses it.
+
+        The scores equal those of :meth:`Stream.step` to 1e-6. The streams are different streams of
+        this detector. A detector may read its arrays once for all of them.
+        """
+        return one_by_one(streams, steps)
 
     def state(self) -> dict[str, np.ndarray]:
         """Return copies of the fitted arrays, for the detector folder."""

@@ -19,6 +19,7 @@ from safe_monitor_node.monitor.good_runs import while_learning
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
 from safe_monitor_node.monitor.remarks import Remarks
+from safe_monitor_node.monitor.scoring import Scoring, scored_alone
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.situation import Situation
 from safe_monitor_node.monitor.slot import DetectorSlot
@@ -64,7 +65,7 @@ class MonitorSession:
     effects : dict of str to LabelEffect
         Effect of the last label on each detector.
     latencies : deque of float
-        Latencies of the last steps: time from receiving the step to publishing its score [s].
+        Times from receiving each of the last steps to publishing its score [s].
 
     Raises
     ------
@@ -183,13 +184,16 @@ class MonitorSession:
         age: float | None = None,
         publication: Publication | None = None,
     ) -> StepResult | None:
-        """Score the next step; see `EpisodeMonitor.step`.
+        """Score the next step, whose age is ROS time minus stamp [s]; see `EpisodeMonitor.step`."""
+        return scored_alone(self.scoring(step, now, age, publication))
 
-        The age is the ROS time minus the stamp of the step [s]; None if it is not known.
-        """
+    def scoring(
+        self, step: PolicyStep, now: float, age: float | None, publication: Publication | None
+    ) -> Scoring[StepResult | None]:
+        """Do what `step` does, with scores of the caller."""
         step_id = StepId.of(step, publication)
         self._begin_with(step_id, now)
-        return self._kept(self.ensemble.step(step, now, step_id), step_id, now, age)
+        return self._kept((yield from self.ensemble.scoring(step, now, step_id)), step_id, now, age)
 
     def refuse(
         self, step_id: StepId, problem: str, now: float, age: float | None = None
