@@ -24,6 +24,9 @@ black_box             executable of black_box_node
 robot_topics          subscriptions of what monitors publish, for nodes that show robots
 watch_node            all robots in a terminal
 watch                 executable of watch_node
+status                one line for each robot, and an exit status
+monitor_calls         calls the services of running monitors
+doctor                what is wrong around the monitors, in sentences
 dashboard_node        all robots on a web page
 dashboard             executable of dashboard_node
 marker_messages       a robot as markers for RViz
