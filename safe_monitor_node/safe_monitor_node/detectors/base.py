@@ -192,8 +192,7 @@ class Detector(ABC):
     def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
         """Return the score of the next step of each stream, or the exception that refuses it.
 
-        The scores equal those of :meth:`Stream.step` to 1e-6. The streams are different streams of
-        this detector. A detector may read its arrays once for all of them.
+        The scores equal those of :meth:`Stream.step` to 1e-6. The streams must all be different.
         """
         return one_by_one(streams, steps)
 
@@ -217,8 +216,7 @@ class Detector(ABC):
     def step_values(self, scores: np.ndarray) -> np.ndarray:
         """Return what each step alone adds to the scores (T,) of a rollout, float64 (T,).
 
-        A detector that accumulates or smooths over the episode undoes this here: its scores rise
-        later than what they are computed from. By default, the scores.
+        A detector that accumulates or smooths undoes this here. By default, the scores.
         """
         return np.asarray(scores, dtype=np.float64)
 
