@@ -9,7 +9,7 @@ from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
-from rclpy.qos import DurabilityPolicy, QoSProfile
+from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
@@ -76,16 +76,14 @@ class MonitorInputs:
         ]
 
     def _subscribe(self, kind: Any, topic: str, callback: Any, qos: QoSProfile) -> Any:
-        # The default callback of incompatible QoS logs every volatile publisher of events.
-        events = None
-        if qos.durability == DurabilityPolicy.TRANSIENT_LOCAL:
-            events = SubscriptionEventCallbacks(incompatible_qos=lambda event: None)
         subscription = self._node.create_subscription(
             kind,
             topic,
             callback,
             qos,
-            event_callbacks=events,
+            # `InputWatch` sees more than the default callbacks, and the executor looks at each of
+            # them before it takes a step.
+            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         self._subscriptions.append(subscription)

@@ -226,7 +226,7 @@ class MonitorNode(ManagedNode):
                 f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
             )
         if is_new:
-            self.outputs.publish_diagnostics()
+            self.outputs.explain()
 
     def _log_remarks(self, session: MonitorSession) -> None:
         for text in session.remarks.take_new():

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
@@ -46,8 +47,14 @@ class MonitorOutputs:
         self._node = node
         self._published: tuple[object, ...] = ()
         self._advice = Advice.NONE
+        self._to_log = ''
         self._open: dict[str, Any] = {}
-        self._diagnostics = node.create_publisher(DiagnosticArray, '/diagnostics', DIAGNOSTICS_QOS)
+        self._diagnostics = node.create_publisher(
+            DiagnosticArray,
+            '/diagnostics',
+            DIAGNOSTICS_QOS,
+            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
+        )
 
     def open(self, names: Sequence[str] = ()) -> None:
         """Create the publishers of an active node.
@@ -87,9 +94,16 @@ class MonitorOutputs:
             self._open[topic_of(name)].publish(score)
 
     def announce(self) -> None:
-        """Publish the state and the diagnosis if the state is new."""
+        """Publish the state and explain it, if it is new."""
         if self.publish_state():
-            self.publish_diagnostics()
+            self.explain()
+
+    def explain(self) -> None:
+        """Log an alarm or INVALID of an episode once, and publish the diagnosis."""
+        if self._to_log:
+            self._node.get_logger().warning(self._to_log)
+            self._to_log = ''
+        self.publish_diagnostics()
 
     def publish_state(self, step: PolicyStep | None = None) -> bool:
         """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
@@ -104,7 +118,7 @@ class MonitorOutputs:
         Returns
         -------
         bool
-            True if they were published: a diagnosis is to follow.
+            True if they were published: `explain` is to be called, when nobody waits for more.
         """
         session = self._node.session
         if session is None or not self._node.active:
@@ -126,9 +140,8 @@ class MonitorOutputs:
         self._open['safe/alarm'].publish(message)
         self.publish_stop()
         if is_new and verdict.state in (AlarmState.ALARM, AlarmState.INVALID):
-            self._node.get_logger().warning(
-                f'{verdict.state.name}, episode {shown(message.episode_id)}: {verdict.reason}'
-            )
+            episode = shown(message.episode_id)
+            self._to_log = f'{verdict.state.name}, episode {episode}: {verdict.reason}'
         return True
 
     def announce_inactive(self) -> None:

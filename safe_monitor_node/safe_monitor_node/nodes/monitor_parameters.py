@@ -204,7 +204,8 @@ PARAMETERS = (
     Parameter(
         'end_grace',
         0.1,
-        'Time in which steps may arrive after the END of their episode [s].',
+        'Time in which steps may arrive after the END of their episode, or after the START of the '
+        'next one [s].',
         0.0,
         10.0,
     ),

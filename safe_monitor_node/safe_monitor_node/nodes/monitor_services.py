@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from rclpy.event_handler import PublisherEventCallbacks
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_srvs.srv import Trigger
 
@@ -34,6 +35,7 @@ class MonitorServices:
             EpisodeEvent,
             'vla/episode',
             EPISODE_QOS,
+            event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         node.create_service(LabelEpisode, '~/label_episode', self.label_episode)

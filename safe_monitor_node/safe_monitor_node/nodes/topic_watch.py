@@ -124,8 +124,9 @@ class OutputWatch:
             _ignore,
             alive_qos(QoSProfile(depth=1), 2.0 * LEASE),
             raw=True,
+            # The ROS graph and the liveliness show what the default callbacks would log.
             event_callbacks=SubscriptionEventCallbacks(
-                liveliness=self._on_liveliness, incompatible_qos=_ignore, incompatible_type=_ignore
+                liveliness=self._on_liveliness, use_default_callbacks=False
             ),
         )
 
@@ -159,8 +160,8 @@ def _offers_liveliness(info: Any) -> bool:
     return bool(info.qos_profile.liveliness_lease_duration.nanoseconds < _INFINITE)
 
 
-def _ignore(event: Any) -> None:
-    """Do nothing: the ROS graph and the liveliness show the same."""
+def _ignore(message: bytes) -> None:
+    """Do nothing."""
 
 
 def _names(infos: Iterable[Any]) -> str:
