@@ -37,6 +37,8 @@ _METHODS = ('linear', 'distance')
 
 # Scores are float32.
 _LARGEST = 1e30
+# Rollouts that are scored in one product.
+_TOGETHER = 32
 _NO_FEATURES = np.zeros(0, np.float32)
 _ADD_SIGNAL = (
     'add the signal to the steps, or add the action chunks, from which the bridge computes its '
@@ -192,12 +194,16 @@ class LinearProbe(Detector):
         ends = np.cumsum([len(rollout) for rollout in rollouts])
         signals = np.concatenate([self.signals_of(rollout) for rollout in rollouts])
         history = signal_histories(signals, np.diff(ends, prepend=0), self.signal_scale_)
+        raw = np.empty(ends[-1])
+        # Few rollouts at a time, because their features are copied.
+        for first in range(0, len(rollouts), _TOGETHER):
+            group = rollouts[first : first + _TOGETHER]
+            part = slice(ends[first] - len(group[0]), ends[first + len(group) - 1])
+            features = np.concatenate([self._features_of(rollout) for rollout in group])
+            raw[part] = self.raw_scores(features, history[part])
+        smoothing = self.choice_['smoothing']
         return [
-            smoothed(
-                self.raw_scores(self._features_of(rollout), history[end - len(rollout) : end]),
-                self.choice_['smoothing'],
-            ).astype(np.float32)
-            for rollout, end in zip(rollouts, ends, strict=True)
+            smoothed(scores, smoothing).astype(np.float32) for scores in np.split(raw, ends[:-1])
         ]
 
     def _features_of(self, rollout: Rollout) -> np.ndarray:

@@ -44,6 +44,7 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
     """
     require_rollouts(rollouts)
     width = rollouts[0].features.shape[-1]
+    read = []
     for rollout in rollouts:
         if rollout.features.shape[-1] == 0:
             raise DetectorError(
@@ -60,7 +61,8 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
                 found=f'shape {rollout.features.shape}',
                 advice='convert all rollouts with the same pooling',
             )
-        finite = np.isfinite(np.asarray(rollout.features, dtype=np.float32)).all(axis=1)
+        read.append(np.asarray(rollout.features, dtype=np.float32))
+        finite = np.isfinite(read[-1]).all(axis=1)
         if not finite.all():
             raise DetectorError(
                 where=f'rollout {rollout.episode_id!r}, step {int(np.argmin(finite))}',
@@ -69,7 +71,7 @@ def stack_rollouts(rollouts: Sequence[Rollout]) -> StackedRollouts:
                 advice='correct the recording, or leave this rollout out',
             )
     return StackedRollouts(
-        np.concatenate([np.asarray(r.features, dtype=np.float32) for r in rollouts]),
+        np.concatenate(read),
         np.array([len(r) for r in rollouts]),
         np.array([r.failed for r in rollouts]),
     )

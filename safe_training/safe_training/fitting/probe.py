@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -351,15 +352,17 @@ def _moments(
         steps, inputs.width, len(names), probe.components
     ):
         return None
-    task_of_step = np.repeat(task, inputs.lengths)
-    sums = {
-        number: _SUMS.of(
-            [rollouts[i] for i in np.flatnonzero(task == number)],
-            inputs.flat[task_of_step == number],
-        )
-        for number in range(len(names))
-    }
-    return TaskMoments(inputs.flat, task_of_step, sums)
+    of_rollout = np.split(inputs.flat, np.cumsum(inputs.lengths)[:-1])
+    sums = {}
+    for number in range(len(names)):
+        members = np.flatnonzero(task == number)
+        read = partial(_in_order, [of_rollout[i] for i in members])
+        sums[number] = _SUMS.of([rollouts[i] for i in members], read)
+    return TaskMoments(inputs.flat, np.repeat(task, inputs.lengths), sums)
+
+
+def _in_order(steps: Sequence[NDArray[np.float32]], order: Sequence[int]) -> NDArray[np.float32]:
+    return np.concatenate([steps[i] for i in order])
 
 
 def _fit(probe: LinearProbe, inputs: _Inputs, components: Components) -> None:

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from weakref import ref
 
@@ -112,12 +112,27 @@ class SumsOfTasks:
             OrderedDict()
         )
 
-    def of(self, rollouts: Sequence[Rollout], flat: NDArray[np.float32]) -> TaskSums:
-        """Return the sums of the steps (n, D) of these rollouts."""
-        key = tuple(map(id, rollouts))
+    def of(
+        self, rollouts: Sequence[Rollout], steps: Callable[[Sequence[int]], NDArray[np.float32]]
+    ) -> TaskSums:
+        """Return the sums of the steps of these rollouts.
+
+        The order of the rollouts does not matter, because each split has another one: the steps are
+        summed in the order of the episode ids.
+
+        Parameters
+        ----------
+        rollouts : sequence of B Rollout
+        steps : callable
+            Called with an order of the B rollouts, only if the sums are not known; returns the
+            steps (n, D) of the rollouts in this order.
+        """
+        order = sorted(range(len(rollouts)), key=lambda i: rollouts[i].episode_id)
+        members = [rollouts[i] for i in order]
+        key = tuple(map(id, members))
         known = self._kept.pop(key, None)
-        if known is None or any(r() is not o for r, o in zip(known[0], rollouts, strict=True)):
-            known = [ref(rollout) for rollout in rollouts], TaskSums.of(flat)
+        if known is None or any(r() is not o for r, o in zip(known[0], members, strict=True)):
+            known = [ref(rollout) for rollout in members], TaskSums.of(steps(order))
         self._kept[key] = known
         while len(self._kept) > 1 and self._bytes() > self._most:
             self._kept.popitem(last=False)

@@ -96,14 +96,15 @@ def probability_report(
     tasks: list[Task] = []
     given, clock, outcomes = [], [], []
     for fraction in FRACTIONS:
-        steps = running_steps(medians, fraction)
+        steps = {task: count - 1 for task, count in running_steps(medians, fraction).items()}
+        by_clock = {task: fitted.clock_at(step) for task, step in steps.items()}
         for rollout in scored:
-            step = steps.get(rollout.task, 0) - 1
-            if 0 <= step < len(rollout):
+            step = steps.get(rollout.task, len(rollout))
+            if step < len(rollout):
                 tasks.append(rollout.task)
                 outcomes.append(bool(rollout.failed))
                 given.append(fitted.at(float(rollout.scores[step]), step))
-                clock.append(fitted.clock_at(step))
+                clock.append(by_clock[rollout.task])
     if not tasks:
         return None
     failed = np.array(outcomes)

@@ -43,8 +43,11 @@ def curve(generator, task):
     return level + 0.3 * generator.normal(size=generator.integers(3, 9)).cumsum()
 
 
-def band_of(successes, curves, seed, alpha=0.1, modulation='none'):
-    split = choose_split(successes, 0, Protocol(unseen_ratio=0.0))
+def split_of(successes):
+    return choose_split(successes, 0, Protocol(unseen_ratio=0.0))
+
+
+def band_of(split, successes, curves, seed, alpha=0.1, modulation='none'):
     protocol = Protocol(per_task=True, max_steps=8, alpha=alpha, modulation=modulation)
     scored = Successes(
         curves, [r.episode_id for r in successes], [r.task for r in successes], HELD_OUT
@@ -64,10 +67,11 @@ def test_the_promise_holds_within_each_task(n, alpha, modulation):
     resamplings = 1000
     generator = np.random.default_rng([n, len(modulation)])
     successes = successes_of(dict.fromkeys(TASKS, n))
+    split = split_of(successes)
     alarms, shared = dict.fromkeys(TASKS, 0), dict.fromkeys(TASKS, 0)
     for draw in range(resamplings):
         curves = [curve(generator, r.task) for r in successes]
-        band = band_of(successes, curves, draw, alpha, modulation)
+        band = band_of(split, successes, curves, draw, alpha, modulation)
         for task in TASKS:
             new = curve(generator, task)
             assert band.at(alpha, task).task == task
@@ -90,9 +94,10 @@ def test_tasks_of_few_successes_keep_the_promise_together():
     alpha, resamplings, counts = 0.1, 1000, {'easy': 50, 'hard a': 6, 'hard b': 6}
     generator = np.random.default_rng(0)
     successes = successes_of(counts)
+    split = split_of(successes)
     alarms, under_all = 0, 0
     for draw in range(resamplings):
-        band = band_of(successes, [curve(generator, r.task) for r in successes], draw)
+        band = band_of(split, successes, [curve(generator, r.task) for r in successes], draw)
         task = ('hard a', 'hard b')[draw % 2]
         new = curve(generator, task)
         assert band.at(alpha, task).task == task
@@ -108,7 +113,8 @@ def test_tasks_of_few_successes_keep_the_promise_together():
 def test_too_few_successes_even_together_leave_the_band_of_all_tasks():
     generator = np.random.default_rng(0)
     successes = successes_of({'easy': 20, 'hard': 3, '': 2})
-    band = band_of(successes, [curve(generator, r.task) for r in successes], 0)
+    curves = [curve(generator, r.task) for r in successes]
+    band = band_of(split_of(successes), successes, curves, 0)
     assert list(band.tasks) == ['easy']
     assert band.at(0.1, 'easy').task == 'easy'
     assert band.at(0.1, 'hard').task == band.at(0.1, '').task == ''
