@@ -20,6 +20,7 @@ import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from probe import RELIABLE, Probe
+from rclpy.serialization import serialize_message
 
 from safe_bringup.live import Process
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -108,7 +109,10 @@ def test_garbage_of_one_robot_leaves_the_scores_of_the_others_alone(
             if t < len(rollout):
                 step = replace(rollout.step(t), episode_id=name)
                 fleet[name].publish(step_to_message(step))
-        fleet['c'].publish(step_to_message(garbage(t)))
+        message = step_to_message(garbage(t))
+        fleet['c'].publish(message)
+        # Bytes that are no message are dropped by the middleware.
+        fleet['c'].publish(serialize_message(message)[: 8 + t])
         time.sleep(0.01)
     fleet['c'].spin_until(lambda: len(fleet['c'].scores) == longest, 'each step is answered')
     for name, rollout in played.items():

@@ -29,7 +29,7 @@ from safe_monitor_node.nodes.fleet_schedule import Schedule
 LOOK_PERIOD = 0.25
 """Time between two looks at the services of a robot [s]."""
 
-_CALLS_IN_A_TURN = 4
+_LEAST_FOR_CALLS = 0.002
 _LONGEST_WAIT = 1.0
 
 
@@ -155,18 +155,19 @@ class FleetLoop(SingleThreadedExecutor):
         while self.context.ok() and not self._is_shutdown:
             self.turn()
 
-    def turn(self) -> None:
+    def turn(self, longest_wait: float = _LONGEST_WAIT) -> None:
         """Wait for messages or for the next periodic call, and handle what there is."""
-        ready = self._wait()
+        ready = self._wait(longest_wait)
+        began = time.monotonic()
         for robot in ready:
             robot.guarded(robot.take_events)
         self._score(ready)
-        # Few, so that a step that comes meanwhile does not wait for the calls of all robots.
-        for _ in range(_CALLS_IN_A_TURN):
-            call = self.schedule.take_due()
-            if call is None:
-                break
+        # Periodic calls get as much time as the messages had: neither of them waits for long.
+        now = time.monotonic()
+        until = now + max(now - began, _LEAST_FOR_CALLS)
+        while now < until and (call := self.schedule.take_due()) is not None:
             call.callback()
+            now = time.monotonic()
 
     def _score(self, robots: Iterable[FleetRobot]) -> None:
         scorings: list[Scoring[None]] = []
@@ -185,7 +186,7 @@ class FleetLoop(SingleThreadedExecutor):
 
     # --- waiting
 
-    def _wait(self) -> list[FleetRobot]:
+    def _wait(self, longest: float) -> list[FleetRobot]:
         """Return the robots that have messages, after waiting for one or for a periodic call."""
         if self._changed:
             self._collect()
@@ -195,7 +196,7 @@ class FleetLoop(SingleThreadedExecutor):
             wait_set.add_subscription(handle)
         for guard in (self._guard, self._sigint_gc):
             wait_set.add_guard_condition(guard.handle)
-        left = min(self.schedule.next_due() - time.monotonic(), _LONGEST_WAIT)
+        left = min(self.schedule.next_due() - time.monotonic(), longest)
         wait_set.wait(max(0, int(left * 1e9)))
         if not self.context.ok():
             raise ExternalShutdownException

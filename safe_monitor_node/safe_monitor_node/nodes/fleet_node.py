@@ -91,10 +91,12 @@ def run_fleet() -> int:
     try:
         loop.add(fleet)
         for robot in fleet.robots:
-            monitors.append(FleetRobot(robot, schedule, fleet.values.threads))
-            loop.add(monitors[-1])
-        for monitor in monitors:
+            monitor = FleetRobot(robot, schedule, fleet.values.threads)
+            monitors.append(monitor)
+            loop.add(monitor)
             monitor.guarded(monitor.autostart)
+            # The robots that have started must not wait for the others.
+            loop.turn(longest_wait=0.0)
         gc.collect()
         gc.freeze()
         schedule.every(

@@ -17,6 +17,7 @@ from safe_monitor_node.nodes.fleet_schedule import Call, Schedule
 from safe_monitor_node.nodes.monitor_node import MonitorNode
 
 _MOST_EVENTS = 50
+_LOOKS_AT_SILENCE = 4
 
 
 class FleetRobot(MonitorNode):
@@ -40,6 +41,7 @@ class FleetRobot(MonitorNode):
 
     def __init__(self, robot: Robot, schedule: Schedule, threads: int) -> None:
         self._schedule = schedule
+        self._looks = 0
         values = {**robot.parameters, 'threads': threads}
         super().__init__(
             namespace=robot.namespace,
@@ -61,6 +63,14 @@ class FleetRobot(MonitorNode):
     def _settle_memory(self) -> None:
         # A collection over all robots would make their steps wait.
         gc.freeze()
+
+    def _look_around(self) -> None:
+        # A look at a robot without a policy takes longest: it searches the topics of all robots.
+        self._looks += 1
+        steps = self.inputs.steps
+        silent = steps is not None and not steps.get_publisher_count()
+        if not (silent and self._findings and self._looks % _LOOKS_AT_SILENCE):
+            super()._look_around()
 
     # --- messages
 
