@@ -29,6 +29,7 @@ PARAMETERS = {
     'episode_from': str,
     'features_topic': str,
     'actions_topic': str,
+    'exec_horizon': int,
 }
 """Arguments that are parameters of the bridge."""
 
@@ -49,6 +50,11 @@ ARGUMENTS = (
     _text('episode_from', 'Where episodes come from; empty: as in params_file.'),
     _text('features_topic', 'Topic of the features; empty: as in params_file.'),
     _text('actions_topic', 'Topic of the actions; empty: as in params_file.'),
+    _text(
+        'exec_horizon',
+        'Number of actions of a chunk on actions_topic that are executed before the next one; '
+        'empty: as in params_file.',
+    ),
     _text(
         'detector_folder',
         'Folder of the fitted detector of the monitors, or the name of a shipped one: '

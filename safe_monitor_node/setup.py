@@ -32,10 +32,22 @@ setup(
         'console_scripts': [
             'black_box = safe_monitor_node.nodes.black_box:main',
             'dashboard = safe_monitor_node.nodes.dashboard:main',
+            'fleet = safe_monitor_node.nodes.fleet:main',
             'markers = safe_monitor_node.nodes.markers:main',
             'monitor = safe_monitor_node.nodes.monitor:main',
             'overlay = safe_monitor_node.nodes.overlay:main',
+            'safe = safe_monitor_node.verbs.command:main',
             'watch = safe_monitor_node.nodes.watch:main',
-        ]
+        ],
+        # ros2cli finds these where it is installed; a test compares them with verbs.live.VERBS.
+        'ros2cli.command': ['safe = safe_monitor_node.verbs.command:SafeCommand'],
+        'ros2safe.verb': [
+            'doctor = safe_monitor_node.verbs.live:Doctor',
+            'label = safe_monitor_node.verbs.live:Label',
+            'load = safe_monitor_node.verbs.live:Load',
+            'reset = safe_monitor_node.verbs.live:Reset',
+            'status = safe_monitor_node.verbs.live:Status',
+            'watch = safe_monitor_node.verbs.live:Watch',
+        ],
     },
 )

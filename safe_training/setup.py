@@ -50,6 +50,18 @@ def fitters() -> dict[str, str]:
     raise SystemExit(f'{source}: expected the table FITTERS, found none; restore the file')
 
 
+def verbs() -> list[str]:
+    """Return the verbs of the command line, read from the table VERBS without an import."""
+    source = Path(__file__).resolve().parent / PACKAGE / 'cli' / 'main.py'
+    for node in ast.parse(source.read_text(encoding='utf-8')).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == 'VERBS':
+            return [ast.literal_eval(key) for key in node.value.keys]
+    raise SystemExit(f'{source}: expected the table VERBS, found none; restore the file')
+
+
+#: `ros2 safe label` labels a running episode.
+RENAMED = {'label': 'label-recording'}
+
 setup(
     name=PACKAGE,
     version='0.2.0',
@@ -99,6 +111,11 @@ setup(
         'console_scripts': ['safe_training = safe_training.cli.main:main'],
         'safe_monitor_node.fitters': [
             f'{name} = {function}' for name, function in fitters().items()
+        ],
+        # Where ros2cli or safe_monitor_node looks for verbs: `ros2 safe fit`.
+        'ros2safe.verb': [
+            f'{RENAMED.get(name, name)} = safe_training.cli.ros2_verbs:{name.replace("-", "_")}'
+            for name in verbs()
         ],
     },
 )

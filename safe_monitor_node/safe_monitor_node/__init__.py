@@ -10,6 +10,7 @@ looking               robots in the terminal, in the browser and in the camera i
 threads               limits the CPU threads of NumPy and PyTorch
 black_box             the last seconds before and after an alarm, in a file; no ROS
 nodes                 the ROS 2 nodes
+verbs                 the commands of an operator: ``ros2 safe VERB``
 
 Each subpackage imports only subpackages that are listed above it. The package does not import
 ``safe_training``. The names below are loaded when they are first used::

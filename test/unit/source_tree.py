@@ -30,6 +30,7 @@ ROS = {
     'message_filters',
     'rcl_interfaces',
     'rclpy',
+    'ros2cli',
     'rosidl_runtime_py',
     'safe_msgs',
     'sensor_msgs',
@@ -47,7 +48,7 @@ def sources(package):
 def knows_ros(source):
     # Not the whole path: a checkout may lie in a folder of such a name.
     inside = source.relative_to(ROOT).parts
-    return 'nodes' in inside or 'ros' in inside
+    return not {'nodes', 'ros', 'verbs'}.isdisjoint(inside)
 
 
 def is_untrusted(source):

@@ -93,6 +93,8 @@ ROOMS = {
         'black_box',
         'looking',
         'nodes',
+        'verbs',
+        '__main__',
     ),
     'safe_training': (
         'recordings',

@@ -6,6 +6,8 @@ The modules; each may import only modules above it:
 words           states of a robot in words and levels, and text that a terminal can print
 board           what is known about each robot, with a bounded history
 terminal        the board as a table for a terminal
+status          robots as one line each, and as an exit status
+examination     what is wrong around the monitors, in sentences
 stream          the board as events for a browser
 web_access      who may open the dashboard: host, origin, token
 web_server      the dashboard as a small web server

@@ -20,10 +20,11 @@ _COLOURS = {
     Severity.UNKNOWN: '2',
 }
 _LEAST_WIDTH = 80
-_NO_ROBOT = (
+NO_ROBOT_YET = (
     'no robot yet: no topic .../safe/score of type safe_msgs/FailureScore is known. Is a monitor '
     'active, with the same ROS_DOMAIN_ID?'
 )
+"""What is said while no robot is known."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def table(views: Sequence[RobotView], style: Style) -> list[str]:
     says how many are left out.
     """
     if not views:
-        return _wrapped(_NO_ROBOT, '', style.width)
+        return _wrapped(NO_ROBOT_YET, '', style.width)
     widths = _widths(style.width)
     lines = [_cut(_summary(views), style.width), _cut(_heading(widths), style.width)]
     shown, left_out = list(views), ''

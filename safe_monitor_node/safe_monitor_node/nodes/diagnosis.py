@@ -117,6 +117,7 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
         'task': monitor.task,
         'band': monitor.band_name,
         'state': session.verdict.state.name,
+        'reason': session.verdict.reason,
         'episodes': counts.episodes,
         'steps scored': counts.scored,
         'steps invalid': counts.invalid,

@@ -105,6 +105,11 @@ def inactive_message(session: MonitorSession, advice: int) -> FailureAlarm:
     )
 
 
+def status_name(node: str) -> str:
+    """Return the name of the status of a monitor on ``/diagnostics``."""
+    return f'{node.lstrip("/")}: failure monitor'
+
+
 def diagnostic_status(
     node: str, level: Level, message: str, facts: Mapping[str, object]
 ) -> DiagnosticStatus:
@@ -121,7 +126,7 @@ def diagnostic_status(
     """
     return DiagnosticStatus(
         level=bytes([level]),
-        name=f'{node.lstrip("/")}: failure monitor',
+        name=status_name(node),
         message=_shortened(message),
         values=[KeyValue(key=key, value=_shortened(str(value))) for key, value in facts.items()],
     )

@@ -33,6 +33,7 @@ EXAMPLE = """examples:
   python -m safe_training judge my_set my_detector --alpha 0.2 --details
   python -m safe_training judge my_set my_detector --bands --alpha 0.1 --alpha 0.2
   python -m safe_training judge monday my_detector --live-parity monday
+  python -m safe_training judge my_set my_detector --onset
 """
 
 
@@ -62,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='print only the promised and the realised false-alarm rates, for all rates of the '
         'band or for each --alpha',
+    )
+    what.add_argument(
+        '--onset',
+        action='store_true',
+        help='print only the failures: the first alarm, and the step at which the failure began, '
+        'estimated from all scores of the rollout',
     )
     live = parser.add_argument_group('a live session')
     live.add_argument(
@@ -111,6 +118,8 @@ def run(args: argparse.Namespace) -> int:
         parity = _parity(args, judged)
         if args.bands:
             _print_bands(args, judged, alphas)
+        elif args.onset:
+            _print_onsets(args, judged)
         else:
             _print_parts(args, judged, parity)
     except (EvaluationError, BandError) as error:
@@ -229,6 +238,31 @@ def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Ro
         if args.details:
             for table in detail_tables(rows, part):
                 print_table(console, table)
+
+
+def _print_onsets(args: argparse.Namespace, judged: JudgedSet) -> None:
+    from safe_training.reporting.tables.onset import failures_table
+    from safe_training.reporting.tables.terminal import print_table, wide_console
+
+    failures = [rollout for rollout in judged.rollouts if rollout.failed]
+    if args.json:
+        rows = [
+            {
+                'episode_id': rollout.episode_id,
+                'task': rollout.task,
+                'part': rollout.part,
+                'steps': len(rollout),
+                'alarm_step': rollout.alarm_step,
+                'onset_step': rollout.onset_step,
+                'failure_step': rollout.failure_step,
+            }
+            for rollout in failures
+        ]
+        print(plain_json({'folder': str(args.folder), 'alpha': judged.alpha, 'failures': rows}))
+        return
+    name = judged.detector.detector.name
+    title = f'{name} from {args.folder}, {len(failures)} failures'
+    print_table(wide_console(), failures_table(failures, title))
 
 
 def _print_bands(args: argparse.Namespace, judged: JudgedSet, alphas: Sequence[float]) -> None:
