@@ -34,6 +34,7 @@ BRIDGE_PARAMETERS = {
     'features_topic': str,
     'actions_topic': str,
     'feature_name': str,
+    'exec_horizon': int,
     'episode_from': str,
 }
 """Arguments that are parameters of the bridge."""
@@ -85,6 +86,11 @@ ARGUMENTS = (
     _text('features_topic', 'Topic of the features, with bridge:=topics.'),
     _text('actions_topic', 'Topic of the actions, with bridge:=topics.'),
     _text('feature_name', 'Name and pooling of the features on features_topic.'),
+    _text(
+        'exec_horizon',
+        'Number of actions of a chunk on actions_topic that are executed before the next one; '
+        'empty: the value in bridge_params.',
+    ),
     DeclareLaunchArgument(
         'episode_from',
         default_value='',

@@ -184,3 +184,19 @@ def test_topics_that_are_moved_are_topics_that_nodes_publish() -> None:
     for topic in moved_topics([], '', ''):
         if topic.startswith('/safe/'):
             assert f"'{topic[1:]}'" in text, topic
+
+
+# --- the documentation
+
+
+def test_every_launch_command_of_a_page_has_arguments_that_exist() -> None:
+    known = {p.name: read_python(p).arguments for p in PYTHON_FILES}
+    known |= {p.name: read_xml(p) for p in XML_FILES}
+    count = 0
+    for page in [*LAUNCH.parent.glob('docs/**/*.md'), *LAUNCH.parent.glob('*/README.md')]:
+        text = page.read_text(encoding='utf-8').replace('\\\n', ' ')
+        for file, rest in re.findall(r'ros2 launch safe_bringup (\S+\.launch\.\w+)(.*)', text):
+            for name in re.findall(r'(\w+):=', rest.partition('#')[0].partition('`')[0]):
+                assert name in known[file], f'{page.name}: {file} {name}'
+            count += 1
+    assert count > 10

@@ -312,7 +312,7 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
     known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
-    known |= {'--dist', '--perspective-file', '--share'}
+    known |= {'--dist', '--perspective-file', '--share', '--show-args'}
     known |= {'--system-site-packages', '--build-arg', '--rm', '--net', '--ipc', '--simulate'}
     known |= {name for action in watch_parser()._actions for name in action.option_strings}
     known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot

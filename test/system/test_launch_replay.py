@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from ament_index_python.packages import get_packages_with_prefixes
 from probe import RELIABLE, Probe
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
 from test_launch import (
@@ -30,7 +31,7 @@ from test_launch import (
 )
 
 from safe_bringup.live import Process
-from safe_msgs.msg import FailureScore
+from safe_msgs.msg import EpisodeEvent, FailureScore
 from safe_training.cli.main import main as safe_training
 from safe_training.recordings.untrusted.cdr import STEP, full_definition, step_to_cdr, type_hash
 from safe_training.recordings.write_bag import LEAD, write_bag
@@ -208,7 +209,7 @@ def test_a_wrong_argument_is_refused_by_its_name_and_starts_nothing(
     ros2_launch: Start,  # noqa: F811
     tmp_path: Path,
 ) -> None:
-    if 'layout:=rviz' in arguments and find_spec('rviz2'):
+    if 'layout:=rviz' in arguments and 'rviz2' in get_packages_with_prefixes():
         pytest.skip('rviz2 is installed')
     (tmp_path / 'x.mcap').touch()
     launched = ros2_launch(str(LAUNCH / 'replay.launch.py'), *arguments)
@@ -231,6 +232,20 @@ def test_a_player_that_fails_ends_the_launch_and_says_what_to_install(
     assert launched.wait() == 1
     assert 'ros2 bag play: expected exit status 0, found exit status 1' in launched.output
     assert 'ros-$ROS_DISTRO-rosbag2-storage-mcap' in launched.output
+
+
+@needs_launch
+def test_a_monitor_that_cannot_be_configured_ends_the_launch_before_the_replay(
+    ros2_launch: Start,  # noqa: F811
+    tmp_path: Path,
+) -> None:
+    (tmp_path / 'x.mcap').touch()
+    launched = ros2_launch(
+        str(LAUNCH / 'replay.launch.py'), 'bag:=x.mcap', 'detector_folder:=absent'
+    )
+    assert launched.wait() == 1
+    assert 'monitor: expected a monitor that can be configured' in launched.output
+    assert '[play-' not in launched.output
 
 
 # --- recordings that are played without a launch file
@@ -305,3 +320,25 @@ def test_a_recording_without_events_is_scored_each_time_it_is_played(
     assert [s.step for s in probe.scores] == [*range(10)] * times
     assert {s.state for s in probe.scores} == {FailureScore.STATE_NOMINAL}
     probe.spin_until(lambda: probe.facts().get('episodes') == str(times), 'it is counted')
+
+
+def test_a_rollout_set_is_played_in_a_loop_until_it_is_stopped(
+    rollouts: RolloutSet, rollout_folder: Path, probe: Probe, tmp_path: Path
+) -> None:
+    shortest = rollouts.episode_ids[int(np.argmin(rollouts.lengths))]
+    events = probe.listen_to_events()
+    parameters = {
+        'rollout_set': rollout_folder,
+        'episodes': json.dumps([shortest]),
+        'loop': True,
+        'subscribers': 0,
+        'frequency': 200.0,
+    }
+    with Process('vla_feature_bridge.nodes.replay', parameters, tmp_path / 'replay.log') as process:
+        probe.spin_until(
+            lambda: sum(e.kind == EpisodeEvent.KIND_START for e in events) >= 3,
+            'the episode began three times',
+            TIMEOUT,
+        )
+        assert process.stop() == 0, process.log()
+    assert {e.episode_id for e in events} == {shortest}

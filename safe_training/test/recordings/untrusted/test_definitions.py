@@ -12,7 +12,7 @@ import pytest
 from safe_training.recordings.untrusted import cdr
 
 ROOT = Path(__file__).parents[4]
-NAMES = ['EpisodeEvent.msg', 'PolicyStep.msg', 'Tensor.msg']
+NAMES = ['EpisodeEvent.msg', 'FailureScore.msg', 'PolicyStep.msg', 'Tensor.msg']
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_a_source_archive_has_them(checkout, tmp_path):
 def test_a_build_without_them_fails_and_says_what_to_do(checkout, tmp_path):
     done = build(checkout, tmp_path / 'out')
     assert done.returncode == 1
-    assert 'expected EpisodeEvent.msg, PolicyStep.msg, Tensor.msg' in done.stderr
+    assert f'expected {", ".join(NAMES)}' in done.stderr
     assert 'build and source safe_msgs first' in done.stderr
 
 
@@ -89,7 +89,7 @@ def test_a_missing_copy_is_named(monkeypatch, tmp_path):
         cdr.own_definition('safe_msgs/msg/Tensor')
 
 
-@pytest.mark.parametrize('name', ['Tensor', 'PolicyStep', 'EpisodeEvent'])
+@pytest.mark.parametrize('name', ['Tensor', 'PolicyStep', 'EpisodeEvent', 'FailureScore'])
 def test_a_clone_without_a_build_has_definitions(name, monkeypatch):
     monkeypatch.delenv('AMENT_PREFIX_PATH', raising=False)
     folders = cdr._definition_folders()[1:]  # the first holds the copies of a build
