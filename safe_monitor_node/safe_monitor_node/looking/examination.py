@@ -132,7 +132,8 @@ def examine_graph(seen: GraphSeen, robot: str = '') -> list[Remark]:
             Remark(
                 Mark.PROBLEM,
                 f'{which}: expected a monitor, found none; start one with `ros2 launch '
-                'safe_bringup monitor.launch.py detector_folder:=FOLDER`',
+                'safe_bringup monitor.launch.py detector_folder:=FOLDER`, or look whether its '
+                'process hangs',
             )
         )
     listened = {topic for monitor in seen.monitors for topic in monitor.step_topics}
