@@ -13,25 +13,23 @@ from pathlib import Path
 from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription, OpaqueFunction
 from launch.launch_description_sources import PythonLaunchDescriptionSource
 from launch.substitutions import PathJoinSubstitution
-from launch_ros.actions import Node
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from safe_bringup.launch_arguments import (
     argument,
     given_parameters,
-    log_arguments,
     node_arguments,
     parameter_file,
 )
+from safe_bringup.launch_nodes import managed_node
 
 PARAMETERS = {
     'listen': list[str],
     'episode_from': str,
     'features_topic': str,
     'actions_topic': str,
-    'autostart': bool,
-    'use_sim_time': bool,
+    'exec_horizon': int,
 }
 """Arguments that are parameters of the bridge."""
 
@@ -52,6 +50,11 @@ ARGUMENTS = (
     _text('episode_from', 'Where episodes come from; empty: as in params_file.'),
     _text('features_topic', 'Topic of the features; empty: as in params_file.'),
     _text('actions_topic', 'Topic of the actions; empty: as in params_file.'),
+    _text(
+        'exec_horizon',
+        'Number of actions of a chunk on actions_topic that are executed before the next one; '
+        'empty: as in params_file.',
+    ),
     _text(
         'detector_folder',
         'Folder of the fitted detector of the monitors, or the name of a shipped one: '
@@ -89,28 +92,23 @@ ARGUMENTS = (
 
 def start_bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the bridge, and the monitors if there is a detector for them."""
-    bridge = Node(
+    bridge = managed_node(
+        context,
+        'bridge',
+        'params_file',
+        given_parameters(context, PARAMETERS),
         package='vla_feature_bridge',
-        executable='bridge',
-        name='bridge',
-        namespace=argument(context, 'namespace'),
-        parameters=[
-            parameter_file(context, 'params_file'),
-            given_parameters(context, PARAMETERS),
-        ],
-        ros_arguments=log_arguments(context, 'bridge'),
-        output='screen',
     )
     if not argument(context, 'detector_folder'):
-        return [bridge]
+        return bridge
     sources = [name.strip() for name in argument(context, 'sources').split(',')]
-    return [bridge, *(monitor_of(context, source) for source in sources)]
+    return [*bridge, *(monitor_of(context, source) for source in sources)]
 
 
 def monitor_of(context: LaunchContext, source: str) -> IncludeLaunchDescription:
     """Return the monitor of a source, in the namespace of its topics."""
     namespace = '/'.join(part for part in (argument(context, 'namespace'), source) if part)
-    passed = ('detector_folder', 'black_box_params', 'autostart', 'use_sim_time', 'log_level')
+    passed = ('detector_folder', 'black_box_params', *(a.name for a in node_arguments()))
     black_box = argument(context, 'black_box_folder')
     return IncludeLaunchDescription(
         PythonLaunchDescriptionSource(str(Path(__file__).with_name('monitor.launch.py'))),

@@ -3,8 +3,8 @@
 
 Without the arguments ``detector_folder`` and ``rollout_set``, the launch file uses the detector
 folder and the rollout set in the demo folder ``out``. If they do not exist, it makes them first: it
-converts the recordings in the source checkout, then fits and calibrates a detector. It ends after
-the last episode.
+converts the recordings that the package installs, then fits and calibrates a detector. It ends
+after the last episode.
 """
 
 from __future__ import annotations

@@ -10,20 +10,14 @@ from __future__ import annotations
 
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import PathJoinSubstitution
-from launch_ros.actions import Node
 from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
-from launch import LaunchContext, LaunchDescription
-from safe_bringup.launch_arguments import (
-    argument,
-    given_parameters,
-    log_arguments,
-    node_arguments,
-    parameter_file,
-)
+from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
+from safe_bringup.launch_arguments import argument, given_parameters, node_arguments
+from safe_bringup.launch_nodes import managed_node
 
-PARAMETERS = {'detector_folder': str, 'alpha': float, 'autostart': bool, 'use_sim_time': bool}
+PARAMETERS = {'detector_folder': str, 'alpha': float}
 """Arguments that are parameters of the node."""
 
 ARGUMENTS = (
@@ -71,39 +65,13 @@ ARGUMENTS = (
 )
 
 
-def start_monitor(context: LaunchContext) -> list[Node]:
+def start_monitor(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     """Return the nodes with their parameter files; given arguments override values of the files."""
-    nodes = [
-        Node(
-            package='safe_monitor_node',
-            executable='monitor',
-            name='monitor',
-            namespace=argument(context, 'namespace'),
-            parameters=[
-                parameter_file(context, 'params_file'),
-                given_parameters(context, PARAMETERS),
-            ],
-            ros_arguments=log_arguments(context, 'monitor'),
-            output='screen',
-        )
-    ]
+    started = managed_node(context, 'monitor', 'params_file', given_parameters(context, PARAMETERS))
     if folder := argument(context, 'black_box_folder'):
-        nodes.append(
-            Node(
-                package='safe_monitor_node',
-                executable='black_box',
-                name='black_box',
-                namespace=argument(context, 'namespace'),
-                parameters=[
-                    parameter_file(context, 'black_box_params'),
-                    given_parameters(context, {'autostart': bool, 'use_sim_time': bool}),
-                    {'folder': ParameterValue(folder, value_type=str)},
-                ],
-                ros_arguments=log_arguments(context, 'black_box'),
-                output='screen',
-            )
-        )
-    return nodes
+        given = {'folder': ParameterValue(folder, value_type=str)}
+        started += managed_node(context, 'black_box', 'black_box_params', given)
+    return started
 
 
 def generate_launch_description() -> LaunchDescription:

@@ -32,6 +32,7 @@ setup(
         'console_scripts': [
             'black_box = safe_monitor_node.nodes.black_box:main',
             'dashboard = safe_monitor_node.nodes.dashboard:main',
+            'fleet = safe_monitor_node.nodes.fleet:main',
             'markers = safe_monitor_node.nodes.markers:main',
             'monitor = safe_monitor_node.nodes.monitor:main',
             'overlay = safe_monitor_node.nodes.overlay:main',

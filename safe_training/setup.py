@@ -12,7 +12,7 @@ PACKAGE = 'safe_training'
 
 #: Messages that a recording holds. Their definitions are written in safe_msgs; safe_training reads
 #: and writes recordings also without ROS 2, and needs copies.
-DEFINITIONS = ['EpisodeEvent.msg', 'PolicyStep.msg', 'Tensor.msg']
+DEFINITIONS = ['EpisodeEvent.msg', 'FailureScore.msg', 'PolicyStep.msg', 'Tensor.msg']
 
 
 def copy_definitions() -> None:

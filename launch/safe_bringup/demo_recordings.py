@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from ament_index_python.packages import PackageNotFoundError, get_package_share_directory
 from rich.console import Console
 
 from safe_training.cli.progress import progress_bar
@@ -25,23 +26,42 @@ class DemoError(SafeError):
 def data_folder() -> Path:
     """Return the folder of recorded rollouts.
 
-    ``SAFE_DEMO_DATA`` if it is set, otherwise the folder in the source checkout.
+    ``SAFE_DEMO_DATA`` if it is set, otherwise the folder in the source checkout, otherwise the
+    folder that the package has installed.
+
+    Raises
+    ------
+    DemoError
+        The last of these folders has no recordings.
     """
     named = os.environ.get('SAFE_DEMO_DATA')
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / 'test' / 'data'
-    if not (folder / POOLED).is_file():
-        raise DemoError(
-            where=str(folder),
-            expected=f'the file {POOLED}',
-            found='no such file',
-            advice='run the demo in a source checkout (./dev demo), or set SAFE_DEMO_DATA to the '
-            'folder test/data of a source checkout',
-        )
-    return folder
+    folders = [Path(named)] if named else [_checkout_folder(), *_installed_folder()]
+    for folder in folders:
+        if (folder / POOLED).is_file():
+            return folder
+    raise DemoError(
+        where=str(folders[-1]),
+        expected=f'the file {POOLED}',
+        found='no such file',
+        advice='build safe_bringup from a checkout of the whole repository, or set SAFE_DEMO_DATA '
+        'to the folder test/data of a checkout',
+    )
+
+
+def _checkout_folder() -> Path:
+    return Path(__file__).resolve().parents[2] / 'test' / 'data'
+
+
+def _installed_folder() -> list[Path]:
+    """Return the folder in the installed package; nothing if the package is not installed."""
+    try:
+        return [Path(get_package_share_directory('safe_bringup')) / 'data']
+    except PackageNotFoundError:
+        return []
 
 
 def convert_recordings(out: Path, console: Console) -> RolloutSet:
-    """Convert the dump and the pooled archive of the source checkout. Return the pooled set."""
+    """Convert the dump and the pooled archive of the demo. Return the pooled set."""
     data = data_folder()
     for source, name in ((DUMP, 'openvla_rollouts'), (POOLED, 'rollouts')):
         with progress_bar(f'convert {source}') as progress:

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from launch.actions import DeclareLaunchArgument
 from launch_ros.parameter_descriptions import ParameterValue
@@ -34,9 +36,66 @@ def log_level_argument() -> DeclareLaunchArgument:
     )
 
 
-def node_arguments() -> list[DeclareLaunchArgument]:
+def flag_argument(name: str, description: str, default: str = 'false') -> DeclareLaunchArgument:
+    """Return an argument that is true or false."""
+    return DeclareLaunchArgument(
+        name, default_value=default, choices=['true', 'false'], description=description
+    )
+
+
+def respawn_arguments(default: str = 'false') -> list[DeclareLaunchArgument]:
+    """Return the arguments that :func:`respawn_settings` reads."""
+    return [
+        flag_argument('respawn', 'Start a node again if its process ends.', default),
+        DeclareLaunchArgument(
+            'respawn_delay',
+            default_value='2.0',
+            description='Time between the end of a process and its next start [s].',
+        ),
+        DeclareLaunchArgument(
+            'respawn_max_retries',
+            default_value='-1',
+            description='Largest number of starts after the first one; -1: no limit.',
+        ),
+    ]
+
+
+def respawn_settings(context: LaunchContext) -> dict[str, Any]:
+    """Return what ``Node`` needs to know about starting a process again.
+
+    Raises
+    ------
+    LaunchArgumentError
+        A value is not a number, or the delay is negative.
+    """
+    delay = number(context, 'respawn_delay', float)
+    if not 0 <= delay < math.inf:
+        raise LaunchArgumentError(
+            where='argument respawn_delay',
+            expected='a time of 0 s or more',
+            found=argument(context, 'respawn_delay'),
+        )
+    return {
+        'respawn': flag(context, 'respawn'),
+        'respawn_delay': delay,
+        'respawn_max_retries': number(context, 'respawn_max_retries', int),
+    }
+
+
+def node_arguments(respawn: str = 'false') -> list[DeclareLaunchArgument]:
     """Return the arguments that every launch file of a lifecycle node has."""
     return [
+        DeclareLaunchArgument(
+            'managed_by',
+            default_value='node',
+            choices=['node', 'launch', 'manager'],
+            description=(
+                'Who configures and activates the lifecycle nodes. node: each node itself, as '
+                'autostart says; launch: the launch file, also after a respawn; manager: a '
+                'lifecycle manager, for example that of Nav2.'
+            ),
+        ),
+        *respawn_arguments(respawn),
         DeclareLaunchArgument(
             'autostart',
             default_value='',
@@ -57,6 +116,28 @@ def node_arguments() -> list[DeclareLaunchArgument]:
         ),
         log_level_argument(),
     ]
+
+
+def flag(context: LaunchContext, name: str) -> bool:
+    """Return the value of an argument that is true or false."""
+    return argument(context, name) == 'true'
+
+
+def number(context: LaunchContext, name: str, kind: type[int] | type[float]) -> Any:
+    """Return the value of an argument that is a number.
+
+    Raises
+    ------
+    LaunchArgumentError
+        The value is not a number of this kind.
+    """
+    text = argument(context, name)
+    try:
+        return kind(text)
+    except ValueError:
+        raise LaunchArgumentError(
+            where=f'argument {name}', expected=EXPECTED[kind], found=repr(text)
+        ) from None
 
 
 def argument(context: LaunchContext, name: str) -> str:

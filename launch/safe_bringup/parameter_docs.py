@@ -14,6 +14,7 @@ from safe_bringup.generated_page import write_page
 from safe_monitor_node.nodes import (
     black_box_parameters,
     dashboard_node,
+    fleet_parameters,
     markers_node,
     monitor_parameters,
     overlay_node,
@@ -23,6 +24,12 @@ from vla_feature_bridge.ros.parameters import Parameter
 
 NODES = (
     ('monitor', monitor_parameters, 'scores policy steps and raises alarms.'),
+    (
+        'fleet',
+        fleet_parameters,
+        'runs the monitors of many robots in one process; the robots have the parameters of '
+        '`monitor`.',
+    ),
     ('black_box', black_box_parameters, 'records the last seconds before and after an alarm.'),
     (
         'bridge',

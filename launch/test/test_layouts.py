@@ -23,6 +23,7 @@ from visualization_msgs.msg import MarkerArray
 
 from safe_bringup.parameter_docs import NODES
 from safe_monitor_node.nodes.black_box_node import status_name as black_box_status
+from safe_monitor_node.nodes.fleet_node import fleet_status_name
 from safe_monitor_node.nodes.marker_messages import NAMES
 from safe_monitor_node.nodes.monitor_messages import diagnostic_status
 from safe_msgs.msg import FailureAlarm, FailureScore
@@ -207,6 +208,8 @@ def test_the_aggregator_takes_each_of_our_statuses_into_one_group() -> None:
         (bridge_status('cell/bridge', Diagnosis('left', Level.OK, '')).name, 'Bridges'),
         (black_box_status('/black_box'), 'Black boxes'),
         (black_box_status('/cell/robot1/black_box'), 'Black boxes'),
+        (fleet_status_name('/fleet'), 'Fleets'),
+        (fleet_status_name('/hall/fleet'), 'Fleets'),
         ('camera_monitor: failure monitor', None),
         ('robot1/monitor_arm: failure monitor', None),
         ('drivers: bridge: left', None),

@@ -26,6 +26,7 @@ def test_there_is_a_file_for_each_node() -> None:
         ('black_box', {}),
         ('bridge', {}),
         ('dashboard', {}),
+        ('fleet', {}),
         ('markers', {}),
         ('monitor', {}),
         ('overlay', {}),

@@ -18,6 +18,7 @@ Only by name, with the exit status 1 if something is not as expected:
 
 * load: one monitor at 1 kHz against a node that receives and discards, and alarms at 100 Hz.
 * endurance: one monitor at 200 Hz for --minutes: memory, losses, scores equal to the offline ones.
+* fleet: 40 robots at 10 Hz in one process on one core, and 8 robots with a process for each.
 * rollouts: time and memory of each verb on many rollouts, with few open files.
 """
 
@@ -41,6 +42,8 @@ from rich.table import Table
 from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
 from bench.endurance import bench_endurance, print_endurance
+from bench.fleet import WIDTH as FLEET_WIDTH
+from bench.fleet import bench_fleet, print_fleet
 from bench.handover import bench_handover, print_handover
 from bench.latency import bench_latency, milliseconds, print_latency, untrained_lstm
 from bench.load import (
@@ -157,6 +160,14 @@ def run_endurance(args: argparse.Namespace) -> dict[str, Any]:
         )
 
 
+def run_fleet(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the benchmark ``fleet``."""
+    with Console(stderr=True).status('fleet') as status:
+        return bench_fleet(
+            min(args.seconds, 50.0), untrained_lstm(FLEET_WIDTH), lambda note: status.update(note)
+        )
+
+
 def run_detectors(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the benchmark ``detectors``."""
     with Console(stderr=True).status('detectors') as status:
@@ -220,6 +231,7 @@ BENCHMARKS: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any],
 BY_NAME: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], None]]] = {
     'load': (run_load, print_load),
     'endurance': (run_endurance, print_endurance),
+    'fleet': (run_fleet, print_fleet),
     'rollouts': (run_rollouts, print_rollouts),
 }
 
@@ -254,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--steps', type=int, default=100, help='steps to hand over (default %(default)s)'
     )
     parser.add_argument(
-        '--seconds', type=float, default=20.0, help='length of load (default %(default)s)'
+        '--seconds', type=float, default=20.0, help='length of load and fleet (default %(default)s)'
     )
     parser.add_argument(
         '--minutes', type=float, default=30.0, help='length of endurance (default %(default)s)'

@@ -46,6 +46,7 @@ VARIANTS = {
         {'layers': 3, 'accumulate': 'none', 'threshold': 0.9, 'max_grad_norm': 0.1},
         {'activation': 'relu', 'accumulate': 'sum', 'threshold': 5.0, 'init_weight_scale': 3.0},
         {'one_loss_per_rollout': True, 'batch_size': 5, 'time_weighting': True},
+        {'window': 3, 'accumulate': 'none'},
     ],
     'safe_lstm': [
         {'layers': 2},

@@ -21,7 +21,7 @@ from detector_cases import (
 from live_scores import streamed
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
-from safe_monitor_node.detectors import DetectorError
+from safe_monitor_node.detectors import DetectorError, make_detector
 from safe_monitor_node.storage.detector_folder import load_detector
 
 # --- batch and stream are one score
@@ -37,6 +37,23 @@ def test_the_stream_gives_the_score_of_the_whole_rollout(case):
         assert score.dtype == np.float32
         assert np.isfinite(score).all()
         assert_close(streamed(fitted(case), rollout), score)
+
+
+@cases_where(lambda case: case.make().get_params().get('accumulate') in ('sum', 'mean'))
+def test_what_is_accumulated_gives_the_values_of_single_steps_back(case):
+    detector = fitted(case)
+    alone = make_detector(case.name, **{**detector.get_params(), 'accumulate': 'none'})
+    alone.load_state(detector.state(), WIDTH)
+    for rollout in HELD_OUT:
+        assert_close(detector.step_values(detector.score(rollout)), alone.score(rollout), 1e-4)
+
+
+@every_case
+def test_each_step_has_a_value(case):
+    for rollout in HELD_OUT:
+        values = fitted(case).step_values(fitted(case).score(rollout))
+        assert values.dtype == np.float64 and values.shape == (len(rollout),)
+        assert np.isfinite(values).all()
 
 
 @every_case

@@ -18,7 +18,7 @@ from vla_feature_bridge.wire import StepReceiver
 
 TOP = Path(__file__).parents[2]
 SUPPORT = TOP / 'test' / 'support'
-ADDRESS = 'unix:/tmp/safe_bridge.sock'
+SINK = "sink='auto'"
 TORCH_POLICY = 'tap_a_torch_policy'
 
 
@@ -152,17 +152,18 @@ CASES = [
 
 
 @pytest.mark.parametrize(('page', 'number', 'presumed', 'then', 'kinds'), CASES)
-def test_the_code_of_a_page_sends_steps(page, number, presumed, then, kinds, tmp_path):
+def test_the_code_of_a_page_sends_steps(page, number, presumed, then, kinds, tmp_path, monkeypatch):
     address = f'unix:{tmp_path}/bridge.sock'
+    monkeypatch.setenv('SAFE_BRIDGE', address)
     block = blocks(page, 'python')[number]
-    assert ADDRESS in block
+    assert SINK in block
     received = []
     names = {name: make() for name, make in presumed.items()}
     names['observation'] = FlowPolicy().observation()
     exec(blocks(page, 'python')[0].splitlines()[0], names)
     with StepReceiver([address], lambda source, message: received.append(message)) as bridge:
         bridge.set_status(True)
-        exec(compile(block.replace(ADDRESS, address), page, 'exec'), names)
+        exec(compile(block, page, 'exec'), names)
         then(names)
         deadline = time.monotonic() + 20
         while len(received) < len(kinds):

@@ -38,12 +38,19 @@ EVENTS = QoSProfile(
 
 
 class Probe:
-    """Publishes steps and events to a monitor, and keeps everything it publishes."""
+    """Publishes steps and events to a monitor, and keeps everything it publishes.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    namespace : str
+        Namespace of the robot; empty: none.
+    """
+
+    def __init__(self, namespace: str = '') -> None:
         self.context = Context()
         rclpy.init(context=self.context)
-        self.node = Node('probe', context=self.context)
+        self.namespace = namespace
+        self.node = Node('probe', namespace=namespace, context=self.context)
         self.executor = SingleThreadedExecutor(context=self.context)
         self.executor.add_node(self.node)
         self.scores: list[FailureScore] = []
@@ -70,7 +77,8 @@ class Probe:
         self._set = node.create_client(SetParametersAtomically, 'monitor/set_parameters_atomically')
 
     def _on_diagnostics(self, array: DiagnosticArray) -> None:
-        self.status = array.status[0]
+        if not self.namespace or array.status[0].hardware_id == self.namespace:
+            self.status = array.status[0]
 
     def close(self) -> None:
         """End all subscriptions."""
@@ -86,6 +94,12 @@ class Probe:
                 f'timed out waiting until {what}; diagnostics: {self.status}'
             )
             self.executor.spin_once(timeout_sec=0.05)
+
+    def spin_for(self, seconds: float) -> None:
+        """Handle messages for some time."""
+        deadline = time.monotonic() + seconds
+        while (left := deadline - time.monotonic()) > 0:
+            self.executor.spin_once(timeout_sec=left)
 
     def wait_until_active(self) -> None:
         """Return once every topic is connected both ways and the monitor is active."""

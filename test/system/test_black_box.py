@@ -196,6 +196,35 @@ def test_two_alarms_in_quick_succession_are_one_file_and_a_later_one_is_another(
     assert box.facts['recordings lost'] == '0'
 
 
+def test_an_alarm_that_the_latch_holds_over_episodes_is_recorded_once_until_it_is_reset(
+    bench, run_monitor, mlp_folder, alarming, quiet
+):
+    rollout, alarm_step = alarming
+    run_monitor(detector_folder=mlp_folder, latch='reset')
+    box = bench(alarms=False, seconds_before=0.2, seconds_after=0.0)
+    probe = box.probe
+    box.until_active()
+
+    def play(episode: str, source: Callable[[int], Any], count: int) -> None:
+        probe.start(episode)
+        for t in range(count):
+            step = source(t)
+            step.episode_id = episode
+            assert probe.step(step).episode_id == episode
+        probe.event(episode, EpisodeEvent.KIND_END)
+        box.spin(0.3)
+
+    play('first', rollout.step, alarm_step + 1)
+    box.until_written(1)
+    for episode in ('second', 'third'):
+        play(episode, quiet, 2)
+        probe.spin_until(lambda e=episode: probe.alarms[-1].episode_id == e, 'it is held')
+        assert probe.alarms[-1].state == FailureAlarm.STATE_ALARM
+    assert probe.reset().success
+    play('fourth', rollout.step, alarm_step + 1)
+    assert [episode_of(file) for file in box.until_written(2)] == ['first', 'fourth']
+
+
 def test_an_alarm_after_the_seconds_of_an_earlier_one_gets_a_file_of_its_own(bench, quiet):
     box = bench(seconds_after=1.0)
     box.play('a', quiet, 3)
@@ -353,6 +382,17 @@ def test_a_folder_that_is_deleted_while_running_is_made_again(bench, quiet, reco
     shutil.rmtree(recordings)
     box.alarm('a')
     assert [episode_of(file) for file in box.until_written(1)] == ['a']
+
+
+def test_a_folder_that_cannot_be_listed_is_said_before_the_next_alarm(bench, recordings):
+    box = bench(seconds_after=0.0)
+    moved = recordings.with_name('moved')
+    recordings.rename(moved)
+    recordings.write_text('a file')
+    box.until_says(DiagnosticStatus.ERROR, 'expected a folder whose files can be listed')
+    recordings.unlink()
+    moved.rename(recordings)
+    box.until_says(DiagnosticStatus.OK, 'keeps the last seconds')
 
 
 def test_a_second_black_box_in_the_same_folder_is_refused(bench):

@@ -161,12 +161,12 @@ def test_pooling_as_the_how_to_page_shows_it():
     assert names['name'] == 'hidden_states[token=last]'
 
 
-def test_steps_are_sent_as_the_how_to_page_shows_it(tmp_path):
+def test_steps_are_sent_as_the_how_to_page_shows_it(tmp_path, monkeypatch):
     _, _, sending = blocks('docs/how-to/connect_your_policy.md', 'python')
     address, received = f'unix:{tmp_path / "s"}', []
     with StepReceiver([address], lambda source, message: received.append(source)) as receiver:
         receiver.set_status(True)
-        sending = sending.replace('unix:/tmp/safe_bridge.sock', address)
+        monkeypatch.setenv('SAFE_BRIDGE', address)
         sender = run_block('connect_your_policy.md', sending)['sender']
         sender.start()
         sender.publish(np.ones(4096, np.float32), np.ones((1, 8, 7), np.float32))
@@ -354,6 +354,7 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
     known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
     known |= {'--dist', '--perspective-file', '--share'}
+    known |= {'--system-site-packages', '--build-arg', '--rm', '--net', '--ipc'}
     known |= {name for action in watch_parser()._actions for name in action.option_strings}
     known |= {option for name in LIVE_VERBS for option in options_of_live(name)}
     known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot

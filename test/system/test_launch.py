@@ -19,6 +19,8 @@ import numpy as np
 import pytest
 import yaml
 from probe import Probe
+from rcl_interfaces.msg import ParameterValue
+from rcl_interfaces.srv import GetParameters
 from shared_files import DATA
 
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -42,7 +44,8 @@ class Launched:
     """``ros2 launch`` in a session of its own, at a terminal of its own."""
 
     def __init__(self, arguments: list[str], folder: Path) -> None:
-        self._output = folder / 'ros2_launch.log'
+        count = len(list(folder.glob('ros2_launch*.log')))
+        self._output = folder / f'ros2_launch{count}.log'
         self._keyboard, terminal = os.openpty()
         with self._output.open('w') as output:
             self._popen = subprocess.Popen(
@@ -86,7 +89,16 @@ class Launched:
 
     def interrupt_group(self) -> None:
         """Send SIGINT to every process of the group, as ``timeout`` does."""
-        os.killpg(self._popen.pid, signal.SIGINT)
+        self.signal_group(signal.SIGINT)
+
+    def signal_group(self, number: signal.Signals) -> None:
+        """Send a signal to every process of the group."""
+        os.killpg(self._popen.pid, number)
+
+    @property
+    def all_ended(self) -> bool:
+        """Whether the launch has ended, and every process that it had started."""
+        return self.ended and not self._group_lives()
 
     def close(self) -> None:
         """Kill what is left."""
@@ -332,6 +344,38 @@ def test_monitor_waits_unconfigured_where_it_shall_not_start_by_itself(
     assert_ended_cleanly(launched, 'monitor-1')
 
 
+# --- the fleet
+
+
+@needs_launch
+def test_fleet_runs_the_robots_of_its_file_below_its_namespace(
+    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+) -> None:
+    robots = [{'namespace': 'left'}, {'namespace': '/right', 'parameters': {'alarm_advice': 'ask'}}]
+    (tmp_path / 'robots.yaml').write_text(
+        yaml.safe_dump({'parameters': {'detector_folder': str(mlp_folder)}, 'robots': robots})
+    )
+    launched = ros2_launch(
+        *(str(LAUNCH / 'fleet.launch.py'), f'robots_file:={tmp_path / "robots.yaml"}'),
+        *(f'params_file:={LAUNCH / "params" / "fleet.yaml"}', 'namespace:=hall', 'threads:=2'),
+    )
+    probe.spin_until(
+        lambda: all(
+            probe.node.count_publishers(f'{name}/safe/score') == 1
+            for name in ('/hall/left', '/right')
+        ),
+        'both monitors are configured',
+        TIMEOUT,
+    )
+    nodes = {
+        f'{place.rstrip("/")}/{name}' for name, place in probe.node.get_node_names_and_namespaces()
+    }
+    assert {'/hall/fleet', '/hall/left/monitor', '/right/monitor'} <= nodes
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'fleet-1')
+
+
 # --- the bridge
 
 
@@ -378,17 +422,27 @@ def test_bridge_and_the_monitors_of_two_sources_come_up_and_down(
     assert_ended_cleanly(launched, 'bridge-1', 'monitor-2', 'monitor-3')
 
 
+def parameter_of(probe: Probe, node: str, name: str) -> ParameterValue:
+    """Return the value of a parameter of a running node."""
+    client = probe.node.create_client(GetParameters, f'/{node}/get_parameters')
+    assert client.wait_for_service(timeout_sec=10)
+    future = client.call_async(GetParameters.Request(names=[name]))
+    probe.spin_until(future.done, f'{node} answers')
+    return future.result().values[0]
+
+
 @needs_launch
 def test_bridge_alone_takes_its_arguments(
     ros2_launch: Callable[..., Launched], probe: Probe
 ) -> None:
     launched = ros2_launch(
         *('safe_bringup', 'bridge.launch.py', 'listen:=none', 'episode_from:=gap'),
-        'actions_topic:=/commands',
+        *('actions_topic:=/commands', 'exec_horizon:=8'),
     )
     probe.spin_until(
         lambda: probe.facts().get('episode_from') == 'gap', 'the bridge is configured', TIMEOUT
     )
+    assert parameter_of(probe, 'bridge', 'exec_horizon').integer_value == 8
     launched.press_ctrl_c()
     assert launched.wait() == 0
     assert_ended_cleanly(launched, 'bridge-1')

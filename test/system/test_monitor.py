@@ -4,12 +4,14 @@
 import dataclasses
 import os
 import shutil
+import signal
 import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from diagnostic_msgs.msg import DiagnosticStatus
 from probe import Probe
 from rclpy.parameter import Parameter
@@ -219,6 +221,37 @@ def test_a_late_start_does_not_restart_the_episode(probe, run_monitor, lstm_fold
     assert score.probability == pytest.approx(loaded.probability_at(offline[3], 3), abs=1e-5)
 
 
+@pytest.mark.parametrize('with_end', [True, False], ids=['END', 'no END'])
+def test_an_alarm_in_steps_that_the_next_start_overtakes_is_not_lost(
+    probe, run_monitor, mlp_folder, alarming, quiet, with_end
+):
+    rollout, alarm_step = alarming
+    monitor = run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+    probe.start(rollout.episode_id)
+    probe.step(rollout.step(0))
+    os.kill(monitor.pid, signal.SIGSTOP)
+    try:
+        # All of them wait together. The monitor then takes one message of each topic in turn.
+        for t in range(1, alarm_step + 1):
+            probe.publish(step_to_message(rollout.step(t)))
+        if with_end:
+            probe.event(rollout.episode_id, EpisodeEvent.KIND_END)
+        probe.start('next', 'pour')
+        probe.publish(step_to_message(quiet(0, 'next')))
+        # DDS must have delivered them.
+        probe.spin_for(0.5)
+    finally:
+        os.kill(monitor.pid, signal.SIGCONT)
+    probe.spin_until(lambda: probe.scores[-1].episode_id == 'next', 'the next episode is scored')
+    assert [s.step for s in probe.scores] == [*range(alarm_step + 1), 0]
+    assert [s.alarm for s in probe.scores][-2:] == [True, False]
+    assert FailureScore.STATE_INVALID not in [s.state for s in probe.scores]
+    alarms = [(a.episode_id, a.step) for a in probe.alarms if a.state == FailureAlarm.STATE_ALARM]
+    assert alarms == [(rollout.episode_id, alarm_step)]
+    probe.spin_until(lambda: probe.alarms[-1].episode_id == 'next', 'the alarm has ended')
+
+
 def test_stale_when_features_stop_and_never_nominal_then(probe, run_monitor, mlp_folder, quiet):
     run_monitor(detector_folder=mlp_folder, stale_after=0.5)
     probe.wait_until_active()
@@ -378,6 +411,25 @@ def test_the_old_name_of_a_parameter_is_refused_with_the_new_one(probe):
             context=probe.context,
             parameter_overrides=[Parameter('adaptation_rate', value=0.05)],
         )
+
+
+def test_the_fault_of_a_detector_is_logged_once_with_its_traceback(probe, mlp_folder, quiet, capfd):
+    node = MonitorNode(
+        context=probe.context,
+        parameter_overrides=[Parameter('detector_folder', value=str(mlp_folder))],
+    )
+    info = {'publication_sequence_number': 1, 'source_timestamp': 0}
+    try:
+        node.autostart()
+        first = node.session.monitor.calibrated.detector.network_.layers[0]
+        first.weight = torch.nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+        node._on_step(step_to_message(quiet(0)), info)
+        node._on_step(step_to_message(quiet(1)), info)
+        assert node.session.monitor.counts.invalid == 2
+        assert 'detector safe_mlp failed with RuntimeError' in node.session.first_problem
+    finally:
+        node.destroy_node()
+    assert capfd.readouterr().err.count('Traceback (most recent call last)') == 1
 
 
 # --- bands of tasks, and labels

@@ -87,6 +87,9 @@ class RecordingFolder:
         Cut files that killed processes left behind, as of the last look.
     deleted : int
         Number of recordings that were deleted for new ones.
+    problem : str
+        Why the last look has failed; empty if it has not. The lists are then those of the look
+        before.
     """
 
     def __init__(self, path: Path, bounds: Bounds) -> None:
@@ -94,6 +97,7 @@ class RecordingFolder:
         self.recordings: list[Path] = []
         self.unfinished: list[Path] = []
         self.size = self.deleted = 0
+        self.problem = ''
         self._lock: int | None = None
 
     def open(self) -> None:
@@ -102,7 +106,7 @@ class RecordingFolder:
         Raises
         ------
         RecordingFolderError
-            The folder cannot be written, or another process uses it.
+            The folder cannot be written or listed, or another process uses it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -113,7 +117,11 @@ class RecordingFolder:
             if self._lock is None or error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 self.close()
                 raise self._refusal(error) from None
-        self.look()
+        try:
+            self._must_look()
+        except RecordingFolderError:
+            self.close()
+            raise
 
     def close(self) -> None:
         """Let go of the lock."""
@@ -137,8 +145,10 @@ class RecordingFolder:
         )
 
     def look(self) -> None:
-        """List the files again."""
-        recordings, unfinished = [], []
+        """List the files again. If this is not possible, `problem` says why."""
+        recordings: list[Path] = []
+        unfinished: list[Path] = []
+        size = 0
         try:
             with os.scandir(self.path) as entries:
                 for entry in entries:
@@ -146,10 +156,25 @@ class RecordingFolder:
                         recordings.append(self.path / entry.name)
                     elif _PARTIAL.fullmatch(entry.name):
                         unfinished.append(self.path / entry.name)
-        except OSError:
+                    else:
+                        continue
+                    size += _size(entry)
+        except FileNotFoundError:
             pass  # A deleted folder holds nothing; the next recording makes it again.
+        except OSError as error:
+            self.problem = (
+                f'{self.path}: expected a folder whose files can be listed, because '
+                f'their number and size are limited, found {_reason(error)}; check the disk and '
+                'the permissions of the folder'
+            )
+            return
         self.recordings, self.unfinished = sorted(recordings), sorted(unfinished)
-        self.size = sum(map(_size, recordings + unfinished))
+        self.size, self.problem = size, ''
+
+    def _must_look(self) -> None:
+        self.look()
+        if self.problem:
+            raise RecordingFolderError(self.problem)
 
     def store(self, name: str, size: int, write: Callable[[BinaryIO], None]) -> Path:
         """Write a recording completely or not at all.
@@ -166,9 +191,9 @@ class RecordingFolder:
         Raises
         ------
         RecordingFolderError
-            The folder is full, or the file cannot be written.
+            The folder is full or cannot be listed, or the file cannot be written.
         """
-        self.look()
+        self._must_look()
         self._make_room(size)
         path = self.path / name
         try:
@@ -213,7 +238,7 @@ class RecordingFolder:
                     advice='the new recording is lost; check the permissions of the folder',
                 ) from None
             self.deleted += victim in self.recordings
-            self.look()
+            self._must_look()
 
     def _found(self) -> str:
         return f'{len(self.recordings)} recordings with {self.size / 1e6:.1f} MB'
@@ -233,10 +258,10 @@ def _is_kept(path: Path) -> bool:
     return any(path.parent.glob(f'{path.name}.*'))
 
 
-def _size(path: Path) -> int:
+def _size(entry: os.DirEntry[str]) -> int:
     try:
-        return path.stat().st_size
-    except OSError:
+        return entry.stat().st_size
+    except FileNotFoundError:  # deleted a moment ago
         return 0
 
 

@@ -28,6 +28,8 @@ FACTS = 'safe_black_box'
 """Name of the metadata record with the facts of a recording."""
 
 _SECOND = 1_000_000_000
+#: Time between two looks at the folder [s]. A problem must be said before the next alarm.
+_LOOK_AGAIN = 2.0
 #: Recordings that wait for the disk, beside the one that is being written.
 _WAITING = 2
 #: Bytes of a file beside its messages: definitions, and the index of each message.
@@ -240,7 +242,7 @@ class BlackBox:
     # --- the thread
 
     def _write_all(self) -> None:
-        while (job := self._jobs.get()) is not None:
+        while (job := self._next_job()) is not None:
             self._writing.set()
             try:
                 self._write(job)
@@ -252,6 +254,14 @@ class BlackBox:
                 self.memory.release(job.entries)
                 del job
                 self._writing.clear()
+
+    def _next_job(self) -> _Job | None:
+        """Wait for the next job and look at the folder meanwhile; None: there is none any more."""
+        while True:
+            try:
+                return self._jobs.get(timeout=_LOOK_AGAIN)
+            except queue.Empty:
+                self._folder.look()
 
     def _write(self, job: _Job) -> None:
         size = sum(len(entry.data) + _BYTES_A_MESSAGE for entry in job.entries) + _FIXED_BYTES

@@ -11,6 +11,8 @@ stepwise          base class of detectors that learn nothing
 embedding         base class of distances in the feature space
 density, unet     base class of density estimates (PyTorch)
 networks          the networks of the learned detectors (PyTorch)
+learned_streams   their live scores, of one step or of many (PyTorch)
+together          the next steps of several streams
 
 All other modules contain detectors. :data:`registry.ENTRIES` lists the detectors of each module.
 CONTRIBUTING.md has the recipe for a new detector.

@@ -36,6 +36,31 @@ class AccumulatingDetector(Detector):
         super().check_params()
         self._check_choice('accumulate', ACCUMULATE)
 
+    def step_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return what each step alone adds to the scores (T,) of a rollout, float64 (T,)."""
+        return unaccumulated(scores, self.accumulate)
+
+
+def unaccumulated(scores: np.ndarray, accumulate: Accumulate) -> np.ndarray:
+    """Return the values of single steps (T,) that :func:`accumulated` turns into scores (T,)."""
+    values = np.asarray(scores, dtype=np.float64)
+    if accumulate == 'mean':
+        values = values * np.arange(1, len(values) + 1)
+    return values if accumulate == 'none' else np.diff(values, prepend=0.0)
+
+
+def unsmoothed(averages: np.ndarray, past: float) -> np.ndarray:
+    """Return the values (T,) of an exponential average (T,) that starts at its first value.
+
+    Parameters
+    ----------
+    past : float
+        Weight of the past, at least 0 and below 1.
+    """
+    values = np.array(averages, dtype=np.float64)
+    values[1:] = (values[1:] - past * values[:-1]) / (1.0 - past)
+    return values
+
 
 def accumulated(values: np.ndarray, accumulate: Accumulate) -> np.ndarray:
     """Return the scores as float32, shape (T,), from the values of single steps, shape (T,)."""

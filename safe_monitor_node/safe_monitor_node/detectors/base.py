@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from safe_monitor_node.detectors.together import Answer, one_by_one
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout, RolloutError
@@ -188,6 +189,13 @@ class Detector(ABC):
     def stream(self) -> Stream:
         """Return a stream that scores a new episode step by step."""
 
+    def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
+        """Return the score of the next step of each stream, or the exception that refuses it.
+
+        The scores equal those of :meth:`Stream.step` to 1e-6. The streams must all be different.
+        """
+        return one_by_one(streams, steps)
+
     def state(self) -> dict[str, np.ndarray]:
         """Return copies of the fitted arrays, for the detector folder."""
         self._require_fitted()
@@ -204,6 +212,13 @@ class Detector(ABC):
         self.check_params()
         self.checked_state(state, {})
         self.dim_ = dim
+
+    def step_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return what each step alone adds to the scores (T,) of a rollout, float64 (T,).
+
+        A detector that accumulates or smooths undoes this here. By default, the scores.
+        """
+        return np.asarray(scores, dtype=np.float64)
 
     def checked_state(
         self, state: Mapping[str, np.ndarray], expected: Mapping[str, ArraySpec]

@@ -2,35 +2,31 @@
 """SAFE-MLP and SAFE-LSTM (Gu et al., arXiv 2506.09937, 4.2): learned scores of hidden states.
 
 Each network is defined once. Training and scoring of whole rollouts apply the network to the
-concatenated steps of many rollouts. Therefore no padding is multiplied. The stream applies the same
-parameters to one step at a time.
+concatenated steps of many rollouts. Therefore no padding is multiplied. The streams
+(``learned_streams``) apply the same parameters to live steps.
 """
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
-from safe_monitor_node.detectors.accumulation import (
-    Accumulate,
-    AccumulatingDetector,
-    Accumulator,
+from safe_monitor_node.detectors.accumulation import Accumulate, AccumulatingDetector
+from safe_monitor_node.detectors.base import ArraySpec, Stream
+from safe_monitor_node.detectors.learned_streams import (
+    LstmStream,
+    LstmWindowStream,
+    MlpStream,
+    step_lstms,
+    step_mlps,
 )
-from safe_monitor_node.detectors.base import ArraySpec, Stream, checked_vector
-from safe_monitor_node.detectors.networks import (
-    ACTIVATIONS,
-    Activation,
-    LstmNetwork,
-    MlpNetwork,
-    lstm_weights,
-)
+from safe_monitor_node.detectors.networks import ACTIVATIONS, Activation, LstmNetwork, MlpNetwork
+from safe_monitor_node.detectors.together import Answer
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
@@ -194,6 +190,10 @@ class SafeMlp(LearnedDetector):
     threshold : float or None
         If it is a number, the loss of failures is ``relu(threshold - S_t)``: it is 0 when the score
         reaches the threshold.
+    window : int or None
+        If it is a number, the network is trained by multiple-instance learning: only the window of
+        this number of steps with the highest mean score decides whether a rollout is a failure.
+        Needs ``accumulate`` 'none' and ``activation`` 'sigmoid'.
     """
 
     name = 'safe_mlp'
@@ -202,6 +202,7 @@ class SafeMlp(LearnedDetector):
     activation: Activation = 'sigmoid'
     accumulate: Accumulate = 'mean'
     threshold: float | None = None
+    window: int | None = None
 
     def check_params(self) -> None:
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
@@ -209,6 +210,25 @@ class SafeMlp(LearnedDetector):
         self._check_choice('activation', tuple(ACTIVATIONS))
         if self.threshold is not None:
             self._check_number('threshold')
+        if self.window is not None:
+            self._check_window()
+
+    def _check_window(self) -> None:
+        self._check_integer('window')
+        needed = {
+            'accumulate': 'none',
+            'activation': 'sigmoid',
+            'threshold': None,
+            'time_weighting': False,
+            'one_loss_per_rollout': False,
+        }
+        for name, value in needed.items():
+            if getattr(self, name) != value:
+                raise self._refused(
+                    name,
+                    f'{value!r} (window is {self.window})',
+                    advice=f'set {name}={value}, or remove window',
+                )
 
     def build(self, dim: int) -> MlpNetwork:
         """Return the untrained network for ``dim`` features.
@@ -221,26 +241,11 @@ class SafeMlp(LearnedDetector):
         """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         assert isinstance(self.network_, MlpNetwork)
-        return _MlpStream(self.network_, self.dim_)
+        return MlpStream(self.network_, self.dim_, self.name)
 
-
-class _MlpStream(Stream):
-    def __init__(self, network: MlpNetwork, dim: int) -> None:
-        linear = [module for module in network.layers if isinstance(module, nn.Linear)]
-        self._layers = [(layer.weight, layer.bias) for layer in linear]
-        self._activation = ACTIVATIONS[network.activation]
-        self._accumulator = Accumulator(network.accumulate)
-        self._dim = dim
-
-    @torch.inference_mode()
-    def step(self, step: PolicyStep) -> float:
-        x = torch.from_numpy(checked_vector(step, self._dim, SafeMlp.name))
-        last = len(self._layers) - 1
-        for i, (weight, bias) in enumerate(self._layers):
-            x = torch.addmv(bias, weight, x)
-            if i < last:
-                x = x.relu_()
-        return self._accumulator.add(self._activation(x).item())
+    def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
+        """Score the next step of each stream; several steps are one matrix product per layer."""
+        return step_mlps(streams, steps)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -299,65 +304,12 @@ class SafeLstm(LearnedDetector):
         self._require_fitted()
         assert isinstance(self.network_, LstmNetwork)
         if self.history < 0:
-            return _LstmStream(self.network_, self.dim_)
-        return _LstmWindowStream(self.network_, self.dim_)
+            return LstmStream(self.network_, self.dim_, self.name)
+        return LstmWindowStream(self.network_, self.dim_, self.name)
 
+    def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
+        """Score the next step of each stream.
 
-def _sigmoid(x: float) -> float:
-    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
-
-
-class _LstmStream(Stream):
-    """Uses the full history in constant time per step.
-
-    One matrix-vector product per layer, in preallocated memory.
-    """
-
-    def __init__(self, network: LstmNetwork, dim: int) -> None:
-        lstm, self._dim, hidden = network.lstm, dim, network.lstm.hidden_size
-        self._hidden = hidden
-        self._layers: list[tuple[Any, ...]] = []
-        for k in range(lstm.num_layers):
-            w_ih, w_hh, b_ih, b_hh = lstm_weights(lstm, k)
-            cell = torch.zeros(hidden)
-            state = torch.zeros(hidden)
-            gates = torch.empty(4 * hidden)
-            self._layers.append((w_ih, w_hh, b_ih + b_hh, state, cell, gates))
-        self._head = network.head.weight[0]
-        self._head_bias = float(network.head.bias)
-        self._accumulator = Accumulator(network.accumulate)
-
-    @torch.inference_mode()
-    def step(self, step: PolicyStep) -> float:
-        x = torch.from_numpy(checked_vector(step, self._dim, SafeLstm.name))
-        h = self._hidden
-        for w_ih, w_hh, bias, state, cell, gates in self._layers:
-            torch.addmv(bias, w_ih, x, out=gates)
-            gates.addmv_(w_hh, state)
-            gates[: 2 * h].sigmoid_()
-            gates[2 * h : 3 * h].tanh_()
-            gates[3 * h :].sigmoid_()
-            cell.mul_(gates[h : 2 * h]).addcmul_(gates[:h], gates[2 * h : 3 * h])
-            torch.tanh(cell, out=state)
-            state.mul_(gates[3 * h :])
-            x = state
-        return self._accumulator.add(_sigmoid(torch.dot(self._head, x).item() + self._head_bias))
-
-
-class _LstmWindowStream(Stream):
-    """Runs the LSTM again at each step, over the previous ``history`` steps."""
-
-    def __init__(self, network: LstmNetwork, dim: int) -> None:
-        self._network = network
-        self._dim = dim
-        self._window = torch.zeros(network.history, dim)
-        self._accumulator = Accumulator(network.accumulate)
-
-    @torch.inference_mode()
-    def step(self, step: PolicyStep) -> float:
-        x = torch.from_numpy(checked_vector(step, self._dim, SafeLstm.name))
-        last = self._network.lstm(self._window[None])[0][0, -1]
-        p = torch.sigmoid(self._network.head(last)).item()
-        self._window = torch.roll(self._window, -1, 0)
-        self._window[-1] = x
-        return self._accumulator.add(p)
+        Several steps are two matrix products per layer, unless ``history`` limits the steps.
+        """
+        return step_lstms(streams, steps)

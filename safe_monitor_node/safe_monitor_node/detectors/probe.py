@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from safe_monitor_node.detectors.accumulation import unsmoothed
 from safe_monitor_node.detectors.base import (
     ArraySpec,
     Detector,
@@ -169,6 +170,11 @@ class LinearProbe(Detector):
         else:
             raw = projected[:, 0] + np.tensordot(history, self.signal_weights_, axes=2)
         return np.asarray(np.clip(raw, -_LARGEST, _LARGEST))
+
+    def step_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return the scores (T,) without their smoothing."""
+        self._require_fitted()
+        return unsmoothed(scores, self.choice_['smoothing'])
 
     def signals_of(self, rollout: Rollout) -> np.ndarray:
         """Return the signals that the probe reads as finite float64 (T, S)."""

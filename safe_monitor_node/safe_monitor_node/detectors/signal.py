@@ -15,9 +15,12 @@ import numpy as np
 
 from safe_monitor_node.detectors.accumulation import (
     ACCUMULATE,
+    FAST,
+    SLOW,
     Accumulation,
     Accumulator,
     SmoothAccumulator,
+    unsmoothed,
 )
 from safe_monitor_node.detectors.base import (
     ArraySpec,
@@ -117,6 +120,12 @@ class Signal(UntrainedDetector):
         if self.accumulate == 'smooth':
             return SmoothAccumulator(self.scale_)
         return Accumulator(self.accumulate)
+
+    def step_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return the compressed signal (T,) of the form 'smooth', otherwise the signal."""
+        if self.accumulate == 'smooth':
+            return unsmoothed(unsmoothed(scores, FAST), SLOW)
+        return super().step_values(scores)
 
     def _fitter(self) -> Callable[..., None]:
         return _fit_smooth if self.accumulate == 'smooth' else fit_untrained

@@ -15,6 +15,7 @@ from safe_monitor_node.detectors.accumulation import (
     AccumulatingDetector,
     Accumulation,
     Accumulator,
+    unaccumulated,
 )
 from safe_monitor_node.detectors.base import Detector, DetectorError, StepError, Stream
 from vla_feature_bridge.progress import Progress
@@ -82,6 +83,10 @@ class UntrainedDetector(Detector):
     def accumulation(self) -> Accumulation:
         """Return what turns the quantities of a new episode into scores."""
         return Accumulator(self.accumulate)
+
+    def step_values(self, scores: np.ndarray) -> np.ndarray:
+        """Return the quantity of each step (T,)."""
+        return unaccumulated(scores, self.accumulate)
 
     def _fitter(self) -> Callable[..., None]:
         return fit_untrained

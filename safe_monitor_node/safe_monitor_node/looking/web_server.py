@@ -7,6 +7,7 @@ the page are fixed, and everything else is JSON that the script of the page inse
 
 from __future__ import annotations
 
+import io
 import json
 import socket
 import sys
@@ -43,7 +44,6 @@ _POLICY = (
     "base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
 )
 _LONGEST_BODY = 16384
-_SOCKET_TIMEOUT = 10.0
 _OUTCOMES = (0, 1, 2)
 
 
@@ -66,6 +66,13 @@ class DashboardServer(ThreadingHTTPServer):
     on_error : callable
         Called with a sentence about an error in the server.
 
+    Attributes
+    ----------
+    patience : float
+        Longest time for a whole request, and for sending one answer or one event [s].
+    longest_stream : float
+        Longest time of a stream [s]; a browser then opens another one.
+
     Raises
     ------
     DashboardError
@@ -75,6 +82,10 @@ class DashboardServer(ThreadingHTTPServer):
     daemon_threads = True
     block_on_close = False
     allow_reuse_address = True
+    patience = 10.0
+    # Nothing shows that a browser does not read, because its system takes the bytes. The script of
+    # the page opens a new stream more often.
+    longest_stream = 150.0
 
     def __init__(
         self,
@@ -158,12 +169,34 @@ class DashboardServer(ThreadingHTTPServer):
             self._on_error(f'dashboard: {type(error).__name__}: {error}')
 
 
+class _Request(io.RawIOBase):
+    """What a browser sends, until a deadline: a byte now and then keeps no connection open."""
+
+    def __init__(self, connection: socket.socket, patience: float) -> None:
+        self._connection, self._deadline = connection, time.monotonic() + patience
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError('the request took too long')
+        self._connection.settimeout(left)
+        return self._connection.recv_into(buffer)
+
+
 class _Handler(BaseHTTPRequestHandler):
     """Answers one request."""
 
     server: DashboardServer
-    timeout = _SOCKET_TIMEOUT  # a browser that neither asks nor reads keeps no thread
     server_version, sys_version = 'SAFE', ''
+
+    def setup(self) -> None:
+        """Make the two streams of the connection."""
+        super().setup()
+        self.rfile.close()
+        self.rfile = io.BufferedReader(_Request(self.connection, self.server.patience))
 
     def log_message(self, *args: Any) -> None:
         """Log nothing: the log of a node is about robots."""
@@ -243,7 +276,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._end_headers(None)
         stream, labels = BoardStream(self.server.board), self.server.label is not None
         self.wfile.write(b'retry: 1000\n\n')
-        while not self.server.closing.is_set():
+        end = time.monotonic() + self.server.longest_stream
+        while not self.server.closing.is_set() and time.monotonic() < end:
             self.wfile.write(event_text({**stream.next(time.monotonic()), 'labels': labels}))
             self.server.closing.wait(self.server.period)
 
@@ -303,6 +337,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _end_headers(self, length: int | None) -> None:
+        self.connection.settimeout(self.server.patience)
         if length is not None:
             self.send_header('Content-Length', str(length))
         self.send_header('Cache-Control', 'no-store')

@@ -7,6 +7,8 @@ step_history       whether the steps of an episode are complete, and the first c
 steps              the identity and the result of a step, and counts of steps
 step_order         where a step belongs: in the running episode, in a new one, or in none
 step_checks        whether features and actions can be what the detector was fitted on
+detector_faults    unexpected exceptions of a detector
+scoring            steps that wait for their scores, of one robot or of many
 thresholds         thresholds that an episode is compared with: calibrated or adaptive
 good_runs          thresholds of new tasks from their labelled successes
 label_feedback     the updates that labels of episodes make to adaptive thresholds

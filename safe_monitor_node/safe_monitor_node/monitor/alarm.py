@@ -135,6 +135,8 @@ class Verdict:
 
 
 RESET_BY_REQUEST = 'the alarm was reset by request'
+CALL_RESET = 'call ~/reset to end the alarm'
+"""End of the reason of an alarm of an earlier episode, which the latch RESET holds."""
 NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math.nan)
 
 
@@ -392,6 +394,6 @@ def held(alarm: Verdict, episode: str) -> Verdict:
     """
     reason = (
         f'{alarm.reason}{f" of episode {episode}" if episode else ""}; the parameter latch is '
-        f'{Latch.RESET.value}: call ~/reset to end the alarm'
+        f'{Latch.RESET.value}: {CALL_RESET}'
     )
     return replace(alarm, reason=reason)

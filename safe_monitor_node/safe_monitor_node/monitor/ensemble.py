@@ -23,6 +23,7 @@ from safe_monitor_node.monitor.alarm import (
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.rules import Rule, checked_names
+from safe_monitor_node.monitor.scoring import Scoring
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.slot import DetectorSlot, check_features, file_of, learns
 from safe_monitor_node.monitor.step_order import shown
@@ -132,6 +133,10 @@ class Ensemble:
         named = zip(self.names, each, strict=True)
         return [f'{name}: {text}' for name, news in named for text in news]
 
+    def take_faults(self) -> list[str]:
+        """Return the tracebacks of detectors that were not returned before."""
+        return [text for monitor in self.monitors for text in monitor.faults.take()]
+
     def margins(self) -> dict[str, float]:
         """Return score minus threshold of each detector that has scored the last step."""
         return {
@@ -190,25 +195,26 @@ class Ensemble:
         effects = self._each(lambda monitor: monitor.label(episode_id, success))
         return dict(zip(self.names, effects, strict=True))
 
-    def step(self, step: PolicyStep, now: float, step_id: StepId) -> StepResult | None:
-        """Score a step with every detector; None if it is ignored.
+    def scoring(self, step: PolicyStep, now: float, step_id: StepId) -> Scoring[StepResult | None]:
+        """Score a step with every detector, with scores of the caller; None if it is ignored.
 
         The result has the score of the first detector and the verdict of all.
         """
         if not self.several:
-            return self.lead.continue_with(step, now, step_id)
-        return self._scored(lambda m: m.continue_with(step, now, step_id), step_id)
+            return (yield from self.lead.scoring(step, now, step_id))
+        results = []
+        for monitor in self.monitors:
+            results.append((yield from monitor.scoring(step, now, step_id)))
+        return self._judged(results, step_id)
 
     def refuse(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
         """Take a step whose message cannot be read; None if it is ignored."""
         if not self.several:
             return self.lead.continue_without(step_id, problem, now)
-        return self._scored(lambda m: m.continue_without(step_id, problem, now), step_id)
+        results = [m.continue_without(step_id, problem, now) for m in self.monitors]
+        return self._judged(results, step_id)
 
-    def _scored(
-        self, score: Callable[[EpisodeMonitor], StepResult | None], step_id: StepId
-    ) -> StepResult | None:
-        results = [score(monitor) for monitor in self.monitors]
+    def _judged(self, results: Sequence[StepResult | None], step_id: StepId) -> StepResult | None:
         if results[0] is None:
             self._update()
             return None

@@ -15,8 +15,10 @@ from safe_monitor_node.bands.threshold import BandError, Threshold
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError, Stream
 from safe_monitor_node.monitor.alarm import AlarmConfig, AlarmStateMachine, Verdict
+from safe_monitor_node.monitor.detector_faults import DetectorFaults
 from safe_monitor_node.monitor.good_runs import make_thresholds
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.scoring import Scoring, Wanted, scored_alone
 from safe_monitor_node.monitor.step_checks import StepChecks
 from safe_monitor_node.monitor.step_order import Place, Placement, StepOrder, shown
 from safe_monitor_node.monitor.steps import Counts, StepId, StepResult
@@ -61,6 +63,7 @@ class EpisodeMonitor:
         The order of the steps of the episodes.
     checks : StepChecks
         The checks of features and actions.
+    faults : DetectorFaults
     task : str
         Task of that episode; empty if unknown.
 
@@ -89,6 +92,7 @@ class EpisodeMonitor:
         self.counts = Counts()
         self.order = StepOrder()
         self.checks = StepChecks(calibrated)
+        self.faults = DetectorFaults()
         self.task = ''
         self._stream: Stream | None = None
 
@@ -166,7 +170,7 @@ class EpisodeMonitor:
         # An episode that begins again with the same id has the same task.
         self._use_task(task or (self.task if episode_id == self.episode_id else ''))
         self.order.begin(episode_id)
-        self._stream = self.calibrated.detector.stream()
+        self._stream = self.faults.stream_of(self.calibrated.detector)
         self.counts.episodes += 1
         self.alarms.start(now, shown(episode_id))
         self.checks.begin(self.alarms.config.max_identical_features)
@@ -307,11 +311,14 @@ class EpisodeMonitor:
         self, step: PolicyStep, now: float, step_id: StepId | None = None
     ) -> StepResult | None:
         """Score a step as `step` does, but begin no episode."""
-        step_id = step_id or StepId.of(step)
+        return scored_alone(self.scoring(step, now, step_id or StepId.of(step)))
+
+    def scoring(self, step: PolicyStep, now: float, step_id: StepId) -> Scoring[StepResult | None]:
+        """Do what `continue_with` does, with a score of the caller."""
         place = self._place(step_id, now, step.instruction)
         if place.placement is not Placement.NEXT:
             return self._off_order(place, step_id, now)
-        result = self._score(step, now)
+        result = yield from self._score(step, now)
         return replace(result, problem=place.problem) if place.problem else result
 
     def continue_without(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
@@ -354,19 +361,15 @@ class EpisodeMonitor:
         verdict = self.alarms.misplaced(step_id.index, place.problem, now)
         return StepResult(math.nan, math.nan, verdict, place.problem)
 
-    def _score(self, step: PolicyStep, now: float) -> StepResult:
+    def _score(self, step: PolicyStep, now: float) -> Scoring[StepResult]:
         assert self._stream is not None
-        index = step.step
+        index, detector = step.step, self.calibrated.detector
         try:
-            score = self._stream.step(self.checks.checked(step))
+            score = yield Wanted(detector, self._stream, self.checks.checked(step))
         except (StepError, PoolingError) as error:
             return self._not_scored(index, str(error), now)
         except Exception as error:  # A detector's fault must not end the monitor.
-            problem = (
-                f'step {index}: detector {self.calibrated.detector.name} failed with '
-                f'{type(error).__name__}: {error}'
-            )
-            return self._not_scored(index, problem, now)
+            return self._not_scored(index, self.faults.problem(detector, index, error), now)
         if not math.isfinite(score):
             problem = f'step {index}: expected a finite score, found {score}'
             return self._not_scored(index, problem, now)

@@ -19,6 +19,7 @@ from safe_monitor_node.monitor.good_runs import while_learning
 from safe_monitor_node.monitor.label_feedback import LabelEffect
 from safe_monitor_node.monitor.own_labels import EpisodeLabel, OwnLabels
 from safe_monitor_node.monitor.remarks import Remarks
+from safe_monitor_node.monitor.scoring import Scoring, scored_alone
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.situation import Situation
 from safe_monitor_node.monitor.slot import DetectorSlot
@@ -64,7 +65,7 @@ class MonitorSession:
     effects : dict of str to LabelEffect
         Effect of the last label on each detector.
     latencies : deque of float
-        Latencies of the last steps: time from receiving the step to publishing its score [s].
+        Times from receiving each of the last steps to publishing its score [s].
 
     Raises
     ------
@@ -146,19 +147,26 @@ class MonitorSession:
 
     # --- episodes and steps
 
-    def start(self, episode_id: str, now: float, task: str) -> None:
-        """Take the START of an episode; see `EpisodeMonitor.start`.
+    def start(
+        self, episode_id: str, now: float, task: str, grace: float = 0.0, started_at: int = 0
+    ) -> bool:
+        """Take the START of an episode; True if `finish_episode` is to be called after the grace.
 
-        START can arrive before the last steps of the previous episode. Therefore, after an END,
-        START waits for the first step of its episode, or until the grace of END is over.
+        START can arrive before the last steps of the previous episode. Therefore it waits for the
+        first step of its episode, or until the grace of the previous END is over. Without an END,
+        the grace begins now [s]; 0: the previous episode ends at once. ``started_at`` is the time
+        of publication [ns]; 0 if it is not known.
         """
         if self._next_start is not None:
             self.finish_episode()
         self.watch.know()
         self.watch.forget()
-        if self.monitor.order.ending and episode_id != self.running_id:
+        ends, another = False, episode_id != self.running_id
+        if another and grace > 0.0 and not self.monitor.order.ending:
+            ends = self.ensemble.end_after_grace(self.running_id or '', now + grace, started_at)
+        if another and self.monitor.order.ending:
             self._next_start = episode_id, now, task
-            return
+            return ends
         self.finish_episode()
         is_new = episode_id != self.running_id
         if is_new:
@@ -167,6 +175,7 @@ class MonitorSession:
         has_steps = not is_new and self.monitor.order.next_index > 0
         self.remarks.started(episode_id, now, has_steps=has_steps)
         self.ensemble.start(episode_id, now, task)
+        return False
 
     def step(
         self,
@@ -175,13 +184,16 @@ class MonitorSession:
         age: float | None = None,
         publication: Publication | None = None,
     ) -> StepResult | None:
-        """Score the next step; see `EpisodeMonitor.step`.
+        """Score the next step, whose age is ROS time minus stamp [s]; see `EpisodeMonitor.step`."""
+        return scored_alone(self.scoring(step, now, age, publication))
 
-        The age is the ROS time minus the stamp of the step [s]; None if it is not known.
-        """
+    def scoring(
+        self, step: PolicyStep, now: float, age: float | None, publication: Publication | None
+    ) -> Scoring[StepResult | None]:
+        """Do what `step` does, with scores of the caller."""
         step_id = StepId.of(step, publication)
         self._begin_with(step_id, now)
-        return self._kept(self.ensemble.step(step, now, step_id), step_id, now, age)
+        return self._kept((yield from self.ensemble.scoring(step, now, step_id)), step_id, now, age)
 
     def refuse(
         self, step_id: StepId, problem: str, now: float, age: float | None = None
@@ -237,16 +249,8 @@ class MonitorSession:
     ) -> bool:
         """Take the END of an episode; True if `finish_episode` is to be called after the grace.
 
-        Parameters
-        ----------
-        episode_id : str
-        now : float
-        grace : float
-            Time in which steps of the episode may arrive [s].
-        ended_at : int
-            Time of publication of END [ns]; 0 if it is not known.
-        earlier : bool
-            Whether the END was published before the monitor was active.
+        In the grace [s], steps of the episode may arrive. ``ended_at`` is the time of publication
+        [ns]; 0 if it is not known. ``earlier``: END was published before the monitor was active.
         """
         self._start_waiting(episode_id)
         self.watch.know()

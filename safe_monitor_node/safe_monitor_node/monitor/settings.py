@@ -11,7 +11,7 @@ from safe_monitor_node.monitor.alarm_policy import Advice, AdviceTable
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.rules import ANY
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds, MonitorError
-from safe_monitor_node.storage.detector_folder import load_detector
+from safe_monitor_node.storage.shared_detectors import shared_detector
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class MonitorSettings:
                 advice='give a folder made by: python -m safe_training fit',
             )
         return EpisodeMonitor(
-            load_detector(folder),
+            shared_detector(folder),
             alpha=self.alpha,
             warning_alpha=self.warning_alpha,
             config=self.detector_alarm,

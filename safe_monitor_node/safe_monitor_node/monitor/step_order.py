@@ -16,6 +16,8 @@ _NEW_EPISODE = (
 )
 _ONE_NODE = 'let only one node publish the steps of an episode'
 _SHOWN_OF_ID = 60
+#: Shorter pauses are normal on a busy machine [ns].
+_PAUSE = 2_000_000_000
 
 
 class Placement(Enum):
@@ -92,6 +94,7 @@ class StepOrder:
         self.next_index = 0
         self._stride = 0
         self._last_number: int | None = None
+        self._last_published = 0
         self._changes = 0
         self.changed_at: int | None = None
         self._contents: dict[int, int] = {}
@@ -102,17 +105,37 @@ class StepOrder:
         """Return True if a step begins an episode.
 
         A step with a new episode id begins an episode. A step with the id of the running or the
-        last episode begins an episode if it is step 0 and later than all previous steps. Every
-        other step 0 is a repetition and must not clear an alarm. The last steps of an episode can
-        arrive after END, or after the START of the next episode. A step without an id begins an
-        episode only if no episode is running. The rest of the new episode is INVALID.
+        last episode begins an episode if it is step 0 and later than all previous steps, or if a
+        recording is played again. Every other step 0 is a repetition and must not clear an alarm.
+        The last steps of an episode can arrive after END, or after the START of the next episode. A
+        step without an id begins an episode only if no episode is running. The rest of the new
+        episode is INVALID.
         """
         if not step_id.episode_id:
             return not self.running
-        again = step_id.index == 0 and step_id.stamp > self._last_stamp
+        again = step_id.index == 0 and (
+            step_id.stamp > self._last_stamp or self._is_played_again(step_id)
+        )
         if self.running and step_id.episode_id == self.episode_id:
             return again and self.next_index > 0
         return again or step_id.episode_id != self.ended_id
+
+    def _is_played_again(self, step_id: StepId) -> bool:
+        """Return True if a recording of the last episode is played again from its begin.
+
+        A player that was started again numbers its messages from the begin. Its step 0 has the old
+        stamp and the old content, and comes after a pause. A middleware or a bridge that sends a
+        step twice makes no such pause.
+        """
+        number, last = step_id.publication.number, self._last_number
+        return (
+            number is not None
+            and last is not None
+            and number <= last
+            and step_id.episode_id == self.episode_id
+            and step_id.content == self._contents.get(0, -1) != 0
+            and 0 < self._last_published < step_id.publication.time - _PAUSE
+        )
 
     def begin(self, episode_id: str) -> None:
         """Begin an episode."""
@@ -203,6 +226,7 @@ class StepOrder:
             return Place(Placement.NOWHERE, problem) if problem else _REPEATED
         place = self._place_of_next(index, problem)
         self.next_index = index + 1
+        self._last_published = step_id.publication.time
         self._last_stamp = max(step_id.stamp, self._last_stamp)
         if len(self._contents) < _KEPT_CONTENTS:
             self._contents[index] = step_id.content

@@ -10,6 +10,13 @@ monitor_inputs        the subscriptions of the monitor node, and the nodes aroun
 monitor_services      the services of the monitor node
 monitor_node          life cycle, steps, events and timers of the monitor node
 monitor               executable of monitor_node
+fleet_file            reads the list of the robots of a fleet
+fleet_schedule        periodic calls of many robots
+fleet_robot           the monitor of one robot of a fleet
+fleet_loop            takes the messages of all robots and scores their steps together
+fleet_parameters      the parameters of the fleet node
+fleet_node            the monitors of many robots in one process
+fleet                 executable of fleet_node
 black_box_parameters  the parameters of the black box node
 black_box_topics      the topics that the black box records
 black_box_node        topics, service and diagnostics of the black box node

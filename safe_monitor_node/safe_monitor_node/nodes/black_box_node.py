@@ -18,6 +18,7 @@ from std_srvs.srv import Trigger
 from safe_monitor_node.black_box.folder import Bounds, RecordingFolder, RecordingFolderError
 from safe_monitor_node.black_box.place import step_place
 from safe_monitor_node.black_box.recorder import BlackBox, Span
+from safe_monitor_node.monitor.alarm import CALL_RESET
 from safe_monitor_node.nodes.black_box_parameters import ALARM_OR_BLIND, PARAMETERS
 from safe_monitor_node.nodes.black_box_topics import (
     LATCHED,
@@ -189,6 +190,8 @@ class BlackBoxNode(ManagedNode):
             wanted |= {FailureAlarm.STATE_STALE, FailureAlarm.STATE_INVALID}
         if state == before or alarm.state not in wanted or self._is_from_before(published):
             return
+        if before[0] == alarm.state and alarm.reason.endswith(CALL_RESET):
+            return  # the latch holds the alarm of an earlier episode, which is recorded
         name = _STATES[alarm.state]
         box.trigger(alarm.episode_id, f'{name} at step {alarm.step}: {alarm.reason}', now)
         self.get_logger().info(
@@ -278,8 +281,8 @@ class BlackBoxNode(ManagedNode):
         if self._unreadable:
             texts.append(f'{self._unreadable} messages could not be read; they are recorded')
         found = [Finding(Level.WARN, text) for text in texts]
-        if box.counts.problem:
-            found.append(Finding(Level.ERROR, box.counts.problem))
+        problems = dict.fromkeys(filter(None, (folder.problem, box.counts.problem)))
+        found += [Finding(Level.ERROR, problem) for problem in problems]
         return found + unknown
 
     def _facts(self) -> dict[str, object]:

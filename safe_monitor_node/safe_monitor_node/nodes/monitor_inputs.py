@@ -91,6 +91,24 @@ class MonitorInputs:
         self._subscriptions.append(subscription)
         return subscription
 
+    @property
+    def steps(self) -> Any:
+        """The subscription of steps; None while it is closed."""
+        return self._subscriptions[0] if self._subscriptions else None
+
+    @property
+    def events(self) -> list[Any]:
+        """The subscriptions of events; empty while they are closed."""
+        return self._subscriptions[1:]
+
+    @property
+    def waited_for(self) -> list[Any]:
+        """The subscriptions that get every new message; empty while they are closed.
+
+        What the other one gets are events from before the node was there.
+        """
+        return self._subscriptions[:2]
+
     def close(self) -> None:
         """Destroy all subscriptions."""
         for output in self._outputs:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.logging import LoggingSeverity
 
 from safe_monitor_node.monitor.label_feedback import LabelEffect
+from safe_monitor_node.monitor.scoring import Scoring, scored_alone
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
@@ -41,8 +43,6 @@ from vla_feature_bridge.ros.parameter_changes import ParameterChanges
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import declare_parameters
 
-_LOOK_PERIOD = 0.5
-
 
 class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
@@ -67,12 +67,18 @@ class MonitorNode(ManagedNode):
     inputs : MonitorInputs
     outputs : MonitorOutputs
     answers : MonitorServices
+    look_period : float
+        Time between two looks at the nodes around the monitor [s].
     """
+
+    look_period = 0.5
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__('monitor', **kwargs)
         self.values: SimpleNamespace = declare_parameters(self, PARAMETERS)
-        self._unknown = check_overrides(self)
+        # Without global arguments, the command line is for other nodes of the process.
+        own = sys.argv if kwargs.get('use_global_arguments', True) else []
+        self._unknown = check_overrides(self, own)
         if self._unknown:
             self.get_logger().warning(self._unknown)
         more = [folder for folder in self.values.more_detectors if folder.strip()]
@@ -91,7 +97,7 @@ class MonitorNode(ManagedNode):
             self, PARAMETERS, self.values, self._check_change, self._on_change
         )
         self._timer(self.values.diagnostics_period, self.outputs.publish_diagnostics)
-        self._timer(_LOOK_PERIOD, self._look_around)
+        self._timer(self.look_period, self._look_around)
 
     def autostart(self) -> None:
         """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
@@ -137,15 +143,17 @@ class MonitorNode(ManagedNode):
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Begin to score and to publish."""
         result = super().on_activate(state)
-        # The weights stay in memory. Exclude them from garbage collection, so that a collection
-        # during a step is short.
-        gc.collect()
-        gc.freeze()
+        self._settle_memory()
         self._active_since = time.monotonic()
         if self.session is not None:
             self.session.activate(self._active_since)
         self.outputs.announce()
         return result
+
+    def _settle_memory(self) -> None:
+        """Exclude the weights from garbage collection, so that a collection is short."""
+        gc.collect()
+        gc.freeze()
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
         """Forget the running episode and stop publishing."""
@@ -176,6 +184,10 @@ class MonitorNode(ManagedNode):
         return (now - stamp) * 1e-9 if stamp != 0 and now != 0 else None
 
     def _on_step(self, message: PolicyStepMessage, info: dict[str, Any]) -> None:
+        scored_alone(self.scoring(message, info))
+
+    def scoring(self, message: PolicyStepMessage, info: dict[str, Any]) -> Scoring[None]:
+        """Judge a step and publish what comes of it, with scores of the caller."""
         received = time.perf_counter()
         session = self.session
         if session is None:
@@ -193,7 +205,7 @@ class MonitorNode(ManagedNode):
             step_id = StepId(message.episode_id, message.step, stamp, publication=published)
             result = session.refuse(step_id, str(error), now, age)
         else:
-            result = session.step(step, now, age, published)
+            result = yield from session.scoring(step, now, age, published)
         if self._grace_timer is not None and session.monitor.order.waits_after(published):
             self._grace_timer.reset()
         self._log_remarks(session)
@@ -201,6 +213,8 @@ class MonitorNode(ManagedNode):
             return
         if result.problem and result.problem != result.verdict.reason:
             self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
+        # The alarm goes first, because a robot waits for it.
+        is_new = self.outputs.publish_state(message)
         score = score_message(session.ensemble.lead_name, message, result)
         of_detectors = detector_messages(session, message)
         score.latency = time.perf_counter() - received
@@ -211,13 +225,16 @@ class MonitorNode(ManagedNode):
                 f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
                 f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
             )
-        self.outputs.announce(message)
+        if is_new:
+            self.outputs.publish_diagnostics()
 
     def _log_remarks(self, session: MonitorSession) -> None:
         for text in session.remarks.take_new():
             self.get_logger().warning(text)
         for text in session.take_news():
             self.get_logger().info(text)
+        for text in session.ensemble.take_faults():
+            self.get_logger().error(text)
 
     def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
         session = self.session
@@ -231,16 +248,16 @@ class MonitorNode(ManagedNode):
             self._take_label(session, event)
         now, task = time.monotonic(), event.task or event.instruction
         earlier = not self.active or self._is_from_before(info, now)
+        grace, published_at = max(self.values.end_grace, 1e-3), info['source_timestamp']
         if event.kind == EpisodeEvent.KIND_START and earlier:
             session.began_earlier(event.episode_id, now, task)
         elif event.kind == EpisodeEvent.KIND_START:
-            session.start(event.episode_id, now, task)
-        elif event.kind == EpisodeEvent.KIND_END:
-            grace = max(self.values.end_grace, 1e-3)
-            ended_at = info['source_timestamp']
-            if session.end(event.episode_id, now, grace, ended_at=ended_at, earlier=earlier):
-                self._cancel_grace()
-                self._grace_timer = self._timer(grace, session.finish_episode)
+            if session.start(event.episode_id, now, task, grace, published_at):
+                self._end_after(grace, session)
+        elif event.kind == EpisodeEvent.KIND_END and session.end(
+            event.episode_id, now, grace, ended_at=published_at, earlier=earlier
+        ):
+            self._end_after(grace, session)
         self._log_remarks(session)
         self.outputs.announce()
 
@@ -258,6 +275,10 @@ class MonitorNode(ManagedNode):
         if self.session is not None:
             self._log_remarks(self.session)
         self.outputs.announce()
+
+    def _end_after(self, grace: float, session: MonitorSession) -> None:
+        self._cancel_grace()
+        self._grace_timer = self._timer(grace, session.finish_episode)
 
     def _cancel_grace(self) -> None:
         if self._grace_timer is not None:

@@ -86,7 +86,12 @@ class MonitorOutputs:
             score.latency = message.latency
             self._open[topic_of(name)].publish(score)
 
-    def announce(self, step: PolicyStep | None = None) -> None:
+    def announce(self) -> None:
+        """Publish the state and the diagnosis if the state is new."""
+        if self.publish_state():
+            self.publish_diagnostics()
+
+    def publish_state(self, step: PolicyStep | None = None) -> bool:
         """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
 
         They are also published if what is learned about the task is new.
@@ -95,17 +100,22 @@ class MonitorOutputs:
         ----------
         step : PolicyStep, optional
             The step that made the state; the alarm gets its header.
+
+        Returns
+        -------
+        bool
+            True if they were published: a diagnosis is to follow.
         """
         session = self._node.session
         if session is None or not self._node.active:
-            return
+            return False
         verdict = session.verdict
         advice = session.advise(verdict, time.monotonic(), stepped=step is not None)
         # The cause of INVALID can become more precise with the next step.
         cause = session.ensemble.cause if verdict.state == AlarmState.INVALID else ''
         key = (verdict.state, session.running_id or '', advice, cause, session.learning)
         if key == self._published:
-            return
+            return False
         is_new = key[:2] != self._published[:2]
         self._published, self._advice = key, advice
         message = alarm_message(session, verdict, advice)
@@ -119,7 +129,7 @@ class MonitorOutputs:
             self._node.get_logger().warning(
                 f'{verdict.state.name}, episode {shown(message.episode_id)}: {verdict.reason}'
             )
-        self.publish_diagnostics()
+        return True
 
     def announce_inactive(self) -> None:
         """Publish that the node becomes inactive: no state is known from now on.

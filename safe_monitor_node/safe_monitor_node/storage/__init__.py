@@ -6,6 +6,7 @@ A file is checked completely when it is read. A file is written completely or no
 checksum          JSON files that hold their own checksum
 shipped           detector folders that come with this package
 detector_folder   a fitted detector with its band
+shared_detectors  detectors that several monitors of a process share
 adaptation_file   the updates that labels made to the thresholds
 
 This subpackage imports ``detectors`` and ``bands``. It does not import PyTorch.

@@ -2,6 +2,7 @@
 """The folder of recordings: names, bounds, the lock, and what a killed process left behind."""
 
 import re
+import shutil
 
 import pytest
 
@@ -123,3 +124,32 @@ def test_a_file_in_place_of_the_folder_is_refused(tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(RecordingFolderError, match='expected a folder that can be written'):
         opened(tmp_path / 'file')
+
+
+def test_a_deleted_folder_is_empty_and_is_made_again(tmp_path):
+    path = tmp_path / 'recordings'
+    folder = opened(path)
+    store(folder, 1_700_000_000)
+    shutil.rmtree(path)
+    folder.look()
+    assert (folder.recordings, folder.size, folder.problem) == ([], 0, '')
+    assert store(folder, 1_700_000_001).exists()
+
+
+def test_a_folder_that_cannot_be_listed_is_said_and_keeps_its_limits(tmp_path):
+    path = tmp_path / 'recordings'
+    folder = opened(path, files=1)
+    first = store(folder, 1_700_000_000)
+    path.rename(tmp_path / 'moved')
+    path.write_text('a file')  # root can list every folder, so that permissions prove nothing
+    folder.look()
+    assert 'expected a folder whose files can be listed' in folder.problem
+    assert 'found Not a directory; check the disk' in folder.problem
+    assert folder.recordings == [first], 'what the look before has found'
+    with pytest.raises(RecordingFolderError, match='can be listed'):
+        store(folder, 1_700_000_001)
+    path.unlink()
+    (tmp_path / 'moved').rename(path)
+    store(folder, 1_700_000_002)
+    assert folder.problem == ''
+    assert not first.exists()

@@ -41,6 +41,13 @@ def test_the_smooth_form_is_the_default_and_averages_the_compressed_signal_twice
     np.testing.assert_array_equal(streamed(detector, rollout), detector.score(rollout))
 
 
+def test_the_compressed_signal_is_read_back_from_the_smooth_scores():
+    detector = make_detector('signal').fit([rollout_of(VALUES)])
+    values = detector.step_values(detector.score(rollout_of(VALUES)))
+    expected = [math.log(1 + x / 6.0) for x in VALUES]
+    np.testing.assert_allclose(values, expected, atol=1e-5)
+
+
 def test_both_averages_start_at_the_first_value_whatever_it_is():
     detector = make_detector('signal').fit([rollout_of([3.0, 3.0, 3.0])])
     np.testing.assert_allclose(detector.score(rollout_of([9.0, 9.0, 9.0])), math.log(4), rtol=1e-6)

@@ -267,6 +267,50 @@ def test_too_many_connections_are_closed_and_their_places_come_back(serve):
             time.sleep(0.05)
 
 
+def keep_sending(connection, stop):
+    """Send a request whose headers never end."""
+    try:
+        connection.sendall(b'GET / HTTP/1.1\r\n')
+        while not stop.wait(0.05):
+            connection.sendall(b'X')
+    except OSError:  # the server has closed the connection
+        pass
+
+
+@pytest.mark.parametrize('slow', ['reads nothing', 'asks nothing', 'asks without end'])
+def test_a_slow_client_does_not_keep_its_place(serve, slow):
+    errors = []
+    server = serve(with_robot(), most_connections=1, on_error=errors.append)
+    server.patience = server.longest_stream = 0.3
+    stop = threading.Event()
+    with socket.create_connection(server.server_address[:2], timeout=5) as connection:
+        if slow == 'reads nothing':
+            connection.sendall(b'GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n')
+        elif slow == 'asks without end':
+            sending = threading.Thread(target=keep_sending, args=(connection, stop))
+            sending.start()
+        time.sleep(0.1)
+        with pytest.raises((http.client.RemoteDisconnected, ConnectionError)):
+            ask(server, 'GET', '/')
+        time.sleep(0.6)
+        assert ask(server, 'GET', '/')[0].status == 200
+        stop.set()
+        if slow == 'asks without end':
+            sending.join()
+    assert errors == []
+
+
+def test_a_stream_that_was_ended_can_be_opened_again(serve):
+    server = serve(with_robot())
+    server.longest_stream = 0.2
+    for _ in range(2):
+        stream = Stream(server)
+        assert stream.next()['robots'][0]['restart']
+        while stream.next() is not None:
+            pass
+        stream.close()
+
+
 def test_browsers_that_come_and_go_leave_no_thread(serve):
     server = serve(with_robot())
     before = threading.active_count()

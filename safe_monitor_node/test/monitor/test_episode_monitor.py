@@ -645,18 +645,59 @@ def test_features_that_are_identical_now_and_then_are_not_frozen():
 # --- a detector with a fault
 
 
-def test_an_exception_of_a_detector_is_an_invalid_step_with_its_text():
-    class Failing:
-        def step(self, step):
-            raise KeyError('gripper')
+class FailingProbe(type(make_detector('action_norm'))):
+    """A detector whose code has a fault: at some steps, or already when an episode begins."""
 
-    live = Live()
-    live.step(0)
-    live.monitor._stream = Failing()
-    result = live.step(1)
-    assert result.verdict.state == INVALID
-    assert result.problem == "step 1: detector action_norm failed with KeyError: 'gripper'"
+    at = 'step 1'
+
+    def stream(self):
+        if self.at == 'stream':
+            raise AttributeError('no weights')
+        good = super().stream()
+
+        class Failing:
+            def step(self, step):
+                if step.step:
+                    raise KeyError('gripper')
+                return good.step(step)
+
+        return Failing()
+
+
+def failing(at):
+    detector = FailingProbe()
+    detector.load_state({}, WIDTH)
+    detector.at = at
+    return Live(dataclasses.replace(scripted(), detector=detector))
+
+
+def test_an_exception_of_a_detector_is_an_invalid_step_with_its_text():
+    live = failing('step 1')
+    assert live.state(0) == NOMINAL
+    assert live.monitor.faults.take() == []
+    for index in (1, 2):
+        result = live.step(index)
+        assert result.verdict.state == INVALID
+        assert (
+            result.problem == f"step {index}: detector action_norm failed with KeyError: 'gripper'"
+        )
     assert live.state(0, episode='b') == NOMINAL
+    (text,) = live.monitor.faults.take()
+    assert text.startswith("step 1: detector action_norm failed with KeyError: 'gripper'; ")
+    assert "raise KeyError('gripper')" in text, 'the traceback shows the line'
+    live.step(1, episode='b')
+    assert live.monitor.faults.take() == [], 'once'
+
+
+def test_a_detector_that_cannot_begin_an_episode_makes_its_steps_invalid():
+    live = failing('stream')
+    live.monitor.start('a', live.now)
+    for index in (0, 1):
+        result = live.step(index)
+        assert result.verdict.state == INVALID
+        assert result.problem.endswith('action_norm failed with AttributeError: no weights')
+    (text,) = live.monitor.faults.take()
+    assert "raise AttributeError('no weights')" in text
 
 
 # --- an alarm that a person has to reset

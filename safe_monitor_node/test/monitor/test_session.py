@@ -156,6 +156,53 @@ def test_a_start_after_end_starts_when_the_grace_is_over(folder):
     assert live.session.running_id == 'b', 'no END of b has come'
 
 
+def test_a_start_without_an_end_before_gives_the_last_steps_the_same_grace(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    assert live.session.start('b', 0.0, 'pour', 0.1, 1000)
+    assert live.session.running_id == 'a'
+    assert live.step('a', 1, HIGH).verdict.state == AlarmState.ALARM
+    assert not live.session.start('b', 0.0, 'pour', 0.1), 'START of b again: a ends'
+    assert live.at_end == [(AlarmState.UNKNOWN, 'a', None)]
+    assert (live.session.running_id, live.session.monitor.task) == ('b', 'pour')
+    late = make_step('a', 2)
+    for published, place in ((999, None), (1001, AlarmState.INVALID)):
+        result = live.session.step(late, 10.0, publication=Publication(None, published))
+        assert (result and result.verdict.state) == place, 'only a step from before START is late'
+
+
+def test_a_start_without_an_end_before_starts_when_the_grace_is_over(folder):
+    live = Live(folder)
+    live.step('a', 0, HIGH)
+    assert live.session.start('b', 5.0, 'pour', 0.1)
+    live.session.finish_episode()
+    assert live.at_end == [(AlarmState.UNKNOWN, 'a', None)]
+    assert live.session.running_id == 'b'
+    assert live.session.verdict.state == AlarmState.UNKNOWN
+    assert live.step('b', 0).verdict.state == AlarmState.NOMINAL
+    assert live.session.monitor.counts.episodes == 2
+
+
+def test_the_first_start_and_a_start_of_the_running_episode_wait_for_nothing(folder):
+    live = Live(folder)
+    assert not live.session.start('a', 0.0, 'pour', 0.1)
+    assert live.session.running_id == 'a'
+    live.step('a', 0, HIGH)
+    assert not live.session.start('a', 0.0, 'pour', 0.1)
+    assert live.session.verdict.state == AlarmState.ALARM
+
+
+def test_an_end_that_comes_after_the_next_start_is_no_second_end(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    assert live.session.start('b', 0.0, 'pour', 0.1)
+    assert live.session.end('a', 0.0, 0.1), 'the grace begins again'
+    assert live.step('a', 1, HIGH).verdict.state == AlarmState.ALARM
+    live.step('b', 0)
+    assert live.session.running_id == 'b'
+    assert len(live.at_end) == 1
+
+
 def test_a_start_after_the_end_begins_the_episode_anew(folder):
     live = Live(folder)
     live.step('a', 0)

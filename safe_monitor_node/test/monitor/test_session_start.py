@@ -12,7 +12,7 @@ from safe_monitor_node.monitor.alarm import AlarmState
 from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.settings import MonitorSettings
 from safe_monitor_node.monitor.start_of_watch import LISTENING
-from safe_monitor_node.monitor.steps import StepId
+from safe_monitor_node.monitor.steps import Publication, StepId
 
 UNKNOWN, NOMINAL, WARNING, ALARM, STALE, INVALID = AlarmState
 
@@ -301,3 +301,69 @@ def test_rates_do_not_change_while_labels_move_the_thresholds(tmp_path):
     with pytest.raises(ValueError, match=r'expected no change while adaptation_step is above 0'):
         session.check(MonitorSettings(adaptation_step=0.05, alpha=0.2))
     session.check(alarm(MonitorSettings(adaptation_step=0.05), k=2, n=2))
+
+
+# --- a recording that is played again
+
+
+class Player:
+    """Plays steps with old stamps to a session; each player numbers its messages from 1."""
+
+    def __init__(self, active):
+        self.active, self.number = active, 0
+
+    def step(self, index, score=LOW, *, pause=0.1, stamp=None, content=None):
+        self.number += 1
+        self.active.now += pause
+        step = make_step(index, score, stamp=10 + index if stamp is None else stamp)
+        if content is not None:
+            step.features = np.full_like(step.features, content)
+        published = Publication(self.number, int(self.active.now * 1e9))
+        return self.active.session.step(step, self.active.now, None, published)
+
+
+@pytest.fixture
+def played(active):
+    """Return a session to which an episode without events was played, with an alarm."""
+    first = Player(active)
+    assert first.step(0).verdict.state == NOMINAL
+    assert first.step(1, HIGH).verdict.state == ALARM
+    return active
+
+
+def test_an_episode_that_is_played_again_is_scored_again(played):
+    second = Player(played)
+    assert second.step(0, pause=3.0).verdict.state == NOMINAL
+    assert second.step(1, HIGH).verdict.state == ALARM
+    assert played.session.monitor.counts.episodes == 2
+    assert Player(played).step(0, pause=3.0).verdict.state == NOMINAL
+    assert played.session.monitor.counts.episodes == 3
+
+
+def test_an_episode_whose_end_was_recorded_is_played_again(played):
+    played.session.end('a', played.now)
+    played.session.finish_episode()
+    assert Player(played).step(0, pause=3.0).verdict.state == NOMINAL
+    assert played.session.monitor.counts.episodes == 2
+
+
+@pytest.mark.parametrize(
+    ('changes', 'begins'),
+    [
+        ({'pause': 1.9}, False),  # a middleware or a bridge that sends a step twice
+        ({'pause': 3.0, 'content': 7.0}, False),  # another node with the same id
+        ({'pause': 3.0, 'stamp': 99}, True),  # a policy that gives real stamps
+    ],
+)
+def test_other_steps_0_end_no_alarm(played, changes, begins):
+    Player(played).step(0, **changes)
+    assert (played.session.monitor.counts.episodes == 2) == begins
+    assert (played.verdict.state == ALARM) != begins
+
+
+def test_the_same_publisher_does_not_play_again(active):
+    player = Player(active)
+    player.step(0)
+    player.step(1, HIGH)
+    assert player.step(0, pause=3.0) is None
+    assert active.verdict.state == ALARM

@@ -8,6 +8,7 @@ options           options that several verbs share
 params            parameters of detectors, as ``--param`` gives them
 progress          progress of long work
 messages          messages about single episodes
+evaluate_only     options of ``evaluate`` that print one thing only
 ros2_verbs        the verbs as verbs of ``ros2 safe``
 
 The other modules are the verbs: ``info``, ``convert``, ``label``, ``fit``, ``calibrate``,

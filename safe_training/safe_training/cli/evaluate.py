@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safe_training.cli import evaluate_only
 from safe_training.cli.options import (
     add_band_options,
     add_detector_option,
@@ -40,7 +41,6 @@ if TYPE_CHECKING:
 
     from safe_training.evaluation.evaluate import Row
     from safe_training.evaluation.splits import Split
-    from safe_training.recordings.rollouts import Rollouts
     from vla_feature_bridge.pooling import FeatureSpec
     from vla_feature_bridge.rollout import Rollout
 
@@ -74,12 +74,7 @@ def add_arguments(parser: VerbParser) -> None:
         action='store_true',
         help='also print the main numbers of each task of the unseen part',
     )
-    parser.add_argument(
-        '--good-runs',
-        type=int,
-        metavar='K',
-        help='print only the false alarms of each unseen task with and without K good runs of it',
-    )
+    evaluate_only.add_options(parser)
     parser.add_argument(
         '--out', type=Path, metavar='RESULTS', help='also write results that `table` reads'
     )
@@ -93,11 +88,7 @@ def add_arguments(parser: VerbParser) -> None:
     add_split_options(parser)
     add_band_options(parser)
     add_training_options(parser)
-    parser.exclude(
-        ('--out', '--benchmark', '--by-task', '--details'),
-        by='--good-runs',
-        why='prints only false alarms of unseen tasks',
-    )
+    evaluate_only.add_exclusions(parser)
 
 
 def _add_protocol(parser: VerbParser) -> None:
@@ -138,8 +129,7 @@ def run(args: argparse.Namespace) -> int:
     from vla_feature_bridge.atomic import check_writable
 
     check_splits(args.splits)
-    if args.good_runs is not None and args.good_runs < 1:
-        raise UsageError(where='--good-runs', expected='at least 1', found=str(args.good_runs))
+    evaluate_only.check_options(args)
     if args.benchmark is not None and args.out is None:
         raise UsageError(
             where='--benchmark',
@@ -159,7 +149,11 @@ def run(args: argparse.Namespace) -> int:
     if args.save_splits is not None:
         write_splits(args.save_splits, rollouts, _longest(splits), protocol.name)
     if args.good_runs is not None:
-        return _print_good_runs(args, protocol, rollouts, splits)
+        evaluate_only.print_good_runs(args, protocol, rollouts, splits)
+        return 0
+    if args.onset:
+        evaluate_only.print_onsets(args, protocol, rollouts, splits, what)
+        return 0
     with progress_bar('evaluate', quiet=args.json) as progress:
         rows = evaluate(
             names, rollouts, splits, params=params, protocol=protocol, progress=progress
@@ -173,52 +167,6 @@ def run(args: argparse.Namespace) -> int:
         note = calibration_note(args, names, protocol, parts)
         _print(args, protocol, rows, (what, note))
     return 0
-
-
-def _print_good_runs(
-    args: argparse.Namespace,
-    protocol: Protocol,
-    rollouts: Rollouts,
-    splits: Mapping[str, list[Split]],
-) -> int:
-    from safe_training.evaluation.good_runs_rates import rates_with_good_runs
-    from safe_training.reporting.tables.good_runs import good_runs_tables
-    from safe_training.reporting.tables.terminal import print_table, wide_console
-
-    params = detector_params(list(splits), args.params)
-    with progress_bar('evaluate', quiet=args.json) as progress:
-        found = [
-            rates
-            for name, chosen in splits.items()
-            for rates in rates_with_good_runs(
-                [name],
-                rollouts,
-                chosen,
-                args.good_runs,
-                params=params,
-                protocol=protocol,
-                progress=progress,
-            )
-        ]
-    if args.json:
-        rows = [_without_nan(asdict(rates)) for rates in found]
-        print(plain_json({'set': str(args.set), 'k': args.good_runs, 'rows': rows}))
-        return 0
-    console = wide_console()
-    for table in good_runs_tables(found, args.good_runs, protocol.alpha):
-        print_table(console, table)
-    return 0
-
-
-def _without_nan(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: _without_nan(value)
-        if isinstance(value, Mapping)
-        else as_number(value)
-        if isinstance(value, float)
-        else value
-        for name, value in values.items()
-    }
 
 
 def splits_of(

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.evaluate import plain_rows
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from safe_training.evaluation.evaluate import Row
     from safe_training.evaluation.judge import JudgedSet
+    from safe_training.evaluation.live_parity import LiveParity
 
 DESCRIPTION = """Evaluate a detector folder on a set, part by part: the training rollouts ("train"),
 the held-out rollouts of the same tasks ("seen"), the rollouts of tasks that were not used for
@@ -30,6 +32,8 @@ EXAMPLE = """examples:
   python -m safe_training judge my_set my_detector
   python -m safe_training judge my_set my_detector --alpha 0.2 --details
   python -m safe_training judge my_set my_detector --bands --alpha 0.1 --alpha 0.2
+  python -m safe_training judge monday my_detector --live-parity monday
+  python -m safe_training judge my_set my_detector --onset
 """
 
 
@@ -60,6 +64,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help='print only the promised and the realised false-alarm rates, for all rates of the '
         'band or for each --alpha',
     )
+    what.add_argument(
+        '--onset',
+        action='store_true',
+        help='print only the failures: the first alarm, and the step at which the failure began, '
+        'estimated from all scores of the rollout',
+    )
+    live = parser.add_argument_group('a live session')
+    live.add_argument(
+        '--live-parity',
+        type=Path,
+        metavar='RECORDING',
+        help='also compare with the scores that a monitor published (safe/score) in this '
+        'recording of the same episodes, and name each difference; the exit status is 1 if there '
+        'is one',
+    )
+    live.add_argument(
+        '--live-topic',
+        default='',
+        metavar='TOPIC',
+        help='topic of these scores, if the recording holds those of several monitors',
+    )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
 
 
@@ -70,6 +95,10 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.evaluation.judge import judge
     from safe_training.evaluation.protocol import EvaluationError
 
+    if args.live_topic and args.live_parity is None:
+        raise UsageError('--live-topic: expected --live-parity RECORDING too, found none')
+    if args.live_parity is not None and args.bands:
+        raise UsageError('--live-parity cannot be used with --bands; remove one of the two options')
     alphas = sorted(set(args.alpha or ()))
     for alpha in alphas:
         check_alpha(alpha)
@@ -86,29 +115,74 @@ def run(args: argparse.Namespace) -> int:
         for alpha in alphas:
             loaded.band.at(alpha)
         judged = judge(loaded, rollouts, alphas[0] if alphas else None)
+        parity = _parity(args, judged)
         if args.bands:
             _print_bands(args, judged, alphas)
+        elif args.onset:
+            _print_onsets(args, judged)
         else:
-            _print_parts(args, judged)
+            _print_parts(args, judged, parity)
     except (EvaluationError, BandError) as error:
         raise DetectorFolderError(f'{args.folder}: {error}') from error
-    return 0
+    return 1 if parity is not None and parity.differences else 0
 
 
-def _print_parts(args: argparse.Namespace, judged: JudgedSet) -> None:
+def _parity(args: argparse.Namespace, judged: JudgedSet) -> LiveParity | None:
+    """Return the comparison with a live session; None if none is asked for."""
+    if args.live_parity is None:
+        return None
+    from safe_training.evaluation.live_parity import compare_live
+    from safe_training.recordings.live_scores import read_live_scores
+
+    return compare_live(judged, read_live_scores(args.live_parity, args.live_topic))
+
+
+def _rows(judged: JudgedSet) -> list[Row]:
     from safe_training.evaluation.evaluate import Row
     from safe_training.metrics.part_report import flatten_report, per_task
 
     name = judged.detector.detector.name
-    rows = [
+    return [
         Row(name, 0, part, flatten_report(report), per_task(report))
         for part, report in judged.report().items()
     ]
+
+
+def _print_parts(args: argparse.Namespace, judged: JudgedSet, parity: LiveParity | None) -> None:
+    rows = _rows(judged)
     if args.json:
         parts = [_plain_part(row, judged) for row in plain_rows(rows)]
-        print(plain_json({'folder': str(args.folder), 'alpha': judged.alpha, 'parts': parts}))
-    else:
-        _print_tables(args, judged, rows)
+        found: dict[str, Any] = {'folder': str(args.folder), 'alpha': judged.alpha, 'parts': parts}
+        if parity is not None:
+            found['live'] = _plain_parity(parity)
+        print(plain_json(found))
+        return
+    _print_tables(args, judged, rows)
+    if parity is not None:
+        _print_parity(parity)
+
+
+def _plain_parity(parity: LiveParity) -> dict[str, Any]:
+    return {
+        'episodes': parity.episodes,
+        'steps': parity.steps,
+        'largest_difference': as_number(parity.largest),
+        'differences': [asdict(difference) for difference in parity.differences],
+        'parts': plain_rows(_rows(parity.live)),
+    }
+
+
+def _print_parity(parity: LiveParity) -> None:
+    from safe_training.reporting.tables.evaluation import report_table
+    from safe_training.reporting.tables.live_parity import difference_table, parity_line
+    from safe_training.reporting.tables.terminal import print_table, wide_console
+
+    console = wide_console()
+    if rows := _rows(parity.live):
+        print_table(console, report_table(rows, 'the same table from the scores of the monitor'))
+    if parity.differences:
+        print_table(console, difference_table(parity))
+    console.print(parity_line(parity), markup=False)
 
 
 def _plain_part(row: dict[str, Any], judged: JudgedSet) -> dict[str, Any]:
@@ -164,6 +238,31 @@ def _print_tables(args: argparse.Namespace, judged: JudgedSet, rows: Sequence[Ro
         if args.details:
             for table in detail_tables(rows, part):
                 print_table(console, table)
+
+
+def _print_onsets(args: argparse.Namespace, judged: JudgedSet) -> None:
+    from safe_training.reporting.tables.onset import failures_table
+    from safe_training.reporting.tables.terminal import print_table, wide_console
+
+    failures = [rollout for rollout in judged.rollouts if rollout.failed]
+    if args.json:
+        rows = [
+            {
+                'episode_id': rollout.episode_id,
+                'task': rollout.task,
+                'part': rollout.part,
+                'steps': len(rollout),
+                'alarm_step': rollout.alarm_step,
+                'onset_step': rollout.onset_step,
+                'failure_step': rollout.failure_step,
+            }
+            for rollout in failures
+        ]
+        print(plain_json({'folder': str(args.folder), 'alpha': judged.alpha, 'failures': rows}))
+        return
+    name = judged.detector.detector.name
+    title = f'{name} from {args.folder}, {len(failures)} failures'
+    print_table(wide_console(), failures_table(failures, title))
 
 
 def _print_bands(args: argparse.Namespace, judged: JudgedSet, alphas: Sequence[float]) -> None:

@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, get_args
 from safe_training.cli.options import check_alpha, check_splits
 from safe_training.cli.parsing import VerbParser
 from safe_training.cli.progress import progress_bar
-from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, PROTOCOLS, ROBUST_SPLITS
+from safe_training.evaluation.protocol import (
+    CHEAP_SPLITS,
+    HELD_OUT_PROTOCOL,
+    PROTOCOLS,
+    ROBUST_SPLITS,
+)
 from safe_training.fitting.precision import Precision
 from safe_training.reporting.numbers import plain_json
 from safe_training.sweep.grid import shipped_grids
@@ -61,8 +66,9 @@ def _add_split_options(parser: VerbParser) -> None:
     group.add_argument(
         '--protocol',
         choices=PROTOCOLS,
-        help=f"robust (default): {ROBUST_SPLITS} random task splits; paper: the grid's published "
-        'splits; loto: leave one task out, each task once',
+        help=f'robust (default): {CHEAP_SPLITS} random task splits, or {ROBUST_SPLITS} for a '
+        "detector that trains a network; paper: the grid's published splits; loto: leave one task "
+        'out, each task once',
     )
     group.add_argument(
         '--splits', type=int, metavar='COUNT', help='number of task splits; the first is split 0'

@@ -7,8 +7,10 @@ saved_splits      splits on disk
 fit_and_calibrate one detector on one split
 left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
+live_parity       scores of a live session compared with those offline
 evaluate          many detectors on many splits
 summary           their numbers over splits and over tasks, and differences of detectors
+onset             how well the beginning of failures is found
 good_runs         thresholds of new tasks from a few successes
 good_runs_rates   false alarms of new tasks with and without good runs
 band_comparison   promised and realised false-alarm rates of the kinds of bands

@@ -20,6 +20,7 @@ from safe_training.evaluation.protocol import EvaluationError, require_rollouts
 from safe_training.metrics.alarms import band_alarms
 from safe_training.metrics.binomial import Tally, clopper_pearson, tally_cells, worst_task
 from safe_training.metrics.bootstrap import bootstrap_auc_interval
+from safe_training.metrics.onset import onset_step
 from safe_training.metrics.part_report import PartReport, report_part, scored_rollouts
 from safe_training.metrics.scored import (
     ScoredRollout,
@@ -218,12 +219,18 @@ def judge(
 
 
 def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> list[ScoredRollout]:
-    """Return the scored rollouts of one part.
+    """Return the scored rollouts of one part, failures with their estimated beginning.
 
     For 'train', a step is not compared with steps of its own rollout.
     """
     score = detector.score_training if part == 'train' else detector.score_all
-    return scored_rollouts(score(rollouts), rollouts, part)
+    scored = scored_rollouts(score(rollouts), rollouts, part)
+    return [
+        replace(rollout, onset_step=onset_step(detector.step_values(rollout.scores)))
+        if rollout.failed
+        else rollout
+        for rollout in scored
+    ]
 
 
 def with_alarms(scored: Sequence[ScoredRollout], band: Band, alpha: float) -> list[ScoredRollout]:

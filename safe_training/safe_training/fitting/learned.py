@@ -25,6 +25,7 @@ from safe_training.fitting.losses import (
     sum_of_squares,
     time_weights,
     weighted_total,
+    window_losses,
 )
 from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
@@ -115,6 +116,10 @@ def score_loss(
     generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """Return the training loss of scores (B, T) on valid steps, without regularisation."""
+    if isinstance(detector, SafeMlp) and detector.window is not None:
+        return weighted_total(
+            window_losses(scores, failed, valid, detector.window), failed, weights
+        )
     step_weights = time_weights(valid) if detector.time_weighting else valid
     if isinstance(detector, SafeMlp):
         steps = hinge_steps(scores, failed, step_weights, detector.threshold)

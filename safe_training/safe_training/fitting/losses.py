@@ -75,6 +75,28 @@ def rollout_losses(
     return steps.gather(1, chosen).squeeze(1)
 
 
+def window_losses(
+    scores: torch.Tensor, failed: torch.Tensor, valid: torch.Tensor, window: int
+) -> torch.Tensor:
+    """Return the multiple-instance loss of each rollout (B,).
+
+    The instances of a rollout are the means of the probabilities ``scores`` (B, T) over ``window``
+    consecutive steps; a shorter rollout has one instance, its mean. The loss is the cross-entropy
+    of the largest instance: one window suffices for a failure, and all windows of a success are
+    low (Maron and Lozano-Perez, "A framework for multiple-instance learning", NIPS 1997).
+    """
+    total = torch.cumsum(scores * valid, dim=1)
+    before = torch.nn.functional.pad(total, (window, 0))[:, : total.shape[1]]
+    steps = torch.arange(1, total.shape[1] + 1, dtype=scores.dtype, device=scores.device)
+    means = (total - before) / steps.clamp(max=window)
+    whole = steps >= valid.sum(dim=1, keepdim=True).clamp(max=window)
+    largest = means.masked_fill(~whole | (valid == 0), 0.0).amax(dim=1)
+    # The differences of sums are rounded.
+    return torch.nn.functional.binary_cross_entropy(
+        largest.clamp(0.0, 1.0), failed, reduction='none'
+    )
+
+
 def weighted_total(
     losses: torch.Tensor, failed: torch.Tensor, weights: ClassWeights
 ) -> torch.Tensor:

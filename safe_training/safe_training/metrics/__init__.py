@@ -6,6 +6,7 @@ ranking           how well scores rank failures
 alarms            how well alarms detect failures
 early             failures found early and steps saved, beside the clock
 lead_time         number of steps between the alarm and the failure
+onset             where a failure began, estimated from all scores of the rollout
 bootstrap         bootstrap interval over rollouts
 task_bootstrap    bootstrap intervals over tasks, also of differences
 binomial          Clopper-Pearson intervals, and counts of alarms by task

@@ -24,6 +24,7 @@ from safe_training.metrics.alarms import (
 )
 from safe_training.metrics.early import EarlyReport, early_report
 from safe_training.metrics.lead_time import LeadTimes, lead_times
+from safe_training.metrics.onset import OnsetReport, onset_report
 from safe_training.metrics.ranking import RankingReport, all_rankings
 from safe_training.metrics.reliability import Brier, ProbabilityReport, probability_report
 from safe_training.metrics.scored import ScoredRollout, Task, clock_scores, labels
@@ -64,6 +65,8 @@ class PartReport:
         Classification report in which a rollout with an alarm is classified as a failure.
     lead : LeadTimes or None
         Lead times; None if no failure of the part has an annotated step.
+    onset : OnsetReport or None
+        How well the beginning of annotated failures is found afterwards; None as above.
     probability : ProbabilityReport or None
         Agreement of the probability of failure with the outcomes; None without a probability map.
     min_lengths : dict of task to int
@@ -83,6 +86,7 @@ class PartReport:
     alarms_until_min_length: AlarmReport
     classification: ClassificationReport
     lead: LeadTimes | None
+    onset: OnsetReport | None
     probability: ProbabilityReport | None
     min_lengths: dict[Task, int]
     alpha: float
@@ -142,6 +146,7 @@ def report_part(
         alarms_until_min_length=alarm_report_until_min_length(scored, alarms, shortest),
         classification=classification_report([float(a is not None) for a in alarms], failed, 0.5),
         lead=None if set(annotated) == {None} else lead_times(scored, alarms, annotated),
+        onset=onset_report(scored, alarms),
         probability=None if probability is None else probability_report(scored, probability),
         min_lengths={r.task: shortest[r.task] for r in scored},
         alpha=alpha,
@@ -185,6 +190,7 @@ def flatten_report(report: PartReport) -> dict[str, float]:
         'annotated_failures': annotated,
         'median_lead_steps': lead,
         'alarms_before_annotated_failure': in_time,
+        **_onset_values(report.onset),
         **_probability_values(report.probability),
     }
 
@@ -199,6 +205,15 @@ def _early_values(report: EarlyReport) -> dict[str, float]:
         'macro_found_early': report.macro_found_early.detector,
         'clock_macro_found_early': report.macro_found_early.clock,
         'failures_without_median': pooled.n_failures - pooled.n_with_median,
+    }
+
+
+def _onset_values(report: OnsetReport | None) -> dict[str, float]:
+    return {
+        'onset_distance_steps': np.nan if report is None else report.onset.median_distance,
+        'alarm_distance_steps': np.nan if report is None else report.alarm.median_distance,
+        'onset_near': np.nan if report is None else report.onset.near,
+        'alarm_near': np.nan if report is None else report.alarm.near,
     }
 
 

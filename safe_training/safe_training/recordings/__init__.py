@@ -10,6 +10,7 @@ labels            outcomes set by people, in a rollout set or in the csv file of
 label_files       which files belong to a recording, whatever path leads to it
 labelled          the episodes of a rollout set or a recording, with their labels
 write_bag         rollouts to a rosbag2 recording
+live_scores       scores that a monitor published during a recorded session
 rollouts          the rollouts of one source, with their feature
 readers/          one module for each format
 untrusted/        bytes to plain arrays: executes nothing, checks every length

@@ -2,8 +2,10 @@
 """Writes rollouts as a rosbag2 recording (mcap) that ``ros2 bag play`` plays and ``convert`` reads.
 
 Steps keep their stamps to the nanosecond. The recording time of a step is equal to its stamp.
-Exception: if an episode begins before the previous episode has ended, the recording times of the
-whole episode are shifted to later times. Data that messages cannot contain (task and episode
+Exception: if an episode begins before the previous episode has ended, or in the first seconds of
+the time scale, the recording times of the whole episode are shifted to later times. A recording in
+a folder starts some seconds before its first message, so that ``ros2 bag play`` has found its
+subscribers by then. Data that messages cannot contain (task and episode
 numbers, failure step, video, pooling of the features) is stored in the ``custom_data`` of the
 metadata.
 """
@@ -57,8 +59,11 @@ EVENT_TOPIC = '/vla/episode'
 STEP_DEPTH, EVENT_DEPTH = 100, 10
 
 _SECOND = 1_000_000_000
-#: Time zero means "no time" to a ROS 2 clock.
-_FIRST_TIME = _SECOND
+LEAD = 3 * _SECOND
+"""Time from the start of a recording to its first message [ns]."""
+
+#: Time zero means "no time" to a ROS 2 clock, and the recording starts before its first message.
+_FIRST_TIME = _SECOND + LEAD
 _BETWEEN_EPISODES = _SECOND
 _BEFORE_FIRST_STEP = 1_000_000
 #: Value that rosbag2 writes for a duration that is not set.
@@ -226,6 +231,9 @@ def _write(
             count, steps = count + 1, steps + len(rollout)
         custom = {'version': CUSTOM_VERSION, 'feature': feature.to_dict(), 'episodes': extras}
         writer.set_custom_data(CUSTOM_KEY, json.dumps(custom))
+        # A player starts its clock at the start of the metadata, and has its publishers before. A
+        # message that is published before its subscribers are found is lost.
+        writer.min_timestamp -= LEAD
     return count, steps
 
 

@@ -57,10 +57,14 @@ class SweepFacts:
         Name of the protocol of the task splits.
     detectors : tuple of str
         Detectors of the grids; empty if the manifest does not list them.
+    planned : mapping of subset to mapping of detector to list of int
+        Numbers of the planned splits; the subset is '' without subsets. Manifests of older versions
+        do not list them: their detectors all have the same splits.
     """
 
     protocol: str
     detectors: tuple[str, ...]
+    planned: Mapping[str, Mapping[str, Sequence[int]]]
 
 
 def read_facts(folder: Path) -> SweepFacts | None:
@@ -76,13 +80,15 @@ def read_facts(folder: Path) -> SweepFacts | None:
         return None
     try:
         manifest = _read(path)
-        return SweepFacts(manifest['settings']['protocol']['name'], tuple(manifest['grids']))
-    except (KeyError, ValueError, TypeError, OSError) as error:
+        planned = {subset: dict(splits) for subset, splits in manifest['planned'].items()}
+        name = manifest['settings']['protocol']['name']
+        return SweepFacts(name, tuple(manifest['grids']), planned)
+    except (KeyError, ValueError, TypeError, AttributeError, OSError) as error:
         raise _unreadable(path, error, 'results of this sweep may be missing') from error
 
 
 def _read(path: Path) -> dict[str, Any]:
-    absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}}
+    absent = {'subsets': {}, 'tasks': [], 'splits': '', 'grids': {}, 'planned': {}}
     return _with_new_names({**absent, **json.loads(path.read_text('utf-8'))})
 
 
@@ -163,7 +169,28 @@ class Manifest:
                 return
             self._before = {**self._before, 'grids': grids}
         else:
-            self._before = {**self._asked, **found, 'tasks': self.tasks}
+            self._before = {**self._asked, **found, 'tasks': self.tasks, 'planned': {}}
+        self._write()
+
+    def add_plan(self, splits: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
+        """Add planned splits, by subset and detector, to those of earlier calls."""
+        assert self._before is not None
+        before = self._before['planned']
+        planned = {
+            subset: {
+                **before.get(subset, {}),
+                **{
+                    name: sorted({*before.get(subset, {}).get(name, ()), *numbers})
+                    for name, numbers in found.items()
+                },
+            }
+            for subset, found in splits.items()
+        }
+        if planned != before:
+            self._before = {**self._before, 'planned': planned}
+            self._write()
+
+    def _write(self) -> None:
         replace_file(self._path, json.dumps(self._before, indent=2) + '\n')
 
     def _compare(self, found: Mapping[str, Any], names: Sequence[str]) -> None:

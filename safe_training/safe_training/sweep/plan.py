@@ -9,12 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from safe_monitor_node.detectors import DETECTORS
-from safe_training.evaluation.protocol import (
-    ROBUST_SPLITS,
-    SEEN_TRAIN_RATIO,
-    Protocol,
-    ProtocolName,
-)
+from safe_training.evaluation.evaluate import default_splits
+from safe_training.evaluation.protocol import SEEN_TRAIN_RATIO, Protocol, ProtocolName
 from safe_training.fitting.precision import Precision
 from safe_training.recordings.sources import open_source
 from safe_training.sweep.grid import Family, Grid, Subset, SweepError, Variant
@@ -96,14 +92,20 @@ class Unit:
         return f'{self.subset.name}, split {self.split}' if self.subset else f'split {self.split}'
 
 
+SplitNumbers = Mapping[str, tuple[int, ...]]
+"""Numbers of the splits of each detector."""
+
+
 def planned_splits(
     protocol: ProtocolName, grid: Grid, splits: int | None, n_tasks: int
-) -> tuple[int, ...]:
-    """Return the numbers of the splits that a protocol takes.
+) -> SplitNumbers:
+    """Return the numbers of the splits that a protocol takes, for each detector of the grid.
 
     Parameters
     ----------
     protocol : {'paper', 'robust', 'loto'}
+        'robust' takes more splits for detectors that are quick to fit, see
+        :func:`safe_training.evaluation.evaluate.default_splits`.
     grid : Grid
         Names the published splits.
     splits : int, optional
@@ -112,11 +114,14 @@ def planned_splits(
     n_tasks : int
         Tasks of the source or subset; 'loto' has one split for each.
     """
+    names = [family.detector for family in grid.families]
     if protocol == 'loto':
-        return tuple(range(n_tasks))
+        return dict.fromkeys(names, tuple(range(n_tasks)))
     if splits is not None:
-        return tuple(range(splits))
-    return grid.splits if protocol == 'paper' else tuple(range(ROBUST_SPLITS))
+        return dict.fromkeys(names, tuple(range(splits)))
+    if protocol == 'paper':
+        return dict.fromkeys(names, grid.splits)
+    return {name: tuple(range(default_splits(name))) for name in names}
 
 
 def tasks_of_subsets(
@@ -172,21 +177,27 @@ def tasks_of_subsets(
 
 
 def plan(
-    grid: Grid, variants: Sequence[Variant], splits: Mapping[Subset | None, Sequence[int]]
+    grid: Grid, variants: Sequence[Variant], splits: Mapping[Subset | None, SplitNumbers]
 ) -> list[Unit]:
-    """Return the units of a sweep in the order of the poolings; ``splits`` are by subset.
+    """Return the units of a sweep in the order of the poolings and splits.
 
-    A detector that does not use features is only evaluated on the first pooling, because every
-    pooling would give the same numbers.
+    ``splits`` are by subset. A detector that does not use features is only evaluated on the first
+    pooling, because every pooling would give the same numbers.
     """
     return [
         Unit(variant, family, split, subset)
         for variant in variants
         for subset in splits
-        for split in splits[subset]
+        for split in all_splits(splits[subset])
         for family in grid.families
-        if variant == variants[0] or 'features' in DETECTORS[family.detector].needs
+        if split in splits[subset][family.detector]
+        and (variant == variants[0] or 'features' in DETECTORS[family.detector].needs)
     ]
+
+
+def all_splits(splits: SplitNumbers) -> list[int]:
+    """Return the numbers of the splits that any detector takes, in ascending order."""
+    return sorted({number for numbers in splits.values() for number in numbers})
 
 
 def existing_variants(source: str, grid: Grid) -> tuple[list[Variant], list[str]]:

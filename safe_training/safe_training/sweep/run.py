@@ -28,7 +28,9 @@ from safe_training.sweep.folder import MANIFEST, Manifest
 from safe_training.sweep.grid import Grid, Subset, SweepError, Variant
 from safe_training.sweep.plan import (
     Settings,
+    SplitNumbers,
     Unit,
+    all_splits,
     benchmark_of,
     existing_variants,
     members_of,
@@ -135,6 +137,7 @@ def run_sweep(
         for note in (*notes, *left_out):
             listener.say(note)
         numbers = _numbers(subsets, grid, settings, splits)
+        manifest.add_plan({s.name if s else '': found for s, found in numbers.items()})
         units = plan(grid, variants, numbers)
         missing = [unit for unit in units if not (out / unit.name()).exists()]
         record = _Record(out, len(units), len(units) - len(missing), listener)
@@ -147,7 +150,12 @@ def run_sweep(
             # The same rollouts come in every pooling.
             drawn = {
                 subset: _splits(
-                    members_of(rollouts, subset), subset, of_subset, settings, splits, out
+                    members_of(rollouts, subset),
+                    subset,
+                    all_splits(of_subset),
+                    settings,
+                    splits,
+                    out,
                 )
                 for subset, of_subset in numbers.items()
             }
@@ -197,10 +205,12 @@ def _numbers(
     grid: Grid,
     settings: Settings,
     splits: SplitChoice,
-) -> dict[Subset | None, tuple[int, ...]]:
-    """Return the numbers of the splits of each subset."""
+) -> dict[Subset | None, SplitNumbers]:
+    """Return the numbers of the splits of each subset and detector."""
     if splits.saved is not None:
-        return {subset: tuple(split_numbers(splits.saved)) for subset in subsets}
+        saved = tuple(split_numbers(splits.saved))
+        of_each = {family.detector: saved for family in grid.families}
+        return dict.fromkeys(subsets, of_each)
     name = settings.protocol.name
     return {
         subset: planned_splits(name, grid, splits.count, len(tasks))
@@ -310,15 +320,27 @@ def fastest_precision(device: str) -> Precision:
     """Measure and return the number format in which this device multiplies matrices faster.
 
     Processors with bfloat16 arithmetic take less than half the time; others emulate it slowly.
+    Large matrices would then take half a minute, so small ones are multiplied first.
     """
     taken: dict[Precision, float] = {}
-    for name in get_args(Precision):
-        a = torch.ones(1024, 1024, dtype=getattr(torch, name), device=device)
-        times = []
-        for _ in range(4):
-            started = time.perf_counter()
-            # Reading a value waits for the device.
-            torch.mm(a, a)[0, 0].item()
-            times.append(time.perf_counter() - started)
-        taken[name] = min(times)
+    for size in _SIZES:
+        taken = {name: _seconds(name, device, size) for name in get_args(Precision)}
+        if max(taken.values()) > _CLEARLY * min(taken.values()):
+            break
     return min(taken, key=lambda name: taken[name])
+
+
+# Rows of the multiplied matrices, and the ratio of times after which no larger ones are needed.
+_SIZES, _CLEARLY = (256, 1024), 8.0
+
+
+def _seconds(name: Precision, device: str, size: int) -> float:
+    """Return the shortest time of a few products of two matrices."""
+    a = torch.ones(size, size, dtype=getattr(torch, name), device=device)
+    times = []
+    for _ in range(4):
+        started = time.perf_counter()
+        # Reading a value waits for the device.
+        torch.mm(a, a)[0, 0].item()
+        times.append(time.perf_counter() - started)
+    return min(times)

@@ -40,24 +40,30 @@ def unfinished(
             planned = set(split_numbers(path))
             subset = path.stem.removeprefix('splits').removeprefix('-')
             if facts is not None and facts.detectors:
-                done = _finished(folder, facts, subset, planned)
+                of_each = _planned(facts, subset, planned)
+                done = _finished(folder, of_each, subset)
             else:
                 done = _with_results(results, subset, planned)
-            lines += _lines(f'{folder}{f" ({subset})" if subset else ""}', done, planned)
+                of_each = dict.fromkeys(done, planned)
+            lines += _lines(f'{folder}{f" ({subset})" if subset else ""}', done, of_each)
     return lines
 
 
-def _finished(
-    folder: Path, facts: SweepFacts, subset: str, planned: set[int]
-) -> dict[str, set[int]]:
+def _planned(facts: SweepFacts, subset: str, saved: set[int]) -> dict[str, set[int]]:
+    """Return the planned splits of each detector; all saved splits if the manifest has none."""
+    known = facts.planned.get(subset, {})
+    return {name: set(known.get(name, saved)) for name in facts.detectors}
+
+
+def _finished(folder: Path, planned: dict[str, set[int]], subset: str) -> dict[str, set[int]]:
     """Return the splits on which each detector of a sweep has a finished unit.
 
     A unit writes its file also if all its configurations were left out.
     """
     middle = f'-{subset}-split' if subset else '-split'
     return {
-        name: {n for n in planned if any(folder.glob(f'{name}{middle}{n}-*.parquet'))}
-        for name in facts.detectors
+        name: {n for n in numbers if any(folder.glob(f'{name}{middle}{n}-*.parquet'))}
+        for name, numbers in planned.items()
     }
 
 
@@ -70,18 +76,20 @@ def _with_results(results: Sequence[Result], subset: str, planned: set[int]) -> 
     return done
 
 
-def _lines(where: str, done: dict[str, set[int]], planned: set[int]) -> list[str]:
+def _lines(where: str, done: dict[str, set[int]], planned: dict[str, set[int]]) -> list[str]:
     found = [
         f'{how_many} for {", ".join(sorted(names))}'
         for how_many, names in (
-            ('fewer', [name for name, numbers in done.items() if numbers and numbers != planned]),
-            ('none', [name for name, numbers in done.items() if not numbers]),
+            ('fewer', [name for name in done if done[name] and done[name] != planned[name]]),
+            ('none', [name for name in done if not done[name]]),
         )
         if names
     ]
     if not found:
         return []
+    counts = sorted({len(numbers) for numbers in planned.values()}, reverse=True)
     return [
-        f'{where}: expected results of {len(planned)} splits, found {" and ".join(found)}; the '
-        'tables show only finished results. To finish the sweep, run the same `sweep` command again'
+        f'{where}: expected results of {" or ".join(map(str, counts))} splits, found '
+        f'{" and ".join(found)}; the tables show only finished results. To finish the sweep, run '
+        'the same `sweep` command again'
     ]

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 from rollout_factory import make_rollout
-from small_sets import SPEC, TINY
+from small_sets import SPEC, TINY, make_set
 
 from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
@@ -196,6 +196,23 @@ def test_numbers_that_some_splits_lack_are_counted(run, tmp_path):
     )
     assert status == 0
     assert '(3)' in said and 'number of splits in which the value' in said
+
+
+def test_the_beginnings_of_spliced_failures_are_judged(run, tmp_path):
+    # Some failures are longer than the median success of their task.
+    place = make_set(tmp_path / 'set', steps=(8, 24))
+    arguments = ('evaluate', place, '--detector', 'mahalanobis', '--splits', 2, '--onset')
+    status, said, errors = run(*arguments, '--json')
+    assert (status, errors) == (0, '')
+    (row,) = json.loads(said)['rows']
+    assert (row['detector'], row['failures']) == ('mahalanobis', 'spliced')
+    assert 0 < row['number'] <= 2 * 5 * 3 and row['number'] % 3 == 0
+    assert set(row['onset']) == set(row['alarm']) == {'median_distance', 'near'}
+    status, said, _ = run(*arguments)
+    assert status == 0
+    assert 'A spliced failure consists of the first steps' in ' '.join(said.split())
+    status, _, errors = run(*arguments, '--details')
+    assert status == 2 and '--details cannot be used with --onset, which prints only' in errors
 
 
 def test_nothing_is_cut_off_in_a_narrow_terminal(tmp_path):

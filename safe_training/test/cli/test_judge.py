@@ -160,3 +160,23 @@ def test_an_uncalibrated_rate_is_no_fault_of_a_rollout(run, rollouts, folder, mo
     assert 'found alpha 0.07; choose a calibrated alpha' in errors
     assert str(folder) in errors
     assert 'rollout' not in errors.replace(str(folder), '').replace(str(rollouts), '')
+
+
+def test_each_failure_has_an_estimated_beginning(run, folder, tmp_path):
+    marked = make_set(
+        tmp_path / 'set', failure_step=lambda index: None if index % 2 == 0 else index % 5
+    )
+    status, said, errors = run('judge', marked, folder, '--onset', '--json')
+    assert (status, errors) == (0, '')
+    failures = json.loads(said)['failures']
+    assert len(failures) == 20
+    for row in failures:
+        assert 0 <= row['onset_step'] < row['steps']
+        assert row['alarm_step'] is None or row['alarm_step'] < row['steps']
+        assert row['failure_step'] == int(row['episode_id'].rpartition('/')[2]) % 5
+    status, said, _ = run('judge', marked, folder, '--onset')
+    assert status == 0
+    assert 'It is not an annotation' in ' '.join(said.split())
+    assert all(row['episode_id'] in said for row in failures)
+    status, said, _ = run('judge', marked, folder, '--details')
+    assert 'median distance of the estimated beginning from it [steps]' in said

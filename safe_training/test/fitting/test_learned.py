@@ -89,6 +89,43 @@ def test_the_lstm_remembers_the_first_step_and_the_mlp_cannot():
     assert min(failures) < max(successes)
 
 
+def test_windows_find_the_few_steps_that_tell_the_outcome():
+    """The cue of a failure lies in three of 24 steps; the mean over a rollout hardly shows it."""
+
+    def looks(noise, failed):
+        features = 0.3 * noise
+        if failed:
+            features[12:15, 0] += 2.0
+        return features
+
+    made = {'steps': 24, 'dim': WIDTH, 'looks': looks}
+    defaults = {'hidden': 8, 'epochs': 150, 'learning_rate': 0.02, 'lambda_reg': 1e-3}
+    detector = make_detector('safe_mlp', window=3, accumulate='none', **defaults)
+    detector.fit(make_rollouts(40, rng=0, **made))
+    for rollout in make_rollouts(20, rng=1, **made):
+        scores = detector.score(rollout)
+        cued = scores[12:15].mean()
+        if rollout.failed:
+            assert cued > 0.7 > np.delete(scores, [12, 13, 14]).mean() + 0.3
+        else:
+            assert scores.max() < 0.6
+
+
+@pytest.mark.parametrize(
+    ('params', 'expected'),
+    [
+        ({}, "accumulate: expected 'none'"),
+        ({'accumulate': 'none', 'activation': 'relu'}, "activation: expected 'sigmoid'"),
+        ({'accumulate': 'none', 'threshold': 1.0}, 'threshold: expected None'),
+        ({'accumulate': 'none', 'time_weighting': True}, 'time_weighting: expected False'),
+        ({'accumulate': 'none', 'window': 0}, 'window: expected an integer of at least 1'),
+    ],
+)
+def test_windows_exclude_what_they_would_ignore(params, expected):
+    with pytest.raises(DetectorError, match=expected):
+        make_detector('safe_mlp', **{'window': 3, **params}).check_params()
+
+
 @every_learned
 def test_the_training_loss_falls(name):
     notes = []

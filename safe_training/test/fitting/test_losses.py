@@ -201,3 +201,22 @@ def test_one_loss_per_rollout_draws_a_valid_step():
     drawn = torch.stack([losses.rollout_losses(steps, valid, generator) for _ in range(200)])
     assert set(drawn[:, 0].tolist()) == {0.0, 1.0}
     assert set(drawn[:, 1].tolist()) == {6.0, 7.0, 8.0, 9.0, 10.0, 11.0}
+
+
+def test_the_loss_of_windows_by_hand():
+    scores = torch.tensor([[0.2, 0.4, 0.9, 0.1], [0.8, 0.1, 0.0, 0.0], [0.3, 0.0, 0.0, 0.0]])
+    valid = torch.tensor([[1.0, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]])
+    failed = torch.tensor([1.0, 0.0, 1.0])
+    found = losses.window_losses(scores, failed, valid, 2)
+    # The largest windows are (0.4 + 0.9) / 2 and (0.8 + 0.1) / 2; the last rollout is shorter.
+    assert found.tolist() == pytest.approx([-np.log(0.65), -np.log(0.55), -np.log(0.3)], rel=1e-5)
+    single = losses.window_losses(scores, failed, valid, 1)
+    assert single.tolist() == pytest.approx([-np.log(0.9), -np.log(0.2), -np.log(0.3)], rel=1e-5)
+    longer = losses.window_losses(scores, failed, valid, 9)
+    assert longer.tolist() == pytest.approx([-np.log(0.4), -np.log(0.55), -np.log(0.3)], rel=1e-5)
+
+
+def test_only_the_largest_window_teaches():
+    scores = torch.tensor([[0.2, 0.4, 0.9, 0.1]], requires_grad=True)
+    losses.window_losses(scores, torch.ones(1), torch.ones(1, 4), 2).sum().backward()
+    assert (scores.grad != 0).tolist() == [[False, True, True, False]]

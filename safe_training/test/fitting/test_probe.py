@@ -218,6 +218,14 @@ def test_the_collapsed_probe_is_the_long_way_round():
     np.testing.assert_allclose(found, x @ beta[:-1] + beta[-1], atol=2e-3)
 
 
+def test_the_values_of_steps_are_the_scores_without_smoothing():
+    rollouts = marked_rollouts(in_features=1.0, in_signals=1.0)
+    smooth, raw = (make_detector('linear_probe', smoothing=s).fit(rollouts) for s in (0.7, 0.0))
+    for rollout in rollouts[:5]:
+        found = smooth.step_values(smooth.score(rollout))
+        np.testing.assert_allclose(found, raw.score(rollout), atol=1e-5)
+
+
 def test_by_default_nothing_is_chosen():
     rollouts = marked_rollouts(in_features=6.0)
     fixed = {'inputs': 'both', 'l2': 1.0, 'smoothing': 0.5, 'method': 'linear'}

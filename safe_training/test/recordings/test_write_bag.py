@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What we write reads back identically, and is a recording to others."""
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -26,7 +27,7 @@ from safe_training.recordings.errors import DumpError
 from safe_training.recordings.sources import open_source
 from safe_training.recordings.untrusted import cdr as bag_messages
 from safe_training.recordings.untrusted.cdr import EVENT, STEP, Event
-from safe_training.recordings.write_bag import recorded_times, write_bag
+from safe_training.recordings.write_bag import LEAD, recorded_times, write_bag
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
@@ -259,3 +260,18 @@ def test_policy_step_is_unchanged_by_packing():
     found = bag_messages.step_from_cdr(bag_messages.step_to_cdr(step))
     assert (found.stamp, found.episode_id, found.step, found.actions) == (5, 'e', 3, None)
     np.testing.assert_array_equal(found.features, step.features)
+
+
+@pytest.mark.parametrize('stamped', [True, False])
+def test_a_recording_starts_before_its_first_message(tmp_path, stamped):
+    """A player starts its clock at the start and has its publishers before."""
+    rollout = bag_rollout(0)
+    if not stamped:
+        rollout = dataclasses.replace(rollout, stamps=None)
+    write_bag(tmp_path / 'run.bag', [rollout], SPEC)
+    with Reader(tmp_path / 'run.bag') as reader:
+        first = min(time for _, time, _ in reader.messages())
+        last = max(time for _, time, _ in reader.messages())
+        assert first - reader.start_time == LEAD
+        assert reader.start_time > 0
+        assert reader.duration == last - reader.start_time + 1

@@ -7,6 +7,8 @@ import json
 import math
 import shutil
 import sys
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from shared_files import DATA
 
 from safe_monitor_node.detectors import DETECTORS, registry
 from safe_training.cli.main import main
+from safe_training.evaluation import evaluate as evaluation
 from safe_training.evaluation import fit_and_calibrate
 from safe_training.evaluation.evaluate import evaluate
 from safe_training.evaluation.fit_and_calibrate import labelled
@@ -35,8 +38,8 @@ from safe_training.sweep.grid import Family, Subset, SweepError, Variant, read_g
 from safe_training.sweep.plan import Settings, Unit, plan, planned_splits, tasks_of_subsets
 from safe_training.sweep.results import read_results
 from safe_training.sweep.unit import run_unit
+from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 
-SET = DATA / 'miniature_disturbed.npz'
 # Models trained together and alone differ by rounding, about 1e-7 in a score. With these learning
 # rates no score is as close as 1e-6 to its threshold, so that rounding decides no alarm.
 GRID = """
@@ -53,7 +56,7 @@ detectors:
 """
 
 
-def test_a_unit_without_a_fitter_is_not_finished(grid, tmp_path, monkeypatch, capsys):
+def test_a_unit_without_a_fitter_is_not_finished(grid, sweep, tmp_path, monkeypatch, capsys):
     grid.write_text('benchmark: flow\nsplits: [0]\ndetectors:\n  - name: mahalanobis\n')
     with monkeypatch.context() as bare:
         bare.setattr(registry, '_REGISTERED', {})
@@ -72,16 +75,35 @@ def grid(tmp_path: Path) -> Path:
     return path
 
 
-def sweep(grid: Path, out: Path, *more: str) -> int:
+@pytest.fixture(scope='module')
+def small_set(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write the first rollouts of each task of the shipped file, which are read in no time."""
+    whole = load_rollouts(DATA / 'miniature_disturbed.npz')
+    path = tmp_path_factory.mktemp('sets') / 'flow'
+    with RolloutSetWriter(path, feature=whole.feature, policy='miniature') as writer:
+        for rollout in whole:
+            if rollout.episode_index < 6:
+                writer.add(rollout)
+    return path
+
+
+@pytest.fixture
+def sweep(small_set: Path) -> Callable[..., int]:
     """Run the verb in float32, which is what one model alone is trained in."""
-    return main(
-        ['sweep', str(SET), '--grid', str(grid), '--out', str(out), '--json']
-        + ['--precision', 'float32', '--splits', '2', *more]
-    )
+
+    def run(grid: Path, out: Path, *more: str) -> int:
+        return main(
+            ['sweep', str(small_set), '--grid', str(grid), '--out', str(out), '--json']
+            + ['--precision', 'float32', '--splits', '2', *more]
+        )
+
+    return run
 
 
 @pytest.mark.slow
-def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_path, capsys):
+def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(
+    grid, sweep, small_set, tmp_path, capsys
+):
     assert sweep(grid, tmp_path / 'out') == 0
     said = json.loads(capsys.readouterr().out)
     assert said['units_run'] == 8 and said['units_kept'] == 0
@@ -89,7 +111,7 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
     found = {
         (r.detector, r.params, r.split, r.part): r.values for r in read_results(tmp_path / 'out')
     }
-    rollouts = labelled(load_rollouts(SET))
+    rollouts = labelled(load_rollouts(small_set))
     alone = [
         ('safe_lstm', {'epochs': 3, 'hidden': 8, 'learning_rate': rate, 'lambda_reg': reg})
         for rate in (2e-3, 1.5e-2)
@@ -110,7 +132,7 @@ def test_a_sweep_finds_what_evaluating_each_configuration_alone_finds(grid, tmp_
                     assert same or (math.isnan(value) and math.isnan(values[metric])), metric
 
 
-def test_the_scores_that_calibrate_are_the_scores_that_are_judged(monkeypatch):
+def test_the_scores_that_calibrate_are_the_scores_that_are_judged(small_set, monkeypatch):
     """Scored twice, in batches of another size, a success may cross its own threshold."""
     scored = []
 
@@ -120,7 +142,7 @@ def test_the_scores_that_calibrate_are_the_scores_that_are_judged(monkeypatch):
             return super().score_all(rollouts)
 
     monkeypatch.setattr(fit_and_calibrate, 'make_detector', lambda _, **params: Recorded(**params))
-    rollouts = labelled(load_rollouts(SET))
+    rollouts = labelled(load_rollouts(small_set))
     (split,) = choose_splits(rollouts, HELD_OUT_PROTOCOL, [0])
     everything = sorted(r.episode_id for r in rollouts)
     evaluate(['clock'], rollouts, [split])
@@ -134,7 +156,9 @@ def test_the_scores_that_calibrate_are_the_scores_that_are_judged(monkeypatch):
 
 
 @pytest.mark.slow
-def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys, monkeypatch):
+def test_an_interrupted_sweep_goes_on_and_gives_the_same(
+    grid, sweep, tmp_path, capsys, monkeypatch
+):
     whole, cut = tmp_path / 'whole', tmp_path / 'cut'
     assert sweep(grid, whole) == 0
     write, written = sweep_module.write_results, []
@@ -166,7 +190,7 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same(grid, tmp_path, capsys,
 
 @pytest.mark.slow
 @pytest.mark.skipif(find_spec('ray') is None, reason='Ray (optional extra) is not installed')
-def test_a_sweep_on_ray_gives_the_same(grid, tmp_path):
+def test_a_sweep_on_ray_gives_the_same(grid, sweep, tmp_path):
     assert sweep(grid, tmp_path / 'here') == 0
     assert sweep(grid, tmp_path / 'ray', '--ray') == 0
     here, there = read_results(tmp_path / 'here'), read_results(tmp_path / 'ray')
@@ -179,13 +203,13 @@ def test_a_sweep_on_ray_gives_the_same(grid, tmp_path):
         )
 
 
-def test_without_ray_its_option_says_how_to_get_it(grid, tmp_path, capsys, monkeypatch):
+def test_without_ray_its_option_says_how_to_get_it(grid, sweep, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, 'ray', None)
     assert sweep(grid, tmp_path / 'out', '--ray') == 1
     assert 'pip install "ray>=2.40"' in capsys.readouterr().err
 
 
-def test_a_folder_of_another_sweep_is_refused(grid, tmp_path, capsys):
+def test_a_folder_of_another_sweep_is_refused(grid, sweep, tmp_path, capsys):
     out = tmp_path / 'out'
     assert sweep(grid, out) == 0
     grid.write_text(GRID.replace('- name: clock', '- name: constant'))
@@ -214,9 +238,9 @@ def test_results_of_a_raw_dump_name_the_pooling(tmp_path, capsys):
 
 
 def test_training_rollouts_that_all_ended_alike_leave_the_learned_out_too(
-    grid, tmp_path, capsys, monkeypatch
+    grid, sweep, small_set, tmp_path, capsys, monkeypatch
 ):
-    rollouts = load_rollouts(SET)
+    rollouts = load_rollouts(small_set)
     feature = rollouts.feature
     alike = [r for r in rollouts if r.success]
     monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: Rollouts(alike, feature))
@@ -274,7 +298,9 @@ detectors:
 """
 
 
-def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsys, monkeypatch):
+def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(
+    grid, sweep, small_set, tmp_path, capsys, monkeypatch
+):
     grid.write_text(SUBSETS)
     out = tmp_path / 'out'
     read = []
@@ -300,7 +326,7 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
         ('flow/doors', 'flow', 'doors'),
         ('flow/pucks', 'flow', 'pucks'),
     }
-    everything = labelled(load(SET))
+    everything = labelled(load(small_set))
     doors = everything.take(
         r for r in everything if r.task.startswith(('door-', 'drawer-', 'window'))
     )
@@ -330,7 +356,7 @@ def test_each_subset_is_a_benchmark_of_its_own_and_goes_on(grid, tmp_path, capsy
     assert 'another sweep (subsets differ)' in capsys.readouterr().err
 
 
-def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, tmp_path, capsys):
+def test_subsets_that_do_not_divide_the_tasks_are_refused(grid, sweep, tmp_path, capsys):
     for patterns, message in (
         ("{a: ['door-o*'], b: ['*-open-v3']}", "'door-open-v3' in a and b; change the patterns"),
         (
@@ -394,11 +420,11 @@ def test_published_splits_go_by_the_numbers_of_tasks_and_others_by_names(grid):
 
 
 def test_tasks_without_numbers_of_their_own_are_split_by_name_and_that_is_said(
-    grid, tmp_path, capsys, monkeypatch
+    grid, sweep, small_set, tmp_path, capsys, monkeypatch
 ):
-    same = [replace(r, task_id=0) for r in load_rollouts(SET)]
+    same = [replace(r, task_id=0) for r in load_rollouts(small_set)]
     assert numbered_tasks(same) is None
-    feature = load_rollouts(SET).feature
+    feature = load_rollouts(small_set).feature
     monkeypatch.setattr(sweep_module, 'load_rollouts', lambda *_, **__: Rollouts(same, feature))
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
     assert sweep(grid, tmp_path / 'out', '--protocol', 'paper') == 0
@@ -406,14 +432,23 @@ def test_tasks_without_numbers_of_their_own_are_split_by_name_and_that_is_said(
 
 
 def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
-    grid, tmp_path, capsys, monkeypatch
+    grid, small_set, tmp_path, capsys, monkeypatch
 ):
     grid.write_text(
         "benchmark: flow\nsubsets: {open: ['*-open-v3'], push: [push-v3, sweep-v3, plate-*]}\n"
         'detectors: [{name: clock}]'
     )
     out = tmp_path / 'out'
-    arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(out), '--protocol', 'loto']
+    arguments = [
+        'sweep',
+        str(small_set),
+        '--grid',
+        str(grid),
+        '--out',
+        str(out),
+        '--protocol',
+        'loto',
+    ]
     assert main(arguments) == 0
     found = read_results(out)
     assert {r.protocol for r in found} == {'loto'}
@@ -425,13 +460,14 @@ def test_leaving_one_task_out_has_a_split_for_each_task_of_each_subset(
     assert 'one split for each task' in capsys.readouterr().err
 
 
-@pytest.mark.slow
-def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, capsys):
+def test_splits_of_a_sweep_are_kept_and_give_the_same_again(
+    grid, sweep, small_set, tmp_path, capsys
+):
     grid.write_text('benchmark: flow\ndetectors: [{name: signal}]')
     assert sweep(grid, tmp_path / 'one', '--splits', '2') == 0
     kept = str(tmp_path / 'one' / 'splits.json')
     for _ in range(2):  # and it can be gone on with
-        arguments = ['sweep', str(SET), '--grid', str(grid), '--out', str(tmp_path / 'two')]
+        arguments = ['sweep', str(small_set), '--grid', str(grid), '--out', str(tmp_path / 'two')]
         assert main([*arguments, '--splits-from', kept]) == 0
     one, two = (
         {(r.split, r.part): r.values['roc_auc_max_score'] for r in read_results(tmp_path / name)}
@@ -439,8 +475,8 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
     )
     assert one == pytest.approx(two, nan_ok=True)
     detector = str(tmp_path / 'detector')
-    assert main(['fit', str(SET), '--detector', 'signal', '--out', detector, '--splits-from', kept,
-                 '--split', '1']) == 0  # fmt: skip
+    fit = ['fit', str(small_set), '--detector', 'signal', '--out', detector]
+    assert main([*fit, '--splits-from', kept, '--split', '1']) == 0
     capsys.readouterr()
     assert main([*arguments, '--splits-from', kept, '--splits', '2']) == 2
     grid.write_text('benchmark: flow\ndetectors: [{name: signal}]')
@@ -449,7 +485,16 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
     # Other splits may not be mixed with those of a folder.
     other = tmp_path / 'other.json'
     text = Path(kept).read_text()
-    evaluate = ['evaluate', str(SET), '--detector', 'clock', '--splits', '2', '--first-split', '5']
+    evaluate = [
+        'evaluate',
+        str(small_set),
+        '--detector',
+        'clock',
+        '--splits',
+        '2',
+        '--first-split',
+        '5',
+    ]
     assert main([*evaluate, '--save-splits', str(other)]) == 0
     assert main([*arguments, '--splits-from', str(other)]) == 1
     assert 'another sweep (splits differ)' in capsys.readouterr().err
@@ -460,7 +505,7 @@ def test_splits_of_a_sweep_are_kept_and_give_the_same_again(grid, tmp_path, caps
 
 
 def test_two_grids_of_a_detector_are_not_pooled_and_further_detectors_may_join(
-    grid, tmp_path, capsys
+    grid, sweep, tmp_path, capsys
 ):
     out = tmp_path / 'out'
     lstm = '- {name: safe_lstm, fixed: {epochs: 1, hidden: 4, lambda_reg: %s}}'
@@ -475,7 +520,7 @@ def test_two_grids_of_a_detector_are_not_pooled_and_further_detectors_may_join(
     assert 'another grid of safe_lstm' in capsys.readouterr().err
 
 
-def test_a_sweep_of_version_0_1_is_continued(grid, tmp_path, capsys):
+def test_a_sweep_of_version_0_1_is_continued(grid, sweep, tmp_path, capsys):
     out = tmp_path / 'out'
     text = 'benchmark: flow\n{}: [0, 1]\ndetectors: [{{name: clock}}]'
     grid.write_text(text.format('splits'))
@@ -500,7 +545,7 @@ def test_a_sweep_of_version_0_1_is_continued(grid, tmp_path, capsys):
     assert (done['units_run'], done['units_kept']) == (1, 1)
 
 
-def test_a_table_of_an_unfinished_sweep_says_so(grid, tmp_path, capsys):
+def test_a_table_of_an_unfinished_sweep_says_so(grid, sweep, tmp_path, capsys):
     out = tmp_path / 'out'
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}, {name: signal}]')
     assert sweep(grid, out) == 0
@@ -523,7 +568,7 @@ def test_a_table_of_an_unfinished_sweep_says_so(grid, tmp_path, capsys):
     assert capsys.readouterr().err == ''
 
 
-def test_a_finished_unit_without_results_is_not_missing(grid, tmp_path, capsys):
+def test_a_finished_unit_without_results_is_not_missing(grid, sweep, tmp_path, capsys):
     out = tmp_path / 'out'
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}, {name: token_max_entropy}]')
     assert sweep(grid, out) == 0
@@ -533,7 +578,7 @@ def test_a_finished_unit_without_results_is_not_missing(grid, tmp_path, capsys):
     assert capsys.readouterr().err == ''
 
 
-def test_a_table_says_that_a_manifest_is_damaged(grid, tmp_path, capsys):
+def test_a_table_says_that_a_manifest_is_damaged(grid, sweep, tmp_path, capsys):
     out = tmp_path / 'out'
     grid.write_text('benchmark: flow\ndetectors: [{name: clock}]')
     assert sweep(grid, out) == 0
@@ -544,11 +589,47 @@ def test_a_table_says_that_a_manifest_is_damaged(grid, tmp_path, capsys):
 
 def test_the_planned_splits_of_each_protocol(grid):
     known = read_grid(str(grid))
-    assert planned_splits('paper', known, None, 5) == (0, 1)
-    assert planned_splits('robust', known, None, 5) == tuple(range(10))
-    assert planned_splits('paper', known, 3, 5) == (0, 1, 2)
-    assert planned_splits('robust', known, 3, 5) == (0, 1, 2)
-    assert planned_splits('loto', known, None, 5) == (0, 1, 2, 3, 4)
+    names = ['safe_lstm', 'mahalanobis', 'token_max_entropy', 'clock']
+    assert planned_splits('paper', known, None, 5) == dict.fromkeys(names, (0, 1))
+    robust = planned_splits('robust', known, None, 5)
+    assert robust == dict.fromkeys(names, tuple(range(50))) | {'safe_lstm': tuple(range(10))}
+    assert planned_splits('paper', known, 3, 5) == dict.fromkeys(names, (0, 1, 2))
+    assert planned_splits('robust', known, 3, 5) == dict.fromkeys(names, (0, 1, 2))
+    assert planned_splits('loto', known, None, 5) == dict.fromkeys(names, (0, 1, 2, 3, 4))
+
+
+def test_a_network_has_fewer_units_than_a_detector_that_is_quick_to_fit(grid):
+    known = read_grid(str(grid))
+    splits = {'safe_lstm': (0,), 'mahalanobis': (0, 1), 'token_max_entropy': (), 'clock': (0, 1)}
+    units = plan(known, [Variant()], {None: splits})
+    assert [(unit.split, unit.family.detector) for unit in units] == [
+        (0, 'safe_lstm'),
+        (0, 'mahalanobis'),
+        (0, 'clock'),
+        (1, 'mahalanobis'),
+        (1, 'clock'),
+    ]
+
+
+def test_a_sweep_is_complete_with_fewer_splits_of_a_network(
+    grid, small_set, tmp_path, capsys, monkeypatch
+):
+    small = '- {name: safe_mlp, fixed: {epochs: 1, hidden: 2}}'
+    grid.write_text(f'benchmark: flow\ndetectors:\n- name: constant\n{small}')
+    out = tmp_path / 'out'
+    monkeypatch.setattr(evaluation, 'CHEAP_SPLITS', 3)
+    monkeypatch.setattr(evaluation, 'ROBUST_SPLITS', 2)
+    arguments = ['sweep', str(small_set), '--grid', str(grid), '--out', str(out), '--json']
+    assert main([*arguments, '--precision', 'float32']) == 0
+    counts = Counter(path.name.partition('-')[0] for path in out.glob('*.parquet'))
+    assert counts == {'constant': 3, 'safe_mlp': 2}
+    capsys.readouterr()
+    assert main(['table', str(out)]) == 0
+    assert capsys.readouterr().err == ''
+    next(out.glob('safe_mlp-split1-*.parquet')).unlink()
+    assert main(['table', str(out)]) == 0
+    said = capsys.readouterr().err
+    assert 'expected results of 3 or 2 splits, found fewer for safe_mlp;' in said
 
 
 def test_names_of_files_tell_units_apart_and_last():
@@ -575,7 +656,8 @@ def test_the_published_grids_have_their_published_size():
         counts[name] = [len(f.configurations) * len(grid.variants) for f in learned]
         seeds = 5 if name == 'pi0_fast_franka' else 3
         reading = sum('features' in DETECTORS[f.detector].needs for f in grid.families)
-        assert len(plan(grid, grid.variants, {None: grid.splits})) == seeds * (
+        splits = {family.detector: grid.splits for family in grid.families}
+        assert len(plan(grid, grid.variants, {None: splits})) == seeds * (
             reading * len(grid.variants) + len(grid.families) - reading
         )
     assert counts['openvla_libero10'] == [36, 36]

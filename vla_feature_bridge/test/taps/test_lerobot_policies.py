@@ -457,7 +457,6 @@ def test_groot_in_order_leads_to_the_actions(groot):
 # -- the pages of the documentation
 
 HOW_TO = Path(__file__).parents[3] / 'docs' / 'how-to'
-ADDRESS = 'unix:/tmp/safe_bridge.sock'
 
 
 @pytest.mark.parametrize(
@@ -469,11 +468,14 @@ ADDRESS = 'unix:/tmp/safe_bridge.sock'
         ('tap_groot.md', 0, 'lerobot_groot'),
     ],
 )
-def test_the_code_of_a_page_runs_on_the_policy(make, groot, page, number, name, tmp_path):
+def test_the_code_of_a_page_runs_on_the_policy(
+    make, groot, page, number, name, tmp_path, monkeypatch
+):
     if not HOW_TO.is_dir():
         pytest.skip('needs the folder docs of a checkout')
     found = re.findall(r'^```python\n(.*?)^```$', (HOW_TO / page).read_text(), re.DOTALL | re.M)
     address, received = f'unix:{tmp_path}/bridge.sock', []
+    monkeypatch.setenv('SAFE_BRIDGE', address)
     is_groot = name == 'lerobot_groot'
     names = {
         'policy': groot() if is_groot else make(name),
@@ -482,7 +484,7 @@ def test_the_code_of_a_page_runs_on_the_policy(make, groot, page, number, name, 
     with StepReceiver([address], lambda source, message: received.append(message)) as bridge:
         bridge.set_status(True)
         exec(found[0].splitlines()[0], names)
-        exec(found[number].replace(ADDRESS, address), names)
+        exec(found[number], names)
         deadline = time.monotonic() + 30
         while len(received) < 3:
             assert time.monotonic() < deadline, (received, names['tap'].problems)

@@ -49,6 +49,17 @@ def kinds(messages):
     return [m.kind if isinstance(m, EpisodeEventRecord) else m.step for m in messages]
 
 
+def test_auto_is_the_default_address_of_the_bridge(bridge, monkeypatch):
+    monkeypatch.setenv('SAFE_BRIDGE', bridge.address)
+    policy = FlowPolicy()
+    tap = flow_tap(policy, sink='auto')
+    assert tap.sink.address == bridge.address
+    tap.start()
+    infer(policy)
+    assert kinds(bridge.wait_for(2)) == ['start', 0]
+    tap.detach()
+
+
 def test_each_inference_is_one_step_of_the_episode(bridge):
     policy = FlowPolicy()
     tap = flow_tap(policy, sink=bridge.address, policy='flow')

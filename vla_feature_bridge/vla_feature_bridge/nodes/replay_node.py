@@ -38,6 +38,7 @@ PARAMETERS = (
     Parameter('tasks', [''], 'Names of the tasks to play; empty plays all.'),
     Parameter('episodes', [''], 'Ids of the episodes to play, in this order; empty plays all.'),
     Parameter('limit', 0, 'Play at most this many episodes; 0 plays all.', 0, 2**31 - 1),
+    Parameter('loop', False, 'Begin again after the last episode, until the node is stopped.'),
     Parameter('gap', 0.2, 'Pause between episodes, not scaled by speed [s].', 0.0, 3600.0),
     Parameter(
         'subscribers', 1, 'Wait for this many subscribers of each topic before playing.', 0, 100
@@ -139,6 +140,8 @@ class ReplayNode(Node):
     def play(self) -> int:
         """Play the episodes that the parameters choose and return their number.
 
+        With the parameter `loop`, play them again and again, until the node is shut down.
+
         Raises
         ------
         RolloutSetError, ReplayError
@@ -152,14 +155,20 @@ class ReplayNode(Node):
         rollouts = RolloutSet.open(p.rollout_set)
         indices = chosen_rollouts(rollouts, p.tasks, p.episodes, p.limit)
         self.wait_for_subscribers()
-        for count, index in enumerate(indices, start=1):
-            self._play_episode(rollouts[index])
-            self.get_logger().info(f'played episode {count} of {len(indices)}')
-            self._pause_until(time.monotonic() + p.gap)
+        self._play_once(rollouts, indices)
+        while p.loop:
+            self.get_logger().info('played all episodes; they begin again')
+            self._play_once(rollouts, indices)
         # Both topics are reliable: leave only when the subscribers have all messages.
         for publisher in (self._steps, self._events):
             publisher.wait_for_all_acked(rclpy.duration.Duration(seconds=5))
         return len(indices)
+
+    def _play_once(self, rollouts: RolloutSet, indices: list[int]) -> None:
+        for count, index in enumerate(indices, start=1):
+            self._play_episode(rollouts[index])
+            self.get_logger().info(f'played episode {count} of {len(indices)}')
+            self._pause_until(time.monotonic() + self._parameters_now.gap)
 
     def _play_episode(self, rollout: Rollout) -> None:
         self._event(rollout, EpisodeEvent.KIND_START, EpisodeEvent.OUTCOME_UNKNOWN)

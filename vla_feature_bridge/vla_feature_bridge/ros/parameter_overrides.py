@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from difflib import get_close_matches
 
 from rclpy.node import Node
@@ -18,12 +18,18 @@ _MISSPELT = 0.8
 _SIMILAR = 0.5
 
 
-def check_overrides(node: Node) -> str:
+def check_overrides(node: Node, arguments: Sequence[str] | None = None) -> str:
     """Refuse misspelt parameters; call this function when all parameters are declared.
 
     A name that is similar to a parameter of the node is a misspelt name. Any other unknown name can
     belong to another node: a value below ``/**`` in a parameter file, and ``SetParameter`` in a
     launch file, reach all nodes.
+
+    Parameters
+    ----------
+    node : rclpy.node.Node
+    arguments : sequence of str, optional
+        The command line of the node; None: that of the process.
 
     Returns
     -------
@@ -70,7 +76,7 @@ def check_overrides(node: Node) -> str:
             f'these values were given, but {node.get_fully_qualified_name()} has no such '
             f'parameters: {described}'
         )
-    if files := files_for_others(node, sys.argv):
+    if files := files_for_others(node, sys.argv if arguments is None else arguments):
         sentences.append(files)
     return '; '.join(sentences)
 

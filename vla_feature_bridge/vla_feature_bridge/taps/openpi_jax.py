@@ -6,7 +6,7 @@
     from vla_feature_bridge.taps.openpi_jax import OpenpiJaxTap
 
     policy = policy_config.create_trained_policy(config, checkpoint)
-    tap = OpenpiJaxTap(policy, exec_horizon=5, sink='unix:/tmp/safe_bridge.sock')
+    tap = OpenpiJaxTap(policy, exec_horizon=5, sink='auto')
 
 The tap needs JAX and Flax, as openpi does. It needs no PyTorch and no change of openpi.
 """
@@ -56,7 +56,8 @@ class OpenpiJaxTap:
     exec_horizon : int
         Number of actions that the robot executes before the next inference.
     sink : StepSink or str, optional
-        Where each inference is published: a sink, or the address of the bridge.
+        Where each inference is published: a sink, or the address of the bridge; ``'auto'`` for its
+        default address.
     episodes : 'caller' or 'instruction'
         Who starts the episodes of the sink: the caller by :meth:`start` and :meth:`end`, or each
         change of the prompt.

@@ -29,7 +29,7 @@ class FeatureTap:
 
     ::
 
-        tap = FeatureTap(policy, 'lerobot_pi0', sink='unix:/tmp/safe_bridge.sock')
+        tap = FeatureTap(policy, 'lerobot_pi0', sink='auto')
         tap.start(task='open_drawer')
         ...  # the policy runs as always, and each inference is sent
         tap.end(success=True)
@@ -51,8 +51,8 @@ class FeatureTap:
         ``'auto'``: the preset that names the class of the policy.
     sink : StepSink or str, optional
         Where each inference is published: a sink such as ``vla_feature_bridge.wire.StepSender``, or
-        the address of the bridge (``'unix:/path'``, ``'tcp://host:port'``), for which a sender is
-        made.
+        the address of the bridge, for which a sender is made: ``'unix:/path'``,
+        ``'tcp://host:port'``, or ``'auto'`` for its default address. None: nowhere.
     episodes : 'caller' or 'reset'
         Who starts and ends the episodes of the sink: the caller by :meth:`start` and :meth:`end`,
         or the ``reset`` method of the policy. With 'reset', an episode starts at the first

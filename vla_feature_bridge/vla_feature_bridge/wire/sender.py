@@ -3,8 +3,8 @@
 
 ::
 
-    sender = StepSender('unix:/tmp/safe_bridge.sock', feature_name='hidden_states[token=last]',
-                        exec_horizon=8, policy='openvla')
+    sender = StepSender('auto', feature_name='hidden_states[token=last]', exec_horizon=8,
+                        policy='openvla')
     sender.start(task='pick_up_the_mug', instruction='pick up the mug')
     while not done:
         ...
@@ -28,7 +28,7 @@ from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_checks import StepError, check_positive, check_stamp, check_text
 from vla_feature_bridge.step_sink import EpisodeSink, check_seconds
 from vla_feature_bridge.tensors import as_array
-from vla_feature_bridge.wire.address import parse_address
+from vla_feature_bridge.wire.address import default_address, parse_address
 from vla_feature_bridge.wire.link import Link
 from vla_feature_bridge.wire.messages import (
     Hello,
@@ -63,7 +63,8 @@ class StepSender(EpisodeSink):
     Parameters
     ----------
     address : str
-        Where the bridge listens: ``unix:/path`` or ``tcp://host:port``.
+        Where the bridge listens: ``unix:/path``, ``tcp://host:port``, or ``'auto'`` for the default
+        address of a bridge (:func:`~vla_feature_bridge.wire.address.default_address`).
     source : str
         Name of this process at the bridge, unique: the namespace of its topics. Without it, the
         topics have no namespace of their own, and this must be the only sender without a name.
@@ -98,6 +99,8 @@ class StepSender(EpisodeSink):
     strict: bool = False
 
     def __post_init__(self) -> None:
+        if self.address == 'auto':
+            self.address = default_address()
         address = parse_address(self.address)
         steps = EpisodeSteps(self.feature_name, self.exec_horizon, self.policy, self.action_space)
         self.source = check_source(self.source)

@@ -5,7 +5,7 @@
   const cards = new Map();  // name of a robot -> what is known and its elements
   const outcomes = [['✓ Success', 1], ['✖ Failure', 2], ['Withdraw', 0]];
   const urgency = ['danger', 'caution', 'unknown', 'ok'];
-  const MANY = 12, LATE = 3000, ROOM = 20;
+  const MANY = 12, LATE = 3000, RENEW = 60000, ROOM = 20;
   let history = 600, labels = false, heard = 0, source = null;
 
   const visible = new IntersectionObserver((entries) => {
@@ -173,6 +173,8 @@
     };
   }
 
+  // The server ends old streams, because it cannot see that a browser has stopped to read.
+  setInterval(() => { if (source.readyState === EventSource.OPEN) { source.close(); connect(); } }, RENEW);
   // A server that hangs closes nothing: what is shown becomes old all the same.
   setInterval(() => { if (heard && performance.now() - heard > LATE) setLost(true); }, 500);
   // A wall screen without a keyboard opens /#urgent.

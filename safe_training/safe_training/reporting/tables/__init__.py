@@ -10,6 +10,7 @@ compared          bold cells and notes by paired intervals over tasks
 tasks             builder: the numbers of each task
 exact             builder: every number of some entries, for programs
 evaluation        builder: the tables of an evaluation
+live_parity       builder: what was different in a live session
 bands             builder: promised and realised false-alarm rates
 results           all tables of a results folder as text, in each format
 terminal, markdown, latex, csv, html   writers

@@ -16,6 +16,7 @@ from safe_training.evaluation.summary import (
     differences_to_best,
     summarise,
 )
+from safe_training.metrics.onset import NEAR
 from safe_training.metrics.part_report import EVALUATION_TIMES
 from safe_training.reporting.numbers import percent
 from safe_training.reporting.tables.measures import (
@@ -103,10 +104,18 @@ _RATES = (
     ('false alarms until the minimum length', 'false_alarm_rate_until_min_length'),
     ('balanced accuracy until the minimum length', 'balanced_accuracy_until_min_length'),
     ('alarms before the annotated failure', 'alarms_before_annotated_failure'),
+    (f'alarms at most {NEAR} steps from the annotated failure', 'alarm_near'),
+    (f'estimated beginnings at most {NEAR} steps from it', 'onset_near'),
     ('Brier score of the probability', 'brier_score'),
     ('Brier score of the step number', 'clock_brier_score'),
     ('Brier score of a constant', 'base_rate_brier_score'),
     ('calibration error of the probability', 'calibration_error'),
+)
+
+_ANNOTATED_STEPS = (
+    ('median lead before the annotated failure', 'median_lead_steps'),
+    ('median distance of the alarm from the annotated failure', 'alarm_distance_steps'),
+    ('median distance of the estimated beginning from it', 'onset_distance_steps'),
 )
 
 
@@ -229,9 +238,9 @@ def _rates_table(title: str, values: Mapping[str, Summary]) -> ResultTable:
         for shown, name in _RATES
         if values[name].splits
     ]
-    lead = values['median_lead_steps']
-    if lead.splits:
-        steps = Cell(f'{lead.mean:.1f}', value=lead.mean)
-        rows.append(TableRow((Cell('median lead before the annotated failure [steps]'), steps)))
+    for shown, name in _ANNOTATED_STEPS:
+        if values[name].splits:
+            steps = Cell(f'{values[name].mean:.1f}', value=values[name].mean)
+            rows.append(TableRow((Cell(f'{shown} [steps]'), steps)))
     columns = (*name_columns('rate'), Column('%'))
     return ResultTable(f'{title}: alarms', columns, tuple(rows))

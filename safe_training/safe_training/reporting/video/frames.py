@@ -166,9 +166,10 @@ def opencv() -> Any:
     except ImportError as error:
         raise VideoError(
             where='videos',
-            expected='the package opencv-python-headless',
+            expected='OpenCV for Python',
             found='none',
-            advice='run `pip install -r requirements/vision.txt`',
+            advice='beside a ROS 2 distribution install python3-opencv with apt, elsewhere run '
+            '`pip install -r requirements/vision.txt`',
         ) from error
     return cv2
 

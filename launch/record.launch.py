@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Record a robot: ``ros2 launch safe_bringup record.launch.py namespace:=robot1``.
+
+One recording (mcap) until Ctrl-C, of exactly our topics, with the QoS in ``recording/qos.yaml``.
+``convert`` cuts a recording into episodes.
+"""
+
+from __future__ import annotations
+
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
+
+from launch import LaunchDescription
+from safe_bringup.launch_arguments import flag_argument
+from safe_bringup.launch_recording import recorder, recording_arguments
+
+ARGUMENTS = (
+    *recording_arguments(),
+    DeclareLaunchArgument(
+        'namespace', default_value='', description='Namespace of the robot to record.'
+    ),
+    flag_argument('use_sim_time', 'Take the times of the recording from /clock.'),
+)
+
+
+def generate_launch_description() -> LaunchDescription:
+    """Return what ``ros2 launch`` runs."""
+    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=recorder)])

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Live scores of SAFE-MLP and SAFE-LSTM: one step, or the next steps of many episodes together.
+
+One step is a matrix-vector product, which takes as long as reading the weights from memory. For the
+steps of many robots, one matrix product reads the weights once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from safe_monitor_node.detectors.accumulation import Accumulator
+from safe_monitor_node.detectors.base import Stream, checked_vector
+from safe_monitor_node.detectors.networks import ACTIVATIONS, LstmNetwork, MlpNetwork, lstm_weights
+from safe_monitor_node.detectors.together import Answer, in_one_batch, one_by_one
+from vla_feature_bridge.step import PolicyStep
+
+
+class MlpStream(Stream):
+    """Scores each step alone; only the accumulated score is kept.
+
+    Parameters
+    ----------
+    network : MlpNetwork
+    dim : int
+        Number of features.
+    name : str
+        Name of the detector, for errors.
+    """
+
+    def __init__(self, network: MlpNetwork, dim: int, name: str) -> None:
+        linear = [module for module in network.layers if isinstance(module, nn.Linear)]
+        self.layers = [(layer.weight, layer.bias) for layer in linear]
+        self.activation = ACTIVATIONS[network.activation]
+        self.accumulator = Accumulator(network.accumulate)
+        self._dim, self._name = dim, name
+
+    def vector(self, step: PolicyStep) -> np.ndarray:
+        """Return the checked features of a step."""
+        return checked_vector(step, self._dim, self._name)
+
+    @torch.inference_mode()
+    def step(self, step: PolicyStep) -> float:
+        """Return the failure score after the next step of the episode."""
+        x = torch.from_numpy(self.vector(step))
+        last = len(self.layers) - 1
+        for i, (weight, bias) in enumerate(self.layers):
+            x = torch.addmv(bias, weight, x)
+            if i < last:
+                x = x.relu_()
+        return self.accumulator.add(self.activation(x).item())
+
+
+@torch.inference_mode()
+def step_mlps(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
+    """Score the next step of streams of one SAFE-MLP; see `Detector.step_many`."""
+    mlps = [stream for stream in streams if isinstance(stream, MlpStream)]
+    if len(mlps) != len(streams) or len(streams) < 2:
+        return one_by_one(streams, steps)
+
+    def score(vectors: np.ndarray, positions: list[int]) -> list[float]:
+        x = torch.from_numpy(vectors)
+        last = len(mlps[0].layers) - 1
+        for i, (weight, bias) in enumerate(mlps[0].layers):
+            x = torch.addmm(bias, x, weight.t())
+            if i < last:
+                x = x.relu_()
+        values = mlps[0].activation(x)[:, 0].tolist()
+        return [
+            mlps[position].accumulator.add(value)
+            for position, value in zip(positions, values, strict=True)
+        ]
+
+    return in_one_batch(steps, mlps[0].vector, score)
+
+
+def _sigmoid(x: float) -> float:
+    return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
+
+
+class LstmStream(Stream):
+    """Uses the full history in constant time per step.
+
+    One matrix-vector product per layer, in preallocated memory.
+
+    Parameters
+    ----------
+    network : LstmNetwork
+    dim : int
+        Number of features.
+    name : str
+        Name of the detector, for errors.
+    """
+
+    def __init__(self, network: LstmNetwork, dim: int, name: str) -> None:
+        lstm, self._dim, self._name = network.lstm, dim, name
+        self._hidden = hidden = lstm.hidden_size
+        self.weights: list[tuple[torch.Tensor, ...]] = []
+        """Input weights, recurrent weights and the sum of the biases of each layer."""
+        self.memory: list[tuple[torch.Tensor, torch.Tensor]] = []
+        """State and cell of each layer."""
+        for k in range(lstm.num_layers):
+            w_ih, w_hh, b_ih, b_hh = lstm_weights(lstm, k)
+            self.weights.append((w_ih, w_hh, b_ih + b_hh))
+            self.memory.append((torch.zeros(hidden), torch.zeros(hidden)))
+        self._gates = torch.empty(4 * hidden)
+        self.head = network.head.weight[0]
+        self.head_bias = float(network.head.bias)
+        self._accumulator = Accumulator(network.accumulate)
+
+    def vector(self, step: PolicyStep) -> np.ndarray:
+        """Return the checked features of a step."""
+        return checked_vector(step, self._dim, self._name)
+
+    def score_of(self, logit: float) -> float:
+        """Return the score after a step whose head gives this value."""
+        return self._accumulator.add(_sigmoid(logit + self.head_bias))
+
+    @torch.inference_mode()
+    def step(self, step: PolicyStep) -> float:
+        """Return the failure score after the next step of the episode."""
+        x = torch.from_numpy(self.vector(step))
+        h, gates = self._hidden, self._gates
+        for (w_ih, w_hh, bias), (state, cell) in zip(self.weights, self.memory, strict=True):
+            torch.addmv(bias, w_ih, x, out=gates)
+            gates.addmv_(w_hh, state)
+            gates[: 2 * h].sigmoid_()
+            gates[2 * h : 3 * h].tanh_()
+            gates[3 * h :].sigmoid_()
+            cell.mul_(gates[h : 2 * h]).addcmul_(gates[:h], gates[2 * h : 3 * h])
+            torch.tanh(cell, out=state)
+            state.mul_(gates[3 * h :])
+            x = state
+        return self.score_of(torch.dot(self.head, x).item())
+
+
+@torch.inference_mode()
+def step_lstms(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
+    """Score the next step of streams of one SAFE-LSTM; see `Detector.step_many`."""
+    lstms = [stream for stream in streams if isinstance(stream, LstmStream)]
+    if len(lstms) != len(streams) or len(streams) < 2:
+        return one_by_one(streams, steps)
+
+    def score(vectors: np.ndarray, positions: list[int]) -> list[float]:
+        chosen = [lstms[position] for position in positions]
+        first, x = chosen[0], torch.from_numpy(vectors)
+        made = []
+        for k, (w_ih, w_hh, bias) in enumerate(first.weights):
+            states = torch.stack([stream.memory[k][0] for stream in chosen])
+            cells = torch.stack([stream.memory[k][1] for stream in chosen])
+            gates = torch.addmm(bias, x, w_ih.t()).addmm_(states, w_hh.t())
+            # PyTorch's gate order: input, forget, cell, output.
+            i, f, g, o = gates.chunk(4, dim=1)
+            cells = torch.sigmoid(f) * cells + torch.sigmoid(i) * torch.tanh(g)
+            x = torch.sigmoid(o) * torch.tanh(cells)
+            made.append((x, cells))
+        logits = torch.mv(x, first.head).tolist()
+        # Every product is there: from here on, nothing can fail and leave half of the streams new.
+        for k, (states, cells) in enumerate(made):
+            for row, stream in enumerate(chosen):
+                stream.memory[k][0].copy_(states[row])
+                stream.memory[k][1].copy_(cells[row])
+        return [stream.score_of(logit) for stream, logit in zip(chosen, logits, strict=True)]
+
+    return in_one_batch(steps, lstms[0].vector, score)
+
+
+class LstmWindowStream(Stream):
+    """Runs the LSTM again at each step, over the previous ``history`` steps.
+
+    Parameters
+    ----------
+    network : LstmNetwork
+    dim : int
+        Number of features.
+    name : str
+        Name of the detector, for errors.
+    """
+
+    def __init__(self, network: LstmNetwork, dim: int, name: str) -> None:
+        self._network = network
+        self._dim, self._name = dim, name
+        self._window = torch.zeros(network.history, dim)
+        self._accumulator = Accumulator(network.accumulate)
+
+    @torch.inference_mode()
+    def step(self, step: PolicyStep) -> float:
+        """Return the failure score after the next step of the episode."""
+        x = torch.from_numpy(checked_vector(step, self._dim, self._name))
+        last = self._network.lstm(self._window[None])[0][0, -1]
+        p = torch.sigmoid(self._network.head(last)).item()
+        self._window = torch.roll(self._window, -1, 0)
+        self._window[-1] = x
+        return self._accumulator.add(p)

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One robot of a fleet: a monitor node whose steps are scored together with those of the others."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from rclpy.parameter import Parameter
+
+from safe_monitor_node.monitor.scoring import Scoring
+from safe_monitor_node.nodes.fleet_file import Robot
+from safe_monitor_node.nodes.fleet_schedule import Call, Schedule
+from safe_monitor_node.nodes.monitor_node import MonitorNode
+
+_MOST_EVENTS = 50
+
+
+class FleetRobot(MonitorNode):
+    """The monitor of a robot: same topics, states, diagnostics, services and rules as alone.
+
+    What differs is who calls it: its periodic calls are in the schedule of the fleet, and the loop
+    of the fleet takes its messages. An error in its code ends the work of this monitor only.
+
+    Parameters
+    ----------
+    robot : Robot
+    schedule : Schedule
+        The schedule of the fleet.
+    threads : int
+        CPU threads of the process.
+    """
+
+    # A look takes longer, the more topics there are: the looks of all robots together would take
+    # half of a core.
+    look_period = 1.5
+
+    def __init__(self, robot: Robot, schedule: Schedule, threads: int) -> None:
+        self._schedule = schedule
+        values = {**robot.parameters, 'threads': threads}
+        super().__init__(
+            namespace=robot.namespace,
+            # The command line is that of the fleet; a new name there would name every robot.
+            use_global_arguments=False,
+            parameter_overrides=[Parameter(name, value=value) for name, value in values.items()],
+        )
+
+    def _timer(self, period: float, callback: Any) -> Call:
+        return self._schedule.every(period, lambda: self.guarded(callback))
+
+    def destroy_timer(self, timer: Any) -> bool:
+        """End a periodic call."""
+        if isinstance(timer, Call):
+            timer.cancel()
+            return True
+        return bool(super().destroy_timer(timer))
+
+    def _settle_memory(self) -> None:
+        # A collection over all robots would make their steps wait.
+        gc.freeze()
+
+    # --- messages
+
+    def take_events(self) -> None:
+        """Take the events that wait."""
+        for subscription in self.inputs.events:
+            for _ in range(_MOST_EVENTS):
+                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+                if taken is None:
+                    break
+                subscription.callback(*taken)
+
+    def take_step(self) -> Scoring[None] | None:
+        """Take the next step that waits; None if none waits."""
+        subscription = self.inputs.steps
+        if subscription is None:
+            return None
+        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        return None if taken is None else self.scoring(*taken)
+
+    # --- errors
+
+    def guarded(self, call: Callable[[], Any]) -> Any:
+        """Call a function; an exception ends the work of this robot, not of the fleet."""
+        try:
+            return call()
+        except Exception as error:  # The other robots must not notice.
+            self.fail(error)
+            return None
+
+    def fail(self, error: Exception) -> None:
+        """Stop to watch because of an error in the code. The diagnosis has the reason.
+
+        A lifecycle manager or a person can configure the monitor again.
+        """
+        self.get_logger().fatal(''.join(traceback.format_exception(error)).rstrip())
+        self.failure = (
+            f'the monitor has ended its work because of an error in its code: '
+            f'{type(error).__name__}: {error}; configure it again, and report the error'
+        )
+        for transition in (self.trigger_deactivate, self.trigger_cleanup):
+            # Not every transition is possible in every state, and each can meet the same error.
+            with suppress(Exception):
+                transition()
+        with suppress(Exception):
+            self.outputs.publish_diagnostics()
