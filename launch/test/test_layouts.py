@@ -88,6 +88,63 @@ def panels_of(layout: object) -> list[str]:
     return [*panels_of(layout['first']), *panels_of(layout['second'])]
 
 
+#: The settings of a panel as the open sources of the viewer (and of its fork Lichtblick) name them.
+#: The viewer ignores a setting with another name: the panel would be empty without a word.
+FOXGLOVE_SETTINGS: dict[str, dict[str, type]] = {
+    'Plot': {
+        'paths': list,
+        'showXAxisLabels': bool,
+        'showYAxisLabels': bool,
+        'showLegend': bool,
+        'legendDisplay': str,
+        'showPlotValuesInLegend': bool,
+        'isSynced': bool,
+        'xAxisVal': str,
+        'sidebarDimension': int,
+        'followingViewWidth': int,
+    },
+    'StateTransitions': {'paths': list, 'isSynced': bool},
+    'RawMessages': {
+        'topicPath': str,
+        'diffEnabled': bool,
+        'diffMethod': str,
+        'diffTopicPath': str,
+        'showFullMessageForDiff': bool,
+    },
+    'DiagnosticSummary': {
+        'minLevel': int,
+        'pinnedIds': list,
+        'hardwareIdFilter': str,
+        'topicToRender': str,
+        'sortByLevel': bool,
+    },
+    '3D': {'followMode': str, 'followTf': str, 'scene': dict, 'topics': dict, 'layers': dict},
+    'Image': {'imageMode': dict},
+}
+FOXGLOVE_CHOICES = {
+    'legendDisplay': {'floating', 'top', 'left', 'none'},
+    'xAxisVal': {'timestamp', 'index', 'custom', 'currentCustom'},
+    'diffMethod': {'custom', 'previous message'},
+    'followMode': {'follow-pose', 'follow-position', 'follow-none'},
+    'timestampMethod': {'receiveTime', 'headerStamp'},
+}
+FOXGLOVE_PATH = {'value', 'label', 'color', 'enabled', 'timestampMethod'}
+
+
+def test_foxglove_knows_every_panel_and_setting() -> None:
+    layout = json.loads(read('foxglove.json'))
+    for name, panel in layout['configById'].items():
+        settings = FOXGLOVE_SETTINGS[name.partition('!')[0]] | {'foxglovePanelTitle': str}
+        for key, value in panel.items():
+            assert type(value) is settings[key], f'{name}: {key}'
+            if key in FOXGLOVE_CHOICES:
+                assert value in FOXGLOVE_CHOICES[key], f'{name}: {key} is {value}'
+        for path in panel.get('paths', []):
+            assert set(path) <= FOXGLOVE_PATH
+            assert path['timestampMethod'] in FOXGLOVE_CHOICES['timestampMethod']
+    assert set(layout['playbackConfig']) <= {'speed', 'messageOrder'}
+
+
 def test_foxglove_places_each_panel_once_and_reads_our_fields() -> None:
     layout = json.loads(read('foxglove.json'))
     assert set(layout) == {

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the pictures of robots in ``docs/images``: the dashboard, and the markers for RViz.
+"""Makes the pictures of robots in ``docs/images``: dashboard, terminal, camera image, markers.
 
-``python test/browser/robot_pictures.py docs/images`` needs Chromium. The scores, bands and alarms
-are those of a detector that is fitted here on the recorded rollouts of the repository, and of the
-alarm state machine of the monitor. RViz does not run without a screen: Matplotlib draws the message
-that RViz gets.
+``python test/browser/robot_pictures.py docs/images`` needs Chromium and OpenCV. The scores, bands
+and alarms are those of a detector that is fitted here on the recorded rollouts of the repository,
+and of the alarm state machine of the monitor. RViz does not run without a screen: Matplotlib draws
+the message that RViz gets. The rollouts have no camera images: the scene of the overlay is drawn.
 """
 
 from __future__ import annotations
 
+import html
 import math
 import os
+import re
 import sys
 import tempfile
 import threading
@@ -18,12 +20,15 @@ import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
+import numpy as np
 from chromium import Chromium, find_chromium
+from numpy.typing import NDArray
 from PIL import Image
 
 import safe_training as st
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.looking.board import AlarmSample, RobotBoard, ScoreSample
+from safe_monitor_node.looking.camera_panel import draw
 from safe_monitor_node.looking.terminal import Style, table
 from safe_monitor_node.looking.web_access import WebAccess
 from safe_monitor_node.looking.web_server import DashboardServer
@@ -36,7 +41,7 @@ TOP = Path(__file__).resolve().parents[2]
 ROBOTS = 8
 ALARMING = 2
 ADVICE_STOP = 2
-PERIOD = 0.5
+PERIOD = 1.0
 COLOURS = 128
 FIRST_STEPS, LIVE_STEPS = 38, 14
 
@@ -98,17 +103,23 @@ def play(
     return thread
 
 
+DESK, PHONE = (1280, 800), (390, 844)
+DASHBOARDS = (
+    ('dashboard', DESK, 'light'),
+    ('dashboard_dark', DESK, 'dark'),
+    ('dashboard_phone_light', PHONE, 'light'),
+    ('dashboard_phone', PHONE, 'dark'),
+)
+
+
 def photograph(board: RobotBoard, executable: str, folder: Path) -> None:
-    """Write the dashboard on a desk in light colours, and on a phone in dark colours."""
+    """Write the dashboard on a desk and on a phone, in light and in dark colours."""
     server = DashboardServer(board, lambda *_: (True, ''), ('127.0.0.1', 0), WebAccess('::1', ''))
     server.start()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
         browser = Chromium(executable, Path(profile))
         try:
-            for name, width, height, scheme in (
-                ('dashboard', 1280, 800, 'light'),
-                ('dashboard_phone', 390, 844, 'dark'),
-            ):
+            for name, (width, height), scheme in DASHBOARDS:
                 browser.look(width, height, scheme)
                 browser.go(server.url)
                 browser.wait('document.querySelectorAll(".curve svg").length > 1')
@@ -124,6 +135,62 @@ def photograph(board: RobotBoard, executable: str, folder: Path) -> None:
         finally:
             browser.close()
             server.close()
+
+
+ANSI = {'32': '#7ee787', '33': '#e3b341', '1;31': '#ff7b72', '2': '#8b949e'}
+TERMINAL = Style(width=100, colour=True)
+
+
+def photograph_terminal(board: RobotBoard, executable: str, path: Path) -> None:
+    """Write what ``watch`` prints into a terminal of 100 columns, as a dark terminal shows it."""
+    text = html.escape('\n'.join(table(board.views(time.monotonic()), TERMINAL)))
+    text = re.sub(
+        r'\x1b\[([0-9;]+)m(.*?)\x1b\[0m',
+        lambda found: f'<span style="color:{ANSI[found[1]]}">{found[2]}</span>',
+        text,
+    )
+    page = (
+        '<!doctype html><meta charset="utf-8"><html data-ready="yes"><body style="margin:0;'
+        'background:#0d1117"><pre style="margin:14px;color:#e6edf3;font:15px/1.35 '
+        f"'DejaVu Sans Mono',monospace\">{text}</pre>"
+    )
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
+        (Path(profile) / 'page.html').write_text(page, encoding='utf-8')
+        browser = Chromium(executable, Path(profile))
+        try:
+            browser.look(960, 30 + 21 * (text.count('\n') + 1), 'dark')
+            browser.open(Path(profile) / 'page.html')
+            browser.screenshot(path)
+        finally:
+            browser.close()
+    make_small(path)
+
+
+def drawn_scene(height: int = 480, width: int = 640) -> NDArray[np.uint8]:
+    """Return a drawn table with a cup and a gripper, BGR uint8 (H, W, 3), as a camera image."""
+    scene = np.empty((height, width, 3), np.uint8)
+    shade = np.linspace(0, 40, width)[None, :, None]
+    scene[:] = (np.array([196, 190, 182]) - shade).astype(np.uint8)
+    scene[height // 2 :] = (np.array([96, 132, 168]) - shade / 2).astype(np.uint8)
+    rows, columns = np.ogrid[:height, :width]
+    scene[(rows - 300) ** 2 / 4 + (columns - 380) ** 2 < 900] = (70, 70, 190)
+    scene[250:300, 440:500] = (150, 90, 40)
+    scene[60:215, 300:332] = (60, 60, 60)
+    scene[205:225, 268:364] = (45, 45, 45)
+    scene[225:272, 268:282] = scene[225:272, 350:364] = (30, 30, 30)
+    return scene
+
+
+def draw_overlay(board: RobotBoard, path: Path) -> None:
+    """Write a drawn camera image with the state of a nominal robot and of the one in alarm."""
+    views = board.views(time.monotonic())
+    pictures = []
+    for index in (0, ALARMING):
+        scene = drawn_scene()
+        draw(scene, views[index])
+        pictures.append(scene)
+    Image.fromarray(np.hstack(pictures)[:, :, ::-1]).save(path)
+    make_small(path)
 
 
 def make_small(path: Path) -> None:
@@ -171,8 +238,10 @@ def main(folder: Path) -> int:
     board = RobotBoard()
     live = play(board, detector, rollouts)
     photograph(board, executable, folder)
-    live.join()
+    photograph_terminal(board, executable, folder / 'terminal.png')
     print('\n'.join(table(board.views(time.monotonic()), Style())))
+    live.join()
+    draw_overlay(board, folder / 'overlay.png')
     draw_markers(board, folder / 'markers.png')
     return 0
 

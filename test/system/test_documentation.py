@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The documentation is true: its code runs, its commands parse, its links lead somewhere."""
 
+import argparse
 import importlib
 import itertools
 import os
@@ -17,6 +18,7 @@ from safe_bringup.parameter_docs import NODES
 from safe_monitor_node.nodes import monitor_parameters
 from safe_monitor_node.nodes.watch_node import make_parser as watch_parser
 from safe_monitor_node.storage.detector_folder import load_detector
+from safe_monitor_node.verbs.live import VERBS as LIVE_VERBS
 from safe_msgs.msg import EpisodeEvent, FailureScore, PolicyStep
 from safe_training.cli.main import VERBS, parser_of
 from safe_training.cli.renamed import OPTIONS
@@ -260,6 +262,45 @@ def commands(page: str) -> list[str]:
     return re.findall(r'^.*?python3? -m safe_training (.+)$', text, re.MULTILINE)
 
 
+def live_parser(name: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=f'safe {name}')
+    LIVE_VERBS[name]().add_arguments(parser, f'safe {name}')
+    return parser
+
+
+def options_of_live(name: str) -> set[str]:
+    return {option for action in live_parser(name)._actions for option in action.option_strings}
+
+
+def test_every_command_of_an_operator_is_one(capsys):
+    offline = {'label-recording' if verb == 'label' else verb: verb for verb in VERBS}
+    count = 0
+    for page in PAGES:
+        text = '\n'.join(blocks(page, 'bash', 'sh')).replace('\\\n', ' ')
+        for line in re.findall(
+            r'(?:ros2 safe|safe_monitor_node safe|-m safe_monitor_node) ([^;|&\n]+)', text
+        ):
+            verb, *words = shlex.split(line, comments=True)
+            if verb in ('--help', 'VERB'):
+                continue
+            assert verb in {**LIVE_VERBS, **offline}, f'{page}: {line}'
+            parser = live_parser(verb) if verb in LIVE_VERBS else parser_of(offline[verb])
+            try:
+                parser.parse_args(words)
+            except SystemExit:
+                pytest.fail(f'{page}: {line}\n{capsys.readouterr().err}')
+            count += 1
+    assert count >= 10
+
+
+def test_the_reference_of_commands_has_every_verb_of_an_operator():
+    page = text_of('docs/reference/commands.md')
+    section = page.split('## One command for all')[1].split('\n## ')[0]
+    for name in LIVE_VERBS:
+        (row,) = re.findall(rf'^\| `{name}[ `].*$', section, re.M)
+        assert not {o for o in options_of_live(name) - {'-h', '--help'} if o not in row}, row
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_every_command_is_one_of_the_command_line(page, capsys):
     for line in commands(page):
@@ -315,6 +356,7 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--dist', '--perspective-file', '--share', '--show-args'}
     known |= {'--system-site-packages', '--build-arg', '--rm', '--net', '--ipc', '--simulate'}
     known |= {name for action in watch_parser()._actions for name in action.option_strings}
+    known |= {option for name in LIVE_VERBS for option in options_of_live(name)}
     known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))

@@ -113,7 +113,7 @@ def test_one_of_several_monitors_must_be_chosen(probe, run_monitor, mlp_folder):
 def test_without_a_monitor_the_verbs_say_what_to_do(own_domain):
     done = safe('label', 'success', '--wait', '1')
     assert done.returncode == 1
-    assert 'expected a monitor within 1 s, found none; start a monitor' in done.stderr
+    assert 'expected a monitor within 1 s, found none; start a monitor (' in done.stderr
     done = safe('doctor', '--wait', '1')
     assert done.returncode == 1
     assert 'no other node is visible' in done.stdout
@@ -128,7 +128,8 @@ def test_a_monitor_that_hangs_is_said_to_hang(probe, run_monitor, mlp_folder):
     try:
         done = safe('reset', '--wait', '2')
         assert done.returncode == 1
-        assert 'expected an answer within 2 s, found none' in done.stderr
+        # Whether a new process still finds it depends on the last words of its discovery.
+        assert 'hangs' in done.stderr
         done = safe('doctor', '--wait', '4')
         assert done.returncode == 1
         assert 'hangs' in done.stdout

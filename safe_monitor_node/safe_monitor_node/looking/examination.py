@@ -132,7 +132,8 @@ def examine_graph(seen: GraphSeen, robot: str = '') -> list[Remark]:
             Remark(
                 Mark.PROBLEM,
                 f'{which}: expected a monitor, found none; start one with `ros2 launch '
-                'safe_bringup monitor.launch.py detector_folder:=FOLDER`',
+                'safe_bringup monitor.launch.py detector_folder:=FOLDER`, or look whether its '
+                'process hangs',
             )
         )
     listened = {topic for monitor in seen.monitors for topic in monitor.step_topics}
@@ -210,7 +211,11 @@ _HINTS = {
     ),
     'STALE': (
         (
-            '',
+            'no /clock',
+            'start the simulation or `ros2 bag play --clock`, or set use_sim_time to false',
+        ),
+        (
+            'no policy step has arrived',
             'if the episode is over, let the policy send END (`StepPublisher.end`); if it infers '
             'more slowly, set stale_after; otherwise look at the process of the policy',
         ),
@@ -232,8 +237,8 @@ def _steps(monitor: MonitorSeen) -> Iterator[Remark]:
     elif monitor.step_publishers:
         yield Remark(
             Mark.NOTE,
-            f'no step came for {seconds:.1f} s, although {_names(monitor.step_publishers)} '
-            'publishes them: the policy does not infer now',
+            f'no step arrived for {seconds:.1f} s, although {_names(monitor.step_publishers)} has '
+            'a publisher for them',
         )
     ages = _number(last.facts, 'age of the last step [s]')
     if ages < -0.1:

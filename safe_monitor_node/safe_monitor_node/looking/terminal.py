@@ -22,7 +22,7 @@ _COLOURS = {
 _LEAST_WIDTH = 80
 NO_ROBOT_YET = (
     'no robot yet: no topic .../safe/score of type safe_msgs/FailureScore is known. Is a monitor '
-    'active, with the same ROS_DOMAIN_ID?'
+    'active, with the same ROS_DOMAIN_ID? `ros2 safe doctor` says more.'
 )
 """What is said while no robot is known."""
 

@@ -135,7 +135,8 @@ def _find(node: Node, robot: str, wait: float) -> str:
         where=where,
         expected=f'a monitor within {wait:g} s',
         found=others or 'none',
-        advice='start a monitor, or use the same ROS_DOMAIN_ID; `doctor` says more'
+        advice='start a monitor (a process that hangs is not found), or use the same '
+        'ROS_DOMAIN_ID; `doctor` says more'
         if not others
         else 'give --robot the namespace of one of them',
     )

@@ -120,7 +120,8 @@ def test_an_inactive_monitor_gets_the_command_that_activates_it():
     ('state', 'reason', 'advice'),
     [
         ('INVALID', '12 steps of the episode are missing (0 to 11)', 'StepPublisher.start'),
-        ('STALE', 'no policy step for 2 s', 'END'),
+        ('STALE', 'no policy step has arrived for more than 2 s', 'END'),
+        ('STALE', 'no /clock for 9 s: use_sim_time is true', 'ros2 bag play --clock'),
     ],
 )
 def test_a_state_without_scores_is_a_problem_with_advice(state, reason, advice):
@@ -149,7 +150,9 @@ def test_what_the_monitor_finds_around_itself_is_a_problem(state, message):
 
 
 def test_steps_that_cease_are_a_note_and_steps_that_are_all_invalid_a_problem():
-    assert any('no step came for 2.0 s' in text for text in notes(examine_monitor(with_last(), 4)))
+    assert any(
+        'no step arrived for 2.0 s' in text for text in notes(examine_monitor(with_last(), 4))
+    )
     texts = problems(examine_monitor(with_last(steps_invalid='7'), 4.0))
     assert texts == ['in 2.0 s: 0 steps scored, 7 steps invalid, 0 steps missing']
 

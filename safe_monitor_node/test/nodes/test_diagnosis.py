@@ -136,6 +136,7 @@ def test_the_facts_without_adaptation(folder):
         'episode': 'a',
         'task': '',
         'band': 'the band of all tasks',
+        'reason': 'the score is not above the threshold',
         'state': 'NOMINAL',
         'episodes': 1,
         'steps scored': 1,

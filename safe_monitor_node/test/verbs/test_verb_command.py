@@ -122,3 +122,14 @@ def test_the_package_can_be_run_as_a_module():
     )
     assert done.returncode == 0, done.stderr
     assert 'doctor' in done.stdout
+
+
+@pytest.mark.ros
+@pytest.mark.parametrize('module', ['doctor', 'monitor_calls', 'status'])
+def test_a_verb_that_runs_loads_no_torch(module):
+    code = (
+        f'import sys\nimport safe_monitor_node.nodes.{module}\n'
+        "print({'rclpy', 'torch', 'safe_training'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "{'rclpy'}", done.stderr
