@@ -162,9 +162,10 @@ class FleetLoop(SingleThreadedExecutor):
         for robot in ready:
             robot.guarded(robot.take_events)
         self._score(ready)
-        # Periodic calls get as much time as the messages had: neither of them waits for long.
+        # Periodic calls get half as much time as the messages had: that is enough for safe/stop,
+        # which comes first, also if the machine is too slow for everything.
         now = time.monotonic()
-        until = now + max(now - began, _LEAST_FOR_CALLS)
+        until = now + max((now - began) / 2, _LEAST_FOR_CALLS)
         while now < until and (call := self.schedule.take_due()) is not None:
             call.callback()
             now = time.monotonic()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from band_factory import constant_band
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
@@ -22,7 +23,9 @@ STEPS = 12
 
 def save(folder, name, **params):
     detector = make_detector(name, hidden=8, **params)
-    detector.set_network(detector.build(WIDTH), WIDTH)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        detector.set_network(detector.build(WIDTH), WIDTH)
     band = constant_band(np.linspace(0.3, 0.52, 39), (0.1, 0.5), STEPS)
     return str(CalibratedDetector(detector, FeatureSpec('f', WIDTH), band, 0.1).save(folder))
 
