@@ -6,8 +6,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 
+import matplotlib
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from report_pages import ALPHA, HORIZON, judged, judged_set
@@ -44,6 +46,19 @@ def test_a_band_that_all_rollouts_share_is_one_line():
     (line,) = (x for x in figure.axes[0].lines if x.get_color() == BAND)
     np.testing.assert_array_equal(line.get_ydata(), [0.5, 0.5])
     assert 'differ' not in words(figure)
+
+
+@pytest.mark.parametrize('version', [(3, 6, 3), matplotlib.__version_info__[:3]])
+def test_the_legend_lies_below_all_axes(version, monkeypatch):
+    monkeypatch.setattr(matplotlib, '__version_info__', version)  # 3.6: Ubuntu 24.04
+    figure = drawn([judged(str(k), [0.1, 0.2], failed=k == 0) for k in range(4)])['score_curves']
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    (legend,) = figure.legends
+    assert legend.get_texts()
+    lowest = min(axis.get_tightbbox(canvas.get_renderer()).y0 for axis in figure.axes)
+    assert legend.get_window_extent(canvas.get_renderer()).y0 >= 0
+    assert legend.get_window_extent(canvas.get_renderer()).y1 <= lowest
 
 
 def test_bands_that_differ_are_drawn_as_their_range_and_said_to_differ():

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
@@ -74,7 +76,14 @@ def shared_legend(
         for axis in axes
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(
-        handles.values(), handles.keys(), loc='outside lower center', ncols=columns,
-        frameon=False, fontsize=fontsize,
-    )  # fmt: skip
+    options = {'ncols': columns, 'frameon': False, 'fontsize': fontsize}
+    if matplotlib.__version_info__ >= (3, 7):
+        figure.legend(handles.values(), handles.keys(), loc='outside lower center', **options)
+        return
+    # matplotlib 3.6, which Ubuntu 24.04 has, does not know "outside": make the room for the legend.
+    figure.legend(handles.values(), handles.keys(), loc='lower center', **options)
+    rows = math.ceil(len(handles) / columns)
+    room = (1.5 * rows + 1) * fontsize / 72 / figure.get_figheight()
+    engine = figure.get_layout_engine()
+    if isinstance(engine, ConstrainedLayoutEngine):
+        engine.set(rect=(0, room, 1, 1 - room))

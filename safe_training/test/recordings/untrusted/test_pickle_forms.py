@@ -114,7 +114,8 @@ def test_an_array_with_the_order_of_its_axes():
         def __reduce__(self):
             moved = np.ascontiguousarray(ARRAY.transpose(2, 0, 1))
             arguments = (moved.tobytes(), moved.dtype, moved.shape, 'K', (1, 2, 0))
-            return np._core.numeric._frombuffer, arguments
+            from_buffer = np.zeros(1).__reduce_ex__(5)[0]  # NumPy 1.26 has it in another module
+            return from_buffer, arguments
 
     equal(load_bytes(pickle.dumps(Written(), 5), 'x'), ARRAY)
     bad = pickle.dumps(Written(), 5).replace(b'K\x01K\x02K\x00\x87', b'K\x01K\x02K\x02\x87')
