@@ -29,6 +29,25 @@ def main(args=None):
         print('torn down', flush=True)
 """
 
+DELETING_NODE = """
+import time
+from vla_feature_bridge.nodes.interrupt import ends_on_interrupt
+
+class Slow:
+    def __del__(self):
+        print('deleting', flush=True)
+        time.sleep(0.5)
+
+@ends_on_interrupt
+def main(args=None):
+    try:
+        Slow()
+        while True:
+            time.sleep(0.01)
+    finally:
+        print('torn down', flush=True)
+"""
+
 ENDING_NODE = """
 def main(args=None):
     print(args, flush=True)
@@ -85,6 +104,15 @@ def test_a_signal_during_the_import_ends_the_process_without_a_word(start, numbe
 def test_a_signal_while_the_node_runs_lets_it_tear_down(start, number):
     process = start(RUNNING_NODE)
     assert process.stdout.readline() == 'running\n'
+    process.send_signal(number)
+    assert process.communicate(timeout=30) == ('torn down\n', '')
+    assert process.returncode == 0
+
+
+@both
+def test_a_signal_while_an_object_is_deleted_is_not_lost(start, number):
+    process = start(DELETING_NODE)
+    assert process.stdout.readline() == 'deleting\n'
     process.send_signal(number)
     assert process.communicate(timeout=30) == ('torn down\n', '')
     assert process.returncode == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from functools import wraps
 from types import FrameType
@@ -15,6 +16,9 @@ from rclpy.executors import ExternalShutdownException
 
 from vla_feature_bridge.nodes.startup import SIGNALS
 from vla_feature_bridge.ros.parameters import ParameterError
+
+#: Time after which a signal that came in a ``__del__`` is raised again [s].
+_LATER = 0.01
 
 
 class Main(Protocol):
@@ -38,7 +42,10 @@ def ends_on_interrupt(main: Main) -> Main:
 
         def first_only(signum: int, frame: FrameType | None) -> None:
             nonlocal ending
-            if not ending:
+            if _is_finalising(frame):
+                # Python would print the exception and go on, and the interrupt would be lost.
+                threading.Timer(_LATER, signal.raise_signal, (signum,)).start()
+            elif not ending:
                 ending = True
                 raise KeyboardInterrupt
 
@@ -56,6 +63,15 @@ def ends_on_interrupt(main: Main) -> Main:
                 signal.signal(number, signal.SIG_IGN if interrupted else handler)
 
     return run
+
+
+def _is_finalising(frame: FrameType | None) -> bool:
+    """Return whether a frame is inside of a ``__del__``."""
+    while frame is not None:
+        if frame.f_code.co_name == '__del__':
+            return True
+        frame = frame.f_back
+    return False
 
 
 def run_node(name: str, work: Callable[[], int], args: list[str] | None) -> int:
