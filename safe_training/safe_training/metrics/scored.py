@@ -49,11 +49,11 @@ class ScoredRollout:
         compared with a band.
     alarm_step : int or None
         First step (0-based) with an alarm; None without an alarm.
+    rollout : Rollout or None
+        The rollout that was scored, if it is needed later (features, video).
     onset_step : int or None
         Step (0-based) at which a failure began, as estimated from all its scores; None for a
         success, or if it was not estimated.
-    rollout : Rollout or None
-        The rollout that was scored, if it is needed later (features, video).
     """
 
     scores: NDArray[np.float64]
@@ -64,8 +64,8 @@ class ScoredRollout:
     part: str = ''
     threshold: Threshold | None = None
     alarm_step: int | None = None
-    onset_step: int | None = None
     rollout: Rollout | None = field(default=None, repr=False)
+    onset_step: int | None = None
 
     def __post_init__(self) -> None:
         scores = np.asarray(self.scores, dtype=np.float64)
