@@ -32,6 +32,12 @@ def maps_of_process():
         return sum('.safetensors' in line for line in lines)
 
 
+@pytest.fixture(autouse=True)
+def no_garbage():
+    """Close the files and the maps that other tests have left to the garbage collector."""
+    gc.collect()
+
+
 @pytest.mark.parametrize('steps', [2, LONG])
 def test_rollouts_keep_no_file_open(tmp_path, steps):
     path = write(tmp_path / 'set', 40, steps)
@@ -67,7 +73,6 @@ def test_large_files_are_mapped_and_small_ones_are_read(tmp_path):
 
 
 def test_a_view_keeps_its_map_and_the_last_view_gives_it_back(tmp_path):
-    gc.collect()
     before = mapping.maps()
     view = RolloutSet.open(write(tmp_path / 'set', 1, LONG))[0].features[LONG - 1 :, 2:]
     gc.collect()
@@ -79,7 +84,6 @@ def test_a_view_keeps_its_map_and_the_last_view_gives_it_back(tmp_path):
 
 
 def test_files_are_read_if_there_are_too_many_maps(tmp_path, monkeypatch):
-    gc.collect()
     monkeypatch.setattr(mapping, 'MAX_MAPS', mapping.maps() + 3)
     rollouts = list(RolloutSet.open(write(tmp_path / 'set', 8, LONG)))
     assert mapping.maps() == mapping.MAX_MAPS
@@ -90,7 +94,6 @@ def test_files_are_read_if_there_are_too_many_maps(tmp_path, monkeypatch):
 
 
 def test_a_map_that_fails_is_not_counted(tmp_path):
-    gc.collect()
     before = mapping.maps()
     with pytest.raises(OSError, match='missing'):
         mapping.file_bytes(tmp_path / 'missing')

@@ -23,9 +23,9 @@ def checkout(tmp_path):
     (package / 'resource').mkdir()
     (package / 'resource' / 'safe_training').touch()
     (package / 'safe_training' / '__init__.py').touch()
-    (package / 'safe_training' / 'fitting').mkdir()
-    fitters = 'safe_training/fitting/__init__.py'  # setup.py reads the table in it
-    for name in ('setup.py', 'setup.cfg', 'package.xml', fitters):
+    tables = ('safe_training/fitting/__init__.py', 'safe_training/cli/main.py')  # of setup.py
+    for name in ('setup.py', 'setup.cfg', 'package.xml', *tables):
+        (package / name).parent.mkdir(exist_ok=True)
         shutil.copy(ROOT / 'safe_training' / name, package / name)
     return tmp_path / 'checkout'
 
