@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from rclpy.executors import ExternalShutdownException
 from rclpy.parameter import Parameter
 from rclpy.time_source import CLOCK_TOPIC
 
@@ -117,7 +118,14 @@ class FleetRobot(MonitorNode):
         """Stop to watch because of an error in the code. The diagnosis has the reason.
 
         A lifecycle manager or a person can configure the monitor again.
+
+        Raises
+        ------
+        ExternalShutdownException
+            The process is ending: calls of ROS fail then, which is no error in the code.
         """
+        if not self.context.ok():
+            raise ExternalShutdownException from error
         self.get_logger().fatal(''.join(traceback.format_exception(error)).rstrip())
         self.failure = (
             f'the monitor has ended its work because of an error in its code: '
