@@ -109,8 +109,9 @@ def test_equality_is_one_line(compare, session):
 def test_options_that_do_not_fit_are_wrong_usage(run, rollouts, folder, tmp_path):
     status, _, errors = run('judge', rollouts, folder, '--live-topic', '/safe/score')
     assert (status, '--live-parity' in errors) == (2, True)
-    status, _, errors = run('judge', rollouts, folder, '--bands', '--live-parity', tmp_path)
-    assert (status, '--bands' in errors) == (2, True)
+    for other in ('--bands', '--onset'):
+        status, _, errors = run('judge', rollouts, folder, other, '--live-parity', tmp_path)
+        assert (status, f'cannot be used with {other}' in errors) == (2, True)
 
 
 def test_a_recording_without_scores_is_refused(run, rollouts, folder, tmp_path):
