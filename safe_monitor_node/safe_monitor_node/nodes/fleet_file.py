@@ -30,6 +30,8 @@ from safe_monitor_node.nodes.monitor_parameters import PARAMETERS
 from vla_feature_bridge.ros.parameters import Parameter, ParameterError, Value
 
 _LARGEST_FILE = 1_000_000
+# Full names of topics and services have at most 247 characters.
+_LONGEST_NAMESPACE = 150
 _NAMESPACE = re.compile(r'/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*')
 _TABLE = {parameter.name: parameter for parameter in PARAMETERS}
 _OLD_NAMES = {p.old_name: p.name for p in PARAMETERS if p.old_name}
@@ -204,6 +206,14 @@ def _robot(entry: Any, where: str, common: Mapping[str, Value], within: str) -> 
         )
     own = _parameters(values.get('parameters'), f'{where} ({name}): parameters')
     absolute = name if name.startswith('/') else f'{within.rstrip("/")}/{name}'
+    if len(absolute) > _LONGEST_NAMESPACE:
+        raise FleetFileError(
+            where=f'{where}: namespace',
+            expected=f'at most {_LONGEST_NAMESPACE} characters, because the names of topics and '
+            'services are limited',
+            found=f'{len(absolute)} characters',
+            advice='give a shorter namespace',
+        )
     return Robot(absolute, {**common, **own})
 
 

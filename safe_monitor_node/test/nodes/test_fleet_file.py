@@ -83,6 +83,10 @@ WRONG = {
     'a digit': ('robots: [{namespace: 7a}]', "found '7a'"),
     'a space': ('robots: [{namespace: arm 1}]', "found 'arm 1'"),
     'a hole': ('robots: [{namespace: a//b}]', "found 'a//b'"),
+    'a long name': (
+        f'robots: [{{namespace: {"a" * 150}}}]',
+        r'robots\[0\]: namespace: expected at most 150 characters, .* found 151 characters',
+    ),
     'root': ('robots: [{namespace: /}]', "found '/'"),
     'twice': (
         'robots: [{namespace: a}, {namespace: b}, {namespace: /a}]',
