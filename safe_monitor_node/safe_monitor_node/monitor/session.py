@@ -376,6 +376,7 @@ class MonitorSession:
 
     def label(self, label: EpisodeLabel) -> LabelEffect:
         """Process a label and store its update on disk."""
+        self._start_waiting(label.episode_id)  # or it is a label of an unknown episode
         self.effects = self.ensemble.label(label.episode_id, label.success)
         self.keep_adaptation()
         return self.effects[self.ensemble.names[0]]
