@@ -298,9 +298,8 @@ class MonitorSession:
     def advise(self, verdict: Verdict, now: float, *, stepped: bool = False) -> Advice:
         """Return the advice for the present verdict.
 
-        Call this function after every event, because the age of the state counts.
-
-        ``stepped`` says whether the event was a step.
+        Call this function after every event, because the age of the state counts. ``stepped`` says
+        whether the event was a step.
         """
         monitor, table = self.monitor, self.settings.advice
         self.situation.take(
