@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,8 @@ CLOCK_FREQUENCY = 100
 #: Topics of the whole system that nodes publish also while a recording is played.
 _OF_SYSTEM = ('/diagnostics', '/clock', '/rosout', '/parameter_events')
 _OUTPUTS = ('safe/score', 'safe/alarm', 'safe/stop', 'safe/markers', 'safe/overlay')
+_OUTPUT_ENDS = tuple(f'/{topic}' for topic in _OUTPUTS)
+_NAME = re.compile(r'[\w/~.-]+', re.ASCII)
 _STEP, _STEP_TOPIC = 'safe_msgs/msg/PolicyStep', '/vla/policy_step'
 
 
@@ -156,14 +159,24 @@ def topics_of(bag: Path) -> dict[str, str]:
         content = yaml.safe_load(file.read_text(encoding='utf-8'))
         entries = content['rosbag2_bagfile_information']['topics_with_message_count']
         described = [entry['topic_metadata'] for entry in entries]
-        return {str(topic['name']): str(topic['type']) for topic in described}
-    except (OSError, ValueError, KeyError, TypeError, yaml.YAMLError) as error:
+        topics = {str(topic['name']): str(topic['type']) for topic in described}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, yaml.YAMLError) as error:
         raise RecordingError(
             where=str(file),
             expected='the metadata of a recording of rosbag2',
             found=f'a file that cannot be read ({type(error).__name__}: {error})',
             advice='make the file again with: ros2 bag reindex FOLDER',
         ) from None
+    for name in topics:
+        # It becomes a word of a command line, and is printed.
+        if not _NAME.fullmatch(name):
+            raise RecordingError(
+                where=str(file),
+                expected='names of ROS topics',
+                found=f'{name!r:.80}',
+                advice='convert the recording without this topic',
+            )
+    return topics
 
 
 def recorded_namespace(topics: Mapping[str, str], given: str, namespace: str) -> str:
@@ -216,7 +229,8 @@ def moved_topics(topics: Iterable[str], recorded: str, namespace: str) -> dict[s
     """Return new names for topics, so that a recording can be played beside a running monitor.
 
     Steps and episodes go to the namespace of the monitor. What a monitor had published goes to
-    ``recorded`` below this namespace, so that each topic has one publisher.
+    ``recorded`` below this namespace, so that each topic has one publisher. What monitors of other
+    robots had published goes below ``/recorded``.
 
     Parameters
     ----------
@@ -244,4 +258,18 @@ def moved_topics(topics: Iterable[str], recorded: str, namespace: str) -> dict[s
             continue
         if new != topic:
             moved[topic] = new
-    return moved
+    # What monitors of other robots had published must not reach these robots. And a topic that has
+    # a name which another one gets, as in a recording of a replay, makes room.
+    for topic in known:
+        if topic not in moved and topic.endswith(_OUTPUT_ENDS):
+            moved[topic] = _aside(topic, moved)
+    while clash := next((t for t in known if t not in moved and t in moved.values()), ''):
+        moved[clash] = _aside(clash, moved)
+    return dict(sorted(moved.items()))
+
+
+def _aside(topic: str, moved: Mapping[str, str]) -> str:
+    new = f'/{ASIDE}{topic}'
+    while new in moved.values():
+        new = f'/{ASIDE}{new}'
+    return new

@@ -115,7 +115,14 @@ def test_the_topics_of_a_recording_are_read_from_its_metadata(tmp_path: Path) ->
         ('{', 'expected the metadata of a recording'),
         ('a: 1', 'expected the metadata of a recording'),
         ('rosbag2_bagfile_information: 3', 'expected the metadata of a recording'),
+        ('[' * 5000, 'expected the metadata of a recording'),
+        (
+            'rosbag2_bagfile_information: {topics_with_message_count: '
+            '[{topic_metadata: {name: "/x:=/safe/stop\\e[2J", type: t}}]}',
+            r"expected names of ROS topics, found '/x:=/safe/stop\\x1b",
+        ),
     ],
+    ids=['missing', 'broken', 'other', 'number', 'deep', 'name'],
 )
 def test_a_folder_that_is_no_recording_is_refused(
     text: str | None, message: str, tmp_path: Path
@@ -162,6 +169,28 @@ def test_a_recording_is_played_to_a_monitor_in_another_namespace() -> None:
         '/safe/score': '/robot1/recorded/safe/score',
         '/vla/episode': '/robot1/vla/episode',
         '/vla/policy_step': '/robot1/vla/policy_step',
+    }
+
+
+def test_no_two_topics_are_played_as_one() -> None:
+    # A recording of a replay holds what the replay had moved aside.
+    again = ['/vla/policy_step', '/safe/score', '/recorded/safe/score', '/recorded/diagnostics']
+    moved = moved_topics([*again, '/diagnostics'], '', '')
+    assert moved['/safe/score'] == '/recorded/safe/score'
+    played = [moved.get(topic, topic) for topic in [*again, '/diagnostics']]
+    assert len(set(played)) == len(played)
+    # The steps of another robot must not mix with those of the robot that is played.
+    two = [f'/{robot}/{topic}' for robot in 'ab' for topic in ('vla/policy_step', 'safe/score')]
+    moved = moved_topics(two, '/a', 'b')
+    assert moved['/a/vla/policy_step'] == '/b/vla/policy_step'
+    assert len({moved.get(topic, topic) for topic in two}) == len(two)
+
+
+def test_a_recording_of_two_robots_stops_neither() -> None:
+    two = [f'/{robot}/{topic}' for robot in 'ab' for topic in ('vla/policy_step', 'safe/stop')]
+    assert moved_topics(two, '/a', 'a') == {
+        '/a/safe/stop': '/a/recorded/safe/stop',
+        '/b/safe/stop': '/recorded/b/safe/stop',
     }
 
 

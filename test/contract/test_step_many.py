@@ -88,3 +88,23 @@ def test_networks_of_full_size_score_as_each_alone(name):
         found += detector.step_many(together[size:], steps[size:]) if size < 12 else []
         expected = [stream.step(step) for stream, step in zip(alone, steps, strict=True)]
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize('name', ['safe_lstm', 'safe_mlp'])
+def test_features_that_overflow_score_as_each_alone(name):
+    # A finite score of such a step would be one that no monitor alone gives.
+    torch.manual_seed(1)
+    detector = make_detector(name, hidden=16)
+    detector.set_network(detector.build(32), 32)
+    rng = np.random.default_rng(14)
+    features = rng.normal(size=(6, 4, 32)).astype(np.float32)
+    features[0] = np.sign(features[0]) * np.float32(3e38)
+    features[1] = np.float32(3e38)
+    alone = [detector.stream() for _ in features]
+    together = [detector.stream() for _ in features]
+    for t in range(features.shape[1]):
+        steps = [PolicyStep(robot[t], step=t) for robot in features]
+        expected = [stream.step(step) for stream, step in zip(alone, steps, strict=True)]
+        found = detector.step_many(together, steps)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+    assert np.isfinite(found[2:]).all()

@@ -111,6 +111,18 @@ def test_the_container_copies_what_it_reads_before_the_sources():
             assert (TOP / name).is_file()
 
 
+def test_the_container_is_not_root_and_ends_on_signals() -> None:
+    # Fast DDS gives the messages of root to no other user of the computer.
+    lines = DOCKERFILE.read_text().splitlines()
+    (user,) = [line.split()[1] for line in lines if line.startswith('USER ')]
+    assert user.split(':')[0] not in ('0', 'root')
+    last = lines.index(f'USER {user}')
+    assert not any(line.startswith('RUN ') for line in lines[last:])
+    assert 'WORKDIR /home/safe' in lines, 'a folder in which this user may write'
+    entry = (TOP / 'docker/entrypoint.sh').read_text().splitlines()
+    assert entry[-1] == 'exec "$@"'
+
+
 def test_the_container_ignores_what_dev_makes():
     ignored = (TOP / '.dockerignore').read_text().splitlines()
     made = re.findall(r'^/([\w.*]+)/$', (TOP / '.gitignore').read_text(), re.M)

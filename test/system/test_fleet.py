@@ -21,6 +21,8 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
 from probe import RELIABLE, Probe
 from rclpy.serialization import serialize_message
+from rclpy.time import Time
+from rosgraph_msgs.msg import Clock
 
 from safe_bringup.live import Process
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -219,6 +221,31 @@ def test_episodes_follow_the_rules_of_a_single_monitor(
     )
     a.end('two')
     assert a.alarms[-1].reason == 'no episode is running'
+
+
+def test_a_step_has_the_age_of_the_newest_time(
+    start: Callable[..., Fleet], mlp_folder: Path, quiet: Quiet
+) -> None:
+    fleet = start({'detector_folder': str(mlp_folder), 'use_sim_time': True}, {'a': {}})
+    a = fleet['a']
+    a.wait_until_active()
+    clock = a.node.create_publisher(Clock, '/clock', 10)
+
+    def at(seconds: float, index: int) -> FailureScore:
+        step = quiet(index)
+        step.stamp = int(seconds * 1e9)
+        clock.publish(Clock(clock=Time(nanoseconds=step.stamp).to_msg()))
+        time.sleep(0.02)  # time and steps are two topics
+        return a.step(step)
+
+    a.spin_until(lambda: clock.get_subscription_count(), 'it hears the time')
+    at(900.0, 0)
+    for index in range(1, 8):
+        assert at(900.0 + 40 * index, index).step == index
+    a.spin_until(lambda: a.facts()['age of the last step [s]'] == '0.000', 'its age is right')
+    # A recording that begins again: its first step must find the earlier time.
+    assert at(900.0, 0).state == NOMINAL
+    assert [score.step for score in a.scores][-2:] == [7, 0]
 
 
 def test_an_error_in_the_code_ends_one_monitor(

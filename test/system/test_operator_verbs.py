@@ -15,7 +15,7 @@ import pytest
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool
 
-from safe_msgs.msg import EpisodeEvent, FailureAlarm
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
 
 SAFE = [sys.executable, '-m', 'safe_monitor_node']
 
@@ -156,6 +156,8 @@ def test_the_doctor_names_a_wrong_namespace_and_a_stop_that_nobody_gets(
     run_monitor(('-r', '__ns:=/arm'), detector_folder=mlp_folder)
     latched = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
     probe.node.create_subscription(Bool, '/arm/safe/stop', lambda m: None, latched)
+    # As a recorder does.
+    probe.node.create_subscription(PolicyStep, '/arm/vla/policy_step', lambda m: None, 10)
     alarms = []
     probe.node.create_subscription(FailureAlarm, '/arm/safe/alarm', alarms.append, 10)
     probe.spin_until(lambda: probe.status is not None and probe.status.values, 'it runs')
@@ -164,6 +166,7 @@ def test_the_doctor_names_a_wrong_namespace_and_a_stop_that_nobody_gets(
     assert status == 1
     assert '/vla/policy_step: /probe publishes steps, and no monitor subscribes' in out
     assert '/arm/safe/stop: /probe gets no message (' in out
+    assert '/arm/safe/stop: only /probe subscribes, to record it' in out
     assert '/arm/vla/policy_step: expected a publisher, found none' in out
 
 

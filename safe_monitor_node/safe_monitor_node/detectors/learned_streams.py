@@ -8,7 +8,7 @@ steps of many robots, one matrix product reads the weights once.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -56,6 +56,31 @@ class MlpStream(Stream):
         return self.accumulator.add(self.activation(x).item())
 
 
+class _Overflow(Exception):
+    """A sum of a batch is not finite; nothing has changed.
+
+    With finite features, this depends on the order of the sum, and a batch has another order.
+    """
+
+
+def _require_finite(values: torch.Tensor) -> None:
+    # A finite sum proves it, in one number; sums of finite numbers can overflow too.
+    if not math.isfinite(values.sum().item()) and not torch.isfinite(values).all():
+        raise _Overflow
+
+
+def _in_batch_or_alone(
+    steps: Sequence[PolicyStep],
+    streams: Sequence[Stream],
+    vector_of: Callable[[PolicyStep], np.ndarray],
+    score: Callable[[np.ndarray, list[int]], list[float]],
+) -> list[Answer]:
+    try:
+        return in_one_batch(steps, vector_of, score)
+    except _Overflow:
+        return one_by_one(streams, steps)
+
+
 @torch.inference_mode()
 def step_mlps(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
     """Score the next step of streams of one SAFE-MLP; see `Detector.step_many`."""
@@ -68,6 +93,7 @@ def step_mlps(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[An
         last = len(mlps[0].layers) - 1
         for i, (weight, bias) in enumerate(mlps[0].layers):
             x = torch.addmm(bias, x, weight.t())
+            _require_finite(x)
             if i < last:
                 x = x.relu_()
         values = mlps[0].activation(x)[:, 0].tolist()
@@ -76,7 +102,7 @@ def step_mlps(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[An
             for position, value in zip(positions, values, strict=True)
         ]
 
-    return in_one_batch(steps, mlps[0].vector, score)
+    return _in_batch_or_alone(steps, streams, mlps[0].vector, score)
 
 
 def _sigmoid(x: float) -> float:
@@ -154,6 +180,7 @@ def step_lstms(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[A
             states = torch.stack([stream.memory[k][0] for stream in chosen])
             cells = torch.stack([stream.memory[k][1] for stream in chosen])
             gates = torch.addmm(bias, x, w_ih.t()).addmm_(states, w_hh.t())
+            _require_finite(gates)
             # PyTorch's gate order: input, forget, cell, output.
             i, f, g, o = gates.chunk(4, dim=1)
             cells = torch.sigmoid(f) * cells + torch.sigmoid(i) * torch.tanh(g)
@@ -167,7 +194,7 @@ def step_lstms(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[A
                 stream.memory[k][1].copy_(cells[row])
         return [stream.score_of(logit) for stream, logit in zip(chosen, logits, strict=True)]
 
-    return in_one_batch(steps, lstms[0].vector, score)
+    return _in_batch_or_alone(steps, streams, lstms[0].vector, score)
 
 
 class LstmWindowStream(Stream):

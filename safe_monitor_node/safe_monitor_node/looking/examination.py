@@ -37,11 +37,15 @@ class Reader:
         Type of its messages.
     mismatch : str
         Why the QoS does not match that of the monitor; empty if it does.
+    records : bool
+        Whether the node also subscribes to the steps, as recorders and black boxes do: it stops no
+        robot.
     """
 
     node: str
     type_name: str
     mismatch: str = ''
+    records: bool = False
 
 
 @dataclass(frozen=True)
@@ -185,14 +189,17 @@ def examine_monitor(monitor: MonitorSeen, wait: float) -> list[Remark]:
 def _state(report: Report) -> Iterator[Remark]:
     """Yield what the monitor itself says: its state, and what is wrong around it."""
     state, reason = report.facts['state'], report.facts.get('reason', '')
-    head, rest = f'{state}: {reason}', ''
+    head, rest, unclear = f'{state}: {reason}', '', False
     if report.message.startswith(f'{state}, but '):
         rest = report.message.removeprefix(f'{state}, but ')
     elif report.message.startswith(head):
         rest = report.message.removeprefix(head).removeprefix('; ')
     elif report.message:
-        head = report.message
-    mark = Mark.PROBLEM if state in _HINTS else Mark.OK if state == 'NOMINAL' else Mark.NOTE
+        # Of another version, or shortened: what is wrong cannot be told from the state.
+        head, unclear = report.message, report.level > 0
+    mark = (
+        Mark.PROBLEM if state in _HINTS or unclear else Mark.OK if state == 'NOMINAL' else Mark.NOTE
+    )
     if hint := next((text for part, text in _HINTS.get(state, ()) if part in head), ''):
         head += f'; {hint}'
     yield Remark(mark, head)
@@ -262,7 +269,10 @@ def _stop(monitor: MonitorSeen) -> Iterator[Remark]:
     topic, right = monitor.stop_topic, 'std_msgs/msg/Bool'
     if not monitor.stop_readers:
         yield Remark(Mark.NOTE, f'{topic}: no node subscribes, so that an alarm stops no robot')
-        return
+    elif all(reader.records for reader in monitor.stop_readers):
+        names = _names([reader.node for reader in monitor.stop_readers])
+        text = f'{topic}: only {names} subscribes, to record it, so that an alarm stops no robot'
+        yield Remark(Mark.NOTE, text)
     for reader in monitor.stop_readers:
         if reader.type_name != right:
             text = f'{topic}: {reader.node} expects {reader.type_name}; subscribe to {right}'

@@ -100,6 +100,9 @@ def _answers(wanted: Mapping[int, Wanted]) -> dict[int, Answer]:
 def _answers_of(several: Sequence[Wanted]) -> list[Answer]:
     streams, steps = [one.stream for one in several], [one.step for one in several]
     try:
-        return several[0].detector.step_many(streams, steps)
+        answers = list(several[0].detector.step_many(streams, steps))
+        if len(answers) != len(several):
+            raise ValueError(f'{len(answers)} scores of {len(several)} steps')
+        return answers
     except Exception as error:  # A detector's fault: none of its steps has a score.
         return [error] * len(several)

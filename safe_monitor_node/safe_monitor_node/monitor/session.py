@@ -298,9 +298,8 @@ class MonitorSession:
     def advise(self, verdict: Verdict, now: float, *, stepped: bool = False) -> Advice:
         """Return the advice for the present verdict.
 
-        Call this function after every event, because the age of the state counts.
-
-        ``stepped`` says whether the event was a step.
+        Call this function after every event, because the age of the state counts. ``stepped`` says
+        whether the event was a step.
         """
         monitor, table = self.monitor, self.settings.advice
         self.situation.take(
@@ -376,6 +375,7 @@ class MonitorSession:
 
     def label(self, label: EpisodeLabel) -> LabelEffect:
         """Process a label and store its update on disk."""
+        self._start_waiting(label.episode_id)  # or it is a label of an unknown episode
         self.effects = self.ensemble.label(label.episode_id, label.success)
         self.keep_adaptation()
         return self.effects[self.ensemble.names[0]]

@@ -184,7 +184,9 @@ def _reader(node: Node, topic: str, info: Any) -> Reader:
     compatibility, reason = qos_check_compatible(offered[0], info.qos_profile)
     reason = reason.replace('ERROR: ', '').strip('; ').lower()
     bad = compatibility == QoSCompatibility.ERROR
-    return Reader(_name(info), info.topic_type, reason if bad else '')
+    name = _name(info)
+    records = bool(_topics_of(node, name, _STEP, publishes=False))
+    return Reader(name, info.topic_type, reason if bad else '', records)
 
 
 def _name(info: Any) -> str:

@@ -14,8 +14,11 @@
 
 from __future__ import annotations
 
+import os
 import re
+import reprlib
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,11 +30,17 @@ from safe_monitor_node.nodes.monitor_parameters import PARAMETERS
 from vla_feature_bridge.ros.parameters import Parameter, ParameterError, Value
 
 _LARGEST_FILE = 1_000_000
+# Full names of topics and services have at most 247 characters.
+_LONGEST_NAMESPACE = 150
 _NAMESPACE = re.compile(r'/?[A-Za-z_][A-Za-z0-9_]*(/[A-Za-z_][A-Za-z0-9_]*)*')
 _TABLE = {parameter.name: parameter for parameter in PARAMETERS}
 _OLD_NAMES = {p.old_name: p.name for p in PARAMETERS if p.old_name}
 _SIM_TIME = Parameter('use_sim_time', False, 'Take the time from /clock.')
 _QOS = 'qos_overrides.'
+# Ten lines of YAML with aliases can have a `repr` of gigabytes.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 3
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 80
 
 
 class FleetFileError(ParameterError):
@@ -128,7 +137,8 @@ def _content(path: str) -> Any:
         raise FleetFileError(
             where=path, expected='UTF-8 text', found='other bytes', advice='save it as UTF-8'
         ) from error
-    except (yaml.YAMLError, RecursionError) as error:
+    # A date that does not exist and a number of a thousand digits are ValueErrors.
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise FleetFileError(
             where=path,
             expected='YAML',
@@ -137,19 +147,23 @@ def _content(path: str) -> Any:
         ) from error
 
 
-def _repeated(node: Any) -> Iterator[tuple[str, int]]:
+def _repeated(node: Any, visited: set[int] | None = None) -> Iterator[tuple[str, int]]:
     """Yield the keys that a mapping has twice, with their lines; YAML keeps only the last one."""
+    visited = set() if visited is None else visited
+    if id(node) in visited:  # another alias of the same node
+        return
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
         seen = set()
         for key, value in node.value:
-            if key.value in seen:
-                yield str(key.value), key.start_mark.line + 1
             if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    yield key.value, key.start_mark.line + 1
                 seen.add(key.value)
-            yield from _repeated(value)
+            yield from _repeated(value, visited)
     elif isinstance(node, yaml.SequenceNode):
         for value in node.value:
-            yield from _repeated(value)
+            yield from _repeated(value, visited)
 
 
 def _mapping(value: Any, where: str, keys: set[str]) -> dict[str, Any]:
@@ -173,7 +187,7 @@ def _mapping(value: Any, where: str, keys: set[str]) -> dict[str, Any]:
 
 
 def _shown(value: Any) -> str:
-    return 'nothing' if value is None else f'{value!r:.80}'
+    return 'nothing' if value is None else f'{_SHORT.repr(value):.80}'
 
 
 # --- robots
@@ -192,6 +206,14 @@ def _robot(entry: Any, where: str, common: Mapping[str, Value], within: str) -> 
         )
     own = _parameters(values.get('parameters'), f'{where} ({name}): parameters')
     absolute = name if name.startswith('/') else f'{within.rstrip("/")}/{name}'
+    if len(absolute) > _LONGEST_NAMESPACE:
+        raise FleetFileError(
+            where=f'{where}: namespace',
+            expected=f'at most {_LONGEST_NAMESPACE} characters, because the names of topics and '
+            'services are limited',
+            found=f'{len(absolute)} characters',
+            advice='give a shorter namespace',
+        )
     return Robot(absolute, {**common, **own})
 
 
@@ -205,7 +227,7 @@ def _check_unique(path: str, robots: list[Robot]) -> None:
         ),
         (
             'an adaptation_file',
-            [robot.parameters.get('adaptation_file') for robot in robots],
+            [_file_of(robot) for robot in robots],
             'each robot learns its own thresholds and would overwrite those of the other',
         ),
     ):
@@ -221,6 +243,11 @@ def _check_unique(path: str, robots: list[Robot]) -> None:
                     advice=f'change one of them: {advice}',
                 )
             first[value] = index
+
+
+def _file_of(robot: Robot) -> str:
+    path = robot.parameters.get('adaptation_file')
+    return os.path.realpath(path) if isinstance(path, str) and path else ''
 
 
 # --- parameters of a monitor
@@ -246,7 +273,8 @@ def _value(name: Any, value: Any, where: str) -> Value:
     if parameter is None or name == 'threads':
         raise _unknown(name, where)
     if isinstance(parameter.default, float) and type(value) is int:
-        value = float(value)
+        with suppress(OverflowError):  # then it is not allowed either
+            value = float(value)
     if not _allowed(parameter, value):
         allowed = f' ({parameter.allowed})' if parameter.allowed else ''
         raise FleetFileError(

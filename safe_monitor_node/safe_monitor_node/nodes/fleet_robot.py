@@ -9,7 +9,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from rclpy.executors import ExternalShutdownException
 from rclpy.parameter import Parameter
+from rclpy.time_source import CLOCK_TOPIC
 
 from safe_monitor_node.monitor.scoring import Scoring
 from safe_monitor_node.nodes.fleet_file import Robot
@@ -74,8 +76,19 @@ class FleetRobot(MonitorNode):
 
     # --- messages
 
+    def _take_time(self) -> None:
+        """Take the time from ``/clock``, which the loop looks at only now and then."""
+        if not self.get_clock().ros_time_is_active:
+            return
+        for subscription in self.subscriptions:
+            if subscription.topic_name == CLOCK_TOPIC:
+                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+                if taken is not None:
+                    subscription.callback(taken[0])
+
     def take_events(self) -> None:
         """Take the events that wait."""
+        self._take_time()
         for subscription in self.inputs.events:
             for _ in range(_MOST_EVENTS):
                 taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
@@ -105,7 +118,14 @@ class FleetRobot(MonitorNode):
         """Stop to watch because of an error in the code. The diagnosis has the reason.
 
         A lifecycle manager or a person can configure the monitor again.
+
+        Raises
+        ------
+        ExternalShutdownException
+            The process is ending: calls of ROS fail then, which is no error in the code.
         """
+        if not self.context.ok():
+            raise ExternalShutdownException from error
         self.get_logger().fatal(''.join(traceback.format_exception(error)).rstrip())
         self.failure = (
             f'the monitor has ended its work because of an error in its code: '

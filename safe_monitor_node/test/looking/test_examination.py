@@ -173,9 +173,20 @@ def test_a_policy_without_events_is_a_note():
     )
 
 
+def test_a_diagnosis_that_is_not_understood_is_no_good_news():
+    last = replace(HEALTHY.reports[-1], level=1, message='NOMINAL (with trouble)')
+    found = examine_monitor(replace(HEALTHY, reports=[HEALTHY.reports[0], last]), 4.0)
+    assert problems(found) == ['NOMINAL (with trouble)']
+
+
 def test_who_gets_the_stop_is_said():
     nobody = replace(HEALTHY, stop_readers=[])
     assert any('no node subscribes' in text for text in notes(examine_monitor(nobody, 4.0)))
+    box = Reader('/r/black_box', 'std_msgs/msg/Bool', records=True)
+    recorded = replace(HEALTHY, stop_readers=[box])
+    assert any('stops no robot' in text for text in notes(examine_monitor(recorded, 4.0)))
+    both = replace(HEALTHY, stop_readers=[box, *HEALTHY.stop_readers])
+    assert not any('stops no robot' in text for text in notes(examine_monitor(both, 4.0)))
     wrong = replace(
         HEALTHY,
         stop_readers=[

@@ -19,9 +19,12 @@ from vla_feature_bridge.step import PolicyStep
 
 WIDTH = 16
 STEPS = 12
+# A seed whose networks make alarms and leave the first robot without one.
+SEED = 0
 
 
 def save(folder, name, **params):
+    torch.manual_seed(SEED)
     detector = make_detector(name, hidden=8, **params)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -119,6 +122,21 @@ def test_a_detector_that_fails_makes_the_steps_of_its_robots_invalid(folders, mo
     for result in (first, second):
         assert result.verdict.state == AlarmState.INVALID
         assert 'detector safe_lstm failed with MemoryError: no memory' in result.problem
+    assert np.isfinite(third.score)
+
+
+@pytest.mark.parametrize('answers', [[0.1], [0.1, 0.2, 0.3], None], ids=['few', 'many', 'none'])
+def test_a_detector_with_another_number_of_answers_has_failed(folders, monkeypatch, answers):
+    lstm, mlp = folders
+    broken, sound = [session(lstm), session(lstm)], session(mlp)
+    kind = type(broken[0].monitor.calibrated.detector)
+    monkeypatch.setattr(kind, 'step_many', lambda self, streams, steps: answers)
+    first, second, third = scored_together(
+        [one.scoring(step_of(i, 0), 0.0, None, None) for i, one in enumerate([*broken, sound])]
+    )
+    for result in (first, second):
+        assert result.verdict.state == AlarmState.INVALID
+        assert 'detector safe_lstm failed' in result.problem
     assert np.isfinite(third.score)
 
 

@@ -183,6 +183,19 @@ def test_a_start_without_an_end_before_starts_when_the_grace_is_over(folder):
     assert live.session.monitor.counts.episodes == 2
 
 
+def test_a_label_of_an_episode_whose_start_waits_is_not_lost(folder):
+    live = Live(folder)
+    live.step('a', 0)
+    live.session.start('b', 0.0, 'pour', 0.1)
+    assert live.session.label(label('a')) is LabelEffect.PENDING
+    assert live.session.running_id == 'a', 'a label of another episode starts nothing'
+    assert live.session.label(label('b')) is LabelEffect.PENDING
+    live.step('b', 0, HIGH)
+    live.session.end('b')
+    live.session.finish_episode()
+    assert live.step('c', 0).threshold > 36 / 39, 'the label of b counts'
+
+
 def test_the_first_start_and_a_start_of_the_running_episode_wait_for_nothing(folder):
     live = Live(folder)
     assert not live.session.start('a', 0.0, 'pour', 0.1)

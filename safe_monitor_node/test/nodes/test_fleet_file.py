@@ -83,6 +83,10 @@ WRONG = {
     'a digit': ('robots: [{namespace: 7a}]', "found '7a'"),
     'a space': ('robots: [{namespace: arm 1}]', "found 'arm 1'"),
     'a hole': ('robots: [{namespace: a//b}]', "found 'a//b'"),
+    'a long name': (
+        f'robots: [{{namespace: {"a" * 150}}}]',
+        r'robots\[0\]: namespace: expected at most 150 characters, .* found 151 characters',
+    ),
     'root': ('robots: [{namespace: /}]', "found '/'"),
     'twice': (
         'robots: [{namespace: a}, {namespace: b}, {namespace: /a}]',
@@ -90,6 +94,11 @@ WRONG = {
     ),
     'one file for two': (
         'parameters: {adaptation_file: /f}\nrobots: [{namespace: a}, {namespace: b}]',
+        r"robots\[1\]: expected an adaptation_file of its own, found '/f'",
+    ),
+    'one file by two paths': (
+        'robots: [{namespace: a, parameters: {adaptation_file: /f}},'
+        ' {namespace: b, parameters: {adaptation_file: /x/../f}}]',
         r"robots\[1\]: expected an adaptation_file of its own, found '/f'",
     ),
     'key twice': (
@@ -114,6 +123,14 @@ WRONG = {
     'empty text list': (f'parameters: {{more_detectors: []}}\n{ROBOT}', r'found \[\]'),
     'list': (f'parameters: [alpha]\n{ROBOT}', 'expected names and values of parameters'),
     'broken': ('robots: [', 'expected YAML, found while parsing'),
+    'a list as a key': ('? [a, b]\n: c', 'expected YAML, found .*unhashable key'),
+    'no such day': ('robots: [{namespace: 2026-13-45}]', 'expected YAML, found month must be'),
+    'too many digits': (f'robots: {"9" * 5000}', 'expected YAML, found .*4300'),
+    'too large': (
+        f'parameters: {{alpha: {"9" * 400}}}\n{ROBOT}',
+        'alpha: expected a value of type',
+    ),
+    'itself': ('robots: &a [*a]', r'robots\[0\]: expected the keys namespace'),
     'a tag': ('robots: !!python/object:os.system {}', 'expected YAML, found could not determine'),
 }
 
@@ -124,6 +141,15 @@ def test_what_no_monitor_could_use_is_refused(read, text, message):
         read(text)
     assert 'robots.yaml' in str(caught.value)
     assert caught.value.advice
+
+
+@pytest.mark.timeout(20)
+def test_aliases_of_aliases_take_no_time(read):
+    last = '[x, x, x, x, x, x, x, x, x]'
+    lines = [f'    - &a0 {last}']
+    lines += [f'    - &a{n} [{", ".join([f"*a{n - 1}"] * 9)}]' for n in range(1, 12)]
+    with pytest.raises(FleetFileError, match=r'robots\[0\]: namespace: expected .*, found \['):
+        read('\n'.join(['robots:', '- namespace:', *lines]))
 
 
 def test_a_file_that_cannot_be_read_is_refused(tmp_path):

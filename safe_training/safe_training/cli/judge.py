@@ -97,8 +97,11 @@ def run(args: argparse.Namespace) -> int:
 
     if args.live_topic and args.live_parity is None:
         raise UsageError('--live-topic: expected --live-parity RECORDING too, found none')
-    if args.live_parity is not None and args.bands:
-        raise UsageError('--live-parity cannot be used with --bands; remove one of the two options')
+    for option in ('bands', 'onset'):
+        if args.live_parity is not None and getattr(args, option):
+            raise UsageError(
+                f'--live-parity cannot be used with --{option}; remove one of the two options'
+            )
     alphas = sorted(set(args.alpha or ()))
     for alpha in alphas:
         check_alpha(alpha)

@@ -224,7 +224,11 @@ def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> li
     For 'train', a step is not compared with steps of its own rollout.
     """
     score = detector.score_training if part == 'train' else detector.score_all
-    scored = scored_rollouts(score(rollouts), rollouts, part)
+    return with_onsets(detector, scored_rollouts(score(rollouts), rollouts, part))
+
+
+def with_onsets(detector: Detector, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
+    """Return the rollouts, failures with their beginning as their scores give it."""
     return [
         replace(rollout, onset_step=onset_step(detector.step_values(rollout.scores)))
         if rollout.failed

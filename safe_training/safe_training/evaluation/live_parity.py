@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from safe_training.evaluation.judge import JudgedSet, with_alarms
+from safe_training.evaluation.judge import JudgedSet, with_alarms, with_onsets
 from safe_training.metrics.part_report import flatten_report
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.untrusted.score_cdr import RecordedScore
@@ -19,6 +19,9 @@ TOLERANCE = 1e-5
 
 A message holds a score as float32, and a detector may sum in another order step by step.
 """
+
+_ESTIMATES = frozenset({'onset_distance_steps', 'onset_near'})
+"""Numbers of the table that can change with the last digit of a score."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +103,7 @@ def compare_live(judged: JudgedSet, live: Mapping[str, Sequence[RecordedScore]])
                 math.isfinite(s.score) for s in scores
             ):
                 offline_parts.setdefault(part, []).append(rollout)
-                live_parts.setdefault(part, []).append(_scored_live(rollout, scores))
+                live_parts.setdefault(part, []).append(_scored_live(judged, rollout, scores))
     known = {rollout.episode_id for rollout in judged.rollouts}
     differences += [_absent(name, 'not in the set', 'scores') for name in live if name not in known]
     offline = JudgedSet(judged.detector, judged.alpha, offline_parts)
@@ -117,7 +120,7 @@ def _as_live(
         return members
     scores = judged.detector.detector.score_all([m.required_rollout for m in members])
     again = [replace(m, scores=s) for m, s in zip(members, scores, strict=True)]
-    return with_alarms(again, judged.band, judged.alpha)
+    return with_alarms(with_onsets(judged.detector.detector, again), judged.band, judged.alpha)
 
 
 def _common(rollout: ScoredRollout, live: Sequence[RecordedScore]) -> list[tuple[float, float]]:
@@ -168,9 +171,12 @@ def _absent(name: str, offline: str, live: str) -> Difference:
     return Difference(name, None, 'episode', offline, live)
 
 
-def _scored_live(rollout: ScoredRollout, live: Sequence[RecordedScore]) -> ScoredRollout:
+def _scored_live(
+    judged: JudgedSet, rollout: ScoredRollout, live: Sequence[RecordedScore]
+) -> ScoredRollout:
     alarm = next((s.step for s in live if s.alarm), None)
-    return replace(rollout, scores=np.array([s.score for s in live]), alarm_step=alarm)
+    scored = replace(rollout, scores=np.array([s.score for s in live]), alarm_step=alarm)
+    return with_onsets(judged.detector.detector, [scored])[0]
 
 
 def _of_tables(offline: JudgedSet, live: JudgedSet) -> list[Difference]:
@@ -180,6 +186,8 @@ def _of_tables(offline: JudgedSet, live: JudgedSet) -> list[Difference]:
     for part, report in reports.items():
         other = flatten_report(of_live[part])
         for name, value in flatten_report(report).items():
+            if name in _ESTIMATES:
+                continue
             both_missing = math.isnan(value) and math.isnan(other[name])
             if not both_missing and not _equal(value, other[name]):
                 shown = f'{value:.6g}', f'{other[name]:.6g}'

@@ -9,6 +9,10 @@ import pytest
 from recorded_scores import make_score, write_scores
 
 from safe_monitor_node.storage.detector_folder import load_detector
+from safe_training.evaluation.judge import judge
+from safe_training.evaluation.live_parity import compare_live
+from safe_training.metrics.onset import onset_step
+from safe_training.recordings.sources import load_rollouts
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 
 
@@ -99,6 +103,22 @@ def test_scores_of_another_detector_make_another_table(compare, session):
     assert 'Live session: ' in said
 
 
+def test_the_beginning_of_a_failure_comes_from_the_live_scores(session, rollouts, folder):
+    detector = load_detector(folder)
+    judged = judge(detector, load_rollouts(rollouts))
+    falling = {
+        name: [s._replace(score=1.0 - 0.01 * s.step) for s in scores]
+        for name, scores in session.items()
+    }
+    found = compare_live(judged, falling)
+    failures = [r for part in found.live.parts.values() for r in part if r.failed]
+    assert {r.onset_step for r in failures} == {0}, 'it never rises'
+    for rollout in (r for part in found.offline.parts.values() for r in part if r.failed):
+        values = detector.detector.step_values(rollout.scores)
+        assert rollout.onset_step == onset_step(values)
+    assert any(r.onset_step for part in found.offline.parts.values() for r in part)
+
+
 def test_equality_is_one_line(compare, session):
     status, said, _ = compare(session)
     assert status == 0
@@ -109,8 +129,9 @@ def test_equality_is_one_line(compare, session):
 def test_options_that_do_not_fit_are_wrong_usage(run, rollouts, folder, tmp_path):
     status, _, errors = run('judge', rollouts, folder, '--live-topic', '/safe/score')
     assert (status, '--live-parity' in errors) == (2, True)
-    status, _, errors = run('judge', rollouts, folder, '--bands', '--live-parity', tmp_path)
-    assert (status, '--bands' in errors) == (2, True)
+    for other in ('--bands', '--onset'):
+        status, _, errors = run('judge', rollouts, folder, other, '--live-parity', tmp_path)
+        assert (status, f'cannot be used with {other}' in errors) == (2, True)
 
 
 def test_a_recording_without_scores_is_refused(run, rollouts, folder, tmp_path):
