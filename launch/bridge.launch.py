@@ -20,6 +20,7 @@ from safe_bringup.launch_arguments import (
     argument,
     given_parameters,
     node_arguments,
+    only_known_arguments,
     parameter_file,
 )
 from safe_bringup.launch_nodes import managed_node
@@ -123,4 +124,5 @@ def monitor_of(context: LaunchContext, source: str) -> IncludeLaunchDescription:
 
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=start_bridge)])
+    known = only_known_arguments(__file__, ARGUMENTS)
+    return LaunchDescription([*ARGUMENTS, known, OpaqueFunction(function=start_bridge)])

@@ -21,6 +21,7 @@ from safe_bringup.launch_arguments import (
     flag_argument,
     given_parameters,
     node_arguments,
+    only_known_arguments,
 )
 from safe_bringup.launch_nodes import managed_node, plain_node
 from safe_bringup.launch_recording import recorder, recording_arguments
@@ -174,4 +175,5 @@ def bridge(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=bring_up)])
+    known = only_known_arguments(__file__, ARGUMENTS)
+    return LaunchDescription([*ARGUMENTS, known, OpaqueFunction(function=bring_up)])

@@ -38,6 +38,7 @@ from safe_bringup.launch_arguments import (
     given_parameters,
     log_arguments,
     log_level_argument,
+    only_known_arguments,
     parameter_file,
 )
 
@@ -310,4 +311,5 @@ def when_ended(replay: Node, event: ProcessExited, context: LaunchContext) -> En
 
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=bring_up)])
+    known = only_known_arguments(__file__, ARGUMENTS)
+    return LaunchDescription([*ARGUMENTS, known, OpaqueFunction(function=bring_up)])

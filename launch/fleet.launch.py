@@ -19,6 +19,7 @@ from safe_bringup.launch_arguments import (
     given_parameters,
     log_arguments,
     log_level_argument,
+    only_known_arguments,
     parameter_file,
 )
 
@@ -75,4 +76,5 @@ def start_fleet(context: LaunchContext) -> list[Node]:
 
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=start_fleet)])
+    known = only_known_arguments(__file__, ARGUMENTS)
+    return LaunchDescription([*ARGUMENTS, known, OpaqueFunction(function=start_fleet)])

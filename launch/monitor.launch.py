@@ -14,7 +14,12 @@ from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
-from safe_bringup.launch_arguments import argument, given_parameters, node_arguments
+from safe_bringup.launch_arguments import (
+    argument,
+    given_parameters,
+    node_arguments,
+    only_known_arguments,
+)
 from safe_bringup.launch_nodes import managed_node
 
 PARAMETERS = {'detector_folder': str, 'alpha': float}
@@ -76,4 +81,5 @@ def start_monitor(context: LaunchContext) -> list[LaunchDescriptionEntity]:
 
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=start_monitor)])
+    known = only_known_arguments(__file__, ARGUMENTS)
+    return LaunchDescription([*ARGUMENTS, known, OpaqueFunction(function=start_monitor)])

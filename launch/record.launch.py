@@ -10,7 +10,10 @@ from __future__ import annotations
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 
 from launch import LaunchDescription
-from safe_bringup.launch_arguments import flag_argument
+from safe_bringup.launch_arguments import (
+    flag_argument,
+    only_known_arguments,
+)
 from safe_bringup.launch_recording import recorder, recording_arguments
 
 ARGUMENTS = (
@@ -24,4 +27,5 @@ ARGUMENTS = (
 
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=recorder)])
+    known = only_known_arguments(__file__, ARGUMENTS)
+    return LaunchDescription([*ARGUMENTS, known, OpaqueFunction(function=recorder)])

@@ -44,6 +44,7 @@ from safe_bringup.launch_arguments import (
     given_parameters,
     log_level_argument,
     number,
+    only_known_arguments,
 )
 from safe_bringup.launch_nodes import managing, node_managed_here, plain_node
 from safe_bringup.launch_recording import ProcessError, bag_error
@@ -292,4 +293,5 @@ def when_monitor_ended(event: ProcessExited, context: LaunchContext) -> Entities
 
 def generate_launch_description() -> LaunchDescription:
     """Return what ``ros2 launch`` runs."""
-    return LaunchDescription([*ARGUMENTS, OpaqueFunction(function=bring_up)])
+    known = only_known_arguments(__file__, ARGUMENTS)
+    return LaunchDescription([*ARGUMENTS, known, OpaqueFunction(function=bring_up)])

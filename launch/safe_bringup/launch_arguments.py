@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Mapping
+import os
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launch.actions import DeclareLaunchArgument
+from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch_ros.parameter_descriptions import ParameterValue
 
 from launch import LaunchContext
@@ -21,6 +24,65 @@ EXPECTED: dict[object, str] = {bool: 'true or false', int: 'a whole number', flo
 
 class LaunchArgumentError(SafeError):
     """An argument of a launch file cannot be used; the message contains its name."""
+
+
+def only_known_arguments(file: str, declared: Iterable[DeclareLaunchArgument]) -> OpaqueFunction:
+    """Return an action that refuses arguments on the command line that a launch file does not have.
+
+    ``ros2 launch`` ignores a name that no launch file declares, so that a misspelt argument has no
+    effect. The action does nothing if another launch file includes this one, because the command
+    line then has the arguments of that file.
+
+    Parameters
+    ----------
+    file : str
+        Path of the launch file: its ``__file__``.
+    declared : iterable of DeclareLaunchArgument
+        All arguments of the launch file.
+    """
+    names = sorted(argument.name for argument in declared)
+
+    def check(context: LaunchContext) -> None:
+        if is_launched(file, sys.argv):
+            refuse_unknown([word.partition(':=')[0] for word in context.argv], names)
+
+    return OpaqueFunction(function=check)
+
+
+def is_launched(file: str, words: Sequence[str]) -> bool:
+    """Tell whether a command line of ``ros2 launch`` names a launch file, or its XML twin."""
+    path = Path(file)
+    for package, word in zip(['', *words], words, strict=False):
+        if Path(word).stem != path.stem:
+            continue
+        if package == 'safe_bringup' and word == Path(word).name:
+            return True
+        if os.path.exists(word) and Path(word).resolve().parent == path.resolve().parent:
+            return True
+    return False
+
+
+def refuse_unknown(given: Iterable[str], known: Sequence[str]) -> None:
+    """Raise an error if a given name is not a known name.
+
+    Raises
+    ------
+    LaunchArgumentError
+        A name is unknown; the message contains the nearest known names.
+    """
+    for name in given:
+        if name in known:
+            continue
+        nearest = difflib.get_close_matches(name, known, n=1)
+        raise LaunchArgumentError(
+            where=f'argument {name}',
+            expected=f'one of {", ".join(known)}',
+            found=f'the name {name!r}',
+            advice=f'the nearest name is {nearest[0]!r}'
+            if nearest
+            else 'the parameters of a node are set in a parameter file: copy the file in '
+            'share/safe_bringup/params, and give the copy',
+        )
 
 
 def log_level_argument() -> DeclareLaunchArgument:

@@ -186,6 +186,16 @@ def test_topics_that_are_moved_are_topics_that_nodes_publish() -> None:
             assert f"'{topic[1:]}'" in text, topic
 
 
+# --- misspelt arguments
+
+
+@every_file
+def test_every_file_refuses_arguments_that_it_does_not_have(path: Path) -> None:
+    actions = path.read_text(encoding='utf-8').partition('def generate_launch_description')[2]
+    assert 'known = only_known_arguments(__file__, ARGUMENTS)' in actions
+    assert 'LaunchDescription([*ARGUMENTS, known, OpaqueFunction(' in actions
+
+
 # --- the documentation
 
 

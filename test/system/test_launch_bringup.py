@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,6 +178,8 @@ def test_steps_come_from_topics(
         (['respawn_delay:=soon'], "respawn_delay: expected a number, found 'soon'"),
         (['record:=true', 'record_output:=.'], 'record_output: expected a folder that does not'),
         (['bridge:=socket'], 'provided value "socket" is not valid'),
+        (['namespce:=robot1'], "found the name 'namespce'; the nearest name is 'namespace'"),
+        (['latch:=reset'], "found the name 'latch'; the parameters of a node are set in a"),
     ],
 )
 def test_a_wrong_argument_is_refused_by_its_name_and_starts_nothing(
@@ -191,6 +194,40 @@ def test_a_wrong_argument_is_refused_by_its_name_and_starts_nothing(
     assert launched.wait() == 1
     assert message in launched.output
     assert 'process started' not in launched.output
+
+
+INCLUDING = """
+from launch.actions import DeclareLaunchArgument, IncludeLaunchDescription
+from launch.launch_description_sources import PythonLaunchDescriptionSource
+
+from launch import LaunchDescription
+
+
+def generate_launch_description():
+    ours = IncludeLaunchDescription(
+        PythonLaunchDescriptionSource({path!r}),
+        launch_arguments={{'detector_folder': {detector!r}}}.items(),
+    )
+    return LaunchDescription([DeclareLaunchArgument('namespce', default_value='a'), ours])
+"""
+
+
+def test_an_including_launch_file_may_have_arguments_of_its_own(
+    ros2_launch: Start,  # noqa: F811
+    mlp_folder: Path,
+    tmp_path: Path,
+) -> None:
+    mine = tmp_path / 'mine.launch.py'
+    path = str(LAUNCH / 'monitor.launch.py')
+    mine.write_text(INCLUDING.format(path=path, detector=str(mlp_folder)))
+    launched = ros2_launch(str(mine), 'namespce:=robot1')
+    deadline = time.monotonic() + TIMEOUT
+    while 'from ' + str(mlp_folder) not in launched.output and not launched.ended:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    launched.press_ctrl_c()
+    assert launched.wait() == 0
+    assert_ended_cleanly(launched, 'monitor-1')
 
 
 # --- life cycle and respawn

@@ -110,6 +110,26 @@ def test_one_of_several_monitors_must_be_chosen(probe, run_monitor, mlp_folder):
     assert '/a/monitor, /b/monitor' in done.stderr
 
 
+def test_two_monitors_of_one_name_are_said_to_be_two(probe, run_monitor, mlp_folder):
+    run_monitor(detector_folder=mlp_folder)
+    run_monitor(detector_folder=mlp_folder)
+    probe.spin_until(lambda: probe.node.get_node_names().count('monitor') == 2, 'both monitors run')
+    probe.wait_until_active()
+    done = safe('reset')
+    assert done.returncode == 0
+    assert '/monitor: the state before was ' in done.stdout
+    assert 'reset: /monitor: expected one node of this name, found 2' in done.stderr
+
+
+def test_the_doctor_says_what_to_start_if_no_policy_runs(run_monitor, mlp_folder):
+    run_monitor(detector_folder=mlp_folder)
+    deadline = time.monotonic() + 60.0
+    out = ''
+    while 'active, with detector' not in out and time.monotonic() < deadline:
+        out = safe('doctor').stdout
+    assert '/vla/policy_step: expected a publisher, found none; start the policy (' in out
+
+
 def test_without_a_monitor_the_verbs_say_what_to_do(own_domain):
     done = safe('label', 'success', '--wait', '1')
     assert done.returncode == 1

@@ -135,7 +135,7 @@ class Verdict:
 
 
 RESET_BY_REQUEST = 'the alarm was reset by request'
-CALL_RESET = 'call ~/reset to end the alarm'
+CALL_RESET = 'call ~/reset (ros2 safe reset) to end the alarm'
 """End of the reason of an alarm of an earlier episode, which the latch RESET holds."""
 NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math.nan)
 

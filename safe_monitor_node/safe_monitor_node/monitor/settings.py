@@ -12,6 +12,7 @@ from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
 from safe_monitor_node.monitor.rules import ANY
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds, MonitorError
 from safe_monitor_node.storage.shared_detectors import shared_detector
+from safe_monitor_node.storage.shipped import SHIPPED
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,8 @@ class MonitorSettings:
                 where='parameter detector_folder',
                 expected='a detector folder',
                 found='an empty text',
-                advice='give a folder made by: python -m safe_training fit',
+                advice='give a folder made by: python -m safe_training fit; or the name of a '
+                f'shipped detector: {", ".join(SHIPPED)}',
             )
         return EpisodeMonitor(
             shared_detector(folder),

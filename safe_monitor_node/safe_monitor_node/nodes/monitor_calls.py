@@ -89,6 +89,7 @@ def _call(verb: str, robot: str, wait: float, call: tuple[Any, str, Any]) -> int
         node = Node(f'safe_{verb}_{os.getpid()}', enable_rosout=False)
         try:
             monitor = _find(node, robot, wait)
+            _warn_of_twins(verb, node, monitor)
             answer = _answer(node, monitor, call, wait)
         except MonitorCallError as error:
             print(f'{verb}: {error}', file=sys.stderr)
@@ -140,6 +141,17 @@ def _find(node: Node, robot: str, wait: float) -> str:
         if not others
         else 'give --robot the namespace of one of them',
     )
+
+
+def _warn_of_twins(verb: str, node: Node, monitor: str) -> None:
+    """Print a warning if several nodes have the name of a monitor: only one answer is seen."""
+    names = [f'{space.rstrip("/")}/{name}' for name, space in node.get_node_names_and_namespaces()]
+    if (count := names.count(monitor)) > 1:
+        print(
+            f'{verb}: {monitor}: expected one node of this name, found {count}; the answer is that '
+            'of one of them: end the others (a killed node is listed for up to 20 s)',
+            file=sys.stderr,
+        )
 
 
 def _choice(monitor: str) -> str:

@@ -85,14 +85,17 @@ class InputWatch:
         return texts
 
     def _elsewhere(self) -> str:
-        """Return which other topics have messages of this type, to be added to a sentence."""
+        """Return where messages of this type are, or what to start, to be added to a sentence."""
         others = sorted(
             topic
             for topic, types in self._node.get_topic_names_and_types()
             if self._type in types and topic != self.topic and self._node.count_publishers(topic)
         )
         if not others:
-            return ''
+            return (
+                '; start the policy (if it sends to a bridge, it has not connected: compare the '
+                'addresses)'
+            )
         return (
             f'; messages of this type are on {_listed(others)}: remap the topic, or start the '
             'monitor in the namespace of the policy'

@@ -244,7 +244,7 @@ def test_with_latch_reset_only_a_reset_ends_the_alarm(folders):
     assert live.states((LOW, LOW)) == [ALARM]
     assert live.reason == (
         "uncertain: score 1.2 is above the threshold 0.9 at step 0 of episode 'a'; the parameter "
-        'latch is reset: call ~/reset to end the alarm'
+        'latch is reset: call ~/reset (ros2 safe reset) to end the alarm'
     )
     live.session.deactivate()
     assert live.state == ALARM
