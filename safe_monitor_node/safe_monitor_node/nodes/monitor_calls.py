@@ -21,8 +21,10 @@ from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 #: A service that only monitors have, by which they are found.
 _MARK, _MARK_TYPE = '/load_detector', 'safe_msgs/srv/LoadDetector'
 _OUTCOMES = {'unknown': 0, 'success': 1, 'failure': 2}
-#: Others than the first monitor may be found so much later [s].
-_ALL_FOUND = 1.0
+#: Others than the first monitor may be found so much later [s]. Without the name of a robot, the
+#: time is longer: on a busy computer, one second found only one of two monitors in two of three
+#: tries, and the label would go to a robot that the person did not mean.
+_ALL_FOUND, _ALL_FOUND_UNNAMED = 1.0, 2.5
 
 
 class MonitorCallError(SafeError):
@@ -119,7 +121,7 @@ def _find(node: Node, robot: str, wait: float) -> str:
 
     _spin_until(node, lambda: bool(found()), wait)
     if found():
-        _spin_until(node, lambda: False, _ALL_FOUND)
+        _spin_until(node, lambda: False, _ALL_FOUND if robot else _ALL_FOUND_UNNAMED)
     names = found()
     if len(names) == 1:
         return names[0]

@@ -138,6 +138,13 @@ def _open(place: Path, options: ReadOptions) -> Source:
             return source
     formats = dict.fromkeys(reader.looks_for for reader in READERS)
     looked_for = ', '.join(f'({number}) {text}' for number, text in enumerate(formats, start=1))
+    if (place / 'detector.json').is_file():
+        raise DumpError(
+            where=str(place),
+            expected='a dump, an archive, a recording or a rollout set',
+            found='a detector folder (it holds detector.json)',
+            advice='give the rollouts here; --help shows the order of the arguments',
+        )
     foreign = foreign_place(place)
     if foreign is not None:
         raise DumpError(

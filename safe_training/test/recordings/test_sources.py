@@ -88,3 +88,11 @@ def test_an_unknown_option_of_reading_is_refused_with_those_there_are(tmp_path):
 
     with pytest.raises(TypeError, match=r"load_rollouts: .* pooling, .* found 'poling'"):
         load_rollouts(tmp_path, poling=())
+
+
+def test_a_detector_folder_in_the_place_of_rollouts_is_named():
+    from safe_monitor_node.storage.shipped import located
+    from safe_training.recordings.sources import load_rollouts
+
+    with pytest.raises(DumpError, match=r'found a detector folder .* the order of the arg'):
+        load_rollouts(located('signal_probe'))
