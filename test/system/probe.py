@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +37,18 @@ LATCHED = QoSProfile(
 EVENTS = QoSProfile(
     depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
+
+
+def suspend(pid: int) -> None:
+    """Suspend a process with SIGSTOP, and return when all its threads stand."""
+    os.kill(pid, signal.SIGSTOP)
+    deadline = time.monotonic() + 10
+    while True:
+        stats = [path.read_text() for path in Path(f'/proc/{pid}/task').glob('*/stat')]
+        if all(stat.rpartition(')')[2].split()[0] == 'T' for stat in stats):
+            return
+        assert time.monotonic() < deadline, f'process {pid} goes on after SIGSTOP'
+        time.sleep(0.01)
 
 
 class Probe:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from diagnostic_msgs.msg import DiagnosticStatus
-from probe import Probe
+from probe import Probe, suspend
 from rclpy.parameter import Parameter
 from scripted_episodes import make_step, scripted
 
@@ -230,7 +230,7 @@ def test_an_alarm_in_steps_that_the_next_start_overtakes_is_not_lost(
     probe.wait_until_active()
     probe.start(rollout.episode_id)
     probe.step(rollout.step(0))
-    os.kill(monitor.pid, signal.SIGSTOP)
+    suspend(monitor.pid)
     try:
         # All of them wait together. The monitor then takes one message of each topic in turn.
         for t in range(1, alarm_step + 1):
@@ -420,10 +420,13 @@ def test_the_fault_of_a_detector_is_logged_once_with_its_traceback(probe, mlp_fo
     info = {'publication_sequence_number': 1, 'source_timestamp': 0}
     try:
         node.autostart()
+        # Every monitor of this process has this detector: the weights come back at the end.
         first = node.session.monitor.calibrated.detector.network_.layers[0]
+        good = first.weight
         first.weight = torch.nn.Parameter(torch.zeros(3, 3), requires_grad=False)
         node._on_step(step_to_message(quiet(0)), info)
         node._on_step(step_to_message(quiet(1)), info)
+        first.weight = good
         assert node.session.monitor.counts.invalid == 2
         assert 'detector safe_mlp failed with RuntimeError' in node.session.first_problem
     finally:

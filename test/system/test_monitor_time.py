@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
-from probe import Probe
+from probe import Probe, suspend
 from rclpy.clock import ClockType
 from rclpy.parameter import Parameter
 from rclpy.time import Time
@@ -180,15 +180,15 @@ def test_a_backlog_is_not_judged_as_if_it_were_now(
 ) -> None:
     process = run_monitor(detector_folder=mlp_folder, max_age=1.0)
     probe.wait_until_active()
-    os.kill(process.pid, signal.SIGSTOP)
+    suspend(process.pid)
     try:
         for t in range(5):
             step = quiet(t)
             step.stamp = time.time_ns()
             probe.publish(step_to_message(step))
+        probe.spin_for(2.0)  # what the monitor sent before arrives, too
         probe.alarms.clear()
         probe.stops.clear()
-        time.sleep(2.0)
     finally:
         os.kill(process.pid, signal.SIGCONT)
     probe.spin_until(lambda: len(probe.scores) == 5, 'the backlog is scored')

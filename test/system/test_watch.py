@@ -36,7 +36,7 @@ def test_one_table_shows_every_robot_and_what_its_monitor_says(
     while view.poll() is None:
         last = probe.step(quiet(t, 'task/7'))
         t += 1
-        time.sleep(0.25)  # few steps, because the band has an end
+        time.sleep(0.5)  # few steps, because the band has an end
     out = view.communicate()[0]
     assert view.returncode == 0, out
     rows = {line.split()[0]: line for line in out.splitlines()[2:4]}
@@ -45,7 +45,7 @@ def test_one_table_shows_every_robot_and_what_its_monitor_says(
     assert 'task/7' in rows['/']
     shown = rows['/'].split('NOMINAL')[1].split()
     assert float(shown[2]) == pytest.approx(last.threshold, rel=0.5)
-    assert 1 < float(shown[5]) < 4.1, 'scores per second'
+    assert 0.5 < float(shown[5]) < 3, 'scores per second'
     assert '? UNKNOWN' in rows['/arm/left']
     assert max(map(len, out.splitlines())) <= 80
 
