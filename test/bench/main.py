@@ -295,9 +295,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             show(results[name])
     if args.json:
         print(json.dumps(results, indent=2))
-    # Some benchmarks have no aims, and their results are lists of rows.
-    judged = [result for result in results.values() if isinstance(result, dict)]
-    return int(any(result.get('failures') for result in judged))
+    # A result without aims is a list of rows.
+    return int(any(isinstance(r, dict) and r.get('failures') for r in results.values()))
 
 
 if __name__ == '__main__':
