@@ -8,10 +8,8 @@ from pathlib import Path
 
 from rosbags.rosbag2 import StoragePlugin, Writer
 
-from safe_training.recordings.untrusted.cdr import own_definition
-from safe_training.recordings.untrusted.score_cdr import SCORE, RecordedScore, _typestore
-
-_PARTS = ('std_msgs/msg/Header', 'builtin_interfaces/msg/Time')
+from safe_training.recordings.untrusted.cdr import SCORE, _typestore, full_definition, type_hash
+from safe_training.recordings.untrusted.score_cdr import RecordedScore
 
 
 def make_score(
@@ -24,14 +22,6 @@ def make_score(
 ) -> RecordedScore:
     """Return a score whose numbers float32 holds exactly, unless others are given."""
     return RecordedScore(episode, step, 'd', score, threshold, alarm, 3 if alarm else 1)
-
-
-def definition_of_scores() -> str:
-    """Return the definition with all definitions that it uses, as recorders store it."""
-    parts = [own_definition(SCORE)]
-    for name in _PARTS:
-        parts.append(f'{"=" * 80}\nMSG: {name.replace("/msg/", "/")}\n{own_definition(name)}')
-    return '\n'.join(parts)
 
 
 def score_to_cdr(score: RecordedScore) -> bytes:
@@ -60,8 +50,8 @@ def write_scores(
             connection = writer.add_connection(
                 topic,
                 SCORE,
-                msgdef=definition or definition_of_scores(),
-                rihs01='RIHS01_' + 64 * '0',
+                msgdef=definition or full_definition(SCORE),
+                rihs01=type_hash(SCORE),
             )
             for score in scores:
                 now += 1

@@ -412,7 +412,9 @@ def test_the_old_name_of_a_parameter_is_refused_with_the_new_one(probe):
         )
 
 
-def test_the_fault_of_a_detector_is_logged_once_with_its_traceback(probe, mlp_folder, quiet, capfd):
+def test_the_fault_of_a_detector_is_logged_once_with_its_traceback(
+    probe, mlp_folder, quiet, capfd, monkeypatch
+):
     node = MonitorNode(
         context=probe.context,
         parameter_overrides=[Parameter('detector_folder', value=str(mlp_folder))],
@@ -422,11 +424,10 @@ def test_the_fault_of_a_detector_is_logged_once_with_its_traceback(probe, mlp_fo
         node.autostart()
         # Every monitor of this process has this detector: the weights come back at the end.
         first = node.session.monitor.calibrated.detector.network_.layers[0]
-        good = first.weight
-        first.weight = torch.nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+        bad = torch.nn.Parameter(torch.zeros(3, 3), requires_grad=False)
+        monkeypatch.setattr(first, 'weight', bad)
         node._on_step(step_to_message(quiet(0)), info)
         node._on_step(step_to_message(quiet(1)), info)
-        first.weight = good
         assert node.session.monitor.counts.invalid == 2
         assert 'detector safe_mlp failed with RuntimeError' in node.session.first_problem
     finally:

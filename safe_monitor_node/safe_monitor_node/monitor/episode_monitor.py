@@ -305,16 +305,10 @@ class EpisodeMonitor:
         step_id = StepId.of(step)
         if self.begins(step_id):
             self.begin(step_id.episode_id, now)
-        return self.continue_with(step, now, step_id)
-
-    def continue_with(
-        self, step: PolicyStep, now: float, step_id: StepId | None = None
-    ) -> StepResult | None:
-        """Score a step as `step` does, but begin no episode."""
-        return scored_alone(self.scoring(step, now, step_id or StepId.of(step)))
+        return scored_alone(self.scoring(step, now, step_id))
 
     def scoring(self, step: PolicyStep, now: float, step_id: StepId) -> Scoring[StepResult | None]:
-        """Do what `continue_with` does, with a score of the caller."""
+        """Do what `step` does, but begin no episode, and with a score of the caller."""
         place = self._place(step_id, now, step.instruction)
         if place.placement is not Placement.NEXT:
             return self._off_order(place, step_id, now)

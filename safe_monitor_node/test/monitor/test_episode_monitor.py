@@ -32,6 +32,7 @@ from safe_monitor_node.detectors import make_detector
 from safe_monitor_node.detectors.signal_history import HISTORY
 from safe_monitor_node.monitor.alarm import AlarmConfig, Latch
 from safe_monitor_node.monitor.episode_monitor import EpisodeMonitor
+from safe_monitor_node.monitor.scoring import scored_alone
 from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import CalibratedThresholds
 
@@ -173,7 +174,7 @@ def play_messages(messages, **config):
         step_id = StepId.of(step, Publication(sequence))
         if live.monitor.begins(step_id):
             live.monitor.begin('a', live.now)
-        result = live.monitor.continue_with(step, live.now, step_id)
+        result = scored_alone(live.monitor.scoring(step, live.now, step_id))
         states.append(None if result is None else result.verdict.state)
     return states, live.monitor
 
@@ -222,7 +223,7 @@ def test_a_restarted_publisher_may_begin_the_episode_anew():
         step_id = StepId.of(step, Publication(sequence))
         if live.monitor.begins(step_id):
             live.monitor.begin('a', live.now)
-        assert live.monitor.continue_with(step, live.now, step_id).verdict.state == NOMINAL
+        assert scored_alone(live.monitor.scoring(step, live.now, step_id)).verdict.state == NOMINAL
 
 
 # --- steps of no episode
@@ -311,9 +312,9 @@ def test_a_step_that_was_published_before_end_is_late_and_no_contradiction():
         StepId.of(make_step(index), Publication(index, time))
         for index, time in ((1, 999), (2, 1001))
     )
-    assert live.monitor.continue_with(make_step(1), live.now + 5.0, late) is None
+    assert scored_alone(live.monitor.scoring(make_step(1), live.now + 5.0, late)) is None
     assert live.monitor.verdict.state == UNKNOWN
-    result = live.monitor.continue_with(make_step(2), live.now + 5.0, later)
+    result = scored_alone(live.monitor.scoring(make_step(2), live.now + 5.0, later))
     assert result.verdict.state == INVALID, 'the policy goes on after END'
 
 

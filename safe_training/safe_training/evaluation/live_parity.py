@@ -142,9 +142,12 @@ def _differences(rollout: ScoredRollout, live: Sequence[RecordedScore]) -> Itera
         ):
             if not _equal(offline, found):
                 yield Difference(name, score.step, what, f'{offline:.6g}', f'{found:.6g}')
-    alarm = next((s.step for s in live if s.alarm), None)
-    if alarm != rollout.alarm_step:
+    if (alarm := _first_alarm(live)) != rollout.alarm_step:
         yield Difference(name, None, 'first alarm', _step(rollout.alarm_step), _step(alarm))
+
+
+def _first_alarm(live: Sequence[RecordedScore]) -> int | None:
+    return next((s.step for s in live if s.alarm), None)
 
 
 def _equal(one: float, other: float) -> bool:
@@ -174,8 +177,8 @@ def _absent(name: str, offline: str, live: str) -> Difference:
 def _scored_live(
     judged: JudgedSet, rollout: ScoredRollout, live: Sequence[RecordedScore]
 ) -> ScoredRollout:
-    alarm = next((s.step for s in live if s.alarm), None)
-    scored = replace(rollout, scores=np.array([s.score for s in live]), alarm_step=alarm)
+    scores = np.array([s.score for s in live])
+    scored = replace(rollout, scores=scores, alarm_step=_first_alarm(live))
     return with_onsets(judged.detector.detector, [scored])[0]
 
 

@@ -8,13 +8,8 @@ from pathlib import Path
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.untrusted.bag import open_bag
 from safe_training.recordings.untrusted.bag_budget import Topic
-from safe_training.recordings.untrusted.cdr import BagMessageError
-from safe_training.recordings.untrusted.score_cdr import (
-    SCORE,
-    RecordedScore,
-    check_score_definition,
-    score_from_cdr,
-)
+from safe_training.recordings.untrusted.cdr import SCORE, BagMessageError, check_definition
+from safe_training.recordings.untrusted.score_cdr import RecordedScore, score_from_cdr
 
 LiveEpisodes = dict[str, list[RecordedScore]]
 
@@ -47,7 +42,7 @@ def read_live_scores(path: Path, topic: str = '') -> LiveEpisodes:
         name = message.topic.name
         try:
             if message.topic not in checked:
-                check_score_definition(message.topic.encoding, message.topic.definition)
+                check_definition(SCORE, message.topic.encoding, message.topic.definition)
                 checked.add(message.topic)
             score = score_from_cdr(message.data)
         except BagMessageError as error:

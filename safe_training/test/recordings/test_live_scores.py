@@ -8,12 +8,8 @@ from recorded_scores import make_score, write_scores
 
 from safe_training.recordings.errors import DumpError
 from safe_training.recordings.live_scores import read_live_scores
-from safe_training.recordings.untrusted.cdr import BagMessageError
-from safe_training.recordings.untrusted.score_cdr import (
-    SCORE,
-    check_score_definition,
-    score_from_cdr,
-)
+from safe_training.recordings.untrusted.cdr import SCORE, BagMessageError, check_definition
+from safe_training.recordings.untrusted.score_cdr import score_from_cdr
 
 
 def test_scores_come_by_episode_in_the_order_of_arrival(tmp_path):
@@ -81,8 +77,8 @@ def test_scores_of_another_definition_are_refused(tmp_path):
 
 @pytest.mark.parametrize('text', ['x' * 70_000, 'float64', '====', 'int33 x\n', '\x00'])
 def test_a_manipulated_definition_is_refused_and_never_run(text):
-    with pytest.raises(BagMessageError, match='found another definition'):
-        check_score_definition('ros2msg', text)
+    with pytest.raises(BagMessageError, match=f'expected the definition of {SCORE}'):
+        check_definition(SCORE, 'ros2msg', text)
 
 
 @pytest.mark.parametrize('data', [b'', b'\x00\x01\x00\x00', b'\x00\x01\x00\x00' + b'\xff' * 200])

@@ -24,6 +24,7 @@ from vla_feature_bridge.tensors import TensorError, array_of_bytes, little_endia
 
 STEP = 'safe_msgs/msg/PolicyStep'
 EVENT = 'safe_msgs/msg/EpisodeEvent'
+SCORE = 'safe_msgs/msg/FailureScore'
 
 KIND_START, KIND_END, KIND_LABEL = 0, 1, 2
 OUTCOMES: Mapping[int, bool | None] = {0: None, 1: True, 2: False}
@@ -50,8 +51,7 @@ _STANDARD = {
 }
 #: Layout of the steps of version 0.1: the present fields without the last field.
 _STEP_0_1 = f'{STEP}Of0_1'
-_NOT_IN_0_1 = ('action_space',)
-_PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME)}
+_PARTS = {STEP: (_HEADER, _TIME, _TENSOR), EVENT: (_HEADER, _TIME), SCORE: (_HEADER, _TIME)}
 
 
 class BagMessageError(SafeError):
@@ -134,10 +134,10 @@ def type_hash(name: str) -> str:
 
 
 def check_definition(name: str, encoding: str, text: str) -> str:
-    """Return the layout of messages, for :func:`step_from_cdr`, by their definition in a bag.
+    """Return the layout of messages, for :func:`unpack`, by their definition in a bag.
 
-    The definition is compared with ours field by field; comments are ignored. The layout is empty
-    if the bag has no definition in a known language.
+    It is compared with ours field by field, without comments. The layout is empty if the bag has no
+    definition in a known language.
 
     Raises
     ------
@@ -177,8 +177,7 @@ def _other_definition(name: str, found: str) -> BagMessageError:
     return BagMessageError(
         expected=f'the definition of {name} in this software',
         found=found,
-        advice='the recording was made with another version of this software: convert the '
-        'recording to a rollout set with that version',
+        advice='convert the recording, or compare its scores, with the version that recorded it',
     )
 
 
@@ -188,10 +187,10 @@ def _typestore() -> Any:
 
     store = get_typestore(Stores.EMPTY)
     types: dict[str, Any] = {}
-    for name in (_TIME, _HEADER, _TENSOR, STEP, EVENT):
+    for name in (_TIME, _HEADER, _TENSOR, STEP, EVENT, SCORE):
         types |= get_types_from_msg(own_definition(name), name)
     constants, fields = types[STEP]
-    types[_STEP_0_1] = (constants, [field for field in fields if field[0] not in _NOT_IN_0_1])
+    types[_STEP_0_1] = (constants, [field for field in fields if field[0] != 'action_space'])
     store.register(types)
     return store
 
@@ -273,10 +272,10 @@ def step_from_cdr(data: bytes | memoryview, layout: str = STEP) -> PolicyStep:
 
 def _unpack_step(data: bytes | memoryview, layout: str) -> Any:
     if layout:
-        return _unpack(data, layout)
+        return unpack(data, layout)
     with suppress(BagMessageError):
-        return _unpack(data, _STEP_0_1)
-    return _unpack(data, STEP)
+        return unpack(data, _STEP_0_1)
+    return unpack(data, STEP)
 
 
 def _packed(field: StepField, value: Any) -> Any:
@@ -322,7 +321,7 @@ def event_from_cdr(data: bytes | memoryview) -> Event:
     BagMessageError
         The bytes are not an event, or its kind or outcome is unknown.
     """
-    message = _unpack(data, EVENT)
+    message = unpack(data, EVENT)
     where = f'event of episode {message.episode_id[:200]!r}'
     if message.kind not in (KIND_START, KIND_END, KIND_LABEL):
         kinds = 'kind 0 (start), 1 (end) or 2 (label)'
@@ -341,7 +340,8 @@ def event_from_cdr(data: bytes | memoryview) -> Event:
     )
 
 
-def _unpack(data: bytes | memoryview, name: str) -> Any:
+def unpack(data: bytes | memoryview, name: str) -> Any:
+    """Return the message of these bytes; :class:`BagMessageError` if they have another form."""
     from rosbags.serde import SerdeError
 
     try:
