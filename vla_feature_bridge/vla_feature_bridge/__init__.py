@@ -23,6 +23,7 @@ rollout            the steps of one episode, stacked: ``Rollout``
 rollout_set/       many rollouts in one folder: ``RolloutSet``, ``RolloutSetWriter``
 step_checks        checks of what a policy gives for a step or an event
 episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
+deferred           calls that a thread makes later, in their order
 step_sink          the base of what sends them: counts, logs, never raises
 wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
 taps/              hidden states out of PyTorch policies: ``FeatureTap``; needs PyTorch

@@ -15,9 +15,10 @@ preset      the schema of a preset: ``Preset``
 paths       submodules, methods and numbers of a policy by their paths
 presets     loads presets by name or path: ``load_preset``; the folder ``presets`` holds the files
 methods     methods of a policy that tell when they begin and end
+stack       copies of tensors on their device
+inference   what a tap took out of one inference: ``Inference``
 capture     copies of tensors at each call of a submodule
 results     instruction, actions and tokens in what a method takes and returns
-inference   what a tap took out of one inference: ``Inference``
 reader      makes an ``Inference`` of what was captured
 recorder    notes for each thread when an inference begins, calls and ends
 episodes    publishes inferences, and starts and ends episodes

@@ -9,85 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.methods import outside_graphs
 from vla_feature_bridge.taps.preset import Preset
+from vla_feature_bridge.taps.stack import HOST_DTYPES, Stacks, TensorStack, is_captured
 
 #: More calls than any policy makes in one inference: the tap was put around something else.
 MAX_CALLS = 10_000
-
-#: dtypes that NumPy has; bfloat16 becomes float32, which is exact.
-_HOST_DTYPES = {
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float16,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
-
-
-class TensorStack:
-    """Copies of tensors of one shape, one after the other, on their device.
-
-    A stack can be used again after :meth:`clear`. It then needs no new memory, because the first
-    use of new memory costs more time than the copy.
-    """
-
-    def __init__(self, capacity: int = 8) -> None:
-        self._capacity, self._count = max(1, capacity), 0
-        self._data: torch.Tensor | None = None
-        self._kind: tuple[Any, ...] = ()
-        self._slots: tuple[torch.Tensor, ...] = ()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def clear(self) -> None:
-        """Forget the tensors, and keep the memory for the next tensors."""
-        self._count = 0
-
-    def add(self, tensor: torch.Tensor) -> bool:
-        """Copy a tensor. Return False if its shape, dtype or device differs from the first."""
-        kind = (tensor.shape, tensor.dtype, tensor.device)
-        if kind != self._kind:
-            if self._count:
-                return False
-            self._kind = kind
-            self._allocate(tensor, self._capacity)
-        elif self._count == len(self._slots):
-            self._allocate(tensor, 2 * self._count)
-        self._slots[self._count].copy_(tensor.detach() if tensor.requires_grad else tensor)
-        self._count += 1
-        return True
-
-    def _allocate(self, like: torch.Tensor, count: int) -> None:
-        """Make memory for ``count`` tensors, and keep the ones that are there."""
-        # A tensor made in inference mode could not be written outside it, in the next inference.
-        with torch.inference_mode(False), torch.no_grad():
-            data = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
-            if self._count:
-                assert self._data is not None
-                data[: self._count] = self._data
-            self._data, self._slots = data, data.unbind()
-
-    def array(self, count: int) -> np.ndarray:
-        """Return the first tensors on the host, shape (count, ...); bfloat16 as float32.
-
-        One copy reaches the host. An array of a policy on the CPU is a view of this stack.
-        """
-        assert self._data is not None and 0 < count <= self._count
-        return on_host(self._data[:count])
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype, as PyTorch calls it; empty if no tensor was added."""
-        return (
-            str(self._data.dtype).removeprefix('torch.')
-            if self._count and self._data is not None
-            else ''
-        )
+IN_A_GRAPH = (
+    'expected an inference that is computed, found one that a CUDA graph records; a replay of the '
+    'graph calls no tap: record the graph without this submodule, or infer without a graph'
+)
 
 
 @dataclass(eq=False)
@@ -96,8 +31,8 @@ class Running:
 
     Attributes
     ----------
-    states, logits : TensorStack
-        What was kept at each call.
+    stacks : Stacks
+        What was kept; ``states`` and ``logits`` are two of them.
     fitting : tuple, or None
         Shape and dtype of an input that fits the preset.
     prompt : int or None
@@ -110,11 +45,12 @@ class Running:
         How many wrapped methods run inside each other.
     problems : dict of str to str
         Kind of problem to its text.
+    inference : Inference, or None
+        What was read of it, after its end.
     """
 
     stamp: int
-    states: TensorStack
-    logits: TensorStack
+    stacks: Stacks
     instruction: str = ''
     began: float = field(default_factory=time.perf_counter)
     thread: str = field(default_factory=lambda: threading.current_thread().name)
@@ -124,6 +60,17 @@ class Running:
     calls: int = 0
     depth: int = 1
     problems: dict[str, str] = field(default_factory=dict)
+    inference: Inference | None = None
+
+    @property
+    def states(self) -> TensorStack:
+        """What was kept of the inputs of the submodule."""
+        return self.stacks.states
+
+    @property
+    def logits(self) -> TensorStack:
+        """What was kept of the outputs of the submodule."""
+        return self.stacks.logits
 
     def note(self, kind: str, text: str) -> None:
         """Keep the first problem of each kind."""
@@ -180,6 +127,9 @@ def keep_state(running: Running, preset: Preset, horizon: int | None, call: Any)
             f'keywords {sorted(kwargs)}; set `argument` of the preset',
         )
         return
+    if is_captured(state):
+        running.note('graph', f'{preset.module}: {IN_A_GRAPH}')
+        return
     kind = (getattr(state, 'shape', None), getattr(state, 'dtype', None))
     if kind != running.fitting and not _fits(running, preset, horizon, state):
         return
@@ -228,7 +178,7 @@ def _fits(running: Running, preset: Preset, horizon: int | None, state: Any) -> 
             f'{where}: expected at least {horizon} positions (action_horizon), found shape {shape}',
         )
         return False
-    if state.dtype not in _HOST_DTYPES:
+    if state.dtype not in HOST_DTYPES:
         running.note(
             'dtype', f'{where}: expected float32, bfloat16, float16 or float64, found {state.dtype}'
         )
@@ -251,12 +201,7 @@ def keep_logits(running: Running, tokens: slice, output: Any) -> None:
         shape = tuple(getattr(output, 'shape', ()))
         running.note('tokens', f'expected logits (1, positions, vocabulary), found shape {shape}')
         return
+    if is_captured(output):
+        return
     if running.calls <= MAX_CALLS and not running.logits.add(output[0, -1, tokens]):
         running.note('tokens', f'expected logits of one shape, found {tuple(output.shape)}')
-
-
-def on_host(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor as an array, bfloat16 as float32; it may share the memory of the tensor."""
-    host = tensor.detach().to('cpu')
-    array: np.ndarray = host.to(_HOST_DTYPES.get(host.dtype, host.dtype)).numpy()
-    return array
