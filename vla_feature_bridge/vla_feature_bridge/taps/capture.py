@@ -15,7 +15,7 @@ from torch import nn
 from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.methods import outside_graphs
 from vla_feature_bridge.taps.preset import Preset
-from vla_feature_bridge.taps.stack import HOST_DTYPES, Stacks, TensorStack, is_captured
+from vla_feature_bridge.taps.stack import HOST_DTYPES, Stacks, TensorStack
 
 #: More calls than any policy makes in one inference: the tap was put around something else.
 MAX_CALLS = 10_000
@@ -33,8 +33,8 @@ class Running:
     ----------
     stacks : Stacks
         What was kept; ``states`` and ``logits`` are two of them.
-    fitting : tuple, or None
-        Shape and dtype of an input that fits the preset.
+    shape : torch.Size, or None
+        Shape of the last input that fits the preset.
     prompt : int or None
         Tokens of the prompt that the method returns again.
     token_ids : torch.Tensor, or None
@@ -54,7 +54,7 @@ class Running:
     instruction: str = ''
     began: float = field(default_factory=time.perf_counter)
     thread: str = field(default_factory=lambda: threading.current_thread().name)
-    fitting: Any = None
+    shape: Any = None
     prompt: int | None = None
     token_ids: Any = None
     calls: int = 0
@@ -127,23 +127,17 @@ def keep_state(running: Running, preset: Preset, horizon: int | None, call: Any)
             f'keywords {sorted(kwargs)}; set `argument` of the preset',
         )
         return
-    if is_captured(state):
-        running.note('graph', f'{preset.module}: {IN_A_GRAPH}')
+    shape = getattr(state, 'shape', None)
+    # More is compared later, because each look at a tensor costs time here.
+    if (shape is None or shape != running.shape) and not _fits(running, preset, horizon, state):
         return
-    kind = (getattr(state, 'shape', None), getattr(state, 'dtype', None))
-    if kind != running.fitting and not _fits(running, preset, horizon, state):
-        return
-    running.fitting = kind
+    running.shape = shape
     if preset.keep == '[:, -1]':
         state = state[:, -1]
     elif horizon is not None:
         state = state[:, -horizon:]
-    if not running.states.add(state):
-        running.note(
-            'shape',
-            f'{preset.module}: expected inputs of one shape, dtype and device in an inference, '
-            f'found another at call {running.calls - 1}: {tuple(state.shape)} of {state.dtype}',
-        )
+    if not running.stacks.states.add(state):
+        running.note('graph', f'{preset.module}: {IN_A_GRAPH}')
 
 
 def _fits(running: Running, preset: Preset, horizon: int | None, state: Any) -> bool:
@@ -201,7 +195,5 @@ def keep_logits(running: Running, tokens: slice, output: Any) -> None:
         shape = tuple(getattr(output, 'shape', ()))
         running.note('tokens', f'expected logits (1, positions, vocabulary), found shape {shape}')
         return
-    if is_captured(output):
-        return
-    if running.calls <= MAX_CALLS and not running.logits.add(output[0, -1, tokens]):
-        running.note('tokens', f'expected logits of one shape, found {tuple(output.shape)}')
+    if running.calls <= MAX_CALLS:
+        running.logits.add(output[0, -1, tokens])

@@ -107,6 +107,7 @@ class Reader:
         raw = features = probability = entropy = None
         if self._preset.module:
             kept = self._kept_calls(taken)
+            self._compare_kinds(running)
             if not _NO_FEATURES & set(running.problems):
                 raw, features = self._features(running, kept)
                 probability, entropy = self._statistics(running, kept)
@@ -186,6 +187,15 @@ class Reader:
                 'the preset is for another version or another setting of the policy',
             )
 
+    def _compare_kinds(self, running: Running) -> None:
+        """Note a problem if the inputs of an inference are not alike."""
+        if odd := running.states.odd():
+            running.note(
+                'shape',
+                f'{self._preset.module}: expected inputs of one shape, dtype and device in an '
+                f'inference, found another at call {odd[0]}: {odd[1]}',
+            )
+
     def _token_ids(self, running: Running, result: Any) -> TensorStack:
         keep = running.stacks.keep
         if self._preset.token_ids == ('returned',):
@@ -222,8 +232,8 @@ class Reader:
         raw = raw if self._preset.stacked else raw[0]
         if self._preset.keep == 'channels_first':
             raw = np.swapaxes(raw, -1, -2)
-        # The features must not stay a view of the memory that another inference will use.
-        features = np.array(self._spec.apply(raw) if self._spec.pooled else raw)
+        # A pooled array must not be a view: it would keep the memory of the raw tensor.
+        features = np.array(self._spec.apply(raw)) if self._spec.pooled else raw
         if self._width not in (None, features.shape[-1]):
             running.note(
                 'shape',
@@ -244,6 +254,13 @@ class Reader:
             running.note(
                 'tokens',
                 f'{self._preset.module}: expected {kept} logits, found {len(running.logits)}',
+            )
+            return None, None
+        if odd := running.logits.odd():
+            running.note(
+                'tokens',
+                f'{self._preset.module}: expected logits of one shape, found {odd[1]} at call '
+                f'{odd[0]}',
             )
             return None, None
         try:

@@ -25,9 +25,6 @@ from vla_feature_bridge.taps.results import (
 )
 from vla_feature_bridge.taps.stack import Stacks
 
-#: Stacks that are kept for the next inferences.
-_MAX_FREE = 4
-
 
 class Owner(Protocol):
     """Whom a recorder tells."""
@@ -77,7 +74,6 @@ class Recorder:
         self._clock, self._owner, self._report = clock, owner, owner.report
         self._reader = Reader(policy, preset)
         self._by_thread: dict[int, Running] = {}
-        self._free: list[Stacks] = []
         self._closed = False
         self._hooks: list[Any] = []
         self._methods: list[WrappedMethod] = []
@@ -158,13 +154,19 @@ class Recorder:
         try:
             return function()
         except Exception as error:
-            self._report('internal', f'the tap failed: {type(error).__name__}: {error}')
+            self._report_defect(error)
             return None
+
+    def _report_defect(self, error: Exception) -> None:
+        self._report('internal', f'the tap failed: {type(error).__name__}: {error}')
 
     # -- what the policy calls
 
     def _on_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.guarded(lambda: self._input(args, kwargs))
+        try:  # Not guarded(): this runs at each call, and each function costs time.
+            self._input(args, kwargs)
+        except Exception as error:
+            self._report_defect(error)
 
     def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running = self._by_thread.get(threading.get_ident())
@@ -201,7 +203,7 @@ class Recorder:
         if running is not None:
             running.depth += 1
             return running
-        running = Running(int(self._clock()), self._stacks())
+        running = Running(int(self._clock()), Stacks())
         running.instruction = instruction_of(self._preset, args, kwargs)
         if RETURNED in self._preset.token_ids:
             running.prompt = prompt_length(args, kwargs)
@@ -238,7 +240,7 @@ class Recorder:
         except Exception as error:  # The step must not be missing without a notice.
             running.note('internal', f'the tap failed: {type(error).__name__}: {error}')
             inference = self._reader.failed(running, seconds)
-        self._reuse(running)
+        running.stacks = Stacks()  # frees the memory
         self._report_new(running, known)
         running.inference = inference
         self._owner.ended(inference)
@@ -252,19 +254,7 @@ class Recorder:
         running.depth -= 1
         if running.depth <= 0:
             self._by_thread.pop(threading.get_ident(), None)
-            self._reuse(running)
             self._report('raised', 'an inference raised an exception, and is not sent')
-
-    def _stacks(self) -> Stacks:
-        try:
-            return self._free.pop()
-        except IndexError:
-            return Stacks(self._reader.expected_calls() or 8)
-
-    def _reuse(self, running: Running) -> None:
-        if running.stacks.idle and len(self._free) < _MAX_FREE:
-            running.stacks.clear()
-            self._free.append(running.stacks)
 
     def note_tokens(self, result: Any) -> None:
         """Keep the tokens that a method returned for the inference of this thread."""

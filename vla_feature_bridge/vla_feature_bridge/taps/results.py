@@ -60,8 +60,7 @@ class KeptActions:
             part.array(1)[0] if isinstance(part, TensorStack) else part for part in self.parts
         ]
         chunks = [a.reshape((1,) * (3 - a.ndim) + a.shape) for a in arrays]
-        # Also one chunk is copied: it may share the memory of a stack, which is used again.
-        return np.array(chunks[0]) if len(chunks) == 1 else np.concatenate(chunks, axis=-1)
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks, axis=-1)
 
 
 def actions_of(preset: Preset, result: Any, keep: Keep) -> KeptActions | None:

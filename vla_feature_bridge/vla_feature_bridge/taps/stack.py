@@ -22,180 +22,146 @@ _STREAMS: dict[int | None, Any] = {}
 class TensorStack:
     """Copies of tensors of one shape, one after the other, on their device.
 
-    A stack can be used again after :meth:`clear`. It then needs no new memory, because the first
-    use of new memory costs more time than the copy.
+    :meth:`add` runs in the thread of the policy, at each call of a submodule. It only copies.
+    Another thread looks whether the tensors are alike, and joins them.
 
     On CUDA, a copy is made by the stream of the caller, who never waits. An event marks the end of
     the copies in each stream. :meth:`array` waits for these events in a stream of its own. Only
     the thread that asks for the array waits.
     """
 
-    def __init__(self, capacity: int = 8) -> None:
-        self._capacity, self._count = max(1, capacity), 0
-        self._data: torch.Tensor | None = None
-        self._host: torch.Tensor | None = None
-        self._kind: tuple[Any, ...] = ()
-        self._slots: tuple[torch.Tensor, ...] = ()
+    def __init__(self) -> None:
+        self._tensors: list[torch.Tensor] = []
+        self._on_cuda = False
         self._events: dict[int, Any] = {}
 
     def __len__(self) -> int:
-        return self._count
-
-    @property
-    def idle(self) -> bool:
-        """True if no stream of CUDA may still write to the memory."""
-        return not self._events
+        return len(self._tensors)
 
     @property
     def may_wait(self) -> bool:
         """True if another thread may read the tensors later, while the policy goes on."""
-        return self._data is None or self._data.device.type in ('cpu', 'cuda')
+        return not self._tensors or self._tensors[0].device.type in ('cpu', 'cuda')
 
     @property
     def size(self) -> int:
-        """Memory of the tensors [bytes]."""
-        return 0 if self._data is None else self._count * self._slots[0].nbytes
+        """Memory of the tensors, if all are as large as the first [bytes]."""
+        return len(self._tensors) * self._tensors[0].nbytes if self._tensors else 0
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of one tensor; empty if no tensor was added."""
-        return tuple(self._slots[0].shape) if self._count else ()
+        """Shape of the first tensor; empty if no tensor was added."""
+        return tuple(self._tensors[0].shape) if self._tensors else ()
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype, as PyTorch calls it; empty if no tensor was added."""
+        return str(self._tensors[0].dtype).removeprefix('torch.') if self._tensors else ''
 
     def clear(self) -> None:
-        """Forget the tensors, and keep the memory for the next tensors."""
-        self._count = 0
+        """Forget the tensors."""
+        self._tensors = []
 
     def add(self, tensor: torch.Tensor) -> bool:
-        """Copy a tensor. Return False if its shape, dtype or device differs from the first."""
-        kind = (tensor.shape, tensor.dtype, tensor.device)
-        if kind != self._kind:
-            if self._count:
-                return False
-            self._kind = kind
-            self._allocate(tensor, self._capacity)
-        elif self._count == len(self._slots):
-            self._allocate(tensor, 2 * self._count)
-        self._slots[self._count].copy_(tensor.detach() if tensor.requires_grad else tensor)
-        self._count += 1
-        if tensor.is_cuda:
-            self._mark()
+        """Copy a tensor. Return False, and copy nothing, while CUDA records a graph."""
+        if not self._tensors:
+            self._on_cuda = tensor.is_cuda
+        if self._on_cuda and torch.cuda.is_current_stream_capturing():
+            return False
+        self._tensors.append(tensor.detach().clone() if tensor.requires_grad else tensor.clone())
+        if self._on_cuda:
+            stream = torch.cuda.current_stream(tensor.device)
+            event = self._events.get(stream.cuda_stream)
+            if event is None:
+                event = self._events[stream.cuda_stream] = torch.cuda.Event()
+            event.record(stream)
         return True
 
-    def _allocate(self, like: torch.Tensor, count: int) -> None:
-        """Make memory for ``count`` tensors, and keep the ones that are there."""
-        # A tensor made in inference mode could not be written outside it, in the next inference.
-        with torch.inference_mode(False), torch.no_grad():
-            data = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
-            if self._count:
-                assert self._data is not None
-                if like.is_cuda:
-                    stream = torch.cuda.current_stream(like.device)
-                    for event in self._events.values():
-                        stream.wait_event(event)
-                    self._data.record_stream(stream)
-                data[: self._count] = self._data
-            self._data, self._slots, self._host = data, data.unbind(), None
+    def odd(self) -> tuple[int, str] | None:
+        """Return number and kind of the first tensor that differs from the first of all, or None.
 
-    def _mark(self) -> None:
-        """Note that the present stream of this thread writes to the memory."""
-        assert self._data is not None
-        stream = torch.cuda.current_stream(self._data.device)
-        event = self._events.get(stream.cuda_stream)
-        if event is None:
-            event = self._events[stream.cuda_stream] = torch.cuda.Event()
-            self._data.record_stream(stream)
-        event.record(stream)
+        The kind is shape and dtype; the device counts too.
+        """
+        kinds = [(tuple(t.shape), t.dtype, t.device) for t in self._tensors]
+        for number, kind in enumerate(kinds):
+            if kind != kinds[0]:
+                return number, f'{kind[0]} of {kind[1]}'
+        return None
 
     def array(self, count: int) -> np.ndarray:
         """Return the first tensors on the host, shape (count, ...); bfloat16 as float32.
 
-        One copy reaches the host. The array may be a view of the memory of this stack.
+        The array has memory of its own. All tensors must be alike, see :meth:`odd`.
         """
-        assert self._data is not None and 0 < count <= self._count
-        data = self._data[:count]
-        return on_host(self._from_cuda(data) if data.is_cuda else data)
+        assert 0 < count <= len(self._tensors)
+        tensors = self._tensors[:count]
+        with torch.inference_mode(False), torch.no_grad():
+            host = self._from_cuda(tensors) if self._on_cuda else _joined(tensors).to('cpu')
+            array: np.ndarray = host.to(HOST_DTYPES.get(host.dtype, host.dtype)).numpy()
+        return array
 
-    def _from_cuda(self, data: torch.Tensor) -> torch.Tensor:
-        """Return a copy on the host, when all streams have written."""
-        stream = _STREAMS.get(data.device.index)
+    def _from_cuda(self, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """Return the tensors on the host, when all streams have written them."""
+        device = tensors[0].device
+        stream = _STREAMS.get(device.index)
         if stream is None:
-            stream = _STREAMS[data.device.index] = torch.cuda.Stream(data.device)
+            stream = _STREAMS[device.index] = torch.cuda.Stream(device)
         for event in self._events.values():
             stream.wait_event(event)
-        with torch.inference_mode(False), torch.no_grad(), torch.cuda.stream(stream):
-            host = self._host_memory(data)[: len(data)]
+        with torch.cuda.stream(stream):
+            data = _joined(tensors)
+            host = _pinned(data)
             host.copy_(data, non_blocking=True)
             # A blocking event lets the processor work on something else while this thread waits.
             done = torch.cuda.Event(blocking=True)
             done.record(stream)
         done.synchronize()
-        self._events.clear()
         return host
 
-    def _host_memory(self, data: torch.Tensor) -> torch.Tensor:
-        if self._host is None or len(self._host) < len(data):
-            try:
-                self._host = torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
-            except RuntimeError:  # The system locks no more memory: the copy takes longer.
-                self._host = torch.empty(data.shape, dtype=data.dtype)
-        return self._host
 
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype, as PyTorch calls it; empty if no tensor was added."""
-        return (
-            str(self._data.dtype).removeprefix('torch.')
-            if self._count and self._data is not None
-            else ''
-        )
+def _joined(tensors: list[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]
+
+
+def _pinned(data: torch.Tensor) -> torch.Tensor:
+    """Return memory of the host for a tensor, to which CUDA copies without a detour."""
+    try:
+        return torch.empty(data.shape, dtype=data.dtype, pin_memory=True)
+    except RuntimeError:  # The system locks no more memory: the copy takes longer.
+        return torch.empty(data.shape, dtype=data.dtype)
 
 
 class Stacks:
-    """The memory of one inference, which another inference may use later.
+    """What is kept of one inference.
 
     Attributes
     ----------
     states, logits : TensorStack
         What was kept at each call of the submodule.
+    results : list of TensorStack
+        What was kept of what methods returned, one tensor each.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self.states, self.logits = TensorStack(capacity), TensorStack(capacity)
-        self._results: list[TensorStack] = []
-        self._used = 0
+    def __init__(self) -> None:
+        self.states, self.logits = TensorStack(), TensorStack()
+        self.results: list[TensorStack] = []
 
     def keep(self, tensor: torch.Tensor) -> TensorStack:
         """Copy a result of the inference."""
-        if self._used == len(self._results):
-            self._results.append(TensorStack(1))
-        stack = self._results[self._used]
-        self._used += 1
+        stack = TensorStack()
         stack.add(tensor)
+        self.results.append(stack)
         return stack
-
-    def _all(self) -> list[TensorStack]:
-        return [self.states, self.logits, *self._results]
 
     @property
     def size(self) -> int:
         """Memory of what was kept [bytes]."""
-        return sum(stack.size for stack in self._all())
-
-    @property
-    def idle(self) -> bool:
-        """True if no stream of CUDA may still write to the memory."""
-        return all(stack.idle for stack in self._all())
+        return sum(stack.size for stack in (self.states, self.logits, *self.results))
 
     @property
     def may_wait(self) -> bool:
         """True if another thread may read what was kept, while the policy goes on."""
-        return all(stack.may_wait for stack in self._all())
-
-    def clear(self) -> None:
-        """Forget what was kept, and keep the memory."""
-        self._used = 0
-        for stack in self._all():
-            stack.clear()
+        return all(stack.may_wait for stack in (self.states, self.logits, *self.results))
 
 
 def is_captured(value: Any) -> bool:
@@ -208,10 +174,3 @@ def is_captured(value: Any) -> bool:
         and value.is_cuda
         and bool(torch.cuda.is_current_stream_capturing())
     )
-
-
-def on_host(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor as an array, bfloat16 as float32; it may share the memory of the tensor."""
-    host = tensor.detach().to('cpu')
-    array: np.ndarray = host.to(HOST_DTYPES.get(host.dtype, host.dtype)).numpy()
-    return array
