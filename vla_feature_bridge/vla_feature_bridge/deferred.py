@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 #: Largest number of calls that wait, and largest memory of what they hold [bytes].
-MAX_CALLS, MAX_BYTES = 16, 64 << 20
+MAX_CALLS, MAX_BYTES = 256, 64 << 20
 #: A thread without work ends after this time [s]; the next call starts another.
 _IDLE = 30.0
 #: How long the exit of Python waits for the calls that are left [s].
@@ -68,7 +68,7 @@ class DeferredCalls:
 
     def __init__(self, name: str, max_calls: int = MAX_CALLS, max_bytes: int = MAX_BYTES) -> None:
         self._name = name
-        self._max_calls, self._max_bytes = max_calls, max_bytes
+        self.max_calls, self.max_bytes = max_calls, max_bytes
         self._begin()
         _ALL.add(self)
 
@@ -93,7 +93,7 @@ class DeferredCalls:
             self._unfinished += 1
             self._live += 1
             self._bytes += call.size
-            if self._live > self._max_calls or self._bytes > self._max_bytes:
+            if self._live > self.max_calls or self._bytes > self.max_bytes:
                 self._drop_oldest()
             problem = self._keep_a_thread()
         if problem:
@@ -153,7 +153,7 @@ class DeferredCalls:
 
     def _drop_oldest(self) -> None:
         """Drop the oldest calls that are too many, and keep their place."""
-        while self._live > self._max_calls or self._bytes > self._max_bytes:
+        while self._live > self.max_calls or self._bytes > self.max_bytes:
             place = next((n for n, c in enumerate(self._calls) if c.make is not None), None)
             if place is None or place == len(self._calls) - 1:
                 return

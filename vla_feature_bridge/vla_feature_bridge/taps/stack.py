@@ -97,7 +97,9 @@ class TensorStack:
         tensors = self._tensors[:count]
         with torch.inference_mode(False), torch.no_grad():
             host = self._from_cuda(tensors) if self._on_cuda else _joined(tensors).to('cpu')
-            array: np.ndarray = host.to(HOST_DTYPES.get(host.dtype, host.dtype)).numpy()
+            # From CUDA, also the same dtype is copied: an array must not keep pinned memory.
+            dtype = HOST_DTYPES.get(host.dtype, host.dtype)
+            array: np.ndarray = host.to(dtype, copy=self._on_cuda).numpy()
         return array
 
     def _from_cuda(self, tensors: list[torch.Tensor]) -> torch.Tensor:
