@@ -220,8 +220,8 @@ def _in_processes(
                     if told.error is not None:
                         left = iter(())
                     worker.begin(next(left, None))
-                    yield number, told
                     _teller(progress, done, len(names), names[number])
+                    yield number, told
                 elif progress is not None:
                     progress(
                         done, len(names), f'{names[number]}: {told.part}/{told.parts} {told.detail}'
