@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 
 from safe_monitor_node.detectors.registry import NoFitterError, fitter_of
 from safe_training.evaluation.protocol import EvaluationError
-from safe_training.recordings.convert_workers import usable_cores
+from safe_training.recordings.convert_workers import most_workers, usable_cores
 from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
@@ -139,7 +139,7 @@ def _answers(
         return
     with _one_thread():
         if jobs > 1:
-            yield from _in_processes(work, names, min(jobs, len(names)), progress)
+            yield from _in_processes(work, names, min(jobs, len(names), most_workers()), progress)
         else:
             yield from _here(work, names, progress)
 

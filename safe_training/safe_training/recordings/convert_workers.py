@@ -126,7 +126,7 @@ def _version() -> str:
 def _results(source: EpisodeSource, writer: RolloutSetWriter, jobs: int) -> Iterator[Result]:
     numbers = range(writer.entries, source.episode_count)
     if jobs > 1 and len(numbers) > 1:
-        yield from _in_processes(source, writer, numbers, min(jobs, len(numbers), _most_workers()))
+        yield from _in_processes(source, writer, numbers, min(jobs, len(numbers), most_workers()))
         return
     for number in numbers:
         copy = source.copies.get(number)
@@ -146,7 +146,7 @@ def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: 
 # -- processes
 
 
-def _most_workers() -> int:
+def most_workers() -> int:
     """Return how many processes the limit of open files allows: each one needs two pipes."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (files - _OTHER_FILES) // 2)
