@@ -34,6 +34,8 @@ Work = Callable[[int, Progress], T]
 
 #: What a process needs besides copies of the features [bytes], and the number of these copies.
 _ONE_PROCESS, _COPIES = 256 << 20, 6
+#: Limits of a container (cgroup v2).
+_LIMITS = Path('/sys/fs/cgroup')
 #: Shortest time between two messages about the progress inside a split [s].
 _BETWEEN_NOTES = 0.1
 
@@ -186,10 +188,11 @@ def _free_memory() -> int:
     with contextlib.suppress(OSError, StopIteration):
         lines = Path('/proc/meminfo').read_text('ascii').splitlines()
         free = next(int(line.split()[1]) << 10 for line in lines if 'MemAvailable' in line)
-    group = Path('/sys/fs/cgroup')
     with contextlib.suppress(OSError, ValueError):  # 'max' is not a number: no limit
-        limit, used = ((group / f'memory.{name}').read_text() for name in ('max', 'current'))
-        free = min(free, int(limit) - int(used))
+        limit, used = (int((_LIMITS / f'memory.{name}').read_text()) for name in ('max', 'current'))
+        # Pages of files that were read count as used until they are needed for something else.
+        cached = dict(s.split() for s in (_LIMITS / 'memory.stat').read_text().splitlines())
+        free = min(free, limit - used + int(cached.get('inactive_file', 0)))
     return free
 
 

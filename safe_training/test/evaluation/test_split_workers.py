@@ -179,3 +179,16 @@ def test_fewer_processes_if_the_memory_is_small(monkeypatch):
     assert 1 <= useful_jobs(rollouts, 50) < 8
     monkeypatch.setattr(f'{workers}._free_memory', lambda: 0)
     assert useful_jobs(rollouts, 50) == 1
+
+
+def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
+    rollouts = make_rollouts(20, rng=np.random.default_rng(0))
+    workers = 'safe_training.evaluation.split_workers'
+    monkeypatch.setattr(f'{workers}.usable_cores', lambda: 8)
+    monkeypatch.setattr(f'{workers}._LIMITS', tmp_path)
+    (tmp_path / 'memory.max').write_text(f'{1 << 30}\n')
+    (tmp_path / 'memory.current').write_text(f'{900 << 20}\n')
+    (tmp_path / 'memory.stat').write_text(f'anon 5\ninactive_file {500 << 20}\n')
+    assert useful_jobs(rollouts, 50) == 2  # 624 MiB are free
+    (tmp_path / 'memory.stat').write_text('anon 5\n')
+    assert useful_jobs(rollouts, 50) == 1
