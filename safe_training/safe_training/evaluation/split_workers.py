@@ -168,7 +168,7 @@ def _teller(progress: Progress | None, done: int, total: int, name: str) -> Prog
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
     """Let the libraries that are loaded compute with one thread."""
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # comes with scikit-learn
 
     torch = sys.modules.get('torch')
     before = torch.get_num_threads() if torch else 0
