@@ -8,6 +8,7 @@ fit_and_calibrate one detector on one split
 left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
 live_parity       scores of a live session compared with those offline
+split_workers     the work of each split in several processes
 evaluate          many detectors on many splits
 summary           their numbers over splits and over tasks, and differences of detectors
 onset             how well the beginning of failures is found
