@@ -47,6 +47,14 @@ def full_name(namespace: str, topic: str) -> str:
     return '/' + '/'.join(part for part in (*namespace.split('/'), *topic.split('/')) if part)
 
 
+def layout_in_namespace(text: str, namespace: str) -> str:
+    """Return the content of a layout file with the topics of a robot in a namespace.
+
+    Names that begin with a slash get the namespace. Viewers put other names into it themselves.
+    """
+    return re.sub(r'(?<![\w/])/safe/', full_name(namespace, 'safe') + '/', text)
+
+
 def scores_of_detectors(namespace: str) -> str:
     """Return a regular expression of the topics ``safe/NAME/score`` in a namespace.
 

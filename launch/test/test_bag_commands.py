@@ -13,6 +13,7 @@ from safe_bringup.bag_commands import (
     RECORDED_TOPICS,
     RecordingError,
     full_name,
+    layout_in_namespace,
     moved_topics,
     play_command,
     qos_in_namespace,
@@ -71,6 +72,16 @@ def test_the_recorder_gets_documented_options_and_each_topic_once() -> None:
     assert command[-3:] == ['--topics', '/a', '/b']
     least = record_command('out', ['/a'], 'qos.yaml')
     assert options_of(least) == RECORD_OPTIONS - {'--use-sim-time', '--regex'}
+
+
+@pytest.mark.parametrize('name', ['rqt.perspective', 'plotjuggler.xml', 'robot.rviz'])
+def test_a_layout_is_moved_into_the_namespace_of_a_robot(name: str) -> None:
+    text = (Path(__file__).parents[1] / 'layouts' / name).read_text(encoding='utf-8')
+    assert layout_in_namespace(text, '') == layout_in_namespace(text, '/') == text
+    moved = layout_in_namespace(text, 'cell/robot1')
+    assert moved.replace('/cell/robot1/safe/', '/safe/') == text
+    # RViz puts relative names into its own namespace.
+    assert (moved == text) == (name == 'robot.rviz')
 
 
 @pytest.mark.parametrize('namespace', ['', '/', 'robot1', '/cell/robot1/'])
