@@ -32,6 +32,7 @@ from safe_monitor_node.looking.examination import (
 from safe_monitor_node.looking.words import printable
 from safe_monitor_node.nodes.monitor_calls import belongs_to, monitors_of, robot_of_monitor
 from safe_monitor_node.nodes.monitor_messages import status_name
+from safe_monitor_node.nodes.tool_node import ToolNode
 from safe_monitor_node.storage.detector_folder import load_detector
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
@@ -61,7 +62,7 @@ def print_findings(robot: str, wait: float, detector: str) -> int:
         return run_node('doctor', work, args)
 
     def work() -> int:
-        node = Node(f'safe_doctor_{os.getpid()}', enable_rosout=False)
+        node = ToolNode('safe_doctor')
         try:
             seen = _look(node, robot, wait)
         finally:
