@@ -222,6 +222,37 @@ def test_the_scores_of_each_detector_are_recorded_with_the_command_of_the_launch
         assert [c.topic for c, _, _ in reader.messages()] == ['/arm/safe/slow/score']
 
 
+@needs_launch
+def test_a_viewer_starts_when_the_monitor_is_active_with_the_topics_of_its_namespace(
+    ros2_launch: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    mlp_folder: Path,
+    rollout_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """A program in the place of rqt keeps its file, and what the launch had printed before."""
+    prefix = tmp_path / 'rqt'
+    for folder in ('lib/rqt_gui', 'share/ament_index/resource_index/packages'):
+        (prefix / folder).mkdir(parents=True)
+    (prefix / 'share/ament_index/resource_index/packages/rqt_gui').touch()
+    viewer = prefix / 'lib' / 'rqt_gui' / 'rqt_gui'
+    viewer.write_text(f'#!/bin/sh\necho "viewer $*"\ncp "$2" {tmp_path}/shown\n')
+    viewer.chmod(0o755)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', f'{os.environ["AMENT_PREFIX_PATH"]}:{prefix}')
+    launched = ros2_launch(
+        str(LAUNCH / 'replay.launch.py'),
+        *(f'rollout_set:={rollout_folder}', f'detector_folder:={mlp_folder}', 'limit:=1'),
+        *('namespace:=/cell/arm', 'layout:=rqt', 'speed:=20.0'),
+    )
+    assert launched.wait() == 0
+    before, _, after = launched.output.partition('viewer --perspective-file ')
+    assert 'detector safe_mlp' in before, 'the monitor is configured first'
+    assert after.splitlines()[0].split()[2:4] == ['-r', '__ns:=/']
+    shown = (tmp_path / 'shown').read_text()
+    assert "'/cell/arm/safe/score/score', '/cell/arm/safe/score/threshold'" in shown
+    assert "'/safe/" not in shown
+
+
 # --- what is refused
 
 
