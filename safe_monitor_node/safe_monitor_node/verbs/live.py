@@ -113,9 +113,9 @@ class Doctor:
             '--detector', default='', metavar='FOLDER', help='also check this detector folder'
         )
         parser.epilog = (
-            'The doctor looks at nodes, topics and diagnostics. It publishes nothing, subscribes '
-            'to no policy and changes nothing. The exit status is 0 if it finds no problem, and 1 '
-            'if it finds one.'
+            'The doctor looks at nodes, topics and diagnostics, and asks each monitor for its '
+            'lifecycle state. It subscribes to no policy and changes nothing. The exit status is '
+            '0 if it finds no problem, and 1 if it finds one.'
         )
 
     def main(self, *, args: argparse.Namespace) -> int:
