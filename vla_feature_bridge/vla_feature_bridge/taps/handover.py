@@ -81,7 +81,8 @@ class Handover:
 
     def hand_over(self, call: Deferred, running: Running) -> None:
         """Make a call that reads an inference: later, or now if somebody waits for it."""
-        self.inferences += 1
+        with self._lock:
+            self.inferences += 1
         can_wait = running.stacks.may_wait
         self._calls.put(call)
         if self.callbacks or self._at_once or not can_wait:
