@@ -108,7 +108,12 @@ PROBLEM_KINDS = (
     ('unfinished', 'An episode ended before the last call of an inference (`ends: calls`).', NONE),
     ('callback', 'A function given to `on_inference` raised an exception.', SENT),
     ('sink', 'The sink raised an exception.', LOST),
-    ('thread', 'The thread of the tap ended, or cannot be started. The work goes on.', SENT),
+    (
+        'thread',
+        'The thread of the tap ended, with the inference on which it worked, or cannot be started. '
+        'The next inferences are sent.',
+        NONE,
+    ),
     ('no_sink', '`start` or `end` was called, but the tap has no sink.', NONE),
     ('closed', '`start` or `end` was called after `detach`.', NONE),
     ('replaced', 'A wrapped method was replaced by other code after the tap was attached.', NONE),
