@@ -56,6 +56,7 @@ def main() -> int:
     assert infer_until_told(make(kind, Path(folder))) == 'tap'
     plugin = lerobot_plugin.install()
     policy = make(kind, Path(folder))
+    assert plugin is not None and plugin.current is not None
     sender = plugin.current.sink.sender
     calls = {'smolvla': 'num_steps', 'pi0': 'num_inference_steps'}[kind]
     recorded = Recorded(policy.model.action_out_proj, getattr(policy.config, calls))
