@@ -358,7 +358,8 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--user'}  # of docker run
     known |= {name for action in watch_parser()._actions for name in action.option_strings}
     known |= {option for name in LIVE_VERBS for option in options_of_live(name)}
-    known |= {'--env', '--eval', '--host', '--port'}  # of the programs of LeRobot
+    # Of the programs of LeRobot.
+    known |= {'--env', '--eval', '--host', '--port', '--duration', '--robot', '--strategy'}
     for page in set(PAGES) - {FROM_0_1}:
         named = set(re.findall(r'(?<![\w{}-])--[a-z][a-z-]+', text_of(page)))
         unknown = {name for name in named - known if not name.startswith(('--ep', '--succ'))}

@@ -3,11 +3,12 @@
 
 Needs an environment with LeRobot, in Python 3.12 or newer::
 
-    pip install 'lerobot[pi,smolvla,diffusion,async,evaluation]==0.6.1' pytest
+    pip install 'lerobot[pi,smolvla,diffusion,async,evaluation]==0.6.1' pytest hypothesis
     HF_HUB_OFFLINE=1 python -m pytest vla_feature_bridge/test/taps/test_lerobot_plugin.py
 """
 
 import gc
+import importlib
 import logging
 import os
 import pickle
@@ -131,6 +132,40 @@ def test_without_a_name_of_the_task_the_instruction_is_the_task(plugin, bridge):
     tiny.act().select_action(tiny.observation())
     bridge.wait_for_kinds('start', 0)
     assert bridge.events[0].task == bridge.events[0].instruction == 'fold the towel'
+
+
+@pytest.mark.parametrize(
+    ('module', 'name'),
+    [
+        ('lerobot.policies.pi05.processor_pi05', 'Pi05PrepareStateTokenizerProcessorStep'),
+        (
+            'lerobot.policies.pi0_fast.processor_pi0_fast',
+            'Pi0FastPrepareStateAndLanguageTokenizerProcessorStep',
+        ),
+        ('lerobot.policies.pi0.processor_pi0', 'Pi0NewLineProcessor'),
+        ('lerobot.processor', 'NewLineTaskProcessorStep'),
+    ],
+)
+def test_the_instruction_is_read_out_of_the_prompt_of_the_processor(plugin, bridge, module, name):
+    from lerobot.processor import TransitionKey
+
+    process = getattr(importlib.import_module(module), name)()
+    plugin()
+    policy = tiny.act(n_action_steps=1)
+    for seed in range(2):
+        observation = tiny.observation(seed=seed)
+        transition = process(
+            {
+                TransitionKey.OBSERVATION: {'observation.state': observation['observation.state']},
+                TransitionKey.COMPLEMENTARY_DATA: {'task': observation['task']},
+            }
+        )
+        task = transition[TransitionKey.COMPLEMENTARY_DATA]['task']
+        assert task != observation['task'], 'the processor changes it'
+        policy.select_action({**observation, 'task': task})
+    bridge.wait_for_kinds('start', 0, 1)
+    assert bridge.events[0].task == 'fold the towel'
+    assert {step.instruction for step in bridge.steps} == {'fold the towel'}
 
 
 def test_uninstall_leaves_nothing(plugin):

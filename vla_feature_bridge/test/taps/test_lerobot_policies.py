@@ -3,7 +3,7 @@
 
 They need an environment with LeRobot, in Python 3.12 or newer::
 
-    pip install 'lerobot[pi,smolvla,diffusion]==0.6.1' peft dm-tree pytest
+    pip install 'lerobot[pi,smolvla,diffusion]==0.6.1' peft dm-tree pytest hypothesis
     HF_HUB_OFFLINE=1 python -m pytest vla_feature_bridge/test/taps/test_lerobot_policies.py
 """
 

@@ -3,7 +3,7 @@
 
 Needs an environment with JAX and Flax::
 
-    pip install 'jax==0.5.3' 'flax==0.10.2' pytest
+    pip install 'jax==0.5.3' 'flax==0.10.2' pytest hypothesis
     python -m pytest vla_feature_bridge/test/taps/test_openpi_jax.py
 """
 

@@ -144,6 +144,32 @@ def test_the_instruction_is_that_of_each_inference():
         assert tap.last.instruction == expected
 
 
+@pytest.mark.parametrize(
+    'words',
+    [
+        'cut the tea\n',
+        'Task: cut the tea, State: 128 -1 7;\nAction: ',
+        'Task: cut the tea, State: 128 255;\n',
+    ],
+)
+def test_the_instruction_is_read_out_of_a_prompt(words):
+    policy = FlowPolicy()
+    tap = flow_tap(policy)
+    policy.predict_action_chunk({**policy.observation(), 'task': [words]})
+    assert tap.last.instruction == 'cut the tea'
+
+
+@pytest.mark.parametrize(
+    'words',
+    ['Task: cut', 'go to Task: a, State: 1;', 'Task: a, State: Ohio;', 'Task: a, State: 1; then b'],
+)
+def test_other_words_stay_as_they_are(words):
+    policy = FlowPolicy()
+    tap = flow_tap(policy)
+    policy.predict_action_chunk({**policy.observation(), 'task': [words]})
+    assert tap.last.instruction == words
+
+
 def test_time_and_thread_of_an_inference():
     policy = FlowPolicy()
     tap = flow_tap(policy, clock=lambda: 1234)

@@ -429,6 +429,15 @@ def test_threads_may_share_a_sender(receiver, inbox):
     assert [what for _, what in inbox.short()[1:]] == list(range(200))
 
 
+def test_closing_says_what_was_not_sent(tmp_path, caplog):
+    sender = make_sender(f'unix:{tmp_path}/nobody.sock', wait_for_monitor=0.0)
+    sender.start()
+    sender.publish(np.ones(4))
+    sender.close(0.1)
+    assert 'closed, but 2 steps and events were not sent: they are lost' in caplog.text
+    assert sender.waiting == 2
+
+
 def test_closing_gives_up_after_its_timeout(tmp_path):
     with bare_bridge(tmp_path / 's'):  # never accepts
         sender = make_sender(f'unix:{tmp_path / "s"}')

@@ -24,6 +24,23 @@ class ResultError(Exception):
     """A result is not what the preset says; the text says what was expected and found."""
 
 
+def plain_instruction(prompt: str) -> str:
+    """Return the instruction of a prompt: the processors of LeRobot's policies change ``task``.
+
+    Those of pi0.5 and pi0-FAST write ``Task: INSTRUCTION, State: NUMBERS;`` and ``Action:``, other
+    numbers at each inference. Those of pi0 and SmolVLA add a new line.
+    """
+    text = prompt.strip()
+    task, _, state = text.rpartition(', State: ')
+    numbers, _, rest = state.partition(';')
+    is_prompt = (
+        task.startswith('Task: ')
+        and rest.strip() in ('', 'Action:')
+        and all(word.removeprefix('-').isdecimal() for word in numbers.split())
+    )
+    return task.removeprefix('Task: ') if is_prompt else text
+
+
 def instruction_of(preset: Preset, args: Sequence[Any], kwargs: Mapping[str, Any]) -> str:
     """Return the instruction in the first argument of an inference; empty if there is none."""
     if not preset.instruction:
@@ -34,7 +51,7 @@ def instruction_of(preset: Preset, args: Sequence[Any], kwargs: Mapping[str, Any
         value = value[0]
     if isinstance(value, np.ndarray) and value.ndim == 0:
         value = value.item()
-    return value if isinstance(value, str) else ''
+    return plain_instruction(value) if isinstance(value, str) else ''
 
 
 @dataclass(frozen=True, eq=False)

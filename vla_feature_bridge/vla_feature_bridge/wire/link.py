@@ -105,6 +105,8 @@ class Link:
         self._deadline = time.monotonic() + timeout
         self.wake()
         self._thread.join(timeout + _CLOSING)
+        if lost := self.waiting:
+            self._report(f'closed, but {lost} steps and events were not sent: they are lost')
         self._set_closed()
 
     def release(self) -> None:
