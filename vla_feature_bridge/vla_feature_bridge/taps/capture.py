@@ -16,7 +16,7 @@ from torch import nn
 from vla_feature_bridge.taps.methods import outside_graphs
 from vla_feature_bridge.taps.preset import Preset
 
-#: More calls than any policy makes in one inference: the tap was put around something else.
+#: No policy makes more calls in one inference. With more calls, the tap is on a wrong submodule.
 MAX_CALLS = 10_000
 
 #: dtypes that NumPy has; bfloat16 becomes float32, which is exact.
@@ -63,7 +63,7 @@ class TensorStack:
         return True
 
     def _allocate(self, like: torch.Tensor, count: int) -> None:
-        """Make memory for ``count`` tensors, and keep the ones that are there."""
+        """Allocate memory for ``count`` tensors, and keep the existing tensors."""
         # A tensor made in inference mode could not be written outside it, in the next inference.
         with torch.inference_mode(False), torch.no_grad():
             data = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
@@ -97,7 +97,7 @@ class Running:
     Attributes
     ----------
     states, logits : TensorStack
-        What was kept at each call.
+        The kept tensors of each call.
     fitting : tuple, or None
         Shape and dtype of an input that fits the preset.
     prompt : int or None
@@ -105,9 +105,9 @@ class Running:
     token_ids : torch.Tensor, or None
         The tokens that a method returned.
     calls : int
-        Calls of the submodule, also those that were not kept.
+        Number of calls of the submodule, including calls whose tensors were not kept.
     depth : int
-        How many wrapped methods run inside each other.
+        Number of nested calls of wrapped methods.
     problems : dict of str to str
         Kind of problem to its text.
     """

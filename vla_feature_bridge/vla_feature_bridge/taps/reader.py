@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes an :class:`Inference` of what was captured, and says what is wrong with it."""
+"""Makes an :class:`Inference` from the captured data, and reports its problems."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vla_feature_bridge.taps.results import (
 )
 from vla_feature_bridge.tokens import TokenError, token_statistics
 
-#: Problems after which the features are not those of a correct inference.
+#: Problems that make the features of an inference wrong.
 _NO_FEATURES = {'no_calls', 'wrong_calls', 'batch', 'shape', 'dtype'}
 
 
 class Reader:
-    """Reads captured tensors, results and counts as a preset says.
+    """Reads captured tensors, results and counts as described by a preset.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Reader:
         result : object
             What the method of the inference returned.
         seconds : float
-            How long it took.
+            Duration of the inference.
         """
         actions = self._actions(running, result)
         raw = features = probability = entropy = expected = None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches to a policy, and notes for each thread when an inference begins, calls and ends."""
+"""Attaches hooks to a policy, and records begin, calls and end of each inference by thread."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from vla_feature_bridge.taps.results import (
 )
 
 Report = Callable[[str, str], None]
-#: Stacks that are kept for the next inferences; more threads than this never infer at once.
+#: Number of stacks that are kept for the next inferences: at most as many threads infer at once.
 _MAX_FREE = 4
 
 
@@ -189,7 +189,7 @@ class Recorder:
             self.finish(running, None)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Running | None:
-        """Begin an inference in this thread, or go one level deeper into the one that runs."""
+        """Begin an inference in this thread, or enter a nested call of the running inference."""
         if self._closed:
             return None
         running = self._by_thread.get(threading.get_ident())
@@ -206,7 +206,7 @@ class Recorder:
         return running
 
     def finish(self, running: Running, result: Any) -> None:
-        """End an inference of this thread: read it, and hand it on."""
+        """End an inference of this thread: read its data, and pass it on."""
         running.depth -= 1
         if running.depth > 0:
             return
