@@ -10,8 +10,8 @@
 
 The modules; each may import only modules above it:
 
-errors the base class of all errors of the suite
-progress the type of progress callbacks
+errors             the base class of all errors of the suite
+progress           the type of progress callbacks
 atomic             files and folders that are written completely or not at all
 mcap_writer        messages in an mcap file, without ROS
 tensors            dtypes, bytes and arrays; NaN in arrays
@@ -23,10 +23,10 @@ rollout            the steps of one episode, stacked: ``Rollout``
 rollout_set/       many rollouts in one folder: ``RolloutSet``, ``RolloutSetWriter``
 step_checks        checks of what a policy gives for a step or an event
 episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
-step_sink the base class of the senders: counts, logs, never raises
+step_sink          the base class of the senders: counts, logs, never raises
 wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
-taps/ copies hidden states of PyTorch policies: ``FeatureTap``; needs PyTorch
-relays/ forwards data between a policy server and its client, and sends steps
+taps/              copies hidden states of PyTorch policies: ``FeatureTap``; needs PyTorch
+relays/            forwards data between a policy server and its client, and sends steps
 ros/               messages, quality of service, parameters, ``StepPublisher``; needs ROS 2
 nodes/             the bridge node and the replay node; needs ROS 2
 

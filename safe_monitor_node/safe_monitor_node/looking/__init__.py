@@ -4,10 +4,10 @@
 The modules; each may import only modules above it:
 
 words           states of a robot in words and levels, and text that a terminal can print
-board the last data of each robot, with a bounded history
+board           the last data of each robot, with a bounded history
 terminal        the board as a table for a terminal
 status          robots as one line each, and as an exit status
-examination finds problems of monitors, topics and nodes
+examination     finds problems of monitors, topics and nodes
 stream          the board as events for a browser
 web_access      who may open the dashboard: host, origin, token
 web_server      the dashboard as a small web server

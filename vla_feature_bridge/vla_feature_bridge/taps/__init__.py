@@ -9,27 +9,27 @@
 
 The modules; each may import only modules above it:
 
-errors the error of taps
+errors      the error of taps
 fields      the values that one field of a preset may have
 preset      the schema of a preset: ``Preset``
 paths       submodules, methods and numbers of a policy by their paths
 presets     loads presets by name or path: ``load_preset``; the folder ``presets`` holds the files
-methods wraps methods of a policy to notice when they begin and end
+methods     wraps methods of a policy to notice when they begin and end
 capture     copies of tensors at each call of a submodule
-results instruction, actions and tokens in the arguments and the result of a method
-inference the copied data of one inference: ``Inference``
-reader makes an ``Inference`` from the captured data
+results     instruction, actions and tokens in the arguments and the result of a method
+inference   the copied data of one inference: ``Inference``
+reader      makes an ``Inference`` from the captured data
 recorder    notes for each thread when an inference begins, calls and ends
 episodes    publishes inferences, and starts and ends episodes
 tap         ``FeatureTap``
-checking compares one inference of a policy with a preset: ``check``
+checking    compares one inference of a policy with a preset: ``check``
 lerobot     one inference of a LeRobot policy with a random observation
 
 lerobot_settings  variables of the environment that configure the tap of LeRobot's programs
 lerobot_policy    the tap of one policy of LeRobot, and its connection to the bridge
 lerobot_plugin    attaches a tap to every policy that a program of LeRobot loads
 lerobot_server    starts LeRobot's asynchronous policy server with a tap
-openpi_modules modules of Flax that copy the states of openpi's models
+openpi_modules    modules of Flax that copy the states of openpi's models
 openpi_jax        the tap of openpi's policies in JAX: ``OpenpiJaxTap``
 
 ``paths`` and what captures tensors need PyTorch, ``presets`` needs PyYAML. The names of the Python
