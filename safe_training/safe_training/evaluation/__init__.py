@@ -7,9 +7,9 @@ saved_splits      splits on disk
 fit_and_calibrate one detector on one split
 left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
-live_parity       scores of a live session compared with those offline
+live_parity       compares scores of a live session with offline scores
 evaluate          many detectors on many splits
-summary           their numbers over splits and over tasks, and differences of detectors
+summary           numbers over splits and over tasks, and differences of detectors
 onset             how well the beginning of failures is found
 good_runs         thresholds of new tasks from a few successes
 good_runs_rates   false alarms of new tasks with and without good runs

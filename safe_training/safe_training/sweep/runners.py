@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the units of a sweep run: in this process, or as tasks of a Ray cluster."""
+"""Runs the units of a sweep in this process, or as tasks of a Ray cluster."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ Work = Sequence[tuple[Unit, Split]]
 """Units that share a pooling, each with its split."""
 
 UnitOutcome = tuple[Unit, tuple[list[Result], list[str]]]
-"""A finished unit, and what `run_unit` returned for it."""
+"""A finished unit, and the result of `run_unit` for it."""
 
 
 class Runner(Protocol):
-    """Runs units; they come back in the order in which they finish."""
+    """Runs units and yields them in the order in which they finish."""
 
     def __call__(
         self,
@@ -116,5 +116,5 @@ class _RunOnRay:
 
 
 def _in_memory(rollout: Rollout) -> Rollout:
-    """Return a rollout that can be sent to another machine, which a memory map cannot."""
+    """Return a rollout without memory maps, which can be sent to another machine."""
     return replace(rollout, features=np.array(rollout.features))
