@@ -195,7 +195,7 @@ def check_writable(path: Path) -> None:
     Raises
     ------
     OSError
-        The file system is read-only, or the permissions do not allow to write.
+        The file system is read-only, or the permissions do not allow writing.
     """
     target = Path(os.path.realpath(path))
     folder = next(parent for parent in target.parents if parent.exists())

@@ -196,7 +196,7 @@ class AdaptiveBand:
         return self.of(task).observe(nonconformity, alarmed)
 
     def undo(self, task: str, observation: Observation) -> None:
-        """Undo what `observe` returned for an episode of this task."""
+        """Undo the update that `observe` returned for an episode of this task."""
         self.revision += 1
         self.of(task).undo(observation)
 

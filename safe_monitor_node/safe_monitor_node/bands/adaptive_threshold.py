@@ -174,7 +174,7 @@ class AdaptiveThreshold:
         return self._ranked[rank - 1] if rank <= len(self._ranked) else math.inf
 
     def observe(self, nonconformity: float, alarmed: bool | None = None) -> Observation:
-        """Move the level by an episode that is labelled as a success.
+        """Update the level with an episode that is labelled as a success.
 
         Parameters
         ----------

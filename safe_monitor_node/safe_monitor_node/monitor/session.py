@@ -105,7 +105,7 @@ class MonitorSession:
 
     @property
     def verdict(self) -> Verdict:
-        """The present verdict of all detectors, if it is about the present."""
+        """The current verdict of all detectors; it can be STALE or UNKNOWN, or say 'learning'."""
         verdict = while_learning(self.ensemble.verdict, self.learning)
         return self.freshness.applied_to(self.watch.applied_to(verdict))
 

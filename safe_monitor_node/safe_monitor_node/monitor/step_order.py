@@ -181,7 +181,7 @@ class StepOrder:
         self.accept_earlier_stamps()
 
     def accept_earlier_stamps(self) -> None:
-        """Accept a step 0 with an earlier stamp than all previous stamps as a new episode."""
+        """From now on, a step 0 starts a new episode even if its stamp is earlier than others."""
         self._last_stamp = -1
 
     def take_over(self, previous: StepOrder) -> None:

@@ -72,7 +72,7 @@ def add_detector_option(
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
-    """Add the detector folder by its position after SET."""
+    """Add the positional argument for the detector folder, after SET."""
     parser.add_argument(
         'folder', type=Path, metavar='FOLDER', help='detector folder that `fit` wrote'
     )

@@ -56,7 +56,7 @@ def outcome_loss(
     inputs: Inputs,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Return the mean loss of one outcome's network over steps of that outcome."""
+    """Return the mean loss of the network of one outcome, over steps with this outcome."""
     if isinstance(detector, Rnd):
         return detector.errors(networks['target'], networks[outcome], inputs).mean()
     assert isinstance(detector, LogpZO)

@@ -37,7 +37,7 @@ class SenderEpisodes(Channel):
         if not step.episode_id:
             self.counts.refused += 1
             raise ChannelError(
-                where=f'step {step.step}', expected='an episode_id', found='an empty one'
+                where=f'step {step.step}', expected='an episode_id', found='an empty text'
             )
         if step.episode_id != self.running:
             if step.episode_id == self._ended and step.step < self._next:

@@ -241,7 +241,7 @@ def check_settings(p: Any) -> None:
         raise BridgeSettingsError(
             where='parameter feature_name',
             expected=f'the name of the features on {p.features_topic}',
-            found='an empty one',
+            found='an empty text',
             advice="take the name that `safe_training info SET` prints, such as 'hidden_states'",
         )
     if p.episode_from == 'topic' and not p.episode_topic:

@@ -81,7 +81,7 @@ class BridgeStatus:
     monitor : bool
         True if steps that are sent now reach a monitor.
     detail : str
-        For people.
+        Explanation for a person.
     """
 
     monitor: bool

@@ -125,7 +125,7 @@ class StepReceiver:
         ----------
         monitor : bool
         detail : str
-            For people.
+            Explanation for a person.
         source : str, optional
             The source whose senders get the status; default: all senders.
         """

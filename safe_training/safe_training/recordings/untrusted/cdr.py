@@ -299,7 +299,7 @@ def _unpacked(field: StepField, value: Any, where: str) -> Any:
 
 
 def event_to_cdr(event: Event) -> memoryview:
-    """Return the bytes of an event, the same as in ROS 2."""
+    """Return the bytes of an event, equal to the bytes that ROS 2 makes."""
     message = _typestore().types[EVENT](
         header=_header(event.stamp),
         episode_id=event.episode_id,
