@@ -66,6 +66,9 @@ def test_the_installed_recordings_are_found_from_any_folder(elsewhere, monkeypat
 def test_a_checkout_needs_no_installed_recordings(monkeypatch):
     monkeypatch.delenv('SAFE_DEMO_DATA', raising=False)
     monkeypatch.setenv('AMENT_PREFIX_PATH', os.devnull)
+    # The tests may run on an installed package.
+    module = PACKAGE / 'safe_bringup' / 'demo_recordings.py'
+    monkeypatch.setattr(demo_recordings, '__file__', str(module))
     assert data_folder() == DATA
 
 

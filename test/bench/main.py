@@ -201,7 +201,7 @@ def run_handover(args: argparse.Namespace) -> list[dict[str, Any]]:
 def run_tap(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Run the benchmark ``tap``."""
     with Console(stderr=True).status('tap') as status:
-        return bench_tap(args.steps, progress=lambda note: status.update(note))
+        return bench_tap(args.steps, lambda note: status.update(note), args.device)
 
 
 def run_peers(args: argparse.Namespace) -> dict[str, Any]:
@@ -260,7 +260,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         '--epochs', type=int, default=30, help='epochs of the sweep benchmark (default %(default)s)'
     )
     parser.add_argument(
-        '--device', default='cpu', help='where the sweep benchmark trains (default %(default)s)'
+        '--device', default='cpu', help='where sweep and tap compute (default %(default)s)'
     )
     parser.add_argument(
         '--steps', type=int, default=100, help='steps to hand over (default %(default)s)'

@@ -23,7 +23,8 @@ rollout            the steps of one episode, stacked: ``Rollout``
 rollout_set/       many rollouts in one folder: ``RolloutSet``, ``RolloutSetWriter``
 step_checks        checks of what a policy gives for a step or an event
 episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
-step_sink          the base class of the senders: counts, logs, never raises
+deferred           calls that a thread makes later, in their order
+step_sink          the base of what sends them: counts, logs, never raises
 wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
 taps/              copies hidden states of PyTorch policies: ``FeatureTap``; needs PyTorch
 relays/            forwards data between a policy server and its client, and sends steps

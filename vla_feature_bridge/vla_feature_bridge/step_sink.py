@@ -10,6 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+from vla_feature_bridge.deferred import DeferredCalls
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
@@ -64,6 +65,9 @@ class EpisodeSink(ABC):
 
     All methods may be called from any thread.
 
+    A tap leaves its work to :attr:`deferred`. Methods and counters settle this work first: an END
+    comes after the last step.
+
     Parameters
     ----------
     steps : EpisodeSteps
@@ -76,12 +80,8 @@ class EpisodeSink(ABC):
 
     Attributes
     ----------
-    published : int
-        Number of steps that were handed over for sending.
-    refused : int
-        Number of calls with wrong input.
-    last_error : str
-        Text of the last problem; empty if there was none.
+    deferred : DeferredCalls
+        Calls of :meth:`publish`, :meth:`skip` and :meth:`lose` that a thread makes later.
     """
 
     def __init__(
@@ -91,8 +91,9 @@ class EpisodeSink(ABC):
         strict: bool = False,
         wait_for_monitor: float = 0.0,
     ) -> None:
-        self.published = self.refused = self._lost = 0
-        self.last_error = ''
+        self._published = self._refused = self._lost = 0
+        self._last_error = ''
+        self.deferred = DeferredCalls('safe_steps')
         self._episode_steps = steps
         self._is_strict = strict
         self._problems = ProblemLog(log)
@@ -101,8 +102,31 @@ class EpisodeSink(ABC):
         self._is_closed = False
 
     @property
+    def published(self) -> int:
+        """Number of steps that were handed over for sending."""
+        self.deferred.settle()
+        return self._published
+
+    @property
+    def refused(self) -> int:
+        """Number of calls with wrong input."""
+        self.deferred.settle()
+        return self._refused
+
+    @property
+    def last_error(self) -> str:
+        """Text of the last problem; empty if there was none."""
+        self.deferred.settle()
+        return self._last_error
+
+    @last_error.setter
+    def last_error(self, text: str) -> None:
+        self._last_error = text
+
+    @property
     def dropped(self) -> int:
-        """Number of correct steps that were dropped before they were sent."""
+        """Number of correct steps that were lost on this side."""
+        self.deferred.settle()
         return self._lost
 
     @property
@@ -161,6 +185,7 @@ class EpisodeSink(ABC):
             The sink is strict, and no episode runs or the input is wrong. Nothing is sent, and the
             next step gets the same number and the same signals.
         """
+        self.deferred.settle()
         with self._calls:
             if not self._can_send():
                 return None
@@ -177,7 +202,7 @@ class EpisodeSink(ABC):
                     self._episode_steps.undo()
                 self._lose(error)
                 return None
-            self.published += 1
+            self._published += 1
             return step
 
     def skip(self, reason: str) -> None:
@@ -196,17 +221,45 @@ class EpisodeSink(ABC):
         StepError
             The sink is strict, and no episode runs.
         """
+        if self._leave_out('skip', 1):
+            self._refused += 1
+            self._problem('skip', f'a step is left out: {reason}')
+
+    def lose(self, count: int, reason: str) -> None:
+        """Leave out steps that were correct, and are lost on this side.
+
+        Their numbers are used up, so that the reader notices the gap. Counted in ``dropped``.
+
+        Parameters
+        ----------
+        count : int
+            Number of steps.
+        reason : str
+            Why they are lost.
+
+        Raises
+        ------
+        StepError
+            No episode runs, and the sink is strict.
+        """
+        if self._leave_out('lose', count):
+            self._lost += count
+            self._problem('lose', f'steps are lost: {reason}')
+
+    def _leave_out(self, method: str, count: int) -> bool:
+        """Use up the numbers of steps. Return False if that was refused."""
+        self.deferred.settle()
         with self._calls:
             if not self._can_send():
-                return
+                return False
             try:
-                self._episode_steps.check_running('skip')
+                self._episode_steps.check_running(method)
             except StepError as error:
                 self._refuse(error)
-                return
-            self._episode_steps.skip()
-            self.refused += 1
-            self._problem('skip', f'a step is left out: {reason}')
+                return False
+            for _ in range(count):
+                self._episode_steps.skip()
+            return True
 
     def end(self, success: bool | None = None, reason: str = '') -> None:
         """End the episode.
@@ -246,6 +299,7 @@ class EpisodeSink(ABC):
         """Return True if steps and events that are sent now reach a monitor."""
 
     def _start(self, texts: dict[str, str]) -> str:
+        self.deferred.settle()
         if not self._can_send():
             return ''
         self._wait_for_a_monitor()
@@ -260,6 +314,7 @@ class EpisodeSink(ABC):
             return self.episode_id
 
     def _end(self, success: bool | None, reason: str) -> None:
+        self.deferred.settle()
         with self._calls:
             if not self._can_send():
                 return
@@ -317,12 +372,12 @@ class EpisodeSink(ABC):
             time.sleep(_LOOK_AGAIN)
 
     def _refuse(self, error: Exception) -> None:
-        self.refused += 1
+        self._refused += 1
         self._note(error)
 
     def _lose(self, error: Exception) -> None:
         if isinstance(error, SafeError):
-            self.refused += 1
+            self._refused += 1
         else:
             self._lost += 1
         self._note(error)
@@ -335,7 +390,7 @@ class EpisodeSink(ABC):
         self._problem(kind, str(error) if isinstance(error, SafeError) else repr(error))
 
     def _problem(self, kind: object, text: str) -> None:
-        self.last_error = text
+        self._last_error = text
         with suppress(Exception):  # A log that fails must not stop the robot.
             self._problems.add(kind, text)
 

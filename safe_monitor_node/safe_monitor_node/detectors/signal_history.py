@@ -42,18 +42,12 @@ class SignalHistory:
         return np.stack([squashed, mean, self._largest, self._recent], axis=1)
 
 
-def signal_history(values: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    """Return the history (T, S, 4) of the signals (T, S) of a rollout.
-
-    The values are equal to :class:`SignalHistory`, but this function is many times faster.
-    """
-    return signal_histories(values, [len(values)], scale)
-
-
 def signal_histories(
     values: np.ndarray, lengths: Sequence[int] | np.ndarray, scale: np.ndarray
 ) -> np.ndarray:
     """Return the history (N, S, 4) of the signals (N, S) of concatenated rollouts.
+
+    Equal to the steps of :class:`SignalHistory`, and many times faster.
 
     Parameters
     ----------

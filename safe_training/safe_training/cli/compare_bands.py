@@ -11,8 +11,10 @@ from safe_training.cli.options import (
     add_detector_option,
     add_param_option,
     add_source_options,
+    add_split_jobs_option,
     check_alpha,
     check_splits,
+    jobs_of,
     rollouts_of,
 )
 from safe_training.cli.params import detector_params
@@ -61,6 +63,7 @@ def add_arguments(parser: VerbParser) -> None:
         help='step size of the adaptive threshold (default: alpha / 10)',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
+    add_split_jobs_option(parser)
     group = parser.add_argument_group('task splits')
     group.add_argument(
         '--splits',
@@ -114,12 +117,18 @@ def run(args: argparse.Namespace) -> int:
         numbers = range(first, first + (args.splits or default_splits(args.detector)))
         splits = choose_splits(rollouts, protocol, numbers)
     params = detector_params([args.detector], args.params)[args.detector]
+    comparison = Comparison(
+        alphas,
+        tuple(dict.fromkeys(args.band or COMPARED)),
+        args.adaptation_step,
+        jobs=jobs_of(args, rollouts, len(splits)),
+    )
     with progress_bar(f'calibrate {args.detector}', quiet=args.json) as progress:
         found = compare_bands(
             args.detector,
             rollouts,
             splits,
-            Comparison(alphas, tuple(dict.fromkeys(args.band or COMPARED)), args.adaptation_step),
+            comparison,
             params=params,
             protocol=protocol,
             progress=progress,

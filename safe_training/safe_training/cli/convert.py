@@ -8,6 +8,7 @@ import json
 import sys
 
 from safe_training.cli.messages import print_messages
+from safe_training.cli.options import add_jobs_option
 from safe_training.cli.progress import progress_bar
 from vla_feature_bridge.pooling import PoolingError, parse_pooling
 
@@ -77,15 +78,7 @@ def _add_source_options(parser: argparse.ArgumentParser) -> None:
         action='store_true',
         help='skip and report episodes that cannot be read, instead of stopping',
     )
-    group.add_argument(
-        '--jobs',
-        type=_jobs_argument,
-        metavar='N',
-        help=(
-            'number of reading processes (default: chosen from the size of the source and the '
-            'number of cores)'
-        ),
-    )
+    add_jobs_option(group, 'chosen from the size of the source and the number of cores')
 
 
 def _add_set_options(parser: argparse.ArgumentParser) -> None:
@@ -121,12 +114,6 @@ def _pooling_argument(argument: str) -> tuple[str, str]:
         return parse_pooling([argument])[0]
     except PoolingError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _jobs_argument(argument: str) -> int:
-    if not argument.isdecimal() or not 1 <= int(argument) <= 256:
-        raise argparse.ArgumentTypeError(f'expected an integer from 1 to 256, found {argument!r}')
-    return int(argument)
 
 
 def run(args: argparse.Namespace) -> int:

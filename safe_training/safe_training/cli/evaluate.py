@@ -17,10 +17,12 @@ from safe_training.cli.options import (
     add_band_options,
     add_detector_option,
     add_source_options,
+    add_split_jobs_option,
     add_split_options,
     add_training_options,
     calibration_note,
     check_splits,
+    jobs_of,
     protocol_of,
     rollouts_of,
 )
@@ -84,6 +86,7 @@ def add_arguments(parser: VerbParser) -> None:
         help='name of the rollouts in the results (default: the name of SET)',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
+    add_split_jobs_option(parser)
     _add_protocol(parser)
     add_split_options(parser)
     add_band_options(parser)
@@ -156,7 +159,13 @@ def run(args: argparse.Namespace) -> int:
         return 0
     with progress_bar('evaluate', quiet=args.json) as progress:
         rows = evaluate(
-            names, rollouts, splits, params=params, protocol=protocol, progress=progress
+            names,
+            rollouts,
+            splits,
+            params=params,
+            protocol=protocol,
+            jobs=jobs_of(args, rollouts, sum(map(len, splits.values()))),
+            progress=progress,
         )
     if args.out is not None:
         _write(args, protocol, rows, params, rollouts.feature)

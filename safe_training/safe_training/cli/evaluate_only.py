@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from safe_training.cli.options import jobs_of
 from safe_training.cli.params import detector_params
 from safe_training.cli.parsing import UsageError, VerbParser
 from safe_training.cli.progress import progress_bar
@@ -67,19 +68,15 @@ def print_good_runs(
 
     params = detector_params(list(splits), args.params)
     with progress_bar('evaluate', quiet=args.json) as progress:
-        found = [
-            rates
-            for name, chosen in splits.items()
-            for rates in rates_with_good_runs(
-                [name],
-                rollouts,
-                chosen,
-                args.good_runs,
-                params=params,
-                protocol=protocol,
-                progress=progress,
-            )
-        ]
+        found = rates_with_good_runs(
+            rollouts,
+            splits,
+            args.good_runs,
+            params=params,
+            protocol=protocol,
+            jobs=jobs_of(args, rollouts, sum(map(len, splits.values()))),
+            progress=progress,
+        )
     if args.json:
         rows = [_without_nan(asdict(rates)) for rates in found]
         print(plain_json({'set': str(args.set), 'k': args.good_runs, 'rows': rows}))
@@ -104,7 +101,13 @@ def print_onsets(
     params = detector_params(list(splits), args.params)
     with progress_bar('evaluate', quiet=args.json) as progress:
         found = located_onsets(
-            list(splits), rollouts, splits, params=params, protocol=protocol, progress=progress
+            list(splits),
+            rollouts,
+            splits,
+            params=params,
+            protocol=protocol,
+            jobs=jobs_of(args, rollouts, sum(map(len, splits.values()))),
+            progress=progress,
         )
     if args.json:
         rows = [

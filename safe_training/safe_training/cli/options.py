@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
@@ -194,6 +195,34 @@ def add_param_option(parser: argparse._ActionsContainer) -> None:
         metavar='[DETECTOR.]NAME=VALUE',
         help='detector parameter, for example epochs=100 or safe_lstm.hidden=128; repeatable',
     )
+
+
+def add_jobs_option(parser: argparse._ActionsContainer, default: str) -> None:
+    """Add the number of processes; ``default`` says how it is chosen."""
+    parser.add_argument(
+        '--jobs',
+        type=_jobs_argument,
+        metavar='N',
+        help=f'number of processes that work at the same time (default: {default})',
+    )
+
+
+def add_split_jobs_option(parser: argparse._ActionsContainer) -> None:
+    """Add the number of processes that work on splits."""
+    add_jobs_option(parser, 'the number of cores, fewer if the memory is small')
+
+
+def jobs_of(args: argparse.Namespace, rollouts: Rollouts, splits: int) -> int:
+    """Return the number of processes for a number of splits."""
+    from safe_training.evaluation.split_workers import useful_jobs
+
+    return args.jobs or useful_jobs(rollouts, splits)
+
+
+def _jobs_argument(argument: str) -> int:
+    if not argument.isdecimal() or not 1 <= int(argument) <= 256:
+        raise ArgumentTypeError(f'expected an integer from 1 to 256, found {argument!r}')
+    return int(argument)
 
 
 def check_alpha(alpha: float | None) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from safe_training.cli.options import check_alpha, check_splits
+from safe_training.cli.options import add_split_jobs_option, check_alpha, check_splits
 from safe_training.cli.parsing import VerbParser
 from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.protocol import (
@@ -109,6 +109,7 @@ def _add_training_options(parser: VerbParser) -> None:
         default='cpu',
         help='PyTorch device on which models are trained together (default %(default)s)',
     )
+    add_split_jobs_option(group)
     group.add_argument(
         '--ray',
         nargs='?',
@@ -116,6 +117,7 @@ def _add_training_options(parser: VerbParser) -> None:
         metavar='ADDRESS',
         help='run on a Ray cluster; without an address, a local cluster is started',
     )
+    parser.exclude(('--jobs',), by='--ray', why='divides the work over the cluster')
 
 
 def run(args: argparse.Namespace) -> int:
@@ -126,6 +128,7 @@ def run(args: argparse.Namespace) -> int:
     from safe_training.sweep.grid import read_grid
     from safe_training.sweep.plan import Settings
     from safe_training.sweep.run import Listener, SplitChoice, fastest_precision, run_sweep
+    from safe_training.sweep.runners import Place
 
     check_alpha(args.alpha)
     check_splits(args.splits)
@@ -151,7 +154,7 @@ def run(args: argparse.Namespace) -> int:
                 args.out,
                 settings,
                 SplitChoice(args.splits, saved),
-                ray_address=args.ray,
+                place=Place(args.ray, args.jobs),
                 listener=Listener(progress, console.print),
             )
     except KeyboardInterrupt:

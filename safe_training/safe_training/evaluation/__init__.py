@@ -7,7 +7,8 @@ saved_splits      splits on disk
 fit_and_calibrate one detector on one split
 left_out          leave-one-task-out scores
 judge             evaluates a calibrated detector on any rollouts
-live_parity       compares scores of a live session with offline scores
+live_parity       scores of a live session compared with those offline
+split_workers     the work of each split in several processes
 evaluate          many detectors on many splits
 summary           numbers over splits and over tasks, and differences of detectors
 onset             how well the beginning of failures is found

@@ -10,6 +10,7 @@ used for calibration, and rollouts of the unseen tasks are used for the test.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,6 +29,7 @@ from safe_training.evaluation.fit_and_calibrate import (
 )
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.protocol import HELD_OUT_PROTOCOL, EvaluationError, Protocol
+from safe_training.evaluation.split_workers import load_fitters, run_each
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.alarms import band_alarms
 from safe_training.metrics.binomial import Tally
@@ -53,12 +55,16 @@ class Comparison:
         Step size of the adaptive threshold; the default is alpha / 10 for each alpha.
     draws : int
         Number of random halves and random orders for each split.
+    jobs : int, optional
+        Number of processes, see :func:`safe_training.evaluation.split_workers.run_each`; the
+        default is only this process.
     """
 
     alphas: Sequence[float]
     bands: Sequence[str] = tuple(COMPARED)
     adaptation_step: float | None = None
     draws: int = DRAWS
+    jobs: int | None = None
 
 
 @dataclass
@@ -132,22 +138,22 @@ def compare_bands(
     """
     for split in splits:
         split.check_rollouts(rollouts)
-    found: list[BandResult] = []
-    for number, split in enumerate(splits):
+
+    def one(number: int, report: Progress) -> list[BandResult]:
+        split = splits[number]
         detector = make_seeded(name, params or {}, split.number)
+        detector.fit([rollouts[i] for i in split.train], progress=report)
+        scored = _OneSplit.of(detector, rollouts, split, protocol or HELD_OUT_PROTOCOL, comparison)
+        found: list[BandResult] = []
+        for done, band in enumerate(comparison.bands):
+            report(done, len(comparison.bands), f'band: {band}')
+            found += scored.moving() if COMPARED[band].moves else scored.fixed(band, report)
+        return found
 
-        def note(done: int, total: int, detail: str, number: int = number) -> None:
-            if progress is not None:
-                progress(number, len(splits), f'split {number + 1}: {done}/{total} {detail}')
-
-        detector.fit([rollouts[i] for i in split.train], progress=note)
-        one = _OneSplit.of(detector, rollouts, split, protocol or HELD_OUT_PROTOCOL, comparison)
-        for band in comparison.bands:
-            note(0, 1, f'band: {band}')
-            found += one.moving() if COMPARED[band].moves else one.fixed(band, note)
-        if progress is not None:
-            progress(number + 1, len(splits), '')
-    return found
+    load_fitters([name])
+    notes = [f'split {split.number}' for split in splits]
+    with closing(run_each(one, notes, jobs=comparison.jobs, progress=progress)) as of_splits:
+        return [result for results in of_splits for result in results]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ from safe_training.evaluation.protocol import (
     Protocol,
     require_rollouts,
 )
+from safe_training.evaluation.split_workers import load_fitters, run_each
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.part_report import flatten_report, per_task
 from safe_training.recordings.rollouts import Rollouts
@@ -67,6 +69,7 @@ def evaluate(
     *,
     params: Mapping[str, Mapping[str, Any]] | None = None,
     protocol: Protocol | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
     """Return the results of each detector on each part of each split.
@@ -82,6 +85,9 @@ def evaluate(
     params : mapping of detector to parameters, optional
     protocol : Protocol, optional
         How bands are calibrated.
+    jobs : int, optional
+        Number of processes, see :func:`safe_training.evaluation.split_workers.run_each`; the
+        default is only this process.
     progress : callable, optional
         Called with (evaluations done, evaluations, note).
 
@@ -96,29 +102,30 @@ def evaluate(
     # Check all splits before hours of training.
     for _, split in work:
         split.check_rollouts(rollouts)
-    rows = []
     chosen = protocol or Protocol()
-    total = len(work)
-    for number, (name, split) in enumerate(work):
+
+    def one(number: int, report: Progress) -> list[Row]:
+        name, split = work[number]
         detector = make_seeded(name, (params or {}).get(name, {}), split.number)
-        note = f'{name}, split {split.number}'
-
-        def report(
-            done: int, epochs: int, detail: str, number: int = number, note: str = note
-        ) -> None:
-            if progress is not None:
-                progress(number, total, f'{note}: {done}/{epochs} {detail}')
-
-        if progress is not None:
-            progress(number, total, note)
         try:
             judged, seconds = fit_and_judge(detector, rollouts, split, chosen, progress=report)
         except (CalibrationError, DetectorError) as error:
-            raise type(error)(f'{note}: {error}') from error
-        for part, result in judged.report().items():
-            values = {**flatten_report(result), 'fit_seconds': seconds}
-            rows.append(Row(name, split.number, part, values, per_task(result)))
-    return rows
+            raise type(error)(f'{notes[number]}: {error}') from error
+        return [
+            Row(
+                name,
+                split.number,
+                part,
+                {**flatten_report(result), 'fit_seconds': seconds},
+                per_task(result),
+            )
+            for part, result in judged.report().items()
+        ]
+
+    notes = [f'{name}, split {split.number}' for name, split in work]
+    load_fitters(names)
+    with closing(run_each(one, notes, jobs=jobs, progress=progress)) as found:
+        return [row for rows in found for row in rows]
 
 
 def _in_turn(

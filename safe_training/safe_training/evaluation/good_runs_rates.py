@@ -7,8 +7,8 @@ successes and the failures of the task are judged; the good runs are not judged.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import fit_and_calibrate, make_seeded
 from safe_training.evaluation.judge import score_part
 from safe_training.evaluation.protocol import Protocol, require_rollouts
+from safe_training.evaluation.split_workers import load_fitters, run_each
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.alarms import AlarmRates, alarm_report, band_alarms
 from safe_training.metrics.scored import ScoredRollout
@@ -60,21 +61,22 @@ class TaskRates:
 
 
 def rates_with_good_runs(
-    names: Sequence[str],
     rollouts: Rollouts,
-    splits: Sequence[Split],
+    splits: Mapping[str, Sequence[Split]],
     k: int,
     *,
     params: Mapping[str, Mapping[str, Any]] | None = None,
     protocol: Protocol | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> list[TaskRates]:
     """Return the alarm rates of each unseen task of each split, detector by detector.
 
     Parameters
     ----------
-    names, rollouts, splits, params, protocol, progress
+    rollouts, params, protocol, jobs, progress
         As in :func:`safe_training.evaluate`.
+    splits : mapping of detector to sequence of Split
     k : int
         Number of good runs; with 0, only the rates without good runs exist.
 
@@ -84,26 +86,27 @@ def rates_with_good_runs(
         The seen tasks of a split have too few training successes for k good runs.
     """
     require_rollouts(rollouts)
-    chosen = protocol or Protocol()
-    found: list[TaskRates] = []
-    total = len(names) * len(splits)
-    for number, (name, split) in enumerate(itertools.product(names, splits)):
-        note = f'{name}, split {split.number}'
-        if progress is not None:
-            progress(number, total, note)
+    settings = protocol or Protocol()
+    work = [(name, split) for name, chosen in splits.items() for split in chosen]
+    notes = [f'{name}, split {split.number}' for name, split in work]
+
+    def one(number: int, report: Progress) -> list[TaskRates]:
+        name, split = work[number]
         detector = make_seeded(name, (params or {}).get(name, {}), split.number)
         try:
-            calibrated = fit_and_calibrate(detector, rollouts, split, chosen)
+            calibrated = fit_and_calibrate(detector, rollouts, split, settings, progress=report)
             seen, band = calibrated.scores_for_good_runs(), calibrated.band
             unseen = score_part(detector, [rollouts[i] for i in split.unseen], 'unseen')
-            tasks = [
-                _rates_of(name, split.number, task, unseen, (seen, band, chosen.alpha, k))
+            return [
+                _rates_of(name, split.number, task, unseen, (seen, band, settings.alpha, k))
                 for task in map(str, split.unseen_tasks)
             ]
         except (CalibrationError, DetectorError, GoodRunsError) as error:
-            raise type(error)(f'{note}: {error}') from error
-        found += tasks
-    return found
+            raise type(error)(f'{notes[number]}: {error}') from error
+
+    load_fitters(splits)
+    with closing(run_each(one, notes, jobs=jobs, progress=progress)) as found:
+        return [rates for of_split in found for rates in of_split]
 
 
 def _rates_of(

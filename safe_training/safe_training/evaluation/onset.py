@@ -9,14 +9,14 @@ gradually.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from safe_monitor_node.detectors import DetectorError
+from safe_monitor_node.detectors import Detector, DetectorError
 from safe_monitor_node.detectors.registry import DETECTORS
 from safe_training.calibration.curves import CalibrationError
 from safe_training.evaluation.fit_and_calibrate import (
@@ -28,6 +28,7 @@ from safe_training.evaluation.fit_and_calibrate import (
 )
 from safe_training.evaluation.judge import score_part, with_alarms
 from safe_training.evaluation.protocol import EvaluationError, Protocol, require_rollouts
+from safe_training.evaluation.split_workers import load_fitters, run_each
 from safe_training.evaluation.splits import Split
 from safe_training.metrics.onset import OnsetReport, onset_report
 from safe_training.metrics.scored import ScoredRollout
@@ -138,13 +139,14 @@ def located_onsets(
     *,
     params: Mapping[str, Mapping[str, Any]] | None = None,
     protocol: Protocol | None = None,
+    jobs: int | None = None,
     progress: Progress | None = None,
 ) -> list[OnsetResult]:
     """Return how well detectors find the beginning of failures of unseen tasks.
 
     Parameters
     ----------
-    names, rollouts, params, protocol, progress
+    names, rollouts, params, protocol, jobs, progress
         As in :func:`safe_training.evaluate`.
     splits : mapping of detector to sequence of Split
 
@@ -164,19 +166,25 @@ def located_onsets(
                 advice='choose another detector, such as linear_probe',
             )
     chosen = protocol or Protocol()
+    work = [(name, split) for name in names for split in splits[name]]
+    notes = [f'{name}, split {split.number}' for name, split in work]
+
+    def one(number: int, report: Progress) -> dict[str, list[ScoredRollout]]:
+        name, split = work[number]
+        detector = make_seeded(name, (params or {}).get(name, {}), split.number)
+        try:
+            return _judged(detector, rollouts, split, chosen, report)
+        except (CalibrationError, DetectorError) as error:
+            raise type(error)(f'{notes[number]}: {error}') from error
+
+    load_fitters(names)
+    with closing(run_each(one, notes, jobs=jobs, progress=progress)) as of_splits:
+        everything = list(of_splits)
     found = []
-    total, done = sum(len(splits[name]) for name in names), itertools.count()
     for name in names:
         judged: dict[str, list[ScoredRollout]] = {ANNOTATED: [], SPLICED: []}
-        for split in splits[name]:
-            note = f'{name}, split {split.number}'
-            if progress is not None:
-                progress(next(done), total, note)
-            try:
-                of_split = _judged(name, (params or {}).get(name, {}), rollouts, split, chosen)
-            except (CalibrationError, DetectorError) as error:
-                raise type(error)(f'{note}: {error}') from error
-            for kind, members in of_split.items():
+        for (used_name, _), of_split in zip(work, everything, strict=True):
+            for kind, members in of_split.items() if used_name == name else ():
                 judged[kind] += members
         reports = {
             kind: onset_report(members, [rollout.alarm_step for rollout in members])
@@ -199,18 +207,17 @@ def located_onsets(
 
 
 def _judged(
-    name: str,
-    params: Mapping[str, Any],
+    detector: Detector,
     rollouts: Rollouts,
     split: Split,
     protocol: Protocol,
+    progress: Progress,
 ) -> dict[str, list[ScoredRollout]]:
     """Return the judged failures of the unseen tasks of a split."""
-    detector = make_seeded(name, params, split.number)
     protocol = settled_for(protocol, rollouts, split)
-    fit_on(detector, rollouts, split, protocol)
+    fit_on(detector, rollouts, split, protocol, progress)
     if protocol.calibrate_on == 'loto':
-        scored = left_out_rollouts(detector, rollouts, split)
+        scored = left_out_rollouts(detector, rollouts, split, progress)
     else:
         scored = score_part(detector, [rollouts[i] for i in split.seen], 'seen')
     band = calibrated_detector(detector, scored, rollouts, split, protocol).band

@@ -51,9 +51,6 @@ _BY_TASK: dict[str, tuple[str, str]] = {
     'macro_detection_time': ('detection_time', _EACH_TASK),
 }
 
-COMPARED_NUMBERS = ('found_early', 'macro_roc_auc_max_score_until_min_length')
-"""Numbers by which detectors are compared."""
-
 
 class TaskNumbers(Protocol):
     """Numbers of one split, and of each of its tasks: a `Row` or a `Result`."""

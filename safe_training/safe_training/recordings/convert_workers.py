@@ -80,13 +80,19 @@ def useful_jobs(source: EpisodeSource) -> int:
     """Return the number of processes for the size of the source and the number of cores."""
     size = 0
     wanted = 1
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    cores = usable_cores()
     for index in range(source.episode_count):
         size += sum(file.stat().st_size for file in source.files(index))
         wanted = max(1, size // _WORTH_A_PROCESS)
-        if wanted >= (cores or 1):
+        if wanted >= cores:
             break
-    return min(cores or 1, wanted, max(1, source.episode_count))
+    return min(cores, wanted, max(1, source.episode_count))
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
+    return cores or 1
 
 
 def work_of(source: EpisodeSource) -> str:
@@ -120,7 +126,7 @@ def _version() -> str:
 def _results(source: EpisodeSource, writer: RolloutSetWriter, jobs: int) -> Iterator[Result]:
     numbers = range(writer.entries, source.episode_count)
     if jobs > 1 and len(numbers) > 1:
-        yield from _in_processes(source, writer, numbers, min(jobs, len(numbers), _most_workers()))
+        yield from _in_processes(source, writer, numbers, min(jobs, len(numbers), most_workers()))
         return
     for number in numbers:
         copy = source.copies.get(number)
@@ -140,8 +146,8 @@ def _convert(source: EpisodeSource, folder: Path, feature: FeatureSpec, number: 
 # -- processes
 
 
-def _most_workers() -> int:
-    """Return the number of processes that the limit of open files allows (two pipes each)."""
+def most_workers() -> int:
+    """Return how many processes the limit of open files allows: each one needs two pipes."""
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return max(1, (files - _OTHER_FILES) // 2)
 

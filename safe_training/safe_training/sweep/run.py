@@ -39,7 +39,7 @@ from safe_training.sweep.plan import (
     tasks_of_subsets,
 )
 from safe_training.sweep.results import SUBSET_MARK, Result, write_results
-from safe_training.sweep.runners import Runner, runner
+from safe_training.sweep.runners import Place, Runner, runner
 from vla_feature_bridge.atomic import locked
 from vla_feature_bridge.pooling import parse_pooling
 from vla_feature_bridge.progress import Progress
@@ -100,7 +100,7 @@ def run_sweep(
     settings: Settings,
     splits: SplitChoice | None = None,
     *,
-    ray_address: str | None = None,
+    place: Place | None = None,
     listener: Listener | None = None,
 ) -> Outcome:
     """Run all units of a sweep that have not finished yet.
@@ -112,9 +112,8 @@ def run_sweep(
     out : Path
         Folder of the results, with one parquet file per unit. If it exists, the sweep continues;
         otherwise the folder is created.
-    ray_address : str, optional
-        Run the units as tasks of this Ray cluster (``'local'`` starts a cluster on this machine).
-        Only this machine reads ``source``.
+    place : Place, optional
+        Where the units run; the default is this machine. Only this machine reads ``source``.
 
     Raises
     ------
@@ -159,7 +158,7 @@ def run_sweep(
                 )
                 for subset, of_subset in numbers.items()
             }
-            with runner(ray_address) as run:
+            with runner(place or Place()) as run:
                 for variant in dict.fromkeys(unit.variant for unit in missing):
                     of_variant = [unit for unit in missing if unit.variant == variant]
                     _run_units(run, of_variant, drawn, reader.take(variant), settings, record)

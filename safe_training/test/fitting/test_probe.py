@@ -12,7 +12,6 @@ from safe_monitor_node.detectors import DetectorError, StepError, make_detector
 from safe_monitor_node.detectors.signal_history import (
     SignalHistory,
     signal_histories,
-    signal_history,
     smoothed,
 )
 from safe_training.calibration.functional import calibrate
@@ -116,7 +115,7 @@ def test_the_auc_inside_tasks_counts_a_task_by_what_it_knows():
 
 def test_the_history_of_a_signal():
     values = np.array([[1.0, 0.0], [3.0, -3.0], [0.0, 1.0]])
-    history = signal_history(values, np.array([1.0, 3.0]))
+    history = signal_histories(values, [3], np.array([1.0, 3.0]))
     squashed = np.array([np.log([2, 4, 1]), [0, -np.log(2), np.log(4 / 3)]])
     np.testing.assert_allclose(history[..., 0], squashed.T)
     np.testing.assert_allclose(history[-1, :, 1], squashed.mean(axis=1))
@@ -205,7 +204,7 @@ def test_the_collapsed_probe_is_the_long_way_round():
     components = standard @ axes.T / (values / np.sqrt(len(flat)))
     signals = [r.signals['chunk_mse'][:, None] for r in rollouts]
     scale = np.array([np.median(np.concatenate(signals))])
-    history = np.concatenate([signal_history(s, scale) for s in signals])[:, 0]
+    history = np.concatenate([signal_histories(s, [len(s)], scale) for s in signals])[:, 0]
     history = (history - history.mean(axis=0)) / history.std(axis=0)
     x = np.hstack([components, history])
     lengths = np.array([len(r) for r in rollouts])

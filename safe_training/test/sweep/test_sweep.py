@@ -55,6 +55,16 @@ detectors:
   - name: clock
 """
 
+QUICK = """
+benchmark: flow
+splits: [0, 1]
+detectors:
+  - name: mahalanobis
+    grid: {accumulate: [none, mean]}
+  - name: token_max_entropy
+  - name: clock
+"""
+
 
 def test_a_unit_without_a_fitter_is_not_finished(grid, sweep, tmp_path, monkeypatch, capsys):
     grid.write_text('benchmark: flow\nsplits: [0]\ndetectors:\n  - name: mahalanobis\n')
@@ -186,6 +196,20 @@ def test_an_interrupted_sweep_goes_on_and_gives_the_same(
         ]
 
     assert numbers(cut) == numbers(whole)
+
+
+def test_the_number_of_processes_changes_nothing(grid, sweep, tmp_path):
+    grid.write_text(QUICK)
+    folders = [tmp_path / jobs for jobs in ('1', '2')]
+    for folder in folders:
+        assert sweep(grid, folder, '--jobs', folder.name) == 0
+    one, two = (
+        [(r.detector, r.params, r.split, r.part, r.tasks, r.values) for r in read_results(folder)]
+        for folder in folders
+    )
+    for *_, values in (*one, *two):
+        del values['fit_seconds']
+    assert repr(one) == repr(two)
 
 
 @pytest.mark.slow

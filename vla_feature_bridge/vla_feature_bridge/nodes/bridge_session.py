@@ -63,7 +63,7 @@ class BridgeSession:
         self.sources = Sources(node, p)
         self._instruction = ''
         self._problem, self._problem_at = '', -RECENT
-        self._ignored, self._ignored_at = 0, -RECENT
+        self._ignored = 0
         self._refusals, self._refused_at = 0, -RECENT
         self._looked_at = 0.0
         self._topics: TopicSteps | None = None
@@ -160,7 +160,7 @@ class BridgeSession:
 
     def _take_message(self, name: str, message: Any) -> None:
         if not self._node.active:
-            self._ignored, self._ignored_at = self._ignored + 1, time.monotonic()
+            self._ignored += 1
             return
         source = self.sources.of_sender(name)
         channel: Any = source.channel

@@ -96,6 +96,7 @@ class StepPublisher(EpisodeSink):
         )
 
     def close(self) -> None:
+        self.deferred.settle()
         with self._calls:
             if self._is_closed:
                 return

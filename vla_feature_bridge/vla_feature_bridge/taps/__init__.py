@@ -14,11 +14,12 @@ fields      the values that one field of a preset may have
 preset      the schema of a preset: ``Preset``
 paths       submodules, methods and numbers of a policy by their paths
 presets     loads presets by name or path: ``load_preset``; the folder ``presets`` holds the files
-methods     wraps methods of a policy to notice when they begin and end
+methods     methods of a policy that tell when they begin and end
+stack       copies of tensors on their device
+inference   what a tap took out of one inference: ``Inference``
 capture     copies of tensors at each call of a submodule
-results     instruction, actions and tokens in the arguments and the result of a method
-inference   the copied data of one inference: ``Inference``
-reader      makes an ``Inference`` from the captured data
+results     instruction, actions and tokens in what a method takes and returns
+reader      makes an ``Inference`` of what was captured
 recorder    notes for each thread when an inference begins, calls and ends
 episodes    publishes inferences, and starts and ends episodes
 tap         ``FeatureTap``

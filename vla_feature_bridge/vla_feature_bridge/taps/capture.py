@@ -9,85 +9,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
+from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.methods import outside_graphs
 from vla_feature_bridge.taps.preset import Preset
+from vla_feature_bridge.taps.stack import HOST_DTYPES, Stacks, TensorStack
 
 #: No policy makes more calls in one inference. With more calls, the tap is on a wrong submodule.
 MAX_CALLS = 10_000
-
-#: dtypes that NumPy has; bfloat16 becomes float32, which is exact.
-_HOST_DTYPES = {
-    torch.bfloat16: torch.float32,
-    torch.float16: torch.float16,
-    torch.float32: torch.float32,
-    torch.float64: torch.float64,
-}
-
-
-class TensorStack:
-    """Copies of tensors of one shape, one after the other, on their device.
-
-    A stack can be used again after :meth:`clear`. It then needs no new memory, because the first
-    use of new memory costs more time than the copy.
-    """
-
-    def __init__(self, capacity: int = 8) -> None:
-        self._capacity, self._count = max(1, capacity), 0
-        self._data: torch.Tensor | None = None
-        self._kind: tuple[Any, ...] = ()
-        self._slots: tuple[torch.Tensor, ...] = ()
-
-    def __len__(self) -> int:
-        return self._count
-
-    def clear(self) -> None:
-        """Forget the tensors, and keep the memory for the next tensors."""
-        self._count = 0
-
-    def add(self, tensor: torch.Tensor) -> bool:
-        """Copy a tensor. Return False if its shape, dtype or device differs from the first."""
-        kind = (tensor.shape, tensor.dtype, tensor.device)
-        if kind != self._kind:
-            if self._count:
-                return False
-            self._kind = kind
-            self._allocate(tensor, self._capacity)
-        elif self._count == len(self._slots):
-            self._allocate(tensor, 2 * self._count)
-        self._slots[self._count].copy_(tensor.detach() if tensor.requires_grad else tensor)
-        self._count += 1
-        return True
-
-    def _allocate(self, like: torch.Tensor, count: int) -> None:
-        """Allocate memory for ``count`` tensors, and keep the existing tensors."""
-        # A tensor made in inference mode could not be written outside it, in the next inference.
-        with torch.inference_mode(False), torch.no_grad():
-            data = torch.empty((count, *like.shape), dtype=like.dtype, device=like.device)
-            if self._count:
-                assert self._data is not None
-                data[: self._count] = self._data
-            self._data, self._slots = data, data.unbind()
-
-    def array(self, count: int) -> np.ndarray:
-        """Return the first tensors on the host, shape (count, ...); bfloat16 as float32.
-
-        One copy reaches the host. An array of a policy on the CPU is a view of this stack.
-        """
-        assert self._data is not None and 0 < count <= self._count
-        return on_host(self._data[:count])
-
-    @property
-    def dtype(self) -> str:
-        """Name of the dtype, as PyTorch calls it; empty if no tensor was added."""
-        return (
-            str(self._data.dtype).removeprefix('torch.')
-            if self._count and self._data is not None
-            else ''
-        )
+IN_A_GRAPH = (
+    'expected an inference that is computed, found one that a CUDA graph records; a replay of the '
+    'graph calls no tap: record the graph without this submodule, or infer without a graph'
+)
 
 
 @dataclass(eq=False)
@@ -96,10 +31,10 @@ class Running:
 
     Attributes
     ----------
-    states, logits : TensorStack
-        The kept tensors of each call.
-    fitting : tuple, or None
-        Shape and dtype of an input that fits the preset.
+    stacks : Stacks
+        What was kept; ``states`` and ``logits`` are two of them.
+    shape : torch.Size, or None
+        Shape of the last input that fits the preset.
     prompt : int or None
         Tokens of the prompt that the method returns again.
     token_ids : torch.Tensor, or None
@@ -110,20 +45,32 @@ class Running:
         Number of nested calls of wrapped methods.
     problems : dict of str to str
         Kind of problem to its text.
+    inference : Inference, or None
+        What was read of it, after its end.
     """
 
     stamp: int
-    states: TensorStack
-    logits: TensorStack
+    stacks: Stacks
     instruction: str = ''
     began: float = field(default_factory=time.perf_counter)
     thread: str = field(default_factory=lambda: threading.current_thread().name)
-    fitting: Any = None
+    shape: Any = None
     prompt: int | None = None
     token_ids: Any = None
     calls: int = 0
     depth: int = 1
     problems: dict[str, str] = field(default_factory=dict)
+    inference: Inference | None = None
+
+    @property
+    def states(self) -> TensorStack:
+        """What was kept of the inputs of the submodule."""
+        return self.stacks.states
+
+    @property
+    def logits(self) -> TensorStack:
+        """What was kept of the outputs of the submodule."""
+        return self.stacks.logits
 
     def note(self, kind: str, text: str) -> None:
         """Keep the first problem of each kind."""
@@ -180,20 +127,17 @@ def keep_state(running: Running, preset: Preset, horizon: int | None, call: Any)
             f'keywords {sorted(kwargs)}; set `argument` of the preset',
         )
         return
-    kind = (getattr(state, 'shape', None), getattr(state, 'dtype', None))
-    if kind != running.fitting and not _fits(running, preset, horizon, state):
+    shape = getattr(state, 'shape', None)
+    # More is compared later, because each look at a tensor costs time here.
+    if (shape is None or shape != running.shape) and not _fits(running, preset, horizon, state):
         return
-    running.fitting = kind
+    running.shape = shape
     if preset.keep == '[:, -1]':
         state = state[:, -1]
     elif horizon is not None:
         state = state[:, -horizon:]
-    if not running.states.add(state):
-        running.note(
-            'shape',
-            f'{preset.module}: expected inputs of one shape, dtype and device in an inference, '
-            f'found another at call {running.calls - 1}: {tuple(state.shape)} of {state.dtype}',
-        )
+    if not running.stacks.states.add(state):
+        running.note('graph', f'{preset.module}: {IN_A_GRAPH}')
 
 
 def _fits(running: Running, preset: Preset, horizon: int | None, state: Any) -> bool:
@@ -228,7 +172,7 @@ def _fits(running: Running, preset: Preset, horizon: int | None, state: Any) -> 
             f'{where}: expected at least {horizon} positions (action_horizon), found shape {shape}',
         )
         return False
-    if state.dtype not in _HOST_DTYPES:
+    if state.dtype not in HOST_DTYPES:
         running.note(
             'dtype', f'{where}: expected float32, bfloat16, float16 or float64, found {state.dtype}'
         )
@@ -251,12 +195,5 @@ def keep_logits(running: Running, tokens: slice, output: Any) -> None:
         shape = tuple(getattr(output, 'shape', ()))
         running.note('tokens', f'expected logits (1, positions, vocabulary), found shape {shape}')
         return
-    if running.calls <= MAX_CALLS and not running.logits.add(output[0, -1, tokens]):
-        running.note('tokens', f'expected logits of one shape, found {tuple(output.shape)}')
-
-
-def on_host(tensor: torch.Tensor) -> np.ndarray:
-    """Return a tensor as an array, bfloat16 as float32; it may share the memory of the tensor."""
-    host = tensor.detach().to('cpu')
-    array: np.ndarray = host.to(_HOST_DTYPES.get(host.dtype, host.dtype)).numpy()
-    return array
+    if running.calls <= MAX_CALLS:
+        running.logits.add(output[0, -1, tokens])

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+from vla_feature_bridge.deferred import deferred_of
 from vla_feature_bridge.episode_steps import StepSink
 from vla_feature_bridge.taps.inference import Inference
 
@@ -30,6 +32,11 @@ class Episodes:
         self._runs = False
         # Policies may be reset in one thread while they infer in another.
         self._lock = threading.RLock()
+        # A sink with deferred calls has locks of its own. A thread that ends an episode waits for
+        # these calls, which therefore must not wait for it.
+        self._sending: AbstractContextManager[Any] = (
+            nullcontext() if deferred_of(sink) is not None else self._lock
+        )
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
         """Start an episode and return its id, or an empty text if that is not possible."""
@@ -68,7 +75,7 @@ class Episodes:
 
         The number of a left-out step is not used again. Therefore the reader notices the gap.
         """
-        with self._lock:
+        with self._sending:
             if self._sink is None:
                 return
             if wanted and inference.features is None:
@@ -83,6 +90,12 @@ class Episodes:
             self._ask(
                 'publish', inference.features, inference.actions, stamp=inference.stamp, **fields
             )
+
+    def lose(self, count: int, reason: str) -> None:
+        """Leave out the steps of inferences that were dropped."""
+        with self._sending:
+            if deferred_of(self._sink) is not None:
+                self._ask('lose', count, reason)
 
     def _ask(self, method: str, *values: Any, **named: Any) -> Any:
         if self._sink is None:

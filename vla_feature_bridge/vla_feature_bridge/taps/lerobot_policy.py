@@ -8,6 +8,7 @@ import time
 import weakref
 from typing import Any
 
+from vla_feature_bridge.deferred import DeferredCalls
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.lerobot_settings import LerobotSettings
@@ -51,6 +52,11 @@ class LerobotSink:
         self._settings = settings
 
     @property
+    def deferred(self) -> DeferredCalls:
+        """Calls that the thread of the sender makes later."""
+        return self.sender.deferred
+
+    @property
     def last_error(self) -> str:
         """Text of the last problem."""
         return self.sender.last_error
@@ -79,6 +85,10 @@ class LerobotSink:
     def skip(self, reason: str) -> None:
         """Leave out the step of an inference, so that the reader notices the gap."""
         self.sender.skip(reason)
+
+    def lose(self, count: int, reason: str) -> None:
+        """Leave out steps that are lost on this side."""
+        self.sender.lose(count, reason)
 
     def end(self, success: bool | None = None, reason: str = '') -> None:
         """End the episode."""
@@ -131,9 +141,9 @@ class PolicyTap:
         except BaseException:
             sender.close(0.0)
             raise
-        self._watch = _Watch(type(policy).__name__, find_number(policy, _HORIZONS[1:]) or horizon)
-        self._select = WrappedMethod(policy, 'select_action', self._watch)
-        self.tap.on_inference(self._watch.inferred)
+        limit = 1 + (find_number(policy, _HORIZONS[1:]) or horizon)
+        watch = _Watch(type(policy).__name__, self.tap, limit)
+        self._select = WrappedMethod(policy, 'select_action', watch)
         _LOG.info(
             'tap of %s: preset %s, features %s, exec_horizon %d, to %s',
             type(policy).__name__,
@@ -156,14 +166,13 @@ class PolicyTap:
 class _Watch:
     """Warns once if a policy returns actions, but the tap notices no inference."""
 
-    def __init__(self, name: str, horizon: int) -> None:
-        self._name, self._limit = name, horizon + 1
-        self._actions, self._said = 0, False
-
-    def inferred(self, inference: Any) -> None:
-        self._actions = 0
+    def __init__(self, name: str, tap: FeatureTap, limit: int) -> None:
+        self._name, self._tap, self._limit = name, tap, limit
+        self._actions, self._seen, self._said = 0, 0, False
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._tap.inferences != self._seen:
+            self._actions, self._seen = 0, self._tap.inferences
         self._actions += 1
         if self._actions > self._limit and not self._said:
             self._said = True

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,15 +13,45 @@ from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.paths import compiled_parts, find_number
 from vla_feature_bridge.taps.preset import COUNTED, Preset
 from vla_feature_bridge.taps.results import (
+    KeptActions,
     ResultError,
     actions_of,
+    end_token_of,
     token_ids_of,
     tokens_until_end,
 )
+from vla_feature_bridge.taps.stack import TensorStack
 from vla_feature_bridge.tokens import TokenError, token_statistics
 
-#: Problems that make the features of an inference wrong.
-_NO_FEATURES = {'no_calls', 'wrong_calls', 'batch', 'shape', 'dtype'}
+#: Problems after which the features are not those of a correct inference.
+_NO_FEATURES = {'no_calls', 'wrong_calls', 'batch', 'shape', 'dtype', 'graph'}
+
+
+@dataclass(eq=False)
+class Taken:
+    """What was taken out of an inference that has ended, before it is read.
+
+    Attributes
+    ----------
+    running : Running
+        What was captured, and the problems up to now.
+    seconds : float
+        How long the inference took.
+    actions : KeptActions or None
+    token_ids : TensorStack or None
+        The generated tokens.
+    end_token : object
+        The id that ends them; None for all.
+    expected : int or None
+        Expected number of calls.
+    """
+
+    running: Running
+    seconds: float
+    actions: KeptActions | None = None
+    token_ids: TensorStack | None = None
+    end_token: Any = None
+    expected: int | None = None
 
 
 class Reader:
@@ -42,8 +73,11 @@ class Reader:
         """Return how often the submodule is called; None if only the result shows the number."""
         return find_number(self._policy, [s for s in self._preset.calls if s not in COUNTED])
 
-    def read(self, running: Running, result: Any, seconds: float) -> Inference:
-        """Return the inference that has ended; its problems are noted in ``running``.
+    def take(self, running: Running, result: Any, seconds: float) -> Taken:
+        """Return what :meth:`read` needs of an inference; its problems are noted in ``running``.
+
+        Called in the thread of the policy: it looks at the policy, copies results on their device,
+        and computes nothing.
 
         Parameters
         ----------
@@ -54,10 +88,26 @@ class Reader:
         seconds : float
             Duration of the inference.
         """
-        actions = self._actions(running, result)
-        raw = features = probability = entropy = expected = None
+        taken = Taken(running, seconds)
+        try:
+            taken.actions = actions_of(self._preset, result, running.stacks.keep)
+        except ResultError as error:
+            running.note('actions', f'{self._preset.ends}: {error}')
         if self._preset.module:
-            expected, kept = self._counted(running, result, actions)
+            self._take_calls(taken, result)
+        return taken
+
+    def read(self, taken: Taken) -> Inference:
+        """Return the inference; further problems are noted in ``taken.running``.
+
+        Called one after the other, in the order of the inferences, in any thread.
+        """
+        running = taken.running
+        actions = None if taken.actions is None else taken.actions.array()
+        raw = features = probability = entropy = None
+        if self._preset.module:
+            kept = self._kept_calls(taken)
+            self._compare_kinds(running)
             if not _NO_FEATURES & set(running.problems):
                 raw, features = self._features(running, kept)
                 probability, entropy = self._statistics(running, kept)
@@ -68,11 +118,11 @@ class Reader:
             token_probability=probability,
             token_entropy=entropy,
             calls=running.calls,
-            expected_calls=expected,
+            expected_calls=taken.expected,
             shape=() if raw is None else raw.shape,
             dtype=running.states.dtype,
             instruction=running.instruction,
-            inference_time=seconds,
+            inference_time=taken.seconds,
             stamp=running.stamp,
             thread=running.thread,
             problem='; '.join(running.problems.values()),
@@ -90,55 +140,69 @@ class Reader:
             problem='; '.join(running.problems.values()),
         )
 
-    def _actions(self, running: Running, result: Any) -> np.ndarray | None:
-        try:
-            return actions_of(self._preset, result)
-        except ResultError as error:
-            running.note('actions', f'{self._preset.ends}: {error}')
-            return None
-
-    def _counted(
-        self, running: Running, result: Any, actions: np.ndarray | None
-    ) -> tuple[int | None, int]:
-        """Return the expected number of calls, and how many of them belong to the action.
-
-        Notes a problem if there were other calls.
-        """
-        preset, calls = self._preset, running.calls
-        if not calls:
+    def _take_calls(self, taken: Taken, result: Any) -> None:
+        """Note a problem if there were other calls than expected, as far as it is known now."""
+        preset, running = self._preset, taken.running
+        if not running.calls:
             running.note('no_calls', self._why_no_calls())
-        ids = kept = None
         if preset.token_ids:
             try:
-                ids = self._token_ids(running, result)
-                kept = tokens_until_end(self._policy, preset, ids)
+                taken.token_ids = self._token_ids(running, result)
+                taken.end_token = end_token_of(self._policy, preset)
             except ResultError as error:
                 running.note('wrong_calls', f'generated tokens: {error}')
-                return None, 0
+                return
         if 'tokens' in preset.calls:
-            assert ids is not None and kept is not None
-            # Decoding stops after the end token, or goes on to the limit.
-            expected: int | None = kept if calls == kept else len(ids)
-        elif 'actions' in preset.calls:
-            expected = None if actions is None else actions.shape[-1]
+            return  # Their number is known on the host only.
+        if 'actions' in preset.calls:
+            taken.expected = None if taken.actions is None else taken.actions.action_dim
         else:
-            expected = self.expected_calls()
+            taken.expected = self.expected_calls()
+        self._compare_calls(taken)
+
+    def _kept_calls(self, taken: Taken) -> int:
+        """Return how many calls belong to the action.
+
+        Notes a problem if only the tokens show that there were other calls.
+        """
+        calls = taken.running.calls
+        if taken.token_ids is None:
+            return calls
+        ids = taken.token_ids.array(1)[0]
+        kept = tokens_until_end(ids, taken.end_token)
+        if 'tokens' in self._preset.calls:
+            # Decoding stops after the end token, or goes on to the limit.
+            taken.expected = kept if calls == kept else len(ids)
+            self._compare_calls(taken)
+        return min(calls, kept)
+
+    def _compare_calls(self, taken: Taken) -> None:
+        module, running, expected = self._preset.module, taken.running, taken.expected
         if expected is None:
-            running.note('wrong_calls', f'{preset.module}: {self._unknown_calls()}')
-        elif calls != expected and calls:
+            running.note('wrong_calls', f'{module}: {self._unknown_calls()}')
+        elif running.calls not in (expected, 0):
             running.note(
                 'wrong_calls',
-                f'{preset.module}: expected {expected} calls in one inference, found {calls}; '
+                f'{module}: expected {expected} calls in one inference, found {running.calls}; '
                 'the preset is for another version or another setting of the policy',
             )
-        return expected, min(calls, calls if kept is None else kept)
 
-    def _token_ids(self, running: Running, result: Any) -> np.ndarray:
+    def _compare_kinds(self, running: Running) -> None:
+        """Note a problem if the inputs of an inference are not alike."""
+        if odd := running.states.odd():
+            running.note(
+                'shape',
+                f'{self._preset.module}: expected inputs of one shape, dtype and device in an '
+                f'inference, found another at call {odd[0]}: {odd[1]}',
+            )
+
+    def _token_ids(self, running: Running, result: Any) -> TensorStack:
+        keep = running.stacks.keep
         if self._preset.token_ids == ('returned',):
-            return token_ids_of(result, running.prompt)
+            return token_ids_of(result, running.prompt, keep)
         if running.token_ids is None:
             raise ResultError(f'expected a call of {" or ".join(self._preset.token_ids)}')
-        return token_ids_of(running.token_ids, 0)
+        return token_ids_of(running.token_ids, 0, keep)
 
     def _unknown_calls(self) -> str:
         if 'actions' in self._preset.calls:
@@ -168,7 +232,7 @@ class Reader:
         raw = raw if self._preset.stacked else raw[0]
         if self._preset.keep == 'channels_first':
             raw = np.swapaxes(raw, -1, -2)
-        # A pooled array must not stay a view of the memory that the next inference will use.
+        # A pooled array must not be a view: it would keep the memory of the raw tensor.
         features = np.array(self._spec.apply(raw)) if self._spec.pooled else raw
         if self._width not in (None, features.shape[-1]):
             running.note(
@@ -190,6 +254,13 @@ class Reader:
             running.note(
                 'tokens',
                 f'{self._preset.module}: expected {kept} logits, found {len(running.logits)}',
+            )
+            return None, None
+        if odd := running.logits.odd():
+            running.note(
+                'tokens',
+                f'{self._preset.module}: expected logits of one shape, found {odd[1]} at call '
+                f'{odd[0]}',
             )
             return None, None
         try:

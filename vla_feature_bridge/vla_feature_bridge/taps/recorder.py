@@ -6,31 +6,43 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Protocol
 
-from vla_feature_bridge.taps.capture import (
-    CallHook,
-    Running,
-    TensorStack,
-    keep_logits,
-    keep_state,
-)
+from vla_feature_bridge.deferred import Deferred
+from vla_feature_bridge.taps.capture import CallHook, Running, keep_logits, keep_state
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.methods import WrappedMethod
 from vla_feature_bridge.taps.paths import find_module, find_number
 from vla_feature_bridge.taps.preset import AFTER_CALLS, RETURNED, Preset
-from vla_feature_bridge.taps.reader import Reader
+from vla_feature_bridge.taps.reader import Reader, Taken
 from vla_feature_bridge.taps.results import (
     ResultError,
     instruction_of,
     kept_vocabulary,
     prompt_length,
 )
+from vla_feature_bridge.taps.stack import Stacks
 
-Report = Callable[[str, str], None]
-#: Number of stacks that are kept for the next inferences: at most as many threads infer at once.
-_MAX_FREE = 4
+
+class Owner(Protocol):
+    """Whom a recorder tells."""
+
+    def report(self, kind: str, text: str) -> None:
+        """Take the kind and the text of a problem."""
+
+    def begins(self, instruction: str) -> None:
+        """Take the instruction of an inference that begins; in the thread of the policy."""
+
+    def hand_over(self, call: Deferred, running: Running) -> None:
+        """Make a call later that reads an inference; in the thread of the policy."""
+
+    def ended(self, inference: Inference) -> None:
+        """Take an inference that has ended; inside the call that was handed over."""
+
+    def dropped(self, count: int) -> None:
+        """Take the number of inferences whose calls were dropped, in their place."""
 
 
 class Recorder:
@@ -42,12 +54,7 @@ class Recorder:
     preset : Preset
     clock : callable
         Returns the time [ns].
-    report : callable
-        Takes the kind and the text of a problem.
-    on_begin : callable
-        Takes the instruction of an inference that begins.
-    on_end : callable
-        Takes each inference that has ended.
+    owner : Owner
 
     Raises
     ------
@@ -61,18 +68,12 @@ class Recorder:
         preset: Preset,
         *,
         clock: Callable[[], int],
-        report: Report,
-        on_begin: Callable[[str], None],
-        on_end: Callable[[Inference], None],
+        owner: Owner,
     ) -> None:
         self._policy, self._preset = policy, preset
-        self._clock, self._report = clock, report
-        self._on_begin, self._on_end = on_begin, on_end
+        self._clock, self._owner, self._report = clock, owner, owner.report
         self._reader = Reader(policy, preset)
         self._by_thread: dict[int, Running] = {}
-        # Raw features are the memory of a stack; only pooled ones leave it to the next inference.
-        self._pooled = preset.spec.pooled
-        self._free: list[tuple[TensorStack, TensorStack]] = []
         self._closed = False
         self._hooks: list[Any] = []
         self._methods: list[WrappedMethod] = []
@@ -153,13 +154,19 @@ class Recorder:
         try:
             return function()
         except Exception as error:
-            self._report('internal', f'the tap failed: {type(error).__name__}: {error}')
+            self._report_defect(error)
             return None
+
+    def _report_defect(self, error: Exception) -> None:
+        self._report('internal', f'the tap failed: {type(error).__name__}: {error}')
 
     # -- what the policy calls
 
     def _on_input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self.guarded(lambda: self._input(args, kwargs))
+        try:  # Not guarded(): this runs at each call, and each function costs time.
+            self._input(args, kwargs)
+        except Exception as error:
+            self._report_defect(error)
 
     def _input(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         running = self._by_thread.get(threading.get_ident())
@@ -196,17 +203,16 @@ class Recorder:
         if running is not None:
             running.depth += 1
             return running
-        states, logits = self._stacks()
-        running = Running(int(self._clock()), states, logits)
+        running = Running(int(self._clock()), Stacks())
         running.instruction = instruction_of(self._preset, args, kwargs)
         if RETURNED in self._preset.token_ids:
             running.prompt = prompt_length(args, kwargs)
-        self._on_begin(running.instruction)
+        self._owner.begins(running.instruction)
         self._by_thread[threading.get_ident()] = running
         return running
 
     def finish(self, running: Running, result: Any) -> None:
-        """End an inference of this thread: read its data, and pass it on."""
+        """End an inference of this thread: take what it returned, and leave the rest for later."""
         running.depth -= 1
         if running.depth > 0:
             return
@@ -215,35 +221,40 @@ class Recorder:
             return
         seconds = time.perf_counter() - running.began
         try:
-            inference = self._reader.read(running, result, seconds)
+            taken = self._reader.take(running, result, seconds)
+        except Exception as error:  # The step must not be missing without a notice.
+            running.note('internal', f'the tap failed: {type(error).__name__}: {error}')
+            taken = None
+        self._report_new(running, 0)
+        read = partial(self._read, running, taken, seconds)
+        size = running.stacks.size
+        self._owner.hand_over(Deferred(read, self._owner.dropped, self._report, size), running)
+
+    def _read(self, running: Running, taken: Taken | None, seconds: float) -> None:
+        """Read an inference that was taken, and hand it on."""
+        known = len(running.problems)
+        try:
+            inference = (
+                self._reader.failed(running, seconds) if taken is None else self._reader.read(taken)
+            )
         except Exception as error:  # The step must not be missing without a notice.
             running.note('internal', f'the tap failed: {type(error).__name__}: {error}')
             inference = self._reader.failed(running, seconds)
-        self._reuse(running)
-        for kind, text in running.problems.items():
+        running.stacks = Stacks()  # frees the memory
+        self._report_new(running, known)
+        running.inference = inference
+        self._owner.ended(inference)
+
+    def _report_new(self, running: Running, known: int) -> None:
+        for kind, text in list(running.problems.items())[known:]:
             self._report(kind, text)
-        self._on_end(inference)
 
     def fail(self, running: Running) -> None:
         """Forget an inference of this thread that raised an exception."""
         running.depth -= 1
         if running.depth <= 0:
             self._by_thread.pop(threading.get_ident(), None)
-            self._reuse(running)
             self._report('raised', 'an inference raised an exception, and is not sent')
-
-    def _stacks(self) -> tuple[TensorStack, TensorStack]:
-        try:
-            return self._free.pop()
-        except IndexError:
-            capacity = self._reader.expected_calls() or 8
-            return TensorStack(capacity), TensorStack(capacity)
-
-    def _reuse(self, running: Running) -> None:
-        if self._pooled and len(self._free) < _MAX_FREE:
-            running.states.clear()
-            running.logits.clear()
-            self._free.append((running.states, running.logits))
 
     def note_tokens(self, result: Any) -> None:
         """Keep the tokens that a method returned for the inference of this thread."""

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from vla_feature_bridge.taps.capture import on_host
+from vla_feature_bridge.taps.capture import IN_A_GRAPH
 from vla_feature_bridge.taps.paths import find_value
 from vla_feature_bridge.taps.preset import Preset
+from vla_feature_bridge.taps.stack import HOST_DTYPES, TensorStack, is_captured
 
+#: Copies a tensor of a result on its device.
+Keep = Callable[[torch.Tensor], TensorStack]
 _PROMPTS = ('input_ids', 'inputs')
 
 
@@ -33,8 +37,34 @@ def instruction_of(preset: Preset, args: Sequence[Any], kwargs: Mapping[str, Any
     return value if isinstance(value, str) else ''
 
 
-def actions_of(preset: Preset, result: Any) -> np.ndarray | None:
-    """Return the action chunk that an inference returned, shape (1, horizon, action_dim).
+@dataclass(frozen=True, eq=False)
+class KeptActions:
+    """Copies of the action chunk that an inference returned.
+
+    Attributes
+    ----------
+    parts : list of ndarray or TensorStack
+        Arrays or tensors that :meth:`array` joins along the last axis.
+    """
+
+    parts: list[np.ndarray | TensorStack]
+
+    @property
+    def action_dim(self) -> int:
+        """Number of action dimensions."""
+        return sum(part.shape[-1] for part in self.parts)
+
+    def array(self) -> np.ndarray:
+        """Return the chunk, shape (1, horizon, action_dim)."""
+        arrays = [
+            part.array(1)[0] if isinstance(part, TensorStack) else part for part in self.parts
+        ]
+        chunks = [a.reshape((1,) * (3 - a.ndim) + a.shape) for a in arrays]
+        return chunks[0] if len(chunks) == 1 else np.concatenate(chunks, axis=-1)
+
+
+def actions_of(preset: Preset, result: Any, keep: Keep) -> KeptActions | None:
+    """Return a copy of the action chunk that an inference returned; None if it returns none.
 
     Raises
     ------
@@ -47,10 +77,10 @@ def actions_of(preset: Preset, result: Any) -> np.ndarray | None:
     joined = bool(parts) and parts[-1] == '*'
     value = _entry(result, parts[:-1] if joined else parts)
     if not joined:
-        return _chunk(preset, value)
+        return KeptActions([_chunk(preset, value, keep)])
     if not isinstance(value, Mapping) or not value:
         raise ResultError(f'expected a mapping of actions, found {type(value).__name__}')
-    return np.concatenate([_chunk(preset, entry) for entry in value.values()], axis=-1)
+    return KeptActions([_chunk(preset, entry, keep) for entry in value.values()])
 
 
 def _entry(value: Any, parts: Sequence[str]) -> Any:
@@ -65,17 +95,28 @@ def _entry(value: Any, parts: Sequence[str]) -> Any:
     return value
 
 
-def _chunk(preset: Preset, value: Any) -> np.ndarray:
-    array = on_host(value) if isinstance(value, torch.Tensor) else np.asarray(value)
-    if array.ndim != len(preset.actions) or array.dtype.kind not in 'fiu' or array.size == 0:
+def _chunk(preset: Preset, value: Any, keep: Keep) -> np.ndarray | TensorStack:
+    """Return a copy of actions, because the policy may change its own later."""
+    value = value if isinstance(value, torch.Tensor) else np.asarray(value)
+    shape = tuple(value.shape)
+    if len(shape) != len(preset.actions) or not _is_real(value.dtype) or 0 in shape:
         raise ResultError(
             f'expected actions with the axes {", ".join(preset.actions)}, found shape '
-            f'{array.shape} of {array.dtype}'
+            f'{shape} of {str(value.dtype).removeprefix("torch.")}'
         )
-    if 'batch' in preset.actions and len(array) != 1:
-        raise ResultError(f'expected actions of a batch of 1, found shape {array.shape}')
-    # The policy may change its own array later.
-    return np.array(array.reshape((1,) * (3 - array.ndim) + array.shape))
+    if 'batch' in preset.actions and shape[0] != 1:
+        raise ResultError(f'expected actions of a batch of 1, found shape {shape}')
+    if is_captured(value):
+        raise ResultError(IN_A_GRAPH)
+    return keep(value) if isinstance(value, torch.Tensor) else np.array(value)
+
+
+def _is_real(dtype: Any) -> bool:
+    if isinstance(dtype, torch.dtype):
+        return dtype in HOST_DTYPES or not (
+            dtype.is_floating_point or dtype.is_complex or dtype == torch.bool
+        )
+    return bool(dtype.kind in 'fiu')
 
 
 def prompt_length(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
@@ -88,15 +129,17 @@ def prompt_length(args: Sequence[Any], kwargs: Mapping[str, Any]) -> int | None:
     return 0 if kwargs.get('inputs_embeds') is not None else None
 
 
-def token_ids_of(result: Any, prompt: int | None) -> np.ndarray:
-    """Return the generated tokens, shape (tokens,).
+def token_ids_of(result: Any, prompt: int | None, keep: Keep) -> TensorStack:
+    """Return a copy of the generated tokens, shape (tokens,).
 
     Parameters
     ----------
     result : object
         Tokens ``(1, tokens)``, or an output of ``generate`` that has ``sequences``.
     prompt : int or None
-        Number of prompt tokens at the beginning of the result.
+        How many tokens of the prompt come first.
+    keep : callable
+        Copies a tensor on its device.
 
     Raises
     ------
@@ -110,19 +153,33 @@ def token_ids_of(result: Any, prompt: int | None) -> np.ndarray:
         raise ResultError(f'expected the tokens of one sequence, found {len(sequences)}')
     if prompt is None:
         raise ResultError('expected a prompt of tokens (input_ids), found none')
-    ids: np.ndarray = sequences[0, prompt:].detach().cpu().numpy()
-    return ids
+    if is_captured(sequences):
+        raise ResultError(IN_A_GRAPH)
+    return keep(sequences[0, prompt:])
 
 
-def tokens_until_end(policy: Any, preset: Preset, ids: np.ndarray) -> int:
-    """Return the number of tokens up to the end token, including it; of all if it is missing."""
+def end_token_of(policy: Any, preset: Preset) -> Any:
+    """Return the id of the end token; None if the preset names none.
+
+    Raises
+    ------
+    ResultError
+        The policy has no tokenizer where the preset says.
+    """
     if not preset.end_token:
-        return len(ids)
+        return None
     tokenizer = find_value(policy, preset.tokenizer)
     convert = getattr(tokenizer, 'convert_tokens_to_ids', None)
     if not callable(convert):
         raise ResultError(f'expected a tokenizer at {preset.tokenizer}, found none')
-    (found,) = np.nonzero(ids == convert(preset.end_token))
+    return convert(preset.end_token)
+
+
+def tokens_until_end(ids: np.ndarray, end_token: Any) -> int:
+    """Return the number of tokens up to the end token, including it; of all if it is missing."""
+    if end_token is None:
+        return len(ids)
+    (found,) = np.nonzero(ids == end_token)
     return int(found[0]) + 1 if len(found) else len(ids)
 
 

@@ -12,7 +12,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from vla_feature_bridge.deferred import Deferred, DeferredCalls, deferred_of
 from vla_feature_bridge.episode_steps import StepSink
+from vla_feature_bridge.taps.capture import Running
 from vla_feature_bridge.taps.episodes import Episodes
 from vla_feature_bridge.taps.errors import TapError, nearest
 from vla_feature_bridge.taps.inference import Inference
@@ -33,6 +35,10 @@ class FeatureTap:
         tap.start(task='open_drawer')
         ...  # the policy runs as always, and each inference is sent
         tap.end(success=True)
+
+    The thread of the policy only copies. Another thread, that of the sink or of the tap, pools the
+    copies, checks the step and sends it. :attr:`last` and :attr:`problems`, a callback
+    (:meth:`on_inference`), and a sink that has no ``deferred`` calls wait for this work.
 
     After construction, a tap never raises an error into the policy. It writes a problem to
     ``problem`` of the inference, counts the problem in :attr:`problems`, and logs the first problem
@@ -67,10 +73,8 @@ class FeatureTap:
     ----------
     preset : Preset
     sink : StepSink or None
-    last : Inference or None
-        The newest inference.
-    problems : collections.Counter
-        How often each kind of problem occurred.
+    inferences : int
+        Number of inferences that have ended.
 
     Raises
     ------
@@ -94,14 +98,19 @@ class FeatureTap:
         if episodes == 'reset' and sink is None:
             raise TapError(where="episodes='reset'", expected='a sink', found='none')
         self.preset = _preset_of(policy, preset, changes)
-        self.last: Inference | None = None
-        self.problems: Counter[str] = Counter()
+        self.inferences = 0
+        self._last: Inference | None = None
+        self._problems: Counter[str] = Counter()
         self._policy, self._closed = policy, False
         self._lock = threading.Lock()
         self._callbacks: list[Callable[[Inference], Any]] = []
         self._owns_sink = isinstance(sink, str)
         self.sink = self._sender(sink) if isinstance(sink, str) else sink
-        self._episodes = Episodes(self.sink, episodes == 'reset', self._report)
+        self._episodes = Episodes(self.sink, episodes == 'reset', self.report)
+        deferred = deferred_of(self.sink)
+        # A sink that knows no deferred calls is called in the thread of the policy.
+        self._at_once = self.sink is not None and deferred is None
+        self._calls = deferred or DeferredCalls('safe_tap')
         try:
             self._attach(clock, episodes)
         except BaseException:
@@ -122,9 +131,7 @@ class FeatureTap:
             self._policy,
             self.preset,
             clock=clock,
-            report=self._report,
-            on_begin=self._episodes.before_step,
-            on_end=self._hand_on,
+            owner=self,
         )
         if episodes == 'reset':
             self._follow_resets()
@@ -142,6 +149,23 @@ class FeatureTap:
         except TapError:
             self._recorder.detach()
             raise
+
+    @property
+    def last(self) -> Inference | None:
+        """The newest inference; None before the first."""
+        self._calls.settle()
+        return self._last
+
+    @last.setter
+    def last(self, inference: Inference | None) -> None:
+        self._calls.settle()
+        self._last = inference
+
+    @property
+    def problems(self) -> Counter[str]:
+        """How often each kind of problem occurred."""
+        self._calls.settle()
+        return self._problems
 
     @property
     def feature_name(self) -> str:
@@ -184,7 +208,8 @@ class FeatureTap:
     def on_inference(self, callback: Callable[[Inference], Any]) -> Callable[[Inference], Any]:
         """Call a function with each :class:`Inference`, in the thread of the policy.
 
-        An exception of the function is counted and logged. Returns the function.
+        This thread then does all the work of the tap. An exception of the function is counted and
+        logged. Returns the function.
         """
         self._callbacks.append(callback)
         return callback
@@ -209,6 +234,7 @@ class FeatureTap:
         self._closed = True
         self._recorder.detach()
         self._recorder.drop_unfinished('detach')
+        self._calls.settle()
         self._episodes.close()
         self._close_sink()
 
@@ -225,23 +251,46 @@ class FeatureTap:
 
     def _is_closed(self, method: str) -> bool:
         if self._closed:
-            self._report('closed', f'{method}() of a tap that was detached; nothing is sent')
+            self.report('closed', f'{method}() of a tap that was detached; nothing is sent')
         return self._closed
 
-    def _hand_on(self, inference: Inference) -> None:
-        self.last = inference
-        self._episodes.publish(inference, bool(self.preset.module))
+    # -- what the recorder calls
+
+    def begins(self, instruction: str) -> None:
+        """Start an episode if one is due."""
+        self._episodes.before_step(instruction)
+
+    def hand_over(self, call: Deferred, running: Running) -> None:
+        """Make a call of the recorder later, or now if somebody waits for the inference."""
+        self.inferences += 1
+        can_wait = running.stacks.may_wait
+        self._calls.put(call)
+        if self._callbacks or self._at_once or not can_wait:
+            self._calls.settle()
         for callback in self._callbacks:
             try:
-                callback(inference)
+                if running.inference is not None:
+                    callback(running.inference)
             except Exception as error:
-                self._report('callback', f'a callback failed: {type(error).__name__}: {error}')
+                self.report('callback', f'a callback failed: {type(error).__name__}: {error}')
 
-    def _report(self, kind: str, text: str) -> None:
+    def ended(self, inference: Inference) -> None:
+        """Publish an inference."""
+        self._last = inference
+        self._episodes.publish(inference, bool(self.preset.module))
+
+    def dropped(self, count: int) -> None:
+        """Count inferences that waited too long."""
+        text = 'inferences come faster than their thread can work on them; the oldest is dropped'
+        for _ in range(count):
+            self.report('dropped', text)
+        self._episodes.lose(count, text)
+
+    def report(self, kind: str, text: str) -> None:
         """Count a problem, and log the first of each kind."""
         with self._lock:
-            self.problems[kind] += 1
-            first = self.problems[kind] == 1
+            self._problems[kind] += 1
+            first = self._problems[kind] == 1
         if first:
             _LOG.warning('tap %s: %s (further ones are only counted)', self.preset.name, text)
 

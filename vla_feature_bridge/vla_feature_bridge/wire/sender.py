@@ -14,6 +14,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import threading
@@ -23,6 +24,7 @@ from dataclasses import KW_ONLY, dataclass
 from secrets import token_hex
 from typing import Any
 
+from vla_feature_bridge.deferred import settle_all
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_checks import StepError, check_positive, check_stamp, check_text
@@ -142,13 +144,15 @@ class StepSender(EpisodeSink):
 
     @property
     def sent(self) -> int:
-        """Number of steps that were completely passed to the system."""
+        """Number of steps that were completely handed to the system."""
+        self.deferred.settle()
         return self._link.sent_steps
 
     @property
     def dropped(self) -> int:
-        """Number of correct steps that were dropped before they were sent."""
-        return self._lost + self._queue.dropped['step']
+        """Number of correct steps that were lost on this side."""
+        self.deferred.settle()
+        return self._dropped()
 
     @property
     def dropped_images(self) -> int:
@@ -163,6 +167,7 @@ class StepSender(EpisodeSink):
     @property
     def waiting(self) -> int:
         """Number of frames that wait to be sent."""
+        self.deferred.settle()
         return self._link.waiting
 
     def image(self, name: str, array: Any, stamp: Any = None) -> None:
@@ -192,7 +197,7 @@ class StepSender(EpisodeSink):
                     as_array(array),
                     time.time_ns() if stamp is None else check_stamp(stamp, 'image'),
                 )
-                self._put('image', encode_image(image, self.dropped))
+                self._put('image', encode_image(image, self._dropped()))
             except Exception as error:
                 self._refuse(error)
 
@@ -201,21 +206,26 @@ class StepSender(EpisodeSink):
 
         A running episode is not ended. Called at the exit of Python too.
         """
-        self._is_closed = True
         try:
             seconds = check_seconds(timeout, 'timeout')
         except StepError as error:
             self._refuse(error)
             seconds = 1.0
+        self.deferred.settle(seconds)
+        self._is_closed = True
         if self._owner == os.getpid():
             self._link.close(seconds)
 
     def _send_step(self, step: PolicyStep) -> None:
-        self._put('step', encode_step(step, self.dropped))
+        self._put('step', encode_step(step, self._dropped()))
 
     def _send_event(self, event: EpisodeEventRecord) -> None:
-        again = encode_event(event, self.dropped, resent=True)
-        self._put(event.kind, encode_event(event, self.dropped), again)
+        again = encode_event(event, self._dropped(), resent=True)
+        self._put(event.kind, encode_event(event, self._dropped()), again)
+
+    def _dropped(self) -> int:
+        # Without settling: the caller holds the lock that a deferred call needs.
+        return self._lost + self._queue.dropped['step']
 
     def _monitor_listens(self) -> bool:
         return self._link.status.monitor
@@ -254,3 +264,5 @@ def _after_fork() -> None:
 
 
 os.register_at_fork(after_in_child=_after_fork)
+# After the import of ``link``: what is registered last is called first, before the links close.
+atexit.register(settle_all)

@@ -92,6 +92,9 @@ def test_a_missing_copy_is_named(monkeypatch, tmp_path):
 @pytest.mark.parametrize('name', ['Tensor', 'PolicyStep', 'EpisodeEvent', 'FailureScore'])
 def test_a_clone_without_a_build_has_definitions(name, monkeypatch):
     monkeypatch.delenv('AMENT_PREFIX_PATH', raising=False)
+    # The tests may run on an installed package.
+    module = ROOT / 'safe_training/safe_training/recordings/untrusted/cdr.py'
+    monkeypatch.setattr(cdr, '__file__', str(module))
     folders = cdr._definition_folders()[1:]  # the first holds the copies of a build
     monkeypatch.setattr(cdr, '_definition_folders', lambda: folders)
     assert folders == [ROOT / 'safe_msgs' / 'msg']

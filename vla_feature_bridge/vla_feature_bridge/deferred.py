@@ -1,0 +1,224 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Calls that a thread makes later, in their order, so that the thread of a policy need not."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+#: Largest number of calls that wait, and largest memory of what they hold [bytes].
+MAX_CALLS, MAX_BYTES = 256, 64 << 20
+#: A thread without work ends after this time [s]; the next call starts another.
+_IDLE = 30.0
+#: How long the exit of Python waits for the calls that are left [s].
+_AT_EXIT = 2.0
+
+_ALL: weakref.WeakSet[DeferredCalls] = weakref.WeakSet()
+
+
+@dataclass(eq=False)
+class Deferred:
+    """One call that is made later.
+
+    Attributes
+    ----------
+    make : callable
+        The call.
+    drop : callable
+        Takes the number of dropped calls; called in the place of calls that were dropped.
+    report : callable
+        Takes the kind and the text of a problem: ``'internal'``, if the call raised an exception,
+        or ``'thread'``, if the thread ended or cannot be started.
+    size : int
+        Memory of what the call holds [bytes].
+    dropped : int
+        Number of dropped calls that this one stands for; 0 if it was not dropped.
+    """
+
+    make: Callable[[], object] | None
+    drop: Callable[[int], object]
+    report: Callable[[str, str], object]
+    size: int = 0
+    dropped: int = 0
+
+
+class DeferredCalls:
+    """Makes calls in a thread of its own, one after the other, in the order of :meth:`put`.
+
+    The thread starts with the first call. Whoever needs the effect of the calls asks for
+    :meth:`settle`: it makes the calls that wait in the thread of the asker, and waits for the call
+    that runs. Therefore a reader never sees a state between two calls.
+
+    If more calls wait than allowed, the oldest are dropped. A dropped call keeps its place: there,
+    ``drop`` is called with the number of neighbours that were dropped.
+
+    Parameters
+    ----------
+    name : str
+        Name of the thread.
+    max_calls, max_bytes : int
+        As :data:`MAX_CALLS` and :data:`MAX_BYTES`. The newest call always waits.
+    """
+
+    def __init__(self, name: str, max_calls: int = MAX_CALLS, max_bytes: int = MAX_BYTES) -> None:
+        self._name = name
+        self.max_calls, self.max_bytes = max_calls, max_bytes
+        self._begin()
+        _ALL.add(self)
+
+    def _begin(self) -> None:
+        self._calls: deque[Deferred] = deque()
+        self._lock = threading.RLock()  # guards what waits
+        self._turn = threading.RLock()  # held while a call runs; a signal may come in between
+        self._runner = 0  # the thread in which a call runs
+        self._unfinished = self._bytes = self._live = 0
+        self._thread: threading.Thread | None = None
+        self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    @property
+    def waiting(self) -> int:
+        """Number of calls that wait or run."""
+        return self._live
+
+    def put(self, call: Deferred) -> None:
+        """Make a call later, in the thread. Never waits for a call that runs."""
+        with self._lock:
+            self._calls.append(call)
+            self._unfinished += 1
+            self._live += 1
+            self._bytes += call.size
+            if self._live > self.max_calls or self._bytes > self.max_bytes:
+                self._drop_oldest()
+            problem = self._keep_a_thread()
+        if problem:
+            call.report('thread', problem)
+        if self._thread is None:
+            self.settle()
+        else:
+            self._wake.put(None)
+
+    def settle(self, timeout: float = -1) -> bool:
+        """Make all calls that wait, in this thread; wait for the one that runs.
+
+        Does nothing inside such a call.
+
+        Parameters
+        ----------
+        timeout : float
+            How long to wait for a call that runs in another thread [s]; negative: until it ends.
+
+        Returns
+        -------
+        bool
+            False if the other call still runs.
+        """
+        if not self._unfinished or self._runner == threading.get_ident():
+            return True
+        while self._unfinished:
+            if not self._turn.acquire(timeout=timeout):
+                return False
+            try:
+                self._make_next()
+            finally:
+                self._turn.release()
+        return True
+
+    def _make_next(self) -> None:
+        """Make the oldest call; the caller holds the turn."""
+        with self._lock:
+            if not self._calls:
+                return
+            call = self._calls.popleft()
+        self._runner = threading.get_ident()
+        try:
+            if call.make is None:
+                call.drop(call.dropped)
+            else:
+                call.make()
+        except Exception as error:  # The next calls must be made.
+            call.report('internal', f'a deferred call failed: {type(error).__name__}: {error}')
+        finally:
+            self._runner = 0
+            with self._lock:
+                self._unfinished -= 1
+                if not call.dropped:
+                    self._live -= 1
+                    self._bytes -= call.size
+
+    def _drop_oldest(self) -> None:
+        """Drop the oldest calls that are too many, and keep their place."""
+        while self._live > self.max_calls or self._bytes > self.max_bytes:
+            place = next((n for n, c in enumerate(self._calls) if c.make is not None), None)
+            if place is None or place == len(self._calls) - 1:
+                return
+            call = self._calls[place]
+            call.make, call.dropped = None, 1
+            self._live -= 1
+            self._bytes -= call.size
+            before = self._calls[place - 1] if place else None
+            if before is not None and before.drop == call.drop:
+                before.dropped += 1
+                self._unfinished -= 1
+                del self._calls[place]
+
+    def _keep_a_thread(self) -> str:
+        """Start the thread if there is none. Return what is wrong; empty if nothing is."""
+        problem = ''
+        if self._thread is not None:
+            if self._thread.is_alive():
+                return ''
+            problem = f'the thread {self._name} ended; another one goes on'
+        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # too many threads, or Python ends
+            self._thread = None
+            problem = f'no thread {self._name} ({error}); the caller does its work'
+        return problem
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._wake.get(timeout=_IDLE)
+            except queue.Empty:
+                with self._lock:
+                    if not self._unfinished:
+                        self._thread = None
+                        return
+            while self._calls:
+                with self._turn:
+                    self._make_next()
+
+    def _after_fork(self) -> None:
+        """Begin anew: the calls that wait belong to the parent, and the thread is not here."""
+        self._begin()
+
+
+def deferred_of(sink: object) -> DeferredCalls | None:
+    """Return the deferred calls of a sink; None if it has none: it is called at once."""
+    try:
+        found = getattr(sink, 'deferred', None)
+    except Exception:  # A sink of the user, which may do anything.
+        return None
+    return found if isinstance(found, DeferredCalls) else None
+
+
+def settle_all() -> None:
+    """Make all calls that wait; called at the exit of Python."""
+    for calls in list(_ALL):
+        calls.settle(_AT_EXIT)
+
+
+def _after_fork() -> None:
+    for calls in list(_ALL):
+        calls._after_fork()
+
+
+atexit.register(settle_all)
+os.register_at_fork(after_in_child=_after_fork)
