@@ -12,7 +12,11 @@ import os
 from functools import partial
 from pathlib import Path
 
-from ament_index_python.packages import PackageNotFoundError, get_package_prefix
+from ament_index_python.packages import (
+    PackageNotFoundError,
+    get_package_prefix,
+    get_package_share_directory,
+)
 from launch.actions import (
     DeclareLaunchArgument,
     ExecuteProcess,
@@ -23,6 +27,7 @@ from launch.actions import (
 )
 from launch.event_handlers import OnProcessExit
 from launch.events.process import ProcessExited
+from launch.logging import launch_config
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
 from launch_ros.event_handlers import OnStateTransition
@@ -31,6 +36,7 @@ from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from safe_bringup.bag_commands import (
+    layout_in_namespace,
     moved_topics,
     play_command,
     recorded_namespace,
@@ -127,15 +133,16 @@ def bring_up(context: LaunchContext) -> Entities:
     player = play_bag(context, bag) if bag else play_rollouts(context, rollouts)
     on_end = partial(when_played, bool(bag), keep_open)
     entities: Entities = [
-        RegisterEventHandler(OnProcessExit(target_action=player[-1], on_exit=on_end)),
-        *viewer(context, sim_time=bool(bag)),
+        RegisterEventHandler(OnProcessExit(target_action=player[-1], on_exit=on_end))
     ]
+    # rqt_plot leaves out a topic that has no publisher when it loads the file.
+    at_last = [*viewer(context, sim_time=bool(bag)), *player]
     if not argument(context, 'detector_folder'):
         if bag:
             text = 'the running monitor must have use_sim_time:=true, or max_age 0'
             entities.append(LogInfo(msg=text))
-        return [*entities, *player]
-    return [*entities, *monitor_and_then(context, player, sim_time=bool(bag))]
+        return [*entities, *at_last]
+    return [*entities, *monitor_and_then(context, at_last, sim_time=bool(bag))]
 
 
 def play_bag(context: LaunchContext, bag: str) -> Entities:
@@ -195,8 +202,8 @@ def play_rollouts(context: LaunchContext, rollouts: str) -> Entities:
     return [LogInfo(msg=f'playing {folder}'), node]
 
 
-def monitor_and_then(context: LaunchContext, player: Entities, *, sim_time: bool) -> Entities:
-    """Return a monitor, and the player, which starts as soon as the monitor is active.
+def monitor_and_then(context: LaunchContext, then: Entities, *, sim_time: bool) -> Entities:
+    """Return a monitor, and the player and viewer, which start as soon as the monitor is active.
 
     A recording gives the monitor its time.
     """
@@ -206,7 +213,7 @@ def monitor_and_then(context: LaunchContext, player: Entities, *, sim_time: bool
     }
     monitor = node_managed_here(context, 'monitor', 'monitor_params', given)
     active = OnStateTransition(
-        target_lifecycle_node=monitor, goal_state='active', entities=player, handle_once=True
+        target_lifecycle_node=monitor, goal_state='active', entities=then, handle_once=True
     )
     failed = OnStateTransition(
         target_lifecycle_node=monitor,
@@ -240,17 +247,30 @@ def viewer(context: LaunchContext, *, sim_time: bool) -> list[Node]:
             found='no such package',
             advice=f'install ros-$ROS_DISTRO-{package.replace("_", "-")}',
         ) from None
-    path = PathJoinSubstitution([FindPackageShare('safe_bringup'), 'layouts', file])
+    namespace = argument(context, 'namespace')
     return [
         Node(
             package=package,
             executable=executable,
-            namespace=argument(context, 'namespace'),
-            arguments=[option, path],
+            # rqt would look for the diagnostics in its namespace.
+            namespace=namespace if name == 'rviz' else '',
+            arguments=[option, str(layout_file(file, namespace))],
             parameters=[{'use_sim_time': sim_time}],
             output='screen',
         )
     ]
+
+
+def layout_file(name: str, namespace: str) -> Path:
+    """Return a layout for a namespace; it is written beside the log of the launch if it differs."""
+    file = Path(get_package_share_directory('safe_bringup'), 'layouts', name)
+    text = file.read_text(encoding='utf-8')
+    moved = layout_in_namespace(text, namespace)
+    if moved == text:
+        return file
+    made = Path(launch_config.log_dir, name)
+    made.write_text(moved, encoding='utf-8')
+    return made
 
 
 def when_played(

@@ -31,7 +31,7 @@ CLOCK_FREQUENCY = 100
 #: Topics of the whole system that nodes also publish while a recording is played.
 _OF_SYSTEM = ('/diagnostics', '/clock', '/rosout', '/parameter_events')
 _OUTPUTS = ('safe/score', 'safe/alarm', 'safe/stop', 'safe/markers', 'safe/overlay')
-_OUTPUT_ENDS = tuple(f'/{topic}' for topic in _OUTPUTS)
+_OUTPUT_END = re.compile(f'/(?:{"|".join(_OUTPUTS)}|safe/[^/]+/score)$')
 _NAME = re.compile(r'[\w/~.-]+', re.ASCII)
 _STEP, _STEP_TOPIC = 'safe_msgs/msg/PolicyStep', '/vla/policy_step'
 
@@ -47,8 +47,30 @@ def full_name(namespace: str, topic: str) -> str:
     return '/' + '/'.join(part for part in (*namespace.split('/'), *topic.split('/')) if part)
 
 
+def layout_in_namespace(text: str, namespace: str) -> str:
+    """Return the content of a layout file with the topics of a robot in a namespace.
+
+    Names that begin with a slash get the namespace. Viewers put other names into it themselves.
+    """
+    return re.sub(r'(?<![\w/])/safe/', full_name(namespace, 'safe') + '/', text)
+
+
+def scores_of_detectors(namespace: str) -> str:
+    """Return a regular expression of the topics ``safe/NAME/score`` in a namespace.
+
+    A monitor that combines several detectors publishes the scores of each of them. Their names are
+    not known before the monitor is configured.
+    """
+    return f'^{full_name(namespace, "safe")}/[^/]+/score$'
+
+
 def record_command(
-    output: str, topics: Iterable[str], qos_file: str, *, sim_time: bool = False
+    output: str,
+    topics: Iterable[str],
+    qos_file: str,
+    *,
+    also: str = '',
+    sim_time: bool = False,
 ) -> list[str]:
     """Return the command that records topics in one recording.
 
@@ -59,7 +81,10 @@ def record_command(
     topics : iterable of str
         Full names.
     qos_file : str
-        QoS of the subscriptions, for topics without a publisher.
+        QoS of the subscriptions, for topics that nobody publishes yet.
+    also : str
+        Regular expression: topics that match it are recorded too, as soon as somebody publishes
+        them, with the QoS of their publisher.
     sim_time : bool
         Whether the times of the recording come from ``/clock``.
     """
@@ -70,6 +95,7 @@ def record_command(
         '--include-unpublished-topics',
         '--disable-keyboard-controls',
         *(['--use-sim-time'] if sim_time else []),
+        *(['--regex', also] if also else []),
         '--topics',
         *dict.fromkeys(topics),
     ]
@@ -262,7 +288,7 @@ def moved_topics(topics: Iterable[str], recorded: str, namespace: str) -> dict[s
     # Recorded outputs of other robots must not reach these robots. If a topic already has the new
     # name of another topic, as in a recording of a replay, it is moved too.
     for topic in known:
-        if topic not in moved and topic.endswith(_OUTPUT_ENDS):
+        if topic not in moved and _OUTPUT_END.search(topic):
             moved[topic] = _aside(topic, moved)
     while clash := next((t for t in known if t not in moved and t in moved.values()), ''):
         moved[clash] = _aside(clash, moved)

@@ -21,6 +21,7 @@ from safe_bringup.bag_commands import (
     full_name,
     qos_in_namespace,
     record_command,
+    scores_of_detectors,
 )
 from safe_bringup.launch_arguments import LaunchArgumentError, argument, parameter_file
 from vla_feature_bridge.errors import SafeError
@@ -81,7 +82,11 @@ def recorder(context: LaunchContext) -> Entities:
     process = ExecuteProcess(
         name='record',
         cmd=record_command(
-            str(output), topics, str(qos), sim_time=argument(context, 'use_sim_time') == 'true'
+            str(output),
+            topics,
+            str(qos),
+            also=scores_of_detectors(namespace),
+            sim_time=argument(context, 'use_sim_time') == 'true',
         ),
         output='screen',
         sigterm_timeout=CLOSING,

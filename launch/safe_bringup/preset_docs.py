@@ -97,12 +97,25 @@ PROBLEM_KINDS = (
     ('batch', 'The policy got several observations, or beam search is on.', LOST),
     ('shape', 'The axes or the width of the hidden state differ from the preset.', LOST),
     ('dtype', 'The hidden state is not float32, bfloat16, float16 or float64.', LOST),
-    ('actions', 'The method returned no actions with the axes of the preset.', SENT),
+    ('graph', 'The inference was recorded in a CUDA graph, whose replays call no tap.', LOST),
+    (
+        'dropped',
+        'The thread of the tap fell behind: 256 inferences or 64 MB waited, and the oldest was '
+        'dropped.',
+        LOST,
+    ),
+    ('actions', 'The method returned no actions of the stated axes.', SENT),
     ('tokens', 'The output of the submodule is not logits, or they are not finite.', SENT),
     ('raised', 'The policy itself raised an exception. The tap passes it on.', NONE),
     ('unfinished', 'An episode ended before the last call of an inference (`ends: calls`).', NONE),
     ('callback', 'A function given to `on_inference` raised an exception.', SENT),
     ('sink', 'The sink raised an exception.', LOST),
+    (
+        'thread',
+        'The thread of the tap ended, with the inference on which it worked, or cannot be started. '
+        'The next inferences are sent.',
+        NONE,
+    ),
     ('no_sink', '`start` or `end` was called, but the tap has no sink.', NONE),
     ('closed', '`start` or `end` was called after `detach`.', NONE),
     ('replaced', 'A wrapped method was replaced by other code after the tap was attached.', NONE),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -12,13 +13,16 @@ from safe_bringup.bag_commands import (
     RECORDED_TOPICS,
     RecordingError,
     full_name,
+    layout_in_namespace,
     moved_topics,
     play_command,
     qos_in_namespace,
     record_command,
     recorded_namespace,
+    scores_of_detectors,
     topics_of,
 )
+from safe_monitor_node.nodes.monitor_outputs import topic_of
 
 #: Options of rosbag2 0.26 (Jazzy), as its `ros2 bag record --help` and `play --help` list them.
 RECORD_OPTIONS = {
@@ -29,6 +33,7 @@ RECORD_OPTIONS = {
     '--include-unpublished-topics',
     '--disable-keyboard-controls',
     '--use-sim-time',
+    '--regex',
 }
 PLAY_OPTIONS = {
     '--clock',
@@ -60,12 +65,34 @@ def test_full_names(namespace: str, topic: str, full: str) -> None:
 
 
 def test_the_recorder_gets_documented_options_and_each_topic_once() -> None:
-    command = record_command('out', ['/a', '/b', '/a'], 'qos.yaml', sim_time=True)
+    command = record_command('out', ['/a', '/b', '/a'], 'qos.yaml', also='^/c$', sim_time=True)
     assert command[:3] == ['ros2', 'bag', 'record']
     assert options_of(command) == RECORD_OPTIONS
     # The topics are last, because the option takes all words that follow.
     assert command[-3:] == ['--topics', '/a', '/b']
-    assert '--use-sim-time' not in record_command('out', ['/a'], 'qos.yaml')
+    least = record_command('out', ['/a'], 'qos.yaml')
+    assert options_of(least) == RECORD_OPTIONS - {'--use-sim-time', '--regex'}
+
+
+@pytest.mark.parametrize('name', ['rqt.perspective', 'plotjuggler.xml', 'robot.rviz'])
+def test_a_layout_is_moved_into_the_namespace_of_a_robot(name: str) -> None:
+    text = (Path(__file__).parents[1] / 'layouts' / name).read_text(encoding='utf-8')
+    assert layout_in_namespace(text, '') == layout_in_namespace(text, '/') == text
+    moved = layout_in_namespace(text, 'cell/robot1')
+    assert moved.replace('/cell/robot1/safe/', '/safe/') == text
+    # RViz puts relative names into its own namespace.
+    assert (moved == text) == (name == 'robot.rviz')
+
+
+@pytest.mark.parametrize('namespace', ['', '/', 'robot1', '/cell/robot1/'])
+def test_the_scores_of_each_detector_of_a_rule_are_recorded(namespace: str) -> None:
+    # rosbag2 records a topic that is in the list or that the expression finds.
+    found = re.compile(scores_of_detectors(namespace)).search
+    assert found(full_name(namespace, topic_of('uncertain')))
+    for other in ('safe/score', 'safe/alarm', 'recorded/safe/uncertain/score', 'vla/x/score'):
+        assert not found(full_name(namespace, other)), other
+    assert not found('/robot2/safe/uncertain/score')
+    assert not found('/cell/robot10/safe/uncertain/score')
 
 
 def test_the_player_gets_documented_options_and_the_names_last() -> None:
@@ -192,6 +219,10 @@ def test_a_recording_of_two_robots_stops_neither() -> None:
         '/a/safe/stop': '/a/recorded/safe/stop',
         '/b/safe/stop': '/recorded/b/safe/stop',
     }
+    scores = [*two, '/b/safe/linear_probe/score', '/b/camera']
+    moved = moved_topics(scores, '/a', 'a')
+    assert moved['/b/safe/linear_probe/score'] == '/recorded/b/safe/linear_probe/score'
+    assert '/b/camera' not in moved
 
 
 def test_a_file_without_metadata_gets_the_names_of_our_topics() -> None:

@@ -178,6 +178,53 @@ def test_plotjuggler_plots_our_fields() -> None:
         assert sum(sizes) == pytest.approx(1.0)
 
 
+def test_plotjuggler_starts_the_streaming_of_what_it_plots() -> None:
+    # Without that, the curves do not exist when the layout is loaded, and the plots stay empty.
+    root = ElementTree.fromstring(read('plotjuggler.xml').encode())
+    (streamer,), (plugin,) = root.iter('previouslyLoaded_Streamer'), root.iter('plugin')
+    assert streamer.get('name') == plugin.get('ID') == 'ROS2 Topic Subscriber'
+    (topics,) = plugin.iter('selected_topics')
+    plotted = {(curve.get('name') or '').rpartition('/')[0] for curve in root.iter('curve')}
+    assert set((topics.get('value') or '').split(';')) == plotted
+    # PlotJuggler reads a missing number as 0 and a missing flag as false.
+    assert {child.tag for child in plugin} == {
+        'use_header_stamp', 'discard_large_arrays', 'max_array_size', 'boolean_strings_to_number',
+        'remove_suffix_from_strings', 'selected_topics',
+    }  # fmt: skip
+
+
+def test_plotjuggler_knows_every_element_and_attribute() -> None:
+    """The names that its sources read (3.9 to 3.17, and its ROS plugins 2.1 to 2.3)."""
+    known = {
+        'root': set(),
+        'tabbed_widget': {'parent', 'name'},
+        'Tab': {'tab_name', 'containers'},
+        'Container': set(),
+        'DockSplitter': {'orientation', 'count', 'sizes'},
+        'DockArea': {'name'},
+        'plot': {'style', 'mode'},
+        'limitY': {'min', 'max'},
+        'curve': {'name', 'color'},
+        'currentTabIndex': {'index'},
+        'use_relative_time_offset': {'enabled'},
+        'previouslyLoaded_Streamer': {'name'},
+        'Plugins': set(),
+        'plugin': {'ID'},
+    }
+    root = ElementTree.fromstring(read('plotjuggler.xml').encode())
+    (plugin,) = root.iter('plugin')
+    known |= {setting.tag: {'value'} for setting in plugin}
+    for element in root.iter():
+        assert set(element.keys()) <= known[element.tag], element.tag
+    for plot in root.iter('plot'):
+        assert plot.get('mode') == 'TimeSeries'
+        assert plot.get('style') in {'Lines', 'Dots', 'LinesAndDots', 'Sticks', 'Steps', 'StepsInv'}
+    for splitter in root.iter('DockSplitter'):
+        assert splitter.get('orientation') in ('-', '|')
+    (main,) = root.iter('tabbed_widget')
+    assert (main.get('parent'), main.get('name')) == ('main_window', 'Main Window')
+
+
 def test_the_rqt_perspective_plots_our_fields_and_starts_what_it_configures() -> None:
     groups = json.loads(read('rqt.perspective'))['groups']
     manager = groups['pluginmanager']

@@ -8,10 +8,10 @@ It records serialized messages and publishes recorded bytes as they are, as rosb
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     record.add_argument('--include-unpublished-topics', action='store_true')
     record.add_argument('--disable-keyboard-controls', action='store_true')
     record.add_argument('--use-sim-time', action='store_true')
+    record.add_argument('-e', '--regex', default='')
     record.add_argument('--topics', nargs='+', required=True)
     play = verbs.add_parser('play', allow_abbrev=False)
     play.add_argument('bag_path')
@@ -118,7 +119,13 @@ class Recorder:
         for topic in self._kept:
             self._offered[topic] = offered_qos(self._node, topic) or self._offered.get(topic, [])
         known = dict(self._node.get_topic_names_and_types())
-        for topic in self._options.topics:
+        wanted = self._options.regex and re.compile(self._options.regex)
+        also = [
+            topic
+            for topic in known
+            if wanted and wanted.search(topic) and self._node.count_publishers(topic)
+        ]
+        for topic in (*self._options.topics, *also):
             if topic not in self._kept and topic in known:
                 kind = known[topic][0]
                 self._kept[topic] = kind, []
@@ -128,9 +135,20 @@ class Recorder:
                     lambda data, topic=topic: self._kept[topic][1].append(
                         (time.time_ns(), bytes(data))
                     ),
-                    requested_qos(self._overrides[topic]),
+                    self._requested_qos(topic),
                     raw=True,
                 )
+
+    def _requested_qos(self, topic: str) -> QoSProfile:
+        """Return the QoS of the overrides, or that which the publishers offer."""
+        if topic in self._overrides:
+            return requested_qos(self._overrides[topic])
+        (offered, *_) = self._node.get_publishers_info_by_topic(topic)
+        return QoSProfile(
+            depth=10,
+            reliability=offered.qos_profile.reliability,
+            durability=offered.qos_profile.durability,
+        )
 
     def write(self) -> None:
         """Write everything, in the order of arrival."""
@@ -153,8 +171,13 @@ def record(options: argparse.Namespace) -> None:
     plugin = StoragePlugin[options.storage.upper()]
     with Writer(Path(options.output), version=9, storage_plugin=plugin) as writer:
         recorder = Recorder(options, writer)
-        with suppress(KeyboardInterrupt, ExternalShutdownException):
+        try:
             recorder.spin()
+        except (KeyboardInterrupt, ExternalShutdownException):
+            pass
+        except RuntimeError:  # RCLError: the interrupt came while a subscription was made
+            if rclpy.ok():
+                raise
         # The terminal and ros2 launch may both interrupt the process.
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from ament_index_python.packages import get_packages_with_prefixes
 from probe import RELIABLE, Probe
 from rosbags.rosbag2 import Reader, StoragePlugin, Writer
@@ -30,12 +32,20 @@ from test_launch import (
     ros2_launch,  # noqa: F401  a fixture
 )
 
+from safe_bringup.bag_commands import (
+    RECORDED_TOPICS,
+    full_name,
+    qos_in_namespace,
+    record_command,
+    scores_of_detectors,
+)
 from safe_bringup.live import Process
 from safe_msgs.msg import EpisodeEvent, FailureScore
 from safe_training.cli.main import main as safe_training
 from safe_training.recordings.untrusted.cdr import STEP, full_definition, step_to_cdr, type_hash
 from safe_training.recordings.write_bag import LEAD, write_bag
 from vla_feature_bridge.rollout_set.reader import RolloutSet
+from vla_feature_bridge.ros.qos import SCORE_QOS
 
 Start = Callable[..., Launched]
 STAND_IN = Path(__file__).with_name('ros2_bag.py')
@@ -178,12 +188,69 @@ def test_a_recorder_alone_ends_with_a_whole_recording(
     infos = probe.node.get_subscriptions_info_by_topic('/vla/episode')
     assert [info.qos_profile.durability.name for info in infos] == ['VOLATILE']
     probe.start('e')
+    probe.spin_for(1.0)  # an interrupted recorder takes no message any more
     # Not SIGTERM: ros2 launch ends at once then, and the terminal hangs up on the recorder.
     recorder.interrupt_group()
     assert recorder.wait() == 0
     assert_ended_cleanly(recorder, 'record-1')
     with Reader(tmp_path / 'one') as reader:
         assert [c.topic for c, _, _ in reader.messages()] == ['/vla/episode']
+
+
+def test_the_scores_of_each_detector_are_recorded_with_the_command_of_the_launch_file(
+    ros2_bag: None, probe: Probe, tmp_path: Path
+) -> None:
+    file = tmp_path / 'qos.yaml'
+    file.write_text(yaml.safe_dump(qos_in_namespace(LAUNCH / 'recording' / 'qos.yaml', 'arm')))
+    names = [full_name('arm', topic) for topic in RECORDED_TOPICS]
+    folder = tmp_path / 'one'
+    command = record_command(str(folder), names, str(file), also=scores_of_detectors('arm'))
+    recorder = subprocess.Popen(command)
+    try:
+        ours, other = (
+            probe.node.create_publisher(FailureScore, f'/{robot}/safe/slow/score', SCORE_QOS)
+            for robot in ('arm', 'leg')
+        )
+        probe.spin_until(ours.get_subscription_count, 'the recorder listens', TIMEOUT)
+        assert other.get_subscription_count() == 0
+        ours.publish(FailureScore(score=0.5))
+        probe.spin_for(1.0)  # an interrupted recorder takes no message any more
+    finally:
+        recorder.send_signal(signal.SIGINT)
+        assert recorder.wait(TIMEOUT) == 0
+    with Reader(folder) as reader:
+        assert [c.topic for c, _, _ in reader.messages()] == ['/arm/safe/slow/score']
+
+
+@needs_launch
+def test_a_viewer_starts_when_the_monitor_is_active_with_the_topics_of_its_namespace(
+    ros2_launch: Start,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    mlp_folder: Path,
+    rollout_folder: Path,
+    tmp_path: Path,
+) -> None:
+    """A program in the place of rqt keeps its file, and what the launch had printed before."""
+    prefix = tmp_path / 'rqt'
+    for folder in ('lib/rqt_gui', 'share/ament_index/resource_index/packages'):
+        (prefix / folder).mkdir(parents=True)
+    (prefix / 'share/ament_index/resource_index/packages/rqt_gui').touch()
+    viewer = prefix / 'lib' / 'rqt_gui' / 'rqt_gui'
+    viewer.write_text(f'#!/bin/sh\necho "viewer $*"\ncp "$2" {tmp_path}/shown\n')
+    viewer.chmod(0o755)
+    monkeypatch.setenv('AMENT_PREFIX_PATH', f'{os.environ["AMENT_PREFIX_PATH"]}:{prefix}')
+    launched = ros2_launch(
+        str(LAUNCH / 'replay.launch.py'),
+        *(f'rollout_set:={rollout_folder}', f'detector_folder:={mlp_folder}', 'limit:=1'),
+        *('namespace:=/cell/arm', 'layout:=rqt', 'speed:=20.0'),
+    )
+    assert launched.wait() == 0
+    before, _, after = launched.output.partition('viewer --perspective-file ')
+    assert 'detector safe_mlp' in before, 'the monitor is configured first'
+    assert after.splitlines()[0].split()[2:4] == ['-r', '__ns:=/']
+    shown = (tmp_path / 'shown').read_text()
+    assert "'/cell/arm/safe/score/score', '/cell/arm/safe/score/threshold'" in shown
+    assert "'/safe/" not in shown
 
 
 # --- what is refused

@@ -172,7 +172,7 @@ def test_an_old_step_is_stale_and_a_fresh_one_ends_it(
     )
     assert probe.status is not None
     assert 's in the future' in probe.status.message
-    assert feed(10**9).state == FailureScore.STATE_STALE, 'of 1970'
+    assert feed(10**9).state == FailureScore.STATE_INVALID, 'of 1970, before the first step'
 
 
 def test_a_backlog_is_not_judged_as_if_it_were_now(
@@ -287,3 +287,35 @@ def test_a_system_clock_that_is_set_back_stops_nothing(
     probe.spin_until(
         lambda: probe.alarms[-1].state == FailureAlarm.STATE_STALE, 'silence is noticed'
     )
+
+
+def test_a_late_step_of_an_earlier_episode_with_the_same_id_is_not_scored_as_the_next_step(
+    probe: Probe, run_monitor: Callable[..., Process], mlp_folder: Path, quiet: Quiet
+) -> None:
+    run_monitor(detector_folder=mlp_folder)
+    probe.wait_until_active()
+
+    def message(t: int):
+        step = quiet(t)
+        step.stamp = time.time_ns()
+        return step_to_message(step)
+
+    probe.start('e')
+    for t in range(3):
+        probe.publish(message(t))
+    late = message(3)
+    probe.spin_until(lambda: len(probe.scores) == 3, 'the first episode is scored')
+    probe.end('e')
+    probe.start('e')
+    for t in range(3):
+        probe.publish(message(t))
+    probe.spin_until(lambda: len(probe.scores) == 6, 'the second episode is scored')
+    probe.publish(late)
+    probe.spin_until(lambda: len(probe.scores) == 7, 'the late step is answered')
+    assert [score.state for score in probe.scores] == [FailureScore.STATE_NOMINAL] * 6 + [
+        FailureScore.STATE_INVALID
+    ]
+    probe.spin_until(
+        lambda: 'a late step of an earlier episode' in probe.alarms[-1].reason, 'the alarm says why'
+    )
+    probe.spin_until(lambda: probe.stops[-1], 'the robot stops')

@@ -12,6 +12,7 @@ import sys
 import time
 
 import pytest
+from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool
 
@@ -160,6 +161,48 @@ def test_a_monitor_that_hangs_is_said_to_hang(probe, run_monitor, mlp_folder):
         assert 'hangs' in done.stdout
     finally:
         os.kill(monitor.pid, signal.SIGCONT)
+
+
+def test_the_doctor_names_a_monitor_that_stops_to_answer_while_it_looks(
+    probe, run_monitor, mlp_folder
+):
+    run_monitor(('-r', '__ns:=/arm'), detector_folder=mlp_folder)
+    suspended = run_monitor(detector_folder=mlp_folder)
+    active = [f'{name}: failure monitor' for name in ('arm/monitor', 'monitor')]
+    heard = set()
+
+    def hear(array):
+        heard.update(status.name for status in array.status if status.message.startswith('UNKN'))
+
+    probe.node.create_subscription(DiagnosticArray, '/diagnostics', hear, 10)
+    probe.spin_until(lambda: heard >= set(active), 'both are active', timeout=60.0)
+    doctor = subprocess.Popen(
+        [*SAFE, 'doctor', '--wait', '6'], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        # The doctor is connected, so that it has heard good diagnostics of both.
+        probe.spin_until(
+            lambda: any(
+                info.node_name == f'safe_doctor_{doctor.pid}'
+                for info in probe.node.get_subscriptions_info_by_topic('/diagnostics')
+            ),
+            'the doctor looks',
+            timeout=60.0,
+        )
+        end = time.monotonic() + 3.0
+        probe.spin_until(lambda: time.monotonic() > end, 'diagnostics come')
+        os.kill(suspended.pid, signal.SIGSTOP)
+        out, err = doctor.communicate(timeout=30)
+    finally:
+        os.kill(suspended.pid, signal.SIGCONT)
+        doctor.kill()
+    assert (doctor.returncode, err) == (1, '')
+    alone, both = out[out.index('/monitor (robot /)') :], out[: out.index('/monitor (robot /)')]
+    assert 'problem  /monitor/get_state: expected an answer, found none' in alone
+    assert 'its last diagnostics came ' in alone
+    assert '/arm/monitor (robot /arm)' in both
+    assert '/arm/monitor/get_state' not in both
+    assert 'active, with detector' in both
 
 
 def test_the_doctor_finds_nothing_wrong_with_a_good_set_up(probe, run_monitor, mlp_folder, quiet):

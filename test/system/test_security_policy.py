@@ -3,16 +3,24 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from rclpy.node import Node
+from lifecycle_msgs.srv import GetState
+from rclpy.node import Node, NodeNameNonExistentError
 from sensor_msgs.msg import Image
+from std_srvs.srv import Trigger
 
 from safe_bringup.live import Process
+from safe_msgs.msg import FailureScore
+from safe_msgs.srv import LabelEpisode, LoadDetector
 from vla_feature_bridge.ros import StepPublisher
+from vla_feature_bridge.ros.qos import SCORE_QOS
 
 TOP = Path(__file__).parents[2]
 POLICY = ElementTree.parse(TOP / 'launch' / 'security' / 'policy.xml').getroot()
@@ -121,15 +129,62 @@ def test_the_process_of_a_policy_uses_what_the_policy_allows(probe):
         node.destroy_node()
 
 
+VERBS = {
+    'watch': ('watch', '--once', '--wait', '12'),
+    'safe_doctor': ('doctor', '--wait', '6'),
+    'safe_label': ('label', 'success', '--wait', '6'),
+    'safe_reset': ('reset', '--wait', '6'),
+}
+
+
+@pytest.mark.parametrize(('name', 'words'), VERBS.items(), ids=VERBS)
+def test_a_verb_uses_exactly_what_the_policy_allows(probe, name: str, words: tuple[str, ...]):
+    """A monitor that never answers keeps the verb waiting, so that the graph can be read."""
+    monitor = Node('monitor', context=probe.context)
+    for kind, service in (
+        (LoadDetector, 'load_detector'),
+        (LabelEpisode, 'label_episode'),
+        (Trigger, 'reset'),
+        (GetState, 'get_state'),
+    ):
+        monitor.create_service(kind, f'~/{service}', lambda request, response: response)
+    monitor.create_publisher(FailureScore, 'safe/score', SCORE_QOS)
+    verb = subprocess.Popen([sys.executable, '-m', 'safe_monitor_node', *words])
+    policy, node = allowed(name), f'{name}_{verb.pid}'
+
+    def seen() -> dict[str, set[str]]:
+        graph = used(probe.node, node)
+        graph['request'] = set()
+        with suppress(NodeNameNonExistentError):
+            clients = probe.node.get_client_names_and_types_by_node(node, '/')
+            graph['request'] = {name for name, _ in clients}
+        return graph
+
+    try:
+        probe.spin_until(lambda: seen() == policy, f'{node} uses {policy}', timeout=20)
+        probe.spin_for(0.5)
+        assert seen() == policy, 'nothing is added'
+    finally:
+        verb.kill()
+        verb.wait()
+        monitor.destroy_node()
+
+
 def test_only_the_monitor_may_stop_and_only_the_operator_may_silence():
     nodes = [profile.get('node') for profile in POLICY.iter('profile')]
-    assert len(set(nodes)) == len(nodes) == 9
+    assert len(set(nodes)) == len(nodes) == 13
     for topic in ('/safe/stop', '/safe/alarm', '/safe/score'):
         assert [node for node in nodes if topic in allowed(node)['publish']] == ['monitor']
     steps = [node for node in nodes if '/vla/policy_step' in allowed(node)['publish']]
     assert steps == ['policy', 'replay']
-    assert [node for node in nodes if allowed(node)['request']] == ['dashboard', 'operator']
-    assert allowed('dashboard')['request'] == {'/monitor/label_episode'}
+    requests = {node: allowed(node)['request'] for node in nodes if allowed(node)['request']}
+    assert requests.pop('operator') > {'/monitor/set_parameters', '/monitor/load_detector'}
+    assert requests == {
+        'dashboard': {'/monitor/label_episode'},
+        'safe_doctor': {'/monitor/get_state'},
+        'safe_label': {'/monitor/label_episode'},
+        'safe_reset': {'/monitor/reset'},
+    }
     assert not allowed('supervisor')['reply']
 
 

@@ -118,6 +118,27 @@ def check_positive(number: Any, name: str, where: str) -> int:
     return value
 
 
+def check_seconds(value: Any, name: str) -> float:
+    """Return a time in seconds.
+
+    Raises
+    ------
+    StepError
+        ``value`` is not a number from 0 to a day.
+    """
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds <= 86400:
+        raise StepError(
+            where='settings of the policy',
+            expected=f'{name} as a number of seconds from 0 to 86400',
+            found=repr(value),
+        )
+    return seconds
+
+
 def check_presence(name: str, value: Any, before: bool | None, where: str) -> None:
     """Raise :class:`StepError` if some steps of an episode have features or actions, others not.
 

@@ -14,7 +14,7 @@ from vla_feature_bridge.deferred import DeferredCalls
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
-from vla_feature_bridge.step_checks import StepError, check_success, check_text
+from vla_feature_bridge.step_checks import StepError, check_seconds, check_success, check_text
 
 #: A problem of the same kind is logged again after this time [s].
 _LOG_AGAIN = 10.0
@@ -393,24 +393,3 @@ class EpisodeSink(ABC):
         self._last_error = text
         with suppress(Exception):  # A log that fails must not stop the robot.
             self._problems.add(kind, text)
-
-
-def check_seconds(value: Any, name: str) -> float:
-    """Return a time in seconds.
-
-    Raises
-    ------
-    StepError
-        ``value`` is not a number from 0 to a day.
-    """
-    try:
-        seconds = float(value)
-    except (TypeError, ValueError):
-        seconds = -1.0
-    if not 0 <= seconds <= 86400:
-        raise StepError(
-            where='settings of the policy',
-            expected=f'{name} as a number of seconds from 0 to 86400',
-            found=repr(value),
-        )
-    return seconds

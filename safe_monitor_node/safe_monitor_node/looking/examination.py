@@ -74,6 +74,10 @@ class MonitorSeen:
         Other nodes that publish steps and episode events for this monitor.
     stop_topic : str
     stop_readers : sequence of Reader
+    answers : bool
+        Whether it answered a call of a service after the look.
+    until : float
+        When the doctor stopped to wait for this answer, on the steady clock [s].
     """
 
     name: str
@@ -83,6 +87,8 @@ class MonitorSeen:
     event_publishers: Sequence[str] = ()
     stop_topic: str = ''
     stop_readers: Sequence[Reader] = ()
+    answers: bool = True
+    until: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -159,12 +165,13 @@ def _unheard(seen: GraphSeen, listened: set[str]) -> Iterator[Remark]:
 
 
 def examine_monitor(monitor: MonitorSeen, wait: float) -> list[Remark]:
-    """Return the remarks about one monitor, from data of ``wait`` seconds."""
+    """Return what is to say about one monitor that was looked at for ``wait`` seconds."""
+    if not monitor.answers:
+        return _no_answer(monitor)
     if not monitor.reports:
         text = (
-            f'{monitor.name} is in the ROS graph, but sent no diagnostics for {wait:g} s: its '
-            'process hangs, or was killed less than 20 s ago, or diagnostics_period is longer; '
-            'start it again, or use a longer --wait'
+            f'{monitor.name} answers, but sent no diagnostics for {wait:g} s: use a longer --wait '
+            'if diagnostics_period is longer; otherwise its messages do not reach this computer'
         )
         return [Remark(Mark.PROBLEM, text)]
     last = monitor.reports[-1]
@@ -184,6 +191,21 @@ def examine_monitor(monitor: MonitorSeen, wait: float) -> list[Remark]:
         *_events(monitor),
         *_stop(monitor),
     ]
+
+
+def _no_answer(monitor: MonitorSeen) -> list[Remark]:
+    """Return what is to say about a monitor that is in the graph and does not answer."""
+    text = (
+        f'{monitor.name}/get_state: expected an answer, found none: the process of the monitor '
+        'hangs or is suspended, loads a detector, or was killed less than 20 s ago; until it '
+        'answers, nothing watches the robot: run the doctor again, and then start the monitor again'
+    )
+    remarks = [Remark(Mark.PROBLEM, text)]
+    if monitor.reports:
+        last = monitor.reports[-1]
+        text = f'its last diagnostics came {monitor.until - last.at:.1f} s before: {last.message}'
+        remarks.append(Remark(Mark.NOTE, text))
+    return remarks
 
 
 def _state(report: Report) -> Iterator[Remark]:

@@ -94,6 +94,7 @@ class StepOrder:
     def _begin_steps(self) -> None:
         self.next_index = 0
         self._stride = 0
+        self._first_stamp = 0
         self._last_number: int | None = None
         self._last_published = 0
         self._changes = 0
@@ -183,6 +184,7 @@ class StepOrder:
     def accept_earlier_stamps(self) -> None:
         """From now on, a step 0 starts a new episode even if its stamp is earlier than others."""
         self._last_stamp = -1
+        self._first_stamp = 0
 
     def take_over(self, previous: StepOrder) -> None:
         """Continue with the last episode of another order."""
@@ -225,8 +227,9 @@ class StepOrder:
         if index < self.next_index:
             problem = problem or self._contradiction(step_id)
             return Place(Placement.NOWHERE, problem) if problem else _REPEATED
-        place = self._place_of_next(index, problem)
+        place = self._place_of_next(index, problem or self._of_earlier_episode(step_id))
         self.next_index = index + 1
+        self._first_stamp = self._first_stamp or step_id.stamp
         self._last_published = step_id.publication.time
         self._last_stamp = max(step_id.stamp, self._last_stamp)
         if len(self._contents) < _KEPT_CONTENTS:
@@ -272,6 +275,22 @@ class StepOrder:
         return (
             f'episode {shown(step_id.episode_id)}: expected one publisher of all steps, found '
             f'another publisher at step {step_id.index}; {_ONE_NODE}'
+        )
+
+    def _of_earlier_episode(self, step_id: StepId) -> str:
+        """Return that a step was made before its episode began; empty if nothing shows this.
+
+        If an id is used again, a late step of the earlier episode can have the number that comes
+        next in this episode.
+        """
+        early = self._first_stamp - step_id.stamp
+        if step_id.stamp <= 0 or early <= 0:
+            return ''
+        return (
+            f'step {step_id.index} of episode {shown(step_id.episode_id)}: expected a stamp that '
+            f'is later than that of the first step, found one that is {early * 1e-9:.3g} s '
+            'earlier: it is a late step of an earlier episode with the same episode_id, or the '
+            'clock of the policy was set back; give each episode its own id'
         )
 
     def _contradiction(self, step_id: StepId) -> str:

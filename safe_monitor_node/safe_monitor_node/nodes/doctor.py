@@ -1,15 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the ROS graph and diagnostics, and prints the problems. It publishes nothing."""
+"""Looks at the ROS graph and at diagnostics, and prints what is wrong.
+
+It publishes on no topic. It calls one service of each monitor, which changes nothing.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import rclpy
 from diagnostic_msgs.msg import DiagnosticArray
+from lifecycle_msgs.srv import GetState
 from rclpy.node import Node, NodeNameNonExistentError
 from rclpy.qos import QoSCompatibility, QoSProfile, qos_check_compatible
 from rclpy.utilities import get_rmw_implementation_identifier
@@ -27,6 +32,7 @@ from safe_monitor_node.looking.examination import (
 from safe_monitor_node.looking.words import printable
 from safe_monitor_node.nodes.monitor_calls import belongs_to, monitors_of, robot_of_monitor
 from safe_monitor_node.nodes.monitor_messages import status_name
+from safe_monitor_node.nodes.tool_node import ToolNode
 from safe_monitor_node.storage.detector_folder import load_detector
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
@@ -34,6 +40,8 @@ from vla_feature_bridge.ros.qos import STOP_QOS, alive_qos
 
 _STEP, _EVENT = 'safe_msgs/msg/PolicyStep', 'safe_msgs/msg/EpisodeEvent'
 _STOP = 'std_msgs/msg/Bool'
+#: A monitor that runs answers in a few milliseconds; a busy computer connects more slowly [s].
+_ANSWER_WITHIN = 3.0
 
 
 def print_findings(robot: str, wait: float, detector: str) -> int:
@@ -54,7 +62,7 @@ def print_findings(robot: str, wait: float, detector: str) -> int:
         return run_node('doctor', work, args)
 
     def work() -> int:
-        node = Node(f'safe_doctor_{os.getpid()}', enable_rosout=False)
+        node = ToolNode('safe_doctor')
         try:
             seen = _look(node, robot, wait)
         finally:
@@ -108,6 +116,9 @@ def _look(node: Node, robot: str, wait: float) -> GraphSeen:
     deadline = time.monotonic() + wait
     while (left := deadline - time.monotonic()) > 0:
         rclpy.spin_once(node, timeout_sec=left)
+    found = [name for name in monitors_of(node) if belongs_to(name, robot)]
+    # A process that was suspended during the look has sent diagnostics, and is in the graph.
+    answering = _answering(node, found)
     mine = node.get_fully_qualified_name()
     names = [f'{space.rstrip("/")}/{name}' for name, space in node.get_node_names_and_namespaces()]
     topics = node.get_topic_names_and_types()
@@ -117,11 +128,29 @@ def _look(node: Node, robot: str, wait: float) -> GraphSeen:
         nodes=[name for name in names if name != mine and '/_' not in name],
         steps={topic: _publishers(node, topic, _STEP) for topic, types in topics if _STEP in types},
         monitors=[
-            _look_at(node, name, reports[status_name(name)])
-            for name in monitors_of(node)
-            if belongs_to(name, robot)
+            replace(
+                _look_at(node, name, reports[status_name(name)]),
+                answers=name in answering,
+                until=time.monotonic(),
+            )
+            for name in found
         ],
     )
+
+
+def _answering(node: Node, monitors: list[str]) -> set[str]:
+    """Return the monitors that answer a call within some time."""
+    clients = {name: node.create_client(GetState, f'{name}/get_state') for name in monitors}
+    calls: dict[str, Any] = {}
+    deadline = time.monotonic() + _ANSWER_WITHIN
+    while time.monotonic() < deadline:
+        for name, client in clients.items():
+            if name not in calls and client.service_is_ready():
+                calls[name] = client.call_async(GetState.Request())
+        if len(calls) == len(clients) and all(call.done() for call in calls.values()):
+            break
+        rclpy.spin_once(node, timeout_sec=0.05)
+    return {name for name, call in calls.items() if call.done()}
 
 
 def _surroundings() -> str:

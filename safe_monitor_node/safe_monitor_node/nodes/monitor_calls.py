@@ -14,6 +14,7 @@ import rclpy
 from rclpy.node import Node, NodeNameNonExistentError
 from std_srvs.srv import Trigger
 
+from safe_monitor_node.nodes.tool_node import ToolNode
 from safe_msgs.srv import LabelEpisode, LoadDetector
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
@@ -88,7 +89,7 @@ def _call(verb: str, robot: str, wait: float, call: tuple[Any, str, Any]) -> int
         return run_node(verb, work, args)
 
     def work() -> int:
-        node = Node(f'safe_{verb}_{os.getpid()}', enable_rosout=False)
+        node = ToolNode(f'safe_{verb}')
         try:
             monitor = _find(node, robot, wait)
             _warn_of_twins(verb, node, monitor)

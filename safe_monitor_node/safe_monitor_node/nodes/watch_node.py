@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import rclpy
-from rclpy.node import Node
 from rclpy.utilities import remove_ros_args
 
 from safe_monitor_node.looking.board import RobotBoard
 from safe_monitor_node.looking.terminal import style_of, table
 from safe_monitor_node.nodes.robot_topics import AllRobots, call_every
+from safe_monitor_node.nodes.tool_node import ToolNode
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 
 _LOOK_PERIOD = 0.5
@@ -26,12 +26,12 @@ _HISTORY = 300
 _ENTER, _LEAVE = '\x1b[?1049h\x1b[?25l\x1b[?7l', '\x1b[?7h\x1b[?25h\x1b[?1049l'
 
 
-class WatchNode(Node):
-    """Collects the data of all robots. It publishes nothing and changes nothing."""
+class WatchNode(ToolNode):
+    """Knows all robots. It publishes nothing and changes nothing."""
 
     def __init__(self) -> None:
-        # A second view must have another name than the first view.
-        super().__init__(f'watch_{os.getpid()}', enable_rosout=False)
+        # A second view must not have the name of the first.
+        super().__init__('watch')
         self.board = RobotBoard(_HISTORY)
         self._robots = AllRobots(self, self.board)
         call_every(self, _LOOK_PERIOD, self._robots.update)

@@ -116,9 +116,9 @@ class Doctor:
             '--detector', default='', metavar='FOLDER', help='also check this detector folder'
         )
         parser.epilog = (
-            'The doctor looks at nodes, topics and diagnostics. It publishes nothing, does not '
-            'subscribe to the steps of a policy, and changes nothing. The exit status is 0 '
-            'without a problem, and 1 with a problem.'
+            'The doctor looks at nodes, topics and diagnostics, and asks each monitor for its '
+            'lifecycle state. It subscribes to no policy and changes nothing. The exit status is '
+            '0 if it finds no problem, and 1 if it finds one.'
         )
 
     def main(self, *, args: argparse.Namespace) -> int:

@@ -99,9 +99,21 @@ def test_two_nodes_of_one_name_are_a_problem():
     assert text.startswith('/r/monitor: expected one node of this name, found 2')
 
 
-def test_a_monitor_without_diagnostics_hangs():
+def test_a_monitor_that_answers_without_diagnostics_is_not_said_to_hang():
     (text,) = problems(examine_monitor(replace(HEALTHY, reports=[]), 4.0))
-    assert 'hangs' in text and '/r/monitor' in text
+    assert text.startswith('/r/monitor answers, but sent no diagnostics for 4 s: use a longer')
+
+
+@pytest.mark.parametrize('reports', [HEALTHY.reports, []])
+def test_a_monitor_that_does_not_answer_hangs_whatever_it_said_before(reports):
+    silent = replace(HEALTHY, reports=reports, answers=False, until=6.5)
+    remarks = examine_monitor(silent, 4.0)
+    (text,) = problems(remarks)
+    assert text.startswith('/r/monitor/get_state: expected an answer, found none: the process of ')
+    assert 'hangs' in text
+    before = f'its last diagnostics came 4.5 s before: NOMINAL: {FACTS["reason"]}'
+    assert notes(remarks) == ([before] if reports else [])
+    assert Mark.OK not in {remark.mark for remark in remarks}
 
 
 def test_a_monitor_that_is_not_configured_gives_its_reason():

@@ -253,6 +253,29 @@ def test_a_step_without_an_id_breaks_the_running_episode_and_releases_no_alarm()
     assert live.state(1, episode='') == ALARM
 
 
+@pytest.mark.parametrize(('index', 'stamp'), [(2, 30), (5, 59)])
+def test_a_late_step_of_an_earlier_episode_is_not_scored_as_the_next_step(index, stamp):
+    live = Live()
+    for earlier in range(6):
+        live.step(earlier, stamp=10 * earlier + 10)
+    for later in range(index):
+        assert live.state(later, stamp=10 * later + 100) == NOMINAL
+    result = live.step(index, stamp=stamp)
+    assert result.verdict.state == INVALID
+    assert 'a late step of an earlier episode with the same episode_id' in result.problem
+    assert live.state(index + 1, stamp=10 * index + 110) == INVALID, 'until the episode ends'
+    assert live.state(0, stamp=1000) == NOMINAL
+
+
+def test_steps_may_be_stamped_before_the_first_one_if_the_clock_was_set_back():
+    live = Live()
+    live.step(0, stamp=100)
+    live.monitor.clock_ran_back()
+    assert live.state(1, stamp=20) == NOMINAL
+    assert live.state(2, stamp=30) == NOMINAL
+    assert live.state(3, stamp=0) == NOMINAL, 'a stamp of 0 says nothing'
+
+
 @pytest.mark.parametrize('stamp', [0, 10, 25])
 def test_a_second_episode_of_a_constant_id_after_end_is_invalid(stamp):
     """Stamps of 0, or stamps that count from the start of each episode."""

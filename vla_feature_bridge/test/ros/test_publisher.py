@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
@@ -24,6 +25,7 @@ from vla_feature_bridge.ros import StepPublisher
 from vla_feature_bridge.ros.messages import step_from_message
 from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 from vla_feature_bridge.signals import rollout_signals
+from vla_feature_bridge.taps import FeatureTap
 
 NAME = 'hidden_states[token=last]'
 
@@ -456,3 +458,35 @@ def test_publishing_arrays_does_not_load_torch():
         [sys.executable, '-c', script], capture_output=True, text=True, check=True, timeout=60
     )
     assert json.loads(done.stdout) is False
+
+
+def test_the_steps_of_a_tap_are_published_by_another_thread_before_the_end(publisher, reader):
+    class Policy(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head = torch.nn.Identity()
+
+        def infer(self, x):
+            return self.head(x)
+
+    policy, threads, send = Policy(), set(), publisher._send_step
+
+    def noted(step):
+        threads.add(threading.current_thread().name)
+        send(step)
+
+    publisher._send_step = noted
+    tap = FeatureTap(policy, 'head', ends='infer', sink=publisher)
+    tap.start()
+    policy.infer(torch.zeros(1, 4))
+    reader.wait(lambda r: len(r.steps) == 1)
+    assert threads == {'safe_steps'}
+    for number in range(1, 5):
+        policy.infer(torch.full((1, 4), float(number)))
+    tap.end(success=True)
+    assert (publisher.published, publisher.refused) == (5, 0)
+    reader.wait(lambda r: len(r.steps) == 5 and len(r.events) == 2)
+    assert [step_from_message(m).features.max() for m in reader.steps] == list(range(5))
+    assert reader.events[-1].kind == EpisodeEvent.KIND_END
+    tap.detach()
+    assert not tap.problems

@@ -13,7 +13,7 @@ from vla_feature_bridge.relays.addresses import Address, parse_address
 from vla_feature_bridge.relays.episodes import WORDS, parse_episode
 from vla_feature_bridge.relays.readings import FEATURE_AXES, Keys
 from vla_feature_bridge.relays.reporter import Settings
-from vla_feature_bridge.step_sink import check_seconds
+from vla_feature_bridge.step_checks import check_seconds
 from vla_feature_bridge.wire.address import default_address
 from vla_feature_bridge.wire.address import parse_address as parse_bridge
 from vla_feature_bridge.wire.messages import check_source

@@ -22,6 +22,7 @@ results     instruction, actions and tokens in what a method takes and returns
 reader      makes an ``Inference`` of what was captured
 recorder    notes for each thread when an inference begins, calls and ends
 episodes    publishes inferences, and starts and ends episodes
+handover    hands inferences from the thread of the policy to another thread
 tap         ``FeatureTap``
 checking    compares one inference of a policy with a preset: ``check``
 lerobot     one inference of a LeRobot policy with a random observation

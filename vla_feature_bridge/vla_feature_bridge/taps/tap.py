@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -12,18 +10,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from vla_feature_bridge.deferred import Deferred, DeferredCalls, deferred_of
 from vla_feature_bridge.episode_steps import StepSink
-from vla_feature_bridge.taps.capture import Running
 from vla_feature_bridge.taps.episodes import Episodes
 from vla_feature_bridge.taps.errors import TapError, nearest
+from vla_feature_bridge.taps.handover import Handover
 from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.paths import find_module, find_number
 from vla_feature_bridge.taps.preset import CALLER, Preset
 from vla_feature_bridge.taps.presets import find_preset, load_preset, preset_names
 from vla_feature_bridge.taps.recorder import Recorder
-
-_LOG = logging.getLogger('vla_feature_bridge.taps')
 
 
 class FeatureTap:
@@ -73,8 +68,6 @@ class FeatureTap:
     ----------
     preset : Preset
     sink : StepSink or None
-    inferences : int
-        Number of inferences that have ended.
 
     Raises
     ------
@@ -98,19 +91,11 @@ class FeatureTap:
         if episodes == 'reset' and sink is None:
             raise TapError(where="episodes='reset'", expected='a sink', found='none')
         self.preset = _preset_of(policy, preset, changes)
-        self.inferences = 0
-        self._last: Inference | None = None
-        self._problems: Counter[str] = Counter()
         self._policy, self._closed = policy, False
-        self._lock = threading.Lock()
-        self._callbacks: list[Callable[[Inference], Any]] = []
         self._owns_sink = isinstance(sink, str)
         self.sink = self._sender(sink) if isinstance(sink, str) else sink
-        self._episodes = Episodes(self.sink, episodes == 'reset', self.report)
-        deferred = deferred_of(self.sink)
-        # A sink that knows no deferred calls is called in the thread of the policy.
-        self._at_once = self.sink is not None and deferred is None
-        self._calls = deferred or DeferredCalls('safe_tap')
+        self._handover = Handover(self.preset, self.sink, episodes == 'reset')
+        self._episodes = self._handover.episodes
         try:
             self._attach(clock, episodes)
         except BaseException:
@@ -131,7 +116,7 @@ class FeatureTap:
             self._policy,
             self.preset,
             clock=clock,
-            owner=self,
+            owner=self._handover,
         )
         if episodes == 'reset':
             self._follow_resets()
@@ -153,19 +138,21 @@ class FeatureTap:
     @property
     def last(self) -> Inference | None:
         """The newest inference; None before the first."""
-        self._calls.settle()
-        return self._last
+        return self._handover.last
 
     @last.setter
     def last(self, inference: Inference | None) -> None:
-        self._calls.settle()
-        self._last = inference
+        self._handover.last = inference
 
     @property
     def problems(self) -> Counter[str]:
         """How often each kind of problem occurred."""
-        self._calls.settle()
-        return self._problems
+        return self._handover.problems
+
+    @property
+    def inferences(self) -> int:
+        """Number of inferences that have ended."""
+        return self._handover.inferences
 
     @property
     def feature_name(self) -> str:
@@ -211,7 +198,7 @@ class FeatureTap:
         This thread then does all the work of the tap. An exception of the function is counted and
         logged. Returns the function.
         """
-        self._callbacks.append(callback)
+        self._handover.callbacks.append(callback)
         return callback
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
@@ -234,7 +221,7 @@ class FeatureTap:
         self._closed = True
         self._recorder.detach()
         self._recorder.drop_unfinished('detach')
-        self._calls.settle()
+        self._handover.settle()
         self._episodes.close()
         self._close_sink()
 
@@ -251,48 +238,10 @@ class FeatureTap:
 
     def _is_closed(self, method: str) -> bool:
         if self._closed:
-            self.report('closed', f'{method}() of a tap that was detached; nothing is sent')
+            self._handover.report(
+                'closed', f'{method}() of a tap that was detached; nothing is sent'
+            )
         return self._closed
-
-    # -- what the recorder calls
-
-    def begins(self, instruction: str) -> None:
-        """Start an episode if one is due."""
-        self._episodes.before_step(instruction)
-
-    def hand_over(self, call: Deferred, running: Running) -> None:
-        """Make a call of the recorder later, or now if somebody waits for the inference."""
-        self.inferences += 1
-        can_wait = running.stacks.may_wait
-        self._calls.put(call)
-        if self._callbacks or self._at_once or not can_wait:
-            self._calls.settle()
-        for callback in self._callbacks:
-            try:
-                if running.inference is not None:
-                    callback(running.inference)
-            except Exception as error:
-                self.report('callback', f'a callback failed: {type(error).__name__}: {error}')
-
-    def ended(self, inference: Inference) -> None:
-        """Publish an inference."""
-        self._last = inference
-        self._episodes.publish(inference, bool(self.preset.module))
-
-    def dropped(self, count: int) -> None:
-        """Count inferences that waited too long."""
-        text = 'inferences come faster than their thread can work on them; the oldest is dropped'
-        for _ in range(count):
-            self.report('dropped', text)
-        self._episodes.lose(count, text)
-
-    def report(self, kind: str, text: str) -> None:
-        """Count a problem, and log the first of each kind."""
-        with self._lock:
-            self._problems[kind] += 1
-            first = self._problems[kind] == 1
-        if first:
-            _LOG.warning('tap %s: %s (further ones are only counted)', self.preset.name, text)
 
 
 class _Resets:

@@ -27,8 +27,14 @@ from typing import Any
 from vla_feature_bridge.deferred import settle_all
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.step import PolicyStep
-from vla_feature_bridge.step_checks import StepError, check_positive, check_stamp, check_text
-from vla_feature_bridge.step_sink import EpisodeSink, check_seconds
+from vla_feature_bridge.step_checks import (
+    StepError,
+    check_positive,
+    check_seconds,
+    check_stamp,
+    check_text,
+)
+from vla_feature_bridge.step_sink import EpisodeSink
 from vla_feature_bridge.tensors import as_array
 from vla_feature_bridge.wire.address import default_address, parse_address
 from vla_feature_bridge.wire.link import Link
