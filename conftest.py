@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# On a machine with much other work, drawing examples can be slow; that is no failure.
+# On a busy machine, drawing examples can be slow. This is not a failure.
 settings.register_profile('safe', deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile('safe')
 

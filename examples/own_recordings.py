@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write recordings of your own as a rollout set.
+"""Write your own recordings as a rollout set.
 
     python examples/own_recordings.py my_set
 
-Here the arrays are random numbers. Put the arrays of your policy in their place: one feature vector
-for each inference, and for each episode the task and the outcome.
+Here the arrays are random numbers. Replace them with the arrays of your policy: one feature vector
+for each inference, and the task and the outcome of each episode.
 """
 
 import sys
@@ -23,6 +23,6 @@ with RolloutSetWriter(folder, feature, policy='my_policy') as writer:
             steps = random.integers(15, 25) if success else 25  # a failure runs to the time limit
             features = random.normal(size=(steps, feature.dim)).astype(np.float32)
             if not success:
-                features[:, 0] += np.linspace(0, 4, steps)  # a failure shows more and more
+                features[:, 0] += np.linspace(0, 4, steps)  # a failure becomes visible slowly
             writer.add(Rollout(features, task, success, episode_index=episode))
 print(f'{folder}: {len(writer.steps)} rollouts')

@@ -2,8 +2,8 @@
 """Start the bridge and its monitors: ``ros2 launch safe_bringup bridge.launch.py``.
 
 Without ``detector_folder``, only the bridge starts. The parameters come from ``params_file`` and
-``monitor_params``. A non-empty argument overrides the value in the file. An empty argument changes
-nothing.
+``monitor_params``. A non-empty argument overrides the value in the file. An empty argument has no
+effect.
 """
 
 from __future__ import annotations
@@ -53,17 +53,18 @@ ARGUMENTS = (
     _text('actions_topic', 'Topic of the actions; empty: as in params_file.'),
     _text(
         'exec_horizon',
-        'Number of actions of a chunk on actions_topic that are executed before the next one; '
+        'Number of actions of a chunk on actions_topic that are executed before the next chunk; '
         'empty: as in params_file.',
     ),
     _text(
         'detector_folder',
-        'Folder of the fitted detector of the monitors, or the name of a shipped one: '
+        'Folder of the fitted detector of the monitors, or the name of a shipped detector: '
         'signal_probe; empty: no monitor is started.',
     ),
     _text(
         'sources',
-        'Names of the sources that get a monitor each, separated by commas; empty: one monitor for '
+        'Names of the sources, separated by commas; each source gets a monitor; empty: one '
+        'monitor for '
         'the source without a name.',
     ),
     DeclareLaunchArgument(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start all for one robot: ``ros2 launch safe_bringup bringup.launch.py detector_folder:=FOLDER``.
 
-A bridge, the monitor, and on request the overlay, the markers, a black box and a recorder. The
-parameters come from the parameter files. A non-empty argument overrides the value in the file. An
-empty argument changes nothing.
+It starts a bridge and the monitor. The overlay, the markers, a black box and a recorder are
+optional. The parameters come from the parameter files. A non-empty argument overrides the value in
+the file. An empty argument has no effect.
 """
 
 from __future__ import annotations
@@ -61,8 +61,8 @@ def _file(name: str, node: str) -> DeclareLaunchArgument:
 ARGUMENTS = (
     _text(
         'detector_folder',
-        'Folder of the fitted detector, or the name of a shipped one: signal_probe; empty: the '
-        'value in monitor_params.',
+        'Folder of the fitted detector, or the name of a shipped detector: signal_probe; empty: '
+        'the value in monitor_params.',
     ),
     _text(
         'alpha',
@@ -89,7 +89,7 @@ ARGUMENTS = (
     _text('feature_name', 'Name and pooling of the features on features_topic.'),
     _text(
         'exec_horizon',
-        'Number of actions of a chunk on actions_topic that are executed before the next one; '
+        'Number of actions of a chunk on actions_topic that are executed before the next chunk; '
         'empty: the value in bridge_params.',
     ),
     DeclareLaunchArgument(

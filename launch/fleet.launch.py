@@ -3,7 +3,7 @@
 
 ``robots_file`` lists the robots and the parameters of their monitors. The parameters of the process
 come from ``params_file``. A non-empty argument overrides the value in the file. An empty argument
-changes nothing.
+has no effect.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Start the monitor: ``ros2 launch safe_bringup monitor.launch.py detector_folder:=FOLDER``.
 
-With ``black_box_folder``, a black box starts beside it. The parameters come from ``params_file``
-and ``black_box_params``. A non-empty argument overrides the value in the file. An empty argument
-changes nothing.
+With ``black_box_folder``, a black box is started too. The parameters come from ``params_file`` and
+``black_box_params``. A non-empty argument overrides the value in the file. An empty argument has no
+effect.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ ARGUMENTS = (
         'detector_folder',
         default_value='',
         description=(
-            'Folder of the fitted detector, or the name of a shipped one: signal_probe; empty: the '
+            'Folder of the fitted detector, or the name of a shipped detector: signal_probe; '
+            'empty: the '
             'value in params_file.'
         ),
     ),

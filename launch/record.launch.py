@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Record a robot: ``ros2 launch safe_bringup record.launch.py namespace:=robot1``.
 
-One recording (mcap) until Ctrl-C, of exactly our topics, with the QoS in ``recording/qos.yaml``.
-``convert`` cuts a recording into episodes.
+It writes one recording (mcap) of our topics until Ctrl-C, with the QoS in ``recording/qos.yaml``.
+``convert`` divides a recording into episodes.
 """
 
 from __future__ import annotations

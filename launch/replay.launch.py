@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Play a recording: ``ros2 launch safe_bringup replay.launch.py bag:=monday``.
 
-A recording (``bag``) or a rollout set (``rollout_set``), to a running monitor, or with
-``detector_folder`` to a monitor of its own. What a monitor had published when the recording was
-made is played below ``recorded``, so that no topic has two publishers.
+It plays a recording (``bag``) or a rollout set (``rollout_set``) to a running monitor. With
+``detector_folder``, it starts a new monitor. The recorded outputs of a monitor are played below
+``recorded``, so that no topic has two publishers.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ ARGUMENTS = (
     _text('delay', 'Time before the first message of a recording [s].', '3.0'),
     _text(
         'recorded_namespace',
-        'Namespace of the robot in the recording; empty: that of the recorded steps.',
+        'Namespace of the robot in the recording; empty: the namespace of the recorded steps.',
     ),
     _text('tasks', 'Names of the tasks to play, separated by commas; only of a rollout set.'),
     _text('episodes', 'Ids of the episodes to play, separated by commas; only of a rollout set.'),
@@ -91,8 +91,8 @@ ARGUMENTS = (
     _text('replay_params', 'Parameter file of the node replay; empty: none.'),
     _text(
         'detector_folder',
-        'Folder of the fitted detector of a monitor that is started, or the name of a shipped '
-        'one: signal_probe; empty: a monitor is running already.',
+        'Detector folder of a new monitor, or the name of a shipped detector: signal_probe; '
+        'empty: use a running monitor.',
     ),
     _text('alpha', 'Promised false-alarm rate of this monitor; empty: the value in the file.'),
     DeclareLaunchArgument(
@@ -115,12 +115,12 @@ ARGUMENTS = (
 
 
 def bring_up(context: LaunchContext) -> Entities:
-    """Return the player, and on request a monitor and a viewer.
+    """Return the player, and optionally a monitor and a viewer.
 
     Raises
     ------
     LaunchArgumentError, RecordingError
-        An argument cannot be used, or the recording cannot be played as the arguments say.
+        An argument cannot be used, or the recording cannot be played with these arguments.
     """
     bag, rollouts = argument(context, 'bag'), argument(context, 'rollout_set')
     if bool(bag) == bool(rollouts):
@@ -146,7 +146,7 @@ def bring_up(context: LaunchContext) -> Entities:
 
 
 def play_bag(context: LaunchContext, bag: str) -> Entities:
-    """Return ``ros2 bag play``, with new names for what monitors had published."""
+    """Return ``ros2 bag play``, with new names for the recorded outputs of monitors."""
     for name in ('tasks', 'episodes', 'limit', 'replay_params'):
         if argument(context, name):
             raise LaunchArgumentError(
@@ -292,7 +292,7 @@ def when_played(
 
 
 def when_not_configured(context: LaunchContext) -> Entities:
-    """End everything: the monitor has said why it cannot be configured."""
+    """End everything: the log of the monitor has the reason why it cannot be configured."""
     raise ProcessError(
         where='monitor',
         expected='a monitor that can be configured',
@@ -301,7 +301,7 @@ def when_not_configured(context: LaunchContext) -> Entities:
 
 
 def when_monitor_ended(event: ProcessExited, context: LaunchContext) -> Entities:
-    """End everything: nobody scores the rest of the replay."""
+    """End everything: the rest of the replay would not be scored."""
     if context.is_shutdown:
         return []
     raise ProcessError(

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mends a virtual environment for ./dev: forgets half-installed packages, repairs paths of wheels.
+"""Repairs a virtual environment for ./dev: removes incomplete packages, corrects paths of wheels.
 
-Runs with the environment's own Python and needs nothing but the standard library, because anything
-else may be what is broken. It deletes files, so it refuses to work on anything but a virtual
-environment that ./dev made.
+It runs with the Python of the environment and needs only the standard library, because other
+packages may be broken. It deletes files, so it refuses folders that are not a virtual environment
+of ./dev.
 """
 
 import csv
@@ -47,7 +47,7 @@ def forget_broken() -> list[str]:
 
     Returns the names of the metadata folders that were removed.
     """
-    for leftover in SITE.glob('~*'):  # pip renames what it is about to remove
+    for leftover in SITE.glob('~*'):  # pip renames packages before it removes them
         shutil.rmtree(leftover, ignore_errors=True)
     broken = [info for info in sorted(SITE.glob('*.dist-info')) if not is_whole(info)]
     for info in broken:
@@ -60,8 +60,8 @@ def repair_paths() -> int:
 
     This changes the files below ``share``.
 
-    Without this CMake refuses the imported targets of every message package. Returns the number of
-    files changed.
+    Without this change, CMake refuses the imported targets of every message package. Returns the
+    number of files changed.
     """
     python = re.compile(rb'/opt/python/cp\d+-cp\d+/include/python3\.\d+')
     numpy = re.compile(

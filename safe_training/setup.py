@@ -10,13 +10,13 @@ from setuptools import find_packages, setup
 
 PACKAGE = 'safe_training'
 
-#: Messages that a recording holds. Their definitions are written in safe_msgs; safe_training reads
-#: and writes recordings also without ROS 2, and needs copies.
+#: Messages in a recording. Their definitions are in safe_msgs. safe_training needs copies, because
+#: it reads and writes recordings without ROS 2.
 DEFINITIONS = ['EpisodeEvent.msg', 'FailureScore.msg', 'PolicyStep.msg', 'Tensor.msg']
 
 
 def copy_definitions() -> None:
-    """Copy the definitions from safe_msgs: of this checkout, else the installed package."""
+    """Copy the definitions from safe_msgs: of this checkout, or else of the installed one."""
     here = Path(__file__).resolve().parent  # colcon runs a symbolic link to this file
     copies = here / PACKAGE / 'definitions'
     prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
@@ -105,7 +105,7 @@ setup(
     zip_safe=False,
     maintainer='SAFE for ROS 2 maintainers',
     maintainer_email='maintainers@safe-ros.org',
-    description='Turns recorded rollouts into a calibrated failure detector.',
+    description='Makes a calibrated failure detector from recorded rollouts.',
     license='Apache-2.0',
     entry_points={
         'console_scripts': ['safe_training = safe_training.cli.main:main'],

@@ -20,15 +20,15 @@ RECORDED_TOPICS = (
     'safe/stop',
     '/diagnostics',
 )
-"""Topics that are recorded; names without a slash at their begin are in the namespace."""
+"""Topics that are recorded; names that do not begin with a slash are in the namespace."""
 
 ASIDE = 'recorded'
-"""Namespace below that of the robot for outputs of the monitor that a recording holds."""
+"""Namespace, below the namespace of the robot, for recorded outputs of the monitor."""
 
 CLOCK_FREQUENCY = 100
 """Messages on ``/clock`` per second while a recording is played [Hz]."""
 
-#: Topics of the whole system that nodes publish also while a recording is played.
+#: Topics of the whole system that nodes also publish while a recording is played.
 _OF_SYSTEM = ('/diagnostics', '/clock', '/rosout', '/parameter_events')
 _OUTPUTS = ('safe/score', 'safe/alarm', 'safe/stop', 'safe/markers', 'safe/overlay')
 _OUTPUT_END = re.compile(f'/(?:{"|".join(_OUTPUTS)}|safe/[^/]+/score)$')
@@ -37,7 +37,7 @@ _STEP, _STEP_TOPIC = 'safe_msgs/msg/PolicyStep', '/vla/policy_step'
 
 
 class RecordingError(SafeError):
-    """A recording cannot be played as the arguments say."""
+    """A recording cannot be played with these arguments."""
 
 
 def full_name(namespace: str, topic: str) -> str:
@@ -117,7 +117,7 @@ def play_command(
     loop : bool
         Whether the recording begins again after its end, until it is interrupted.
     moved : mapping of str to str
-        Topics that get another name.
+        Topics that are played with another name.
     """
     command = ['ros2', 'bag', 'play', bag, '--clock', str(CLOCK_FREQUENCY)]
     if delay > 0:
@@ -194,7 +194,7 @@ def topics_of(bag: Path) -> dict[str, str]:
             advice='make the file again with: ros2 bag reindex FOLDER',
         ) from None
     for name in topics:
-        # It becomes a word of a command line, and is printed.
+        # The name becomes part of a command line, and is printed.
         if not _NAME.fullmatch(name):
             raise RecordingError(
                 where=str(file),
@@ -213,14 +213,15 @@ def recorded_namespace(topics: Mapping[str, str], given: str, namespace: str) ->
     topics : mapping of str to str
         Topics and types; empty if they are not known.
     given : str
-        What a person said; empty: the namespace of the recorded steps.
+        Namespace that the user gave; empty: the namespace of the recorded steps.
     namespace : str
-        The answer if the topics are not known.
+        Returned if the topics are not known.
 
     Raises
     ------
     RecordingError
-        The recording holds no steps, or those of several robots and nobody has said which.
+        The recording has no steps, or it has steps of several robots and the user gave no
+        namespace.
     """
     found = sorted(
         name.removesuffix(_STEP_TOPIC)
@@ -252,11 +253,11 @@ def _no_robot(found: Sequence[str], expected: str) -> RecordingError:
 
 
 def moved_topics(topics: Iterable[str], recorded: str, namespace: str) -> dict[str, str]:
-    """Return new names for topics, so that a recording can be played beside a running monitor.
+    """Return new names for topics, so that a recording can be played to a running monitor.
 
-    Steps and episodes go to the namespace of the monitor. What a monitor had published goes to
-    ``recorded`` below this namespace, so that each topic has one publisher. What monitors of other
-    robots had published goes below ``/recorded``.
+    Steps and episodes are played in the namespace of the monitor. The recorded outputs of its
+    monitor are played in ``recorded`` below this namespace, so that each topic has one publisher.
+    The recorded outputs of monitors of other robots are played below ``/recorded``.
 
     Parameters
     ----------
@@ -284,8 +285,8 @@ def moved_topics(topics: Iterable[str], recorded: str, namespace: str) -> dict[s
             continue
         if new != topic:
             moved[topic] = new
-    # What monitors of other robots had published must not reach these robots. And a topic that has
-    # a name which another one gets, as in a recording of a replay, makes room.
+    # Recorded outputs of other robots must not reach these robots. If a topic already has the new
+    # name of another topic, as in a recording of a replay, it is moved too.
     for topic in known:
         if topic not in moved and _OUTPUT_END.search(topic):
             moved[topic] = _aside(topic, moved)

@@ -139,7 +139,7 @@ def prepare(args: argparse.Namespace, console: Console) -> dict[str, Any]:
 
 
 def early_lines(rows: Sequence[Row]) -> Iterator[str]:
-    """Yield the first numbers of each detector, beside the clock at the same false-alarm rate."""
+    """Yield the main numbers of each detector and of the clock at the same false-alarm rate."""
     for row in rows:
         if row.detector == CLOCK:
             continue
@@ -162,7 +162,7 @@ class LiveRollout:
     scored : ScoredRollout
         Offline scores, and the alarm as it was received.
     received : int
-        How many scores were received.
+        Number of received scores.
     largest_difference : float
         Largest difference between a received score and the offline score; NaN if a score is
         missing.
@@ -193,7 +193,7 @@ class LiveRollout:
 def compare(
     live: LiveEpisode, rollout: Rollout, calibrated: CalibratedDetector, alpha: float
 ) -> LiveRollout:
-    """Compare what was received with the label and with offline scoring."""
+    """Compare the received scores with the label and with offline scores."""
     offline = calibrated.detector.score(rollout)
     threshold = calibrated.band.at(alpha, rollout.task)
     received = np.full(len(rollout), np.nan)
@@ -292,7 +292,7 @@ def summarise_stream(
 
 
 def curves(lives: Sequence[LiveRollout], episodes: Sequence[LiveEpisode]) -> list[ScoredRollout]:
-    """Return what to draw: up to three episodes of each outcome, with the scores received."""
+    """Return the episodes to draw: up to three of each outcome, with the received scores."""
     taken: dict[str, list[ScoredRollout]] = {
         outcome: [] for outcome in ('detection', 'miss', 'quiet', 'false alarm')
     }

@@ -22,7 +22,7 @@ MONITORED = 'linear_probe'
 GOOD_RUNS = 5
 FEWEST_SUCCESSES = 3 * GOOD_RUNS
 
-#: Rows of the table: what the score reads. The clock is the control.
+#: Rows of the table: inputs of the score. The clock is the control.
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     MONITORED: ('linear_probe', {}),
     'linear_probe, hidden state alone': ('linear_probe', {'inputs': 'features'}),
@@ -46,8 +46,8 @@ class NewTask:
     successes : int
         Number of other successes of the task.
     alarms_without, alarms_with : int
-        How many of the other successes raise an alarm with the band of all tasks, and with the
-        threshold from the good runs.
+        Number of other successes with an alarm: with the band of all tasks, and with the threshold
+        from the good runs.
     """
 
     task: str
@@ -97,7 +97,7 @@ def learn_new_task(
     """Give one unseen task a threshold from its first successes, and count its false alarms.
 
     The task is the first unseen task with enough successes; no score is used for the choice. None
-    if no unseen task has enough.
+    if no unseen task has enough successes.
     """
     unseen = [rollouts[i] for i in split.unseen]
     for task in map(str, split.unseen_tasks):

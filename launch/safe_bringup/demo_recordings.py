@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The recordings of the demo: where they are, their conversion, and which of them are streamed."""
+"""The recordings of the demo: finds, converts and selects them."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class DemoError(SafeError):
 def data_folder() -> Path:
     """Return the folder of recorded rollouts.
 
-    ``SAFE_DEMO_DATA`` if it is set, otherwise the folder in the source checkout, otherwise the
-    folder that the package has installed.
+    It is ``SAFE_DEMO_DATA`` if this variable is set, otherwise the folder in the source checkout,
+    otherwise the folder that the package has installed.
 
     Raises
     ------
@@ -53,7 +53,7 @@ def _checkout_folder() -> Path:
 
 
 def _installed_folder() -> list[Path]:
-    """Return the folder in the installed package; nothing if the package is not installed."""
+    """Return the folder in the installed package; empty if the package is not installed."""
     try:
         return [Path(get_package_share_directory('safe_bringup')) / 'data']
     except PackageNotFoundError:

@@ -21,19 +21,18 @@ INTRODUCTION = """\
 # Detectors
 
 Every detector has the same contract: `fit(rollouts)`, `score(rollout)`, `stream()`, and a detector
-folder. On the command line: `--detector NAME`, and `--param NAME=VALUE` for its parameters (`null`
-stands for None); `info` of a detector folder lists the parameters that it was fitted with.
+folder. On the command line, give `--detector NAME`, and `--param NAME=VALUE` for its parameters
+(`null` means None). `info` of a detector folder lists the parameters of the fit.
 
-One page per family explains them: [learned](../explanation/detectors_learned.md),
-[embedding distances](../explanation/detectors_embedding.md),
-[density](../explanation/detectors_density.md),
-[hand-crafted](../explanation/detectors_handcrafted.md),
-[linear probe](../explanation/detectors_probe.md). Which one to take:
-[measured on pi0.5](../explanation/which_detector.md).
+One page per family explains them: [learned](../explanation/detectors_learned.md), [embedding
+distances](../explanation/detectors_embedding.md), [density](../explanation/detectors_density.md),
+[hand-crafted](../explanation/detectors_handcrafted.md), [linear
+probe](../explanation/detectors_probe.md). [Which detector](../explanation/which_detector.md) helps
+to choose.
 
 A live step takes less than 5 ms (p99) on one core at 1024 and 4096 features, except for `rnd` and
-`logpzo`, which read their 0.5 to 1.5 GB of weights at each step. `./dev bench detectors` prints the
-time of each, the matrix products that it cannot avoid, and its memory."""
+`logpzo`, which read 0.5 to 1.5 GB of weights at each step. `./dev bench detectors` prints the time,
+the necessary matrix products and the memory of each detector."""
 
 # Descriptions and origins of the groups in Table 1.
 GROUPS = {

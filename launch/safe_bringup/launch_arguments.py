@@ -123,7 +123,7 @@ def respawn_arguments(default: str = 'false') -> list[DeclareLaunchArgument]:
 
 
 def respawn_settings(context: LaunchContext) -> dict[str, Any]:
-    """Return what ``Node`` needs to know about starting a process again.
+    """Return the arguments of ``Node`` for a respawn.
 
     Raises
     ------
@@ -154,7 +154,7 @@ def node_arguments(respawn: str = 'false') -> list[DeclareLaunchArgument]:
             description=(
                 'Who configures and activates the lifecycle nodes. node: each node itself, as '
                 'autostart says; launch: the launch file, also after a respawn; manager: a '
-                'lifecycle manager, for example that of Nav2.'
+                'lifecycle manager, for example the manager of Nav2.'
             ),
         ),
         *respawn_arguments(respawn),

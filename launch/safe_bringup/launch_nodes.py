@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nodes of launch files: their parameters, who configures them, and what follows if they end."""
+"""Nodes of launch files: their parameters, their life cycle, and respawn."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ The services of a killed process stay known for up to 20 s, and a request to the
 """
 
 TRIES = 6
-"""Number of times that a respawned node is asked to configure itself."""
+"""How many times a respawned node is asked to configure itself."""
 
 
 def plain_node(
@@ -72,7 +72,7 @@ def managed_node(
     given: Mapping[str, ParameterValue],
     package: str = 'safe_monitor_node',
 ) -> Entities:
-    """Return a lifecycle node, and what configures and activates it as ``managed_by`` says.
+    """Return a lifecycle node, and the actions that configure and activate it, by ``managed_by``.
 
     The parameters are those of :func:`plain_node`.
 
@@ -115,7 +115,7 @@ def node_managed_here(
 
 
 def managing(node: LifecycleNode) -> Entities:
-    """Return what configures and activates a node whenever its process has started."""
+    """Return the actions that configure and activate a node whenever its process has started."""
     return _Manager(node).handlers()
 
 

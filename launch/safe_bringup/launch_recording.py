@@ -30,7 +30,7 @@ Entities = list[LaunchDescriptionEntity]
 
 
 CLOSING = '30.0'
-"""Time in which a recorder may write what it has in memory, before it is terminated [s]."""
+"""Time for the recorder to write its memory to disk, before it is terminated [s]."""
 
 
 class ProcessError(SafeError):
@@ -52,8 +52,8 @@ def recording_arguments() -> list[DeclareLaunchArgument]:
             'record_topics',
             default_value='',
             description=(
-                'More topics to record, for example of a camera, separated by commas; names '
-                'without a slash at their begin are in the namespace.'
+                'More topics to record, for example of a camera, separated by commas; names that '
+                'do not begin with a slash are in the namespace.'
             ),
         ),
         DeclareLaunchArgument(
@@ -123,7 +123,7 @@ def _qos_file(file: Path, namespace: str) -> Path:
 
 
 def _when_recorder_ended(event: ProcessExited, context: LaunchContext) -> Entities:
-    """End everything if the recorder fails: a session that is not recorded must not go on."""
+    """End everything if the recorder fails: a session must not continue without a recording."""
     if context.is_shutdown or event.returncode == 0:
         return []
     raise bag_error('record', event.returncode)

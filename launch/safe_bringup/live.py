@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs ``replay`` and ``monitor`` as processes of their own and records what they publish."""
+"""Runs ``replay`` and ``monitor`` in separate processes, and records their messages."""
 
 from __future__ import annotations
 
@@ -71,7 +71,10 @@ class LiveEpisode:
 
 
 class Process:
-    """A ROS node in a process of its own; stopped by SIGINT at the end of the ``with`` block."""
+    """A ROS node in a separate process.
+
+    It is stopped by SIGINT at the end of the ``with`` block.
+    """
 
     def __init__(
         self, module: str, parameters: dict[str, Any], log: Path, arguments: Sequence[str] = ()
@@ -127,7 +130,7 @@ class Process:
         return self._popen.returncode
 
     def log(self) -> str:
-        """Return what the process has printed so far."""
+        """Return the output of the process so far."""
         return self._log_path.read_text(encoding='utf-8', errors='replace')
 
     def fail(self, what: str) -> LiveError:
@@ -158,7 +161,7 @@ class Observer:
         self.node.create_subscription(EpisodeEvent, 'vla/episode', self._on_event, LATCHED)
 
     def __enter__(self) -> Observer:
-        """Return the observer, which subscribes already."""
+        """Return the observer. Its subscriptions already exist."""
         return self
 
     def __exit__(
@@ -173,7 +176,7 @@ class Observer:
         rclpy.shutdown(context=self.context)
 
     def spin(self, seconds: float) -> None:
-        """Handle what arrives for this long."""
+        """Handle messages for this time [s]."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.executor.spin_once(timeout_sec=min(left, 0.05))
@@ -235,7 +238,7 @@ def play_live(
     gap: float = 0.2,
     on_ended: Callable[[LiveEpisode], None] | None = None,
 ) -> list[LiveEpisode]:
-    """Play episodes of a rollout set to a monitor and return what it published, in the same order.
+    """Play episodes of a rollout set to a monitor and return its messages, in the same order.
 
     Parameters
     ----------

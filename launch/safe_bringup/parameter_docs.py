@@ -37,7 +37,7 @@ NODES = (
         'takes the steps of policies from sockets or topics and publishes them.',
     ),
     ('replay', replay_node, 'plays a recorded rollout set as if its policy were running.'),
-    ('dashboard', dashboard_node, 'shows all robots live on a web page that it serves itself.'),
+    ('dashboard', dashboard_node, 'serves a web page that shows all robots live.'),
     ('markers', markers_node, 'publishes the state and the score of a robot for RViz.'),
     ('overlay', overlay_node, 'draws the state and the curve of a robot into its camera image.'),
 )
@@ -47,18 +47,18 @@ INTRODUCTION = """\
 
 # Parameters
 
-Give them on the command line (`--ros-args -p alpha:=0.05`) or in a YAML file
-(`--ros-args --params-file FILE`; `launch/params` holds one for each node). A value of another type,
-or a value that is not allowed, ends the start with the reason. A `double` needs its decimal point:
-`10.0`, not `10`. A name that is similar to a parameter of the node is a misspelt name, and ends the
-start with the nearest name. Any other unknown name can belong to another node, for example if it is
-below `/**` in the YAML file: the node warns in the log and in `/diagnostics`. It also warns if a
-YAML file contains no parameters of this node.
+Give parameters on the command line (`--ros-args -p alpha:=0.05`) or in a YAML file (`--ros-args
+--params-file FILE`; `launch/params` has a file for each node). If a value has a wrong type or is
+not allowed, the node does not start, and the error contains the reason. A `double` needs a decimal
+point: `10.0`, not `10`. If a name is similar to a parameter of the node, it is a misspelt name: the
+node does not start, and the error contains the nearest name. Any other unknown name can belong to
+another node, for example if it is below `/**` in the YAML file: the node warns in the log and in
+`/diagnostics`. It also warns if a YAML file contains no parameters of this node.
 
-The column *changes* says when a value that is set at run time
-(`ros2 param set /monitor max_age 2.0`) takes effect. A parameter without an entry is read when the
-node starts, and cannot be changed afterwards. A request that changes several parameters changes all
-of them, or none of them if one value is refused. `/diagnostics` shows the values in force."""
+The column *changes* shows when a new value takes effect if it is set at run time (`ros2 param set
+/monitor max_age 2.0`). A parameter without an entry is read when the node starts, and cannot be
+changed afterwards. If a request changes several parameters and one value is refused, no parameter
+is changed. `/diagnostics` shows the current values."""
 
 
 def page() -> str:
@@ -68,7 +68,7 @@ def page() -> str:
 
 
 def section(name: str, module: ModuleType, purpose: str) -> str:
-    """Return the section of one node: what it does, and a table of its parameters."""
+    """Return the section of one node: its purpose, and a table of its parameters."""
     package = module.__name__.split('.')[0]
     heading = f'## `{name}`\n\n`ros2 run {package} {name}` {purpose}'
     return f'{heading}\n\n{table(module.PARAMETERS)}'

@@ -19,16 +19,16 @@ INTRODUCTION = """\
 
 # Presets of taps
 
-A preset says where the hidden state of a policy is, and what one inference of it consists of. A tap
-(`vla_feature_bridge.taps.FeatureTap`) reads it. `python -m vla_feature_bridge.taps list` lists the
-presets, `show PRESET` prints one, and `check PRESET --policy MODULE:FACTORY` compares one with your
-policy.
+A preset describes where the hidden state of a policy is, and what one inference is. A tap
+(`vla_feature_bridge.taps.FeatureTap`) uses the preset. `python -m vla_feature_bridge.taps list`
+lists the presets, `show PRESET` prints a preset, and `check PRESET --policy MODULE:FACTORY`
+compares a preset with your policy.
 
 ## Presets of the package"""
 
 PRESETS_NOTE = """\
 *ran* means that the preset was checked with the classes of the policy, with small random weights.
-*read* means that it was taken from the source code of the policy. The version is that of the
+*read* means that it was taken from the source code of the policy. The version is the version of the
 package of the policy, or a commit of its repository."""
 
 SCHEMA = """\
@@ -36,7 +36,7 @@ SCHEMA = """\
 
 A preset is a YAML file. Give its path instead of a name: `FeatureTap(policy, 'mine.yaml')`, or
 `python -m vla_feature_bridge.taps check mine.yaml --policy my_robot:load`. An unknown key is
-refused, and the nearest key is named. All keys but `name` have a default.
+refused, and the error contains the nearest key. All keys except `name` have a default.
 
 ```yaml
 name: mine
@@ -52,16 +52,18 @@ action_space: robot
 exec_horizon: 8
 ```
 
-A *path* names an attribute of the policy: names with dots between them. It counts from the policy
-itself, also if PEFT, `torch.compile` or data parallelism wraps it. Each key is also a keyword of
-`FeatureTap`, and wins over the preset: `FeatureTap(policy, 'lerobot_pi0', exec_horizon=10)`."""
+A *path* is the name of an attribute of the policy, with dots between its parts. It begins at the
+policy itself, also if PEFT, `torch.compile` or data parallelism wraps the policy. Each key is also
+a keyword of `FeatureTap`. The keyword overrides the preset: `FeatureTap(policy, 'lerobot_pi0',
+exec_horizon=10)`."""
 
 PROBLEMS = """\
 ## What a tap says
 
-A tap never raises an error into the policy. `Inference.problem` says what is wrong with an
-inference, and `tap.problems` counts each kind. The log has the first of each kind. If features are
-wrong, the step is left out. Its number is used up, so that the monitor notices the gap."""
+A tap never raises an error into the policy. `Inference.problem` describes the problem of an
+inference, and `tap.problems` counts each kind of problem. The log has the first problem of each
+kind. If features are wrong, the step is left out. Its number is not used again, so that the monitor
+notices the gap."""
 
 #: Kind of value in the schema, in words.
 VALUES = {
@@ -81,11 +83,11 @@ LOST, SENT, NONE = 'is left out', 'is sent', '-'
 PROBLEM_KINDS = (
     (
         'no_calls',
-        'The submodule was not called: another one is in use, or it was compiled before the tap '
-        'was attached.',
+        'The submodule was not called: the policy uses another submodule, or the submodule was '
+        'compiled before the tap was attached.',
         LOST,
     ),
-    ('wrong_calls', 'The submodule was called more or less often than the preset says.', LOST),
+    ('wrong_calls', 'The number of calls of the submodule differs from the preset.', LOST),
     (
         'concurrent',
         'Two inferences ran at the same time in one policy. Only the tap of openpi in JAX reports '
@@ -93,7 +95,7 @@ PROBLEM_KINDS = (
         LOST,
     ),
     ('batch', 'The policy got several observations, or beam search is on.', LOST),
-    ('shape', 'The hidden state has other axes than the preset says, or another width.', LOST),
+    ('shape', 'The axes or the width of the hidden state differ from the preset.', LOST),
     ('dtype', 'The hidden state is not float32, bfloat16, float16 or float64.', LOST),
     ('graph', 'The inference was recorded in a CUDA graph, whose replays call no tap.', LOST),
     (

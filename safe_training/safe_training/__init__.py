@@ -7,7 +7,7 @@ The Python API, loaded on first use::
     labelled        the rollouts that have a label
     choose_split    assigns rollouts to training, calibration and test
     fit             a fitted CalibratedDetector with its band
-    add_good_runs   a threshold for a new task from a few successful rollouts of it
+    add_good_runs   a threshold for a new task from a few successful rollouts
     judge           scores, alarms and tables of a calibrated detector on given rollouts
     evaluate        many detectors on many splits
     Protocol        how rollouts are split and bands calibrated

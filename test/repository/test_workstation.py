@@ -51,7 +51,7 @@ def installing(script: str) -> list[str]:
     commands = re.split(r'\n|&&', re.sub(r' +#.*', '', script))
     chosen = (
         r'rosdep install|/usr/bin/python3 -m venv|touch|source venv|pip install|'
-        r'python3 -m colcon build'
+        r'python -m colcon build'
     )
     quiet = r' --no-cache-dir| --event-handlers \S+'
     found = [re.sub(quiet, '', command.strip()) for command in commands]
@@ -72,7 +72,7 @@ def test_the_readme_installs_as_the_container_and_continuous_integration_do():
         'source venv/bin/activate',
         'pip install -r src/safe/requirements/runtime.txt',
         'pip install -r src/safe/requirements/training.txt',
-        'python3 -m colcon build --packages-up-to safe_bringup',
+        'python -m colcon build --packages-up-to safe_bringup',
     ]
     assert first_of_each(installing('\n'.join(dockerfile_runs()))) == readme
     assert first_of_each(installing('\n'.join(workflow_runs()))) == readme

@@ -355,7 +355,7 @@ def test_every_option_that_a_page_names_exists():
     known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
     known |= {'--dist', '--perspective-file', '--share', '--show-args'}
     known |= {'--system-site-packages', '--build-arg', '--rm', '--net', '--ipc', '--simulate'}
-    known |= {'--user'}  # of docker run
+    known |= {'--user', '--layout'}  # of docker run, and of PlotJuggler
     known |= {name for action in watch_parser()._actions for name in action.option_strings}
     known |= {option for name in LIVE_VERBS for option in options_of_live(name)}
     # Of the programs of LeRobot.

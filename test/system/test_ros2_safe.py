@@ -51,7 +51,7 @@ def test_the_list_of_verbs_has_every_verb_of_both_packages(installed):
     offline = {'label-recording' if name == 'label' else name for name in OFFLINE_VERBS}
     assert set(VERBS) | offline <= set(lines)
     assert lines['doctor'].endswith(
-        'Say what is wrong with monitors, topics and clocks, and what to do'
+        'Find problems of monitors, topics and clocks, and say what to do'
     )
     assert 'Fit a detector and calibrate its band' in lines['fit']
     assert ros2(installed, 'safe').stdout == done.stdout

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a robot policy computes at each inference: policy steps, rollouts, their files and messages.
+"""Data of a robot policy at each inference: policy steps, rollouts, their files and messages.
 
 ::
 
@@ -10,8 +10,8 @@
 
 The modules; each may import only modules above it:
 
-errors             the base of all errors of the suite
-progress           how long work reports its progress
+errors             the base class of all errors of the suite
+progress           the type of progress callbacks
 atomic             files and folders that are written completely or not at all
 mcap_writer        messages in an mcap file, without ROS
 tensors            dtypes, bytes and arrays; NaN in arrays
@@ -26,8 +26,8 @@ episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
 deferred           calls that a thread makes later, in their order
 step_sink          the base of what sends them: counts, logs, never raises
 wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
-taps/              hidden states out of PyTorch policies: ``FeatureTap``; needs PyTorch
-relays/            between a policy server and its client: steps without a change of either
+taps/              copies hidden states of PyTorch policies: ``FeatureTap``; needs PyTorch
+relays/            forwards data between a policy server and its client, and sends steps
 ros/               messages, quality of service, parameters, ``StepPublisher``; needs ROS 2
 nodes/             the bridge node and the replay node; needs ROS 2
 

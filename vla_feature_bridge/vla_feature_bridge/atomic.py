@@ -34,8 +34,8 @@ _NO_FOLDER_SYNC = (*_NO_SYNC, errno.EBADF, errno.EACCES, errno.EPERM)
 def replace_file(path: Path, data: bytes | str) -> None:
     """Write a file completely or not at all.
 
-    Missing parent folders are made. An existing file keeps its permission bits. A symbolic link
-    stays, and the file that it points to is replaced.
+    Missing parent folders are made. An existing file keeps its permission bits. A symbolic link is
+    kept, and the file that it points to is replaced.
 
     Parameters
     ----------
@@ -77,11 +77,11 @@ def replace_files(files: Mapping[Path, bytes | str]) -> None:
 
 @contextmanager
 def replaced_file(path: Path) -> Iterator[Path]:
-    """Yield the path to write a file to; the file gets its name when the block ends without error.
+    """Yield a temporary path to write to; the file gets its name when the block ends without error.
 
     Use this function for a writer that opens the file itself. The yielded path has the suffix of
-    ``path``, because some writers choose their format by the suffix. In all other respects this
-    function does what :func:`replace_file` does.
+    ``path``, because some writers choose their format by the suffix. In all other respects, it
+    works like :func:`replace_file`.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def replaced_folder(path: Path, *, overwrite: bool = False) -> Iterator[Path]:
     ----------
     path : Path
     overwrite : bool
-        Replace an existing folder. It keeps its permission bits; a symbolic link stays, and the
+        Replace an existing folder. It keeps its permission bits. A symbolic link is kept, and the
         folder that it points to is replaced.
 
     Raises
@@ -190,12 +190,12 @@ def move_folder(folder: Path, path: Path, *, overwrite: bool = False) -> None:
 def check_writable(path: Path) -> None:
     """Check, before long work begins, that a file or folder can be written at a path.
 
-    A disk can still become full.
+    The later write can still fail, for example because the disk becomes full.
 
     Raises
     ------
     OSError
-        The file system is read-only, or the permissions do not allow to write.
+        The file system is read-only, or the permissions do not allow writing.
     """
     target = Path(os.path.realpath(path))
     folder = next(parent for parent in target.parents if parent.exists())
@@ -207,9 +207,9 @@ def check_writable(path: Path) -> None:
 
 @contextmanager
 def names_file(path: Path) -> Iterator[None]:
-    """Add the name of the file to an error of the operating system that names none.
+    """Add the name of the file to an error of the operating system that has no file name.
 
-    The error of a full disk, for example, names no file.
+    For example, the error of a full disk has no file name.
     """
     try:
         yield
@@ -223,7 +223,8 @@ def names_file(path: Path) -> Iterator[None]:
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Let only one process work in a folder while the block runs.
 
-    Only processes that use this function are kept out. A file system without locks locks nothing.
+    Only processes that use this function are blocked. If the file system has no locks, no process
+    is blocked.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Calls that a thread makes later, in their order, so that the thread of a policy need not."""
+"""Calls that another thread makes later, in their order. The thread of a policy does not wait."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ class Deferred:
     make : callable
         The call.
     drop : callable
-        Takes the number of dropped calls; called in the place of calls that were dropped.
+        Called in the place of dropped calls, with their number.
     report : callable
         Takes the kind and the text of a problem: ``'internal'``, if the call raised an exception,
         or ``'thread'``, if the thread ended or cannot be started.
     size : int
-        Memory of what the call holds [bytes].
+        Memory of the data of the call [bytes].
     dropped : int
         Number of dropped calls that this one stands for; 0 if it was not dropped.
     """
@@ -51,12 +51,12 @@ class Deferred:
 class DeferredCalls:
     """Makes calls in a thread of its own, one after the other, in the order of :meth:`put`.
 
-    The thread starts with the first call. Whoever needs the effect of the calls asks for
-    :meth:`settle`: it makes the calls that wait in the thread of the asker, and waits for the call
-    that runs. Therefore a reader never sees a state between two calls.
+    The thread starts with the first call. Call :meth:`settle` before you use the results of the
+    calls: it makes the waiting calls in the thread of the caller, and waits for the running call.
+    Therefore a reader never sees a state between two calls.
 
-    If more calls wait than allowed, the oldest are dropped. A dropped call keeps its place: there,
-    ``drop`` is called with the number of neighbours that were dropped.
+    If too many calls wait, the oldest calls are dropped. In the place of dropped calls, ``drop`` is
+    called with their number.
 
     Parameters
     ----------
@@ -87,7 +87,7 @@ class DeferredCalls:
         return self._live
 
     def put(self, call: Deferred) -> None:
-        """Make a call later, in the thread. Never waits for a call that runs."""
+        """Make a call later, in the thread. Never waits for a running call."""
         with self._lock:
             self._calls.append(call)
             self._unfinished += 1
@@ -104,7 +104,7 @@ class DeferredCalls:
             self._wake.put(None)
 
     def settle(self, timeout: float = -1) -> bool:
-        """Make all calls that wait, in this thread; wait for the one that runs.
+        """Make all waiting calls in this thread, and wait for the running call.
 
         Does nothing inside such a call.
 
@@ -152,7 +152,7 @@ class DeferredCalls:
                     self._bytes -= call.size
 
     def _drop_oldest(self) -> None:
-        """Drop the oldest calls that are too many, and keep their place."""
+        """Drop the oldest calls above the limits, and keep their place."""
         while self._live > self.max_calls or self._bytes > self.max_bytes:
             place = next((n for n, c in enumerate(self._calls) if c.make is not None), None)
             if place is None or place == len(self._calls) - 1:
@@ -168,7 +168,7 @@ class DeferredCalls:
                 del self._calls[place]
 
     def _keep_a_thread(self) -> str:
-        """Start the thread if there is none. Return what is wrong; empty if nothing is."""
+        """Start the thread if it does not run. Return the problem; empty if there is none."""
         problem = ''
         if self._thread is not None:
             if self._thread.is_alive():

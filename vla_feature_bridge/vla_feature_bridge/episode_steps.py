@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the steps and the events of a policy's episodes: checks, numbers, signals. No ROS.
+"""Makes the steps and events of a policy's episodes: checks, step numbers, signals. No ROS.
 
-``StepPublisher`` (ROS 2) and ``StepSender`` (socket) send what :class:`EpisodeSteps` makes. Both
-classes are a :class:`StepSink`.
+``StepPublisher`` (ROS 2) and ``StepSender`` (socket) send these steps and events. Both classes
+implement :class:`StepSink`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from vla_feature_bridge.step_checks import (
     check_text,
 )
 
-#: Further fields that a policy may give with a step.
+#: Optional fields of a step.
 _MORE_FIELDS = {f.name: f for f in STEP_FIELDS if f.kind != 'stamp' and f.name != 'actions'}
 
 
@@ -65,7 +65,7 @@ class EpisodeEventRecord:
 
 
 class StepSink(Protocol):
-    """Takes the steps and episodes of a policy, and sends them.
+    """Interface of an object that sends the steps and episodes of a policy.
 
     After its construction, a sink never raises an error into the loop of the policy, unless it was
     made with ``strict=True``: it counts and logs wrong input, and keeps the text in ``last_error``.
@@ -93,7 +93,7 @@ class StepSink(Protocol):
 
 @dataclass(frozen=True)
 class _Episode:
-    """The episode that runs: its START, and what its next step depends on.
+    """The running episode: its START, and the state that the next step depends on.
 
     ``instruction`` and ``executed`` are the instruction and the ``exec_horizon`` of the last step.
     ``has_actions`` and ``has_features`` are None before the first step.
@@ -110,7 +110,7 @@ class _Episode:
 
 @dataclass(frozen=True)
 class _State:
-    """What the next call depends on; ``dim`` is the width of the features up to now."""
+    """State that the next call depends on; ``dim`` is the width of the previous features."""
 
     episode: _Episode | None = None
     dim: int | None = None
@@ -327,12 +327,12 @@ class EpisodeSteps:
         return step
 
     def check_running(self, method: str) -> _Episode:
-        """Return the episode that runs.
+        """Return the running episode.
 
         Raises
         ------
         StepError
-            None does; ``method`` is named as what was called.
+            No episode runs. The error contains ``method`` as the name of the called method.
         """
         if self._state.episode is None:
             raise StepError(
@@ -344,13 +344,13 @@ class EpisodeSteps:
         return self._state.episode
 
     def undo(self) -> None:
-        """Take back the last :meth:`start`, :meth:`step` or :meth:`end`, which was not sent."""
+        """Undo the last :meth:`start`, :meth:`step` or :meth:`end`, because it was not sent."""
         self._state = self._before
 
     def skip(self) -> None:
         """Count an inference whose step is not sent, so that the reader notices the gap.
 
-        The signals of the next step are those of a first step. Does nothing without an episode.
+        The next signals are those of a first step. Without an episode, this call has no effect.
         """
         if episode := self._state.episode:
             skipped = replace(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of all errors of this suite: where, what was expected, what was found, what to do."""
+"""The base class of all errors of this suite: where, expected, found, advice."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from __future__ import annotations
 class SafeError(ValueError):
     """Base class of errors about invalid input. Every package has its own subclasses.
 
-    The text is ``message``, or it is composed of the other arguments: ``where: expected X, found Y;
-    advice``.
+    The text is ``message``. Without ``message``, the text is made from the other arguments:
+    ``where: expected X, found Y; advice``.
 
     Parameters
     ----------
     message : str
-        The whole text; empty if the parts make it.
+        The whole text; empty to use the other arguments.
     where : str
         File, topic, rollout or option.
     expected, found : str

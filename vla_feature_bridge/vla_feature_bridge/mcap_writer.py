@@ -19,7 +19,7 @@ MAGIC = b'\x89MCAP0\r\n'
 _HEADER, _FOOTER, _SCHEMA, _CHANNEL, _MESSAGE, _CHUNK = 1, 2, 3, 4, 5, 6
 _MESSAGE_INDEX, _CHUNK_INDEX, _STATISTICS, _METADATA, _METADATA_INDEX = 7, 8, 11, 12, 13
 _SUMMARY_OFFSET, _DATA_END = 14, 15
-#: A chunk is written as soon as it is longer.
+#: A chunk is written as soon as it is longer than this [bytes].
 _CHUNK_BYTES = 1 << 20
 
 
@@ -36,7 +36,7 @@ class Channel:
     definition : str
         Its definition with all definitions that it uses (``ros2msg``).
     metadata : mapping of str to str
-        What players need to know of the topic.
+        Further facts for players, such as the offered QoS.
     """
 
     topic: str

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reduces a policy's raw hidden-state tensor to the one feature vector that a detector reads.
+"""Reduces the raw hidden-state tensor of a policy to one feature vector for a detector.
 
 A raw tensor has named axes in front of the feature axis, for example ``(token, D)`` for OpenVLA or
 ``(denoise, horizon, D)`` for pi0. Pooling reduces one axis after another, in the stated order. Each
@@ -213,7 +213,8 @@ class FeatureSpec:
     def apply(self, raw: np.ndarray) -> np.ndarray:
         """Return the pooled tensor, float32 ``(dim,)``, of a raw tensor ``(*axes, D_raw)``.
 
-        Further axes in front stay: a whole rollout ``(T, *axes, D_raw)`` becomes ``(T, dim)``.
+        Axes in front of these axes are kept: a whole rollout ``(T, *axes, D_raw)`` becomes ``(T,
+        dim)``.
 
         Raises
         ------

@@ -32,7 +32,7 @@ class Rollout:
     task : str
         Name of the task, by which splits and macro averages group rollouts.
     success : bool or None
-        The outcome; None while unlabelled.
+        The outcome; None if the rollout has no label.
     episode_id : str
         Unique name; ``task/episode_index`` if not given.
     task_id, episode_index : int
@@ -41,7 +41,7 @@ class Rollout:
     feature_name : str
         ``str(FeatureSpec)`` of the features.
     actions : ndarray, shape (T, samples, horizon, action_dim), or None
-        Sample 0 is the executed one.
+        Sample 0 is the executed sample.
     exec_horizon : int
         Number of actions of a chunk that were executed before the next inference; the nominal
         number under real-time chunking.

@@ -60,8 +60,8 @@ def action_signals(
           overlap.
         * ``action_jerk``: root mean square of the second difference of the motion without gripper:
           the actions to execute next, after the last two executed actions.
-        * ``direction_reversals``: number of consecutive actions of this motion that point against
-          each other (negative scalar product).
+        * ``direction_reversals``: number of pairs of consecutive actions of this motion in opposite
+        directions (negative scalar product).
         * ``gripper_oscillation``: number of times that the gripper command changes its direction
           in the same actions.
 
@@ -110,7 +110,7 @@ def action_signals(
 
 
 class SignalStream:
-    """Live signals of one episode, from one step to the next; keeps only the previous chunk.
+    """Computes the live signals of one episode step by step; keeps only the previous chunk.
 
     Under real-time chunking (RTC), the next inference runs while actions of the chunk are still
     being executed. The number of executed actions is then not known when a step is computed. It is
@@ -142,7 +142,7 @@ class SignalStream:
         executed : int, optional
             Number of actions of the previous chunk that were executed before this inference: the
             number of control cycles between the observations of the two inferences. The default is
-            ``exec_horizon``. Without effect at the first step.
+            ``exec_horizon``. It has no effect at the first step.
 
         Returns
         -------

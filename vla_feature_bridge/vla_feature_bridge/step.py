@@ -80,12 +80,12 @@ class StepField:
     name : str
         Attribute of :class:`PolicyStep`, and field of ``safe_msgs/PolicyStep``.
     kind : str
-        How one step holds it:
+        How one step stores the field:
 
         * ``'tensor'``: an array of fixed shape and any dtype, finite; a ``Tensor`` in messages.
         * ``'values'``: a float32 vector whose length may change from step to step; ``float32[]``
           in messages, padded by NaN in rollouts.
-        * ``'number'``: one float; a message that does not know it holds NaN.
+        * ``'number'``: one float; NaN in a message if the number is unknown.
         * ``'stamp'``: the time of the step, int64 [ns]; ``header.stamp`` in messages.
     axes : tuple of str
         Names of the axes of one step. In a rollout, the axis of steps comes before these axes.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The base of what sends the steps of a policy: counts, logs, and never raises into its loop."""
+"""The base class that sends the steps of a policy: counts, logs, and never raises an error."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from vla_feature_bridge.step_checks import StepError, check_seconds, check_succe
 
 #: A problem of the same kind is logged again after this time [s].
 _LOG_AGAIN = 10.0
-#: Number of kinds of problems that are told apart.
+#: Number of kinds of problems that are distinguished.
 _MAX_KINDS = 50
-#: How often a sink looks whether a monitor listens [s].
+#: How often a sink checks whether a monitor listens [s].
 _LOOK_AGAIN = 0.01
 
 
@@ -38,7 +38,7 @@ class ProblemLog:
         self._kinds: dict[object, tuple[float, int]] = {}
 
     def add(self, kind: object, text: str) -> None:
-        """Log a problem, or count it if this kind was logged a moment ago."""
+        """Log a problem, or only count it if this kind was logged less than 10 s ago."""
         if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
             kind = None
         now = time.monotonic()
@@ -51,12 +51,12 @@ class ProblemLog:
 
 
 class EpisodeSink(ABC):
-    """Sends the steps and events that :class:`EpisodeSteps` makes; a ``StepSink``.
+    """Sends the steps and events of :class:`EpisodeSteps`; implements ``StepSink``.
 
     After its construction it never raises an error, unless ``strict`` is true. Wrong input is
     counted, logged and kept in ``last_error``:
 
-    * A wrong step is not sent. Its number is used up, so that the reader notices the gap.
+    * A wrong step is not sent. Its number is not used again, so that the reader notices the gap.
     * A START with a wrong text is sent with an empty text.
     * An END with a wrong outcome is sent with an unknown outcome.
     * A step or an END without START is not sent.
@@ -152,8 +152,8 @@ class EpisodeSink(ABC):
         Raises
         ------
         StepError
-            An argument is not text or the sink is closed, and it is strict. A running episode goes
-            on.
+            The sink is strict, and an argument is not text or the sink is closed. A running episode
+            continues.
         """
         texts = {'task': task, 'instruction': instruction, 'episode_id': episode_id}
         try:
@@ -182,7 +182,7 @@ class EpisodeSink(ABC):
         Raises
         ------
         StepError
-            No episode runs or the input is wrong, and the sink is strict. Nothing is sent, and the
+            The sink is strict, and no episode runs or the input is wrong. Nothing is sent, and the
             next step gets the same number and the same signals.
         """
         self.deferred.settle()
@@ -206,9 +206,10 @@ class EpisodeSink(ABC):
             return step
 
     def skip(self, reason: str) -> None:
-        """Leave out the step of an inference whose data are not right.
+        """Leave out the step of an inference with wrong data.
 
-        Its number is used up, so that the reader notices the gap. Counted in ``refused``.
+        The step number is used, so that the reader notices the gap. The step is counted in
+        ``refused``.
 
         Parameters
         ----------
@@ -218,7 +219,7 @@ class EpisodeSink(ABC):
         Raises
         ------
         StepError
-            No episode runs, and the sink is strict.
+            The sink is strict, and no episode runs.
         """
         if self._leave_out('skip', 1):
             self._refused += 1
@@ -271,7 +272,8 @@ class EpisodeSink(ABC):
         Raises
         ------
         StepError
-            No episode runs or an argument is wrong, and the sink is strict. The episode goes on.
+            The sink is strict, and no episode runs or an argument is wrong. A running episode
+            continues.
         """
         try:
             self._end(success, reason)
@@ -282,7 +284,7 @@ class EpisodeSink(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Send nothing more. A running episode is not ended."""
+        """Stop sending. A running episode gets no END."""
 
     @abstractmethod
     def _send_step(self, step: PolicyStep) -> None:

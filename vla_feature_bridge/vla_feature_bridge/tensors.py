@@ -3,9 +3,9 @@
 
 Dtypes, bytes, and search for non-finite values.
 
-bfloat16 arrays have the dtype of ``ml_dtypes``. NumPy has no dtype for bfloat16, and PyTorch cannot
-convert its bfloat16 tensors to NumPy. The process of a policy may lack ``ml_dtypes``: there,
-bfloat16 arrays have the dtype :data:`BFLOAT16_BITS`.
+bfloat16 arrays have the dtype of ``ml_dtypes``, because NumPy has no dtype for bfloat16, and
+PyTorch cannot convert its bfloat16 tensors to NumPy. If ``ml_dtypes`` is not installed in the
+process of a policy, bfloat16 arrays have the dtype :data:`BFLOAT16_BITS`.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from vla_feature_bridge.errors import SafeError
 
 try:
     import ml_dtypes
-except ImportError:  # A policy's environment needs NumPy only.
+except ImportError:  # The environment of a policy may have NumPy only.
     ml_dtypes = None  # type: ignore[assignment]
 
-#: The two bytes of a bfloat16, where ``ml_dtypes`` is not installed. NumPy refuses to compute with
-#: two fields. A dtype of one integer would be silently taken for its value.
+#: The two bytes of a bfloat16, if ``ml_dtypes`` is not installed. NumPy refuses to compute with two
+#: fields. With one integer, NumPy would compute wrong numbers without an error.
 BFLOAT16_BITS = np.dtype([('low', 'u1'), ('high', 'u1')])
 #: The dtype of bfloat16 in this process.
 BFLOAT16: np.dtype[Any] = np.dtype(ml_dtypes.bfloat16) if ml_dtypes else BFLOAT16_BITS
@@ -119,7 +119,7 @@ def array_of_bytes(dtype_name: str, shape: Sequence[int], data: Any) -> np.ndarr
         if expected == 0:
             return np.zeros(shape, dtype)
         view = np.frombuffer(data, dtype).reshape(shape)
-    except ValueError as error:  # an empty array whose other axes are longer than NumPy allows
+    except ValueError as error:  # an empty array with axes that are longer than NumPy allows
         raise TensorError(
             expected='a shape that NumPy allows', found=f'{_shown(shape)} (NumPy: {error})'
         ) from None
@@ -132,13 +132,13 @@ def as_array(values: Any) -> np.ndarray:
     Parameters
     ----------
     values : ndarray, torch.Tensor, or what ``np.asarray`` takes
-        A tensor may need gradients, be on any device and be bfloat16.
+        A tensor may require gradients, may be on any device, and may be bfloat16.
 
     Raises
     ------
     TensorError
-        There is no array of these values: lists of different lengths, or a dtype of PyTorch that
-        NumPy does not have.
+        The values cannot be converted to an array: lists of different lengths, or a dtype of
+        PyTorch that NumPy does not have.
     """
     try:
         if isinstance(values, np.ndarray) or not hasattr(values, 'detach'):
@@ -160,7 +160,7 @@ def as_array(values: Any) -> np.ndarray:
 def first_not_finite(array: np.ndarray) -> int | None:
     """Return the first index of the first axis that holds NaN or infinity; None if all is finite.
 
-    Works in portions of about a million bytes and needs no other memory.
+    It checks about a million bytes at a time, so it needs little memory.
     """
     portion = max(1, _PORTION * len(array) // max(1, array.size))
     for start in range(0, len(array), portion):

@@ -25,7 +25,7 @@ class AdaptiveBand:
 
     The band of all tasks has an
     :class:`~safe_monitor_node.bands.adaptive_threshold.AdaptiveThreshold`. Each task with its own
-    finite band has another adaptive threshold. An episode updates only the adaptive threshold of
+    finite band has its own adaptive threshold. An episode updates only the adaptive threshold of
     the band that was used for it. Before the first update, the thresholds are the thresholds of the
     band.
 
@@ -74,7 +74,7 @@ class AdaptiveBand:
         self._moving: dict[str, AdaptiveThreshold] = {}
         for task in ('', *band.tasks):
             if band.at(alpha, task).task != task:
-                continue  # such episodes use the band of all tasks
+                continue  # episodes of such tasks use the band of all tasks
             self._add(task, band.tasks[task] if task else band)
         self._learned: dict[str, Band] = {}
 
@@ -95,10 +95,10 @@ class AdaptiveBand:
         )
 
     def take_learned(self, bands: Mapping[str, Band]) -> set[str]:
-        """Use these bands of learned tasks, and no other learned tasks.
+        """Replace the bands of all learned tasks.
 
         A learned task is a task that is not in the band of the detector folder. If its band is
-        already in use, its updates stay.
+        already in use, its updates are kept.
 
         Parameters
         ----------
@@ -108,7 +108,7 @@ class AdaptiveBand:
         Returns
         -------
         set of str
-            Tasks whose updates are lost, because their band changed or is not used any more.
+            Tasks whose updates are lost, because their band changed or is no longer used.
         """
         usable = {task: band for task, band in bands.items() if band.at(self.alpha).can_alarm}
         lost = {task for task, band in self._learned.items() if usable.get(task) is not band}
@@ -122,7 +122,7 @@ class AdaptiveBand:
         return lost
 
     def _runs(self, task: str) -> dict[str, Any]:
-        """Return the good runs of a learned task, which its updates belong to."""
+        """Return the good runs that made the band of a learned task."""
         band = self._learned.get(task)
         return {} if band is None else {'runs': band.provenance['calibration_rollouts']}
 
@@ -196,7 +196,7 @@ class AdaptiveBand:
         return self.of(task).observe(nonconformity, alarmed)
 
     def undo(self, task: str, observation: Observation) -> None:
-        """Undo what `observe` returned for an episode of this task."""
+        """Undo the update that `observe` returned for an episode of this task."""
         self.revision += 1
         self.of(task).undo(observation)
 

@@ -52,7 +52,7 @@ def conformal_rank(n: int, alpha: float) -> int:
 
 @dataclass(frozen=True)
 class Observation:
-    """One episode as a threshold observed it; needed to undo the observation.
+    """One observed episode of a threshold; needed to undo the observation.
 
     Attributes
     ----------
@@ -69,7 +69,7 @@ class Observation:
 
 
 class AdaptiveThreshold:
-    """Adaptive conformal inference (Gibbs and Candes, NeurIPS 2021), label by label.
+    """Adaptive conformal inference (Gibbs and Candes, NeurIPS 2021), updated by labels.
 
     Before each episode, `threshold` is the conformal quantile at the current level alpha_t. After
     an episode that is labelled as a success, `observe` changes the level: ``alpha_{t+1} = alpha_t +
@@ -81,16 +81,16 @@ class AdaptiveThreshold:
     The promise, for *any* sequence of successes, exchangeable or drifting: after T successes the
     share of false alarms differs from alpha by at most ``(max(alpha, 1 - alpha) + gamma) / (T
     gamma)`` (proposition 4.1). The promise is about the long-run average and not about a single
-    episode. Failures do not count. The ranked values may be any values. The promise only needs two
-    rules: no alarm at a level of 0 or below, and always an alarm at a level of 1 or above. Let d be
-    the largest number of other labels (or undone labels) between the start of an episode and its
-    own label, and u the number of undone labels. Then the level can deviate by an additional ``(d +
-    u) gamma``, and the bound on the difference grows by at most ``(d + u) / T``.
+    episode. Failures do not count. The promise does not depend on the ranked values. It only needs
+    two rules: no alarm at a level of 0 or below, and always an alarm at a level of 1 or above. Let
+    d be the largest number of other labels (or undone labels) between the start of an episode and
+    its own label, and u the number of undone labels. Then the level can deviate by an additional
+    ``(d + u) gamma``, and the bound on the difference grows by at most ``(d + u) / T``.
 
     Parameters
     ----------
     nonconformity : (N,) array
-        Finite values of the calibration successes, such as their largest scores. They always stay
+        Finite values of the calibration successes, such as their largest scores. They are always
         among the ranked values.
     alpha : float
         Promised false-alarm rate, in (0, 1).
@@ -174,7 +174,7 @@ class AdaptiveThreshold:
         return self._ranked[rank - 1] if rank <= len(self._ranked) else math.inf
 
     def observe(self, nonconformity: float, alarmed: bool | None = None) -> Observation:
-        """Move the level by an episode that is labelled as a success.
+        """Update the level with an episode that is labelled as a success.
 
         Parameters
         ----------

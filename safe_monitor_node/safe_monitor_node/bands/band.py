@@ -77,10 +77,10 @@ class Band:
     upper : (K, T) float64 array
         Threshold of each alpha at each step; finite or +inf.
     kind : str
-        How it was made: 'functional_max_deviation' (in folders of version 0.1
+        Method that made the band: 'functional_max_deviation' (in folders of version 0.1
         'functional_adaptive'), 'functional_std', 'functional_constant', 'split_conformal', ...
     n_calibration : int
-        Number of rollouts that determined the ranks of the thresholds. For an alpha below
+        Number of rollouts from which the thresholds were ranked. For an alpha below
         1/(n_calibration + 1), no finite threshold keeps the promise.
     n_center : int
         Number of rollouts from which center and width were computed.
@@ -198,9 +198,9 @@ class Band:
 
         If the task has a band and the band is finite at this alpha, the threshold is from the band
         of the task. The task can share this band with other tasks that have few successes. All
-        other tasks use the band of all tasks. The band of all tasks makes a promise for all tasks
-        together, and no promise for a single task. The band of all tasks is still better than an
-        infinite threshold, which can never raise an alarm.
+        other tasks use the band of all tasks. The promise of the band of all tasks is an average
+        over tasks, and not a promise for each task. It is still better than an infinite threshold,
+        which can never raise an alarm.
 
         Raises
         ------

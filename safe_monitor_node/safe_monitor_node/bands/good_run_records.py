@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The good runs that a monitor has counted, and the bands that they make."""
+"""The good runs that a monitor has counted, and the bands from these runs."""
 
 from __future__ import annotations
 
@@ -18,11 +18,10 @@ KEPT_TASKS = 1000
 
 
 class GoodRunRecords:
-    """Good runs by task. A task with enough good runs has a band of its own.
+    """Good runs by task. A task with enough good runs has its own band.
 
-    The first k good runs of a task make its band. Later good runs are kept: they replace a run that
-    is taken out. An episode id counts once, because a recording that is played again is not another
-    run.
+    The first k good runs of a task make its band. Later good runs are kept. If a run is removed, a
+    later run replaces it. An episode counts only once, also if its recording is played again.
 
     Parameters
     ----------
@@ -74,7 +73,7 @@ class GoodRunRecords:
         return len(self._runs.get(task, ()))
 
     def task_of(self, episode_id: str) -> str:
-        """Return the task of which the episode is a good run; empty if it is none."""
+        """Return the task of a good run; empty if the episode is not a good run."""
         for task, runs in self._runs.items():
             if any(run.episode_id == episode_id for run in runs):
                 return task
@@ -94,7 +93,7 @@ class GoodRunRecords:
         return True
 
     def remove(self, episode_id: str) -> str:
-        """Take a run out; return its task, or an empty text if it was no good run."""
+        """Remove a run; return its task, or an empty text if it was not a good run."""
         task = self.task_of(episode_id)
         if task:
             runs = list(self._runs[task])
@@ -106,9 +105,10 @@ class GoodRunRecords:
         return task
 
     def put_back(self, episode_id: str) -> str:
-        """Count a run again that was taken out, at its place; return its task, or an empty text.
+        """Restore a removed run at its position; return its task, or an empty text.
 
-        After a restart, the labels of an episode arrive again: an earlier one may take the run out.
+        After a restart, the labels of an episode arrive again, and an earlier label may remove the
+        run.
         """
         if self.task_of(episode_id) or episode_id not in self._taken_out:
             return ''
@@ -119,9 +119,9 @@ class GoodRunRecords:
         return task
 
     def take_from(self, other: GoodRunRecords) -> None:
-        """Count the good runs of other records of the same detector.
+        """Add the good runs of other records of the same detector.
 
-        Tasks that the detector knows now, and tasks that have good runs here, are left out.
+        Tasks that the detector now knows, and tasks that already have good runs, are left out.
         """
         for task, runs in other._runs.items():
             if self.is_new(task) and task not in self._runs:

@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Good runs: the threshold of a new task from a few successful rollouts of this task.
 
-The largest score of a success differs from task to task. Good runs of the new task tell where its
-largest scores lie. The seen tasks tell how far the next success is from the good runs of its task.
-Let m be the mean of the largest scores of the k good runs. The threshold is
-``mu + B (m - mu) + q``: mu is the mean of the seen tasks, B is the share of the task in the spread
-of m (1 from k = 5 on), and q is the conformal quantile of the same difference within the seen
-tasks.
+The largest score of a success differs from task to task. The good runs of the new task show its
+typical largest score. The seen tasks show how much the next success differs from the good runs of
+its task. Let m be the mean of the largest scores of the k good runs. The threshold is ``mu + B (m -
+mu) + q``: mu is the mean of the seen tasks, B is the share of the task in the spread of m (1 from k
+= 5 on), and q is the conformal quantile of the same difference within the seen tasks.
 """
 
 from __future__ import annotations
@@ -70,14 +69,14 @@ class GoodRun:
 
 @dataclass(frozen=True, eq=False)
 class Shift:
-    """How k good runs of a new task shift its threshold.
+    """The shift of the threshold of a new task by k good runs.
 
     Attributes
     ----------
     k : int
         Number of good runs.
     form : str
-        'plain' if B is 1 by choice, 'shrunk' if B comes from the spread of the seen tasks.
+        'plain' if B is 1, 'shrunk' if B is computed from the spread of the seen tasks.
     mu : float
         Mean over the seen tasks of the mean largest score of the task.
     factor : float
@@ -85,7 +84,7 @@ class Shift:
     differences : (n,) float64 array
         ``M - mu - B (m - mu)`` of successes of the seen tasks, ascending.
     tasks : int
-        Number of seen tasks that the differences come from.
+        Number of seen tasks from which the differences were computed.
     """
 
     k: int
@@ -162,7 +161,7 @@ class SeenScores:
         return float(means.mean()), sigma2, max(0.0, float(means.var(ddof=1)) - noise)
 
     def shift(self, k: int, form: Form | None = None) -> Shift:
-        """Return how k good runs shift the threshold of their task.
+        """Return the shift of the threshold of a task by k good runs.
 
         From every seen task with more than k successes, k successes are drawn 15 times, with a
         fixed seed. Up to five other successes of the task are compared with them.
@@ -209,7 +208,7 @@ class SeenScores:
 
     @classmethod
     def from_dict(cls, content: Any) -> SeenScores:
-        """Read what :meth:`to_dict` wrote.
+        """Read the values that :meth:`to_dict` wrote.
 
         Raises
         ------
@@ -243,9 +242,9 @@ def good_runs_band(
     runs : sequence of GoodRun
         The k good runs of the task, all scored by the detector.
     like : Band
-        The band of all tasks: the new band has its alphas and its length.
+        The band of all tasks. The new band has the same alphas and the same length.
     described : str
-        Where the runs come from, for a person.
+        Origin of the runs, for people.
 
     Raises
     ------

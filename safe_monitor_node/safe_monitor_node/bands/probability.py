@@ -19,9 +19,9 @@ from numpy.typing import ArrayLike, NDArray
 from safe_monitor_node.bands.threshold import FIT_AGAIN, refused
 
 SCORE_BENDS = (0.0, 0.5, 0.8, 0.95)
-"""Ranks of a score from which on a further slope is added."""
+"""Ranks of the score at which the slope changes."""
 TIME_BENDS = (0.0, 0.5, 0.75, 1.0, 1.25)
-"""Shares of the median success length from which on a further slope is added."""
+"""Shares of the median success length at which the slope changes."""
 LATEST = 3.0
 """After this share of the median success length, time no longer changes the probability."""
 
@@ -31,10 +31,10 @@ class ProbabilityMap:
     """Maps a score and a step to the probability that the episode fails.
 
     The score is replaced by its rank u in [0, 1] among the scores of the fit: `quantiles` are the
-    scores at evenly spaced ranks. The step t is replaced by its share r = (t + 1) / m of the length
-    m of a usual success: `median_steps`, for all tasks. The probability is sigmoid(intercept + sum
-    of slope * max(value - bend, 0)) over the bends of u (:data:`SCORE_BENDS`) and of r
-    (:data:`TIME_BENDS`).
+    scores at evenly spaced ranks. The step t is replaced by r = (t + 1) / m. m is the usual length
+    of a success, `median_steps`, which is the same for all tasks. The probability is
+    sigmoid(intercept + sum of slope * max(value - bend, 0)) over the bends of u
+    (:data:`SCORE_BENDS`) and of r (:data:`TIME_BENDS`).
 
     Attributes
     ----------
@@ -44,15 +44,15 @@ class ProbabilityMap:
     score_slopes, time_slopes : tuple of float
         At least 0; one for each bend.
     clock_intercept, clock_slopes : float, tuple of float
-        The same function without the score: what the step alone says. For comparison.
+        The same function of the step alone, without the score; for comparison.
     base_rate : float
-        Share of failures among the rollouts of the fit. For comparison.
+        Share of failures among the rollouts of the fit; for comparison.
     median_steps : float
         Median over the tasks of the fit of their median success length [policy steps].
     rollouts, failures : int
-        Number of rollouts of the fit, and of failures among them.
+        Number of rollouts of the fit, and number of failures among them.
     described : str
-        Which rollouts these are.
+        Description of these rollouts.
 
     Raises
     ------
@@ -93,7 +93,7 @@ class ProbabilityMap:
             raise refused('a median length above 0', str(self.median_steps), FIT_AGAIN)
 
     def at(self, score: float, step: int) -> float:
-        """Return the probability that an episode fails that runs at a step, in [0, 1].
+        """Return the probability that an episode that still runs at a step fails, in [0, 1].
 
         Parameters
         ----------
@@ -114,16 +114,16 @@ class ProbabilityMap:
         return np.array([self.at(score, step) for step, score in enumerate(values)])
 
     def clock_at(self, step: int) -> float:
-        """Return the probability that the step alone gives, in [0, 1]; for comparison."""
+        """Return the probability from the step alone, in [0, 1]; for comparison."""
         sum_of_time = _bent(self.share(step), self.clock_slopes, TIME_BENDS)
         return _sigmoid(self.clock_intercept + sum_of_time)
 
     def rank(self, score: float) -> float:
-        """Return the rank of a score among those of the fit, in [0, 1]; ties have their mean."""
+        """Return the rank of a score in the scores of the fit, in [0, 1]; ties have the mean."""
         return rank_in(self.quantiles, score)
 
     def share(self, step: int) -> float:
-        """Return the share of the median success length that is over after a step, up to 3."""
+        """Return the time after a step as a share of the median success length, at most 3."""
         return min((step + 1) / self.median_steps, LATEST)
 
     def to_dict(self) -> dict[str, Any]:

@@ -84,8 +84,8 @@ class Threshold:
         Raises
         ------
         BandError
-            The rollout is longer than the band, or a score is NaN. Both cases must not be reported
-            as "no alarm".
+            The rollout is longer than the band, or a score is NaN. In these cases, it is not known
+            whether there was an alarm.
         """
         values = np.asarray(scores, dtype=np.float64)
         if values.ndim != 1:

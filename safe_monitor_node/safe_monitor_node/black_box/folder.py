@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The folder of recordings: their names and bounds, and what a killed process left behind."""
+"""The folder of recordings: names, limits, and unfinished files of killed processes."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ _PARTIAL = re.compile(r'\.\d{8}T\d{6}\.\d{3}Z_[A-Za-z0-9_-]*\.[0-9a-f]{8}\.parti
 
 
 class RecordingFolderError(SafeError):
-    """A recording cannot be stored. The text says why, and what to do."""
+    """A recording cannot be stored. The text contains the reason and an advice."""
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """How much the folder may hold.
+    """Limits of the folder.
 
     Attributes
     ----------
     files : int
-        Most recordings.
+        Largest number of recordings.
     size : int
-        Most bytes of all recordings together.
+        Largest size of all recordings together [bytes].
     when_full : str
         :data:`DELETE_OLDEST` or :data:`REFUSE`.
     """
@@ -67,10 +67,10 @@ def recording_name(episode: str, when: float) -> str:
 
 
 class RecordingFolder:
-    """Stores recordings. Only its own files are counted and deleted, by their names.
+    """Stores recordings. It counts and deletes only files with names of recordings.
 
-    A recording with a file beside it (``NAME.mcap.labels.csv``) is never deleted, because a person
-    has worked with it.
+    A recording with a label file (``NAME.mcap.labels.csv``) is never deleted, because a person has
+    labelled it.
 
     Parameters
     ----------
@@ -80,16 +80,15 @@ class RecordingFolder:
     Attributes
     ----------
     recordings : list of Path
-        The recordings, the oldest first, as of the last look.
+        The recordings at the last look, the oldest first.
     size : int
-        Their bytes.
+        Size of these recordings [bytes].
     unfinished : list of Path
-        Cut files that killed processes left behind, as of the last look.
+        Unfinished files of killed processes at the last look.
     deleted : int
         Number of recordings that were deleted for new ones.
     problem : str
-        Why the last look has failed; empty if it has not. The lists are then those of the look
-        before.
+        Why the last look failed; empty if it succeeded. After a failure, the lists are not updated.
     """
 
     def __init__(self, path: Path, bounds: Bounds) -> None:
@@ -113,7 +112,7 @@ class RecordingFolder:
             self._lock = os.open(self.path / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            # Some network file systems have no locks.
+            # Some network file systems do not support locks.
             if self._lock is None or error.errno not in (errno.ENOLCK, errno.ENOTSUP):
                 self.close()
                 raise self._refusal(error) from None
@@ -124,7 +123,7 @@ class RecordingFolder:
             raise
 
     def close(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
@@ -160,7 +159,7 @@ class RecordingFolder:
                         continue
                     size += _size(entry)
         except FileNotFoundError:
-            pass  # A deleted folder holds nothing; the next recording makes it again.
+            pass  # A deleted folder has no files; the next recording makes it again.
         except OSError as error:
             self.problem = (
                 f'{self.path}: expected a folder whose files can be listed, because '
@@ -184,7 +183,7 @@ class RecordingFolder:
         name : str
             As :func:`recording_name` returns it.
         size : int
-            Its bytes, at least.
+            Minimum size of the file [bytes].
         write : callable
             Writes the file.
 
@@ -216,7 +215,7 @@ class RecordingFolder:
                 f'a recording of {size / 1e6:.1f} MB',
                 'increase max_folder_mb, or decrease seconds_before and memory_mb',
             )
-        # Cut files go first.
+        # Delete unfinished files first.
         candidates = [*self.unfinished, *self.recordings]
         while len(self.recordings) >= self._bounds.files or self.size + size > self._bounds.size:
             if self._bounds.when_full == REFUSE:
@@ -254,7 +253,7 @@ class RecordingFolder:
 
 
 def _is_kept(path: Path) -> bool:
-    """Return True if a file beside a recording shows that a person has worked with it."""
+    """Return True if a recording has another file with its name, for example a label file."""
     return any(path.parent.glob(f'{path.name}.*'))
 
 

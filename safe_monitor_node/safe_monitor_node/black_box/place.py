@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which step of which episode a serialized ``PolicyStep`` is, without reading its arrays."""
+"""Reads episode id and index of a serialized ``PolicyStep``, without reading its arrays."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _AFTER_STAMP = 12
 
 
 def step_place(data: bytes) -> tuple[str, int] | None:
-    """Return episode id and index of a step; None if the bytes are no step.
+    """Return episode id and index of a step; None if the bytes are not a step.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keeps the messages of the last seconds and writes a recording for each alarm.
 
-Files are written in a thread of their own, so that a slow disk does not delay the messages.
+Files are written in a separate thread, so that a slow disk does not delay the messages.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ FACTS = 'safe_black_box'
 """Name of the metadata record with the facts of a recording."""
 
 _SECOND = 1_000_000_000
-#: Time between two looks at the folder [s]. A problem must be said before the next alarm.
+#: Time between two looks at the folder [s]. A problem must be reported before the next alarm.
 _LOOK_AGAIN = 2.0
-#: Recordings that wait for the disk, beside the one that is being written.
+#: Number of recordings that wait for the disk, without the recording that is being written.
 _WAITING = 2
-#: Bytes of a file beside its messages: definitions, and the index of each message.
+#: Size of a file without its messages [bytes]: definitions, and the index of each message.
 _FIXED_BYTES, _BYTES_A_MESSAGE = 64 * 1024, 64
 _LONGEST_TEXT = 2000
 
@@ -87,7 +87,7 @@ class _Job:
 
 @dataclass
 class Counts:
-    """What became of the alarms, for ``/diagnostics``.
+    """Numbers of written and lost recordings, for ``/diagnostics``.
 
     Attributes
     ----------
@@ -96,7 +96,7 @@ class Counts:
     last : str
         Path of the last recording.
     problem : str
-        Why the latest recording was lost; empty after a recording that was written.
+        Why the latest recording was lost; empty if the latest recording was written.
     """
 
     written: int = 0
@@ -107,11 +107,11 @@ class Counts:
 
 
 class BlackBox:
-    """Takes serialized messages and writes the last of them when an alarm fires.
+    """Keeps the last serialized messages, and writes them when an alarm is raised.
 
     An alarm within ``after`` seconds of the first alarm of a recording belongs to the same
     recording, which then ends ``after`` seconds after the last of these alarms. A later alarm gets
-    a recording of its own.
+    its own recording.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ class BlackBox:
         Positions of the latched topics.
     span : Span
     memory : int
-        Most bytes of all messages in memory, also of those that are being written.
+        Largest size of all messages in memory, including messages that are being written [bytes].
     folder : RecordingFolder
         Opened.
 
@@ -163,7 +163,7 @@ class BlackBox:
             Position in ``channels``.
         data : bytes
         published : int
-            When it was sent [ns of the system clock]; 0 if it is not known.
+            Time at which the message was sent [ns of the system clock]; 0 if it is not known.
         now : int
             Steady time [ns].
         """
@@ -173,7 +173,7 @@ class BlackBox:
         return min((pending.start for pending in self.pending), default=None)
 
     def trigger(self, episode: str, cause: str, now: int) -> None:
-        """Begin a recording, or extend the recording of an alarm a moment ago."""
+        """Begin a recording, or extend the recording of a recent alarm."""
         after = int(self._span.after * _SECOND)
         for pending in self.pending:
             if now <= pending.triggered + after:
@@ -184,7 +184,7 @@ class BlackBox:
         self.pending.append(Pending(episode, cause, now, start, now + after))
 
     def tick(self, now: int) -> None:
-        """Hand recordings that are complete over to the thread; call it often."""
+        """Pass complete recordings to the thread; call this method often."""
         for pending in [pending for pending in self.pending if pending.end <= now]:
             self.pending.remove(pending)
             self._hand_over(pending)
@@ -216,7 +216,7 @@ class BlackBox:
             )
 
     def close(self, timeout: float = 5.0) -> None:
-        """Write what is pending, as far as it goes, and end the thread.
+        """Write all pending recordings immediately, and end the thread.
 
         Parameters
         ----------
@@ -248,7 +248,7 @@ class BlackBox:
                 self._write(job)
             except RecordingFolderError as error:
                 self._lose(str(error))
-            except Exception as error:  # The thread must live for the next recording.
+            except Exception as error:  # The thread must keep running for the next recording.
                 self._lose(f'{self._folder.path / job.name}: {type(error).__name__}: {error}')
             finally:
                 self.memory.release(job.entries)
@@ -256,7 +256,7 @@ class BlackBox:
                 self._writing.clear()
 
     def _next_job(self) -> _Job | None:
-        """Wait for the next job and look at the folder meanwhile; None: there is none any more."""
+        """Wait for the next job, and look at the folder meanwhile; None at the end."""
         while True:
             try:
                 return self._jobs.get(timeout=_LOOK_AGAIN)

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-#: What a message costs beside its bytes: the object, and its place in the window.
+#: Memory of a message in addition to its bytes: the object, and its place in the window.
 _OVERHEAD = 250
 
 
@@ -23,11 +23,11 @@ class Entry:
     time : int
         Steady time of its arrival [ns].
     published : int
-        When its publisher sent it [ns of the system clock]; 0 if it is not known.
+        Time at which its publisher sent it [ns of the system clock]; 0 if it is not known.
     data : bytes
         The serialized message.
     holders : int
-        Who keeps the message: the window, and recordings that are not written yet.
+        Number of holders of the message: the window, and recordings that are not written yet.
     """
 
     topic: int
@@ -38,17 +38,17 @@ class Entry:
 
 
 class Memory:
-    """Counts the bytes of all messages that somebody keeps. Safe to use from several threads.
+    """Counts the bytes of all kept messages. Safe to use from several threads.
 
     Parameters
     ----------
     limit : int
-        Most bytes.
+        Largest number of bytes.
 
     Attributes
     ----------
     used : int
-        Bytes now.
+        Present number of bytes.
     """
 
     def __init__(self, limit: int) -> None:
@@ -64,7 +64,7 @@ class Memory:
                 entry.holders += 1
 
     def release(self, entries: Iterable[Entry]) -> None:
-        """Count one holder of each entry less."""
+        """Remove one holder of each entry."""
         with self._lock:
             for entry in entries:
                 entry.holders -= 1
@@ -81,7 +81,7 @@ class _Episode:
 
 
 class Window:
-    """Keeps messages as long as a recording could need them, and the memory allows it.
+    """Keeps messages as long as a recording may need them and the memory is sufficient.
 
     Parameters
     ----------
@@ -91,15 +91,15 @@ class Window:
     whole_episodes : bool
         Keep the episode that was running ``span`` ago from its first message on.
     latched : set of int
-        Topics whose last message stays known when it leaves the window, as on a latched topic.
+        Topics whose last message is kept after it leaves the window, like latched topics.
 
     Attributes
     ----------
     dropped : int
         Number of messages younger than ``span`` that left the window, because the memory was full.
     dropped_until : int
-        Time of the last message that left it for this reason [ns]; recordings that begin before
-        are incomplete.
+        Time of the last message that was dropped for this reason [ns]. Recordings that begin
+        earlier are incomplete.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class Window:
         return next((known for known in reversed(self._episodes) if known.name == episode), None)
 
     def began(self, episode: str, now: int) -> None:
-        """Note the START of an episode; its first step may have arrived before."""
+        """Note the START of an episode; its first step may have arrived earlier."""
         known = self._latest(episode)
         if known is None or known.last_step > 0 or known.ended is not None:
             self._episodes.append(_Episode(episode, now))
@@ -139,7 +139,7 @@ class Window:
             known.last_step = max(known.last_step, step)
 
     def add(self, entry: Entry, keep_from: int | None) -> None:
-        """Keep a message, and let go of messages that are too old.
+        """Keep a message, and remove messages that are too old.
 
         Parameters
         ----------
@@ -156,7 +156,7 @@ class Window:
             self._let_go()
 
     def forget(self, now: int, keep_from: int | None) -> None:
-        """Let go of messages that no recording can need any more."""
+        """Remove messages that no recording can need."""
         oldest = self.beginning(now)
         if keep_from is not None:
             oldest = min(oldest, keep_from)
@@ -182,9 +182,9 @@ class Window:
         return start
 
     def take(self, start: int) -> list[Entry]:
-        """Return the messages since a time, and before them the last of each latched topic.
+        """Return the messages since a time, preceded by the last message of each latched topic.
 
-        The caller must release them when they are not needed any more.
+        The caller must release the messages after use.
         """
         entries = [entry for entry in self._entries if entry.time >= start]
         before: dict[int, Entry] = dict(self._left)
@@ -201,7 +201,7 @@ class Window:
         return taken
 
     def clear(self) -> None:
-        """Let go of all messages."""
+        """Remove all messages."""
         self._memory.release(self._entries)
         self._entries.clear()
         self._episodes.clear()

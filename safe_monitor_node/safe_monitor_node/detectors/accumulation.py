@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Accumulated scores, computed from the values of single steps.
 
-The value itself, the sum, the running mean, or two exponential averages in a row.
+The score is the value itself, the sum, the running mean, or two successive exponential averages.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class AccumulatingDetector(Detector):
         self._check_choice('accumulate', ACCUMULATE)
 
     def step_values(self, scores: np.ndarray) -> np.ndarray:
-        """Return what each step alone adds to the scores (T,) of a rollout, float64 (T,)."""
+        """Return the value of each single step, float64 (T,), from the scores (T,) of a rollout."""
         return unaccumulated(scores, self.accumulate)
 
 
@@ -102,7 +102,7 @@ SLOW, FAST = 0.85, 0.7
 
 
 class SmoothAccumulator:
-    """Two exponential averages in a row of the compressed value.
+    """Two successive exponential averages of the compressed value.
 
     The compressed value is ``q_t = sign(x_t) log(1 + |x_t| / scale)``. The averages are
     ``u_t = 0.85 u_(t-1) + 0.15 q_t`` and ``y_t = 0.7 y_(t-1) + 0.3 u_t``. Both start at their first

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interface of a detector. Training, evaluation and the live monitor use this interface."""
+"""Interface of a detector, for training, evaluation and the live monitor."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SAME_FEATURE = 'use the same feature and the same pooling as for the fit'
 
 
 class DetectorError(SafeError):
-    """A detector has an invalid parameter, or a detector cannot be fitted, be loaded or score."""
+    """A detector has an invalid parameter, or cannot be fitted, loaded or used."""
 
 
 class StepError(DetectorError):
@@ -104,7 +104,7 @@ class Detector(ABC):
 
     @classmethod
     def trains_over_epochs(cls) -> bool:
-        """Return True if fitting trains a network over epochs, which takes long."""
+        """Return True if fitting trains a network over epochs, which takes a long time."""
         return 'epochs' in inspect.signature(cls).parameters
 
     def check_params(self) -> None:  # noqa: B027  (a detector without parameters checks nothing)
@@ -112,7 +112,7 @@ class Detector(ABC):
 
     @property
     def reads_actions(self) -> bool:
-        """True if the score depends on actions, or on signals, which are computed from actions."""
+        """True if the score depends on actions, or on signals of actions."""
         return not self.needs.isdisjoint({'actions', 'sampled_actions', 'signals'})
 
     @property
@@ -214,9 +214,9 @@ class Detector(ABC):
         self.dim_ = dim
 
     def step_values(self, scores: np.ndarray) -> np.ndarray:
-        """Return what each step alone adds to the scores (T,) of a rollout, float64 (T,).
+        """Return the value of each single step, float64 (T,), from the scores (T,) of a rollout.
 
-        A detector that accumulates or smooths undoes this here. By default, the scores.
+        A detector that accumulates or smooths inverts this here. Default: the scores.
         """
         return np.asarray(scores, dtype=np.float64)
 
@@ -297,7 +297,7 @@ class Detector(ABC):
     def _checked_features(self, rollout: Rollout) -> np.ndarray:
         """Return the features of a rollout as finite float32, shape (T, dim_)."""
         self._require_fitted()
-        # Copy the array: the arrays of a rollout set are read-only memory maps, and torch must not
+        # Copy the array: the arrays of a rollout set are read-only memory maps. Torch must not
         # share their memory.
         features = np.array(rollout.features, dtype=np.float32, order='C')
         if features.ndim != 2 or features.shape[1] != self.dim_:
@@ -320,7 +320,7 @@ class Detector(ABC):
 
 
 def require_rollouts(rollouts: Sequence[Rollout]) -> None:
-    """Raise :class:`DetectorError` if there is nothing to fit on."""
+    """Raise :class:`DetectorError` if there are no training rollouts."""
     if not rollouts:
         raise DetectorError(
             expected='one or more training rollouts',

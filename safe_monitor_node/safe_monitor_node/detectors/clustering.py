@@ -61,7 +61,7 @@ def ward_cluster_sizes(points: np.ndarray, threshold: float) -> list[int]:
 
 
 def _nearest_pair(distance: np.ndarray, chain: list[int]) -> tuple[int, int]:
-    """Follow the nearest neighbours to two clusters that are each other's nearest neighbours.
+    """Follow the nearest neighbours until two clusters are nearest neighbours of each other.
 
     The pair is removed from the chain and returned in ascending order.
     """
@@ -94,7 +94,7 @@ def _ward_distances(
 
 @dataclass(kw_only=True, eq=False)
 class ActionClusterEntropy(SpreadDetector):
-    """Entropy [nats] of the sizes of the clusters that the sampled chunks fall into.
+    """Entropy [nats] of the sizes of the clusters of the sampled chunks.
 
     The flattened chunks are clustered by Ward's method up to the distance ``threshold``. The
     entropy is 0 if all samples are in one cluster, and ``log(samples)`` if each sample is its own

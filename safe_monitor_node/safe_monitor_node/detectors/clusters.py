@@ -46,8 +46,8 @@ class PcaKmeans(EmbeddingDetector):
     """Distance to the nearest centroid (k-means) of successes, minus the distance for failures.
 
     The steps of each outcome are clustered in their own principal subspace, and a step is compared
-    with each outcome in that subspace. The published code looks for the failures' centroids in the
-    successes' subspace, where they have no meaning (departures.md D2).
+    with each outcome in that subspace. The published code computes the centroids of the failures in
+    the subspace of the successes, where they have no meaning (departures.md D2).
 
     Parameters
     ----------
@@ -56,7 +56,7 @@ class PcaKmeans(EmbeddingDetector):
     clusters : int
         Centroids of each outcome.
     reference_compatible : bool
-        Use the successes' subspace for both outcomes, as published; for comparison only.
+        Use the subspace of the successes for both outcomes, as published; for comparison only.
     seed : int
         Seed of the clustering.
     """

@@ -21,7 +21,7 @@ from vla_feature_bridge.step import PolicyStep
 
 @dataclass(kw_only=True, eq=False)
 class _ConsistencyDetector(StepwiseDetector):
-    """A distance between the plans of consecutive steps for the same time.
+    """A distance between the plans of two consecutive steps for the same time.
 
     Parameters
     ----------
@@ -87,10 +87,10 @@ class _ConsistencyDetector(StepwiseDetector):
 class Stac(_ConsistencyDetector):
     """STAC: maximum mean discrepancy between the plans sampled at consecutive steps.
 
-    The biased estimate of MMD^2 (V-statistic) with the kernel ``exp(-|x - y|^2 / beta)``. It
-    compares the actions of the previous chunks that were not executed with the actions of the new
-    chunks for the same time. The score is 0 at the first step. It is an error if the chunks do not
-    overlap.
+    The score is the biased estimate of MMD^2 (V-statistic) with the kernel ``exp(-|x - y|^2 /
+    beta)``. It compares the actions of the previous chunks that were not executed with the actions
+    of the new chunks for the same time. The score is 0 at the first step. It is an error if the
+    chunks do not overlap.
 
     Parameters
     ----------

@@ -41,18 +41,18 @@ FINAL_GROUPS = 8
 _STEPS_PER_PASS = 16
 # Same value as in torch.nn.PairwiseDistance.
 EPS = 1e-6
-# A normalisation over a few values that are nearly equal magnifies rounding errors up to 300 times
-# (1 / sqrt(eps) of torch.nn.GroupNorm), and a U-Net has one normalisation after another. In
+# If a normalisation has few values that are nearly equal, it increases rounding errors up to 300
+# times (1 / sqrt(eps) of torch.nn.GroupNorm). A U-Net has several normalisations in series. In
 # float32, live and offline scores then differ by up to 1e-2. In float64 they differ by less than
 # 1e-10.
 _FEWEST_VALUES_IN_FLOAT32 = 8
 
 Inputs = tuple[torch.Tensor, ...]
-"""What the networks read: features (n, D), for RND also executed chunks."""
+"""Input of the networks: features (n, D), for RND also executed chunks."""
 
 
 def sequence_rows(entries: int, width: int, multiple: int) -> int:
-    """Return how many rows of ``width`` hold ``entries`` numbers, rounded up to a multiple."""
+    """Return the number of rows of ``width`` for ``entries`` numbers, rounded up to a multiple."""
     return math.ceil(math.ceil(entries / width) / multiple) * multiple
 
 
@@ -107,7 +107,8 @@ class DensityDetector(AccumulatingDetector):
     """A difference of two nonconformities, each computed by a U-Net trained on one outcome.
 
     The parameters ``epochs``, ``batch_size``, ``learning_rate`` and ``lambda_reg`` control the
-    training (:mod:`safe_training.fitting.density`); they do not change how a step is scored.
+    training (:mod:`safe_training.fitting.density`); they have no effect on the scores of a trained
+    detector.
 
     Parameters
     ----------

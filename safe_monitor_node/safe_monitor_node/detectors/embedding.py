@@ -2,8 +2,8 @@
 """Base class of the distances in feature space: Mahalanobis, nearest neighbours, clusters.
 
 Score of a step (Gu et al., arXiv 2506.09937, baselines): d(x, successes) - d(x, failures), or the
-first term alone. The expensive work happens at fit; a live step is one matrix-vector product per
-outcome.
+first term alone. The expensive computation is in the fit; a live step is one matrix-vector product
+per outcome.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from safe_monitor_node.detectors.base import ArraySpec, Stream, checked_vector
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-# Steps in one matrix product when whole rollouts are scored: enough to fill the product, few enough
-# to bound memory.
+# Steps in one matrix product when whole rollouts are scored. The number is large enough for speed,
+# and small enough to limit memory.
 STEPS_PER_PRODUCT = 512
 
 
@@ -42,7 +42,7 @@ def norm(vectors: np.ndarray) -> np.ndarray:
 
 
 class OutcomeModel(ABC):
-    """A description of the training steps of one outcome."""
+    """Model of the training steps of one outcome."""
 
     @abstractmethod
     def distance(self, x: np.ndarray) -> float:

@@ -30,7 +30,8 @@ from safe_monitor_node.detectors.together import Answer
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
-# Rollouts in one pass of a network: enough to fill its matrix products, few enough to bound memory.
+# Rollouts in one pass of a network. The number is large enough for speed, and small enough to limit
+# memory.
 _ROLLOUTS_PER_PASS = 64
 
 OPTIMIZERS = ('adam', 'adamw', 'sgd', 'sgdm')
@@ -41,7 +42,7 @@ class LearnedDetector(AccumulatingDetector):
     """A network over hidden states, trained by the losses of the paper.
 
     ``epochs`` and the parameters after it control the training
-    (:mod:`safe_training.fitting.learned`); they do not change how a step is scored.
+    (:mod:`safe_training.fitting.learned`); they have no effect on the scores of a trained detector.
 
     Parameters
     ----------
@@ -169,7 +170,7 @@ class LearnedDetector(AccumulatingDetector):
         self.set_network(network, dim)
 
     def set_network(self, network: nn.Module, dim: int) -> None:
-        """Take over a trained network."""
+        """Use a trained network."""
         self.network_ = network.eval().requires_grad_(False)
         self.dim_ = dim
 
@@ -267,7 +268,7 @@ class SafeLstm(LearnedDetector):
     hard_negative_margin : float
         Margin of the hard-negative loss around 0.5.
     hard_negative_beta : float
-        Sharpness of the soft maximum in the hard-negative loss; 0 or less takes the true maximum.
+        Sharpness of the soft maximum in the hard-negative loss; 0 or less uses the true maximum.
     """
 
     name = 'safe_lstm'

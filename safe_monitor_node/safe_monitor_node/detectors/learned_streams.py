@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Live scores of SAFE-MLP and SAFE-LSTM: one step, or the next steps of many episodes together.
 
-One step is a matrix-vector product, which takes as long as reading the weights from memory. For the
-steps of many robots, one matrix product reads the weights once.
+One step is a matrix-vector product. Its time is the time to read the weights from memory. For the
+steps of many robots, one matrix product reads the weights only once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vla_feature_bridge.step import PolicyStep
 
 
 class MlpStream(Stream):
-    """Scores each step alone; only the accumulated score is kept.
+    """Scores each step separately; keeps only the accumulated score.
 
     Parameters
     ----------
@@ -57,14 +57,14 @@ class MlpStream(Stream):
 
 
 class _Overflow(Exception):
-    """A sum of a batch is not finite; nothing has changed.
+    """A sum of a batch is not finite. The streams have not changed.
 
-    With finite features, this depends on the order of the sum, and a batch has another order.
+    With finite features, the overflow depends on the order of the sum, which differs in a batch.
     """
 
 
 def _require_finite(values: torch.Tensor) -> None:
-    # A finite sum proves it, in one number; sums of finite numbers can overflow too.
+    # If the sum is finite, all values are finite. A sum of finite numbers can also overflow.
     if not math.isfinite(values.sum().item()) and not torch.isfinite(values).all():
         raise _Overflow
 
@@ -187,7 +187,8 @@ def step_lstms(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[A
             x = torch.sigmoid(o) * torch.tanh(cells)
             made.append((x, cells))
         logits = torch.mv(x, first.head).tolist()
-        # Every product is there: from here on, nothing can fail and leave half of the streams new.
+        # All products are computed: from here on, no error can leave only some of the streams
+        # updated.
         for k, (states, cells) in enumerate(made):
             for row, stream in enumerate(chosen):
                 stream.memory[k][0].copy_(states[row])

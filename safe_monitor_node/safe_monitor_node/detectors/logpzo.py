@@ -29,7 +29,7 @@ class LogpZO(DensityDetector):
     Parameters
     ----------
     in_dim : int
-        Width of the rows that the features are cut into: the U-Net's channels.
+        Width of the rows into which the features are divided: the channels of the U-Net.
     chunk : int
         Number of steps of each outcome that are drawn from a batch of rollouts for training (not an
         action chunk); 0 uses all steps.
@@ -73,5 +73,5 @@ class LogpZO(DensityDetector):
         x = self.sequence(features)
         latent = x + self.scoring_[outcome](x, x.new_zeros(len(x)))
         squares = (latent.double() * self.counted(self.dim_)).square().sum(dim=(1, 2))
-        # The mean square is about 1 for noise, whatever the number of features.
+        # For noise, the mean square is about 1 for any number of features.
         return squares if self.reference_compatible else squares / self.dim_

@@ -28,7 +28,7 @@ _SPARE_CANDIDATES = 8
 
 
 def fingerprint(features: np.ndarray) -> int:
-    """Return a 63-bit hash of a rollout's features, to recognise it among the training data."""
+    """Return a 63-bit hash of a rollout's features, to find the rollout in the training data."""
     data = np.ascontiguousarray(features, dtype='<f4').tobytes()
     return int.from_bytes(hashlib.blake2b(data, digest_size=8).digest(), 'little') >> 1
 
@@ -37,8 +37,8 @@ class _Neighbours(OutcomeModel):
     """All training steps of one outcome; the distance is the mean over the k nearest steps.
 
     |x - y|^2 = |x|^2 + |y|^2 - 2 x.y loses precision if neighbours are close together
-    (departures.md D46). It only selects candidates, on vectors centred at fit; the distances of the
-    candidates are computed directly.
+    (departures.md D46). Therefore this formula only selects candidates, on centred vectors. The
+    distances of the candidates are computed directly.
     """
 
     def __init__(
@@ -58,7 +58,7 @@ class _Neighbours(OutcomeModel):
     def _from_squares(self, squares: np.ndarray, x: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Return the distances of this detector.
 
-        They are computed from squared Euclidean distances (..., candidates).
+        The input is squared Euclidean distances (..., candidates).
         """
         return np.sqrt(squares)
 

@@ -36,7 +36,7 @@ def time_major(lengths: torch.Tensor) -> tuple[torch.Tensor, list[int]]:
         Position of each step of the new order in the concatenated rollouts.
     batch_sizes : list of int
         Number of rollouts that have not ended at each time step; they are the first rollouts of the
-        time step before.
+        previous time step.
     """
     order = torch.argsort(lengths, descending=True, stable=True)
     times = torch.arange(int(lengths.max()))[:, None]

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The linear probe: one dot product with the hidden state, and the history of the action signals.
+"""The linear probe: a linear function of the hidden state and of the history of the action signals.
 
-``safe_training.fitting.probe`` fits it and chooses the kind of probe; this module scores.
+``safe_training.fitting.probe`` fits the probe and chooses its kind. This module computes the
+scores.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ class LinearProbe(Detector):
     Parameters
     ----------
     inputs : {'auto', 'both', 'features', 'signals'}
-        The inputs. With 'features' a rollout needs no signals; otherwise it must have both, or only
-        signals.
+        The inputs. With 'features', a rollout needs no signals. Otherwise it must have features and
+        signals, or only signals.
     signals : list of str or None
         Signals by name; None uses the signals of :mod:`vla_feature_bridge.signals`, which the
         bridge computes live. If a recording contains none of the signals of this module, None uses
@@ -76,12 +77,12 @@ class LinearProbe(Detector):
     l2 : float or None
         Strength of the regularisation, relative to the mean loss of a rollout.
     smoothing : float or None
-        Weight of the past in the moving average of the score; 0 is none.
+        Weight of the past in the moving average of the score; 0 disables the average.
     method : {'auto', 'linear', 'distance'}
         The kind of score.
     choose : bool
         Choose the parameters with the value None or 'auto' on the training tasks. On tasks that
-        were not used for training, the fixed values are as good or better.
+        were not used for training, the fixed values are at least as good.
     """
 
     name = 'linear_probe'
@@ -112,7 +113,7 @@ class LinearProbe(Detector):
 
     @property
     def reads_actions(self) -> bool:
-        """True if the score depends on signals, which are computed from actions."""
+        """True if the score depends on signals of actions."""
         if not self.fitted:
             return self.inputs != 'features'
         return self.choice_['method'] == 'linear' and bool(self.signal_weights_.any())
@@ -146,7 +147,7 @@ class LinearProbe(Detector):
         signal_scale: np.ndarray,
         signal_weights: np.ndarray,
     ) -> None:
-        """Take over a fitted probe; see the attributes."""
+        """Use a fitted probe; see the attributes."""
         self.choice_ = choice
         self.projection_ = projection
         self.offset_ = offset

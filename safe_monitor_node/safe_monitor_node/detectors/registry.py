@@ -135,7 +135,7 @@ D = TypeVar('D', bound=type[Detector])
 
 
 def register(cls: D) -> D:
-    """Make a detector of another package known by its name, as a class decorator.
+    """Register a detector of another package by its name; a class decorator.
 
     Raises
     ------
@@ -157,7 +157,7 @@ _REGISTERED: dict[str, EntryPoint] = {}
 
 
 def register_fitters(functions: Mapping[str, str]) -> None:
-    """Make fitters known by the names of their detectors, without an installed entry point.
+    """Register fitters by the names of their detectors, without an installed entry point.
 
     Parameters
     ----------
@@ -192,7 +192,7 @@ def fitter_of(name: str) -> Fitter:
 
 @cache
 def _installed_fitters() -> tuple[EntryPoint, ...]:
-    """Return the entry points of all fitters. A search of all installed packages is slow."""
+    """Return the entry points of all fitters. The search of all installed packages is slow."""
     return tuple(entry_points(group=FITTERS))
 
 

@@ -62,7 +62,7 @@ def executed_chunks(
 class Rnd(DensityDetector):
     """Random network distillation.
 
-    The error of trained networks that imitate a fixed random network.
+    The score is the error of trained networks that imitate a fixed random network.
 
     A fixed random U-Net reads the executed action chunk, conditioned on the hidden state. Two other
     U-Nets learn to imitate it: one on steps of successes, one on steps of failures. The error of an

@@ -58,8 +58,8 @@ def checked_samples(step: PolicyStep, detector: str, instead: str = '') -> np.nd
 class SpreadDetector(StepwiseDetector):
     """Base class of detectors that measure the spread of the sampled chunks of one step.
 
-    OpenVLA dumps with several samples contain the spreads but not the samples. For a step
-    without samples, the recorded signal is the score.
+    OpenVLA dumps with several samples contain the spreads, but not the samples. If a step has no
+    samples, the recorded signal is the score.
     """
 
     needs = frozenset({'sampled_actions'})
@@ -108,7 +108,7 @@ class ActionTotalVar(SpreadDetector):
 
 @dataclass(kw_only=True, eq=False)
 class ActionGeneralVar(SpreadDetector):
-    """Generalised variance: the volume that the samples spread over, in all directions at once.
+    """Generalised variance: the volume of the distribution of the samples.
 
     The published score is the determinant of the covariance. It is 0 if the number of samples is
     not larger than the number of values in a chunk. This is always the case for action chunks
@@ -155,14 +155,14 @@ class ActionGeneralVar(SpreadDetector):
 
 @dataclass(kw_only=True, eq=False)
 class _PartVariance(SpreadDetector):
-    """Variance of some dimensions of the action, summed over these and over the horizon.
+    """Variance of some dimensions of the action, summed over these dimensions and the horizon.
 
     Parameters
     ----------
     dimensions : list of int or None
         Action dimensions that are summed; None uses the default dimensions of this detector.
     reference_compatible : bool
-        Compute the published quantity, which uses different values of a chunk (departures.md D29).
+        Compute the published quantity, which uses other values of a chunk (departures.md D29).
     """
 
     signal: ClassVar[str]
@@ -242,8 +242,8 @@ class ActionRotationVar(_PartVariance):
 class ActionGripperVar(_PartVariance):
     """Variance of the gripper: the last action dimension, summed over the horizon.
 
-    The published quantity takes all numbers of a chunk from number 6 on: the gripper of the first
-    action and all dimensions of all later actions.
+    The published quantity uses all values of the flattened chunk from index 6 on: the gripper of
+    the first action and all dimensions of all later actions.
     """
 
     name = 'action_gripper_var'

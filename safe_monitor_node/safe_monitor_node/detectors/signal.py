@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """One named scalar signal as the failure score.
 
-It also works for a policy that does not expose its hidden states, and it is a strong baseline.
+It also works if a policy gives no hidden states. It is a strong baseline.
 """
 
 from __future__ import annotations
@@ -46,14 +46,15 @@ SignalForm = Literal['smooth', 'none', 'sum', 'mean']
 class Signal(UntrainedDetector):
     """One action-space signal, smoothed over the episode; by default ``chunk_mse``.
 
-    ``chunk_mse`` measures how far consecutive plans contradict each other. The signals are defined
-    in :mod:`vla_feature_bridge.signals`; a recording may carry others.
+    ``chunk_mse`` measures the difference between consecutive plans. The signals are defined in
+    :mod:`vla_feature_bridge.signals`; a recording may contain other signals.
 
     With the default form 'smooth', the signal ``x_t`` is compressed to ``q_t = log(1 + x_t / s)``
-    and averaged twice: ``u_t = 0.85 u_(t-1) + 0.15 q_t``, ``y_t = 0.7 y_(t-1) + 0.3 u_t``,
-    ``y_0 = u_0 = q_0``. The score is ``y_t``. Fitting computes one number from successes alone: the
-    scale ``s``, the median of the values of the signal that are not 0. A policy whose chunks do not
-    overlap has no ``chunk_mse``; the fit refuses its rollouts. The other forms learn nothing.
+    and averaged twice: ``u_t = 0.85 u_(t-1) + 0.15 q_t``, ``y_t = 0.7 y_(t-1) + 0.3 u_t``, ``y_0 =
+    u_0 = q_0``. The score is ``y_t``. Fitting computes one number from successes alone: the scale
+    ``s``, the median of the values of the signal that are not 0. If the chunks of a policy do not
+    overlap, it has no ``chunk_mse``, and the fit refuses its rollouts. The other forms have no
+    fitted numbers.
 
     Parameters
     ----------
@@ -109,14 +110,14 @@ class Signal(UntrainedDetector):
         values = np.asarray(rollout.signals.get(self.signal, np.nan), np.float64)
         own = type(self).quantity is Signal.quantity
         if not own or values.shape != (len(rollout),) or not np.abs(values).max() < LARGEST:
-            return super().score(rollout)  # It names the step that cannot be scored.
-        # The same numbers, without the making of a step object for each step.
+            # The base class scores step by step: its error contains the step that cannot be scored.
+            return super().score(rollout)
         add = self.accumulation().add
         signed = -values if self.negate else values
         return np.array([add(value) for value in signed.tolist()], dtype=np.float32)
 
     def accumulation(self) -> Accumulation:
-        """Return what turns the signal of a new episode into scores."""
+        """Return the accumulation that computes scores from the signal of a new episode."""
         if self.accumulate == 'smooth':
             return SmoothAccumulator(self.scale_)
         return Accumulator(self.accumulate)
@@ -174,7 +175,7 @@ def _fit_smooth(
     if not successes:
         raise DetectorError(
             where=detector.name,
-            expected='successes to learn the scale of the signal from',
+            expected='successes from which the scale of the signal is computed',
             found=f'0 successes and {len(rollouts)} failures',
             advice='add successes, or choose another split',
         )
@@ -202,7 +203,7 @@ def _sizes(detector: Signal, rollouts: Sequence[Rollout]) -> np.ndarray:
 def _check_informative(detector: Signal, rollouts: Sequence[Rollout]) -> None:
     """Raise :class:`DetectorError` if the signal is 0 or NaN at every step of the rollouts."""
     if any(detector.signal not in rollout.signals for rollout in rollouts):
-        return  # The check of the data names the rollout.
+        return  # The error of this check contains the name of the rollout.
     if np.isnan(_sizes(detector, rollouts)).all():
         cause = (
             'the action chunks of consecutive steps do not overlap: the policy executes all '

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The history of action signals: what the linear probe knows of an episode so far."""
+"""The history of action signals in an episode, which the linear probe reads."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def signal_histories(
     result[:, :, 0] = squashed
     counts = np.asarray(lengths)
     ends = np.cumsum(counts)
-    # Rollouts of similar length are padded to one array, so that few steps are wasted.
+    # Rollouts of similar length are padded to one array, so that there are few padded steps.
     order = np.argsort(counts, kind='stable')
     for group in np.array_split(order, range(_TOGETHER, len(order), _TOGETHER)):
         inside = np.arange(counts[group].max()) < counts[group, None]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Base class of detectors that learn nothing: the score is one quantity of each step."""
+"""Base class of detectors without training: the score is one quantity of each step."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Plan(NamedTuple):
 
 
 class Before(NamedTuple):
-    """What a stream knows of the episode before a step.
+    """Data of the episode before a step.
 
     Attributes
     ----------
@@ -57,11 +57,10 @@ class Before(NamedTuple):
 
 
 class UntrainedDetector(Detector):
-    """A detector of one quantity per step, which may depend on the steps before.
+    """A detector that scores one quantity per step, which may depend on earlier steps.
 
     Nothing is learned, so a subclass needs no fitter. :meth:`fit` checks that the rollouts contain
-    the data that the quantity needs. Therefore unsuitable data is refused offline and not on the
-    robot.
+    the data that the quantity needs. Therefore unsuitable data is already refused offline.
     """
 
     accumulate: Accumulate = 'none'
@@ -81,7 +80,7 @@ class UntrainedDetector(Detector):
         return None
 
     def accumulation(self) -> Accumulation:
-        """Return what turns the quantities of a new episode into scores."""
+        """Return the accumulation that computes scores from the quantities of a new episode."""
         return Accumulator(self.accumulate)
 
     def step_values(self, scores: np.ndarray) -> np.ndarray:

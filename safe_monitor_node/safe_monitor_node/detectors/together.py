@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The next step of several streams, scored together.
+"""Scores the next steps of several streams together.
 
-A detector that computes one matrix product for all of them reads its arrays once.
+With one matrix product for all steps, a detector reads its arrays only once.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ Answer = float | Exception
 
 
 def one_by_one(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
-    """Return the answers of `Stream.step`, one stream after another."""
+    """Return the results of `Stream.step`, one stream after another."""
     answers: list[Answer] = []
     for stream, step in zip(streams, steps, strict=True):
         try:
             answers.append(stream.step(step))
-        except Exception as error:  # The other streams are of other robots.
+        except Exception as error:  # The other streams belong to other robots.
             answers.append(error)
     return answers
 
@@ -35,7 +35,7 @@ def in_one_batch(
     vector_of: Callable[[PolicyStep], np.ndarray],
     score: Callable[[np.ndarray, list[int]], Sequence[float]],
 ) -> list[Answer]:
-    """Return the answers to several steps whose vectors are scored in one call.
+    """Return the results of several steps whose vectors are scored in one call.
 
     Parameters
     ----------
@@ -51,7 +51,7 @@ def in_one_batch(
     for position, step in enumerate(steps):
         try:
             vectors.append(vector_of(step))
-        except Exception as error:  # The other steps are of other robots.
+        except Exception as error:  # The other steps belong to other robots.
             answers.append(error)
         else:
             answers.append(np.nan)

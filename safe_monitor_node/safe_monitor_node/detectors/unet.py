@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A conditional 1-D U-Net, based on the U-Net of Diffusion Policy (Chi et al., arXiv 2303.04137).
 
-It reads a sequence and a time; the time and a condition scale and shift the channels of each block.
+The input is a sequence and a time. The time and a condition scale and shift the channels of each
+block.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def sinusoidal_embedding(time: torch.Tensor, width: int) -> torch.Tensor:
 class Convolution(nn.Conv1d):
     """A 1-D convolution that is fast for a live step.
 
-    The deeper levels of one step are a few positions long. For such short inputs, a convolution
-    takes much longer than reading the weights once. A matrix product with a few rows is faster.
+    In one live step, the deeper levels have only a few positions. For such short inputs, a matrix
+    product with a few rows is faster than a convolution.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -79,7 +80,7 @@ class ResidualBlock(nn.Module):
             self.skip = Convolution(channels_in, channels_out, 1)
 
     def forward(self, x: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
-        """Map ``(B, channels_in, L)`` under ``(B, condition)`` to ``(B, channels_out, L)``.
+        """Map ``(B, channels_in, L)`` and ``(B, condition)`` to ``(B, channels_out, L)``.
 
         The Mish activation has already been applied to the condition, because it is the same for
         all blocks.

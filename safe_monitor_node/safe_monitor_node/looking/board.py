@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known about each robot, with a bounded history, for everything that shows robots."""
+"""The last data of each robot, with a bounded history, for all views of robots."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ Point = tuple[int, float, float]
 """Step, score, threshold. NaN: no score, no band; infinite threshold: no alarm is possible."""
 
 LONGEST_ID = 1000
-"""Characters of an episode id; of a longer one the beginning is kept, with one character more."""
+"""Longest episode id [characters]. Of a longer id, one character more is kept."""
 
 _INTERVALS = 20
 
 
 @dataclass(frozen=True)
 class ScoreSample:
-    """What a ``FailureScore`` says.
+    """The data of a ``FailureScore``.
 
     Attributes
     ----------
@@ -51,7 +51,7 @@ class ScoreSample:
 
 @dataclass(frozen=True)
 class AlarmSample:
-    """What a ``FailureAlarm`` says.
+    """The data of a ``FailureAlarm``.
 
     Attributes
     ----------
@@ -70,7 +70,7 @@ class AlarmSample:
 
 @dataclass
 class RobotView:
-    """One robot at one time.
+    """The data of one robot at one time.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class RobotView:
     episode_id, previous_id : str
         The last two episodes that had a score.
     serial : int
-        Number of episodes so far, also if an episode comes again with the same id.
+        Number of episodes so far. A repeated episode with the same id counts again.
     detector, reason, advice : str
     state : StateWord
     step : int
@@ -96,7 +96,7 @@ class RobotView:
     points : tuple of Point
         The last steps of the episode.
     total : int
-        Number of points of the episode, also those that are no longer kept.
+        Number of points of the episode, including points that are no longer kept.
     """
 
     name: str
@@ -133,15 +133,15 @@ class _Robot:
 
 
 class RobotBoard:
-    """Keeps what is shown about robots; all methods may be called from any thread.
+    """Stores the last data of all robots; all methods may be called from any thread.
 
     Parameters
     ----------
     history : int
         Number of steps that are kept for each robot.
     most_robots : int
-        If there are more robots, those without a monitor are forgotten first; further robots are
-        then refused.
+        If there are more robots, robots without a monitor are removed first. If all have a monitor,
+        new robots are refused.
     """
 
     def __init__(self, history: int = 600, most_robots: int = 200) -> None:
@@ -168,7 +168,7 @@ class RobotBoard:
             return sorted(self._robots)
 
     def take_score(self, name: str, sample: ScoreSample, now: float) -> None:
-        """Take a score of a known robot; ``now`` is a steady time [s]."""
+        """Store a score of a known robot; ``now`` is a steady time [s]."""
         sample = replace(sample, episode_id=_cut(sample.episode_id), detector=sample.detector[:100])
         with self._lock:
             robot = self._robots.get(name)
@@ -187,14 +187,14 @@ class RobotBoard:
             robot.arrivals.append(now)
 
     def take_alarm(self, name: str, sample: AlarmSample) -> None:
-        """Take a state of a known robot."""
+        """Store a state of a known robot."""
         sample = replace(sample, episode_id=_cut(sample.episode_id), reason=_cut(sample.reason))
         with self._lock:
             if (robot := self._robots.get(name)) is not None:
                 robot.alarm = sample
 
     def set_alive(self, name: str, alive: bool, now: float) -> None:
-        """Say whether a monitor of a known robot is running."""
+        """Set whether a monitor of a known robot is running."""
         with self._lock:
             robot = self._robots.get(name)
             if robot is not None and robot.alive != alive:
@@ -257,7 +257,7 @@ def _view(name: str, robot: _Robot, now: float) -> RobotView:
 
 
 def _rate(arrivals: deque[float], now: float) -> float:
-    """Return the scores per second; NaN if fewer than two came, or if they have ceased."""
+    """Return the scores per second; NaN if fewer than two came, or if no more scores come."""
     if len(arrivals) < 2 or arrivals[-1] <= arrivals[0]:
         return math.nan
     period = (arrivals[-1] - arrivals[0]) / (len(arrivals) - 1)

@@ -28,7 +28,7 @@ _SMALLEST = 48
 
 
 class OverlayError(SafeError):
-    """Nothing can be drawn here. The text says what to install."""
+    """Drawing is not possible. The text says what to install."""
 
 
 def opencv() -> Any:
@@ -54,9 +54,9 @@ def opencv() -> Any:
 def draw(picture: Picture, view: RobotView) -> None:
     """Draw the state of a robot into a picture, in place.
 
-    The state, the score and the threshold are words at the top. The curve with the band is at the
-    bottom, in a darkened strip. A border has the colour of the state if it is not OK. A picture
-    that is smaller than 48 pixels gets the border only.
+    The state, the score and the threshold are texts at the top. The curve with the band is at the
+    bottom, in a dark strip. If the state is not OK, the picture gets a border in the colour of the
+    state. A picture that is smaller than 48 pixels gets only the border.
     """
     cv2 = opencv()
     height, width = picture.shape[:2]
@@ -72,7 +72,7 @@ def draw(picture: Picture, view: RobotView) -> None:
 
 
 def _draw_words(cv2: Any, picture: Picture, view: RobotView, unit: float) -> None:
-    """Write the state on its colour, and the numbers beside it on a darkened ground."""
+    """Write the state on its colour, and the numbers beside it on a dark background."""
     width, height = picture.shape[1], picture.shape[0]
     numbers = 'no score yet'
     if view.step >= 0:
@@ -106,7 +106,7 @@ def _size(cv2: Any, text: str, scale: float, thick: int) -> tuple[int, int]:
 
 
 def _draw_curve(cv2: Any, picture: Picture, view: RobotView, unit: float) -> None:
-    """Draw the scores and the band into a darkened strip at the bottom."""
+    """Draw the scores and the band into a dark strip at the bottom."""
     height, width = picture.shape[:2]
     tall = max(20, height // 5)
     strip = picture[height - tall :]

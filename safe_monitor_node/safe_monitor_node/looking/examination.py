@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is wrong around the monitors, in sentences, from what was seen of the ROS graph. No ROS."""
+"""Finds problems of monitors, topics and nodes in data of the ROS graph. No ROS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Mark(Enum):
-    """What a remark is: nothing to do, good to know, or something to mend."""
+    """Kind of a remark: ok, information, or a problem."""
 
     OK = 'ok'
     NOTE = 'note'
@@ -36,10 +36,10 @@ class Reader:
     type_name : str
         Type of its messages.
     mismatch : str
-        Why the QoS does not match that of the monitor; empty if it does.
+        Why the QoS does not match the QoS of the monitor; empty if it matches.
     records : bool
-        Whether the node also subscribes to the steps, as recorders and black boxes do: it stops no
-        robot.
+        Whether the node also subscribes to the steps. Such a node is a recorder or a black box, and
+        does not stop the robot.
     """
 
     node: str
@@ -60,7 +60,7 @@ class Report:
 
 @dataclass(frozen=True)
 class MonitorSeen:
-    """What was seen of one monitor.
+    """Collected data of one monitor.
 
     Attributes
     ----------
@@ -69,9 +69,9 @@ class MonitorSeen:
     reports : sequence of Report
         In the order of their arrival.
     step_topics : sequence of str
-        Topics on which it expects steps.
+        Topics of steps that the monitor subscribes to.
     step_publishers, event_publishers : sequence of str
-        Other nodes that publish steps and episode events for it.
+        Other nodes that publish steps and episode events for this monitor.
     stop_topic : str
     stop_readers : sequence of Reader
     answers : bool
@@ -93,12 +93,12 @@ class MonitorSeen:
 
 @dataclass(frozen=True)
 class GraphSeen:
-    """What was seen of all nodes.
+    """Collected data of all nodes.
 
     Attributes
     ----------
     wait : float
-        How long the graph was looked at [s].
+        How long the data was collected [s].
     surroundings : str
         ROS domain, discovery range and RMW, for a person.
     nodes : sequence of str
@@ -116,7 +116,7 @@ class GraphSeen:
 
 
 def examine_graph(seen: GraphSeen, robot: str = '') -> list[Remark]:
-    """Return what is to say about all nodes; ``robot`` is the only robot that is looked at."""
+    """Return the remarks about all nodes; ``robot`` limits them to one robot."""
     remarks = [Remark(Mark.OK, f'{seen.surroundings}: {_count(len(seen.nodes), "node")}')]
     if not seen.nodes:
         remarks.append(
@@ -142,7 +142,7 @@ def examine_graph(seen: GraphSeen, robot: str = '') -> list[Remark]:
             Remark(
                 Mark.PROBLEM,
                 f'{which}: expected a monitor, found none; start one with `ros2 launch '
-                'safe_bringup monitor.launch.py detector_folder:=FOLDER`, or look whether its '
+                'safe_bringup monitor.launch.py detector_folder:=FOLDER`, or check whether its '
                 'process hangs',
             )
         )
@@ -209,7 +209,7 @@ def _no_answer(monitor: MonitorSeen) -> list[Remark]:
 
 
 def _state(report: Report) -> Iterator[Remark]:
-    """Yield what the monitor itself says: its state, and what is wrong around it."""
+    """Yield the remarks of the monitor itself: its state and its problems."""
     state, reason = report.facts['state'], report.facts.get('reason', '')
     head, rest, unclear = f'{state}: {reason}', '', False
     if report.message.startswith(f'{state}, but '):
@@ -217,7 +217,7 @@ def _state(report: Report) -> Iterator[Remark]:
     elif report.message.startswith(head):
         rest = report.message.removeprefix(head).removeprefix('; ')
     elif report.message:
-        # Of another version, or shortened: what is wrong cannot be told from the state.
+        # From another version, or shortened: the problems cannot be separated from the state.
         head, unclear = report.message, report.level > 0
     mark = (
         Mark.PROBLEM if state in _HINTS or unclear else Mark.OK if state == 'NOMINAL' else Mark.NOTE
@@ -246,7 +246,7 @@ _HINTS = {
         (
             'no policy step has arrived',
             'if the episode is over, let the policy send END (`StepPublisher.end`); if it infers '
-            'more slowly, set stale_after; otherwise look at the process of the policy',
+            'more slowly, set stale_after; otherwise check the process of the policy',
         ),
     ),
 }
@@ -308,7 +308,7 @@ def _stop(monitor: MonitorSeen) -> Iterator[Remark]:
 
 
 def _number(facts: Mapping[str, str], name: str) -> float:
-    """Return a fact as a number; NaN if it is none."""
+    """Return a fact as a number; NaN if it is not a number."""
     try:
         return float(facts.get(name, 'nan'))
     except ValueError:

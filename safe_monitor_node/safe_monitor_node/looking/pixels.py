@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Camera images as colour pictures, and back, without cv_bridge.
+"""Converts camera images to colour pictures and back, without cv_bridge.
 
-cv_bridge needs the NumPy that it was built with, and is not needed for these encodings.
+cv_bridge needs the NumPy version that it was built with. It is not needed for these encodings.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Picture = NDArray[np.uint8]
 
 
 class PixelsError(SafeError):
-    """An image cannot be read. The text says what its message contains."""
+    """An image cannot be read. The text describes the message."""
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ class RawImage:
 
 
 def to_picture(image: RawImage) -> Picture:
-    """Return an image as a picture of its own memory, which may be drawn into.
+    """Return an image as a picture with its own memory. You may draw into the picture.
 
-    The grey levels of a 16-bit image, such as a depth image, go from its smallest value to its 98 %
-    quantile; 0 means that nothing was measured, and is black.
+    In a 16-bit image, such as a depth image, the grey levels are scaled from the smallest value to
+    the 98 % quantile. The value 0 means that nothing was measured, and is black.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def to_picture(image: RawImage) -> Picture:
             f'step {image.step}',
         )
     rows = data[: image.height * image.step].reshape(image.height, image.step)[:, :row]
-    # A row with padding is not contiguous, and only contiguous bytes can become other numbers.
+    # A row with padding is not contiguous. Only contiguous bytes can be converted to another dtype.
     values = np.ascontiguousarray(rows).view(dtype).reshape(image.height, image.width, -1)
     if encoding.order:
         return np.ascontiguousarray(values[..., list(encoding.order)])
@@ -124,5 +124,5 @@ def _levels(values: NDArray[Any]) -> Picture:
         return np.zeros(values.shape, np.uint8)
     low, high = float(measured.min()), float(np.percentile(measured, _FAR))
     share = np.clip((numbers - low) / max(high - low, 1.0), 0.0, 1.0)
-    # What was measured is never black.
+    # Measured values are never black.
     return np.where(numbers > 0, 25 + 230 * share, 0).astype(np.uint8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Robots as one line each, and as an exit status, for scripts."""
+"""Prints one line for each robot, and computes an exit status, for scripts."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def exit_status(views: Iterable[RobotView]) -> int:
 
 
 def status_line(view: RobotView) -> str:
-    """Return a robot as one line: name, state, numbers, and the reason after a colon."""
+    """Return the line of a robot: name, state, numbers, and the reason after a colon."""
     episode = printable(view.episode_id, 60)
     numbers = (
         f' episode {episode} step {view.step} score {number(view.score)} '
@@ -44,9 +44,9 @@ def status_line(view: RobotView) -> str:
 
 
 def status_json(view: RobotView) -> str:
-    """Return a robot as a JSON object in one line; what is not known is null.
+    """Return the JSON object of a robot in one line; unknown values are null.
 
-    An infinite threshold, with which no alarm is possible, is the text ``"inf"``.
+    An infinite threshold, which allows no alarm, is the text ``"inf"``.
     """
     facts = {
         'robot': view.name,

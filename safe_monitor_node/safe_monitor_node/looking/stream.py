@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The board as events for a browser: first everything, then what is new."""
+"""Events of the board for a browser: first everything, then only changes."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _DIGITS = 6
 
 
 class BoardStream:
-    """What one browser has been told, and what it must be told next.
+    """The events that one browser has received, and the next event.
 
-    A browser that comes back gets a stream of its own, and everything again. A stream keeps a few
-    numbers and texts for each robot.
+    A browser that connects again gets a new stream, which begins with everything. A stream stores
+    only a few numbers and texts for each robot.
 
     Parameters
     ----------
@@ -36,9 +36,9 @@ class BoardStream:
         -------
         dict
             JSON values. ``history``: number of points to keep. ``robots``: one entry for each
-            robot; a robot that is not in it is forgotten. ``points`` are the new points
-            ``[step, score, threshold]``, with null for what is not a finite number; ``restart``
-            says that earlier points are to be forgotten. ``facts`` is only there if it changed.
+            robot; other robots must be removed. ``points`` are the new points ``[step, score,
+            threshold]``, with null for numbers that are not finite. ``restart`` means that earlier
+            points must be removed. ``facts`` is only present if it changed.
         """
         views = self._board.views(now)
         names = {view.name for view in views}
@@ -70,7 +70,7 @@ class BoardStream:
 
 
 def _facts(view: RobotView) -> dict[str, Any]:
-    """Return what changes seldom."""
+    """Return the values that rarely change."""
     return {
         'word': view.state.word,
         'mark': view.state.mark,
@@ -85,7 +85,7 @@ def _facts(view: RobotView) -> dict[str, Any]:
 
 
 def _id(episode_id: str) -> dict[str, Any]:
-    """Return an id, what to show of it, and whether it is whole: only then it can be labelled."""
+    """Return an id, its text, and whether it is complete: only a complete id can be labelled."""
     whole = len(episode_id) <= LONGEST_ID
     return {
         'id': episode_id if whole else '',

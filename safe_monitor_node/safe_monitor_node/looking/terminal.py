@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All robots as a table for a terminal: 80 columns or more, with or without colour and Unicode."""
+"""Makes a table of all robots for a terminal of at least 80 columns."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ NO_ROBOT_YET = (
     'no robot yet: no topic .../safe/score of type safe_msgs/FailureScore is known. Is a monitor '
     'active, with the same ROS_DOMAIN_ID? `ros2 safe doctor` says more.'
 )
-"""What is said while no robot is known."""
+"""Text that is shown while no robot is known."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """What a terminal can show.
+    """Abilities of a terminal.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Style:
 
 
 def style_of(stream: TextIO, environment: Mapping[str, str], colour: bool = True) -> Style:
-    """Return what a stream can show.
+    """Return the abilities of the terminal of a stream.
 
     Colour needs a terminal that is not ``dumb``, and an empty ``NO_COLOR`` (https://no-color.org).
 
@@ -56,7 +56,7 @@ def style_of(stream: TextIO, environment: Mapping[str, str], colour: bool = True
     environment : mapping of str to str
         The environment variables.
     colour : bool
-        False: without colour in any case.
+        False disables colour.
     """
     terminal = stream.isatty()
     able = terminal and environment.get('TERM', 'dumb') != 'dumb'
@@ -78,8 +78,8 @@ def style_of(stream: TextIO, environment: Mapping[str, str], colour: bool = True
 def table(views: Sequence[RobotView], style: Style) -> list[str]:
     """Return the lines of the table: a summary, one line for each robot, and the reasons.
 
-    No line is wider than the style. If the robots do not fit, the most urgent are shown, and a line
-    says how many are left out.
+    No line is wider than the style. If there is not enough space, only the most urgent robots are
+    shown, and a line contains the number of the other robots.
     """
     if not views:
         return _wrapped(NO_ROBOT_YET, '', style.width)
@@ -88,7 +88,7 @@ def table(views: Sequence[RobotView], style: Style) -> list[str]:
     shown, left_out = list(views), ''
     if style.height and len(views) > style.height - 3:
         shown = sorted(views, key=by_urgency)[: max(1, style.height - 4)]
-        left_out = f'and {len(views) - len(shown)} more robots; make the terminal higher'
+        left_out = f'and {len(views) - len(shown)} more robots; enlarge the terminal window'
     lines += [_row(view, widths, style) for view in shown]
     lines += [_cut(left_out, style.width)] if left_out else []
     reasons: list[str] = []
@@ -100,14 +100,14 @@ def table(views: Sequence[RobotView], style: Style) -> list[str]:
     if style.height:
         room = max(0, style.height - 1 - len(lines))
         if len(reasons) > room > 0:
-            left_out = f'and {len(reasons) - room + 1} more lines; make the terminal higher'
+            left_out = f'and {len(reasons) - room + 1} more lines; enlarge the terminal window'
             reasons = [*reasons[: room - 1], _cut(left_out, style.width)]
         reasons = reasons[:room]
     return [_plain(line, style) for line in [*lines, *reasons]]
 
 
 def _plain(line: str, style: Style) -> str:
-    """Return a line in the characters that the terminal can print."""
+    """Return a line with only those characters that the terminal can print."""
     if style.unicode:
         return line
     return line.replace('…', '~').encode('ascii', 'replace').decode('ascii')
@@ -181,13 +181,14 @@ def _split(line: str, start: int, stop: int) -> tuple[str, str, str]:
 
 
 def _bar(view: RobotView, width: int, unicode: bool) -> str:
-    """Return the score as a bar, with the threshold as a mark at its place."""
+    """Return the score as a bar, with a mark at the threshold."""
     full, empty, edge = ('█', '·', '│') if unicode else ('#', '.', '|')
     numbers = [value for _, *pair in view.points for value in pair if math.isfinite(value)]
     if not numbers or not math.isfinite(view.score):
         return empty * width
     low, high = min(0.0, *numbers), max(0.0, *numbers)
-    # Room beyond the threshold, so that a score above it can be told from a score at it.
+    # Leave space above the threshold, so that a score above the threshold can be distinguished from
+    # an equal score.
     span = (high - low) * 1.1 or 1.0
 
     def place(value: float) -> int:

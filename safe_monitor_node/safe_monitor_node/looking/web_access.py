@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who may open the dashboard: this computer, or everybody who knows the token."""
+"""Decides who may open the dashboard: this computer, or everyone who has the token."""
 
 from __future__ import annotations
 
@@ -17,15 +17,18 @@ _TOKEN = re.compile(r'[A-Za-z0-9._~-]*')
 
 
 class DashboardError(SafeError):
-    """The dashboard cannot be served like this. The text says which parameter to change."""
+    """The dashboard cannot be served with these parameters.
+
+    The text says which parameter to change.
+    """
 
 
 class WebAccess:
-    """Decides about requests.
+    """Decides which requests are accepted.
 
-    Without a token, the server must listen on a loopback address, and a request must name this
-    computer as its host: otherwise a page of another site could read the dashboard through a name
-    that it lets point to this computer (DNS rebinding).
+    Without a token, the server must listen on a loopback address, and the host of a request must be
+    this computer. Otherwise a page of another site could read the dashboard by a host name that
+    resolves to this computer (DNS rebinding).
 
     Parameters
     ----------
@@ -37,8 +40,8 @@ class WebAccess:
     Raises
     ------
     DashboardError
-        The token is too short or cannot be part of an address, or there is none although other
-        computers can connect.
+        The token is too short or cannot be part of an address, or other computers can connect and
+        there is no token.
     """
 
     def __init__(self, address: str, token: str) -> None:
@@ -66,7 +69,10 @@ class WebAccess:
         return bool(self._token)
 
     def is_token(self, given: str) -> bool:
-        """Return whether a text is the token; takes the same time for every text of a length."""
+        """Return whether a text is the token.
+
+        The time does not depend on the content of the text.
+        """
         return hmac.compare_digest(given.encode('utf-8', 'replace'), self._token)
 
     def admits(self, cookie: str, authorization: str) -> bool:
@@ -83,7 +89,7 @@ class WebAccess:
         return found is not None and self.is_token(found.value)
 
     def is_known_host(self, host: str) -> bool:
-        """Return whether a request was made for this server and not for a name of another site."""
+        """Return whether the host of a request is this server and not the name of another site."""
         if self._token:
             return True
         name = parts_of(f'//{host}').hostname
@@ -91,7 +97,7 @@ class WebAccess:
 
 
 def same_origin(origin: str, host: str) -> bool:
-    """Return whether a request comes from a page of this server; True if the browser says nothing.
+    """Return whether a request comes from a page of this server; True without an ``Origin``.
 
     Programs other than browsers send no ``Origin``.
     """
@@ -99,7 +105,7 @@ def same_origin(origin: str, host: str) -> bool:
 
 
 def parts_of(address: str) -> SplitResult:
-    """Return the parts of an address; all are empty if it is none."""
+    """Return the parts of an address; all parts are empty if the text is not an address."""
     try:
         return urlsplit(address)
     except ValueError:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The dashboard as a small web server: one page, one stream of events, and labels.
+"""The web server of the dashboard: one page, one stream of events, and labels.
 
-It needs only the standard library. Nothing that comes from the network becomes markup: the files of
-the page are fixed, and everything else is JSON that the script of the page inserts as text.
+It needs only the standard library. Data of the network never becomes markup: the files of the page
+are fixed, and all other data is JSON, which the script of the page inserts as text.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _OUTCOMES = (0, 1, 2)
 
 
 class DashboardServer(ThreadingHTTPServer):
-    """Serves the dashboard from threads of its own until it is closed.
+    """Serves the dashboard in its own threads until it is closed.
 
     Parameters
     ----------
@@ -62,16 +62,16 @@ class DashboardServer(ThreadingHTTPServer):
     period : float
         Time between two events of a stream [s].
     most_connections : int
-        Connections at one time; further ones are closed at once.
+        Largest number of connections at the same time; further connections are closed at once.
     on_error : callable
-        Called with a sentence about an error in the server.
+        Called with the text of an error in the server.
 
     Attributes
     ----------
     patience : float
         Longest time for a whole request, and for sending one answer or one event [s].
     longest_stream : float
-        Longest time of a stream [s]; a browser then opens another one.
+        Longest time of a stream [s]; the browser then opens another stream.
 
     Raises
     ------
@@ -83,8 +83,8 @@ class DashboardServer(ThreadingHTTPServer):
     block_on_close = False
     allow_reuse_address = True
     patience = 10.0
-    # Nothing shows that a browser does not read, because its system takes the bytes. The script of
-    # the page opens a new stream more often.
+    # The server cannot notice that a browser does not read, because the operating system accepts
+    # the bytes. The script of the page opens a new stream more often than this.
     longest_stream = 150.0
 
     def __init__(
@@ -115,12 +115,15 @@ class DashboardServer(ThreadingHTTPServer):
                 where='parameters address and port',
                 expected='an address of this computer and a free port',
                 found=f'{where[0]} port {where[1]}: {error}',
-                advice='choose another port; 0 takes a free one',
+                advice='choose another port; 0 chooses a free port',
             ) from error
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), daemon=True)
 
     def server_bind(self) -> None:
-        """Bind; the base class would look up the name of the address, which can take seconds."""
+        """Bind the socket.
+
+        The base class would also look up the host name, which can take seconds.
+        """
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
@@ -133,11 +136,11 @@ class DashboardServer(ThreadingHTTPServer):
         return f'http://{f"[{host}]" if ":" in host else host}:{self.server_address[1]}/'
 
     def start(self) -> None:
-        """Begin to serve."""
+        """Start to serve."""
         self._thread.start()
 
     def close(self) -> None:
-        """End all streams and stop to listen."""
+        """End all streams and stop listening."""
         self.closing.set()
         if self._thread.is_alive():
             self.shutdown()
@@ -145,7 +148,7 @@ class DashboardServer(ThreadingHTTPServer):
         self.server_close()
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        """Answer a connection in a thread of its own, unless there are too many."""
+        """Answer a connection in its own thread, unless there are too many connections."""
         if not self._slots.acquire(blocking=False):
             self.shutdown_request(request)
             return
@@ -163,14 +166,14 @@ class DashboardServer(ThreadingHTTPServer):
             self._slots.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Report an error; a browser that has gone is none."""
+        """Report an error; a closed browser is not an error."""
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             self._on_error(f'dashboard: {type(error).__name__}: {error}')
 
 
 class _Request(io.RawIOBase):
-    """What a browser sends, until a deadline: a byte now and then keeps no connection open."""
+    """Reads a request until a deadline, so that a slow client cannot keep a connection open."""
 
     def __init__(self, connection: socket.socket, patience: float) -> None:
         self._connection, self._deadline = connection, time.monotonic() + patience
@@ -199,7 +202,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile = io.BufferedReader(_Request(self.connection, self.server.patience))
 
     def log_message(self, *args: Any) -> None:
-        """Log nothing: the log of a node is about robots."""
+        """Log no requests, because the log of a node is about robots."""
 
     def do_GET(self) -> None:
         """Answer with the page, a file of it, or the stream."""
@@ -222,7 +225,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._say(HTTPStatus.NOT_FOUND, 'there is no such page; the dashboard is at /')
 
     def do_POST(self) -> None:
-        """Take a token or a label."""
+        """Handle a token or a label."""
         if not self._is_known_host():
             return
         if not same_origin(self.headers.get('Origin', ''), self.headers.get('Host', '')):
@@ -262,7 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         )
 
     def _welcome(self, token: str) -> None:
-        """Keep the token in a cookie, so that it stays in no address and no history."""
+        """Store the token in a cookie, so that it is not kept in the address or the history."""
         self.send_response(HTTPStatus.SEE_OTHER)
         self.send_header('Set-Cookie', f'{COOKIE}={token}; HttpOnly; SameSite=Strict; Path=/')
         self.send_header('Location', '/')
@@ -294,8 +297,8 @@ class _Handler(BaseHTTPRequestHandler):
             robot, episode, outcome = (asked[key] for key in ('robot', 'episode', 'outcome'))
             if not (isinstance(robot, str) and isinstance(episode, str) and episode):
                 raise ValueError
-            # ROS ends a text at a zero: another episode would be labelled. A lone surrogate has no
-            # UTF-8, which is a ValueError too.
+            # ROS ends a text at a zero character, so another episode would be labelled. A lone
+            # surrogate cannot be encoded in UTF-8, which is also a ValueError.
             if b'\0' in episode.encode():
                 raise ValueError
             if type(outcome) is not int or outcome not in _OUTCOMES:
@@ -313,7 +316,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(HTTPStatus.OK, content, 'application/json')
 
     def _body(self) -> bytes | None:
-        """Return the body of a request; None if it is refused, which is answered."""
+        """Return the body of a request; None if it is refused. The refusal is already answered."""
         try:
             length = int(self.headers.get('Content-Length', ''))
         except ValueError:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The states of a robot in words, marks and levels; and text that a terminal can print."""
+"""Words, marks and severities of the states of a robot, and text that a terminal can print."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from safe_monitor_node.monitor.alarm import AlarmState
 
 
 class Severity(Enum):
-    """What a colour says; a word and a mark always stand beside the colour."""
+    """Meaning of a colour. A word and a mark are always shown with the colour."""
 
     OK = 'ok'
     CAUTION = 'caution'
@@ -22,7 +22,7 @@ class Severity(Enum):
 
 @dataclass(frozen=True)
 class StateWord:
-    """A state as people see it.
+    """Word, mark and severity of a state.
 
     Attributes
     ----------
@@ -31,7 +31,7 @@ class StateWord:
     mark : str
         One character, different for each state.
     ascii_mark : str
-        The same for a terminal without Unicode.
+        The mark for a terminal without Unicode.
     severity : Severity
     """
 
@@ -108,7 +108,7 @@ def fitted(text: str, width: int, *, right: bool = False) -> str:
 
 
 def number(value: float, width: int = 7) -> str:
-    """Return a number in at most this many characters; ``-`` if there is none.
+    """Return a number in at most this many characters; ``-`` if there is no number.
 
     An infinite threshold means that no alarm is possible: ``none``.
     """

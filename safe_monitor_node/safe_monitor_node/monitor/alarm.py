@@ -47,7 +47,7 @@ SCORED = (AlarmState.NOMINAL, AlarmState.WARNING, AlarmState.ALARM)
 
 
 class Latch(Enum):
-    """How long an ALARM stays, unless somebody resets it."""
+    """How long an ALARM lasts without a reset."""
 
     EPISODE = 'episode'
     RESET = 'reset'
@@ -68,8 +68,8 @@ class AlarmConfig:
         1 keeps the promise of the band. Other values only lower the false-alarm rate.
     stale_after : float
         If no step arrives for this time while an episode runs, the state is STALE [s]. 0: the time
-        is learned from the period of the steps, see :class:`StepPeriod`. Infinity: silence is never
-        STALE.
+        is learned from the period of the steps, see :class:`StepPeriod`. Infinity: the time without
+        a step is ignored.
     max_missing_steps : int
         Number of missing or invalid steps that are allowed in an episode. With more, the rest of
         the episode is INVALID.
@@ -77,7 +77,7 @@ class AlarmConfig:
         Number of steps in succession that may have identical features. The steps after them cannot
         be scored. 0: any number.
     latch : Latch
-        How long an ALARM stays: until its episode ends, or until a reset.
+        How long an ALARM lasts: until its episode ends, or until a reset.
     warning_steps : int
         A WARNING ends after this number of scored steps in succession that are not above the
         warning threshold.
@@ -136,7 +136,7 @@ class Verdict:
 
 RESET_BY_REQUEST = 'the alarm was reset by request'
 CALL_RESET = 'call ~/reset (ros2 safe reset) to end the alarm'
-"""End of the reason of an alarm of an earlier episode, which the latch RESET holds."""
+"""End of the reason of an alarm of an earlier episode (latch RESET)."""
 NOTHING = Verdict(AlarmState.UNKNOWN, 'no episode is running', 0, math.nan, math.nan)
 
 
@@ -144,7 +144,7 @@ class AlarmStateMachine:
     """Debounced, latched alarm over the steps of one episode after another.
 
     Every method returns the :class:`Verdict` after the event. All times are in seconds of the same
-    time source, which must not run back.
+    clock, which must not go back.
 
     Attributes
     ----------
@@ -155,7 +155,7 @@ class AlarmStateMachine:
     period : StepPeriod
         The period of the steps of all episodes.
     history : StepHistory
-        What is missing of the running episode. It is recorded here; the verdict follows with the
+        Missing steps of the running episode. They are recorded here; the verdict changes with the
         next step.
     raised_at : int or None
         The last step of the episode at which k of n steps were above the threshold.
@@ -167,7 +167,7 @@ class AlarmStateMachine:
         self.period = StepPeriod()
         self._above: deque[bool] = deque(maxlen=self.config.n)
         self._alarm: Verdict | None = None
-        # Whether the alarm is of an episode before.
+        # Whether the alarm belongs to an earlier episode.
         self._holds = False
         self._running, self._episode = False, ''
         self._clear(running=False)
@@ -200,11 +200,11 @@ class AlarmStateMachine:
     def _forget_scores(self) -> None:
         self._above.clear()
         self.raised_at: int | None = None
-        # Steps in succession that are not above the warning threshold, since the last one above.
+        # Number of successive steps that are not above the warning threshold.
         self._below = math.inf
 
     def _held_alarm(self) -> Verdict | None:
-        """Return the alarm that stays when the episode ends now; None if no alarm stays."""
+        """Return the alarm that lasts if the episode ends now; None if no alarm lasts."""
         if self._alarm is None or self.config.latch is not Latch.RESET:
             return None
         if self._holds:
@@ -248,7 +248,7 @@ class AlarmStateMachine:
         return self.verdict
 
     def hold(self, previous: AlarmStateMachine) -> None:
-        """Hold the alarm of the state machine of another detector, if its latch holds it."""
+        """Take over the alarm of the state machine of another detector, if its latch is RESET."""
         self._alarm, self._holds = previous._held_alarm(), True
         if self._alarm is not None:
             self.verdict = self._alarm
@@ -327,7 +327,7 @@ class AlarmStateMachine:
         return self.verdict
 
     def repeated(self) -> None:
-        """Record that a step came again. It does not show that the policy goes on."""
+        """Record a repeated step. Such a step does not show that the policy is running."""
         self._repeated += 1
 
     def misplaced(self, step: int, reason: str, now: float) -> Verdict:
@@ -349,7 +349,7 @@ class AlarmStateMachine:
 
         The state becomes STALE if an episode runs and no step has arrived for `silence`.
         """
-        # An episode that is over does not become STALE, also if `stale_after` is infinite.
+        # A finished episode does not become STALE, also if `stale_after` is infinite.
         silence = self.silence if self._running else self.period.silence
         silent = self._last_time is not None and now - self._last_time > silence
         if self._alarm is not None or not silent:
@@ -384,7 +384,7 @@ class AlarmStateMachine:
 
 
 def held(alarm: Verdict, episode: str) -> Verdict:
-    """Return the alarm of an episode that is over, or is about to be, with the latch RESET.
+    """Return the alarm of an episode that has ended or ends now, with the latch RESET.
 
     Parameters
     ----------

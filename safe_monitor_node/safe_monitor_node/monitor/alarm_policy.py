@@ -9,9 +9,9 @@ One row is one text::
     ALARM margin > 2.0: BACKTRACK
     ALARM: SLOW for task pour the water
 
-The last row that fits gives the advice. Above the rows stand those of the parameters
-``alarm_advice``, ``stop_when_blind`` and ``stop_when_unknown``, so that rows change what these
-parameters say. The robot is stopped (``safe/stop``) while the advice is STOP, BACKTRACK or ASK.
+The last row that matches gives the advice. The parameters ``alarm_advice``, ``stop_when_blind`` and
+``stop_when_unknown`` act like rows before the first row, so that the rows can change their advice.
+The robot is stopped (``safe/stop``) while the advice is STOP, BACKTRACK or ASK.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ class Row:
     state : AlarmState
     advice : Advice
     steps : int
-        Steps that must have come since the step that began the state.
+        Number of steps that must have come since the step that began the state.
     seconds : float
         Time for which the state must have lasted [s].
     margin : float
         Score minus threshold must have been larger than this since the state began; -inf: no
         condition.
     detector : str
-        Name of the detector of this margin; empty: of the only detector.
+        Name of the detector of this margin; empty: the only detector.
     task : str or None
         Task of the episode, with single spaces; None: every task.
     text : str
@@ -82,7 +82,7 @@ class Row:
     text: str = ''
 
     def fits(self, now: Situation) -> bool:
-        """Return whether the row gives an advice; the state must be its state."""
+        """Return whether the conditions are true, for a row of the present state."""
         if now.steps < self.steps or now.seconds < self.seconds:
             return False
         if self.task is not None and self.task != ' '.join(now.task.split()):
@@ -90,7 +90,7 @@ class Row:
         return self.margin == -math.inf or now.margin(self.detector) > self.margin
 
     def covers(self, other: Row) -> bool:
-        """Return whether this row fits whenever the other row fits."""
+        """Return whether this row matches whenever the other row matches."""
         same_margin = self.margin == -math.inf or (
             self.detector == other.detector and self.margin <= other.margin
         )
@@ -110,15 +110,15 @@ class AdviceTable:
     Attributes
     ----------
     rows : tuple of Row
-        The last row that fits counts.
+        The last row that matches is used.
     alarm_advice : Advice
-        The advice in the state ALARM if no row fits.
+        The advice in the state ALARM if no row matches.
     stop_when_blind, stop_when_unknown : bool
         Whether the advice is at least STOP in the states STALE and INVALID, and in UNKNOWN.
     needs_margin : bool
         Whether a row depends on the margin.
     tasks : frozenset of str
-        The tasks that have rows of their own.
+        The tasks that have their own rows.
     """
 
     rows: tuple[Row, ...] = ()
@@ -127,7 +127,7 @@ class AdviceTable:
     stop_when_unknown: bool = False
     needs_margin: bool = field(init=False, compare=False)
     tasks: frozenset[str] = field(init=False, compare=False)
-    # By the value of the state, because this is looked up at every step.
+    # By the value of the state, because the table is used at every step.
     _rows: list[tuple[Row, ...]] = field(init=False, repr=False, compare=False)
     _stops: list[bool] = field(init=False, repr=False, compare=False)
     _base: list[Advice] = field(init=False, repr=False, compare=False)
@@ -165,7 +165,7 @@ class AdviceTable:
         return state == AlarmState.UNKNOWN and self.stop_when_unknown
 
     def _problems(self) -> list[AdviceError]:
-        """Return what is wrong with the table as a whole."""
+        """Return the problems of the whole table."""
         problems = []
         for i, row in enumerate(self.rows):
             later = next((other for other in self.rows[i + 1 :] if other.covers(row)), None)
@@ -193,7 +193,7 @@ class AdviceTable:
         return problems
 
     def _unused_advice(self) -> list[AdviceError]:
-        """Return that a value of ``alarm_advice`` other than the default has no effect."""
+        """Return the problem that a value of ``alarm_advice`` has no effect."""
         every = Row(AlarmState.ALARM, Advice.NONE)
         general = next((row for row in self.rows if row.covers(every)), None)
         if general is None or self.alarm_advice in (Advice.STOP, general.advice):
@@ -209,12 +209,12 @@ class AdviceTable:
         ]
 
     def check_detectors(self, names: Sequence[str]) -> None:
-        """Check that every margin is of one of these detectors.
+        """Check that every margin belongs to one of these detectors.
 
         Raises
         ------
         AdviceError
-            A detector is unknown, or the row does not say which one it means.
+            A detector is unknown, or a row contains no detector although there are several.
         """
         problems = []
         for row in self.rows:
@@ -248,7 +248,7 @@ def place(row: str) -> str:
 
 
 def refuse(problems: Sequence[AdviceError]) -> None:
-    """Raise what is wrong, if anything is; several problems become one error."""
+    """Raise the problems, if there are any; several problems become one error."""
     if len(problems) == 1:
         raise problems[0]
     if problems:

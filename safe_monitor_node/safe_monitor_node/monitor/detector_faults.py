@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Unexpected exceptions of a detector: a sentence for each step, and one traceback for the log."""
+"""Handles exceptions of a detector: a text for each step, one traceback for the log."""
 
 from __future__ import annotations
 
@@ -10,21 +10,27 @@ from vla_feature_bridge.step import PolicyStep
 
 
 class DetectorFaults:
-    """The exceptions of one detector that are not a refused step. They must not end the monitor."""
+    """Unexpected exceptions of one detector, other than refused steps.
+
+    They must not end the monitor.
+    """
 
     def __init__(self) -> None:
         self._said = False
         self._new: list[str] = []
 
     def stream_of(self, detector: Detector) -> Stream:
-        """Return a stream; if the detector makes none, it raises the exception at every step."""
+        """Return a stream. If the detector cannot make one, its steps raise the exception."""
         try:
             return detector.stream()
         except Exception as error:
             return _NoStream(error)
 
     def problem(self, detector: Detector, index: int, error: Exception) -> str:
-        """Return what happened at a step. The traceback of the first exception is kept."""
+        """Return the text of an exception at a step.
+
+        The traceback of the first exception is kept.
+        """
         text = f'step {index}: detector {detector.name} failed with {type(error).__name__}: {error}'
         if not self._said:
             self._said = True

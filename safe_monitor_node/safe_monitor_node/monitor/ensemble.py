@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One or several detectors that score the same steps, and the one alarm that they make. No ROS.
+"""One or several detectors that score the same steps, and their combined alarm. No ROS.
 
-With one detector, its alarm is the alarm. With several, each has thresholds and a state of its own,
-and a :class:`Rule` makes one state of them. The alarm is latched here then.
+With one detector, its alarm is used. With several detectors, each detector has its own thresholds
+and state, and a :class:`Rule` combines the states. In this case, the combined alarm is latched
+here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from vla_feature_bridge.step import PolicyStep
 
 
 class Ensemble:
-    """Gives every event to the monitor of each detector, and makes one verdict of theirs.
+    """Passes every event to the monitor of each detector, and combines the verdicts.
 
     All monitors get the same steps and events. The first one, `lead`, answers questions about
     episodes.
@@ -73,7 +74,7 @@ class Ensemble:
         self._alarm: Verdict | None = None
         # Whether an alarm was reset after the last step.
         self._was_reset = False
-        # The detector that the verdict is about, and the first one that cannot judge the episode.
+        # The detector of the verdict, and the first detector that cannot score the episode.
         self._decisive = 0
         self._broken: int | None = None
         self._step = 0
@@ -108,7 +109,7 @@ class Ensemble:
 
     @property
     def cause(self) -> str:
-        """Why the episode cannot be judged any more, the first cause; empty if it can."""
+        """First cause why the episode can no longer be scored; empty if it can be scored."""
         if not self.several:
             return self.lead.alarms.history.cause
         if self._broken is None:
@@ -118,7 +119,7 @@ class Ensemble:
 
     @property
     def learning(self) -> str:
-        """What the detectors are learning about the task of the episode; empty if nothing."""
+        """Text about the good runs of the learned task; empty if no task is learned."""
         if not self.several:
             return self.lead.thresholds.learning
         texts = [monitor.thresholds.learning for monitor in self.monitors]
@@ -126,7 +127,7 @@ class Ensemble:
         return '' if first is None else self._named(first, texts)
 
     def take_news(self) -> list[str]:
-        """Return what happened to good runs since the last call, one sentence each."""
+        """Return the changes of good runs since the last call, one sentence for each change."""
         each = [slot.monitor.thresholds.take_news() for slot in self.slots]
         if all(news == each[0] for news in each):
             return each[0]
@@ -146,14 +147,14 @@ class Ensemble:
         }
 
     def _named(self, index: int, texts: Sequence[str]) -> str:
-        """Return the text of a detector with its name, unless all detectors say the same."""
+        """Return the text of a detector with its name, unless all texts are equal."""
         same = len(set(texts)) == 1
         return texts[index] if same else f'{self.names[index]}: {texts[index]}'
 
     # --- events; the same for every detector
 
     def start(self, episode_id: str, now: float, task: str) -> None:
-        """Take the START of an episode; see `EpisodeMonitor.start`."""
+        """Handle the START of an episode; see `EpisodeMonitor.start`."""
         self._each(lambda monitor: monitor.start(episode_id, now, task))
 
     def begin(self, episode_id: str, now: float, task: str) -> None:
@@ -165,11 +166,11 @@ class Ensemble:
         self._each(lambda monitor: monitor.begin_inside(episode_id, now, task))
 
     def end_after_grace(self, episode_id: str, late_until: float, ended_at: int) -> bool:
-        """Take an END; see `EpisodeMonitor.end_after_grace`."""
+        """Handle an END; see `EpisodeMonitor.end_after_grace`."""
         return self._each(lambda m: m.end_after_grace(episode_id, late_until, ended_at))[0]
 
     def finish(self) -> bool:
-        """End the episode for which END has arrived; False if there is none."""
+        """End the episode for which END has arrived; False if there is no such episode."""
         return self._each(EpisodeMonitor.finish)[0]
 
     def abandon(self) -> None:
@@ -181,11 +182,11 @@ class Ensemble:
         self._each(EpisodeMonitor.clock_ran_back)
 
     def tick(self, now: float) -> None:
-        """Look at the time."""
+        """Check the time."""
         self._each(lambda monitor: monitor.tick(now))
 
     def reset(self) -> None:
-        """Clear a latched alarm, and those of the detectors."""
+        """Clear a latched alarm, and the alarms of the detectors."""
         self._was_reset |= self._verdict.state == AlarmState.ALARM
         self._alarm = None
         self._each(EpisodeMonitor.reset)
@@ -196,7 +197,7 @@ class Ensemble:
         return dict(zip(self.names, effects, strict=True))
 
     def scoring(self, step: PolicyStep, now: float, step_id: StepId) -> Scoring[StepResult | None]:
-        """Score a step with every detector, with scores of the caller; None if it is ignored.
+        """Score a step with every detector; the caller computes the scores; None if ignored.
 
         The result has the score of the first detector and the verdict of all.
         """
@@ -208,7 +209,7 @@ class Ensemble:
         return self._judged(results, step_id)
 
     def refuse(self, step_id: StepId, problem: str, now: float) -> StepResult | None:
-        """Take a step whose message cannot be read; None if it is ignored."""
+        """Handle a step whose message cannot be read; None if it is ignored."""
         if not self.several:
             return self.lead.continue_without(step_id, problem, now)
         results = [m.continue_without(step_id, problem, now) for m in self.monitors]
@@ -257,7 +258,7 @@ class Ensemble:
                 self._verdict = replace(own, state=AlarmState.ALARM, reason=self._alarm.reason)
 
     def _held_alarm(self) -> Verdict | None:
-        """Return the alarm that stays when another episode begins; None if no alarm stays."""
+        """Return the alarm that lasts when another episode begins; None if no alarm lasts."""
         if self._alarm is None or self._latch is not Latch.RESET:
             return None
         # The end of an episode and the beginning of the next one are two events.
@@ -295,7 +296,7 @@ class Ensemble:
     def _alarm_reason(
         self, votes: Sequence[bool], reasons: Sequence[str], raised: Sequence[int | None]
     ) -> str:
-        """Return which detectors have made the alarm, and why."""
+        """Return the names of the detectors that caused the alarm, and their reasons."""
         said = [
             f'{name}: {reason}'
             if self.rule.window is None
@@ -314,14 +315,17 @@ class Ensemble:
         Raises
         ------
         SafeError
-            They cannot.
+            The settings cannot be used.
         """
         self._rule_of(new)
         for slot in self.slots:
             slot.check(old, new)
 
     def change(self, old: MonitorSettings, new: MonitorSettings) -> None:
-        """Use other settings that `check` has accepted; the rule from the next episode on."""
+        """Use other settings that `check` has accepted.
+
+        A new rule is used from the next episode on.
+        """
         for slot in self.slots:
             slot.change(old, new)
         self._latch, self.next_rule = new.alarm.latch, self._rule_of(new)
@@ -335,7 +339,7 @@ class Ensemble:
         self._replaced()
 
     def _replaced(self) -> None:
-        # A plain attribute, because every step reads it several times.
+        # A plain attribute is faster: every step reads it several times.
         self.lead = self.slots[0].monitor
         if self.several:
             self._update()
@@ -380,7 +384,7 @@ def make_ensemble(folder: str, settings: MonitorSettings) -> Ensemble:
     files += [file_of(settings.adaptation_file, name) for name in names[1:]]
     learning = [learns(monitor) for monitor in monitors]
     if any(learning):
-        # If no detector learns anything, the slot says why the file is refused.
+        # If no detector learns, the slot raises the error that explains why the file is refused.
         files = [file if can else '' for file, can in zip(files, learning, strict=True)]
     parts = zip(folders, monitors, names, files, strict=True)
     return Ensemble([DetectorSlot(*part, settings.good_runs) for part in parts], settings)

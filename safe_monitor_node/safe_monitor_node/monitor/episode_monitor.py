@@ -57,7 +57,7 @@ class EpisodeMonitor:
     thresholds : Thresholds
         Thresholds in use.
     next_thresholds : Thresholds or None
-        Thresholds of the next episode, if they are others.
+        Thresholds of the next episode, if they are different.
     counts : Counts
     order : StepOrder
         The order of the steps of the episodes.
@@ -220,10 +220,10 @@ class EpisodeMonitor:
         return True
 
     def begin_inside(self, episode_id: str, now: float, task: str = '') -> Verdict:
-        """Begin an episode of which steps may have come before the monitor was active.
+        """Begin an episode that may have begun before the monitor was active.
 
-        The state is INVALID until its next step. If this is step 0, the episode is judged as every
-        other episode. Otherwise steps are missing.
+        The state is INVALID until its next step. If this is step 0, the episode is scored like
+        every other episode. Otherwise steps are missing.
         """
         self.begin(episode_id, now, task)
         return self.alarms.doubt(
@@ -234,13 +234,13 @@ class EpisodeMonitor:
     def clock_ran_back(self) -> None:
         """Accept stamps that are earlier than the stamps of previous steps.
 
-        The running episode goes on. A step 0 with the id of this episode begins the episode again,
-        as in a recording that is played in a loop.
+        The running episode continues. A step 0 with the id of this episode begins the episode
+        again, as in a recording that is played in a loop.
         """
         self.order.accept_earlier_stamps()
 
     def take_thresholds(self, thresholds: Thresholds) -> None:
-        """Compare the next episode, and all later episodes, with other thresholds."""
+        """Use other thresholds from the next episode on."""
         self.next_thresholds = thresholds
         if not self.running:
             self._use_next_thresholds()
@@ -259,10 +259,10 @@ class EpisodeMonitor:
         return self.alarms.end()
 
     def take_over(self, previous: EpisodeMonitor) -> None:
-        """Take the last episode, the counts and a held alarm of a monitor with another detector.
+        """Take over last episode, counts and latched alarm of a monitor with another detector.
 
-        The label feedback is not taken, because it belongs to scores of the other detector. Good
-        runs are taken if it is the same detector.
+        The label feedback is not taken over, because it belongs to scores of the other detector.
+        Good runs are taken over if the detector is the same.
         """
         sha256 = self.calibrated.weights_sha256
         if sha256 and sha256 == previous.calibrated.weights_sha256:
@@ -308,7 +308,7 @@ class EpisodeMonitor:
         return scored_alone(self.scoring(step, now, step_id))
 
     def scoring(self, step: PolicyStep, now: float, step_id: StepId) -> Scoring[StepResult | None]:
-        """Do what `step` does, but begin no episode, and with a score of the caller."""
+        """Score a step as `step` does, but begin no episode. The caller computes the score."""
         place = self._place(step_id, now, step.instruction)
         if place.placement is not Placement.NEXT:
             return self._off_order(place, step_id, now)
@@ -330,7 +330,7 @@ class EpisodeMonitor:
         return self._not_scored(step_id.index, problem, now)
 
     def _place(self, step_id: StepId, now: float, instruction: str = '') -> Place:
-        """Return the place of a step, and record what is missing before it or wrong with it."""
+        """Return the place of a step, and record missing steps before it and its problems."""
         is_first = self.order.next_index == 0
         place = self.order.place(step_id, now)
         if place.problem or place.missing:

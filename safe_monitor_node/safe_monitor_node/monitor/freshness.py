@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the monitor sees the present: the age of the last step, and the ROS clock. No ROS."""
+"""Checks whether steps are current: the age of the last step, and the ROS clock. No ROS."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _LASTING = (AlarmState.ALARM, AlarmState.INVALID)
 
 
 class Freshness:
-    """Makes a verdict STALE if its step was old when it arrived, or if the ROS clock stands still.
+    """Makes a verdict STALE if its step was old when it arrived, or if the ROS clock has stopped.
 
-    An old step is scored, because a recurrent detector needs all steps. Its score is about the
-    past, for example because the monitor was suspended and now finds the steps that have come
-    meanwhile. ALARM and INVALID stay, because they are true also if they are late.
+    An old step is still scored, because a recurrent detector needs all steps. Steps can be old, for
+    example, because the monitor was suspended and now receives all waiting steps. ALARM and INVALID
+    do not become STALE, because they are correct also if they are late.
 
     Attributes
     ----------
@@ -78,7 +78,7 @@ class Freshness:
 
     @property
     def warning(self) -> str:
-        """That the age of the steps is not known, and why; empty if it is known."""
+        """Warning that the age of the steps is not known, with the cause; empty if it is known."""
         if self.age is None or not 0.0 < self.max_age < -self.age:
             return ''
         return (

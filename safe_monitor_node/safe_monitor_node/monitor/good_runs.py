@@ -2,7 +2,8 @@
 """Learns the threshold of a new task from its labelled successes, while a robot works. No ROS.
 
 Until a task has enough good runs, its episodes are compared with the band of all tasks, and the
-monitor is learning: it says so, and NOMINAL becomes WARNING. An alarm stays an alarm.
+monitor is *learning*: the reason contains "learning", and NOMINAL becomes WARNING. Alarms are
+raised as usual.
 """
 
 from __future__ import annotations
@@ -39,16 +40,16 @@ class _Episode:
 
 
 class GoodRunsThresholds(Thresholds):
-    """Thresholds of another kind, with thresholds of new tasks from good runs.
+    """Wraps other thresholds, and adds thresholds of new tasks from good runs.
 
     A good run is an episode of a new task that is labelled as a success and of which all steps were
-    scored. If its label is withdrawn or becomes failure, the episode is no good run any more. What
-    good runs change is used from the next episode on.
+    scored. If its label is withdrawn or becomes failure, the episode is no longer a good run.
+    Changes are used from the next episode on.
 
     Parameters
     ----------
     base : Thresholds
-        The thresholds without good runs. They also take the labels.
+        The thresholds without good runs. They also handle the labels.
     records : GoodRunRecords
     """
 
@@ -67,7 +68,7 @@ class GoodRunsThresholds(Thresholds):
         self.no_threshold, self.adaptation = base.no_threshold, base.adaptation
 
     def succeeded_by(self, other: Thresholds) -> Thresholds:
-        """Use other thresholds without good runs; the good runs stay."""
+        """Use other base thresholds; the good runs are kept."""
         self._base = other._base if isinstance(other, GoodRunsThresholds) else other
         self.take_learned(self.good_runs.bands)
         self._follow()
@@ -81,7 +82,7 @@ class GoodRunsThresholds(Thresholds):
 
     @property
     def learning(self) -> str:
-        """How many good runs the task of the episode has; empty if it needs none."""
+        """Text with the number of good runs of the task; empty if the task needs none."""
         if not self.good_runs.is_new(self._task) or self.alarm.task == self._task:
             return ''
         count, wanted = self.good_runs.count(self._task), self.good_runs.wanted
@@ -100,7 +101,7 @@ class GoodRunsThresholds(Thresholds):
         )
 
     def take_news(self) -> list[str]:
-        """Return what happened to good runs since the last call, one sentence each."""
+        """Return the changes of good runs since the last call, one sentence for each change."""
         news, self._news = self._news, []
         return news
 
@@ -123,7 +124,7 @@ class GoodRunsThresholds(Thresholds):
         self._follow()
 
     def begin(self, episode_id: str) -> None:
-        """Begin an episode: from now on, the thresholds that good runs made are in use."""
+        """Begin an episode: from now on, the thresholds from good runs are used."""
         self._running = _Episode(episode_id)
         self.take_learned(self.good_runs.bands)
         self._base.begin(episode_id)
@@ -159,7 +160,7 @@ class GoodRunsThresholds(Thresholds):
     # --- labels
 
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:
-        """Count a success of a new task as a good run, or take an earlier good run out."""
+        """Count a success of a new task as a good run, or remove an earlier good run."""
         effect = self._base.label(episode_id, success)
         running = self._running
         if running is not None and running.episode_id == episode_id:
@@ -186,7 +187,7 @@ class GoodRunsThresholds(Thresholds):
             self._say(episode_id, f'no good run of task {shown(task)} any more', task)
 
     def _count(self, episode: _Episode) -> None:
-        """Count a success as a good run, if it is one."""
+        """Count a success as a good run, if all its steps were scored."""
         name, task = episode.episode_id, episode.task
         if not self.good_runs.is_new(task) or self.good_runs.task_of(name):
             return
@@ -232,9 +233,9 @@ def make_thresholds(
 
 
 def _without_hopeless(calibrated: CalibratedDetector, alpha: float) -> CalibratedDetector:
-    """Return the detector without bands from good runs that have no finite threshold.
+    """Return the detector without those bands from good runs that have no finite threshold.
 
-    Such a task is judged by the band of all tasks. It must not pass for a task with good runs.
+    Such a task uses the band of all tasks, and is not treated as a task with good runs.
     """
     tasks = {
         task: band
@@ -245,7 +246,7 @@ def _without_hopeless(calibrated: CalibratedDetector, alpha: float) -> Calibrate
 
 
 def why_no_good_runs(calibrated: CalibratedDetector, wanted: int) -> str:
-    """Return why a monitor with this detector learns no new tasks; empty if it does."""
+    """Return why a monitor with this detector learns no new tasks; empty if it learns them."""
     if not wanted:
         return 'off: the parameter good_runs is 0'
     try:
@@ -256,13 +257,13 @@ def why_no_good_runs(calibrated: CalibratedDetector, wanted: int) -> str:
 
 
 def while_learning(verdict: Verdict, learning: str) -> Verdict:
-    """Return the verdict of a monitor that is learning: it says so, and is never NOMINAL.
+    """Return the verdict of a monitor that is learning: with this reason, and never NOMINAL.
 
     Parameters
     ----------
     verdict : Verdict
     learning : str
-        What the monitor is learning; empty if nothing, and the verdict does not change.
+        Text about the learned task; if it is empty, the verdict does not change.
     """
     if not learning or verdict.state not in _SHOWN_STATES:
         return verdict

@@ -39,7 +39,7 @@ class LabelEffect(Enum):
 
 @dataclass(slots=True)
 class _Episode:
-    """The facts of an episode that an update needs.
+    """Data of an episode that an update needs.
 
     ``nonconformity`` is known after the end of the episode, if all steps were scored;
     ``observation`` is the update that the episode caused.
@@ -82,7 +82,7 @@ class LabelFeedback:
         self._past: dict[str, _Episode] = {}
 
     def begin(self, episode_id: str) -> None:
-        """Begin an episode; the one before must be finished."""
+        """Begin an episode; the previous episode must be finished."""
         self._running = _Episode(episode_id)
 
     def use(self, task: str) -> None:
@@ -90,7 +90,7 @@ class LabelFeedback:
         self._in_force = self._adaptation.of(task).threshold
 
     def scored(self, index: int, score: float) -> None:
-        """Take the score of a step within the band."""
+        """Store the score of a step within the band."""
         assert self._running is not None
         self._scores[index] = score
         self._running.scored += 1
@@ -120,13 +120,13 @@ class LabelFeedback:
             self._update(episode)
 
     def forget(self, tasks: Set[str]) -> None:
-        """Forget what updates need of the episodes of these tasks, whose bands have changed."""
+        """Forget the data of episodes of these tasks, because their bands have changed."""
         for episode in self._past.values():
             if episode.task in tasks:
                 episode.nonconformity = episode.observation = None
 
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:
-        """Take the outcome of an episode, running or over; None withdraws an earlier label."""
+        """Handle the outcome of a running or finished episode; None withdraws an earlier label."""
         running = self._running
         if running is not None and running.episode_id == episode_id:
             running.label = success

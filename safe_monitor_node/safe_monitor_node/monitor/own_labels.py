@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels of episodes, and which labels the node itself has published. No ROS."""
+"""Labels of episodes, and the labels that the node itself has published. No ROS."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KEPT = 100
 
 @dataclass(frozen=True)
 class EpisodeLabel:
-    """The outcome of an episode as a label on ``vla/episode`` states it.
+    """The outcome of an episode in a label on ``vla/episode``.
 
     Attributes
     ----------
@@ -21,7 +21,7 @@ class EpisodeLabel:
     stamp : int
         Time of the label [ns].
     reason : str
-        Who labelled, and why.
+        Who set the label, and why.
     """
 
     episode_id: str

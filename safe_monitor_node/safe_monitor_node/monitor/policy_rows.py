@@ -70,7 +70,7 @@ def _read_row(text: str) -> Row:
 
 
 def _with_conditions(row: Row, text: str) -> Row:
-    """Return the row with the conditions that a text says."""
+    """Return the row with the conditions in a text."""
     position, seen = 0, set()
     while text[position:].strip():
         match = _CONDITION.match(text, position)

@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Remarks about events and steps that are accepted but are probably a mistake. No ROS."""
+"""Warnings about accepted events and steps that are probably mistakes. No ROS."""
 
 from __future__ import annotations
 
 from safe_monitor_node.monitor.step_order import shown, steps
 
 RECENT = 10.0
-"""How long a remark is shown after its cause was seen last [s]."""
+"""How long a remark is shown after the last occurrence of its cause [s]."""
 
 _KEPT_IDS = 1000
 _SAME_ID = 'use the same episode_id in vla/episode and in vla/policy_step'
 
 
 class Remarks:
-    """What a person should know about the events and steps of the last seconds.
+    """Remarks about the events and steps of the last seconds, for a person.
 
-    A START without steps and an END without START are usually a wrong episode id in one of the two
-    topics. A step that comes again is ignored, but a node publishes it twice.
+    A START without steps, or an END without START, usually means that one of the two topics has a
+    wrong episode id. A repeated step is ignored, but it means that a node publishes it twice.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Remarks:
         self._remarks[about] = now, text
 
     def tick(self, now: float) -> None:
-        """Forget the remarks whose cause was seen long ago."""
+        """Forget old remarks."""
         self._remarks = {
             about: (seen, text)
             for about, (seen, text) in self._remarks.items()
@@ -63,7 +63,7 @@ class Remarks:
             del self._known[next(iter(self._known))]
 
     def started(self, episode_id: str, now: float, *, has_steps: bool) -> None:
-        """Handle the START of an episode; its first steps may have come before."""
+        """Handle the START of an episode; its first steps may have come earlier."""
         if self._waits and episode_id != self._started:
             self._remark_start(f'START of episode {shown(episode_id)}', now)
         self._started, self._waits = episode_id, not has_steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The rule that makes one state of the states of several detectors. No ROS.
+"""The rule that combines the states of several detectors. No ROS.
 
 ::
 
@@ -26,7 +26,7 @@ from vla_feature_bridge.errors import SafeError
 
 ANY = 'any'
 BLIND = (AlarmState.INVALID, AlarmState.STALE, AlarmState.UNKNOWN)
-"""States in which a detector says nothing about the episode, the first is the most urgent."""
+"""States without a result for the episode; the first is the most urgent."""
 
 _RAISED = (AlarmState.WARNING, AlarmState.ALARM)
 _FORMS = "'any', 'all', '2 of 3', 'all within 5 steps' or 'NAME and NAME within 5 steps'"
@@ -34,27 +34,28 @@ _WHERE = 'parameter detector_rule'
 _WINDOW = re.compile(r'(?P<who>.*?)(?:\s+within\s+(?P<window>\d{1,6})\s+steps?)?', re.IGNORECASE)
 _COUNT = re.compile(r'(\d{1,3})\s+of\s+(\d{1,3})', re.IGNORECASE)
 _NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]*')
-# Words of a rule; and safe/safe/score would look like the score of a robot in the namespace `safe`.
+# Words of a rule. `safe` is also reserved, because safe/safe/score would look like the score of a
+# robot in the namespace `safe`.
 _NO_NAMES = {'all', 'and', 'any', 'of', 'safe', 'steps', 'within'}
 
 
 class RuleError(SafeError):
-    """The rule of several detectors, or the name of one, is not valid."""
+    """The rule of several detectors, or the name of a detector, is not valid."""
 
 
 @dataclass(frozen=True)
 class Rule:
-    """How many of the detectors must agree, and how near in time.
+    """The number of detectors that must agree, and the window of steps.
 
     Attributes
     ----------
     needed : int
-        Number of detectors that make an alarm, at least 1.
+        Number of detectors that are needed for an alarm, at least 1.
     count : int
         Number of detectors.
     window : int or None
-        Number of successive steps in which they must be above their thresholds; 1 is the same step.
-        None: the whole episode.
+        Number of successive steps in which these detectors must be above their thresholds; 1 is the
+        same step. None: the whole episode.
     text : str
         The rule as it was written.
     """
@@ -66,7 +67,7 @@ class Rule:
 
     @classmethod
     def parse(cls, text: str, names: Sequence[str]) -> Rule:
-        """Return the rule that a text says.
+        """Return the rule of a text.
 
         Parameters
         ----------
@@ -105,8 +106,8 @@ class Rule:
     ) -> AlarmState:
         """Return the state of all detectors together.
 
-        A detector that says nothing (INVALID, STALE, UNKNOWN) is never taken for NOMINAL: unless
-        the other detectors are enough for an alarm, its state is the state of all.
+        If the detectors give no alarm, and a detector is INVALID, STALE or UNKNOWN, this is the
+        combined state. It is then never NOMINAL.
 
         Parameters
         ----------
@@ -136,7 +137,7 @@ class Rule:
 
 
 def _needed(text: str, who: str, names: Sequence[str]) -> int:
-    """Return how many detectors are needed by the part of a rule before `within`."""
+    """Return the number of needed detectors from the part of a rule before `within`."""
     if who.lower() == ANY:
         return 1
     if who.lower() == 'all':
@@ -180,14 +181,14 @@ def _nearest_word(who: str) -> str:
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
-    """Return the sentence that says which known word is nearest; empty if none is similar."""
+    """Return a sentence with the nearest known word; empty if no word is similar."""
     found = get_close_matches(word.lower(), [name.lower() for name in known], n=1, cutoff=0.5)
     by_lower = {name.lower(): name for name in known}
     return f'the nearest name is {by_lower[found[0]]}' if found else ''
 
 
 def checked_names(detectors: Sequence[str], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of detectors: those that were given, or those of the detectors.
+    """Return the names of detectors: the given names, or the names of their kinds.
 
     Parameters
     ----------
@@ -199,7 +200,7 @@ def checked_names(detectors: Sequence[str], names: Sequence[str]) -> tuple[str, 
     Raises
     ------
     RuleError
-        There is not one name for each detector, two are equal, or one cannot be a part of a topic.
+        The number of names is wrong, two names are equal, or a name cannot be a part of a topic.
     """
     where = 'parameter detector_names'
     if names and len(names) != len(detectors):
@@ -230,7 +231,7 @@ def checked_names(detectors: Sequence[str], names: Sequence[str]) -> tuple[str, 
 
 
 def _numbered(names: Sequence[str]) -> list[str]:
-    """Return names that are different, because equal ones get a number."""
+    """Return different names: equal names get a number."""
     return [
         f'{name}_{names[:i].count(name) + 1}' if name in names[:i] else name
         for i, name in enumerate(names)

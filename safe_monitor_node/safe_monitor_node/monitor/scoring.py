@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Steps that wait for their scores: one step alone, or the steps of many robots together. No ROS.
+"""Scores waiting steps: one step alone, or the steps of many robots together. No ROS.
 
-What a monitor does with a step is a generator: it yields the step of the detector that it wants a
-score of, and goes on when it gets the score. Therefore the same code judges a step, whether it is
-scored alone or together with the steps of other robots.
+A monitor handles a step in a generator: the generator yields a request for a score, and continues
+when it gets the score. Therefore the same code is used for one step alone and for the steps of many
+robots together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ T = TypeVar('T')
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """The next step of a stream of a detector, whose score is wanted."""
+    """A request for the score of the next step of a stream of a detector."""
 
     detector: Detector
     stream: Stream
@@ -30,17 +30,17 @@ class Wanted:
 
 
 Scoring = Generator[Wanted, float, T]
-"""Yields what it wants a score of, gets the score or the exception of the detector; returns T."""
+"""Yields requests for scores, gets the score or the exception of the detector, and returns T."""
 
 
 def scored_alone(scoring: Scoring[T]) -> T:
-    """Run a scoring to its end; each score is computed when it is wanted."""
+    """Run a scoring to its end; each score is computed when it is requested."""
     try:
         wanted = next(scoring)
         while True:
             try:
                 score = wanted.stream.step(wanted.step)
-            except Exception as error:  # The scoring says what the error means.
+            except Exception as error:  # The scoring handles the error.
                 wanted = scoring.throw(error)
             else:
                 wanted = scoring.send(score)
@@ -50,7 +50,7 @@ def scored_alone(scoring: Scoring[T]) -> T:
 
 
 def scored_together(scorings: Sequence[Scoring[T]]) -> list[T | Exception]:
-    """Run scorings to their ends; what they want at the same time is scored together.
+    """Run scorings to their ends; simultaneous requests are scored together.
 
     The scorings must not share streams.
 
@@ -68,7 +68,7 @@ def scored_together(scorings: Sequence[Scoring[T]]) -> list[T | Exception]:
             waiting[index] = resume()
         except StopIteration as end:
             results[index] = end.value
-        except Exception as error:  # The other scorings are of other robots.
+        except Exception as error:  # The other scorings belong to other robots.
             results[index] = error
 
     for index, scoring in enumerate(scorings):
@@ -86,7 +86,7 @@ def scored_together(scorings: Sequence[Scoring[T]]) -> list[T | Exception]:
 
 
 def _answers(wanted: Mapping[int, Wanted]) -> dict[int, Answer]:
-    """Return the answers by index; each detector scores all its steps in one call."""
+    """Return the results by index; each detector scores all its steps in one call."""
     groups: dict[int, list[int]] = {}
     for index, one in wanted.items():
         groups.setdefault(id(one.detector), []).append(index)

@@ -31,7 +31,7 @@ _KEPT_LATENCIES = 1000
 
 
 class MonitorSession:
-    """Everything that a monitor node keeps between configure and cleanup.
+    """All data of a monitor node between configure and cleanup.
 
     Parameters
     ----------
@@ -105,13 +105,13 @@ class MonitorSession:
 
     @property
     def verdict(self) -> Verdict:
-        """The present verdict of all detectors, if it is about the present."""
+        """The current verdict of all detectors; it can be STALE or UNKNOWN, or say 'learning'."""
         verdict = while_learning(self.ensemble.verdict, self.learning)
         return self.freshness.applied_to(self.watch.applied_to(verdict))
 
     @property
     def learning(self) -> str:
-        """What is learned about the task of the running episode; empty if nothing."""
+        """Text about the good runs of the task that is learned; empty if no task is learned."""
         return self.ensemble.learning if self.monitor.running else ''
 
     @property
@@ -138,7 +138,7 @@ class MonitorSession:
         self.problem = self.first_problem = ''
 
     def began_earlier(self, episode_id: str, now: float, task: str = '') -> None:
-        """Take the START of an episode that began before the monitor was active."""
+        """Handle the START of an episode that began before the monitor was active."""
         if episode_id == self.running_id:
             self.start(episode_id, now, task)
         else:
@@ -198,7 +198,7 @@ class MonitorSession:
     def refuse(
         self, step_id: StepId, problem: str, now: float, age: float | None = None
     ) -> StepResult | None:
-        """Take a step whose message cannot be read; None if it is ignored."""
+        """Handle a step whose message cannot be read; None if it is ignored."""
         self._begin_with(step_id, now)
         result = self.ensemble.refuse(step_id, problem, now)
         return self._kept(result, step_id, now, age)
@@ -271,11 +271,11 @@ class MonitorSession:
             self.start(*waiting)
 
     def clock_ran_back(self) -> None:
-        """Record that the ROS time ran back; see `EpisodeMonitor.clock_ran_back`."""
+        """Record that the ROS time went back; see `EpisodeMonitor.clock_ran_back`."""
         self.ensemble.clock_ran_back()
 
     def tick(self, now: float) -> None:
-        """Look at the time, and write the adaptation file if its last write failed."""
+        """Check the time, and write the adaptation file if its last write failed."""
         self.watch.tick(now)
         self.remarks.tick(now)
         if self.watch.earlier is not None and not self.monitor.running:
@@ -318,7 +318,7 @@ class MonitorSession:
             self.situation.take_margins(self.ensemble.margins())
         advice = table.advice(self.situation)
         if verdict.state == AlarmState.WARNING and self.learning:
-            # A row for WARNING must not release a robot that learning_advice stops.
+            # A row for WARNING must not weaken the advice of learning_advice.
             return max(advice, self.settings.learning_advice)
         return advice
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The settings of a session: what a monitor is made with from a detector folder. No ROS."""
+"""The settings of a session. No ROS."""
 
 from __future__ import annotations
 
@@ -32,15 +32,16 @@ class MonitorSettings:
     good_runs : int
         Same meaning as in :class:`EpisodeMonitor`.
     learning_advice : Advice
-        The advice in the state WARNING while a task is learned; a stronger one of the table counts.
+        The advice in the state WARNING while a task is learned, unless the table gives a stronger
+        advice.
     advice : AdviceTable
         The advice for each state.
     more_folders : tuple of str
-        Folders of the detectors that score the same steps as the first one.
+        Folders of further detectors that score the same steps.
     names : tuple of str
         Names of all detectors; empty: the names of their kinds.
     rule : str
-        The rule that makes one state of the states of several detectors; see :class:`Rule`.
+        The rule that combines the states of several detectors; see :class:`Rule`.
     """
 
     alpha: float = 0.0
@@ -85,8 +86,8 @@ class MonitorSettings:
     def detector_alarm(self) -> AlarmConfig:
         """The parameters of the alarm of one detector.
 
-        The alarm of several detectors is latched, not that of each, so that an old alarm of one
-        detector does not meet a new one of another.
+        With several detectors, only the combined alarm is latched with RESET. Otherwise an old
+        alarm of one detector could be combined with a new alarm of another detector.
         """
         return replace(self.alarm, latch=Latch.EPISODE) if self.more_folders else self.alarm
 

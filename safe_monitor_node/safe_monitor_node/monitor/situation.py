@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The situation that the alarm policy judges: a state, how long it has lasted, and margins."""
+"""The input of the alarm policy: a state, how long it has lasted, and margins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Situation:
         self.forget()
 
     def forget(self) -> None:
-        """Let the state begin anew with the next call of `take`."""
+        """Restart the state with the next call of `take`."""
         self.steps, self.seconds = 0, 0.0
         self._began: float | None = None
         self._episode = ''
@@ -49,7 +49,9 @@ class Situation:
         stepped: bool = False,
         held: bool = False,
     ) -> None:
-        """Take the present state. It begins anew with an episode, unless it is a held ALARM.
+        """Store the present state.
+
+        The state restarts with each episode, unless it is an ALARM of an earlier episode.
 
         Parameters
         ----------
@@ -58,7 +60,7 @@ class Situation:
             Time of a steady clock [s].
         known : bool
         episode, task : str
-            Of the running or last episode.
+            Id and task of the running or last episode.
         stepped : bool
             Whether a step has just come.
         held : bool
@@ -78,7 +80,7 @@ class Situation:
         self.seconds = now - self._began
 
     def take_margins(self, margins: Mapping[str, float]) -> None:
-        """Take score minus threshold of each detector at the present step."""
+        """Store score minus threshold of each detector at the present step."""
         for name, margin in margins.items():
             if margin > self._margins.get(name, -math.inf):
                 self._margins[name] = margin

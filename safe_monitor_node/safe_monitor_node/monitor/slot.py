@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One detector of a session: the monitor in use, the next one, and its adaptation file. No ROS."""
+"""One detector of a session: the monitor in use, the next monitor, and the adaptation file.
+
+No ROS.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,7 @@ class DetectorSlot:
     monitor : EpisodeMonitor
         Made from this folder.
     name : str
-        Name of the slot; it stays if another detector is loaded.
+        Name of the slot; it does not change if another detector is loaded.
     adaptation_file : str
         File that stores the updates of the thresholds and the good runs; empty: they are only in
         memory.
@@ -39,7 +42,7 @@ class DetectorSlot:
     monitor : EpisodeMonitor
         The monitor in use.
     next_monitor : EpisodeMonitor or None
-        The monitor of the next episode, if it is another one.
+        The monitor of the next episode, if it is a different monitor.
     file_problem : str
         Reason why the adaptation file could not be written; empty if it was written.
 
@@ -81,16 +84,16 @@ class DetectorSlot:
 
     @property
     def monitors(self) -> list[EpisodeMonitor]:
-        """The monitor in use, and the next one if it is another one."""
+        """The monitor in use, and the next monitor if it is different."""
         return [self.monitor] if self.next_monitor is None else [self.monitor, self.next_monitor]
 
     @property
     def learning(self) -> str:
-        """What this detector learns about the task of the running episode; empty if nothing."""
+        """Text about the good runs of the task that is learned; empty if no task is learned."""
         return self.monitor.thresholds.learning if self.monitor.running else ''
 
     def shown(self, verdict: Verdict) -> Verdict:
-        """Return a verdict of this detector as it is published: never NOMINAL while it learns."""
+        """Return a verdict of this detector for publishing: never NOMINAL while it learns."""
         return while_learning(verdict, self.learning)
 
     def check(self, old: MonitorSettings, new: MonitorSettings) -> None:
@@ -193,7 +196,7 @@ def learns(monitor: EpisodeMonitor) -> bool:
 
 
 def file_of(adaptation_file: str, name: str) -> str:
-    """Return the adaptation file of a further detector: ``updates.json``, ``updates.NAME.json``."""
+    """Return the adaptation file of a further detector: ``updates.NAME.json``."""
     if not adaptation_file:
         return ''
     path = Path(adaptation_file)
@@ -211,7 +214,7 @@ def check_features(detectors: dict[str, CalibratedDetector]) -> None:
     Raises
     ------
     MonitorError
-        They cannot; the message has the names of two detectors.
+        The features differ; the message has the names of two detectors.
     """
     reading = [
         (name, calibrated.feature)

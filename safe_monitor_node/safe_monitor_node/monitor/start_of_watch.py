@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a monitor that becomes active knows about episodes that began before. No ROS."""
+"""Finds out whether an episode was already running when the monitor became active. No ROS."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StartOfWatch:
         self._active_since: float | None = None
 
     def activate(self, now: float) -> None:
-        """Begin to listen."""
+        """Start to listen."""
         self._active_since = now
 
     def began(self, episode_id: str, task: str = '') -> None:
@@ -61,17 +61,20 @@ class StartOfWatch:
         self._active_since = None
 
     def tick(self, now: float) -> None:
-        """Look at the time: after a while without steps and events, no episode is running."""
+        """Check the time: after some time without steps and events, no episode is running."""
         if self._active_since is not None and now - self._active_since >= LISTENING:
             self.know()
 
     @property
     def knows(self) -> bool:
-        """Whether it is known if an episode is running."""
+        """True if it is known whether an episode is running."""
         return self._active_since is None
 
     def applied_to(self, verdict: Verdict) -> Verdict:
-        """Return the verdict; while nothing is known, it says so. An ALARM can be latched."""
+        """Return the verdict; if it is not known whether an episode runs, the reason says so.
+
+        A latched ALARM stays.
+        """
         if self.knows or verdict.state == AlarmState.ALARM:
             return verdict
         reason = (

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks whether the features and actions of a step can be what the detector was fitted on."""
+"""Checks whether the features and actions of a step match the detector."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.tensors import FLOATS, as_float32, dtype_name
 
 LARGEST_FEATURE = 1e9
-"""No hidden state of a network has such a large number; float16 ends at 65504."""
+"""Hidden states of networks do not have larger numbers; the largest float16 is 65504."""
 
 
 class StepChecks:
     """Checks and pools the steps of one episode after another.
 
-    A detector computes a score from any numbers of the right shape. These checks find numbers that
-    cannot be the hidden state of the policy: a frozen pipeline, an array that was never filled,
-    token ids.
+    A detector can compute a score from any numbers of the right shape. These checks find numbers
+    that cannot be a hidden state: a frozen pipeline, an empty array, token ids.
 
     Attributes
     ----------
@@ -30,7 +29,7 @@ class StepChecks:
     max_identical : int
         Number of steps in succession that may have identical features; 0: any number.
     warning : str
-        What is doubtful about the last step that was accepted; empty if nothing is.
+        Warning about the last accepted step; empty if there is no warning.
     """
 
     def __init__(self, calibrated: CalibratedDetector) -> None:
@@ -51,7 +50,7 @@ class StepChecks:
         Raises
         ------
         StepError
-            The features or the actions are not those that the detector was fitted on.
+            The features or the actions do not match the detector.
         PoolingError
             The features cannot be pooled.
         """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the steps of an episode so far are complete, and the first cause if they are not."""
+"""Records missing steps of an episode, and their first cause."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ class StepHistory:
         reason : str
             Which steps are missing.
         hint : str
-            Why steps are missing again and again, if it is known. It is added to the first cause,
-            if steps were missing then too.
+            Probable reason why steps are often missing, if it is known. It is added to the first
+            cause, if the first cause is also a missing step.
         """
         self._missing += count
         if not self._first:
@@ -49,14 +49,14 @@ class StepHistory:
 
     @property
     def cause(self) -> str:
-        """Why the episode cannot be judged any more, the first cause; empty if it can."""
+        """First cause why the episode can no longer be scored; empty if it can be scored."""
         if self._contradiction:
             return self._contradiction
         if self._missing <= self._allowed:
             return ''
         if not self._allowed:
             return self._first
-        # Without their number, so that the cause stays the same.
+        # The text has no number of steps, so that the cause does not change.
         return (
             f'more steps are missing or have no score than max_missing_steps = {self._allowed}; '
             f'the first cause: {self._first}'

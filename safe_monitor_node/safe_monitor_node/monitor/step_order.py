@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a step belongs: in the running episode, in a new one, or in none. No ROS."""
+"""Finds the place of a step: in the running episode, in a new episode, or in no episode. No ROS."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _PAUSE = 2_000_000_000
 
 
 class Placement(Enum):
-    """Where a step belongs."""
+    """Kind of the place of a step."""
 
     NEXT = auto()
     """It is the next step of the running episode."""
     REPEATED = auto()
-    """It came before, or it is a step of an episode whose END has just come; ignored."""
+    """It came before, or it belongs to an episode whose END has just come; it is ignored."""
     NOWHERE = auto()
-    """It belongs to no episode, or it contradicts a step that came before."""
+    """It belongs to no episode, or it contradicts an earlier step."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,13 @@ class Place:
     ----------
     placement : Placement
     problem : str
-        Why the episode cannot be judged any more, whatever `placement` is; empty if it can.
+        Why the episode can no longer be scored, for any `placement`; empty if it can be scored.
     missing : int
         Number of steps that are missing before this step.
     gap : str
-        Which steps are missing; empty if none is.
+        Text about the missing steps; empty if no step is missing.
     hint : str
-        Why they are missing, to be added to a sentence; empty if it is not known.
+        Probable reason, to be added to a sentence; empty if it is not known.
     """
 
     placement: Placement
@@ -80,7 +80,8 @@ class StepOrder:
     next_index : int
         Index of the next step of the running episode.
     changed_at : int or None
-        Step at which another publisher has taken over the running episode; None if none has.
+        Step at which another publisher took over the running episode; None if the publisher did not
+        change.
     """
 
     def __init__(self) -> None:
@@ -122,11 +123,11 @@ class StepOrder:
         return again or step_id.episode_id != self.ended_id
 
     def _is_played_again(self, step_id: StepId) -> bool:
-        """Return True if a recording of the last episode is played again from its begin.
+        """Return True if a recording of the last episode is played again.
 
-        A player that was started again numbers its messages from the begin. Its step 0 has the old
-        stamp and the old content, and comes after a pause. A middleware or a bridge that sends a
-        step twice makes no such pause.
+        A restarted player numbers its messages from the beginning. Its step 0 has the same stamp
+        and the same content as before, and comes after a pause. If a middleware or a bridge sends a
+        step twice, there is no such pause.
         """
         number, last = step_id.publication.number, self._last_number
         return (
@@ -181,12 +182,12 @@ class StepOrder:
         self.accept_earlier_stamps()
 
     def accept_earlier_stamps(self) -> None:
-        """Accept a step 0 that begins an episode with a stamp that is earlier than all before."""
+        """From now on, a step 0 starts a new episode even if its stamp is earlier than others."""
         self._last_stamp = -1
         self._first_stamp = 0
 
     def take_over(self, previous: StepOrder) -> None:
-        """Go on after another order: its last episode."""
+        """Continue with the last episode of another order."""
         self.ended_id, self._last_stamp = previous.ended_id, previous._last_stamp
         self._late_until, self._ended_at = previous._late_until, previous._ended_at
 
@@ -237,7 +238,7 @@ class StepOrder:
 
     def _place_of_next(self, index: int, problem: str) -> Place:
         first, missing = self.next_index, index - self.next_index
-        # The distance to the step before; without a step before, it is not known.
+        # Difference to the previous step; not known without a previous step.
         stride, before = missing + 1 if first else 0, self._stride
         self._stride = stride
         if not missing:
@@ -257,11 +258,11 @@ class StepOrder:
         )
 
     def _second_speaker(self, step_id: StepId) -> str:
-        """Return that the episode comes from two publishers; empty if nothing shows this.
+        """Return the problem that the episode comes from two publishers; empty without evidence.
 
-        Each publisher numbers its messages, and connections keep their order: a number that does
-        not grow is of another publisher. One such change is a publisher that was restarted, for
-        example a bridge. The second one shows that both publish.
+        Each publisher numbers its messages, and connections keep their order. If a number does not
+        increase, the message is from another publisher. One such change can be a restarted
+        publisher, for example a bridge. A second change shows that two publishers are active.
         """
         number = step_id.publication.number
         last, self._last_number = self._last_number, number
@@ -293,7 +294,7 @@ class StepOrder:
         )
 
     def _contradiction(self, step_id: StepId) -> str:
-        """Return that a step came before with other numbers; empty if it is a repetition."""
+        """Return the problem that a step came twice with different content; else empty."""
         known = self._contents.get(step_id.index, 0)
         if not known or not step_id.content or known == step_id.content:
             return ''

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Learns the period of steps, and how long a silence means that the steps stopped. No ROS."""
+"""Learns the period of steps, and the time without a step after which steps count as stopped.
+
+No ROS.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +25,15 @@ class StepPeriod:
     """The usual time between two steps of an episode.
 
     A policy that emits action chunks infers every few seconds, another policy ten times a second.
-    The period is the 0.9 quantile of the last 20 intervals. The longest interval never counts,
-    unless it is the only one: a policy that has hung once has not become slow.
+    The period is the 0.9 quantile of the last 20 intervals. The longest interval is ignored, unless
+    it is the only interval, because a policy may have been blocked once.
     """
 
     def __init__(self) -> None:
         self._intervals: deque[float] = deque(maxlen=_KEPT)
 
     def add(self, interval: float) -> None:
-        """Take the time between two consecutive steps of an episode [s]."""
+        """Add the time between two consecutive steps of an episode [s]."""
         if interval >= 0.0:
             self._intervals.append(interval)
 
@@ -48,7 +51,7 @@ class StepPeriod:
         return min(max(PERIODS * (self.period or 0.0), SHORTEST_SILENCE), LONGEST_SILENCE)
 
     def explain(self) -> str:
-        """Return where `silence` comes from, for a person."""
+        """Return an explanation of `silence`, for a person."""
         if self.period is None:
             return 'no period is known yet'
         return f'{PERIODS} times the period of {self.period:.3g} s' + (

@@ -17,7 +17,7 @@ _READ_OF_FEATURES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Publication:
-    """What the middleware says about the publication of a message.
+    """Information of the middleware about the publication of a message.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class StepId:
 
 
 def content_of(step: PolicyStep) -> int:
-    """Return a number that tells two steps with different content apart; never 0.
+    """Return a number that differs for steps with different content; never 0.
 
     The number is a checksum of the signals and of at most 4096 numbers of the features, because raw
     features can be large.
@@ -109,11 +109,11 @@ class Counts:
     invalid : int
         Steps that could not be scored.
     missing : int
-        Steps that did not come.
+        Steps that were not received.
     repeated : int
         Steps that came again, or that came after a later step or after END. They are ignored.
     misplaced : int
-        Steps that belong to no episode, or that contradict a step before.
+        Steps that belong to no episode, or that contradict an earlier step.
     episodes : int
     """
 

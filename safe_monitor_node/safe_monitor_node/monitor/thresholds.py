@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The thresholds that an episode is compared with.
 
-The calibrated thresholds of the detector folder, or adaptive thresholds.
+These are the calibrated thresholds of the detector folder, or adaptive thresholds.
 
 An episode monitor has one :class:`Thresholds` object and calls it for each event of the episode.
 """
@@ -38,10 +38,10 @@ def choose_thresholds(
     Parameters
     ----------
     alpha : float
-        Promised false-alarm rate; 0 takes the detector's own.
+        Promised false-alarm rate; 0 uses the rate of the detector.
     warning_alpha : float
-        False-alarm rate of the warnings; 0 takes twice ``alpha`` if the band has it, otherwise no
-        warnings.
+        False-alarm rate of the warnings; 0 uses twice ``alpha`` if the band has this rate,
+        otherwise there are no warnings.
     task : str
         Task of the episode; empty if unknown.
 
@@ -107,11 +107,11 @@ class Thresholds(ABC):
 
     @property
     def learning(self) -> str:
-        """What is learned about the task of the episode; empty if nothing."""
+        """Text about the good runs of the task that is learned; empty if no task is learned."""
         return ''
 
     def take_news(self) -> list[str]:
-        """Return what happened to good runs since the last call, one sentence each."""
+        """Return the changes of good runs since the last call, one sentence for each change."""
         return []
 
     def succeeded_by(self, other: Thresholds) -> Thresholds:
@@ -139,7 +139,7 @@ class Thresholds(ABC):
 
     @abstractmethod
     def scored(self, index: int, score: float) -> None:
-        """Take the score of a step of the running episode."""
+        """Store the score of a step of the running episode."""
 
     @abstractmethod
     def invalidate(self) -> None:
@@ -151,7 +151,7 @@ class Thresholds(ABC):
 
     @abstractmethod
     def label(self, episode_id: str, success: bool | None) -> LabelEffect:
-        """Take the outcome of an episode; None withdraws an earlier label."""
+        """Handle the outcome of an episode; None withdraws an earlier label."""
 
 
 class CalibratedThresholds(Thresholds):
@@ -207,7 +207,7 @@ class CalibratedThresholds(Thresholds):
 class AdaptiveThresholds(Thresholds):
     """Adaptive thresholds.
 
-    The first thresholds are those of the band of the detector. Labelled successes update them.
+    At first, the thresholds are the thresholds of the band. Labelled successes update them.
 
     Parameters
     ----------

@@ -2,10 +2,10 @@
 """Executables. Only this subpackage uses ROS.
 
 monitor_parameters    the parameters of the monitor node
-diagnosis             level and facts of a session for ``/diagnostics``; no ROS in it
-monitor_messages      the messages of the monitor node, made from a session
-monitor_outputs       what the monitor node publishes
-topic_watch           who else publishes the topics of the monitor
+diagnosis             level and facts of a session for ``/diagnostics``; does not use ROS
+monitor_messages      makes the messages of the monitor node
+monitor_outputs       the publishers of the monitor node
+topic_watch           other publishers of the topics of the monitor
 monitor_inputs        the subscriptions of the monitor node, and the nodes around it
 monitor_services      the services of the monitor node
 monitor_node          life cycle, steps, events and timers of the monitor node
@@ -13,7 +13,7 @@ monitor               executable of monitor_node
 fleet_file            reads the list of the robots of a fleet
 fleet_schedule        periodic calls of many robots
 fleet_robot           the monitor of one robot of a fleet
-fleet_loop            takes the messages of all robots and scores their steps together
+fleet_loop            receives the messages of all robots and scores their steps together
 fleet_parameters      the parameters of the fleet node
 fleet_node            the monitors of many robots in one process
 fleet                 executable of fleet_node
@@ -21,12 +21,12 @@ black_box_parameters  the parameters of the black box node
 black_box_topics      the topics that the black box records
 black_box_node        topics, service and diagnostics of the black box node
 black_box             executable of black_box_node
-robot_topics          subscriptions of what monitors publish, for nodes that show robots
+robot_topics          subscriptions of the topics of monitors, for nodes that show robots
 watch_node            all robots in a terminal
 watch                 executable of watch_node
 status                one line for each robot, and an exit status
 monitor_calls         calls the services of running monitors
-doctor                what is wrong around the monitors, in sentences
+doctor                finds problems of monitors, topics and clocks
 dashboard_node        all robots on a web page
 dashboard             executable of dashboard_node
 marker_messages       a robot as markers for RViz

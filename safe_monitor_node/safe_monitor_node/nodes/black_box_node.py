@@ -47,10 +47,10 @@ _STATES = {
 
 
 class BlackBoxNode(ManagedNode):
-    """Records the last seconds of all topics of a monitor when an alarm fires.
+    """Records the last seconds of all topics of a monitor when an alarm is raised.
 
     Service: ``~/save`` (std_srvs/Trigger) makes a recording without an alarm. The node publishes
-    only ``/diagnostics``. It reads no array of a message, and nothing waits for it.
+    only ``/diagnostics``. It does not read the arrays of messages, and no other node waits for it.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -81,7 +81,7 @@ class BlackBoxNode(ManagedNode):
         self.create_service(Trigger, '~/save', self._save)
 
     def autostart(self) -> None:
-        """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
+        """Configure and activate if ``autostart`` is true; a failure is logged and diagnosed."""
         if not self._values.autostart:
             return
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
@@ -129,11 +129,11 @@ class BlackBoxNode(ManagedNode):
         self._tick_timer = self._box = self._folder = None
 
     def close(self) -> None:
-        """Write what is pending, and let go of the folder."""
+        """Write the pending recordings, and release the folder."""
         self._teardown()
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Begin to keep messages."""
+        """Start to keep messages."""
         result = super().on_activate(state)
         self._active_since = time.monotonic()
         self._state = (FailureAlarm.STATE_UNKNOWN, '')
@@ -141,7 +141,7 @@ class BlackBoxNode(ManagedNode):
         return result
 
     def on_deactivate(self, state: LifecycleState) -> TransitionCallbackReturn:
-        """Keep no more messages; what is pending is written without the rest of its time."""
+        """Stop keeping messages. Pending recordings are written immediately."""
         self._stop_listening()
         return super().on_deactivate(state)
 
@@ -162,7 +162,7 @@ class BlackBoxNode(ManagedNode):
         if (look := self._takes.get(name)) is not None:
             try:
                 look(box, data, published, now)
-            except Exception:  # Other nodes publish here; their bytes are recorded as they are.
+            except Exception:  # The bytes of other nodes are recorded without changes.
                 self._unreadable += 1
         box.take(topic, data, published, now)
 
@@ -191,7 +191,7 @@ class BlackBoxNode(ManagedNode):
         if state == before or alarm.state not in wanted or self._is_from_before(published):
             return
         if before[0] == alarm.state and alarm.reason.endswith(CALL_RESET):
-            return  # the latch holds the alarm of an earlier episode, which is recorded
+            return  # the latched alarm of an earlier episode is already recorded
         name = _STATES[alarm.state]
         box.trigger(alarm.episode_id, f'{name} at step {alarm.step}: {alarm.reason}', now)
         self.get_logger().info(
@@ -202,7 +202,7 @@ class BlackBoxNode(ManagedNode):
     def _is_from_before(self, published: int) -> bool:
         """Return True for a message that was published before the node listened.
 
-        ``safe/alarm`` is latched. What led to an earlier alarm is not known here.
+        ``safe/alarm`` is latched. The messages before an earlier alarm were not received.
         """
         age = (time.time_ns() - published) * 1e-9
         return age > time.monotonic() - self._active_since

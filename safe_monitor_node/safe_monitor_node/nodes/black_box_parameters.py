@@ -13,8 +13,8 @@ PARAMETERS = (
     Parameter(
         'record_on',
         ALARM,
-        '`alarm`: the state ALARM makes a recording; `alarm_or_blind`: STALE and INVALID make one '
-        'too. ~/save always makes one.',
+        '`alarm`: make a recording at the state ALARM; `alarm_or_blind`: also at STALE and '
+        'INVALID. ~/save always makes a recording.',
         choices=(ALARM, ALARM_OR_BLIND),
     ),
     Parameter('seconds_before', 30.0, 'Time before the alarm that is recorded [s].', 0.1, 3600.0),
@@ -28,15 +28,15 @@ PARAMETERS = (
     Parameter(
         'memory_mb',
         200.0,
-        'Most memory for messages [MB]; when it is full, the oldest messages are dropped.',
+        'Largest memory for messages [MB]; when it is full, the oldest messages are dropped.',
         1.0,
         100000.0,
     ),
-    Parameter('max_files', 50, 'Most recordings in the folder.', 1, 100000),
+    Parameter('max_files', 50, 'Largest number of recordings in the folder.', 1, 100000),
     Parameter(
         'max_folder_mb',
         2000.0,
-        'Most disk space of all recordings in the folder [MB].',
+        'Largest disk space of all recordings in the folder [MB].',
         1.0,
         10000000.0,
     ),
@@ -44,7 +44,7 @@ PARAMETERS = (
         'when_full',
         DELETE_OLDEST,
         '`delete_oldest`: the oldest recordings without a label file are deleted for a new one; '
-        '`refuse`: the new recording is lost, and `/diagnostics` says so.',
+        '`refuse`: the new recording is lost, and `/diagnostics` reports it.',
         choices=(DELETE_OLDEST, REFUSE),
     ),
     Parameter('diagnostics_period', 1.0, 'Period of /diagnostics [s].', 0.05, 60.0),

@@ -28,7 +28,7 @@ from vla_feature_bridge.ros.qos import (
     STOP_QOS,
 )
 
-#: The black box may wait for the processor longer than the monitor.
+#: The black box may get less CPU time than the monitor.
 _DEPTH = 1000
 _KEPT_EVENTS = 200
 _EVENTS, _OF_MONITOR = 'vla/episode', 'safe/alarm'
@@ -77,14 +77,15 @@ def channel_of(node: Node, topic: RecordedTopic) -> Channel:
 class RecordedTopics:
     """Subscribes to all topics.
 
-    Latched topics have two subscriptions, for publishers that keep their last messages and for
-    those that do not, as in the monitor. A message that both receive counts once.
+    Latched topics have two subscriptions, as in the monitor: one for transient-local publishers,
+    and one for volatile publishers. If both receive a message, it is kept only once.
 
-    A policy waits until both its topics have a subscriber, and that must be a monitor. Therefore
-    events are subscribed only while a monitor is there. They are latched, so that none is missed.
+    A policy waits until both its topics have a subscriber, and this subscriber must be a monitor.
+    Therefore the black box subscribes to events only while a monitor runs. Events are latched, so
+    that no event is missed.
 
-    The scores of each of several detectors (``safe/NAME/score``) are subscribed as soon as they
-    are there.
+    The black box subscribes to the scores of several detectors (``safe/NAME/score``) as soon as
+    they are published.
 
     Parameters
     ----------
@@ -98,7 +99,8 @@ class RecordedTopics:
     Attributes
     ----------
     left_out : set of str
-        Scores of detectors that are not recorded, because a file has a largest number of topics.
+        Scores of detectors that are not recorded, because the number of topics in a file is
+        limited.
     """
 
     def __init__(
@@ -114,18 +116,18 @@ class RecordedTopics:
         self.update()
 
     def has_monitor(self) -> bool:
-        """Return True if somebody publishes ``safe/alarm``."""
+        """Return True if a node publishes ``safe/alarm``."""
         return bool(self._node.count_publishers(_OF_MONITOR))
 
     def update(self) -> None:
-        """Look whether a monitor is there."""
+        """Check whether a monitor runs."""
         if not self.has_monitor():
             self._close(_EVENTS)
         elif _EVENTS not in self._subscriptions:
             self._open(_EVENTS)
 
     def look_for_scores(self) -> None:
-        """Subscribe to the scores of detectors that are new in the graph."""
+        """Subscribe to the scores of new detectors in the graph."""
         first = self._node.resolve_topic_name('safe') + '/'
         for name, kinds in self._node.get_topic_names_and_types():
             of_detector = re.fullmatch(re.escape(first) + r'[^/]+/score', name)
@@ -167,7 +169,7 @@ class RecordedTopics:
             on_message,
             QoSProfile(depth=_DEPTH, reliability=topic.qos.reliability, durability=durability),
             raw=True,
-            # A volatile publisher does not match the second subscription; that is no problem.
+            # It is no problem that a volatile publisher does not match the second subscription.
             event_callbacks=SubscriptionEventCallbacks(incompatible_qos=lambda event: None),
         )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Shows all robots live on a web page that it serves itself. ``dashboard`` is its executable."""
+"""Serves a web page that shows all robots live. ``dashboard`` is its executable."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ PARAMETERS = (
     Parameter(
         'address',
         '127.0.0.1',
-        'Address that the web server listens on; another one than 127.0.0.1 needs a token.',
+        'Address that the web server listens on; any address other than 127.0.0.1 needs a token.',
     ),
-    Parameter('port', 8770, 'Port of the web server; 0 takes a free one.', 0, 65535),
+    Parameter('port', 8770, 'Port of the web server; 0 chooses a free port.', 0, 65535),
     Parameter(
         'token',
         '',
-        'Secret of at least 16 characters that every browser must give; empty for none.',
+        'Secret of at least 16 characters that every browser must give; empty: no token.',
     ),
     Parameter('labels', True, 'Whether the page has buttons that label episodes.'),
     Parameter('history', 600, 'Number of steps of the running episode that are shown.', 20, 10000),
@@ -41,7 +41,7 @@ _ANSWER_WITHIN = 5.0
 
 
 class DashboardNode(Node):
-    """Serves the page, and passes its labels on to the monitors.
+    """Serves the page, and sends its labels to the monitors.
 
     Attributes
     ----------
@@ -110,7 +110,7 @@ class DashboardNode(Node):
         return bool(answer.success), str(answer.message)
 
     def destroy_node(self) -> None:
-        """End the web server and the node."""
+        """Stop the web server and destroy the node."""
         self.server.close()
         super().destroy_node()
 

@@ -40,7 +40,7 @@ def diagnose(
     failure : str
         Reason why the last configure failed; empty if it succeeded.
     around : sequence of Finding
-        What is wrong with the node and with the nodes around it.
+        Problems of the node and of other nodes.
     """
     if session is None:
         level, message = (Level.ERROR, failure) if failure else (Level.STALE, 'not configured')
@@ -60,7 +60,7 @@ def diagnose(
 
 
 def _findings_of(session: MonitorSession) -> list[Finding]:
-    """Return what is doubtful although the state can be NOMINAL."""
+    """Return problems that are possible in the state NOMINAL."""
     texts = (
         session.file_problem,
         session.freshness.warning,
@@ -71,7 +71,7 @@ def _findings_of(session: MonitorSession) -> list[Finding]:
 
 
 def introduce(session: MonitorSession) -> list[str]:
-    """Return what a new session uses, one sentence for each line of the log."""
+    """Return the lines of the log that describe a new session."""
     ensemble = session.ensemble
     sentences = [sentence for slot in ensemble.slots for sentence in _introduce(slot)]
     if ensemble.several:
@@ -145,7 +145,7 @@ def facts_of(session: MonitorSession) -> dict[str, object]:
 
 
 def _described(slot: DetectorSlot) -> str:
-    """Return the state of one of several detectors and what it is, in one line."""
+    """Return the description and the state of one of several detectors, in one line."""
     monitor = slot.monitor
     verdict, counts = slot.shown(monitor.verdict), monitor.counts
     text = verdict.state.name
@@ -160,7 +160,7 @@ def _described(slot: DetectorSlot) -> str:
 
 
 def _settings_facts(session: MonitorSession) -> dict[str, object]:
-    """Return what counts as an alarm and as STALE, and what changes with the next episode."""
+    """Return the settings of alarms and of STALE, and the changes at the next episode."""
     alarms, freshness = session.monitor.alarms, session.freshness
     config, age = alarms.config, freshness.age
     if config.stale_after == math.inf:
@@ -193,7 +193,7 @@ def _settings_facts(session: MonitorSession) -> dict[str, object]:
 
 
 def _detector_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -> dict[str, object]:
-    """Return what one detector has learned from labels, and where it is stored."""
+    """Return the effects of labels on one detector, and the file that stores them."""
     facts = _good_runs_facts(session, slot, prefix) | _adaptation_facts(slot, prefix)
     if learns(slot.monitor) or session.settings.adaptation_file:
         kept_in = slot.adaptation_kept_in
@@ -205,7 +205,7 @@ def _detector_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) ->
 
 
 def _good_runs_facts(session: MonitorSession, slot: DetectorSlot, prefix: str) -> dict[str, object]:
-    """Return what is learned about new tasks from good runs, and why nothing is."""
+    """Return the good runs of new tasks, or why no task is learned."""
     monitor = slot.monitor
     good_runs = monitor.thresholds.good_runs
     if good_runs is None:

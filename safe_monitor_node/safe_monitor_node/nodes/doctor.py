@@ -102,7 +102,7 @@ def _check_folder(folder: str) -> Remark:
 
 
 def _look(node: Node, robot: str, wait: float) -> GraphSeen:
-    """Return what can be seen of the graph and of diagnostics within some time [s]."""
+    """Collect data of the graph and of diagnostics for some time [s]."""
     reports: dict[str, list[Report]] = defaultdict(list)
 
     def take(message: DiagnosticArray) -> None:
@@ -179,7 +179,7 @@ def _look_at(node: Node, name: str, reports: list[Report]) -> MonitorSeen:
 
 
 def _topics_of(node: Node, name: str, kind: str, *, publishes: bool) -> list[str]:
-    """Return the topics of a type that a node publishes or subscribes to; also remapped ones."""
+    """Return the topics of a type that a node publishes or subscribes to, also if remapped."""
     space, _, base = name.rpartition('/')
     look = (
         node.get_publisher_names_and_types_by_node
@@ -199,7 +199,7 @@ def _publishers(node: Node, topic: str, kind: str) -> list[str]:
 
 
 def _subscriptions(node: Node, topic: str, monitor: str) -> list[Any]:
-    """Return the subscriptions of other nodes; a monitor looks at its own topic too."""
+    """Return the subscriptions of other nodes; a monitor also subscribes to its own topic."""
     infos = node.get_subscriptions_info_by_topic(topic)
     return [info for info in infos if _name(info) != monitor]
 

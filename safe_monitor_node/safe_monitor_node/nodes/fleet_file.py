@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the file that lists the robots of a fleet, and refuses what no monitor could use.
+"""Reads the file that lists the robots of a fleet, and refuses invalid entries.
 
 ::
 
@@ -148,7 +148,7 @@ def _content(path: str) -> Any:
 
 
 def _repeated(node: Any, visited: set[int] | None = None) -> Iterator[tuple[str, int]]:
-    """Yield the keys that a mapping has twice, with their lines; YAML keeps only the last one."""
+    """Yield the repeated keys of a mapping with their lines; YAML keeps only the last value."""
     visited = set() if visited is None else visited
     if id(node) in visited:  # another alias of the same node
         return
@@ -218,7 +218,7 @@ def _robot(entry: Any, where: str, common: Mapping[str, Value], within: str) -> 
 
 
 def _check_unique(path: str, robots: list[Robot]) -> None:
-    """Refuse two robots with one namespace, or with one file of their thresholds."""
+    """Refuse two robots with the same namespace or the same adaptation file."""
     for what, values, advice in (
         (
             'a namespace',

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parameters of the fleet node. Those of its robots are the parameters of the monitor."""
+"""The parameters of the fleet node. Its robots have the parameters of the monitor."""
 
 from __future__ import annotations
 

@@ -37,8 +37,8 @@ class Call:
 class Schedule:
     """Calls functions when they are due.
 
-    Of the calls that are due, the one whose period ends first comes first. Therefore ``safe/stop``
-    with its short period does not wait for diagnostics on a busy machine.
+    If several calls are due, the call with the earliest end of its period comes first. Therefore
+    ``safe/stop`` with its short period does not wait for diagnostics on a busy machine.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Schedule:
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
         self._numbers = itertools.count()
-        # Entries (time, number, due, call). Those whose `due` is not that of the call are old.
+        # Entries (time, number, due, call). If `due` differs from the call, the entry is old.
         self._later: list[tuple[float, int, float, Call]] = []
         self._ready: list[tuple[float, int, float, Call]] = []
 
@@ -83,7 +83,7 @@ class Schedule:
             _, _, due, call = heapq.heappop(self._ready)
             if due != call.due:
                 continue
-            # Calls that were missed during a long pause are not made up for.
+            # Calls that were missed during a long pause are not repeated.
             following = due + call.period
             self.put(call, following if following > now else now + call.period)
             return call

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The state of a robot as markers for RViz: a bar of the score, the threshold, and words."""
+"""Makes markers for RViz of the state of a robot: a bar of the score, the threshold, and words."""
 
 from __future__ import annotations
 
@@ -51,18 +51,18 @@ class MarkerPlace:
 
 
 def robot_markers(view: RobotView, place: MarkerPlace) -> MarkerArray:
-    """Return the markers of a robot; their stamp is 0, so that RViz takes the latest transform.
+    """Return the markers of a robot; their stamp is 0, so that RViz uses the latest transform.
 
-    The bar goes from the smallest to the largest number of the episode, with some room above, and
-    includes 0. Without a score there is no bar, and without a finite threshold no threshold: these
-    markers are deleted, so that no old value stays.
+    The bar goes from the smallest to the largest number of the episode, with some space above, and
+    includes 0. If there is no score or no finite threshold, the marker of the bar or of the
+    threshold is deleted, so that no old value is shown.
     """
     low, high = _range(view)
     size = place.size
     thick = _THICKNESS * size
     background = _box(place, 0, 0.0, Vector3(x=size, y=thick, z=thick), (0.2, 0.2, 0.2), 0.35)
     length = max(1e-3, (min(view.score, high) - low) / (high - low)) if _finite(view.score) else 0.0
-    # A little thicker than the background, so that the two do not flicker.
+    # A little thicker than the background, so that the markers do not flicker.
     bar = _box(
         place,
         1,

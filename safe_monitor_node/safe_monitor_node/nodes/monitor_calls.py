@@ -19,12 +19,12 @@ from safe_msgs.srv import LabelEpisode, LoadDetector
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 
-#: A service that only monitors have, by which they are found.
+#: A service that only monitors have. It is used to find them.
 _MARK, _MARK_TYPE = '/load_detector', 'safe_msgs/srv/LoadDetector'
 _OUTCOMES = {'unknown': 0, 'success': 1, 'failure': 2}
-#: Others than the first monitor may be found so much later [s]. Without the name of a robot, the
-#: time is longer: on a busy computer, one second found only one of two monitors in two of three
-#: tries, and the label would go to a robot that the person did not mean.
+#: How long to search for further monitors after the first one [s]. Without the name of a robot, the
+#: time is longer: on a busy computer, only one of two monitors was found within one second in two
+#: of three tries. The label would then go to a wrong robot.
 _ALL_FOUND, _ALL_FOUND_UNNAMED = 1.0, 2.5
 
 
@@ -61,13 +61,13 @@ def load_folder(robot: str, wait: float, folder: str) -> int:
 def monitors_of(node: Node) -> list[str]:
     """Return the full names of all monitors in the ROS graph, sorted.
 
-    Each node is asked, because the list of all services also has those that only clients know.
+    Each node is asked, because the list of all services also has services without a server.
     """
     found = set()
     for name, space in node.get_node_names_and_namespaces():
         try:
             services = node.get_service_names_and_types_by_node(name, space)
-        except NodeNameNonExistentError:  # it has ended since
+        except NodeNameNonExistentError:  # it has ended in the meantime
             continue
         found |= {service.removesuffix(_MARK) for service, types in services if _MARK_TYPE in types}
     return sorted(found)
@@ -79,7 +79,7 @@ def robot_of_monitor(monitor: str) -> str:
 
 
 def belongs_to(monitor: str, robot: str) -> bool:
-    """Tell whether a monitor is that of a robot, or has this name itself; '' is any robot."""
+    """Return whether a monitor belongs to a robot, or has this name itself; '' is any robot."""
     return not robot or '/' + robot.strip('/') in (robot_of_monitor(monitor), monitor)
 
 
@@ -147,7 +147,7 @@ def _find(node: Node, robot: str, wait: float) -> str:
 
 
 def _warn_of_twins(verb: str, node: Node, monitor: str) -> None:
-    """Print a warning if several nodes have the name of a monitor: only one answer is seen."""
+    """Print a warning if several nodes have the name of a monitor: only one answer is received."""
     names = [f'{space.rstrip("/")}/{name}' for name, space in node.get_node_names_and_namespaces()]
     if (count := names.count(monitor)) > 1:
         print(
@@ -158,7 +158,7 @@ def _warn_of_twins(verb: str, node: Node, monitor: str) -> None:
 
 
 def _choice(monitor: str) -> str:
-    """Return a name for ``--robot`` that names only this monitor."""
+    """Return a name for ``--robot`` that selects only this monitor."""
     return robot_of_monitor(monitor) if monitor.endswith('/monitor') else monitor
 
 
@@ -175,6 +175,6 @@ def _answer(node: Node, monitor: str, call: tuple[Any, str, Any], wait: float) -
         where=f'{monitor}/{service}',
         expected=f'an answer within {wait:g} s',
         found='none',
-        advice='look whether the process of the monitor hangs or was killed (a killed node is '
+        advice='check whether the process of the monitor hangs or was killed (a killed node is '
         'listed for up to 20 s), or use a longer --wait',
     )

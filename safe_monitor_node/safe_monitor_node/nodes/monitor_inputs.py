@@ -131,6 +131,6 @@ class MonitorInputs:
         self._take_event(event, info)
 
     def findings(self) -> list[Finding]:
-        """Return what is wrong with the nodes around the monitor."""
+        """Return the problems of the nodes around the monitor."""
         found = [finding for output in self._outputs for finding in output.findings()]
         return found + [finding for watch in self._inputs for finding in watch.findings()]

@@ -53,9 +53,10 @@ def score_message(detector: str, step: PolicyStep, result: StepResult) -> Failur
 
 
 def detector_messages(session: MonitorSession, step: PolicyStep) -> dict[str, FailureScore]:
-    """Return the score messages of each of several detectors by its name; none of a single one.
+    """Return the score messages of several detectors by name; empty for a single detector.
 
-    Their state is the state of the detector, and not that of all. The caller must set the latency.
+    Their state is the state of the detector, and not the combined state. The caller must set the
+    latency.
     """
     ensemble = session.ensemble
     if not ensemble.several:
@@ -89,7 +90,7 @@ def inactive_message(session: MonitorSession, advice: int) -> FailureAlarm:
     ----------
     session : MonitorSession
     advice : int
-        The advice that was given last. It stays.
+        The last advice, which does not change.
     """
     verdict = session.verdict
     return FailureAlarm(
@@ -171,7 +172,7 @@ def label_message(episode_id: str, outcome: int, node: str) -> EpisodeEvent:
 
 
 def label_of(event: EpisodeEvent) -> EpisodeLabel:
-    """Return what an event says about the outcome of its episode.
+    """Return the label in an event.
 
     Raises
     ------

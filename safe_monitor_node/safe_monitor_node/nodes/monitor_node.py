@@ -53,8 +53,8 @@ class MonitorNode(ManagedNode):
     message that cannot be scored, the node publishes an INVALID score and a diagnosis, and keeps
     running.
 
-    Timers and the times of the session are of the steady clock, because the ROS clock can be set
-    back, stop or be missing. The ROS clock stamps messages and tells the age of steps.
+    Timers and the times of the session use the steady clock, because the ROS clock can be set back,
+    stop or be missing. The ROS clock is used for the stamps of messages and the age of steps.
 
     Attributes
     ----------
@@ -100,7 +100,7 @@ class MonitorNode(ManagedNode):
         self._timer(self.look_period, self._look_around)
 
     def autostart(self) -> None:
-        """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
+        """Configure and activate if ``autostart`` is true; a failure is logged and diagnosed."""
         if not self.values.autostart:
             return
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
@@ -187,7 +187,7 @@ class MonitorNode(ManagedNode):
         scored_alone(self.scoring(message, info))
 
     def scoring(self, message: PolicyStepMessage, info: dict[str, Any]) -> Scoring[None]:
-        """Judge a step and publish what comes of it, with scores of the caller."""
+        """Score a step and publish the result; the caller computes the scores."""
         received = time.perf_counter()
         session = self.session
         if session is None:
@@ -325,7 +325,7 @@ class MonitorNode(ManagedNode):
         session.freshness.clock_problem = self._clock_watch.problem()
 
     def _look_around(self) -> None:
-        """Look at the nodes around the monitor; what is new is diagnosed at once."""
+        """Check the nodes around the monitor; new problems are diagnosed at once."""
         findings = self.inputs.findings()
         if findings != self._findings:
             for finding in findings:
@@ -335,7 +335,7 @@ class MonitorNode(ManagedNode):
             self.outputs.publish_diagnostics()
 
     def problems(self) -> list[Finding]:
-        """Return what is wrong with clock, parameters and the nodes around, for a person."""
+        """Return the problems of clock, parameters and other nodes, for a person."""
         texts = (self._clock_watch.problem(), self._unknown)
         return [Finding(Level.WARN, text) for text in texts if text] + self._findings
 

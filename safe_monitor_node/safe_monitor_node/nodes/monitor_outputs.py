@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the monitor node publishes: scores, the alarm, ``safe/stop`` and ``/diagnostics``."""
+"""The publishers of the monitor node: scores, the alarm, ``safe/stop`` and ``/diagnostics``."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ class MonitorOutputs:
     def publish_scores(
         self, message: FailureScore, of_detectors: Mapping[str, FailureScore]
     ) -> None:
-        """Publish the score of a step, and those of each of several detectors by its name."""
+        """Publish the score of a step, and the scores of several detectors by their names."""
         self._open['safe/score'].publish(message)
         for name, score in of_detectors.items():
             score.latency = message.latency
             self._open[topic_of(name)].publish(score)
 
     def announce(self) -> None:
-        """Publish the state and explain it, if it is new."""
+        """Publish the state and explain it, if it has changed."""
         if self.publish_state():
             self.explain()
 
@@ -118,7 +118,8 @@ class MonitorOutputs:
         Returns
         -------
         bool
-            True if they were published: `explain` is to be called, when nobody waits for more.
+            True if they were published. The caller must then call `explain`, after all urgent
+            messages.
         """
         session = self._node.session
         if session is None or not self._node.active:
@@ -175,7 +176,7 @@ class MonitorOutputs:
             facts['advice'] = self._advice.name
         name = node.get_fully_qualified_name()
         status = diagnostic_status(name, level, message, facts)
-        # Two robots are two devices, also if they run the same detector.
+        # Two robots are two devices, even if they run the same detector.
         status.hardware_id = node.get_namespace().strip('/')
         array = DiagnosticArray(status=[status])
         array.header.stamp = node.get_clock().now().to_msg()

@@ -22,24 +22,25 @@ PARAMETERS = (
     Parameter(
         'detector_folder',
         '',
-        'Folder of the fitted detector, or the name of a shipped one: signal_probe.',
+        'Folder of the fitted detector, or the name of a shipped detector: signal_probe.',
     ),
     Parameter(
         'more_detectors',
         [''],
-        'Folders of further detectors that score the same steps; detector_rule makes one alarm of '
-        'all detectors.',
+        'Folders of further detectors that score the same steps; detector_rule combines the '
+        'alarms.',
     ),
     Parameter(
         'detector_names',
         [''],
-        'Name of each detector, first that of detector_folder; empty: the kind of the detector. '
-        'With several detectors, the scores of each are on safe/NAME/score.',
+        'Name of each detector, beginning with detector_folder; empty: the kind of the detector. '
+        'With several detectors, the scores of each detector are on safe/NAME/score.',
     ),
     Parameter(
         'detector_rule',
         ANY,
-        'How several detectors make one alarm: `any`, `all`, `2 of 3`, `all within 5 steps`, '
+        'Rule that combines several detectors to one alarm: `any`, `all`, `2 of 3`, `all within 5 '
+        'steps`, '
         '`NAME and NAME within 5 steps`.',
         changes=NEXT_EPISODE,
     ),
@@ -80,7 +81,8 @@ PARAMETERS = (
         DEFAULT_RUNS,
         'Number of labelled successes of a task that the detector does not know, after which the '
         'task has its own threshold; until then the monitor is learning, and its state is WARNING '
-        'instead of NOMINAL; 0: never; without effect if the detector folder has no data for it.',
+        'instead of NOMINAL; 0 disables this; it has no effect if the detector folder has no data '
+        'for good runs.',
         0,
         KEPT_RUNS,
     ),
@@ -88,7 +90,7 @@ PARAMETERS = (
         'learning_advice',
         'none',
         'Advice while the monitor is learning a task and the state is WARNING, unless a row of '
-        'alarm_policy gives a stronger one.',
+        'alarm_policy gives a stronger advice.',
         choices=tuple(one.name.lower() for one in Advice),
         changes=AT_ONCE,
     ),
@@ -172,14 +174,15 @@ PARAMETERS = (
     Parameter(
         'alarm_advice',
         'stop',
-        'Advice published with an alarm, unless a row of alarm_policy gives another one.',
+        'Advice published with an alarm, unless a row of alarm_policy gives another advice.',
         choices=tuple(advice.name.lower() for advice in Advice),
         changes=AT_ONCE,
     ),
     Parameter(
         'alarm_policy',
         [''],
-        'Rows `STATE: ADVICE`, each in quotes; the last row that fits gives the advice. Examples: '
+        'Rows `STATE: ADVICE`, each in quotes; the last row that matches gives the advice. '
+        'Examples: '
         "'WARNING: SLOW', 'ALARM after 10 steps: ASK', 'STALE after 5 s: ASK', 'ALARM margin > "
         "2.0: BACKTRACK', 'ALARM: SLOW for task NAME'. Advice: NONE, SLOW, STOP, BACKTRACK, ASK; "
         'with the last three, safe/stop is true.',
@@ -205,7 +208,7 @@ PARAMETERS = (
         'end_grace',
         0.1,
         'Time in which steps may arrive after the END of their episode, or after the START of the '
-        'next one [s].',
+        'next episode [s].',
         0.0,
         10.0,
     ),
@@ -271,7 +274,7 @@ def _texts(texts: Sequence[str]) -> tuple[str, ...]:
 
 
 def demands(values: Any) -> dict[str, object]:
-    """Return what a person has chosen about advice and stop, for ``/diagnostics``."""
+    """Return the parameters of advice and stop, for ``/diagnostics``."""
     return {
         'alarm_advice': values.alarm_advice,
         'learning_advice': values.learning_advice,

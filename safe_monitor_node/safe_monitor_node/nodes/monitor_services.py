@@ -84,9 +84,10 @@ class MonitorServices:
         return response
 
     def _slot_of(self, text: str) -> tuple[DetectorSlot | None, str]:
-        """Return the detector that a request replaces, and the folder of the new one.
+        """Return the detector that a request replaces, and the folder of the new detector.
 
-        One of several detectors is named by ``NAME=FOLDER``; the first is replaced without a name.
+        ``NAME=FOLDER`` selects one of several detectors. Without a name, the first detector is
+        replaced.
         """
         session = self._node.session
         if session is not None and session.ensemble.several:

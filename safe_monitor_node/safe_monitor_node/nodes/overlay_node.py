@@ -38,7 +38,9 @@ PARAMETERS = (
         'image',
         'Topic of the camera: sensor_msgs/Image or sensor_msgs/CompressedImage.',
     ),
-    Parameter('max_frequency', 30.0, 'Most images drawn per second [Hz].', 0.1, 1000.0),
+    Parameter(
+        'max_frequency', 30.0, 'Largest number of drawn images per second [Hz].', 0.1, 1000.0
+    ),
     Parameter('history', 600, 'Number of steps of the running episode that are drawn.', 2, 10000),
     Parameter('jpeg_quality', 80, 'Quality of compressed images [%].', 1, 100),
 )
@@ -49,7 +51,7 @@ _TYPES = {
 }
 _LOOK_PERIOD = 0.5
 _OUT_OF_ORDER = 10**9
-# Only the newest image counts, and every camera matches: some publish best effort only.
+# Only the newest image is drawn. The QoS is best effort, so that every camera matches.
 _CAMERA_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.BEST_EFFORT)
 
 
@@ -57,7 +59,7 @@ class OverlayNode(Node):
     """Draws the state of the robot in its namespace into the images of a camera.
 
     ``Image`` becomes ``safe/overlay``, ``CompressedImage`` becomes ``safe/overlay/compressed``.
-    Nothing is decoded while nobody subscribes.
+    Nothing is decoded while no node subscribes.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -84,7 +86,7 @@ class OverlayNode(Node):
         self._look()
 
     def _look(self) -> None:
-        """Look at the monitor, and subscribe to the camera as soon as its type is known."""
+        """Check the monitor, and subscribe to the camera as soon as its type is known."""
         self._robot.update()
         if self._camera is not None:
             return
@@ -120,7 +122,7 @@ class OverlayNode(Node):
         output.publish(made)
 
     def _is_old(self, message: Any) -> bool:
-        """Return whether a newer image was drawn; a recording that starts again is not old."""
+        """Return whether a newer image was drawn; images of a restarted recording are not old."""
         stamp = time_from_message(message.header.stamp)
         if 0 < self._last_stamp - stamp < _OUT_OF_ORDER:
             return True
@@ -187,14 +189,14 @@ def _cv_bridge() -> Any:
     """Return a converter for the other encodings; None if cv_bridge cannot be imported."""
     try:
         from cv_bridge import CvBridge
-    except Exception:  # Built for another NumPy, it fails with one of several errors.
+    except Exception:  # If it was built for another NumPy, it fails with one of several errors.
         return None
     return CvBridge()
 
 
 @ends_on_interrupt
 def main(args: list[str] | None = None) -> int:
-    """Run the node until it is shut down; returns 1 if nothing can be drawn here."""
+    """Run the node until it is shut down; returns 1 if drawing is not possible."""
 
     def work() -> int:
         try:

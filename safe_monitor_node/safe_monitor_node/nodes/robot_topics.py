@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Subscriptions of what monitors publish, for nodes that show robots; finds all robots."""
+"""Finds all robots, and subscribes to the topics of their monitors, for nodes that show robots."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vla_feature_bridge.ros.qos import ALARM_QOS, LEASE, SCORE_QOS, alive_qos
 _SCORE, _ALARM = 'safe/score', 'safe/alarm'
 _SCORE_TYPE = 'safe_msgs/msg/FailureScore'
 _INFINITE = 10**9 * 10**9
-#: How long DDS may take to tell the liveliness of a monitor that was just found [s].
+#: How long DDS may take to report the liveliness of a new monitor [s].
 FIRST_WORD = 2.0
 
 
 def call_every(node: Node, period: float, callback: Callable[[], None]) -> None:
-    """Call a function again and again, also while ``/clock`` stands still or is missing.
+    """Call a function periodically, also while ``/clock`` has stopped or is missing.
 
-    Otherwise the last state of a monitor that is dead would be shown as if it were present.
+    Otherwise the last state of a dead monitor would be shown as its present state.
     """
     node.create_timer(period, callback, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
@@ -39,8 +39,8 @@ def robot_of(topic: str) -> str:
 class RobotTopics:
     """Subscriptions of the scores and states of one robot; they fill a board.
 
-    Liveliness shows within seconds that the monitor is dead; the ROS graph shows a killed process
-    for 20 s more.
+    Liveliness shows within seconds that the monitor is dead. The ROS graph still lists a killed
+    process for 20 s.
 
     Parameters
     ----------
@@ -49,12 +49,12 @@ class RobotTopics:
     name : str
         Name of the robot on the board; it is added.
     prefix : str
-        What stands before ``safe/score``; empty for the namespace of the node.
+        Text before ``safe/score`` in the topic; empty for the namespace of the node.
     """
 
     def __init__(self, node: Node, board: RobotBoard, name: str, prefix: str = '') -> None:
         self._node, self._board, self.name = node, board, name
-        self._alive_count: int | None = None  # None until DDS has told it
+        self._alive_count: int | None = None  # None until DDS has reported it
         self._found_at = time.monotonic()
         self.score_topic = node.resolve_topic_name(prefix + _SCORE)
         self.alarm_topic = node.resolve_topic_name(prefix + _ALARM)
@@ -62,7 +62,7 @@ class RobotTopics:
         self._subscriptions = [
             node.create_subscription(FailureScore, prefix + _SCORE, self._on_score, SCORE_QOS),
             node.create_subscription(FailureAlarm, prefix + _ALARM, self._on_alarm, ALARM_QOS),
-            # Of publishers that offer liveliness only, such as a monitor, but not every recording.
+            # Only of publishers that offer liveliness: monitors, but not every recording.
             node.create_subscription(
                 FailureAlarm,
                 prefix + _ALARM,
@@ -78,12 +78,12 @@ class RobotTopics:
         ]
 
     def update(self) -> None:
-        """Look whether the monitor is running."""
+        """Check whether the monitor is running."""
         infos = self._node.get_publishers_info_by_topic(self.alarm_topic)
         offering = sum(map(_offers_liveliness, infos))
         told = self._alive_count
         if told is None and time.monotonic() - self._found_at < FIRST_WORD:
-            told = offering  # a monitor that was just found is not one that has gone
+            told = offering  # a new monitor must not be shown as GONE
         alive = len(infos) - offering + min(told or 0, offering)
         if not infos:
             # A recording may have scores only.
@@ -96,7 +96,7 @@ class RobotTopics:
             self._node.destroy_subscription(self._subscriptions.pop())
 
     def monitor(self) -> str:
-        """Return the full name of the node that publishes the scores; empty if there is none."""
+        """Return the full name of the node that publishes the scores; empty without a publisher."""
         for info in self._node.get_publishers_info_by_topic(self.score_topic):
             if 'UNKNOWN' not in info.node_name:
                 return f'{info.node_namespace.rstrip("/")}/{info.node_name}'
@@ -140,7 +140,7 @@ class AllRobots:
         self._robots: dict[str, RobotTopics] = {}
 
     def update(self) -> None:
-        """Look for new robots, and whether the monitors are running."""
+        """Search new robots, and check whether the monitors are running."""
         for topic, types in self._node.get_topic_names_and_types():
             name = robot_of(topic)
             if not topic.endswith(f'/{_SCORE}') or _SCORE_TYPE not in types:
@@ -164,7 +164,7 @@ class AllRobots:
                 self._robots.pop(name).close()
 
     def robot(self, name: str) -> RobotTopics | None:
-        """Return the subscriptions of a robot; None if there is none of this name."""
+        """Return the subscriptions of a robot; None if no robot has this name."""
         return self._robots.get(name)
 
     def robots(self) -> list[RobotTopics]:
@@ -177,4 +177,4 @@ def _offers_liveliness(info: Any) -> bool:
 
 
 def _ignore(event: Any) -> None:
-    """Do nothing: the liveliness tells what is needed."""
+    """Do nothing: the liveliness contains the needed information."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints one line for each robot; the exit status tells the worst state."""
+"""Prints one line for each robot; the exit status shows the worst state."""
 
 from __future__ import annotations
 

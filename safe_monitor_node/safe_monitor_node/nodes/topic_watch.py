@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who else publishes the topics of the monitor, seen in the ROS graph and by liveliness."""
+"""Finds other publishers of the topics of the monitor, by the ROS graph and by liveliness."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _SHOWN_NAMES = 4
 
 
 class InputWatch:
-    """Looks at the publishers of a topic that the monitor subscribes to.
+    """Checks the publishers of a topic that the monitor subscribes to.
 
     Parameters
     ----------
     node : rclpy.node.Node
     topic : str
-        Name of the topic as the node subscribes to it.
+        Name of the topic in the subscription of the node.
     type_name : str
         Type of the messages, such as ``safe_msgs/msg/PolicyStep``.
     qos : QoSProfile
@@ -41,7 +41,7 @@ class InputWatch:
         self.topic = node.resolve_topic_name(topic)
 
     def findings(self) -> list[Finding]:
-        """Return what is wrong with the publishers."""
+        """Return the problems of the publishers."""
         mine = self._node.get_name(), self._node.get_namespace()
         found = [
             info
@@ -85,7 +85,7 @@ class InputWatch:
         return texts
 
     def _elsewhere(self) -> str:
-        """Return where messages of this type are, or what to start, to be added to a sentence."""
+        """Return the topics with messages of this type, or what to start; ends a sentence."""
         others = sorted(
             topic
             for topic, types in self._node.get_topic_names_and_types()
@@ -103,7 +103,7 @@ class InputWatch:
 
 
 class OutputWatch:
-    """Looks at the publishers of a topic that only this monitor may publish.
+    """Checks the publishers of a topic that only this monitor may publish.
 
     The ROS graph shows the publishers of a killed process for 20 s. Liveliness shows within
     seconds that they are dead. Therefore publishers that offer liveliness are counted by their
@@ -143,7 +143,7 @@ class OutputWatch:
     def findings(self) -> list[Finding]:
         """Return the finding that there is another publisher, if there is one."""
         infos = self._node.get_publishers_info_by_topic(self._name)
-        # One of those that offer liveliness is this monitor.
+        # This monitor is one of the publishers that offer liveliness.
         offering = [info for info in infos if _offers_liveliness(info)]
         others = len(infos) - len(offering) + min(self._alive, len(offering)) - 1
         if others < 1:
@@ -172,7 +172,7 @@ def _names(infos: Iterable[Any]) -> str:
 
 
 def _name(info: Any) -> str:
-    # The publisher is known before the name of its node.
+    # A publisher is visible before the name of its node.
     if 'UNKNOWN' in info.node_name:
         return 'a node that is not known yet'
     return f'{info.node_namespace.rstrip("/")}/{info.node_name}'

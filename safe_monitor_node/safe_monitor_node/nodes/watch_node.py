@@ -22,7 +22,7 @@ from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 
 _LOOK_PERIOD = 0.5
 _HISTORY = 300
-# The alternate screen, without cursor and without automatic line breaks; and back.
+# Codes for the alternate screen without cursor and automatic line breaks, and codes to leave it.
 _ENTER, _LEAVE = '\x1b[?1049h\x1b[?25l\x1b[?7l', '\x1b[?7h\x1b[?25h\x1b[?1049l'
 
 
@@ -45,7 +45,7 @@ class WatchNode(ToolNode):
 
 @contextmanager
 def _screen(live: bool) -> Iterator[None]:
-    """Use the alternate screen of the terminal, so that the shell is as before at the end."""
+    """Use the alternate screen of the terminal; the content is restored at the end."""
     if not live:
         yield
         return
@@ -93,7 +93,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog='watch',
         description='Shows all robots with a monitor: score against the band, state, episode, '
-        'rate and age. Finds the robots in all namespaces by itself. Ctrl-C ends it.',
+        'rate and age. Finds the robots in all namespaces. Ctrl-C ends it.',
     )
     parser.add_argument(
         '--once',
@@ -121,7 +121,8 @@ def main(args: list[str] | None = None) -> int:
         try:
             return _watch(node, options)
         except BrokenPipeError:
-            # The reader, such as `head`, has seen enough. Python must not write the rest at exit.
+            # The reader, such as `head`, has closed the pipe. Python must not write the rest at
+            # exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 0
         finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file that stores what labels changed, so that a restart keeps it.
+"""The file that stores the effects of labels, so that they are kept after a restart.
 
 The file contains the updates of adaptive thresholds, and the good runs of new tasks. It is JSON
 with its own checksum. It belongs to one detector folder, and its updates belong to one alpha. It is
@@ -50,10 +50,10 @@ class AdaptationFile:
         As it was read from its folder.
     adaptation : AdaptiveBand or None
         Adaptive band of this detector, not updated before. The updates in the file are applied to
-        this band. None: the file keeps the updates that it has.
+        this band. None: the updates in the file are not changed.
     good_runs : GoodRunRecords, optional
-        Good runs of this detector, none counted before. Those in the file are added. Without this
-        argument, the file keeps the good runs that it has.
+        Good runs of this detector, without any counted run. The good runs in the file are added.
+        Without this argument, the good runs in the file are not changed.
 
     Raises
     ------
@@ -93,8 +93,8 @@ class AdaptationFile:
     ) -> None:
         """From now on, store the updates and good runs of another monitor of the same detector.
 
-        The good runs in the file stay: they are counted by the other monitor too. They would be
-        lost otherwise if a different detector was in use in between.
+        The good runs in the file are kept: the other monitor counts them too. Otherwise they would
+        be lost if a different detector was used in the meantime.
         """
         if self._good_runs is not None and good_runs is not None:
             good_runs.take_from(self._good_runs)
@@ -150,8 +150,8 @@ def write_adaptation(
     adaptation : AdaptiveBand or None
     good_runs : GoodRunRecords, optional
     earlier : mapping, optional
-        Content of the earlier file. It has the updates if ``adaptation`` is None, and the good runs
-        if ``good_runs`` is None.
+        Content of the earlier file. Its updates are kept if ``adaptation`` is None, and its good
+        runs if ``good_runs`` is None.
 
     Raises
     ------
@@ -198,7 +198,7 @@ def read_adaptation(
     adaptation: AdaptiveBand | None,
     good_runs: GoodRunRecords | None = None,
 ) -> dict[str, Any]:
-    """Apply a file of `write_adaptation` to a band and to good runs without any update yet.
+    """Apply a file of `write_adaptation` to a band and good runs that have no updates.
 
     Returns
     -------
@@ -252,7 +252,7 @@ def _check_owner(
     expected: dict[str, tuple[str, object]] = {
         'weights_sha256': ('of the detector folder', calibrated.weights_sha256)
     }
-    # A file that has only good runs belongs to no alpha.
+    # A file with only good runs does not belong to an alpha.
     if adaptation is not None and not _has_only_good_runs(content):
         expected['alpha'] = ('of the monitor', adaptation.alpha)
     for entry, (owner, value) in expected.items():

@@ -29,9 +29,9 @@ class FileFormat:
     Attributes
     ----------
     name : str
-        Value of the file's entry ``format``.
+        Value of the entry ``format`` in the file.
     version : int
-        Value of the file's entry ``version``.
+        Value of the entry ``version`` in the file.
     error : type of SafeError
         Raised when a file is refused.
     repair : str

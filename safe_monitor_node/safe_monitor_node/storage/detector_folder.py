@@ -181,7 +181,7 @@ def _check_finite(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def load_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
-    """Return the calibrated detector that a folder holds, after checking all of the folder.
+    """Return the calibrated detector of a folder, after checking the whole folder.
 
     Parameters
     ----------
@@ -336,7 +336,7 @@ def _part(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray
 
 
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return what a detector folder holds, as JSON values, after checking all of it."""
+    """Return the content of a detector folder as JSON values, after checking the whole folder."""
     calibrated = load_detector(folder)
     band, probability = calibrated.band, calibrated.probability
     return {
@@ -356,7 +356,7 @@ def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def _describe_good_runs(calibrated: CalibratedDetector) -> dict[str, Any]:
-    """Return what good runs of a new task can use, and the thresholds that they made.
+    """Return the data for good runs of new tasks, and the thresholds from good runs.
 
     Empty if the folder has no scores for good runs.
     """

@@ -33,12 +33,12 @@ class Verb(Protocol):
 class SafeCommand:
     """Watch, label and examine failure monitors; fit and judge their detectors."""
 
-    NAME = 'safe'  # ros2cli sets it too
+    NAME = 'safe'  # ros2cli also sets it
 
     def add_arguments(
         self, parser: argparse.ArgumentParser, cli_name: str, *, argv: Any = None
     ) -> None:
-        """Add the verbs; ros2cli calls this with the words that it parses."""
+        """Add the verbs; ros2cli calls this method with its parser."""
         from ros2cli.command import add_subparsers_on_demand
 
         self._parser = parser
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     arguments : sequence of str, optional
-        The verb and its options; those of the process by default.
+        The verb and its options; default: the command line of the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     verbs = find_verbs()
@@ -80,9 +80,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def find_verbs() -> dict[str, Callable[[], Verb]]:
-    """Return what makes each verb, by name; those of other packages as far as they are installed.
+    """Return the function that makes each verb, by name, also of other installed packages.
 
-    A verb of this package is there also if the package runs from a checkout.
+    The verbs of this package are also found if the package runs from a checkout.
     """
     found: dict[str, Callable[[], Verb]] = {}
     for entry in entry_points(group=GROUP):

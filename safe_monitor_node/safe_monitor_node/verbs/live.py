@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs that look at running monitors and call their services."""
+"""The verbs for running monitors."""
 
 from __future__ import annotations
 
@@ -24,15 +24,16 @@ class Watch:
 
 
 class Status:
-    """Print one line for each robot; the exit status tells the worst state."""
+    """Print one line for each robot; the exit status shows the worst state."""
 
     def add_arguments(self, parser: argparse.ArgumentParser, cli_name: str) -> None:
         """Add the options."""
         _add_robot(parser, 'show only this robot')
         _add_wait(parser, 3.0, 'time to find the robots')
-        parser.add_argument('--json', action='store_true', help='print one JSON object a line')
+        parser.add_argument('--json', action='store_true', help='print one JSON object per line')
         parser.epilog = (
-            'The exit status is that of the worst robot: 0 NOMINAL, 3 UNKNOWN, 4 WARNING, 5 STALE, '
+            'The exit status shows the worst state of all robots: 0 NOMINAL, 3 UNKNOWN, 4 '
+            'WARNING, 5 STALE, '
             '6 INVALID, 7 GONE (no monitor runs), 8 ALARM. It is 1 if no robot was found, and 2 '
             'if an option is wrong.'
         )
@@ -55,7 +56,9 @@ class Label:
             help='unknown withdraws an earlier label',
         )
         parser.add_argument(
-            '--episode', default='', help='id of the episode (default: the running or last one)'
+            '--episode',
+            default='',
+            help='id of the episode (default: the running or the last episode)',
         )
         _add_robot(parser, 'needed if several monitors run')
         _add_wait(parser, 5.0, 'time to find the monitor, and to get its answer')
@@ -103,7 +106,7 @@ class Load:
 
 
 class Doctor:
-    """Say what is wrong with monitors, topics and clocks, and what to do."""
+    """Find problems of monitors, topics and clocks, and say what to do."""
 
     def add_arguments(self, parser: argparse.ArgumentParser, cli_name: str) -> None:
         """Add the options."""
@@ -133,7 +136,7 @@ VERBS = {
     'status': Status,
     'watch': Watch,
 }
-"""The verbs of this package; ``setup.py`` makes an entry point of each."""
+"""The verbs of this package; ``setup.py`` makes an entry point for each verb."""
 
 
 def _add_robot(parser: argparse.ArgumentParser, why: str) -> None:

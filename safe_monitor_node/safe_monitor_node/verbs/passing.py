@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A verb that passes all its words on to another command line."""
+"""A verb that passes all its arguments to another command line."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import argparse
 
 
 def take_all_words(parser: argparse.ArgumentParser) -> None:
-    """Make a parser put all words into ``args.words``, also ``--help`` and other options.
+    """Make a parser store all arguments in ``args.words``, also ``--help`` and other options.
 
-    The other command line has its own parser, which explains and checks them.
+    The other command line has its own parser, which explains and checks the options.
     """
-    # Without prefix characters, no word is an option.
+    # Without prefix characters, no argument is parsed as an option.
     parser.prefix_chars = ''
     parser.add_argument('words', nargs=argparse.REMAINDER, help=argparse.SUPPRESS)

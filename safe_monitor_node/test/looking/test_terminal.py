@@ -68,7 +68,7 @@ def test_robots_that_do_not_fit_are_counted_and_the_urgent_ones_stay():
     lines = table(board_of(40).views(0.0), Style(height=10))
     assert len(lines) == 9
     assert lines[2].startswith('/robot2 ')
-    assert lines[8] == 'and 34 more robots; make the terminal higher'
+    assert lines[8] == 'and 34 more robots; enlarge the terminal window'
 
 
 def test_reasons_that_do_not_fit_are_counted():
@@ -76,7 +76,7 @@ def test_reasons_that_do_not_fit_are_counted():
     whole, cut = table(views, Style()), table(views, Style(height=12))
     assert len(cut) == 11
     assert cut[:10] == whole[:10]
-    assert cut[10] == f'and {len(whole) - 10} more lines; make the terminal higher'
+    assert cut[10] == f'and {len(whole) - 10} more lines; enlarge the terminal window'
 
 
 @pytest.mark.parametrize('score', [0.0, -3.0, math.nan, math.inf, -math.inf, 1e30, -1e-30])

@@ -32,9 +32,10 @@ def constant_band(
 ) -> Band:
     """Return a band with one threshold, calibrated on the largest score of each success.
 
-    All rollouts are ranked; none is needed for the shape of the band. Therefore nine successes are
-    enough for alpha 0.1. A functional band (:func:`safe_training.calibration.functional.calibrate`)
-    needs twelve. A constant threshold cannot follow scores that rise or fall with time.
+    All rollouts are ranked, because no rollout is needed for the shape of the band. Therefore nine
+    successes are enough for alpha 0.1. A functional band
+    (:func:`safe_training.calibration.functional.calibrate`) needs twelve. However, a constant
+    threshold is worse if scores usually rise or fall with time.
 
     The promise is the same as for a functional band. A new success raises an alarm if and only if
     its largest score is above the threshold. The probability of this is at most alpha.

@@ -15,7 +15,7 @@ from safe_monitor_node.bands.adaptive_threshold import exact_fraction
 from vla_feature_bridge.errors import SafeError
 
 ALPHAS = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
-"""Promised false-alarm rates that a band holds by default."""
+"""Default promised false-alarm rates of a band."""
 Quantile = Literal['finite_sample', 'published']
 
 
@@ -25,7 +25,7 @@ class CalibrationError(SafeError):
 
 @dataclass(frozen=True, eq=False)
 class Successes:
-    """Score curves of successful rollouts, and which rollouts they are.
+    """Score curves of successful rollouts, with names of the rollouts.
 
     Attributes
     ----------
@@ -171,5 +171,5 @@ def curve_matrix(curves: ArrayLike, name: str, steps: int | None = None) -> NDAr
 
 def edge_extended(curve: NDArray[np.float64], max_steps: int) -> NDArray[np.float64]:
     """Return a curve extended to `max_steps` with its last value."""
-    # np.pad takes ten times as long, and bands are calibrated on thousands of curves.
+    # np.pad takes ten times as long. Bands are calibrated on thousands of curves.
     return np.concatenate([curve, np.full(max_steps - curve.size, curve[-1])])

@@ -10,14 +10,14 @@ n nonconformities.
 
 Why the promise holds for rollouts of unequal length: Each curve is extended with its last value to
 the common length. This uses only the curve itself, so that exchangeable rollouts give exchangeable
-curves. mu and M come from the center part, which contains neither the calibration curves nor the
-new rollout. Therefore the rank of the nonconformity s of a new success among the calibration values
-is uniform, and P(s > w) <= alpha. The monitor sees the new rollout only up to its true length. The
-maximum over fewer steps is not larger, so P(any alarm while it runs) <= P(s > w) <= alpha. The
-extension never causes an alarm after the end of an episode; it only makes the band conservative.
-The promise is marginal: it is an average over the draw of the calibration rollouts and of one new
-*successful* rollout that is exchangeable with them. It does not hold for a task or scene from a
-different distribution.
+curves. mu and M are computed from the center part, which contains neither the calibration curves
+nor the new rollout. Therefore the rank of the nonconformity s of a new success among the
+calibration values is uniform, and P(s > w) <= alpha. The monitor sees the new rollout only up to
+its true length. The maximum over fewer steps is not larger, so P(any alarm while it runs) <= P(s >
+w) <= alpha. The extension never causes an alarm after the end of an episode; it only makes the band
+conservative. The promise is marginal: it is an average over the draw of the calibration rollouts
+and of one new *successful* rollout that is exchangeable with them. It does not hold for a task or
+scene from a different distribution.
 """
 
 from __future__ import annotations
@@ -155,9 +155,9 @@ def functional_band(
         exact arithmetic, or +inf if k > n2. The modulation has a lower limit of a tenth of its mean
         over the steps. It is constant if the center curves have no spread. The lower limit uses
         only the center part, so the promise still holds. Thresholds are rounded up in the last
-        digits, so that a curve equal to the k-th curve is not above the threshold. 'published':
-        what the paper's code computes, for comparison. w is NumPy's interpolated quantile, for
-        which the coverage is too low if n2 is small. The only lower limit of M is an added 1e-8.
+        digits, so that a curve equal to the k-th curve is not above the threshold. 'published': as
+        in the code of the paper, for comparison. w is NumPy's interpolated quantile, for which the
+        coverage is too low if n2 is small. The only lower limit of M is an added 1e-8.
 
     Raises
     ------

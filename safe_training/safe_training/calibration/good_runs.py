@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Largest scores of successes, by task: what thresholds of new tasks from good runs need."""
+"""Largest scores of successes by task, for thresholds of new tasks from good runs."""
 
 from __future__ import annotations
 

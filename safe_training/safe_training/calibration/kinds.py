@@ -82,7 +82,7 @@ class BandKind(ABC):
 
     @abstractmethod
     def pooled(self, successes: Successes, request: BandRequest) -> Band:
-        """Return one band for all the successes, whatever their task."""
+        """Return one band for the successes of all tasks together."""
 
     def _task_bands(self, successes: Successes, request: BandRequest) -> dict[str, Band]:
         """Return a band for each task, and a shared one for all tasks with too few successes.

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fits the map from score and time to the probability that an episode fails.
 
-It is a logistic regression at every step of every rollout. The probability is that of an episode
-that is *still running*: at a given time, each running rollout counts once. A step of a task whose
-successes have a median length of m steps therefore has the weight 1 / m.
+The map is a logistic regression on every step of every rollout. It gives the probability for an
+episode that is *still running*: at a given time, each running rollout counts once. Therefore, a
+step has the weight 1 / m, where m is the median length of the successes of its task.
 
-Time is counted in shares of the length of a usual success. The map is for new tasks, whose length
-is not known. Therefore each rollout is fitted with the median over the *other* tasks. With the
-median of its own task, time would seem to say more than it does on a new task.
+Time is divided by the usual length of a success. The map is for new tasks, whose usual length is
+not known. Therefore each rollout is fitted with the median over the *other* tasks. With the median
+of its own task, the time would have too much influence.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from safe_monitor_node.bands.probability import (
 )
 
 FEWEST = 5
-"""With fewer failures or successes there is no map: it would be a guess."""
+"""With fewer failures or successes, no map is fitted, because it would be too uncertain."""
 # Penalties on squared slopes; the sum of all weights is the number of rollouts. Time has a strong
-# one, because the length of a usual success is a poor guess on a new task. Steps much later than a
-# median success are left out: only failures run there, and they would decide the curve. The three
-# values were chosen on rollouts of pi0.5 and GR00T.
+# penalty, because the usual length of a success is a poor estimate on a new task. Steps much later
+# than a median success are left out: only failures still run at these steps, and they would
+# determine the curve. The three values were chosen on rollouts of pi0.5 and GR00T.
 _SCORE_PENALTY, _TIME_PENALTY = 0.1, 10.0
 _LAST_FITTED = 1.25
 _RANKS = 41
@@ -54,7 +54,7 @@ def fit_probability(
     failed : sequence of N bool
     tasks : sequence of N str
     described : str
-        Which rollouts these are.
+        Description of these rollouts.
 
     Returns
     -------
@@ -100,7 +100,7 @@ def fit_probability(
 def _success_medians(
     lengths: NDArray[np.int64], failed: NDArray[np.bool_], tasks: Sequence[str]
 ) -> dict[str, float]:
-    """Return the median length of the successes of each task that has one."""
+    """Return the median length of the successes of each task with a success."""
     found: dict[str, list[int]] = {}
     for length, fails, task in zip(lengths.tolist(), failed.tolist(), tasks, strict=True):
         if not fails:

@@ -31,9 +31,8 @@ def conformal_quantile(
         In (0, 1).
     quantile : {'finite_sample', 'published'}
         'finite_sample': the ceil((N + 1)(1 - alpha))-th smallest value, or +inf if there are fewer
-        values. 'published': the same rank as the published code computes it, limited to 1..N. Its
-        coverage is too low for small N (0.825 instead of 0.98 at N = 5). It is +inf only if there
-        are no values.
+        values. 'published': the rank of the published code, limited to 1..N. Its coverage is too
+        low for small N (0.825 instead of 0.98 at N = 5). It is +inf only if there are no values.
     """
     values = np.sort(np.asarray(nonconformity).ravel())
     if np.isnan(values).any():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``calibrate``: gives new tasks thresholds of their own from good runs."""
+"""The verb ``calibrate``: gives each new task its own threshold from good runs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from safe_monitor_node.calibrated_detector import CalibratedDetector
     from safe_training.evaluation.good_runs import NewThreshold
 
-DESCRIPTION = """Give new tasks thresholds of their own from good runs: a few successful rollouts of
+DESCRIPTION = """Give each new task its own threshold from good runs: a few successful rollouts of
 each task. A new detector folder is written. The detector is not fitted again."""
 EXAMPLE = """examples:
   python -m safe_training calibrate my_detector good_runs.mcap --out my_detector_with_task
@@ -53,8 +53,8 @@ def add_k_option(parser: argparse.ArgumentParser) -> None:
         '--k',
         type=int,
         metavar='K',
-        help='number of good runs of each task that make its threshold: its first K successes '
-        '(default 5, or all successes of a task that has fewer)',
+        help='number of good runs for the threshold of each task: the first K successes of the '
+        'task (default 5, or all successes if the task has fewer)',
     )
 
 
@@ -88,7 +88,7 @@ def check_k(k: int | None) -> None:
 
 
 def print_thresholds(detector: CalibratedDetector, thresholds: Sequence[NewThreshold]) -> None:
-    """Print the threshold of each task, its promise, and what was left out."""
+    """Print the threshold of each task, its promise, and the rollouts that were left out."""
     from safe_monitor_node.bands.good_runs import PROMISE
 
     for new in thresholds:

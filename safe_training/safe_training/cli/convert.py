@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``convert``: any source into a rollout set or a recording."""
+"""The verb ``convert``: converts any source to a rollout set or a recording."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from safe_training.cli.options import add_jobs_option
 from safe_training.cli.progress import progress_bar
 from vla_feature_bridge.pooling import PoolingError, parse_pooling
 
-DESCRIPTION = """Turn a dump, archive or rosbag2 recording into a rollout set, or pool a raw set
-again; or turn any of these into a recording that `ros2 bag play` plays. After an error, no partial
-output remains. After an interruption, the same command continues a rollout set."""
+DESCRIPTION = """Convert a dump, archive or rosbag2 recording to a rollout set, or pool a raw set
+again; or convert any source to a recording for `ros2 bag play`. After an error, no partial output
+remains. After an interruption, the same command continues a rollout set."""
 EXAMPLE = """examples:
   python -m safe_training convert test/data/openvla_dump sets/openvla --pooling token=mean
   python -m safe_training convert test/data/openvla_dump sets/raw --keep raw

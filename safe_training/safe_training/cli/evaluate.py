@@ -184,7 +184,7 @@ def splits_of(
     rollouts: Sequence[Rollout],
     detectors: Sequence[str],
 ) -> tuple[dict[str, list[Split]], str]:
-    """Return the splits of each detector that the options ask for, and their description."""
+    """Return the splits of each detector from the options, and their description."""
     if args.splits_from is None and args.splits is None and protocol.name == 'robust':
         return _default_splits(args, protocol, rollouts, detectors)
     splits, what = _same_splits(args, protocol, rollouts)
@@ -197,7 +197,7 @@ def _default_splits(
     rollouts: Sequence[Rollout],
     detectors: Sequence[str],
 ) -> tuple[dict[str, list[Split]], str]:
-    """Return random task splits: more of them for detectors that are quick to fit."""
+    """Return random task splits: more splits for detectors that are quick to fit."""
     from safe_training.evaluation.evaluate import default_splits
     from safe_training.evaluation.protocol import choose_splits
 
@@ -217,7 +217,7 @@ def _default_splits(
 
 
 def _longest(splits: Mapping[str, list[Split]]) -> list[Split]:
-    """Return the splits of the detector that has most of them; the others have the first ones."""
+    """Return the splits of the detector with the most splits; the others use the first of these."""
     return max(splits.values(), key=len)
 
 

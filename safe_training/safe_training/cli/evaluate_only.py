@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of ``evaluate`` that print one thing only: --good-runs and --onset."""
+"""The options of ``evaluate`` that print only one result: --good-runs and --onset."""
 
 from __future__ import annotations
 
@@ -29,14 +29,15 @@ def add_options(parser: VerbParser) -> None:
         '--good-runs',
         type=int,
         metavar='K',
-        help='print only the false alarms of each unseen task with and without K good runs of it',
+        help='print only the false alarms of each unseen task, with and without K good runs of '
+        'the task',
     )
     parser.add_argument(
         '--onset',
         action='store_true',
-        help='print only how near the first alarm and the estimated beginning of a failure are to '
-        'the true beginning: of annotated failures, and of failures that are spliced with a '
-        'success',
+        help='print only the distance of the first alarm and of the estimated beginning to the '
+        'true beginning of a failure, for annotated failures and for failures that are spliced '
+        'with a success',
     )
 
 

@@ -46,7 +46,7 @@ def add_arguments(parser: VerbParser) -> None:
     parser.add_argument(
         '--overwrite', action='store_true', help='replace an existing detector folder'
     )
-    parser.add_argument('--json', action='store_true', help='print what was made as JSON')
+    parser.add_argument('--json', action='store_true', help='print the result as JSON')
     parser.add_argument(
         '--split', type=int, default=0, metavar='N', help='number of the task split (default 0)'
     )
@@ -54,7 +54,8 @@ def add_arguments(parser: VerbParser) -> None:
         '--good-runs',
         type=Path,
         metavar='GOOD_RUNS',
-        help='also give the tasks of these successful rollouts thresholds, as `calibrate` does',
+        help='also calibrate thresholds for the tasks of these successful rollouts, as '
+        '`calibrate` does',
     )
     add_k_option(parser)
     add_split_options(parser)
@@ -86,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
             found='no --good-runs',
             advice='add --good-runs GOOD_RUNS, because K is a number of good runs',
         )
-    check_writable(args.out)  # before hours of fitting
+    check_writable(args.out)  # check this before hours of fitting
     params = detector_params([args.detector], args.params)[args.detector]
     detector = make_detector(args.detector, **params)
     protocol = protocol_of(args, [args.detector])
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _good_runs_of(args: argparse.Namespace) -> Rollouts:
-    """Return the good runs; they are read before hours of training."""
+    """Return the good runs; they are read before the training, which can take hours."""
     named = argparse.Namespace(**{**vars(args), 'set': args.good_runs})
     return rollouts_of(named, need_outcomes=False)
 

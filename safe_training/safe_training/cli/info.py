@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print what a source holds. Return the exit status, 1 if some episodes cannot be read."""
+    """Print the content of a source. Return the exit status, 1 if some episodes cannot be read."""
     from safe_monitor_node.storage.detector_folder import describe, is_detector_folder
     from safe_training.recordings.describe import info
 
@@ -82,7 +82,7 @@ def _print_info(found: dict[str, Any]) -> None:
 
 
 def _good_runs_pairs(found: dict[str, Any]) -> dict[str, str]:
-    """Return what a detector folder says about good runs, and the promise of each threshold."""
+    """Return the data about good runs in a detector folder, and the promise of each threshold."""
     described = found.get('good_runs')
     if described is None:
         return {

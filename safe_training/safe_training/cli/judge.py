@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 DESCRIPTION = """Evaluate a detector folder on a set, part by part: the training rollouts ("train"),
 the held-out rollouts of the same tasks ("seen"), the rollouts of tasks that were not used for
-training ("unseen"), and rollouts that the folder does not know ("new")."""
+training ("unseen"), and rollouts that the folder does not list ("new")."""
 EXAMPLE = """examples:
   python -m safe_training judge my_set my_detector
   python -m safe_training judge my_set my_detector --alpha 0.2 --details
@@ -75,15 +75,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         '--live-parity',
         type=Path,
         metavar='RECORDING',
-        help='also compare with the scores that a monitor published (safe/score) in this '
-        'recording of the same episodes, and name each difference; the exit status is 1 if there '
-        'is one',
+        help='also compare with the scores of a monitor (safe/score) in this recording of the '
+        'same episodes, and list each difference; the exit status is 1 if there is a difference',
     )
     live.add_argument(
         '--live-topic',
         default='',
         metavar='TOPIC',
-        help='topic of these scores, if the recording holds those of several monitors',
+        help='topic of these scores, if the recording has the scores of several monitors',
     )
     parser.add_argument('--json', action='store_true', help='print everything as JSON')
 
@@ -131,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _parity(args: argparse.Namespace, judged: JudgedSet) -> LiveParity | None:
-    """Return the comparison with a live session; None if none is asked for."""
+    """Return the comparison with a live session; None without this option."""
     if args.live_parity is None:
         return None
     from safe_training.evaluation.live_parity import compare_live

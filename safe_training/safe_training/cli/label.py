@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 
     from safe_training.recordings.labelled import Labelled
 
-DESCRIPTION = """Set the outcome of the unlabelled episodes of a rosbag2 recording or a rollout
-set: in the terminal, or with options from a script. Episodes that cannot be read are named. If
-there are such episodes, the exit status of --list is 1."""
+DESCRIPTION = """Set the outcome of the unlabelled episodes of a rosbag2 recording or a rollout set:
+in the terminal, or with options from a script. Episodes that cannot be read are listed. If there
+are such episodes, the exit status of --list is 1."""
 EXAMPLE = r"""examples:
   python -m safe_training label recordings/monday
   python -m safe_training label recordings/monday --list

@@ -44,7 +44,7 @@ class VerbModule(Protocol):
 
 VERBS = {
     'info': Verb('info', 'describe a dump, archive, rollout set or detector folder'),
-    'convert': Verb('convert', 'turn any source into a rollout set or a rosbag2 recording'),
+    'convert': Verb('convert', 'convert any source to a rollout set or a rosbag2 recording'),
     'label': Verb('label', 'set the outcomes of episodes of a recording or a rollout set'),
     'fit': Verb('fit', 'fit a detector and calibrate its band'),
     'calibrate': Verb('calibrate', 'give new tasks thresholds from a few successes of each task'),
@@ -62,7 +62,7 @@ VERBS = {
 
 
 _ANOTHER_DISK = 'free space on this disk, or write to another disk'
-#: What to do about errors of the operating system.
+#: Advice for errors of the operating system.
 _ADVICE = {
     errno.ENOENT: 'check the path',
     errno.ENOSPC: _ANOTHER_DISK,
@@ -142,7 +142,7 @@ def _file_error(error: OSError) -> str:
     """Return the error of the operating system as `FILE: reason; advice`."""
     if not error.errno:
         return str(error)
-    # The text of other libraries contains the number and the reason twice.
+    # The texts of other libraries contain the number and the reason twice.
     known = error.errno in _ADVICE
     reason = os.strerror(error.errno) if known else error.strerror or str(error)
     where = f'{error.filename}: ' if error.filename else ''
@@ -150,7 +150,7 @@ def _file_error(error: OSError) -> str:
 
 
 def _failed(program: str, reason: object, status: int) -> int:
-    """Print on standard error why a command failed. Return the exit status."""
+    """Print the reason of a failure on standard error. Return the exit status."""
     print(f'{program}: {reason}', file=sys.stderr)
     return status
 

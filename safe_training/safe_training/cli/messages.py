@@ -6,12 +6,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-#: How many messages are printed; --json has all.
+#: Number of printed messages; --json has all messages.
 _SHOWN = 10
 
 
 def print_messages(what: str, messages: Sequence[str]) -> None:
-    """Print the first messages, and how many more there are."""
+    """Print the first messages, and the number of further messages."""
     for message in messages[:_SHOWN]:
         print(f'{what}: {message}', file=sys.stderr)
     if len(messages) > _SHOWN:
@@ -19,7 +19,7 @@ def print_messages(what: str, messages: Sequence[str]) -> None:
 
 
 def print_bad(messages: Sequence[str]) -> None:
-    """Print what cannot be read, for a verb without --skip-bad, and the verbs that have it."""
+    """For a verb without --skip-bad: print unreadable episodes, and the verbs with this option."""
     print_messages('bad', messages)
     if messages:
         print('The verbs convert, fit and evaluate have the option --skip-bad.', file=sys.stderr)

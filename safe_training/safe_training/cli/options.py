@@ -32,7 +32,7 @@ _DEFAULT = Protocol()
 
 
 def add_source_options(parser: argparse.ArgumentParser) -> None:
-    """Add the argument SET, and the options that say how to read SET."""
+    """Add the argument SET, and the options for reading SET."""
     parser.add_argument(
         'set', metavar='SET', help='rollout set, or any source that `convert` reads'
     )
@@ -40,7 +40,7 @@ def add_source_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_reading_options(parser: argparse.ArgumentParser, source: str) -> None:
-    """Add how a source of rollouts is read; ``source`` is its name in the help."""
+    """Add the options for reading rollouts; ``source`` is the name of the source in the help."""
     group = parser.add_argument_group(f'reading {source}')
     group.add_argument(
         '--pooling',
@@ -73,14 +73,14 @@ def add_detector_option(
 
 
 def add_folder(parser: argparse.ArgumentParser) -> None:
-    """Add the detector folder by its position after SET."""
+    """Add the positional argument for the detector folder, after SET."""
     parser.add_argument(
         'folder', type=Path, metavar='FOLDER', help='detector folder that `fit` wrote'
     )
 
 
 def add_folder_alpha(parser: argparse.ArgumentParser) -> None:
-    """Add the promised rate at which a detector folder is judged."""
+    """Add the promised rate for judging a detector folder."""
     parser.add_argument(
         '--alpha',
         type=float,
@@ -240,7 +240,7 @@ def check_splits(splits: int | None) -> None:
 
 
 def rollouts_of(args: argparse.Namespace, *, need_outcomes: bool = True) -> Rollouts:
-    """Return the rollouts of SET: those with an outcome, or all of them."""
+    """Return the rollouts of SET: only rollouts with an outcome, or all rollouts."""
     from safe_training.evaluation.fit_and_calibrate import labelled
     from safe_training.recordings.sources import load_rollouts
 
@@ -254,7 +254,7 @@ def rollouts_of(args: argparse.Namespace, *, need_outcomes: bool = True) -> Roll
 
 
 def trained_in_epochs(detectors: Sequence[str]) -> list[str]:
-    """Return the detectors that are trained over epochs, which takes long."""
+    """Return the detectors that are trained over epochs, which takes a long time."""
     return [name for name in detectors if DETECTORS[name].trains_over_epochs()]
 
 
@@ -264,7 +264,7 @@ def calibration_note(
     protocol: Protocol,
     parts: Sequence[Sequence[Rollout]],
 ) -> str:
-    """Return which scores calibrate the bands; with the reason if no option says it.
+    """Return a text about the scores that calibrate the bands; with the reason if it is a default.
 
     Parameters
     ----------
@@ -300,7 +300,7 @@ def calibration_note(
 def protocol_of(
     args: argparse.Namespace, detectors: Sequence[str], name: ProtocolName = 'robust'
 ) -> Protocol:
-    """Return the protocol that the options ask for.
+    """Return the protocol from the options.
 
     Without ``--calibrate-on``, detectors that are trained over epochs are calibrated on held-out
     rollouts: leave-one-task-out would train them once more for each seen task.

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from safe_training.metrics.scored import ScoredRollout
     from safe_training.reporting.video.frames import VideoError
 
-DESCRIPTION = 'Write the video of each rollout with its score, band and alarm under it.'
+DESCRIPTION = 'Write the video of each rollout, with score, band and alarm below the picture.'
 EXAMPLE = """examples:
   python -m safe_training overlay my_set my_detector --videos recordings --out overlays
   python -m safe_training overlay my_set my_detector --videos recordings --out overlays \\
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 def _report(
     args: argparse.Namespace, chosen: list[ScoredRollout], without: int, names: dict[str, str]
 ) -> None:
-    """Print how many rollouts have no video, and how many names are not the plain name."""
+    """Print the number of rollouts without a video, and the number of changed file names."""
     from safe_training.reporting.file_names import is_marked
 
     marked = sum(is_marked(names[rollout.episode_id], rollout.episode_id) for rollout in chosen)

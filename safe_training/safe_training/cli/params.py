@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the parameters of detectors, as ``--param`` gives them."""
+"""Reads the parameters of detectors from ``--param``."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ class UsageError(SafeError):
 
 
 class _Exclusion(NamedTuple):
-    """Options that cannot be used together with another option or one value of it."""
+    """Options that cannot be used with another option, or with one value of this option."""
 
     others: tuple[str, ...]
     by: str

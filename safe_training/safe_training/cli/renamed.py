@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words of version 0.1 that have a new name.
 
-There are no aliases: the error names the new word.
+There are no aliases: the error contains the new name.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from safe_training.cli.main import VERBS, main
 
 
 class OfflineVerb:
-    """A verb of ``python -m safe_training``, which gets all words.
+    """A verb of ``python -m safe_training``, which gets all arguments.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class OfflineVerb:
         self.__doc__ = summary[0].upper() + summary[1:]  # ros2cli shows it
 
     def add_arguments(self, parser: argparse.ArgumentParser, cli_name: str) -> None:
-        """Take all words; the verb itself explains and checks them."""
+        """Pass all arguments; the verb itself explains and checks them."""
         take_all_words(parser)
 
     def main(self, *, args: argparse.Namespace) -> int:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``sweep``: a grid of configurations over task splits."""
+"""The verb ``sweep``: evaluates a grid of configurations over task splits."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ judge             evaluates a calibrated detector on any rollouts
 live_parity       scores of a live session compared with those offline
 split_workers     the work of each split in several processes
 evaluate          many detectors on many splits
-summary           their numbers over splits and over tasks, and differences of detectors
+summary           numbers over splits and over tasks, and differences of detectors
 onset             how well the beginning of failures is found
 good_runs         thresholds of new tasks from a few successes
 good_runs_rates   false alarms of new tasks with and without good runs

@@ -38,7 +38,7 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
 DRAWS = 20
-"""Number of random divisions of the held-out successes, and of random orders of episodes."""
+"""Number of random divisions of the held-out successes, and number of random orders of episodes."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,8 @@ class BandResult:
     finite : bool
         True if this band is finite, so that alarms are possible.
     like, new : Tally
-        Successes of the seen and of the unseen tasks. Empty if the bands are infinite: an infinite
-        band trivially keeps every promise.
+        Successes of the seen and of the unseen tasks. Empty if the bands are infinite, because an
+        infinite band never raises an alarm.
     detected : Tally
         Failures of the unseen tasks.
     detection_times : list of float
@@ -134,7 +134,7 @@ def compare_bands(
     EvaluationError
         A split has no unseen tasks, or too few held-out successes to divide into two halves.
     SplitError
-        A split was made from different rollouts, or from these in another order.
+        A split was made from different rollouts, or from the same rollouts in another order.
     """
     for split in splits:
         split.check_rollouts(rollouts)

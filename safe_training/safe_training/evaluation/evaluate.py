@@ -43,7 +43,7 @@ CLOCK = 'clock'
 class Row:
     """Results of one detector on one part of one split.
 
-    A mapping from metric name to value, and the same for each task.
+    It has a mapping from metric name to value, and such a mapping for each task.
     """
 
     detector: str
@@ -56,8 +56,8 @@ class Row:
 def default_splits(name: str) -> int:
     """Return how many random task splits a detector is evaluated on by default.
 
-    50 if fitting takes about a second: signals, tokens, probe, distances, controls. Ten if a
-    network is trained over epochs.
+    It is 50 if fitting takes about a second (signals, tokens, probe, distances, controls), and ten
+    if a network is trained over epochs.
     """
     return ROBUST_SPLITS if DETECTORS[name].trains_over_epochs() else CHEAP_SPLITS
 
@@ -72,7 +72,7 @@ def evaluate(
     jobs: int | None = None,
     progress: Progress | None = None,
 ) -> list[Row]:
-    """Return what each detector achieves on each part of each split.
+    """Return the results of each detector on each part of each split.
 
     Parameters
     ----------
@@ -94,7 +94,7 @@ def evaluate(
     Raises
     ------
     SplitError
-        A split was made from different rollouts, or from these in another order.
+        A split was made from different rollouts, or from the same rollouts in another order.
     """
     require_rollouts(rollouts)
     splits_of = splits if isinstance(splits, Mapping) else dict.fromkeys(names, splits)

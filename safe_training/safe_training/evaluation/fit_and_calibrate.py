@@ -68,7 +68,7 @@ def labelled(rollouts: Rollouts) -> Rollouts:
 
 
 def longest(rollouts: Sequence[Rollout], protocol: Protocol) -> int:
-    """Return how many steps the band must cover."""
+    """Return the number of steps of the band."""
     needed = max(len(r) for r in rollouts)
     if protocol.max_steps and protocol.max_steps < needed:
         raise EvaluationError(
@@ -148,7 +148,8 @@ def fit_and_calibrate(
         scored = score_part(detector, [rollouts[i] for i in split.seen], 'seen')
     calibrated = calibrated_detector(detector, scored, rollouts, split, protocol)
     if protocol.calibrate_on != 'loto' and detector.trains_over_epochs():
-        # One more training for each seen task would take long, and nobody asked for it.
+        # One more training for each seen task would take a long time, and the user did not request
+        # it.
         provenance = {**calibrated.provenance, 'no_seen_scores': NO_SEEN_SCORES}
         return replace(calibrated, provenance=provenance)
     return add_seen_scores(calibrated, lambda: left_out_successes_of(left_out()))
@@ -233,7 +234,8 @@ def probability_map(
 ) -> ProbabilityMap | None:
     """Return the map from score and time to the probability of failure.
 
-    None with too few failures or successes. Parameters are those of `calibration_successes`.
+    None with too few failures or successes. The parameters are the same as for
+    `calibration_successes`.
     """
     described = LEFT_OUT_ROLLOUTS if protocol.calibrate_on == 'loto' else HELD_OUT_ROLLOUTS
     return fit_probability(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives new tasks thresholds of their own from a few successful rollouts of each task."""
+"""Gives each new task its own threshold from a few successful rollouts."""
 
 from __future__ import annotations
 
@@ -29,18 +29,19 @@ from vla_feature_bridge.rollout import Rollout
 
 @dataclass(frozen=True)
 class NewThreshold:
-    """The threshold that a task has from its good runs.
+    """The threshold of a task from its good runs.
 
     Attributes
     ----------
     task : str
     band : Band
     before : float
-        Threshold at the first step that the task had without good runs.
+        Threshold of the task at the first step without good runs.
     threshold : float
-        Threshold at the detector's alpha, the same for all steps; +inf if none keeps the promise.
+        Threshold at the alpha of the detector, equal at all steps; +inf if no finite threshold
+        keeps the promise.
     notes : tuple of str
-        What a person should know: rollouts that are not used, a task that was seen.
+        Notes for a person: rollouts that are not used, a task that was seen.
     """
 
     task: str
@@ -55,8 +56,8 @@ def add_seen_scores(
 ) -> CalibratedDetector:
     """Return the detector with the largest scores of its training successes.
 
-    If the scores cannot be computed, the provenance says why, and the detector is otherwise as it
-    was: good runs are not needed to use it.
+    If the scores cannot be computed, the provenance contains the reason. The detector can still be
+    used, but not with good runs.
 
     Parameters
     ----------
@@ -171,7 +172,7 @@ def _threshold_of(
 def _notes(
     detector: CalibratedDetector, task: str, members: Sequence[Rollout], trained_on: set[str]
 ) -> list[str]:
-    """Return which rollouts are left out, and what is special about the task."""
+    """Return notes about left-out rollouts and about the task."""
     counts = {
         'failures are left out': sum(r.success is False for r in members),
         'rollouts without an outcome are left out (verb `label` sets it)': sum(
@@ -195,7 +196,7 @@ def _notes(
 def _number_of_runs(
     detector: CalibratedDetector, where: str, found: int, k: int | None, notes: Sequence[str]
 ) -> int:
-    """Return how many good runs make the threshold."""
+    """Return the number of good runs for the threshold."""
     left_out = f' ({"; ".join(notes)})' if notes else ''
     if k is not None and k < 1:
         raise GoodRunsError(where=where, expected='k of at least 1', found=str(k))
@@ -213,7 +214,7 @@ def _number_of_runs(
 def with_thresholds(
     detector: CalibratedDetector, thresholds: Sequence[NewThreshold], source: str = ''
 ) -> CalibratedDetector:
-    """Return the detector with these thresholds of tasks; its provenance names the good runs."""
+    """Return the detector with these thresholds of tasks; its provenance lists the good runs."""
     bands = {**detector.band.tasks, **{new.task: new.band for new in thresholds}}
     runs = [
         episode for new in thresholds for episode in new.band.provenance['calibration_rollouts']

@@ -29,7 +29,7 @@ from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.progress import Progress
 
 DRAWS = 20
-"""How many times the good runs of a task are drawn."""
+"""Number of random draws of the good runs of a task."""
 
 _RATES = ('false_alarm_rate', 'detection_rate', 'detection_time')
 

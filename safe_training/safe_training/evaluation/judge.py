@@ -34,10 +34,10 @@ from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.rollout import Rollout
 
 GOOD_RUNS_PART = 'good runs'
-"""The part of the rollouts that made thresholds of new tasks."""
+"""The part of the rollouts that were used for thresholds of new tasks."""
 
 PARTS = ('train', 'seen', 'unseen', GOOD_RUNS_PART, 'new')
-"""Parts in the provenance of a detector. 'new' contains rollouts that are in no other part."""
+"""Parts in the provenance of a detector. 'new' contains all other rollouts."""
 
 Intervals = dict[str, tuple[float, float]]
 
@@ -82,7 +82,7 @@ class RealisedRate:
 
 @dataclass(frozen=True, eq=False)
 class JudgedSet:
-    """Rollouts that a calibrated detector has scored and judged, by part.
+    """Rollouts with the scores and alarms of a calibrated detector, by part.
 
     Attributes
     ----------
@@ -115,7 +115,7 @@ class JudgedSet:
         return min_lengths([r.task for r in everything], [len(r) for r in everything])
 
     def report(self, alpha: float | None = None) -> dict[str, PartReport]:
-        """Return what the detector achieves on each part.
+        """Return the results of the detector on each part.
 
         Parameters
         ----------
@@ -228,7 +228,7 @@ def score_part(detector: Detector, rollouts: Sequence[Rollout], part: str) -> li
 
 
 def with_onsets(detector: Detector, scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
-    """Return the rollouts, failures with their beginning as their scores give it."""
+    """Return the rollouts; each failure has its beginning, estimated from its scores."""
     return [
         replace(rollout, onset_step=onset_step(detector.step_values(rollout.scores)))
         if rollout.failed
@@ -271,7 +271,7 @@ def rollout_intervals(
 
 
 def parts_of(detector: CalibratedDetector, rollouts: Sequence[Rollout]) -> dict[str, list[Rollout]]:
-    """Return rollouts by the part that the provenance of the detector states.
+    """Return rollouts by part, from the provenance of the detector.
 
     Rollouts that are not in the provenance belong to the part 'new'.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the scores of a live session with those of the same rollouts offline, step by step."""
+"""Compares the scores of a live session with the offline scores of the same rollouts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from safe_training.recordings.untrusted.score_cdr import RecordedScore
 TOLERANCE = 1e-5
 """Largest difference of two scores that count as equal, relative to 1 or to the larger score.
 
-A message holds a score as float32, and a detector may sum in another order step by step.
+A message has the score as float32, and a live detector may sum in another order.
 """
 
 _ESTIMATES = frozenset({'onset_distance_steps', 'onset_near'})
@@ -26,7 +26,7 @@ _ESTIMATES = frozenset({'onset_distance_steps', 'onset_near'})
 
 @dataclass(frozen=True)
 class Difference:
-    """Something that was different in the live session.
+    """One difference between the live session and the offline results.
 
     Attributes
     ----------
@@ -52,13 +52,13 @@ class LiveParity:
     Attributes
     ----------
     episodes, steps : int
-        What both hold.
+        Number of episodes and steps in both.
     largest : float
         Largest absolute difference of two finite scores; NaN if there is none.
     differences : tuple of Difference
-        Empty if the live session gave the same as offline.
+        Empty if the live session and the offline results are equal.
     offline, live : JudgedSet
-        The episodes that both hold completely, with the scores of each.
+        The complete episodes of both, with offline scores and with live scores.
     """
 
     episodes: int
@@ -72,7 +72,7 @@ class LiveParity:
 def compare_live(judged: JudgedSet, live: Mapping[str, Sequence[RecordedScore]]) -> LiveParity:
     """Compare scores, thresholds, alarms and the table.
 
-    Every rollout is scored as the monitor scores it, also rollouts of the part 'train'.
+    Every rollout is scored as in the monitor, also rollouts of the part 'train'.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ def compare_live(judged: JudgedSet, live: Mapping[str, Sequence[RecordedScore]])
 def _as_live(
     judged: JudgedSet, part: str, members: Sequence[ScoredRollout]
 ) -> Sequence[ScoredRollout]:
-    """Return the rollouts with the scores of a monitor, which compares with all training data."""
+    """Return the rollouts with scores as in a monitor: compared with all training steps."""
     if part != 'train':
         return members
     scores = judged.detector.detector.score_all([m.required_rollout for m in members])

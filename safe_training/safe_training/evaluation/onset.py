@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How well the beginning of failures is found on unseen tasks: annotated, and spliced failures.
+"""Measures how well the beginning of failures of unseen tasks is found.
 
-Few recordings say when a failure began. A spliced failure has a known beginning: it consists of the
-first steps of a success and of late steps of a failure of the same task. It is easier than a real
-failure, in which the change is gradual.
+Few recordings have an annotated beginning of the failure. A spliced failure has a known beginning:
+it consists of the first steps of a success and late steps of a failure of the same task. Its
+beginning is easier to find than the beginning of a real failure, because a real failure begins
+gradually.
 """
 
 from __future__ import annotations
@@ -65,8 +66,8 @@ def spliced_failures(
 
     The first part is the beginning of a success of the same task, up to a step that is drawn
     uniformly; the second part consists of the steps of the failure after the median length of the
-    successes of the task. A failure that is not longer is left out, and so is a failure of a task
-    without a success of two steps or more.
+    successes of the task. Failures that are not longer than this median are left out. Failures of a
+    task without a success of at least two steps are left out too.
 
     Parameters
     ----------
@@ -79,8 +80,8 @@ def spliced_failures(
     Returns
     -------
     list of Rollout
-        With features, tokens and signals, without action chunks: comparing the chunks on both sides
-        of the cut would give it away.
+        With features, tokens and signals, without action chunks: a comparison of the chunks on both
+        sides of the splice would show its position.
     """
     successes: dict[str, list[Rollout]] = {}
     for rollout in rollouts:

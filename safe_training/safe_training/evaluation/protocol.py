@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The protocol: how rollouts are split, and what the band is calibrated on.
+"""The protocol: how rollouts are split, and how the band is calibrated.
 
 A protocol has one of three names. ``robust``: many random task splits. ``paper``: exactly the
 published splits; tasks are ordered by their numbers. ``loto``: leave-one-task-out, one split for
@@ -25,7 +25,7 @@ CalibrateOn = Literal['auto', 'heldout', 'loto']
 SEEN_TRAIN_RATIO = 0.6
 """Share of the rollouts of a seen task that are used for training if others are held out."""
 FEW_TASKS = 2
-"""With so few seen tasks or fewer, a band is not calibrated on leave-one-task-out scores by
+"""With at most this number of seen tasks, a band is not calibrated on leave-one-task-out scores by
 default.
 """
 ROBUST_SPLITS = 10
@@ -46,7 +46,9 @@ class EvaluationError(SafeError):
 
 @dataclass(frozen=True)
 class Protocol:
-    """How rollouts are split and bands calibrated. All detectors of a comparison have the same one.
+    """How rollouts are split and bands calibrated.
+
+    All detectors of a comparison have the same protocol.
 
     Attributes
     ----------
@@ -174,8 +176,8 @@ def why_held_out(protocol: Protocol, seen: Sequence[Rollout]) -> str:
 def require_rollouts(rollouts: Any) -> None:
     """Raise `EvaluationError` unless the argument is :class:`Rollouts` and holds a rollout.
 
-    A plain list does not say which feature its rollouts have. Training may take hours, so this is
-    checked before.
+    A plain list has no feature specification. Training may take hours, so the type is checked
+    first.
     """
     if not isinstance(rollouts, Rollouts):
         raise EvaluationError(
@@ -298,9 +300,9 @@ def _draw(rollouts: Sequence[Rollout], split: int, protocol: Protocol) -> Split:
 def _divided(
     rollouts: Sequence[Rollout], protocol: Protocol, draw: Callable[[float], Split]
 ) -> Split:
-    """Return the split that ``draw`` makes with the share of training rollouts of the protocol.
+    """Return the split of ``draw`` with the share of training rollouts of the protocol.
 
-    The seen tasks decide about an open share. They do not depend on it.
+    If the share is None, it is chosen by the seen tasks, which do not depend on the share.
     """
     if protocol.seen_train_ratio is not None:
         return draw(protocol.seen_train_ratio)
@@ -330,5 +332,5 @@ def choose_splits(
 
 
 def fold_count(rollouts: Sequence[Rollout]) -> int:
-    """Return how many splits leave-one-task-out has: one for each task."""
+    """Return the number of splits of leave-one-task-out: one for each task."""
     return len({r.task for r in rollouts})

@@ -23,7 +23,7 @@ def provenance_of(rollouts: Rollouts, split: Split) -> dict[str, Any]:
         'unseen_ratio': split.unseen_ratio,
         'seen_train_ratio': split.seen_train_ratio,
         'seen_tasks': list(split.seen_tasks),
-        # A policy that sends no task sends the instruction: the monitor knows these tasks by it.
+        # If a policy sends no task, the monitor recognises the task by the instruction.
         'seen_instructions': sorted(
             {rollouts[i].instruction for i in (*split.train, *split.seen)} - {''}
         ),
@@ -35,7 +35,7 @@ def provenance_of(rollouts: Rollouts, split: Split) -> dict[str, Any]:
 
 
 def probability_text(fitted: ProbabilityMap | None) -> str:
-    """Return a text that says how the probability of failure was fitted."""
+    """Return a text about the fit of the probability of failure."""
     if fitted is None:
         return (
             f'no probability of failure: it needs {FEWEST} failures and {FEWEST} successes that '
@@ -54,10 +54,10 @@ def describe_task_bands(band: Band, tasks: Sequence[str], alpha: float) -> str:
     """
     own = [t for t in tasks if band.at(alpha, t).task]
     shared = [t for t in own if 'tasks' in band.tasks[t].provenance]
-    text = f'{len(own) - len(shared)} of {len(tasks)} seen tasks have a band of their own'
+    text = f'{len(own) - len(shared)} of {len(tasks)} seen tasks have their own band'
     if shared:
         text += f'; tasks with few successes share one band: {", ".join(shared)}'
     if len(own) < len(tasks):
         without = ', '.join(t for t in tasks if t not in own)
-        text += f'; tasks with too few successes have no band of their own: {without}'
+        text += f'; tasks with too few successes have no own band: {without}'
     return text

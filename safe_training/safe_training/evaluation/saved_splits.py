@@ -47,7 +47,7 @@ def write_splits(
 
 
 def read_splits(path: Path, rollouts: Sequence[Rollout]) -> SavedSplits:
-    """Return what :func:`write_splits` wrote; the rollouts may now be in a different order.
+    """Return the splits of :func:`write_splits`; the rollouts may now be in a different order.
 
     Raises
     ------

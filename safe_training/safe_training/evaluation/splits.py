@@ -107,8 +107,8 @@ class Split:
     def check_rollouts(self, rollouts: Sequence[Rollout]) -> None:
         """Raise `SplitError` unless this split was made of these rollouts, in this order.
 
-        The indices of a split say nothing about rollouts in another order: rollouts of unseen tasks
-        would be used for training.
+        With rollouts in another order, the indices of a split would be wrong: rollouts of unseen
+        tasks would be used for training.
         """
         self.check_against([rollout.task for rollout in rollouts])
         for index, (expected, rollout) in enumerate(zip(self.episodes, rollouts, strict=False)):
@@ -136,7 +136,7 @@ class Split:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Split:
-        """Read what `to_dict` wrote; `SplitError` names the field that is missing or wrong."""
+        """Read the values of `to_dict`; `SplitError` contains the missing or wrong field."""
         return cls(
             train=_index_tuple(values, 'train'),
             seen=_index_tuple(values, 'seen'),
@@ -161,9 +161,9 @@ def split_tasks(
 
     The distinct tasks, sorted or as in `order`, are shuffled by the legacy NumPy generator; the
     last `round(unseen_ratio * n_tasks)` of them are unseen. Then each seen task, in shuffled order,
-    draws one torch permutation of its rollouts; the first `int(seen_train_ratio * n)` train, the
-    others are held out. Unseen rollouts keep their order. Both generators are local; they give the
-    same numbers as the globally seeded generators of the published code.
+    draws one torch permutation of its rollouts; the first `int(seen_train_ratio * n)` are used for
+    training, the others are held out. Unseen rollouts keep their order. Both generators are local;
+    they give the same numbers as the globally seeded generators of the published code.
 
     Parameters
     ----------
@@ -226,7 +226,7 @@ def divide(
     """Return a split of rollouts whose tasks are known to be seen or unseen.
 
     Each seen task, in this order, draws one torch permutation of its rollouts; the first
-    `int(seen_train_ratio * n)` train. `unseen_ratio` is only recorded.
+    `int(seen_train_ratio * n)` are used for training. `unseen_ratio` is only recorded.
     """
     # Import PyTorch only here: reading a split or a protocol does not need it.
     import torch
@@ -336,7 +336,7 @@ def _number_of_unseen_tasks(n_tasks: int, unseen_ratio: float) -> int:
         raise SplitError(
             'split: expected at least one unseen task, found none, because unseen_ratio '
             f'{unseen_ratio} of {n_tasks} tasks is rounded to 0; raise unseen_ratio '
-            '(--unseen-ratio), or set unseen_ratio to 0 if no task shall be unseen'
+            '(--unseen-ratio), or set unseen_ratio to 0 for no unseen tasks'
         )
     if n_unseen == n_tasks:
         raise SplitError(

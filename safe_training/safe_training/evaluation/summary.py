@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Summaries of results over splits and over tasks, and comparisons of detectors.
 
-Mean and standard deviation are over splits. Intervals are over tasks: splits share tasks, so that
-an interval over splits would be too narrow (with 12 tasks, 4 of them unseen in each of ten splits,
-an interval of 95 % over splits covers the mean over tasks in about half of the cases).
+Mean and standard deviation are over splits. Intervals are over tasks: splits share tasks, so an
+interval over splits would be too narrow (with 12 tasks, 4 of them unseen in each of ten splits, an
+interval of 95 % over splits covers the mean over tasks in about half of the cases).
 """
 
 from __future__ import annotations
@@ -233,7 +233,7 @@ def differences_to_best(
 def fragile_tasks(splits: Sequence[TaskNumbers]) -> list[str]:
     """Return the tasks whose shortest rollout has one step, in sorted order.
 
-    Until the minimum length, the AUC of such a task is that of its first step alone.
+    Until the minimum length, the AUC of such a task is computed from its first step alone.
     """
     return sorted(
         {

@@ -15,10 +15,10 @@ probe_regression  its logistic regressions
 
 A fitter is ``fit(detector, rollouts, *, validation=None, progress=None)``; it fits the detector in
 place. :data:`FITTERS` is the table of the fitters. The import of this subpackage registers it, so
-that a source tree can fit without installation. ``setup.py`` makes an entry point of each, so that
-``Detector.fit`` finds the fitter also if this subpackage has not been imported.
-Detectors without training (:mod:`safe_monitor_node.detectors.stepwise`) do not need a fitter. This
-subpackage imports only ``safe_monitor_node`` and ``vla_feature_bridge``.
+that a source tree can fit without installation. ``setup.py`` makes an entry point for each fitter,
+so that ``Detector.fit`` also finds it if this subpackage has not been imported. Detectors without
+training (:mod:`safe_monitor_node.detectors.stepwise`) do not need a fitter. This subpackage imports
+only ``safe_monitor_node`` and ``vla_feature_bridge``.
 """
 
 from __future__ import annotations
@@ -37,6 +37,6 @@ FITTERS: dict[str, str] = {
     'safe_mlp': 'safe_training.fitting.learned:fit_learned',
     'linear_probe': 'safe_training.fitting.probe:fit_probe',
 }
-"""The function that fits each detector that learns: name -> MODULE:FUNCTION."""
+"""The function that fits each detector with training: name -> MODULE:FUNCTION."""
 
 register_fitters(FITTERS)

@@ -80,7 +80,7 @@ def stacks(detectors: Sequence[Learned], data: TrainingData) -> list[list[int]]:
     found = []
     for members in groups.values():
         first = detectors[members[0]]
-        # Gates, cells, states, and their gradients; hidden units and theirs.
+        # Gates, cells, states, hidden units, and the gradients of all of them.
         floats = 14 * first.hidden if isinstance(first, SafeLstm) else 4 * first.hidden
         together = max(1, MEMORY // (4 * floats * first.layers * len(data.flat)))
         found += [members[i : i + together] for i in range(0, len(members), together)]
@@ -243,7 +243,7 @@ class _Stack:
             name: torch.stack([state[name] for state in states]).to(device).requires_grad_()
             for name in states[0]
         }
-        # The part of each model in the stack, as the parameters of its own optimiser.
+        # The part of each model in the stack: the parameters of its own optimiser.
         self._views = [
             {name: nn.Parameter(tensor.detach()[k]) for name, tensor in self._stacked.items()}
             for k in range(len(detectors))

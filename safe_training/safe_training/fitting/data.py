@@ -83,7 +83,7 @@ def require_both_outcomes(rollouts: Sequence[Rollout], detector: str) -> None:
     if failures in (0, len(rollouts)):
         raise DetectorError(
             where=detector,
-            expected='rollouts of both outcomes to learn from',
+            expected='training rollouts of both outcomes',
             found=f'{len(rollouts) - failures} successes and {failures} failures',
             advice=f'add {"successes" if failures else "failures"}, use more rollouts for '
             'training (--train-ratio), or choose another split',
@@ -95,7 +95,7 @@ def require_successes(rollouts: Sequence[Rollout], detector: str) -> None:
     if all(r.failed for r in rollouts):
         raise DetectorError(
             where=detector,
-            expected='successes to learn from',
+            expected='training rollouts that are successes',
             found=f'0 successes and {len(rollouts)} failures',
             advice='add successes, or choose another split',
         )

@@ -56,7 +56,7 @@ def outcome_loss(
     inputs: Inputs,
     generator: torch.Generator,
 ) -> torch.Tensor:
-    """Return the mean loss of one outcome's network over steps of that outcome."""
+    """Return the mean loss of the network of one outcome, over steps with this outcome."""
     if isinstance(detector, Rnd):
         return detector.errors(networks['target'], networks[outcome], inputs).mean()
     assert isinstance(detector, LogpZO)
@@ -135,7 +135,7 @@ def train(
     generator: torch.Generator,
     progress: Progress | None,
 ) -> None:
-    """Train the networks of each outcome in place with Adam; the target stays as it is."""
+    """Train the networks of each outcome in place with Adam; the target is not changed."""
     trained = [networks[outcome] for outcome in detector.trained_outcomes()]
     parameters = [p for network in trained for p in network.parameters()]
     device = parameters[0].device
@@ -178,9 +178,9 @@ def fit_density(
 ) -> None:
     """Train the networks of RND or LogpZO.
 
-    Batches are of rollouts, as published. The loss of a network is a mean over the valid steps of
-    its outcome. (In the published code padded steps count as zeros, and a batch of one outcome
-    gives NaN: departures.md D3.)
+    A batch consists of rollouts, as in the published code. The loss of a network is the mean over
+    the valid steps of its outcome. (In the published code, padded steps count as zeros, and a batch
+    of one outcome gives NaN: departures.md D3.)
 
     Parameters
     ----------
@@ -210,7 +210,8 @@ def fit_density(
     if isinstance(detector, Rnd):
         detector.action_shape_ = (inputs[1].shape[1], inputs[1].shape[2])
     where = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    # PyTorch initialises layers from its global generator; fork it to stay local.
+    # PyTorch initialises layers from its global generator. Fork it, so that the global state does
+    # not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(detector.seed)
         networks = detector.build(dim).to(where)

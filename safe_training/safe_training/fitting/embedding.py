@@ -104,7 +104,7 @@ def gaussian(detector: Mahalanobis, steps: OutcomeSteps) -> dict[str, np.ndarray
 
 
 def neighbours(detector: NeighbourDetector, steps: OutcomeSteps) -> dict[str, np.ndarray]:
-    """Return the steps of one outcome, centred, and the rollout that each belongs to."""
+    """Return the centred steps of one outcome, and the rollout of each step."""
     count = len(steps.features)
     longest = int(np.unique(steps.rollouts, return_counts=True)[1].max())
     # Each rollout needs enough neighbours in other rollouts, because its own steps are excluded.

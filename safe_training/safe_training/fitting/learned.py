@@ -35,7 +35,7 @@ Learned = SafeMlp | SafeLstm
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Rollouts as tensors: the steps of all of them, concatenated; nothing is padded.
+    """Rollouts as tensors: the steps of all rollouts are concatenated, without padding.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ def score_loss(
 
 
 def make_optimizer(detector: Learned, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """Return the optimiser that the detector's parameters ask for."""
+    """Return the optimiser of the parameters of the detector."""
     parameters, rate = list(parameters), detector.learning_rate
     match detector.optimizer:
         case 'adam':
@@ -290,7 +290,8 @@ def fit_learned(
     if validation is not None:
         stopping = _EarlyStopping(detector, TrainingData.of(validation), patience)
         require_both_outcomes(validation, f'{detector.name} (validation)')
-    # PyTorch initialises layers and draws dropout from its global generator; fork it to stay local.
+    # PyTorch initialises layers and draws dropout from its global generator. Fork it, so that the
+    # global state does not change.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(detector.seed)
         network = fresh_network(detector, dim)

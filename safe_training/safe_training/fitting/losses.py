@@ -30,7 +30,7 @@ def class_weights(
 
 
 def time_weights(valid: torch.Tensor) -> torch.Tensor:
-    """Return weights (B, T) falling with time: ``5 exp(-3 t / L) + 1``, mean 1 over valid steps."""
+    """Return weights (B, T) that decrease with time: ``5 exp(-3 t / L) + 1``, with mean 1."""
     lengths = valid.sum(dim=1, keepdim=True)
     t = torch.arange(valid.shape[1], dtype=valid.dtype, device=valid.device)
     raw = (5.0 * torch.exp(-3.0 * t / lengths) + 1.0) * valid
@@ -82,8 +82,9 @@ def window_losses(
 
     The instances of a rollout are the means of the probabilities ``scores`` (B, T) over ``window``
     consecutive steps; a shorter rollout has one instance, its mean. The loss is the cross-entropy
-    of the largest instance: one window suffices for a failure, and all windows of a success are
-    low (Maron and Lozano-Perez, "A framework for multiple-instance learning", NIPS 1997).
+    of the largest instance: a failure needs only one window with a high value, and all windows of a
+    success must be low (Maron and Lozano-Perez, "A framework for multiple-instance learning", NIPS
+    1997).
     """
     total = torch.cumsum(scores * valid, dim=1)
     before = torch.nn.functional.pad(total, (window, 0))[:, : total.shape[1]]
@@ -91,7 +92,7 @@ def window_losses(
     means = (total - before) / steps.clamp(max=window)
     whole = steps >= valid.sum(dim=1, keepdim=True).clamp(max=window)
     largest = means.masked_fill(~whole | (valid == 0), 0.0).amax(dim=1)
-    # The differences of sums are rounded.
+    # The differences of sums have rounding errors.
     return torch.nn.functional.binary_cross_entropy(
         largest.clamp(0.0, 1.0), failed, reduction='none'
     )
@@ -110,7 +111,7 @@ def hard_negative(
 ) -> torch.Tensor:
     """Return the squared hinge around 0.5 on each rollout's largest score, averaged over the batch.
 
-    ``beta > 0`` takes the soft maximum ``logsumexp(beta s) / beta``, which is larger than the true
+    ``beta > 0`` uses the soft maximum ``logsumexp(beta s) / beta``, which is larger than the true
     maximum by at most ``log(T) / beta``; ``beta <= 0`` uses the true maximum.
     """
     masked = scores.masked_fill(valid == 0, -torch.inf)

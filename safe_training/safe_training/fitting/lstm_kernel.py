@@ -93,7 +93,7 @@ def _tanh_(x: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class LayerRun:
-    """How a layer runs over packed steps.
+    """Settings of the run of a layer over packed steps.
 
     Attributes
     ----------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fit the linear probe.
 
-Open parameters have fixed values, unless ``choose`` is set. Then they are chosen by
+Parameters with the value None or 'auto' have fixed values. With ``choose``, they are chosen by
 leave-one-task-out: each training task is scored by a probe fitted on the other tasks, and the
 candidate with the highest AUC within the tasks is chosen. For this choice, components, scales and
 the list of signals are computed from all training rollouts, because they do not depend on outcomes.
@@ -42,12 +42,12 @@ from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.signals import SIGNAL_NAMES
 
-# The values in use if nothing is chosen.
+# The fixed values.
 FIXED_L2, FIXED_SMOOTHING = 1.0, 0.5
 FIXED_L2_SIGNALS, FIXED_SMOOTHING_SIGNALS = 0.3, 0.7
 # The first candidates of a choice.
 FIRST_L2, FIRST_SMOOTHING = 0.3, 0.7
-# Sums of wider features cost more than one decomposition.
+# For wider features, the sums take more time than a decomposition for each task.
 _WIDEST_PRODUCTS = 1024
 _SUMS = SumsOfTasks(most_bytes=256 << 20)
 
@@ -78,9 +78,9 @@ class _Choice:
         return self._start[candidate.inputs]
 
     def best(self, candidates: Sequence[Candidate], margin: float) -> Candidate:
-        """Return the best candidate, or the first one if the best is hardly better.
+        """Return the best candidate, or the first candidate if the difference is small.
 
-        Better means an AUC that is higher by more than the margin.
+        The best candidate must have an AUC that is higher by more than the margin.
         """
         if len(candidates) == 1:
             return candidates[0]
@@ -103,7 +103,7 @@ def _fit_all(data: ProbeData, inputs: str, l2: float, start: Array | None = None
 
 
 def _possible_inputs(probe: LinearProbe, data: ProbeData) -> list[str]:
-    """Return the inputs that the parameters and the rollouts allow; the preferred ones first."""
+    """Return the possible inputs for the parameters and rollouts; the preferred ones first."""
     has_features, has_signals = data.components.shape[1] > 0, data.history.shape[1] > 0
     which = [probe.inputs] if probe.inputs != 'auto' else ['both', 'features', 'signals']
     which = [
@@ -134,7 +134,7 @@ def _fixed(probe: LinearProbe, which: Sequence[str]) -> Candidate:
 
 
 def _choose(probe: LinearProbe, data: ProbeData, which: Sequence[str]) -> tuple[Candidate, float]:
-    """Return the candidate that leave-one-task-out chooses, and its AUC (NaN if unknown)."""
+    """Return the candidate chosen by leave-one-task-out, and its AUC (NaN if unknown)."""
     choice = _Choice(data)
     smoothings = (
         [FIRST_SMOOTHING, *(s for s in SMOOTHING_CHOICES if s != FIRST_SMOOTHING)]
@@ -345,7 +345,7 @@ def fit_without_each_task(
 def _moments(
     probe: LinearProbe, inputs: _Inputs, rollouts: Sequence[Rollout]
 ) -> TaskMoments | None:
-    """Return the sums over the features of each task; None if they do not pay."""
+    """Return the sums over the features of each task; None if they would take more time."""
     names, task = np.unique(inputs.tasks, return_inverse=True)
     steps = int(inputs.lengths.sum())
     if inputs.flat is None or not TaskMoments.pay(

@@ -16,11 +16,11 @@ from vla_feature_bridge.rollout import Rollout
 
 Array = NDArray[np.float64]
 
-# Randomised subspaces have a few columns more than components, and a few multiplications.
+# A randomised subspace has some more columns than components, and needs some multiplications.
 _MORE_COLUMNS = 10
 _SVD_ITERATIONS = 3
 _MULTIPLICATIONS = 4
-# Narrower features are decomposed in no time. More products than this (512 MB) are not stored.
+# The decomposition of narrower features is fast. Larger products (more than 512 MB) are not stored.
 _NARROW, _MOST_PRODUCTS = 256, 1 << 27
 # Smallest spread of a component, relative to the largest spread. Products of float32 are less
 # precise than a decomposition of the steps.
@@ -66,7 +66,7 @@ def principal(flat: NDArray[np.float32], count: int) -> Components:
 def _standardised(flat: NDArray[np.float32]) -> tuple[Array, Array, NDArray[np.float32]]:
     """Return mean (D,), deviation (D,) and the standardised steps (N, D).
 
-    The mean is the one that was subtracted, in float32: nothing is lost by its rounding.
+    The returned mean is exactly the subtracted mean in float32, so its rounding causes no error.
     """
     rounded = flat.mean(axis=0, dtype=np.float64).astype(np.float32)
     standard = flat - rounded
@@ -102,8 +102,8 @@ class TaskSums:
 class SumsOfTasks:
     """Keeps the sums of the tasks that were used last, because splits share tasks.
 
-    An entry belongs to the rollout objects that it was computed from. It is not used for other
-    objects, and it does not keep the rollouts in memory.
+    An entry is only used for the rollout objects from which it was computed. It does not keep the
+    rollouts in memory.
     """
 
     def __init__(self, most_bytes: int) -> None:
@@ -117,8 +117,8 @@ class SumsOfTasks:
     ) -> TaskSums:
         """Return the sums of the steps of these rollouts.
 
-        The order of the rollouts does not matter, because each split has another one: the steps are
-        summed in the order of the episode ids.
+        The result does not depend on the order of the rollouts, because the steps are summed in the
+        order of the episode ids. Each split has another order.
 
         Parameters
         ----------
@@ -143,11 +143,11 @@ class SumsOfTasks:
 
 
 class TaskMoments:
-    """Sums over the steps of each task, which give the components without any one task.
+    """Sums over the steps of each task, to compute the components without one task.
 
-    The components without a task are those of :func:`principal` for the steps of the other tasks.
-    The products of features are summed once for each task. Therefore leaving out every task in turn
-    takes a fraction of the time of as many decompositions.
+    The components without a task are equal to :func:`principal` for the steps of the other tasks.
+    The products of features are summed only once for each task. Therefore, leaving out each task
+    once takes much less time than a decomposition for each task.
 
     Parameters
     ----------
@@ -175,7 +175,7 @@ class TaskMoments:
 
     @staticmethod
     def pay(steps: int, width: int, tasks: int, count: int) -> bool:
-        """Return whether the sums cost fewer operations than a decomposition for each task."""
+        """Return whether the sums need fewer operations than a decomposition for each task."""
         columns = count + _MORE_COLUMNS
         passes = 2 * _SVD_ITERATIONS + 2
         of_sums = steps * width + tasks * _MULTIPLICATIONS * columns * width

@@ -27,7 +27,7 @@ _NEWTON_STEPS = 30
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to make a probe."""
+    """Parameters of one possible probe."""
 
     method: str
     inputs: str
@@ -37,7 +37,7 @@ class Candidate:
 
 @dataclass(frozen=True)
 class ProbeData:
-    """Training rollouts as one matrix of steps, ready for any candidate.
+    """Training rollouts as one matrix of steps, prepared for all candidates.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class ProbeData:
     min_lengths: NDArray[np.int64]
 
     def inputs(self, which: str) -> Array:
-        """Return the columns that a candidate's inputs name."""
+        """Return the columns of the inputs of a candidate."""
         if which == 'features':
             return self.components
         return self.history if which == 'signals' else np.hstack([self.components, self.history])
@@ -76,8 +76,8 @@ def task_balanced_weights(task: NDArray[np.int64], failed: NDArray[np.bool_]) ->
     """Return the weight of each rollout: inside each task both outcomes have the same weight.
 
     The weight of a task is its number of rollouts. A task with a single outcome cannot be balanced.
-    It would only teach the probe which tasks fail often. Therefore its weight is 0. Exception: if
-    no task has both outcomes, all tasks have a weight.
+    With such a task, the probe would only learn which tasks often fail. Therefore its weight is 0.
+    Exception: if no task has both outcomes, all tasks have a weight.
     """
     weights: Array = np.zeros(len(task))
     for number in np.unique(task):
@@ -138,8 +138,7 @@ def within_task_auc(values: Array, failed: NDArray[np.bool_], task: NDArray[np.i
     """Return the mean ROC-AUC of the tasks with both outcomes and values; NaN without any.
 
     The weight of a task is ``f s / (f + s)`` for f failures and s successes: about the inverse of
-    the variance that its AUC has by chance, so that a task with only one failure has little
-    influence.
+    the random variance of its AUC. Therefore a task with only one failure has little influence.
     """
     total = weight = 0.0
     for number in np.unique(task):

@@ -4,7 +4,7 @@
 scored            a scored rollout, and the steps at which its score is evaluated
 ranking           how well scores rank failures
 alarms            how well alarms detect failures
-early             failures found early and steps saved, beside the clock
+early             failures found early and steps saved, compared with the clock
 lead_time         number of steps between the alarm and the failure
 onset             where a failure began, estimated from all scores of the rollout
 bootstrap         bootstrap interval over rollouts

@@ -75,8 +75,8 @@ class ClassificationReport:
     Failures are the positive class. `tpr` is the share of the failures that were detected, and
     `fnr` = 1 - `tpr`. `fpr` is the share of the successes that were classified as failures, and
     `tnr` = 1 - `fpr`. A rate is NaN if its class is absent. `weighted_accuracy` is the published
-    one: `tpr` times the share of the successes plus `tnr` times the share of the failures, so that
-    the smaller class has more weight. In `balanced_accuracy` both classes have the same weight.
+    accuracy: `tpr` times the share of the successes plus `tnr` times the share of the failures. The
+    smaller class has more weight. In `balanced_accuracy` both classes have the same weight.
     `roc_auc` and `average_precision` need no threshold.
     """
 
@@ -95,7 +95,7 @@ class ClassificationReport:
 def classification_report(
     values: ArrayLike, failed: ArrayLike, threshold: float
 ) -> ClassificationReport:
-    """Return how a threshold classifies: a rollout with a value above it counts as a failure.
+    """Return the results of a threshold: rollouts with larger values count as failures.
 
     Parameters
     ----------

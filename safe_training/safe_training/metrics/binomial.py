@@ -9,14 +9,13 @@ from dataclasses import dataclass, field
 import numpy as np
 
 FEWEST = 10
-"""A rate of fewer rollouts says nothing about a task."""
+"""With fewer rollouts, the rate of a task is not meaningful."""
 
 
 def clopper_pearson(count: int, total: int, level: float = 0.95) -> tuple[float, float]:
     """Return the exact interval of a probability, after `count` events in `total` trials.
 
-    Clopper and Pearson (1934); it covers the probability at least as often as `level` says.
-    (NaN, NaN) without a trial.
+    Clopper and Pearson (1934); its coverage is at least `level`. (NaN, NaN) without a trial.
     """
     if total == 0:
         return np.nan, np.nan
@@ -47,7 +46,7 @@ class Tally:
 
     @property
     def rate(self) -> float:
-        """Share with an alarm; NaN without a rollout."""
+        """Share of the rollouts with an alarm; NaN without a rollout."""
         total = sum(self.rollouts.values())
         return sum(self.alarms.values()) / total if total else np.nan
 

@@ -20,7 +20,7 @@ class Interval:
     """An estimate with a percentile bootstrap interval.
 
     `given` is the number of tasks, or of resamples if rollouts are resampled. `used` is the number
-    of them for which the number exists.
+    of tasks or resamples that have a value.
     """
 
     value: float

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How early failures are found: before a median success is over, and how many steps that saves.
+"""Measures how early failures are found: before a median success is over, and the saved steps.
 
-Both numbers are given for the detector and for the clock, which only counts steps. The clock is
-taken at the same realised false-alarm rate as the detector: a clock that raises an alarm at step k
-has alarms on all rollouts with more than k steps. Its rate jumps from one k to the next, so its
-numbers are interpolated linearly between the two neighbouring values of k. The threshold of the
-clock is chosen on the rollouts of the evaluation itself, which favours the clock.
+Both numbers are computed for the detector and for the clock, which only counts steps. The clock has
+the same realised false-alarm rate as the detector. A clock that raises an alarm at step k has
+alarms on all rollouts with more than k steps. Its rate changes in jumps, so its numbers are
+interpolated linearly between the two neighbouring values of k. The threshold of the clock is chosen
+on the evaluated rollouts, which is an advantage for the clock.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ class EarlyReport:
     ----------
     pooled : EarlyRates
     per_task : dict of task to EarlyRates
-        The clock has the same alarm step on all tasks, so that its false-alarm rate is that of the
-        detector on all rollouts together, not on each task.
+        The clock has the same alarm step on all tasks. Therefore, its false-alarm rate is equal to
+        the rate of the detector over all rollouts together, not on each task.
     macro_found_early : BesideClock
         Mean of `found_early` over the tasks for which it exists.
     false_alarm_rate : float
         Realised false-alarm rate of both; NaN without successes.
     medians : dict of task to float
-        Median length of the successes of each task that has one [policy steps].
+        Median length of the successes of each task with a success [policy steps].
     """
 
     pooled: EarlyRates
@@ -92,7 +92,7 @@ class EarlyReport:
 
 
 def found_early(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) -> BesideClock:
-    """Return the share of the failures that are found early, of the detector and of the clock.
+    """Return the share of the failures that are found early, for the detector and the clock.
 
     A failure is found early if its first alarm is at a step below m, the median length of the
     successes of its task in the given rollouts (steps count from 0). Failures of tasks without a
@@ -112,8 +112,8 @@ def steps_saved(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) -
     """Return the mean number of policy steps that alarms save per failure, also of the clock.
 
     Without an alarm, a failure runs until its time-out, and nothing is saved. An alarm at step t of
-    a failure with T steps saves T - t steps: the robot does not execute the actions of step t. The
-    false alarms are not subtracted; the clock has as many.
+    a failure with T steps saves T - t steps: the robot does not execute the actions of step t.
+    False alarms are not subtracted, because the clock has the same number of false alarms.
 
     Parameters
     ----------
@@ -180,7 +180,7 @@ def early_report(scored: Sequence[ScoredRollout], alarms: Sequence[int | None]) 
 
 @dataclass(frozen=True, eq=False)
 class EarlyCurve:
-    """Share of the failures with an alarm so far, over the time of a median success.
+    """Share of the failures with an alarm until a time, in units of the median success.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ class EarlyCurve:
         Share of the failures with an alarm before this time. At the share 1 they are `found_early`.
     found_early : BesideClock
     false_alarm_rate : float
-        Of both.
+        Realised false-alarm rate of both.
     """
 
     shares: NDArray[np.float64]

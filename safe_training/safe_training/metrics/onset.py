@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a failure began, estimated afterwards from the scores of the whole rollout.
 
-An alarm is late: a score must first rise above the threshold. Afterwards all scores of the rollout
-are known, and the step after which they are higher can be estimated.
+An alarm comes late, because a score must first rise above the threshold. After the rollout, all
+scores are known, and the step from which on they are higher can be estimated.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def onset_step(values: ArrayLike) -> int:
     Parameters
     ----------
     values : (T,) array
-        One finite value per step, T >= 1, higher for failures. Best are values that do not average
-        over earlier steps, see ``Detector.step_values``.
+        One finite value per step, T >= 1, higher for failures. Use values that do not average over
+        earlier steps, see ``Detector.step_values``.
     """
     array = np.asarray(values, dtype=np.float64)
     if array.ndim != 1 or array.size == 0 or not np.isfinite(array).all():
@@ -54,7 +54,7 @@ def onset_step(values: ArrayLike) -> int:
 
 @dataclass(frozen=True)
 class Located:
-    """How near some steps are to the annotated steps.
+    """Distances of some steps to the annotated steps.
 
     Attributes
     ----------
@@ -79,11 +79,10 @@ class OnsetReport:
     onset : Located
         The estimated beginnings.
     alarm : Located
-        The first alarms; the last step for a failure without an alarm, because people see the
-        failure by then.
+        The first alarms. For a failure without an alarm, the last step is used.
     middle : Located
-        The middle of each failure, which knows no scores: an estimate that is not nearer says
-        nothing.
+        The middle of each failure, for comparison: it does not use scores. A useful estimate must
+        be nearer.
     """
 
     leads: LeadTimes

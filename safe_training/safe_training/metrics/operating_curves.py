@@ -107,7 +107,7 @@ def operating_curve(
     chosen = np.sort(chosen)
     lengths = np.array([len(rollout) for rollout in some(scored)])
     failed = labels(scored)
-    # The score first exceeds a threshold at the step at which its running maximum does.
+    # The score and its running maximum first exceed a threshold at the same step.
     first = np.stack(
         [
             np.searchsorted(np.maximum.accumulate(rollout.scores), chosen, side='right')
@@ -151,7 +151,9 @@ def alpha_curve(scored: Sequence[ScoredRollout], band: Band) -> AlphaCurve:
 def some(scored: Sequence[ScoredRollout]) -> Sequence[ScoredRollout]:
     """Return the rollouts; raises `MetricError` if there are none."""
     if not scored:
-        raise MetricError(where='metrics', expected='rollouts to draw a curve of', found='none')
+        raise MetricError(
+            where='metrics', expected='at least one rollout for a curve', found='no rollouts'
+        )
     return scored
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results of a detector on one part of a split.
 
-Rankings, alarms, lead times, calibration of probabilities.
+The results are rankings, alarms, lead times and the calibration of probabilities.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ _CLASSIFIED = ('accuracy', 'weighted_accuracy', 'f1')
 
 @dataclass(frozen=True, eq=False)
 class PartReport:
-    """What a detector achieves on one part of a split.
+    """Results of a detector on one part of a split.
 
     Attributes
     ----------
     early : EarlyReport
-        Share of the failures that are found early, and steps saved, beside the clock.
+        Share of the failures that are found early, and steps saved, compared with the clock.
     ranking, clock : dict of str to RankingReport
-        Rankings at every evaluation time of :func:`safe_training.metrics.ranking.all_rankings`: of
-        the detector, and of the step counter (`clock`).
+        Rankings of the detector and of the step counter (`clock`), at every evaluation time of
+        :func:`safe_training.metrics.ranking.all_rankings`.
     alarms, alarms_until_min_length : AlarmReport
         Alarms at any step, as an operator sees them; alarms within the shortest length of the task.
     classification : ClassificationReport
@@ -66,7 +66,7 @@ class PartReport:
     lead : LeadTimes or None
         Lead times; None if no failure of the part has an annotated step.
     onset : OnsetReport or None
-        How well the beginning of annotated failures is found afterwards; None as above.
+        How well the beginning of annotated failures is estimated; None if no failure is annotated.
     probability : ProbabilityReport or None
         Agreement of the probability of failure with the outcomes; None without a probability map.
     min_lengths : dict of task to int
@@ -120,7 +120,7 @@ def report_part(
     *,
     probability: ProbabilityMap | None = None,
 ) -> PartReport:
-    """Return what scored rollouts achieve.
+    """Return the results of scored rollouts.
 
     Parameters
     ----------

@@ -142,10 +142,10 @@ def all_rankings(
 ) -> dict[str, RankingReport]:
     """Return the rankings at all reported evaluation times, as a mapping from name to ranking.
 
-    The names are those of :func:`rankings`; ``at_25_percent``, ``at_50_percent``, ``at_75_percent``
-    of the shortest length (:func:`rankings_at_quantiles`); ``running_25_percent`` and so on up to
-    100: the rollouts that still run at that share of the length of a success
-    (:func:`running_rankings`).
+    The names are: the names of :func:`rankings`; ``at_25_percent``, ``at_50_percent``,
+    ``at_75_percent`` of the minimum length (:func:`rankings_at_quantiles`); and
+    ``running_25_percent`` to ``running_100_percent`` for the rollouts that still run at this share
+    of the length of a success (:func:`running_rankings`).
     """
     quantiles = rankings_at_quantiles(scored, shortest, (0.25, 0.5, 0.75))
     running = running_rankings(scored)

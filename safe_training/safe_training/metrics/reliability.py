@@ -52,7 +52,7 @@ class Reliability:
 
 @dataclass(frozen=True)
 class Brier:
-    """Brier scores: of the detector, of the step number alone, and of a constant probability.
+    """Brier scores of the detector, of the step number alone, and of a constant probability.
 
     All three come from fits on the same rollouts: see
     :class:`safe_monitor_node.bands.probability.ProbabilityMap`. Lower is better.
@@ -65,7 +65,7 @@ class Brier:
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityReport:
-    """How good the probabilities of failure of a detector are while rollouts run.
+    """Quality of the probabilities of failure of a detector while rollouts run.
 
     A rollout counts at each time of :data:`FRACTIONS` at which it still runs. A time is a share of
     the median length of the successes of its task in the given rollouts. Rollouts of tasks without
@@ -74,10 +74,10 @@ class ProbabilityReport:
     Attributes
     ----------
     brier : Brier
-        Over all pairs of a rollout and a time.
+        Brier scores over all pairs of a rollout and a time.
     per_task : dict of task to Brier
     reliability : Reliability
-        Of the detector, over the same pairs.
+        Reliability of the detector, over the same pairs.
     """
 
     brier: Brier
@@ -138,9 +138,7 @@ def reliability(probabilities: ArrayLike, failed: ArrayLike, bins: int = 10) -> 
     """
     values, positive = values_and_outcomes(probabilities, failed)
     if values.size == 0:
-        raise MetricError(
-            where='metrics', expected='rollouts to compare probabilities with', found='none'
-        )
+        raise MetricError(where='metrics', expected='at least one rollout', found='none')
     if bins < 1:
         raise MetricError(where='metrics', expected='at least one bin', found=str(bins))
     outside = np.flatnonzero((values < 0.0) | (values > 1.0))

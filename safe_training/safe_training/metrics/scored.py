@@ -42,8 +42,8 @@ class ScoredRollout:
     episode_id : str
         Empty if the rollout has no name.
     part : str
-        'train', 'seen', 'unseen', 'good runs' or 'new', as the provenance of the detector says;
-        empty if the rollout belongs to no part.
+        'train', 'seen', 'unseen', 'good runs' or 'new', from the provenance of the detector; empty
+        if the rollout belongs to no part.
     threshold : Threshold or None
         Threshold at each of the T steps. A score above it is an alarm. None if the rollout was not
         compared with a band.
@@ -160,9 +160,9 @@ def min_lengths(tasks: Sequence[Task], lengths: ArrayLike) -> dict[Task, int]:
     """Return the minimum length of each task: the length of its shortest rollout.
 
     The protocol uses *all* rollouts, of all splits and both labels. This is oracle knowledge: the
-    shortest rollout of a task is usually a success that a running monitor does not know. Numbers up
-    to this length compare detectors and do not describe operation (the realised false-alarm rate
-    and the detection time over the true length do).
+    shortest rollout of a task is usually a success that a running monitor does not know. Numbers
+    until this length are only for the comparison of detectors. For operation, use the realised
+    false-alarm rate and the detection time over the true length.
 
     Parameters
     ----------
@@ -268,7 +268,7 @@ def max_scores(scored: Sequence[ScoredRollout]) -> NDArray[np.float64]:
 
 
 def clock_scores(scored: Sequence[ScoredRollout]) -> list[ScoredRollout]:
-    """Return the control: the same rollouts scored by the step number 0..T-1 alone."""
+    """Return the control: the same rollouts, scored by the step number 0..T-1."""
     return [
         ScoredRollout(np.arange(len(rollout), dtype=np.float64), rollout.failed, rollout.task)
         for rollout in scored

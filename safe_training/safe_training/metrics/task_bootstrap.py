@@ -2,10 +2,10 @@
 """Bootstrap intervals over tasks: of one detector, and of the difference of two detectors.
 
 Splits of one set of rollouts share tasks and rollouts, so the variation between splits says little
-about other tasks. The task is the unit: the rollouts of a task are alike, and a lab wants to know
-about tasks that it has not recorded. Therefore tasks are drawn with replacement, each with all its
-splits. With a dozen tasks the percentile interval of 95 % covers the mean over tasks in about 90 %
-of the cases (a test simulates this): this is what a dozen tasks allow.
+about other tasks. The rollouts of one task are similar, and the result should also be valid for
+other tasks. Therefore tasks are drawn with replacement, each with all its splits. With twelve
+tasks, the 95 % percentile interval covers the mean over tasks in about 90 % of the cases (a test
+simulates this).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Cells = Mapping[tuple[str, int], tuple[float, float]]
 """A number by task and split: value and weight. The weight is the number of rollouts of a rate."""
 
 FEW_TASKS = 20
-"""With fewer tasks, a difference inside its interval says nothing about the better detector."""
+"""With fewer tasks, a warning is printed if the interval of a difference contains 0."""
 
 
 def task_interval(
@@ -59,8 +59,8 @@ def paired_task_interval(
 ) -> Interval:
     """Return the difference first - second of two means over tasks, with its interval over tasks.
 
-    Only the tasks and splits that both have are compared. Both are resampled with the same tasks
-    (paired), so that differences between tasks do not enter the interval.
+    Only tasks and splits in both mappings are compared. Both are resampled with the same tasks
+    (paired), so that differences between tasks have no influence on the interval.
 
     Parameters
     ----------

@@ -3,11 +3,11 @@
 
 errors            the error class of this subpackage
 sources           recognises a source and opens it; ``load_rollouts``
-describe          what a source holds
+describe          summarises the content of a source
 convert           any source to a rollout set or a recording
 convert_workers   the episodes of a source on several cores
 labels            outcomes set by people, in a rollout set or in the csv file of a recording
-label_files       which files belong to a recording, whatever path leads to it
+label_files       finds the label files of a recording, for every path to the recording
 labelled          the episodes of a rollout set or a recording, with their labels
 write_bag         rollouts to a rosbag2 recording
 live_scores       scores that a monitor published during a recorded session

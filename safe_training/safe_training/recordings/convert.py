@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns any source into a rollout set or a recording."""
+"""Converts any source to a rollout set or a recording."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def convert(
     progress: EpisodeProgress | None = None,
     **reading: Any,
 ) -> dict[str, Any]:
-    """Turn any source of rollouts into a rollout set or a recording.
+    """Convert any source of rollouts to a rollout set or a recording.
 
     One episode is in memory at a time. After an interruption (Ctrl-C, a signal) the finished
     episodes stay in ``partial_folder(destination)``, and the same call continues with them. After
@@ -74,7 +74,7 @@ def convert(
     Raises
     ------
     DumpError, RolloutSetError
-        The source cannot be read or the destination cannot be written; nothing is left behind.
+        The source cannot be read or the destination cannot be written. No files remain.
     """
     source = open_source(source_path, **reading)
     if to == 'bag' or (to is None and is_bag_destination(destination)):

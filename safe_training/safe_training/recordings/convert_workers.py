@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Writes the episodes of a source to a rollout set, in several processes, in their order.
+"""Writes the episodes of a source to a rollout set in their order, with several processes.
 
 Every process holds one episode at a time: it reads the episode, writes its arrays and sends its row
 of the index back. This module imports neither PyTorch nor a detector, so a process starts quickly.
@@ -36,9 +36,9 @@ from vla_feature_bridge.rollout_set.writer import RolloutSetWriter
 #: A row of the index, or None and the reason.
 Result = tuple[dict[str, Any] | None, str]
 
-#: Starting a process takes about as long as converting this many bytes.
+#: Number of bytes whose conversion takes as long as starting a process.
 _WORTH_A_PROCESS = 1 << 30
-#: Open files that are left to the rest of this process.
+#: Number of open files that are reserved for other code of this process.
 _OTHER_FILES = 48
 
 
@@ -96,7 +96,7 @@ def usable_cores() -> int:
 
 
 def work_of(source: EpisodeSource) -> str:
-    """Return the name of a conversion: equal only for the same files, options and software."""
+    """Return the name of a conversion; equal only for equal files, options and software."""
     listing = hashlib.sha256()
     for index in range(source.episode_count):
         for file in source.files(index):
@@ -295,7 +295,7 @@ def _open_again(task: dict[str, Any], feature: FeatureSpec) -> EpisodeSource:
             advice='the source changed during the conversion: wait until the source is complete, '
             'then start the conversion again',
         )
-    source.__dict__['feature'] = feature  # known, so the first episode is not read again
+    source.__dict__['feature'] = feature  # so that it is not read again
     return source
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Summarises what a dump, a recording, an archive or a rollout set holds."""
+"""Summarises the content of a dump, a recording, an archive or a rollout set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla_feature_bridge.rollout import Rollout
 
 
 def info(path: str | os.PathLike[str], progress: EpisodeProgress | None = None) -> dict[str, Any]:
-    """Return what a dump, recording, archive or rollout set holds, as JSON values.
+    """Return the content of a dump, recording, archive or rollout set, as JSON values.
 
     Every episode is read. Messages of the episodes that cannot be read are under ``bad``.
 

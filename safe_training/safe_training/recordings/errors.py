@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The error class for reading dumps and recordings, with the advice that many errors give."""
+"""The error class for reading dumps and recordings, and common texts of advice."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says what a path contains if no reader recognises it: data of another recorder, an archive."""
+"""Describes a path that no reader recognises: data of another recorder, an archive."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from safe_training.recordings.readers.openpi_episodes import ENV_RECORDS, POLICY
 from safe_training.recordings.untrusted.bag import METADATA
 from safe_training.recordings.untrusted.foreign_file import READ_KINDS, ForeignKind, foreign_kind_of
 
-#: Number of files of a folder that are looked at.
+#: Number of files of a folder that are examined.
 _MAX_FILES = 200
 _NO_FEATURES = (
-    'this format holds no features of the policy: record the policy with ROS 2 or with the bridge '
+    'this format contains no features of the policy: record the policy with ROS 2 or with the '
+    'bridge '
     '(see docs/how-to/use_your_recordings.md)'
 )
 _OPENPI_RECORDER = ForeignKind(
@@ -42,7 +43,7 @@ def openpi_recorder(folder: Path) -> ForeignKind | None:
 
 
 def foreign_place(place: Path) -> ForeignKind | None:
-    """Return what a file or folder is that no reader recognises; None if that is not known."""
+    """Return the format of a file or folder that no reader recognises; None if it is unknown."""
     if place.suffix == '.npz':
         return None  # an archive of other arrays; the caller lists the arrays
     if place.is_file():

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what lies beside a recording, whatever path leads to it: its labels and its custom data.
+"""Finds the labels and the custom data of a recording, for every path to the recording.
 
 A recording is a folder with ``metadata.yaml``, or one storage file that no such folder lists. Links
 are followed first. The labels of a recording ``REC`` are in ``REC.labels.csv``. Labels that were
 stored under another path of the recording count too: the name of a link, or of a storage file in
-the folder. Two different labels of one episode are refused, because nobody knows which one is
-right.
+the folder. If an episode has two different labels, both are refused, because it is not known which
+label is right.
 
-Custom data is what messages cannot contain. ``metadata.yaml`` has priority, then the storage
+Custom data is data that messages cannot contain. ``metadata.yaml`` has priority, then the storage
 files: ``ros2 bag reindex`` writes a ``metadata.yaml`` without custom data.
 """
 
@@ -28,7 +28,7 @@ _MOST_ORPHANS = 32
 
 
 def recording_of(path: Path) -> Path:
-    """Return the recording that a path leads to: links followed, the folder of a storage file."""
+    """Return the recording of a path: links are followed, and a storage file gives its folder."""
     real = Path(os.path.realpath(path))
     if real.is_file() and (real.parent / METADATA).is_file():
         try:
@@ -41,12 +41,12 @@ def recording_of(path: Path) -> Path:
 
 
 def labels_file(path: Path) -> Path:
-    """Return the csv in which new labels of a recording are stored."""
+    """Return the csv file for new labels of a recording."""
     return _beside(recording_of(path))
 
 
 def label_files(path: Path) -> list[Path]:
-    """Return the existing csv files with labels of the recording that a path leads to."""
+    """Return the existing csv files with labels of the recording of a path."""
     real, recording = Path(os.path.realpath(path)), recording_of(path)
     places = [recording, real, Path(os.path.abspath(path))]
     if real.is_file():
@@ -75,7 +75,8 @@ def labels_of(
     episodes : iterable of str
         Names of its episodes.
     incomplete : bool
-        True if a part of the recording is lost: labels of other episodes are then no error.
+        True if a part of the recording is lost. In this case, labels of other episodes are not an
+        error.
 
     Returns
     -------
@@ -132,13 +133,13 @@ def _text(label: Label) -> str:
 
 
 def _may_name_others(path: Path, file: Path) -> bool:
-    """Return True if a file has the labels of a whole folder, and the path is one file of it."""
+    """Return True if a file has labels of a whole folder, and the path is one of its files."""
     real = Path(os.path.realpath(path))
     return real.is_file() and file == Path(os.path.realpath(_beside(real.parent)))
 
 
 def _orphans(path: Path, known: set[str]) -> list[str]:
-    """Return a note for each label file that lost its recording and names these episodes."""
+    """Return a note for each label file that has no recording and has labels of these episodes."""
     recording = recording_of(path)
     try:
         files = sorted(recording.parent.glob(f'*{_ENDING}'))[:_MOST_ORPHANS]
@@ -162,7 +163,7 @@ def _orphans(path: Path, known: set[str]) -> list[str]:
 
 
 def store_labels(path: Path, labels: Mapping[str, Label]) -> None:
-    """Store labels of a recording: in the file that has a label of the episode, else in its own."""
+    """Store labels in the file that has a label of the episode, otherwise in its own file."""
     left = dict(labels)
     # Two processes that label at the same time must not lose labels.
     with locked(labels_file(path).parent, wait=True):
@@ -184,7 +185,7 @@ def custom_data(bag: Bag, key: str) -> str | None:
         return whole.custom[key]
     if key in bag.custom:
         return bag.custom[key]
-    # convert does not compress whole files, and unpacking them twice takes long.
+    # convert does not compress whole files, and unpacking them twice would take a long time.
     files = [file for file in bag.files if file.suffix != '.zstd']
     inside = (_stored_in(file, key) for file in files)
     return next((text for text in inside if text is not None), None)

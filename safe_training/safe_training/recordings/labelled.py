@@ -41,12 +41,13 @@ class Labelled(ABC):
     def __init__(self, path: Path) -> None:
         self.path = path
         self.labels: dict[str, Label] = {}
-        #: Why parts of the recording and episodes cannot be read; they cannot be labelled.
+        #: Reasons why parts of the recording and episodes cannot be read. These episodes cannot be
+        #: labelled.
         self.left_out: list[str] = []
 
     @abstractmethod
     def describe(self, episode: str) -> dict[str, Any]:
-        """Return facts that help a person to recognise an episode.
+        """Return facts by which a person can recognise an episode.
 
         The entry ``steps`` is the length of the episode.
         """

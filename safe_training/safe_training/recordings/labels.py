@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Outcomes that people set, in the index of a rollout set or in the csv file of a recording.
+"""Outcomes set by people, in the index of a rollout set or in the csv file of a recording.
 
 The csv has a header and a row for each labelled episode::
 
@@ -8,8 +8,8 @@ The csv has a header and a row for each labelled episode::
     pick_up_the_mug/1,failure,17
 
 ``outcome`` is ``success``, ``failure`` or ``unknown``. The outcome in the csv file replaces the
-outcome in the recording. ``failure_step`` is the step at which a person saw the failure begin. This
-value may be empty, and the column may be missing. Other columns are not changed.
+outcome in the recording. ``failure_step`` is the step at which the failure began, as annotated by a
+person. The value may be empty, and the column may be missing. Other columns are not changed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Label:
 
 
 def make_label(outcome: str, failure_step: str | int | None, where: str) -> Label:
-    """Return a checked label; raises :class:`DumpError` that begins with ``where``."""
+    """Return a checked label; raises a :class:`DumpError` whose text begins with ``where``."""
     if outcome not in OUTCOMES:
         raise DumpError(
             where=where,
@@ -163,7 +163,7 @@ def _read_rows(file: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 def write_set_labels(folder: Path, labels: Mapping[str, Label]) -> None:
-    """Set outcome and failure step of some rollouts of a set; replaces its index at once.
+    """Set outcome and failure step of some rollouts of a set; replaces its index atomically.
 
     Raises
     ------

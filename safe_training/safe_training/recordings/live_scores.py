@@ -13,15 +13,15 @@ from safe_training.recordings.untrusted.score_cdr import RecordedScore, score_fr
 
 LiveEpisodes = dict[str, list[RecordedScore]]
 
-#: End of the name of the topic that a monitor publishes. A recording that was made during a replay
-#: can also hold the scores of the first recording, below `recorded`.
+#: End of the name of the topic of scores. A recording of a replay can also contain the scores of
+#: the first recording, below `recorded`.
 _TOPIC, _ASIDE = '/safe/score', '/recorded/safe/score'
 
 
 def read_live_scores(path: Path, topic: str = '') -> LiveEpisodes:
     """Return the scores of each episode, in the order of arrival.
 
-    An episode that began again with step 0, because it was played twice, has only its last scores.
+    If an episode was played twice, only its last scores are returned.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def read_live_scores(path: Path, topic: str = '') -> LiveEpisodes:
     Raises
     ------
     DumpError
-        The recording cannot be read, or has no scores, or those of several monitors.
+        The recording cannot be read, or has no scores, or has scores of several monitors.
     """
     found: dict[str, LiveEpisodes] = {}
     checked: set[Topic] = set()
@@ -55,7 +55,7 @@ def read_live_scores(path: Path, topic: str = '') -> LiveEpisodes:
 
 
 def _chosen(path: Path, names: list[str], topic: str) -> str:
-    """Return the topic that is asked for, or the only topic of a monitor."""
+    """Return the requested topic, or the only topic of a monitor."""
     if topic:
         wanted = [name for name in names if name == topic]
     else:

@@ -88,9 +88,9 @@ def open_source(
     skip_bad : bool
         Leave out unreadable episodes and list them in ``Source.skipped``.
     keep : 'pooled' or 'raw'
-        Whether rollouts hold one vector a step or the complete tensor.
+        'pooled': one vector per step. 'raw': the complete tensor.
     all_episodes : bool
-        Keep also the episodes that the published protocol of the format leaves out.
+        Also keep the episodes that the published protocol of the format leaves out.
     unseen_root : path, optional
         A second root of the same format, with tasks that no detector may train on.
 
@@ -205,7 +205,7 @@ def load_rollouts(
 
 
 def read_rollouts(source: Source, progress: EpisodeProgress | None = None) -> Iterator[Rollout]:
-    """Yield the rollouts of a source; a copy of an earlier rollout is refused, or left out.
+    """Yield the rollouts of a source; a copy of an earlier rollout is refused or left out.
 
     An :class:`EpisodeSource` finds copies by its files, before it reads them.
 
@@ -240,7 +240,7 @@ def no_rollouts(source: Source) -> DumpError:
 
 
 def _refuse_companion(place: Path) -> None:
-    """Raise DumpError for the file that a Mac writes beside another file."""
+    """Raise DumpError for a file that macOS writes in addition to another file."""
     if not place.name.startswith('._') or not place.is_file():
         return
     with place.open('rb') as stream:
@@ -261,7 +261,7 @@ def _other_formats(place: Path, used: type[Source], others: Sequence[type[Source
         try:
             why = reader.detect(place)
         except DumpError:
-            continue  # The part that belongs to another format is damaged.
+            continue  # The part of the other format is damaged.
         if why is not None:
             notes.append(f'{place} also {why} ({reader.kind}); only the format {used.kind} is read')
     return notes

@@ -4,10 +4,9 @@
 Steps keep their stamps to the nanosecond. The recording time of a step is equal to its stamp.
 Exception: if an episode begins before the previous episode has ended, or in the first seconds of
 the time scale, the recording times of the whole episode are shifted to later times. A recording in
-a folder starts some seconds before its first message, so that ``ros2 bag play`` has found its
-subscribers by then. Data that messages cannot contain (task and episode
-numbers, failure step, video, pooling of the features) is stored in the ``custom_data`` of the
-metadata.
+a folder starts some seconds before its first message, so that ``ros2 bag play`` finds its
+subscribers before the first message. Data that messages cannot contain (task and episode numbers,
+failure step, video, pooling of the features) is stored in the ``custom_data`` of the metadata.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ if TYPE_CHECKING:
 STEP_TOPIC = '/vla/policy_step'
 EVENT_TOPIC = '/vla/episode'
 
-#: Depths of the topics, as the nodes offer them (vla_feature_bridge.ros.qos).
+#: Depths of the topics, as in vla_feature_bridge.ros.qos.
 STEP_DEPTH, EVENT_DEPTH = 100, 10
 
 _SECOND = 1_000_000_000
@@ -231,8 +230,8 @@ def _write(
             count, steps = count + 1, steps + len(rollout)
         custom = {'version': CUSTOM_VERSION, 'feature': feature.to_dict(), 'episodes': extras}
         writer.set_custom_data(CUSTOM_KEY, json.dumps(custom))
-        # A player starts its clock at the start of the metadata, and has its publishers before. A
-        # message that is published before its subscribers are found is lost.
+        # A player starts its clock at the start time in the metadata, after it has made its
+        # publishers. If a message is published before its subscribers are found, it is lost.
         writer.min_timestamp -= LEAD
     return count, steps
 

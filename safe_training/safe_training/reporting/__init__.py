@@ -2,8 +2,8 @@
 """Makes tables, figures, pages and videos from numbers.
 
 numbers           formats numbers for people and for JSON
-file_names        names of output files, each different
-tables/           tables, and the formats that they are written in
+file_names        unique names of output files
+tables/           tables, and their output formats
 figures/          figures; a new figure is one entry of the catalogue
 page/             the report page
 video/            scores drawn onto videos

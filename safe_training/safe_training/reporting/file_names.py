@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of output files: every file system accepts them, and no two outputs have the same name."""
+"""Unique names of output files, which every file system accepts."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-#: Bytes of a name without its ending. File systems accept 255, and an ending or a mark follows.
+#: Largest length of a name without its ending [bytes]. File systems accept 255, and an ending or a
+#: mark follows.
 _MOST_BYTES = 150
-#: Names that Windows keeps for devices, with any ending.
+#: Names that Windows reserves for devices, with any ending.
 _DEVICES = re.compile(r'(con|prn|aux|nul|com\d|lpt\d)(\..*)?', re.IGNORECASE)
 
 
 def file_names(ids: Iterable[str]) -> dict[str, str]:
     """Return a file name without an ending for each id.
 
-    Characters that a file system may refuse become ``_``. An id gets a mark of its own, eight hex
-    digits, if its name is cut, or if another id has the same name: also in another case or another
-    Unicode form, because some file systems do not distinguish them.
+    Characters that a file system may refuse become ``_``. If a name is cut, or if two ids have the
+    same name, the id gets a unique mark of eight hex digits. Names that differ only in case or in
+    the Unicode form count as the same, because some file systems do not distinguish them.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 MISSING = '-'
-"""What a table shows for a number that does not exist."""
+"""Text in a table for a number that does not exist."""
 
 
 def percent(value: float | None, decimals: int = 1) -> str:
@@ -17,7 +17,7 @@ def percent(value: float | None, decimals: int = 1) -> str:
 
 
 def as_number(value: float) -> float | None:
-    """Return a number for JSON, None for NaN, which JSON does not have."""
+    """Return a number for JSON; None for NaN, because JSON has no NaN."""
     return None if value != value else float(value)
 
 

@@ -10,7 +10,7 @@ unit              computes one unit
 runners           where units run: in this process, or on a Ray cluster
 run               the sweep: runs the units that are missing and keeps their results
 results           the results on disk
-unfinished        which results of a sweep are missing
+unfinished        finds missing results of a sweep
 grids/            grids that come with this package
 
 This subpackage imports ``evaluation`` and the subpackages that ``evaluation`` imports.

@@ -49,7 +49,7 @@ def _with_new_names(manifest: dict[str, Any]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class SweepFacts:
-    """What a manifest says about its sweep.
+    """Facts about a sweep in its manifest.
 
     Attributes
     ----------
@@ -173,7 +173,7 @@ class Manifest:
         self._write()
 
     def add_plan(self, splits: Mapping[str, Mapping[str, Sequence[int]]]) -> None:
-        """Add planned splits, by subset and detector, to those of earlier calls."""
+        """Add planned splits, by subset and detector, to the splits of earlier calls."""
         assert self._before is not None
         before = self._before['planned']
         planned = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Grids: which detectors, parameters, poolings, task splits and subsets of tasks a sweep tries.
+"""Grids: detectors, parameters, poolings, task splits and subsets of tasks of a sweep.
 
 A grid is a YAML file. Grids in the folder ``grids`` of this package are found by their names.
 """
@@ -27,7 +27,7 @@ from vla_feature_bridge.pooling import parse_pooling
 class SweepError(SafeError):
     """A sweep cannot run with these settings.
 
-    The message names the grid, the file or the option.
+    The message contains the name of the grid, the file or the option.
     """
 
 

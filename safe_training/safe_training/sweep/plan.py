@@ -74,7 +74,7 @@ class Unit:
     def name(self) -> str:
         """Return the file name of the unit.
 
-        Its detector, split and subset, and a digest of all its settings.
+        The name contains its detector, split and subset, and a digest of all its settings.
         """
         parts = asdict(self)
         # The digest is the same as in version 0.1, so that finished units of older sweeps are
@@ -99,12 +99,12 @@ SplitNumbers = Mapping[str, tuple[int, ...]]
 def planned_splits(
     protocol: ProtocolName, grid: Grid, splits: int | None, n_tasks: int
 ) -> SplitNumbers:
-    """Return the numbers of the splits that a protocol takes, for each detector of the grid.
+    """Return the numbers of the splits of a protocol, for each detector of the grid.
 
     Parameters
     ----------
     protocol : {'paper', 'robust', 'loto'}
-        'robust' takes more splits for detectors that are quick to fit, see
+        'robust' uses more splits for detectors that are quick to fit, see
         :func:`safe_training.evaluation.evaluate.default_splits`.
     grid : Grid
         Names the published splits.
@@ -196,7 +196,7 @@ def plan(
 
 
 def all_splits(splits: SplitNumbers) -> list[int]:
-    """Return the numbers of the splits that any detector takes, in ascending order."""
+    """Return the numbers of the splits of all detectors, in ascending order."""
     return sorted({number for numbers in splits.values() for number in numbers})
 
 

@@ -31,10 +31,10 @@ from vla_feature_bridge.atomic import replaced_file
 from vla_feature_bridge.errors import SafeError
 
 PARTS = ('train', 'seen', 'unseen')
-# Stands between the name of a benchmark and the name of a subset of its tasks.
+# Separates the name of a benchmark from the name of a subset of its tasks.
 SUBSET_MARK = '/'
 _TEXT = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'part')
-# Names in files of version 0.1, and the names of today.
+# Names in files of version 0.1, and the current names.
 _RENAMED = {
     'seed': 'split',
     **{
@@ -62,15 +62,15 @@ _RENAMED = {
 _TASKS = 'per_task'
 KEY = ('benchmark', 'protocol', 'detector', 'params', 'feature', 'split', 'part')
 
-# Limits far above the size of a real sweep. A damaged or manipulated file with larger claimed sizes
-# is refused before it is read.
+# Limits far above the size of a real sweep. If the header of a damaged or manipulated file contains
+# larger sizes, the file is refused before it is read.
 _MOST_ROWS = 5_000_000
 _MOST_COLUMNS = 1_000
 _MOST_BYTES = 4 << 30
 
 
 class ResultsError(SafeError):
-    """A results folder cannot be read or written; the message names the file."""
+    """A results folder cannot be read or written. The message contains the name of the file."""
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ class Result:
     Attributes
     ----------
     benchmark : str
-        ``NAME/SUBSET`` for a subset of the tasks of NAME that was split and evaluated by itself.
+        ``NAME/SUBSET`` for a subset of the tasks of NAME that was split and evaluated separately.
     protocol : {'paper', 'robust', 'loto'}
-        Published task splits; random ones; leave one task out, each task unseen once.
+        Published task splits; random task splits; leave-one-task-out, with each task unseen once.
     detector : str
     params : str
         From `canonical`.

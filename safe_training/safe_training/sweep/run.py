@@ -146,7 +146,7 @@ def run_sweep(
                 listener.say(
                     f'{source} has no unique task numbers: splits use the order of the task names'
                 )
-            # The same rollouts come in every pooling.
+            # Every pooling has the same rollouts.
             drawn = {
                 subset: _splits(
                     members_of(rollouts, subset),
@@ -263,12 +263,12 @@ class _Record:
         self.progress(f'{detector}, {unit.where()}')
 
     def progress(self, note: str) -> None:
-        """Tell the listener how many units are done."""
+        """Report the number of finished units to the listener."""
         if self.listener.progress is not None:
             self.listener.progress(self.kept + self.done, self.total, note)
 
     def outcome(self) -> Outcome:
-        """Return what was done."""
+        """Return the summary of the sweep."""
         return Outcome(self.done, self.kept, tuple(self.failures))
 
 
@@ -280,7 +280,7 @@ def _run_units(
     settings: Settings,
     record: _Record,
 ) -> None:
-    """Run units on rollouts in the pooling that they share."""
+    """Run units on rollouts in their common pooling."""
 
     def inner(part: int, parts: int, note: str) -> None:
         record.progress(f'{part}/{parts} {note}')
@@ -316,10 +316,11 @@ def _splits(
 
 
 def fastest_precision(device: str) -> Precision:
-    """Measure and return the number format in which this device multiplies matrices faster.
+    """Measure and return the faster number format for matrix products on this device.
 
-    Processors with bfloat16 arithmetic take less than half the time; others emulate it slowly.
-    Large matrices would then take half a minute, so small ones are multiplied first.
+    Processors with bfloat16 arithmetic need less than half of the time. Other processors emulate
+    bfloat16 slowly: large matrices would then take half a minute. Therefore small matrices are
+    multiplied first.
     """
     taken: dict[Precision, float] = {}
     for size in _SIZES:
@@ -329,7 +330,7 @@ def fastest_precision(device: str) -> Precision:
     return min(taken, key=lambda name: taken[name])
 
 
-# Rows of the multiplied matrices, and the ratio of times after which no larger ones are needed.
+# Rows of the multiplied matrices, and the ratio of times after which no larger matrices are needed.
 _SIZES, _CLEARLY = (256, 1024), 8.0
 
 

@@ -27,11 +27,11 @@ Work = Sequence[tuple[Unit, Split]]
 """Units that share a pooling, each with its split."""
 
 UnitOutcome = tuple[Unit, tuple[list[Result], list[str]]]
-"""A finished unit, and what `run_unit` returned for it."""
+"""A finished unit, and the result of `run_unit` for it."""
 
 
 class Runner(Protocol):
-    """Runs units; they come back in the order in which they finish."""
+    """Runs units and yields them in the order in which they finish."""
 
     def __call__(
         self,
@@ -153,5 +153,5 @@ class _RunOnRay:
 
 
 def _in_memory(rollout: Rollout) -> Rollout:
-    """Return a rollout that can be sent to another machine, which a memory map cannot."""
+    """Return a rollout without memory maps, which can be sent to another machine."""
     return replace(rollout, features=np.array(rollout.features))

@@ -22,8 +22,8 @@ def unfinished(
     folders : sequence of Path
         Results folders.
     results : sequence of Result
-        The results of these folders. They are used only for a folder without a manifest: its
-        detectors are not known otherwise.
+        The results of these folders. They are used only for a folder without a manifest, because
+        its detectors are not known.
     protocol : str, optional
         Check only sweeps of this protocol. The default is all sweeps.
     """

@@ -63,7 +63,7 @@ class _UnitData:
 
 
 class _Fitted(NamedTuple):
-    """One configuration of a unit after fitting; ``reason`` says why it could not be fitted."""
+    """One configuration of a unit after fitting; ``reason`` explains why it could not be fitted."""
 
     number: int
     detector: Detector
@@ -155,7 +155,7 @@ def _unit_data(unit: Unit, split: Split, rollouts: Sequence[Rollout]) -> _UnitDa
 
 
 def _evaluated(fitted: _Fitted, data: _UnitData, protocol: Protocol) -> dict[str, PartReport]:
-    """Calibrate a fitted detector and return what it achieves on each part."""
+    """Calibrate a fitted detector and return its results on each part."""
     detector = fitted.detector
     scored = {name: score_part(detector, part, name) for name, part in data.parts.items()}
     held_out = scored.get('seen', [])
@@ -216,7 +216,7 @@ def _fit_one_by_one(
         try:
             detector.fit(data.parts['train'], validation=validation)
         except NoFitterError:
-            # A fault of the installation, not of the configuration: the unit is not finished.
+            # The installation is wrong, not the configuration: the unit is not finished.
             raise
         except DetectorError as error:
             reason = str(error)

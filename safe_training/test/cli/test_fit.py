@@ -170,11 +170,11 @@ def a_pickle(path):
         (an_empty_folder, 'an empty folder'),
         (
             successes_only,
-            'both outcomes to learn from, found 18 successes and 0 failures; add failures',
+            'both outcomes, found 18 successes and 0 failures; add failures',
         ),
         (
             failures_only,
-            'both outcomes to learn from, found 0 successes and 18 failures; add successes',
+            'both outcomes, found 0 successes and 18 failures; add successes',
         ),
         (unlabelled, 'found 40 rollouts without a label'),
         (one_task, 'two or more tasks (one or more are unseen), found one task'),
@@ -240,7 +240,7 @@ def test_bands_of_single_tasks_are_fitted_kept_and_used(run, tmp_path):
     fit = ('fit', many, '--detector', 'clock', '--out', out, '--per-task', '--modulation', 'none')
     status, said, _ = run(*fit)
     assert status == 0
-    assert '2 of 2 seen tasks have a band of their own' in said
+    assert '2 of 2 seen tasks have their own band' in said
     loaded = load_detector(out)
     assert len(loaded.band.tasks) == 2
     for task in loaded.band.tasks:

@@ -65,7 +65,7 @@ def test_info_of_the_shipped_archive():
     found = info(POOLED)
     archive = np.load(POOLED, allow_pickle=False)
     lengths = np.diff(archive['offsets'])
-    assert (found['kind'], found['policy']) == ('pooled_npz', 'token')
+    assert (found['kind'], found['policy']) == ('pooled_npz', 'pol_full (token policy)')
     assert (found['episodes'], found['successes'], found['steps']) == (720, 548, 21213)
     assert found['length'] == {
         'shortest': lengths.min(),

@@ -11,14 +11,14 @@ handover           moves calls of other threads to the thread of the executor
 replay_node        plays a rollout set as if its policy were running
 bridge_parameters  the parameters of the bridge
 bridge_boundaries  rules that find the start and the end of an episode; without ROS
-bridge_channel     the steps and episodes of one source on their way; without ROS
+bridge_channel     forwards the steps and episodes of one source; without ROS
 bridge_episodes    three ways to number steps and begin episodes; without ROS
 bridge_diagnosis   severity and facts of a source; without ROS
 bridge_outputs     the topics of one source
-bridge_signs       signs of episodes on topics
+bridge_signs       reads the begin and end of episodes from topics
 bridge_sources     all sources by their names
 bridge_topics      steps joined from topics
-bridge_session     everything that the bridge has from configure to cleanup
+bridge_session     all objects of the bridge between configure and cleanup
 bridge_node        the bridge node: parameters, services, timers, diagnostics
 bridge, replay     executables of bridge_node and replay_node
 """

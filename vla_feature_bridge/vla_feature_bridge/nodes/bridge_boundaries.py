@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds where an episode begins and ends, if its policy does not say so. Does not use ROS.
+"""Finds the begin and end of episodes if the policy does not report them. Does not use ROS.
 
-Each rule reads one kind of sign of the robot: values of a topic, the goals of an action, or the
-language instruction.
+Each rule reads one kind of data: values of a topic, the goals of an action, or the language
+instruction.
 """
 
 from __future__ import annotations
@@ -49,9 +49,9 @@ class EpisodeValues:
     Attributes
     ----------
     start, success, failure, end : tuple of str
-        Values that begin an episode; that end it with success, with failure, with unknown outcome.
-        Without values for ``start``, every change of the value begins an episode; a bool begins it
-        with true and ends it with false; an empty text ends it.
+        Values that begin an episode, and values that end it with success, with failure, or with
+        unknown outcome. If ``start`` has no values, every change of the value begins an episode. In
+        this case, false or an empty text ends the episode.
     """
 
     start: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class EpisodeValues:
 
 
 class ValueRule:
-    """Boundaries from the values of a topic. A value that is repeated changes nothing."""
+    """Finds boundaries in the values of a topic. A repeated value has no effect."""
 
     def __init__(self, values: EpisodeValues) -> None:
         self._values = values
@@ -69,7 +69,7 @@ class ValueRule:
         self._running = False
 
     def take(self, value: Any) -> Boundary | None:
-        """Return what a value means; None if it means nothing new.
+        """Return the boundary that a value means; None if it is not a boundary.
 
         Parameters
         ----------
@@ -107,7 +107,7 @@ class ValueRule:
             return Boundary('end', reason=reason)
         if values.start:
             begins = text in values.start
-            # Values between start and end, such as 'paused', change nothing if the ends are named.
+            # If values for the end are given, other values such as 'paused' have no effect.
             ends = self._running and not (values.end or values.success or values.failure)
         else:
             ends = not text or (is_bool and text == 'false')
@@ -142,13 +142,12 @@ _OUTCOMES = {4: True, 6: False}
 
 
 class GoalRule:
-    """Boundaries from the goals of an action: an episode is the time in which a goal executes.
+    """Finds boundaries in the goals of an action: an episode is the time in which a goal executes.
 
     Parameters
     ----------
     gives_outcome : bool
-        Whether SUCCEEDED means that the task was done, and ABORTED that it was not. Otherwise the
-        outcome is unknown.
+        If true, SUCCEEDED is a success and ABORTED is a failure. If false, the outcome is unknown.
     """
 
     def __init__(self, gives_outcome: bool) -> None:
@@ -156,7 +155,7 @@ class GoalRule:
         self._running = ''
 
     def take(self, goals: Sequence[Goal]) -> list[Boundary]:
-        """Return what the present states of all goals mean."""
+        """Return the boundaries in the present states of all goals."""
         found: list[Boundary] = []
         states = {goal.goal_id: goal.status for goal in goals}
         if self._running and states.get(self._running) not in (_EXECUTING, _CANCELING):
@@ -169,7 +168,7 @@ class GoalRule:
                 )
             )
             self._running = ''
-        # A server may execute several goals at once: the episode stays with its goal.
+        # A server may execute several goals at once: the episode belongs to its first goal.
         executing = [goal for goal in goals if goal.status == _EXECUTING]
         if executing and not self._running:
             self._running = max(executing, key=lambda goal: goal.accepted).goal_id
@@ -178,13 +177,13 @@ class GoalRule:
 
 
 class InstructionRule:
-    """Boundaries from the instruction: a new text begins an episode, an empty text ends it."""
+    """Finds boundaries in the instruction: a new text begins an episode, an empty text ends it."""
 
     def __init__(self) -> None:
         self._last = ''
 
     def take(self, instruction: str) -> Boundary | None:
-        """Return what an instruction means; None if it did not change."""
+        """Return the boundary that an instruction means; None if the instruction did not change."""
         if instruction == self._last:
             return None
         self._last = instruction

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A channel: the steps and the episodes of one source on their way to its topics. No ROS."""
+"""A channel forwards the steps and episodes of one source to its topics. No ROS."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ChannelError(SafeError):
 
 
 class Outputs(Protocol):
-    """Publishes what a channel gives."""
+    """Interface that publishes the steps and events of a channel."""
 
     def publish_step(self, step: PolicyStep) -> None:
         """Publish a step."""
@@ -63,7 +63,7 @@ class ChannelCounts:
 
 @dataclass
 class Pace:
-    """When the last steps came.
+    """Arrival times of the last steps.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ class Pace:
 
 
 class Channel:
-    """What all channels have in common.
+    """Base class of all channels.
 
     Parameters
     ----------
@@ -115,7 +115,8 @@ class Channel:
     problem_at : float
         When the last problem was noticed, on the steady clock [s].
     outside_at : float or None
-        When the last step came while no episode ran; None if no step did.
+        Arrival time of the last step that came while no episode ran; None if there was no such
+        step.
     running_since : float
         When the last episode of this channel began, on the steady clock [s].
     """
@@ -134,7 +135,7 @@ class Channel:
 
     @property
     def latest_id(self) -> str:
-        """Id of the episode that runs, or ran last; empty before the first."""
+        """Id of the running or the last episode; empty before the first episode."""
         return self.running or (self._ids[-1] if self._ids else '')
 
     def knows(self, episode_id: str) -> bool:
@@ -142,7 +143,7 @@ class Channel:
         return episode_id in self._ids
 
     def note(self, problem: str) -> None:
-        """Keep a problem. The first one of an episode is kept until the episode ends."""
+        """Store a problem. The first problem of an episode is kept until the episode ends."""
         if not (self._problem_in and self._problem_in == self.running):
             self.problem, self._problem_in = problem, self.running
         self.problem_at = time.monotonic()

@@ -20,11 +20,11 @@ class Diagnosis:
     Attributes
     ----------
     name : str
-        What is diagnosed, below the name of the node.
+        Name of the diagnosed part, without the name of the node.
     level : Level
     message : str
     facts : dict of str to object
-        The name of a time contains its unit.
+        Values by their names; the name of a time contains the unit.
     """
 
     name: str

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The three ways in which a channel numbers steps and begins episodes. No ROS.
+"""Three kinds of channels, which number steps and begin episodes in different ways. No ROS.
 
 * ``SenderEpisodes``: the source begins its episodes and numbers its steps. The channel forwards the
-  steps and looks for gaps in the numbers.
+steps and checks the numbers for gaps.
 * ``GivenEpisodes``: the robot begins the episodes. The channel gives the steps of the source new
   numbers.
-* ``JoinedEpisodes``: topics are the only source. The channel makes the steps from their messages.
+* ``JoinedEpisodes``: the data come from topics. The channel makes the steps from the messages.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ class SenderEpisodes(Channel):
         self._ended = ''
 
     def take_step(self, step: PolicyStep) -> None:
-        """Publish a step of the source with its own number, unless it came before."""
+        """Publish a step with the number of the source, unless it was already published."""
         self._arrived(step.stamp)
         if not step.episode_id:
             self.counts.refused += 1
             raise ChannelError(
-                where=f'step {step.step}', expected='an episode_id', found='an empty one'
+                where=f'step {step.step}', expected='an episode_id', found='an empty text'
             )
         if step.episode_id != self.running:
             if step.episode_id == self._ended and step.step < self._next:
@@ -61,13 +61,14 @@ class SenderEpisodes(Channel):
                 self._ended = event.episode_id
                 self._finish(event)
             elif event.episode_id != self._ended:
-                # Its START was lost, or it ended while no bridge ran: the outcome still counts.
+                # Its START was lost, or the episode ended while no bridge ran. The outcome is still
+                # published.
                 self._outputs.publish_event(event)
         else:
             self._outputs.publish_event(event)
 
     def end(self, boundary: Boundary) -> bool:
-        """End the episode that runs, because its source is lost."""
+        """End the running episode, because the connection of its source is lost."""
         self._ended = self.running or self._ended
         return super().end(boundary)
 
@@ -85,7 +86,8 @@ class SenderEpisodes(Channel):
         self.note(f'episode {step.episode_id!r}: {event.reason}')
 
     def _begin_numbered(self, event: EpisodeEventRecord) -> None:
-        # An episode that goes on after its END keeps its numbers: what is missing stays missing.
+        # An episode that continues after its END keeps its numbers, so that a gap is still
+        # detected.
         if event.episode_id != self._ended:
             self._next = 0
         self._begin(event)
@@ -97,9 +99,9 @@ class GivenEpisodes(Channel):
     Parameters
     ----------
     begin_with_step : bool
-        Whether a step begins an episode if none runs.
+        True if a step begins an episode when no episode runs.
     instruction_rule : InstructionRule, optional
-        Whether the instruction of a step begins or ends an episode.
+        Finds boundaries in the instructions of the steps.
     """
 
     def __init__(
@@ -116,7 +118,7 @@ class GivenEpisodes(Channel):
         self._source: tuple[str, int] | None = None
 
     def take_step(self, step: PolicyStep) -> None:
-        """Publish a step of the source as the next step of the episode that runs."""
+        """Publish a step of the source as the next step of the running episode."""
         self._arrived(step.stamp)
         gap = self._gap(step)
         if gap < 0:
@@ -139,7 +141,7 @@ class GivenEpisodes(Channel):
             instruction=step.instruction or (start.instruction if start else ''),
         )
         if self._number == 0 and step.actions is not None:
-            # The chunk before belongs to another episode.
+            # The previous chunk belongs to another episode.
             numbered.signals = {**step.signals, **self._first_signals(step)}
         self._number += 1
         self._publish(numbered)
@@ -154,14 +156,14 @@ class GivenEpisodes(Channel):
             raise
 
     def take_event(self, event: EpisodeEventRecord) -> None:
-        """Handle an event of the source: it neither begins nor ends an episode here."""
+        """Handle an event of the source. In this channel, it does not begin or end an episode."""
 
     def _begin(self, event: EpisodeEventRecord) -> None:
         self._number = 0
         super()._begin(event)
 
     def _gap(self, step: PolicyStep) -> int:
-        """Return how many steps of the source are missing before this one; -1 if it came before."""
+        """Return the number of steps missing before this step; -1 if it was already received."""
         before, self._source = self._source, (step.episode_id, step.step)
         if before is None:
             return 0
@@ -175,14 +177,14 @@ class GivenEpisodes(Channel):
 
 
 class JoinedEpisodes(Channel):
-    """Makes the steps of a policy from features and actions that were on topics.
+    """Makes the steps of a policy from features and actions on topics.
 
     Parameters
     ----------
     steps : EpisodeSteps
         Checks and numbers the steps.
     begin_with_step : bool
-        Whether a step begins an episode if none runs.
+        True if a step begins an episode when no episode runs.
 
     Attributes
     ----------
@@ -240,7 +242,7 @@ class JoinedEpisodes(Channel):
         missing : int
             Number of inferences before this one that could not be joined.
 
-        A step that is refused uses up its number, so that its reader notices the gap.
+        The number of a refused step is not used again, so that the reader notices the gap.
         """
         self._arrived(stamp)
         if not self.running and self._begin_with_step:
@@ -260,7 +262,7 @@ class JoinedEpisodes(Channel):
         self._publish(step)
 
     def refuse(self, problem: str, stamp: int, missing: int) -> None:
-        """Count a step whose messages cannot be read; its reader notices the gap.
+        """Count a step whose messages cannot be read. The reader notices the gap in the numbers.
 
         Parameters
         ----------

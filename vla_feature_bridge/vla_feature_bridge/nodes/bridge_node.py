@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The bridge node: takes the steps of policies from sockets or topics and publishes them.
+"""The bridge node: receives the steps of policies from sockets or topics, and publishes them.
 
 ``bridge`` is its executable.
 """
@@ -30,7 +30,7 @@ from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import declare_parameters
 from vla_feature_bridge.ros.qos import DIAGNOSTICS_QOS
 
-#: Period of looking at the clock, at subscribers and at the ends of episodes [s].
+#: Period of checking the clock, the subscribers and the ends of episodes [s].
 _TICK = 0.1
 
 
@@ -39,7 +39,7 @@ class BridgeNode(ManagedNode):
 
     Services: ``~/start_episode`` and ``~/end_episode`` if ``episode_from`` is ``service``;
     ``~/label_episode`` publishes an outcome on ``vla/episode``. Wrong data of a source never end
-    the node. They are refused, counted, and named in ``/diagnostics``.
+    the node. They are refused and counted, and ``/diagnostics`` lists them.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -52,7 +52,7 @@ class BridgeNode(ManagedNode):
         self._tick_timer: Any = None
         self._jumps: Any = None
         self._clock_watch = ClockWatch(self)
-        # Diagnostics come also while the ROS time stands still.
+        # Diagnostics are also published while the ROS time does not change.
         self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._diagnostics = self.create_publisher(DiagnosticArray, '/diagnostics', DIAGNOSTICS_QOS)
         self.create_timer(self._p.diagnostics_period, self._publish_diagnostics, clock=self._steady)
@@ -61,7 +61,7 @@ class BridgeNode(ManagedNode):
         self.create_service(LabelEpisode, '~/label_episode', partial(self._answer, self._label))
 
     def autostart(self) -> None:
-        """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
+        """Configure and activate if ``autostart`` is true; a failure is logged and diagnosed."""
         if not self._p.autostart:
             return
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
@@ -70,7 +70,7 @@ class BridgeNode(ManagedNode):
     # --- life cycle
 
     def close(self) -> None:
-        """Let go of all connections, so that no thread is left behind."""
+        """Close all connections, so that all threads end."""
         self._teardown()
 
     def _setup(self) -> None:
@@ -114,7 +114,7 @@ class BridgeNode(ManagedNode):
     # --- services
 
     def _answer(self, work: Any, request: Any, response: Any) -> Any:
-        """Answer a service with the sentence that its work returns, or with its error."""
+        """Answer a service with the text that ``work`` returns, or with the text of its error."""
         try:
             if self._session is None or not self.active:
                 raise SafeError('the bridge is not active')

@@ -27,7 +27,7 @@ _MOST_IMAGES = 16
 
 
 class OutputError(SafeError):
-    """Something of a source cannot be published."""
+    """A name, a message or an image of a source cannot be published."""
 
 
 class SourceOutputs:
@@ -87,10 +87,10 @@ class SourceOutputs:
 
     @property
     def has_all_subscribers(self) -> bool:
-        """Whether there are subscribers of steps, and each one has been connected.
+        """Whether steps have subscribers, and all of them are connected.
 
-        A black box subscribes to events only while a monitor is there. Therefore a subscriber of
-        events is needed too.
+        A subscriber of events is needed too, because a black box subscribes to steps also without a
+        monitor.
         """
         there = self._node.count_subscribers(self.step_topic)
         return 0 < there <= self.subscribers and self._events.get_subscription_count() > 0
@@ -158,12 +158,12 @@ class SourceOutputs:
 
 
 def check_source_name(source: str) -> None:
-    """Check that a source can give a namespace its name; empty is allowed.
+    """Check that the name of a source can be a namespace; empty is allowed.
 
     Raises
     ------
     OutputError
-        It cannot.
+        The name cannot be a namespace.
     """
     if source and not _NAME.fullmatch(source):
         raise OutputError(

@@ -24,7 +24,7 @@ _SENDERS = (
         'listen',
         [''],
         'Addresses at which sources connect: unix:/PATH or tcp://HOST:PORT; empty listens at the '
-        'default address of a StepSender; none listens nowhere.',
+        'default address of a StepSender; with none, the bridge does not listen.',
     ),
     Parameter('max_sources', 16, 'Largest number of sources with different names.', 1, 1000),
     Parameter(
@@ -47,23 +47,29 @@ _SENDERS = (
 
 _TOPICS = (
     Parameter('features_topic', '', 'Topic of the features; empty: no topic.'),
-    Parameter('features_type', '', 'Message type of features_topic; empty: that of its publisher.'),
+    Parameter(
+        'features_type', '', 'Message type of features_topic; empty: the type of its publisher.'
+    ),
     Parameter('actions_topic', '', 'Topic of the actions or action chunks; empty: no topic.'),
-    Parameter('actions_type', '', 'Message type of actions_topic; empty: that of its publisher.'),
+    Parameter(
+        'actions_type', '', 'Message type of actions_topic; empty: the type of its publisher.'
+    ),
     Parameter(
         'observation_topic',
         '',
-        'Topic of an observation, such as a camera image, whose stamp a joined step takes; empty: '
-        'no topic.',
+        'Topic of an observation, such as a camera image; a joined step gets its stamp; empty: no '
+        'topic.',
     ),
     Parameter(
-        'observation_type', '', 'Message type of observation_topic; empty: that of its publisher.'
+        'observation_type',
+        '',
+        'Message type of observation_topic; empty: the type of its publisher.',
     ),
     Parameter(
         'instruction_topic',
         '',
-        'Topic of the language instruction (std_msgs/String), for steps without an instruction of '
-        'their own; empty: no topic.',
+        'Topic of the language instruction (std_msgs/String), for steps that contain no '
+        'instruction; empty: no topic.',
     ),
     Parameter('topics_source', '', 'Name of the source that joined topics are published as.'),
     Parameter('feature_name', '', 'Name and pooling of the features on features_topic.'),
@@ -74,7 +80,7 @@ _TOPICS = (
     Parameter(
         'exec_horizon',
         1,
-        'Number of actions of a chunk on actions_topic that are executed before the next one.',
+        'Number of actions of a chunk on actions_topic that are executed before the next chunk.',
         1,
         2**31 - 1,
     ),
@@ -126,7 +132,7 @@ _EPISODES = (
     Parameter(
         'episode_from',
         'sender',
-        'Where the start and the end of an episode come from.',
+        'What begins and ends an episode.',
         choices=EPISODE_FROM,
     ),
     Parameter(
@@ -135,12 +141,14 @@ _EPISODES = (
         'Topic of episodes if episode_from is event (safe_msgs/EpisodeEvent; empty: vla/episode) '
         'or topic.',
     ),
-    Parameter('episode_type', '', 'Message type of episode_topic; empty: that of its publisher.'),
+    Parameter(
+        'episode_type', '', 'Message type of episode_topic; empty: the type of its publisher.'
+    ),
     Parameter(
         'episode_field',
         'data',
-        'Field of the messages on episode_topic that holds the value; dots lead into fields of '
-        'fields.',
+        'Field of the messages on episode_topic that contains the value; for nested fields, write '
+        'dots between the names.',
     ),
     Parameter(
         'episode_start_values',
@@ -159,7 +167,8 @@ _EPISODES = (
     Parameter(
         'episode_action',
         'run_policy',
-        'Action whose executing goal is an episode if episode_from is action_status.',
+        'Name of the action if episode_from is action_status: an episode is the execution of a '
+        'goal.',
     ),
     Parameter(
         'action_gives_outcome',
@@ -223,7 +232,7 @@ def check_settings(p: Any) -> None:
     if joins and p.episode_from == 'sender':
         raise BridgeSettingsError(
             where='parameter episode_from',
-            expected='where episodes of joined topics come from: '
+            expected='a source of episodes for joined topics: '
             + ', '.join(name for name in EPISODE_FROM if name != 'sender'),
             found="'sender'",
             advice='set for example episode_from:=gap; with senders too, run a second bridge',
@@ -232,7 +241,7 @@ def check_settings(p: Any) -> None:
         raise BridgeSettingsError(
             where='parameter feature_name',
             expected=f'the name of the features on {p.features_topic}',
-            found='an empty one',
+            found='an empty text',
             advice="take the name that `safe_training info SET` prints, such as 'hidden_states'",
         )
     if p.episode_from == 'topic' and not p.episode_topic:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that the bridge has from configure to cleanup: receiver, sources, topics, signs."""
+"""All objects of the bridge between configure and cleanup: receiver, sources, topics."""
 
 from __future__ import annotations
 
@@ -35,15 +35,15 @@ from vla_feature_bridge.wire.address import default_address
 from vla_feature_bridge.wire.messages import Hello, Image
 from vla_feature_bridge.wire.receiver import StepReceiver
 
-#: Period of looking for publishers [s].
+#: Period of the search for publishers [s].
 _LOOK = 0.5
-#: How often a waiting thread looks whether the session is over [s].
+#: How often a waiting thread checks whether the session is closed [s].
 _TICK = 0.1
 _NO_SENDERS = 'none'
 
 
 class BridgeSession:
-    """Receives from senders and topics, and publishes for each source.
+    """Receives data from senders and topics, and publishes the steps of each source.
 
     Parameters
     ----------
@@ -115,7 +115,7 @@ class BridgeSession:
         self.sources.close()
 
     def introduction(self) -> list[str]:
-        """Return what the session does, one sentence for each line of the log."""
+        """Return the lines of the log that describe the session."""
         sentences = []
         if self._receiver is not None:
             sentences.append(f'listening at {", ".join(self._receiver.addresses)}')
@@ -130,7 +130,8 @@ class BridgeSession:
     def _on_message(self, name: str, message: Any) -> None:
         """Handle a message of a sender, in a thread of the receiver."""
         source = self.sources.get(name)
-        # What waits here waits in the queue of the sender, which drops the oldest steps.
+        # While this thread waits, steps wait in the queue of the sender, which drops the oldest
+        # steps.
         while source is not None and not source.ready.wait(_TICK):
             if self._handover.is_closed:
                 return
@@ -147,7 +148,7 @@ class BridgeSession:
             if self._receiver is not None:
                 self._receiver.set_status(False, str(error), hello.source)
             raise
-        # Two connections of a source tell their news from two threads, in any order.
+        # Two connections of one source use two threads, so their calls can come in any order.
         known = self._receiver.statistics().get(hello.source) if self._receiver else None
         source.connected = known is not None and known.connected
         source.lost_at = None if source.connected else time.monotonic()
@@ -172,7 +173,7 @@ class BridgeSession:
                 channel.take_event(message)
             elif isinstance(message, Image):
                 source.outputs.publish_image(message.name, message.array, message.stamp)
-        except Exception as error:  # What a policy sends must not end the node.
+        except Exception as error:  # Data of a policy must not end the node.
             text = str(error) if isinstance(error, SafeError) else repr(error)
             channel.note(text)
             self._node.get_logger().warning(f'source {name!r}: {text}', throttle_duration_sec=5.0)
@@ -241,14 +242,14 @@ class BridgeSession:
         if not found:
             raise SafeError(where='label_episode', expected='an episode', found='none yet')
         channel.label(found, success, reason)
-        known = '' if channel.knows(found) else '; it is none of the last episodes here'
+        known = '' if channel.knows(found) else '; the bridge does not know this episode'
         outcome = {None: 'unknown', True: 'a success', False: 'a failure'}[success]
         return f'episode {found!r}, outcome {outcome}: published{known}'
 
     # --- what comes by itself
 
     def tick(self) -> None:
-        """Look at subscribers, publishers and the time."""
+        """Check subscribers, publishers and the time."""
         if self._node.active:
             self.sources.tick()
         self.sources.look_for_subscribers()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the signs of episodes on topics: events, values, goals of an action, instructions."""
+"""Reads the begin and end of episodes from topics: events, values, goals, instructions."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def event_input(node: Node, topic: str, take: TakeBoundary) -> TopicInput:
 
 
 def value_input(node: Node, p: Any, take: TakeBoundary) -> TopicInput:
-    """Return a subscription whose values become boundaries, as the parameters say."""
+    """Return a subscription whose values become boundaries, as set by the parameters."""
     rule = ValueRule(
         EpisodeValues(
             *(
@@ -86,7 +86,7 @@ def value_input(node: Node, p: Any, take: TakeBoundary) -> TopicInput:
 
 
 def value_of(message: Any, field: str) -> Any:
-    """Return the value of a field of a message; dots lead into fields of fields.
+    """Return the value of a field of a message; nested fields have dots between the names.
 
     Raises
     ------
@@ -130,7 +130,10 @@ def goal_input(node: Node, p: Any, take: TakeBoundary) -> TopicInput:
 def instruction_input(
     node: Node, p: Any, keep: Callable[[str], None], take: TakeBoundary
 ) -> TopicInput:
-    """Return a subscription of the instruction, which is kept and may become a boundary."""
+    """Return a subscription of the instruction.
+
+    The instruction is stored, and may become a boundary.
+    """
     rule = InstructionRule() if p.episode_from == 'instruction' else None
 
     def on_message(message: Any) -> None:

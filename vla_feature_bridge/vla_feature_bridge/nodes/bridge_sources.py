@@ -48,7 +48,7 @@ class BridgedSource:
     lost_at : float or None
         When its sender lost the connection, on the steady clock [s].
     ready : threading.Event
-        Set if steps that are published now reach their subscribers.
+        Set as soon as published steps reach all subscribers.
     """
 
     channel: Channel
@@ -61,14 +61,14 @@ class BridgedSource:
     _matched_at: float | None = None
 
     def look_for_subscribers(self, patience: float) -> None:
-        """Look whether the new topics of the source have found their subscribers.
+        """Check whether the new topics of the source have found their subscribers.
 
-        A subscriber gets nothing that was published before it was found.
+        A subscriber does not receive steps that were published before it was connected.
 
         Parameters
         ----------
         patience : float
-            How long to wait for one [s].
+            How long to wait for a subscriber [s].
         """
         now = time.monotonic()
         if not self.outputs.has_all_subscribers:
@@ -80,7 +80,7 @@ class BridgedSource:
             self.ready.set()
 
     def surroundings(self) -> Surroundings:
-        """Return what is around the source on the side of ROS."""
+        """Return the ROS connections of the source."""
         return Surroundings(
             step_topic=self.outputs.step_topic,
             subscribers=self.outputs.subscribers,
@@ -111,7 +111,7 @@ class Sources:
         return len(self._sources)
 
     def get(self, name: str) -> BridgedSource | None:
-        """Return a source; None if it did not come yet."""
+        """Return a source; None if it has not connected yet."""
         return self._sources.get(name)
 
     def close(self) -> None:
@@ -130,8 +130,8 @@ class Sources:
         Raises
         ------
         SafeError
-            Its name cannot be a namespace, topics give this source its steps, or there are too many
-            sources.
+            Its name cannot be a namespace, the name belongs to the joined topics, or there are too
+            many sources.
         """
         found = self._sources.get(name)
         if found is None:
@@ -221,7 +221,7 @@ class Sources:
         self._running = boundary if boundary.kind == 'start' else None
 
     def begin_remembered(self) -> None:
-        """Begin the episode that began while nothing was published."""
+        """Publish the START of an episode that began while the bridge was inactive."""
         if self._running is not None:
             for source in self:
                 self.take(self._running, source)
@@ -286,7 +286,7 @@ class Sources:
                 source.look_for_subscribers(self._p.wait_for_subscribers)
 
     def tick(self) -> None:
-        """End the episodes whose time is over, as the parameters say."""
+        """End the episodes whose time is over, as set by the parameters."""
         now, p = time.monotonic(), self._p
         for source in self:
             channel = source.channel

@@ -19,15 +19,15 @@ from vla_feature_bridge.ros.foreign_arrays import (
 from vla_feature_bridge.ros.joins import Join, Stamped
 from vla_feature_bridge.ros.topic_input import TopicInput
 
-#: The types of the messages of each input; empty for any. The stamp of a step is that of the first
-#: input that has one.
+#: The message types of each input; empty for any type. A step gets the stamp of the first input
+#: that has a stamp.
 _INPUTS: dict[str, tuple[str, ...]] = {
     'observation': (),
     'features': FEATURE_TYPES,
     'actions': ACTION_TYPES,
 }
-#: A step whose stamp is older than the last one by less than this arrived late. If it is older by
-#: more, the clock of its publisher was set back [ns].
+#: If a step has an older stamp than the last step, by less than this time, it arrived late. If the
+#: difference is larger, the clock of the publisher was set back [ns].
 _LATE = 5_000_000_000
 
 
@@ -38,13 +38,13 @@ class TopicStepsError(SafeError):
 class TopicSteps:
     """Joins the messages of topics to steps, and gives them to a channel.
 
-    The leading topic is the features, or the actions if there are no features: each of its messages
-    is one inference.
+    The leading topic is the features topic, or the actions topic if there are no features. Each
+    message of the leading topic is one inference.
 
     Parameters
     ----------
     node : ManagedNode
-        Messages are taken while its ``active`` is true.
+        Messages are processed while its ``active`` is true.
     p
         Values of the parameters of the bridge.
     channel : JoinedEpisodes
@@ -128,7 +128,7 @@ class TopicSteps:
         return all(topic.publishers for topic in self.inputs.values())
 
     def findings(self) -> list[Finding]:
-        """Return what is wrong with the topics."""
+        """Return the problems of the topics."""
         found = [
             Finding(
                 Level.STALE if topic.problem == 'no publisher' else Level.ERROR,
@@ -147,7 +147,7 @@ class TopicSteps:
         return found
 
     def facts(self) -> dict[str, object]:
-        """Return what became of the messages of each topic."""
+        """Return the numbers of messages of each topic."""
         facts: dict[str, object] = {'late steps': self.late}
         for name, counts in self.join.counts.items():
             facts[f'{name} topic'] = self.inputs[name].topic
@@ -179,7 +179,7 @@ class TopicSteps:
             return
         try:
             self._channel.take_joined(features, actions, stamp, self.instruction, missing)
-        except Exception as error:  # What other nodes publish must not end the node.
+        except Exception as error:  # Messages of other nodes must not end this node.
             self._channel.note(str(error) or repr(error))
 
     def _read(self, parts: dict[str, Stamped]) -> tuple[np.ndarray | None, np.ndarray | None]:

@@ -9,16 +9,16 @@ from queue import Empty, SimpleQueue
 
 from rclpy.node import Node
 
-#: Number of calls after which timers and services get their turn.
+#: Number of calls after which timers and services are processed.
 _AT_ONCE = 50
-#: How often a waiting thread looks whether the handover is closed [s].
+#: How often a waiting thread checks whether the handover is closed [s].
 _LOOK_AGAIN = 0.5
 
 
 class Handover:
     """Runs calls in the thread that spins a node; the calling thread waits until its call is done.
 
-    Therefore there is no queue. If the node is slow, it also reads from the sender slowly.
+    Therefore there is no queue: if the node is slow, the sender is read slowly too.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ class Handover:
             pass
 
     def close(self) -> None:
-        """Run no more calls, and let all waiting threads go on."""
+        """Run no more calls, and let all waiting threads continue."""
         self._closed.set()
         while True:
             try:
@@ -67,7 +67,7 @@ class Handover:
                 return
             try:
                 function()
-            except Exception as error:  # What a policy sends must not end the node.
+            except Exception as error:  # Data of a policy must not end the node.
                 self._on_error(error)
             finally:
                 done.set()

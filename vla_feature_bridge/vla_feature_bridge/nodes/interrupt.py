@@ -29,7 +29,9 @@ class Main(Protocol):
 
 
 def ends_on_interrupt(main: Main) -> Main:
-    """Return ``main`` such that SIGINT or SIGTERM makes it return 0; only the first has an effect.
+    """Return a ``main`` that returns 0 after SIGINT or SIGTERM.
+
+    Only the first signal has an effect.
 
     The terminal and ``ros2 launch`` may both interrupt a process, with a few milliseconds between
     the two interrupts. The second interrupt must not stop the teardown that the first interrupt

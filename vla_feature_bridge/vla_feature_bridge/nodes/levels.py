@@ -21,7 +21,7 @@ _SEVERITY = (Level.OK, Level.WARN, Level.STALE, Level.ERROR)
 
 
 def most_severe(*levels: Level) -> Level:
-    """Return the highest level; without features nothing is known, which is more than a warning."""
+    """Return the highest level. STALE is above WARN, because without features nothing is known."""
     return max(levels, key=_SEVERITY.index)
 
 
@@ -34,7 +34,7 @@ class Finding:
 
 
 def summarise(findings: Iterable[Finding], fine: str) -> tuple[Level, str]:
-    """Return the highest level of some findings and their sentences, the worst first."""
+    """Return the highest level of some findings, and their sentences with the worst first."""
     found = sorted(findings, key=lambda finding: -_SEVERITY.index(finding.level))
     if not found:
         return Level.OK, fine

@@ -33,8 +33,8 @@ class ManagedNode(LifecycleNode):
     def _refuse_impossible_requests(self) -> None:
         """Answer ``success: false`` to a transition that the present state does not allow.
 
-        rclpy 7.1 raises out of ``spin`` if such a request names the transition by its id, as
-        nav2's lifecycle manager does.
+        In rclpy 7.1, such a request raises an error out of ``spin`` if it contains the id of the
+        transition. The lifecycle manager of Nav2 sends ids.
         """
         service = self._service_change_state
         change_state = service.callback
@@ -52,7 +52,7 @@ class ManagedNode(LifecycleNode):
 
     @property
     def finalized(self) -> bool:
-        """Whether the node was shut down: this state has no way out."""
+        """Whether the node was shut down. This state has no transitions."""
         return str(self._state_machine.current_state[1]) == 'finalized'
 
     def _setup(self) -> None:
@@ -60,7 +60,7 @@ class ManagedNode(LifecycleNode):
         raise AssertionError('a subclass must define _setup')
 
     def _teardown(self) -> None:
-        """Destroy everything that ``_setup`` made, also if ``_setup`` failed before its end."""
+        """Destroy everything that ``_setup`` made, also if ``_setup`` failed."""
         raise AssertionError('a subclass must define _teardown')
 
     def on_configure(self, state: LifecycleState) -> TransitionCallbackReturn:

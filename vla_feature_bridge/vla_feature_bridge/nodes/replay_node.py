@@ -145,7 +145,7 @@ class ReplayNode(Node):
         Raises
         ------
         RolloutSetError, ReplayError
-            The set cannot be read, or lacks what the parameters choose.
+            The set cannot be read, or does not contain the chosen tasks or episodes.
         """
         p = self._parameters_now
         if not p.rollout_set:

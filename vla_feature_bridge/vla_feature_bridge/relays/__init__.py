@@ -9,18 +9,18 @@ The modules; each may import only modules above it:
 arrays             arrays that a message describes; dtypes from a fixed list
 bounded_msgpack    msgpack with limits, and its three encodings of arrays
 bounded_json       JSON with limits, and the arrays of json-numpy
-byte_stream        the base of what cuts a stream into messages
+byte_stream        the base class of the parsers that divide a stream into messages
 http_stream        HTTP/1.1
 websocket_stream   WebSocket
 zmtp_stream        ZeroMQ
 exchanges          requests paired with their replies, by protocol
 tcp_link           one connection: forwards its bytes
 addresses          HOST:PORT
-crew               threads that are used again
+crew               a pool of threads
 tcp_relay          listens, connects, and refuses clients while the server cannot be reached
 kill_gate          stops GR00T's request ``kill``
-work_queue         gives what was seen to the worker
-readings           what a step needs, out of decoded messages
+work_queue         the queue of the worker thread
+readings           reads the data of a step from decoded messages
 policies           the messages of openpi, GR00T and OpenVLA
 episodes           where an episode begins and ends
 reporter           sends the steps

@@ -39,7 +39,7 @@ class Address:
 def parse_address(text: str, option: str) -> Address:
     """Return the address that an option gives as HOST:PORT, also with tcp://, ws:// or http://.
 
-    ``*`` as host is every interface of the machine.
+    The host ``*`` means every network interface of the machine.
 
     Raises
     ------

@@ -25,8 +25,8 @@ _MAX_NPY_HEADER = 10_000
 _MAX_SHOWN = 60
 _MAX_LINE = 500
 
-#: Names of dtypes that differ from the ``str`` of the dtype. NumPy writes bfloat16, which it does
-#: not know, as two bytes without a meaning.
+#: Names of dtypes that differ from the ``str`` of the dtype. NumPy has no bfloat16, and writes it
+#: as two bytes without a meaning.
 _NAMES: dict[str, np.dtype[Any]] = {'bfloat16': BFLOAT16, 'V2': BFLOAT16, 'bool': np.dtype('?')}
 for _kind, _name, _sizes in (
     ('b', '', (1,)),
@@ -50,7 +50,7 @@ class ArrayError(SafeError):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Takes the place of a value that was not decoded, in a decoded message.
+    """Replaces a value that was not decoded, in a decoded message.
 
     Attributes
     ----------

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decodes JSON messages of policy servers, with limits; knows the arrays of json-numpy.
 
-An array is ``{"__numpy__": base64, "dtype": "<f4", "shape": [7]}``. OpenVLA's server also takes the
-whole request as a text: ``{"encoded": "<JSON>"}``, and then answers with a text that holds JSON.
+An array is ``{"__numpy__": base64, "dtype": "<f4", "shape": [7]}``. OpenVLA's server also accepts
+the whole request as a text: ``{"encoded": "<JSON>"}``. Its answer is then a text that contains
+JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from vla_feature_bridge.relays.bounded_msgpack import MAX_DEPTH, MAX_VALUES, Dec
 
 
 def load(body: bytes) -> Any:
-    """Return what a JSON body holds; arrays of json-numpy become read-only NumPy arrays.
+    """Return the values of a JSON body; arrays of json-numpy become read-only NumPy arrays.
 
     A text that holds a JSON map, list or number is decoded too, once: replies of the ``encoded``
     variant. An array with a wrong dtype, shape or size becomes :class:`Unreadable`.

@@ -33,11 +33,11 @@ _MAX_KEY = 1024
 
 
 class DecodeError(SafeError):
-    """A message cannot be decoded: it is cut or broken, or goes beyond a limit."""
+    """A message cannot be decoded: it is incomplete or damaged, or exceeds a limit."""
 
 
 def unpack(data: bytes) -> Any:
-    """Return what a msgpack message holds; arrays become read-only NumPy arrays.
+    """Return the values of a msgpack message; arrays become read-only NumPy arrays.
 
     Binary values are views (``memoryview``) of ``data``. Maps become dicts whose keys are text,
     bytes or integers. A value that is not allowed becomes :class:`Unreadable`: an array with a
@@ -133,7 +133,8 @@ class _Reader:
         return Unreadable(f'expected no extension type, found type {kind}')
 
     def _check_container(self, count: int, depth: int) -> None:
-        # Each value has at least one byte, so that a lie about the count is found before any work.
+        # Each value has at least one byte. Therefore a wrong count is found before any values are
+        # decoded.
         if count > len(self._data) - self.place:
             raise DecodeError(
                 where=f'msgpack, byte {self.place}',
@@ -171,7 +172,7 @@ class _Reader:
 
 
 def decoded_map(found: dict[Any, Any]) -> Any:
-    """Return the array or the scalar that a map stands for, else the map itself.
+    """Return the array or the scalar that a map encodes. For other maps, return the map itself.
 
     The marks may be text or bytes: openpi and msgpack-numpy write bytes, GR00T until N1.6 text.
     """
@@ -209,7 +210,7 @@ def _npy(found: dict[Any, Any]) -> Any:
 
 def _msgpack_numpy(found: dict[Any, Any]) -> Any:
     if not {'type', 'data'} <= found.keys():
-        return found  # a map of somebody who calls a value nd
+        return found  # a map with an unrelated value of the name nd
     kind = found.get('kind', '')
     if len(kind) if isinstance(kind, (str, memoryview)) else kind is not None:
         # The kind O holds a pickle.

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts a copy of a byte stream into messages: the base of the cutters of the three protocols.
+"""Divides a copy of a byte stream into messages: the base class for the three protocols.
 
-A cutter is a generator that yields when it needs more bytes. It keeps references to what arrives
-and copies nothing but heads, because it runs in the thread that forwards.
+A cutter is a generator that yields when it needs more bytes. It keeps references to the received
+bytes and copies only the headers, because it runs in the thread that forwards.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from vla_feature_bridge.errors import SafeError
 #: A message above this size is forwarded, but not decoded [bytes].
 LONGEST_MESSAGE = 64 << 20
 _MOST_PIECES = 1 << 16
-#: How many bytes wait at most behind the head of a request to change the protocol.
+#: Largest number of bytes that wait after the header of a request to change the protocol.
 _MOST_BEHIND = 1 << 16
 
-#: What a cutter's generators yield, take and return.
+#: Types that the generator of a cutter yields, receives and returns.
 Wait = Generator[None, None, Any]
 
 
@@ -36,7 +36,7 @@ class Body:
     Attributes
     ----------
     size : int
-        Number of bytes, also of a message whose bytes were not kept.
+        Number of bytes, also if the bytes of the message were not kept.
     complete : bool
         False if the message is longer than :data:`LONGEST_MESSAGE`, or arrived in very many pieces;
         its bytes were not kept.
@@ -49,7 +49,7 @@ class Body:
 
     @property
     def kept(self) -> int:
-        """How many bytes are kept."""
+        """Number of kept bytes."""
         return self.size if self.complete else 0
 
     def add(self, piece: memoryview, mask: bytes = b'') -> None:
@@ -96,14 +96,14 @@ class Incoming:
         self._pieces: deque[memoryview] = deque()
 
     def put(self, data: bytes) -> None:
-        """Append what has arrived."""
+        """Append received bytes."""
         if data:
             self._pieces.append(memoryview(data))
             self._size += len(data)
 
     @property
     def arrived(self) -> int:
-        """How many bytes have arrived since the start of the stream."""
+        """Number of bytes that have arrived since the start of the stream."""
         return self.consumed + self._size
 
     def rest(self) -> bytes:
@@ -146,7 +146,7 @@ class Incoming:
         Raises
         ------
         StreamError
-            It did not come within ``most`` bytes.
+            The separator did not come within ``most`` bytes.
         """
         found = bytearray()
         while True:
@@ -165,7 +165,7 @@ class Incoming:
 
 
 class Cutter(ABC):
-    """Base class: feeds a generator that cuts the stream, and hands each message on.
+    """Base class: feeds a generator that divides the stream, and delivers each message.
 
     Parameters
     ----------
@@ -184,7 +184,7 @@ class Cutter(ABC):
         Raises
         ------
         StreamError
-            The bytes do not follow the protocol. The rest of the stream cannot be cut.
+            The bytes do not follow the protocol. The rest of the stream cannot be divided.
         """
         self.incoming.put(data)
         try:

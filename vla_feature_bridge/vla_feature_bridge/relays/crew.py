@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads that are used again: a client of OpenVLA opens a connection for each request."""
+"""A pool of threads, because a client of OpenVLA opens a connection for each request."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _MOST_IDLE = 16
 class Crew:
     """Runs jobs in daemon threads; a thread whose job has ended waits for the next job.
 
-    Starting a thread waits until the thread runs, which takes milliseconds on a busy machine.
+    Starting a new thread takes milliseconds on a busy machine.
     """
 
     def __init__(self) -> None:
@@ -27,7 +27,7 @@ class Crew:
         Raises
         ------
         RuntimeError
-            The system gives no more threads.
+            The system cannot start another thread.
         """
         with self._lock:
             if self._idle:

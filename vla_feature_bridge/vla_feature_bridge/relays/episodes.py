@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where an episode begins and ends, as far as the messages of a policy server show it."""
+"""Finds the begin and end of episodes in the messages of a policy server."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class _Sink(Protocol):
 
 @dataclass(frozen=True)
 class EpisodeRules:
-    """What ends an episode; the next inference begins the next episode.
+    """Rules that end an episode. The next inference begins the next episode.
 
     Attributes
     ----------
@@ -124,7 +124,7 @@ class Episodes:
         self._last = max(self._last, clock)
 
     def before_step(self, connection: int, instruction: str) -> None:
-        """Begin an episode before a step that is not of the episode that runs."""
+        """Begin an episode before a step that does not belong to the running episode."""
         if self._rules.connection and connection != self._connection:
             self.end('another client connected')
         if self._rules.instruction and instruction != self._instruction:
@@ -138,7 +138,7 @@ class Episodes:
         self._instruction, self._connection = instruction, connection
 
     def miss(self, reason: str) -> None:
-        """Handle an inference without a step. A reader of the steps must notice the gap."""
+        """Handle an inference without a step, so that the reader of the steps notices the gap."""
         if self._runs:
             self._sink.skip(reason)
         if not self._runs or self._rules.instruction:

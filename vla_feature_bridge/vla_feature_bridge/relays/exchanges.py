@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pairs the requests and the replies of a connection, while their bytes pass.
+"""Pairs the requests and the replies of a connection while their bytes are forwarded.
 
-A watch works in the threads that forward: it cuts messages and puts them into the queue of the
-worker, which decodes them. It never disturbs the connection: if the bytes do not follow the
-protocol, they pass, and nothing more of the connection is watched.
+A watch runs in the threads that forward. It divides the bytes into messages, and puts them into the
+queue of the worker, which decodes them. A watch never disturbs the connection: if the bytes do not
+follow the protocol, they are still forwarded, but the connection is no longer watched.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vla_feature_bridge.relays.http_stream import HttpMessage, ReplyCutter, Requ
 from vla_feature_bridge.relays.websocket_stream import WebsocketCutter, WebsocketMessage
 from vla_feature_bridge.relays.zmtp_stream import ZmtpCutter, ZmtpMessage
 
-#: A client that sends more requests without waiting for replies is not watched any longer.
+#: If a client sends more requests without waiting for replies, it is no longer watched.
 _MOST_WAITING = 64
 
 Kind = Literal['reply', 'error', 'compressed']
@@ -70,8 +70,8 @@ class Exchange:
     request : Request
     reply : Body
     kind : str
-        ``'error'`` if the protocol marks the reply as an error; ``'compressed'`` if its body is not
-        what the server wrote; else ``'reply'``.
+        ``'error'`` if the protocol marks the reply as an error; ``'compressed'`` if its body is
+        compressed; otherwise ``'reply'``.
     clock : int
         When the last byte of the reply arrived, on the monotonic clock [ns].
     """
@@ -115,7 +115,7 @@ class Blocked:
 
 
 Seen = Asked | Exchange | Closed | Unwatched | Blocked
-#: Takes what a watch has seen.
+#: Function that receives the items of a watch.
 Report = Callable[[Seen], None]
 
 
@@ -129,10 +129,10 @@ class Watching(ABC):
     connection : int
         Number of the connection.
     report : callable
-        Takes what was seen.
+        Called with each item.
     wake : callable
-        Called when the worker may begin: only after the bytes were sent, so that the worker does
-        not compete with the thread that sends.
+        Called when the worker may begin. This is only after the bytes were sent, so that the worker
+        does not slow down the thread that sends.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Watching(ABC):
             try:
                 take(data)
             except Exception as error:
-                # Also a mistake of ours: whatever happens here, the bytes pass.
+                # Any error in this code must not stop the bytes.
                 self._is_watched = False
                 self._waiting.clear()
                 text = str(error) if isinstance(error, StreamError) else repr(error)
@@ -243,7 +243,7 @@ class WebsocketWatching(HttpWatching):
     _client_says_goodbye = False
 
     def server_ended(self) -> bool:
-        # The server ends the connection also after the goodbye of the client.
+        # The server also ends the connection after the close frame of the client.
         return not self._client_says_goodbye if self._is_websocket else super().server_ended()
 
     def _on_reply(self, message: HttpMessage) -> None:
@@ -280,7 +280,7 @@ class ZmtpWatching(Watching):
         self._replies = ZmtpCutter(self._on_reply)
 
     def server_ended(self) -> bool:
-        return True  # A server of ZeroMQ keeps its connections as long as it lives.
+        return True  # A ZeroMQ server keeps its connections until it ends.
 
     def _take_request_bytes(self, data: bytes) -> None:
         self._requests.feed(data)
@@ -289,7 +289,7 @@ class ZmtpWatching(Watching):
         self._replies.feed(data)
 
     def _on_request(self, message: ZmtpMessage) -> None:
-        if content := message.content():  # A REP socket drops what has no empty frame.
+        if content := message.content():  # A REP socket drops messages without an empty frame.
             self._asked(content[0])
 
     def _on_reply(self, message: ZmtpMessage) -> None:

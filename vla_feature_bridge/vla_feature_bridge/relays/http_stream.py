@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts one direction of an HTTP/1.1 connection (RFC 9112) into messages."""
+"""Divides one direction of an HTTP/1.1 connection (RFC 9112) into messages."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class HttpMessage:
     headers : dict of str to str
         By lower-case name.
     body : Body
-        Without the frames of the chunked coding.
+        The body, without the frames of the chunked coding.
     """
 
     first_line: str
@@ -71,7 +71,7 @@ class RequestCutter(Cutter):
             message = yield from _head(self)
             self._methods.append(message.method)
             if 'upgrade' in message.headers:
-                # What follows is HTTP only if the server declines.
+                # The next bytes are HTTP only if the server declines.
                 self._deliver(message)
                 return
             yield from _sized_body(self, message)

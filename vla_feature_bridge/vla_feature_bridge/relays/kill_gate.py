@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prevents that a client ends a GR00T server with the request ``kill``.
+"""Prevents a client from ending a GR00T server with the request ``kill``.
 
 The server ends on this request. It asks for no password unless a token was set. The gate reads
-every request before the last bytes of the request pass. The gate holds a short request, and answers
-``kill`` itself. The first bytes of a long request (an observation) pass while the rest arrives. If
-the request is ``kill``, the gate resets the connection, and the server discards the first bytes.
+every request before it forwards the last bytes. It does not forward a short request before it has
+read the whole request, and it answers ``kill`` itself. It forwards the first bytes of a long
+request (an observation) while the rest arrives. If a long request is ``kill``, the gate resets the
+connection, and the server discards the first bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vla_feature_bridge.relays.tcp_link import RefusedError
 from vla_feature_bridge.relays.zmtp_stream import GREETING, ZmtpMessage, frames_of
 
 _KILL = b'kill'
-#: Bytes of a request that are held although it is not complete. A plain ``kill`` is shorter.
+#: Bytes of an incomplete request that wait in the gate. A plain ``kill`` is shorter.
 _HELD = 4096
 ANSWER = (
     'the relay does not forward the endpoint kill; start the relay with --allow-kill, or end the '
@@ -31,7 +32,7 @@ ANSWER = (
 
 
 def asks_to_kill(body: bytes) -> bool:
-    """Return True if a request names the endpoint ``kill``, or might do so and cannot be read."""
+    """Return True if a request is for ``kill``, or if it cannot be read and may be for ``kill``."""
     if not _holds_kill(body):
         return False
     try:
@@ -54,7 +55,7 @@ def _holds_kill(body: bytes) -> bool:
 
 
 class KillGate(ZmtpWatching):
-    """Watches a ZeroMQ connection, and answers requests for ``kill`` in the place of the server."""
+    """Watches a ZeroMQ connection, and answers requests for ``kill`` instead of the server."""
 
     def __init__(
         self, peer: str, connection: int, report: Report, wake: Callable[[], None]
@@ -100,8 +101,8 @@ class KillGate(ZmtpWatching):
             Unwatched(
                 self._peer,
                 self._connection,
-                f'{reason}; the connection was reset, because it may hold a request for kill '
-                '(--allow-kill lets everything pass)',
+                f'{reason}; the connection was reset, because it may contain a request for kill '
+                '(with --allow-kill, everything is forwarded)',
             )
         )
         return RefusedError(reason)
@@ -123,7 +124,7 @@ class KillGate(ZmtpWatching):
             self._answers.append(frames_of(*(frame.joined() for frame in address), reply))
 
     def _let_pass(self, end: int) -> list[bytes]:
-        """Return the held bytes up to a place of the stream, without the requests for kill."""
+        """Return the waiting bytes up to a position of the stream, without requests for kill."""
         passed: list[bytes] = []
         while self._released < end:
             kill = self._kills[0] if self._kills else None

@@ -26,8 +26,8 @@ from vla_feature_bridge.relays.tcp_relay import TcpRelay
 from vla_feature_bridge.relays.work_queue import Worker
 from vla_feature_bridge.wire.sender import StepSender
 
-#: Python hands the interpreter from the worker to a thread that forwards after this time [s]; its
-#: default of 5 ms would be added to an answer.
+#: Switch interval of Python [s]: a thread that forwards waits at most this time for the worker. The
+#: default of 5 ms would delay each answer.
 _SWITCH = 0.0005
 _HEALTH = b'GET /healthz HTTP/1.1\r\nHost: relay\r\nConnection: close\r\n\r\n'
 
@@ -72,7 +72,7 @@ class Relay:
             self._ended.set()
             self._tcp.close()
             self._worker.close()
-            # The episode that runs is not ended: an END would clear the alarm.
+            # The running episode gets no END, because an END would clear the alarm.
             for sender in self._senders:
                 sender.close()
             self._say(self.statistics())
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     lock = threading.Lock()
 
     def say(text: str) -> None:
-        # Nobody may read the lines any more: the relay goes on.
+        # If standard output is closed, the relay continues.
         with lock, contextlib.suppress(OSError, ValueError):
             print(f'{name}: {text}', flush=True)
 

@@ -30,12 +30,12 @@ _EPISODE_HELP = {
     'gap': 'SECONDS without a request',
     'connection': 'the client disconnects',
     'reset': 'the client calls reset (the default)',
-    'none': 'nothing: the bridge or the robot gives the episodes',
+    'none': 'no rule: the bridge or the robot begins and ends the episodes',
 }
 _DESCRIPTION = """\
-Stands between a policy server and its client, forwards everything unchanged, and sends a policy
-step to the bridge for each inference. The client connects to the address of --listen instead of the
-address of the server; neither of them is changed.
+Forwards all bytes between a policy server and its client unchanged, and sends a policy step to the
+bridge for each inference. The client connects to the address of --listen instead of the address of
+the server. Server and client do not change.
 """
 
 
@@ -55,7 +55,7 @@ class Options:
     bridge : str
         Address of the bridge, as ``StepSender`` takes it.
     settings : Settings
-        What becomes of the messages.
+        How the messages are read and sent.
     exec_horizon : int
         Number of actions of a chunk that are executed before the next inference.
     name, source : str
@@ -202,7 +202,7 @@ def _add_steps(parser: argparse.ArgumentParser, policy: str) -> None:
 
 
 def parse_options(arguments: Sequence[str]) -> Options:
-    """Return the checked command line; what ROS 2 adds (``--ros-args``) is ignored.
+    """Return the checked command line; arguments of ROS 2 (``--ros-args``) are ignored.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the messages of openpi, GR00T and OpenVLA servers are read."""
+"""Reads the messages of openpi, GR00T and OpenVLA servers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _decoded(decode: Callable[[bytes], Any], body: Body, what: str) -> Any:
 
 
 def read_openpi(exchange: Exchange, keys: Keys) -> Reading:
-    """Return what an exchange with an openpi server means.
+    """Return the reading of an exchange with an openpi server.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def _seconds(milliseconds: Any) -> float | None:
 
 
 def read_groot(exchange: Exchange, keys: Keys) -> Reading:
-    """Return what an exchange with a GR00T server (N1.5 to N1.7) means.
+    """Return the reading of an exchange with a GR00T server (N1.5 to N1.7).
 
     Raises
     ------
@@ -151,7 +151,7 @@ def _groot_instruction(observation: Any, keys: Keys) -> str:
 
 
 def read_openvla(exchange: Exchange, keys: Keys) -> Reading:
-    """Return what an exchange with an OpenVLA server means.
+    """Return the reading of an exchange with an OpenVLA server.
 
     Raises
     ------
@@ -188,7 +188,7 @@ def read_openvla(exchange: Exchange, keys: Keys) -> Reading:
 
 
 def _stacked(actions: Any) -> Any:
-    """Return a list of actions as one array: servers of chunks answer with such lists."""
+    """Return a list of actions as one array; servers that return chunks send such lists."""
     if not isinstance(actions, list) or not all(isinstance(a, np.ndarray) for a in actions):
         return actions
     if len({a.shape for a in actions}) != 1:

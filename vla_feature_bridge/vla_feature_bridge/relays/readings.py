@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an exchange with a policy server means: an inference, a reset, an error, or nothing."""
+"""The reading of an exchange with a policy server: an inference, a reset, an error, or None."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vla_feature_bridge.pooling import FeatureSpec, PoolingError
 from vla_feature_bridge.relays.arrays import Unreadable, shown
 from vla_feature_bridge.tensors import FLOATS, dtype_name
 
-#: Keys that a server may give features under, with the axes in front of the feature axis.
+#: Keys of features in replies, with the axes in front of the feature axis.
 FEATURE_AXES: dict[str, tuple[str, ...]] = {
     'pre_velocity': ('denoise', 'horizon'),
     'pre_logits': ('token',),
@@ -25,12 +25,12 @@ _MOST_LEVELS = 4
 
 
 class ReadingError(SafeError):
-    """A reply lacks what a step needs, or holds it in another form."""
+    """A reply lacks data that a step needs, or contains it in another form."""
 
 
 @dataclass
 class Inference:
-    """One inference, as the messages show it.
+    """One inference, as read from the messages.
 
     Attributes
     ----------
@@ -47,7 +47,7 @@ class Inference:
     seconds : float or None
         How long the policy took, if the reply says so [s].
     unread : tuple of str
-        What of the messages could not be read, each with its place and the reason.
+        Parts of the messages that could not be read, each with its place and the reason.
     """
 
     instruction: str
@@ -75,7 +75,7 @@ Reading = Inference | Reset | ErrorReply | None
 
 @dataclass(frozen=True)
 class Keys:
-    """Where the messages hold what a step needs.
+    """Keys of the messages that contain the data of a step.
 
     Attributes
     ----------
@@ -140,7 +140,7 @@ def numbers(value: Any, what: str) -> np.ndarray:
 def chunk(value: Any, what: str) -> np.ndarray:
     """Return an action chunk as an array of shape (horizon, action_dim).
 
-    One action is a chunk of one; an axis of a batch of one is left out.
+    A single action becomes a chunk of one action. The axis of a batch of one is removed.
 
     Raises
     ------
@@ -162,7 +162,7 @@ def chunk(value: Any, what: str) -> np.ndarray:
 
 
 def text_in(value: Any) -> str:
-    """Return the text that a value is or holds as its only element, however deep; else empty."""
+    """Return the text of a value, or of its only element at any depth; otherwise an empty text."""
     for _ in range(_MOST_LEVELS):
         if isinstance(value, list) and len(value) == 1:
             value = value[0]
@@ -194,7 +194,7 @@ def features_in(replies: list[Any], keys: Keys) -> tuple[str, np.ndarray | None]
 
 
 def pooled(spec: FeatureSpec, features: np.ndarray) -> np.ndarray:
-    """Return the features as the steps carry them: pooled, or raw if nothing is to be pooled.
+    """Return the features of a step: pooled, or raw if no pooling was given.
 
     Raises
     ------
@@ -221,8 +221,8 @@ def pooled(spec: FeatureSpec, features: np.ndarray) -> np.ndarray:
 def images_in(request: Any, keys: Keys) -> dict[str, np.ndarray]:
     """Return the images of a request as (height, width, 3) uint8, by their names.
 
-    An image is an array of bytes of shape (height, width, 3) or (3, height, width); of axes in
-    front, a batch and times, the last element counts.
+    An image is an array of bytes of shape (height, width, 3) or (3, height, width). If an array has
+    more axes in front (batch, time), the last element is used.
     """
     if not keys.with_images:
         return {}
@@ -235,7 +235,7 @@ def images_in(request: Any, keys: Keys) -> dict[str, np.ndarray]:
 
 
 def unread_in(**messages: Any) -> tuple[str, ...]:
-    """Return what could not be read of messages, each by its name."""
+    """Return the parts of messages that could not be read, by their names."""
     return tuple(
         f'{path}: {value.reason}'
         for name, message in messages.items()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns what was seen of a policy server into steps for the bridge; runs in the worker's thread."""
+"""Makes steps for the bridge from the messages of a policy server; runs in the worker thread."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from vla_feature_bridge.relays.readings import (
 from vla_feature_bridge.relays.work_queue import Lost
 from vla_feature_bridge.step import NO_FEATURE, PolicyStep
 
-#: A client of one request per connection may be followed by another client after this time [s].
+#: If clients open a connection for each request, another client is accepted after this time [s].
 _OTHER_CLIENT_AFTER = 10.0
-#: A problem of the same kind is said again after this time [s].
+#: A problem of the same kind is printed again after this time [s].
 _SAY_AGAIN = 10.0
 
 
 class Sink(Protocol):
-    """What the reporter needs of a ``StepSender``."""
+    """The methods of a ``StepSender`` that the reporter uses."""
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str: ...
 
@@ -52,7 +52,7 @@ class Sink(Protocol):
 
 @dataclass(frozen=True)
 class Settings:
-    """What the command line says about the steps.
+    """The settings of the steps from the command line.
 
     Attributes
     ----------
@@ -61,7 +61,7 @@ class Settings:
     rules : EpisodeRules
     keys : Keys
     feature : FeatureSpec or None
-        Features that every reply must hold; None takes what the first reply holds.
+        Features that every reply must contain; None uses the features of the first reply.
     feature_name : str
         Name of the features in the steps; empty is the name of the specification.
     """
@@ -75,7 +75,7 @@ class Settings:
 
 @dataclass
 class Counts:
-    """How often what was seen, since the start."""
+    """Counters since the start."""
 
     inferences: int = 0
     steps: int = 0
@@ -117,16 +117,16 @@ class Reporter:
             self._open(settings.feature)
 
     def handle(self, item: object) -> None:
-        """Take what was seen; never raises."""
+        """Handle one item of the queue; never raises an error."""
         try:
             self._handle(item)
         except SafeError as error:
             self._problem(str(error))
-        except Exception as error:  # a mistake of ours must not end the worker
+        except Exception as error:  # an error of this code must not end the worker
             self._problem(f'unexpected {error!r}')
 
     def tick(self) -> None:
-        """Do what depends on the clock."""
+        """Handle everything that depends on time."""
         if self._episodes is not None:
             self._episodes.tick(time.monotonic_ns())
 
@@ -186,7 +186,10 @@ class Reporter:
                 )
 
     def _is_our_client(self, item: Asked | Exchange | Lost, claims: bool) -> bool:
-        """Return True if steps of this client are sent; with ``claims`` it may become this one."""
+        """Return True if steps of this client are sent.
+
+        With ``claims``, it may become the watched client.
+        """
         one_request = self._settings.policy == 'openvla'
         client: object = item.peer.rpartition(':')[0] if one_request else item.connection
         now = time.monotonic()
@@ -230,9 +233,9 @@ class Reporter:
             self.counts.images += 1
 
     def _spec_of(self, inference: Inference) -> FeatureSpec | None:
-        """Return the features that the first reply holds; None if it holds none."""
+        """Return the features of the first reply; None if it has no features."""
         if inference.features is None:
-            self._say('replies hold no features: steps carry actions and signals only')
+            self._say('replies contain no features: steps have actions and signals only')
             return None
         key = inference.feature_key
         return FeatureSpec(key, 0, FEATURE_AXES.get(key, ()))
@@ -241,7 +244,7 @@ class Reporter:
         self._spec = spec
         name = NO_FEATURE if spec is None else self._settings.feature_name or str(spec)
         if spec is not None:
-            self._say(f'steps carry the features {name}')
+            self._say(f'steps have the features {name}')
         self._sink = self._make_sink(name)
         self._episodes = Episodes(self._settings.rules, self._sink)
 

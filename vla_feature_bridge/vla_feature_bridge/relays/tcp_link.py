@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Forwards one TCP connection to a server byte by byte, and shows a copy of the bytes to a watch.
 
-Everything that the client and the server say to each other passes unchanged: headers, pings, close
-codes. A reset on one side becomes a reset on the other side, and the end of a stream becomes the
-end of the stream.
+All bytes between client and server are forwarded unchanged: headers, pings, close codes. A reset on
+one side becomes a reset on the other side, and the end of a stream becomes the end of the stream.
 """
 
 from __future__ import annotations
@@ -17,17 +16,20 @@ from functools import partial
 from typing import Protocol
 
 _CHUNK = 64 << 10
-#: A client that stays silent after the server has closed is given up after this time [s], as the
-#: kernel of the server would do (tcp_fin_timeout).
+#: If a client sends nothing after the server has closed, the relay closes the connection after this
+#: time [s], like the kernel of the server (tcp_fin_timeout).
 _SILENT_CLIENT = 60.0
 _LINGER_ZERO = struct.pack('ii', 1, 0)
 
 
 class Watch(Protocol):
-    """Looks at the bytes of one connection. Its methods are called before the bytes are sent."""
+    """Interface that reads the bytes of one connection.
+
+    Its methods are called before the bytes are sent.
+    """
 
     def from_client(self, data: bytes) -> Sequence[bytes]:
-        """Return what the server gets in the place of ``data``.
+        """Return the bytes that the server gets instead of ``data``.
 
         Raises
         ------
@@ -36,7 +38,7 @@ class Watch(Protocol):
         """
 
     def from_server(self, data: bytes) -> Sequence[bytes]:
-        """Return what the client gets in the place of ``data``."""
+        """Return the bytes that the client gets instead of ``data``."""
 
     def for_client(self) -> Sequence[bytes]:
         """Return bytes of the relay itself that the client gets now."""
@@ -52,7 +54,7 @@ class Watch(Protocol):
 
 
 class RefusedError(Exception):
-    """A watch does not let the bytes of a client pass."""
+    """A watch refuses to forward the bytes of a client."""
 
 
 class Link:
@@ -66,7 +68,7 @@ class Link:
     run : callable
         Runs a function in another thread.
     server_lost : callable
-        Called before the client learns of the end, if the server may have died.
+        Called if the server may have died, before the connection of the client ends.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class Link:
         ended = threading.Event()
         try:
             self._run(partial(self._replies, ended))
-        except RuntimeError:  # The system gives no more threads.
+        except RuntimeError:  # The system cannot start another thread.
             self._reset = True
             ended.set()
         try:
@@ -156,7 +158,7 @@ class Link:
                 self.reset()
 
     def _received(self, source: socket.socket) -> bytes:
-        """Return what arrives next; nothing at the end of the stream and after a reset."""
+        """Return the next bytes; no bytes at the end of the stream and after a reset."""
         try:
             data = source.recv(_CHUNK)
         except OSError:

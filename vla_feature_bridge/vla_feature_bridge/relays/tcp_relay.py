@@ -21,11 +21,11 @@ from vla_feature_bridge.relays.tcp_link import Link, Watch, close
 
 _CONNECT_TIMEOUT = 10.0
 _PROBE_TIMEOUT = 2.0
-#: How often the relay looks for a server that cannot be reached [s].
+#: How often the relay checks a server that cannot be reached [s].
 _PROBE_PERIOD = 0.5
 _MOST_CONNECTIONS = 1000
 _AFTER_AN_ERROR = 0.05
-#: When the relay looks again for a server that has ended a connection [s].
+#: After these times, the relay checks a server that has ended a connection [s].
 _DYING = (0.01, 0.04)
 
 
@@ -136,7 +136,8 @@ class TcpRelay:
                         self._accept_one()
         self._socket.close()
         if not self._closing.is_set():
-            # Bound, but not listening: the port stays ours, and the kernel refuses clients.
+            # The socket is bound, but does not listen: the port stays reserved, and the kernel
+            # refuses clients.
             self._socket = self._bound()
         self._deaf.set()
 
@@ -152,7 +153,7 @@ class TcpRelay:
     def _listen(self) -> None:
         try:
             self._socket.listen(128)
-        except OSError as error:  # another program listens, and was waiting too when we began
+        except OSError as error:  # another program had also bound the address, and listens now
             raise self._cannot_listen(error) from None
         self._socket.setblocking(False)
 
@@ -171,7 +172,7 @@ class TcpRelay:
             return
         try:
             self._crew.run(partial(self._serve, client, peer))
-        except RuntimeError as error:  # The system gives no more threads.
+        except RuntimeError as error:  # The system cannot start another thread.
             self._say(f'{peer} was refused: {error}')
             close(client, reset=True)
 

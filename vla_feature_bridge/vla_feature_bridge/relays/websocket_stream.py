@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts one direction of a WebSocket connection (RFC 6455) into messages."""
+"""Divides one direction of a WebSocket connection (RFC 6455) into messages."""
 
 from __future__ import annotations
 

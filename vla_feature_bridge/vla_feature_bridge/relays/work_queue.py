@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Gives what was seen to one worker thread. The queue is bounded: a slow worker delays nothing."""
+"""The queue of one worker thread.
+
+The queue is bounded, so a slow worker does not delay the connection.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,27 @@ from vla_feature_bridge.relays.exchanges import Exchange, Seen
 
 _MOST_ITEMS = 256
 _MOST_BYTES = 256 << 20
-#: How often the worker looks at the clock if nothing happens [s].
+#: How often the worker checks the time if the queue is empty [s].
 _TICK = 0.1
 
 
 @dataclass
 class Lost:
-    """An exchange was dropped, because the worker was behind."""
+    """An exchange was dropped, because the worker was too slow."""
 
     peer: str
     connection: int
 
 
 class Worker:
-    """One thread that handles what was seen, in its order.
+    """One thread that handles the items of the queue in order.
 
     Parameters
     ----------
     handle : callable
         Takes each item. It must not raise.
     tick : callable
-        Called now and then, also if nothing was seen.
+        Called regularly, also if the queue is empty.
     """
 
     def __init__(self, handle: Callable[[Any], None], tick: Callable[[], None]) -> None:
@@ -52,7 +55,7 @@ class Worker:
     def put(self, item: Seen) -> None:
         """Queue an item without waking the worker.
 
-        An exchange that does not fit is dropped, and :class:`Lost` is queued in its place.
+        If the queue is full, an exchange is dropped, and :class:`Lost` is queued instead.
         """
         queued: Seen | Lost = item
         size = 0
@@ -64,17 +67,18 @@ class Worker:
                 else:
                     self._exchanges += 1
             if isinstance(queued, Lost) and self._items and self._items[-1][0] == queued:
-                return  # One gap is as long as two: the reader of the steps sees a gap.
+                # One Lost is enough for several exchanges: the reader only needs to notice a gap.
+                return
             self._bytes += size
             self._items.append((queued, size))
 
     def wake(self) -> None:
-        """Let the worker look at the queue now, and not only when it looks at the clock."""
+        """Wake the worker, so that it handles the queue immediately."""
         with self._changed:
             self._changed.notify()
 
     def close(self, patience: float = 10.0) -> None:
-        """Handle what is queued, then end the thread."""
+        """Handle the queued items, then end the thread."""
         with self._changed:
             self._ending = True
             self._changed.notify()
@@ -93,5 +97,5 @@ class Worker:
                 is_last = not self._items
             if item is not None:
                 self._handle(item)
-            if is_last:  # else the clock would be ahead of what was seen
+            if is_last:  # otherwise the clock would be ahead of the handled items
                 self._tick()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Cuts one direction of a ZeroMQ connection (ZMTP 3, RFC 23 of ZeroMQ) into messages."""
+"""Divides one direction of a ZeroMQ connection (ZMTP 3, RFC 23 of ZeroMQ) into messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from vla_feature_bridge.relays.byte_stream import Body, Cutter, StreamError, Wait
 
-#: Number of bytes with which each side begins.
+#: Length of the greeting of each side [bytes].
 GREETING = 64
 _MAX_FRAMES = 100
 _MORE, _LONG, _COMMAND = 1, 2, 4

@@ -21,8 +21,7 @@ from vla_feature_bridge.rollout_set.mapping import file_bytes
 from vla_feature_bridge.step import STEP_FIELDS
 from vla_feature_bridge.tensors import first_not_finite
 
-#: Our headers describe fewer than a hundred arrays. A longer header was not written by this
-#: software.
+#: Our headers describe fewer than a hundred arrays. This software does not write longer headers.
 _MAX_HEADER_BYTES = 1 << 20
 #: Memory limit for padded raw features: a fixed size plus a multiple of their stored size.
 _MAX_PADDED_BYTES = 1 << 30
@@ -150,7 +149,8 @@ def _arrays_of(rollout: Rollout) -> dict[str, np.ndarray]:
 def features_of(file: Path, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
     """Remove the features from the arrays of a file and return them and their lengths.
 
-    The lengths are those of the first raw axis at each step; None if all steps have the same.
+    The lengths are the lengths of the first raw axis at each step; None if all steps have the same
+    length.
 
     Raises
     ------

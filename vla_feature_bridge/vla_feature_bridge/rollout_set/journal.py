@@ -3,9 +3,9 @@
 
 The journal lists the finished entries, so that the work can continue.
 
-The first line says what is converted and how. Every further line is one entry. The line of an entry
-is written after the arrays of the entry. An entry is ``{'row': ...}`` with a row of the index, or
-``{'left_out': ...}`` with a message.
+The first line identifies the work: source and options. Every other line is one entry. The line of
+an entry is written after the arrays of the entry. An entry is ``{'row': ...}`` with a row of the
+index, or ``{'left_out': ...}`` with a message.
 """
 
 from __future__ import annotations

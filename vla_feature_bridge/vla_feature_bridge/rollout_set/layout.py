@@ -18,4 +18,4 @@ COPY_AGAIN = 'copy the rollout set again, or convert its source again'
 
 
 class RolloutSetError(SafeError):
-    """A rollout set cannot be read or written; the message contains the name of the file."""
+    """A rollout set cannot be read or written. The message contains the name of the file."""

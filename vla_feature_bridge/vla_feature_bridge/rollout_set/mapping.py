@@ -2,8 +2,9 @@
 """The bytes of an array file: mapped into memory without a file descriptor, or read.
 
 A process may have few open files (often 1024, or 256) and a limited number of memory maps (65530 on
-Linux). A set may have more rollouts than both. Therefore a map does not keep its file open, a small
-file is read, and a file is also read if the process already has many maps.
+Linux). A set may have more rollouts than these limits. Therefore a map does not keep its file open.
+Small files are not mapped, but read. If the process already has many maps, large files are read
+too.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ import numpy as np
 
 #: A file of at most this size is read, because a map would take about as much memory [bytes].
 SMALL_BYTES = 1 << 16
-#: Maps of this module at the same time. Half of the default limit of Linux is left to others.
+#: Largest number of maps of this module. Half of the default limit of Linux is left for other code.
 MAX_MAPS = 32_000
 
-# Of one thread too: a collection of garbage can call `_give_map` while the thread holds it.
+# The lock is reentrant: the garbage collection can call `_give_map` in a thread that already holds
+# the lock.
 _lock = threading.RLock()
 _maps = 0
 

@@ -30,7 +30,9 @@ from vla_feature_bridge.rollout_set.layout import (
 
 
 class RolloutSet(Sequence[Rollout]):
-    """The rollouts of one folder, or a selection; an array is mapped when its rollout is read.
+    """The rollouts of one folder, or a selection of them.
+
+    The arrays of a rollout are mapped when it is read.
 
     A sequence of :class:`~vla_feature_bridge.rollout.Rollout`: ``rollouts[0]``,
     ``rollouts[10:20]``, ``for rollout in rollouts``.
@@ -61,7 +63,7 @@ class RolloutSet(Sequence[Rollout]):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> RolloutSet:
-        """Open a set; reads the manifest and the index, no array.
+        """Open a set; reads the manifest and the index, but no arrays.
 
         Raises
         ------
@@ -122,7 +124,7 @@ class RolloutSet(Sequence[Rollout]):
 
     @property
     def unseen(self) -> list[bool]:
-        """Return for each rollout True if its source sets the task aside as unseen."""
+        """Return for each rollout True if its source marks the task as unseen."""
         return list(self._columns['unseen'])
 
     @property

@@ -58,10 +58,10 @@ class RolloutSetWriter:
     overwrite : bool
         Replace an existing rollout set of this name (never any other folder).
     work : str
-        Identifier of the work: source and options. If it is given, finished rollouts stay in the
-        hidden folder ``.NAME.partial`` if the process is interrupted (KeyboardInterrupt, a signal,
-        a power cut) or the complete set cannot be flushed to disk or renamed (OSError), and the
-        next writer of the same work continues from them.
+        Identifier of the work: source and options. With an identifier, finished rollouts are kept
+        in the hidden folder ``.NAME.partial`` if the process is interrupted (KeyboardInterrupt, a
+        signal, a power cut), or if the complete set cannot be flushed to disk or renamed (OSError).
+        The next writer of the same work continues from these rollouts.
 
     Attributes
     ----------
@@ -122,7 +122,7 @@ class RolloutSetWriter:
 
     @property
     def entries(self) -> int:
-        """Return the number of rollouts added or left out, which numbers the next one."""
+        """Return the number of rollouts added or left out. It is the number of the next entry."""
         return len(self._known) + len(self.left_out)
 
     @property

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compares the ROS clock of a node with the steady clock: the ROS clock can stop or run back."""
+"""Checks whether the ROS clock of a node has stopped or gone back, with the steady clock."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from collections.abc import Callable
 from rclpy.node import Node
 
 STANDS_STILL = 2.0
-"""Time without a new ROS time after which the ROS clock stands still [s]."""
+"""If the ROS time does not change for this time, the ROS clock has stopped [s]."""
 
 
 class ClockWatch:
-    """Looks at the clock of a node. The node must call a method at least every second.
+    """Watches the clock of a node. The node must call a method at least every second.
 
-    Without ``use_sim_time``, the ROS clock is the system clock. It never stands still, but a person
-    or NTP can set it back. With ``use_sim_time``, the ROS clock shows the last time on ``/clock``:
-    it stands still if no node publishes ``/clock`` or if the simulation is paused, and it runs back
-    if a recording starts again.
+    Without ``use_sim_time``, the ROS clock is the system clock. It never stops, but a person or NTP
+    can set it back. With ``use_sim_time``, the ROS clock has the last time on ``/clock``. It stops
+    if no node publishes ``/clock`` or if the simulation is paused. It goes back if a recording
+    starts again.
 
     Parameters
     ----------
@@ -36,7 +36,7 @@ class ClockWatch:
         return int(self._node.get_clock().now().nanoseconds)
 
     def _look(self) -> float:
-        """Return for how long the clock has stood still [s]."""
+        """Return for how long the clock has not changed [s]."""
         ros_time = self._ros_time()
         self._ran_back = max(self._ran_back, self._last - ros_time)
         if ros_time != self._last:
@@ -44,13 +44,13 @@ class ClockWatch:
         return self._now() - self._moved_at
 
     def ran_back(self) -> float:
-        """Return by how much the clock ran back since the last call [s]; 0 if it did not."""
+        """Return by how much the clock went back since the last call [s]; otherwise 0."""
         self._look()
         ran_back, self._ran_back = self._ran_back, 0
         return ran_back * 1e-9
 
     def problem(self) -> str:
-        """Return that the clock stands still and since when; empty if the clock moves."""
+        """Return a text that the clock has stopped, and since when; empty if it runs."""
         still = self._look()
         if still < STANDS_STILL:
             return ''

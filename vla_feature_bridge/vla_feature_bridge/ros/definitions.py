@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a recording says about its topics: message definitions, type hashes and offered QoS."""
+"""Facts about topics for a recording: message definitions, type hashes and offered QoS."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ _FOREVER = {'sec': 9223372036, 'nsec': 854775807}
 def full_definition(name: str) -> str:
     """Return the definition of a message type with all definitions that it uses.
 
-    Recorders store this text in a recording, so that it can be read without the packages.
+    Recorders store this text in a recording, so that the recording can be read without the
+    packages.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Arrays in messages that were not made for this suite: features and actions of other nodes.
+"""Reads features and actions from messages of other nodes, which were not made for this suite.
 
-Nothing here imports a message: a message is known by the name of its type.
+This module imports no messages: it identifies a message by the name of its type.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ ACTION_TYPES = (
 
 
 class ForeignMessageError(SafeError):
-    """A message of another node does not hold what it is read for. The text names the field."""
+    """A message of another node lacks the expected data.
+
+    The text contains the name of the field.
+    """
 
 
 def features_of(message: Any) -> np.ndarray:
@@ -62,7 +65,7 @@ def features_of(message: Any) -> np.ndarray:
 
 
 class ActionReader:
-    """Reads action chunks out of messages of one topic, with the joints in one order.
+    """Reads action chunks from the messages of one topic, with the joints in a fixed order.
 
     Parameters
     ----------
@@ -94,8 +97,9 @@ class ActionReader:
         Returns
         -------
         ndarray, shape (samples, horizon, action_dim)
-            A message with one action gives (1, 1, action_dim), one with a chunk
-            (1, horizon, action_dim). A twist has the action (linear x, y, z, angular x, y, z).
+            A message with one action gives shape (1, 1, action_dim), and a message with a chunk
+            gives shape (1, horizon, action_dim). A twist has the action (linear x, y, z, angular x,
+            y, z).
 
         Raises
         ------
@@ -209,7 +213,7 @@ def _multi_array(message: Any) -> np.ndarray:
             expected=f'sizes whose product is the number of values, {len(data)}',
             found=' x '.join(map(str, shape)),
         )
-    # By definition a stride counts the values of its dimension and of those after it. Many
+    # By definition, a stride counts the values of its dimension and of the later dimensions. Many
     # publishers leave it 0.
     dense = tuple(math.prod(shape[axis:]) for axis in range(len(shape)))
     strides = tuple(int(dim.stride) for dim in layout.dim)

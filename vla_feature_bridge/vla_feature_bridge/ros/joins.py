@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Joins messages of several topics by their stamps, with ``message_filters`` of ROS 2.
 
-``message_filters`` comes with a ROS 2 distribution and not from PyPI. It is loaded only if there
-are topics to join.
+``message_filters`` is part of a ROS 2 distribution. It is not on PyPI. It is imported only if
+topics must be joined.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Stamped:
 
 @dataclass(slots=True)
 class Counts:
-    """What became of the messages of one topic.
+    """Numbers of received, joined and waiting messages of one topic.
 
     Attributes
     ----------
     received, joined : int
     without_stamp : int
-        How many had no header or the stamp 0, and were given the time of receiving.
+        Number of messages that had no header or the stamp 0, and got the time of receiving.
     waiting : int
-        How many may still be joined.
+        Number of messages that may still be joined.
     """
 
     received: int = 0
@@ -66,7 +66,7 @@ class Counts:
 
     @property
     def lost(self) -> int:
-        """How many found no partners."""
+        """Number of messages that found no partners."""
         return self.received - self.joined - self.waiting
 
 
@@ -173,7 +173,8 @@ class Join:
     def _on_set(self, *stamped: Stamped) -> None:
         for name in self.names:
             self.counts[name].joined += 1
-        # message_filters calls this under a lock that an error would leave locked for ever.
+        # message_filters calls this function with a lock. If the function raised an error, the lock
+        # would never be released.
         try:
             self._on_joined(list(stamped))
         except Exception as error:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Message types found by their names while a node runs, so that no node needs them installed.
+"""Finds message types by their names at run time, so that a node needs only the types that it uses.
 
-The name of a type may come from the network. A package is imported only if it is installed as a
-package of ROS interfaces that holds this message.
+The name of a type may come from the network. A package is imported only if it is an installed
+package of ROS interfaces that contains this message.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes changes of parameters at run time: all changes of a request are valid, or none is made."""
+"""Changes parameters at run time. If one change of a request is not valid, no change is made."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vla_feature_bridge.ros.parameters import Parameter, refusal
 
 
 class ParameterChanges:
-    """Keeps the values of a node's parameters equal to what ``ros2 param set`` sets.
+    """Updates the values of a node's parameters after ``ros2 param set``.
 
     Parameters
     ----------

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds parameter files that name other nodes only. rclpy ignores such a file without a word."""
+"""Finds parameter files that are only for other nodes.
+
+rclpy ignores such a file without a warning.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ _VALUES = 'ros__parameters'
 
 
 def files_for_others(node: Node, arguments: Sequence[str]) -> str:
-    """Return a sentence about parameter files that have no value for a node.
+    """Return a warning about parameter files that have no value for a node.
 
-    Empty if there are none, or if a file cannot be read: rclpy has refused such a file before.
+    The text is empty if there are no such files. It is also empty if a file cannot be read, because
+    rclpy has already refused this file.
 
     Parameters
     ----------
@@ -43,7 +47,7 @@ def files_for_others(node: Node, arguments: Sequence[str]) -> str:
 
 
 def _patterns(content: Any, above: str = '') -> Iterator[str]:
-    """Yield the names of nodes in a parameter file, as they are written."""
+    """Yield the names of nodes in a parameter file, as written in the file."""
     if not isinstance(content, dict):
         return
     for key, value in content.items():
@@ -54,7 +58,7 @@ def _patterns(content: Any, above: str = '') -> Iterator[str]:
 
 
 def _matches(pattern: str, name: str) -> bool:
-    """Return whether a name in a parameter file means a node; ``*`` is a part, ``**`` any parts."""
+    """Return True if a name in a file matches a node; ``*`` is one part, ``**`` any parts."""
     parts = [part for part in pattern.split('/') if part]
     wanted = {'*': '/[^/]+', '**': '(/[^/]+)*'}
     expression = ''.join(wanted.get(part, '/' + re.escape(part)) for part in parts)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds values that were given to parameters that a node does not have. rclpy ignores them."""
+"""Finds values for parameters that a node does not have. rclpy ignores such values."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def check_overrides(node: Node, arguments: Sequence[str] | None = None) -> str:
     ----------
     node : rclpy.node.Node
     arguments : sequence of str, optional
-        The command line of the node; None: that of the process.
+        The command line of the node; None: the command line of the process.
 
     Returns
     -------
     str
-        A sentence about the unknown names that are not refused, and about parameter files of this
-        process that name other nodes only; empty if there are none.
+        A warning about unknown names that are not refused, and about parameter files of this
+        process that are only for other nodes; empty if there is nothing to warn about.
 
     Raises
     ------
@@ -45,7 +45,7 @@ def check_overrides(node: Node, arguments: Sequence[str] | None = None) -> str:
     """
     known = [name for name in node.get_parameters_by_prefix('') if name not in _OF_RCLPY]
     others = []
-    # rclpy has no public name for the values that were given to parameters that do not exist.
+    # rclpy has no public attribute for values of parameters that do not exist.
     for name in sorted(node._parameter_overrides):
         if node.has_parameter(name) or name in _OF_RCLPY or name.startswith(_QOS):
             continue
@@ -56,7 +56,7 @@ def check_overrides(node: Node, arguments: Sequence[str] | None = None) -> str:
                 expected=f'a value of {parent!r}',
                 found=f'a value of {name!r}, a name below it',
                 advice="put each text with a colon in quotes, such as 'A: B', because YAML reads a "
-                'name and a value otherwise',
+                'text with a colon as a mapping',
             )
         nearest = _nearest(name, known, _MISSPELT)
         if nearest:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parameters of nodes, declared in one place: type, default, range and a sentence.
+"""Declares the parameters of nodes in one place: type, default, range and description.
 
 One table has three uses: it declares the parameters in the node, it refuses wrong values when the
 node starts, and ``docs/reference/parameters.md`` is made from it.
@@ -72,7 +72,7 @@ class Parameter:
 
     @property
     def allowed(self) -> str:
-        """Return the allowed values in words; empty if all are."""
+        """Return the allowed values in words; empty if all values are allowed."""
         if self.choices:
             return ', '.join(f"'{choice}'" for choice in self.choices)
         if self.low is None and self.high is None:
@@ -180,7 +180,7 @@ def _refuse_old_name(node: Node, parameter: Parameter) -> None:
             where=f'parameters of {node.get_fully_qualified_name()}',
             expected=f'the parameter {parameter.name!r}',
             found=f'{old!r}, which is the name of this parameter in an earlier version',
-            # A value below /** or from -p cannot be told from a value for this node only.
+            # A value below /** or from -p cannot be distinguished from a value for this node only.
             advice=f'write {parameter.name}:={value}. If {old!r} is a parameter of another node, '
             'change the parameter file: move the value from the section /** to the section of that '
             'node',

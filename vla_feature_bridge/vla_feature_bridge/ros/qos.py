@@ -25,17 +25,17 @@ OVERLAY_QOS = QoSProfile(depth=1, reliability=ReliabilityPolicy.RELIABLE)
 IMAGE_QOS = QoSProfile(depth=5, reliability=ReliabilityPolicy.RELIABLE)
 
 LEASE = 1.0
-"""The monitor shows at least this often that its process runs [s]."""
+"""Lease of the liveliness: the monitor shows at least this often that its process runs [s]."""
 
 _LEAST_DEADLINE = 0.5
 
 
 def alive_qos(qos: QoSProfile, lease: float = LEASE, deadline: float = 0.0) -> QoSProfile:
-    """Return a QoS with automatic liveliness, and a deadline.
+    """Return a QoS with automatic liveliness and an optional deadline.
 
-    A publisher offers them. A subscription that requests them gets an event if the process of the
-    publisher ends or hangs, and if the next message does not come in time. A subscription without
-    them matches too.
+    A publisher offers both values. A subscription that requests them gets an event if the process
+    of the publisher ends or hangs, and if the next message does not come in time. A subscription
+    without these requests also matches.
 
     Parameters
     ----------

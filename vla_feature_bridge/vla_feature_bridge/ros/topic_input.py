@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A subscription of another node's topic: its type and its QoS follow the publishers."""
+"""A subscription to a topic of another node, with the type and the QoS of the publishers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from std_msgs.msg import Header
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.ros.message_types import full_type_name, has_header, message_type
 
-#: How many messages wait until the node reads them; large ones are few.
+#: Number of messages that wait until the node reads them; fewer for large messages.
 _DEPTH, _IMAGE_DEPTH = 100, 10
 
 
@@ -38,8 +38,8 @@ class HeaderOnly:
 class TopicInput:
     """Subscribes to a topic as soon as it has a publisher, with a QoS that matches every publisher.
 
-    A reliable subscription gets nothing from a best-effort publisher, and a subscription that asks
-    for old messages gets nothing from a publisher that keeps none.
+    A reliable subscription does not match a best-effort publisher. A transient-local subscription
+    does not match a volatile publisher.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class TopicInput:
     type_name : str
         The type of the topic; empty takes the type of the publishers.
     latched : bool
-        Whether to ask publishers that keep their last message for it.
+        True to request the last message of publishers that keep it (transient local).
     header_only : bool
         Whether only the header of a message is read: the callback gets :class:`HeaderOnly`, unless
         the type has no header. A camera image is large.
@@ -66,7 +66,7 @@ class TopicInput:
     received : int
         Number of messages.
     problem : str
-        Why nothing comes, or why the last message was refused; empty if all is well.
+        Reason why no message comes, or why the last message was refused; empty without a problem.
     publishers : int
         Number of publishers that match.
 
@@ -105,7 +105,7 @@ class TopicInput:
 
     @property
     def problem(self) -> str:
-        """Why nothing comes, or why the last message was refused; empty if all is well."""
+        """Why no message comes, or why the last message was refused; empty without a problem."""
         return self._not_connected or self._refused
 
     def update(self) -> None:
@@ -118,7 +118,7 @@ class TopicInput:
         ]
         try:
             self._not_connected = self._connect(found)
-        except Exception as error:  # The graph is made by other nodes; they must not end this one.
+        except Exception as error:  # An error that another node causes must not end this node.
             self._not_connected = f'cannot subscribe: {error}'
 
     def close(self) -> None:
@@ -179,7 +179,7 @@ class TopicInput:
         )
 
     def _must_ask_for_less(self, reliability: Any, durability: Any) -> bool:
-        """Return True if a publisher does not offer what the subscription asks for."""
+        """Return True if a publisher does not offer the requested QoS."""
         assert self._qos is not None
         best_effort, volatile = ReliabilityPolicy.BEST_EFFORT, DurabilityPolicy.VOLATILE
         return (reliability == best_effort != self._qos[0]) or (

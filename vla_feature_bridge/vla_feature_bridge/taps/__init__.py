@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes hidden states, actions and token statistics out of a policy that runs, without ROS.
+"""Copies hidden states, actions and token statistics from a running policy, without ROS.
 
 ::
 
@@ -9,7 +9,7 @@
 
 The modules; each may import only modules above it:
 
-errors      what is wrong with a preset, a path or an option
+errors      the error of taps
 fields      the values that one field of a preset may have
 preset      the schema of a preset: ``Preset``
 paths       submodules, methods and numbers of a policy by their paths
@@ -24,14 +24,14 @@ recorder    notes for each thread when an inference begins, calls and ends
 episodes    publishes inferences, and starts and ends episodes
 handover    hands inferences from the thread of the policy to another thread
 tap         ``FeatureTap``
-checking    one inference of a policy, captured against expected: ``check``
+checking    compares one inference of a policy with a preset: ``check``
 lerobot     one inference of a LeRobot policy with a random observation
 
 lerobot_settings  variables of the environment that configure the tap of LeRobot's programs
 lerobot_policy    the tap of one policy of LeRobot, and its connection to the bridge
 lerobot_plugin    attaches a tap to every policy that a program of LeRobot loads
 lerobot_server    starts LeRobot's asynchronous policy server with a tap
-openpi_modules    modules of Flax that note the states of openpi's models
+openpi_modules    modules of Flax that copy the states of openpi's models
 openpi_jax        the tap of openpi's policies in JAX: ``OpenpiJaxTap``
 
 ``paths`` and what captures tensors need PyTorch, ``presets`` needs PyYAML. The names of the Python

@@ -17,7 +17,7 @@ from vla_feature_bridge.taps.methods import outside_graphs
 from vla_feature_bridge.taps.preset import Preset
 from vla_feature_bridge.taps.stack import HOST_DTYPES, Stacks, TensorStack
 
-#: More calls than any policy makes in one inference: the tap was put around something else.
+#: No policy makes more calls in one inference. With more calls, the tap is on a wrong submodule.
 MAX_CALLS = 10_000
 IN_A_GRAPH = (
     'expected an inference that is computed, found one that a CUDA graph records; a replay of the '
@@ -40,9 +40,9 @@ class Running:
     token_ids : torch.Tensor, or None
         The tokens that a method returned.
     calls : int
-        Calls of the submodule, also those that were not kept.
+        Number of calls of the submodule, including calls whose tensors were not kept.
     depth : int
-        How many wrapped methods run inside each other.
+        Number of nested calls of wrapped methods.
     problems : dict of str to str
         Kind of problem to its text.
     inference : Inference, or None

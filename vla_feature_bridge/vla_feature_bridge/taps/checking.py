@@ -42,7 +42,7 @@ class CheckReport:
         Name of the preset.
     rows : tuple of CheckRow
     problems : tuple of str
-        What the tap said about the inferences.
+        Problems that the tap reported.
     """
 
     preset: str
@@ -72,7 +72,7 @@ class CheckReport:
 def check(
     policy: Any, preset: str | Path | Preset, run: Callable[[Any], Any], /, **changes: Any
 ) -> CheckReport:
-    """Run one inference of a policy with a tap, and compare what came out with the preset.
+    """Run one inference of a policy with a tap, and compare the result with the preset.
 
     The tap is removed again. Exceptions of ``run`` pass through.
 

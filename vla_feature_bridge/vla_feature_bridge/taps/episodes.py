@@ -52,17 +52,17 @@ class Episodes:
             self._runs = False
 
     def before_step(self, instruction: str) -> None:
-        """Start an episode, if they follow the resets of the policy and none runs."""
+        """Start an episode if no episode runs and episodes follow the resets of the policy."""
         with self._lock:
             if self._automatic and not self._runs:
                 self.start(task=instruction, instruction=instruction)
 
     def reset(self) -> None:
-        """End the episode that runs, because the policy was reset."""
+        """End the running episode, because the policy was reset."""
         self._end_automatic('the policy was reset')
 
     def close(self) -> None:
-        """End the episode that runs, if it was not the caller who started it."""
+        """End the running episode, unless the caller started it."""
         self._end_automatic('the tap was detached')
 
     def _end_automatic(self, reason: str) -> None:
@@ -73,7 +73,7 @@ class Episodes:
     def publish(self, inference: Inference, wanted: bool) -> None:
         """Publish one inference, or leave its step out if ``wanted`` features are missing.
 
-        The number of a step that is left out is used up. Therefore the reader notices the gap.
+        The number of a left-out step is not used again. Therefore the reader notices the gap.
         """
         with self._sending:
             if self._sink is None:

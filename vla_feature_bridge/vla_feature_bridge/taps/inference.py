@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a tap took out of one inference of a policy."""
+"""The data that a tap copied from one inference of a policy."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Inference:
     calls : int
         How often the submodule was called.
     expected_calls : int or None
-        How often it should have been called; None if that could not be found out.
+        Expected number of calls; None if it is not known.
     shape : tuple of int
         Shape of the raw features; empty if there are none.
     dtype : str
@@ -41,7 +41,7 @@ class Inference:
     thread : str
         Name of the thread that made the inference.
     problem : str
-        What is wrong with this inference; empty if nothing is.
+        Problem of this inference; empty if there is none.
     """
 
     features: np.ndarray | None = field(default=None, repr=False)

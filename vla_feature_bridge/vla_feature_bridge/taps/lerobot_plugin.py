@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches a tap to every policy that a program of LeRobot loads, without a change of LeRobot.
+"""Attaches a tap to every policy that a program of LeRobot loads. LeRobot is not changed.
 
 :func:`install` replaces ``train`` and ``from_pretrained`` of LeRobot's policies: the tap is
 attached when a policy is loaded or put into evaluation mode, before its first inference. The
@@ -26,8 +26,8 @@ _LOG = logging.getLogger('vla_feature_bridge.taps')
 class LerobotPlugin:
     """Attaches a tap to the newest policy of a process.
 
-    The newest policy takes the place of the previous policy, because LeRobot's policy server loads
-    a new policy for each client. A policy that lost its tap never gets it back.
+    If a new policy is loaded, the tap moves to this policy, because LeRobot's policy server loads a
+    new policy for each client. The earlier policy gets no tap again.
 
     Parameters
     ----------
@@ -77,7 +77,10 @@ class LerobotPlugin:
         setattr(cls, name, value)
 
     def _replace(self, cls: type) -> None:
-        """Replace what a class itself defines; a method that it inherits is replaced there."""
+        """Replace methods that a class defines itself.
+
+        An inherited method is replaced in its own class.
+        """
         train = cls.__dict__.get('train')
         if callable(train) or cls is self._base:
             self._set(cls, 'train', self._train(train or cls.train))  # type: ignore[attr-defined]
@@ -133,7 +136,7 @@ class LerobotPlugin:
 
 
 class _Nested:
-    """Knows whether a call of this thread is inside another call: a policy in a policy."""
+    """Detects nested calls of one thread: a policy inside a policy."""
 
     def __init__(self, calls: threading.local) -> None:
         self._calls = calls
@@ -186,7 +189,7 @@ def install(settings: LerobotSettings | None = None) -> LerobotPlugin | None:
 
 
 def uninstall() -> None:
-    """Undo :func:`install`: LeRobot's classes and the policy are as they were before."""
+    """Undo :func:`install`: restore LeRobot's classes and the policy."""
     global _installed
     if _installed is not None:
         _installed.uninstall()

@@ -20,9 +20,10 @@ from vla_feature_bridge.taps.tap import FeatureTap
 from vla_feature_bridge.wire import StepSender
 
 _LOG = logging.getLogger('vla_feature_bridge.taps')
-#: How often it is looked whether a monitor listens [s].
+#: How often the tap checks whether a monitor listens [s].
 _LOOK_AGAIN = 0.02
-#: Where a policy of LeRobot says how many actions are executed before the next inference.
+#: Settings of LeRobot policies with the number of actions that are executed before the next
+#: inference.
 _HORIZONS: tuple[int | str, ...] = (
     'config.n_action_steps',
     'config.action_chunk_size',
@@ -94,7 +95,7 @@ class LerobotSink:
         self.sender.end(success, reason)
 
     def close(self) -> None:
-        """Send what waits, and close the connection."""
+        """Send the waiting steps, and close the connection."""
         self.sender.close()
 
 
@@ -163,7 +164,7 @@ class PolicyTap:
 
 
 class _Watch:
-    """Warns once if a policy gives actions, but the tap sees no inference."""
+    """Warns once if a policy returns actions, but the tap notices no inference."""
 
     def __init__(self, name: str, tap: FeatureTap, limit: int) -> None:
         self._name, self._tap, self._limit = name, tap, limit

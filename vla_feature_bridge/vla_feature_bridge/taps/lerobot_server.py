@@ -34,7 +34,7 @@ def main() -> int:
     # The server sets no level; the tap says at INFO what it is attached to.
     logging.getLogger('vla_feature_bridge').setLevel(logging.INFO)
     install()
-    # A server is ended by SIGTERM: as by Ctrl+C, its episode is ended first.
+    # SIGTERM ends the server like Ctrl+C: the running episode is ended first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         runpy.run_module(_SERVER, run_name='__main__', alter_sys=True)

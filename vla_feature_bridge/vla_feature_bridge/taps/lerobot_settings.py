@@ -12,13 +12,13 @@ from pathlib import Path
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.wire.address import default_address, parse_address
 
-#: Programs that only train: no policy of theirs moves a robot.
+#: Programs that only train: their policies do not move a robot.
 _TRAINING = ('lerobot-train', 'lerobot_train.py')
 
 
 @dataclass(frozen=True)
 class LerobotSettings:
-    """What the variables of the environment say.
+    """The settings in the environment variables.
 
     Attributes
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wraps methods of a policy object so that a tap learns when an inference begins and ends."""
+"""Wraps methods of a policy object, so that a tap is notified when an inference begins and ends."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NOTHING = object()
 
 
 def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function so that ``torch.compile`` calls it and does not trace it.
+    """Return a function that ``torch.compile`` calls and does not trace.
 
     A traced function would run once, while the graph is made: it could not read a clock.
     """
@@ -42,11 +42,11 @@ class Listener(Protocol):
 
 
 class WrappedMethod:
-    """Calls the method of a policy, and tells a listener when the call begins and ends.
+    """Calls the method of a policy, and notifies a listener when the call begins and ends.
 
-    It takes the place of the method as an attribute of the object, until :meth:`restore`. The
-    arguments, the result and exceptions pass unchanged. A copy of the policy (``copy.deepcopy``,
-    pickle) has the original method.
+    It replaces the method as an attribute of the object, until :meth:`restore`. The arguments, the
+    result and exceptions pass unchanged. A copy of the policy (``copy.deepcopy``, pickle) has the
+    original method.
 
     Parameters
     ----------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the hidden states of openpi's JAX policies (pi0, pi0.5, pi0-FAST) out of their inferences.
+"""Copies the hidden states of each inference of openpi's JAX policies (pi0, pi0.5, pi0-FAST).
 
 ::
 
@@ -30,9 +30,9 @@ from vla_feature_bridge.taps.inference import Inference
 from vla_feature_bridge.taps.openpi_modules import tapped_head, tapped_language_model
 
 _LOG = logging.getLogger('vla_feature_bridge.taps')
-#: Denoising steps of openpi's ``sample_actions`` if nobody changes them.
+#: Default number of denoising steps of openpi's ``sample_actions``.
 _DENOISING_STEPS = 10
-#: The token after which pi0-FAST decodes no more.
+#: The token at which pi0-FAST stops decoding.
 _END_OF_SEQUENCE = 1
 _FLOW_POOLING = (('horizon', 'mean'), ('denoise', 'mean'))
 _TOKEN_POOLING = (('token', 'mean'),)
@@ -41,7 +41,7 @@ _TOKEN_POOLING = (('token', 'mean'),)
 class OpenpiJaxTap:
     """Copies the hidden states of each inference of an openpi policy in JAX.
 
-    A module that forwards all calls takes the place of ``model.action_out_proj`` (pi0, pi0.5) or
+    A module that forwards all calls replaces ``model.action_out_proj`` (pi0, pi0.5) or
     ``model.PaliGemma.llm`` (pi0-FAST). ``Policy`` freezes and compiles the model in its
     constructor. Therefore the tap makes ``policy._sample_actions`` again, and the next inference
     compiles again.
@@ -240,8 +240,8 @@ class OpenpiJaxTap:
         elif expected != len(states):
             problem = self._report(
                 'wrong_calls',
-                f'expected {expected} calls in one inference, found {len(states)}; openpi is of '
-                'another version, or has other settings, than this tap knows',
+                f'expected {expected} calls in one inference, found {len(states)}; this tap is '
+                'for another version or other settings of openpi',
             )
         elif len(states[0]) != 1:
             problem = self._report('batch', f'expected a batch of 1, found {len(states[0])}')

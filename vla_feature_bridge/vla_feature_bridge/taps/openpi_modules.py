@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Modules of Flax that stand in front of a part of openpi's models, and note its states."""
+"""Modules of Flax that wrap a part of openpi's models, and copy its states."""
 
 from __future__ import annotations
 

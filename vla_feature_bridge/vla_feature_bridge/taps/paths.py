@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds what the paths of a preset name in a policy: submodules, methods and numbers."""
+"""Finds submodules, methods and numbers of a policy by their paths."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def find_method(policy: Any, path: str) -> tuple[Any, str]:
 
 
 def find_value(policy: Any, path: str) -> Any:
-    """Return what has this path, or None."""
+    """Return the object with this path, or None."""
     found = _follow(unwrapped(policy), path)
     return None if found is _MISSING else found
 
@@ -142,7 +142,7 @@ def _step(owner: Any, part: str) -> Any:
         return owner[int(part)]
     try:
         return getattr(owner, part, _MISSING)
-    except Exception:  # a property of somebody else's class may raise anything
+    except Exception:  # a property of another class may raise any error
         return _MISSING
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A preset: where the hidden state of a policy is, and what one inference consists of."""
+"""A preset describes where the hidden state of a policy is, and what one inference is."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Preset:
     """How to tap one policy. Each field is a key of a preset file; all but ``name`` have defaults.
 
     A *path* names an attribute of the policy: names with dots between them, ``model.head``. It
-    counts from the policy that PEFT, ``torch.compile`` or data parallelism may have wrapped. A
-    component also finds an entry of a mapping or a list.
+    begins at the policy itself, also if PEFT, ``torch.compile`` or data parallelism wraps the
+    policy. A name can also be a key of a mapping or an index of a list.
 
     Raises
     ------
@@ -42,7 +42,7 @@ class Preset:
     """
 
     name: str = field(metadata={'kind': 'text', 'doc': 'Name of the preset.'})
-    title: str = _field('text', 'Name for people.', '')
+    title: str = _field('text', 'Name of the policy for people.', '')
     policy: str = _field('text', 'Name of the policy in the steps that are sent.', '')
     distribution: str = _field(
         'text', 'The package of the policy, as `pip` knows it; empty if it has none.', ''
@@ -64,13 +64,15 @@ class Preset:
         '',
     )
     argument: int | str = _field(
-        'argument', 'Which argument of the submodule: a position, or the name of a keyword.', 0
+        'argument',
+        'Argument of the submodule that is the hidden state: a position, or the name of a keyword.',
+        0,
     )
     calls: tuple[int | str, ...] = _field(
         'numbers',
         'How often the submodule is called in one inference: a number, the path of a number, '
         '`tokens` (once for each generated token) or `actions` (once for each action dimension). '
-        'In a list, the first path that exists counts.',
+        'In a list, the first path that exists is used.',
         (1,),
     )
     keep: str = _field(
@@ -91,7 +93,7 @@ class Preset:
     )
     feature: str = _field(
         'text',
-        'Name of the feature. Recordings of the same quantity have the same name. Without it, the '
+        'Name of the feature. Recordings of the same quantity have the same name. Default: the '
         'path of the submodule.',
         '',
     )
@@ -112,7 +114,8 @@ class Preset:
     )
     actions_from: str = _field(
         'text',
-        'Where the actions are in what the method returns: entries with dots between them; `*` '
+        'Place of the actions in the result of the method: names of entries with dots between '
+        'them; `*` '
         'joins all entries of a mapping. Empty: the method returns the actions themselves.',
         '',
     )
@@ -177,7 +180,7 @@ class Preset:
 
     @property
     def positions(self) -> int:
-        """Number of axes that the kept part of one input has between batch and width."""
+        """Number of axes between batch and width in the kept part of one input."""
         return len(self.axes) - self.stacked
 
     def with_changes(self, **changes: Any) -> Preset:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads presets: those of this package by their names, and others by the paths of their files."""
+"""Loads presets: presets of this package by name, and other presets by the path of the file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vla_feature_bridge.taps.errors import TapError, nearest
 from vla_feature_bridge.taps.preset import Preset
 
 _ENDINGS = ('.yaml', '.yml')
-#: A preset is some lines of text.
+#: Largest size of a preset file.
 _MAX_BYTES = 1 << 16
 
 
@@ -44,9 +44,9 @@ def load_preset(name_or_path: str | Path) -> Preset:
 
 
 def find_preset(policy: Any) -> Preset:
-    """Return the preset of this package that names the class of a policy.
+    """Return the preset of this package for the class of a policy.
 
-    Wrappers of PEFT, ``torch.compile`` and data parallelism are looked through.
+    Wrappers of PEFT, ``torch.compile`` and data parallelism are ignored.
 
     Raises
     ------

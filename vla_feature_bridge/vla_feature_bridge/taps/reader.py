@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes an :class:`Inference` of what was captured, and says what is wrong with it."""
+"""Makes an :class:`Inference` from the captured data, and reports its problems."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Taken:
 
 
 class Reader:
-    """Reads captured tensors, results and counts as a preset says.
+    """Reads captured tensors, results and counts as described by a preset.
 
     Parameters
     ----------
@@ -86,7 +86,7 @@ class Reader:
         result : object
             What the method of the inference returned.
         seconds : float
-            How long it took.
+            Duration of the inference.
         """
         taken = Taken(running, seconds)
         try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Attaches to a policy, and notes for each thread when an inference begins, calls and ends."""
+"""Attaches hooks to a policy, and records begin, calls and end of each inference by thread."""
 
 from __future__ import annotations
 
@@ -196,7 +196,7 @@ class Recorder:
             self.finish(running, None)
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Running | None:
-        """Begin an inference in this thread, or go one level deeper into the one that runs."""
+        """Begin an inference in this thread, or enter a nested call of the running inference."""
         if self._closed:
             return None
         running = self._by_thread.get(threading.get_ident())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what an inference was given and what it returned: instruction, actions, tokens."""
+"""Reads instruction, actions and tokens from the arguments and the result of an inference."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _PROMPTS = ('input_ids', 'inputs')
 
 
 class ResultError(Exception):
-    """A result is not what the preset says; the text says what was expected and found."""
+    """A result does not match the preset. The text contains what was expected and found."""
 
 
 def plain_instruction(prompt: str) -> str:
@@ -86,7 +86,7 @@ def actions_of(preset: Preset, result: Any, keep: Keep) -> KeptActions | None:
     Raises
     ------
     ResultError
-        The result has another form than the preset says.
+        The result does not have the form that the preset describes.
     """
     if not preset.actions:
         return None
@@ -161,7 +161,7 @@ def token_ids_of(result: Any, prompt: int | None, keep: Keep) -> TensorStack:
     Raises
     ------
     ResultError
-        The result holds no tokens of this shape, or the length of the prompt is unknown.
+        The result has no tokens of this shape, or the length of the prompt is unknown.
     """
     sequences = getattr(result, 'sequences', result)
     if not isinstance(sequences, torch.Tensor) or sequences.ndim != 2:

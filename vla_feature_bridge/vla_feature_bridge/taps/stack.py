@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copies of tensors on their device, which another thread may bring to the host."""
+"""Copies of tensors on their device. Another thread can copy them to the host."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class TensorStack:
     """Copies of tensors of one shape, one after the other, on their device.
 
     :meth:`add` runs in the thread of the policy, at each call of a submodule. It only copies.
-    Another thread looks whether the tensors are alike, and joins them.
+    Another thread checks whether the tensors have one shape and dtype, and joins them.
 
-    On CUDA, a copy is made by the stream of the caller, who never waits. An event marks the end of
-    the copies in each stream. :meth:`array` waits for these events in a stream of its own. Only
-    the thread that asks for the array waits.
+    On CUDA, the stream of the caller makes the copy, and the caller never waits. An event marks the
+    end of the copies in each stream. :meth:`array` waits for these events in a stream of its own.
+    Only the thread that asks for the array waits.
     """
 
     def __init__(self) -> None:
@@ -40,7 +40,7 @@ class TensorStack:
 
     @property
     def may_wait(self) -> bool:
-        """True if another thread may read the tensors later, while the policy goes on."""
+        """True if another thread may read the tensors later, while the policy continues."""
         return not self._tensors or self._tensors[0].device.type in ('cpu', 'cuda')
 
     @property
@@ -162,7 +162,7 @@ class Stacks:
 
     @property
     def may_wait(self) -> bool:
-        """True if another thread may read what was kept, while the policy goes on."""
+        """True if another thread may read what was kept, while the policy continues."""
         return all(stack.may_wait for stack in (self.states, self.logits, *self.results))
 
 

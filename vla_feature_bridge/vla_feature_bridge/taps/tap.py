@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Takes the hidden states, actions and token statistics of each inference out of a policy."""
+"""Copies the hidden states, actions and token statistics of each inference of a policy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vla_feature_bridge.taps.recorder import Recorder
 
 
 class FeatureTap:
-    """Copies what a detector reads out of every inference of a policy, and changes nothing.
+    """Copies the data of every inference that a detector reads, without changing the policy.
 
     ::
 

@@ -12,7 +12,7 @@ link               the thread of a sender: connects, sends, connects again
 sender             ``StepSender``: sends the steps of a policy
 listener           listening sockets of the bridge
 connection         one connection of a sender, on the side of the bridge
-source             what the receiver remembers of a source, with its statistics
+source             the state and statistics of a source in the receiver
 receiver           ``StepReceiver``: receives the steps of many policies
 
 The names load on first use, so that a policy does not load the receiver.

@@ -13,8 +13,9 @@ from vla_feature_bridge.errors import SafeError
 #: Length of the path of a Unix socket on Linux [bytes], without the final zero.
 _MAX_PATH = 107
 _TCP = re.compile(r'tcp://(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<host>[A-Za-z0-9_.-]+)):(?P<port>\d+)')
-#: First probe after 5 s without data, then every 3 s; three without an answer end the connection.
-#: The last one is the same for data that is not acknowledged [ms].
+#: The first probe is sent after 5 s without data, then one every 3 s. Three probes without an
+#: answer end the connection. The last option is the time-out for data that is not acknowledged
+#: [ms].
 _KEEP_ALIVE = {
     'TCP_KEEPIDLE': 5,
     'TCP_KEEPINTVL': 3,
@@ -84,7 +85,7 @@ class Address:
         return connection
 
     def keep_alive(self, connection: socket.socket) -> None:
-        """Let the system notice within some 15 s that the other machine is gone."""
+        """Make the system detect within about 15 s that the other machine is gone."""
         if self.path:
             return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -97,13 +98,13 @@ class Address:
 def default_address() -> str:
     """Return the address of a bridge of the same user on the same machine.
 
-    The variable ``SAFE_BRIDGE`` of the environment replaces it.
+    The environment variable ``SAFE_BRIDGE`` replaces this address.
     """
     return os.environ.get('SAFE_BRIDGE') or f'unix:/tmp/safe_bridge_{os.getuid()}.sock'
 
 
 def parse_address(text: str) -> Address:
-    """Return the address of a text.
+    """Parse the text of an address.
 
     Raises
     ------

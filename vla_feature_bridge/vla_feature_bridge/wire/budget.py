@@ -28,7 +28,7 @@ class Budget:
         Raises
         ------
         FrameError
-            Too little is left.
+            The remaining memory is too small.
         """
         with self._lock:
             if self.used + count > self.size:

@@ -35,9 +35,9 @@ Message = PolicyStep | EpisodeEventRecord | Image
 #: Time for the first frame of a connection [s], and its largest size [bytes].
 HELLO_TIMEOUT = 5.0
 _MAX_HELLO = 1 << 18
-#: How long, and how much, a refused sender may still send before the connection is closed.
+#: Time and number of bytes that a refused sender may still send before the connection is closed.
 _DISCARD_TIME, _MAX_DISCARD = 1.0, 1 << 26
-#: What poll says if the other side has closed the connection.
+#: Events of poll if the other side has closed the connection.
 _GONE = select.POLLHUP | select.POLLERR | getattr(select, 'POLLRDHUP', 0)
 
 
@@ -57,15 +57,15 @@ class Connection:
     on_frame : callable
         ``on_frame(connection, frame, message)`` takes one decoded message.
     on_end : callable
-        ``on_end(connection, error, is_refused)`` is called once, with an empty text if nothing was
-        wrong.
+        ``on_end(connection, error, is_refused)`` is called once. ``error`` is empty if there was no
+        error.
 
     Attributes
     ----------
     hello : Hello or None
         How the sender introduced itself.
     is_aborted : bool
-        True if nothing more may be handed on.
+        True if no more messages may be delivered.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class Connection:
         self._send(encode_status(status))
 
     def refuse(self, reason: str) -> None:
-        """Say why the connection is closed."""
+        """Send the reason why the connection is closed."""
         self._send(encode_refusal(reason))
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
@@ -184,7 +184,10 @@ class Connection:
             self._budget.give_back(frame.payload)
 
     def _send(self, data: bytes) -> None:
-        """Send without waiting. A sender that does not read is cut off: half a frame misleads."""
+        """Send without waiting.
+
+        If the sender does not read, the connection ends, because half a frame would be wrong.
+        """
         with self._sending:
             try:
                 is_sent = self._socket.send(data, socket.MSG_DONTWAIT) == len(data)
@@ -196,7 +199,7 @@ class Connection:
                 self.abort()
 
     def _discard_rest(self) -> None:
-        """Read on for a moment: closing a socket with unread bytes destroys the refusal."""
+        """Read for a short time: closing a socket with unread bytes would destroy the refusal."""
         left, until = _MAX_DISCARD, time.monotonic() + _DISCARD_TIME
         with suppress(OSError):
             while left > 0 and (seconds := until - time.monotonic()) > 0:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Frames: how messages lie in a stream of bytes.
+"""Frames: the encoding of messages in a stream of bytes.
 
 A frame is a prefix of 16 bytes (``SAFT``, version, lengths), a header in JSON, and the bytes of its
 arrays. ``docs/reference/bridge_protocol.md`` describes the format. No part of a frame is executed.
@@ -36,10 +36,10 @@ MAX_ARRAYS = 16
 MAX_AXES = 32
 #: Depth of a header: the header, its list of arrays, an array, a shape.
 MAX_DEPTH = 4
-#: Number of values in one header: with all its lists and objects.
+#: Largest number of values in one header, including its lists and objects.
 MAX_VALUES = 10_000
 
-#: Kinds of frames that a source sends, and kinds that the bridge sends.
+#: Kinds of frames of a source, and kinds of frames of the bridge.
 SOURCE_KINDS = ('hello', 'step', 'event', 'image')
 BRIDGE_KINDS = ('status', 'refused')
 
@@ -49,7 +49,7 @@ class FrameError(SafeError):
 
 
 class VersionError(FrameError):
-    """The other side speaks another version of the protocol."""
+    """The other side uses another version of the protocol."""
 
 
 @dataclass(frozen=True)
@@ -128,9 +128,9 @@ class PayloadBudget(Protocol):
 
 
 class FrameReader:
-    """Makes frames of the bytes of a stream, piece by piece.
+    """Makes frames from the bytes of a stream, piece by piece.
 
-    Memory grows only with bytes that have arrived, not with lengths that a frame states::
+    Memory grows only with received bytes, not with the lengths that a frame states::
 
         count = connection.recv_into(reader.space())
         frame = reader.filled(count)
@@ -140,7 +140,7 @@ class FrameReader:
     max_header, max_payload : int
         Largest lengths [bytes].
     budget : PayloadBudget, optional
-        Where the memory of payloads is reserved. Who takes the frame frees it.
+        Reserves the memory of payloads. The receiver of a frame must free this memory.
 
     Attributes
     ----------

@@ -57,9 +57,9 @@ class Link:
     state : str
         ``'connecting'``, ``'connected'``, ``'refused'`` or ``'closed'``.
     status : BridgeStatus
-        What the bridge reported last over the present connection.
+        The last report of the bridge over the present connection.
     sent_steps : int
-        Number of steps that were completely handed to the system.
+        Number of steps that were completely passed to the system.
     """
 
     def __init__(
@@ -93,13 +93,13 @@ class Link:
         return len(self._queue) + (self._outgoing is not None)
 
     def wake(self) -> None:
-        """Tell the thread that something waits."""
-        # An error means that earlier calls were not heard yet, or that the thread has ended.
+        """Notify the thread that frames wait."""
+        # An error means that the thread has not yet read earlier calls, or has ended.
         with suppress(OSError):
             self._wake_write.send(b'x')
 
     def close(self, timeout: float) -> None:
-        """Send what waits for at most ``timeout`` seconds, and end the thread."""
+        """Send the waiting frames for at most ``timeout`` seconds, and end the thread."""
         if self.state == 'closed':
             return
         self._deadline = time.monotonic() + timeout
@@ -133,7 +133,7 @@ class Link:
                 self._connect()
                 pause = FIRST_PAUSE
                 self._exchange()
-            except SafeError as error:  # refused, or the answer is not one of a bridge
+            except SafeError as error:  # refused, or the answer is not from a bridge
                 self._report(str(error))
                 self._disconnect('refused')
                 self._sleep(PAUSE_AFTER_REFUSAL)

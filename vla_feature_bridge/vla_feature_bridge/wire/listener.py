@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The listening sockets of the bridge: made safely, removed after use."""
+"""The listening sockets of the bridge."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.wire.address import Address
 
-#: How long another bridge that starts at the same moment is waited for [s].
+#: How long to wait for another bridge that starts at the same time [s].
 _LOCK_TIMEOUT = 2.0
 _BACKLOG = 16
 
@@ -44,7 +44,8 @@ class Listener:
     Raises
     ------
     ListenError
-        Another process listens there, a file of another kind lies there, or the system refuses.
+        Another process listens on the address, the path is a file of another kind, or the system
+        refuses the address.
     """
 
     def __init__(self, address: Address) -> None:
@@ -71,7 +72,7 @@ class Listener:
             with _alone_in(Path(address.path).parent):
                 _remove_stale(address)
                 self.socket.bind(address.path)
-                # No process can connect before listen(). So chmod comes in time.
+                # No process can connect before listen(). Therefore chmod here is early enough.
                 os.chmod(address.path, 0o600)
                 self._identity = _identity(address.path)
                 self.socket.listen(_BACKLOG)
@@ -96,7 +97,7 @@ def _identity(path: str) -> tuple[int, int]:
 
 @contextmanager
 def _alone_in(folder: Path) -> Iterator[None]:
-    """Keep two bridges from removing each other's socket file."""
+    """Prevent two bridges from removing each other's socket file."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         deadline = time.monotonic() + _LOCK_TIMEOUT

@@ -50,7 +50,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Hello:
-    """How a sender introduces itself.
+    """The first message of a sender: its name and its settings.
 
     Attributes
     ----------
@@ -74,14 +74,14 @@ class Hello:
 
 @dataclass(frozen=True)
 class BridgeStatus:
-    """What the bridge tells the senders.
+    """Report of the bridge to its senders.
 
     Attributes
     ----------
     monitor : bool
         True if steps that are sent now reach a monitor.
     detail : str
-        For people.
+        Explanation for a person.
     """
 
     monitor: bool
@@ -120,7 +120,7 @@ def check_source(name: str) -> str:
     Raises
     ------
     FrameError
-        It is too long or has control characters.
+        The name is too long or has control characters.
     """
     if not isinstance(name, str) or not _SOURCE.fullmatch(name):
         raise FrameError(
@@ -296,12 +296,12 @@ def decode_status(frame: Frame) -> BridgeStatus:
 
 
 def encode_refusal(reason: str) -> bytes:
-    """Return the frame by which the bridge says why it closes a connection."""
+    """Return the frame with the reason why the bridge closes a connection."""
     return encode_frame('refused', {'reason': reason[:MAX_TEXT]})
 
 
 def decode_refusal(frame: Frame) -> str:
-    """Return why the bridge closes the connection.
+    """Return the reason why the bridge closes the connection.
 
     Raises
     ------

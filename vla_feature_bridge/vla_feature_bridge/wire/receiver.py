@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Receives the steps of many policies on sockets, for the bridge."""
+"""Receives the steps of several policies on sockets, for the bridge."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ class StepReceiver:
         return self._last_refusal
 
     def statistics(self) -> dict[str, SourceStatistics]:
-        """Return what is known of every source, by its name."""
+        """Return the statistics of every source, by its name."""
         with self._lock:
             return {name: source.statistics() for name, source in self._sources.items()}
 
@@ -125,7 +125,7 @@ class StepReceiver:
         ----------
         monitor : bool
         detail : str
-            For people.
+            Explanation for a person.
         source : str, optional
             The source whose senders get the status; default: all senders.
         """
@@ -181,7 +181,7 @@ class StepReceiver:
             channel, _ = listener.socket.accept()
         except BlockingIOError:
             return
-        except OSError as error:  # no file descriptor is left, for example
+        except OSError as error:  # for example, no file descriptor is left
             self._problems.add('accept', f'{listener.address}: cannot accept a sender: {error}')
             time.sleep(0.1)
             return

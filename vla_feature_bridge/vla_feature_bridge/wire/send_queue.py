@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The frames that wait to be sent. A full queue drops its oldest steps first, and events last."""
+"""The queue of frames to send. A full queue drops its oldest steps first, and events last."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outgoing:
     again: bytes = b''
 
 
-#: What is dropped first. Without events, a reader could not tell episodes apart.
+#: Order in which kinds are dropped. Without events, a reader could not distinguish episodes.
 _DROP_ORDER = (('image',), ('step',), ('start', 'end', 'label'))
 
 
@@ -63,7 +63,7 @@ class SendQueue:
         return self._bytes
 
     def put(self, frame: Outgoing) -> None:
-        """Append a frame; drop the oldest frames that are too many."""
+        """Append a frame. If the queue is then too long, drop the oldest frames."""
         with self._lock:
             self._frames.append(frame)
             self._bytes += len(frame.data)

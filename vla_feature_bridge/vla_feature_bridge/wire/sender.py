@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sends the steps and the episodes of a policy to the bridge, from any Python, without ROS.
+"""Sends the steps and the episodes of a policy to the bridge. It needs no ROS.
 
 ::
 
@@ -74,8 +74,8 @@ class StepSender(EpisodeSink):
         Where the bridge listens: ``unix:/path``, ``tcp://host:port``, or ``'auto'`` for the default
         address of a bridge (:func:`~vla_feature_bridge.wire.address.default_address`).
     source : str
-        Name of this process at the bridge, unique: the namespace of its topics. Without it, the
-        topics have no namespace of their own, and this must be the only sender without a name.
+        Unique name of this process at the bridge. It is the namespace of the topics. If it is
+        empty, the topics have no namespace. Only one sender may have an empty name.
     feature_name, exec_horizon, policy, action_space
         As in :class:`~vla_feature_bridge.episode_steps.EpisodeSteps`.
     queue_depth : int

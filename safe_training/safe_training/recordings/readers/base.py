@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of every reader: a source that gives one rollout after the other."""
+"""The interface of every reader: a source that yields rollouts."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class Source(ABC):
     default_pooling : mapping of str to pooling
         Default pooling of each raw feature of the format, as in its publication.
     policy : str
-        Name of the recorded policy; empty if the source does not say.
+        Name of the recorded policy; empty if the source does not contain it.
     path : Path
     why : str
         Reason why ``path`` was recognised as this format.
@@ -75,7 +75,7 @@ class Source(ABC):
     skipped : list of str
         One message for each episode left out so far, with ``skip_bad``.
     notes : list of str
-        Facts about this source for a person, for example which episodes its protocol leaves out.
+        Facts about this source for a person, for example the episodes that its protocol leaves out.
     raw_axes : tuple of str
         Names of the axes of the raw feature, outermost first; empty if the feature is pooled.
     """
@@ -124,7 +124,7 @@ class Source(ABC):
 
 
 class EpisodeSource(Source):
-    """A source in which each episode can be read alone, in any order and in any process.
+    """A source whose episodes can be read separately, in any order and in any process.
 
     Attributes
     ----------
@@ -171,7 +171,8 @@ class EpisodeSource(Source):
         Raises
         ------
         DumpError
-            Also if a statistic is infinite, or NaN where it should have a value.
+            As :meth:`read`. Also if a statistic is infinite, or is NaN although it must have a
+            value.
         """
         if not self.checks_statistics:
             return self.read(index)
@@ -179,7 +180,7 @@ class EpisodeSource(Source):
         return checked_statistics(self.read(index), files[0] if files else self.path)
 
     def note_not_read(self, where: Path, names: Iterable[object]) -> None:
-        """Add a note that lists values of the first file that no part of the rollout comes from."""
+        """Add a note that lists the unused values of the first file."""
         listed = [str(name)[:80] for name in names]
         if listed:
             more = f' and {len(listed) - 16} more' if len(listed) > 16 else ''
@@ -194,7 +195,7 @@ class EpisodeSource(Source):
         """Return the existing files of one episode."""
 
     def compared_files(self, index: int) -> list[Path]:
-        """Return the files by which a copy of an episode is found: its pickles, if it has any.
+        """Return the files that are compared to find copies: the pickles, if there are any.
 
         A person may have saved the csv or json file of a copy again.
         """
@@ -203,7 +204,7 @@ class EpisodeSource(Source):
 
     @cached_property
     def copies(self) -> dict[int, str]:
-        """For each episode that is a copy of an earlier episode, the message that says so."""
+        """A message for each episode that is a copy of an earlier episode."""
         files = {index: self.compared_files(index) for index in range(self.episode_count)}
         return {
             copy: f'{files[copy][0]}: expected each episode once, found the same content twice, '
@@ -338,7 +339,7 @@ def wanted_feature(
 def pooled_feature(
     path: Path, options: ReadOptions, widths: Mapping[str, int], default: str = NO_FEATURE
 ) -> FeatureSpec:
-    """Return the requested feature of a source whose features are pooled already.
+    """Return the requested feature of a source whose features are already pooled.
 
     Parameters
     ----------

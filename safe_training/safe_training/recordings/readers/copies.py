@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds episodes that a dump holds twice: by the content of their files, not by their names.
+"""Finds episodes that occur twice in a dump, by the content of their files and not by their names.
 
-A copy of an episode in the training part and in the test part makes every number wrong.
+If an episode is in the training part and in the test part, all numbers are wrong.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _parts(
     episodes: Mapping[int, Sequence[Path]],
     key: Callable[[Sequence[Path]], Hashable],
 ) -> Iterable[list[int]]:
-    """Return the episodes of a group that have the same key, if there are at least two."""
+    """Return the episodes of a group with the same key, if there are at least two."""
     parts: dict[Hashable, list[int]] = {}
     for number in group:
         try:
@@ -79,7 +79,7 @@ def _contents(files: Sequence[Path]) -> Hashable:
 
 
 class SeenRollouts:
-    """The content of the rollouts so far, for sources whose episodes have no files of their own."""
+    """The content of the rollouts so far, for sources whose episodes have no separate files."""
 
     def __init__(self) -> None:
         self._names: dict[bytes, str] = {}

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lists the files of a dump in a fixed order; says which files and folders are not read.
+"""Lists the files of a dump in a fixed order, and excludes files and folders of systems.
 
-All readers use the same rules. Hidden files, and the folders that a system makes beside the files
-of a person, are not part of a dump. A link to a folder is followed, and each folder is read once.
+All readers use the same rules. Hidden files and folders of operating systems are not part of a
+dump. A link to a folder is followed, and each folder is read once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from safe_training.recordings.errors import DumpError
 
-#: Folders that macOS, Windows, Linux and network storages make beside the files of a person.
+#: Folders that macOS, Windows, Linux and network storages make automatically.
 _SYSTEM_FOLDERS = frozenset(
     {
         '__MACOSX',
@@ -31,7 +31,7 @@ _SYSTEM_FOLDERS = frozenset(
 def is_companion(name: str) -> bool:
     """Return True if a name is hidden or is the name of a folder that a system makes.
 
-    A Mac writes ``._NAME`` beside each file NAME on a stick or share.
+    macOS writes a file ``._NAME`` for each file NAME on a USB stick or network share.
     """
     return name.startswith('.') or name in _SYSTEM_FOLDERS
 
@@ -91,7 +91,7 @@ def walk(
 
 
 class _Links:
-    """Decides which folders are read, so that no folder is read twice or for ever."""
+    """Decides which folders are read, so that no folder is read twice or endlessly."""
 
     def __init__(self, root: Path, notes: list[str] | None) -> None:
         self._root = root.resolve()

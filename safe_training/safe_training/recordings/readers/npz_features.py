@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Chooses the feature of an npz archive from the headers of its arrays; names what is not read."""
+"""Chooses the feature of an npz archive by the headers of its arrays, and lists unread arrays."""
 
 from __future__ import annotations
 
@@ -53,8 +53,8 @@ def choose_feature(path: Path, shapes: Shapes, steps: int, asked: str | None) ->
     Raises
     ------
     DumpError
-        The array is missing or does not fit, or a person must choose. An array that can be meant
-        as a feature is never left out silently.
+        The array is missing or does not fit, or a person must choose. A possible feature is never
+        ignored without a message.
     """
     possible = [name for name in shapes if name not in _EPISODE_ARRAYS | _STEP_ARRAYS]
     fitting = [name for name in possible if not _misfit(*shapes[name], steps)]
@@ -88,7 +88,7 @@ def _default(path: Path, shapes: Shapes, steps: int, possible: list[str]) -> str
     named = [name for name in possible if name.startswith('feat')]
     if len(named) == 1:
         return named[0]
-    # An array with a row for each step can be meant as the feature, whatever its name is.
+    # Any array with a row for each step is a possible feature, also with another name.
     others = [
         name
         for name in possible

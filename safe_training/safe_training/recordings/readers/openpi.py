@@ -2,7 +2,7 @@
 """Reads dumps of openpi: the part that pi0 and pi0-FAST have in common.
 
 A root holds ``env_records/*.pkl``, one per episode, and ``policy_records/*meta.pkl``, one per
-inference. There are two ways to name a policy record:
+inference. Policy records have one of two kinds of names:
 
 * ``step_{n}--{note}--task_{t}--ep_{e}--t_{step}`` (newer recordings): the record belongs to the
   episode in its name.
@@ -336,7 +336,7 @@ class OpenpiSource(EpisodeSource):
 
 
 def _not_read(record: Mapping[Any, Any], feature: str) -> list[str]:
-    """Return the keys of a record that no part of a rollout comes from, apart from usual keys."""
+    """Return the unused keys of a record, apart from usual keys."""
     return [
         str(key)
         for key in record

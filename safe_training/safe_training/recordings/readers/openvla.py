@@ -6,8 +6,8 @@ folders of any depth. The pickle holds the hidden states of the action tokens. T
 for each step: the executed action, and either the probability and entropy of each token (one sample
 a step) or variances and cluster entropies over the samples.
 
-With ``feature='none'`` an episode needs no pickle: the csv has everything for the detectors of
-token statistics, action variances and signals.
+With ``feature='none'``, an episode needs no pickle: the csv has all data for detectors that use
+token statistics, action variances or signals.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _KEYS = {
     *('eposide_idx', 'episode_success', 'mp4_path'),
 }
 _NAME = re.compile(r'task(\d{1,9})--ep(\d{1,9})--succ([01])\.(csv|pkl|mp4)')
-#: openpi gives its episode records names of the same form, in a folder of this name.
+#: openpi uses the same form of names for its episode records, in a folder of this name.
 _OPENPI_FOLDER = 'env_records'
 
 

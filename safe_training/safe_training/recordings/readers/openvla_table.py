@@ -27,10 +27,10 @@ _SAMPLE_SIGNALS = (
     'entropy_linkage.01',
     'entropy_linkage.05',
 )
-#: Columns of the published dumps that are made from other columns.
+#: Columns of the published dumps that are computed from other columns.
 _DERIVED = re.compile(r'action/(timestep|dpos|drot|cum_.*|(mean|max|min|avg)_token_(prob|entropy))')
 _TOKEN = re.compile(r'action/token_(\d{1,3})_(prob|entropy)')
-#: A column that a person or a program wrote in another way, such as ``Action/Token 3 Prob``.
+#: Another spelling of a column, such as ``Action/Token 3 Prob``.
 _LIKE_TOKEN = re.compile(
     r'(?:action\W)?\W*token[\W_]*(\d+)[\W_]*(prob|entropy)(?:ability)?', re.IGNORECASE
 )
@@ -93,9 +93,9 @@ def read_table(file: Path, steps: int | None) -> dict[str, np.ndarray]:
 
 
 def _check_quantity(file: Path, name: str, values: np.ndarray) -> None:
-    """Raise DumpError for NaN in one row of a token or sample quantity; infinity is refused later.
+    """Raise DumpError for NaN in single rows of a quantity; infinity is refused later.
 
-    A whole column of NaN says that the quantity was not measured.
+    If the whole column is NaN, the quantity was not measured.
     """
     missing = np.isnan(values)
     if _is_quantity(name) and missing.any() and not (missing.all() and len(values) > 1):
@@ -140,7 +140,7 @@ def _is_quantity(name: str) -> bool:
 
 
 def unknown_columns(file: Path) -> list[str]:
-    """Return the columns that are not read, except columns that follow from other columns."""
+    """Return the columns that are not read, except columns that are computed from other columns."""
     return [
         name
         for name in read_rows(file)[0]
@@ -163,7 +163,7 @@ def executed_actions(file: Path, table: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def sample_signals(table: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return the variances and entropies over the samples that the csv has, float32 (steps,)."""
+    """Return the variances and entropies over the samples in the csv, float32 (steps,)."""
     return {
         name: table[f'action/{name}'].astype(np.float32)
         for name in _SAMPLE_SIGNALS

@@ -9,9 +9,9 @@ Rollout i is rows ``offsets[i]:offsets[i + 1]`` of every array with one row per 
   optionally ``sampled_actions``, ``action``, ``token_prob``, ``token_entropy`` (or ``logits``,
   from which both are computed), ``meta_json``.
 
-Other arrays are listed in a note. An array that can be meant as the feature is read or refused by
-its name. Only an archive without such an array gives rollouts with an empty feature, shape (T, 0).
-This is enough for detectors that use only signals, actions or the step number.
+Other arrays are listed in a note. A possible feature is read, or the error contains its name. Only
+an archive without such an array gives rollouts with an empty feature, shape (T, 0). This is enough
+for detectors that use only signals, actions or the step number.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PooledNpzSource(Source):
         self._shapes = shapes(path)
         self._offsets = self._read_offsets()
         self._meta = self._read_meta()
-        self.policy = str(self._meta.get('kind', ''))
+        self.policy = _policy_text(self._meta)
 
     @staticmethod
     def detect(path: Path) -> str | None:
@@ -148,7 +148,8 @@ class PooledNpzSource(Source):
         exec_horizon = 1
         own = {key: np.ascontiguousarray(values[rows]) for key, values in steps['signals'].items()}
         if actions is not None:
-            # A robot cannot execute more actions than a chunk holds; token policies emit one.
+            # A robot cannot execute more actions than a chunk contains; token policies emit one
+            # action.
             exec_horizon = min(int(self._meta.get('exec_horizon', 1)), actions.shape[2])
             try:
                 own = rollout_signals(actions, exec_horizon) | own
@@ -388,3 +389,10 @@ def _first_repeated(names: Sequence[str]) -> str | None:
             return name
         seen.add(name)
     return None
+
+
+def _policy_text(meta: dict[str, Any]) -> str:
+    """Return the name and the kind of the policy, such as ``'pol_full (token policy)'``."""
+    name, kind = str(meta.get('policy', '')), str(meta.get('kind', ''))
+    described = f'{kind} policy' if kind else ''
+    return f'{name} ({described})' if name and kind else name or described

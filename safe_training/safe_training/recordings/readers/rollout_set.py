@@ -87,7 +87,7 @@ class RolloutSetSource(EpisodeSource):
         return [self.path / ARRAYS / self._array_files[index]]
 
     def compared_files(self, index: int) -> list[Path]:
-        """Return nothing: a set has each episode once, and rollouts may have equal arrays."""
+        """Return no files: a set has each episode once, and rollouts may have equal arrays."""
         return []
 
     def read(self, index: int) -> Rollout:
@@ -103,7 +103,7 @@ class RolloutSetSource(EpisodeSource):
             raise DumpError(str(error)) from error
 
     def _pool(self, rollout: Rollout, spec: FeatureSpec | None = None) -> Rollout:
-        """Return a rollout with pooled features; pools step by step, as a reader of a dump does."""
+        """Return a rollout with pooled features; pools step by step, like a reader of a dump."""
         file = self.path / ARRAYS / rollout.episode_id
         steps = StepFeatures(spec or self._wanted, f'raw {self.stored.name}', len(rollout))
         for step in range(len(rollout)):

@@ -130,7 +130,7 @@ class RosbagSource(Source):
         return [name for name, label in self.labels.items() if label.success is None]
 
     def describe(self, episode_id: str) -> dict[str, Any]:
-        """Return facts by which a person recognises an episode; reads no array."""
+        """Return facts by which a person can recognise an episode; reads no arrays."""
         episode = self._episodes[episode_id]
         return {
             'task': episode.task,
@@ -287,7 +287,7 @@ class RosbagSource(Source):
         return recorded
 
     def left_out(self) -> list[str]:
-        """Return why parts of the recording and episodes cannot be read, one text for each."""
+        """Return the reasons why parts of the recording and episodes cannot be read."""
         return [*self._bag.losses, *self._unreadable, *self._problems()]
 
     def _no_episode(self) -> FeatureSpec:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Facts about the episodes of a recording, and metadata that messages cannot contain.
+"""Facts about the episodes of a recording, and metadata that is not in messages.
 
 The facts are known before the arrays are read.
 """
@@ -58,7 +58,7 @@ class Episode:
     action_space : str
         Name of the space of the actions; equal for all steps.
     first, last : int
-        When its first and last step were recorded [ns].
+        Times at which the first and the last step were recorded [ns].
     label : Label
         Label of the episode; its outcome is None if it is unknown.
     """
@@ -111,7 +111,7 @@ class Episode:
         self.last = max(self.last, time)
 
     def check(self) -> str:
-        """Return what is wrong with the episode; empty if nothing is."""
+        """Return the problem of the episode; empty if there is none."""
         if self.problem:
             return self.problem
         if self.steps != set(range(len(self.steps))):
@@ -131,7 +131,7 @@ class Episode:
 
     @property
     def stated_success(self) -> bool | None:
-        """The outcome that the events state last."""
+        """The last outcome in the events."""
         success: bool | None = None
         for _, event in self.events:
             # An END without an outcome does not withdraw an earlier label. A LABEL without an
@@ -156,7 +156,7 @@ def unlabelled_note(path: Path, names: list[str]) -> str:
 
 
 def read_extras(path: Path, text: str | None) -> dict[str, Any]:
-    """Read what :mod:`safe_training.recordings.write_bag` wrote into the metadata.
+    """Read the metadata of :mod:`safe_training.recordings.write_bag`.
 
     Returns
     -------
@@ -212,7 +212,7 @@ def read_extras(path: Path, text: str | None) -> dict[str, Any]:
 
 
 def lost_extras(episodes: Mapping[str, Episode], named: Container[str]) -> list[str]:
-    """Return a note if convert wrote the recording, but what messages cannot contain is lost.
+    """Return a note if convert wrote the recording, but its metadata is lost.
 
     Parameters
     ----------

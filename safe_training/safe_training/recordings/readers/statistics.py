@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checks the statistics of a rollout, for every reader: no infinity, NaN only for no value."""
+"""Checks the statistics of a rollout: no infinity, and NaN only for missing values."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from vla_feature_bridge.rollout import Rollout
 def checked_statistics(rollout: Rollout, where: Path | str) -> Rollout:
     """Return the rollout after a check of its token statistics, signals and inference times.
 
-    Detectors refuse such values too, but only when they are fitted: then one value spoils the
-    work with all rollouts, and nothing says from which file the value comes.
+    Detectors also refuse such values, but only when they are fitted. Then one value stops the fit
+    on all rollouts, and the error does not contain the name of the file.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ def checked_statistics(rollout: Rollout, where: Path | str) -> Rollout:
     Raises
     ------
     DumpError
-        A value is infinite, or the value of a token is NaN where the step has later tokens.
+        A value is infinite, or the value of a token is NaN although the step has later tokens.
     """
     for name, array in (
         ('token_probability', rollout.token_probability),

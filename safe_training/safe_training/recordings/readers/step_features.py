@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns the raw tensors of the steps of an episode into its features, pooled or raw."""
+"""Makes the features of an episode, pooled or raw, from the raw tensors of its steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FLOATS = ('bfloat16', 'float16', 'float32', 'float64')
 
 
 class StepFeatures:
-    """The features of one episode; takes the raw tensor of one step after the other.
+    """Collects the features of one episode from the raw tensors of its steps.
 
     Parameters
     ----------

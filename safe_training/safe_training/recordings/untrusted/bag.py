@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads the messages of a rosbag2 recording from mcap or sqlite3 files: whole, or up to a cut.
+"""Reads the messages of a rosbag2 recording from mcap or sqlite3 files, completely or up to a cut.
 
 A recording can come from an untrusted source. Therefore every length is compared with the file
-before the length is used. No record ends after the end of the file. No data unpacks to more than a
-limited multiple of the file size. No message definition in a recording becomes code. The rosbags
-library does not check lengths. Therefore this module reads the storage, and the library gets only
-single messages (``cdr``) and our own recordings (``write_bag``).
+before the length is used. A record must not end after the end of the file. The unpacked size is
+limited to a multiple of the file size. No message definition in a recording becomes code. The
+rosbags library does not check lengths. Therefore this module reads the storage, and the library
+gets only single messages (``cdr``) and our own recordings (``write_bag``).
 """
 
 from __future__ import annotations
@@ -63,10 +63,10 @@ class Bag:
     custom : dict of str to str
         ``custom_data`` of the metadata.
     topics : list of Topic
-        All topics, also those without a message; known after the messages have been read.
+        All topics, including topics without a message; known after the messages have been read.
     whole : bool
-        Refuse a recording that is cut, damaged or incomplete. If False, the recording is read as
-        far as it is whole.
+        If True, a recording that is cut, damaged or incomplete is refused. If False, it is read up
+        to the damage.
     losses : list of str
         One message for each part that could not be read, in the order of the files; complete after
         the messages have been read.
@@ -80,7 +80,7 @@ class Bag:
     topics: list[Topic] = field(default_factory=list)
     whole: bool = True
     losses: list[str] = field(default_factory=list)
-    #: The cut of a compressed file, by its name: it explains the cut of the storage inside.
+    #: Errors of cut compressed files by name: they explain the cut of the storage inside.
     _cuts: dict[str, CutError] = field(default_factory=dict)
 
     def messages(self, types: Collection[str]) -> Iterator[Message]:
@@ -123,7 +123,7 @@ class Bag:
             self.topics += [topic for topic in storage.topics() if topic not in self.topics]
 
     def lose(self, error: DumpError) -> None:
-        """Keep the error as a loss; raise it if the recording must be whole."""
+        """Store the error as a loss; raise it if the recording must be complete."""
         error = self._cuts.get(error.where, error)
         if self.whole:
             raise error
@@ -134,7 +134,8 @@ class Bag:
     def _opened(self, file: Path) -> Iterator[McapFile | SqliteFile]:
         with tempfile.TemporaryDirectory() as folder:
             plain, magic = file, _magic_of(file)
-            # By content: the metadata may be old, and a person may have unpacked the file.
+            # The compression is found by content: the metadata may be old, and a person may have
+            # unpacked the file.
             if magic[:4] == ZSTD_MAGIC:
                 plain = Path(folder, file.stem)
                 try:
@@ -181,7 +182,7 @@ def _unpack_file(file: Path, plain: Path) -> None:
 
 
 def _unpacked(packed: IO[bytes]) -> Iterator[bytes]:
-    """Yield the content of zstd frames, all that can be unpacked before an error is raised."""
+    """Yield the content of zstd frames up to the first error, then raise the error."""
     unpacker = zstd.ZstdDecompressor()
     while data := packed.read(COPY_BYTES):
         while data or not (unpacker.needs_input or unpacker.eof):
@@ -207,12 +208,12 @@ def detect_bag(path: Path) -> str | None:
             with metadata.open('rb') as stream:
                 if INFORMATION.encode() in stream.read(1 << 16):
                     return f'contains {METADATA} of rosbag2'
-        # Hidden files belong to the system: a Mac writes ._NAME beside NAME.
+        # Hidden files belong to the system: macOS writes ._NAME for NAME.
         names = sorted(e.name for e in path.iterdir() if not e.name.startswith('.'))
         storage = [name for name in names if _without_zstd(name).endswith(SUFFIXES)]
         return f'contains {storage[0]}' if storage else None
     if not path.is_file():
-        return None  # opening a pipe would wait for its writer
+        return None  # opening a pipe would block
     if _without_zstd(path.name).endswith(SUFFIXES):
         return f'the name ends in {path.suffix}'
     with path.open('rb') as stream:
@@ -313,7 +314,7 @@ def _read_metadata(bag: Bag, file: Path, text: str) -> None:
             found=f'text that is not YAML ({reason})',
             advice=_METADATA_AGAIN,
         ) from None
-    # Inside an mcap file the outermost key is left out.
+    # Inside an mcap file, the outermost key is missing.
     information = content.get(INFORMATION, content) if isinstance(content, dict) else None
     try:
         _take_metadata(bag, file, information)
@@ -388,7 +389,7 @@ def _take_metadata(bag: Bag, file: Path, information: Any) -> None:
 
 
 def _packed_or_unpacked(place: Path) -> Path:
-    """Return the file with or without the ending of zstd: a person may have unpacked the file."""
+    """Return the file with or without the ending of zstd, because a person may have unpacked it."""
     if place.is_file():
         return place
     name = _without_zstd(place.name)

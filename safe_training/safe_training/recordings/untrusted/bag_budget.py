@@ -15,9 +15,10 @@ MCAP_MAGIC = b'\x89MCAP0\r\n'
 ZSTD_MAGIC = b'\x28\xb5\x2f\xfd'
 SQLITE_MAGIC = b'SQLite format 3\x00'
 
-#: A metadata file names topics and files; our files also hold about 100 bytes for each episode.
+#: Largest metadata file: it lists topics and files; our files also have about 100 bytes for each
+#: episode.
 MAX_METADATA_BYTES = 16 << 20
-#: A chunk holds about 1 MB, or one message if that is larger.
+#: Largest chunk: a chunk has about 1 MB, or one larger message.
 _MAX_CHUNK_BYTES = 64 << 20
 #: A file may unpack to this many bytes plus this multiple of its size.
 _FREE_BYTES = 64 << 20
@@ -46,7 +47,7 @@ class Message(NamedTuple):
 
 
 class Budget:
-    """The number of bytes that one file may still unpack to."""
+    """The remaining number of unpacked bytes of one file."""
 
     def __init__(self, name: Path, size: int) -> None:
         self.name = name
@@ -63,7 +64,7 @@ class Budget:
                 where=str(self.name),
                 expected=expected,
                 found='more bytes' if self.left < 0 else 'a larger message or chunk',
-                advice='the file was probably made to fill the memory: do not use the file',
+                advice='the file was probably made to fill the memory: do not use this file',
             )
 
     def unpack_zstd(self, data: bytes | memoryview) -> bytes:
@@ -85,7 +86,7 @@ class Budget:
         return out
 
     def unpack_part(self, compression: str, data: bytes | memoryview) -> bytes:
-        """Return what can be unpacked of a zstd or lz4 frame that is cut; else nothing."""
+        """Return the readable part of a zstd or lz4 frame that is cut; empty if there is none."""
         limit = min(self.left, _MAX_CHUNK_BYTES)
         try:
             if compression == 'zstd':

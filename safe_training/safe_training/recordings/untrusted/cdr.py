@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Policy steps and episode events as the bytes of a bag (CDR), without ROS 2 installed.
 
-The definitions are copies of ``safe_msgs/msg`` that the installation makes (``setup.py``), or the
+The definitions are copies of ``safe_msgs/msg``, which the installation makes (``setup.py``), or the
 files of the same checkout. Code is generated only from these definitions. A definition in a bag is
 compared with our present and older definitions, and is then ignored.
 """
@@ -37,7 +37,7 @@ _NANOSECONDS = 1_000_000_000
 #: Our own definitions have 3000 characters, including comments.
 _MAX_DEFINITION_CHARACTERS = 1 << 16
 
-#: Definitions of other packages that ours use.
+#: Definitions of other packages that our definitions use.
 _STANDARD = {
     _HEADER: (
         '# Standard metadata for higher-level stamped data types.\n\n'
@@ -109,7 +109,7 @@ def own_definition(name: str) -> str:
 
 
 def _definition_folders() -> list[Path]:
-    """Return where definitions may be: the copies, this checkout, installed packages."""
+    """Return the folders of definitions: the copies, this checkout, installed packages."""
     package = Path(__file__).resolve().parents[2]
     prefixes = filter(None, os.environ.get('AMENT_PREFIX_PATH', '').split(os.pathsep))
     return [
@@ -136,8 +136,8 @@ def type_hash(name: str) -> str:
 def check_definition(name: str, encoding: str, text: str) -> str:
     """Return the layout of messages, for :func:`unpack`, by their definition in a bag.
 
-    It is compared with ours field by field, without comments. The layout is empty if the bag has no
-    definition in a known language.
+    It is compared with our definition field by field, without comments. The layout is empty if the
+    bag has no definition in a known language.
 
     Raises
     ------
@@ -299,7 +299,7 @@ def _unpacked(field: StepField, value: Any, where: str) -> Any:
 
 
 def event_to_cdr(event: Event) -> memoryview:
-    """Return the bytes of an event, the same as in ROS 2."""
+    """Return the bytes of an event, equal to the bytes that ROS 2 makes."""
     message = _typestore().types[EVENT](
         header=_header(event.stamp),
         episode_id=event.episode_id,

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a csv file as editors and spreadsheets write it: its header, its rows, its numbers.
+"""Reads header, rows and numbers of a csv file of an editor or a spreadsheet.
 
-Read: a BOM, any line ends, empty lines, blank columns at the right, blank rows at the end, blanks
-around a name. Named in the error: other separators than a comma, a comma in a number, other
-encodings. They are not guessed, because 0,5 can be one value or two values.
+These are accepted: a BOM, any line ends, empty lines, blank columns at the right, blank rows at the
+end, blanks around a name. These are refused, and the error describes them: separators other than a
+comma, a comma in a number, other encodings. They are not guessed, because 0,5 can be one value or
+two values.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def _check_separator(file: Path, header: list[str], what: str) -> None:
 def number_column(
     file: Path, header: Sequence[str], rows: Sequence[tuple[int, Sequence[str]]], name: str
 ) -> np.ndarray:
-    """Return one column as float64, shape (rows,); NaN and infinity are numbers here.
+    """Return one column as float64, shape (rows,); NaN and infinity are accepted.
 
     Raises
     ------

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names the kind of a file that no reader can read, from its first bytes, and says what to do."""
+"""Recognises the kind of a file that no reader can read by its first bytes, and gives an advice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LFS = b'version https://git-lfs.github.com/spec/'
 
 
 class ForeignKind(NamedTuple):
-    """The kind of a file for a message, and what to do with the file."""
+    """The kind of a file and an advice, for a message."""
 
     found: str
     advice: str
@@ -41,7 +41,7 @@ _PICKLE = ForeignKind('a pickle', 'give the folder of the dump that contains the
 _MCAP = ForeignKind('an mcap recording', 'give the file the ending .mcap')
 _SQLITE = ForeignKind('an sqlite3 database', 'give the file the ending .db3')
 _ZIP = ForeignKind('a zip archive', _UNPACK.format('unzip'))
-#: Kinds that the readers know; such a file in a folder does not explain why no reader takes it.
+#: Kinds that the readers know. Such a file does not explain why no reader recognises a folder.
 READ_KINDS = (_PICKLE, _MCAP, _SQLITE)
 
 _MAGICS: tuple[tuple[bytes, ForeignKind], ...] = (
@@ -59,14 +59,14 @@ _MAGICS: tuple[tuple[bytes, ForeignKind], ...] = (
         b'\x93NUMPY',
         ForeignKind(
             'a NumPy array (.npy)',
-            'this format holds one array only: write the rollouts as a .npz archive',
+            'this format contains only one array: write the rollouts as a .npz archive',
         ),
     ),
     (
         b'PAR1',
         ForeignKind(
             'a Parquet table (LeRobot datasets have this format)',
-            'this format holds no features: record the policy with ROS 2 or with the bridge',
+            'this format contains no features: record the policy with ROS 2 or with the bridge',
         ),
     ),
     (b'\x89MCAP0\r\n', _MCAP),
@@ -83,7 +83,7 @@ _OLD_PICKLES = b'(]}cNIFSVKMJGUTl)d'
 
 
 def foreign_kind(head: bytes, size: int, tail: bytes = b'') -> ForeignKind | None:
-    """Return what a file is, from its content; None if its kind is not known.
+    """Return the kind of a file by its content; None if the kind is not known.
 
     Parameters
     ----------
@@ -121,7 +121,7 @@ def foreign_kind(head: bytes, size: int, tail: bytes = b'') -> ForeignKind | Non
 
 
 def foreign_kind_of(file: Path) -> ForeignKind | None:
-    """Return what a file is, from its first bytes; None if it is not known or not readable."""
+    """Return the kind of a file by its first bytes; None if it is not known or not readable."""
     try:
         size = file.stat().st_size
         with file.open('rb') as stream:

@@ -21,7 +21,7 @@ _RECOVER = (
     f'{COPY_AGAIN}, or write the readable part of the file to a new file with: '
     'mcap recover FILE -o NEW.mcap, or read this part with --skip-bad'
 )
-#: In place of the opcode of a chunk that is cut.
+#: Used instead of the opcode for a chunk that is cut.
 _CUT_CHUNK = -1
 
 
@@ -33,8 +33,8 @@ class McapFile:
     file, name : Path
         The file, and its name in messages.
     whole : bool
-        Refuse a file without an end at once. If False, :meth:`messages` yields what comes before
-        the cut and then raises CutError.
+        If True, a file without an end is refused at once. If False, :meth:`messages` yields the
+        messages before the cut and then raises CutError.
     """
 
     def __init__(self, file: Path, name: Path, whole: bool = True) -> None:
@@ -151,7 +151,7 @@ class McapFile:
             raise self._cut(f'one description of channel {number}', 'two different descriptions')
 
     def _part_of_chunk(self, record: memoryview) -> memoryview:
-        """Return what can be unpacked of the last chunk of a file that is cut."""
+        """Return the readable part of the last chunk of a file that is cut."""
         compression, at = self._text(record, 28)
         _, at = self._number(record, at, 8)
         if compression == '':

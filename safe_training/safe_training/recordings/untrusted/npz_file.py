@@ -26,7 +26,7 @@ _NO_OBJECTS = (
 
 
 class _ArrayError(ValueError):
-    """An array of the archive is refused; the text of the error is what was found."""
+    """An array of the archive is refused. The text of the error describes what was found."""
 
     def __init__(self, found: str, advice: str = COPY_AGAIN) -> None:
         self.advice = advice
@@ -111,7 +111,7 @@ def _read_header(
         shape, fortran, dtype = read(member)
         start = member.tell()
     if dtype.str[1:] == 'V2' and dtype.names is None:
-        # NumPy does not know bfloat16 and writes its name as two bytes of any kind.
+        # NumPy has no bfloat16. It writes the dtype as two bytes without a kind.
         dtype = BFLOAT16
     if dtype.hasobject:
         raise _ArrayError(f'the array {name} of Python objects', _NO_OBJECTS)

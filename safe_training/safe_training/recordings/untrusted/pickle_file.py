@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads the pickles of published rollout dumps without executing anything in them.
 
-A pickle is a program. This module never gives it to ``pickle``: a small machine interprets the part
-of the language that the dumps use. A name in the file (``os.system``) is only looked up in a short
-table of our own functions, which build numpy arrays from bytes. Nothing in the file becomes a
-Python callable, class or attribute access. Every other name and every other opcode is refused.
+A pickle is a program. This module never uses the module ``pickle``: a small machine interprets the
+part of the language that the dumps use. A name in the file (such as ``os.system``) is only searched
+in a short table of our own functions, which build numpy arrays from bytes. All other names and all
+other opcodes are refused. No content of the file becomes a Python callable, class or attribute
+access.
 
 The result is a tree of dict, list, tuple, str, int, float, bool, None, ``memoryview`` (byte
 strings, not copied), numpy scalars and read-only numpy arrays. A torch tensor becomes a numpy
@@ -107,7 +108,7 @@ def load_bytes(data: bytes, name: str) -> Any:
     Raises
     ------
     DumpError
-        The bytes are truncated or hold anything that is not allowed.
+        The bytes are truncated, or contain a value that is not allowed.
     """
     view = memoryview(data).toreadonly()
     budget = Budget(len(data))

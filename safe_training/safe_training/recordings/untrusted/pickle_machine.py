@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Interprets one pickle program without executing anything that it names."""
+"""Interprets one pickle program without executing code."""
 
 from __future__ import annotations
 
@@ -185,7 +185,8 @@ class PickleMachine:
         self._stack.append(int(text))
 
     def _byte_text(self, width: int) -> None:
-        # Text or bytes of Python 2. An array takes the bytes back from Latin-1 without loss.
+        # Text or bytes of Python 2. An array converts the text back to bytes with Latin-1 without
+        # loss.
         self._stack.append(str(self._take(self._integer(width)), 'latin-1'))
 
     def _float(self) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds NumPy arrays, data types and scalars from the arguments that a pickle gives."""
+"""Builds NumPy arrays, data types and scalars from the arguments in a pickle."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _OTHER_DTYPE = (
     'nothing was executed; save the array again with one of these dtypes, for example with '
     'array.astype("float32")'
 )
-#: Array classes that NumPy pickles as it pickles an array: their values are the values of an array.
+#: Array classes that NumPy pickles like an array. They are read as arrays.
 ARRAY_CLASSES = (
     ('numpy', 'ndarray'),
     ('numpy', 'memmap'),
@@ -118,7 +118,7 @@ def build_scalar(arguments: Any, budget: Budget) -> Any:
 
 
 def build_encoded(arguments: Any, budget: Budget) -> memoryview:
-    """Return bytes that protocol 2 holds as text in Latin-1 (``_codecs.encode``)."""
+    """Return bytes that protocol 2 stores as text in Latin-1 (``_codecs.encode``)."""
     if len(arguments) != 2 or arguments[1] not in ('latin1', 'latin-1'):
         raise Refused('bytes as text in Latin-1', 'different arguments')
     return _encoded(arguments[0], budget)
@@ -160,7 +160,7 @@ def _array(data: Any, dtype: Any, shape: Any, order: str, budget: Budget) -> np.
         )
     try:
         return flat(data, dtype, budget).reshape(shape, order='F' if order == 'F' else 'C')
-    except ValueError as error:  # an empty array may claim more axes than numpy supports
+    except ValueError as error:  # an empty array may state more axes than numpy supports
         raise Refused('a shape that numpy supports', f'the error: {error}') from None
 
 
@@ -184,7 +184,10 @@ def flat(data: memoryview, dtype: np.dtype[Any], budget: Budget) -> np.ndarray[A
 
 
 def _check_text(values: np.ndarray[Any, Any]) -> None:
-    """Refuse numbers that are not characters: NumPy would fail later, without the file name."""
+    """Refuse numbers that are not characters.
+
+    Otherwise NumPy would fail later, without the file name.
+    """
     codes = np.ascontiguousarray(values).view(np.uint32)
     if ((codes > 0x10FFFF) | ((codes >= 0xD800) & (codes < 0xE000))).any():
         raise Refused('text of Unicode characters', 'numbers that are not characters', COPY_AGAIN)

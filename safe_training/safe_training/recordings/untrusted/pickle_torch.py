@@ -67,7 +67,7 @@ SAVE_PLAIN = (
 
 
 def build_storage(arguments: Any, budget: Budget) -> Storage:
-    """Return a storage that a pickle holds as the bytes of a file of ``torch.save``."""
+    """Return a storage that is stored in a pickle as the bytes of a ``torch.save`` file."""
     if len(arguments) != 1 or type(arguments[0]) is not memoryview:
         raise Refused('the bytes of a torch storage', 'different arguments')
     data = arguments[0]
@@ -89,7 +89,7 @@ def build_tensor(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
 
 
 def build_tensor_v3(arguments: Any, budget: Budget) -> np.ndarray[Any, Any]:
-    """Return a tensor whose storage has no dtype of its own, such as uint16."""
+    """Return a tensor whose storage has no own dtype, such as uint16."""
     if len(arguments) not in (7, 8) or type(arguments[0]) is not Storage:
         raise _not_a_tensor()
     storage = Storage(_dtype_of(arguments[6]), arguments[0].data)

@@ -9,7 +9,7 @@ from safe_training.recordings.untrusted.cdr import SCORE, unpack
 
 
 class RecordedScore(NamedTuple):
-    """What a monitor published for one step; the plain Python form of ``safe_msgs/FailureScore``.
+    """The score message of one step; the plain Python form of ``safe_msgs/FailureScore``.
 
     The score is NaN if the step could not be scored. ``alarm`` is true from the step that raised
     the alarm. ``state`` is the number of the state after this step.

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from safe_training.recordings.errors import COPY_AGAIN, CutError, DumpError
 from safe_training.recordings.untrusted.bag_budget import Budget, Message, Topic
 
-#: A journal with other first bytes was finished and is empty.
+#: A journal with other first bytes is finished and empty.
 _JOURNAL_MAGIC = bytes.fromhex('d9d505f920a163d7')
 
 
@@ -28,11 +28,11 @@ class SqliteFile:
     file, name : Path
         The file, and its name in messages.
     whole : bool
-        Refuse an incomplete file at once. If False, :meth:`messages` yields what can be read and
-        then raises CutError.
+        If True, an incomplete file is refused at once. If False, :meth:`messages` yields the
+        readable messages and then raises CutError.
     scratch : Path, optional
-        An empty folder, needed if ``whole`` is False: sqlite3 would read the rest of a page that is
-        cut as zeros, therefore the whole pages are copied to this folder.
+        An empty folder, needed if ``whole`` is False: sqlite3 would read the missing part of a cut
+        page as zeros. Therefore only complete pages are copied to this folder and read.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class SqliteFile:
             with closing(sqlite3.connect(place, uri=True)) as connection:
                 connection.execute('PRAGMA trusted_schema=OFF')
                 if self._cut is not None:
-                    # Otherwise sqlite3 reads nothing of a file that is shorter than its header
-                    # says. Nothing can be written, because the file is opened read-only.
+                    # Without this, sqlite3 does not read a file that is shorter than its header
+                    # states. The file cannot be changed, because it is opened read-only.
                     connection.execute('PRAGMA writable_schema=ON')
                 self._check_tables(connection)
                 yield connection
@@ -118,7 +118,7 @@ class SqliteFile:
             ) from None
 
     def _check_tables(self, connection: sqlite3.Connection) -> None:
-        # A view or a computed column is code from the author of the file, so it is refused.
+        # A view or a computed column is code of the author of the file, so it is refused.
         for table in ('topics', 'messages', 'message_definitions'):
             kinds = connection.execute(
                 'SELECT type, sql FROM sqlite_master WHERE name = ?', (table,)

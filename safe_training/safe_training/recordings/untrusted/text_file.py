@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads text files that a person, an editor or a spreadsheet wrote: UTF-8, with or without a BOM.
+"""Reads text files of editors and spreadsheets: UTF-8, with or without a BOM.
 
-Another encoding is never guessed, because a wrong guess changes names. The error names it.
+Other encodings are refused, and the error contains the encoding. They are never guessed, because a
+wrong guess changes names.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ def read_text(file: Path, most_bytes: int, what: str) -> str:
     try:
         with file.open('rb') as stream:
             size = os.fstat(stream.fileno()).st_size
-            # A read of most_bytes would allocate them, although the file is small.
+            # Reading most_bytes would allocate this memory, also for a small file.
             data = stream.read(size) if size <= most_bytes else b''
     except OSError as error:
         raise DumpError(

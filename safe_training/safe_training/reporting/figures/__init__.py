@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures.
 
-catalogue         every figure that a set of scored rollouts gives; a new figure is one entry
-style             what all figures share: colours, markers, legends, saving
+catalogue         all figures of a set of scored rollouts; a new figure is one entry
+style             common style of all figures: colours, markers, legends, saving
 score_curves      scores over the policy steps
 promises          promised and realised false-alarm rates
 detections        times of alarms

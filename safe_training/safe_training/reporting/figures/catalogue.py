@@ -66,7 +66,7 @@ class FigureData:
 
     @cached_property
     def annotated(self) -> list[ScoredRollout]:
-        """The failures whose first failed step a person has annotated."""
+        """The failures with an annotated failure step."""
         return [r for r in self.scored if r.failed and r.failure_step is not None]
 
 
@@ -265,9 +265,9 @@ def _relative(rollout: ScoredRollout, step: int | None) -> float:
 FIGURES: tuple[FigureEntry, ...] = (
     FigureEntry(
         'found_early',
-        'Part {variant}: failures with an alarm so far, against the time as a share of the median '
-        'success length of the task, and the same for a step counter with the same false-alarm '
-        'rate',
+        'Part {variant}: share of failures with an alarm until a time (a share of the median '
+        'success length of the task), for the detector and for a step counter with the same '
+        'false-alarm rate',
         _found_early,
         variants=_parts_with_both,
     ),

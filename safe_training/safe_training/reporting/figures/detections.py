@@ -34,7 +34,7 @@ _NOT_ANNOTATED = (
 
 
 def found_early(curve: EarlyCurve, title: str) -> Figure:
-    """Draw the share of the failures with an alarm so far, over the time of a median success.
+    """Draw the share of the failures with an alarm until a time, in units of the median success.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def cumulative_detections(
 def detected_against_annotated(
     annotated: ArrayLike, detected: ArrayLike, parts: Sequence[str], title: str
 ) -> Figure:
-    """Draw when failures were detected against when a person saw them begin.
+    """Draw the times of detection against the annotated times of the failures.
 
     Parameters
     ----------

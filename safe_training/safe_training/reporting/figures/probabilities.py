@@ -16,7 +16,7 @@ def reliability_diagram(report: ProbabilityReport, title: str) -> Figure:
     Parameters
     ----------
     report : ProbabilityReport
-        Of rollouts that still run.
+        Report of rollouts that still run.
     title : str
     """
     found, brier = report.reliability, report.brier

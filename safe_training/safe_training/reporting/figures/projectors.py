@@ -2,4 +2,4 @@
 """Names of the projections of the feature map; importing them draws nothing."""
 
 PROJECTORS = {'pca': 'PCA', 'tsne': 't-SNE', 'umap': 'UMAP'}
-"""Names of options, and what people call the projections."""
+"""Names of options, and display names of the projections."""

@@ -80,7 +80,7 @@ def shared_legend(
     if matplotlib.__version_info__ >= (3, 7):
         figure.legend(handles.values(), handles.keys(), loc='outside lower center', **options)
         return
-    # matplotlib 3.6, which Ubuntu 24.04 has, does not know "outside": make the room for the legend.
+    # matplotlib 3.6 of Ubuntu 24.04 does not support "outside": make space for the legend.
     figure.legend(handles.values(), handles.keys(), loc='lower center', **options)
     rows = math.ceil(len(handles) / columns)
     room = (1.5 * rows + 1) * fontsize / 72 / figure.get_figheight()

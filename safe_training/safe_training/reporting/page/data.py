@@ -14,7 +14,7 @@ from markupsafe import Markup
 from safe_training.metrics.scored import OUTCOMES, ScoredRollout
 from safe_training.reporting.page.videos import PageVideo
 
-#: A page with more rollouts, or with more scores in all, opens slowly in a browser.
+#: A browser opens a page with more rollouts or more scores slowly.
 MOST_ROLLOUTS = 5_000
 MOST_SCORES = 1_000_000
 

@@ -3,9 +3,8 @@
 
 The page needs no network and no other file.
 
-Everything that comes from data is escaped: text and tables by the templates, the rollouts as JSON
-without any ``<``. The content security policy of the page allows only its own script, and
-videos in the same folder.
+All data is escaped: text and tables by the templates, and rollouts as JSON without any ``<``. The
+content security policy of the page allows only its own script, and videos in the same folder.
 """
 
 from __future__ import annotations
@@ -111,7 +110,7 @@ def _file(package: str, name: str) -> Markup:
 
 
 def _policy(script: str) -> str:
-    """Return the content security policy: this script, inline styles, pictures and videos."""
+    """Return the content security policy: it allows this script, inline styles and media."""
     digest = _base64(hashlib.sha256(script.encode()).digest())
     return (
         f"default-src 'none'; script-src 'sha256-{digest}'; "
@@ -134,7 +133,7 @@ def _tables(judged: JudgedSet) -> dict[str, Any]:
 
 
 def _video_counts(videos: Mapping[str, PageVideo]) -> dict[str, int]:
-    """Return how many videos there are, in the page and as files; nothing without a video."""
+    """Return the number of videos in the page and in files; empty without videos."""
     if not videos:
         return {}
     embedded = sum(video.content is not None for video in videos.values())

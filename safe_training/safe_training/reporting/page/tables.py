@@ -64,8 +64,9 @@ _EVALUATION_NOTE = (
     'the task (the length of its shortest rollout), pooled over tasks. Macro: mean of the AUC '
     'over tasks with both outcomes. At median: macro AUC of the rollouts that still run at the '
     'median success length of their task. Clock AUC: the AUC of the step number. Brier: mean '
-    'squared error of the probability of failure while rollouts run, beside that of the step '
-    'number and of a constant; lower is better, "-" if the detector folder has no probability '
+    'squared error of the probability of failure while rollouts run, and for comparison the same '
+    'of the step number and of a constant; lower is better, "-" if the detector folder has no '
+    'probability '
     'map. T_det: step of the first alarm as a share of the '
     'length of the failure, 100 without alarm.'
 )
@@ -116,7 +117,7 @@ def _brier_cell(score: float) -> Cell:
 
 
 def summary_text(reports: Mapping[str, PartReport]) -> str:
-    """Return the numbers to read first, of the part that says most about other rollouts."""
+    """Return the main numbers, for the part that is most similar to new rollouts."""
     part = next(p for p in ('unseen', 'new', 'seen', 'train') if p in reports)
     return f'Part {part}: {early_sentence(reports[part].early)}'
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the videos of the rollouts of a report page, and says when each policy step begins."""
+"""Finds the videos of the rollouts of a report page, and the begin of each policy step."""
 
 from __future__ import annotations
 
@@ -88,9 +88,9 @@ def page_videos(
 
 
 def _step_times(rollout: Rollout, path: Path) -> tuple[tuple[float, ...] | None, str]:
-    """Return when each step begins in the video [s], and a note for the reader.
+    """Return the time at which each step begins in the video [s], and a note for the reader.
 
-    The times are None if they cannot be known: the page then spreads the steps evenly.
+    The times are None if they are not known: the page then spreads the steps evenly.
     """
     try:
         facts = video_facts(path)

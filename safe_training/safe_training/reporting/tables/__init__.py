@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables: builders make a :class:`ResultTable` of results, writers turn it into text.
+"""Tables: builders make a :class:`ResultTable` from results, and writers convert it to text.
 
 model             the data model of a table
 measures          columns of the numbers that several tables show
@@ -10,7 +10,7 @@ compared          bold cells and notes by paired intervals over tasks
 tasks             builder: the numbers of each task
 exact             builder: every number of some entries, for programs
 evaluation        builder: the tables of an evaluation
-live_parity       builder: what was different in a live session
+live_parity       builder: the differences of a live session
 bands             builder: promised and realised false-alarm rates
 results           all tables of a results folder as text, in each format
 terminal, markdown, latex, csv, html   writers

@@ -89,7 +89,8 @@ _COLUMNS_NOTE = (
     'Found early: failures with an alarm before the median success of their task is over; clock '
     'early: the same for a step counter with the same false-alarm rate. Steps saved: policy steps '
     'from the alarm to the end of the failure (0 without alarm), as a mean over failures; over '
-    'clock: minus those of the step counter. At median: only rollouts that still run at the median '
+    'clock: minus the steps that the step counter saves. At median: only rollouts that still run '
+    'at the median '
     'success length. Clock macro: the macro AUC of the step number. Promised: the promised '
     'false-alarm rate; the promise holds for tasks similar to the seen tasks. T_det: step of '
     'the first alarm as a share of the length of the failure, 100 without alarm.'
@@ -120,8 +121,9 @@ _ROBUST_COLUMNS = (
 # Results up to version 0.2 lack these numbers.
 _NEW_COLUMNS = frozenset({EARLY, CLOCK_EARLY, SAVED, SAVED_OVER_CLOCK, AT_MEDIAN})
 _NO_TASKS = (
-    'The results hold no numbers of single tasks, so that there are no intervals over tasks: they '
-    'were written by version 0.2 or before. Run the sweep or the evaluation again.'
+    'The results contain no numbers of single tasks, because version 0.2 or an older version '
+    'wrote them. Therefore there are no intervals over tasks. Run the sweep or the evaluation '
+    'again.'
 )
 _METHOD = name_columns('Method')
 _COMBINATIONS = 'of'
@@ -165,9 +167,9 @@ def paper_table(results: Sequence[Result], select_on: SelectOn = 'seen') -> Resu
 def results_by_kind(results: Sequence[Result]) -> dict[str, list[Result]]:
     """Return the results for the tables with a choice inside each split, by kind of table.
 
-    'robust' are random task splits, 'loto' leaves one task out; the two are never averaged. If a
-    benchmark only has results of the published protocol, its few splits are used instead of random
-    splits.
+    'robust' are random task splits, 'loto' leaves one task out. Both are never averaged together.
+    If a benchmark only has results of the published protocol, its few splits are used instead of
+    random splits.
     """
     not_only_paper = {r.benchmark for r in results if r.protocol != 'paper'}
     kinds = {

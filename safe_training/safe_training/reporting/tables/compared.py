@@ -14,9 +14,12 @@ from safe_training.reporting.tables.numbers import difference_lines, fragile_lin
 
 
 def best_marked(cells: Sequence[Cell], of_rows: Sequence[Entry | None], metric: str) -> list[Cell]:
-    """Return the cells; those that no paired interval over tasks separates from the best are bold.
+    """Return the cells.
 
-    Nothing is bold if this would be every cell: then the tasks do not tell which one is better.
+    The best cell is bold, and all cells whose paired interval to the best contains 0.
+
+    If all cells would be bold, no cell is bold, because the tasks do not show which detector is
+    better.
     """
     made = _differences(of_rows, metric)
     worse = {difference.second for difference in made if difference.clear}
@@ -35,7 +38,7 @@ def _differences(found: Sequence[Entry | None], metric: str) -> list[Difference]
 
 
 def has_tasks(entry: Entry) -> bool:
-    """Return True if the results of an entry hold numbers of single tasks."""
+    """Return True if the results of an entry contain numbers of single tasks."""
     return any(result.tasks for result in entry.parts.get('unseen', ()))
 
 
@@ -51,8 +54,8 @@ def comparison_notes(found: Sequence[Entry]) -> list[str]:
         notes.insert(
             0,
             'Differences of the best detector to the others, with their 95 % interval over tasks '
-            '(paired). Bold: the best detector and those whose difference to it is inside its '
-            'interval; nothing is bold if this holds for all.',
+            '(paired). Bold: the best detector, and each detector whose interval of the '
+            'difference contains 0; if this is true for all detectors, nothing is bold.',
         )
     fragile = fragile_line([result for e in found for result in e.parts.get('unseen', ())])
     return [*notes, f'{fragile}.'] if fragile else notes

@@ -31,7 +31,7 @@ from safe_training.sweep.results import Result
 
 @dataclass(frozen=True)
 class Combination:
-    """Parameters and features that a method was run with."""
+    """Parameters and features of one run of a method."""
 
     params: str
     feature: str
@@ -47,7 +47,7 @@ class Entry:
     protocol : str
         Protocol of the results, see `results.Result`.
     select_on : {'seen', 'unseen'}
-        Part that the choice was made on.
+        Part that was used for the choice.
     combinations : int
         Number of combinations to choose among.
     chosen : dict of split to Combination
@@ -77,7 +77,7 @@ _Runs = dict[Combination, dict[int, dict[str, Result]]]
 
 
 def paper_entry(results: Sequence[Result], select_on: SelectOn = 'seen') -> Entry | None:
-    """Return a method's entry as the paper chooses it, from all its results on one benchmark.
+    """Return the entry of a method, chosen as in the paper, from all its results on one benchmark.
 
     The chosen combination has the highest mean over splits on the part ``select_on``. If several
     are equal, the first is chosen. A combination without results on all splits is excluded, because
@@ -178,10 +178,10 @@ def paper_entries(
 def over_subsets(results: Sequence[Result]) -> tuple[list[Result], list[str]]:
     """Average results of one protocol over the subsets of a benchmark, within each split.
 
-    The published SimplerEnv column is such a mean: the tasks of each of two robots were split,
-    trained on and evaluated by themselves. A combination is averaged on a split only if it has
-    results on all subsets of the benchmark. Other splits are excluded, because their mean would be
-    over different tasks. A number that is missing in one subset is NaN.
+    The published SimplerEnv column is such a mean: the tasks of two robots were split, trained on
+    and evaluated separately. A combination is averaged on a split only if it has results on all
+    subsets of the benchmark. Other splits are excluded, because their mean would be over different
+    tasks. A number that is missing in one subset is NaN.
 
     Returns
     -------

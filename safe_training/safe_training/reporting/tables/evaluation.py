@@ -140,8 +140,8 @@ def report_table(rows: Sequence[Row], title: str) -> ResultTable:
 def promise_lines(rows: Sequence[Row], part: str = 'unseen') -> Iterator[str]:
     """Yield sentences about one part of each detector, with intervals over tasks.
 
-    They say what is found early, the promised and the realised rate, and how good the probability
-    of failure is.
+    They contain the share that is found early, the promised and the realised rate, and the quality
+    of the probability of failure.
     """
     for detector, parts in summarise(rows).items():
         values = parts.get(part)
@@ -169,7 +169,7 @@ def _excluded(values: Mapping[str, Summary]) -> str:
     count = values['failures_without_median'].mean
     if not count > 0:
         return ''
-    return f'; {count:.4g} failures of tasks without a success cannot be found early: left out'
+    return f'; {count:.4g} failures of tasks without a success are left out'
 
 
 def _infinite_line(detector: str, finite: Summary) -> Iterator[str]:
@@ -182,7 +182,7 @@ def _infinite_line(detector: str, finite: Summary) -> Iterator[str]:
 
 
 def comparison_lines(rows: Sequence[Row], part: str = 'unseen') -> Iterator[str]:
-    """Yield sentences that compare detectors over the tasks of a part, and that name weak spots."""
+    """Yield sentences that compare the detectors of a part and that list fragile tasks."""
     of_part: dict[str, list[Row]] = {}
     for row in rows:
         if row.part == part:

@@ -23,8 +23,8 @@ _FIELDS = ('mean', 'std', 'splits', 'over_tasks', 'low', 'high', 'tasks')
 def exact_table(found: Sequence[Entry]) -> ResultTable:
     """Return one row for each entry with every number, rates as shares of 1.
 
-    The columns ``METRIC:mean`` and so on are those of `Summary`. ``chosen_on`` is the part of the
-    splits that was used for the choice. It contains a warning if the same part is reported.
+    The columns ``METRIC:mean`` and so on are the fields of `Summary`. ``chosen_on`` is the part of
+    the splits that was used for the choice. It contains a warning if the same part is reported.
     """
     metrics = sorted({metric for entry in found for metric in entry.values})
     columns = (

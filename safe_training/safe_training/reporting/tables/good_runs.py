@@ -55,7 +55,7 @@ def good_runs_tables(found: Sequence[TaskRates], k: int, alpha: float) -> list[R
 def by_task(found: Sequence[TaskRates], detector: str) -> dict[str, tuple[int, Rates]]:
     """Return the number of splits and the rates (without, with good runs) of each task.
 
-    The rates are means over the splits in which the task has them, NaN if it has none.
+    The rates are means over the splits in which they exist; NaN if they do not exist.
     """
     tasks: dict[str, list[TaskRates]] = {}
     for rates in found:
@@ -101,7 +101,7 @@ def _table(
 def _over_tasks(
     tasks: dict[str, tuple[int, Rates]], summary: Callable[[Sequence[float]], float]
 ) -> Rates:
-    """Return the rates over the tasks that have both, so that the two can be compared."""
+    """Return the rates over the tasks that have both, so that both can be compared."""
     found: Rates = {}
     for name in _RATES:
         pairs = [rates[name] for _, rates in tasks.values() if np.isfinite(rates[name]).all()]

@@ -14,8 +14,8 @@ from safe_training.reporting.tables.model import ResultTable
 def to_html(table: ResultTable) -> Markup:
     """Return a table as an HTML fragment. All text from data is escaped.
 
-    The first cell of each row is its heading. A flagged cell has the class 'flagged' and says its
-    flag in brackets; a column's explanation is the tooltip of its title.
+    The first cell of each row is its heading. A flagged cell has the class 'flagged' and contains
+    its flag in brackets. The explanation of a column is the tooltip of its title.
     """
     template = environment('safe_training.reporting.tables').get_template('table.html.j2')
     return Markup(template.render(table=table))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Makes the table of what was different in a live session."""
+"""Makes the table of the differences of a live session."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from safe_training.reporting.tables.model import Cell, Column, ResultTable, Tabl
 from safe_training.reporting.tables.terminal import shortened
 
 MOST_ROWS = 40
-"""Most differences in the table."""
+"""Largest number of differences in the table."""
 
 _COLUMNS = (
     Column('where', align='left'),

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The columns of the metrics in several tables.
 
-Mapping from the name of the metric to title and meaning.
+A mapping from the name of the metric to title and meaning.
 
 Names are those of `safe_training.metrics.part_report.flatten_report`.
 """
@@ -46,7 +46,8 @@ MEASURES: dict[str, Column] = {
     SAVED_OVER_CLOCK: Column(
         'over clock',
         narrow='over\nclock',
-        explanation='steps saved minus those of a step counter with the same false-alarm rate',
+        explanation='steps saved, minus the steps that a step counter with the same false-alarm '
+        'rate saves',
     ),
     HEADLINE: Column('AUC', explanation=f'{_AUC}, pooled over tasks'),
     MACRO: Column('macro AUC', narrow='macro', explanation=f'{_AUC}: {_MACRO}'),

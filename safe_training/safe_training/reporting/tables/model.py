@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A table of results as data; one writer for each format turns it into text.
+"""A table of results as data; one writer for each format converts it to text.
 
-Builders (`aggregated`, `exact`, `evaluation`, `bands`, `page.tables`) know results and no format;
-writers (`terminal`, `markdown`, `latex`, `csv`, `html`) know formats and no results. Text in a
-table may come from anywhere: each writer escapes it for its format.
+Builders (`aggregated`, `exact`, `evaluation`, `bands`, `page.tables`) depend on results, but not on
+formats. Writers (`terminal`, `markdown`, `latex`, `csv`, `html`) depend on formats, but not on
+results. Text in a table may be untrusted: each writer escapes it for its format.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Column:
     over : str
         Common title above several neighbouring columns; empty if there is no common title.
     narrow : str
-        Title for a terminal, broken into short lines; empty takes ``title``.
+        Title for a terminal, broken into short lines; empty: ``title``.
     align : {'left', 'right'}
         'left' for names, 'right' for numbers.
     explanation : str
@@ -96,10 +96,10 @@ class ResultTable:
     ----------
     title : str
     columns : tuple of Column
-        The first one names the rows.
+        The first column contains the names of the rows.
     rows : tuple of TableRow
     notes : tuple of str
-        What the numbers mean and what is missing. Writers wrap long lines.
+        Meaning of the numbers, and missing numbers. Writers wrap long lines.
     warning : str
         Important warning. It is shown inside the table, because notes are easily overlooked.
     group_title : str

@@ -18,15 +18,15 @@ SHOWN = {EARLY: 'found early', MACRO: 'macro AUC'}
 INTERVALS_NOTE = (
     'Intervals (95 %) are bootstrap intervals over tasks of the mean over tasks, in which each '
     'task is first averaged over its splits. With a dozen tasks they cover the true mean in '
-    'about 90 % of the cases. ± is the standard deviation over splits, which share tasks: it '
-    'does not say how exact the mean is.'
+    'about 90 % of the cases. ± is the standard deviation over splits, which share tasks: it does '
+    'not show the accuracy of the mean.'
 )
 
 
 def number_cell(
     name: str, value: float, std: float | None = None, *, detail: str = '', flag: str = ''
 ) -> Cell:
-    """Return a cell that shows a number: steps as they are, shares in percent."""
+    """Return a cell that shows a number: steps unchanged, shares in percent."""
     if name in STEPS:
         return steps_cell(value, std, detail=detail, flag=flag)
     return rate_cell(value, std, detail=detail, flag=flag)
@@ -60,10 +60,10 @@ def interval_text(summary: Summary) -> str:
 
 
 def early_sentence(early: EarlyReport) -> str:
-    """Return what is found early and how many steps are saved, beside the clock, as a sentence."""
+    """Return a sentence with the share found early and the saved steps, compared with the clock."""
     found, saved = early.pooled.found_early, early.pooled.steps_saved
     if math.isnan(found.detector):
-        return 'no failure of a task with a success, so that nothing can be found early.'
+        return 'no failure of a task with a success, so no failure can be found early.'
     text = (
         f'{percent(found.detector)} % of {early.pooled.n_with_median} failures are found before a '
         'median success of their task is over. A clock with the same false-alarm rate '
@@ -106,15 +106,15 @@ def difference_lines(found: Iterable[Difference], names: Mapping[str, str]) -> l
 
 
 def fragile_line(splits: Sequence[TaskNumbers]) -> str:
-    """Return a sentence that names the tasks whose AUC is that of one step; empty without any."""
+    """Return a sentence with the tasks whose AUC uses only one step; empty without such tasks."""
     tasks = fragile_tasks(splits)
     if not tasks:
         return ''
     return (
         'The shortest rollout has one step in '
         + ', '.join(tasks)
-        + ': until the minimum length, the AUC of these tasks is that of their first step alone. '
-        'Look at the macro AUC at the median'
+        + ': until the minimum length, the AUC of these tasks is computed from their first step '
+        'alone. Look at the macro AUC at the median'
     )
 
 

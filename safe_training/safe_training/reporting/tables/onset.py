@@ -25,16 +25,16 @@ LEGEND = (
     'Off: median distance from the true beginning of the failure in policy steps. Near: share of '
     f'the failures with a distance of at most {NEAR} steps. Alarm: the first alarm, or the last '
     'step without an alarm. Estimate: the step from which on the scores of the whole rollout are '
-    'higher. Middle: the middle of the rollout, which knows no scores.'
+    'higher. Middle: the middle of the rollout, for comparison; it does not use scores.'
 )
 SPLICED_NOTE = (
     'A spliced failure consists of the first steps of a success and of late steps of a failure of '
-    'the same task, so that its beginning is known. It is easier than a real failure, which begins '
-    'gradually.'
+    'the same task, so that its beginning is known. Its beginning is easier to find than in a '
+    'real failure, which begins gradually.'
 )
 FAILURES_NOTE = (
-    'Steps count from 0. The estimate is made afterwards from all scores of the rollout. It is not '
-    'an annotation: look at the recording before you use it as one.'
+    'Steps count from 0. The estimate uses all scores of the rollout. It is not an annotation: '
+    'look at the recording before you use the estimate as an annotation.'
 )
 _SOURCES = ('alarm', 'onset', 'middle')
 _SHOWN = {'alarm': 'alarm', 'onset': 'estimate', 'middle': 'middle'}

@@ -32,9 +32,9 @@ class ProtocolTables:
     Attributes
     ----------
     shown : tuple of ResultTable
-        For people: rounded, in percent.
+        Tables for people: rounded, in percent.
     exact : ResultTable
-        For programs: every number.
+        Table for programs: every number.
     """
 
     shown: tuple[ResultTable, ...]
@@ -69,7 +69,7 @@ def tables_of_results(
     Raises
     ------
     TableError
-        There are no results, or none of the published protocol although it is wanted.
+        There are no results, or no results of the published protocol although it is requested.
     """
     made: dict[str, ProtocolTables] = {}
     if with_paper:

@@ -39,7 +39,7 @@ def print_table(console: Console, table: ResultTable) -> None:
 
 
 def shortened(name: str, length: int = 40) -> str:
-    """Return a name of at most ``length`` characters, which leaves room for the numbers."""
+    """Return a name of at most ``length`` characters, so that there is space for the numbers."""
     return name if len(name) <= length else f'{name[: length - 1]}…'
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the video of a rollout, and which policy step each of its frames shows."""
+"""Finds the video of a rollout, and the policy step of each frame."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def frame_steps(
     stamps: NDArray[np.int64] | None = None,
     rate: float = 0.0,
 ) -> FrameSteps:
-    """Return which policy step each frame of a video shows.
+    """Return the policy step of each frame of a video.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def frame_steps(
         Policy steps T of the rollout.
     exec_horizon : int
         Number of actions between two inferences, which is equal to the number of frames. The last
-        chunk may have been cut short, and recorders often add the frame after the last action: it
+        chunk may have fewer frames. Recorders often add a frame after the last action, which
         belongs to the last step.
     stamps : ndarray of int64, shape (T,), or None
         Time of each observation [ns].
@@ -101,15 +101,15 @@ def find_videos(
     the episode id with ``_`` instead of ``/``. The endings .mp4 and .webm are tried for ids. A path
     outside the folder is not used.
 
-    A video belongs to one rollout. If several rollouts lead to it, the rollout whose path is
-    earlier in this order has it.
+    A video belongs to one rollout. If several rollouts match a video, the rollout that matches by
+    an earlier rule gets the video.
 
     Returns
     -------
     videos : dict of str to Path
         By episode id; rollouts without a video are left out.
     unclear : dict of str to VideoError
-        By episode id; each of these rollouts leads to the same video as another rollout.
+        By episode id; each of these rollouts matches the same video as another rollout.
     """
     root = folder.resolve()
     found = {r.episode_id: hit for r in rollouts if (hit := _find(r, root)) is not None}
@@ -168,7 +168,7 @@ def opencv() -> Any:
             where='videos',
             expected='OpenCV for Python',
             found='none',
-            advice='beside a ROS 2 distribution install python3-opencv with apt, elsewhere run '
+            advice='with a ROS 2 distribution, install python3-opencv with apt; otherwise run '
             '`pip install -r requirements/vision.txt`',
         ) from error
     return cv2
@@ -192,7 +192,10 @@ def open_video(path: Path) -> Iterator[Any]:
 
 
 def video_facts(path: Path) -> VideoFacts:
-    """Return the facts of a video; frames are counted, because a header may be wrong or absent."""
+    """Return the facts of a video.
+
+    The frames are counted, because a header may be wrong or absent.
+    """
     cv2 = opencv()
     with open_video(path) as capture:
         frames = 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws the score, the band and the alarm of a rollout under its video."""
+"""Draws the score, the band and the alarm of a rollout below its video."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _INK, _GRID, _PAPER = (40, 40, 40), (225, 225, 225), (255, 255, 255)
 
 
 def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameSteps:
-    """Write a video with a panel of the rollout's score under it, completely or not at all.
+    """Write a video with a panel of the score below it, completely or not at all.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameStep
     Returns
     -------
     FrameSteps
-        Which step each frame shows.
+        The policy step of each frame.
 
     Raises
     ------
@@ -89,7 +89,7 @@ def write_overlay(entry: ScoredRollout, source: Path, target: Path) -> FrameStep
 
 
 def _check_written(cv2: Any, aside: Path, target: Path, frames: int) -> None:
-    """Raise VideoError for an incomplete file: OpenCV says nothing if the disk becomes full."""
+    """Raise VideoError for an incomplete file: OpenCV raises no error if the disk becomes full."""
     found = 0
     with suppress(VideoError), open_video(aside) as capture:
         found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))

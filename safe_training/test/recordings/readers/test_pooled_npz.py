@@ -34,7 +34,7 @@ def test_the_shipped_archive_equals_its_arrays():
     assert [rollout.task for rollout in rollouts] == names
     assert rollouts[-1].instruction == str(archive['task_instructions'][23])
     assert {rollout.exec_horizon for rollout in rollouts} == {4}
-    assert {rollout.policy for rollout in rollouts} == {'token'}
+    assert {rollout.policy for rollout in rollouts} == {'pol_full (token policy)'}
     assert rollouts[50].episode_id == 'push-v3/20'
     expected = rollout_signals(rollouts[50].actions, 4)
     for name in SIGNAL_NAMES:
@@ -117,7 +117,7 @@ def test_the_numbered_layout_with_tokens(tmp_path):
     feature = rollouts.feature
     assert (str(feature), feature.dim) == ('feat_first', 3)
     last = rollouts[2]
-    assert (last.task, last.instruction, last.policy) == ('open', 'open it', 'token')
+    assert (last.task, last.instruction, last.policy) == ('open', 'open it', 'token policy')
     assert last.exec_horizon == 1  # a chunk of one action executes one, whatever was asked for
     assert last.actions.shape == (3, 1, 1, 7)
     np.testing.assert_array_equal(last.actions[:, 0, 0], arrays['action'][3:])
