@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +19,7 @@ from vla_feature_bridge.nodes.levels import Finding
 from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 
 _KEPT_EVENTS = 200
+_MOST_EVENTS = 50
 
 
 class MonitorInputs:
@@ -47,6 +48,10 @@ class MonitorInputs:
         self._inputs: list[InputWatch] = []
         self._outputs: list[OutputWatch] = []
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        # Events that wait for steps, each with the number of steps before which it is handled.
+        self._events: deque[tuple[EpisodeEvent, dict[str, Any], int]] = deque()
+        self._step: tuple[PolicyStep, dict[str, Any]] | None = None
+        self._taken = 0
 
     def open(self) -> None:
         """Create the subscriptions."""
@@ -95,9 +100,9 @@ class MonitorInputs:
         return self._subscriptions[0] if self._subscriptions else None
 
     @property
-    def events(self) -> list[Any]:
-        """The subscriptions of events; empty while they are closed."""
-        return self._subscriptions[1:]
+    def subscriptions(self) -> list[Any]:
+        """All subscriptions; empty while they are closed."""
+        return self._subscriptions
 
     @property
     def waited_for(self) -> list[Any]:
@@ -115,6 +120,65 @@ class MonitorInputs:
             self._node.destroy_subscription(subscription)
         self._inputs, self._outputs, self._subscriptions = [], [], []
         self._seen.clear()
+        self._events.clear()
+        self._step = None
+
+    # --- messages in the order of their publication
+
+    def next_step(self) -> tuple[PolicyStep, dict[str, Any]] | None:
+        """Handle the events that were published before the next step, and return this step.
+
+        Steps and events are two topics, and the order of their messages is not that of their
+        arrival: after a pause of this process, the END of an episode and its last steps wait at the
+        same time. An event waits for the steps before it, but for no more steps than there can be.
+
+        Returns
+        -------
+        tuple of PolicyStep and dict, or None
+            None if no step waits; then every event is handled.
+        """
+        steps = self.steps
+        if steps is None:
+            return None
+        self._take_events()
+        if self._step is None:
+            self._step = _take(steps)
+        while self._events and self._event_is_next():
+            event, info, _ = self._events.popleft()
+            self._on_event(event, info)
+            if self.steps is not steps:  # The event has closed the inputs.
+                return None
+        step, self._step = self._step, None
+        if step is not None:
+            self._taken += 1
+        return step
+
+    @property
+    def holds(self) -> bool:
+        """Whether a message was taken and is not handled yet."""
+        return bool(self._events) or self._step is not None
+
+    def _take_events(self) -> None:
+        """Take the events that wait; those from before the node was there come first."""
+        latest = self._taken + max(STEP_QOS.depth, self.steps.qos_profile.depth)
+        before = len(self._events)
+        for subscription in reversed(self._subscriptions[1:]):
+            for _ in range(_MOST_EVENTS):
+                if (taken := _take(subscription)) is None:
+                    break
+                self._events.append((*taken, latest))
+        if len(self._events) > max(before, 1):
+            by_time = sorted(self._events, key=lambda one: one[1]['source_timestamp'])
+            self._events = deque(by_time)
+
+    def _event_is_next(self) -> bool:
+        """Return whether the first event that was taken comes before the step that was taken."""
+        _, info, latest = self._events[0]
+        return (
+            self._step is None
+            or self._taken >= latest
+            or info['source_timestamp'] <= self._step[1]['source_timestamp']
+        )
 
     def _on_event(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
         stamp = event.header.stamp
@@ -134,3 +198,11 @@ class MonitorInputs:
         """Return what is wrong with the nodes around the monitor."""
         found = [finding for output in self._outputs for finding in output.findings()]
         return found + [finding for watch in self._inputs for finding in watch.findings()]
+
+
+def _take(subscription: Any) -> tuple[Any, dict[str, Any]] | None:
+    """Return the next message that waits, and its information; None if none waits."""
+    taken: tuple[Any, dict[str, Any]] | None = subscription.handle.take_message(
+        subscription.msg_type, subscription.raw
+    )
+    return taken

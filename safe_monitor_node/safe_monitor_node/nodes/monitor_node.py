@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor node: life cycle, steps, events and timers. ``monitor`` is its executable."""
+"""The monitor node: life cycle, steps, events and periodic calls."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import rclpy
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.logging import LoggingSeverity
 
@@ -21,6 +20,7 @@ from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
+from safe_monitor_node.nodes.fleet_schedule import Call, Schedule
 from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
 from safe_monitor_node.nodes.monitor_messages import (
     detector_messages,
@@ -34,7 +34,6 @@ from safe_monitor_node.nodes.monitor_services import MonitorServices
 from safe_monitor_node.threads import NOT_LIMITED, limit_threads
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.nodes.levels import Finding, Level
 from vla_feature_bridge.nodes.lifecycle import ManagedNode
 from vla_feature_bridge.ros.clock_watch import ClockWatch
@@ -53,11 +52,20 @@ class MonitorNode(ManagedNode):
     message that cannot be scored, the node publishes an INVALID score and a diagnosis, and keeps
     running.
 
-    Timers and the times of the session are of the steady clock, because the ROS clock can be set
-    back, stop or be missing. The ROS clock stamps messages and tells the age of steps.
+    Periodic calls and the times of the session are of the steady clock, because the ROS clock can
+    be set back, stop or be missing. The ROS clock stamps messages and tells the age of steps.
+
+    ``MonitorLoop`` takes the messages of the node and makes its periodic calls.
+
+    Parameters
+    ----------
+    schedule : Schedule, optional
+        For the periodic calls.
 
     Attributes
     ----------
+    schedule : Schedule
+        The periodic calls, which somebody must make.
     values : SimpleNamespace
         The values of the parameters.
     folders : list of str
@@ -73,8 +81,9 @@ class MonitorNode(ManagedNode):
 
     look_period = 0.5
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, schedule: Schedule | None = None, **kwargs: Any) -> None:
         super().__init__('monitor', **kwargs)
+        self.schedule = schedule or Schedule(time.monotonic)
         self.values: SimpleNamespace = declare_parameters(self, PARAMETERS)
         # Without global arguments, the command line is for other nodes of the process.
         own = sys.argv if kwargs.get('use_global_arguments', True) else []
@@ -84,20 +93,19 @@ class MonitorNode(ManagedNode):
         more = [folder for folder in self.values.more_detectors if folder.strip()]
         self.folders: list[str] = [self.values.detector_folder, *more]
         self.session: MonitorSession | None = None
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._clock_watch = ClockWatch(self)
         self._active_since = 0.0
         self._findings: list[Finding] = []
-        self._tick_timer: Any = None
-        self._grace_timer: Any = None
+        self._tick_call: Call | None = None
+        self._grace_call: Call | None = None
         self.inputs = MonitorInputs(self, self._on_step, self._on_episode)
         self.outputs = MonitorOutputs(self)
         self.answers = MonitorServices(self)
         self._changes = ParameterChanges(
             self, PARAMETERS, self.values, self._check_change, self._on_change
         )
-        self._timer(self.values.diagnostics_period, self.outputs.publish_diagnostics)
-        self._timer(self.look_period, self._look_around)
+        self._every(self.values.diagnostics_period, self.outputs.publish_diagnostics)
+        self._every(self.look_period, self._look_around)
 
     def autostart(self) -> None:
         """Configure and activate if the parameter says so; a failure is logged and diagnosed."""
@@ -106,8 +114,16 @@ class MonitorNode(ManagedNode):
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
-    def _timer(self, period: float, callback: Any) -> Any:
-        return self.create_timer(period, callback, clock=self._steady)
+    def _every(self, period: float, callback: Callable[[], object]) -> Call:
+        return self.schedule.every(period, lambda: self.guarded(callback))
+
+    def guarded(self, call: Callable[[], Any]) -> Any:
+        """Call a function. An error in the code ends the process."""
+        return call()
+
+    def fail(self, error: Exception) -> None:
+        """Handle an error in the code."""
+        raise error
 
     # --- life cycle
 
@@ -119,7 +135,7 @@ class MonitorNode(ManagedNode):
         ensemble = self.session.ensemble
         self.outputs.open(ensemble.names if ensemble.several else ())
         self.inputs.open()
-        self._tick_timer = self._timer(self.values.stop_period, self._on_tick)
+        self._tick_call = self._every(self.values.stop_period, self._on_tick)
         for sentence in introduce(self.session):
             self.get_logger().info(sentence)
 
@@ -133,11 +149,11 @@ class MonitorNode(ManagedNode):
         if self.session is not None:
             self.session.keep_adaptation()
             self.log_file_problem(self.session)
-        if self._tick_timer is not None:
-            self.destroy_timer(self._tick_timer)
+        if self._tick_call is not None:
+            self._tick_call.cancel()
         self.inputs.close()
         self.outputs.close()
-        self._tick_timer = self.session = None
+        self._tick_call = self.session = None
         self._findings = []
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -206,8 +222,8 @@ class MonitorNode(ManagedNode):
             result = session.refuse(step_id, str(error), now, age)
         else:
             result = yield from session.scoring(step, now, age, published)
-        if self._grace_timer is not None and session.monitor.order.waits_after(published):
-            self._grace_timer.reset()
+        if self._grace_call is not None and session.monitor.order.waits_after(published):
+            self._grace_call.reset()
         self._log_remarks(session)
         if result is None:
             return
@@ -278,12 +294,12 @@ class MonitorNode(ManagedNode):
 
     def _end_after(self, grace: float, session: MonitorSession) -> None:
         self._cancel_grace()
-        self._grace_timer = self._timer(grace, session.finish_episode)
+        self._grace_call = self._every(grace, session.finish_episode)
 
     def _cancel_grace(self) -> None:
-        if self._grace_timer is not None:
-            self.destroy_timer(self._grace_timer)
-            self._grace_timer = None
+        if self._grace_call is not None:
+            self._grace_call.cancel()
+            self._grace_call = None
 
     def _take_label(self, session: MonitorSession, event: EpisodeEvent) -> None:
         try:
@@ -338,19 +354,3 @@ class MonitorNode(ManagedNode):
         """Return what is wrong with clock, parameters and the nodes around, for a person."""
         texts = (self._clock_watch.problem(), self._unknown)
         return [Finding(Level.WARN, text) for text in texts if text] + self._findings
-
-
-@ends_on_interrupt
-def main(args: list[str] | None = None) -> int:
-    """Run the node until it is shut down."""
-
-    def work() -> int:
-        node = MonitorNode()
-        try:
-            node.autostart()
-            rclpy.spin(node)
-        finally:
-            node.destroy_node()
-        return 0
-
-    return run_node('monitor', work, args)
