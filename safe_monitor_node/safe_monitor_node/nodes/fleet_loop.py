@@ -1,7 +1,153 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of a fleet: that of one monitor, with many."""
+"""The loop of a fleet: that of one monitor, with many, none of which keeps the others waiting.
 
-from safe_monitor_node.nodes.monitor_loop import BatchCounts
-from safe_monitor_node.nodes.monitor_loop import MonitorLoop as FleetLoop
+A robot can send more than the process can handle. Then the robots that need less go first. Services
+have a limit of time. A detector is loaded in another thread, while the loop goes on.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from typing import TypeVar
+
+from rclpy.executors import TimeoutException
+from rclpy.node import Node
+
+from safe_monitor_node.monitor.scoring import Scoring, Wanted
+from safe_monitor_node.nodes.fleet_schedule import Schedule
+from safe_monitor_node.nodes.fleet_shares import TimeShares
+from safe_monitor_node.nodes.monitor_loop import BatchCounts, MonitorLoop
+from safe_monitor_node.nodes.monitor_node import MonitorNode
 
 __all__ = ['BatchCounts', 'FleetLoop']
+
+T = TypeVar('T')
+
+_LONGEST_HANDLING = 0.003
+_MOST_LOADS = 8
+_LONGEST_WAIT_BESIDE = 0.01
+# The longest time for which the thread that loads keeps the interpreter from the loop [s].
+_SWITCH_INTERVAL = 0.0005
+
+
+class FleetLoop(MonitorLoop):
+    """Runs the monitors of a fleet in one thread.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        Periodic calls of the robots; the loop makes them.
+    """
+
+    def __init__(self, schedule: Schedule) -> None:
+        self._shares = TimeShares(time.monotonic)
+        # Nodes of which something is handled now: several while the loop waits for a detector.
+        self._handling: set[int] = set()
+        super().__init__(schedule)
+
+    # --- shares of the time
+
+    def _score(self, monitors: Iterable[MonitorNode]) -> None:
+        waiting = list(monitors)
+        first = self._shares.first(waiting, len(self._monitors))
+        began, charged = time.thread_time(), self._charged
+        super()._score(first)
+        # What was computed for all of them together.
+        shared = time.thread_time() - began - (self._charged - charged)
+        for monitor in first:
+            self._shares.charge(monitor, shared / len(first))
+        held = (monitor for monitor in waiting if monitor.inputs.holds)
+        self._behind = list({id(m): m for m in (*self._behind, *held)}.values())
+
+    _charged = 0.0
+
+    def _charge(self, monitor: MonitorNode, began: float) -> None:
+        seconds = time.thread_time() - began
+        self._charged += seconds
+        self._shares.charge(monitor, seconds)
+
+    def _next_scoring(self, monitor: MonitorNode) -> Scoring[None] | None:
+        began = time.thread_time()
+        scoring = super()._next_scoring(monitor)
+        self._charge(monitor, began)
+        return None if scoring is None else self._timed(monitor, scoring)
+
+    def _timed(
+        self, monitor: MonitorNode, scoring: Scoring[None]
+    ) -> Generator[Wanted, float, None]:
+        """Do what a scoring does, and charge its time to the robot."""
+        go_on: Callable[[], Wanted] = partial(next, scoring)
+        while True:
+            began = time.thread_time()
+            try:
+                wanted = go_on()
+            except StopIteration:
+                return
+            finally:
+                self._charge(monitor, began)
+            try:
+                score = yield wanted
+            except Exception as error:  # The scoring says what the error means.
+                go_on = partial(scoring.throw, error)
+            else:
+                go_on = partial(scoring.send, score)
+
+    # --- everything else of a node
+
+    def _look_at(self, node: Node) -> None:
+        # While a node waits for its detector, its next request waits.
+        if id(node) in self._handling or len(self._handling) >= _MOST_LOADS:
+            return
+        self._handling.add(id(node))
+        try:
+            super()._look_at(node)
+        finally:
+            self._handling.discard(id(node))
+
+    def _handle_rest(self, node: Node) -> None:
+        """Let the executor of rclpy handle what is ready, except inputs, for a short time."""
+        until = time.monotonic() + _LONGEST_HANDLING
+        while time.monotonic() < until:
+            try:
+                handler, _, _ = self.wait_for_ready_callbacks(timeout_sec=0, nodes=[node])
+            except TimeoutException:
+                return
+            handler()
+            if (error := handler.exception()) is not None:
+                raise error
+
+    # --- detectors
+
+    def run_beside(self, function: Callable[[], T]) -> T:
+        """Return the result of a function that runs in another thread; the loop goes on meanwhile.
+
+        The function must not use what the loop uses. It may raise.
+        """
+        results: list[T] = []
+        errors: list[Exception] = []
+
+        def run() -> None:
+            try:
+                results.append(function())
+            except Exception as error:  # It is raised below.
+                errors.append(error)
+
+        # A folder on a disk that does not answer must not keep the process from ending.
+        thread = threading.Thread(target=run, name='load detector', daemon=True)
+        interval = sys.getswitchinterval()
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        try:
+            thread.start()
+            while thread.is_alive():
+                self.turn(_LONGEST_WAIT_BESIDE)
+        finally:
+            sys.setswitchinterval(interval)
+        if errors:
+            raise errors[0]
+        if not results:
+            raise RuntimeError('the thread that loads a detector has ended without a result')
+        return results[0]

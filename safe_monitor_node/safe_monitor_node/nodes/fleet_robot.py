@@ -13,6 +13,7 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.parameter import Parameter
 
 from safe_monitor_node.nodes.fleet_file import Robot
+from safe_monitor_node.nodes.fleet_inputs import FleetInputs
 from safe_monitor_node.nodes.fleet_schedule import Schedule
 from safe_monitor_node.nodes.monitor_node import MonitorNode
 
@@ -48,6 +49,7 @@ class FleetRobot(MonitorNode):
             use_global_arguments=False,
             parameter_overrides=[Parameter(name, value=value) for name, value in values.items()],
         )
+        self.inputs = FleetInputs(self, self._on_step, self._on_episode)
 
     def _settle_memory(self) -> None:
         # A collection over all robots would make their steps wait.
