@@ -54,10 +54,10 @@ class FleetLoop(MonitorLoop):
     def _score(self, monitors: Iterable[MonitorNode]) -> None:
         waiting = list(monitors)
         first = self._shares.first(waiting, len(self._monitors))
-        began, charged = time.thread_time(), self._charged
+        began, charged = time.monotonic(), self._charged
         super()._score(first)
         # What was computed for all of them together.
-        shared = time.thread_time() - began - (self._charged - charged)
+        shared = time.monotonic() - began - (self._charged - charged)
         for monitor in first:
             self._shares.charge(monitor, shared / len(first))
         held = (monitor for monitor in waiting if monitor.inputs.holds)
@@ -66,12 +66,12 @@ class FleetLoop(MonitorLoop):
     _charged = 0.0
 
     def _charge(self, monitor: MonitorNode, began: float) -> None:
-        seconds = time.thread_time() - began
+        seconds = time.monotonic() - began
         self._charged += seconds
         self._shares.charge(monitor, seconds)
 
     def _next_scoring(self, monitor: MonitorNode) -> Scoring[None] | None:
-        began = time.thread_time()
+        began = time.monotonic()
         scoring = super()._next_scoring(monitor)
         self._charge(monitor, began)
         return None if scoring is None else self._timed(monitor, scoring)
@@ -82,7 +82,7 @@ class FleetLoop(MonitorLoop):
         """Do what a scoring does, and charge its time to the robot."""
         go_on: Callable[[], Wanted] = partial(next, scoring)
         while True:
-            began = time.thread_time()
+            began = time.monotonic()
             try:
                 wanted = go_on()
             except StopIteration:

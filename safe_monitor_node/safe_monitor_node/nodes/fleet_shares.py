@@ -12,16 +12,17 @@ from typing import TypeVar
 K = TypeVar('K', bound=Hashable)
 
 BURST = 0.05
-"""CPU time that a robot may use beyond its share before it has to wait [s]."""
+"""Time that a robot may use beyond its share before it has to wait [s]."""
 
 _SHARES = 1.5
 """Robots that need equal times get equal times; one that needs more may have this many shares."""
 
 
 class TimeShares:
-    """The CPU time that robots use beyond their share of a process.
+    """The time that robots use beyond their share of the time of a process.
 
-    What a robot uses becomes its debt. The debt falls at the rate of its share: 1.5 of the time of
+    It is not CPU time: on a busy machine, a process has less of it than time goes by. What a robot
+    uses becomes its debt. The debt falls at the rate of its share: 1.5 of the time of
     the process divided by the number of robots. A robot with more debt than :data:`BURST` waits
     while others have messages. It gets the time that the others leave.
 
@@ -36,7 +37,7 @@ class TimeShares:
         self._debts: dict[Hashable, tuple[float, float]] = {}
 
     def charge(self, robot: Hashable, seconds: float) -> None:
-        """Record that a robot has used CPU time [s]."""
+        """Record that a robot has used time [s]."""
         debt, since = self._debts.get(robot, (0.0, 0.0))
         self._debts[robot] = debt + seconds, since
 
