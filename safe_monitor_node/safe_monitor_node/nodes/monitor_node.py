@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -194,10 +194,10 @@ class MonitorNode(ManagedNode):
 
     # --- steps and episodes
 
-    def _on_step(self, message: PolicyStepMessage, info: dict[str, Any]) -> None:
+    def _on_step(self, message: PolicyStepMessage, info: Mapping[str, Any]) -> None:
         scored_alone(self.scoring(message, info))
 
-    def scoring(self, message: PolicyStepMessage, info: dict[str, Any]) -> Scoring[None]:
+    def scoring(self, message: PolicyStepMessage, info: Mapping[str, Any]) -> Scoring[None]:
         """Judge a step and publish what comes of it, with scores of the caller."""
         received = time.perf_counter()
         session = self.session
@@ -250,7 +250,7 @@ class MonitorNode(ManagedNode):
         for text in session.ensemble.take_faults():
             self.get_logger().error(text)
 
-    def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
+    def _on_episode(self, event: EpisodeEvent, info: Mapping[str, Any]) -> None:
         session = self.session
         if session is None:
             return
@@ -275,7 +275,7 @@ class MonitorNode(ManagedNode):
         self._log_remarks(session)
         self.outputs.announce()
 
-    def _is_from_before(self, info: dict[str, Any], now: float) -> bool:
+    def _is_from_before(self, info: Mapping[str, Any], now: float) -> bool:
         """Return True for an event that was published before the node was active.
 
         ``vla/episode`` is latched, so that such events arrive when the node becomes active.
