@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -13,6 +13,7 @@ from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
+from safe_monitor_node.nodes.publication_order import PublicationOrder, Taken
 from safe_monitor_node.nodes.topic_watch import InputWatch, OutputWatch
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
 from vla_feature_bridge.nodes.levels import Finding
@@ -40,18 +41,15 @@ class MonitorInputs:
     def __init__(
         self,
         node: Node,
-        on_step: Callable[[PolicyStep, dict[str, Any]], None],
-        on_event: Callable[[EpisodeEvent, dict[str, Any]], None],
+        on_step: Callable[[PolicyStep, Mapping[str, Any]], None],
+        on_event: Callable[[EpisodeEvent, Mapping[str, Any]], None],
     ) -> None:
         self._node, self._on_step, self._take_event = node, on_step, on_event
         self._subscriptions: list[Any] = []
         self._inputs: list[InputWatch] = []
         self._outputs: list[OutputWatch] = []
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
-        # Events that wait for steps, each with the number of steps before which it is handled.
-        self._events: deque[tuple[EpisodeEvent, dict[str, Any], int]] = deque()
-        self._step: tuple[PolicyStep, dict[str, Any]] | None = None
-        self._taken = 0
+        self._order = PublicationOrder()
 
     def open(self) -> None:
         """Create the subscriptions."""
@@ -120,67 +118,46 @@ class MonitorInputs:
             self._node.destroy_subscription(subscription)
         self._inputs, self._outputs, self._subscriptions = [], [], []
         self._seen.clear()
-        self._events.clear()
-        self._step = None
+        self._order.clear()
 
-    # --- messages in the order of their publication
+    # --- messages
 
-    def next_step(self) -> tuple[PolicyStep, dict[str, Any]] | None:
+    def next_step(self) -> tuple[PolicyStep, Mapping[str, Any]] | None:
         """Handle the events that were published before the next step, and return this step.
-
-        Steps and events are two topics, and the order of their messages is not that of their
-        arrival: after a pause of this process, the END of an episode and its last steps wait at the
-        same time. An event waits for the steps before it, but for no more steps than there can be.
 
         Returns
         -------
-        tuple of PolicyStep and dict, or None
-            None if no step waits; then every event is handled.
+        tuple or None
+            Message and information. None if no step waits; then every event is handled.
         """
-        steps = self.steps
+        steps, order = self.steps, self._order
         if steps is None:
             return None
-        self._take_events()
-        if self._step is None:
-            self._step = _take(steps)
-        while self._events and self._event_is_next():
-            event, info, _ = self._events.popleft()
-            self._on_event(event, info)
+        order.put_events(self._waiting_events(), max(STEP_QOS.depth, steps.qos_profile.depth))
+        if order.step is None:
+            order.step = _take(steps)
+        while (event := order.next_event()) is not None:
+            self._on_event(*event)
             if self.steps is not steps:  # The event has closed the inputs.
                 return None
-        step, self._step = self._step, None
-        if step is not None:
-            self._taken += 1
-        return step
+        return order.take_step()
 
     @property
     def holds(self) -> bool:
         """Whether a message was taken and is not handled yet."""
-        return bool(self._events) or self._step is not None
+        return self._order.holds
 
-    def _take_events(self) -> None:
+    def _waiting_events(self) -> list[Taken]:
         """Take the events that wait; those from before the node was there come first."""
-        latest = self._taken + max(STEP_QOS.depth, self.steps.qos_profile.depth)
-        before = len(self._events)
+        events: list[Taken] = []
         for subscription in reversed(self._subscriptions[1:]):
             for _ in range(_MOST_EVENTS):
                 if (taken := _take(subscription)) is None:
                     break
-                self._events.append((*taken, latest))
-        if len(self._events) > max(before, 1):
-            by_time = sorted(self._events, key=lambda one: one[1]['source_timestamp'])
-            self._events = deque(by_time)
+                events.append(taken)
+        return events
 
-    def _event_is_next(self) -> bool:
-        """Return whether the first event that was taken comes before the step that was taken."""
-        _, info, latest = self._events[0]
-        return (
-            self._step is None
-            or self._taken >= latest
-            or info['source_timestamp'] <= self._step[1]['source_timestamp']
-        )
-
-    def _on_event(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
+    def _on_event(self, event: EpisodeEvent, info: Mapping[str, Any]) -> None:
         stamp = event.header.stamp
         key = (
             info['source_timestamp'],
@@ -200,9 +177,7 @@ class MonitorInputs:
         return found + [finding for watch in self._inputs for finding in watch.findings()]
 
 
-def _take(subscription: Any) -> tuple[Any, dict[str, Any]] | None:
+def _take(subscription: Any) -> Taken | None:
     """Return the next message that waits, and its information; None if none waits."""
-    taken: tuple[Any, dict[str, Any]] | None = subscription.handle.take_message(
-        subscription.msg_type, subscription.raw
-    )
+    taken: Taken | None = subscription.handle.take_message(subscription.msg_type, subscription.raw)
     return taken

@@ -79,6 +79,9 @@ class MonitorLoop(SingleThreadedExecutor):
         self._inputs: set[int] = set()
         self._monitor_of: dict[int, MonitorNode] = {}
         self._clocks: dict[int, Any] = {}
+        # Raw subscriptions are there for their QoS events; nobody reads their messages. A message
+        # that waits would end every wait for these events at once.
+        self._unread: dict[int, Any] = {}
         self._looks: dict[int, LastingWaitSet] = {}
         # Monitors that have more messages than they have handled.
         self._behind: list[MonitorNode] = []
@@ -187,6 +190,8 @@ class MonitorLoop(SingleThreadedExecutor):
         if not pointers.isdisjoint(self._inputs):
             self._busy_until = time.monotonic() + BUSY
             self._take_time(monitor)
+        for pointer in pointers.intersection(self._unread):
+            _take_newest(self._unread[pointer])
         if self.context.ok() and look.rest_is_ready():
             monitor.guarded(lambda: self._handle_rest(monitor))
         return pointers
@@ -194,9 +199,8 @@ class MonitorLoop(SingleThreadedExecutor):
     def _collect(self) -> None:
         """Find what to wait for, after entities were created or destroyed."""
         self._changed = False
-        self._monitor_of.clear()
-        self._clocks.clear()
-        self._looks.clear()
+        for found in (self._monitor_of, self._clocks, self._unread, self._looks):
+            found.clear()
         waited_for = []
         for monitor in self._monitors:
             for subscription in monitor.inputs.subscriptions:
@@ -206,6 +210,8 @@ class MonitorLoop(SingleThreadedExecutor):
             for subscription in monitor.subscriptions:
                 if subscription.topic_name == clock_topic:
                     self._clocks[id(monitor)] = subscription
+                elif subscription.raw:
+                    self._unread[subscription.handle.pointer] = subscription
         clocks = (subscription.handle.pointer for subscription in self._clocks.values())
         self._inputs = {*self._monitor_of, *clocks}
         self._waits = LastingWaitSet(self.context, waited_for, self._guards)
@@ -221,9 +227,11 @@ class MonitorLoop(SingleThreadedExecutor):
         if id(node) not in self._looks:
             inputs, rest = [], Entities(node)
             for handle in rest.subscriptions[:]:
-                if handle.pointer in self._inputs:
-                    inputs.append(handle)
+                unread = handle.pointer in self._unread
+                if unread or handle.pointer in self._inputs:
                     rest.subscriptions.remove(handle)
+                    if not unread or self._alone is not None:
+                        inputs.append(handle)
             guards = [] if self._alone is None else self._guards
             self._looks[id(node)] = LastingWaitSet(self.context, inputs, guards, rest)
         return self._looks[id(node)]
@@ -255,10 +263,18 @@ class MonitorLoop(SingleThreadedExecutor):
 
     def _take_time(self, monitor: MonitorNode) -> None:
         """Take the newest time of ``/clock``."""
-        if (clock := self._clocks.get(id(monitor))) is None:
-            return
-        newest = None
-        while (taken := clock.handle.take_message(clock.msg_type, clock.raw)) is not None:
-            newest = taken
-        if newest is not None:
-            clock.callback(newest[0])
+        if (clock := self._clocks.get(id(monitor))) is not None:
+            newest = _take_newest(clock)
+            if newest is not None:
+                clock.callback(newest)
+
+
+def _take_newest(subscription: Any) -> Any:
+    """Return the newest message that waits, and discard the others; None if none waits."""
+    newest = None
+    for _ in range(_MOST_HANDLED):
+        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        if taken is None:
+            break
+        newest = taken[0]
+    return newest

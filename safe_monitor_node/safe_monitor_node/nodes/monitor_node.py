@@ -6,7 +6,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -194,15 +194,10 @@ class MonitorNode(ManagedNode):
 
     # --- steps and episodes
 
-    def _age(self, stamp: int) -> float | None:
-        """Return the age of a step with this stamp [s]; None if it is not known."""
-        now = int(self.get_clock().now().nanoseconds)
-        return (now - stamp) * 1e-9 if stamp != 0 and now != 0 else None
-
-    def _on_step(self, message: PolicyStepMessage, info: dict[str, Any]) -> None:
+    def _on_step(self, message: PolicyStepMessage, info: Mapping[str, Any]) -> None:
         scored_alone(self.scoring(message, info))
 
-    def scoring(self, message: PolicyStepMessage, info: dict[str, Any]) -> Scoring[None]:
+    def scoring(self, message: PolicyStepMessage, info: Mapping[str, Any]) -> Scoring[None]:
         """Judge a step and publish what comes of it, with scores of the caller."""
         received = time.perf_counter()
         session = self.session
@@ -211,9 +206,10 @@ class MonitorNode(ManagedNode):
         if not self.active:
             session.watch.stepped(message.episode_id)
             return
-        self._look_at_clock(session)
+        ros_time = self._look_at_clock(session)
         stamp = time_from_message(message.header.stamp)
-        now, age = time.monotonic(), self._age(stamp)
+        now = time.monotonic()
+        age = (ros_time - stamp) * 1e-9 if stamp != 0 and ros_time != 0 else None
         published = Publication(info['publication_sequence_number'], info['source_timestamp'])
         try:
             step = step_from_message(message)
@@ -224,18 +220,20 @@ class MonitorNode(ManagedNode):
             result = yield from session.scoring(step, now, age, published)
         if self._grace_call is not None and session.monitor.order.waits_after(published):
             self._grace_call.reset()
-        self._log_remarks(session)
         if result is None:
+            self._log_remarks(session)
             return
-        if result.problem and result.problem != result.verdict.reason:
-            self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
-        # The alarm goes first, because a robot waits for it.
+        # The alarm goes first, because a robot waits for it. A line of the log takes longer than to
+        # publish the alarm.
         is_new = self.outputs.publish_state(message)
         score = score_message(session.ensemble.lead_name, message, result)
         of_detectors = detector_messages(session, message)
         score.latency = time.perf_counter() - received
         self.outputs.publish_scores(score, of_detectors)
         session.latencies.append(score.latency)
+        self._log_remarks(session)
+        if result.problem and result.problem != result.verdict.reason:
+            self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
         if self.get_logger().is_enabled_for(LoggingSeverity.DEBUG):
             self.get_logger().debug(
                 f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
@@ -252,7 +250,7 @@ class MonitorNode(ManagedNode):
         for text in session.ensemble.take_faults():
             self.get_logger().error(text)
 
-    def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
+    def _on_episode(self, event: EpisodeEvent, info: Mapping[str, Any]) -> None:
         session = self.session
         if session is None:
             return
@@ -277,7 +275,7 @@ class MonitorNode(ManagedNode):
         self._log_remarks(session)
         self.outputs.announce()
 
-    def _is_from_before(self, info: dict[str, Any], now: float) -> bool:
+    def _is_from_before(self, info: Mapping[str, Any], now: float) -> bool:
         """Return True for an event that was published before the node was active.
 
         ``vla/episode`` is latched, so that such events arrive when the node becomes active.
@@ -330,15 +328,17 @@ class MonitorNode(ManagedNode):
         self.outputs.announce()
         self.outputs.publish_stop()
 
-    def _look_at_clock(self, session: MonitorSession) -> None:
-        ran_back = self._clock_watch.ran_back()
-        if ran_back:
+    def _look_at_clock(self, session: MonitorSession) -> int:
+        """Return the ROS time [ns], and tell the session what is wrong with the ROS clock."""
+        look = self._clock_watch.look()
+        if look.ran_back:
             self.get_logger().warning(
-                f'the ROS time ran back by {ran_back:.3g} s; the running episode continues, and a '
-                'step 0 with the same episode_id begins the episode again'
+                f'the ROS time ran back by {look.ran_back:.3g} s; the running episode continues, '
+                'and a step 0 with the same episode_id begins the episode again'
             )
             session.clock_ran_back()
-        session.freshness.clock_problem = self._clock_watch.problem()
+        session.freshness.clock_problem = look.problem
+        return look.time
 
     def _look_around(self) -> None:
         """Look at the nodes around the monitor; what is new is diagnosed at once."""

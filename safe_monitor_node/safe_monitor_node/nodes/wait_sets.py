@@ -21,10 +21,7 @@ class Entities:
     """
 
     def __init__(self, node: Node) -> None:
-        # Raw subscriptions are there for their QoS events only; nobody reads their messages.
-        self.subscriptions = [
-            subscription.handle for subscription in node.subscriptions if not subscription.raw
-        ]
+        self.subscriptions = [subscription.handle for subscription in node.subscriptions]
         self.services = [service.handle for service in node.services]
         self.clients = [client.handle for client in node.clients]
         self.timers = [timer.handle for timer in node.timers]
