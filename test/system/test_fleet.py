@@ -104,7 +104,7 @@ def find_modules_here(monkeypatch: pytest.MonkeyPatch) -> None:
 def wide_lstm(folder: Path) -> Path:
     """Write an untrained SAFE-LSTM on 4096 features, whose weights have 17 MB."""
     detector = SafeLstm()
-    detector.network_, detector.dim_ = detector.build(4096).eval(), 4096
+    detector.set_network(detector.build(4096), 4096)
     band = Band(np.array([0.1]), np.full((1, 10), 0.9), kind='test', n_calibration=20)
     return CalibratedDetector(detector, FeatureSpec('wide', 4096), band, 0.1).save(folder)
 

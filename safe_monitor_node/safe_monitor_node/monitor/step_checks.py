@@ -9,6 +9,7 @@ import numpy as np
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError
+from safe_monitor_node.monitor.step_order import shown
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.tensors import FLOATS, as_float32, dtype_name
@@ -91,7 +92,7 @@ class StepChecks:
                 raise StepError(
                     where=f'step {step.step}',
                     expected=f'the features {self._name!r} that the detector was fitted on',
-                    found=repr(step.feature_name),
+                    found=shown(step.feature_name),
                     advice='set the same feature and the same pooling in the bridge',
                 )
 

@@ -4,13 +4,65 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
+from safe_monitor_node.nodes.publication_order import PublicationOrder, Taken
 from safe_msgs.msg import PolicyStep
 
 _LONGEST = 0.002
 _MOST_HELD = 50
+
+
+class LimitedOrder(PublicationOrder):
+    """As `PublicationOrder`, but for a limited time: then neither events nor the step are given.
+
+    Parameters
+    ----------
+    longest : float
+        The limit [s].
+    now : callable
+        The steady time [s].
+
+    Attributes
+    ----------
+    late : bool
+        Whether something was not given because the time was over.
+    """
+
+    def __init__(
+        self, longest: float = _LONGEST, now: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__()
+        self._longest, self._now = longest, now
+        self.begin()
+
+    @property
+    def held(self) -> int:
+        """Number of events that wait."""
+        return len(self._events)
+
+    def begin(self) -> None:
+        """Begin the time. The first event is given in any case."""
+        self._until = self._now() + self._longest
+        self._given = self.late = False
+
+    def next_event(self) -> Taken | None:
+        """Return the next event, if it comes before `step` and the time is not over."""
+        event = super().next_event()
+        if event is None:
+            return None
+        if self._given and self._now() > self._until:
+            self.late = True
+            self._events.appendleft((event, 0))
+            return None
+        self._given = True
+        return event
+
+    def take_step(self) -> Taken | None:
+        """Return `step`, which is given now; None if it is not known, or has to wait."""
+        return None if self.late else super().take_step()
 
 
 class FleetInputs(MonitorInputs):
@@ -20,30 +72,26 @@ class FleetInputs(MonitorInputs):
     `holds` is true then.
     """
 
-    _until = 0.0
-    _handled = False
-    _stopped = False
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._order: LimitedOrder = LimitedOrder()
 
-    def next_step(self) -> tuple[PolicyStep, dict[str, Any]] | None:
+    @property
+    def publishers(self) -> tuple[int, ...]:
+        """How many publishers the topics of this robot have, and how many of those are alive.
+
+        It takes a tenth of the time of `findings`, which cannot be new while this is the same,
+        except if one publisher takes the place of another one.
+        """
+        topics = [watch.topic for watch in self._inputs]
+        topics += [watch.topic for watch in self._outputs]
+        counts = (self._node.count_publishers(topic) for topic in topics)
+        return (*counts, *(output.alive for output in self._outputs))
+
+    def next_step(self) -> tuple[PolicyStep, Mapping[str, Any]] | None:
         """Return the next step after its events; None if there is none, or if events are left."""
-        self._until, self._handled = time.monotonic() + _LONGEST, False
-        self._stopped = False
-        step = super().next_step()
-        if self._stopped and step is not None:
-            self._step = step
-            self._taken -= 1
-            return None
-        return step
+        self._order.begin()
+        return super().next_step()
 
-    def _take_events(self) -> None:
-        if len(self._events) < _MOST_HELD:
-            super()._take_events()
-
-    def _event_is_next(self) -> bool:
-        if not super()._event_is_next():
-            return False
-        if self._handled and time.monotonic() > self._until:
-            self._stopped = True
-            return False
-        self._handled = True
-        return True
+    def _waiting_events(self) -> list[Taken]:
+        return super()._waiting_events() if self._order.held < _MOST_HELD else []

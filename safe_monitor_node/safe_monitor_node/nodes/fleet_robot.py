@@ -17,7 +17,7 @@ from safe_monitor_node.nodes.fleet_inputs import FleetInputs
 from safe_monitor_node.nodes.fleet_schedule import Schedule
 from safe_monitor_node.nodes.monitor_node import MonitorNode
 
-_LOOKS_AT_SILENCE = 4
+_LOOKS_AT_THE_SAME = 4
 
 
 class FleetRobot(MonitorNode):
@@ -41,6 +41,7 @@ class FleetRobot(MonitorNode):
 
     def __init__(self, robot: Robot, schedule: Schedule, threads: int) -> None:
         self._looks = 0
+        self._counted: tuple[int, ...] = ()
         values = {**robot.parameters, 'threads': threads}
         super().__init__(
             schedule,
@@ -49,18 +50,23 @@ class FleetRobot(MonitorNode):
             use_global_arguments=False,
             parameter_overrides=[Parameter(name, value=value) for name, value in values.items()],
         )
-        self.inputs = FleetInputs(self, self._on_step, self._on_episode)
+        self.inputs: FleetInputs = FleetInputs(self, self._on_step, self._on_episode)
 
     def _settle_memory(self) -> None:
         # A collection over all robots would make their steps wait.
         gc.freeze()
 
     def _look_around(self) -> None:
-        # A look at a robot without a policy takes longest: it searches the topics of all robots.
+        # A look takes 1 ms. Most looks only count: what is wrong is seen when a number changes, and
+        # by every fourth look. A look at a robot without a policy takes longest: it searches the
+        # topics of all robots.
         self._looks += 1
+        publishers = self.inputs.publishers
+        changed, self._counted = publishers != self._counted, publishers
         steps = self.inputs.steps
         silent = steps is not None and not steps.get_publisher_count()
-        if not (silent and self._findings and self._looks % _LOOKS_AT_SILENCE):
+        doubtful = self._findings and not silent
+        if changed or doubtful or not self._looks % _LOOKS_AT_THE_SAME:
             super()._look_around()
 
     # --- errors

@@ -38,7 +38,7 @@ class TimeShares:
 
     def charge(self, robot: Hashable, seconds: float) -> None:
         """Record that a robot has used time [s]."""
-        debt, since = self._debts.get(robot, (0.0, 0.0))
+        debt, since = self._debts.get(robot, (0.0, self._now()))
         self._debts[robot] = debt + seconds, since
 
     def debt(self, robot: Hashable, robots: int) -> float:
