@@ -233,7 +233,9 @@ def test_without_watching_for_silence_a_hung_policy_is_not_stale(
     assert probe.facts()['stale after [s]'] == 'never'
 
 
-def test_every_periodic_call_of_the_node_is_of_the_steady_clock(probe: Probe, mlp_folder: object) -> None:
+def test_every_periodic_call_of_the_node_is_of_the_steady_clock(
+    probe: Probe, mlp_folder: object
+) -> None:
     node = MonitorNode(
         context=probe.context,
         parameter_overrides=[Parameter('detector_folder', value=str(mlp_folder))],
