@@ -8,12 +8,16 @@ monitor_outputs       what the monitor node publishes
 topic_watch           who else publishes the topics of the monitor
 monitor_inputs        the subscriptions of the monitor node, and the nodes around it
 monitor_services      the services of the monitor node
-monitor_node          life cycle, steps, events and timers of the monitor node
-monitor               executable of monitor_node
+fleet_schedule        periodic calls of one or many monitors
+publication_order     events and steps in the order of their publication; no ROS in it
+monitor_node          life cycle, steps, events and periodic calls of the monitor node
+wait_sets             wait sets that last
+monitor_loop          takes the messages of one or many monitors and scores their steps
+monitor_process       runs one monitor node
+monitor               executable of monitor_process
 fleet_file            reads the list of the robots of a fleet
-fleet_schedule        periodic calls of many robots
 fleet_robot           the monitor of one robot of a fleet
-fleet_loop            takes the messages of all robots and scores their steps together
+fleet_loop            monitor_loop under its name in a fleet
 fleet_parameters      the parameters of the fleet node
 fleet_node            the monitors of many robots in one process
 fleet                 executable of fleet_node

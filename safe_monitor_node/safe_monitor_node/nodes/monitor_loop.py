@@ -253,6 +253,9 @@ class MonitorLoop(SingleThreadedExecutor):
     def _handle_rest(self, node: Node) -> None:
         """Let the executor of rclpy handle what is ready, except inputs."""
         for _ in range(_MOST_HANDLED):
+            if self._changed:
+                # A transition may have made inputs, which the executor must not take.
+                self._collect()
             try:
                 handler, _, _ = self.wait_for_ready_callbacks(timeout_sec=0, nodes=[node])
             except TimeoutException:
