@@ -18,7 +18,8 @@ Only by name, with the exit status 1 if something is not as expected:
 
 * load: one monitor at 1 kHz against a node that receives and discards, and alarms at 100 Hz.
 * endurance: one monitor at 200 Hz for --minutes: memory, losses, scores equal to the offline ones.
-* fleet: 40 robots at 10 Hz in one process on one core, and 8 robots with a process for each.
+* fleet: 40 robots at 10 Hz in one process on one core, 39 of them beside one that does what nobody
+  should do, and 8 robots with a process for each.
 * rollouts: time and memory of each verb on many rollouts, with few open files.
 """
 

@@ -16,8 +16,10 @@ monitor_loop          takes the messages of one or many monitors and scores thei
 monitor_process       runs one monitor node
 monitor               executable of monitor_process
 fleet_file            reads the list of the robots of a fleet
+fleet_inputs          monitor_inputs with a limit of time for the events of one turn
 fleet_robot           the monitor of one robot of a fleet
-fleet_loop            monitor_loop under its name in a fleet
+fleet_shares          who has used more than its share of the time of a fleet; no ROS in it
+fleet_loop            monitor_loop of a fleet, in which nobody keeps the others waiting
 fleet_parameters      the parameters of the fleet node
 fleet_node            the monitors of many robots in one process
 fleet                 executable of fleet_node
