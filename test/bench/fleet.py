@@ -35,7 +35,7 @@ from vla_feature_bridge.rollout import Rollout
 WIDTH = 4096
 ROBOTS = 40
 SINGLES = 8
-"""Robots of the comparison with one process each; more do not fit on a small machine."""
+"""Robots of the comparison with one process each: a small machine has no time for more at 10 Hz."""
 FREQUENCY = 10.0
 
 _P99_MS = 20.0
@@ -193,7 +193,11 @@ def largest_difference(scores: Sequence[Sequence[Any]], detector: Detector) -> f
 
 
 def bench_fleet(
-    seconds: float, detector: Detector, progress: Progress = lambda note: None
+    seconds: float,
+    detector: Detector,
+    progress: Progress = lambda note: None,
+    singles: int = SINGLES,
+    frequency: float = FREQUENCY,
 ) -> dict[str, Any]:
     """Measure a fleet, the same with a robot that sends garbage, and both ways with few robots.
 
@@ -205,6 +209,10 @@ def bench_fleet(
         On 4096 features.
     progress : callable
         Takes what is measured now.
+    singles : int
+        Robots of the comparison with one process each.
+    frequency : float
+        Their frequency [Hz].
     """
     with tempfile.TemporaryDirectory(prefix='safe_bench_') as name:
         folder = Path(name)
@@ -223,21 +231,22 @@ def bench_fleet(
                 progress(f'fleet: {ROBOTS - 1} robots, and one: {what}')
                 with garbage_of(kind, ROBOTS - 1):
                     garbage[kind] = measure(fleet, ROBOTS - 1, seconds, detector, kind)
-        progress(f'fleet: {SINGLES} robots')
-        with fleet_of(SINGLES, saved, folder) as fleet:
-            few = measure(fleet, SINGLES, seconds, detector, 'few')
-        progress(f'fleet: {SINGLES} processes')
-        with monitors_of(SINGLES, saved, folder) as monitors:
-            singles = measure(monitors, SINGLES, seconds, detector, 'single')
+        progress(f'fleet: {singles} robots')
+        with fleet_of(singles, saved, folder) as fleet:
+            few = measure(fleet, singles, seconds, detector, 'few', frequency)
+        progress(f'fleet: {singles} processes')
+        with monitors_of(singles, saved, folder) as monitors:
+            alone = measure(monitors, singles, seconds, detector, 'single', frequency)
     result = {
         'seconds': seconds,
         'many': many,
         'others': others,
         'garbage': garbage,
         'few': few,
-        'singles': singles,
-        'cpu_ratio': few['cpu_percent'] / max(singles['cpu_percent'], 1e-9),
-        'memory_ratio': few['memory_mb'] / singles['memory_mb'],
+        'singles': alone,
+        'frequency': frequency,
+        'cpu_ratio': few['cpu_percent'] / max(alone['cpu_percent'], 1e-9),
+        'memory_ratio': few['memory_mb'] / alone['memory_mb'],
     }
     result['failures'] = _failures(result)
     return result
@@ -310,7 +319,8 @@ def print_fleet(result: dict[str, Any]) -> None:
     console = Console(highlight=False, width=100)
     console.print(table)
     console.print(
-        f'{SINGLES} robots, one process / a process for each: CPU {result["cpu_ratio"]:.2f}, '
+        f'{result["few"]["robots"]} robots at {result["frequency"]:g} Hz, '
+        f'one process / a process for each: CPU {result["cpu_ratio"]:.2f}, '
         f'memory {result["memory_ratio"]:.2f}'
     )
     print_verdict(console, result['failures'])

@@ -66,7 +66,7 @@ def publish(
         for robot in range(robots)
     ]
     good = _messages(features_of(width))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not all(publisher.get_subscription_count() for publisher in publishers):
         if time.monotonic() > deadline:
             raise SystemExit('not every robot has a monitor')

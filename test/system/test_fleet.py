@@ -25,6 +25,7 @@ from probe import RELIABLE, Probe
 from rclpy.serialization import serialize_message
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
+from std_srvs.srv import Trigger
 
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
@@ -255,6 +256,27 @@ def test_a_robot_that_loads_its_detector_does_not_keep_the_others_waiting(
     steps = [(score.episode_id, score.step) for score in a.scores]
     assert steps == [(f'e{i // 10}', i % 10) for i in range(index)], 'none is lost'
     assert {score.state for score in a.scores} <= {NOMINAL, FailureScore.STATE_ALARM}
+
+
+def test_a_flood_of_events_and_requests_is_handled_in_order(
+    start: Callable[..., Fleet], mlp_folder: Path, quiet: Quiet
+) -> None:
+    fleet = start({'detector_folder': str(mlp_folder)}, {'a': {}, 'b': {}})
+    a, b = fleet['a'], fleet['b']
+    for probe in (a, b):
+        probe.wait_until_active()
+    assert a._reset.wait_for_service(timeout_sec=10)
+    resets = [a._reset.call_async(Trigger.Request()) for _ in range(10)]
+    for flood in range(3):
+        # The queue of a monitor keeps the last ten.
+        for index in range(30):
+            a.start(f'{flood}.{index}')
+        assert b.step(quiet(flood)).state == NOMINAL
+        for index in range(2):
+            assert a.step(quiet(index, f'{flood}.29')).state == NOMINAL
+    a.spin_until(lambda: all(reset.done() for reset in resets), 'all requests are answered')
+    assert all(reset.result().success for reset in resets)
+    assert {score.state for score in (*a.scores, *b.scores)} == {NOMINAL}
 
 
 def test_a_fleet_ends_while_a_detector_is_read(
