@@ -37,6 +37,10 @@ BUSY = 0.02
 _LEAST_FOR_CALLS = 0.002
 _LONGEST_WAIT = 1.0
 _MOST_HANDLED = 50
+#: A wait that is so much longer than wanted was a suspension of the process [s].
+_PAUSE = 0.5
+#: Time that the middleware gets to receive what has come while the process was suspended [s].
+_SETTLE = 0.1
 
 
 class BatchCounts:
@@ -176,6 +180,9 @@ class MonitorLoop(SingleThreadedExecutor):
             pointers = self._wait_for_everything(self._alone, left)
         elif not behind:
             pointers = self._waits.wait(min(left, self._busy_until - now))
+        if not pointers and time.monotonic() - now > max(left, 0.0) + _PAUSE:
+            # The process was suspended. What has come meanwhile goes before safe/stop.
+            pointers = self._waits.wait(_SETTLE)
         if not self.context.ok():
             raise ExternalShutdownException
         ready = {id(monitor): monitor for monitor in behind}
