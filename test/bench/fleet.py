@@ -316,7 +316,7 @@ def print_fleet(result: dict[str, Any]) -> None:
             f'{one["cpu_ms_per_step"]:.2f}',
             f'{one["memory_mb"]:.0f}',
         )
-    console = Console(highlight=False, width=100)
+    console = Console(highlight=False, width=130)
     console.print(table)
     console.print(
         f'{result["few"]["robots"]} robots at {result["frequency"]:g} Hz, '

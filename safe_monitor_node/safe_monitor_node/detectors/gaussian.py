@@ -98,7 +98,10 @@ class Mahalanobis(EmbeddingDetector):
         return _Gaussian(arrays['mean'], factor)
 
     def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:
-        """Score the next step of each stream; six or more are one product for each outcome."""
+        """Score the next step of each stream; six or more are one product for each outcome.
+
+        A score is a difference of two distances. Its rounding is that of the distances.
+        """
         if len(streams) < _FEWEST_TOGETHER:
             return one_by_one(streams, steps)
         return step_distances(streams, steps, self._values_of_some)
