@@ -45,6 +45,8 @@ class FleetLoop(MonitorLoop):
 
     def __init__(self, schedule: Schedule) -> None:
         self._shares = TimeShares(time.monotonic)
+        # Time that was charged to single robots so far [s].
+        self._charged = 0.0
         # Nodes of which something is handled now: several while the loop waits for a detector.
         self._handling: set[int] = set()
         super().__init__(schedule)
@@ -62,8 +64,6 @@ class FleetLoop(MonitorLoop):
             self._shares.charge(monitor, shared / len(first))
         held = (monitor for monitor in waiting if monitor.inputs.holds)
         self._behind = list({id(m): m for m in (*self._behind, *held)}.values())
-
-    _charged = 0.0
 
     def _charge(self, monitor: MonitorNode, began: float) -> None:
         seconds = time.monotonic() - began
