@@ -18,7 +18,8 @@ Only by name, with the exit status 1 if something is not as expected:
 
 * load: one monitor at 1 kHz against a node that receives and discards, and alarms at 100 Hz.
 * endurance: one monitor at 200 Hz for --minutes: memory, losses, scores equal to the offline ones.
-* fleet: 40 robots at 10 Hz in one process on one core, and 8 robots with a process for each.
+* fleet: 40 robots at 10 Hz in one process on one core, 39 of them beside one that does what nobody
+  should do, and 8 robots with a process for each.
 * rollouts: time and memory of each verb on many rollouts, with few open files.
 """
 
@@ -42,8 +43,8 @@ from rich.table import Table
 from bench.conversion import bench_conversion, print_conversion
 from bench.detectors import bench_detectors, print_detectors
 from bench.endurance import bench_endurance, print_endurance
+from bench.fleet import FREQUENCY, SINGLES, bench_fleet, print_fleet
 from bench.fleet import WIDTH as FLEET_WIDTH
-from bench.fleet import bench_fleet, print_fleet
 from bench.handover import bench_handover, print_handover
 from bench.latency import bench_latency, milliseconds, print_latency, untrained_lstm
 from bench.load import (
@@ -164,7 +165,11 @@ def run_fleet(args: argparse.Namespace) -> dict[str, Any]:
     """Run the benchmark ``fleet``."""
     with Console(stderr=True).status('fleet') as status:
         return bench_fleet(
-            min(args.seconds, 50.0), untrained_lstm(FLEET_WIDTH), lambda note: status.update(note)
+            min(args.seconds, 50.0),
+            untrained_lstm(FLEET_WIDTH),
+            lambda note: status.update(note),
+            args.singles,
+            args.frequency,
         )
 
 
@@ -236,6 +241,19 @@ BY_NAME: dict[str, tuple[Callable[[argparse.Namespace], Any], Callable[[Any], No
 }
 
 
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        '--rollouts',
+        type=int,
+        default=20_000,
+        help='rollouts of the largest set of the rollouts benchmark (default %(default)s)',
+    )
+    text = 'robots of fleet that have a process each (default %(default)s)'
+    parser.add_argument('--singles', type=int, default=SINGLES, metavar='N', help=text)
+    text = 'frequency of their steps [Hz] (default %(default)s)'
+    parser.add_argument('--frequency', type=float, default=FREQUENCY, help=text)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; the exit status says whether it ran, and whether aims were missed."""
     parser = argparse.ArgumentParser(
@@ -271,13 +289,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         '--minutes', type=float, default=30.0, help='length of endurance (default %(default)s)'
     )
-    parser.add_argument(
-        '--rollouts',
-        type=int,
-        default=20_000,
-        help='rollouts of the largest set of the rollouts benchmark (default %(default)s)',
-    )
     parser.add_argument('--json', action='store_true', help='print JSON for machines')
+    _add_sizes(parser)
     args = parser.parse_args(arguments)
     if args.rounds < 2 or min(args.samples, args.epochs, args.steps) < 1:
         parser.error('--rounds must be at least 2, --samples, --epochs and --steps at least 1')

@@ -90,6 +90,29 @@ def test_networks_of_full_size_score_as_each_alone(name):
         np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
 
 
+def test_mahalanobis_of_many_features_scores_as_each_alone():
+    # More features than a block of its factor has.
+    width, rng = 700, np.random.default_rng(15)
+    arrays = {}
+    for outcome in ('success', 'failure'):
+        factor = np.tril(rng.normal(size=(width, width))).astype(np.float32) / 20
+        factor[np.diag_indices(width)] = 1.0
+        arrays[f'{outcome}.mean'] = rng.normal(size=width)
+        arrays[f'{outcome}.factor'] = factor
+    detector = make_detector('mahalanobis')
+    detector.load_state(arrays, width)
+    features = rng.normal(size=(9, 5, width)).astype(np.float32)
+    alone = [detector.stream() for _ in features]
+    together = [detector.stream() for _ in features]
+    for t in range(features.shape[1]):
+        steps = [PolicyStep(robot[t], step=t) for robot in features]
+        expected = [stream.step(step) for stream, step in zip(alone, steps, strict=True)]
+        found = detector.step_many(together, steps)
+        # The rounding of a difference of two distances is that of the distances.
+        rounding = 1e-7 * detector.success_.distances(features[:, t]).max()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=max(rounding, TOLERANCE))
+
+
 @pytest.mark.parametrize('name', ['safe_lstm', 'safe_mlp'])
 def test_features_that_overflow_score_as_each_alone(name):
     # A finite score of such a step would be one that no monitor alone gives.

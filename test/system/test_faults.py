@@ -332,6 +332,30 @@ def monitor_stops_while_an_episode_ends(bench: FaultBench) -> None:
     assert {score.state for score in scores} == {FailureAlarm.STATE_NOMINAL}
 
 
+def monitor_stops_while_two_episodes_end(bench: FaultBench) -> None:
+    """What waits is three episodes, in two topics."""
+    episodes = [bench.new_id() for _ in range(3)]
+    bench.probe.start(episodes[0])
+    bench.play(episodes[0], [0])
+    bench.probe.scores.clear()
+    os.kill(bench.process.pid, signal.SIGSTOP)
+    try:
+        for episode in episodes:
+            if episode != episodes[0]:
+                bench.probe.start(episode)
+                bench.play(episode, [0], gap=0.0)
+            bench.play(episode, range(1, 20), gap=0.0)
+            if episode != episodes[-1]:
+                bench.probe.event(episode, EpisodeEvent.KIND_END)
+        bench.spin(0.5)
+    finally:
+        os.kill(bench.process.pid, signal.SIGCONT)
+    scores = bench.probe.scores
+    bench.probe.spin_until(lambda: len(scores) == 59, 'every step is scored', LIMIT)
+    assert [score.episode_id for score in scores[::20]] == episodes
+    assert {score.state for score in scores} == {FailureAlarm.STATE_NOMINAL}
+
+
 def silent(bench: FaultBench) -> None:
     bench.play(bench.new_id(), range(3))
 
@@ -562,6 +586,13 @@ FAULTS = (
         'UNKNOWN',
         '',
         monitor_stops_while_an_episode_ends,
+    ),
+    Fault(
+        'the monitor stops while two episodes end',
+        'SIGSTOP, 59 steps of 3 episodes, 2 times END and START, SIGCONT',
+        'NOMINAL',
+        '',
+        monitor_stops_while_two_episodes_end,
     ),
     Fault(
         'an alarm policy that would release a blind robot',

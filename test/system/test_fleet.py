@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,14 +20,21 @@ import pytest
 import yaml
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus
 from lifecycle_msgs.msg import Transition
+from lifecycle_msgs.srv import ChangeState
 from probe import RELIABLE, Probe
 from rclpy.serialization import serialize_message
 from rclpy.time import Time
 from rosgraph_msgs.msg import Clock
+from std_srvs.srv import Trigger
 
 from safe_bringup.live import Process
+from safe_monitor_node.bands.band import Band
+from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors.learned import SafeLstm
 from safe_monitor_node.storage.detector_folder import load_detector
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore
+from safe_msgs.srv import LoadDetector
+from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.ros.messages import step_to_message
@@ -86,6 +94,47 @@ def level_of(probe: Probe) -> int:
 
 
 ERROR = int.from_bytes(DiagnosticStatus.ERROR, 'little')
+
+
+def find_modules_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let processes find the modules beside this file."""
+    places = [str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])]
+    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(places))
+
+
+def wide_lstm(folder: Path) -> Path:
+    """Write an untrained SAFE-LSTM on 4096 features, whose weights have 17 MB."""
+    detector = SafeLstm()
+    detector.set_network(detector.build(4096), 4096)
+    band = Band(np.array([0.1]), np.full((1, 10), 0.9), kind='test', n_calibration=20)
+    return CalibratedDetector(detector, FeatureSpec('wide', 4096), band, 0.1).save(folder)
+
+
+def damaged_copy(detector: Path, folder: Path) -> Path:
+    """Return a copy of a detector folder whose weights are not its weights."""
+    copy = shutil.copytree(detector, folder / 'damaged')
+    (copy / 'weights.safetensors').write_bytes(b'not the weights')
+    return copy
+
+
+def stream_until(
+    fleet: Fleet, robot: str, quiet: Quiet, done: Callable[[], bool], first: int
+) -> tuple[int, float]:
+    """Let a robot send steps at 50 Hz until done; return the next step and the longest pause."""
+    probe, index, due, heard = fleet[robot], first, time.monotonic(), time.monotonic()
+    longest, deadline = 0.0, time.monotonic() + 60
+    while not (done() and len(probe.scores) == index):
+        now = time.monotonic()
+        assert now < deadline, f'{len(probe.scores)} of {index} scores'
+        if now >= due and not done():
+            probe.publish(step_to_message(quiet(index % 10, f'e{index // 10}')))
+            index, due = index + 1, now + 0.02
+        before = len(probe.scores)
+        for each in fleet.robots.values():
+            each.executor.spin_once(timeout_sec=0.002)
+        if len(probe.scores) > before:
+            longest, heard = max(longest, time.monotonic() - heard), time.monotonic()
+    return index, longest
 
 
 def garbage(t: int) -> PolicyStep:
@@ -165,6 +214,88 @@ def test_a_robot_without_a_detector_is_an_error_of_its_own(
     assert b.step(quiet(0)).state == NOMINAL
     assert a.step(quiet(1)).state == NOMINAL
     a.spin_until(lambda: of_fleet[-1].message == '2 of 2 monitors are active', 'it is told')
+
+
+def test_a_robot_that_loads_its_detector_does_not_keep_the_others_waiting(
+    start: Callable[..., Fleet],
+    mlp_folder: Path,
+    quiet: Quiet,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find_modules_here(monkeypatch)
+    wide = wide_lstm(tmp_path / 'wide')
+    robots = {'a': {}, 'b': {'detector_folder': str(wide), 'autostart': False}}
+    fleet = start({'detector_folder': str(mlp_folder)}, robots, 'slow_fleet')
+    a, b = fleet['a'], fleet['b']
+    a.wait_until_active()
+    index = 0
+
+    def during(client: Any, request: Any) -> Any:
+        """Return the answer to a request; the steps of a are scored meanwhile."""
+        nonlocal index
+        assert client.wait_for_service(timeout_sec=10)
+        future, began = client.call_async(request), time.monotonic()
+        index, longest = stream_until(fleet, 'a', quiet, future.done, index)
+        took = time.monotonic() - began
+        # The time that the slow disk takes is 2 s.
+        assert longest < took / 2, f'no score for {longest:.2f} s of {took:.2f} s'
+        return future.result(), took
+
+    configure = ChangeState.Request(transition=Transition(id=Transition.TRANSITION_CONFIGURE))
+    answer, took = during(b._change, configure)
+    assert answer.success
+    assert took > 2.0
+    # The robot itself goes on with its detector while another one is read.
+    damaged = damaged_copy(wide, tmp_path)
+    answer, took = during(a._load, LoadDetector.Request(folder=str(damaged)))
+    assert not answer.success
+    assert f'{damaged}/weights.safetensors: expected' in answer.message
+    assert took > 2.0
+    assert index > 100
+    steps = [(score.episode_id, score.step) for score in a.scores]
+    assert steps == [(f'e{i // 10}', i % 10) for i in range(index)], 'none is lost'
+    assert {score.state for score in a.scores} <= {NOMINAL, FailureScore.STATE_ALARM}
+
+
+def test_a_flood_of_events_and_requests_is_handled_in_order(
+    start: Callable[..., Fleet], mlp_folder: Path, quiet: Quiet
+) -> None:
+    fleet = start({'detector_folder': str(mlp_folder)}, {'a': {}, 'b': {}})
+    a, b = fleet['a'], fleet['b']
+    for probe in (a, b):
+        probe.wait_until_active()
+    assert a._reset.wait_for_service(timeout_sec=10)
+    resets = [a._reset.call_async(Trigger.Request()) for _ in range(10)]
+    for flood in range(3):
+        # The queue of a monitor keeps the last ten.
+        for index in range(30):
+            a.start(f'{flood}.{index}')
+        assert b.step(quiet(flood)).state == NOMINAL
+        for index in range(2):
+            assert a.step(quiet(index, f'{flood}.29')).state == NOMINAL
+    a.spin_until(lambda: all(reset.done() for reset in resets), 'all requests are answered')
+    assert all(reset.result().success for reset in resets)
+    assert {score.state for score in (*a.scores, *b.scores)} == {NOMINAL}
+
+
+def test_a_fleet_ends_while_a_detector_is_read(
+    start: Callable[..., Fleet],
+    mlp_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    find_modules_here(monkeypatch)
+    fleet = start({'detector_folder': str(mlp_folder)}, {'a': {}}, 'slow_fleet')
+    a = fleet['a']
+    a.wait_until_active()
+    damaged = damaged_copy(mlp_folder, tmp_path)
+    assert a._load.wait_for_service(timeout_sec=10)
+    future = a._load.call_async(LoadDetector.Request(folder=str(damaged)))
+    a.spin_for(1.0)
+    assert not future.done()
+    fleet.process._popen.send_signal(signal.SIGINT)
+    assert fleet.process._popen.wait(timeout=15) == 0
 
 
 def test_life_cycle_and_services_of_one_robot_leave_the_others_alone(
@@ -254,9 +385,7 @@ def test_an_error_in_the_code_ends_one_monitor(
     quiet: Quiet,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # The module of the process is beside this file.
-    places = [str(Path(__file__).parent), *filter(None, [os.environ.get('PYTHONPATH')])]
-    monkeypatch.setenv('PYTHONPATH', os.pathsep.join(places))
+    find_modules_here(monkeypatch)
     fleet = start({'detector_folder': str(mlp_folder)}, {'a': {}, 'b': {}}, 'faulty_fleet')
     a, b = fleet['a'], fleet['b']
     for probe in (a, b):

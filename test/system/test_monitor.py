@@ -232,7 +232,7 @@ def test_an_alarm_in_steps_that_the_next_start_overtakes_is_not_lost(
     probe.step(rollout.step(0))
     suspend(monitor.pid)
     try:
-        # All of them wait together. The monitor then takes one message of each topic in turn.
+        # All of them wait together, in two topics.
         for t in range(1, alarm_step + 1):
             probe.publish(step_to_message(rollout.step(t)))
         if with_end:

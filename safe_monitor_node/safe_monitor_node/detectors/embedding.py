@@ -9,7 +9,7 @@ per outcome.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,6 +21,7 @@ from safe_monitor_node.detectors.accumulation import (
     accumulated,
 )
 from safe_monitor_node.detectors.base import ArraySpec, Stream, checked_vector
+from safe_monitor_node.detectors.together import Answer, in_one_batch, one_by_one
 from vla_feature_bridge.rollout import Rollout
 from vla_feature_bridge.step import PolicyStep
 
@@ -174,9 +175,36 @@ class _DistanceStream(Stream):
         self._success, self._failure = detector.compared()
         self._accumulator = Accumulator(detector.accumulate)
 
+    def vector(self, step: PolicyStep) -> np.ndarray:
+        return checked_vector(step, self._dim, self._name)
+
     def step(self, step: PolicyStep) -> float:
-        x = checked_vector(step, self._dim, self._name)
+        x = self.vector(step)
         value = self._success.distance(x)
         if self._failure is not None:
             value -= self._failure.distance(x)
         return self._accumulator.add(float(value))
+
+
+def step_distances(
+    streams: Sequence[Stream],
+    steps: Sequence[PolicyStep],
+    values: Callable[[np.ndarray], np.ndarray],
+) -> list[Answer]:
+    """Score the next step of streams of one detector together; see `Detector.step_many`.
+
+    Parameters
+    ----------
+    streams, steps
+    values : callable
+        Returns the values (n,) of checked feature vectors, float32 of shape (n, D).
+    """
+    ours = [stream for stream in streams if isinstance(stream, _DistanceStream)]
+    if len(ours) != len(streams):
+        return one_by_one(streams, steps)
+
+    def score(vectors: np.ndarray, positions: list[int]) -> list[float]:
+        found = zip(positions, values(vectors).tolist(), strict=True)
+        return [ours[position]._accumulator.add(value) for position, value in found]
+
+    return in_one_batch(steps, ours[0].vector, score)

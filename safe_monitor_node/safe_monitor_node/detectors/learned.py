@@ -22,6 +22,7 @@ from safe_monitor_node.detectors.learned_streams import (
     LstmStream,
     LstmWindowStream,
     MlpStream,
+    StepWeights,
     step_lstms,
     step_mlps,
 )
@@ -280,6 +281,8 @@ class SafeLstm(LearnedDetector):
     hard_negative_beta: float = 50.0
     learning_rate: float = 3e-4
 
+    _step_weights: StepWeights = field(init=False, repr=False)
+
     def check_params(self) -> None:
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
         super().check_params()
@@ -300,12 +303,18 @@ class SafeLstm(LearnedDetector):
             dim, self.hidden, self.layers, self.history, self.dropout, self.accumulate
         )
 
+    def set_network(self, network: nn.Module, dim: int) -> None:
+        """Take a trained network for ``dim`` features."""
+        super().set_network(network, dim)
+        assert isinstance(network, LstmNetwork)
+        self._step_weights = StepWeights(network)
+
     def stream(self) -> Stream:
         """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         assert isinstance(self.network_, LstmNetwork)
         if self.history < 0:
-            return LstmStream(self.network_, self.dim_, self.name)
+            return LstmStream(self._step_weights, self.dim_, self.name)
         return LstmWindowStream(self.network_, self.dim_, self.name)
 
     def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:

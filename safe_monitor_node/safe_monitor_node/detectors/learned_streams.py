@@ -109,6 +109,37 @@ def _sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x)) if x >= 0 else math.exp(x) / (1.0 + math.exp(x))
 
 
+class StepWeights:
+    """The weights of a SAFE-LSTM, as every stream of it uses them.
+
+    Parameters
+    ----------
+    network : LstmNetwork
+        Without gradients.
+
+    Attributes
+    ----------
+    hidden : int
+    layers : list of tuple of Tensor
+        Input weights, recurrent weights and the sum of the biases of each layer.
+    head : Tensor, shape (hidden,)
+    head_bias : float
+    accumulate : Accumulate
+        How the scores of the steps are accumulated.
+    """
+
+    def __init__(self, network: LstmNetwork) -> None:
+        lstm = network.lstm
+        self.accumulate = network.accumulate
+        self.hidden = lstm.hidden_size
+        self.layers: list[tuple[torch.Tensor, ...]] = []
+        for k in range(lstm.num_layers):
+            w_ih, w_hh, b_ih, b_hh = lstm_weights(lstm, k)
+            self.layers.append((w_ih, w_hh, b_ih + b_hh))
+        self.head = network.head.weight[0]
+        self.head_bias = float(network.head.bias)
+
+
 class LstmStream(Stream):
     """Uses the full history in constant time per step.
 
@@ -116,28 +147,26 @@ class LstmStream(Stream):
 
     Parameters
     ----------
-    network : LstmNetwork
+    weights : StepWeights
     dim : int
         Number of features.
     name : str
         Name of the detector, for errors.
     """
 
-    def __init__(self, network: LstmNetwork, dim: int, name: str) -> None:
-        lstm, self._dim, self._name = network.lstm, dim, name
-        self._hidden = hidden = lstm.hidden_size
-        self.weights: list[tuple[torch.Tensor, ...]] = []
-        """Input weights, recurrent weights and the sum of the biases of each layer."""
+    def __init__(self, weights: StepWeights, dim: int, name: str) -> None:
+        self.weights, self._dim, self._name = weights, dim, name
+        hidden = weights.hidden
         self.memory: list[tuple[torch.Tensor, torch.Tensor]] = []
         """State and cell of each layer."""
-        for k in range(lstm.num_layers):
-            w_ih, w_hh, b_ih, b_hh = lstm_weights(lstm, k)
-            self.weights.append((w_ih, w_hh, b_ih + b_hh))
-            self.memory.append((torch.zeros(hidden), torch.zeros(hidden)))
-        self._gates = torch.empty(4 * hidden)
-        self.head = network.head.weight[0]
-        self.head_bias = float(network.head.bias)
-        self._accumulator = Accumulator(network.accumulate)
+        for _ in weights.layers:
+            state, cell = torch.zeros(2, hidden)
+            self.memory.append((state, cell))
+        self._gates = gates = torch.empty(4 * hidden)
+        # PyTorch's gate order: input, forget, cell, output.
+        self._input, self._forget, self._candidate, self._output = gates.split(hidden)
+        self._input_and_forget = gates[: 2 * hidden]
+        self._accumulator = Accumulator(weights.accumulate)
 
     def vector(self, step: PolicyStep) -> np.ndarray:
         """Return the checked features of a step."""
@@ -145,24 +174,22 @@ class LstmStream(Stream):
 
     def score_of(self, logit: float) -> float:
         """Return the score after a step whose head gives this value."""
-        return self._accumulator.add(_sigmoid(logit + self.head_bias))
+        return self._accumulator.add(_sigmoid(logit + self.weights.head_bias))
 
-    @torch.inference_mode()
     def step(self, step: PolicyStep) -> float:
         """Return the failure score after the next step of the episode."""
-        x = torch.from_numpy(self.vector(step))
-        h, gates = self._hidden, self._gates
-        for (w_ih, w_hh, bias), (state, cell) in zip(self.weights, self.memory, strict=True):
+        x, gates = torch.from_numpy(self.vector(step)), self._gates
+        for (w_ih, w_hh, bias), (state, cell) in zip(self.weights.layers, self.memory, strict=True):
             torch.addmv(bias, w_ih, x, out=gates)
             gates.addmv_(w_hh, state)
-            gates[: 2 * h].sigmoid_()
-            gates[2 * h : 3 * h].tanh_()
-            gates[3 * h :].sigmoid_()
-            cell.mul_(gates[h : 2 * h]).addcmul_(gates[:h], gates[2 * h : 3 * h])
+            self._input_and_forget.sigmoid_()
+            self._candidate.tanh_()
+            self._output.sigmoid_()
+            cell.mul_(self._forget).addcmul_(self._input, self._candidate)
             torch.tanh(cell, out=state)
-            state.mul_(gates[3 * h :])
+            state.mul_(self._output)
             x = state
-        return self.score_of(torch.dot(self.head, x).item())
+        return self.score_of(torch.dot(self.weights.head, x).item())
 
 
 @torch.inference_mode()
@@ -176,7 +203,7 @@ def step_lstms(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[A
         chosen = [lstms[position] for position in positions]
         first, x = chosen[0], torch.from_numpy(vectors)
         made = []
-        for k, (w_ih, w_hh, bias) in enumerate(first.weights):
+        for k, (w_ih, w_hh, bias) in enumerate(first.weights.layers):
             states = torch.stack([stream.memory[k][0] for stream in chosen])
             cells = torch.stack([stream.memory[k][1] for stream in chosen])
             gates = torch.addmm(bias, x, w_ih.t()).addmm_(states, w_hh.t())
@@ -186,7 +213,7 @@ def step_lstms(streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[A
             cells = torch.sigmoid(f) * cells + torch.sigmoid(i) * torch.tanh(g)
             x = torch.sigmoid(o) * torch.tanh(cells)
             made.append((x, cells))
-        logits = torch.mv(x, first.head).tolist()
+        logits = torch.mv(x, first.weights.head).tolist()
         # All products are computed: from here on, no error can leave only some of the streams
         # updated.
         for k, (states, cells) in enumerate(made):

@@ -9,6 +9,7 @@ import numpy as np
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import StepError
+from safe_monitor_node.monitor.step_order import shown
 from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.tensors import FLOATS, as_float32, dtype_name
@@ -34,6 +35,7 @@ class StepChecks:
 
     def __init__(self, calibrated: CalibratedDetector) -> None:
         self.calibrated = calibrated
+        self._name = str(calibrated.feature)
         self.max_identical = 0
         self.begin()
 
@@ -76,20 +78,20 @@ class StepChecks:
         self.warning = (
             ''
             if step.feature_name
-            else f'expected features with the name {str(spec)!r}, which the detector was fitted '
+            else f'expected features with the name {self._name!r}, which the detector was fitted '
             'on, found features without a name; set features.name in vla/policy_step'
         )
         return step
 
     def _check_name(self, step: PolicyStep) -> None:
-        spec = self.calibrated.feature
-        if step.feature_name and step.feature_name != str(spec):
+        if step.feature_name and step.feature_name != self._name:
+            spec = self.calibrated.feature
             raw = FeatureSpec(spec.name, spec.dim, spec.axes)
             if step.feature_name != str(raw):
                 raise StepError(
                     where=f'step {step.step}',
-                    expected=f'the features {str(spec)!r} that the detector was fitted on',
-                    found=repr(step.feature_name),
+                    expected=f'the features {self._name!r} that the detector was fitted on',
+                    found=shown(step.feature_name),
                     advice='set the same feature and the same pooling in the bridge',
                 )
 
@@ -97,14 +99,14 @@ class StepChecks:
         if step.features.shape != (self.calibrated.detector.dim_,):
             return  # The detector states the shape that it expects.
         features = as_float32(step.features)
-        if not features.any():
+        largest = float(np.abs(features).max(initial=0.0))
+        if largest == 0.0:
             raise StepError(
                 where=f'step {step.step}',
                 expected='features that are not all 0',
                 found='only zeros',
                 advice='publish the hidden state after the policy has computed it',
             )
-        largest = float(np.abs(features).max())
         if LARGEST_FEATURE < largest < np.inf:
             raise StepError(
                 where=f'step {step.step}',
@@ -112,7 +114,7 @@ class StepChecks:
                 found=f'{largest:.3g}',
                 advice='check the type and the byte order of the array',
             )
-        same = self._last is not None and np.array_equal(features, self._last)
+        same = self._last is not None and bool((features == self._last).all())
         self._identical = self._identical + 1 if same else 1
         self._last = features
         if 0 < self.max_identical < self._identical:

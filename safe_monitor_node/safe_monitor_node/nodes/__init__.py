@@ -8,12 +8,18 @@ monitor_outputs       the publishers of the monitor node
 topic_watch           other publishers of the topics of the monitor
 monitor_inputs        the subscriptions of the monitor node, and the nodes around it
 monitor_services      the services of the monitor node
-monitor_node          life cycle, steps, events and timers of the monitor node
-monitor               executable of monitor_node
+fleet_schedule        periodic calls of one or many monitors
+publication_order     events and steps in the order of their publication; does not use ROS
+monitor_node          life cycle, steps, events and periodic calls of the monitor node
+wait_sets             wait sets that are built once
+monitor_loop          takes the messages of one or many monitors and scores their steps
+monitor_process       runs one monitor node
+monitor               executable of monitor_process
 fleet_file            reads the list of the robots of a fleet
-fleet_schedule        periodic calls of many robots
+fleet_inputs          monitor_inputs with a limit of time for the events of one turn
 fleet_robot           the monitor of one robot of a fleet
-fleet_loop            receives the messages of all robots and scores their steps together
+fleet_shares          the share of each robot in the time of a fleet; does not use ROS
+fleet_loop            monitor_loop of a fleet, with a limit of time for each robot
 fleet_parameters      the parameters of the fleet node
 fleet_node            the monitors of many robots in one process
 fleet                 executable of fleet_node

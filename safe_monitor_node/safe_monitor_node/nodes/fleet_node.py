@@ -19,6 +19,7 @@ from safe_monitor_node.nodes.fleet_loop import BatchCounts, FleetLoop
 from safe_monitor_node.nodes.fleet_parameters import PARAMETERS
 from safe_monitor_node.nodes.fleet_robot import FleetRobot
 from safe_monitor_node.nodes.fleet_schedule import Schedule
+from safe_monitor_node.storage.shared_detectors import import_code, run_loads_with
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.nodes.levels import Level
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
@@ -82,6 +83,13 @@ class FleetNode(Node):
         self._diagnostics.publish(array)
 
 
+def folders_of(robot: Robot) -> list[str]:
+    """Return the detector folders of a robot."""
+    first, more = (robot.parameters.get(name) for name in ('detector_folder', 'more_detectors'))
+    several = [first, *(more if isinstance(more, list) else [])]
+    return [folder for folder in several if isinstance(folder, str) and folder.strip()]
+
+
 def run_fleet() -> int:
     """Make the monitors of a fleet and run them until the context is shut down."""
     fleet = FleetNode()
@@ -90,11 +98,16 @@ def run_fleet() -> int:
     monitors: list[FleetRobot] = []
     try:
         loop.add(fleet)
+        # Before the first robot works, because all of them would wait for it.
+        for folder in sorted({folder for robot in fleet.robots for folder in folders_of(robot)}):
+            import_code(folder)
+        run_loads_with(loop.run_beside)
         for robot in fleet.robots:
             monitor = FleetRobot(robot, schedule, fleet.values.threads)
             monitors.append(monitor)
-            loop.add(monitor)
             monitor.guarded(monitor.autostart)
+            # Not earlier: a request must not change the state in the middle of the start.
+            loop.add(monitor)
             # The robots that have started must not wait for the others.
             loop.turn(longest_wait=0.0)
         gc.collect()
@@ -105,6 +118,7 @@ def run_fleet() -> int:
         )
         loop.spin()
     finally:
+        run_loads_with()
         for monitor in monitors:
             monitor.destroy_node()
         fleet.destroy_node()

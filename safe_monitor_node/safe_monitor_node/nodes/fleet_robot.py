@@ -11,15 +11,13 @@ from typing import Any
 
 from rclpy.executors import ExternalShutdownException
 from rclpy.parameter import Parameter
-from rclpy.time_source import CLOCK_TOPIC
 
-from safe_monitor_node.monitor.scoring import Scoring
 from safe_monitor_node.nodes.fleet_file import Robot
-from safe_monitor_node.nodes.fleet_schedule import Call, Schedule
+from safe_monitor_node.nodes.fleet_inputs import FleetInputs
+from safe_monitor_node.nodes.fleet_schedule import Schedule
 from safe_monitor_node.nodes.monitor_node import MonitorNode
 
-_MOST_EVENTS = 50
-_LOOKS_AT_SILENCE = 4
+_LOOKS_AT_THE_SAME = 4
 
 
 class FleetRobot(MonitorNode):
@@ -42,67 +40,34 @@ class FleetRobot(MonitorNode):
     look_period = 1.5
 
     def __init__(self, robot: Robot, schedule: Schedule, threads: int) -> None:
-        self._schedule = schedule
         self._looks = 0
+        self._counted: tuple[int, ...] = ()
         values = {**robot.parameters, 'threads': threads}
         super().__init__(
+            schedule,
             namespace=robot.namespace,
             # The command line is that of the fleet; a new name there would name every robot.
             use_global_arguments=False,
             parameter_overrides=[Parameter(name, value=value) for name, value in values.items()],
         )
-
-    def _timer(self, period: float, callback: Any) -> Call:
-        return self._schedule.every(period, lambda: self.guarded(callback))
-
-    def destroy_timer(self, timer: Any) -> bool:
-        """End a periodic call."""
-        if isinstance(timer, Call):
-            timer.cancel()
-            return True
-        return bool(super().destroy_timer(timer))
+        self.inputs: FleetInputs = FleetInputs(self, self._on_step, self._on_episode)
 
     def _settle_memory(self) -> None:
         # A collection over all robots would make their steps wait.
         gc.freeze()
 
     def _look_around(self) -> None:
-        # A look at a robot without a policy takes longest: it searches the topics of all robots.
+        # A look takes 1 ms. Most looks only count: what is wrong is seen when a number changes, and
+        # by every fourth look. A look at a robot without a policy takes longest: it searches the
+        # topics of all robots.
         self._looks += 1
+        publishers = self.inputs.publishers
+        changed, self._counted = publishers != self._counted, publishers
         steps = self.inputs.steps
         silent = steps is not None and not steps.get_publisher_count()
-        if not (silent and self._findings and self._looks % _LOOKS_AT_SILENCE):
+        doubtful = self._findings and not silent
+        if changed or doubtful or not self._looks % _LOOKS_AT_THE_SAME:
             super()._look_around()
-
-    # --- messages
-
-    def _take_time(self) -> None:
-        """Take the time from ``/clock``, which the loop looks at only now and then."""
-        if not self.get_clock().ros_time_is_active:
-            return
-        for subscription in self.subscriptions:
-            if subscription.topic_name == CLOCK_TOPIC:
-                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-                if taken is not None:
-                    subscription.callback(taken[0])
-
-    def take_events(self) -> None:
-        """Take the events that wait."""
-        self._take_time()
-        for subscription in self.inputs.events:
-            for _ in range(_MOST_EVENTS):
-                taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-                if taken is None:
-                    break
-                subscription.callback(*taken)
-
-    def take_step(self) -> Scoring[None] | None:
-        """Take the next step that waits; None if none waits."""
-        subscription = self.inputs.steps
-        if subscription is None:
-            return None
-        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
-        return None if taken is None else self.scoring(*taken)
 
     # --- errors
 

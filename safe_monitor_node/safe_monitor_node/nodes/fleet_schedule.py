@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Periodic calls of many robots in one list, instead of a ROS timer for each. No ROS."""
+"""Periodic calls of one or many monitors in one list, instead of a ROS timer for each. No ROS."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The executable ``monitor``: ``ros2 run safe_monitor_node monitor``.
 
-The node itself is in ``monitor_node``, which takes a while to import.
+The node itself is in ``monitor_process``, which takes a while to import.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def main(args: list[str] | None = None) -> int:
 
 
 def _load() -> Callable[..., int]:
-    from safe_monitor_node.nodes.monitor_node import main as run
+    from safe_monitor_node.nodes.monitor_process import main as run
 
     return run
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from rclpy.event_handler import SubscriptionEventCallbacks
@@ -13,12 +13,14 @@ from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
+from safe_monitor_node.nodes.publication_order import PublicationOrder, Taken
 from safe_monitor_node.nodes.topic_watch import InputWatch, OutputWatch
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
 from vla_feature_bridge.nodes.levels import Finding
 from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 
 _KEPT_EVENTS = 200
+_MOST_EVENTS = 50
 
 
 class MonitorInputs:
@@ -39,14 +41,15 @@ class MonitorInputs:
     def __init__(
         self,
         node: Node,
-        on_step: Callable[[PolicyStep, dict[str, Any]], None],
-        on_event: Callable[[EpisodeEvent, dict[str, Any]], None],
+        on_step: Callable[[PolicyStep, Mapping[str, Any]], None],
+        on_event: Callable[[EpisodeEvent, Mapping[str, Any]], None],
     ) -> None:
         self._node, self._on_step, self._take_event = node, on_step, on_event
         self._subscriptions: list[Any] = []
         self._inputs: list[InputWatch] = []
         self._outputs: list[OutputWatch] = []
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
+        self._order = PublicationOrder()
 
     def open(self) -> None:
         """Create the subscriptions."""
@@ -95,9 +98,9 @@ class MonitorInputs:
         return self._subscriptions[0] if self._subscriptions else None
 
     @property
-    def events(self) -> list[Any]:
-        """The subscriptions of events; empty while they are closed."""
-        return self._subscriptions[1:]
+    def subscriptions(self) -> list[Any]:
+        """All subscriptions; empty while they are closed."""
+        return self._subscriptions
 
     @property
     def waited_for(self) -> list[Any]:
@@ -115,8 +118,46 @@ class MonitorInputs:
             self._node.destroy_subscription(subscription)
         self._inputs, self._outputs, self._subscriptions = [], [], []
         self._seen.clear()
+        self._order.clear()
 
-    def _on_event(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
+    # --- messages
+
+    def next_step(self) -> tuple[PolicyStep, Mapping[str, Any]] | None:
+        """Handle the events that were published before the next step, and return this step.
+
+        Returns
+        -------
+        tuple or None
+            Message and information. None if no step waits; then every event is handled.
+        """
+        steps, order = self.steps, self._order
+        if steps is None:
+            return None
+        order.put_events(self._waiting_events(), max(STEP_QOS.depth, steps.qos_profile.depth))
+        if order.step is None:
+            order.step = _take(steps)
+        while (event := order.next_event()) is not None:
+            self._on_event(*event)
+            if self.steps is not steps:  # The event has closed the inputs.
+                return None
+        return order.take_step()
+
+    @property
+    def holds(self) -> bool:
+        """Whether a message was taken and is not handled yet."""
+        return self._order.holds
+
+    def _waiting_events(self) -> list[Taken]:
+        """Take the events that wait; those from before the node was there come first."""
+        events: list[Taken] = []
+        for subscription in reversed(self._subscriptions[1:]):
+            for _ in range(_MOST_EVENTS):
+                if (taken := _take(subscription)) is None:
+                    break
+                events.append(taken)
+        return events
+
+    def _on_event(self, event: EpisodeEvent, info: Mapping[str, Any]) -> None:
         stamp = event.header.stamp
         key = (
             info['source_timestamp'],
@@ -134,3 +175,9 @@ class MonitorInputs:
         """Return the problems of the nodes around the monitor."""
         found = [finding for output in self._outputs for finding in output.findings()]
         return found + [finding for watch in self._inputs for finding in watch.findings()]
+
+
+def _take(subscription: Any) -> Taken | None:
+    """Return the next message that waits, and its information; None if none waits."""
+    taken: Taken | None = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+    return taken

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The monitor node: life cycle, steps, events and timers. ``monitor`` is its executable."""
+"""The monitor node: life cycle, steps, events and periodic calls."""
 
 from __future__ import annotations
 
 import gc
 import sys
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
-import rclpy
-from rclpy.clock import Clock, ClockType
 from rclpy.lifecycle import LifecycleState, TransitionCallbackReturn
 from rclpy.logging import LoggingSeverity
 
@@ -21,6 +20,7 @@ from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
+from safe_monitor_node.nodes.fleet_schedule import Call, Schedule
 from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
 from safe_monitor_node.nodes.monitor_messages import (
     detector_messages,
@@ -34,7 +34,6 @@ from safe_monitor_node.nodes.monitor_services import MonitorServices
 from safe_monitor_node.threads import NOT_LIMITED, limit_threads
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
-from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.nodes.levels import Finding, Level
 from vla_feature_bridge.nodes.lifecycle import ManagedNode
 from vla_feature_bridge.ros.clock_watch import ClockWatch
@@ -53,11 +52,21 @@ class MonitorNode(ManagedNode):
     message that cannot be scored, the node publishes an INVALID score and a diagnosis, and keeps
     running.
 
-    Timers and the times of the session use the steady clock, because the ROS clock can be set back,
-    stop or be missing. The ROS clock is used for the stamps of messages and the age of steps.
+    Periodic calls and the times of the session use the steady clock, because the ROS clock can be
+    set back, stop or be missing. The ROS clock is used for the stamps of messages and the age of
+    steps.
+
+    ``MonitorLoop`` takes the messages of the node and makes its periodic calls.
+
+    Parameters
+    ----------
+    schedule : Schedule, optional
+        For the periodic calls.
 
     Attributes
     ----------
+    schedule : Schedule
+        The periodic calls, which somebody must make.
     values : SimpleNamespace
         The values of the parameters.
     folders : list of str
@@ -73,8 +82,9 @@ class MonitorNode(ManagedNode):
 
     look_period = 0.5
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, schedule: Schedule | None = None, **kwargs: Any) -> None:
         super().__init__('monitor', **kwargs)
+        self.schedule = schedule or Schedule(time.monotonic)
         self.values: SimpleNamespace = declare_parameters(self, PARAMETERS)
         # Without global arguments, the command line is for other nodes of the process.
         own = sys.argv if kwargs.get('use_global_arguments', True) else []
@@ -84,20 +94,19 @@ class MonitorNode(ManagedNode):
         more = [folder for folder in self.values.more_detectors if folder.strip()]
         self.folders: list[str] = [self.values.detector_folder, *more]
         self.session: MonitorSession | None = None
-        self._steady = Clock(clock_type=ClockType.STEADY_TIME)
         self._clock_watch = ClockWatch(self)
         self._active_since = 0.0
         self._findings: list[Finding] = []
-        self._tick_timer: Any = None
-        self._grace_timer: Any = None
+        self._tick_call: Call | None = None
+        self._grace_call: Call | None = None
         self.inputs = MonitorInputs(self, self._on_step, self._on_episode)
         self.outputs = MonitorOutputs(self)
         self.answers = MonitorServices(self)
         self._changes = ParameterChanges(
             self, PARAMETERS, self.values, self._check_change, self._on_change
         )
-        self._timer(self.values.diagnostics_period, self.outputs.publish_diagnostics)
-        self._timer(self.look_period, self._look_around)
+        self._every(self.values.diagnostics_period, self.outputs.publish_diagnostics)
+        self._every(self.look_period, self._look_around)
 
     def autostart(self) -> None:
         """Configure and activate if ``autostart`` is true; a failure is logged and diagnosed."""
@@ -106,8 +115,16 @@ class MonitorNode(ManagedNode):
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
-    def _timer(self, period: float, callback: Any) -> Any:
-        return self.create_timer(period, callback, clock=self._steady)
+    def _every(self, period: float, callback: Callable[[], object]) -> Call:
+        return self.schedule.every(period, lambda: self.guarded(callback))
+
+    def guarded(self, call: Callable[[], Any]) -> Any:
+        """Call a function. An error in the code ends the process."""
+        return call()
+
+    def fail(self, error: Exception) -> None:
+        """Handle an error in the code."""
+        raise error
 
     # --- life cycle
 
@@ -119,7 +136,7 @@ class MonitorNode(ManagedNode):
         ensemble = self.session.ensemble
         self.outputs.open(ensemble.names if ensemble.several else ())
         self.inputs.open()
-        self._tick_timer = self._timer(self.values.stop_period, self._on_tick)
+        self._tick_call = self._every(self.values.stop_period, self._on_tick)
         for sentence in introduce(self.session):
             self.get_logger().info(sentence)
 
@@ -133,11 +150,11 @@ class MonitorNode(ManagedNode):
         if self.session is not None:
             self.session.keep_adaptation()
             self.log_file_problem(self.session)
-        if self._tick_timer is not None:
-            self.destroy_timer(self._tick_timer)
+        if self._tick_call is not None:
+            self._tick_call.cancel()
         self.inputs.close()
         self.outputs.close()
-        self._tick_timer = self.session = None
+        self._tick_call = self.session = None
         self._findings = []
 
     def on_activate(self, state: LifecycleState) -> TransitionCallbackReturn:
@@ -178,15 +195,10 @@ class MonitorNode(ManagedNode):
 
     # --- steps and episodes
 
-    def _age(self, stamp: int) -> float | None:
-        """Return the age of a step with this stamp [s]; None if it is not known."""
-        now = int(self.get_clock().now().nanoseconds)
-        return (now - stamp) * 1e-9 if stamp != 0 and now != 0 else None
-
-    def _on_step(self, message: PolicyStepMessage, info: dict[str, Any]) -> None:
+    def _on_step(self, message: PolicyStepMessage, info: Mapping[str, Any]) -> None:
         scored_alone(self.scoring(message, info))
 
-    def scoring(self, message: PolicyStepMessage, info: dict[str, Any]) -> Scoring[None]:
+    def scoring(self, message: PolicyStepMessage, info: Mapping[str, Any]) -> Scoring[None]:
         """Score a step and publish the result; the caller computes the scores."""
         received = time.perf_counter()
         session = self.session
@@ -195,9 +207,10 @@ class MonitorNode(ManagedNode):
         if not self.active:
             session.watch.stepped(message.episode_id)
             return
-        self._look_at_clock(session)
+        ros_time = self._look_at_clock(session)
         stamp = time_from_message(message.header.stamp)
-        now, age = time.monotonic(), self._age(stamp)
+        now = time.monotonic()
+        age = (ros_time - stamp) * 1e-9 if stamp != 0 and ros_time != 0 else None
         published = Publication(info['publication_sequence_number'], info['source_timestamp'])
         try:
             step = step_from_message(message)
@@ -206,20 +219,22 @@ class MonitorNode(ManagedNode):
             result = session.refuse(step_id, str(error), now, age)
         else:
             result = yield from session.scoring(step, now, age, published)
-        if self._grace_timer is not None and session.monitor.order.waits_after(published):
-            self._grace_timer.reset()
-        self._log_remarks(session)
+        if self._grace_call is not None and session.monitor.order.waits_after(published):
+            self._grace_call.reset()
         if result is None:
+            self._log_remarks(session)
             return
-        if result.problem and result.problem != result.verdict.reason:
-            self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
-        # The alarm goes first, because a robot waits for it.
+        # The alarm goes first, because a robot waits for it. A line of the log takes longer than to
+        # publish the alarm.
         is_new = self.outputs.publish_state(message)
         score = score_message(session.ensemble.lead_name, message, result)
         of_detectors = detector_messages(session, message)
         score.latency = time.perf_counter() - received
         self.outputs.publish_scores(score, of_detectors)
         session.latencies.append(score.latency)
+        self._log_remarks(session)
+        if result.problem and result.problem != result.verdict.reason:
+            self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
         if self.get_logger().is_enabled_for(LoggingSeverity.DEBUG):
             self.get_logger().debug(
                 f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
@@ -236,7 +251,7 @@ class MonitorNode(ManagedNode):
         for text in session.ensemble.take_faults():
             self.get_logger().error(text)
 
-    def _on_episode(self, event: EpisodeEvent, info: dict[str, Any]) -> None:
+    def _on_episode(self, event: EpisodeEvent, info: Mapping[str, Any]) -> None:
         session = self.session
         if session is None:
             return
@@ -261,7 +276,7 @@ class MonitorNode(ManagedNode):
         self._log_remarks(session)
         self.outputs.announce()
 
-    def _is_from_before(self, info: dict[str, Any], now: float) -> bool:
+    def _is_from_before(self, info: Mapping[str, Any], now: float) -> bool:
         """Return True for an event that was published before the node was active.
 
         ``vla/episode`` is latched, so that such events arrive when the node becomes active.
@@ -278,12 +293,12 @@ class MonitorNode(ManagedNode):
 
     def _end_after(self, grace: float, session: MonitorSession) -> None:
         self._cancel_grace()
-        self._grace_timer = self._timer(grace, session.finish_episode)
+        self._grace_call = self._every(grace, session.finish_episode)
 
     def _cancel_grace(self) -> None:
-        if self._grace_timer is not None:
-            self.destroy_timer(self._grace_timer)
-            self._grace_timer = None
+        if self._grace_call is not None:
+            self._grace_call.cancel()
+            self._grace_call = None
 
     def _take_label(self, session: MonitorSession, event: EpisodeEvent) -> None:
         try:
@@ -314,15 +329,17 @@ class MonitorNode(ManagedNode):
         self.outputs.announce()
         self.outputs.publish_stop()
 
-    def _look_at_clock(self, session: MonitorSession) -> None:
-        ran_back = self._clock_watch.ran_back()
-        if ran_back:
+    def _look_at_clock(self, session: MonitorSession) -> int:
+        """Return the ROS time [ns], and tell the session what is wrong with the ROS clock."""
+        look = self._clock_watch.look()
+        if look.ran_back:
             self.get_logger().warning(
-                f'the ROS time ran back by {ran_back:.3g} s; the running episode continues, and a '
-                'step 0 with the same episode_id begins the episode again'
+                f'the ROS time ran back by {look.ran_back:.3g} s; the running episode continues, '
+                'and a step 0 with the same episode_id begins the episode again'
             )
             session.clock_ran_back()
-        session.freshness.clock_problem = self._clock_watch.problem()
+        session.freshness.clock_problem = look.problem
+        return look.time
 
     def _look_around(self) -> None:
         """Check the nodes around the monitor; new problems are diagnosed at once."""
@@ -338,19 +355,3 @@ class MonitorNode(ManagedNode):
         """Return the problems of clock, parameters and other nodes, for a person."""
         texts = (self._clock_watch.problem(), self._unknown)
         return [Finding(Level.WARN, text) for text in texts if text] + self._findings
-
-
-@ends_on_interrupt
-def main(args: list[str] | None = None) -> int:
-    """Run the node until it is shut down."""
-
-    def work() -> int:
-        node = MonitorNode()
-        try:
-            node.autostart()
-            rclpy.spin(node)
-        finally:
-            node.destroy_node()
-        return 0
-
-    return run_node('monitor', work, args)

@@ -115,12 +115,17 @@ class OutputWatch:
     topic : str
     kind : type
         Class of the messages.
+
+    Attributes
+    ----------
+    alive : int
+        Number of publishers that offer liveliness and are alive.
     """
 
     def __init__(self, node: Node, topic: str, kind: Any) -> None:
         self._node, self._name = node, topic
         self.topic = node.resolve_topic_name(topic)
-        self._alive = 0
+        self.alive = 0
         self._subscription = node.create_subscription(
             kind,
             topic,
@@ -134,7 +139,7 @@ class OutputWatch:
         )
 
     def _on_liveliness(self, info: Any) -> None:
-        self._alive = info.alive_count
+        self.alive = info.alive_count
 
     def close(self) -> None:
         """End the subscription."""
@@ -145,7 +150,7 @@ class OutputWatch:
         infos = self._node.get_publishers_info_by_topic(self._name)
         # This monitor is one of the publishers that offer liveliness.
         offering = [info for info in infos if _offers_liveliness(info)]
-        others = len(infos) - len(offering) + min(self._alive, len(offering)) - 1
+        others = len(infos) - len(offering) + min(self.alive, len(offering)) - 1
         if others < 1:
             return []
         return [

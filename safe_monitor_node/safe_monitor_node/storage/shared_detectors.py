@@ -4,14 +4,41 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock
 from weakref import WeakValueDictionary
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
+from safe_monitor_node.detectors import DETECTORS
 from safe_monitor_node.storage.detector_folder import DESCRIPTION, WEIGHTS, load_detector
 from safe_monitor_node.storage.shipped import located
 
+_Load = Callable[[], CalibratedDetector]
+
 _loaded: WeakValueDictionary[tuple[str, ...], CalibratedDetector] = WeakValueDictionary()
+_locks: dict[tuple[str, ...], Lock] = {}
+
+
+def _here(load: _Load) -> CalibratedDetector:
+    return load()
+
+
+_runner: list[Callable[[_Load], CalibratedDetector]] = [_here]
+
+
+def run_loads_with(runner: Callable[[_Load], CalibratedDetector] = _here) -> None:
+    """Let a function run all loads of detectors from now on; by default, the caller runs them.
+
+    Parameters
+    ----------
+    runner : callable
+        Calls the function that it gets, for example in another thread, and returns its result or
+        raises its exception.
+    """
+    _runner[0] = runner
 
 
 def shared_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
@@ -24,15 +51,23 @@ def shared_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
     DetectorFolderError
         As `load_detector`.
     """
+    return _runner[0](lambda: _load(folder))
+
+
+def _load(folder: str | os.PathLike[str]) -> CalibratedDetector:
     contents = _contents(folder)
-    found = None if contents is None else _loaded.get(contents)
-    if found is not None:
-        return found
-    calibrated = load_detector(folder)
-    # The folder may have been replaced meanwhile.
-    if contents is not None and contents == _contents(folder):
-        _loaded[contents] = calibrated
-    return calibrated
+    if contents is None:
+        return load_detector(folder)
+    # Two threads that want the same detector load it once.
+    with _locks.setdefault(contents, Lock()):
+        found = _loaded.get(contents)
+        if found is None:
+            found = load_detector(folder)
+            # The folder may have been replaced meanwhile.
+            if contents == _contents(folder):
+                _loaded[contents] = found
+    _locks.pop(contents, None)
+    return found
 
 
 def _contents(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
@@ -48,3 +83,15 @@ def _contents(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
         except OSError:
             return None
     return tuple(sums)
+
+
+def import_code(folder: str | os.PathLike[str]) -> None:
+    """Import the module of the detector of a folder, which takes seconds if it uses PyTorch.
+
+    Nothing else of the process can go on during the import. A folder that cannot be read is no
+    error here: `load_detector` says what is wrong.
+    """
+    path = located(folder) / DESCRIPTION
+    with suppress(OSError, ValueError, TypeError, LookupError, ImportError):
+        if path.is_file():
+            DETECTORS[json.loads(path.read_bytes())['detector']]

@@ -287,6 +287,12 @@ def test_a_step_without_features_is_refused():
         step_from_message(message)
 
 
+def test_an_error_does_not_contain_an_id_of_a_million_characters():
+    with pytest.raises(MessageError, match=r"episode 'x{60}'\.\.\. \(1000000 characters\)") as info:
+        step_from_message(PolicyStepMessage(episode_id='x' * 1_000_000))
+    assert len(str(info.value)) < 200
+
+
 def test_names_and_signals_must_pair_up():
     message = step_to_message(full_step())
     message.signals.append(1.0)

@@ -5,11 +5,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from rclpy.node import Node
 
 STANDS_STILL = 2.0
 """If the ROS time does not change for this time, the ROS clock has stopped [s]."""
+
+
+class ClockLook(NamedTuple):
+    """What one look at the clock has shown.
+
+    Attributes
+    ----------
+    time : int
+        The ROS time [ns].
+    ran_back : float
+        As `ClockWatch.ran_back` returns it [s].
+    problem : str
+        As `ClockWatch.problem` returns it.
+    """
+
+    time: int
+    ran_back: float
+    problem: str
 
 
 class ClockWatch:
@@ -39,19 +58,26 @@ class ClockWatch:
         """Return for how long the clock has not changed [s]."""
         ros_time = self._ros_time()
         self._ran_back = max(self._ran_back, self._last - ros_time)
+        now = self._now()
         if ros_time != self._last:
-            self._last, self._moved_at = ros_time, self._now()
-        return self._now() - self._moved_at
+            self._last, self._moved_at = ros_time, now
+        return now - self._moved_at
+
+    def look(self) -> ClockLook:
+        """Return the time, and what :meth:`ran_back` and :meth:`problem` return, in one look."""
+        still = self._look()
+        ran_back, self._ran_back = self._ran_back, 0
+        return ClockLook(self._last, ran_back * 1e-9, self._problem(still))
 
     def ran_back(self) -> float:
         """Return by how much the clock went back since the last call [s]; otherwise 0."""
-        self._look()
-        ran_back, self._ran_back = self._ran_back, 0
-        return ran_back * 1e-9
+        return self.look().ran_back
 
     def problem(self) -> str:
         """Return a text that the clock has stopped, and since when; empty if it runs."""
-        still = self._look()
+        return self._problem(self._look())
+
+    def _problem(self, still: float) -> str:
         if still < STANDS_STILL:
             return ''
         cause = (

@@ -22,6 +22,7 @@ from vla_feature_bridge.step import STEP_FIELDS, PolicyStep
 from vla_feature_bridge.tensors import TensorError, array_of_bytes, dtype_name, little_endian
 
 NANOSECONDS = 1_000_000_000
+_SHOWN_OF_ID = 60
 _EVENT_KINDS = {
     'start': EpisodeEvent.KIND_START,
     'end': EpisodeEvent.KIND_END,
@@ -149,13 +150,12 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         The shape and dtype of a tensor do not fit its bytes, the message has no features, or the
         number of signals differs from the number of their names.
     """
-    where = f'step {message.step} of episode {message.episode_id!r}'
     features = tensor_from_message(message.features)
     if features is None:
-        raise MessageError(where=where, expected='features', found='none')
+        raise MessageError(where=_place(message), expected='features', found='none')
     if len(message.signal_names) != len(message.signals):
         raise MessageError(
-            where=where,
+            where=_place(message),
             expected='one name for each signal',
             found=f'{len(message.signal_names)} names for {len(message.signals)} signals',
         )
@@ -172,6 +172,14 @@ def step_from_message(message: PolicyStepMessage) -> PolicyStep:
         action_space=message.action_space,
         **{name: unpack(getattr(message, name)) for name, unpack in _UNPACK},
     )
+
+
+def _place(message: PolicyStepMessage) -> str:
+    """Return which step it is; an id can be as long as a message."""
+    episode, length = message.episode_id, len(message.episode_id)
+    if length > _SHOWN_OF_ID:
+        return f'step {message.step} of episode {episode[:_SHOWN_OF_ID]!r}... ({length} characters)'
+    return f'step {message.step} of episode {episode!r}'
 
 
 def event_to_message(event: EpisodeEventRecord) -> EpisodeEvent:

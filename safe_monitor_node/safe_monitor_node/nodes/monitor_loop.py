@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of one or many monitors: waits for their messages and scores their steps.
+
+An executor of rclpy makes a new wait set for each message, with every entity of every node. A
+monitor has 30 of them, so that this takes longer than to score the step. This loop keeps its wait
+sets, and has two of them. While steps come, it waits for the inputs of the monitors only: steps and
+events. Everything else (services, QoS events) is looked at several times a second. A loop with one
+node waits for everything as soon as no input has come for a short time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+from rclpy.executors import (
+    ExternalShutdownException,
+    SingleThreadedExecutor,
+    TimeoutException,
+)
+from rclpy.node import Node
+from rclpy.subscription import Subscription
+from rclpy.time_source import CLOCK_TOPIC
+
+from safe_monitor_node.monitor.scoring import Scoring, scored_alone, scored_together
+from safe_monitor_node.nodes.fleet_schedule import Schedule
+from safe_monitor_node.nodes.monitor_node import MonitorNode
+from safe_monitor_node.nodes.wait_sets import Entities, LastingWaitSet
+
+LOOK_PERIOD = 0.25
+"""Time between two looks at everything else of a node, if the loop has several nodes [s]."""
+BUSY = 0.02
+"""Time after a look for which a loop with one node waits for inputs only [s]."""
+
+_LEAST_FOR_CALLS = 0.002
+_LONGEST_WAIT = 1.0
+_MOST_HANDLED = 50
+#: A wait that is so much longer than wanted was a suspension of the process [s].
+_PAUSE = 0.5
+#: Time that the middleware gets to receive what has come while the process was suspended [s].
+_SETTLE = 0.1
+
+
+class BatchCounts:
+    """How many steps were scored, and how many of them together.
+
+    Attributes
+    ----------
+    steps, batches, largest : int
+    """
+
+    def __init__(self) -> None:
+        self.steps = self.batches = self.largest = 0
+
+    def add(self, steps: int) -> None:
+        """Count steps that were scored together."""
+        self.steps += steps
+        self.batches += 1
+        self.largest = max(self.largest, steps)
+
+
+class MonitorLoop(SingleThreadedExecutor):
+    """Runs one or many monitors in one thread, and other nodes of their process.
+
+    Steps that wait at the same time are scored in one call for each detector. A step that comes
+    alone is scored at once. The steps of one monitor keep their order, and no monitor gets a second
+    step before the waiting monitors have got one.
+
+    Parameters
+    ----------
+    schedule : Schedule
+        Periodic calls of the monitors; the loop makes them.
+    """
+
+    def __init__(self, schedule: Schedule, **kwargs: Any) -> None:
+        # Before the base class, which may call `wake`.
+        self._changed = True
+        self._monitors: list[MonitorNode] = []
+        self._alone: MonitorNode | None = None
+        # Pointers of subscriptions.
+        self._inputs: set[int] = set()
+        self._monitor_of: dict[int, MonitorNode] = {}
+        self._clocks: dict[int, Any] = {}
+        # Raw subscriptions are there for their QoS events; nobody reads their messages. A message
+        # that waits would end every wait for these events at once.
+        self._unread: dict[int, Any] = {}
+        self._looks: dict[int, LastingWaitSet] = {}
+        # Monitors that have more messages than they have handled.
+        self._behind: list[MonitorNode] = []
+        self._busy_until = 0.0
+        super().__init__(**kwargs)
+        self.schedule = schedule
+        self.counts = BatchCounts()
+
+    def add(self, node: Node) -> None:
+        """Run a node of the process."""
+        self.add_node(node)
+        self._changed = True
+        if isinstance(node, MonitorNode):
+            self._monitors.append(node)
+        self._alone = (
+            self._monitors[0] if len(self._monitors) == len(self.get_nodes()) == 1 else None
+        )
+        if isinstance(node, MonitorNode):
+            self.schedule.every(LOOK_PERIOD, lambda: node.guarded(lambda: self._look_at(node)))
+        else:
+            self.schedule.every(LOOK_PERIOD, lambda: self._look_at(node))
+
+    def wake(self) -> None:
+        """Note that entities were created or destroyed."""
+        self._changed = True
+        super().wake()
+
+    def can_execute(self, entity: Any) -> bool:
+        """Return whether the executor may take an entity: all but the inputs."""
+        is_input = isinstance(entity, Subscription) and entity.handle.pointer in self._inputs
+        return not is_input and bool(super().can_execute(entity))
+
+    def spin(self) -> None:
+        """Run until the context is shut down."""
+        while self.context.ok() and not self._is_shutdown:
+            self.turn()
+
+    def turn(self, longest_wait: float = _LONGEST_WAIT) -> None:
+        """Wait for messages or for the next periodic call, and handle what there is."""
+        ready = self._wait(longest_wait)
+        began = time.monotonic()
+        if ready:
+            self._score(ready)
+        if self.schedule.next_due() > began:
+            return
+        # Periodic calls get half as much time as the messages had: that is enough for safe/stop,
+        # which comes first, also if the machine is too slow for everything.
+        now = time.monotonic()
+        until = now + max((now - began) / 2, _LEAST_FOR_CALLS)
+        while now < until and (call := self.schedule.take_due()) is not None:
+            call.callback()
+            now = time.monotonic()
+
+    def _score(self, monitors: Iterable[MonitorNode]) -> None:
+        scorings: list[Scoring[None]] = []
+        owners = []
+        for monitor in monitors:
+            scoring = monitor.guarded(partial(self._next_scoring, monitor))
+            if scoring is not None:
+                scorings.append(scoring)
+                owners.append(monitor)
+        # Another step may wait. For one monitor, to ask for it takes less time than to wait for it.
+        self._behind = [m for m in owners if self._alone is not None or m.inputs.holds]
+        if not scorings:
+            return
+        self.counts.add(len(scorings))
+        if len(scorings) == 1:
+            owners[0].guarded(lambda: scored_alone(scorings[0]))
+            return
+        for monitor, result in zip(owners, scored_together(scorings), strict=True):
+            if isinstance(result, Exception):
+                monitor.fail(result)
+
+    def _next_scoring(self, monitor: MonitorNode) -> Scoring[None] | None:
+        self._take_time(monitor)
+        taken = monitor.inputs.next_step()
+        return None if taken is None else monitor.scoring(*taken)
+
+    # --- waiting
+
+    def _wait(self, longest: float) -> list[MonitorNode]:
+        """Return the monitors that have messages, after waiting for one or for a periodic call."""
+        if self._changed:
+            self._collect()
+        now = time.monotonic()
+        behind, self._behind = self._behind, []
+        left = 0.0 if behind else min(self.schedule.next_due() - now, longest)
+        pointers: set[int] = set()
+        if self._alone is None:
+            pointers = self._waits.wait(left)
+        elif now >= self._busy_until:
+            pointers = self._wait_for_everything(self._alone, left)
+        elif not behind:
+            pointers = self._waits.wait(min(left, self._busy_until - now))
+        if not pointers and time.monotonic() - now > max(left, 0.0) + _PAUSE:
+            # The process was suspended. What has come meanwhile goes before safe/stop.
+            pointers = self._waits.wait(_SETTLE)
+        if not self.context.ok():
+            raise ExternalShutdownException
+        ready = {id(monitor): monitor for monitor in behind}
+        for pointer in pointers:
+            if (monitor := self._monitor_of.get(pointer)) is not None:
+                ready[id(monitor)] = monitor
+        return list(ready.values())
+
+    def _wait_for_everything(self, monitor: MonitorNode, left: float) -> set[int]:
+        look = self._look_of(monitor)
+        pointers = look.wait(left)
+        if not pointers.isdisjoint(self._inputs):
+            self._busy_until = time.monotonic() + BUSY
+            self._take_time(monitor)
+        for pointer in pointers.intersection(self._unread):
+            _take_newest(self._unread[pointer])
+        if self.context.ok() and look.rest_is_ready():
+            monitor.guarded(lambda: self._handle_rest(monitor))
+        return pointers
+
+    def _collect(self) -> None:
+        """Find what to wait for, after entities were created or destroyed."""
+        self._changed = False
+        for found in (self._monitor_of, self._clocks, self._unread, self._looks):
+            found.clear()
+        waited_for = []
+        for monitor in self._monitors:
+            for subscription in monitor.inputs.subscriptions:
+                self._monitor_of[subscription.handle.pointer] = monitor
+            waited_for += [subscription.handle for subscription in monitor.inputs.waited_for]
+            clock_topic = monitor.resolve_topic_name(CLOCK_TOPIC)
+            for subscription in monitor.subscriptions:
+                if subscription.topic_name == clock_topic:
+                    self._clocks[id(monitor)] = subscription
+                elif subscription.raw:
+                    self._unread[subscription.handle.pointer] = subscription
+        clocks = (subscription.handle.pointer for subscription in self._clocks.values())
+        self._inputs = {*self._monitor_of, *clocks}
+        self._waits = LastingWaitSet(self.context, waited_for, self._guards)
+
+    @property
+    def _guards(self) -> list[Any]:
+        """The guard conditions that end a wait: a change of entities, and a signal."""
+        return [guard.handle for guard in (self._guard, self._sigint_gc)]
+
+    # --- everything else of a node
+
+    def _look_of(self, node: Node) -> LastingWaitSet:
+        if id(node) not in self._looks:
+            inputs, rest = [], Entities(node)
+            for handle in rest.subscriptions[:]:
+                unread = handle.pointer in self._unread
+                if unread or handle.pointer in self._inputs:
+                    rest.subscriptions.remove(handle)
+                    if not unread or self._alone is not None:
+                        inputs.append(handle)
+            guards = [] if self._alone is None else self._guards
+            self._looks[id(node)] = LastingWaitSet(self.context, inputs, guards, rest)
+        return self._looks[id(node)]
+
+    def _look_at(self, node: Node) -> None:
+        """Handle what is ready of a node that is not waited for."""
+        if self._alone is not None:
+            return
+        if self._changed:
+            self._collect()
+        look = self._look_of(node)
+        pointers = look.wait(0.0)
+        if isinstance(node, MonitorNode) and not pointers.isdisjoint(self._inputs):
+            self._take_time(node)
+            self._behind.append(node)
+        if look.rest_is_ready():
+            self._handle_rest(node)
+
+    def _handle_rest(self, node: Node) -> None:
+        """Let the executor of rclpy handle what is ready, except inputs."""
+        for _ in range(_MOST_HANDLED):
+            if self._changed:
+                # A transition may have made inputs, which the executor must not take.
+                self._collect()
+            try:
+                handler, _, _ = self.wait_for_ready_callbacks(timeout_sec=0, nodes=[node])
+            except TimeoutException:
+                return
+            handler()
+            if (error := handler.exception()) is not None:
+                raise error
+
+    def _take_time(self, monitor: MonitorNode) -> None:
+        """Take the newest time of ``/clock``."""
+        if (clock := self._clocks.get(id(monitor))) is not None:
+            newest = _take_newest(clock)
+            if newest is not None:
+                clock.callback(newest)
+
+
+def _take_newest(subscription: Any) -> Any:
+    """Return the newest message that waits, and discard the others; None if none waits."""
+    newest = None
+    for _ in range(_MOST_HANDLED):
+        taken = subscription.handle.take_message(subscription.msg_type, subscription.raw)
+        if taken is None:
+            break
+        newest = taken[0]
+    return newest

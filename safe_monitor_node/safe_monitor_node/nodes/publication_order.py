@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Events and steps that wait at the same time, in the order of their publication. No ROS."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from typing import Any
+
+Taken = tuple[Any, Mapping[str, Any]]
+"""A message, and what the middleware says about it: ``source_timestamp`` [ns], 0 if unknown."""
+
+
+class PublicationOrder:
+    """Gives each event before the steps that were published after it, and not earlier.
+
+    Steps and events are two topics, and a subscriber gets the messages of two topics in any order.
+    After a pause of its process, the END of an episode and the last steps of this episode wait at
+    the same time.
+
+    The clocks of two computers can differ. Therefore an event waits for no more steps than could
+    wait when it came.
+
+    Attributes
+    ----------
+    step : tuple or None
+        The step that comes next; None if it is not known.
+    """
+
+    def __init__(self) -> None:
+        self.step: Taken | None = None
+        # Each with the number of steps after which it is given in any case.
+        self._events: deque[tuple[Taken, int]] = deque()
+        self._steps_given = 0
+
+    @property
+    def holds(self) -> bool:
+        """Whether a message was put and not given yet."""
+        return bool(self._events) or self.step is not None
+
+    def clear(self) -> None:
+        """Forget all messages."""
+        self.step = None
+        self._events.clear()
+
+    def put_events(self, events: list[Taken], most_steps: int) -> None:
+        """Add events that have come, in the order of their arrival.
+
+        Parameters
+        ----------
+        events : list of tuple
+        most_steps : int
+            Number of steps that each of them waits for at most.
+        """
+        if not events:
+            return
+        latest = self._steps_given + most_steps
+        self._events.extend((event, latest) for event in events)
+        if len(self._events) > 1:
+            # Several publishers of events are connected by several ways.
+            by_time = sorted(self._events, key=lambda entry: _time_of(entry[0]))
+            self._events = deque(by_time)
+
+    def next_event(self) -> Taken | None:
+        """Return the next event, if it comes before `step`; otherwise None."""
+        if not self._events:
+            return None
+        event, latest = self._events[0]
+        if (
+            self.step is not None
+            and self._steps_given < latest
+            and _time_of(self.step) < _time_of(event)
+        ):
+            return None
+        self._events.popleft()
+        return event
+
+    def take_step(self) -> Taken | None:
+        """Return `step`, which is given now; None if it is not known."""
+        step, self.step = self.step, None
+        if step is not None:
+            self._steps_given += 1
+        return step
+
+
+def _time_of(taken: Taken) -> int:
+    return int(taken[1]['source_timestamp'])

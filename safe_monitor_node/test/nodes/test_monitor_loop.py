@@ -1,0 +1,172 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The loop of monitors over DDS: the order of messages, and what does not wait while steps come."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+rclpy = pytest.importorskip('rclpy', reason='ROS 2 is needed')
+pytest.importorskip('safe_msgs.msg', reason='the messages must be built')
+
+from rclpy.duration import Duration  # noqa: E402
+from rclpy.executors import SingleThreadedExecutor  # noqa: E402
+from rclpy.node import Node  # noqa: E402
+from rclpy.parameter import Parameter  # noqa: E402
+from scripted_episodes import make_step, scripted  # noqa: E402
+from std_srvs.srv import Trigger  # noqa: E402
+
+from safe_monitor_node.nodes.monitor_loop import BUSY, MonitorLoop  # noqa: E402
+from safe_monitor_node.nodes.monitor_node import MonitorNode  # noqa: E402
+from safe_msgs.msg import EpisodeEvent, FailureScore  # noqa: E402
+from safe_msgs.msg import PolicyStep as PolicyStepMessage  # noqa: E402
+from vla_feature_bridge.ros.messages import step_to_message  # noqa: E402
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS  # noqa: E402
+
+SPACE = f'/loop_{os.getpid()}'
+LIMIT = 20.0
+
+
+class Bench:
+    """A monitor in its loop, and a policy in the same process.
+
+    Parameters
+    ----------
+    folder : path
+    other_node : bool
+        Whether the loop runs another node, too.
+    """
+
+    def __init__(self, folder: Any, other_node: bool) -> None:
+        self.context = rclpy.Context()
+        rclpy.init(context=self.context)
+        self.monitor = MonitorNode(
+            context=self.context,
+            namespace=SPACE,
+            parameter_overrides=[Parameter('detector_folder', value=str(folder))],
+        )
+        self.loop = MonitorLoop(self.monitor.schedule, context=self.context)
+        self.loop.add(self.monitor)
+        self.nodes = [self.monitor]
+        if other_node:
+            self.nodes.append(Node('other', namespace=SPACE, context=self.context))
+            self.loop.add(self.nodes[-1])
+        self.monitor.autostart()
+        assert self.monitor.active
+        self.policy = Node('policy', namespace=SPACE, context=self.context)
+        self.executor = SingleThreadedExecutor(context=self.context)
+        self.executor.add_node(self.policy)
+        self.scores: list[FailureScore] = []
+        self.policy.create_subscription(FailureScore, 'safe/score', self.scores.append, 100)
+        self.steps = self.policy.create_publisher(PolicyStepMessage, 'vla/policy_step', STEP_QOS)
+        self.events = self.policy.create_publisher(EpisodeEvent, 'vla/episode', EPISODE_QOS)
+        self.turn_until(
+            lambda: (
+                self.steps.get_subscription_count() == 1
+                and self.events.get_subscription_count() == 2
+                and self.policy.count_publishers(f'{SPACE}/safe/score')
+            )
+        )
+
+    def turn_until(self, condition: Callable[[], Any]) -> None:
+        """Run the loop and the policy until the condition holds."""
+        deadline = time.monotonic() + LIMIT
+        while not condition():
+            assert time.monotonic() < deadline, self.monitor.session.problem
+            self.loop.turn(0.02)
+            self.executor.spin_once(timeout_sec=0.0)
+
+    def step(self, index: int, episode: str) -> None:
+        self.steps.publish(step_to_message(make_step(index, episode=episode)))
+
+    def event(self, episode: str, kind: int) -> None:
+        self.events.publish(EpisodeEvent(episode_id=episode, kind=kind))
+
+    def delivered(self) -> None:
+        """Return when every message waits in the monitor."""
+        for publisher in (self.steps, self.events):
+            assert publisher.wait_for_all_acked(Duration(seconds=10))
+
+    def close(self) -> None:
+        self.executor.shutdown()
+        for node in (*self.nodes, self.policy):
+            node.destroy_node()
+        self.loop.shutdown()
+        rclpy.shutdown(context=self.context)
+
+
+@pytest.fixture(params=[False, True], ids=['alone', 'with another node'])
+def bench(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Bench]:
+    made = Bench(scripted().save(tmp_path / 'detector'), request.param)
+    yield made
+    made.close()
+
+
+def test_no_step_is_lost_over_several_ends_of_episodes(bench: Bench) -> None:
+    """All messages wait together, as after a pause of the process."""
+    episodes = [f'e{number}' for number in range(4)]
+    for episode in episodes:
+        bench.event(episode, EpisodeEvent.KIND_START)
+        for index in range(15):
+            bench.step(index, episode)
+        bench.event(episode, EpisodeEvent.KIND_END)
+    bench.delivered()
+    expected = [(episode, index) for episode in episodes for index in range(15)]
+    bench.turn_until(lambda: len(bench.scores) >= len(expected))
+    assert [(score.episode_id, score.step) for score in bench.scores] == expected
+    assert {score.state for score in bench.scores} == {FailureScore.STATE_NOMINAL}
+    session = bench.monitor.session
+    assert session is not None
+    assert not session.problem and not session.remarks.texts
+    # END was the last message.
+    bench.turn_until(lambda: session.running_id is None)
+
+
+def test_a_service_is_answered_while_steps_come(bench: Bench) -> None:
+    client = bench.policy.create_client(Trigger, 'monitor/reset')
+    bench.turn_until(client.service_is_ready)
+    bench.step(0, 'e')
+    bench.turn_until(lambda: bench.scores)
+    answer, index = client.call_async(Trigger.Request()), 1
+
+    def answered() -> bool:
+        nonlocal index
+        bench.step(index, 'e')
+        index += 1
+        return bool(answer.done())
+
+    began = time.monotonic()
+    bench.turn_until(answered)
+    assert answer.result().success
+    if len(bench.nodes) == 1:
+        # The loop has not waited for the policy to pause. This is wide for a busy machine.
+        assert time.monotonic() - began < 100 * BUSY
+    bench.turn_until(lambda: len(bench.scores) == index)
+    assert [score.step for score in bench.scores] == list(range(index))
+
+
+def test_a_loop_without_messages_sleeps(bench: Bench) -> None:
+    turns, until = 0, time.monotonic() + 1.5
+    began = time.thread_time()
+    while time.monotonic() < until:
+        bench.loop.turn()
+        turns += 1
+    # safe/stop comes 10 times a second, and this node gets it back.
+    assert turns < 150
+    assert time.thread_time() - began < 0.75
+
+
+def test_the_loop_waits_for_what_is_created_later(bench: Bench) -> None:
+    monitor = bench.monitor
+    monitor.trigger_deactivate()
+    monitor.trigger_cleanup()
+    bench.turn_until(lambda: bench.steps.get_subscription_count() == 0)
+    monitor.autostart()
+    bench.turn_until(lambda: bench.steps.get_subscription_count() == 1)
+    bench.step(0, 'e')
+    bench.turn_until(lambda: bench.scores)
+    assert bench.scores[0].state == FailureScore.STATE_NOMINAL
