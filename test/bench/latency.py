@@ -1,12 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmark of the time from the step that raises an alarm to the alarm, between two processes."""
+"""Benchmark of the time from the step that raises an alarm to the alarm, between two processes.
+
+The same is measured with a node of rclpy that answers such a step with an alarm at once: no monitor
+can be faster on this machine.
+"""
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import rclpy
@@ -20,6 +25,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from bench.load_peers import ALARM_STEP, answer_of, start_peer
 from safe_bringup.live import Process
 from safe_monitor_node.bands.band import Band
 from safe_monitor_node.calibrated_detector import CalibratedDetector
@@ -30,6 +36,9 @@ from vla_feature_bridge.pooling import FeatureSpec
 from vla_feature_bridge.ros.messages import step_to_message
 from vla_feature_bridge.ros.qos import ALARM_QOS, DIAGNOSTICS_QOS, STEP_QOS
 from vla_feature_bridge.step import PolicyStep
+
+WARM_UP = 20
+"""Episodes that are not counted: discovery and caches."""
 
 
 def untrained_lstm(width: int) -> SafeLstm:
@@ -48,10 +57,37 @@ def milliseconds(seconds: np.ndarray) -> dict[str, float]:
 
 
 def alarming_folder(width: int, folder: Path) -> Path:
-    """Write a detector whose band lies below every score: each episode alarms at its first step."""
-    band = Band(np.array([0.1]), np.full((1, 8), -1.0), kind='benchmark', n_calibration=0)
+    """Write a detector whose band every score crosses at ``ALARM_STEP``, and none before it."""
+    levels = np.where(np.arange(8) < ALARM_STEP, 1e6, -1.0)[None]
+    band = Band(np.array([0.1]), levels, kind='benchmark', n_calibration=0)
     feature = FeatureSpec('features', width)
     return CalibratedDetector(untrained_lstm(width), feature, band, 0.1).save(folder)
+
+
+class Peer(Protocol):
+    """A process that answers with alarms."""
+
+    def fail(self, problem: str) -> Exception:
+        """Return the error that says what is wrong with the process."""
+
+
+class AnsweringNode:
+    """A process with a node of rclpy that answers the alarming step with an alarm at once."""
+
+    def __enter__(self) -> AnsweringNode:
+        self._peer = start_peer('answer')
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._peer.send_signal(signal.SIGINT)
+        try:
+            answer_of(self._peer)
+        finally:
+            self._peer.kill()
+
+    def fail(self, problem: str) -> Exception:
+        """Return the error that says what is wrong with the process."""
+        return RuntimeError(f'the node that answers {problem}')
 
 
 class AlarmWatch:
@@ -72,6 +108,7 @@ class AlarmWatch:
             PolicyStepMessage, 'vla/policy_step', STEP_QOS
         )
         self._arrived: dict[str, float] = {}
+        self._published = 0.0
 
     def _on_alarm(self, message: FailureAlarm) -> None:
         if message.state == FailureAlarm.STATE_ALARM:
@@ -83,7 +120,7 @@ class AlarmWatch:
         self._node.destroy_node()
         rclpy.shutdown(context=self._context)
 
-    def wait_for(self, monitor: Process) -> None:
+    def wait_for(self, monitor: Peer) -> None:
         """Return once steps reach the monitor and its alarms would arrive here."""
         self._spin_until(
             lambda: (
@@ -94,7 +131,7 @@ class AlarmWatch:
             'it did not come up',
         )
 
-    def own_share(self, monitor: Process) -> dict[str, float]:
+    def own_share(self, monitor: Peer) -> dict[str, float]:
         """Return the time from receiving a step to publishing its score, p50 and p99 [ms]."""
         facts: dict[str, str] = {}
 
@@ -107,21 +144,49 @@ class AlarmWatch:
         self._spin_until(lambda: 'latency p99 [ms]' in facts, monitor, 'no diagnostics')
         return {name: float(facts[f'latency {name} [ms]']) for name in ('p50', 'p99')}
 
-    def measure(self, step: PolicyStep, monitor: Process) -> float:
-        """Return the time from publishing a step to receiving the alarm of its episode [s]."""
-        message = step_to_message(step)
-        start = time.perf_counter()
-        self._publisher.publish(message)
-        episode = step.episode_id
-        self._spin_until(lambda: episode in self._arrived, monitor, f'no alarm for {episode}')
-        return self._arrived[episode] - start
+    def measure(self, episode: Iterable[PolicyStep], period: float, monitor: Peer) -> float:
+        """Return the time from publishing the last step of an episode to receiving its alarm [s].
 
-    def _spin_until(self, condition: Callable[[], bool], monitor: Process, what: str) -> None:
+        The steps are published with a period [s], like those of a policy.
+        """
+        for step in episode:
+            message = step_to_message(step)
+            due = self._published + period
+            while (left := due - time.perf_counter()) > 0:
+                self._executor.spin_once(timeout_sec=left)
+            self._published = start = time.perf_counter()
+            self._publisher.publish(message)
+        name = step.episode_id
+        self._spin_until(lambda: name in self._arrived, monitor, f'no alarm for {name}')
+        return self._arrived[name] - start
+
+    def _spin_until(self, condition: Callable[[], bool], monitor: Peer, what: str) -> None:
         deadline = time.monotonic() + 30
         while not condition():
             if time.monotonic() > deadline:
                 raise monitor.fail(f'gave no sign of life: {what}')
             self._executor.spin_once(timeout_sec=0.5)
+
+
+def _delays(
+    watch: AlarmWatch, monitor: Peer, width: int, samples: int, frequency: float, what: str
+) -> dict[str, float]:
+    """Return the time from a step to its alarm, p50 and p99 [ms]."""
+    features = np.random.default_rng(0).normal(size=width).astype(np.float32)
+    watch.wait_for(monitor)
+    taken = []
+    for i in track(
+        range(samples + WARM_UP),
+        f'latency, {width} features, {what}',
+        console=Console(stderr=True),
+        transient=True,
+    ):
+        episode = [
+            PolicyStep(features, feature_name='features', episode_id=f'{what}{i}', step=t)
+            for t in range(ALARM_STEP + 1)
+        ]
+        taken.append(watch.measure(episode, 1 / frequency, monitor))
+    return milliseconds(np.array(taken[WARM_UP:]))
 
 
 def bench_latency(
@@ -132,40 +197,35 @@ def bench_latency(
     Parameters
     ----------
     width, samples : int
-        Features of a step, and number of steps; each begins an episode and raises an alarm.
+        Features of a step, and number of episodes. Each raises an alarm at its last step.
     folder : Path
         For the detector and the log.
     frequency : float
         Steps a second [Hz].
     """
     detector = alarming_folder(width, folder / f'detector{width}')
-    features = np.random.default_rng(0).normal(size=width).astype(np.float32)
-    watch, taken = AlarmWatch(), []
+    watch = AlarmWatch()
+    try:
+        with AnsweringNode() as node:
+            answered = _delays(watch, node, width, samples, frequency, 'node')
+    finally:
+        watch.close()
+    watch = AlarmWatch()
     try:
         with Process(
             'safe_monitor_node.nodes.monitor',
-            {'detector_folder': detector},
+            {'detector_folder': detector, 'max_identical_features': 0},
             folder / f'monitor{width}.log',
         ) as monitor:
-            watch.wait_for(monitor)
-            for i in track(
-                range(samples + 20),
-                f'latency, {width} features',
-                console=Console(stderr=True),
-                transient=True,
-            ):
-                step = PolicyStep(features, feature_name='features', episode_id=f'e{i}')
-                taken.append(watch.measure(step, monitor))
-                # A policy infers now and then; without a pause the processes would never sleep.
-                time.sleep(max(1 / frequency - taken[-1], 0.001))
+            taken = _delays(watch, monitor, width, samples, frequency, 'monitor')
             own = watch.own_share(monitor)
     finally:
         watch.close()
-    # The first samples are discovery and warm-up.
     return {
         'features': width,
         'samples': samples,
-        'publish_to_alarm_ms': milliseconds(np.array(taken[20:])),
+        'publish_to_answer_ms': answered,
+        'publish_to_alarm_ms': taken,
         'own_ms': own,
     }
 
@@ -177,15 +237,16 @@ def print_latency(rows: Sequence[dict[str, Any]]) -> None:
         'samples',
         'p50 [ms]',
         'p99 [ms] (aim < 5)',
+        'of a node that answers at once: p50',
+        'p99',
         box=box.SIMPLE_HEAD,
         title='publish a step -> alarm received, two processes over DDS',
     )
     for row in rows:
-        taken = row['publish_to_alarm_ms']
+        delays = (row['publish_to_alarm_ms'], row['publish_to_answer_ms'])
         table.add_row(
             str(row['features']),
             str(row['samples']),
-            f'{taken["p50"]:.2f}',
-            f'{taken["p99"]:.2f}',
+            *(f'{delay[name]:.2f}' for delay in delays for name in ('p50', 'p99')),
         )
     Console(highlight=False, width=100).print(table)

@@ -1,19 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The other processes of the load benchmarks: a policy, and a node that receives and discards.
+"""The other processes of the load benchmarks: a policy, and nodes that do the least.
 
 ``python -m bench.load_peers publish FREQUENCY SECONDS WIDTH`` publishes steps at a fixed pace and
 prints what it did as JSON. ``python -m bench.load_peers discard`` receives steps and prints their
-number when it is interrupted.
+number when it is interrupted. ``python -m bench.load_peers answer`` also publishes an alarm for
+each step ``ALARM_STEP``.
 """
 
 from __future__ import annotations
 
 import gc
 import json
+import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import rclpy
@@ -22,15 +26,38 @@ from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
 
+from safe_msgs.msg import FailureAlarm
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.ros.messages import step_to_message
-from vla_feature_bridge.ros.qos import STEP_QOS
+from vla_feature_bridge.ros.qos import ALARM_QOS, STEP_QOS
 from vla_feature_bridge.step import PolicyStep
 
 EPISODE_STEPS = 500
 """Steps of an episode."""
 
+ALARM_STEP = 4
+"""Step of each episode that raises an alarm, in the benchmark of its latency."""
+
 _DIFFERENT = 64
+
+
+def start_peer(*arguments: object) -> subprocess.Popen[str]:
+    """Start one of the processes of ``bench.load_peers``."""
+    return subprocess.Popen(
+        [sys.executable, '-m', 'bench.load_peers', *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, 'OMP_NUM_THREADS': '1'},
+    )
+
+
+def answer_of(peer: subprocess.Popen[str]) -> dict[str, Any]:
+    """Return what a process printed at its end."""
+    output, _ = peer.communicate(timeout=60)
+    if peer.returncode != 0:
+        raise RuntimeError(f'a process of the benchmark ended with status {peer.returncode}')
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
 
 
 def features_of(width: int) -> np.ndarray:
@@ -86,15 +113,25 @@ def publish(frequency: float, seconds: float, width: int) -> dict[str, float]:
     return {'sent': count, 'seconds': took, 'latest_ms': latest * 1e3}
 
 
-def discard() -> dict[str, int]:
-    """Receive steps and discard them until an interrupt; returns their number."""
+def receive(*, answers: bool = False) -> dict[str, int]:
+    """Receive steps until an interrupt; returns their number.
+
+    Parameters
+    ----------
+    answers : bool
+        Publish an alarm for each step ``ALARM_STEP``.
+    """
     rclpy.init(signal_handler_options=SignalHandlerOptions.ALL)
-    node = Node('bench_discard', start_parameter_services=False, enable_rosout=False)
+    node = Node('bench_receiver', start_parameter_services=False, enable_rosout=False)
+    publisher = node.create_publisher(FailureAlarm, 'safe/alarm', ALARM_QOS) if answers else None
     received = 0
 
     def on_step(message: PolicyStepMessage) -> None:
         nonlocal received
         received += 1
+        if publisher is not None and message.step == ALARM_STEP:
+            state = FailureAlarm.STATE_ALARM
+            publisher.publish(FailureAlarm(episode_id=message.episode_id, state=state))
 
     node.create_subscription(PolicyStepMessage, 'vla/policy_step', on_step, STEP_QOS)
     try:
@@ -112,7 +149,7 @@ def main(arguments: Sequence[str]) -> int:
         frequency, seconds, width = map(float, arguments[1:4])
         print(json.dumps(publish(frequency, seconds, int(width))), flush=True)
     else:
-        print(json.dumps(discard()), flush=True)
+        print(json.dumps(receive(answers=list(arguments[:1]) == ['answer'])), flush=True)
     return 0
 
 

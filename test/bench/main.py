@@ -147,6 +147,7 @@ def run_load(args: argparse.Namespace) -> dict[str, Any]:
     alarm = {
         'samples': delay['samples'],
         **{f'{name}_ms': value for name, value in taken.items()},
+        **{f'answer_{name}_ms': value for name, value in delay['publish_to_answer_ms'].items()},
         **{f'own_{name}_ms': value for name, value in own.items()},
     }
     failures = throughput['failures'] + failures_of_alarm(alarm)

@@ -18,11 +18,19 @@ class Call:
     period : float
         Time between two calls [s].
     callback : callable
+    slack : float
+        The call may be made by this time earlier [s], if nothing else has to be done.
     """
 
-    def __init__(self, schedule: Schedule, period: float, callback: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        schedule: Schedule,
+        period: float,
+        callback: Callable[[], object],
+        slack: float = 0.0,
+    ) -> None:
         self._schedule = schedule
-        self.period, self.callback = period, callback
+        self.period, self.callback, self.slack = period, callback, slack
         self.due = math.inf
 
     def reset(self) -> None:
@@ -53,9 +61,9 @@ class Schedule:
         self._later: list[tuple[float, int, float, Call]] = []
         self._ready: list[tuple[float, int, float, Call]] = []
 
-    def every(self, period: float, callback: Callable[[], object]) -> Call:
-        """Return a new periodic call, the first time after one period [s]."""
-        call = Call(self, period, callback)
+    def every(self, period: float, callback: Callable[[], object], slack: float = 0.0) -> Call:
+        """Return a new periodic call, the first time after one period [s]; see `Call`."""
+        call = Call(self, period, callback, slack)
         call.reset()
         return call
 
@@ -72,6 +80,21 @@ class Schedule:
             if heap:
                 return heap[0][2]
         return math.inf
+
+    def take_early(self) -> Call | None:
+        """Return the next call if it may be made now, before it is due; otherwise None.
+
+        Its next time does not change: the calls do not drift.
+        """
+        self.next_due()
+        if self._ready or not self._later:
+            return self.take_due()
+        _, _, due, call = self._later[0]
+        if due - call.slack > self.now():
+            return None
+        heapq.heappop(self._later)
+        self.put(call, due + call.period)
+        return call
 
     def take_due(self) -> Call | None:
         """Return a call that is due, and set its next time; None if none is due."""

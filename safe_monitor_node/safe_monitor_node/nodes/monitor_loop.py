@@ -126,9 +126,13 @@ class MonitorLoop(SingleThreadedExecutor):
     def turn(self, longest_wait: float = _LONGEST_WAIT) -> None:
         """Wait for messages or for the next periodic call, and handle what there is."""
         ready = self._wait(longest_wait)
-        began = time.monotonic()
+        began, steps = time.monotonic(), self.counts.steps
         if ready:
             self._score(ready)
+            if self._alone is not None and self.counts.steps == steps:
+                # All steps are scored, and the next step has not come. A call that is made now is
+                # not made when the next step comes, which would wait for it.
+                self._call_early()
         if self.schedule.next_due() > began:
             return
         # Periodic calls get half as much time as the messages had: that is enough for safe/stop,
@@ -138,6 +142,10 @@ class MonitorLoop(SingleThreadedExecutor):
         while now < until and (call := self.schedule.take_due()) is not None:
             call.callback()
             now = time.monotonic()
+
+    def _call_early(self) -> None:
+        if (call := self.schedule.take_early()) is not None:
+            call.callback()
 
     def _score(self, monitors: Iterable[MonitorNode]) -> None:
         scorings: list[Scoring[None]] = []

@@ -42,6 +42,11 @@ from vla_feature_bridge.ros.parameter_changes import ParameterChanges
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import declare_parameters
 
+_SLACK = 0.2
+"""Share of its period by which a periodic call may be made earlier, after a step."""
+_MOST_SLACK = 0.02
+"""Longest such time [s]."""
+
 
 class MonitorNode(ManagedNode):
     """Publishes ``safe/score``, ``safe/alarm`` and ``safe/stop`` from ``vla/policy_step``.
@@ -105,8 +110,8 @@ class MonitorNode(ManagedNode):
         self._changes = ParameterChanges(
             self, PARAMETERS, self.values, self._check_change, self._on_change
         )
-        self._every(self.values.diagnostics_period, self.outputs.publish_diagnostics)
-        self._every(self.look_period, self._look_around)
+        self._often(self.values.diagnostics_period, self.outputs.publish_diagnostics)
+        self._often(self.look_period, self._look_around)
 
     def autostart(self) -> None:
         """Configure and activate if ``autostart`` is true; a failure is logged and diagnosed."""
@@ -115,8 +120,11 @@ class MonitorNode(ManagedNode):
         if self.trigger_configure() == TransitionCallbackReturn.SUCCESS:
             self.trigger_activate()
 
-    def _every(self, period: float, callback: Callable[[], object]) -> Call:
-        return self.schedule.every(period, lambda: self.guarded(callback))
+    def _every(self, period: float, callback: Callable[[], object], slack: float = 0.0) -> Call:
+        return self.schedule.every(period, lambda: self.guarded(callback), slack)
+
+    def _often(self, period: float, callback: Callable[[], object]) -> Call:
+        return self._every(period, callback, slack=min(_MOST_SLACK, _SLACK * period))
 
     def guarded(self, call: Callable[[], Any]) -> Any:
         """Call a function. An error in the code ends the process."""
@@ -136,7 +144,7 @@ class MonitorNode(ManagedNode):
         ensemble = self.session.ensemble
         self.outputs.open(ensemble.names if ensemble.several else ())
         self.inputs.open()
-        self._tick_call = self._every(self.values.stop_period, self._on_tick)
+        self._tick_call = self._often(self.values.stop_period, self._on_tick)
         for sentence in introduce(self.session):
             self.get_logger().info(sentence)
 

@@ -93,3 +93,33 @@ def test_of_the_calls_that_are_due_the_short_period_comes_first():
             call.callback()
     assert made.count('diagnosis') >= 2, 'a long period comes too when its time is over'
     assert made.count('stop') > 30
+
+
+def test_a_call_is_made_early_by_its_slack_and_does_not_drift():
+    clock, made = Clock(), []
+    schedule = Schedule(clock)
+    schedule.every(1.0, lambda: made.append(clock.time), slack=0.2)
+    schedule.every(5.1, lambda: made.append('late'))
+    clock.time = 100.7
+    assert schedule.take_early() is None
+    clock.time = 100.85
+    schedule.take_early().callback()
+    assert schedule.take_early() is None, 'each call is made once'
+    assert schedule.next_due() == 102.0
+    run_until(schedule, clock, 104.9)
+    assert made == [100.85, 102.0, 103.0, 104.0]
+    schedule.take_early().callback()
+    assert made[-1] == 104.9
+    clock.time = 105.09
+    assert schedule.take_early() is None, 'a call without slack is made when it is due'
+
+
+def test_a_call_that_is_overdue_comes_before_an_early_one():
+    clock, made = Clock(), []
+    schedule = Schedule(clock)
+    schedule.every(1.0, lambda: made.append('overdue'))
+    schedule.every(1.1, lambda: made.append('early'), slack=0.1)
+    clock.time = 101.05
+    while (call := schedule.take_early()) is not None:
+        call.callback()
+    assert made == ['overdue', 'early']
