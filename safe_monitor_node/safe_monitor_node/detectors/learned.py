@@ -281,7 +281,7 @@ class SafeLstm(LearnedDetector):
     hard_negative_beta: float = 50.0
     learning_rate: float = 3e-4
 
-    _step_weights: StepWeights = field(init=False, repr=False)
+    step_weights_: StepWeights = field(init=False, repr=False)
 
     def check_params(self) -> None:
         """Raise :class:`DetectorError` if a parameter has an impossible value."""
@@ -307,14 +307,14 @@ class SafeLstm(LearnedDetector):
         """Take a trained network for ``dim`` features."""
         super().set_network(network, dim)
         assert isinstance(network, LstmNetwork)
-        self._step_weights = StepWeights(network)
+        self.step_weights_ = StepWeights(network)
 
     def stream(self) -> Stream:
         """Return a stream that scores a new episode step by step."""
         self._require_fitted()
         assert isinstance(self.network_, LstmNetwork)
         if self.history < 0:
-            return LstmStream(self._step_weights, self.dim_, self.name)
+            return LstmStream(self.step_weights_, self.dim_, self.name)
         return LstmWindowStream(self.network_, self.dim_, self.name)
 
     def step_many(self, streams: Sequence[Stream], steps: Sequence[PolicyStep]) -> list[Answer]:

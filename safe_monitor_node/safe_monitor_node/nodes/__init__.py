@@ -8,7 +8,7 @@ monitor_outputs       the publishers of the monitor node
 topic_watch           other publishers of the topics of the monitor
 monitor_inputs        the subscriptions of the monitor node, and the nodes around it
 monitor_services      the services of the monitor node
-fleet_schedule        periodic calls of one or many monitors
+schedule              periodic calls of one or many monitors
 publication_order     events and steps in the order of their publication; does not use ROS
 monitor_node          life cycle, steps, events and periodic calls of the monitor node
 wait_sets             wait sets that are built once

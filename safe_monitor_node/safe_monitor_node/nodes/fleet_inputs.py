@@ -16,7 +16,7 @@ _MOST_HELD = 50
 
 
 class LimitedOrder(PublicationOrder):
-    """As `PublicationOrder`, but for a limited time: then neither events nor the step are given.
+    """A `PublicationOrder` with a time limit, after which it returns neither events nor the step.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ class LimitedOrder(PublicationOrder):
     Attributes
     ----------
     late : bool
-        Whether something was not given because the time was over.
+        True if a message was not returned because the time was over.
     """
 
     def __init__(
@@ -44,7 +44,7 @@ class LimitedOrder(PublicationOrder):
         return len(self._events)
 
     def begin(self) -> None:
-        """Begin the time. The first event is given in any case."""
+        """Begin the time. The first event is always returned."""
         self._until = self._now() + self._longest
         self._given = self.late = False
 
@@ -61,15 +61,15 @@ class LimitedOrder(PublicationOrder):
         return event
 
     def take_step(self) -> Taken | None:
-        """Return `step`, which is given now; None if it is not known, or has to wait."""
+        """Return `step` and forget it; None if it is not known or must wait."""
         return None if self.late else super().take_step()
 
 
 class FleetInputs(MonitorInputs):
-    """As `MonitorInputs`, but the events of one robot do not keep the others waiting.
+    """A `MonitorInputs` whose events do not delay the other robots.
 
-    After 2 ms, the rest of the events, and the step that comes after them, wait for the next turn.
-    `holds` is true then.
+    After 2 ms, the other events and the step after them wait for the next turn. Then `holds` is
+    true.
     """
 
     def __init__(self, *arguments: Any) -> None:
@@ -78,10 +78,10 @@ class FleetInputs(MonitorInputs):
 
     @property
     def publishers(self) -> tuple[int, ...]:
-        """How many publishers the topics of this robot have, and how many of those are alive.
+        """The number of publishers of each topic, and of publishers that are alive.
 
-        It takes a tenth of the time of `findings`, which cannot be new while this is the same,
-        except if one publisher takes the place of another one.
+        To count takes a tenth of the time of `findings`. While the numbers are the same, the
+        findings are the same, unless one publisher takes the place of another publisher.
         """
         topics = [watch.topic for watch in self._inputs]
         topics += [watch.topic for watch in self._outputs]

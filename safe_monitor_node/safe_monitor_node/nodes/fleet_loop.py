@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The loop of a fleet: that of one monitor, with many, none of which keeps the others waiting.
+"""The loop of a fleet: a monitor loop with many monitors, in which no robot delays the others.
 
-A robot can send more than the process can handle. Then the robots that need less go first. Services
-have a limit of time. A detector is loaded in another thread, while the loop goes on.
+If a robot sends more messages than the process can handle, the robots that need less time go first.
+Services have a time limit. Another thread loads detectors while the loop continues.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from rclpy.executors import TimeoutException
 from rclpy.node import Node
 
 from safe_monitor_node.monitor.scoring import Scoring, Wanted
-from safe_monitor_node.nodes.fleet_schedule import Schedule
 from safe_monitor_node.nodes.fleet_shares import TimeShares
-from safe_monitor_node.nodes.monitor_loop import BatchCounts, MonitorLoop
+from safe_monitor_node.nodes.monitor_loop import MonitorLoop
 from safe_monitor_node.nodes.monitor_node import MonitorNode
-
-__all__ = ['BatchCounts', 'FleetLoop']
+from safe_monitor_node.nodes.schedule import Schedule
 
 T = TypeVar('T')
 
@@ -45,9 +43,9 @@ class FleetLoop(MonitorLoop):
 
     def __init__(self, schedule: Schedule) -> None:
         self._shares = TimeShares(time.monotonic)
-        # Time that was charged to single robots so far [s].
+        # Sum of the times that were charged to single robots [s].
         self._charged = 0.0
-        # Nodes of which something is handled now: several while the loop waits for a detector.
+        # Nodes whose requests are handled now: several, if the loop waits for a detector.
         self._handling: set[int] = set()
         super().__init__(schedule)
 
@@ -58,7 +56,7 @@ class FleetLoop(MonitorLoop):
         first = self._shares.first(waiting, len(self._monitors))
         began, charged = time.monotonic(), self._charged
         super()._score(first)
-        # What was computed for all of them together.
+        # The time of the batches, which belongs to all robots.
         shared = time.monotonic() - began - (self._charged - charged)
         for monitor in first:
             self._shares.charge(monitor, shared / len(first))
@@ -79,7 +77,7 @@ class FleetLoop(MonitorLoop):
     def _timed(
         self, monitor: MonitorNode, scoring: Scoring[None]
     ) -> Generator[Wanted, float, None]:
-        """Do what a scoring does, and charge its time to the robot."""
+        """Run a scoring, and charge its time to the robot."""
         go_on: Callable[[], Wanted] = partial(next, scoring)
         while True:
             began = time.monotonic()
@@ -91,7 +89,7 @@ class FleetLoop(MonitorLoop):
                 self._charge(monitor, began)
             try:
                 score = yield wanted
-            except Exception as error:  # The scoring says what the error means.
+            except Exception as error:  # The scoring handles the error.
                 go_on = partial(scoring.throw, error)
             else:
                 go_on = partial(scoring.send, score)
@@ -109,7 +107,7 @@ class FleetLoop(MonitorLoop):
             self._handling.discard(id(node))
 
     def _handle_rest(self, node: Node) -> None:
-        """Let the executor of rclpy handle what is ready, except inputs, for a short time."""
+        """Let the executor of rclpy handle all ready entities except inputs, for a short time."""
         until = time.monotonic() + _LONGEST_HANDLING
         while time.monotonic() < until:
             try:
@@ -123,9 +121,9 @@ class FleetLoop(MonitorLoop):
     # --- detectors
 
     def run_beside(self, function: Callable[[], T]) -> T:
-        """Return the result of a function that runs in another thread; the loop goes on meanwhile.
+        """Return the result of a function that runs in another thread while the loop continues.
 
-        The function must not use what the loop uses. It may raise.
+        The function must not use objects of the loop. It may raise an exception.
         """
         results: list[T] = []
         errors: list[Exception] = []
@@ -136,7 +134,7 @@ class FleetLoop(MonitorLoop):
             except Exception as error:  # It is raised below.
                 errors.append(error)
 
-        # A folder on a disk that does not answer must not keep the process from ending.
+        # The process must be able to end while a disk does not answer.
         thread = threading.Thread(target=run, name='load detector', daemon=True)
         interval = sys.getswitchinterval()
         sys.setswitchinterval(_SWITCH_INTERVAL)

@@ -15,10 +15,11 @@ from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.node import Node
 
 from safe_monitor_node.nodes.fleet_file import Robot, read_robots
-from safe_monitor_node.nodes.fleet_loop import BatchCounts, FleetLoop
+from safe_monitor_node.nodes.fleet_loop import FleetLoop
 from safe_monitor_node.nodes.fleet_parameters import PARAMETERS
 from safe_monitor_node.nodes.fleet_robot import FleetRobot
-from safe_monitor_node.nodes.fleet_schedule import Schedule
+from safe_monitor_node.nodes.monitor_loop import BatchCounts
+from safe_monitor_node.nodes.schedule import Schedule
 from safe_monitor_node.storage.shared_detectors import import_code, run_loads_with
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.nodes.levels import Level

@@ -14,8 +14,8 @@ from rclpy.parameter import Parameter
 
 from safe_monitor_node.nodes.fleet_file import Robot
 from safe_monitor_node.nodes.fleet_inputs import FleetInputs
-from safe_monitor_node.nodes.fleet_schedule import Schedule
 from safe_monitor_node.nodes.monitor_node import MonitorNode
+from safe_monitor_node.nodes.schedule import Schedule
 
 _LOOKS_AT_THE_SAME = 4
 

@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much time of a process each robot of a fleet uses, and who has used more than its share.
-
-No ROS.
-"""
+"""Measures the time that each robot of a fleet uses. Does not use ROS."""
 
 from __future__ import annotations
 
@@ -15,16 +12,16 @@ BURST = 0.05
 """Time that a robot may use beyond its share before it has to wait [s]."""
 
 _SHARES = 1.5
-"""Robots that need equal times get equal times; one that needs more may have this many shares."""
+"""A robot that needs more time than the others may have this many equal shares."""
 
 
 class TimeShares:
     """The time that robots use beyond their share of the time of a process.
 
-    It is not CPU time: on a busy machine, a process has less of it than time goes by. What a robot
-    uses becomes its debt. The debt falls at the rate of its share: 1.5 of the time of
-    the process divided by the number of robots. A robot with more debt than :data:`BURST` waits
-    while others have messages. It gets the time that the others leave.
+    The time is wall time, not CPU time. The time that a robot uses is added to its debt. The debt
+    decreases with the share of the robot: 1.5 times the elapsed time, divided by the number of
+    robots. A robot with a debt above :data:`BURST` waits while other robots have messages. It gets
+    the time that the other robots do not need.
 
     Parameters
     ----------
@@ -46,16 +43,16 @@ class TimeShares:
         now = self._now()
         debt, since = self._debts.get(robot, (0.0, now))
         left = debt - _SHARES / robots * (now - since)
-        # A limit, so that a robot is not punished for long.
+        # A limit, so that the robot does not wait for long after a flood.
         debt = min(max(left, 0.0), 2 * BURST)
         self._debts[robot] = debt, now
         return debt
 
     def first(self, waiting: Sequence[K], robots: int) -> list[K]:
-        """Return those of the waiting robots whose turn it is, out of a number of robots.
+        """Return the waiting robots that may go on now.
 
-        These are all that have no more debt than :data:`BURST`. If all have more, it is the one
-        with the least debt.
+        These are all robots with a debt of at most :data:`BURST`. If all debts are larger, it is
+        the robot with the smallest debt. ``robots`` is the number of robots of the process.
         """
         debts = [self.debt(robot, robots) for robot in waiting]
         within = [robot for robot, debt in zip(waiting, debts, strict=True) if debt <= BURST]

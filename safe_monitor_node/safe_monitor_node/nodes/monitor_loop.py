@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The loop of one or many monitors: waits for their messages and scores their steps.
 
-An executor of rclpy makes a new wait set for each message, with every entity of every node. A
-monitor has 30 of them, so that this takes longer than to score the step. This loop keeps its wait
-sets, and has two of them. While steps come, it waits for the inputs of the monitors only: steps and
-events. Everything else (services, QoS events) is looked at several times a second. A loop with one
-node waits for everything as soon as no input has come for a short time.
+An executor of rclpy makes a new wait set for each message, with all entities of all nodes. A
+monitor has 30 entities, so that the new wait set takes longer than the score of the step. This loop
+has two wait sets and keeps them. While steps arrive, it waits for the inputs of the monitors only:
+steps and events. It checks all other entities (services, QoS events) several times a second. If no
+input has come for a short time, a loop with one node waits for all its entities.
 """
 
 from __future__ import annotations
@@ -25,26 +25,26 @@ from rclpy.subscription import Subscription
 from rclpy.time_source import CLOCK_TOPIC
 
 from safe_monitor_node.monitor.scoring import Scoring, scored_alone, scored_together
-from safe_monitor_node.nodes.fleet_schedule import Schedule
 from safe_monitor_node.nodes.monitor_node import MonitorNode
+from safe_monitor_node.nodes.schedule import Schedule
 from safe_monitor_node.nodes.wait_sets import Entities, LastingWaitSet
 
 LOOK_PERIOD = 0.25
-"""Time between two looks at everything else of a node, if the loop has several nodes [s]."""
+"""Time between two checks of the other entities of a node, if there are several nodes [s]."""
 BUSY = 0.02
-"""Time after a look for which a loop with one node waits for inputs only [s]."""
+"""Time after such a check for which a loop with one node waits for inputs only [s]."""
 
 _LEAST_FOR_CALLS = 0.002
 _LONGEST_WAIT = 1.0
 _MOST_HANDLED = 50
-#: A wait that is so much longer than wanted was a suspension of the process [s].
+#: If a wait is longer than requested by this time, the process was suspended [s].
 _PAUSE = 0.5
-#: Time that the middleware gets to receive what has come while the process was suspended [s].
+#: Time in which the middleware receives the messages of the suspension [s].
 _SETTLE = 0.1
 
 
 class BatchCounts:
-    """How many steps were scored, and how many of them together.
+    """Counts the scored steps, and the steps that were scored together.
 
     Attributes
     ----------
@@ -83,8 +83,8 @@ class MonitorLoop(SingleThreadedExecutor):
         self._inputs: set[int] = set()
         self._monitor_of: dict[int, MonitorNode] = {}
         self._clocks: dict[int, Any] = {}
-        # Raw subscriptions are there for their QoS events; nobody reads their messages. A message
-        # that waits would end every wait for these events at once.
+        # Raw subscriptions are used for their QoS events only. Their messages are dropped, because
+        # a waiting message would end every wait at once.
         self._unread: dict[int, Any] = {}
         self._looks: dict[int, LastingWaitSet] = {}
         # Monitors that have more messages than they have handled.
@@ -124,7 +124,7 @@ class MonitorLoop(SingleThreadedExecutor):
             self.turn()
 
     def turn(self, longest_wait: float = _LONGEST_WAIT) -> None:
-        """Wait for messages or for the next periodic call, and handle what there is."""
+        """Wait for messages or for the next periodic call, and handle them."""
         ready = self._wait(longest_wait)
         began, steps = time.monotonic(), self.counts.steps
         if ready:
@@ -155,7 +155,7 @@ class MonitorLoop(SingleThreadedExecutor):
             if scoring is not None:
                 scorings.append(scoring)
                 owners.append(monitor)
-        # Another step may wait. For one monitor, to ask for it takes less time than to wait for it.
+        # Another step may wait. For one monitor, a request is faster than a wait.
         self._behind = [m for m in owners if self._alone is not None or m.inputs.holds]
         if not scorings:
             return

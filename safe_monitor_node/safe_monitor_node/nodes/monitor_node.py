@@ -20,7 +20,6 @@ from safe_monitor_node.monitor.session import MonitorSession
 from safe_monitor_node.monitor.steps import Publication, StepId
 from safe_monitor_node.monitor.thresholds import MonitorError
 from safe_monitor_node.nodes.diagnosis import introduce
-from safe_monitor_node.nodes.fleet_schedule import Call, Schedule
 from safe_monitor_node.nodes.monitor_inputs import MonitorInputs
 from safe_monitor_node.nodes.monitor_messages import (
     detector_messages,
@@ -31,6 +30,7 @@ from safe_monitor_node.nodes.monitor_messages import (
 from safe_monitor_node.nodes.monitor_outputs import MonitorOutputs
 from safe_monitor_node.nodes.monitor_parameters import PARAMETERS, settings_of
 from safe_monitor_node.nodes.monitor_services import MonitorServices
+from safe_monitor_node.nodes.schedule import Call, Schedule
 from safe_monitor_node.threads import NOT_LIMITED, limit_threads
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Events and steps that wait at the same time, in the order of their publication. No ROS."""
+"""Sorts waiting events and steps by their time of publication. Does not use ROS."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 Taken = tuple[Any, Mapping[str, Any]]
-"""A message, and what the middleware says about it: ``source_timestamp`` [ns], 0 if unknown."""
+"""A message, and its information from the middleware: ``source_timestamp`` [ns], 0 if unknown."""
 
 
 class PublicationOrder:
-    """Gives each event before the steps that were published after it, and not earlier.
+    """Returns each event after all steps that were published before it, and before all other steps.
 
     Steps and events are two topics, and a subscriber gets the messages of two topics in any order.
     After a pause of its process, the END of an episode and the last steps of this episode wait at
@@ -29,13 +29,13 @@ class PublicationOrder:
 
     def __init__(self) -> None:
         self.step: Taken | None = None
-        # Each with the number of steps after which it is given in any case.
+        # Each event, and the number of returned steps after which the event waits no longer.
         self._events: deque[tuple[Taken, int]] = deque()
-        self._steps_given = 0
+        self._steps_returned = 0
 
     @property
     def holds(self) -> bool:
-        """Whether a message was put and not given yet."""
+        """True if a message waits here."""
         return bool(self._events) or self.step is not None
 
     def clear(self) -> None:
@@ -50,14 +50,14 @@ class PublicationOrder:
         ----------
         events : list of tuple
         most_steps : int
-            Number of steps that each of them waits for at most.
+            Largest number of steps for which each event waits.
         """
         if not events:
             return
-        latest = self._steps_given + most_steps
+        latest = self._steps_returned + most_steps
         self._events.extend((event, latest) for event in events)
         if len(self._events) > 1:
-            # Several publishers of events are connected by several ways.
+            # Events of several publishers can arrive in another order.
             by_time = sorted(self._events, key=lambda entry: _time_of(entry[0]))
             self._events = deque(by_time)
 
@@ -68,7 +68,7 @@ class PublicationOrder:
         event, latest = self._events[0]
         if (
             self.step is not None
-            and self._steps_given < latest
+            and self._steps_returned < latest
             and _time_of(self.step) < _time_of(event)
         ):
             return None
@@ -76,10 +76,10 @@ class PublicationOrder:
         return event
 
     def take_step(self) -> Taken | None:
-        """Return `step`, which is given now; None if it is not known."""
+        """Return `step` and forget it; None if it is not known."""
         step, self.step = self.step, None
         if step is not None:
-            self._steps_given += 1
+            self._steps_returned += 1
         return step
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Wait sets that last: an executor of rclpy makes a new one for each message."""
+"""Wait sets that are used many times. rclpy makes a new wait set for each message."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rclpy.waitable import NumberOfEntities
 
 
 class Entities:
-    """What rclpy waits for: subscriptions, services and QoS events of a node, and what else it has.
+    """The entities of a node for which rclpy waits: subscriptions, services, QoS events and others.
 
     Parameters
     ----------
@@ -29,7 +29,7 @@ class Entities:
 
 
 class LastingWaitSet:
-    """Waits for the same entities again and again. It must be made anew if entities change.
+    """Waits for the same entities many times. If entities change, a new wait set is needed.
 
     Parameters
     ----------
@@ -37,7 +37,7 @@ class LastingWaitSet:
     inputs, guards : sequence
         Handles of subscriptions and of guard conditions.
     rest : Entities, optional
-        What is waited for in addition.
+        Other entities to wait for.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class LastingWaitSet:
             )
 
     def wait(self, seconds: float) -> set[int]:
-        """Wait until something is ready, but not longer; return the pointers of ready inputs."""
+        """Wait for an entity, at most for some seconds; return the pointers of ready inputs."""
         wait_set = self._wait_set
         wait_set.clear_entities()
         for handle in self._inputs:
@@ -96,7 +96,7 @@ class LastingWaitSet:
             waitable.add_to_wait_set(wait_set)
 
     def rest_is_ready(self) -> bool:
-        """Return whether the last wait has found something else than inputs ready."""
+        """Return True if another entity than an input was ready after the last wait."""
         wait_set, rest = self._wait_set, self._rest
         if rest is None:
             return False

@@ -12,7 +12,7 @@ from rclpy.executors import ExternalShutdownException  # noqa: E402
 
 from safe_monitor_node.nodes.fleet_file import Robot  # noqa: E402
 from safe_monitor_node.nodes.fleet_robot import FleetRobot  # noqa: E402
-from safe_monitor_node.nodes.fleet_schedule import Schedule  # noqa: E402
+from safe_monitor_node.nodes.schedule import Schedule  # noqa: E402
 
 
 @pytest.fixture

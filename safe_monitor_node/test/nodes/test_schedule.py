@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from safe_monitor_node.nodes.fleet_schedule import Schedule
+from safe_monitor_node.nodes.schedule import Schedule
 
 
 class Clock:
