@@ -16,7 +16,8 @@ from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from std_msgs.msg import Bool
 
-from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
+from safe_msgs.msg import EpisodeEvent, FailureAlarm, FailureScore, PolicyStep
+from vla_feature_bridge.ros.qos import ALARM_QOS, SCORE_QOS
 
 SAFE = [sys.executable, '-m', 'safe_monitor_node']
 
@@ -65,6 +66,22 @@ def test_the_status_is_that_of_the_worst_robot(probe, run_monitor, mlp_folder, q
     done = safe('status', '--robot', 'leg', '--wait', '6')
     assert done.returncode == 1
     assert 'the robots are /, /arm' in done.stderr
+
+
+def test_the_status_waits_for_a_state_that_arrives_late(probe):
+    probe.node.create_publisher(FailureScore, '/late/safe/score', SCORE_QOS)
+    states = probe.node.create_publisher(FailureAlarm, '/late/safe/alarm', ALARM_QOS)
+    process = subprocess.Popen(
+        [*SAFE, 'status', '--robot', 'late', '--wait', '4'], stdout=subprocess.PIPE, text=True
+    )
+    # A subscriber exists when the status has found the robot.
+    probe.spin_until(states.get_subscription_count, 'the robot is found')
+    time.sleep(4.0)
+    assert process.poll() is None, 'it still waits for the state'
+    states.publish(FailureAlarm(state=FailureAlarm.STATE_ALARM, episode_id='e', reason='late'))
+    out, _ = process.communicate(timeout=20)
+    assert out.startswith('/late ALARM')
+    assert process.returncode == 8
 
 
 def test_services_are_called_and_their_answers_are_printed(

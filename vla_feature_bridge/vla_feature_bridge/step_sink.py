@@ -272,8 +272,8 @@ class EpisodeSink(ABC):
         Raises
         ------
         StepError
-            The sink is strict, and no episode runs or an argument is wrong. A running episode
-            continues.
+            Only if the sink is strict: no episode runs, or an argument is wrong. After the error,
+            a running episode continues.
         """
         try:
             self._end(success, reason)

@@ -231,8 +231,8 @@ class AdaptiveBand:
         expected = [task for task in self._moving if task not in self._learned]
         if found != expected:
             raise AdaptationError(
-                expected=f'the updates of {", ".join(map(name_of, expected))}',
-                found=f'the updates of {", ".join(map(name_of, found)) or "no band"}',
+                expected=f'saved thresholds for {", ".join(map(name_of, expected))}',
+                found=f'saved thresholds for {", ".join(map(name_of, found)) or "no band"}',
             )
         own += [
             entry for entry in learned if self._runs(entry['task']).get('runs') == entry['runs']

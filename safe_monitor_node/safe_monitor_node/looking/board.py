@@ -167,6 +167,21 @@ class RobotBoard:
         with self._lock:
             return sorted(self._robots)
 
+    def silent(self, name: str = '') -> bool:
+        """Return whether a robot is known of which neither a state nor a score has arrived.
+
+        Parameters
+        ----------
+        name : str
+            The robot to look at; empty for all robots.
+        """
+        with self._lock:
+            return any(
+                robot.alarm is None and robot.last is None
+                for key, robot in self._robots.items()
+                if name in ('', key)
+            )
+
     def take_score(self, name: str, sample: ScoreSample, now: float) -> None:
         """Store a score of a known robot; ``now`` is a steady time [s]."""
         sample = replace(sample, episode_id=_cut(sample.episode_id), detector=sample.detector[:100])

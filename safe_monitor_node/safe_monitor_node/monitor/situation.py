@@ -51,7 +51,8 @@ class Situation:
     ) -> None:
         """Store the present state.
 
-        The state restarts with each episode, unless it is an ALARM of an earlier episode.
+        The age and the steps of the state begin at 0 with each episode. An ALARM that lasts beyond
+        its episode (`held`) keeps them.
 
         Parameters
         ----------
@@ -59,12 +60,14 @@ class Situation:
         now : float
             Time of a steady clock [s].
         known : bool
+            True if it is known whether an episode is running.
         episode, task : str
             Id and task of the running or last episode.
         stepped : bool
             Whether a step has just come.
         held : bool
-            Whether an ALARM lasts beyond its episode (latch RESET). Then it keeps its age and task.
+            Whether an ALARM lasts beyond its episode (latch RESET). Such an ALARM keeps the task of
+            its episode.
         """
         self.known = known
         same = episode == self._episode

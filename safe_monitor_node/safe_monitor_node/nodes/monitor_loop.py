@@ -95,7 +95,7 @@ class MonitorLoop(SingleThreadedExecutor):
         self.counts = BatchCounts()
 
     def add(self, node: Node) -> None:
-        """Run a node of the process."""
+        """Add a node to this loop, which then runs the callbacks of the node."""
         self.add_node(node)
         self._changed = True
         if isinstance(node, MonitorNode):

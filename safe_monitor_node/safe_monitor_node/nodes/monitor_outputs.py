@@ -108,7 +108,7 @@ class MonitorOutputs:
     def publish_state(self, step: PolicyStep | None = None) -> bool:
         """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
 
-        They are also published if what is learned about the task is new.
+        They are also published if the number of good runs of the task has changed.
 
         Parameters
         ----------

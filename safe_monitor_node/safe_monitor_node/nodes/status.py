@@ -34,12 +34,12 @@ def print_status(robot: str, wait: float, *, as_json: bool) -> int:
 
 def _look(robot: str, wait: float, as_json: bool) -> int:
     node = WatchNode()
+    name = '/' + robot.strip('/')
     try:
-        node.spin_for(wait)
+        node.look(wait, name if robot else '')
         views = node.board.views(time.monotonic())
     finally:
         node.destroy_node()
-    name = '/' + robot.strip('/')
     shown = [view for view in views if not robot or view.name == name]
     for view in shown:
         print(status_json(view) if as_json else status_line(view))

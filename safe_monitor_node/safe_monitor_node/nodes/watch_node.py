@@ -22,6 +22,8 @@ from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 
 _LOOK_PERIOD = 0.5
 _HISTORY = 300
+# DDS repeats a latched state that a new subscriber did not get about every 3 s.
+_FIRST_STATE = 5.0
 # Codes for the alternate screen without cursor and automatic line breaks, and codes to leave it.
 _ENTER, _LEAVE = '\x1b[?1049h\x1b[?25l\x1b[?7l', '\x1b[?7h\x1b[?25h\x1b[?1049l'
 
@@ -40,6 +42,20 @@ class WatchNode(ToolNode):
         """Handle messages for some time [s]."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
+            rclpy.spin_once(self, timeout_sec=left)
+
+    def look(self, seconds: float, robot: str = '') -> None:
+        """Search robots for some time [s], and wait at most 5 s longer for their first states.
+
+        Parameters
+        ----------
+        seconds : float
+        robot : str
+            Name of the only robot whose state is needed; empty for all.
+        """
+        self.spin_for(seconds)
+        deadline = time.monotonic() + _FIRST_STATE
+        while self.board.silent(robot) and (left := deadline - time.monotonic()) > 0:
             rclpy.spin_once(self, timeout_sec=left)
 
 
@@ -69,7 +85,7 @@ def _show(board: RobotBoard, colour: bool, live: bool) -> None:
 
 def _watch(node: WatchNode, options: argparse.Namespace) -> int:
     if options.once:
-        node.spin_for(options.wait)
+        node.look(options.wait)
         _show(node.board, not options.no_colour, live=False)
         return 0 if node.board.names() else 1
     live = sys.stdout.isatty() and os.environ.get('TERM', 'dumb') != 'dumb'

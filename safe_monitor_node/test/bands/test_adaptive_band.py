@@ -145,7 +145,7 @@ def test_a_restored_band_goes_on_where_the_first_one_was(tasks):
 def test_the_state_of_other_bands_is_refused():
     state = AdaptiveBand(with_tasks(pour=functional(seed=1)), 0.1, 0.02).state()
     with pytest.raises(
-        AdaptationError, match=r"updates of the band of all tasks, found .* task 'pour'"
+        AdaptationError, match=r"thresholds for the band of all tasks, found .* task 'pour'"
     ):
         AdaptiveBand(functional(), 0.1, 0.02).restore(state)
 

@@ -32,6 +32,15 @@ def test_a_new_robot_is_unknown_and_says_that_nothing_has_arrived(board):
     assert 'has arrived yet' in view.reason
 
 
+def test_a_robot_is_silent_until_its_first_state_or_score(board):
+    board.add('/scores')
+    board.take_score('/scores', score(0), 1.0)
+    assert (board.silent(), board.silent('/r')) == (True, True)
+    assert (board.silent('/scores'), board.silent('/missing')) == (False, False)
+    board.take_alarm('/r', AlarmSample('', 0, 0, 0, ''))
+    assert not board.silent()
+
+
 def test_rate_and_age_are_of_the_arrivals(board):
     for k in range(5):
         board.take_score('/r', score(k), 10.0 + 0.25 * k)

@@ -85,9 +85,8 @@ def _good_runs_pairs(found: dict[str, Any]) -> dict[str, str]:
     """Return the data about good runs in a detector folder, and the promise of each threshold."""
     described = found.get('good_runs')
     if described is None:
-        return {
-            'good_runs': 'no scores for thresholds of new tasks: fit the detector again to get them'
-        }
+        why = found['provenance'].get('no_seen_scores', 'fit the detector again to get them')
+        return {'good_runs': f'no scores for thresholds of new tasks: {why}'}
     seen = described['seen_tasks']
     text = (
         f'a new task can get a threshold from at most {described["largest_k"]} good runs '

@@ -141,10 +141,10 @@ class JudgedSet:
         }
 
     def intervals(self) -> dict[str, Intervals]:
-        """Return the 95 % intervals over the rollouts of each part: part -> number -> interval.
+        """Return the 95 % intervals over the rollouts of each part.
 
-        The AUC has a bootstrap interval, the rates have Clopper-Pearson intervals; NaN for a
-        number that does not exist.
+        The keys are the names of the parts. The AUC has a bootstrap interval, the rates have
+        Clopper-Pearson intervals. The limits are NaN if the AUC or the rate does not exist.
         """
         return {
             part: rollout_intervals(self.parts[part], report, self.shortest)

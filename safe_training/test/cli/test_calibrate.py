@@ -203,7 +203,9 @@ def test_a_folder_without_the_scores_says_how_to_get_them(run, tmp_path):
     assert status == 1
     assert 'fit the detector again' in errors
     assert 'at least 2 tasks' in errors
-    assert 'no scores for thresholds' in ' '.join(run('info', out)[1].split())
+    shown = ' '.join(run('info', out)[1].split())
+    assert 'no scores for thresholds of new tasks: ' in shown
+    assert 'at least 2 tasks' in shown
 
 
 def test_fit_does_both_in_one_step(run, big, fitted, tmp_path):

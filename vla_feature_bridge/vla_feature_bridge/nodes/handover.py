@@ -18,7 +18,8 @@ _LOOK_AGAIN = 0.5
 class Handover:
     """Runs calls in the thread that spins a node; the calling thread waits until its call is done.
 
-    Therefore there is no queue: if the node is slow, the sender is read slowly too.
+    There is no queue. While the node is slow, the calling thread waits, and reads less from its
+    sender.
 
     Parameters
     ----------
