@@ -112,8 +112,8 @@ def test_one_class_has_no_rate_of_the_other():
 @pytest.mark.parametrize(
     ('scored', 'thresholds', 'message'),
     [
-        ([], None, 'expected rollouts .*, found none'),
-        ([], [0.5], 'expected rollouts .*, found none'),
+        ([], None, 'expected at least one rollout.*, found no'),
+        ([], [0.5], 'expected at least one rollout.*, found no'),
         ([ScoredRollout([0.0], True, 'a')], [], r'K >= 1'),
         ([ScoredRollout([0.0], True, 'a')], [np.nan], r'without NaN, found .* with 1 NaN'),
     ],

@@ -40,7 +40,7 @@ def test_one_outcome_is_enough():
 @pytest.mark.parametrize(
     ('values', 'failed', 'bins', 'message'),
     [
-        ([], [], 10, 'expected rollouts .*, found none'),
+        ([], [], 10, 'expected at least one rollout.*, found no'),
         ([0.5], [True], 0, 'at least one bin'),
         ([0.5, 1.5], [True, False], 10, r'rollout 1: expected a probability .*, found 1\.5'),
         ([-0.1], [True], 10, r'rollout 0: expected a probability .*, found -0\.1'),
