@@ -273,3 +273,24 @@ for number in range(5):
     assert inbox.kinds(6) == ['start', *range(5)]
     assert [step.features.max() for step in inbox.messages[1:]] == list(range(5))
     assert done.stderr == ''
+
+
+def test_many_calls_of_such_a_sink_need_no_other_thread():
+    names = []
+
+    class Sink:
+        last_error = ''
+
+        def start(self, **texts):
+            return 'e'
+
+        def publish(self, features, actions=None, **fields):
+            names.append(threading.current_thread().name)
+            return True
+
+    policy = FlowPolicy()
+    with flow_tap(policy, sink=Sink()) as tap:
+        tap.start()
+        for _ in range(50):
+            infer(policy)
+    assert names == ['MainThread'] * 50

@@ -84,9 +84,7 @@ class Handover:
         with self._lock:
             self.inferences += 1
         can_wait = running.stacks.may_wait
-        self._calls.put(call)
-        if self.callbacks or self._at_once or not can_wait:
-            self._calls.settle()
+        self._calls.put(call, now=bool(self.callbacks) or self._at_once or not can_wait)
         for callback in self.callbacks:
             try:
                 if running.inference is not None:
