@@ -54,6 +54,30 @@ class Deferred:
     number: int = 0
 
 
+class OwnedLock:
+    """A lock that a thread can take several times, and that knows whether this thread has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owner = self._depth = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+        self._lock.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """True if this thread has the lock."""
+        return self._owner == threading.get_ident()
+
+
 class DeferredCalls:
     """Makes calls in a thread of its own, one after the other, in the order of :meth:`put`.
 
@@ -70,10 +94,19 @@ class DeferredCalls:
         Name of the thread.
     max_calls, max_bytes : int
         As :data:`MAX_CALLS` and :data:`MAX_BYTES`. The newest call always waits.
+    holds : callable, optional
+        Returns True if this thread has a lock that the calls need. Then it cannot settle: the
+        running call would wait for this thread.
     """
 
-    def __init__(self, name: str, max_calls: int = MAX_CALLS, max_bytes: int = MAX_BYTES) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        max_calls: int = MAX_CALLS,
+        max_bytes: int = MAX_BYTES,
+        holds: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._name, self._holds = name, holds
         self.max_calls, self.max_bytes = max_calls, max_bytes
         self._begin()
         _ALL.add(self)
@@ -93,6 +126,10 @@ class DeferredCalls:
         """Number of calls that wait or run."""
         return self._live
 
+    @property
+    def _is_inside(self) -> bool:
+        return self._runner == threading.get_ident() or self._holds()
+
     def put(self, call: Deferred, now: bool = False) -> None:
         """Make a call later, in the thread. Never waits for a running call.
 
@@ -100,10 +137,10 @@ class DeferredCalls:
         ----------
         call : Deferred
         now : bool
-            Make the call now, in the thread of the caller, after the calls that wait. Inside
-            another call, this is not possible: then the thread makes the call later.
+            Make the call now, in the thread of the caller, after the calls that wait. Where
+            :meth:`settle` does nothing, the thread makes the call later.
         """
-        now = now and self._runner != threading.get_ident()
+        now = now and not self._is_inside
         with self._lock:
             self._calls.append(call)
             self._newest += 1
@@ -124,7 +161,7 @@ class DeferredCalls:
         """Make the waiting calls in this thread, and wait for the running call.
 
         Calls that are put after the begin of ``settle`` do not count: they could come forever. Does
-        nothing inside a call.
+        nothing inside a call, or if this thread has the lock that the calls need.
 
         Parameters
         ----------
@@ -138,7 +175,7 @@ class DeferredCalls:
             False if calls are left.
         """
         newest = self._newest
-        if self._done >= newest or self._runner == threading.get_ident():
+        if self._done >= newest or self._is_inside:
             return True
         until = time.monotonic() + timeout if timeout >= 0 else float('inf')
         while self._done < newest:
