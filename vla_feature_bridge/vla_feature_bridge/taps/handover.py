@@ -52,7 +52,8 @@ class Handover:
         self._lock = threading.Lock()
         deferred = deferred_of(sink)
         self._at_once = sink is not None and deferred is None
-        self._calls = deferred or DeferredCalls('safe_tap')
+        # A sink may ask the tap, for example for its problems.
+        self._calls = deferred or DeferredCalls('safe_tap', holds=lambda: self.episodes.is_asking)
 
     @property
     def last(self) -> Inference | None:
