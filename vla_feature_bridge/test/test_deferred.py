@@ -211,3 +211,96 @@ def test_the_exit_of_python_makes_what_waits():
     )
     assert done.stdout.split() == ['0', '1', '2']
     assert done.stderr == ''
+
+
+def test_settle_does_not_wait_for_calls_that_are_put_later():
+    work = Work()
+    ended = threading.Event()
+
+    def feed():
+        while not ended.is_set():
+            work.put(lambda: time.sleep(0.001))
+            time.sleep(0.0003)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    time.sleep(0.1)
+    asking = threading.Thread(target=work.calls.settle, daemon=True)
+    asking.start()
+    asking.join(5)
+    was_answered = not asking.is_alive()
+    ended.set()
+    thread.join()
+    assert was_answered
+
+
+def test_settle_makes_calls_for_a_limited_time():
+    work = Work()
+    for _ in range(40):
+        work.put(lambda: time.sleep(0.05))
+    began = time.monotonic()
+    assert not work.calls.settle(timeout=0.2)
+    assert time.monotonic() - began < 1.0
+    assert work.calls.waiting
+
+
+def test_a_call_that_an_interrupt_ended_uncounted_does_not_stop_the_next():
+    work = Work()
+    work.wait_at_the_gate()
+    work.number(1)
+    work.calls._calls.popleft()  # what a signal between two lines of `_make_next` leaves
+    work.gate.set()
+    assert work.calls.settle(timeout=10)
+    assert work.calls.waiting == 0
+    work.number(2)
+    assert work.calls.settle(timeout=10)
+    assert work.numbers == [2]
+
+
+def test_now_makes_the_call_here_after_those_that_wait():
+    work = Work()
+    work.wait_at_the_gate()
+    work.number(1)
+    threading.Timer(0.05, work.gate.set).start()
+    work.calls.put(
+        Deferred(lambda: work.made.append((2, threading.current_thread().name)), print, print),
+        now=True,
+    )
+    assert work.numbers == [1, 2]
+
+
+def test_now_starts_no_thread():
+    work = Work()
+    for _ in range(100):
+        work.calls.put(
+            Deferred(lambda: work.made.append(('', threading.current_thread().name)), print, print),
+            now=True,
+        )
+    assert {name for _, name in work.made} == {'MainThread'}
+    assert work.calls._thread is None
+
+
+def test_now_inside_a_call_is_later():
+    work = Work()
+    inner = Deferred(lambda: work.made.append((2, '')), work.drop, work.report)
+    work.put(lambda: (work.calls.put(inner, now=True), work.made.append((1, ''))))
+    deadline = time.monotonic() + 20
+    while len(work.made) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert work.numbers == [1, 2]
+
+
+def test_the_exit_of_python_says_what_it_does_not_make():
+    script = (
+        'import time\n'
+        'from vla_feature_bridge.deferred import Deferred, DeferredCalls\n'
+        "calls = DeferredCalls('t')\n"
+        'for n in range(200):\n'
+        '    calls.put(Deferred(lambda: time.sleep(0.1), print, print))\n'
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, '-c', script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert time.monotonic() - began < 12.0
+    assert 'calls were not made in time: they are lost' in done.stdout

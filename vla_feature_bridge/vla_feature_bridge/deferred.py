@@ -7,6 +7,7 @@ import atexit
 import os
 import queue
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -18,6 +19,8 @@ MAX_CALLS, MAX_BYTES = 256, 64 << 20
 _IDLE = 30.0
 #: How long the exit of Python waits for the calls that are left [s].
 _AT_EXIT = 2.0
+#: How often a thread that waits checks whether others have made the calls [s].
+_LOOK_AGAIN = 0.02
 
 _ALL: weakref.WeakSet[DeferredCalls] = weakref.WeakSet()
 
@@ -39,6 +42,8 @@ class Deferred:
         Memory of the data of the call [bytes].
     dropped : int
         Number of dropped calls that this one stands for; 0 if it was not dropped.
+    number : int
+        Number of the call in the order of :meth:`DeferredCalls.put`, from 1.
     """
 
     make: Callable[[], object] | None
@@ -46,6 +51,31 @@ class Deferred:
     report: Callable[[str, str], object]
     size: int = 0
     dropped: int = 0
+    number: int = 0
+
+
+class OwnedLock:
+    """A lock that a thread can take several times, and that knows whether this thread has it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._owner = self._depth = 0
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+        self._owner = threading.get_ident()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = 0
+        self._lock.release()
+
+    @property
+    def is_mine(self) -> bool:
+        """True if this thread has the lock."""
+        return self._owner == threading.get_ident()
 
 
 class DeferredCalls:
@@ -64,10 +94,19 @@ class DeferredCalls:
         Name of the thread.
     max_calls, max_bytes : int
         As :data:`MAX_CALLS` and :data:`MAX_BYTES`. The newest call always waits.
+    holds : callable, optional
+        Returns True if this thread has a lock that the calls need. Then it cannot settle: the
+        running call would wait for this thread.
     """
 
-    def __init__(self, name: str, max_calls: int = MAX_CALLS, max_bytes: int = MAX_BYTES) -> None:
-        self._name = name
+    def __init__(
+        self,
+        name: str,
+        max_calls: int = MAX_CALLS,
+        max_bytes: int = MAX_BYTES,
+        holds: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._name, self._holds = name, holds
         self.max_calls, self.max_bytes = max_calls, max_bytes
         self._begin()
         _ALL.add(self)
@@ -77,7 +116,8 @@ class DeferredCalls:
         self._lock = threading.RLock()  # guards what waits
         self._turn = threading.RLock()  # held while a call runs; a signal may come in between
         self._runner = 0  # the thread in which a call runs
-        self._unfinished = self._bytes = self._live = 0
+        self._newest = self._done = 0  # numbers of the last call that was put, and made
+        self._bytes = self._live = 0
         self._thread: threading.Thread | None = None
         self._wake: queue.SimpleQueue[None] = queue.SimpleQueue()
 
@@ -86,45 +126,67 @@ class DeferredCalls:
         """Number of calls that wait or run."""
         return self._live
 
-    def put(self, call: Deferred) -> None:
-        """Make a call later, in the thread. Never waits for a running call."""
+    @property
+    def _is_inside(self) -> bool:
+        return self._runner == threading.get_ident() or self._holds()
+
+    def put(self, call: Deferred, now: bool = False) -> None:
+        """Make a call later, in the thread. Never waits for a running call.
+
+        Parameters
+        ----------
+        call : Deferred
+        now : bool
+            Make the call now, in the thread of the caller, after the calls that wait. Where
+            :meth:`settle` does nothing, the thread makes the call later.
+        """
+        now = now and not self._is_inside
         with self._lock:
             self._calls.append(call)
-            self._unfinished += 1
+            self._newest += 1
+            call.number = self._newest
             self._live += 1
             self._bytes += call.size
             if self._live > self.max_calls or self._bytes > self.max_bytes:
                 self._drop_oldest()
-            problem = self._keep_a_thread()
+            problem = '' if now else self._keep_a_thread()
         if problem:
             call.report('thread', problem)
-        if self._thread is None:
+        if now or self._thread is None:
             self.settle()
         else:
             self._wake.put(None)
 
     def settle(self, timeout: float = -1) -> bool:
-        """Make all waiting calls in this thread, and wait for the running call.
+        """Make the waiting calls in this thread, and wait for the running call.
 
-        Does nothing inside such a call.
+        Calls that are put after the begin of ``settle`` do not count: they could come forever. Does
+        nothing inside a call, or if this thread has the lock that the calls need.
 
         Parameters
         ----------
         timeout : float
-            How long to wait for a call that runs in another thread [s]; negative: until it ends.
+            How long to make calls, and to wait for another thread [s]; negative: until all calls
+            are made. A call that this thread has begun is finished.
 
         Returns
         -------
         bool
-            False if the other call still runs.
+            False if calls are left.
         """
-        if not self._unfinished or self._runner == threading.get_ident():
+        newest = self._newest
+        if self._done >= newest or self._is_inside:
             return True
-        while self._unfinished:
-            if not self._turn.acquire(timeout=timeout):
+        until = time.monotonic() + timeout if timeout >= 0 else float('inf')
+        while self._done < newest:
+            left = until - time.monotonic()
+            if left < 0:
                 return False
+            if not self._turn.acquire(timeout=min(left, _LOOK_AGAIN)):
+                continue
             try:
-                self._make_next()
+                if self._done < newest:
+                    self._make_next()
             finally:
                 self._turn.release()
         return True
@@ -133,6 +195,9 @@ class DeferredCalls:
         """Make the oldest call; the caller holds the turn."""
         with self._lock:
             if not self._calls:
+                # Nothing waits or runs. A signal can have ended a call before it was counted.
+                self._done = self._newest
+                self._live = self._bytes = 0
                 return
             call = self._calls.popleft()
         self._runner = threading.get_ident()
@@ -146,10 +211,20 @@ class DeferredCalls:
         finally:
             self._runner = 0
             with self._lock:
-                self._unfinished -= 1
+                self._done = max(self._done, call.number)
                 if not call.dropped:
                     self._live -= 1
                     self._bytes -= call.size
+
+    def abandon(self) -> None:
+        """Forget the calls that wait, and report how many."""
+        with self._lock:
+            left = [*self._calls]
+            self._calls.clear()
+        if left:
+            lost = sum(call.dropped or 1 for call in left)
+            text = f'Python ends, and {lost} calls were not made in time: they are lost'
+            left[-1].report('thread', text)
 
     def _drop_oldest(self) -> None:
         """Drop the oldest calls above the limits, and keep their place."""
@@ -164,7 +239,6 @@ class DeferredCalls:
             before = self._calls[place - 1] if place else None
             if before is not None and before.drop == call.drop:
                 before.dropped += 1
-                self._unfinished -= 1
                 del self._calls[place]
 
     def _keep_a_thread(self) -> str:
@@ -188,7 +262,7 @@ class DeferredCalls:
                 self._wake.get(timeout=_IDLE)
             except queue.Empty:
                 with self._lock:
-                    if not self._unfinished:
+                    if not self._calls:
                         self._thread = None
                         return
             while self._calls:
@@ -210,9 +284,11 @@ def deferred_of(sink: object) -> DeferredCalls | None:
 
 
 def settle_all() -> None:
-    """Make all calls that wait; called at the exit of Python."""
+    """Make the calls that wait; called at the exit of Python. Calls that are left are reported."""
+    until = time.monotonic() + _AT_EXIT
     for calls in list(_ALL):
-        calls.settle(_AT_EXIT)
+        if not calls.settle(max(0.0, until - time.monotonic())):
+            calls.abandon()
 
 
 def _after_fork() -> None:

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from vla_feature_bridge.deferred import DeferredCalls
+from vla_feature_bridge.deferred import DeferredCalls, OwnedLock
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.step import PolicyStep
@@ -93,12 +92,13 @@ class EpisodeSink(ABC):
     ) -> None:
         self._published = self._refused = self._lost = 0
         self._last_error = ''
-        self.deferred = DeferredCalls('safe_steps')
+        # The log of a problem may ask for a counter, while this thread is in a call of the sink.
+        self.deferred = DeferredCalls('safe_steps', holds=lambda: self._calls.is_mine)
         self._episode_steps = steps
         self._is_strict = strict
         self._problems = ProblemLog(log)
         self._wait_time = check_seconds(wait_for_monitor, 'wait_for_monitor')
-        self._calls = threading.RLock()
+        self._calls = OwnedLock()
         self._is_closed = False
 
     @property

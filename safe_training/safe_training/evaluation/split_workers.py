@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -280,11 +281,15 @@ class _Worker:
             self._process.join()
         else:
             return told
+        status = self._process.exitcode
+        killed = status == -signal.SIGKILL
         raise EvaluationError(
             where=name,
             expected='a process that computes this split',
-            found=f'a process that ended {_how(self._process.exitcode)}',
-            advice='the memory was perhaps full: use fewer processes (--jobs 1)',
+            found=f'a process that ended {_how(status)}',
+            advice='the memory was perhaps full: use fewer processes (--jobs 1)'
+            if killed
+            else 'use --jobs 1: then the error is not in another process',
         )
 
     def end(self) -> None:
@@ -305,17 +310,29 @@ def _serve(work: Work[Any], parent: Connection, alive: tuple[int, int]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    # Another thread of the parent may have held the locks of its streams.
-    sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), 'w', errors='replace') for fd in (1, 2))
+    # Another thread of the parent may have held the locks of its streams. The process is killed at
+    # the end, so that each line must be written at once.
+    sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), 'w', 1, errors='replace') for fd in (1, 2))
     os.close(alive[1])
     threading.Thread(target=_end_with_parent, args=(alive[0],), daemon=True).start()
     while True:
         number = parent.recv()
         try:
-            answer = _Answer(work(number, _noting(parent)))
+            data = pickle.dumps(_Answer(work(number, _noting(parent))))
         except Exception as error:  # the parent raises it
-            answer = _Answer(error=error, trace=f'\n{traceback.format_exc()}')
-        parent.send(answer)
+            data = _error_data(error, f'\n{traceback.format_exc()}')
+        parent.send_bytes(data)
+
+
+def _error_data(error: Exception, trace: str) -> bytes:
+    """Return an answer with an error, or with its text if pickle cannot make it again."""
+    try:
+        data = pickle.dumps(_Answer(error=error, trace=trace))
+        pickle.loads(data)  # An exception with arguments of its own fails only here.
+    except Exception:
+        text = f'{type(error).__name__}: {error}'
+        data = pickle.dumps(_Answer(error=RuntimeError(text), trace=trace))
+    return data
 
 
 def _end_with_parent(alive: int) -> None:

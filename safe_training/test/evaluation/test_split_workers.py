@@ -96,6 +96,44 @@ def test_a_process_that_dies_is_named_with_its_split():
     assert children() == before
 
 
+class TwoArgumentsError(Exception):
+    """An error that pickle cannot make again, as some libraries have them."""
+
+    def __init__(self, place, reason):
+        super().__init__(f'{place}: {reason}')
+
+
+def test_an_error_that_pickle_cannot_make_again_keeps_its_text():
+    def work(number, report):
+        raise TwoArgumentsError('layer 3', 'a wrong width')
+
+    with pytest.raises(RuntimeError, match=r'^TwoArgumentsError: layer 3: a wrong wid') as caught:
+        list(run_each(work, NAMES, jobs=2))
+    assert 'in work' in str(caught.value.__cause__)
+
+
+def test_a_result_that_pickle_cannot_send_is_the_error():
+    with pytest.raises(Exception, match='pickle'):
+        list(run_each(lambda number, report: lambda: 1, NAMES, jobs=2))
+
+
+def test_a_process_that_ends_itself_is_not_said_to_lack_memory():
+    with pytest.raises(EvaluationError, match=r'with exit status 5; use --jobs 1: ') as caught:
+        list(run_each(lambda number, report: sys.exit(5), NAMES, jobs=2))
+    assert 'memory' not in str(caught.value)
+
+
+def test_what_a_process_prints_is_not_lost(capfd):
+    def work(number, report):
+        print(f'out {number}')
+        print(f'err {number}', file=sys.stderr)
+
+    list(run_each(work, NAMES, jobs=2))
+    printed, complained = capfd.readouterr()
+    assert sorted(printed.splitlines()) == [f'out {number}' for number in range(5)]
+    assert sorted(complained.splitlines()) == [f'err {number}' for number in range(5)]
+
+
 def test_stopping_early_ends_the_processes():
     before = children()
     with closing(run_each(lambda number, report: number, NAMES, jobs=2)) as found:

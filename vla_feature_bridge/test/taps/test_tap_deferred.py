@@ -227,8 +227,45 @@ def test_a_sink_without_deferred_calls_is_called_in_the_thread_of_the_policy():
     for seed in range(20):
         infer(policy, seed)
         assert len(sink.threads) == seed + 1
-    # The thread of the tap may be faster; then the policy waits for it.
-    assert all(thread.name in ('MainThread', 'safe_tap') for thread in sink.threads)
+    assert set(sink.threads) == {threading.main_thread()}
+
+
+def test_a_sink_that_asks_the_tap_does_not_stop_another_thread():
+    inside, ending = threading.Event(), threading.Event()
+    taps, policy = [], FlowPolicy()
+
+    class Sink:
+        last_error = ''
+
+        def start(self, **texts):
+            return 'e'
+
+        def publish(self, features, actions=None, **fields):
+            return True
+
+        def end(self, success=None, reason=''):
+            ending.set()
+            time.sleep(0.2)  # until the inference of the other thread waits for this call
+            assert taps[0].last is None
+
+    def pause(*call):
+        inside.set()
+        assert ending.wait(20)
+
+    def end():
+        assert inside.wait(20)
+        taps[0].end()
+
+    taps.append(flow_tap(policy, sink=Sink()))
+    taps[0].start()
+    [*policy.modules()][-1].register_forward_pre_hook(pause)
+    threads = [threading.Thread(target=task, daemon=True) for task in (end, lambda: infer(policy))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert not any(thread.is_alive() for thread in threads)
+    assert taps[0].inferences == 1
 
 
 def test_modes_and_dtypes_in_another_thread(inbox):

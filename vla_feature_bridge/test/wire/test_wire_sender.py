@@ -22,6 +22,7 @@ from wire_processes import (
     wait_for,
 )
 
+from vla_feature_bridge.deferred import Deferred
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.wire import StepReceiver, StepSender, link
 from vla_feature_bridge.wire.messages import (
@@ -552,3 +553,41 @@ def test_a_sender_without_a_source_is_the_source_without_a_name(address):
         receiver.set_status(True)
         wait_for(lambda: sender.monitor_listens)
         sender.close(timeout=0)
+
+
+def test_a_log_that_asks_for_counters_does_not_stop_the_sender(tmp_path):
+    """The thread that works for a tap may wait for the call in which the log asks."""
+    sender = make_sender(f'unix:{tmp_path}/none.sock')
+    asked, began = [], threading.Event()
+
+    class Asks(logging.Handler):
+        def emit(self, record):
+            if threading.current_thread().name != 'wrong':
+                return  # that no bridge listens
+            began.set()
+            time.sleep(0.1)  # until the other thread waits for this call
+            asked.append((sender.refused, sender.published, sender.last_error))
+
+    def publish_later():
+        assert began.wait(PATIENCE)
+        sender.deferred.put(Deferred(lambda: sender.publish(np.ones(3)), print, print))
+
+    handler = Asks()
+    logger = logging.getLogger('vla_feature_bridge')
+    logger.addHandler(handler)
+    try:
+        sender.start()
+        other = threading.Thread(target=publish_later)
+        other.start()
+        wrong = threading.Thread(
+            target=lambda: sender.publish(np.array([np.nan])), daemon=True, name='wrong'
+        )
+        wrong.start()
+        wrong.join(10)
+        other.join(10)
+        assert not wrong.is_alive()
+        assert asked[-1][0] == 1
+        assert sender.published == 1
+    finally:
+        logger.removeHandler(handler)
+        sender.close(0)

@@ -3,12 +3,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from vla_feature_bridge.deferred import deferred_of
+from vla_feature_bridge.deferred import OwnedLock, deferred_of
 from vla_feature_bridge.episode_steps import StepSink
 from vla_feature_bridge.taps.inference import Inference
 
@@ -31,12 +30,17 @@ class Episodes:
         self._sink, self._automatic, self._report = sink, automatic, report
         self._runs = False
         # Policies may be reset in one thread while they infer in another.
-        self._lock = threading.RLock()
+        self._lock = OwnedLock()
         # A sink with deferred calls has locks of its own. A thread that ends an episode waits for
         # these calls, which therefore must not wait for it.
         self._sending: AbstractContextManager[Any] = (
             nullcontext() if deferred_of(sink) is not None else self._lock
         )
+
+    @property
+    def is_asking(self) -> bool:
+        """True if this thread is in a call of the sink that steps wait for."""
+        return self._lock.is_mine
 
     def start(self, *, task: str = '', instruction: str = '', episode_id: str = '') -> str:
         """Start an episode and return its id, or an empty text if that is not possible."""

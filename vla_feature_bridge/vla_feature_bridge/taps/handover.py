@@ -52,7 +52,8 @@ class Handover:
         self._lock = threading.Lock()
         deferred = deferred_of(sink)
         self._at_once = sink is not None and deferred is None
-        self._calls = deferred or DeferredCalls('safe_tap')
+        # A sink may ask the tap, for example for its problems.
+        self._calls = deferred or DeferredCalls('safe_tap', holds=lambda: self.episodes.is_asking)
 
     @property
     def last(self) -> Inference | None:
@@ -84,9 +85,7 @@ class Handover:
         with self._lock:
             self.inferences += 1
         can_wait = running.stacks.may_wait
-        self._calls.put(call)
-        if self.callbacks or self._at_once or not can_wait:
-            self._calls.settle()
+        self._calls.put(call, now=bool(self.callbacks) or self._at_once or not can_wait)
         for callback in self.callbacks:
             try:
                 if running.inference is not None:

@@ -17,14 +17,13 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import threading
 import time
 import weakref
 from dataclasses import KW_ONLY, dataclass
 from secrets import token_hex
 from typing import Any
 
-from vla_feature_bridge.deferred import settle_all
+from vla_feature_bridge.deferred import OwnedLock, settle_all
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_checks import (
@@ -259,7 +258,7 @@ class StepSender(EpisodeSink):
 
     def _after_fork(self) -> None:
         """Leave the connection to the parent; locks may be held by threads that are not here."""
-        self._calls = threading.RLock()
+        self._calls = OwnedLock()
         self._wait_time = 0.0
         self._link.release()
 
