@@ -209,8 +209,9 @@ def _in_processes(
     alive = os.pipe()
     workers: list[_Worker] = []
     try:
-        for _ in range(jobs):
-            workers.append(_Worker(work, alive))
+        with _interrupt_waits():
+            for _ in range(jobs):
+                workers.append(_Worker(work, alive))
         for worker in workers:
             worker.begin(next(left))
         _teller(progress, 0, len(names), names[0])
@@ -237,6 +238,26 @@ def _in_processes(
             os.close(end)
 
 
+@contextlib.contextmanager
+def _interrupt_waits() -> Iterator[None]:
+    """Handle a Ctrl-C of this time at the end.
+
+    Python loses an interrupt that comes while it calls the functions before and after a fork. A new
+    worker that does not ignore the signal yet must not handle it.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Only the main thread is interrupted.
+        return
+    received: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: received.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if received:
+            signal.raise_signal(signal.SIGINT)
+
+
 class _Worker:
     """A fork of this process that does one split after the other.
 
@@ -249,15 +270,10 @@ class _Worker:
         self._process = get_context('fork').Process(
             target=_serve, args=(work, theirs, alive), daemon=True
         )
-        # A Ctrl-C must not end the worker before it ignores the signal.
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            with warnings.catch_warnings():
-                # Other threads of this process do nothing that a worker uses, see `_serve`.
-                warnings.simplefilter('ignore', DeprecationWarning)
-                self._process.start()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        with warnings.catch_warnings():
+            # Other threads of this process do nothing that a worker uses, see `_serve`.
+            warnings.simplefilter('ignore', DeprecationWarning)
+            self._process.start()
         theirs.close()
 
     def begin(self, number: int | None) -> None:
@@ -309,7 +325,6 @@ def _serve(work: Work[Any], parent: Connection, alive: tuple[int, int]) -> None:
     """Work in the other process until this process ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # Another thread of the parent may have held the locks of its streams. The process is killed at
     # the end, so that each line must be written at once.
     sys.stdout, sys.stderr = (os.fdopen(os.dup(fd), 'w', 1, errors='replace') for fd in (1, 2))

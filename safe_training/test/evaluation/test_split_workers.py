@@ -152,6 +152,19 @@ def test_ctrl_c_ends_the_command_and_its_processes():
         assert not any(is_there(pid) for pid in workers)
 
 
+def test_ctrl_c_while_a_process_starts_is_not_lost():
+    """Python ignores exceptions of the functions that it calls after a fork."""
+    script = (
+        'import os, signal, time\n'
+        'from safe_training.evaluation.split_workers import run_each\n'
+        'os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n'
+        'list(run_each(lambda number, report: time.sleep(600), "ab", jobs=2))'
+    )
+    ended = subprocess.run([sys.executable, '-c', script], capture_output=True, timeout=60)
+    assert ended.returncode == -signal.SIGINT
+    assert b'Exception ignored' not in ended.stderr
+
+
 def test_processes_end_with_a_parent_that_is_killed():
     script = (
         'import time\n'
