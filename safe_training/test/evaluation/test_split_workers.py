@@ -155,9 +155,11 @@ def test_ctrl_c_ends_the_command_and_its_processes():
 def test_ctrl_c_while_a_process_starts_is_not_lost():
     """Python ignores exceptions of the functions that it calls after a fork."""
     script = (
-        'import os, signal, time\n'
+        'import os, signal, threading, time\n'
         'from safe_training.evaluation.split_workers import run_each\n'
-        'os.register_at_fork(after_in_parent=lambda: os.kill(os.getpid(), signal.SIGINT))\n'
+        'threading.Thread(target=time.sleep, args=(600,), daemon=True).start()\n'
+        'interrupt = lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(0.1))\n'
+        'os.register_at_fork(after_in_parent=interrupt)\n'
         'list(run_each(lambda number, report: time.sleep(600), "ab", jobs=2))'
     )
     ended = subprocess.run([sys.executable, '-c', script], capture_output=True, timeout=60)
