@@ -8,8 +8,8 @@ process computes with one thread. Therefore the results are bit for bit those of
 from __future__ import annotations
 
 import contextlib
+import copy
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -333,21 +333,19 @@ def _serve(work: Work[Any], parent: Connection, alive: tuple[int, int]) -> None:
     while True:
         number = parent.recv()
         try:
-            data = pickle.dumps(_Answer(work(number, _noting(parent))))
+            parent.send(_Answer(work(number, _noting(parent))))
         except Exception as error:  # the parent raises it
-            data = _error_data(error, f'\n{traceback.format_exc()}')
-        parent.send_bytes(data)
+            _send_error(parent, error, f'\n{traceback.format_exc()}')
 
 
-def _error_data(error: Exception, trace: str) -> bytes:
-    """Return an answer with an error, or with its text if pickle cannot make it again."""
+def _send_error(parent: Connection, error: Exception, trace: str) -> None:
+    """Send an error, or its text if the other process cannot make the error again."""
     try:
-        data = pickle.dumps(_Answer(error=error, trace=trace))
-        pickle.loads(data)  # An exception with arguments of its own fails only here.
+        copy.copy(error)  # An exception with arguments of its own fails here as over there.
+        parent.send(_Answer(error=error, trace=trace))
     except Exception:
         text = f'{type(error).__name__}: {error}'
-        data = pickle.dumps(_Answer(error=RuntimeError(text), trace=trace))
-    return data
+        parent.send(_Answer(error=RuntimeError(text), trace=trace))
 
 
 def _end_with_parent(alive: int) -> None:
