@@ -14,7 +14,6 @@ from collections.abc import Callable, Generator, Iterable
 from functools import partial
 from typing import TypeVar
 
-from rclpy.executors import TimeoutException
 from rclpy.node import Node
 
 from safe_monitor_node.monitor.scoring import Scoring, Wanted
@@ -25,7 +24,6 @@ from safe_monitor_node.nodes.schedule import Schedule
 
 T = TypeVar('T')
 
-_LONGEST_HANDLING = 0.003
 _MOST_LOADS = 8
 _LONGEST_WAIT_BESIDE = 0.01
 # The longest time for which the thread that loads keeps the interpreter from the loop [s].
@@ -40,6 +38,8 @@ class FleetLoop(MonitorLoop):
     schedule : Schedule
         Periodic calls of the robots; the loop makes them.
     """
+
+    _longest_handling = 0.003
 
     def __init__(self, schedule: Schedule) -> None:
         self._shares = TimeShares(time.monotonic)
@@ -105,18 +105,6 @@ class FleetLoop(MonitorLoop):
             super()._look_at(node)
         finally:
             self._handling.discard(id(node))
-
-    def _handle_rest(self, node: Node) -> None:
-        """Let the executor of rclpy handle all ready entities except inputs, for a short time."""
-        until = time.monotonic() + _LONGEST_HANDLING
-        while time.monotonic() < until:
-            try:
-                handler, _, _ = self.wait_for_ready_callbacks(timeout_sec=0, nodes=[node])
-            except TimeoutException:
-                return
-            handler()
-            if (error := handler.exception()) is not None:
-                raise error
 
     # --- detectors
 

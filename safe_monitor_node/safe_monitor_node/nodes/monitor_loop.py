@@ -10,6 +10,7 @@ input has come for a short time, a loop with one node waits for all its entities
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterable
 from functools import partial
@@ -73,6 +74,9 @@ class MonitorLoop(SingleThreadedExecutor):
     schedule : Schedule
         Periodic calls of the monitors; the loop makes them.
     """
+
+    # Time after which the other requests to a node wait for the next turn [s].
+    _longest_handling = math.inf
 
     def __init__(self, schedule: Schedule, **kwargs: Any) -> None:
         # Before the base class, which may call `wake`.
@@ -266,7 +270,8 @@ class MonitorLoop(SingleThreadedExecutor):
             self._handle_rest(node)
 
     def _handle_rest(self, node: Node) -> None:
-        """Let the executor of rclpy handle what is ready, except inputs."""
+        """Let the executor of rclpy handle all ready entities except inputs, for a limited time."""
+        until = time.monotonic() + self._longest_handling
         for _ in range(_MOST_HANDLED):
             if self._changed:
                 # A transition may have made inputs, which the executor must not take.
@@ -278,6 +283,8 @@ class MonitorLoop(SingleThreadedExecutor):
             handler()
             if (error := handler.exception()) is not None:
                 raise error
+            if time.monotonic() > until:
+                return
 
     def _take_time(self, monitor: MonitorNode) -> None:
         """Take the newest time of ``/clock``."""

@@ -79,7 +79,8 @@ def test_calls_that_interleave_belong_to_their_threads():
         assert len(set(first[: len(seeds)])) == len(seeds), 'the calls interleave'
         assert set(seen) == set(alone) == set(chunks)
         for name, inference in seen.items():
-            np.testing.assert_array_equal(inference.features, alone[name])
+            # Products of matrices differ in the last bits if the libraries use other threads.
+            np.testing.assert_allclose(inference.features, alone[name], rtol=0, atol=1e-5)
             assert inference.calls == 5
             if not changes:
                 np.testing.assert_array_equal(inference.actions, chunks[name].numpy())
@@ -103,7 +104,7 @@ def test_pooled_features_of_threads_share_no_memory():
     for _ in range(3):
         run_together(policy, seeds)
     for name, features in seen.items():
-        np.testing.assert_array_equal(features, alone[name])
+        np.testing.assert_allclose(features, alone[name], rtol=0, atol=1e-5)
 
 
 def test_a_call_in_another_thread_belongs_to_no_inference():
