@@ -38,6 +38,8 @@ class FleetRobot(MonitorNode):
     # A look takes longer, the more topics there are: the looks of all robots together would take
     # half of a core.
     look_period = 1.5
+    inputs_class = FleetInputs
+    inputs: FleetInputs
 
     def __init__(self, robot: Robot, schedule: Schedule, threads: int) -> None:
         self._looks = 0
@@ -50,16 +52,15 @@ class FleetRobot(MonitorNode):
             use_global_arguments=False,
             parameter_overrides=[Parameter(name, value=value) for name, value in values.items()],
         )
-        self.inputs: FleetInputs = FleetInputs(self, self._on_step, self._on_episode)
 
     def _settle_memory(self) -> None:
         # A collection over all robots would make their steps wait.
         gc.freeze()
 
     def _look_around(self) -> None:
-        # A look takes 1 ms. Most looks only count: what is wrong is seen when a number changes, and
-        # by every fourth look. A look at a robot without a policy takes longest: it searches the
-        # topics of all robots.
+        # A complete look takes 1 ms, so most looks only count the publishers. A complete look follows
+        # if a number has changed, and every fourth time. A look at a robot without a policy takes
+        # longest, because it searches the topics of all robots.
         self._looks += 1
         publishers = self.inputs.publishers
         changed, self._counted = publishers != self._counted, publishers

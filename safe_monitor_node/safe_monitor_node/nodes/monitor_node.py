@@ -86,6 +86,7 @@ class MonitorNode(ManagedNode):
     """
 
     look_period = 0.5
+    inputs_class: type[MonitorInputs] = MonitorInputs
 
     def __init__(self, schedule: Schedule | None = None, **kwargs: Any) -> None:
         super().__init__('monitor', **kwargs)
@@ -104,7 +105,7 @@ class MonitorNode(ManagedNode):
         self._findings: list[Finding] = []
         self._tick_call: Call | None = None
         self._grace_call: Call | None = None
-        self.inputs = MonitorInputs(self, self._on_step, self._on_episode)
+        self.inputs = self.inputs_class(self, self._on_step, self._on_episode)
         self.outputs = MonitorOutputs(self)
         self.answers = MonitorServices(self)
         self._changes = ParameterChanges(

@@ -58,16 +58,18 @@ def _load(folder: str | os.PathLike[str]) -> CalibratedDetector:
     contents = _contents(folder)
     if contents is None:
         return load_detector(folder)
-    # Two threads that want the same detector load it once.
-    with _locks.setdefault(contents, Lock()):
-        found = _loaded.get(contents)
-        if found is None:
-            found = load_detector(folder)
-            # The folder may have been replaced meanwhile.
-            if contents == _contents(folder):
-                _loaded[contents] = found
-    _locks.pop(contents, None)
-    return found
+    try:
+        # Two threads that want the same detector load it once.
+        with _locks.setdefault(contents, Lock()):
+            found = _loaded.get(contents)
+            if found is None:
+                found = load_detector(folder)
+                # The folder may have been replaced meanwhile.
+                if contents == _contents(folder):
+                    _loaded[contents] = found
+            return found
+    finally:
+        _locks.pop(contents, None)
 
 
 def _contents(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:

@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         alphas,
         tuple(dict.fromkeys(args.band or COMPARED)),
         args.adaptation_step,
-        jobs=jobs_of(args, rollouts, len(splits)),
+        jobs=jobs_of(args, rollouts, [splits]),
     )
     with progress_bar(f'calibrate {args.detector}', quiet=args.json) as progress:
         found = compare_bands(

@@ -164,7 +164,7 @@ def run(args: argparse.Namespace) -> int:
             splits,
             params=params,
             protocol=protocol,
-            jobs=jobs_of(args, rollouts, sum(map(len, splits.values()))),
+            jobs=jobs_of(args, rollouts, splits.values()),
             progress=progress,
         )
     if args.out is not None:

@@ -74,7 +74,7 @@ def print_good_runs(
             args.good_runs,
             params=params,
             protocol=protocol,
-            jobs=jobs_of(args, rollouts, sum(map(len, splits.values()))),
+            jobs=jobs_of(args, rollouts, splits.values()),
             progress=progress,
         )
     if args.json:
@@ -106,7 +106,7 @@ def print_onsets(
             splits,
             params=params,
             protocol=protocol,
-            jobs=jobs_of(args, rollouts, sum(map(len, splits.values()))),
+            jobs=jobs_of(args, rollouts, splits.values()),
             progress=progress,
         )
     if args.json:

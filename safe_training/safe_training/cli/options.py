@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentTypeError
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -25,6 +25,7 @@ from vla_feature_bridge.pooling import parse_pooling
 if TYPE_CHECKING:
     import argparse
 
+    from safe_training.evaluation.splits import Split
     from safe_training.recordings.rollouts import Rollouts
     from vla_feature_bridge.rollout import Rollout
 
@@ -212,11 +213,11 @@ def add_split_jobs_option(parser: argparse._ActionsContainer) -> None:
     add_jobs_option(parser, 'the number of cores, fewer if the memory is small')
 
 
-def jobs_of(args: argparse.Namespace, rollouts: Rollouts, splits: int) -> int:
-    """Return the number of processes for a number of splits."""
+def jobs_of(args: argparse.Namespace, rollouts: Rollouts, splits: Iterable[Sequence[Split]]) -> int:
+    """Return the number of processes for the splits of all detectors."""
     from safe_training.evaluation.split_workers import useful_jobs
 
-    return args.jobs or useful_jobs(rollouts, splits)
+    return args.jobs or useful_jobs(rollouts, sum(map(len, splits)))
 
 
 def _jobs_argument(argument: str) -> int:

@@ -180,15 +180,17 @@ def located_onsets(
     load_fitters(names)
     with closing(run_each(one, notes, jobs=jobs, progress=progress)) as of_splits:
         everything = list(of_splits)
+    judged: dict[str, dict[str, list[ScoredRollout]]] = {
+        name: {ANNOTATED: [], SPLICED: []} for name in names
+    }
+    for (name, _), of_split in zip(work, everything, strict=True):
+        for kind, members in of_split.items():
+            judged[name][kind] += members
     found = []
-    for name in names:
-        judged: dict[str, list[ScoredRollout]] = {ANNOTATED: [], SPLICED: []}
-        for (used_name, _), of_split in zip(work, everything, strict=True):
-            for kind, members in of_split.items() if used_name == name else ():
-                judged[kind] += members
+    for name, of_kinds in judged.items():
         reports = {
             kind: onset_report(members, [rollout.alarm_step for rollout in members])
-            for kind, members in judged.items()
+            for kind, members in of_kinds.items()
         }
         found += [
             OnsetResult(name, kind, report)

@@ -27,7 +27,7 @@ from vla_feature_bridge.taps.stack import Stacks
 
 
 class Owner(Protocol):
-    """Whom a recorder tells."""
+    """Receives the inferences and the problems of a recorder."""
 
     def report(self, kind: str, text: str) -> None:
         """Take the kind and the text of a problem."""
