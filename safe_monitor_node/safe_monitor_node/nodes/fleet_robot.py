@@ -58,8 +58,8 @@ class FleetRobot(MonitorNode):
         gc.freeze()
 
     def _look_around(self) -> None:
-        # A complete look takes 1 ms, so most looks only count the publishers. A complete look follows
-        # if a number has changed, and every fourth time. A look at a robot without a policy takes
+        # A complete look takes 1 ms, so most looks only count the publishers. It is made if a
+        # number has changed, and every fourth time. A look at a robot without a policy takes
         # longest, because it searches the topics of all robots.
         self._looks += 1
         publishers = self.inputs.publishers
