@@ -350,6 +350,7 @@ def test_every_option_that_a_page_names_exists():
     known = set(itertools.chain.from_iterable(map(options_of, VERBS))) | RELAY_OPTIONS
     # Of ./dev, pytest, pip, git, ROS and colcon.
     known |= {'--distro', '--lf', '--ros-args', '--params-file', '--from-paths', '--ignore-src'}
+    known |= {'--seconds', '--steps'}  # of ./dev bench
     known |= {'--policy', '--inference'}  # of python -m vla_feature_bridge.taps
     known |= {'--packages-up-to', '--storage', '--output', '--epochs', '--no-push', '--version'}
     known |= {'--clock', '--delay', '--no-deps', '--enclave', '--snapshot-mode', '--topics'}
