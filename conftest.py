@@ -13,6 +13,7 @@ settings.load_profile('safe')
 TOP = Path(__file__).parent
 MARKERS = {
     'launch/test': 'ros',
+    'safe_monitor_node/test/nodes': 'ros',
     'test/system': 'ros',
     'vla_feature_bridge/test/nodes': 'ros',
     'vla_feature_bridge/test/ros': 'ros',
