@@ -428,6 +428,19 @@ def test_links_lead_somewhere(page):
             assert anchor in map(slug, headings), f'{page} links to {link}: no such heading'
 
 
+@pytest.mark.parametrize('page', PAGES)
+def test_each_row_of_a_table_has_a_line_and_the_columns_of_its_head(page):
+    def columns(row: str) -> int:
+        return len(re.findall(r'(?<!\\)\|', row)) - 1
+
+    text = re.sub(r'^```.*?^```$', '', text_of(page), flags=re.DOTALL | re.MULTILINE)
+    for table in re.findall(r'(?:^\|.*\n)+', text, re.MULTILINE):
+        head, line, *rows = table.splitlines()
+        assert re.fullmatch(r'\|(?: *:?-+:? *\|)+', line), f'{page}: no table below {head}'
+        for row in (line, *rows):
+            assert columns(row) == columns(head), f'{page}: {row}'
+
+
 @pytest.mark.parametrize('page', WRAPPED)
 def test_pages_wrap_at_100_columns(page):
     fenced = False
