@@ -34,6 +34,7 @@ from safe_training.cli.progress import progress_bar
 from safe_training.evaluation.evaluate import CLOCK, Row
 from safe_training.evaluation.fit_and_calibrate import labelled
 from safe_training.evaluation.protocol import Protocol, choose_split
+from safe_training.metrics.early import early_report
 from safe_training.metrics.scored import ScoredRollout
 from safe_training.recordings.rollouts import Rollouts
 from safe_training.reporting.figures.score_curves import plot_episodes
@@ -273,6 +274,7 @@ def summarise_stream(
     steps = sum(len(live.scored) for live in lives)
     return {
         'episodes': len(lives),
+        'found_early': count_found_early([live.scored for live in lives]),
         'detections': outcomes.count('detection'),
         'missed': outcomes.count('miss'),
         'false_alarms': outcomes.count('false alarm'),
@@ -289,6 +291,14 @@ def summarise_stream(
         },
         'per_episode': [live.to_dict() for live in lives],
     }
+
+
+def count_found_early(scored: Sequence[ScoredRollout]) -> int:
+    """Return how many failures have an alarm before the median success of their task is over."""
+    rates = early_report(scored, [rollout.alarm_step for rollout in scored]).pooled
+    if not rates.n_with_median:
+        return 0
+    return round(rates.found_early.detector * rates.n_with_median)
 
 
 def curves(lives: Sequence[LiveRollout], episodes: Sequence[LiveEpisode]) -> list[ScoredRollout]:
@@ -323,8 +333,9 @@ def run(args: argparse.Namespace) -> int:
     live = summary['live']
     failures = live['detections'] + live['missed']
     console.print(
-        f'\n{live["detections"]} of {failures} failures detected, '
-        f'{live["false_alarms"]} false alarms in {live["episodes"] - failures} successes '
+        f'\n{live["found_early"]} of {failures} failures found early (before a median success of '
+        f'the task is over), {live["detections"]} detected\n'
+        f'a false alarm in {live["false_alarms"]} of {live["episodes"] - failures} successes '
         f'(promised on tasks like the seen ones: {100 * args.alpha:g} %)'
     )
     console.print(
