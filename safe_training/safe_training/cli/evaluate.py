@@ -1,8 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verb ``evaluate``: measures detectors on tasks that they were not trained on.
-
-The detector ``clock`` is evaluated with them.
-"""
+"""The verb ``evaluate``: measures detectors on tasks that they were not trained on."""
 
 from __future__ import annotations
 

@@ -60,6 +60,11 @@ LEGEND = (
     'counts steps. It detects most failures, but late, because failures run until the time limit. '
     'A number in brackets is the number of splits in which the value exists.'
 )
+TWO_MEANS_NOTE = (
+    'The table has means over splits. The lines with intervals have means over tasks, in which the '
+    'weight of a task is its number of failures (found early) or successes (false alarms). '
+    'Therefore their numbers differ.'
+)
 _MAIN = (
     EARLY,
     CLOCK_EARLY,
@@ -191,6 +196,7 @@ def comparison_lines(rows: Sequence[Row], part: str = 'unseen') -> Iterator[str]
     for number in (EARLY, MACRO):
         yield from difference_lines(differences_to_best(number, compared), {})
     if of_part:
+        yield TWO_MEANS_NOTE
         yield INTERVALS_NOTE
         if fragile := fragile_line([row for members in of_part.values() for row in members]):
             yield fragile
