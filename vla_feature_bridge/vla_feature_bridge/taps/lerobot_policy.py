@@ -12,7 +12,7 @@ from vla_feature_bridge.deferred import DeferredCalls
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.lerobot_settings import LerobotSettings
-from vla_feature_bridge.taps.methods import WrappedMethod
+from vla_feature_bridge.taps.methods import Listener, WrappedMethod
 from vla_feature_bridge.taps.paths import find_number
 from vla_feature_bridge.taps.preset import CALLER, Preset
 from vla_feature_bridge.taps.presets import find_preset, load_preset, preset_names
@@ -163,7 +163,7 @@ class PolicyTap:
         self.sink.close()
 
 
-class _Watch:
+class _Watch(Listener):
     """Warns once if a policy returns actions, but the tap notices no inference."""
 
     def __init__(self, name: str, tap: FeatureTap, limit: int) -> None:
@@ -183,12 +183,6 @@ class _Watch:
                 self._name,
                 self._actions - 1,
             )
-
-    def finish(self, mark: Any, result: Any) -> None:
-        return None
-
-    def fail(self, mark: Any) -> None:
-        return None
 
 
 def _preset_of(policy: Any, settings: LerobotSettings) -> Preset:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -28,8 +28,11 @@ def outside_graphs(function: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-class Listener(Protocol):
-    """The functions that a wrapped method calls. They must not raise an error."""
+class Listener:
+    """The functions that a wrapped method calls. They must not raise an error.
+
+    A subclass overrides those that it needs.
+    """
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Note the beginning of a call, and return a mark of this call."""

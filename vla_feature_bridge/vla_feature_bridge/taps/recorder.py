@@ -13,7 +13,7 @@ from vla_feature_bridge.deferred import Deferred
 from vla_feature_bridge.taps.capture import CallHook, Running, keep_logits, keep_state
 from vla_feature_bridge.taps.errors import TapError
 from vla_feature_bridge.taps.inference import Inference
-from vla_feature_bridge.taps.methods import WrappedMethod
+from vla_feature_bridge.taps.methods import Listener, WrappedMethod
 from vla_feature_bridge.taps.paths import find_module, find_number
 from vla_feature_bridge.taps.preset import AFTER_CALLS, RETURNED, Preset
 from vla_feature_bridge.taps.reader import Reader, Taken
@@ -111,7 +111,7 @@ class Recorder:
         except ResultError as error:
             raise TapError(f'preset {self._preset.name}: vocabulary: {error}') from None
 
-    def listen(self, path: str, listener: Any) -> None:
+    def listen(self, path: str, listener: Listener) -> None:
         """Wrap a method of the policy until :meth:`detach`; raises TapError if there is none."""
         self._methods.append(WrappedMethod(self._policy, path, listener))
 
@@ -263,7 +263,7 @@ class Recorder:
             running.token_ids = result
 
 
-class _Inferences:
+class _Inferences(Listener):
     """Listens to the method that makes one inference."""
 
     def __init__(self, recorder: Recorder) -> None:
@@ -281,17 +281,11 @@ class _Inferences:
             self._recorder.guarded(lambda: self._recorder.fail(mark))
 
 
-class _Tokens:
+class _Tokens(Listener):
     """Listens to a method that returns the generated tokens."""
 
     def __init__(self, recorder: Recorder) -> None:
         self._recorder = recorder
 
-    def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return None
-
     def finish(self, mark: Any, result: Any) -> None:
         self._recorder.guarded(lambda: self._recorder.note_tokens(result))
-
-    def fail(self, mark: Any) -> None:
-        return None

@@ -15,6 +15,7 @@ from vla_feature_bridge.taps.episodes import Episodes
 from vla_feature_bridge.taps.errors import TapError, nearest
 from vla_feature_bridge.taps.handover import Handover
 from vla_feature_bridge.taps.inference import Inference
+from vla_feature_bridge.taps.methods import Listener
 from vla_feature_bridge.taps.paths import find_module, find_number
 from vla_feature_bridge.taps.preset import CALLER, Preset
 from vla_feature_bridge.taps.presets import find_preset, load_preset, preset_names
@@ -244,7 +245,7 @@ class FeatureTap:
         return self._closed
 
 
-class _Resets:
+class _Resets(Listener):
     """Listens to the reset of a policy."""
 
     def __init__(self, episodes: Episodes) -> None:
@@ -252,12 +253,6 @@ class _Resets:
 
     def begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._episodes.reset()
-
-    def finish(self, mark: Any, result: Any) -> None:
-        return None
-
-    def fail(self, mark: Any) -> None:
-        return None
 
 
 def _preset_of(policy: Any, preset: str | Path | Preset, changes: dict[str, Any]) -> Preset:
