@@ -65,7 +65,7 @@ class EpisodeMonitor:
         The checks of features and actions.
     faults : DetectorFaults
     task : str
-        Task of that episode; empty if unknown.
+        Task of the running episode, or of the last one; empty if unknown.
 
     Raises
     ------
@@ -113,7 +113,7 @@ class EpisodeMonitor:
 
     @property
     def latest_id(self) -> str:
-        """The running episode, or the last episode; empty before the first episode."""
+        """As `episode_id`; after `take_over`, the last episode of the previous monitor."""
         return self.episode_id or self.order.ended_id
 
     @property

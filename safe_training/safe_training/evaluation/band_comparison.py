@@ -23,7 +23,8 @@ from safe_training.calibration.curves import CalibrationError, Successes
 from safe_training.evaluation.compared_bands import COMPARED
 from safe_training.evaluation.fit_and_calibrate import (
     calibrated_band,
-    left_out_successes,
+    left_out_rollouts,
+    left_out_successes_of,
     make_seeded,
     successes_of,
 )
@@ -203,7 +204,9 @@ class _OneSplit:
         changes = {'calibrate_on': 'heldout', 'per_task': False, **COMPARED[name].changes}
         left_out = None
         if changes['calibrate_on'] == 'loto':
-            left_out = left_out_successes(self.detector, self.rollouts, self.split, progress)
+            left_out = left_out_successes_of(
+                left_out_rollouts(self.detector, self.rollouts, self.split, progress)
+            )
         everything = range(len(self.seen))
         for alpha in self.comparison.alphas:
             protocol = replace(self.protocol, alpha=alpha, **changes)

@@ -33,16 +33,13 @@ from safe_training.recordings.rollouts import Rollouts
 from vla_feature_bridge.progress import Progress
 from vla_feature_bridge.rollout import Rollout
 
-HELD_OUT = 'successes among the held-out rollouts of the seen tasks'
 HELD_OUT_ROLLOUTS = 'held-out rollouts of the seen tasks'
 LEFT_OUT_ROLLOUTS = (
     'training rollouts of the seen tasks, each scored by a detector that was fitted without its '
     'task (leave-one-task-out)'
 )
-LEFT_OUT = (
-    'successes among the training rollouts of the seen tasks, each scored by a detector that was '
-    'fitted without its task (leave-one-task-out)'
-)
+HELD_OUT = f'successes among the {HELD_OUT_ROLLOUTS}'
+LEFT_OUT = f'successes among the {LEFT_OUT_ROLLOUTS}'
 
 NO_SEEN_SCORES = (
     'the band was calibrated on held-out rollouts; --calibrate-on loto makes the scores, and '
@@ -313,19 +310,6 @@ def left_out_rollouts(
     training = [rollouts[i] for i in split.train]
     scores = leave_one_task_out_scores(detector, training, progress=progress)
     return scored_rollouts(scores, training, 'train')
-
-
-def left_out_successes(
-    detector: Detector,
-    rollouts: Sequence[Rollout],
-    split: Split,
-    progress: Progress | None = None,
-) -> Successes:
-    """Return the training successes.
-
-    Each is scored by a detector that was fitted without its task.
-    """
-    return left_out_successes_of(left_out_rollouts(detector, rollouts, split, progress))
 
 
 def left_out_successes_of(scored: Sequence[ScoredRollout]) -> Successes:

@@ -2,6 +2,7 @@
 """Reads files of other projects and writes rollout sets.
 
 errors            the error class of this subpackage
+foreign_folders   describes a path that no reader recognises
 sources           recognises a source and opens it; ``load_rollouts``
 describe          summarises the content of a source
 convert           any source to a rollout set or a recording
