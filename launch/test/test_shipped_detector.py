@@ -90,18 +90,18 @@ def test_a_wheel_holds_its_files(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('archive', 'macro'),
+    ('archive', 'early', 'macro'),
     [
-        ('pi05_robocasa', 0.745),
-        ('groot_robocasa_action_signals', 0.555),
-        ('pi0_libero10_action_signals', 0.783),
+        ('pi05_robocasa', 0.101, 0.745),
+        ('groot_robocasa_action_signals', 0.0, 0.555),
+        ('pi0_libero10_action_signals', 0.537, 0.783),
     ],
 )
-def test_it_ranks_rollouts_of_other_policies_as_the_documentation_says(archive, macro):
+def test_it_judges_rollouts_of_other_policies_as_the_documentation_says(archive, early, macro):
     path = Path(os.environ.get('SAFE_SHARED', '')) / 'rollouts' / f'{archive}.npz'
     if not path.is_file():
         pytest.skip(f'{archive} is not part of the repository')
     report = judge(load_detector('signal_probe'), load_rollouts(str(path))).report()['new']
     values = flatten_report(report)
-    found = values['macro_roc_auc_max_score_until_min_length']
-    assert found == pytest.approx(macro, abs=0.005)
+    found = values['found_early'], values['macro_roc_auc_max_score_until_min_length']
+    assert found == pytest.approx((early, macro), abs=0.005)
