@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from safe_training.cli.messages import print_bad
@@ -55,7 +56,9 @@ def _print_info(found: dict[str, Any]) -> None:
     console = Console(highlight=False)
     if 'tasks' not in found:
         space = found['action_space'] or 'not stated'
-        _print_pairs(console, {**found, 'action_space': space, **_good_runs_pairs(found)})
+        band = {**found['band'], 'tasks': [entry['task'] for entry in found['band']['tasks']]}
+        shown = {**found, 'band': band, 'action_space': space, **_good_runs_pairs(found)}
+        _print_pairs(console, dict(_flat(shown)))
         return
     why = {'kind': f'{found["kind"]} ({found["why"]})', 'policy': found['policy'] or 'not stated'}
     length = found['length']
@@ -123,15 +126,23 @@ def _print_pairs(console: Console, pairs: dict[str, Any]) -> None:
 
     grid = Table.grid(padding=(0, 2))
     for key, value in pairs.items():
-        text = value if isinstance(value, str) else json.dumps(_short(value), ensure_ascii=False)
+        short = _short(value)
+        text = short if isinstance(short, str) else json.dumps(short, ensure_ascii=False)
         grid.add_row(Text(key, style='bold'), Text(text))
     console.print(grid)
 
 
+def _flat(pairs: Mapping[str, Any], before: str = '') -> Iterator[tuple[str, Any]]:
+    """Yield the pairs of a mapping; those of a mapping inside get its key before their key."""
+    for key, value in pairs.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f'{before}{key}.')
+        else:
+            yield f'{before}{key}', value
+
+
 def _short(value: Any) -> Any:
-    """Return the value with long lists replaced by their length."""
-    if isinstance(value, dict):
-        return {key: _short(part) for key, part in value.items()}
+    """Return the value; the length of the list in place of a long list."""
     if isinstance(value, list) and len(value) > _LONG_LIST:
         return f'({len(value)} entries)'
     return value

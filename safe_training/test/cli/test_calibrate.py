@@ -83,6 +83,8 @@ def test_a_detector_folder_gets_the_threshold_of_a_new_task(run, fitted, tmp_pat
     flat = ' '.join(told.split())
     assert "task 'new'" in flat
     assert 'not a promise for this task alone' in flat
+    assert 'band.kind functional_max_deviation' in flat and 'band.tasks ["new"]' in flat
+    assert '{' not in flat
     assert json.loads(run('info', out, '--json')[1])['good_runs']['tasks']['new']['k'] == 5
 
 
