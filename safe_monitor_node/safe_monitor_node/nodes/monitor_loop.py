@@ -94,6 +94,8 @@ class MonitorLoop(SingleThreadedExecutor):
         # Monitors that have more messages than they have handled.
         self._behind: list[MonitorNode] = []
         self._busy_until = 0.0
+        # The wait set of the last wait for everything, until its other entities are handled.
+        self._looked: LastingWaitSet | None = None
         super().__init__(**kwargs)
         self.schedule = schedule
         self.counts = BatchCounts()
@@ -137,6 +139,7 @@ class MonitorLoop(SingleThreadedExecutor):
                 # All steps are scored, and the next step has not come. A call that is made now is
                 # not made when the next step comes, which would wait for it.
                 self._call_early()
+        self._handle_looked()
         if self.schedule.next_due() > began:
             return
         # Periodic calls get half as much time as the messages had: that is enough for safe/stop,
@@ -203,6 +206,15 @@ class MonitorLoop(SingleThreadedExecutor):
                 ready[id(monitor)] = monitor
         return list(ready.values())
 
+    def _handle_looked(self) -> None:
+        """Handle requests after the step, whose alarm must not wait for them."""
+        look, self._looked = self._looked, None
+        # If entities have changed, what is ready is found in the next turn.
+        if look is not None and self._alone is not None and not self._changed:
+            monitor = self._alone
+            if look.rest_is_ready():
+                monitor.guarded(lambda: self._handle_rest(monitor))
+
     def _wait_for_everything(self, monitor: MonitorNode, left: float) -> set[int]:
         look = self._look_of(monitor)
         pointers = look.wait(left)
@@ -211,8 +223,7 @@ class MonitorLoop(SingleThreadedExecutor):
             self._take_time(monitor)
         for pointer in pointers.intersection(self._unread):
             _take_newest(self._unread[pointer])
-        if self.context.ok() and look.rest_is_ready():
-            monitor.guarded(lambda: self._handle_rest(monitor))
+        self._looked = look
         return pointers
 
     def _collect(self) -> None:

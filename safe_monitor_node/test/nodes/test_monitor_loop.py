@@ -157,6 +157,33 @@ def test_a_service_is_answered_while_steps_come(bench: Bench) -> None:
     assert [score.step for score in bench.scores] == list(range(index))
 
 
+@pytest.mark.parametrize('bench', [False], indirect=True, ids=['alone'])
+def test_a_step_is_scored_before_a_request_that_came_with_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session = bench.monitor.session
+    assert session is not None
+    reset, scored = session.reset, []
+
+    def spy() -> None:
+        scored.append(session.monitor.counts.scored)
+        reset()
+
+    monkeypatch.setattr(session, 'reset', spy)
+    client = bench.policy.create_client(Trigger, 'monitor/reset')
+    bench.turn_until(client.service_is_ready)
+    for index in range(5):
+        # The loop waits for everything again, and both messages are there when it looks.
+        time.sleep(2 * BUSY)
+        answer = client.call_async(Trigger.Request())
+        time.sleep(0.1)
+        bench.step(index, 'e')
+        bench.delivered()
+        bench.turn_until(answer.done)
+        bench.turn_until(lambda: session.monitor.counts.scored > index)  # noqa: B023
+    assert scored == [1, 2, 3, 4, 5]
+
+
 def test_a_loop_without_messages_sleeps(bench: Bench) -> None:
     turns, until = 0, time.monotonic() + 1.5
     began = time.thread_time()
