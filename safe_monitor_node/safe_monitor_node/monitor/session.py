@@ -154,9 +154,12 @@ class MonitorSession:
 
         START can arrive before the last steps of the previous episode. Therefore it waits for the
         first step of its episode, or until the grace of the previous END is over. Without an END,
-        the grace begins now [s]; 0: the previous episode ends at once. ``started_at`` is the time
-        of publication [ns]; 0 if it is not known.
+        the grace begins now [s]; 0: the previous episode ends at once. A START whose publication
+        ``started_at`` [ns] is older than the running episode is ignored: it must not end an alarm.
         """
+        if self.monitor.order.is_before_begin(episode_id, started_at):
+            self.remarks.start_came_late(episode_id, self.monitor.episode_id, now)
+            return False
         if self._next_start is not None:
             self.finish_episode()
         self.watch.know()
@@ -350,7 +353,7 @@ class MonitorSession:
     def replace(
         self, monitor: EpisodeMonitor, folder: str, slot: DetectorSlot | None = None
     ) -> str:
-        """Replace a detector, now or at the next episode.
+        """Replace a detector, now or at the next episode; return a sentence about what happens.
 
         Parameters
         ----------
@@ -358,11 +361,6 @@ class MonitorSession:
         folder : str
         slot : DetectorSlot, optional
             The detector to be replaced; None: the first one.
-
-        Returns
-        -------
-        str
-            A sentence that describes what happens.
 
         Raises
         ------
