@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -62,7 +63,8 @@ class EpisodeSink(ABC):
 
     With ``strict``, wrong input raises the error and changes nothing.
 
-    All methods may be called from any thread.
+    All methods may be called from any thread. In a forked child, a sink refuses every call, because
+    the connection belongs to the parent: make a sink after the fork.
 
     A tap leaves its work to :attr:`deferred`. Methods and counters settle this work first: an END
     comes after the last step.
@@ -100,6 +102,12 @@ class EpisodeSink(ABC):
         self._wait_time = check_seconds(wait_for_monitor, 'wait_for_monitor')
         self._calls = OwnedLock()
         self._is_closed = False
+        self._owner = os.getpid()
+
+    @property
+    def _is_mine(self) -> bool:
+        """False in a forked child."""
+        return self._owner == os.getpid()
 
     @property
     def published(self) -> int:
@@ -333,6 +341,13 @@ class EpisodeSink(ABC):
 
     def _check_open(self) -> None:
         name = type(self).__name__
+        if not self._is_mine:
+            raise StepError(
+                where=name,
+                expected=f'a call in the process {self._owner}, which made the {name}',
+                found=f'a call in its child process {os.getpid()}',
+                advice=f'make a {name} after the fork',
+            )
         if self._is_closed:
             raise StepError(where=name, expected=f'an open {name}', found=f'a closed {name}')
 

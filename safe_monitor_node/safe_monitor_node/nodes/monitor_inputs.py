@@ -24,8 +24,8 @@ from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 
 _KEPT_EVENTS = 200
 _LOST = (
-    '{}: a START, END or LABEL may be lost, because more events came than can wait; the task or the '
-    'outcome of an episode may be unknown; find out why the monitor was suspended or too slow'
+    '{}: a START, END or LABEL may be lost, because more events came than can wait; the task or '
+    'the outcome of an episode may be unknown; find out why the monitor was suspended or too slow'
 )
 
 
