@@ -73,7 +73,8 @@ class Remarks:
         """Handle a START that was published before the first step of the running episode."""
         text = (
             f'START of episode {shown(episode_id)} was ignored: it was published before the first '
-            f'step of the running episode {shown(running_id)}, and arrived after it'
+            f'step of the running episode {shown(running_id)}, and arrived after it; if the clocks '
+            'of two computers differ, synchronise them'
         )
         self._say('late', text, now)
 
