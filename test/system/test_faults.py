@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 from diagnostic_msgs.msg import DiagnosticStatus
 from fault_bench import FaultBench, Outcome
+from probe import suspend
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.qos import QoSProfile, ReliabilityPolicy
 from signal_detectors import HIGH, LOW, save_signal_detector, signal_step
@@ -356,6 +357,29 @@ def monitor_stops_while_two_episodes_end(bench: FaultBench) -> None:
     assert {score.state for score in scores} == {FailureAlarm.STATE_NOMINAL}
 
 
+def monitor_stops_over_episodes(count: int, *, lost: bool) -> Callable[[FaultBench], None]:
+    """Only events wait, two of each episode."""
+
+    def inject(bench: FaultBench) -> None:
+        before = int(bench.probe.facts()['episodes'])
+        suspend(bench.process.pid)
+        try:
+            for _ in range(count):
+                episode = bench.new_id()
+                bench.probe.start(episode)
+                bench.probe.event(episode, EpisodeEvent.KIND_END)
+                bench.spin(0.002)
+        finally:
+            os.kill(bench.process.pid, signal.SIGCONT)
+        if not lost:
+            bench.probe.spin_until(
+                lambda: int(bench.probe.facts()['episodes']) == before + count, 'all have begun'
+            )
+        bench.play(bench.new_id(), range(2))
+
+    return inject
+
+
 def silent(bench: FaultBench) -> None:
     bench.play(bench.new_id(), range(3))
 
@@ -593,6 +617,21 @@ FAULTS = (
         'NOMINAL',
         '',
         monitor_stops_while_two_episodes_end,
+    ),
+    Fault(
+        'the monitor stops over 40 episodes',
+        'SIGSTOP, 40 times START and END, SIGCONT',
+        'NOMINAL',
+        r'^(?!.*may be lost)',
+        monitor_stops_over_episodes(40, lost=False),
+    ),
+    Fault(
+        'the monitor stops over more events than can wait',
+        'SIGSTOP, 60 times START and END, SIGCONT',
+        'NOMINAL',
+        '/vla/episode: a START, END or LABEL may be lost',
+        monitor_stops_over_episodes(60, lost=True),
+        WARN,
     ),
     Fault(
         'an alarm policy that would release a blind robot',

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from lifecycle_msgs.msg import Transition
 from probe import Probe
+from signal_detectors import HIGH, LOW, save_signal_detector, signal_step
 
 from safe_bringup.live import Process
 from safe_monitor_node.storage.detector_folder import load_detector
@@ -22,6 +23,7 @@ Quiet = Callable[..., PolicyStep]
 CONFIGURE = Transition.TRANSITION_CONFIGURE
 ACTIVATE = Transition.TRANSITION_ACTIVATE
 DEACTIVATE = Transition.TRANSITION_DEACTIVATE
+CLEANUP = Transition.TRANSITION_CLEANUP
 SHUTDOWN = Transition.TRANSITION_ACTIVE_SHUTDOWN
 
 
@@ -113,6 +115,29 @@ def test_an_ended_episode_is_no_reason_to_stop(
         is_known = alarm.reason == 'no episode is running'
         assert alarm.advice == (FailureAlarm.ADVICE_NONE if is_known else FailureAlarm.ADVICE_STOP)
     assert probe.step(quiet(0)).state == FailureScore.STATE_NOMINAL
+
+
+def test_earlier_episodes_do_not_release_the_robot_when_the_monitor_is_configured_again(
+    probe: Probe, run_monitor: Callable[..., Process], tmp_path: Path
+) -> None:
+    """The latched events are START and END of earlier episodes, and START of the running one."""
+    folder = save_signal_detector(tmp_path / 'detector', 'tired')
+    run_monitor(detector_folder=folder)
+    probe.wait_until_active()
+    for episode in ('a', 'b'):
+        probe.start(episode)
+        probe.step(signal_step(0, episode, {'tired': LOW}))
+        probe.end(episode)
+    probe.start('c')
+    assert probe.step(signal_step(0, 'c', {'tired': HIGH})).alarm
+    probe.spin_until(lambda: probe.stops[-1], 'the robot is stopped')
+    probe.stops.clear()
+    for transition in (DEACTIVATE, CLEANUP, CONFIGURE, ACTIVATE):
+        assert probe.change_state(transition)
+    probe.spin_until(
+        lambda: probe.alarms[-1].state == FailureAlarm.STATE_INVALID, 'the monitor knows c'
+    )
+    assert probe.stops and all(probe.stops)
 
 
 def test_deactivate_in_alarm_does_not_release_the_robot(

@@ -3,6 +3,7 @@
 
 import ctypes
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import time
 import pytest
 
 from vla_feature_bridge import deferred
-from vla_feature_bridge.deferred import Deferred, DeferredCalls
+from vla_feature_bridge.deferred import Deferred, DeferredCalls, OwnedLock
 
 
 class Work:
@@ -196,6 +197,41 @@ def test_a_child_process_begins_anew():
     work.gate.set()
     work.calls.settle()
     assert work.numbers == [1]
+
+
+def test_a_child_process_does_not_wait_for_a_lock_of_another_thread_of_the_parent():
+    """The policy infers in one thread while another thread starts workers."""
+    lock, is_held, is_over = OwnedLock(), threading.Event(), threading.Event()
+
+    def hold():
+        with lock:
+            is_held.set()
+            is_over.wait(20)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert is_held.wait(20)
+    child = os.fork()
+    if not child:  # pragma: no cover
+        signal.alarm(10)
+        with lock:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    is_over.set()
+    thread.join()
+    assert status == 0
+
+
+def test_a_child_process_keeps_a_lock_of_the_thread_that_forked():
+    lock = OwnedLock()
+    with lock:
+        child = os.fork()
+        is_mine = lock.is_mine
+    if not child:  # pragma: no cover
+        os._exit(0 if is_mine else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    assert not lock.is_mine
 
 
 def test_the_exit_of_python_makes_what_waits():

@@ -24,6 +24,7 @@ rollout_set/       many rollouts in one folder: ``RolloutSet``, ``RolloutSetWrit
 step_checks        checks of what a policy gives for a step or an event
 episode_steps      steps and events of a policy's episodes: ``EpisodeSteps``
 deferred           calls that a thread makes later, in their order
+problem_log        logs each kind of problem once, and then from time to time
 step_sink          the base of what sends them: counts, logs, never raises
 wire/              steps over a socket: ``StepSender``, ``StepReceiver``; NumPy only
 taps/              copies hidden states of PyTorch policies: ``FeatureTap``; needs PyTorch

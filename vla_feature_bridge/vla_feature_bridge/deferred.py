@@ -23,6 +23,7 @@ _AT_EXIT = 2.0
 _LOOK_AGAIN = 0.02
 
 _ALL: weakref.WeakSet[DeferredCalls] = weakref.WeakSet()
+_LOCKS: weakref.WeakSet[OwnedLock] = weakref.WeakSet()
 
 
 @dataclass(eq=False)
@@ -55,9 +56,16 @@ class Deferred:
 
 
 class OwnedLock:
-    """A lock that a thread can take several times, and that knows whether this thread has it."""
+    """A lock that a thread can take several times, and that knows whether this thread has it.
+
+    In a forked child, a lock that another thread had is free: this thread is not there.
+    """
 
     def __init__(self) -> None:
+        self._begin()
+        _LOCKS.add(self)
+
+    def _begin(self) -> None:
         self._lock = threading.RLock()
         self._owner = self._depth = 0
 
@@ -76,6 +84,10 @@ class OwnedLock:
     def is_mine(self) -> bool:
         """True if this thread has the lock."""
         return self._owner == threading.get_ident()
+
+    def _after_fork(self) -> None:
+        if not self.is_mine:
+            self._begin()
 
 
 class DeferredCalls:
@@ -292,8 +304,8 @@ def settle_all() -> None:
 
 
 def _after_fork() -> None:
-    for calls in list(_ALL):
-        calls._after_fork()
+    for one in [*_LOCKS, *_ALL]:
+        one._after_fork()
 
 
 atexit.register(settle_all)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,41 +13,12 @@ from typing import Any
 from vla_feature_bridge.deferred import DeferredCalls, OwnedLock
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.problem_log import ProblemLog
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_checks import StepError, check_seconds, check_success, check_text
 
-#: A problem of the same kind is logged again after this time [s].
-_LOG_AGAIN = 10.0
-#: Number of kinds of problems that are distinguished.
-_MAX_KINDS = 50
 #: How often a sink checks whether a monitor listens [s].
 _LOOK_AGAIN = 0.01
-
-
-class ProblemLog:
-    """Logs each kind of problem once, and then at most every 10 seconds.
-
-    Parameters
-    ----------
-    log : callable
-        Takes the text of one problem.
-    """
-
-    def __init__(self, log: Callable[[str], None]) -> None:
-        self._log = log
-        self._kinds: dict[object, tuple[float, int]] = {}
-
-    def add(self, kind: object, text: str) -> None:
-        """Log a problem, or only count it if this kind was logged less than 10 s ago."""
-        if kind not in self._kinds and len(self._kinds) >= _MAX_KINDS:
-            kind = None
-        now = time.monotonic()
-        last, silent = self._kinds.get(kind, (-_LOG_AGAIN, 0))
-        if now - last < _LOG_AGAIN:
-            self._kinds[kind] = (last, silent + 1)
-            return
-        self._kinds[kind] = (now, 0)
-        self._log(f'{text} ({silent} more of this kind before)' if silent else text)
 
 
 class EpisodeSink(ABC):
@@ -62,7 +34,8 @@ class EpisodeSink(ABC):
 
     With ``strict``, wrong input raises the error and changes nothing.
 
-    All methods may be called from any thread.
+    All methods may be called from any thread. In a forked child, a sink refuses every call, because
+    the connection belongs to the parent: make a sink after the fork.
 
     A tap leaves its work to :attr:`deferred`. Methods and counters settle this work first: an END
     comes after the last step.
@@ -100,6 +73,12 @@ class EpisodeSink(ABC):
         self._wait_time = check_seconds(wait_for_monitor, 'wait_for_monitor')
         self._calls = OwnedLock()
         self._is_closed = False
+        self._owner = os.getpid()
+
+    @property
+    def _is_mine(self) -> bool:
+        """False in a forked child."""
+        return self._owner == os.getpid()
 
     @property
     def published(self) -> int:
@@ -333,6 +312,13 @@ class EpisodeSink(ABC):
 
     def _check_open(self) -> None:
         name = type(self).__name__
+        if not self._is_mine:
+            raise StepError(
+                where=name,
+                expected=f'a call in the process {self._owner}, which made the {name}',
+                found=f'a call in its child process {os.getpid()}',
+                advice=f'make a {name} after the fork',
+            )
         if self._is_closed:
             raise StepError(where=name, expected=f'an open {name}', found=f'a closed {name}')
 

@@ -69,6 +69,15 @@ class Remarks:
         self._started, self._waits = episode_id, not has_steps
         self.know(episode_id)
 
+    def start_came_late(self, episode_id: str, running_id: str, now: float) -> None:
+        """Handle a START that was published before the first step of the running episode."""
+        text = (
+            f'START of episode {shown(episode_id)} was ignored: it was published before the first '
+            f'step of the running episode {shown(running_id)}, and arrived after it; if the clocks '
+            'of two computers differ, synchronise them'
+        )
+        self._say('late', text, now)
+
     def stepped(self, episode_id: str, now: float) -> None:
         """Handle a step of the running episode."""
         if self._waits and episode_id != self._started:

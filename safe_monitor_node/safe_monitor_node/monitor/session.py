@@ -88,6 +88,7 @@ class MonitorSession:
         self.effects: dict[str, LabelEffect] = {}
         self._on_end = on_end
         self._next_start: tuple[str, float, str] | None = None
+        self._late_start = ('', '')
         self.own_labels = OwnLabels()
         self.situation = Situation()
         self.tasks: set[str] = set()
@@ -154,9 +155,13 @@ class MonitorSession:
 
         START can arrive before the last steps of the previous episode. Therefore it waits for the
         first step of its episode, or until the grace of the previous END is over. Without an END,
-        the grace begins now [s]; 0: the previous episode ends at once. ``started_at`` is the time
-        of publication [ns]; 0 if it is not known.
+        the grace begins now [s]; 0: the previous episode ends at once. A START whose publication
+        ``started_at`` [ns] is older than the running episode is ignored: it must not end an alarm.
         """
+        if self.monitor.order.is_before_begin(episode_id, started_at):
+            self.remarks.start_came_late(episode_id, self.monitor.episode_id, now)
+            self._late_start = episode_id, task
+            return False
         if self._next_start is not None:
             self.finish_episode()
         self.watch.know()
@@ -214,8 +219,10 @@ class MonitorSession:
         if self.monitor.begins(step_id):
             self.finish_episode()
             self.ensemble.take_next()
-            # The START may have come before the monitor was active.
+            # The START may have come before the monitor was active, or its clock is behind.
+            late_id, late_task = self._late_start
             task = self.watch.forget(step_id.episode_id)
+            task = task or (late_task if late_id == step_id.episode_id else '')
             self._forget_episode()
             self.ensemble.begin(step_id.episode_id, now, task)
 
@@ -325,13 +332,7 @@ class MonitorSession:
     # --- other settings
 
     def check(self, settings: MonitorSettings) -> None:
-        """Check that other rates, alarm settings or ages can be used.
-
-        Raises
-        ------
-        SafeError
-            They cannot; nothing has changed.
-        """
+        """Raise `SafeError` if other rates, alarm settings or ages cannot be used."""
         self.ensemble.check(self.settings, settings)
 
     def change(self, settings: MonitorSettings) -> None:
@@ -350,19 +351,14 @@ class MonitorSession:
     def replace(
         self, monitor: EpisodeMonitor, folder: str, slot: DetectorSlot | None = None
     ) -> str:
-        """Replace a detector, now or at the next episode.
+        """Replace a detector, now or at the next episode; return a sentence about what happens.
 
         Parameters
         ----------
         monitor : EpisodeMonitor
         folder : str
         slot : DetectorSlot, optional
-            The detector to be replaced; None: the first one.
-
-        Returns
-        -------
-        str
-            A sentence that describes what happens.
+            None: the first one.
 
         Raises
         ------

@@ -96,7 +96,7 @@ class StepOrder:
         self._stride = 0
         self._first_stamp = 0
         self._last_number: int | None = None
-        self._last_published = 0
+        self._first_published = self._last_published = 0
         self._changes = 0
         self.changed_at: int | None = None
         self._contents: dict[int, int] = {}
@@ -159,6 +159,14 @@ class StepOrder:
         """
         self.ending = True
         self._late_until, self._ended_at = until, ended_at
+
+    def is_before_begin(self, episode_id: str, published_at: int) -> bool:
+        """Return whether a START of another episode is older than the running episode.
+
+        ``published_at`` is the time of its publication [ns]; 0 if it is not known.
+        """
+        another = self.running and episode_id != self.episode_id
+        return another and 0 < published_at < self._first_published
 
     def waits_after(self, publication: Publication) -> bool:
         """Return whether the end of the episode must wait, because of a late step.
@@ -231,6 +239,7 @@ class StepOrder:
         self.next_index = index + 1
         self._first_stamp = self._first_stamp or step_id.stamp
         self._last_published = step_id.publication.time
+        self._first_published = self._first_published or step_id.publication.time
         self._last_stamp = max(step_id.stamp, self._last_stamp)
         if len(self._contents) < _KEPT_CONTENTS:
             self._contents[index] = step_id.content

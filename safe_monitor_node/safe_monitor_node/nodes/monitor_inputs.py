@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -13,14 +15,18 @@ from rclpy.qos import QoSProfile
 from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
+from safe_monitor_node.monitor.remarks import RECENT
 from safe_monitor_node.nodes.publication_order import PublicationOrder, Taken
 from safe_monitor_node.nodes.topic_watch import InputWatch, OutputWatch
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
-from vla_feature_bridge.nodes.levels import Finding
+from vla_feature_bridge.nodes.levels import Finding, Level
 from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
 
 _KEPT_EVENTS = 200
-_MOST_EVENTS = 50
+_LOST = (
+    '{}: a START, END or LABEL may be lost, because more events came than can wait; the task or '
+    'the outcome of an episode may be unknown; find out why the monitor was suspended or too slow'
+)
 
 
 class MonitorInputs:
@@ -50,6 +56,7 @@ class MonitorInputs:
         self._outputs: list[OutputWatch] = []
         self._seen: OrderedDict[tuple[object, ...], None] = OrderedDict()
         self._order = PublicationOrder()
+        self._lost_at = -math.inf
 
     def open(self) -> None:
         """Create the subscriptions."""
@@ -86,7 +93,10 @@ class MonitorInputs:
             qos,
             # `InputWatch` sees more than the default callbacks, and the executor looks at each of
             # them before it takes a step.
-            event_callbacks=SubscriptionEventCallbacks(use_default_callbacks=False),
+            event_callbacks=SubscriptionEventCallbacks(
+                message_lost=self._on_lost if kind is EpisodeEvent else None,
+                use_default_callbacks=False,
+            ),
             qos_overriding_options=QoSOverridingOptions.with_default_policies(),
         )
         self._subscriptions.append(subscription)
@@ -151,11 +161,18 @@ class MonitorInputs:
         """Take the events that wait; those from before the node was there come first."""
         events: list[Taken] = []
         for subscription in reversed(self._subscriptions[1:]):
-            for _ in range(_MOST_EVENTS):
+            for _ in range(subscription.qos_profile.depth):
                 if (taken := _take(subscription)) is None:
                     break
                 events.append(taken)
+            else:
+                # The queue was full. The events from before the node was there may fill theirs.
+                if subscription in self.waited_for:
+                    self._on_lost()
         return events
+
+    def _on_lost(self, info: object = None) -> None:
+        self._lost_at = time.monotonic()
 
     def _on_event(self, event: EpisodeEvent, info: Mapping[str, Any]) -> None:
         stamp = event.header.stamp
@@ -174,6 +191,8 @@ class MonitorInputs:
     def findings(self) -> list[Finding]:
         """Return the problems of the nodes around the monitor."""
         found = [finding for output in self._outputs for finding in output.findings()]
+        if time.monotonic() - self._lost_at < RECENT:
+            found.append(Finding(Level.WARN, _LOST.format(self._inputs[1].topic)))
         return found + [finding for watch in self._inputs for finding in watch.findings()]
 
 

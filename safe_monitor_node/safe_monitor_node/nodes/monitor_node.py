@@ -283,7 +283,10 @@ class MonitorNode(ManagedNode):
         ):
             self._end_after(grace, session)
         self._log_remarks(session)
-        self.outputs.announce()
+        if not earlier:
+            # More events from before may follow: an END alone would say that no episode runs, and
+            # release the stop until the next periodic call sees the START after it.
+            self.outputs.announce()
 
     def _is_from_before(self, info: Mapping[str, Any], now: float) -> bool:
         """Return True for an event that was published before the node was active.

@@ -612,3 +612,30 @@ def test_a_folder_without_a_map_gives_no_probability(tmp_path):
     result = Live(str(folder), MonitorSettings()).step('a', 0)
     assert 0.0 < result.score < 1.0
     assert np.isnan(result.probability)
+
+
+def test_a_start_that_is_older_than_the_running_episode_does_not_end_its_alarm(folder):
+    session = MonitorSession(folder, MonitorSettings())
+    session.step(make_step('new', 0, HIGH), 1.0, publication=Publication(7, 2000))
+    assert session.verdict.state == AlarmState.ALARM
+    assert not session.start('old', 1.1, 'a task', grace=0.5, started_at=1000)
+    session.finish_episode()
+    assert session.verdict.state == AlarmState.ALARM
+    assert session.running_id == 'new'
+    assert session.remarks.take_new() == [
+        "START of episode 'old' was ignored: it was published before the first step of the running "
+        "episode 'new', and arrived after it; if the clocks of two computers differ, synchronise "
+        'them'
+    ]
+    assert session.start('next', 1.2, '', grace=0.5, started_at=3000)
+    session.finish_episode()
+    assert session.running_id == 'next'
+
+
+def test_a_start_of_a_clock_that_is_behind_still_gives_the_task(folder):
+    session = MonitorSession(folder, MonitorSettings())
+    session.step(make_step('first', 0), 1.0, publication=Publication(7, 2000))
+    assert not session.start('second', 1.1, 'pick a cup', grace=0.5, started_at=1000)
+    session.step(make_step('second', 0), 1.2, publication=Publication(8, 3000))
+    assert session.running_id == 'second'
+    assert session.monitor.task == 'pick a cup'

@@ -18,7 +18,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from multiprocessing import get_context
+from multiprocessing import current_process, get_context
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar, cast
@@ -91,8 +91,9 @@ def run_each(
     names : sequence of str
         Name of each split for people, such as 'linear_probe, split 3'.
     jobs : int, optional
-        Number of processes; each computes with one thread. With 1, only this process works. None:
-        this process with all its threads, whose number may change the last bits of a result.
+        Number of processes; each computes with one thread. With 1, and in a daemonic process, only
+        this process works. None: this process with all its threads, whose number may change the
+        last bits of a result.
     progress : callable, optional
         Called with (splits done, splits, note).
 
@@ -141,7 +142,8 @@ def _answers(
         yield from _here(work, names, progress)
         return
     with _one_thread():
-        if jobs > 1:
+        # A worker, as of these functions or of a program that uses them, may start no workers.
+        if jobs > 1 and not current_process().daemon:
             yield from _in_processes(work, names, min(jobs, len(names), most_workers()), progress)
         else:
             yield from _here(work, names, progress)

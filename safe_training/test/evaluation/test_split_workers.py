@@ -245,3 +245,14 @@ def test_the_limit_of_a_container_counts(monkeypatch, tmp_path):
     assert useful_jobs(rollouts, 50) == 2  # 624 MiB are free
     (tmp_path / 'memory.stat').write_text('anon 5\n')
     assert useful_jobs(rollouts, 50) == 1
+
+
+def test_splits_inside_of_a_split_are_computed_by_its_worker():
+    def inner(number, report):
+        return number, os.getpid()
+
+    def outer(number, report):
+        return os.getpid(), list(run_each(inner, NAMES, jobs=2))
+
+    for worker, found in run_each(outer, NAMES, jobs=2):
+        assert found == [(number, worker) for number in range(5)]

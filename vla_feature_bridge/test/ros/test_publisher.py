@@ -3,6 +3,7 @@
 
 import json
 import math
+import os
 import subprocess
 import sys
 import threading
@@ -490,3 +491,22 @@ def test_the_steps_of_a_tap_are_published_by_another_thread_before_the_end(publi
     assert reader.events[-1].kind == EpisodeEvent.KIND_END
     tap.detach()
     assert not tap.problems
+
+
+def test_a_child_process_neither_sends_nor_ends_the_publishers_of_its_parent(node, context):
+    publisher = StepPublisher(node, NAME, exec_horizon=1, wait_for_monitor=0)
+    reader = Reader(context)
+    reader.wait(lambda _: publisher._monitor_listens())
+    publisher.start(episode_id='a')
+    publisher.publish(np.ones(4))
+    child = os.fork()
+    if not child:  # pragma: no cover
+        sent = publisher.publish(np.ones(4))
+        right = sent is None and 'make a StepPublisher after the fork' in publisher.last_error
+        publisher.close()
+        os._exit(0 if right else 1)
+    _, status = os.waitpid(child, 0)
+    assert status == 0
+    for _ in range(2):
+        publisher.publish(np.ones(4))
+    reader.wait(lambda r: [step.step for step in r.steps] == [0, 1, 2])

@@ -101,6 +101,8 @@ class StepPublisher(EpisodeSink):
             if self._is_closed:
                 return
             self._is_closed = True
+            if not self._is_mine:  # The middleware would tell everybody that the parent is gone.
+                return
             try:
                 self.node.destroy_publisher(self._steps)
                 self.node.destroy_publisher(self._events)

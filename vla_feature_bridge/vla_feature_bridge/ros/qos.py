@@ -10,8 +10,10 @@ from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, Reliabilit
 # stored steps are enough for a pause of 10 s in one of the two processes. With 10 stored steps, a
 # fast replay loses steps on a busy machine.
 STEP_QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.RELIABLE)
+# A monitor that is suspended for a while must miss no START (its task chooses the band) and no
+# outcome. An event is small, so that as many of them as steps cost a late subscriber nothing.
 EPISODE_QOS = QoSProfile(
-    depth=10, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
+    depth=100, reliability=ReliabilityPolicy.RELIABLE, durability=DurabilityPolicy.TRANSIENT_LOCAL
 )
 SCORE_QOS = QoSProfile(depth=50, reliability=ReliabilityPolicy.RELIABLE)
 ALARM_QOS = QoSProfile(

@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import logging
-import threading
 from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from vla_feature_bridge.deferred import Deferred, DeferredCalls, deferred_of
+from vla_feature_bridge.deferred import Deferred, DeferredCalls, OwnedLock, deferred_of
 from vla_feature_bridge.episode_steps import StepSink
 from vla_feature_bridge.taps.capture import Running
 from vla_feature_bridge.taps.episodes import Episodes
@@ -49,7 +48,7 @@ class Handover:
         self.inferences = 0
         self._last: Inference | None = None
         self._problems: Counter[str] = Counter()
-        self._lock = threading.Lock()
+        self._lock = OwnedLock()
         deferred = deferred_of(sink)
         self._at_once = sink is not None and deferred is None
         # A sink may ask the tap, for example for its problems.

@@ -13,8 +13,8 @@ from contextlib import suppress
 
 from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
+from vla_feature_bridge.problem_log import ProblemLog
 from vla_feature_bridge.step import PolicyStep
-from vla_feature_bridge.step_sink import ProblemLog
 from vla_feature_bridge.wire.address import parse_address
 from vla_feature_bridge.wire.budget import Budget
 from vla_feature_bridge.wire.connection import Connection, Message

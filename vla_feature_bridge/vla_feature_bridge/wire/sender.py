@@ -23,7 +23,7 @@ from dataclasses import KW_ONLY, dataclass
 from secrets import token_hex
 from typing import Any
 
-from vla_feature_bridge.deferred import OwnedLock, settle_all
+from vla_feature_bridge.deferred import settle_all
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_checks import (
@@ -120,7 +120,6 @@ class StepSender(EpisodeSink):
             strict=self.strict,
             wait_for_monitor=self.wait_for_monitor,
         )
-        self._owner = os.getpid()
         self._queue = SendQueue(depth, size)
         self._link = Link(
             address,
@@ -130,7 +129,7 @@ class StepSender(EpisodeSink):
                 feature_name=self.feature_name,
                 policy=self.policy,
                 action_space=self.action_space,
-                pid=self._owner,
+                pid=os.getpid(),
             ),
             self._queue,
             self._problem,
@@ -218,7 +217,7 @@ class StepSender(EpisodeSink):
             seconds = 1.0
         self.deferred.settle(seconds)
         self._is_closed = True
-        if self._owner == os.getpid():
+        if self._is_mine:
             self._link.close(seconds)
 
     def _send_step(self, step: PolicyStep) -> None:
@@ -235,16 +234,6 @@ class StepSender(EpisodeSink):
     def _monitor_listens(self) -> bool:
         return self._link.status.monitor
 
-    def _check_open(self) -> None:
-        if self._owner != os.getpid():
-            raise StepError(
-                where='StepSender',
-                expected=f'a call in the process {self._owner}, which made the sender',
-                found=f'a call in its child process {os.getpid()}',
-                advice='make a StepSender after the fork',
-            )
-        super()._check_open()
-
     def _put(self, kind: str, data: bytes, again: bytes = b'') -> None:
         if len(data) > self._queue.size:
             raise StepError(
@@ -257,8 +246,7 @@ class StepSender(EpisodeSink):
         self._link.wake()
 
     def _after_fork(self) -> None:
-        """Leave the connection to the parent; locks may be held by threads that are not here."""
-        self._calls = OwnedLock()
+        """Leave the connection to the parent."""
         self._wait_time = 0.0
         self._link.release()
 
