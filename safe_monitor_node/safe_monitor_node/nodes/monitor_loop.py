@@ -41,7 +41,7 @@ _MOST_HANDLED = 50
 #: If a wait is longer than requested by this time, the process was suspended [s].
 _PAUSE = 0.5
 #: Time in which the middleware receives the messages of the suspension [s].
-_SETTLE = 0.1
+_SETTLE = 0.5
 
 
 class BatchCounts:
