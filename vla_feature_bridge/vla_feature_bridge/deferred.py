@@ -304,8 +304,10 @@ def settle_all() -> None:
 
 
 def _after_fork() -> None:
-    for one in [*_LOCKS, *_ALL]:
-        one._after_fork()
+    for lock in list(_LOCKS):
+        lock._after_fork()
+    for calls in list(_ALL):
+        calls._after_fork()
 
 
 atexit.register(settle_all)
