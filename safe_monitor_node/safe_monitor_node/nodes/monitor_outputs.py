@@ -103,7 +103,7 @@ class MonitorOutputs:
         if self._to_log:
             self._node.get_logger().warning(self._to_log)
             self._to_log = ''
-        self.publish_diagnostics()
+        self._node.diagnose()
 
     def publish_state(self, step: PolicyStep | None = None) -> bool:
         """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.
