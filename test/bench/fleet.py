@@ -50,10 +50,15 @@ Progress = Callable[[str], None]
 
 
 @contextmanager
-def on_one_core() -> Iterator[None]:
-    """Let the processes that are started now run on one core, with all their threads."""
+def on_one_core(*, others: bool = False) -> Iterator[None]:
+    """Let the processes that are started now run on one core, with all their threads.
+
+    ``others``: on all other cores, if there are some. The policies and the listener must not take
+    the time of the monitors.
+    """
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
+    one = {min(allowed)}
+    os.sched_setaffinity(0, (allowed - one or one) if others else one)
     try:
         yield
     finally:
@@ -83,12 +88,13 @@ def listener(robots: int, scores: int) -> Iterator[Callable[[], list[list[Any]]]
 
 
 def _peer(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, '-m', 'bench.fleet_peers', *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
+    with on_one_core(others=True):
+        return subprocess.Popen(
+            [sys.executable, '-m', 'bench.fleet_peers', *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        )
 
 
 @contextmanager

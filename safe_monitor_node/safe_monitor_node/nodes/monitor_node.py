@@ -255,7 +255,7 @@ class MonitorNode(ManagedNode):
                 f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
             )
         if is_new:
-            self.outputs.explain()
+            self.explain()
 
     def _log_remarks(self, session: MonitorSession) -> None:
         for text in session.remarks.take_new():
@@ -332,9 +332,9 @@ class MonitorNode(ManagedNode):
         if session.file_problem:
             self.get_logger().error(session.file_problem, throttle_duration_sec=10.0)
 
-    def diagnose(self) -> None:
-        """Publish the diagnosis of a new state."""
-        self.outputs.publish_diagnostics()
+    def explain(self) -> None:
+        """Log and diagnose a new state."""
+        self.outputs.explain()
 
     # --- time
 
