@@ -42,6 +42,8 @@ _P99_MS = 20.0
 _GARBAGE_MS = 2.0
 """By how much the garbage of one robot may raise the p99 of the others."""
 _MEMORY_MB = 1200.0
+_SINGLE_MB = 400.0
+"""Memory of a process for one robot, a little more than measured."""
 _TOLERANCE = 1e-5
 _LATEST = 10.0
 """Time after the last step in which scores may come [s]; a later one is lost."""
@@ -144,6 +146,25 @@ def garbage_of(kind: str, robot: int) -> Iterator[None]:
         process.wait(timeout=60)
 
 
+def check_memory(singles: int) -> str:
+    """Return how much memory the comparison needs, in words.
+
+    Raises
+    ------
+    LiveError
+        The machine has not enough memory now.
+    """
+    lines = Path('/proc/meminfo').read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+    needed = singles * _SINGLE_MB
+    if needed > available / 1e3:
+        raise LiveError(
+            f'--singles {singles}: expected about {needed:.0f} MB of free memory, found '
+            f'{available / 1e3:.0f} MB; use fewer --singles'
+        )
+    return f'about {needed:.0f} of {available / 1e3:.0f} MB of free memory'
+
+
 def measure(
     processes: Sequence[Process],
     robots: int,
@@ -219,7 +240,13 @@ def bench_fleet(
         Robots of the comparison with one process each.
     frequency : float
         Their frequency [Hz].
+
+    Raises
+    ------
+    LiveError
+        The machine has not enough memory for the processes, or one of them has ended.
     """
+    estimate = f'{singles} processes, {check_memory(singles)}'
     with tempfile.TemporaryDirectory(prefix='safe_bench_') as name:
         folder = Path(name)
         band = Band(
@@ -240,11 +267,12 @@ def bench_fleet(
         progress(f'fleet: {singles} robots')
         with fleet_of(singles, saved, folder) as fleet:
             few = measure(fleet, singles, seconds, detector, 'few', frequency)
-        progress(f'fleet: {singles} processes')
+        progress(f'fleet: {estimate}')
         with monitors_of(singles, saved, folder) as monitors:
             alone = measure(monitors, singles, seconds, detector, 'single', frequency)
     result = {
         'seconds': seconds,
+        'estimate': estimate,
         'many': many,
         'others': others,
         'garbage': garbage,
@@ -327,6 +355,6 @@ def print_fleet(result: dict[str, Any]) -> None:
     console.print(
         f'{result["few"]["robots"]} robots at {result["frequency"]:g} Hz, '
         f'one process / a process for each: CPU {result["cpu_ratio"]:.2f}, '
-        f'memory {result["memory_ratio"]:.2f}'
+        f'memory {result["memory_ratio"]:.2f}; before the start: {result["estimate"]}'
     )
     print_verdict(console, result['failures'])
