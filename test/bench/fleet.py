@@ -42,6 +42,8 @@ _P99_MS = 20.0
 _GARBAGE_MS = 2.0
 """By how much the garbage of one robot may raise the p99 of the others."""
 _MEMORY_MB = 1200.0
+_SINGLE_MB = 400.0
+"""Memory of a process for one robot, a little more than measured."""
 _TOLERANCE = 1e-5
 _LATEST = 10.0
 """Time after the last step in which scores may come [s]; a later one is lost."""
@@ -50,10 +52,15 @@ Progress = Callable[[str], None]
 
 
 @contextmanager
-def on_one_core() -> Iterator[None]:
-    """Let the processes that are started now run on one core, with all their threads."""
+def on_one_core(*, others: bool = False) -> Iterator[None]:
+    """Let the processes that are started now run on one core, with all their threads.
+
+    ``others``: on all other cores, if there are some. The policies and the listener must not take
+    the time of the monitors.
+    """
     allowed = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(allowed)})
+    one = {min(allowed)}
+    os.sched_setaffinity(0, (allowed - one or one) if others else one)
     try:
         yield
     finally:
@@ -83,12 +90,13 @@ def listener(robots: int, scores: int) -> Iterator[Callable[[], list[list[Any]]]
 
 
 def _peer(*arguments: object) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, '-m', 'bench.fleet_peers', *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env={**os.environ, 'OMP_NUM_THREADS': '1'},
-    )
+    with on_one_core(others=True):
+        return subprocess.Popen(
+            [sys.executable, '-m', 'bench.fleet_peers', *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            text=True,
+            env={**os.environ, 'OMP_NUM_THREADS': '1'},
+        )
 
 
 @contextmanager
@@ -136,6 +144,25 @@ def garbage_of(kind: str, robot: int) -> Iterator[None]:
     finally:
         process.send_signal(signal.SIGINT)
         process.wait(timeout=60)
+
+
+def check_memory(singles: int) -> str:
+    """Return how much memory the comparison needs, in words.
+
+    Raises
+    ------
+    LiveError
+        The machine has not enough memory now.
+    """
+    lines = Path('/proc/meminfo').read_text().splitlines()
+    available = next(int(line.split()[1]) for line in lines if line.startswith('MemAvailable'))
+    needed = singles * _SINGLE_MB
+    if needed > available / 1e3:
+        raise LiveError(
+            f'--singles {singles}: expected about {needed:.0f} MB of free memory, found '
+            f'{available / 1e3:.0f} MB; use fewer --singles'
+        )
+    return f'about {needed:.0f} of {available / 1e3:.0f} MB of free memory'
 
 
 def measure(
@@ -213,7 +240,13 @@ def bench_fleet(
         Robots of the comparison with one process each.
     frequency : float
         Their frequency [Hz].
+
+    Raises
+    ------
+    LiveError
+        The machine has not enough memory for the processes, or one of them has ended.
     """
+    estimate = f'{singles} processes, {check_memory(singles)}'
     with tempfile.TemporaryDirectory(prefix='safe_bench_') as name:
         folder = Path(name)
         band = Band(
@@ -234,11 +267,12 @@ def bench_fleet(
         progress(f'fleet: {singles} robots')
         with fleet_of(singles, saved, folder) as fleet:
             few = measure(fleet, singles, seconds, detector, 'few', frequency)
-        progress(f'fleet: {singles} processes')
+        progress(f'fleet: {estimate}')
         with monitors_of(singles, saved, folder) as monitors:
             alone = measure(monitors, singles, seconds, detector, 'single', frequency)
     result = {
         'seconds': seconds,
+        'estimate': estimate,
         'many': many,
         'others': others,
         'garbage': garbage,
@@ -321,6 +355,6 @@ def print_fleet(result: dict[str, Any]) -> None:
     console.print(
         f'{result["few"]["robots"]} robots at {result["frequency"]:g} Hz, '
         f'one process / a process for each: CPU {result["cpu_ratio"]:.2f}, '
-        f'memory {result["memory_ratio"]:.2f}'
+        f'memory {result["memory_ratio"]:.2f}; before the start: {result["estimate"]}'
     )
     print_verdict(console, result['failures'])

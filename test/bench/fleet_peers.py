@@ -11,6 +11,7 @@ until it is interrupted.
 
 from __future__ import annotations
 
+import functools
 import gc
 import itertools
 import json
@@ -152,8 +153,12 @@ def _bad_values(width: int, index: int) -> PolicyStepMessage:
     return _messages(row[None])[0]
 
 
+# To make the numbers takes milliseconds of a core, which would delay the other processes.
+_features = functools.cache(features_of)
+
+
 def _good_values(width: int, index: int) -> PolicyStepMessage:
-    return _messages(features_of(width)[index % 64][None])[0]
+    return _messages(_features(width)[index % 64][None])[0]
 
 
 def _long_texts(width: int, index: int) -> PolicyStepMessage:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from detector_cases import SMALL, TRAINING
 
-from safe_monitor_node.detectors import DETECTORS, make_detector
+from safe_monitor_node.detectors import DETECTORS, ENTRIES, make_detector
 
 HEAVY = ('torch', 'sklearn', 'scipy', 'pyarrow', 'safe_training')
 NEED_TORCH = {'logpzo', 'rnd', 'safe_lstm', 'safe_mlp'}
@@ -61,6 +61,10 @@ def test_a_detector_without_networks_scores_without_heavy_libraries(name, tmp_pa
     if name != 'random':  # its noise depends on the name of the episode
         np.testing.assert_allclose(score, detector.score(rollout), rtol=1e-6, atol=1e-6)
     assert not set(loaded) & set(HEAVY)
+
+
+def test_the_registry_knows_which_detectors_use_pytorch():
+    assert {name for name, entry in ENTRIES.items() if entry.uses_torch} == NEED_TORCH
 
 
 def test_fitting_a_detector_without_networks_needs_no_pytorch():

@@ -28,6 +28,9 @@ class NoFitterError(DetectorError):
     """No installed package fits this detector. The installation is incomplete."""
 
 
+_TORCH_MODULES = frozenset({'learned', 'logpzo', 'rnd'})
+
+
 @dataclass(frozen=True)
 class DetectorEntry:
     """A detector in the registry.
@@ -46,6 +49,11 @@ class DetectorEntry:
     cls: str
     title: str
     group: str
+
+    @property
+    def uses_torch(self) -> bool:
+        """Whether the module imports PyTorch."""
+        return self.module in _TORCH_MODULES
 
 
 _TOKENS = 'Token uncertainty'

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,8 @@ from safe_monitor_node.nodes.monitor_node import MonitorNode
 from safe_monitor_node.nodes.schedule import Schedule
 
 _LOOKS_AT_THE_SAME = 4
+_EXPLAIN_DELAY = 0.25
+"""Time between a new state and its line in the log and its diagnosis [s]."""
 
 
 class FleetRobot(MonitorNode):
@@ -52,10 +55,25 @@ class FleetRobot(MonitorNode):
             use_global_arguments=False,
             parameter_overrides=[Parameter(name, value=value) for name, value in values.items()],
         )
+        self._explanation = self._every(_EXPLAIN_DELAY, self._explain_now)
+        self._explanation.cancel()
 
     def _settle_memory(self) -> None:
         # A collection over all robots would make their steps wait.
         gc.freeze()
+
+    def explain(self) -> None:
+        """Log and diagnose a new state soon; several new states get one line and one diagnosis.
+
+        The first steps of the episodes of many robots can come at the same time. An explanation
+        takes as long as half a step, and would delay these steps.
+        """
+        if self._explanation.due == math.inf:
+            self._explanation.reset()
+
+    def _explain_now(self) -> None:
+        self._explanation.cancel()
+        self.outputs.explain()
 
     def _look_around(self) -> None:
         # A complete look takes 1 ms, so most looks only count the publishers. It is made if a

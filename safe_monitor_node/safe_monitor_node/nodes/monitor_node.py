@@ -46,6 +46,8 @@ _SLACK = 0.2
 """Share of its period by which a periodic call may be made earlier, after a step."""
 _MOST_SLACK = 0.02
 """Longest such time [s]."""
+_PROBLEM_PERIOD = 5.0
+"""Time between two lines of the log about steps that cannot be scored [s]."""
 
 
 class MonitorNode(ManagedNode):
@@ -102,6 +104,7 @@ class MonitorNode(ManagedNode):
         self.session: MonitorSession | None = None
         self._clock_watch = ClockWatch(self)
         self._active_since = 0.0
+        self._next_problem = 0.0
         self._findings: list[Finding] = []
         self._tick_call: Call | None = None
         self._grace_call: Call | None = None
@@ -242,15 +245,17 @@ class MonitorNode(ManagedNode):
         self.outputs.publish_scores(score, of_detectors)
         session.latencies.append(score.latency)
         self._log_remarks(session)
-        if result.problem and result.problem != result.verdict.reason:
-            self.get_logger().warning(result.problem, throttle_duration_sec=5.0)
+        if result.problem not in ('', result.verdict.reason) and now >= self._next_problem:
+            # To suppress a line takes rclpy as long as to write it.
+            self._next_problem = now + _PROBLEM_PERIOD
+            self.get_logger().warning(result.problem)
         if self.get_logger().is_enabled_for(LoggingSeverity.DEBUG):
             self.get_logger().debug(
                 f'episode {message.episode_id!r}, step {message.step}: score {result.score:.4g}, '
                 f'threshold {result.threshold:.4g}, {result.verdict.state.name}'
             )
         if is_new:
-            self.outputs.explain()
+            self.explain()
 
     def _log_remarks(self, session: MonitorSession) -> None:
         for text in session.remarks.take_new():
@@ -329,6 +334,10 @@ class MonitorNode(ManagedNode):
         """Log that the adaptation file cannot be written, if it cannot."""
         if session.file_problem:
             self.get_logger().error(session.file_problem, throttle_duration_sec=10.0)
+
+    def explain(self) -> None:
+        """Log and diagnose a new state."""
+        self.outputs.explain()
 
     # --- time
 

@@ -47,7 +47,7 @@ class MonitorOutputs:
         self._node = node
         self._published: tuple[object, ...] = ()
         self._advice = Advice.NONE
-        self._to_log = ''
+        self._to_log: list[str] = []
         self._open: dict[str, Any] = {}
         self._diagnostics = node.create_publisher(
             DiagnosticArray,
@@ -96,13 +96,13 @@ class MonitorOutputs:
     def announce(self) -> None:
         """Publish the state and explain it, if it has changed."""
         if self.publish_state():
-            self.explain()
+            self._node.explain()
 
     def explain(self) -> None:
         """Log an alarm or INVALID of an episode once, and publish the diagnosis."""
         if self._to_log:
-            self._node.get_logger().warning(self._to_log)
-            self._to_log = ''
+            self._node.get_logger().warning('\n'.join(self._to_log))
+            self._to_log = []
         self.publish_diagnostics()
 
     def publish_state(self, step: PolicyStep | None = None) -> bool:
@@ -118,8 +118,8 @@ class MonitorOutputs:
         Returns
         -------
         bool
-            True if they were published. The caller must then call `explain`, after all urgent
-            messages.
+            True if they were published. The caller must then call `MonitorNode.explain`, after all
+            urgent messages.
         """
         session = self._node.session
         if session is None or not self._node.active:
@@ -142,7 +142,7 @@ class MonitorOutputs:
         self.publish_stop()
         if is_new and verdict.state in (AlarmState.ALARM, AlarmState.INVALID):
             episode = shown(message.episode_id)
-            self._to_log = f'{verdict.state.name}, episode {episode}: {verdict.reason}'
+            self._to_log.append(f'{verdict.state.name}, episode {episode}: {verdict.reason}')
         return True
 
     def announce_inactive(self) -> None:

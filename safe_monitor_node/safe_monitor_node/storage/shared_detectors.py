@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
+import importlib.util
 import json
 import os
+import sys
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from threading import Lock
 from weakref import WeakValueDictionary
 
 from safe_monitor_node.calibrated_detector import CalibratedDetector
 from safe_monitor_node.detectors import DETECTORS
+from safe_monitor_node.detectors.registry import ENTRIES
 from safe_monitor_node.storage.detector_folder import DESCRIPTION, WEIGHTS, load_detector
 from safe_monitor_node.storage.shipped import located
 
@@ -56,6 +61,9 @@ def shared_detector(folder: str | os.PathLike[str]) -> CalibratedDetector:
 
 def _load(folder: str | os.PathLike[str]) -> CalibratedDetector:
     contents = _contents(folder)
+    entry = ENTRIES.get(_name_of_detector(folder))
+    if entry is not None and entry.uses_torch:
+        open_torch()
     if contents is None:
         return load_detector(folder)
     try:
@@ -93,7 +101,32 @@ def import_code(folder: str | os.PathLike[str]) -> None:
     Nothing else of the process can go on during the import. A folder that cannot be read is no
     error here: `load_detector` says what is wrong.
     """
+    with suppress(TypeError, LookupError, ImportError):
+        DETECTORS[_name_of_detector(folder)]
+
+
+def _name_of_detector(folder: str | os.PathLike[str]) -> str:
+    """Return the name of the detector of a folder; an empty text if it cannot be read."""
     path = located(folder) / DESCRIPTION
-    with suppress(OSError, ValueError, TypeError, LookupError, ImportError):
+    with suppress(OSError, ValueError, TypeError, LookupError, RecursionError):
         if path.is_file():
-            DETECTORS[json.loads(path.read_bytes())['detector']]
+            return str(json.loads(path.read_bytes())['detector'])
+    return ''
+
+
+def open_torch() -> None:
+    """Open the libraries of PyTorch, while other threads go on.
+
+    The import of PyTorch opens them while no other thread of Python can go on: about a second. If
+    they cannot be opened here, the import says what is wrong.
+    """
+    found = importlib.util.find_spec('torch')
+    if 'torch' in sys.modules or found is None or found.origin is None:
+        return
+    # A foreign function runs without the lock of the interpreter; `ctypes.CDLL(path)` holds it.
+    dlopen = ctypes.CDLL(None).dlopen
+    dlopen.argtypes, dlopen.restype = (ctypes.c_char_p, ctypes.c_int), ctypes.c_void_p
+    # In the order and with the flags of PyTorch.
+    libraries = Path(found.origin).parent / 'lib'
+    dlopen(os.fsencode(libraries / 'libtorch_global_deps.so'), os.RTLD_NOW | os.RTLD_GLOBAL)
+    dlopen(os.fsencode(libraries / 'libtorch.so'), os.RTLD_NOW)

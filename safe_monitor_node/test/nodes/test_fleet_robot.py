@@ -16,9 +16,14 @@ from safe_monitor_node.nodes.schedule import Schedule  # noqa: E402
 
 
 @pytest.fixture
-def robot():
+def clock():
+    return [0.0]
+
+
+@pytest.fixture
+def robot(clock):
     rclpy.init(args=[])
-    made = FleetRobot(Robot('/arm'), Schedule(lambda: 0.0), 1)
+    made = FleetRobot(Robot('/arm'), Schedule(lambda: clock[0]), 1)
     yield made
     made.destroy_node()
     rclpy.try_shutdown()
@@ -36,3 +41,26 @@ def test_an_error_while_the_process_ends_is_none_of_the_robot(robot, capfd):
         robot.guarded(robot.outputs.publish_diagnostics)
     assert not robot.failure
     assert 'Traceback' not in capfd.readouterr().err
+
+
+def calls_until(robot, clock, end):
+    """Make all periodic calls until a time; return their number."""
+    made = 0
+    while clock[0] < end:
+        clock[0] += 0.01
+        while (call := robot.schedule.take_due()) is not None:
+            call.callback()
+            made += 1
+    return made
+
+
+def test_new_states_are_explained_together_and_do_not_delay_steps(robot, clock):
+    # The first periodic call comes after 1 s.
+    assert calls_until(robot, clock, 0.1) == 0
+    for _ in range(100):
+        robot.explain()
+    assert calls_until(robot, clock, 0.3) == 0, 'the steps of other robots go first'
+    assert calls_until(robot, clock, 0.4) == 1
+    assert calls_until(robot, clock, 0.9) == 0
+    robot.explain()
+    assert calls_until(robot, clock, 1.3) == 2, 'the next one, and the periodic diagnosis'

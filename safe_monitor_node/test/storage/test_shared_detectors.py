@@ -4,7 +4,10 @@
 from __future__ import annotations
 
 import gc
+import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -66,3 +69,38 @@ def test_a_detector_without_a_monitor_leaves_the_memory(tmp_path):
     del kept
     gc.collect()
     assert len(shared_detectors._loaded) == before - 1
+
+
+WHILE_IT_OPENS = """
+import json, sys, threading, time
+from safe_monitor_node.storage.shared_detectors import open_torch
+
+sys.setswitchinterval(0.0005)
+took = []
+def work():
+    began = time.monotonic()
+    open_torch()
+    took.append(time.monotonic() - began)
+
+thread = threading.Thread(target=work)
+longest, last = 0.0, time.monotonic()
+thread.start()
+while thread.is_alive():
+    time.sleep(0.001)
+    longest, last = max(longest, time.monotonic() - last), time.monotonic()
+libraries = 'libtorch_cpu' in open('/proc/self/maps').read()
+import torch
+print(json.dumps([took[0], longest, libraries, float(torch.ones(3).sum())]))
+"""
+
+
+def test_other_threads_go_on_while_the_libraries_of_pytorch_are_opened():
+    pytest.importorskip('torch', reason='PyTorch is needed')
+    done = subprocess.run(
+        [sys.executable, '-c', WHILE_IT_OPENS], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    took, longest, libraries, total = json.loads(done.stdout)
+    assert libraries
+    assert total == 3.0
+    assert longest < max(0.5 * took, 0.1), f'a pause of {longest:.2f} s of {took:.2f} s'
