@@ -35,6 +35,7 @@ from launch import LaunchContext, LaunchDescription, LaunchDescriptionEntity
 from safe_bringup.launch_arguments import (
     LaunchArgumentError,
     argument,
+    given_folder,
     given_parameters,
     log_arguments,
     log_level_argument,
@@ -171,8 +172,8 @@ def read_arguments(context: LaunchContext) -> Demo:
         wrong type.
     """
     out = Path(argument(context, 'out')).expanduser().resolve()
-    detector = _existing(context, 'detector_folder', DETECTOR_FILE) or out / 'detector'
-    rollouts = _existing(context, 'rollout_set', ROLLOUT_SET_FILE)
+    detector = given_folder(context, 'detector_folder', DETECTOR_FILE) or out / 'detector'
+    rollouts = given_folder(context, 'rollout_set', ROLLOUT_SET_FILE)
     return Demo(
         out=out,
         detector=detector,
@@ -189,20 +190,6 @@ def read_arguments(context: LaunchContext) -> Demo:
         namespace=argument(context, 'namespace'),
         log_arguments=log_arguments(context, 'replay'),
     )
-
-
-def _existing(context: LaunchContext, name: str, file: str) -> Path | None:
-    """Return the folder that an argument names; None if the argument was not given."""
-    if not (text := argument(context, name)):
-        return None
-    folder = Path(text).expanduser().resolve()
-    if not (folder / file).is_file():
-        raise LaunchArgumentError(
-            where=f'argument {name}',
-            expected=f'a folder with the file {file}',
-            found=f'no such file in {folder}',
-        )
-    return folder
 
 
 def bring_up(context: LaunchContext) -> Entities:

@@ -58,6 +58,9 @@ ARGUMENTS = (
 
 def start_fleet(context: LaunchContext) -> list[Node]:
     """Return the node with its parameter file; given arguments override values of the file."""
+    given = given_parameters(context, {'robots_file': str, 'threads': int})
+    if 'robots_file' in given:
+        parameter_file(context, 'robots_file', 'a file that lists the robots')
     return [
         Node(
             package='safe_monitor_node',
@@ -66,7 +69,7 @@ def start_fleet(context: LaunchContext) -> list[Node]:
             namespace=argument(context, 'namespace'),
             parameters=[
                 parameter_file(context, 'params_file'),
-                given_parameters(context, {'robots_file': str, 'threads': int}),
+                given,
             ],
             ros_arguments=log_arguments(context, 'fleet'),
             output='screen',

@@ -47,6 +47,7 @@ from safe_bringup.launch_arguments import (
     argument,
     flag,
     flag_argument,
+    given_folder,
     given_parameters,
     log_level_argument,
     number,
@@ -130,7 +131,7 @@ def bring_up(context: LaunchContext) -> Entities:
             found='both' if bag else 'none',
         )
     keep_open = flag(context, 'keep_open')
-    player = play_bag(context, bag) if bag else play_rollouts(context, rollouts)
+    player = play_bag(context, bag) if bag else play_rollouts(context)
     on_end = partial(when_played, bool(bag), keep_open)
     entities: Entities = [
         RegisterEventHandler(OnProcessExit(target_action=player[-1], on_exit=on_end))
@@ -183,7 +184,7 @@ def positive(context: LaunchContext, name: str) -> float:
     return value
 
 
-def play_rollouts(context: LaunchContext, rollouts: str) -> Entities:
+def play_rollouts(context: LaunchContext) -> Entities:
     """Return the node replay, which waits for a monitor."""
     if argument(context, 'recorded_namespace'):
         raise LaunchArgumentError(
@@ -191,9 +192,9 @@ def play_rollouts(context: LaunchContext, rollouts: str) -> Entities:
             expected='no value with rollout_set',
             found=argument(context, 'recorded_namespace'),
         )
-    folder = os.path.abspath(Path(rollouts).expanduser())
+    folder = given_folder(context, 'rollout_set', 'rollout_set.json')
     given = {
-        'rollout_set': ParameterValue(folder, value_type=str),
+        'rollout_set': ParameterValue(str(folder), value_type=str),
         **given_parameters(context, PARAMETERS),
     }
     node = plain_node(

@@ -224,21 +224,39 @@ def log_arguments(context: LaunchContext, node: str) -> list[str]:
     return ['--log-level', 'info', '--log-level', f'{logger}:=debug']
 
 
-def parameter_file(context: LaunchContext, name: str) -> Path:
+def parameter_file(context: LaunchContext, name: str, kind: str = 'a parameter file') -> Path:
     """Return the file that an argument names.
 
     Raises
     ------
     LaunchArgumentError
-        The file does not exist. Without this error, launch_ros prints only a warning, and the node
-        uses the default parameters.
+        The file does not exist. Without this error, launch_ros prints only a warning about a
+        missing parameter file, and the node uses the default parameters.
     """
     path = Path(argument(context, name)).expanduser()
     if not path.is_file():
-        raise LaunchArgumentError(
-            where=f'argument {name}', expected='a parameter file', found=f'no file {path}'
-        )
+        raise LaunchArgumentError(where=f'argument {name}', expected=kind, found=f'no file {path}')
     return path
+
+
+def given_folder(context: LaunchContext, name: str, file: str) -> Path | None:
+    """Return the folder that an argument names; None if the argument was not given.
+
+    Raises
+    ------
+    LaunchArgumentError
+        The folder does not contain the file.
+    """
+    if not (text := argument(context, name)):
+        return None
+    folder = Path(text).expanduser().resolve()
+    if not (folder / file).is_file():
+        raise LaunchArgumentError(
+            where=f'argument {name}',
+            expected=f'a folder with the file {file}',
+            found=f'no such file in {folder}',
+        )
+    return folder
 
 
 def given_parameters(

@@ -369,6 +369,13 @@ def test_without_message_filters_a_join_is_refused_and_the_node_lives(
     assert process.exit_status is None
 
 
+def test_a_bridge_without_senders_and_topics_says_that_no_steps_can_come(
+    run_bridge: Callable[..., Process], robot: BridgeListener
+) -> None:
+    process = run_bridge()
+    robot.spin_until(lambda: 'no source of steps: listen is none' in process.log(), 'it is said')
+
+
 # --- signs of episodes
 
 

@@ -376,6 +376,21 @@ def test_fleet_runs_the_robots_of_its_file_below_its_namespace(
     assert_ended_cleanly(launched, 'fleet-1')
 
 
+@needs_launch
+def test_fleet_refuses_a_missing_file_of_robots_and_starts_nothing(
+    ros2_launch: Callable[..., Launched],
+) -> None:
+    launched = ros2_launch(
+        str(LAUNCH / 'fleet.launch.py'),
+        f'params_file:={LAUNCH / "params" / "fleet.yaml"}',
+        'robots_file:=absent.yaml',
+    )
+    assert launched.wait() == 1
+    message = 'argument robots_file: expected a file that lists the robots, found no file absent'
+    assert message in launched.output
+    assert 'process started' not in launched.output
+
+
 # --- the bridge
 
 

@@ -263,6 +263,7 @@ def test_a_viewer_starts_when_the_monitor_is_active_with_the_topics_of_its_names
         ([], 'arguments bag and rollout_set: expected one of the two, found none'),
         (['bag:=a', 'rollout_set:=b'], 'expected one of the two, found both'),
         (['bag:=absent'], 'argument bag: expected a folder with the file metadata.yaml'),
+        (['rollout_set:=absent'], 'argument rollout_set: expected a folder with the file rollout_'),
         (['bag:=x.mcap', 'limit:=3'], 'argument limit: expected no value with bag, found 3'),
         (['rollout_set:=a', 'recorded_namespace:=/b'], 'expected no value with rollout_set'),
         (['bag:=x.mcap', 'speed:=0'], 'argument speed: expected a number above 0, found 0'),

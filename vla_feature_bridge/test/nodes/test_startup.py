@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A signal ends the process of a node cleanly while the node is still being imported."""
 
+import gc
 import signal
 import subprocess
 import sys
 
 import pytest
+
+from vla_feature_bridge.nodes import startup
 
 SLOW_NODE = """
 import time
@@ -148,3 +151,12 @@ def test_a_real_node_ends_cleanly_wherever_its_import_is(module, after):
         process.wait()
     assert 'Traceback' not in rest
     assert process.returncode == 0
+
+
+def test_the_interpreter_does_not_look_for_garbage_when_a_node_has_ended():
+    gc.unfreeze()
+    try:
+        assert startup.start(lambda: lambda args: 3) == 3
+        assert gc.get_freeze_count() > 1000
+    finally:
+        gc.unfreeze()

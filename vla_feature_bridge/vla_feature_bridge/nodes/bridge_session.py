@@ -122,6 +122,10 @@ class BridgeSession:
         if self._topics is not None:
             names = ', '.join(topic.topic for topic in self._topics.inputs.values())
             sentences.append(f'joining {names}')
+        if not sentences:
+            sentences.append(
+                'no source of steps: listen is none, features_topic and actions_topic are empty'
+            )
         sentences.append(f'episodes come from: {self._p.episode_from}')
         return sentences
 

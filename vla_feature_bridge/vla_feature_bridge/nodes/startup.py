@@ -7,6 +7,7 @@ of the node and its packages are imported. This import can take seconds.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Callable
@@ -32,6 +33,8 @@ def start(load: Callable[[], Callable[..., int]], args: list[str] | None = None)
     try:
         return load()(args)
     finally:
+        # At its end, the interpreter looks for garbage. With torch loaded, this takes a second.
+        gc.freeze()
         for number, handler in previous.items():
             if signal.getsignal(number) is _leave:
                 signal.signal(number, handler)
