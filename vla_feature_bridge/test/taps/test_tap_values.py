@@ -139,9 +139,20 @@ def test_select_action_makes_an_inference_only_when_it_needs_actions():
 def test_the_instruction_is_that_of_each_inference():
     policy = FlowPolicy()
     tap = flow_tap(policy)
-    for words, expected in ((['cut'], 'cut'), ('stir', 'stir'), (None, ''), (['a', 'b'], '')):
+    forms = (
+        (['cut'], 'cut'),
+        ('stir', 'stir'),
+        (None, ''),
+        (['a', 'b'], ''),
+        (np.array('cut'), 'cut'),
+        (np.array([['cut']]), 'cut'),
+        ({'annotation.human.task': [['cut']]}, 'cut'),
+        ({'one': ['cut'], 'two': ['stir']}, ''),
+    )
+    for words, expected in forms:
         policy.predict_action_chunk({**policy.observation(), 'task': words})
-        assert tap.last.instruction == expected
+        assert (tap.last.instruction, tap.problems) == (expected, {})
+    assert tap.inferences == len(forms)
 
 
 @pytest.mark.parametrize(

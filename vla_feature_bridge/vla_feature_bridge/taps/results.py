@@ -47,10 +47,13 @@ def instruction_of(preset: Preset, args: Sequence[Any], kwargs: Mapping[str, Any
         return ''
     first = args[0] if args else next(iter(kwargs.values()), None)
     value = first.get(preset.instruction) if isinstance(first, Mapping) else None
-    while isinstance(value, (list, tuple, np.ndarray)) and len(value) == 1:
-        value = value[0]
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value.item()
+    while isinstance(value, (list, tuple, np.ndarray, Mapping)):
+        if isinstance(value, np.ndarray):
+            value = value.tolist()
+        elif len(value) == 1:
+            (value,) = value.values() if isinstance(value, Mapping) else value
+        else:
+            return ''
     return plain_instruction(value) if isinstance(value, str) else ''
 
 
