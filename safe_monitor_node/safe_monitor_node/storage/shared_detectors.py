@@ -98,10 +98,11 @@ def _contents(folder: str | os.PathLike[str]) -> tuple[str, ...] | None:
 def import_code(folder: str | os.PathLike[str]) -> None:
     """Import the module of the detector of a folder, which takes seconds if it uses PyTorch.
 
-    Nothing else of the process can go on during the import. A folder that cannot be read is no
-    error here: `load_detector` says what is wrong.
+    Nothing else of the process can go on during the import. A folder that cannot be read, or a
+    broken PyTorch, is no error here: `load_detector` says what is wrong.
     """
-    with suppress(TypeError, LookupError, ImportError):
+    # A library of PyTorch that cannot be opened is an OSError, a ValueError or a RuntimeError.
+    with suppress(Exception):
         DETECTORS[_name_of_detector(folder)]
 
 
@@ -120,8 +121,8 @@ def open_torch() -> None:
     The import of PyTorch opens them while no other thread of Python can go on: about a second. If
     they cannot be opened here, the import says what is wrong.
     """
-    found = importlib.util.find_spec('torch')
-    if 'torch' in sys.modules or found is None or found.origin is None:
+    found = None if 'torch' in sys.modules else importlib.util.find_spec('torch')
+    if found is None or found.origin is None:
         return
     # A foreign function runs without the lock of the interpreter; `ctypes.CDLL(path)` holds it.
     dlopen = ctypes.CDLL(None).dlopen

@@ -71,6 +71,19 @@ def test_a_detector_without_a_monitor_leaves_the_memory(tmp_path):
     assert len(shared_detectors._loaded) == before - 1
 
 
+@pytest.mark.parametrize('error', ['OSError', 'ValueError', 'RuntimeError', 'ImportError'])
+def test_a_broken_pytorch_of_one_robot_does_not_end_a_fleet(error, tmp_path):
+    (tmp_path / 'torch.py').write_text(f"raise {error}('libcudart.so.12: cannot open it')\n")
+    (tmp_path / 'detector.json').write_text('{"detector": "rnd"}')
+    code = (
+        f'import sys; sys.path.insert(0, {str(tmp_path)!r}); '
+        'from safe_monitor_node.storage.shared_detectors import import_code; '
+        f'import_code({str(tmp_path)!r})'
+    )
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 WHILE_IT_OPENS = """
 import json, sys, threading, time
 from safe_monitor_node.storage.shared_detectors import open_torch
