@@ -75,6 +75,11 @@ class FleetRobot(MonitorNode):
         self._explanation.cancel()
         self.outputs.explain()
 
+    def destroy_node(self) -> None:
+        """Log the states of the last 0.25 s, and destroy the node."""
+        self.outputs.log_states()
+        super().destroy_node()
+
     def _look_around(self) -> None:
         # A complete look takes 1 ms, so most looks only count the publishers. It is made if a
         # number has changed, and every fourth time. A look at a robot without a policy takes

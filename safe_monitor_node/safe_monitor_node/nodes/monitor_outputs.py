@@ -100,10 +100,14 @@ class MonitorOutputs:
 
     def explain(self) -> None:
         """Log an alarm or INVALID of an episode once, and publish the diagnosis."""
+        self.log_states()
+        self.publish_diagnostics()
+
+    def log_states(self) -> None:
+        """Log each alarm or INVALID of an episode that is not logged yet."""
         if self._to_log:
             self._node.get_logger().warning('\n'.join(self._to_log))
             self._to_log = []
-        self.publish_diagnostics()
 
     def publish_state(self, step: PolicyStep | None = None) -> bool:
         """Publish ``safe/alarm`` and ``safe/stop`` if state, episode, advice or cause is new.

@@ -3,16 +3,21 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
 rclpy = pytest.importorskip('rclpy', reason='ROS 2 is needed')
 pytest.importorskip('safe_msgs.msg', reason='the messages must be built')
 
 from rclpy.executors import ExternalShutdownException  # noqa: E402
+from signal_detectors import HIGH, save_signal_detector, signal_step  # noqa: E402
 
+from safe_monitor_node.monitor.scoring import scored_alone  # noqa: E402
 from safe_monitor_node.nodes.fleet_file import Robot  # noqa: E402
 from safe_monitor_node.nodes.fleet_robot import FleetRobot  # noqa: E402
 from safe_monitor_node.nodes.schedule import Schedule  # noqa: E402
+from vla_feature_bridge.ros.messages import step_to_message  # noqa: E402
 
 
 @pytest.fixture
@@ -64,3 +69,18 @@ def test_new_states_are_explained_together_and_do_not_delay_steps(robot, clock):
     assert calls_until(robot, clock, 0.9) == 0
     robot.explain()
     assert calls_until(robot, clock, 1.3) == 2, 'the next one, and the periodic diagnosis'
+
+
+def test_an_alarm_right_before_the_end_of_the_process_is_logged(clock, tmp_path, capfd):
+    folder = save_signal_detector(tmp_path / 'detector', 'tired')
+    rclpy.init(args=[])
+    parameters = {'detector_folder': str(folder)}
+    robot = FleetRobot(Robot(f'/arm_{os.getpid()}', parameters), Schedule(lambda: clock[0]), 1)
+    robot.autostart()
+    info = {'publication_sequence_number': 1, 'source_timestamp': 1}
+    step = step_to_message(signal_step(0, 'lift', {'tired': HIGH}))
+    scored_alone(robot.scoring(step, info))
+    assert 'ALARM' not in capfd.readouterr().err, 'steps go first'
+    rclpy.try_shutdown()
+    robot.destroy_node()
+    assert "ALARM, episode 'lift'" in capfd.readouterr().err
