@@ -161,7 +161,8 @@ class MonitorInputs:
         """Take the events that wait; those from before the node was there come first."""
         events: list[Taken] = []
         for subscription in reversed(self._subscriptions[1:]):
-            for _ in range(subscription.qos_profile.depth):
+            # Depth 0 is the default depth of the middleware.
+            for _ in range(max(1, subscription.qos_profile.depth)):
                 if (taken := _take(subscription)) is None:
                     break
                 events.append(taken)

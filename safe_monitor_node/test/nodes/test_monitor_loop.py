@@ -42,15 +42,20 @@ class Bench:
     folder : path
     other_node : bool
         Whether the loop runs another node, too.
+    **values
+        Other parameters of the monitor.
     """
 
-    def __init__(self, folder: Any, other_node: bool) -> None:
+    def __init__(self, folder: Any, other_node: bool, **values: Any) -> None:
         self.context = rclpy.Context()
         rclpy.init(context=self.context)
         self.monitor = MonitorNode(
             context=self.context,
             namespace=SPACE,
-            parameter_overrides=[Parameter('detector_folder', value=str(folder))],
+            parameter_overrides=[
+                Parameter(name, value=value)
+                for name, value in {'detector_folder': str(folder), **values}.items()
+            ],
         )
         self.loop = MonitorLoop(self.monitor.schedule, context=self.context)
         self.loop.add(self.monitor)
@@ -109,6 +114,16 @@ def bench(request: pytest.FixtureRequest, tmp_path: Any) -> Iterator[Bench]:
     made = Bench(scripted(make_band(length=MAX_STEPS)).save(tmp_path / 'detector'), request.param)
     yield made
     made.close()
+
+
+def test_events_arrive_with_the_default_depth_of_the_middleware(tmp_path: Any) -> None:
+    depth = {f'qos_overrides.{SPACE}/vla/episode.subscription.depth': 0}
+    bench = Bench(scripted(make_band(length=9)).save(tmp_path / 'detector'), False, **depth)
+    try:
+        bench.event('e', EpisodeEvent.KIND_START)
+        bench.turn_until(lambda: bench.monitor.session.running_id == 'e')
+    finally:
+        bench.close()
 
 
 def test_no_step_is_lost_over_several_ends_of_episodes(bench: Bench) -> None:
