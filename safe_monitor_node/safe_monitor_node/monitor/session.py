@@ -220,7 +220,7 @@ class MonitorSession:
             self.finish_episode()
             self.ensemble.take_next()
             # The START may have come before the monitor was active, or its clock is behind.
-            late_id, late_task = self._late_start
+            (late_id, late_task), self._late_start = self._late_start, ('', '')
             task = self.watch.forget(step_id.episode_id)
             task = task or (late_task if late_id == step_id.episode_id else '')
             self._forget_episode()

@@ -639,3 +639,13 @@ def test_a_start_of_a_clock_that_is_behind_still_gives_the_task(folder):
     session.step(make_step('second', 0), 1.2, publication=Publication(8, 3000))
     assert session.running_id == 'second'
     assert session.monitor.task == 'pick a cup'
+
+
+def test_the_task_of_a_start_that_came_late_is_not_the_task_of_a_later_episode(folder):
+    session = MonitorSession(folder, MonitorSettings())
+    session.step(make_step('first', 0), 1.0, publication=Publication(7, 2000))
+    assert not session.start('again', 1.1, 'pick a cup', grace=0.5, started_at=1000)
+    session.step(make_step('second', 0), 1.2, publication=Publication(8, 3000))
+    session.step(make_step('again', 0), 1.3, publication=Publication(9, 4000))
+    assert session.running_id == 'again'
+    assert session.monitor.task == ''
