@@ -11,6 +11,7 @@ from __future__ import annotations
 from launch.actions import DeclareLaunchArgument, OpaqueFunction
 from launch.substitutions import PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.parameter_descriptions import ParameterValue
 from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
@@ -60,7 +61,8 @@ def start_fleet(context: LaunchContext) -> list[Node]:
     """Return the node with its parameter file; given arguments override values of the file."""
     given = given_parameters(context, {'robots_file': str, 'threads': int})
     if 'robots_file' in given:
-        parameter_file(context, 'robots_file', 'a file that lists the robots')
+        robots = parameter_file(context, 'robots_file', 'a file that lists the robots')
+        given['robots_file'] = ParameterValue(str(robots), value_type=str)
     return [
         Node(
             package='safe_monitor_node',

@@ -349,14 +349,19 @@ def test_monitor_waits_unconfigured_where_it_shall_not_start_by_itself(
 
 @needs_launch
 def test_fleet_runs_the_robots_of_its_file_below_its_namespace(
-    ros2_launch: Callable[..., Launched], probe: Probe, mlp_folder: Path, tmp_path: Path
+    ros2_launch: Callable[..., Launched],
+    probe: Probe,
+    mlp_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv('HOME', str(tmp_path))
     robots = [{'namespace': 'left'}, {'namespace': '/right', 'parameters': {'alarm_advice': 'ask'}}]
     (tmp_path / 'robots.yaml').write_text(
         yaml.safe_dump({'parameters': {'detector_folder': str(mlp_folder)}, 'robots': robots})
     )
     launched = ros2_launch(
-        *(str(LAUNCH / 'fleet.launch.py'), f'robots_file:={tmp_path / "robots.yaml"}'),
+        *(str(LAUNCH / 'fleet.launch.py'), 'robots_file:=~/robots.yaml'),
         *(f'params_file:={LAUNCH / "params" / "fleet.yaml"}', 'namespace:=hall', 'threads:=2'),
     )
     probe.spin_until(
