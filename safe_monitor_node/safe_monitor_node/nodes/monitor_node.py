@@ -269,14 +269,14 @@ class MonitorNode(ManagedNode):
         session = self.session
         if session is None:
             return
+        now, task = time.monotonic(), event.task or event.instruction
+        earlier = not self.active or self._is_from_before(info, now)
         if event.kind == EpisodeEvent.KIND_LABEL or (
             # An END without outcome does not withdraw an earlier label. A LABEL without outcome
             # does.
             event.kind == EpisodeEvent.KIND_END and event.outcome != EpisodeEvent.OUTCOME_UNKNOWN
         ):
-            self._take_label(session, event)
-        now, task = time.monotonic(), event.task or event.instruction
-        earlier = not self.active or self._is_from_before(info, now)
+            self._take_label(session, event, earlier)
         grace, published_at = max(self.values.end_grace, 1e-3), info['source_timestamp']
         if event.kind == EpisodeEvent.KIND_START and earlier:
             session.began_earlier(event.episode_id, now, task)
@@ -317,7 +317,7 @@ class MonitorNode(ManagedNode):
             self._grace_call.cancel()
             self._grace_call = None
 
-    def _take_label(self, session: MonitorSession, event: EpisodeEvent) -> None:
+    def _take_label(self, session: MonitorSession, event: EpisodeEvent, earlier: bool) -> None:
         try:
             label = label_of(event)
         except MonitorError as error:
@@ -326,6 +326,8 @@ class MonitorNode(ManagedNode):
         if event.kind == EpisodeEvent.KIND_LABEL and session.own_labels.take(label):
             return
         effect, news = session.label(label), session.take_news()
+        if earlier and effect is LabelEffect.UNKNOWN_EPISODE and not news:
+            return  # Of up to 100 latched events, each would be a line at every start.
         if effect is not LabelEffect.OFF or news:
             self.get_logger().info(label_sentence(label, effect, session.effects, news))
             self.log_file_problem(session)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import time
 
 import pytest
 
@@ -17,6 +18,7 @@ from safe_monitor_node.monitor.scoring import scored_alone  # noqa: E402
 from safe_monitor_node.nodes.fleet_file import Robot  # noqa: E402
 from safe_monitor_node.nodes.fleet_robot import FleetRobot  # noqa: E402
 from safe_monitor_node.nodes.schedule import Schedule  # noqa: E402
+from safe_msgs.msg import EpisodeEvent  # noqa: E402
 from vla_feature_bridge.ros.messages import step_to_message  # noqa: E402
 
 
@@ -71,12 +73,18 @@ def test_new_states_are_explained_together_and_do_not_delay_steps(robot, clock):
     assert calls_until(robot, clock, 1.3) == 2, 'the next one, and the periodic diagnosis'
 
 
-def test_an_alarm_right_before_the_end_of_the_process_is_logged(clock, tmp_path, capfd):
+def active_robot(tmp_path, clock, **parameters):
     folder = save_signal_detector(tmp_path / 'detector', 'tired')
+    values = {'detector_folder': str(folder), **parameters}
     rclpy.init(args=[])
-    parameters = {'detector_folder': str(folder)}
-    robot = FleetRobot(Robot(f'/arm_{os.getpid()}', parameters), Schedule(lambda: clock[0]), 1)
+    robot = FleetRobot(Robot(f'/arm_{os.getpid()}', values), Schedule(lambda: clock[0]), 1)
     robot.autostart()
+    assert robot.active
+    return robot
+
+
+def test_an_alarm_right_before_the_end_of_the_process_is_logged(clock, tmp_path, capfd):
+    robot = active_robot(tmp_path, clock)
     info = {'publication_sequence_number': 1, 'source_timestamp': 1}
     step = step_to_message(signal_step(0, 'lift', {'tired': HIGH}))
     scored_alone(robot.scoring(step, info))
@@ -84,3 +92,17 @@ def test_an_alarm_right_before_the_end_of_the_process_is_logged(clock, tmp_path,
     rclpy.try_shutdown()
     robot.destroy_node()
     assert "ALARM, episode 'lift'" in capfd.readouterr().err
+
+
+def test_latched_labels_of_earlier_processes_do_not_fill_the_log(clock, tmp_path, capfd):
+    robot = active_robot(tmp_path, clock, adaptation_step=0.05)
+    success = EpisodeEvent.OUTCOME_SUCCESS
+    for episode, time_of_publication in (('before', 1), ('now', time.time_ns())):
+        event = EpisodeEvent(kind=EpisodeEvent.KIND_END, episode_id=episode, outcome=success)
+        info = {'publication_sequence_number': 1, 'source_timestamp': time_of_publication}
+        robot._on_episode(event, info)
+    robot.destroy_node()
+    rclpy.try_shutdown()
+    lines = capfd.readouterr().err
+    assert "episode 'now', outcome a success: the thresholds do not change" in lines
+    assert "'before', outcome" not in lines
