@@ -129,6 +129,7 @@ class MonitorInputs:
         self._inputs, self._outputs, self._subscriptions = [], [], []
         self._seen.clear()
         self._order.clear()
+        self._lost_at = -math.inf
 
     # --- messages
 

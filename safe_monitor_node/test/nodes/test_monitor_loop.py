@@ -126,6 +126,19 @@ def test_events_arrive_with_the_default_depth_of_the_middleware(tmp_path: Any) -
         bench.close()
 
 
+def test_the_inputs_can_be_closed_soon_after_events_were_lost(bench: Bench) -> None:
+    def says_so() -> bool:
+        return any('may be lost' in finding.text for finding in bench.monitor.inputs.findings())
+
+    for number in range(60):
+        bench.event(f'e{number}', EpisodeEvent.KIND_START)
+        bench.event(f'e{number}', EpisodeEvent.KIND_END)
+    bench.turn_until(says_so)
+    bench.monitor.trigger_deactivate()
+    bench.monitor.trigger_cleanup()
+    assert not says_so()
+
+
 def test_no_step_is_lost_over_several_ends_of_episodes(bench: Bench) -> None:
     """All messages wait together, as after a pause of the process."""
     episodes = [f'e{number}' for number in range(4)]
