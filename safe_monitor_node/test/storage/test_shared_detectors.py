@@ -64,6 +64,7 @@ def test_a_damaged_folder_is_refused_although_its_detector_is_in_memory(tmp_path
 
 def test_a_detector_without_a_monitor_leaves_the_memory(tmp_path):
     folder = save(tmp_path / 'one')
+    gc.collect()  # what other tests left
     kept = shared_detector(folder)
     before = len(shared_detectors._loaded)
     del kept
