@@ -216,7 +216,7 @@ def test_the_code_of_the_page_in_the_server_of_openpi(tmp_path, monkeypatch):
         assert (step.step, step.exec_horizon, step.policy) == (number, 5, 'pi0')
         raw = torch.cat(found[10 * number : 10 * (number + 1)]).numpy()
         np.testing.assert_array_equal(step.features, spec.apply(raw))
-        np.testing.assert_array_equal(step.actions, reply['actions'][None].astype(np.float32))
+        np.testing.assert_array_equal(step.actions, reply['actions'][None])
         assert step.instruction == 'fold the towel'
 
 
