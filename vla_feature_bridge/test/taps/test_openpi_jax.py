@@ -9,6 +9,7 @@ Needs an environment with JAX and Flax::
 
 import functools
 import re
+import sys
 import threading
 import time
 from pathlib import Path
@@ -272,7 +273,8 @@ def test_other_objects_are_refused(policy, words):
     assert words in str(caught.value)
 
 
-def test_without_openpi_the_function_that_compiles_is_asked_for():
+def test_without_openpi_the_function_that_compiles_is_asked_for(monkeypatch):
+    monkeypatch.setitem(sys.modules, 'openpi.shared', None)  # cannot be imported
     with pytest.raises(TapError, match='module_jit'):
         OpenpiJaxTap(flow(), exec_horizon=2)
 

@@ -22,14 +22,14 @@ pytest.importorskip(
     reason='NOT CHECKED HERE: the presets of openpi in PyTorch; a checkout of openpi is not on the '
     'path, see test/README.md',
 )
-tiny = pytest.importorskip('tiny_openpi')
 
-import torch  # noqa: E402
-from tap_support import inputs_by_hand  # noqa: E402
+import tiny_openpi as tiny
+import torch
+from tap_support import inputs_by_hand
 
-from vla_feature_bridge import FeatureSpec  # noqa: E402
-from vla_feature_bridge.taps import FeatureTap, check  # noqa: E402
-from vla_feature_bridge.wire import StepReceiver  # noqa: E402
+from vla_feature_bridge import FeatureSpec
+from vla_feature_bridge.taps import FeatureTap, check
+from vla_feature_bridge.wire import StepReceiver
 
 POOLING = (('horizon', 'mean'), ('denoise', 'mean'))
 PRESETS = {'openpi_pi0': False, 'openpi_pi05': True}
@@ -216,7 +216,7 @@ def test_the_code_of_the_page_in_the_server_of_openpi(tmp_path, monkeypatch):
         assert (step.step, step.exec_horizon, step.policy) == (number, 5, 'pi0')
         raw = torch.cat(found[10 * number : 10 * (number + 1)]).numpy()
         np.testing.assert_array_equal(step.features, spec.apply(raw))
-        np.testing.assert_array_equal(step.actions, reply['actions'][None].astype(np.float32))
+        np.testing.assert_array_equal(step.actions, reply['actions'][None])
         assert step.instruction == 'fold the towel'
 
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from unittest import mock
 
 import numpy as np
 import torch
-from openpi.models import model as openpi_model
+
+# The checks of types in openpi read the source of each function on the stack: that takes minutes.
+os.environ['JAXTYPING_DISABLE'] = '1'
+
 from openpi.models.pi0_config import Pi0Config
 from openpi.policies.libero_policy import LiberoInputs, LiberoOutputs
 from openpi.policies.policy import Policy
@@ -60,13 +64,13 @@ def tokens(data):
     }
 
 
-def policy_of(model, model_type, *, outputs=None, is_pytorch=False, **sample_kwargs):
+def policy_of(model, model_type, *, is_pytorch=False, **sample_kwargs):
     """Return the Policy of a model, with the transforms that ``create_trained_policy`` gives it."""
     statistic = statistics()
     return Policy(
         model,
         transforms=[LiberoInputs(model_type=model_type), Normalize(statistic), tokens],
-        output_transforms=[Unnormalize(statistic), LiberoOutputs()] if outputs is None else outputs,
+        output_transforms=[Unnormalize(statistic), LiberoOutputs()],
         sample_kwargs=sample_kwargs,
         is_pytorch=is_pytorch,
     )
@@ -135,29 +139,12 @@ def _tiny_classes():
 def jax_policy(*, sample_kwargs=None, **changes):
     """Return the Policy of a tiny pi0 or pi0.5 (``pi05=True``) in JAX."""
     import jax
-    from openpi.models import gemma, pi0
+    from openpi.models import pi0
 
     changed = config(**{'dtype': 'bfloat16', **changes})
-    with _tiny_vision(pi0), mock.patch.object(gemma, 'PALIGEMMA_VOCAB_SIZE', VOCABULARY):
+    with _tiny_vision(pi0):
         model = changed.create(jax.random.key(0))
     return policy_of(model, changed.model_type, **(sample_kwargs or {}))
-
-
-def jax_fast_policy():
-    """Return the Policy of a tiny pi0-FAST in JAX, whose actions are its tokens."""
-    import jax
-    from openpi.models import gemma_fast, pi0_fast
-
-    small = gemma_fast.get_config('gemma_2b')
-    small.update(width=WIDTH, depth=2, mlp_dim=128, head_dim=16, vocab_size=VOCABULARY)
-    changed = pi0_fast.Pi0FASTConfig(action_horizon=HORIZON, max_token_len=WORDS)
-    with _tiny_vision(pi0_fast), mock.patch.object(gemma_fast, 'get_config', lambda name: small):
-        model = changed.create(jax.random.key(0))
-    return policy_of(model, openpi_model.ModelType.PI0_FAST, outputs=[_tokens_as_actions])
-
-
-def _tokens_as_actions(data):
-    return {'actions': np.asarray(data['actions'])[:, None]}
 
 
 @contextlib.contextmanager
