@@ -99,6 +99,7 @@ def test_a_new_task_has_its_own_threshold_after_five_good_runs_and_after_a_resta
     )
     assert f"the band of task '{TASK}'" == probe.facts()['band']
     assert file.is_file()
+    probe.end('sixth')
     restart(probe, first, run_monitor, **parameters)
     assert begin(probe, 'seventh').threshold == learned(peaks)
     probe.end('seventh')

@@ -55,7 +55,7 @@ STEP_TOPIC = '/vla/policy_step'
 EVENT_TOPIC = '/vla/episode'
 
 #: Depths of the topics, as in vla_feature_bridge.ros.qos.
-STEP_DEPTH, EVENT_DEPTH = 100, 10
+STEP_DEPTH, EVENT_DEPTH = 100, 100
 
 _SECOND = 1_000_000_000
 LEAD = 3 * _SECOND
