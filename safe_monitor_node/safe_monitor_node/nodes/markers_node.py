@@ -8,7 +8,6 @@ from typing import Any
 
 import rclpy
 from rclpy.node import Node
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Float32
 from visualization_msgs.msg import MarkerArray
 
@@ -19,7 +18,7 @@ from safe_msgs.msg import FailureScore
 from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import Parameter, declare_parameters
-from vla_feature_bridge.ros.qos import MARKER_QOS, SCORE_QOS
+from vla_feature_bridge.ros.qos import MARKER_QOS, SCORE_QOS, overridable
 
 PARAMETERS = (
     Parameter('frame_id', 'base_link', 'Frame of the markers, which RViz must know.'),
@@ -64,10 +63,7 @@ class MarkersNode(Node):
         self._robot = RobotTopics(self, self._board, self._name)
         self._robot.update()
         self._markers = self.create_publisher(
-            MarkerArray,
-            'safe/markers',
-            MARKER_QOS,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            MarkerArray, 'safe/markers', **overridable(MARKER_QOS)
         )
         call_every(self, _LOOK_PERIOD, self._robot.update)
         call_every(self, values.period, self._publish)

@@ -12,7 +12,6 @@ from typing import Any
 from rclpy.event_handler import SubscriptionEventCallbacks
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
 from safe_monitor_node.monitor.remarks import RECENT
@@ -20,7 +19,7 @@ from safe_monitor_node.nodes.publication_order import PublicationOrder, Taken
 from safe_monitor_node.nodes.topic_watch import InputWatch, OutputWatch
 from safe_msgs.msg import EpisodeEvent, FailureAlarm, PolicyStep
 from vla_feature_bridge.nodes.levels import Finding, Level
-from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS, overridable
 
 _KEPT_EVENTS = 200
 _LOST = (
@@ -90,14 +89,13 @@ class MonitorInputs:
             kind,
             topic,
             callback,
-            qos,
             # `InputWatch` sees more than the default callbacks, and the executor looks at each of
             # them before it takes a step.
             event_callbacks=SubscriptionEventCallbacks(
                 message_lost=self._on_lost if kind is EpisodeEvent else None,
                 use_default_callbacks=False,
             ),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            **overridable(qos),
         )
         self._subscriptions.append(subscription)
         return subscription

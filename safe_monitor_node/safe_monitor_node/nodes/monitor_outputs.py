@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from diagnostic_msgs.msg import DiagnosticArray
 from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Bool
 
 from safe_monitor_node.monitor.alarm import AlarmState
@@ -29,6 +28,7 @@ from vla_feature_bridge.ros.qos import (
     SCORE_QOS,
     STOP_QOS,
     alive_qos,
+    overridable,
     stop_deadline,
 )
 
@@ -72,10 +72,7 @@ class MonitorOutputs:
             ('safe/stop', Bool, alive_qos(STOP_QOS, deadline=deadline)),
         ):
             self._open[topic] = self._node.create_lifecycle_publisher(
-                kind,
-                topic,
-                qos,
-                qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+                kind, topic, **overridable(qos)
             )
 
     def close(self) -> None:

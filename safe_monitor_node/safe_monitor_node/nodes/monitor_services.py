@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rclpy.event_handler import PublisherEventCallbacks
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_srvs.srv import Trigger
 
 from safe_monitor_node.monitor.slot import DetectorSlot, name_of_detector
@@ -14,7 +13,7 @@ from safe_monitor_node.nodes.monitor_messages import label_message, label_of, la
 from safe_monitor_node.nodes.monitor_parameters import settings_of
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.srv import LabelEpisode, LoadDetector
-from vla_feature_bridge.ros.qos import EPISODE_QOS
+from vla_feature_bridge.ros.qos import EPISODE_QOS, overridable
 
 if TYPE_CHECKING:
     from safe_monitor_node.nodes.monitor_node import MonitorNode
@@ -34,9 +33,8 @@ class MonitorServices:
         self._labels = node.create_publisher(
             EpisodeEvent,
             'vla/episode',
-            EPISODE_QOS,
             event_callbacks=PublisherEventCallbacks(use_default_callbacks=False),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            **overridable(EPISODE_QOS),
         )
         node.create_service(LabelEpisode, '~/label_episode', self.label_episode)
 

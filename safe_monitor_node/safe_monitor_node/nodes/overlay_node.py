@@ -11,7 +11,6 @@ import numpy as np
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import CompressedImage, Image
 
 from safe_monitor_node.looking.board import RobotBoard
@@ -30,7 +29,7 @@ from vla_feature_bridge.nodes.interrupt import ends_on_interrupt, run_node
 from vla_feature_bridge.ros.messages import time_from_message
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import Parameter, declare_parameters
-from vla_feature_bridge.ros.qos import OVERLAY_QOS
+from vla_feature_bridge.ros.qos import OVERLAY_QOS, overridable
 
 PARAMETERS = (
     Parameter(
@@ -72,9 +71,8 @@ class OverlayNode(Node):
         self._board = RobotBoard(self._values.history)
         self._robot = RobotTopics(self, self._board, self._name)
         self._topic = self.resolve_topic_name(self._values.image_topic)
-        overriding = QoSOverridingOptions.with_default_policies()
         self._outputs = {
-            kind: self.create_publisher(kind, topic, OVERLAY_QOS, qos_overriding_options=overriding)
+            kind: self.create_publisher(kind, topic, **overridable(OVERLAY_QOS))
             for kind, topic in (
                 (Image, 'safe/overlay'),
                 (CompressedImage, 'safe/overlay/compressed'),

@@ -5,11 +5,11 @@ import pytest
 import rclpy
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from std_msgs.msg import Empty
 
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import Parameter, ParameterError, declare_parameters
+from vla_feature_bridge.ros.qos import overridable
 
 TABLE = (
     Parameter('stale_after', 2.0, 'Time [s].'),
@@ -33,8 +33,7 @@ def check():
             Empty,
             'topic',
             print,
-            QoSProfile(depth=1),
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
+            **overridable(QoSProfile(depth=1)),
         )
         return check_overrides(node)
 
@@ -52,6 +51,23 @@ def test_given_parameters_of_the_node_and_of_rclpy_are_known(check):
         'qos_overrides./other.subscription.depth:=3',
     ]
     assert check(*(word for text in given for word in ('-p', text))) == ''
+
+
+def test_the_overrides_of_one_node_are_not_those_of_the_next():
+    """Robots of one process share the profiles of the topics, and each has its own overrides."""
+    shared = QoSProfile(depth=1)
+    for name, depth in (('first', 3), ('second', 1)):
+        context = rclpy.Context()
+        rclpy.init(
+            args=['--ros-args', '-p', 'qos_overrides./topic.publisher.depth:=3']
+            if name == 'first'
+            else [],
+            context=context,
+        )
+        node = Node(name, context=context)
+        made = node.create_publisher(Empty, 'topic', **overridable(shared))
+        assert (made.qos_profile.depth, shared.depth) == (depth, 1)
+        rclpy.shutdown(context=context)
 
 
 @pytest.mark.parametrize(

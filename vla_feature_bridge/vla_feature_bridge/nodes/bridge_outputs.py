@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rclpy.node import Node
-from rclpy.qos_overriding_options import QoSOverridingOptions
 from sensor_msgs.msg import Image
 from trajectory_msgs.msg import JointTrajectory
 
@@ -19,7 +18,7 @@ from vla_feature_bridge.episode_steps import EpisodeEventRecord
 from vla_feature_bridge.errors import SafeError
 from vla_feature_bridge.ros.chunks import chunk_to_message, image_to_message
 from vla_feature_bridge.ros.messages import event_to_message, step_to_message
-from vla_feature_bridge.ros.qos import CHUNK_QOS, EPISODE_QOS, IMAGE_QOS, STEP_QOS
+from vla_feature_bridge.ros.qos import CHUNK_QOS, EPISODE_QOS, IMAGE_QOS, STEP_QOS, overridable
 from vla_feature_bridge.step import PolicyStep
 
 _NAME = re.compile(r'[A-Za-z][A-Za-z0-9_]{0,62}')
@@ -68,12 +67,7 @@ class SourceOutputs:
         self._chunks = self._publisher(JointTrajectory, 'vla/action_chunk', CHUNK_QOS)
 
     def _publisher(self, kind: Any, topic: str, qos: Any) -> Any:
-        return self._node.create_publisher(
-            kind,
-            self._prefix + topic,
-            qos,
-            qos_overriding_options=QoSOverridingOptions.with_default_policies(),
-        )
+        return self._node.create_publisher(kind, self._prefix + topic, **overridable(qos))
 
     @property
     def step_topic(self) -> str:

@@ -8,7 +8,6 @@ import time
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
@@ -20,7 +19,7 @@ from vla_feature_bridge.rollout_set.reader import RolloutSet
 from vla_feature_bridge.ros.messages import step_to_message
 from vla_feature_bridge.ros.parameter_overrides import check_overrides
 from vla_feature_bridge.ros.parameters import Parameter, declare_parameters
-from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS, overridable
 
 PARAMETERS = (
     Parameter('rollout_set', '', 'Folder of the rollout set to play.'),
@@ -107,12 +106,11 @@ class ReplayNode(Node):
         unknown = check_overrides(self)
         if unknown:
             self.get_logger().warning(unknown)
-        overriding = QoSOverridingOptions.with_default_policies()
         self._steps = self.create_publisher(
-            PolicyStepMessage, 'vla/policy_step', STEP_QOS, qos_overriding_options=overriding
+            PolicyStepMessage, 'vla/policy_step', **overridable(STEP_QOS)
         )
         self._events = self.create_publisher(
-            EpisodeEvent, 'vla/episode', EPISODE_QOS, qos_overriding_options=overriding
+            EpisodeEvent, 'vla/episode', **overridable(EPISODE_QOS)
         )
 
     def wait_for_subscribers(self) -> None:

@@ -17,13 +17,12 @@ from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
 
 from rclpy.node import Node
-from rclpy.qos_overriding_options import QoSOverridingOptions
 
 from safe_msgs.msg import EpisodeEvent
 from safe_msgs.msg import PolicyStep as PolicyStepMessage
 from vla_feature_bridge.episode_steps import EpisodeEventRecord, EpisodeSteps
 from vla_feature_bridge.ros.messages import event_to_message, step_to_message
-from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS
+from vla_feature_bridge.ros.qos import EPISODE_QOS, STEP_QOS, overridable
 from vla_feature_bridge.step import PolicyStep
 from vla_feature_bridge.step_sink import EpisodeSink
 
@@ -87,12 +86,11 @@ class StepPublisher(EpisodeSink):
             strict=self.strict,
             wait_for_monitor=self.wait_for_monitor,
         )
-        overriding = QoSOverridingOptions.with_default_policies()
         self._steps = self.node.create_publisher(
-            PolicyStepMessage, 'vla/policy_step', self.step_qos, qos_overriding_options=overriding
+            PolicyStepMessage, 'vla/policy_step', **overridable(self.step_qos)
         )
         self._events = self.node.create_publisher(
-            EpisodeEvent, 'vla/episode', self.episode_qos, qos_overriding_options=overriding
+            EpisodeEvent, 'vla/episode', **overridable(self.episode_qos)
         )
 
     def close(self) -> None:

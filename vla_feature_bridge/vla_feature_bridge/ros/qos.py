@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+from copy import copy
+from typing import Any
+
 from rclpy.duration import Duration
 from rclpy.qos import DurabilityPolicy, LivelinessPolicy, QoSProfile, ReliabilityPolicy
+from rclpy.qos_overriding_options import QoSOverridingOptions
 
 # If a detector misses one step, the detector cannot score the rest of the episode. At 10 Hz, 100
 # stored steps are enough for a pause of 10 s in one of the two processes. With 10 stored steps, a
@@ -59,6 +63,16 @@ def alive_qos(qos: QoSProfile, lease: float = LEASE, deadline: float = 0.0) -> Q
     if deadline:
         made.deadline = Duration(seconds=deadline)
     return made
+
+
+def overridable(qos: QoSProfile) -> dict[str, Any]:
+    """Return the arguments of a publisher or subscription whose QoS parameters may change.
+
+    rclpy writes the overrides of a node into the profile that it is given. So each publisher and
+    subscription gets a copy: otherwise the next node of the process had these overrides too.
+    """
+    overriding = QoSOverridingOptions.with_default_policies()
+    return {'qos_profile': copy(qos), 'qos_overriding_options': overriding}
 
 
 def stop_deadline(stop_period: float) -> float:
