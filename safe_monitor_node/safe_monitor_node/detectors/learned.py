@@ -166,8 +166,8 @@ class LearnedDetector(AccumulatingDetector):
             network = self.build(dim)
         specs = {k: ArraySpec(tuple(p.shape), np.float32) for k, p in network.state_dict().items()}
         arrays = self.checked_state(state, specs)
-        network.to_empty(device='cpu')
-        network.load_state_dict({name: torch.from_numpy(a) for name, a in arrays.items()})
+        # `to_empty` would import SymPy: half a second and 50 MB.
+        network.load_state_dict({k: torch.from_numpy(a) for k, a in arrays.items()}, assign=True)
         self.set_network(network, dim)
 
     def set_network(self, network: nn.Module, dim: int) -> None:
