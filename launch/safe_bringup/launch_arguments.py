@@ -19,6 +19,9 @@ from vla_feature_bridge.errors import SafeError
 
 Kind = type[bool] | type[int] | type[float] | type[str] | type[list[str]]
 
+OF_ROS2_LAUNCH = ('launch-prefix', 'launch-prefix-filter')
+"""Arguments that ``ros2 launch`` adds for its options ``--launch-prefix`` and so on."""
+
 EXPECTED: dict[object, str] = {bool: 'true or false', int: 'a whole number', float: 'a number'}
 
 
@@ -44,7 +47,8 @@ def only_known_arguments(file: str, declared: Iterable[DeclareLaunchArgument]) -
 
     def check(context: LaunchContext) -> None:
         if is_launched(file, sys.argv):
-            refuse_unknown([word.partition(':=')[0] for word in context.argv], names)
+            given = (word.partition(':=')[0] for word in context.argv)
+            refuse_unknown([name for name in given if name not in OF_ROS2_LAUNCH], names)
 
     return OpaqueFunction(function=check)
 

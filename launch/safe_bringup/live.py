@@ -180,7 +180,7 @@ class Observer:
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             self.executor.spin_once(timeout_sec=min(left, 0.05))
-        self._report_ended(settle=0.15)
+        self._report_ended(settle=1.0)
 
     def monitor_is_up(self) -> bool:
         """Return True if a publisher of scores is connected to this observer."""
@@ -220,7 +220,7 @@ class Observer:
             self._waiting[message.episode_id] = time.monotonic()
 
     def _report_ended(self, settle: float) -> None:
-        # END can arrive before the last scores, because they use a different topic.
+        # END can arrive before the last scores and the alarm, which use other topics.
         now = time.monotonic()
         for episode_id in [e for e, ended in self._waiting.items() if now - ended >= settle]:
             del self._waiting[episode_id]

@@ -334,14 +334,14 @@ def test_monitor_waits_unconfigured_where_it_shall_not_start_by_itself(
 ) -> None:
     launched = ros2_launch(
         *('safe_bringup', 'monitor.launch.py', 'autostart:=false'),
-        f'detector_folder:={mlp_folder}',
+        *(f'detector_folder:={mlp_folder}', '--launch-prefix', 'env'),
     )
     probe.spin_until(lambda: probe.status, 'diagnostics come', TIMEOUT)
     assert probe.status is not None
     assert probe.status.message == 'not configured'
     launched.press_ctrl_c()
     assert launched.wait() == 0
-    assert_ended_cleanly(launched, 'monitor-1')
+    assert_ended_cleanly(launched, 'env-1')
 
 
 # --- the fleet
