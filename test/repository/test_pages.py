@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the pages beside ``docs/`` promise: links lead somewhere, the map is whole, pins agree."""
+"""What pages promise: links lead somewhere, the map is whole, pins agree, results have commands."""
 
 import re
 from pathlib import Path
@@ -13,6 +13,7 @@ PAGES = sorted(
     for pattern in ('*.md', '*/README.md', '.github/**/*.md', 'docs/index.md')
     for path in TOP.glob(pattern)
 )
+DOCS = [path.relative_to(TOP).as_posix() for path in TOP.glob('docs/**/*.md')]
 
 
 def targets(page: str) -> list[str]:
@@ -33,9 +34,22 @@ def test_links_lead_somewhere(page):
 
 
 def test_every_page_is_on_the_map():
-    pages = {path.relative_to(TOP).as_posix() for path in TOP.glob('docs/**/*.md')}
-    missing = pages - {'docs/index.md'} - set(targets('docs/index.md'))
+    missing = set(DOCS) - {'docs/index.md'} - set(targets('docs/index.md'))
     assert not missing, f'docs/index.md needs one line for each of {sorted(missing)}'
+
+
+# A mean with a spread or an interval, a share, a time.
+RESULT = re.compile(r'\| *\d[\d.]*(?: ± \d| \([\d.]+ to \d| (?:%|ms|µs)(?:,| \(\d| \|))')
+COMMAND = re.compile(r'python -m safe_training \w|\./dev (?:bench|test|demo) ')
+
+
+@pytest.mark.parametrize('page', sorted({*PAGES, *DOCS}))
+def test_the_section_of_a_table_of_results_names_the_command_that_prints_it(page):
+    text = (TOP / page).read_text(encoding='utf-8')
+    for section in re.split(r'^(?=## )', text, flags=re.MULTILINE):
+        rows = re.findall(r'^\|.*$', section, re.MULTILINE)
+        found = [row for row in rows if RESULT.search(row)]
+        assert not found or COMMAND.search(section), f'{page}: no command prints {found[0]}'
 
 
 def test_pre_commit_runs_the_ruff_of_the_lint():

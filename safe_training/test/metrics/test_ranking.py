@@ -188,7 +188,7 @@ def test_the_clock_shows_the_length_leak():
     assert clock['max_score'].pooled.roc_auc > 0.9
     for when in ('score_at_min_length', 'max_score_until_min_length'):
         assert clock[when].macro_roc_auc == 0.5
-        assert clock[when].pooled.roc_auc > 0.75
+        assert clock[when].pooled.roc_auc == pytest.approx(0.86, abs=0.005)
     constant = rankings(scored, stops)
     assert constant['max_score'].pooled.roc_auc == 0.5
 
