@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+from dataclasses import replace
 from unittest import mock
 
 import numpy as np
@@ -105,13 +106,13 @@ def pytorch_policy(*, sample_kwargs=None, **changes):
 
 @contextlib.contextmanager
 def _tiny_classes():
-    """Make openpi build small versions of the classes of transformers."""
+    """Make openpi build small versions of the classes of transformers, with one layer each."""
+    from openpi.models import gemma
     from openpi.models_pytorch import gemma_pytorch
 
-    paligemma, gemma = (
-        gemma_pytorch.PaliGemmaForConditionalGeneration,
-        gemma_pytorch.GemmaForCausalLM,
-    )
+    paligemma = gemma_pytorch.PaliGemmaForConditionalGeneration
+    causal = gemma_pytorch.GemmaForCausalLM
+    one_layer = replace(gemma.get_config('dummy'), depth=1)
 
     def small_paligemma(config):
         config._vocab_size = config.text_config.vocab_size = VOCABULARY
@@ -124,11 +125,12 @@ def _tiny_classes():
 
     def small_gemma(config):
         config.vocab_size = VOCABULARY
-        return gemma(config=config)
+        return causal(config=config)
 
     with (
         mock.patch.object(gemma_pytorch, 'PaliGemmaForConditionalGeneration', small_paligemma),
         mock.patch.object(gemma_pytorch, 'GemmaForCausalLM', small_gemma),
+        mock.patch.object(gemma, 'get_config', lambda variant: one_layer),
     ):
         yield
 
